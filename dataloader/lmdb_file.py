@@ -1,0 +1,201 @@
+"""One LMDB opened for reading, safe to fork and to pickle, refused in one sentence where it is none or is cut off."""
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import lmdb
+
+from dataloader.errors import InputError
+
+# Environments open now, by (process, device, inode): py-lmdb refuses to open a file twice in one process, and the same
+# file may well be asked for twice, as training and as test set.
+_OPEN: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDictionary()
+
+_MAGIC = struct.pack("=I", 0xBEEFC0DE)
+_META = struct.Struct("=16x4sI16xI92xQQ")  # page header, magic, version, …, page size, …, last page, transaction
+_MIN_PAGE, _MAX_PAGE = 256, 65536
+
+_OTHER_FILES = {
+    b"version https://git-lfs": "a git-lfs pointer; fetch the file itself with `git lfs pull`",
+    b"\x1f\x8b": "a gzip file; unpack it first",
+    b"\xfd7zXZ": "an xz file; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first",
+    b"PK\x03\x04": "a zip file; unpack it first",
+    b"SQLite format 3": "an SQLite (ASE) database, not an LMDB",
+    _MAGIC: "the lock file of an LMDB; name the data file beside it",
+}
+
+
+class LmdbFile:
+    """The records of one LMDB, a file or a directory that holds ``data.mdb``.
+
+    The environment is opened at first use and once per process: a memory map and its file descriptor must not be used
+    across a fork, and cannot be pickled.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._environment: lmdb.Environment | None = None
+        self._pid = 0
+        self._n_samples: int | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_environment": None}
+
+    def __len__(self) -> int:
+        if self._n_samples is None:
+            self._n_samples = sum(map(_is_sample, self._keys()))
+        return self._n_samples
+
+    def sample_keys(self) -> list[bytes]:
+        """The decimal keys in numerical order (LMDB's own is 0, 1, 10, 11, …, 2); other keys hold no samples.
+
+        The keys are listed rather than counted up to the ``length`` record: that one is missing in IS2RE files, and
+        the number of entries counts it too where it is there.
+        """
+        return sorted(filter(_is_sample, self._keys()), key=lambda key: (int(key), key))
+
+    def metadata_keys(self) -> list[bytes]:
+        """The keys that are not decimal: ``length``, ``nextid``, ``deleted_ids``, ``metadata``, …."""
+        return [key for key in self._keys() if not _is_sample(key)]
+
+    def get(self, key: bytes) -> bytes:
+        """The value of one record.
+
+        Raises:
+            InputError: there is no such key, or the file is no intact LMDB.
+        """
+        with self._explained(f" at key {_shown(key)}"), self._open().begin() as transaction:
+            value = transaction.get(key)
+        if value is None:
+            raise InputError(f"{self.path} has no key {_shown(key)}; was the file replaced since it was indexed?")
+        return value
+
+    def close(self) -> None:
+        """Let the file go; the next use opens it again. It is closed once no other `LmdbFile` of it is in use."""
+        self._environment = None
+
+    def _keys(self) -> Iterator[bytes]:
+        with self._explained(), self._open().begin() as transaction:
+            yield from transaction.cursor().iternext(keys=True, values=False)
+
+    def _open(self) -> lmdb.Environment:
+        """The environment of this process."""
+        if self._environment is None or self._pid != os.getpid():
+            self._environment, self._pid = _environment(self.path), os.getpid()
+        return self._environment
+
+    @contextmanager
+    def _explained(self, where: str = "") -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise InputError(
+                f"{self.path} cannot be read as an LMDB{where} ({error}); check its permissions, or copy it again"
+            ) from error
+
+
+def _is_sample(key: bytes) -> bool:
+    return key.isdigit()
+
+
+def _shown(key: bytes) -> str:
+    """A key for a message: as text where it is plain, else with escapes."""
+    text = ascii(key)[2:-1]
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _environment(path: Path) -> lmdb.Environment:
+    """Open a file for reading, or take the environment that this process has already opened."""
+    pid = os.getpid()
+    for key, inherited in list(_OPEN.items()):
+        if key[0] != pid:  # from before a fork: py-lmdb takes the file for open here until it is closed here
+            del _OPEN[key]
+            inherited.close()
+    data_file = _data_file(path)
+    stat = data_file.stat()
+    key = (pid, stat.st_dev, stat.st_ino)
+    environment = _OPEN.get(key)
+    if environment is None:
+        _check_is_whole_lmdb(data_file)
+        environment = lmdb.open(
+            str(path),
+            subdir=data_file != path,
+            readonly=True,
+            lock=False,  # nobody writes: works on read-only directories, and a reader table does not survive forks
+            readahead=False,  # samples are read in random order; reading ahead would fetch pages nobody asked for
+            meminit=False,  # clears pages before writing only
+            max_readers=1,
+        )
+        _OPEN[key] = environment
+    return environment
+
+
+def _data_file(path: Path) -> Path:
+    if path.is_dir():
+        if not (path / "data.mdb").is_file():
+            names = sorted(p.name for p in path.glob("*.lmdb"))
+            hint = f"name one of its {len(names)} LMDBs ({names[0]} …)" if names else "name an LMDB file"
+            raise InputError(f"{path} is a directory without a data.mdb, so it is not an LMDB; {hint}")
+        return path / "data.mdb"
+    if not path.is_file():
+        raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; expected an LMDB")
+    return path
+
+
+class _Meta(NamedTuple):
+    """What one of the two meta pages says; the one of the later transaction holds."""
+
+    transaction: int
+    page_size: int
+    n_pages: int
+
+
+def _check_is_whole_lmdb(path: Path) -> None:
+    """Refuse what is no LMDB by what it is, and an LMDB that is shorter than its meta page says.
+
+    A read beyond the end of a mapped file is no error but SIGBUS, and the process is gone without a word.
+    """
+    with path.open("rb") as file:
+        head = file.read(_META.size)
+        first = _meta(head)
+        if first is None:
+            raise InputError(f"{path} is {_what_it_is(head)}")
+        file.seek(first.page_size)
+        second = _meta(file.read(_META.size))
+        size = os.fstat(file.fileno()).st_size
+    meta = first if second is None else max(first, second)
+    expected = meta.n_pages * meta.page_size
+    if size < expected:
+        raise InputError(
+            f"{path} is cut off: it has {size} bytes where its header counts {expected}; copy it again "
+            "(if it is complete and its last pages were only freed, `mdb_copy -c` makes a copy that can be read)"
+        )
+
+
+def _meta(page: bytes) -> _Meta | None:
+    """Decode the beginning of a meta page of LMDB 0.9; None where it is none."""
+    if len(page) < _META.size:
+        return None
+    magic, _version, page_size, last_page, transaction = _META.unpack(page)
+    if magic != _MAGIC or not _MIN_PAGE <= page_size <= _MAX_PAGE:
+        return None
+    return _Meta(transaction, page_size, last_page + 1)
+
+
+def _what_it_is(head: bytes) -> str:
+    if not head:
+        return "empty; expected an LMDB, was the download or copy broken off?"
+    if not head.strip(b"\0"):
+        return "filled with zeros; expected an LMDB, was the download or copy broken off?"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "an HTML page, not an LMDB; the download link gave a web page instead of the data"
+    for beginning, what in _OTHER_FILES.items():
+        if head.startswith(beginning):
+            return what
+    return f"not an LMDB (it begins with {ascii(head[:12])[1:]}); name an LMDB file, or the directory of its data.mdb"

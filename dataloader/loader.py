@@ -1,0 +1,114 @@
+"""Batches in a given order, made in worker processes where asked, pinned where they go to a GPU."""
+
+import signal
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+
+from dataloader.batch import Batch
+from dataloader.dataset import Dataset
+from dataloader.errors import InputError
+from dataloader.packing import Budget, epoch_order, pack, refuse_oversized
+
+Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch
+
+
+class Loader:
+    """Yields the batches of a plan; workers live as long as the loader.
+
+    The content and order of the batches are the plan's alone: the number of workers changes nothing but the time.
+    """
+
+    def __init__(self, dataset: Dataset, *, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self.dataset = dataset
+        self._plan = _PlanSampler()
+        self._fetch = _Fetch(dataset)
+        self._workers = (
+            DataLoader(
+                self._fetch,  # type: ignore[arg-type]
+                sampler=self._plan,
+                batch_size=None,
+                num_workers=num_workers,
+                pin_memory=pin_memory,
+                persistent_workers=True,
+                worker_init_fn=_ignore_signals,
+            )
+            if num_workers
+            else None
+        )
+
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        """The batches of a plan, in its order.
+
+        Raises:
+            InputError: a record could not be read; it names file and key.
+        """
+        self._plan.plan = plan
+        fetched = self._workers if self._workers is not None else (self._fetch[indices] for indices in plan)
+        for item in fetched:
+            if isinstance(item, str):
+                raise InputError(item)
+            yield item
+
+
+class _PlanSampler(Sampler[NDArray[np.int64]]):
+    """Hands the plan of the moment to torch's DataLoader."""
+
+    def __init__(self) -> None:
+        self.plan: Plan = ()
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        return iter(self.plan)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+class _Fetch:
+    """Makes one batch; an input error travels as its text, since a worker's exception arrives wrapped in a traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | str:
+        try:
+            return self.dataset.batch(indices.tolist())
+        except InputError as error:
+            return str(error)
+
+
+def _ignore_signals(_: int) -> None:
+    """A scheduler signals the whole process group; workers must outlive it so that the main process can save."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class EpochBatches:
+    """The training batches of any epoch: order from (seed, epoch), cut by the budget."""
+
+    def __init__(self, dataset: Dataset, budget: Budget, seed: int, loader: Loader) -> None:
+        self.dataset, self.budget, self.seed, self.loader = dataset, budget, seed, loader
+        n_edges = dataset.n_edges if budget.edges is not None else None
+        self._sizes = (dataset.n_atoms, n_edges)
+        refuse_oversized(*self._sizes, budget, [dataset.name(i) for i in range(len(dataset))])
+
+    def plan(self, epoch: int) -> Plan:
+        """Indices of the structures of every batch of an epoch."""
+        return pack(epoch_order(len(self.dataset), self.seed, epoch), *self._sizes, self.budget)
+
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        """The batches of (a part of) a plan."""
+        return self.loader.batches(plan)
+
+
+def evaluation_plan(dataset: Dataset, budget: Budget) -> Plan:
+    """Batches of a whole data set in its own order."""
+    n_edges = dataset.n_edges if budget.edges is not None else None
+    return pack(np.arange(len(dataset)), dataset.n_atoms, n_edges, budget)

@@ -1,0 +1,85 @@
+"""Neighbour lists by vesin, in one canonical order, with the checks that need distances."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from vesin import NeighborList
+
+from dataloader.structure import Structure
+
+MIN_DISTANCE = 0.1  # Å; mace gives NaN for two atoms in one place and finite nonsense just beside it
+MAX_EDGES_PER_ATOM = 500  # at the usual cutoffs 20 to 150; more is a broken cell
+
+
+class GraphFault(ValueError):
+    """A structure whose neighbour list shows that it is broken; the reader adds file and frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Directed edges of one structure, sorted by receiver, then sender, then shift.
+
+    The vector of an edge is ``positions[receiver] - positions[sender] + shift @ cell``, mace's convention. Positions
+    are wrapped into the cell and centred: an energy does not depend on it, and a float32 position close to zero is
+    worth more digits than one 10⁵ Å away.
+    """
+
+    positions: NDArray[np.float64]  # (n_atoms, 3), Å
+    senders: NDArray[np.int32]  # (n_edges,)
+    receivers: NDArray[np.int32]  # (n_edges,)
+    shifts: NDArray[np.int16]  # (n_edges, 3), whole lattice vectors
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges."""
+        return len(self.senders)
+
+
+def build_graph(structure: Structure, r_max: float) -> Graph:
+    """All directed edges shorter than ``r_max`` (Å).
+
+    Raises:
+        GraphFault: two atoms lie closer than ``MIN_DISTANCE``, or there are more than ``MAX_EDGES_PER_ATOM`` edges
+            per atom.
+    """
+    positions = _wrapped(structure)
+    neighbors = NeighborList(cutoff=r_max, full_list=True, n_threads=1)  # workers share the cores
+    i, j, shifts, distances = neighbors.compute(positions, structure.cell, structure.pbc, "ijSd")
+    _refuse(structure, i, j, distances)
+    senders, receivers, shifts = i.astype(np.int32), j.astype(np.int32), shifts.astype(np.int16)
+    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
+    return Graph(positions, senders[order], receivers[order], shifts[order])
+
+
+def closest_pair(structure: Structure, within: float = 1.0) -> tuple[float, int, int] | None:
+    """Distance (Å) and indices of the closest two atoms no further apart than ``within``; None where there are none."""
+    neighbors = NeighborList(cutoff=within, full_list=False, n_threads=1)
+    i, j, distances = neighbors.compute(structure.positions, structure.cell, structure.pbc, "ijd")
+    if len(distances) == 0:
+        return None
+    closest = int(distances.argmin())
+    return float(distances[closest]), int(i[closest]), int(j[closest])
+
+
+def _wrapped(structure: Structure) -> NDArray[np.float64]:
+    positions = structure.positions
+    if any(structure.pbc):
+        pbc = np.array(structure.pbc)
+        vectors = structure.cell[pbc]
+        whole = np.floor(positions @ np.linalg.pinv(vectors))
+        positions = positions - whole @ vectors
+    return positions - positions.mean(axis=0)
+
+
+def _refuse(
+    structure: Structure, i: NDArray[np.uint64], j: NDArray[np.uint64], distances: NDArray[np.float64]
+) -> None:
+    if len(distances) > MAX_EDGES_PER_ATOM * structure.n_atoms:
+        per_atom = len(distances) / structure.n_atoms
+        raise GraphFault(f"{per_atom:.0f} neighbours per atom (limit {MAX_EDGES_PER_ATOM}): is the cell right?")
+    if len(distances) and distances.min() < MIN_DISTANCE:
+        pair = int(distances.argmin())
+        raise GraphFault(
+            f"atoms {int(i[pair])} and {int(j[pair])} are {distances[pair]:.3g} Å apart (expected at least {MIN_DISTANCE} Å)"
+        )

@@ -1,0 +1,134 @@
+"""Open the files of one data set: each becomes a source that yields structures by number."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.errors import InputError
+from dataloader.labels import LabelKeys
+from dataloader.lmdb_source import LmdbSource
+from dataloader.structure import Structure
+from dataloader.xyz import read_xyz
+
+DataFormat = Literal["xyz", "lmdb"]
+LabelNames = tuple[str | None, str | None, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """One file and how it is to be read."""
+
+    path: Path
+    format: DataFormat
+    keys: LabelKeys = LabelKeys()
+    head: str | None = None  # for every structure of the file that names none itself
+    weight: float = 1.0  # multiplies the weight of every structure
+
+
+class Source(Protocol):
+    """The usable structures of one file, by number."""
+
+    path: Path
+    n_atoms: NDArray[np.int64]  # (len,)
+    elements: Sequence[frozenset[int]]  # atomic numbers that occur in each structure
+    heads: Sequence[str | None]
+    isolated_atoms: list[Structure]
+    label_names: Counter[LabelNames]
+    dropped: Counter[str]
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+
+    def structure(self, i: int) -> Structure:
+        """The i-th usable structure."""
+        ...
+
+    def identifier(self, i: int) -> str:
+        """A name under which a person finds the structure again, without reading it."""
+        ...
+
+
+class XyzSource:
+    """An extended-XYZ file, held in memory."""
+
+    in_memory = True
+
+    def __init__(self, spec: SourceSpec, *, require_labels: bool, features: Sequence[str]) -> None:
+        file = read_xyz(spec.path, spec.keys, require_labels=require_labels, features=features)
+        self.path = spec.path
+        self.isolated_atoms = file.isolated_atoms
+        self.label_names = file.label_names
+        self.dropped: Counter[str] = Counter()
+        self.structures = file.structures
+        self.n_atoms = np.array([s.n_atoms for s in self.structures], dtype=np.int64)
+        self.elements = [frozenset(s.atomic_numbers.tolist()) for s in self.structures]
+        self.heads = [s.head for s in self.structures]
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    def structure(self, i: int) -> Structure:
+        """The i-th usable structure."""
+        return self.structures[i]
+
+    def identifier(self, i: int) -> str:
+        """File and frame."""
+        return self.structures[i].identifier
+
+
+class Adjusted:
+    """A source whose structures get the head and the weight that the user gave for the whole file."""
+
+    def __init__(self, source: Source, head: str | None, weight: float) -> None:
+        self.source, self.head, self.weight = source, head, weight
+        self.path, self.n_atoms, self.in_memory = source.path, source.n_atoms, source.in_memory
+        self.label_names, self.dropped, self.elements = source.label_names, source.dropped, source.elements
+        self.heads = [h or head for h in source.heads]
+        self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
+
+    def _adjust(self, structure: Structure) -> Structure:
+        return dataclasses.replace(structure, head=structure.head or self.head, weight=structure.weight * self.weight)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def structure(self, i: int) -> Structure:
+        """The i-th usable structure, adjusted."""
+        return self._adjust(self.source.structure(i))
+
+    def identifier(self, i: int) -> str:
+        """As the file has it."""
+        return self.source.identifier(i)
+
+
+def open_sources(
+    specs: Sequence[SourceSpec],
+    *,
+    require_labels: bool,
+    max_dropped: float,
+    features: Sequence[str] = (),
+) -> list[Source]:
+    """Open every file.
+
+    Raises:
+        InputError: a file is missing or cannot be read, an xyz frame is faulty, or more than ``max_dropped`` of an
+            LMDB's records are.
+    """
+    return [_open(spec, require_labels, max_dropped, features) for spec in specs]
+
+
+def _open(spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[str]) -> Source:
+    if not spec.path.exists():
+        raise InputError(f"{spec.path} does not exist; expected an existing {spec.format} file")
+    source: Source
+    if spec.format == "xyz":
+        source = XyzSource(spec, require_labels=require_labels, features=features)
+    else:
+        source = LmdbSource(spec.path, spec.keys, require_labels=require_labels, max_dropped=max_dropped)
+    return source if spec.head is None and spec.weight == 1.0 else Adjusted(source, spec.head, spec.weight)

@@ -1,0 +1,112 @@
+"""One labelled structure, the same frozen record whatever file it came from, and the faults that one structure shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+MAX_OPEN_COORDINATE = 1e5  # Å; beyond it, without periodicity, a float32 position is worth less than 0.01 Å
+MIN_VOLUME_PER_ATOM = 1.0  # Å³; hydrogen at 500 GPa still has 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """A configuration of atoms with its labels; an absent label is None, never zero."""
+
+    atomic_numbers: NDArray[np.int64]  # (n_atoms,)
+    positions: NDArray[np.float64]  # (n_atoms, 3), Å
+    cell: NDArray[np.float64]  # (3, 3), Å, rows are the lattice vectors; zero rows where there is none
+    pbc: tuple[bool, bool, bool]
+    identifier: str
+    energy: float | None = None  # eV, of the whole configuration
+    forces: NDArray[np.float64] | None = None  # (n_atoms, 3), eV/Å
+    stress: NDArray[np.float64] | None = None  # (3, 3), eV/Å³, (1/V) dE/dstrain, positive under tension (ASE's sign)
+    free_atoms: NDArray[np.bool_] | None = None  # (n_atoms,), True where the atom was free to move; None: all are
+    weight: float = 1.0
+    energy_weight: float = 1.0
+    forces_weight: float = 1.0
+    stress_weight: float = 1.0
+    head: str | None = None
+    config_type: str = "Default"
+    features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # inputs of embedding_specs, by name
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return len(self.atomic_numbers)
+
+    @property
+    def periodic(self) -> bool:
+        """Periodic in all three directions: only then is there a volume, and so a stress."""
+        return all(self.pbc)
+
+    @property
+    def is_isolated_atom(self) -> bool:
+        """A frame that gives a reference energy E0 and is left out of training (mace's convention)."""
+        return self.n_atoms == 1 and self.config_type == "IsolatedAtom"
+
+
+def symbols(atomic_numbers: object) -> str:
+    """Element symbols of the numbers that occur, in order: ``H, C, O``."""
+    return ", ".join(chemical_symbols[z] for z in sorted(set(np.asarray(atomic_numbers).tolist())))
+
+
+def geometry_fault(structure: Structure) -> str | None:
+    """The first fault that makes a structure unusable whatever its labels, as a phrase; None where it is sound.
+
+    mace-torch builds finite energies from several of these (a zero periodic cell becomes a 1 Å cube, a NaN position
+    an isolated atom), so they are refused here, before any graph is built.
+    """
+    positions, cell, pbc = structure.positions, structure.cell, np.array(structure.pbc)
+    if structure.n_atoms == 0:
+        return "no atoms"
+    if np.any((structure.atomic_numbers < 1) | (structure.atomic_numbers >= len(chemical_symbols))):
+        return f"atomic number {_first_bad_number(structure.atomic_numbers)} is no element (expected 1 to 118)"
+    if not np.isfinite(positions).all():
+        return f"position of atom {_first_row(~np.isfinite(positions))} is not finite"
+    if not np.isfinite(cell).all():
+        return "cell is not finite"
+    if not pbc.any():
+        far = np.abs(positions - positions.mean(axis=0)) > MAX_OPEN_COORDINATE
+        return f"atom {_first_row(far)} lies more than {MAX_OPEN_COORDINATE:.0e} Å away" if far.any() else None
+    return _cell_fault(structure, cell[pbc])
+
+
+def _cell_fault(structure: Structure, vectors: NDArray[np.float64]) -> str | None:
+    lengths = np.linalg.norm(vectors, axis=1)
+    if (lengths < 1e-6).any():
+        return f"periodic in direction(s) {_directions(structure.pbc)} but the cell has a zero vector there"
+    area = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))  # length, area or volume of the periodic directions
+    if area < 1e-6 * lengths.prod():
+        return "cell is singular: its vectors are not independent"
+    if structure.periodic and area < MIN_VOLUME_PER_ATOM * structure.n_atoms:
+        return f"volume per atom is {area / structure.n_atoms:.3g} Å³ (expected at least {MIN_VOLUME_PER_ATOM:g})"
+    return None
+
+
+def label_fault(structure: Structure) -> str | None:
+    """The first label that is not finite, as a phrase; None where all present labels are finite."""
+    if structure.energy is not None and not np.isfinite(structure.energy):
+        return f"energy is {structure.energy}"
+    if structure.forces is not None and not np.isfinite(structure.forces).all():
+        return f"forces of atom {_first_row(~np.isfinite(structure.forces))} are not finite"
+    if structure.stress is not None and not np.isfinite(structure.stress).all():
+        return "stress is not finite"
+    weights = (structure.weight, structure.energy_weight, structure.forces_weight, structure.stress_weight)
+    if not all(np.isfinite(w) and w >= 0 for w in weights):
+        return "a configuration weight is negative or not finite"
+    return None
+
+
+def _first_row(mask: NDArray[np.bool_]) -> int:
+    return int(np.nonzero(mask.any(axis=1))[0][0])
+
+
+def _first_bad_number(numbers: NDArray[np.int64]) -> int:
+    return int(numbers[(numbers < 1) | (numbers >= len(chemical_symbols))][0])
+
+
+def _directions(pbc: tuple[bool, bool, bool]) -> str:
+    return "".join(name for name, periodic in zip("abc", pbc, strict=True) if periodic)

@@ -1,0 +1,204 @@
+"""The only module that reads or writes ``.pt`` files: their keys, their digests, and loading without running code."""
+
+import hashlib
+import io
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model_utils import durable
+from model_utils.errors import InputError, VerificationError
+from model_utils.models import description as model_json
+from model_utils.models.description import ModelDescription
+
+FORMAT_VERSION = 1
+MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """What our readers take from a ``*_checkpoint.pt`` or a ``*_model.pt``."""
+
+    path: Path
+    kind: str  # "checkpoint" or "model"
+    tensors: dict[str, Tensor]
+    description: ModelDescription
+    weights: str  # "raw" or "ema"
+    content: Mapping[str, Any]  # everything else that stands in the file
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision the weights were trained in."""
+        return next(t.dtype for t in self.tensors.values() if t.is_floating_point())
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a resumable state; the file before it stays as ``*.prev.pt``.
+
+    Args:
+        path: ``*_checkpoint.pt``.
+        content: tensors, numbers, text, lists, tuples and dicts only, so that it loads with an empty allow-list.
+
+    Raises:
+        OSError: it could not be written; the old generations are untouched.
+    """
+    durable.write(path, _serialise(_sealed("checkpoint", content)), previous=previous_generation(path))
+
+
+def write_model(path: Path, content: Mapping[str, Any], module: nn.Module) -> None:
+    """Write best weights with, under ``model``, the CPU module that holds them.
+
+    The digest covers everything but the module, which our own readers never unpickle.
+    """
+    durable.write(path, _serialise({**_sealed("model", content), "model": module}))
+
+
+def write_bare_module(path: Path, module: nn.Module) -> None:
+    """Write the module alone, as mace's MACECalculator opens it."""
+    durable.write(path, _serialise(module))
+
+
+def previous_generation(path: Path) -> Path:
+    """``X_checkpoint.pt`` → ``X_checkpoint.prev.pt``."""
+    return path.with_suffix(".prev.pt")
+
+
+def _serialise(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _sealed(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    content = {"format_version": FORMAT_VERSION, "kind": kind, **content}
+    return {**content, "digest": digest(content)}
+
+
+def read(path: Path) -> WeightsFile:
+    """Read one of our own weights files, verified.
+
+    Raises:
+        InputError: there is no such file, or it is none of ours.
+        VerificationError: it is damaged, or its model.json does not match its hash.
+    """
+    content = _load(path)
+    stored = content.pop("digest")
+    content.pop("model", None)
+    if digest(content) != stored:
+        raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
+    if content["format_version"] > FORMAT_VERSION:
+        raise VerificationError(
+            f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; update the toolkit"
+        )
+    text = content["model_json_text"]
+    if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
+        raise VerificationError(f"{path}: the model.json inside does not match its hash {content['model_json_hash'][:12]}…")
+    return WeightsFile(
+        path=path,
+        kind=content["kind"],
+        tensors=content["model_state_dict"],
+        description=model_json.parse(text, f"model.json inside {path}"),
+        weights=content["weights"],
+        content=content,
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The dict of one of our files, without running code; ``torch.load`` checks no CRC, so that is done here."""
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
+                raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
+            if damaged := archive.testzip():
+                raise VerificationError(f"{path} is damaged: record {damaged} fails its checksum")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt") from None
+    except zipfile.BadZipFile:
+        raise VerificationError(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
+    except VerificationError:
+        raise
+    except Exception as error:  # zipfile raises half a dozen more types on damaged directories
+        raise VerificationError(f"{path} is damaged: {error}") from None
+    try:
+        with _stub_modules(path):
+            content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # ten types, one meaning
+        raise VerificationError(f"{path} cannot be loaded without running code from it: {_first_line(error)}") from None
+    if not isinstance(content, dict) or not {"format_version", "digest", "model_json_text"} <= set(content):
+        raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
+    return content
+
+
+@contextmanager
+def _stub_modules(path: Path) -> Iterator[None]:
+    """Let the classes of a pickled network be read as inert stubs, and nothing else: the allow-list is emptied first."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = [name for name in names if not name.startswith(MODULE_NAMESPACES)]
+        if foreign:
+            raise ValueError(f"it asks for {foreign[0]}")
+        with torch.serialization.safe_globals([(_stub(name), name) for name in names]):
+            yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _stub(name: str) -> type:
+    """A class of its own per name that takes whatever a pickle hands it and does nothing with it."""
+    return type(name.rpartition(".")[2], (_Inert,), {"__module__": "stub"})
+
+
+class _Inert:
+    def __new__(cls, *_: object, **__: object) -> "_Inert":
+        return object.__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def digest(value: object) -> str:
+    """sha256 over types, shapes and bytes of nested content; survives copying and renaming, unlike a file time."""
+    hasher = hashlib.sha256()
+    _feed(hasher, value)
+    return hasher.hexdigest()
+
+
+def _feed(hasher: Any, value: object) -> None:
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu().contiguous()
+        hasher.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    elif isinstance(value, Mapping):
+        hasher.update(f"dict {len(value)};".encode())
+        for key, item in value.items():
+            _feed(hasher, key)
+            _feed(hasher, item)
+    elif isinstance(value, list | tuple):
+        hasher.update(f"{type(value).__name__} {len(value)};".encode())
+        for item in value:
+            _feed(hasher, item)
+    elif type(value) is float:
+        hasher.update(b"float " + struct.pack("<d", value))
+    elif value is None or type(value) in (bool, int, str):  # not their subclasses: numpy's float64 is one
+        text = str(value).encode()
+        hasher.update(f"{type(value).__name__} {len(text)};".encode() + text)
+    else:
+        raise TypeError(f"a {type(value).__name__} may not stand in a checkpoint: it would need an allow-list to load")

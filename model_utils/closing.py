@@ -1,0 +1,37 @@
+"""What happens after the last step: the errors of the best model on every data set, and the file for mace's calculator."""
+
+import torch
+
+from losses import Loss
+from model_utils import model_loader
+from model_utils.assemble import Evaluator, TrainingData
+from model_utils.options import TrainOptions
+from model_utils.outputs import Outputs
+from model_utils.report import table
+from model_utils.run_files import RunFiles
+from model_utils.runtime import log
+
+
+def report_best(
+    options: TrainOptions,
+    outputs: Outputs,
+    data: TrainingData,
+    files: RunFiles,
+    loss: Loss,
+    device: torch.device,
+) -> None:
+    """Evaluate the best model, as it lies on the disk, on training, validation and test data."""
+    best = model_loader.load(outputs.model)
+    module = best.module.to(device)
+    network, parameters = model_loader.network(module, options.step), model_loader.trainable(module)
+    sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
+    rows = {name: Evaluator(dataset, options, device)(network, parameters, loss)[0] for name, dataset in sets.items()}
+    content = best.file.content
+    log.info("best model: epoch %d, step %d, %s weights, %s", content["epoch"], content["step"], best.file.weights, outputs.model)
+    for line in table(rows).splitlines():
+        log.info("%s", line)
+    files.metrics.final(rows)
+    files.close()
+    if options.export_mace_model:
+        files.writer.export_bare_module()
+        log.info("wrote %s for mace's calculator", outputs.bare_module)

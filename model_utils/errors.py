@@ -1,0 +1,29 @@
+"""The failures a run can end with, each with the exit code that schedulers and scripts see."""
+
+from dataloader.errors import InputError
+
+__all__ = ["InputError", "NonFiniteError", "Preempted", "SaveError", "VerificationError"]
+
+
+class VerificationError(Exception):
+    """One of our own files, or a model, fails its digest, hash, shapes or check; or no valid checkpoint is left."""
+
+    exit_code = 3
+
+
+class NonFiniteError(Exception):
+    """Loss or gradients stopped being numbers; nothing of that state was saved."""
+
+    exit_code = 4
+
+
+class SaveError(Exception):
+    """The final state could not be written."""
+
+    exit_code = 5
+
+
+class Preempted(Exception):
+    """The run was asked to stop, saved its state and can be resumed (EX_TEMPFAIL: a scheduler may requeue it)."""
+
+    exit_code = 75

@@ -1,0 +1,42 @@
+"""Evaluate a trained model on labelled structures: ``python model_utils/evaluate.py --help``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from model_utils import cli
+from model_utils.options import EvaluateOptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate; returns the exit code."""
+    return cli.run(EvaluateOptions, evaluate, argv)
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Load and verify the model, predict every structure, print the errors, write them where asked."""
+    # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
+    from model_utils import assemble, evaluation_report, model_loader, runtime
+
+    runtime.start_log(None)
+    evaluation_report.refuse_existing(options)
+    loaded = model_loader.load(options.input_model, dtype=runtime.DTYPES.get(options.dtype or ""), input_json=options.input_json)
+    dtype = runtime.dtype_of(options.dtype, loaded.file.dtype)
+    device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=0)
+    evaluation_report.say_what_is_used(loaded, dtype, device)
+
+    data = assemble.open_evaluation_data(options, loaded.description.facts(), dtype)
+    module = loaded.module.to(device)
+    network, weights = model_loader.network(module, "reference"), model_loader.trainable(module)
+    loss = evaluation_report.loss_of(options)
+    errors = evaluation_report.StructureErrors(data)
+    total, by_source = assemble.Evaluator(data, options, device)(network, weights, loss, errors.collectors())
+    evaluation_report.print_all(total, by_source, errors)
+    evaluation_report.write(options, total, by_source)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

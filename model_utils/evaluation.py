@@ -1,0 +1,47 @@
+"""The one evaluation: validation during training, the table at the end and evaluate.py all come through here."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from dataloader.batch import Batch
+from losses import SUMS, Loss, Prediction, error_sums
+from model_utils.models.network import Network, Parameters, predict
+
+OnBatch = Callable[[Batch, Prediction], None]
+
+
+def evaluate(
+    network: Network,
+    parameters: Parameters,
+    batches: Iterable[Batch],
+    loss: Loss,
+    device: torch.device,
+    on_batch: OnBatch | None = None,
+) -> Tensor:
+    """Sums over all labelled entries of all batches (see ``losses.SUMS``).
+
+    Gradients exist only inside the prediction, for the forces; parameters carry none, and every output is detached at
+    once. Stress is computed where a batch has a label for it.
+
+    Args:
+        network: the form of the network.
+        parameters: the weights to judge, raw or averaged.
+        batches: of the data set, each structure once.
+        loss: for the loss among the metrics.
+        device: of the network.
+        on_batch: sees every batch with its prediction, for tables and files.
+
+    Returns:
+        (len(SUMS),), float64, on the device; ``losses.metrics`` divides.
+    """
+    frozen = {name: p.detach() for name, p in parameters.items()}
+    total = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    for on_host in batches:
+        batch = on_host.to(device)
+        prediction = predict(network, frozen, batch, stress=batch.counts.stresses > 0, training=False)
+        total += error_sums(prediction, batch.labels, loss).detach()
+        if on_batch is not None:
+            on_batch(batch, prediction)
+    return total

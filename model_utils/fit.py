@@ -1,0 +1,296 @@
+"""The only training loop. It gets a state, batches, a plan and hooks; it builds nothing and opens no file."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataloader.batch import Batch
+from losses import Loss, Metrics, metrics
+from model_utils.errors import NonFiniteError, Preempted
+from model_utils.step import StepResult, loss_and_gradients
+from model_utils.train_state import Tally, TrainState
+from optimizer import scheduler_step
+
+CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
+
+
+class Batches(Protocol):
+    """The training data of any epoch."""
+
+    def plan(self, epoch: int) -> Sequence[NDArray[np.int64]]:
+        """Indices of the structures of every batch of an epoch."""
+        ...
+
+    def batches(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
+        """The batches of (a part of) a plan."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTwo:
+    """When the second stage begins, and what changes: losses before and after cannot be compared."""
+
+    start: int  # finished epochs
+    loss: Loss
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """How long to train and what to do when."""
+
+    epochs: int
+    loss: Loss
+    max_steps: int | None = None
+    stage_two: StageTwo | None = None
+    accumulate: int = 1
+    clip_grad: float = 0.0
+    patience: int | None = None
+    validate_every: int = 1
+    validate_every_steps: int | None = None
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float | None = None
+    log_every_steps: int | None = None
+
+    def loss_of_stage(self, stage: int) -> Loss:
+        """The loss of stage one or two."""
+        return self.stage_two.loss if self.stage_two is not None and stage == 2 else self.loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """The training line of an epoch, or of the part of it so far."""
+
+    epoch: int
+    step: int
+    lr: float
+    metrics: Metrics  # from the sums of the steps: the weights moved meanwhile
+    gradient_norm: float  # mean over steps, before clipping
+    gradient_norm_max: float
+    clipped_share: float
+    whole_epoch: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord:
+    """The validation line."""
+
+    epoch: int
+    step: int
+    lr: float
+    metrics: Metrics
+    by_source: Mapping[str, Metrics]
+    weights: str  # raw or ema
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What happens outside: the terminal, the files, the clock of a scheduler."""
+
+    validate: Callable[[Mapping[str, Tensor], Loss], tuple[Metrics, Mapping[str, Metrics]]]
+    on_step: Callable[[TrainState, int, Loss], None]  # state, steps of this epoch, loss of the stage
+    on_train: Callable[[TrainRecord], None]
+    on_validation: Callable[[ValidationRecord], None]
+    on_best: Callable[[TrainState, Metrics], None]
+    on_stage_two: Callable[[TrainState], None]
+    save: Callable[[TrainState, str], None]  # state, reason
+    stop_reason: Callable[[], str | None]  # asked after each step
+    names: Callable[[Sequence[int]], str]  # of structures, for a message
+
+
+def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
+    """Train until the plan is fulfilled.
+
+    Raises:
+        NonFiniteError: loss or gradients are no numbers; nothing of it was saved.
+        Preempted: ``hooks.stop_reason`` gave one; the state was saved.
+    """
+    run = _Run(state, data, plan, hooks)
+    if state.progress.step == 0:
+        run.validate(judge=False)  # bad E0s show here, before the first step
+    while (reason := run.finish_reason()) is None:
+        run.enter_stage_two_when_due()
+        run.train_epoch()
+    if state.progress.validated_step != state.progress.step:
+        run.validate()
+    state.progress.finished = reason
+    hooks.save(state, reason)
+
+
+class _Run:
+    """One call of ``fit``; whatever must survive it is in the state."""
+
+    def __init__(self, state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
+        self.state, self.data, self.plan, self.hooks = state, data, plan, hooks
+        self.scheduler_step = scheduler_step(state.schedule)
+        self.unchecked: list[tuple[Tensor, tuple[int, ...]]] = []
+        self.check_every = CHECK_EVERY_ON_GPU if state.device.type == "cuda" else 1
+        self.saved_at = self.epoch_began = time.monotonic()
+
+    @property
+    def loss(self) -> Loss:
+        """Loss of the stage."""
+        return self.plan.loss_of_stage(self.state.progress.stage)
+
+    def finish_reason(self) -> str | None:
+        """Why training is over, or None."""
+        progress = self.state.progress
+        if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
+            return "max_steps reached"
+        if progress.epoch >= self.plan.epochs:
+            return "epochs done"
+        if self._out_of_patience() and (progress.stage == 2 or self.plan.stage_two is None):
+            return f"no lower validation loss for {progress.waited} validations"
+        return None
+
+    def _out_of_patience(self) -> bool:
+        return self.plan.patience is not None and self.state.progress.waited >= self.plan.patience
+
+    def enter_stage_two_when_due(self) -> None:
+        """Change loss and rate, and begin to look for a best model anew."""
+        progress, two = self.state.progress, self.plan.stage_two
+        due = two is not None and progress.stage == 1 and progress.steps_in_epoch == 0
+        if two is None or not due or not (progress.epoch >= two.start or self._out_of_patience()):
+            return
+        self.hooks.on_stage_two(self.state)
+        progress.stage, progress.stage_two_epoch = 2, progress.epoch
+        progress.best_loss, progress.waited = float("inf"), 0
+        self.state.schedule.hold(two.lr)
+
+    def train_epoch(self) -> None:
+        """The rest of an epoch, its lines, validation and checkpoint; stops early at ``max_steps``."""
+        progress, self.epoch_began = self.state.progress, time.monotonic()
+        batch_plan, size = self.data.plan(progress.epoch), self.plan.accumulate
+        groups = [batch_plan[i : i + size] for i in range(0, len(batch_plan), size)]
+        rest = groups[progress.steps_in_epoch :]
+        batches = self.data.batches([indices for group in rest for indices in group])
+        for group in rest:
+            self._optimizer_step([next(batches).to(self.state.device) for _ in group])
+            self.hooks.on_step(self.state, len(groups), self.loss)
+            self._after_step()
+            if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
+                return
+        self._end_epoch()
+
+    def _optimizer_step(self, batches: Sequence[Batch]) -> None:
+        state, progress = self.state, self.state.progress
+        result = loss_and_gradients(state.network, state.parameters, batches, self.loss)
+        norm = torch.nn.utils.get_total_norm(result.gradients)
+        self._remember(result, norm, batches)
+        if self.plan.clip_grad > 0:
+            scale = torch.clamp(self.plan.clip_grad / (norm + 1e-6), max=1.0)
+            torch._foreach_mul_(result.gradients, scale)
+        for parameter, gradient in zip(state.parameters.values(), result.gradients, strict=True):
+            parameter.grad = gradient
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update(state.parameters)
+        state.tally.add(result.sums, norm, self.plan.clip_grad)
+        progress.step += 1
+        progress.steps_in_epoch += 1
+        progress.samples += sum(batch.n_structures for batch in batches)
+        self.scheduler_step()
+
+    def _remember(self, result: StepResult, norm: Tensor, batches: Sequence[Batch]) -> None:
+        """Keep loss and norm to be looked at; on a CPU at once, before the weights are touched."""
+        self.unchecked.append((result.loss + norm, tuple(i for batch in batches for i in batch.index)))
+        if len(self.unchecked) >= self.check_every:
+            self._refuse_non_finite()
+
+    def _refuse_non_finite(self) -> None:
+        if not self.unchecked:
+            return
+        finite = torch.isfinite(torch.stack([value for value, _ in self.unchecked])).tolist()
+        for good, (_, indices) in zip(finite, self.unchecked, strict=True):
+            if not good:
+                raise NonFiniteError(
+                    f"loss or gradient is not finite after step {self.state.progress.step} for the batch of "
+                    f"{self.hooks.names(indices)}; nothing of it was saved: look at these structures, lower --lr, or use "
+                    "--forces_loss huber"
+                )
+        self.unchecked.clear()
+
+    def _after_step(self) -> None:
+        plan, progress = self.plan, self.state.progress
+        if plan.log_every_steps and progress.step % plan.log_every_steps == 0:
+            self.hooks.on_train(self._train_record(whole_epoch=False))
+        if plan.validate_every_steps and progress.step % plan.validate_every_steps == 0:
+            self.validate()
+        by_steps = plan.checkpoint_every_steps and progress.step % plan.checkpoint_every_steps == 0
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if by_steps or (plan.checkpoint_every_minutes and minutes >= plan.checkpoint_every_minutes):
+            self._save("interval")
+        reason = self.hooks.stop_reason()
+        if reason is not None:
+            self._save(reason)
+            raise Preempted(f"{reason}: saved at step {progress.step}, epoch {progress.epoch + 1}; resume with --resume auto")
+
+    def _end_epoch(self) -> None:
+        progress = self.state.progress
+        self.hooks.on_train(self._train_record(whole_epoch=True))
+        progress.epoch, progress.steps_in_epoch = progress.epoch + 1, 0
+        self.state.tally = Tally.empty(self.state.device)
+        self.scheduler_step(epoch_done=True)
+        last = progress.epoch == self.plan.epochs
+        if self.plan.validate_every_steps is None and (progress.epoch % self.plan.validate_every == 0 or last):
+            self.validate()
+        if not last:  # the last one is saved with the reason why the run is over
+            self._save("epoch")
+
+    def validate(self, *, judge: bool = True) -> None:
+        """Measure the judged weights; a lower loss makes them the best model."""
+        self._refuse_non_finite()
+        state, progress, began = self.state, self.state.progress, time.monotonic()
+        found, by_source = self.hooks.validate(state.judged, self.loss)
+        if not np.isfinite(found.loss):
+            raise NonFiniteError(f"validation loss is {found.loss} after step {progress.step}; nothing of it was saved")
+        best = judge and found.loss < progress.best_loss
+        if judge:
+            progress.validated_step = progress.step
+            progress.waited = 0 if best else progress.waited + 1
+            self.scheduler_step(found.loss)
+        if best:
+            progress.best_loss, progress.best_epoch, progress.best_step = found.loss, progress.epoch, progress.step
+            self.hooks.on_best(state, found)
+        self.hooks.on_validation(
+            ValidationRecord(
+                epoch=progress.epoch,
+                step=progress.step,
+                lr=state.schedule.rate(),
+                metrics=found,
+                by_source=by_source,
+                weights=state.judged_kind,
+                best=best,
+                seconds=time.monotonic() - began,
+            )
+        )
+
+    def _train_record(self, *, whole_epoch: bool) -> TrainRecord:
+        self._refuse_non_finite()
+        tally, progress = self.state.tally, self.state.progress
+        norms, largest, clipped, steps = tally.gradient.tolist()
+        return TrainRecord(
+            epoch=progress.epoch + 1,
+            step=progress.step,
+            lr=self.state.schedule.rate(),
+            metrics=metrics(tally.sums.tolist(), self.loss),
+            gradient_norm=norms / steps,
+            gradient_norm_max=largest,
+            clipped_share=clipped / steps,
+            whole_epoch=whole_epoch,
+            seconds=time.monotonic() - self.epoch_began,
+        )
+
+    def _save(self, reason: str) -> None:
+        self._refuse_non_finite()
+        self.hooks.save(self.state, reason)
+        self.saved_at = time.monotonic()

@@ -1,0 +1,195 @@
+"""The one door to models: build from a description, load with every check, save the pair of files."""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dataloader.errors import InputError
+from losses import Metrics
+from model_utils import checkpoint, durable
+from model_utils.checkpoint import WeightsFile
+from model_utils.errors import VerificationError
+from model_utils.models import description as model_json
+from model_utils.models.build import build_module, check_buffers, load_tensors
+from model_utils.models.description import ModelDescription
+from model_utils.models.network import Network
+from model_utils.models.reference import ReferenceNetwork
+from model_utils.outputs import Outputs, sidecar
+from model_utils.runtime import log
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A module with trained weights and what is known of it."""
+
+    module: nn.Module
+    description: ModelDescription
+    file: WeightsFile
+
+
+def build(description: ModelDescription, dtype: torch.dtype, seed: int) -> nn.Module:
+    """A module with fresh weights, drawn by the seed alone, on the CPU.
+
+    Raises:
+        InputError: this installation cannot build the structure.
+    """
+    torch.manual_seed(seed)
+    module = build_module(description, dtype)
+    check_buffers(module, description, "freshly built model")
+    return module
+
+
+def load(path: Path, *, dtype: torch.dtype | None = None, input_json: Path | None = None) -> LoadedModel:
+    """A module with the weights of one of our files, on the CPU.
+
+    Args:
+        path: ``*_checkpoint.pt`` (raw weights) or ``*_model.pt`` (best weights).
+        dtype: working precision; the file's own unless given.
+        input_json: a model.json that the one inside must equal.
+
+    Raises:
+        InputError: a file cannot be read.
+        VerificationError: digest, hash, sidecar, names, shapes or buffers do not agree.
+    """
+    file = checkpoint.read(path)
+    check_sidecar(file)
+    if input_json is not None:
+        _must_equal(file, model_json.read(input_json), input_json)
+    module = build_module(file.description, file.dtype)
+    load_tensors(module, file.tensors, file.description, str(path))
+    if dtype is not None and dtype != file.dtype:
+        module = module.to(dtype)
+    return LoadedModel(module=module, description=file.description, file=file)
+
+
+def check_sidecar(file: WeightsFile) -> None:
+    """The model.json inside a weights file rules: one beside it that differs is refused, a missing one written again.
+
+    Raises:
+        VerificationError: the one beside differs, field by field.
+    """
+    path = sidecar(file.path)
+    if path.exists():
+        try:
+            beside = model_json.read(path)
+        except InputError as error:
+            raise VerificationError(f"{error}; the one inside {file.path} rules: remove the damaged one") from None
+        _must_equal(file, beside, path)
+    elif os.access(path.parent, os.W_OK):
+        durable.write_text(path, file.content["model_json_text"])
+        log.info("%s was absent and is written again from %s", path, file.path.name)
+
+
+def _must_equal(file: WeightsFile, other: ModelDescription, path: Path) -> None:
+    if other.hash() != file.description.hash():
+        differences = model_json.differing_fields(file.description, other)
+        raise VerificationError(
+            f"{path} (hash {other.hash()[:12]}…) is not the model.json of {file.path} ({file.description.hash()[:12]}…): "
+            f"{'; '.join(differences[:3])}; it was edited after training: restore it, or remove it to have it written again"
+        )
+
+
+def network(module: nn.Module, kind: str) -> Network:
+    """The form of the network that ``--step`` names, over the module's own parameters."""
+    forms = {"reference": ReferenceNetwork}
+    return forms[kind](module)
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters by mace's names; parameters without elements have no gradient and are left out."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
+
+
+def write_description(outputs: Outputs, description: ModelDescription, source: Path | None, *, overwrite: bool) -> None:
+    """Write the canonical model.json beside both weights files.
+
+    Where the place is the input itself (a user keeps model.json in the run's folder), the author's text stays as
+    ``<name>_model.input.json``.
+
+    Raises:
+        InputError: another file with other content is there, and ``overwrite`` is not given.
+    """
+    text = description.canonical_text()
+    for path in outputs.model_jsons:
+        if path.exists():
+            present = path.read_bytes()
+            if present == text.encode():
+                continue
+            if source is not None and path.samefile(source):
+                durable.write(path.with_suffix(".input.json"), present)
+            elif not overwrite:
+                raise InputError(
+                    f"{path} is there with other content than the model of this run; move it away or give --overwrite"
+                )
+        durable.write_text(path, text)
+
+
+def refuse_other_description(outputs: Outputs, description: ModelDescription, source: Path | None) -> None:
+    """Raise what ``write_description`` would raise, before anything is written."""
+    for path in outputs.model_jsons:
+        known = source is not None and source.exists() and path.exists() and path.samefile(source)
+        if path.exists() and not known and path.read_bytes() != description.canonical_text().encode():
+            raise InputError(
+                f"{path} is there with other content than the model of this run; move it away or give --overwrite"
+            )
+
+
+class PairWriter:
+    """Writes a run's checkpoint and its best model, with the description in both.
+
+    The module under ``model`` is a copy made on the CPU before training, filled with the best weights: a module that was
+    moved from CUDA does not open on a CPU, since e3nn keeps the device in it.
+    """
+
+    def __init__(
+        self, outputs: Outputs, description: ModelDescription, module: nn.Module, version: Mapping[str, str]
+    ) -> None:
+        self.outputs, self.description = outputs, description
+        self._module = copy.deepcopy(module).requires_grad_(True)
+        self._common = {
+            "model_json_text": description.canonical_text(),
+            "model_json_hash": description.hash(),
+            "model_json_history": [description.hash()],
+            "code_version": dict(version),
+            "run_name": outputs.run_name,
+        }
+
+    def save_checkpoint(self, module: nn.Module, train_state: Mapping[str, Any]) -> None:
+        """Raw weights and the whole training state; never averaged weights."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+        content = {"model_state_dict": tensors, "weights": "raw", "train_state": train_state, **self._common}
+        checkpoint.write_checkpoint(self.outputs.checkpoint, content)
+
+    def save_best(
+        self, parameters: Mapping[str, Tensor], *, weights: str, epoch: int, step: int, metrics: Metrics
+    ) -> None:
+        """The best weights so far, averaged ones where there is an average."""
+        own = self._module.state_dict()
+        for name, tensor in parameters.items():
+            own[name].copy_(tensor.detach().cpu())
+        content = {
+            "model_state_dict": dict(own),
+            "weights": weights,
+            "epoch": epoch,
+            "step": step,
+            "metrics": dataclasses.asdict(metrics),
+            **self._common,
+        }
+        checkpoint.write_model(self.outputs.model, content, self._module)
+
+    def keep_stage_one(self) -> None:
+        """Keep the best model of stage one under its own name."""
+        if self.outputs.model.exists():
+            durable.write(self.outputs.stage_one_model, self.outputs.model.read_bytes())
+
+    def export_bare_module(self) -> None:
+        """The best model as mace's calculator opens it."""
+        best = load(self.outputs.model)
+        checkpoint.write_bare_module(self.outputs.bare_module, best.module)

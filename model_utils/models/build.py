@@ -1,0 +1,130 @@
+"""Build mace-torch's module from a description, and check that a module says what its description says."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from dataloader.errors import InputError
+from model_utils.errors import VerificationError
+from model_utils.models.description import ModelDescription
+from model_utils.models.mace_import import CUET_AVAILABLE, mace, o3
+
+ENERGIES = "atomic_energies_fn.atomic_energies"
+SCALE, SHIFT, R_MAX = "scale_shift.scale", "scale_shift.shift", "r_max"
+
+
+def build_module(description: ModelDescription, dtype: torch.dtype) -> nn.Module:
+    """mace-torch's own module on the CPU, with weights drawn from torch's generator.
+
+    Raises:
+        InputError: this installation cannot build the structure, or would build another one.
+    """
+    if description.use_reduced_cg and not CUET_AVAILABLE:
+        raise InputError(
+            "model.json asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
+            "without them mace-torch silently builds other weight shapes; install both or set it to false"
+        )
+    cls = getattr(mace.modules, description.model_class)
+    with default_dtype(dtype), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit and einsum notes of e3nn 0.4.4's code generation
+        try:
+            return cls(**_arguments(description))
+        except Exception as error:  # mace and e3nn assert and raise a dozen types
+            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"mace-torch {mace.__version__} cannot build the network that model.json describes: {detail}"
+            ) from error
+
+
+def _arguments(d: ModelDescription) -> dict[str, object]:
+    """The constructor's arguments; every one is given, so a changed default of mace changes nothing."""
+    arguments: dict[str, object] = {
+        name: getattr(d, name)
+        for name in (
+            "r_max num_bessel num_polynomial_cutoff max_ell num_interactions avg_num_neighbors atomic_numbers "
+            "correlation pair_repulsion apply_cutoff use_reduced_cg use_so3 use_agnostic_product "
+            "use_last_readout_only use_embedding_readout distance_transform use_edge_irreps_first radial_MLP "
+            "radial_type heads keep_last_layer_irreps"
+        ).split()
+    }
+    arguments.update(
+        num_elements=len(d.atomic_numbers),
+        interaction_cls=mace.modules.interaction_classes[d.interaction_cls],
+        interaction_cls_first=mace.modules.interaction_classes[d.interaction_cls_first],
+        readout_cls=mace.modules.readout_classes[d.readout_cls],
+        hidden_irreps=o3.Irreps(d.hidden_irreps),
+        MLP_irreps=o3.Irreps(d.MLP_irreps),
+        edge_irreps=None if d.edge_irreps is None else o3.Irreps(d.edge_irreps),
+        atomic_energies=np.array(d.atomic_energies),
+        gate=mace.modules.gate_dict[d.gate],
+        embedding_specs=None
+        if d.embedding_specs is None
+        else {name: spec.model_dump(exclude_none=True) for name, spec in d.embedding_specs.items()},
+        cueq_config=None,
+        oeq_config=None,
+        lammps_mliap=False,
+    )
+    if d.model_class == "ScaleShiftMACE":
+        arguments.update(atomic_inter_scale=d.atomic_inter_scale, atomic_inter_shift=d.atomic_inter_shift)
+    return arguments
+
+
+def check_buffers(module: nn.Module, description: ModelDescription, where: str) -> None:
+    """Compare the buffers that repeat facts of the description with it, each cast to the buffer's precision.
+
+    Raises:
+        VerificationError: naming the field, both values and the file.
+    """
+    buffers = dict(module.named_buffers())
+    facts: dict[str, tuple[str, object]] = {
+        "atomic_energies": (ENERGIES, description.atomic_energies),
+        "r_max": (R_MAX, description.r_max),
+        "atomic_numbers": ("atomic_numbers", description.atomic_numbers),
+    }
+    if description.model_class == "ScaleShiftMACE":
+        facts["atomic_inter_scale"] = (SCALE, description.atomic_inter_scale)
+        facts["atomic_inter_shift"] = (SHIFT, description.atomic_inter_shift)
+    for field, (name, value) in facts.items():
+        stored = buffers[name].detach().cpu()
+        expected = torch.tensor(value, dtype=torch.float64).to(stored.dtype)
+        if not torch.equal(stored.reshape(-1), expected.reshape(-1)):
+            raise VerificationError(
+                f"{where}: buffer {name} holds {stored.reshape(-1).tolist()[:4]} but model.json says {field} = "
+                f"{expected.reshape(-1).tolist()[:4]}; one of the two was changed after training"
+            )
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, torch.Tensor], description: ModelDescription, where: str) -> None:
+    """Put stored tensors into a built module: names and shapes must match exactly, then the buffers' facts.
+
+    Raises:
+        VerificationError: naming the first tensors that differ.
+    """
+    own = module.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in tensors]
+    faults += [f"{name} is unknown" for name in tensors if name not in own]
+    faults += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise VerificationError(f"{where}: weights do not fit model.json: {'; '.join(faults[:3])}{more}")
+    module.load_state_dict(tensors)
+    check_buffers(module, description, where)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """torch's default precision for a while; mace builds its constants in it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

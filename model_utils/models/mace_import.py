@@ -1,0 +1,40 @@
+"""The only import of mace and e3nn: both need torch's safe loading switched off to import, and leave it so.
+
+``import mace`` sets TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD for the whole process, which makes every bare ``torch.load``
+run code from the file; e3nn 0.4.4 does not import without it. The variable is put back to what it was.
+"""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+
+VARIABLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+@contextlib.contextmanager
+def _unsafe_loading_during_import() -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "1"
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # e3nn 0.4.4 and torch.jit deprecations; cuequivariance's absence on stdout
+            yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+with _unsafe_loading_during_import():
+    import e3nn
+    import mace
+    import mace.modules
+    from e3nn import o3
+    from mace.modules.wrapper_ops import CUET_AVAILABLE
+
+VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}
+
+__all__ = ["CUET_AVAILABLE", "VERSIONS", "mace", "o3"]

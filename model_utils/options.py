@@ -1,0 +1,339 @@
+"""Every setting of every command: declared once with type, default and help; flags, YAML keys and tables come from here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from dataloader.errors import InputError
+from model_utils.option_types import Duration, finite_number, whole_number
+
+Int = Annotated[int, Parameter(converter=whole_number)]
+Count = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=1))]
+NonNegativeInt = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=0))]
+Positive = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0))]
+NonNegative = Annotated[float, Parameter(converter=finite_number, validator=Number(gte=0))]
+Fraction = Annotated[float, Parameter(converter=finite_number, validator=Number(gte=0, lt=1))]
+Decay = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lt=1))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every command takes."""
+
+    config: Path | None = None
+    """YAML file of settings: a key is a flag without its dashes. Flags win over it, in any order; relative paths in it are relative to the file."""
+    debug: bool = False
+    """Show the traceback behind a one-line error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where and in which precision to compute."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one."""
+    dtype: Literal["float32", "float64"] | None = None
+    """Working precision. Training from a model.json: float32 unless given; otherwise that of the weights file. Energies and sums of E0 are always formed in float64."""
+    threads: Count | None = None
+    """CPU threads of one process; torch's choice unless given. Recorded, since another number may change the last bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Names of the labels in the data."""
+
+    energy_key: str | None = None
+    """Name of the energy (eV, whole configuration). Unless given: REF_energy, energy, y; two that disagree are an error."""
+    forces_key: str | None = None
+    """Name of the forces (eV/Å). Unless given: REF_forces, forces, force."""
+    stress_key: str | None = None
+    """Name of the stress (eV/Å³, ASE's sign; 3×3, nine or six numbers). Unless given: REF_stress, stress, or a virial, which is converted."""
+    free_energy: bool = False
+    """Take the free energy as the energy where no energy name is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterOptions:
+    """Which structures are used."""
+
+    elements: tuple[str, ...] = ()
+    """Keep only structures made of these elements (symbols or atomic numbers) and count the others. Unless given, an element that model.json lacks is an error."""
+    max_dropped: Fraction = 0.001
+    """Largest share of an LMDB's records that may be faulty (missing label, NaN, broken cell); they are listed, more is an error. In xyz files the first faulty frame is an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """One entry of the YAML's list of sources: a file with settings of its own."""
+
+    path: Path
+    """The file."""
+    role: Literal["train", "val", "test"] = "train"
+    """What it is for."""
+    format: Literal["xyz", "lmdb"] | None = None
+    """xyz or lmdb; by the file's ending unless given."""
+    head: str | None = None
+    """Head of the model for structures that name none."""
+    weight: NonNegative = 1.0
+    """Multiplies the weight of every structure of the file."""
+    energy_key: str | None = None
+    """As --energy_key, for this file."""
+    forces_key: str | None = None
+    """As --forces_key, for this file."""
+    stress_key: str | None = None
+    """As --stress_key, for this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDataOptions(LabelOptions, FilterOptions):
+    """Training, validation and test data."""
+
+    data_format: Literal["xyz", "lmdb"] | None = None
+    """Format of the data; follows from the flags that name files unless given."""
+    xyz_train: tuple[Path, ...] = ()
+    """Extended-XYZ files to train on."""
+    xyz_val: tuple[Path, ...] = ()
+    """Extended-XYZ files to validate on."""
+    xyz_test: tuple[Path, ...] = ()
+    """Extended-XYZ files to test the best model on at the end."""
+    lmdb_train: tuple[Path, ...] = ()
+    """LMDBs to train on."""
+    lmdb_val: tuple[Path, ...] = ()
+    """LMDBs to validate on."""
+    lmdb_test: tuple[Path, ...] = ()
+    """LMDBs to test the best model on at the end."""
+    sources: Annotated[tuple[SourceOptions, ...], Parameter(show=False)] = ()
+    """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `energy_key`, `forces_key`, `stress_key`."""
+    valid_fraction: Fraction = 0.1
+    """Share of the training structures set aside for validation where no validation data are named; drawn by --seed, their names are saved."""
+    train_on_free_atoms: bool = True
+    """Where records say which atoms were held fixed (`fixed`), only the force components of free atoms count in the loss."""
+    eval_on_free_atoms: bool = True
+    """The same for validation and test metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How structures are grouped."""
+
+    batch_size: Count | None = None
+    """Structures per batch; 10 unless a budget below is given."""
+    max_atoms_per_batch: Count | None = None
+    """Budget of atoms per batch."""
+    max_edges_per_batch: Count | None = None
+    """Budget of directed edges per batch; the best measure of memory."""
+    num_workers: NonNegativeInt = 0
+    """Processes that read and prepare batches beside the main one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Weights and shapes of the loss terms."""
+
+    energy_weight: NonNegative = 1.0
+    """Weight of the mean over configurations of the loss of (ΔE / atoms)."""
+    forces_weight: NonNegative = 100.0
+    """Weight of the mean over force components."""
+    stress_weight: NonNegative = 0.0
+    """Weight of the mean over the nine stress components; 0: stress is not trained."""
+    energy_loss: Literal["mse", "huber", "mae"] = "mse"
+    """Shape of the energy term."""
+    forces_loss: Literal["mse", "huber", "mae", "l2norm"] = "mse"
+    """Shape of the forces term; l2norm is the mean over atoms of the length of the force error."""
+    stress_loss: Literal["mse", "huber", "mae"] = "mse"
+    """Shape of the stress term."""
+    huber_delta: Positive = 0.01
+    """Where Huber turns from square to linear, in eV/atom, eV/Å and eV/Å³."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """How the weights are moved."""
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adam adds weight decay to the gradient, adamw takes it from the weight."""
+    lr: Positive = 0.01
+    """Learning rate."""
+    weight_decay: NonNegative = 5e-7
+    """Weight decay; never on biases, norms, scales, shifts and scalars."""
+    amsgrad: bool = True
+    """Keep the largest second moment (Reddi et al. 2018), as mace does."""
+    beta1: Decay = 0.9
+    """Decay of the first moment."""
+    beta2: Decay = 0.999
+    """Decay of the second moment."""
+    clip_grad: NonNegative = 10.0
+    """Largest norm of the gradient; 0 does not clip."""
+    accumulate_batches: Count = 1
+    """Batches per optimizer step; the loss is that of one large batch."""
+    scheduler: Literal["plateau", "step", "exponential", "cosine", "onecycle", "constant"] = "plateau"
+    """Learning-rate schedule."""
+    scheduler_unit: Literal["epoch", "step"] = "epoch"
+    """Whether schedule and warm-up count epochs or optimizer steps."""
+    scheduler_patience: NonNegativeInt = 50
+    """plateau: validations without a lower loss before the rate is reduced."""
+    lr_factor: Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lte=1))] = 0.8
+    """plateau and step: factor of a reduction."""
+    lr_step: Count = 100
+    """step: epochs or steps between reductions."""
+    lr_gamma: Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lte=1))] = 0.9993
+    """exponential: factor per epoch or step."""
+    min_lr: NonNegative = 0.0
+    """Lower end of every schedule."""
+    warmup: NonNegative = 0.0
+    """Length of the linear warm-up in epochs or steps; onecycle takes 30 % of the run unless given."""
+    ema: bool = False
+    """Keep an exponential moving average of the weights; validation, the best model and schedules then look at it."""
+    ema_decay: Decay = 0.99
+    """Decay of the average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTwoOptions:
+    """A second stage with other loss weights and rate (mace's SWA stage)."""
+
+    stage_two: bool = False
+    """Train a second stage; its best model becomes the model of the run, stage one's is kept under its own name."""
+    start_stage_two: Count | None = None
+    """Epochs of stage one; three quarters of all unless given."""
+    stage_two_lr: Positive = 0.001
+    """Learning rate of stage two."""
+    stage_two_energy_weight: NonNegative = 1000.0
+    """Energy weight of stage two."""
+    stage_two_forces_weight: NonNegative = 100.0
+    """Forces weight of stage two."""
+    stage_two_stress_weight: NonNegative | None = None
+    """Stress weight of stage two; that of stage one unless given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How long, how often, with which seed."""
+
+    epochs: Count = 100
+    """Passes over the training data."""
+    max_steps: Count | None = None
+    """Stop after this many optimizer steps, whatever the epoch."""
+    patience: Count | None = None
+    """Stop (or go on to stage two) after this many validations without a lower loss."""
+    seed: NonNegativeInt = 123
+    """Seed of initial weights, order and split."""
+    step: Literal["reference"] = "reference"
+    """Form of the train step; reference is mace-torch's own module."""
+    deterministic: bool = False
+    """On CUDA: only operations whose sums have a fixed order, at some cost. The CPU's always have."""
+    validate_every: Count = 1
+    """Epochs between validations."""
+    validate_every_steps: Count | None = None
+    """Optimizer steps between validations, in place of epochs."""
+    checkpoint_every_steps: Count | None = None
+    """Optimizer steps between checkpoints, besides the one after each epoch."""
+    checkpoint_every_minutes: Positive | None = None
+    """Minutes between checkpoints, besides the one after each epoch."""
+    log_every_steps: Count | None = None
+    """Optimizer steps between records in metrics.jsonl, besides those of each epoch."""
+    time_limit: Duration | None = None
+    """Stop in time, saved and with exit code 75, when the run has lasted so long: minutes, or HH:MM:SS."""
+    tensorboard: bool = False
+    """Write TensorBoard events beside the checkpoint."""
+    dry_run: bool = False
+    """Build everything, take one step on the largest batch, print sizes, memory and time, write nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where the run writes."""
+
+    output_checkpoint: Path
+    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt."""
+    output_model: Path | None = None
+    """The same for the best model, `run/run_model.pt`; beside the checkpoint unless given."""
+    overwrite: bool = False
+    """Start although the place holds another run's files; they are removed when training begins."""
+    resume: Literal["auto"] | None = None
+    """auto: continue the run that lies at the output place, or start it where there is none."""
+    export_mace_model: bool = True
+    """At the end also write `<name>.model`, the bare module that mace's calculator opens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(
+    OutputOptions,
+    RunOptions,
+    StageTwoOptions,
+    OptimizerOptions,
+    LossOptions,
+    BatchOptions,
+    TrainDataOptions,
+    DeviceOptions,
+    CommonOptions,
+):
+    """Train a MACE model from a model.json."""
+
+    input_json: Path
+    """Description of the network; ten lines are enough, `metadata.py init` writes one from data."""
+
+    def __post_init__(self) -> None:
+        _check_data(self)
+        _check_run(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, CommonOptions):
+    """Evaluate a trained model on labelled structures."""
+
+    input_model: Path
+    """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights); which was used is printed."""
+    input_json: Path | None = None
+    """A model.json that the one inside the weights file must equal."""
+    data_format: Literal["xyz", "lmdb"] | None = None
+    """Format of the data; follows from the flag that names the files unless given."""
+    xyz_path: tuple[Path, ...] = ()
+    """Extended-XYZ files."""
+    lmdb_path: tuple[Path, ...] = ()
+    """LMDBs."""
+    head: str | None = None
+    """Head of the model for structures that name none."""
+    eval_on_free_atoms: bool = True
+    """Where records say which atoms were held fixed, only force components of free atoms count."""
+    energy_weight: NonNegative = 1.0
+    """Weight of the energy in the loss that is printed."""
+    forces_weight: NonNegative = 100.0
+    """Weight of the forces in the loss that is printed."""
+    stress_weight: NonNegative = 0.0
+    """Weight of the stress in the loss that is printed."""
+    output_json: Path | None = None
+    """Write the metrics as JSON, metrics as top-level keys."""
+    overwrite: bool = False
+    """Replace an output file that is already there."""
+
+    def __post_init__(self) -> None:
+        if bool(self.xyz_path) == bool(self.lmdb_path):
+            raise InputError("name the data with either --xyz_path or --lmdb_path")
+        _check_format(self.data_format, xyz=self.xyz_path, lmdb=self.lmdb_path)
+
+
+def _check_data(options: TrainDataOptions) -> None:
+    xyz = options.xyz_train + options.xyz_val + options.xyz_test
+    lmdb = options.lmdb_train + options.lmdb_val + options.lmdb_test
+    _check_format(options.data_format, xyz=xyz, lmdb=lmdb)
+    if not (options.xyz_train or options.lmdb_train or any(s.role == "train" for s in options.sources)):
+        raise InputError("no training data: name them with --xyz_train or --lmdb_train")
+
+
+def _check_format(data_format: str | None, **paths: tuple[Path, ...]) -> None:
+    for name, given in paths.items():
+        if given and data_format is not None and data_format != name:
+            raise InputError(f"--data_format {data_format} but {given[0]} was given by a --{name}_… flag; drop one of the two")
+
+
+def _check_run(options: TrainOptions) -> None:
+    if options.resume and options.overwrite:
+        raise InputError("--resume and --overwrite contradict each other: one keeps the run that is there, one removes it")
+    if options.start_stage_two is not None and not options.stage_two:
+        raise InputError("--start_stage_two is given but --stage_two is not; add --stage_two or drop it")
+    if options.energy_weight == options.forces_weight == options.stress_weight == 0:
+        raise InputError("all loss weights are 0; give at least one of --energy_weight, --forces_weight, --stress_weight")

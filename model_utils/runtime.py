@@ -1,0 +1,114 @@
+"""Device, precision, threads, seed and the log: what a process sets once, before anything is built."""
+
+import logging
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from dataloader.errors import InputError
+
+log = logging.getLogger("mace_pretrain")
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def dtype_of(name: str | None, default: torch.dtype) -> torch.dtype:
+    """The precision of an option, or the default."""
+    return default if name is None else DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` → ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def start(*, device: str, dtype: torch.dtype, threads: int | None, seed: int, deterministic: bool = False) -> torch.device:
+    """Set the process up.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)  # parts of mace's forward make constants in it
+    torch.manual_seed(seed)
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=False)
+    return find_device(device)
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name} is no device; expected cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name} is not supported; expected cpu, cuda, cuda:N or auto")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"--device {name}: this machine has {count} CUDA device(s); use another, or cpu")
+    return device
+
+
+def start_log(path: Path | None) -> None:
+    """Log to the terminal and, where a path is given, to a file that is added to."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.addHandler(_formatted(_BesideProgress()))
+    if path is not None:
+        log.addHandler(_formatted(logging.FileHandler(path, encoding="utf-8")))
+
+
+def _formatted(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+class _BesideProgress(logging.Handler):
+    """Writes above tqdm's bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line to stdout."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def code_version() -> dict[str, str]:
+    """Versions that a resumed run compares with its own; git's commit where the code is a checkout."""
+    from model_utils.models.mace_import import VERSIONS
+
+    return {
+        "commit": _commit(),
+        "torch": str(torch.__version__),
+        **VERSIONS,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return out.stdout.strip() or "unknown"

@@ -1,0 +1,57 @@
+"""One optimizer step's gradient: (parameters, batches) → (loss, gradients, sums and counts)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dataloader.batch import Batch, LabelCounts
+from losses import Loss, error_sums
+from model_utils.models.network import Network, Parameters, predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step computed; tensors stay on the device, nothing here has waited for it."""
+
+    loss: Tensor  # (), float64
+    gradients: list[Tensor]  # in the order of the parameters
+    sums: Tensor  # see losses.SUMS
+
+
+def loss_and_gradients(network: Network, parameters: Parameters, batches: Sequence[Batch], loss: Loss) -> StepResult:
+    """Loss of several micro-batches together and its gradient by every parameter.
+
+    The counts behind the means are known before the first backward pass, so any division into micro-batches gives the
+    loss of the undivided batch. There is no ``.item()``, no branch on data and no wait for a GPU.
+
+    Args:
+        network: the form of the network.
+        parameters: its trainable tensors.
+        batches: micro-batches on the network's device.
+        loss: weights and shapes of the terms.
+    """
+    counts = sum((batch.counts for batch in batches), LabelCounts())
+    tensors = list(parameters.values())
+    parts = [_micro_step(network, parameters, tensors, batch, loss, counts) for batch in batches]
+    total = parts[0]
+    for part in parts[1:]:
+        total = StepResult(
+            loss=total.loss + part.loss,
+            gradients=list(torch._foreach_add(total.gradients, part.gradients)),
+            sums=total.sums + part.sums,
+        )
+    return total
+
+
+def _micro_step(
+    network: Network, parameters: Parameters, tensors: list[Tensor], batch: Batch, loss: Loss, counts: LabelCounts
+) -> StepResult:
+    stress = loss.stress_weight > 0 and batch.counts.stresses > 0
+    prediction = predict(network, parameters, batch, stress=stress, training=True)
+    sums = error_sums(prediction, batch.labels, loss)
+    value = loss.total(sums, counts)
+    gradients = torch.autograd.grad(value, tensors, allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, tensors, strict=True)]
+    return StepResult(loss=value.detach(), gradients=filled, sums=sums.detach())

@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-_MAX_OPCODES = 2**18  # a real OC20 row has 340; each costs at most ~100 bytes and ~1 µs, so this bounds memory and time
-_MAX_TUPLES = 2**14  # hashing nested tuples recurses in C without a check: the process dies at some 10⁵ levels
+_MAX_OPCODES = 2**18  # a real OC20 row has 340; each costs some 100 bytes and 1 µs, so this bounds memory and time
+_MAX_TUPLES = 2**13  # hashing nested tuples recurses in C without a check: the process dies at some 10⁵ levels
 _MAX_SHARED_TUPLES = 16  # tuples of one tuple twice, and again: the cost of a hash doubles with every level
 _MAX_INT_BYTES = 9  # holds a uint64; long ints are slow to hash, and multiples of 2⁶¹−1 all collide
 _MAX_NAME = 256  # bytes of a module or class name
 _MAX_DEPTH = 32  # containers within containers
 _MAX_NDIM = 4
+_ARRAY_BYTES = 100  # an array object without its elements
 _SPARE_BYTES = 2**20  # a stride-0 tensor repeats its storage: arrays may take twice the row's size and this much more
 
 
@@ -76,7 +77,7 @@ _WIDTHS = _table(
         2: "PROTO BININT1",
         3: "BININT2",
         5: "BININT",
-        9: "FRAME BINFLOAT",
+        9: "BINFLOAT",
     }
 )
 _LENGTH_BYTES = _table(
@@ -96,7 +97,7 @@ _MAKES = _table(
         "EMPTY_DICT EMPTY_LIST GLOBAL STACK_GLOBAL REDUCE NEWOBJ",
     }
 )
-_LONG1, _GLOBAL, _INST, _STOP = pickle.LONG1[0], pickle.GLOBAL[0], pickle.INST[0], pickle.STOP[0]
+_FRAME, _GLOBAL, _INST, _LONG1, _STOP = b"".join((pickle.FRAME, pickle.GLOBAL, pickle.INST, pickle.LONG1, pickle.STOP))
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
@@ -140,6 +141,9 @@ def _scan(data: bytes) -> None:
                 position = _after_counted(data, position, op, width)
             elif op == _STOP:
                 break
+            elif op == _FRAME:
+                position += 9
+                continue  # stands between a byte string of more than 64 KiB and its memo entry
             elif op == _GLOBAL:
                 position = _after_line(data, _after_line(data, position + 1))
             else:
@@ -502,33 +506,35 @@ def _unpickle(data: bytes) -> object:
 
 
 class _Plain:
-    """Turns what the unpickler left, stand-ins within containers, into plain values within a budget of bytes."""
+    """Turns what the unpickler left, stand-ins within containers, into plain values, within a budget.
+
+    What the row shares is converted again at every place. So a value that unfolds to more than the row could have
+    spelled out (a list of one list twice, of one list twice, …) is refused here and not met by whoever uses the row.
+    """
 
     _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.done: dict[int, object] = {}  # by id: what is shared is converted once, or sharing would multiply work
+    def __init__(self, n_bytes: int) -> None:
+        self.bytes_left = n_bytes
+        self.items_left = _MAX_OPCODES
 
     def take(self, n_bytes: int) -> None:
         """Count memory before it is taken."""
-        self.budget -= n_bytes
-        if self.budget < 0:
+        self.bytes_left -= n_bytes
+        if self.bytes_left < 0:
             raise RowError("arrays of the row are out of proportion to its size")
 
     def value(self, value: object, depth: int = 0) -> object:
         """The plain form of a value; the top of a row has depth 0."""
         if type(value) in self._ATOMS:
             return value
-        if id(value) in self.done:
-            if self.done[id(value)] is self:
-                raise RowError("a container holds itself")
-            return self.done[id(value)]
         if depth > _MAX_DEPTH:
             raise RowError(f"containers are nested too deep (more than {_MAX_DEPTH})")
-        self.done[id(value)] = self  # marks it as begun
-        result = self.done[id(value)] = self._convert(value, depth + 1)
-        return result
+        if isinstance(value, dict | list | tuple):
+            self.items_left -= len(value)
+            if self.items_left < 0:
+                raise RowError(f"containers hold too much, shared parts counted at each place (over {_MAX_OPCODES})")
+        return self._convert(value, depth + 1)
 
     def _convert(self, value: object, depth: int) -> object:
         match value:
@@ -566,7 +572,7 @@ class _Plain:
     ) -> NDArray[Any]:
         """Copy a strided view (stride in elements, start in bytes) out of the row: contiguous, aligned, writable."""
         count = math.prod(shape)
-        self.take(count * dtype.itemsize)
+        self.take(count * dtype.itemsize + _ARRAY_BYTES)
         if count == 0:
             self.take(max(shape))  # (0, 2⁶⁰) takes nothing here, and who knows what where it is used
             return np.empty(shape, dtype.newbyteorder("="))

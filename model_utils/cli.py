@@ -53,6 +53,24 @@ def run(kind: type[Options], command: Callable[[Options], None], argv: Sequence[
         return int(code)
 
 
+def run_subcommand(
+    commands: Mapping[str, tuple[type, Callable[[Any], None]]], doc: str, argv: Sequence[str] | None = None
+) -> int:
+    """``run`` for a program whose first word says which command is meant."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in commands:
+        kind, command = commands[arguments[0]]
+        return run(kind, command, arguments[1:])
+    lines = [f"  {name:8s} {kind.__doc__}" for name, (kind, _) in commands.items()]
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print("\n".join([doc, "", *lines]))
+        return 0
+    near = difflib.get_close_matches(arguments[0], commands, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(commands)}"
+    print(f"error: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
+    return 2
+
+
 def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     """The options of a command line and the YAML it names; None where help was asked for and printed.
 
@@ -76,13 +94,24 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
         app.config = Dict(_read_yaml(config, kind, names), source=str(config))  # type: ignore[assignment]
     app.default(_identity(kind))
     try:
-        parsed: Options | None = app(list(argv), exit_on_error=False, print_error=False)
+        parsed: Options | None = app(_last_of_each(argv), exit_on_error=False, print_error=False)
         return parsed
     except MissingArgumentError as error:
         name = error.argument.name if error.argument is not None else "an option"
         raise InputError(f"{name} is missing; see --help") from None
     except CycloptsError as error:
         raise InputError(_one_line(error)) from None
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """The arguments with only the last of a repeated flag: job scripts put overrides at the end."""
+    groups: list[list[str]] = []
+    for argument in argv:
+        if argument.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(argument)
+    last = {group[0].partition("=")[0].removeprefix("--").removeprefix("no_"): group for group in groups}
+    return [argument for group in groups if any(group is kept for kept in last.values()) for argument in group]
 
 
 def _identity(kind: type[Options]) -> Callable[..., Options]:

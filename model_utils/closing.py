@@ -22,6 +22,9 @@ def report_best(
 ) -> None:
     """Evaluate the best model, as it lies on the disk, on training, validation and test data."""
     best = model_loader.load(outputs.model)
+    if options.export_mace_model:
+        model_loader.export_bare_module(outputs, best.module)  # before it leaves the CPU
+        log.info("wrote %s for mace's calculator", outputs.bare_module)
     module = best.module.to(device)
     network, parameters = model_loader.network(module, options.step), model_loader.trainable(module)
     sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
@@ -32,6 +35,3 @@ def report_best(
         log.info("%s", line)
     files.metrics.final(rows)
     files.close()
-    if options.export_mace_model:
-        files.writer.export_bare_module()
-        log.info("wrote %s for mace's calculator", outputs.bare_module)

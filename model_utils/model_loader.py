@@ -189,7 +189,7 @@ class PairWriter:
         if self.outputs.model.exists():
             durable.write(self.outputs.stage_one_model, self.outputs.model.read_bytes())
 
-    def export_bare_module(self) -> None:
-        """The best model as mace's calculator opens it."""
-        best = load(self.outputs.model)
-        checkpoint.write_bare_module(self.outputs.bare_module, best.module)
+
+def export_bare_module(outputs: Outputs, module: nn.Module) -> None:
+    """The best model as mace's calculator opens it; the module must be on the CPU and never have left it."""
+    checkpoint.write_bare_module(outputs.bare_module, module)

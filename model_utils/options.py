@@ -316,6 +316,57 @@ class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, 
         _check_format(self.data_format, xyz=self.xyz_path, lmdb=self.lmdb_path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MetadataOptions(TrainDataOptions, CommonOptions):
+    """What every command that measures data takes."""
+
+    output_json: Path
+    """Where the complete model.json goes."""
+    overwrite: bool = False
+    """Replace it where it is there already."""
+    E0s: str = "auto"
+    """Reference energies: `isolated` (IsolatedAtom frames), `lstsq` (least squares), `average` (the same where compositions do not determine all), `auto` (the first of these that works), or JSON by element."""
+    scaling: Literal["rms_forces", "std", "none"] = "rms_forces"
+    """Scale of the interaction energy: rms of the force components, spread of the energies per atom, or 1."""
+    zero_shift: bool = False
+    """Shift 0 in place of the mean energy per atom, as `mace_run_train --model MACE`."""
+    valid_fraction: Fraction = 0.0
+    """Leave out the structures that training with this --valid_fraction and --seed sets aside."""
+    seed: NonNegativeInt = 123
+    """Seed of that split."""
+
+    def __post_init__(self) -> None:
+        _check_data(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataInitOptions(MetadataOptions):
+    """From a data file to a complete model.json: elements, E0s, avg_num_neighbors, scale and shift."""
+
+    preset: Literal["small", "medium", "large"] | None = None
+    """Size: 128x0e, 128x0e+128x1o, 128x0e+128x1o+128x2e."""
+    mace_config: Path | None = None
+    """YAML of mace_run_train that describes the network."""
+    r_max: Positive | None = None
+    """Cutoff in Å; 5 unless given."""
+    hidden_irreps: str | None = None
+    """Channels and orders of the node features, for example 64x0e+64x1o."""
+    max_ell: NonNegativeInt | None = None
+    """Highest order of the spherical harmonics."""
+    correlation: Count | None = None
+    """Correlation order (body order less one) of every layer."""
+    num_interactions: Count | None = None
+    """Number of layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataFitOptions(MetadataOptions):
+    """Put E0s, avg_num_neighbors, scale and shift of the data into an existing model.json."""
+
+    input_json: Path
+    """The model.json; what it lacks of these is added, what it has is replaced."""
+
+
 def _check_data(options: TrainDataOptions) -> None:
     xyz = options.xyz_train + options.xyz_val + options.xyz_test
     lmdb = options.lmdb_train + options.lmdb_val + options.lmdb_test

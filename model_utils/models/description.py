@@ -178,14 +178,15 @@ def _energies_per_head(energies: object, numbers: object, heads: list[Any]) -> o
 def _energies_of_elements(energies: object, numbers: object) -> object:
     if not isinstance(energies, dict) or not isinstance(numbers, list):
         return energies
-    by_number = {_number(key): value for key, value in energies.items()}
+    by_number = {number_of(key): value for key, value in energies.items()}
     missing, extra = set(numbers) - set(by_number), set(by_number) - set(numbers)
     if missing or extra or len(by_number) != len(energies):
         raise ValueError(f"atomic_energies name {sorted(by_number)} but atomic_numbers are {sorted(numbers)}")
     return [by_number[z] for z in numbers]
 
 
-def _number(key: str) -> int:
+def number_of(key: str) -> int:
+    """Atomic number from a symbol or a decimal number; ValueError for anything else."""
     if key in number_of_symbol:
         return int(number_of_symbol[key])
     if key.isdecimal() and 0 < int(key[:4]) < len(chemical_symbols):
@@ -306,12 +307,16 @@ def _explain(error: ValidationError) -> str:
         remedy = "; `metadata.py fit` computes it from data" if field in _MEASURED else ""
         return f"{field} is missing{remedy}"
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(field, ModelDescription.model_fields, n=1)
-        return f"unknown field {field!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return _unknown(field)
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if message.startswith("Input") else message
     found = "" if fault["type"] == "value_error" else f" (found {fault['input']!r:.60})"
     return f"{field}: {message}{found}" if field else message
+
+
+def _unknown(field: str) -> str:
+    near = get_close_matches(field, ModelDescription.model_fields, n=1)
+    return f"unknown field {field!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 _MEASURED = ("atomic_energies", "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift", "atomic_numbers")
@@ -323,15 +328,31 @@ def read(path: Path) -> ModelDescription:
     Raises:
         InputError: the file cannot be read or does not describe a model.
     """
+    return parse(_read_text(path), str(path))
+
+
+def load_fields(path: Path) -> dict[str, Any]:
+    """The fields of a file that need not be complete yet; names are checked, values later.
+
+    Raises:
+        InputError: the file cannot be read, or has a field that model.json has not.
+    """
+    fields = _load_json(_read_text(path), str(path))
+    for name in fields:
+        if name not in ModelDescription.model_fields:
+            raise InputError(f"{path}: {_unknown(name)}")
+    return fields
+
+
+def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} has {path.stat().st_size} bytes, far more than any model.json (limit {MAX_BYTES})")
-        text = path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a model.json") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not text; expected a model.json (to get one from weights: read_model.py export)") from None
-    return parse(text, str(path))
 
 
 def differing_fields(first: ModelDescription, second: ModelDescription) -> Sequence[str]:

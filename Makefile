@@ -1,0 +1,38 @@
+# A newcomer's two commands are `make quickstart` and `make test`; both make the environment first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: env quickstart test lint bench parity parameters clean
+
+env: $(VENV)/.made  ## virtual environment with everything that was tested
+
+$(VENV)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt "torch==2.13.0"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+quickstart: env  ## train, evaluate, print what to try next: about three minutes on two cores
+	$(RUN) configs/quickstart/run.py
+
+test: env  ## the default tests, two processes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+lint: env  ## style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+parity: env  ## every combination of network options against mace-torch (long; see tests/test_parity.py)
+	PARITY=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_parity.py
+
+bench: env  ## whole process against mace_run_train at the mace01 settings (about 15 minutes; needs the measured data)
+	$(RUN) benchmarks/against_mace_run_train.py
+
+parameters: env  ## write the tables of Parameters.md anew
+	$(RUN) model_utils/parameters_md.py
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,204 @@
+"""What a model.json must know of the data, in one pass and memory independent of the number of structures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from dataloader.errors import InputError
+from dataloader.neighbors import GraphFault, build_graph
+from dataloader.structure import Structure, symbols
+
+ROWS_PER_BLOCK = 4096
+MAX_Z = len(chemical_symbols)
+
+
+class TriangularFactor:
+    """R of a QR factorisation of rows that arrive one by one.
+
+    It answers every least-squares question about the rows (RᵀR = AᵀA) in n² numbers, and without squaring the condition
+    number as summing AᵀA would.
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        self._factor = np.zeros((0, n_columns))
+        self._rows: list[NDArray[np.float64]] = []
+
+    def add(self, row: NDArray[np.float64]) -> None:
+        """Take one row."""
+        self._rows.append(row)
+        if len(self._rows) >= ROWS_PER_BLOCK:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        if self._rows:
+            self._factor = np.linalg.qr(np.vstack([self._factor, *self._rows]), mode="r")
+            self._rows = []
+
+    def value(self) -> NDArray[np.float64]:
+        """R of all rows so far."""
+        self._reduce()
+        return self._factor
+
+
+@dataclass
+class HeadSums:
+    """What is kept of the structures of one head."""
+
+    structures: int = 0
+    energies: int = 0
+    compositions: TriangularFactor = field(default_factory=lambda: TriangularFactor(MAX_Z + 1))  # counts per Z, energy
+    fractions: TriangularFactor = field(default_factory=lambda: TriangularFactor(MAX_Z + 2))  # 1, counts/N per Z, energy/N
+    force_squares: float = 0.0
+    force_components: int = 0
+    isolated: dict[int, float] = field(default_factory=dict)  # Z: eV
+
+
+@dataclass
+class DataSums:
+    """Everything ``collect`` keeps."""
+
+    heads: dict[str, HeadSums] = field(default_factory=dict)
+    edges: int = 0
+    atoms_with_neighbors: int = 0
+    atoms: int = 0
+    elements: set[int] = field(default_factory=set)
+
+    @property
+    def avg_num_neighbors(self) -> float:
+        """Edges per atom that has any; mace leaves atoms without neighbours out of the mean."""
+        return self.edges / self.atoms_with_neighbors if self.atoms_with_neighbors else 1.0
+
+
+def collect(
+    structures: Iterable[Structure], isolated_atoms: Iterable[Structure], r_max: float, *, default_head: str, free_atoms_only: bool
+) -> DataSums:
+    """Go over the structures once.
+
+    Args:
+        structures: to train on.
+        isolated_atoms: frames that give E0s.
+        r_max: cutoff in Å, for the neighbours.
+        default_head: of structures that name none.
+        free_atoms_only: count only the force components that the loss will count.
+
+    Raises:
+        InputError: a structure is broken, or two isolated-atom frames of one element disagree.
+    """
+    sums = DataSums()
+    for atom in isolated_atoms:
+        _add_isolated(sums.heads.setdefault(atom.head or default_head, HeadSums()), atom)
+    for structure in structures:
+        head = sums.heads.setdefault(structure.head or default_head, HeadSums())
+        _add_labels(head, structure, free_atoms_only)
+        _add_neighbors(sums, structure, r_max)
+    return sums
+
+
+def _add_isolated(head: HeadSums, atom: Structure) -> None:
+    z = int(atom.atomic_numbers[0])
+    if atom.energy is None:
+        raise InputError(f"{atom.identifier}: IsolatedAtom frame of {chemical_symbols[z]} has no energy")
+    if abs(head.isolated.setdefault(z, atom.energy) - atom.energy) > 1e-6:
+        raise InputError(
+            f"{atom.identifier}: IsolatedAtom frames of {chemical_symbols[z]} disagree: {head.isolated[z]} and "
+            f"{atom.energy} eV; keep one"
+        )
+
+
+def _add_labels(head: HeadSums, structure: Structure, free_atoms_only: bool) -> None:
+    head.structures += 1
+    if structure.energy is not None:
+        counts = np.bincount(structure.atomic_numbers, minlength=MAX_Z).astype(float)
+        head.energies += 1
+        head.compositions.add(np.append(counts, structure.energy))
+        n = structure.n_atoms
+        head.fractions.add(np.concatenate([[1.0], counts / n, [structure.energy / n]]))
+    if structure.forces is not None:
+        free = structure.free_atoms if free_atoms_only and structure.free_atoms is not None else slice(None)
+        counted = structure.forces[free]
+        head.force_squares += float(np.square(counted).sum())
+        head.force_components += counted.size
+
+
+def _add_neighbors(sums: DataSums, structure: Structure, r_max: float) -> None:
+    try:
+        graph = build_graph(structure, r_max)
+    except GraphFault as fault:
+        raise InputError(f"{structure.identifier}: {fault}") from None
+    sums.edges += graph.n_edges
+    sums.atoms_with_neighbors += len(np.unique(graph.receivers))
+    sums.atoms += structure.n_atoms
+    sums.elements.update(structure.atomic_numbers.tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceEnergies:
+    """E0s of one head with where they came from."""
+
+    values: dict[int, float]  # Z: eV
+    origin: str  # a sentence for the log
+
+
+def reference_energies(head: HeadSums, elements: Sequence[int], method: str) -> ReferenceEnergies:
+    """E0s of one head.
+
+    ``isolated`` takes the IsolatedAtom frames. ``lstsq`` fits total energies by composition. ``average`` is the same fit
+    where compositions do not determine every element, with the shortest solution, as mace's "average". ``auto`` takes
+    isolated atoms where there are some, fits the elements that have none, and falls back to average.
+
+    Raises:
+        InputError: the method cannot give a value for every element.
+    """
+    isolated = {z: head.isolated[z] for z in elements if z in head.isolated} if method in ("auto", "isolated") else {}
+    missing = [z for z in elements if z not in isolated]
+    if not missing:
+        return ReferenceEnergies(values=isolated, origin="from IsolatedAtom frames")
+    if method == "isolated":
+        raise InputError(f"no IsolatedAtom frame of {symbols(missing)}; add them, or let --E0s auto fit these elements")
+    if head.energies == 0:
+        raise InputError("no energies to fit E0s to; name them with --energy_key or give --E0s as JSON")
+    fitted, rank = _fit(head, missing, isolated)
+    if rank < len(missing):
+        if method == "lstsq":
+            raise InputError(
+                f"compositions determine only {rank} of {len(missing)} E0s; use --E0s average, or add isolated atoms"
+            )
+        origin = f"average: compositions determine only {rank} of {len(missing)} elements, shortest solution taken"
+    else:
+        origin = f"least squares over {head.energies} energies"
+    if isolated:
+        origin = f"from IsolatedAtom frames for {symbols(list(isolated))}; {origin} for {symbols(missing)}"
+    return ReferenceEnergies(values={**isolated, **fitted}, origin=origin)
+
+
+def _fit(head: HeadSums, missing: Sequence[int], known: Mapping[int, float]) -> tuple[dict[int, float], int]:
+    factor = head.compositions.value()
+    target = factor[:, -1] - sum((factor[:, z] * e for z, e in known.items()), np.zeros(len(factor)))
+    solution, _, rank, _ = np.linalg.lstsq(factor[:, list(missing)], target, rcond=None)
+    return dict(zip(missing, solution.tolist(), strict=True)), int(rank)
+
+
+def scale_and_shift(head: HeadSums, energies: Mapping[int, float], scaling: str) -> tuple[float, float]:
+    """Scale and shift (eV) of the interaction energy per atom, as mace computes them.
+
+    The shift is the mean over configurations of (E − ΣE0) / n_atoms. The scale is the root mean square of the force
+    components (``rms_forces``), the standard deviation of the same energies (``std``), or 1 (``none``, shift 0).
+    """
+    if scaling == "none":
+        return 1.0, 0.0
+    factor, weights = head.fractions.value(), np.zeros(MAX_Z + 2)
+    weights[-1] = 1.0
+    for z, energy in energies.items():
+        weights[1 + z] = -energy
+    residual = factor @ weights  # R-image of (E - ΣE0)/n of every configuration
+    ones = factor[:, 0]  # R-image of the column of ones
+    shift = float(residual @ ones / (ones @ ones)) if head.energies else 0.0
+    if scaling == "std":
+        spread = float(np.linalg.norm(residual - shift * ones))
+        scale = spread / max(head.energies - 1, 1) ** 0.5
+    else:
+        scale = (head.force_squares / head.force_components) ** 0.5 if head.force_components else 0.0
+    return (scale if scale > 0 else 1.0), shift

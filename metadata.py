@@ -1,0 +1,39 @@
+"""Put what the data say into a model.json: ``python metadata.py init --help``, ``python metadata.py fit --help``."""
+
+import sys
+from collections.abc import Sequence
+
+from model_utils import cli
+from model_utils.options import MetadataFitOptions, MetadataInitOptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code."""
+    return cli.run_subcommand(
+        {"init": (MetadataInitOptions, init), "fit": (MetadataFitOptions, fit)}, __doc__ or "", argv
+    )
+
+
+def init(options: MetadataInitOptions) -> None:
+    """From data (and a preset or a mace YAML) to a complete model.json."""
+    from model_utils import describe_data as describe
+
+    describe.start()
+    network = describe.network_fields(options)
+    sums = describe.measure(options, network)
+    measured = describe.measured_fields(sums, network, options, zero_shift=describe.wants_zero_shift(options))
+    describe.write(options, network | measured)
+
+
+def fit(options: MetadataFitOptions) -> None:
+    """The same numbers into an existing model.json."""
+    from model_utils import describe_data as describe
+
+    describe.start()
+    network = describe.existing_fields(options)
+    sums = describe.measure(options, network)
+    describe.write(options, network | describe.measured_fields(sums, network, options, zero_shift=options.zero_shift))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The directions of imports: who may know whom, and where third parties stay."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [
+    *sorted((ROOT / "dataloader").glob("*.py")),
+    *sorted((ROOT / "model_utils").rglob("*.py")),
+    *(ROOT / name for name in ("losses.py", "optimizer.py", "metadata.py")),
+]
+ENTRY = {"model_utils.train_mace", "model_utils.evaluate", "metadata", "read_model"}
+HOME = {  # third party: the only modules that may import it
+    "mace": ["model_utils.models.mace_import"],
+    "e3nn": ["model_utils.models.mace_import"],
+    "lmdb": ["dataloader.lmdb_file"],
+    "vesin": ["dataloader.neighbors"],
+    "cyclopts": ["model_utils.cli", "model_utils.options", "model_utils.option_types"],
+    "pydantic": ["model_utils.models.description"],
+    "pickle": ["dataloader.restricted_pickle"],
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are never relative"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_directions(path: Path) -> None:
+    name, found = module_name(path), imports_of(path)
+    assert not found & (ENTRY - {name}), "nobody imports an entry script"
+    if name.startswith("dataloader") or name in ("optimizer",):
+        assert not any(f.split(".")[0] in ("model_utils", "losses") for f in found), "data and optimizer know no models"
+    if name == "losses":
+        assert not any(f.startswith("model_utils") for f in found)
+    if name.startswith("model_utils.models."):
+        above = ("fit", "checkpoint", "model_loader", "options", "cli", "outputs", "run_files", "assemble")
+        assert not any(f.startswith(tuple(f"model_utils.{a}" for a in above)) for f in found)
+    if name in ("model_utils.fit", "model_utils.step", "model_utils.evaluation", "model_utils.train_state"):
+        assert not any(f in ("pathlib", "json", "yaml", "model_utils.options", "model_utils.checkpoint") for f in found)
+    for library, homes in HOME.items():
+        if any(f == library or f.startswith(f"{library}.") for f in found):
+            assert name in homes, f"{library} is imported only in {homes}"
+
+
+def test_only_checkpoint_saves_and_loads_torch_files() -> None:
+    for path in FILES:
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.save")
+        ]
+        assert not calls or module_name(path) == "model_utils.checkpoint", path
+        for call in calls:
+            if ast.unparse(call.func) == "torch.load":
+                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
+
+
+def test_entry_scripts_define_no_classes_and_stay_short() -> None:
+    for path in (ROOT / "model_utils" / "train_mace.py", ROOT / "model_utils" / "evaluate.py", ROOT / "metadata.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(text)))
+        assert len(text.splitlines()) < 100, path
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from model_utils import train_mace; train_mace.main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--xyz_train" in done.stdout
+
+
+def test_importing_mace_leaves_safe_loading_on() -> None:
+    code = "import os; import model_utils.models.mace_import; assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

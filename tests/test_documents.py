@@ -1,0 +1,52 @@
+"""Documents and configurations that promise something: Parameters.md, configs, the README's tree."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from model_utils import cli, parameters_md
+from model_utils.mace_flags import OURS
+from model_utils.models import description
+from model_utils.options import TrainOptions
+
+
+def test_parameters_md_has_todays_options() -> None:
+    text = (ROOT / "Parameters.md").read_text(encoding="utf-8")
+    assert parameters_md.with_tables(text) == text, "run `make parameters`"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_parses_and_names_files_that_are_there(path: Path) -> None:
+    options = cli.parse(TrainOptions, ["--config", str(path), "--output_checkpoint", "run", "--xyz_train", "x.xyz"])
+    assert options is not None
+    assert description.read(options.input_json)
+    assert all(file.exists() for file in (*options.xyz_val, *options.xyz_test))
+
+
+def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("input_json: m.json\nlr: 1e-3\nxyz_train: [t.xyz]\nepochs: 7\noutput_checkpoint: run\n")
+    for argv in (["--lr", "0.5", "--config", f"{tmp_path}/a.yaml"], [f"--config={tmp_path}/a.yaml", "--lr", "0.5"]):
+        options = cli.parse(TrainOptions, argv)
+        assert options is not None
+        assert (options.lr, options.epochs) == (0.5, 7)
+        assert (options.input_json, options.xyz_train) == (tmp_path / "m.json", (tmp_path / "t.xyz",))
+    assert cli.parse(TrainOptions, ["--config", f"{tmp_path}/a.yaml"]).lr == 1e-3  # type: ignore[union-attr]
+
+
+def test_hints_for_mace_flags_name_flags_that_exist() -> None:
+    ours = set(TrainOptions.__dataclass_fields__) | {"scaling", "input_model"}
+    for name, hint in OURS.items():
+        assert name not in TrainOptions.__dataclass_fields__, f"--{name} is ours and needs no hint"
+        for flag in re.findall(r"--(\w+)", hint):
+            assert flag in ours, (name, hint)
+
+
+def test_the_readmes_tree_names_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("```text")[1].split("```")[0]
+    names = [line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()]
+    known = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts and "runs" not in path.parts}
+    assert names
+    assert [name for name in names if name not in known] == []

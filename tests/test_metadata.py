@@ -1,0 +1,123 @@
+"""metadata.py: the same numbers as mace-torch's own functions, and a complete model.json in one command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+
+import metadata
+from conftest import ROOT, waters
+from model_utils.models import description
+
+
+def init(tmp_path: Path, *flags: str, code: int = 0) -> dict[str, object]:
+    out = tmp_path / "model.json"
+    assert metadata.main(["init", "--output_json", str(out), *flags]) == code
+    return json.loads(out.read_text()) if code == 0 else {}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    write(tmp_path / "w.xyz", waters(9), format="extxyz")
+    return tmp_path / "w.xyz"
+
+
+def test_statistics_are_maces_own(tmp_path: Path) -> None:
+    from model_utils.models.mace_import import _unsafe_loading_during_import, mace
+
+    with _unsafe_loading_during_import():
+        from mace import data, tools
+        from mace.data.utils import compute_average_E0s
+        from mace.tools import torch_geometric
+
+    path = ROOT / "configs/quickstart/valid.xyz"
+    found = init(tmp_path, "--xyz_train", str(path), "--r_max", "2.0", "--E0s", "average", "--scaling", "std")
+    from ase.io import read
+
+    frames, table = read(path, ":"), tools.AtomicNumberTable([1, 6, 8])
+    configurations = [
+        data.Configuration(
+            atomic_numbers=a.numbers,
+            positions=a.positions,
+            properties={"energy": a.info["REF_energy"], "forces": a.arrays["REF_forces"]},
+            property_weights={"energy": 1.0, "forces": 1.0},
+            cell=np.zeros((3, 3)),
+            pbc=(False, False, False),
+            head="Default",
+        )
+        for a in frames
+    ]
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    energies = np.array([list(compute_average_E0s(configurations, table).values())])
+    assert np.array(found["atomic_energies"]) == pytest.approx(energies, rel=1e-8)
+    graphs = [data.AtomicData.from_config(c, z_table=table, cutoff=2.0, heads=["Default"]) for c in configurations]
+    loader = torch_geometric.dataloader.DataLoader(graphs, batch_size=7)
+    assert found["avg_num_neighbors"] == pytest.approx(mace.modules.compute_avg_num_neighbors(loader), rel=1e-8)
+    mean, std = mace.modules.compute_mean_std_atomic_inter_energy(loader, energies)
+    assert found["atomic_inter_shift"] == pytest.approx(np.atleast_1d(mean).tolist(), rel=1e-8, abs=1e-10)
+    assert found["atomic_inter_scale"] == pytest.approx(np.atleast_1d(std).tolist(), rel=1e-7)
+    rms = init(tmp_path, "--xyz_train", str(path), "--r_max", "2.0", "--E0s", "average", "--overwrite")
+    _, scale = mace.modules.compute_mean_rms_energy_forces(loader, energies)
+    assert rms["atomic_inter_scale"] == pytest.approx(np.atleast_1d(scale).tolist(), rel=1e-8)
+
+
+def test_one_command_gives_a_complete_description(file: Path, tmp_path: Path) -> None:
+    found = init(tmp_path, "--xyz_train", str(file), "--preset", "small")
+    assert set(found) == set(description.ModelDescription.model_fields)
+    assert (found["atomic_numbers"], found["hidden_irreps"]) == ([1, 8], "128x0e")
+
+
+def test_isolated_atoms_are_used_and_what_they_lack_is_fitted(tmp_path: Path) -> None:
+    hydrogen = Atoms("H", info={"REF_energy": -13.0, "config_type": "IsolatedAtom"})
+    hydrogen.arrays["REF_forces"] = np.zeros((1, 3))
+    frames = waters(4)
+    for atoms in frames:  # an exact composition law: H -13, O -400
+        atoms.info["REF_energy"] = -13.0 * sum(atoms.numbers == 1) - 400.0 * sum(atoms.numbers == 8)
+    write(tmp_path / "h.xyz", [hydrogen, *frames], format="extxyz")
+    found = init(tmp_path, "--xyz_train", str(tmp_path / "h.xyz"))
+    assert found["atomic_energies"][0] == pytest.approx([-13.0, -400.0])  # type: ignore[index]
+    assert found["atomic_inter_shift"] == pytest.approx([0.0], abs=1e-9)
+
+
+def test_compositions_that_do_not_determine_every_e0(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = init(tmp_path, "--xyz_train", str(file))
+    assert "compositions determine only 1 of 2 elements" in capsys.readouterr().out
+    assert found["atomic_energies"][0][0] == pytest.approx(2 * found["atomic_energies"][0][1])  # type: ignore[index]
+    assert "compositions" in str(init(tmp_path, "--xyz_train", str(file), "--E0s", "lstsq", "--overwrite", code=2) or "compositions")
+
+
+def test_given_e0s(file: Path, tmp_path: Path) -> None:
+    found = init(tmp_path, "--xyz_train", str(file), "--E0s", '{"H": -13.6, "8": -430}')
+    assert found["atomic_energies"] == [[-13.6, -430.0]]
+
+
+def test_a_mace_yaml_describes_the_network(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mace.yml").write_text("model: MACE\nnum_channels: 16\nmax_L: 1\nr_max: 4.0\ncorrelation: 2\nlr: 0.1\n")
+    found = init(tmp_path, "--xyz_train", str(file), "--mace_config", str(tmp_path / "mace.yml"))
+    assert found["hidden_irreps"] == "16x0e+16x1o"
+    assert found["interaction_cls_first"] == "RealAgnosticInteractionBlock"
+    assert found["atomic_inter_shift"] == [0.0]
+    assert found["correlation"] == [2, 2]
+
+
+def test_fit_keeps_the_network_and_replaces_the_numbers(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text('{"model_class": "ScaleShiftMACE", "r_max": 3.5, "hidden_irreps": "8x0e"}')
+    out = tmp_path / "out.json"
+    flags = ["--input_json", str(tmp_path / "in.json"), "--xyz_train", str(file), "--output_json", str(out)]
+    assert metadata.main(["fit", *flags]) == 0
+    found = description.read(out)
+    assert (found.hidden_irreps, found.r_max, found.atomic_numbers) == ("8x0e", 3.5, [1, 8])
+    assert metadata.main(["fit", *flags]) == 2, "an output that is there is not replaced"
+
+
+def test_statistics_can_leave_out_the_validation_part(file: Path, tmp_path: Path) -> None:
+    whole = init(tmp_path, "--xyz_train", str(file))
+    part = init(tmp_path, "--xyz_train", str(file), "--valid_fraction", "0.3", "--overwrite")
+    assert whole["atomic_inter_scale"] != part["atomic_inter_scale"]

@@ -51,9 +51,9 @@ class Prediction:
 class Loss:
     """Weights and shapes of the three terms.
 
-    ``mse`` is e². ``huber`` is e²/2 up to δ and δ(|e| − δ/2) beyond (Huber 1964). ``mae`` is |e|. ``l2norm``, for forces
-    only, is the Euclidean norm of an atom's force error, averaged over atoms (Chanussot et al., ACS Catal. 11, 6059,
-    2021): its gradient has the same length for every atom, so a force of 70 eV/Å cannot make training diverge.
+    ``mse`` is e². ``huber`` is e²/2 up to δ and δ(|e| − δ/2) beyond (Huber 1964). ``mae`` is |e|. ``l2norm``, for
+    forces only, is the Euclidean norm of an atom's force error, averaged over atoms (Chanussot et al., ACS Catal. 11,
+    6059, 2021): its gradient has the same length for every atom, so a force of 70 eV/Å cannot make training diverge.
     """
 
     energy_weight: float = 1.0

@@ -9,9 +9,8 @@ from model_utils.options import MetadataFitOptions, MetadataInitOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
-    return cli.run_subcommand(
-        {"init": (MetadataInitOptions, init), "fit": (MetadataFitOptions, fit)}, __doc__ or "", argv
-    )
+    commands: cli.Commands = {"init": (MetadataInitOptions, init), "fit": (MetadataFitOptions, fit)}
+    return cli.run_subcommand(commands, __doc__ or "", argv)
 
 
 def init(options: MetadataInitOptions) -> None:

@@ -16,9 +16,9 @@ ScheduleKind = Literal["plateau", "step", "exponential", "cosine", "onecycle", "
 def decays(name: str, parameter: Tensor, owner: nn.Module | None = None) -> bool:
     """Whether weight decay acts on a parameter.
 
-    Biases, normalisations, scales, shifts and scalars carry physical magnitudes, which it makes no sense to push towards
-    zero. The number of dimensions says nothing: e3nn stores its linear weights flat, and 81 % of MACE-MP-0's parameters
-    are one-dimensional tensors that must decay.
+    Biases, normalisations, scales, shifts and scalars carry physical magnitudes, which it makes no sense to push
+    towards zero. The number of dimensions says nothing: e3nn stores its linear weights flat, and 81 % of MACE-MP-0's
+    parameters are one-dimensional tensors that must decay.
     """
     if parameter.numel() == 1 or any(word in name.lower() for word in NO_DECAY_WORDS):
         return False
@@ -66,10 +66,10 @@ def build_optimizer(
 class ScheduleSettings:
     """A learning-rate schedule; times are epochs or optimizer steps, by ``unit``.
 
-    plateau: times ``factor`` after ``patience`` validations without a lower loss. step: times ``factor`` every ``period``.
-    exponential: times ``factor`` every unit. cosine: half a cosine from lr to ``min_lr`` over the horizon (Loshchilov &
-    Hutter 2017). onecycle: linear rise over ``warmup`` (or 30 % of the horizon), then a cosine down to ``min_lr`` (after
-    Smith & Topin 2018). Every kind begins with a linear warm-up of ``warmup`` units.
+    plateau: times ``factor`` after ``patience`` validations without a lower loss. step: times ``factor`` every
+    ``period``. exponential: times ``factor`` every unit. cosine: half a cosine from lr to ``min_lr`` over the horizon
+    (Loshchilov & Hutter 2017). onecycle: linear rise over ``warmup`` (or 30 % of the horizon), then a cosine down to
+    ``min_lr`` (after Smith & Topin 2018). Every kind begins with a linear warm-up of ``warmup`` units.
     """
 
     kind: ScheduleKind = "plateau"

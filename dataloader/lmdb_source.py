@@ -1,4 +1,4 @@
-"""Read LMDB records (OC20/OC22 pickles, plain dicts) as structures; faulty records are dropped and counted, never guessed."""
+"""Read LMDB records (OC20/OC22 pickles, plain dicts) as structures; faulty ones are dropped and counted."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -165,7 +165,9 @@ def _periodicity(record: Mapping[str, object], cell: NDArray[np.float64]) -> tup
 
 def _without_unit_axes(record: Mapping[str, object]) -> Mapping[str, object]:
     """Labels that collation left with a leading axis of one: stress (1, 3, 3), energy (1, 1)."""
-    return {k: v.squeeze(0) if isinstance(v, np.ndarray) and v.ndim == 3 and len(v) == 1 else v for k, v in record.items()}
+    return {
+        k: v.squeeze(0) if isinstance(v, np.ndarray) and v.ndim == 3 and len(v) == 1 else v for k, v in record.items()
+    }
 
 
 def _free_atoms(record: Mapping[str, object], n_atoms: int) -> NDArray[np.bool_] | None:

@@ -26,7 +26,7 @@ class Loader:
         self.dataset = dataset
         self._plan = _PlanSampler()
         self._fetch = _Fetch(dataset)
-        self._workers = (
+        self._workers: DataLoader[Batch] | None = (
             DataLoader(
                 self._fetch,  # type: ignore[arg-type]
                 sampler=self._plan,
@@ -68,7 +68,7 @@ class _PlanSampler(Sampler[NDArray[np.int64]]):
 
 
 class _Fetch:
-    """Makes one batch; an input error travels as its text, since a worker's exception arrives wrapped in a traceback."""
+    """Makes one batch; an input error travels as its text: a worker's exception arrives wrapped in a traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

@@ -72,14 +72,13 @@ def _wrapped(structure: Structure) -> NDArray[np.float64]:
     return positions - positions.mean(axis=0)
 
 
-def _refuse(
-    structure: Structure, i: NDArray[np.uint64], j: NDArray[np.uint64], distances: NDArray[np.float64]
-) -> None:
+def _refuse(structure: Structure, i: NDArray[np.uint64], j: NDArray[np.uint64], distances: NDArray[np.float64]) -> None:
     if len(distances) > MAX_EDGES_PER_ATOM * structure.n_atoms:
         per_atom = len(distances) / structure.n_atoms
         raise GraphFault(f"{per_atom:.0f} neighbours per atom (limit {MAX_EDGES_PER_ATOM}): is the cell right?")
     if len(distances) and distances.min() < MIN_DISTANCE:
         pair = int(distances.argmin())
         raise GraphFault(
-            f"atoms {int(i[pair])} and {int(j[pair])} are {distances[pair]:.3g} Å apart (expected at least {MIN_DISTANCE} Å)"
+            f"atoms {int(i[pair])} and {int(j[pair])} are {distances[pair]:.3g} Å apart "
+            f"(expected at least {MIN_DISTANCE} Å)"
         )

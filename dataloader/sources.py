@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -26,7 +26,7 @@ class SourceSpec:
 
     path: Path
     format: DataFormat
-    keys: LabelKeys = LabelKeys()
+    keys: LabelKeys = field(default_factory=LabelKeys)
     head: str | None = None  # for every structure of the file that names none itself
     weight: float = 1.0  # multiplies the weight of every structure
 
@@ -36,8 +36,8 @@ class Source(Protocol):
 
     path: Path
     n_atoms: NDArray[np.int64]  # (len,)
-    elements: Sequence[frozenset[int]]  # atomic numbers that occur in each structure
-    heads: Sequence[str | None]
+    elements: list[frozenset[int]]  # atomic numbers that occur in each structure
+    heads: list[str | None]
     isolated_atoms: list[Structure]
     label_names: Counter[LabelNames]
     dropped: Counter[str]

@@ -34,7 +34,7 @@ class TriangularFactor:
 
     def _reduce(self) -> None:
         if self._rows:
-            self._factor = np.linalg.qr(np.vstack([self._factor, *self._rows]), mode="r")
+            self._factor = np.asarray(np.linalg.qr(np.vstack([self._factor, *self._rows]), mode="r"))
             self._rows = []
 
     def value(self) -> NDArray[np.float64]:
@@ -50,7 +50,9 @@ class HeadSums:
     structures: int = 0
     energies: int = 0
     compositions: TriangularFactor = field(default_factory=lambda: TriangularFactor(MAX_Z + 1))  # counts per Z, energy
-    fractions: TriangularFactor = field(default_factory=lambda: TriangularFactor(MAX_Z + 2))  # 1, counts/N per Z, energy/N
+    fractions: TriangularFactor = field(
+        default_factory=lambda: TriangularFactor(MAX_Z + 2)
+    )  # 1, counts/N per Z, energy/N
     force_squares: float = 0.0
     force_components: int = 0
     isolated: dict[int, float] = field(default_factory=dict)  # Z: eV
@@ -73,7 +75,12 @@ class DataSums:
 
 
 def collect(
-    structures: Iterable[Structure], isolated_atoms: Iterable[Structure], r_max: float, *, default_head: str, free_atoms_only: bool
+    structures: Iterable[Structure],
+    isolated_atoms: Iterable[Structure],
+    r_max: float,
+    *,
+    default_head: str,
+    free_atoms_only: bool,
 ) -> DataSums:
     """Go over the structures once.
 
@@ -145,9 +152,9 @@ class ReferenceEnergies:
 def reference_energies(head: HeadSums, elements: Sequence[int], method: str) -> ReferenceEnergies:
     """E0s of one head.
 
-    ``isolated`` takes the IsolatedAtom frames. ``lstsq`` fits total energies by composition. ``average`` is the same fit
-    where compositions do not determine every element, with the shortest solution, as mace's "average". ``auto`` takes
-    isolated atoms where there are some, fits the elements that have none, and falls back to average.
+    ``isolated`` takes the IsolatedAtom frames. ``lstsq`` fits total energies by composition. ``average`` is the same
+    fit where compositions do not determine every element, with the shortest solution, as mace's "average". ``auto``
+    takes isolated atoms where there are some, fits the elements that have none, and falls back to average.
 
     Raises:
         InputError: the method cannot give a value for every element.

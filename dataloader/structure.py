@@ -1,4 +1,4 @@
-"""One labelled structure, the same frozen record whatever file it came from, and the faults that one structure shows."""
+"""One labelled structure, the same record whatever file it came from, and the faults that one structure shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.io.extxyz import read_extxyz
 
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys, Labels, find_labels
+from dataloader.labels import LabelError, LabelKeys, find_labels
 from dataloader.structure import Structure, geometry_fault, label_fault
 
 NOT_LABELS = {"numbers", "positions", "config_type", "head", "fixed"}
@@ -87,26 +87,25 @@ def _structure(
             head=None if record.get("head") is None else str(record["head"]),
             config_type=str(record.get("config_type", "Default")),
             features={name: _feature(record, name) for name in features},
-            **_labels(labels, periodic=all(pbc)),
-            **_weights(record),
+            energy=labels.energy,
+            forces=labels.forces,
+            stress=labels.stress if all(pbc) else None,  # without a volume a stress means nothing
+            weight=_weight(record, "config_weight"),
+            energy_weight=_weight(record, "config_energy_weight"),
+            forces_weight=_weight(record, "config_forces_weight"),
+            stress_weight=_weight(record, "config_stress_weight"),
         )
     except LabelError as error:
         raise InputError(f"{where}: {error}") from None
     return structure, labels.names
 
 
-def _labels(labels: Labels, *, periodic: bool) -> dict[str, object]:
-    stress = labels.stress if periodic else None  # without a volume a stress means nothing
-    return {"energy": labels.energy, "forces": labels.forces, "stress": stress}
-
-
-def _weights(record: dict[str, object]) -> dict[str, float]:
-    """mace's per-configuration weights, by mace's names."""
-    names = {"weight": "config_weight", **{f"{t}_weight": f"config_{t}_weight" for t in ("energy", "forces", "stress")}}
+def _weight(record: dict[str, object], name: str) -> float:
+    """One of mace's per-configuration weights; 1 where the frame has none."""
     try:
-        return {ours: float(record[theirs]) for ours, theirs in names.items() if theirs in record}  # type: ignore[arg-type]
+        return float(record.get(name, 1.0))  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise LabelError("a config_*weight is not a number") from None
+        raise LabelError(f"{name} is not a number") from None
 
 
 def _free_atoms(record: dict[str, object]) -> np.ndarray | None:
@@ -142,7 +141,7 @@ def _refuse(
             there = sorted(
                 ({*atoms.info, *atoms.arrays} | set(atoms.calc.results if atoms.calc else ())) - NOT_LABELS, key=str
             )
+            has = ", ".join(map(str, there)) or "nothing"
             raise InputError(
-                f"{where}: {what} missing (looked for {looked}; the frame has: {', '.join(map(str, there)) or 'nothing'}); "
-                f"name it with --{what}_key"
+                f"{where}: {what} missing (looked for {looked}; the frame has: {has}); name it with --{what}_key"
             )

@@ -145,7 +145,11 @@ def describe(role: str, dataset: Dataset) -> None:
     for source in dataset.sources:
         names: Counter[str] = Counter()
         for (energy, forces, stress), count in source.label_names.items():
-            found = [f"{what} from {name}" for what, name in zip(("energy", "forces", "stress"), (energy, forces, stress), strict=True) if name]
+            found = [
+                f"{what} from {name}"
+                for what, name in zip(("energy", "forces", "stress"), (energy, forces, stress), strict=True)
+                if name
+            ]
             names[", ".join(found) or "no labels"] += count
         labels = "; ".join(f"{text}{f' ({n})' if len(names) > 1 else ''}" for text, n in names.items())
         log.info("%s: %s: %d structures, %d atoms; %s", role, source.path, len(source), source.n_atoms.sum(), labels)
@@ -157,7 +161,9 @@ def describe(role: str, dataset: Dataset) -> None:
             log.warning("  dropped %s", source.drop_report())  # type: ignore[attr-defined]
     for reason, count in dataset.left_out.items():
         log.info("  %d structures left out: %s", count, reason)
-    if dataset.free_atoms_only and any(dataset.sources[s].structure(int(i)).free_atoms is not None for s, i in dataset.places[:1]):
+    if dataset.free_atoms_only and any(
+        dataset.sources[s].structure(int(i)).free_atoms is not None for s, i in dataset.places[:1]
+    ):
         log.info("  records say which atoms were fixed: only force components of free atoms count")
 
 

@@ -95,11 +95,14 @@ def read(path: Path) -> WeightsFile:
         raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
     if content["format_version"] > FORMAT_VERSION:
         raise VerificationError(
-            f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; update the toolkit"
+            f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; "
+            "update the toolkit"
         )
     text = content["model_json_text"]
     if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
-        raise VerificationError(f"{path}: the model.json inside does not match its hash {content['model_json_hash'][:12]}…")
+        raise VerificationError(
+            f"{path}: the model.json inside does not match its hash {content['model_json_hash'][:12]}…"
+        )
     return WeightsFile(
         path=path,
         kind=content["kind"],
@@ -121,7 +124,9 @@ def _load(path: Path) -> dict[str, Any]:
             if damaged := archive.testzip():
                 raise VerificationError(f"{path} is damaged: record {damaged} fails its checksum")
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt") from None
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
+        ) from None
     except zipfile.BadZipFile:
         raise VerificationError(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
     except VerificationError:
@@ -140,7 +145,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _stub_modules(path: Path) -> Iterator[None]:
-    """Let the classes of a pickled network be read as inert stubs, and nothing else: the allow-list is emptied first."""
+    """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:

@@ -1,4 +1,4 @@
-"""From a command line and a YAML file to a typed record of options, and from exceptions to one line and an exit code."""
+"""From a command line and a YAML file to typed options, and from exceptions to one line and an exit code."""
 
 import dataclasses
 import difflib
@@ -19,6 +19,7 @@ from dataloader.errors import InputError
 from model_utils.mace_flags import ours_for
 
 Options = TypeVar("Options")
+Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
 
 ONLY_IN_YAML = ("sources",)
 
@@ -53,9 +54,7 @@ def run(kind: type[Options], command: Callable[[Options], None], argv: Sequence[
         return int(code)
 
 
-def run_subcommand(
-    commands: Mapping[str, tuple[type, Callable[[Any], None]]], doc: str, argv: Sequence[str] | None = None
-) -> int:
+def run_subcommand(commands: Commands, doc: str, argv: Sequence[str] | None = None) -> int:
     """``run`` for a program whose first word says which command is meant."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in commands:
@@ -91,7 +90,7 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     )
     config = _config_path(argv)
     if config is not None:
-        app.config = Dict(_read_yaml(config, kind, names), source=str(config))  # type: ignore[assignment]
+        app.config = Dict(_read_yaml(config, kind, names), source=str(config))
     app.default(_identity(kind))
     try:
         parsed: Options | None = app(_last_of_each(argv), exit_on_error=False, print_error=False)
@@ -163,7 +162,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping with every key once."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
@@ -171,9 +170,11 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """A node; no alias."""
-        if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", self.peek_event().start_mark)  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:

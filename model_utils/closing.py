@@ -1,4 +1,4 @@
-"""What happens after the last step: the errors of the best model on every data set, and the file for mace's calculator."""
+"""What happens after the last step: the best model's errors on every data set, and the file for mace's calculator."""
 
 import torch
 
@@ -30,7 +30,13 @@ def report_best(
     sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
     rows = {name: Evaluator(dataset, options, device)(network, parameters, loss)[0] for name, dataset in sets.items()}
     content = best.file.content
-    log.info("best model: epoch %d, step %d, %s weights, %s", content["epoch"], content["step"], best.file.weights, outputs.model)
+    log.info(
+        "best model: epoch %d, step %d, %s weights, %s",
+        content["epoch"],
+        content["step"],
+        best.file.weights,
+        outputs.model,
+    )
     for line in table(rows).splitlines():
         log.info("%s", line)
     files.metrics.final(rows)

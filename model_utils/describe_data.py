@@ -33,11 +33,28 @@ R_MAX = 5.0  # Å, mace_run_train's default
 MACE_SETTINGS = {
     **{
         name: name
-        for name in (
-            "r_max max_ell correlation num_interactions hidden_irreps edge_irreps MLP_irreps gate radial_type "
-            "distance_transform pair_repulsion apply_cutoff use_reduced_cg use_so3 use_agnostic_product "
-            "use_last_readout_only use_edge_irreps_first use_embedding_readout embedding_specs avg_num_neighbors"
-        ).split()
+        for name in [
+            "r_max",
+            "max_ell",
+            "correlation",
+            "num_interactions",
+            "hidden_irreps",
+            "edge_irreps",
+            "MLP_irreps",
+            "gate",
+            "radial_type",
+            "distance_transform",
+            "pair_repulsion",
+            "apply_cutoff",
+            "use_reduced_cg",
+            "use_so3",
+            "use_agnostic_product",
+            "use_last_readout_only",
+            "use_edge_irreps_first",
+            "use_embedding_readout",
+            "embedding_specs",
+            "avg_num_neighbors",
+        ]
     },
     "num_radial_basis": "num_bessel",
     "num_cutoff_basis": "num_polynomial_cutoff",
@@ -89,8 +106,8 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
     if isinstance(fields.get("radial_MLP"), str):
         fields["radial_MLP"] = json.loads(fields["radial_MLP"])
     if "num_channels" in settings or "max_L" in settings:
-        channels, order = int(settings.get("num_channels", 128)), int(settings.get("max_L", 1))
-        fields["hidden_irreps"] = "+".join(f"{channels}x{l}{'eo'[l % 2]}" for l in range(order + 1))
+        channels, max_order = int(settings.get("num_channels", 128)), int(settings.get("max_L", 1))
+        fields["hidden_irreps"] = "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
     if settings.get("model", "MACE") == "MACE":  # mace builds ScaleShiftMACE with this first block (and shift 0)
         if "Density" not in fields.get("interaction_cls_first", ""):
             fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
@@ -149,7 +166,11 @@ def measured_fields(
     unknown = sums.elements - set(elements)
     if unknown:
         raise InputError(f"the data hold {symbols(list(unknown))}, which atomic_numbers of the model lack")
-    found: dict[str, Any] = {"atomic_numbers": elements, "atomic_energies": [], "avg_num_neighbors": sums.avg_num_neighbors}
+    found: dict[str, Any] = {
+        "atomic_numbers": elements,
+        "atomic_energies": [],
+        "avg_num_neighbors": sums.avg_num_neighbors,
+    }
     log.info("elements: %s", symbols(elements))
     log.info(
         "avg_num_neighbors: %.6g within %g Å, over %d of %d atoms (those with neighbours)",
@@ -167,7 +188,14 @@ def measured_fields(
         found["atomic_energies"].append([energies[z] for z in elements])
         scales.append(scale)
         shifts.append(shift)
-        log.info("head %s: scale %.6g, shift %.6g eV (%s scaling, %d structures)", name, scale, shift, options.scaling, head.structures)
+        log.info(
+            "head %s: scale %.6g, shift %.6g eV (%s scaling, %d structures)",
+            name,
+            scale,
+            shift,
+            options.scaling,
+            head.structures,
+        )
     if network.get("model_class", "ScaleShiftMACE") == "ScaleShiftMACE":
         found |= {"atomic_inter_scale": scales, "atomic_inter_shift": shifts}
     return found

@@ -23,7 +23,9 @@ def evaluate(options: EvaluateOptions) -> None:
 
     runtime.start_log(None)
     evaluation_report.refuse_existing(options)
-    loaded = model_loader.load(options.input_model, dtype=runtime.DTYPES.get(options.dtype or ""), input_json=options.input_json)
+    loaded = model_loader.load(
+        options.input_model, dtype=runtime.DTYPES.get(options.dtype or ""), input_json=options.input_json
+    )
     dtype = runtime.dtype_of(options.dtype, loaded.file.dtype)
     device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=0)
     evaluation_report.say_what_is_used(loaded, dtype, device)

@@ -101,7 +101,9 @@ def write(options: EvaluateOptions, total: Metrics, by_source: Mapping[str, Metr
     }
     try:
         options.output_json.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_text(options.output_json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        durable.write_text(
+            options.output_json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
     except OSError as error:
         raise InputError(f"cannot write --output_json {options.output_json}: {error.strerror}") from None
     log.info("wrote %s", options.output_json)

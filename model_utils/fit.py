@@ -214,8 +214,8 @@ class _Run:
             if not good:
                 raise NonFiniteError(
                     f"loss or gradient is not finite after step {self.state.progress.step} for the batch of "
-                    f"{self.hooks.names(indices)}; nothing of it was saved: look at these structures, lower --lr, or use "
-                    "--forces_loss huber"
+                    f"{self.hooks.names(indices)}; nothing of it was saved: look at these structures, lower --lr, "
+                    "or use --forces_loss huber"
                 )
         self.unchecked.clear()
 
@@ -232,7 +232,9 @@ class _Run:
         reason = self.hooks.stop_reason()
         if reason is not None:
             self._save(reason)
-            raise Preempted(f"{reason}: saved at step {progress.step}, epoch {progress.epoch + 1}; resume with --resume auto")
+            raise Preempted(
+                f"{reason}: saved at step {progress.step}, epoch {progress.epoch + 1}; resume with --resume auto"
+            )
 
     def _end_epoch(self) -> None:
         progress = self.state.progress

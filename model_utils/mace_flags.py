@@ -54,11 +54,31 @@ OURS = {
     "config_type_weights": "write config_weight into the frames, or give sources a weight in the YAML",
     **{
         name: f"it is a field of model.json: {IN_MODEL_JSON}"
-        for name in (
-            "r_max radial_type pair_repulsion distance_transform apply_cutoff use_last_readout_only use_embedding_readout "
-            "max_ell correlation use_reduced_cg use_so3 use_agnostic_product num_interactions MLP_irreps radial_MLP "
-            "hidden_irreps edge_irreps use_edge_irreps_first gate avg_num_neighbors atomic_numbers heads embedding_specs"
-        ).split()
+        for name in [
+            "r_max",
+            "radial_type",
+            "pair_repulsion",
+            "distance_transform",
+            "apply_cutoff",
+            "use_last_readout_only",
+            "use_embedding_readout",
+            "max_ell",
+            "correlation",
+            "use_reduced_cg",
+            "use_so3",
+            "use_agnostic_product",
+            "num_interactions",
+            "MLP_irreps",
+            "radial_MLP",
+            "hidden_irreps",
+            "edge_irreps",
+            "use_edge_irreps_first",
+            "gate",
+            "avg_num_neighbors",
+            "atomic_numbers",
+            "heads",
+            "embedding_specs",
+        ]
     },
 }
 

@@ -91,8 +91,9 @@ def _must_equal(file: WeightsFile, other: ModelDescription, path: Path) -> None:
     if other.hash() != file.description.hash():
         differences = model_json.differing_fields(file.description, other)
         raise VerificationError(
-            f"{path} (hash {other.hash()[:12]}…) is not the model.json of {file.path} ({file.description.hash()[:12]}…): "
-            f"{'; '.join(differences[:3])}; it was edited after training: restore it, or remove it to have it written again"
+            f"{path} (hash {other.hash()[:12]}…) is not the model.json of {file.path} "
+            f"({file.description.hash()[:12]}…): {'; '.join(differences[:3])}; it was edited after training: "
+            "restore it, or remove it to have it written again"
         )
 
 
@@ -144,8 +145,8 @@ def refuse_other_description(outputs: Outputs, description: ModelDescription, so
 class PairWriter:
     """Writes a run's checkpoint and its best model, with the description in both.
 
-    The module under ``model`` is a copy made on the CPU before training, filled with the best weights: a module that was
-    moved from CUDA does not open on a CPU, since e3nn keeps the device in it.
+    The module under ``model`` is a copy made on the CPU before training, filled with the best weights: a module that
+    was moved from CUDA does not open on a CPU, since e3nn keeps the device in it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Every setting of every command: declared once with type, default and help; flags, YAML keys and tables come from here."""
+"""Every setting of every command: declared once, with type, default and help."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -367,6 +367,32 @@ class MetadataFitOptions(MetadataOptions):
     """The model.json; what it lacks of these is added, what it has is replaced."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(CommonOptions):
+    """Say what a weights file is."""
+
+    input_model: Path
+    """A `*_model.pt` or `*_checkpoint.pt`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(ShowOptions):
+    """Check a weights file against a model.json: hash, names, shapes, buffers."""
+
+    input_json: Path
+    """The model.json it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ShowOptions):
+    """Write the model.json that lies inside a weights file."""
+
+    output_json: Path
+    """Where it goes."""
+    overwrite: bool = False
+    """Replace another file there."""
+
+
 def _check_data(options: TrainDataOptions) -> None:
     xyz = options.xyz_train + options.xyz_val + options.xyz_test
     lmdb = options.lmdb_train + options.lmdb_val + options.lmdb_test
@@ -378,13 +404,19 @@ def _check_data(options: TrainDataOptions) -> None:
 def _check_format(data_format: str | None, **paths: tuple[Path, ...]) -> None:
     for name, given in paths.items():
         if given and data_format is not None and data_format != name:
-            raise InputError(f"--data_format {data_format} but {given[0]} was given by a --{name}_… flag; drop one of the two")
+            raise InputError(
+                f"--data_format {data_format} but {given[0]} was given by a --{name}_… flag; drop one of the two"
+            )
 
 
 def _check_run(options: TrainOptions) -> None:
     if options.resume and options.overwrite:
-        raise InputError("--resume and --overwrite contradict each other: one keeps the run that is there, one removes it")
+        raise InputError(
+            "--resume and --overwrite contradict each other: one keeps the run that is there, one removes it"
+        )
     if options.start_stage_two is not None and not options.stage_two:
         raise InputError("--start_stage_two is given but --stage_two is not; add --stage_two or drop it")
     if options.energy_weight == options.forces_weight == options.stress_weight == 0:
-        raise InputError("all loss weights are 0; give at least one of --energy_weight, --forces_weight, --stress_weight")
+        raise InputError(
+            "all loss weights are 0; give at least one of --energy_weight, --forces_weight, --stress_weight"
+        )

@@ -98,8 +98,8 @@ class Outputs:
         found = self.of_another_run()
         if found:
             raise InputError(
-                f"{found[0]} belongs to another run; continue that one with --resume auto, replace it with --overwrite, "
-                "or give another --output_checkpoint"
+                f"{found[0]} belongs to another run; continue that one with --resume auto, replace it with "
+                "--overwrite, or give another --output_checkpoint"
             )
 
     def remove_another_run(self) -> None:
@@ -113,7 +113,9 @@ class Outputs:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"cannot create {folder}: {error.strerror}; give another --output_checkpoint") from None
+                raise InputError(
+                    f"cannot create {folder}: {error.strerror}; give another --output_checkpoint"
+                ) from None
 
 
 def sidecar(weights: Path) -> Path:
@@ -124,7 +126,9 @@ def sidecar(weights: Path) -> Path:
 def _file(given: Path, role: str) -> Path:
     if given.suffix == ".pt":
         if given.is_dir():
-            raise InputError(f"{given} is a directory, and a path ending in .pt is taken for a file; rename one of them")
+            raise InputError(
+                f"{given} is a directory, and a path ending in .pt is taken for a file; rename one of them"
+            )
         return given
     if given.exists() and not given.is_dir():
         raise InputError(f"{given} is a file; expected a directory or a path ending in .pt")

@@ -1,6 +1,7 @@
 """Parameters.md from the option declarations: ``python model_utils/parameters_md.py`` rewrites its tables."""
 
 import dataclasses
+import inspect
 import re
 import sys
 import typing
@@ -11,7 +12,15 @@ if not __package__:  # run as a file: import our modules from the checkout, not 
 
 from docstring_parser import parse_from_object
 
-from model_utils.options import EvaluateOptions, MetadataFitOptions, MetadataInitOptions, TrainOptions
+from model_utils.options import (
+    EvaluateOptions,
+    ExportOptions,
+    MetadataFitOptions,
+    MetadataInitOptions,
+    ShowOptions,
+    TrainOptions,
+    VerifyOptions,
+)
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "Parameters.md"
 TABLES: dict[str, type] = {
@@ -19,6 +28,9 @@ TABLES: dict[str, type] = {
     "evaluate.py": EvaluateOptions,
     "metadata.py init": MetadataInitOptions,
     "metadata.py fit": MetadataFitOptions,
+    "read_model.py export": ExportOptions,
+    "read_model.py verify": VerifyOptions,
+    "read_model.py show": ShowOptions,
 }
 
 
@@ -51,11 +63,11 @@ def table(kind: type) -> str:
 
 
 def _by_class(kind: type) -> list[dataclasses.Field[object]]:
-    """Fields grouped by the class that declares them, each group in its own order, so that reversing keeps it readable."""
+    """Fields grouped by the class that declares them; the caller reverses, so that a command's own come first."""
     groups: list[list[dataclasses.Field[object]]] = []
     all_fields = {item.name: item for item in dataclasses.fields(kind)}
     for cls in reversed(kind.__mro__):
-        own = [all_fields[name] for name in cls.__dict__.get("__annotations__", {}) if name in all_fields]
+        own = [all_fields[name] for name in inspect.get_annotations(cls) if name in all_fields]
         groups.append(list(reversed(own)))
     seen: dict[str, dataclasses.Field[object]] = {}
     for group in groups:

@@ -1,4 +1,4 @@
-"""How a run speaks: log lines, tables, metrics.jsonl, TensorBoard, the progress bar; names of metrics are spelled here."""
+"""How a run speaks: log lines, tables, metrics.jsonl, TensorBoard, the progress bar."""
 
 import dataclasses
 import json
@@ -54,18 +54,23 @@ def log_validation(record: ValidationRecord) -> None:
 
 def table(rows: Mapping[str, Metrics]) -> str:
     """Errors of several data sets side by side, energies in meV, forces in meV/Å, stress in meV/Å³."""
-    heads = ("", "configs", "E rmse/atom", "E mae/atom", "|E| mae cfg", "F rmse", "F mae")
-    cells = [
-        [name, str(m.n_configs), *map(_milli, (m.energy_rmse_per_atom, m.energy_mae_per_atom, m.energy_mae_cfg))]
-        + [_milli(m.forces_rmse), _milli(m.forces_mae)]
-        for name, m in rows.items()
-    ]
+    columns = {
+        "configs": lambda m: str(m.n_configs),
+        "E rmse/atom": lambda m: _milli(m.energy_rmse_per_atom),
+        "E mae/atom": lambda m: _milli(m.energy_mae_per_atom),
+        "|E| mae cfg": lambda m: _milli(m.energy_mae_cfg),
+        "F rmse": lambda m: _milli(m.forces_rmse),
+        "F mae": lambda m: _milli(m.forces_mae),
+    }
     if any(m.stress_rmse is not None for m in rows.values()):
-        heads = (*heads, "S rmse", "S mae")
-        cells = [c + [_milli(m.stress_rmse), _milli(m.stress_mae)] for c, m in zip(cells, rows.values(), strict=True)]
+        columns |= {"S rmse": lambda m: _milli(m.stress_rmse), "S mae": lambda m: _milli(m.stress_mae)}
+    heads = ["", *columns]
+    cells = [[name, *(column(m) for column in columns.values())] for name, m in rows.items()]
     widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
     lines = [
-        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in [heads, *cells]
     ]
     return "\n".join(["errors in meV, meV/Å and meV/Å³", lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -152,7 +157,7 @@ class TensorBoard:
 
 
 class ProgressBar:
-    """tqdm over the optimizer steps of an epoch, with loss, rate, atoms/s and time left; silent where output is a file."""
+    """tqdm over the steps of an epoch, with loss, rate, atoms/s and time left; silent where output is a file."""
 
     REFRESH = 0.5  # s; reading the loss waits for a GPU
 

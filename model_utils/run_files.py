@@ -56,7 +56,9 @@ class RunFiles:
         self.identity = data_identity(data)
         self.longest_save = 0.0
 
-    def hooks(self, network: Network, validate: Evaluator, progress: ProgressBar, stop: Callable[[], str | None]) -> Hooks:
+    def hooks(
+        self, network: Network, validate: Evaluator, progress: ProgressBar, stop: Callable[[], str | None]
+    ) -> Hooks:
         """The loop's hooks, writing here."""
 
         def measure(parameters: Parameters, loss: Loss) -> tuple[Metrics, Mapping[str, Metrics]]:
@@ -98,7 +100,10 @@ class RunFiles:
     def on_stage_two(self, state: TrainState) -> None:
         """Stage two begins."""
         self.writer.keep_stage_one()
-        log.info("stage two begins after epoch %d: loss weights and rate change, the best model starts anew", state.progress.epoch)
+        log.info(
+            "stage two begins after epoch %d: loss weights and rate change, the best model starts anew",
+            state.progress.epoch,
+        )
 
     def save(self, state: TrainState, reason: str) -> None:
         """Write the checkpoint.
@@ -118,7 +123,9 @@ class RunFiles:
         try:
             self.writer.save_checkpoint(state.network.module, train_state)
         except OSError as error:
-            raise SaveError(f"cannot write {self.outputs.checkpoint}: {error.strerror or error}; older files are intact") from None
+            raise SaveError(
+                f"cannot write {self.outputs.checkpoint}: {error.strerror or error}; older files are intact"
+            ) from None
         self.longest_save = max(self.longest_save, time.monotonic() - began)
 
     def close(self) -> None:
@@ -170,7 +177,9 @@ def newest_checkpoint(path: Path) -> WeightsFile | None:
     return None
 
 
-def continue_from(file: WeightsFile, module: nn.Module, state: TrainState, config: Mapping[str, Any], data: TrainingData) -> None:
+def continue_from(
+    file: WeightsFile, module: nn.Module, state: TrainState, config: Mapping[str, Any], data: TrainingData
+) -> None:
     """Put a stored run into a freshly assembled one, and say what is not as it was.
 
     Raises:
@@ -188,7 +197,9 @@ def continue_from(file: WeightsFile, module: nn.Module, state: TrainState, confi
                 f"{', '.join(fingerprint['files'])}); give the same files, or start anew with --overwrite"
             )
     state.load_state_dict(stored)
-    changed = [k for k, v in config.items() if k in stored["config"] and stored["config"][k] != v and k not in _HARMLESS]
+    changed = [
+        k for k, v in config.items() if k in stored["config"] and stored["config"][k] != v and k not in _HARMLESS
+    ]
     if changed:
         log.warning("not bitwise: settings changed since the checkpoint: %s", ", ".join(changed))
     log.info("continue %s: epoch %d, step %d", file.path, state.progress.epoch + 1, state.progress.step)

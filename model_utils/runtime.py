@@ -25,7 +25,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def start(*, device: str, dtype: torch.dtype, threads: int | None, seed: int, deterministic: bool = False) -> torch.device:
+def start(
+    *, device: str, dtype: torch.dtype, threads: int | None, seed: int, deterministic: bool = False
+) -> torch.device:
     """Set the process up.
 
     Raises:

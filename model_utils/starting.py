@@ -81,7 +81,9 @@ def announce(options: TrainOptions, outputs: Outputs, description: ModelDescript
         description.hash()[:12],
     )
     if description.model_class == "MACE":
-        log.info("model_class MACE is not what `mace_run_train --model MACE` builds: that is ScaleShiftMACE with shift 0")
+        log.info(
+            "model_class MACE is not what `mace_run_train --model MACE` builds: that is ScaleShiftMACE with shift 0"
+        )
 
 
 def open_files(
@@ -140,9 +142,20 @@ def rehearse(state: TrainState, batches: EpochBatches, plan: FitPlan, data: Trai
     log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))
     sizes = [len(indices) for indices in batch_plan]
     log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(costs))
-    log.info("largest batch: %d structures, %d atoms, %d edges; its loss is %.6g", largest.n_structures, largest.n_atoms, largest.n_edges, value)
+    log.info(
+        "largest batch: %d structures, %d atoms, %d edges; its loss is %.6g",
+        largest.n_structures,
+        largest.n_atoms,
+        largest.n_edges,
+        value,
+    )
     log.info("memory: %.2f GiB at its peak", _peak_memory(state.device) / 2**30)
-    log.info("time: %.3g s for a step on it, about %.3g s per epoch, %.3g h in all", seconds, epoch, epoch * plan.epochs / 3600)
+    log.info(
+        "time: %.3g s for a step on it, about %.3g s per epoch, %.3g h in all",
+        seconds,
+        epoch,
+        epoch * plan.epochs / 3600,
+    )
 
 
 def _peak_memory(device: torch.device) -> float:

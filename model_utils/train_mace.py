@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(options: TrainOptions) -> None:
-    """Build the network the JSON describes, fit it, keep a resumable checkpoint and the best weights, print the errors."""
+    """Build the network the JSON describes, fit it, keep a resumable checkpoint and the best weights."""
     # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
     from model_utils import assemble, closing, model_loader, run_files, runtime, starting
     from model_utils.fit import fit
@@ -29,7 +29,11 @@ def train(options: TrainOptions) -> None:
     checkpoint = starting.find_run(options, outputs, description)
     dtype = runtime.dtype_of(options.dtype, starting.default_dtype(checkpoint))
     device = runtime.start(
-        device=options.device, dtype=dtype, threads=options.threads, seed=options.seed, deterministic=options.deterministic
+        device=options.device,
+        dtype=dtype,
+        threads=options.threads,
+        seed=options.seed,
+        deterministic=options.deterministic,
     )
     starting.announce(options, outputs, description)
 

@@ -1,4 +1,4 @@
-"""What several tests share: where the measured data lie, a tiny network, a few labelled structures, running a command."""
+"""What several tests share: where the measured data lie, a tiny network, a few labelled structures."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def waters(n: int, seed: int = 0, *, prefix: str = "REF_") -> list[Atoms]:
     for i in range(n):
         base = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
         copies = 1 + i % 2
-        positions = np.concatenate([base + [0, 0, 2.5 * c] for c in range(copies)])
+        positions = np.concatenate([base + np.array([0, 0, 2.5 * c]) for c in range(copies)])
         positions = positions + rng.normal(0, 0.05, positions.shape)
         atoms = Atoms("OHH" * copies, positions=positions)
         energy, forces = pair_potential(atoms)

@@ -7,6 +7,7 @@ of it passes through ``model_utils`` or ``dataloader``, so an error there cannot
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations, product
 from typing import Any
 
@@ -18,7 +19,8 @@ from dataloader.structure import Structure
 from model_utils.models.mace_import import VARIABLE, mace, o3
 
 _before = os.environ.get(VARIABLE)
-from mace import data, tools  # noqa: E402  (after mace_import, which makes the import possible)
+import e3nn  # noqa: E402  (after mace_import, which makes these imports possible)
+from mace import data, tools  # noqa: E402
 from mace.tools.torch_geometric.dataloader import DataLoader  # noqa: E402
 
 if _before is None:
@@ -30,7 +32,10 @@ Fields = dict[str, Any]
 Case = Mapping[str, str]  # axis → name of its value
 
 ELEMENTS = [8, 1, 6]  # not sorted: the order is the model's
-ENERGIES = {"one": [-4.25, -1.125, -7.5], "two": [-4.5, -1.0625, -7.0]}  # eV, of O, H and C; small, so that 1e-10 is sharp
+ENERGIES = {
+    "one": [-4.25, -1.125, -7.5],
+    "two": [-4.5, -1.0625, -7.0],
+}  # eV, of O, H and C; small, so that 1e-10 is sharp
 ABSENT = "-"  # the value, in a network of one layer, of an axis that such a network does not have
 LATER_LAYERS = ("later", "readouts", "last_layer", "readout", "gate")  # the axes of which this is so
 SITE = "site_field"  # a number per atom, input of an embedding
@@ -195,7 +200,9 @@ def full_product() -> Iterator[Case]:
 
 def name_of(case: Case) -> str:
     """The main axes' values, then the switches that are not at their first value."""
-    switched = [f"{axis}={case[axis]}" for axis, values in SWITCHES.items() if case[axis] not in (ABSENT, next(iter(values)))]
+    switched = [
+        f"{axis}={case[axis]}" for axis, values in SWITCHES.items() if case[axis] not in (ABSENT, next(iter(values)))
+    ]
     return "-".join([*(case[axis] for axis in MAIN_AXES), *switched])
 
 
@@ -212,7 +219,11 @@ def completed(fields: Fields) -> Fields:
     n_heads, layers = len(fields["heads"]), fields["num_interactions"]
     fields = dict(fields)
     if isinstance(fields["correlation"], list) and len(fields["correlation"]) == 2:
-        fields["correlation"] = {1: fields["correlation"][:1], 2: fields["correlation"], 3: [*fields["correlation"], 1]}[layers]
+        fields["correlation"] = {
+            1: fields["correlation"][:1],
+            2: fields["correlation"],
+            3: [*fields["correlation"], 1],
+        }[layers]
     fields.setdefault("atomic_energies", list(ENERGIES.values())[:n_heads])
     if fields["model_class"] == "ScaleShiftMACE":
         fields.setdefault("atomic_inter_scale", [1.25, 0.75][:n_heads])
@@ -223,14 +234,19 @@ def completed(fields: Fields) -> Fields:
 
 
 def direct_model(fields: Fields) -> nn.Module:
-    """mace-torch's module in float64, by its constructor."""
+    """mace-torch's module in float64, by its constructor.
+
+    e3nn's generated code stays Python here, where ours is TorchScript: the two are compared with each other, and building
+    takes half the time.
+    """
     blocks, arguments = mace.modules.blocks, {}
     cls = {"MACE": mace.modules.MACE, "ScaleShiftMACE": mace.modules.ScaleShiftMACE}[fields["model_class"]]
     if cls is mace.modules.ScaleShiftMACE:
         scale, shift = fields["atomic_inter_scale"], fields["atomic_inter_shift"]
         arguments = {"atomic_inter_scale": scale, "atomic_inter_shift": shift}
+    specs = fields["embedding_specs"]
     gates = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "abs": torch.abs, "None": None}
-    with tools.torch_tools.default_dtype(torch.float64):
+    with tools.torch_tools.default_dtype(torch.float64), _python_instead_of_torchscript():
         return cls(
             r_max=fields["r_max"],
             num_bessel=fields["num_bessel"],
@@ -261,7 +277,7 @@ def direct_model(fields: Fields) -> nn.Module:
             radial_type=fields["radial_type"],
             heads=fields["heads"],
             cueq_config=None,
-            embedding_specs=with_defaults(fields["embedding_specs"]),
+            embedding_specs=None if specs is None else {name: {"in_dim": 1, **spec} for name, spec in specs.items()},
             oeq_config=None,
             lammps_mliap=False,
             readout_cls=getattr(blocks, fields["readout_cls"]),
@@ -270,9 +286,14 @@ def direct_model(fields: Fields) -> nn.Module:
         )
 
 
-def with_defaults(specs: Fields | None) -> Fields | None:
-    """Embedding inputs with the one entry that mace does not fill in."""
-    return None if specs is None else {name: {"in_dim": 1, **spec} for name, spec in specs.items()}
+@contextmanager
+def _python_instead_of_torchscript() -> Iterator[None]:
+    before = e3nn.get_optimization_defaults()
+    e3nn.set_optimization_defaults(jit_script_fx=False)
+    try:
+        yield
+    finally:
+        e3nn.set_optimization_defaults(**before)
 
 
 def structures(heads: Sequence[str]) -> list[Structure]:
@@ -361,3 +382,15 @@ def mace_loss_and_gradients(
     loss = loss_fn(pred=outputs, ref=batch)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return loss.detach(), [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+
+
+def mace_runs(fields: Fields) -> bool:
+    """Whether mace by itself builds a network and gets finite forces and their gradients from it."""
+    try:
+        model = direct_model(fields)
+        outputs = mace_outputs(model, mace_batch(structures(fields["heads"]), fields), stress=False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        torch.autograd.grad(outputs["forces"].square().sum(), trained, allow_unused=True)
+    except Exception:  # mace, e3nn and torch raise a dozen types
+        return False
+    return bool(torch.isfinite(outputs["forces"]).all())

@@ -85,7 +85,17 @@ def test_the_checkpoint_holds_the_contracts_keys(run: Callable[..., Path]) -> No
     for key in ("model_state_dict", "train_state", "model_json_text", "model_json_hash", "code_version", "run_name"):
         assert key in content
     state = content["train_state"]
-    for key in ("optimizer", "scheduler", "ema_state_dict", "lmdb_indices", "config", "epoch", "step", "samples", "rng"):
+    for key in (
+        "optimizer",
+        "scheduler",
+        "ema_state_dict",
+        "lmdb_indices",
+        "config",
+        "epoch",
+        "step",
+        "samples",
+        "rng",
+    ):
         assert key in state
     assert (state["epoch"], state["step"], state["samples"]) == (2, 6, 20)
     raw, averaged = content["model_state_dict"], state["ema_state_dict"]["shadow"]
@@ -111,7 +121,9 @@ def test_the_model_file_opens_as_a_module_and_in_maces_calculator(run: Callable[
     flags = ["--input_model", str(folder / "run_model.pt"), "--xyz_path", str(water_xyz("val.xyz", 1, seed=1))]
     assert evaluate.main([*flags, "--output_json", str(out)]) == 0
     difference = calculator.results["forces"] - atoms.arrays["REF_forces"]
-    assert json.loads(out.read_text())["forces_rmse"] == pytest.approx(float(np.sqrt((difference**2).mean())), rel=1e-10)
+    assert json.loads(out.read_text())["forces_rmse"] == pytest.approx(
+        float(np.sqrt((difference**2).mean())), rel=1e-10
+    )
 
 
 def test_same_seed_same_weights_bit_for_bit(run: Callable[..., Path]) -> None:
@@ -134,8 +146,12 @@ def test_accumulation_is_one_large_batch(run: Callable[..., Path]) -> None:
     assert all(torch.allclose(one[name].double(), two[name].double(), rtol=1e-9, atol=1e-12) for name in one)
 
 
-@pytest.mark.parametrize("flags", [(), ("--ema", "--scheduler", "exponential", "--scheduler_unit", "step", "--lr_gamma", "0.9")])
-def test_stopped_in_an_epoch_and_resumed_is_as_if_never_stopped(run: Callable[..., Path], flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "flags", [(), ("--ema", "--scheduler", "exponential", "--scheduler_unit", "step", "--lr_gamma", "0.9")]
+)
+def test_stopped_in_an_epoch_and_resumed_is_as_if_never_stopped(
+    run: Callable[..., Path], flags: tuple[str, ...]
+) -> None:
     whole = run("whole", "--epochs", "3", *flags)
     part = run("part", "--epochs", "3", "--max_steps", "5", *flags)
     run("part", "--epochs", "3", "--resume", "auto", *flags)
@@ -167,13 +183,17 @@ def test_stage_two_keeps_the_best_of_stage_one(run: Callable[..., Path]) -> None
 
 
 def test_patience_ends_the_run(run: Callable[..., Path]) -> None:
-    folder = run("run", "--epochs", "50", "--lr", "1e-12", "--patience", "2", "--weight_decay", "0", "--dtype", "float32")
+    folder = run(
+        "run", "--epochs", "50", "--lr", "1e-12", "--patience", "2", "--weight_decay", "0", "--dtype", "float32"
+    )
     state = checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]
     assert state["epoch"] < 50
     assert state["finished"].startswith("no lower validation loss")
 
 
-def test_another_runs_place_is_refused_and_untouched(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_runs_place_is_refused_and_untouched(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run("run")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     run("run", code=2)

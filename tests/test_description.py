@@ -8,6 +8,7 @@ from conftest import TINY
 from dataloader.errors import InputError
 from model_utils.models.description import ModelDescription, differing_fields, parse
 
+
 def described(**changes: object) -> ModelDescription:
     fields = {**TINY, **changes}
     return parse(json.dumps({k: v for k, v in fields.items() if v is not ...}), "test.json")
@@ -49,7 +50,7 @@ def test_spellings_of_one_structure_have_one_hash(spelling: dict[str, object]) -
 def test_another_structure_has_another_hash_and_is_named(change: dict[str, object]) -> None:
     other = described(**change)
     assert other.hash() != described().hash()
-    assert differing_fields(described(), other)[0].startswith(next(iter(change)))
+    assert any(difference.startswith(next(iter(change))) for difference in differing_fields(described(), other))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_another_structure_has_another_hash_and_is_named(change: dict[str, objec
         ({"r_max": 1e9}, "less than or equal to 50"),
         ({"hidden_irreps": "99999x0e"}, "out of range"),
         ({"hidden_irreps": "4x0e+8x1o"}, "one number of channels"),
-        ({"atomic_numbers": [1, 1]}, "an element stands twice"),
+        ({"atomic_numbers": [1, 1], "atomic_energies": [1.0, 1.0]}, "an element stands twice"),
         ({"atomic_energies": {"H": 1.0}}, "atomic_energies name [1] but atomic_numbers are [1, 8]"),
         ({"heads": ["a", "b"]}, "per head"),
         ({"correlation": [2]}, "1 values for 2 layers"),
@@ -77,7 +78,7 @@ def test_another_structure_has_another_hash_and_is_named(change: dict[str, objec
     ],
 )
 def test_refusals_name_the_field(change: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match="^test.json") as refused:
+    with pytest.raises(InputError, match=r"^test\.json") as refused:
         described(**change)
     assert message in str(refused.value)
 

@@ -26,7 +26,9 @@ def test_every_configuration_parses_and_names_files_that_are_there(path: Path) -
 
 
 def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("input_json: m.json\nlr: 1e-3\nxyz_train: [t.xyz]\nepochs: 7\noutput_checkpoint: run\n")
+    (tmp_path / "a.yaml").write_text(
+        "input_json: m.json\nlr: 1e-3\nxyz_train: [t.xyz]\nepochs: 7\noutput_checkpoint: run\n"
+    )
     for argv in (["--lr", "0.5", "--config", f"{tmp_path}/a.yaml"], [f"--config={tmp_path}/a.yaml", "--lr", "0.5"]):
         options = cli.parse(TrainOptions, argv)
         assert options is not None

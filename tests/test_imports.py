@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = [
     *sorted((ROOT / "dataloader").glob("*.py")),
     *sorted((ROOT / "model_utils").rglob("*.py")),
-    *(ROOT / name for name in ("losses.py", "optimizer.py", "metadata.py")),
+    *(ROOT / name for name in ("losses.py", "optimizer.py", "metadata.py", "read_model.py")),
 ]
 ENTRY = {"model_utils.train_mace", "model_utils.evaluate", "metadata", "read_model"}
 HOME = {  # third party: the only modules that may import it
@@ -80,12 +80,16 @@ def test_entry_scripts_define_no_classes_and_stay_short() -> None:
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys; from model_utils import train_mace; train_mace.main(['--help']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from model_utils import train_mace; train_mace.main(['--help']); sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--xyz_train" in done.stdout
 
 
 def test_importing_mace_leaves_safe_loading_on() -> None:
-    code = "import os; import model_utils.models.mace_import; assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ"
+    code = (
+        "import os; import model_utils.models.mace_import; assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -90,7 +90,9 @@ def test_compositions_that_do_not_determine_every_e0(
     found = init(tmp_path, "--xyz_train", str(file))
     assert "compositions determine only 1 of 2 elements" in capsys.readouterr().out
     assert found["atomic_energies"][0][0] == pytest.approx(2 * found["atomic_energies"][0][1])  # type: ignore[index]
-    assert "compositions" in str(init(tmp_path, "--xyz_train", str(file), "--E0s", "lstsq", "--overwrite", code=2) or "compositions")
+    assert "compositions" in str(
+        init(tmp_path, "--xyz_train", str(file), "--E0s", "lstsq", "--overwrite", code=2) or "compositions"
+    )
 
 
 def test_given_e0s(file: Path, tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def test_biases_norms_and_scalars_do_not_decay() -> None:
     )
     groups = names_in(module)
     layer_norms = {
-        f"{name}.{leaf}" for name, m in module.named_modules() if isinstance(m, nn.LayerNorm) for leaf in ("weight", "bias")
+        f"{name}.{leaf}"
+        for name, m in module.named_modules()
+        if isinstance(m, nn.LayerNorm)
+        for leaf in ("weight", "bias")
     }
     biases = {name for name, p in module.named_parameters() if name.endswith("bias") and p.numel() and p.requires_grad}
     scalars = {f"interactions.{i}.{name}" for i in (0, 1) for name in ("alpha", "beta")}
@@ -45,7 +48,9 @@ def test_biases_norms_and_scalars_do_not_decay() -> None:
     assert biases
     one = {name for name, p in module.named_parameters() if p.numel() == 1 and p.requires_grad}
     assert groups["no_decay"] == layer_norms | biases | scalars | one
-    assert groups["decay"] | groups["no_decay"] == {n for n, p in module.named_parameters() if p.requires_grad and p.numel()}
+    assert groups["decay"] | groups["no_decay"] == {
+        n for n, p in module.named_parameters() if p.requires_grad and p.numel()
+    }
 
 
 def test_decay_shrinks_only_the_decaying_group() -> None:

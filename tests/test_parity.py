@@ -10,9 +10,10 @@ pass and autograd. Both have the same weights.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 from itertools import combinations, product
 from typing import Any
 
@@ -32,6 +33,7 @@ from model_utils.model_loader import trainable
 from model_utils.models import description as model_json
 from model_utils.models.build import build_module
 from model_utils.models.description import ModelDescription
+from model_utils.models.mace_import import CUET_AVAILABLE
 from model_utils.models.network import predict
 from model_utils.models.reference import ReferenceNetwork
 from model_utils.step import loss_and_gradients
@@ -39,7 +41,11 @@ from model_utils.step import loss_and_gradients
 CASES = list(cases.full_product() if os.environ.get("PARITY") == "full" else cases.pairwise(AXES))
 RICH: Case = {"first": "density", "transform": "Agnesi", "repulsion": "zbl", "heads": "two", "correlation": "falling"}
 TERMS = ("energy", "forces", "stress")
-ENERGY, FORCES, STRESS = 1.0, 1e-3, 1e-4  # eV, eV/Å, eV/Å³: magnitudes below which errors are taken as absolute
+ENERGY, FORCES, STRESS = (
+    1.0,
+    0.05,
+    1e-3,
+)  # eV, eV/Å, eV/Å³: where all is smaller, errors count against this (see assert_close)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,12 +107,18 @@ def check_same_tensors(ours: nn.Module, theirs: nn.Module) -> None:
     assert set(trainable(ours)) == {name for name, p in theirs.named_parameters() if p.requires_grad and p.numel()}
     mine, their = dict(ours.named_buffers()), dict(theirs.named_buffers())
     assert set(mine) == set(their)
-    differing = [name for name in mine if mine[name].dtype != their[name].dtype or not torch.equal(mine[name], their[name])]
+    differing = [
+        name for name in mine if mine[name].dtype != their[name].dtype or not torch.equal(mine[name], their[name])
+    ]
     assert not differing
 
 
 def assert_close(ours: Tensor, theirs: Tensor, floor: float, what: str) -> None:
-    """No entry differs by more than 10⁻¹⁰ of the largest, or of ``floor`` where all are smaller."""
+    """No entry differs by more than 10⁻¹⁰ of the largest, or of ``floor`` where all are smaller.
+
+    The floor is for ZBL: its curvature at a bond is 10³ eV/Å², so that the last digit of a position, which we centre and
+    mace does not, is worth 10⁻¹² eV/Å.
+    """
     error, scale = largest(ours - theirs), max(largest(theirs), floor)
     assert error <= 1e-10 * scale, f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
 
@@ -183,3 +195,235 @@ def test_hashes_of_different_networks_differ() -> None:
     fields = [cases.fields_of(case) for case in CASES]
     texts = {json.dumps(f, sort_keys=True) for f in fields}
     assert len({model_json.parse(json.dumps(f), "model.json").hash() for f in fields}) == len(texts)
+
+
+def test_mace_has_nothing_that_the_guard_does_not_know() -> None:
+    arguments = {
+        *signature(cases.mace.modules.MACE).parameters,
+        *signature(cases.mace.modules.ScaleShiftMACE).parameters,
+    }
+    derived = {"num_elements", "kwargs"}
+    of_the_machine = {"use_reduced_cg", "cueq_config", "oeq_config", "lammps_mliap"}
+    assert arguments == (set(cases.completed(BASE)) - {"model_class"}) | derived | of_the_machine
+    assert set(cases.mace.modules.interaction_classes) == set(INTERACTIONS.values())
+
+
+# What mace-torch cannot run, and what it runs as something else: exit code 2, before any weights are made.
+
+SPIN = EMBEDDINGS["total_spin"]
+UNRUNNABLE: dict[str, Fields] = {
+    **{" ".join(case.values()): cases.fields_of(case) for case, _ in cases.IMPOSSIBLE},
+    "a single layer read only at the last": {"num_interactions": 1, "use_last_readout_only": True},
+    "linear readout, called with 7 arguments of its 4": {"readout_cls": "LinearReadoutBlock"},
+    "linear dipole readout, called with 7 arguments of its 4": {"readout_cls": "LinearDipoleReadoutBlock"},
+    "dipole readout, called with 7 arguments of its 6": {"readout_cls": "NonLinearDipoleReadoutBlock"},
+    "general readout, called with 7 arguments of its 6": {"readout_cls": "GeneralNonLinearBiasReadoutBlock"},
+    "one activation for two kinds of scalars": {"MLP_irreps": "4x0e+4x0o"},
+    "one activation for two kinds of scalars per head": {"MLP_irreps": "4x0e+4x0o", "heads": ["pbe", "r2scan"]},
+    "an activation of vectors": {"MLP_irreps": "4x1o"},
+    "silu of odd scalars": {"MLP_irreps": "4x0o"},
+    "no scalars": {"hidden_irreps": "4x1o"},
+    "several numbers of channels": {"hidden_irreps": "8x0e+4x1o"},
+    "scalars twice": {"hidden_irreps": "4x0e+4x0e"},
+    "no directions": {"max_ell": 0},
+    "a gaussian basis of one": {"radial_type": "gaussian", "num_bessel": 1},
+    "a correlation for one layer of two": {"correlation": [2, 2, 2], "num_interactions": 4},
+    "E0s of two elements for three": {"atomic_energies": [[-1.0, -2.0]]},
+    "E0s of one head for two": {"atomic_energies": [[-1.0, -2.0, -3.0]], "heads": ["pbe", "r2scan"]},
+    "scale of one head for two": {"atomic_inter_scale": [1.0], "heads": ["pbe", "r2scan"]},
+    "no neighbours": {"avg_num_neighbors": 0.0},
+    "no inputs": {"embedding_specs": {}},
+    "a vector per structure": {"embedding_specs": {"total_charge": {**EMBEDDINGS["total_charge"], "in_dim": 3}}},
+    "an input with a dot": {"embedding_specs": {"total.spin": SPIN}},
+    "an input named as a method": {"embedding_specs": {"pop": SPIN}},
+}
+OTHERWISE: dict[str, Fields] = {
+    "reduced couplings without cuequivariance": {"use_reduced_cg": True},
+    "a misspelt transform": {"distance_transform": "agnesi"},
+    "a readout of no inputs": {"use_embedding_readout": True},
+    "a correlation too many": {"correlation": [2, 2, 2]},
+    "scales of two heads for one": {"atomic_inter_scale": [1.0, 2.0]},
+    "vectors first": {"hidden_irreps": "4x1o+4x0e"},
+    "two heads of one name": {"heads": ["pbe", "pbe"]},
+    "an input in place of the positions": {
+        "embedding_specs": {"positions": {"type": "continuous", "per": "node", "emb_dim": 2, "in_dim": 3}}
+    },
+}
+ACCEPTED_SO_FAR = (  # to be refused by the schema; each then leaves this list, as the strict xfail demands
+    "MACE two readout",
+    "scalars twice",
+    "no inputs",
+    "a vector per structure",
+    "an input in place of the positions",
+)
+
+
+def _parameters(table: Mapping[str, Fields]) -> list[Any]:
+    faulty = pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="model.json is not refused yet")
+    return [pytest.param(f, id=name, marks=[faulty] if name in ACCEPTED_SO_FAR else []) for name, f in table.items()]
+
+
+@pytest.mark.parametrize("changes", _parameters(UNRUNNABLE))
+def test_what_mace_cannot_run_is_refused(changes: Fields) -> None:
+    fields = cases.completed({**BASE, **changes})
+    assert not cases.mace_runs(fields)
+    check_refusal(fields)
+
+
+@pytest.mark.parametrize("changes", _parameters(OTHERWISE))
+def test_what_mace_would_run_as_something_else_is_refused(changes: Fields) -> None:
+    if "use_reduced_cg" in changes and CUET_AVAILABLE:
+        pytest.skip("cuequivariance is installed")
+    fields = cases.completed({**BASE, **changes})
+    assert cases.mace_runs(fields)
+    check_refusal(fields)
+
+
+def check_refusal(fields: Fields) -> None:
+    with pytest.raises(InputError) as refusal:
+        build_module(model_json.parse(json.dumps(fields), "model.json"), torch.float64)
+    assert refusal.value.exit_code == 2
+
+
+# Geometry
+
+
+def test_place_does_not_matter() -> None:
+    pair = rich_pair()
+    here, there = pair.structures, [replace(s, positions=s.positions + [1e3, -2e3, 5e2]) for s in pair.structures]
+    batches = [our_batch(pair, structures) for structures in (here, there)]
+    assert torch.equal(batches[0].senders, batches[1].senders)
+    assert torch.equal(batches[0].receivers, batches[1].receivers)
+    molecule = int(batches[0].ptr[1])
+    assert torch.equal(*(b.cell_shifts[b.receivers < molecule] for b in batches))
+    first, second = (our_prediction(pair, batch) for batch in batches)
+    assert first.forces is not None
+    assert second.forces is not None
+    assert_close(second.energy, first.energy, ENERGY, "energy")
+    assert_close(second.forces, first.forces, 1.0, "forces")  # the shift costs three digits of every position
+
+
+NO_GRADIENT = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="torch's chebyshev_polynomial_t has no gradient: mace's forces miss the radial part",
+)
+
+
+@pytest.mark.parametrize("radial", ["bessel", "gaussian", pytest.param("chebyshev", marks=NO_GRADIENT)])
+def test_forces_and_stress_are_derivatives_of_the_energy(radial: str) -> None:
+    pair = build_pair(cases.fields_of({**RICH, "radial": radial}))
+    rng, step = np.random.default_rng(3), 1e-4
+    for structure in pair.structures:
+        if structure.n_atoms == 1:
+            continue
+        prediction = our_prediction(pair, our_batch(pair, [structure]))
+        assert prediction.forces is not None
+        direction = rng.normal(size=(structure.n_atoms, 3))
+        slope = central_difference(
+            pair, lambda h, s=structure, d=direction: replace(s, positions=s.positions + h * d), step
+        )
+        expected = -float((prediction.forces.numpy() * direction).sum())
+        assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7), structure.identifier
+        if not structure.periodic:
+            continue
+        assert prediction.stress is not None
+        strain = rng.normal(size=(3, 3))
+        strain = strain + strain.T
+        slope = central_difference(pair, lambda h, s=structure, e=strain: strained(s, np.eye(3) + h * e), step)
+        expected = float((prediction.stress[0].numpy() * strain).sum()) * abs(float(np.linalg.det(structure.cell)))
+        assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7), structure.identifier
+
+
+def central_difference(pair: Pair, moved: Callable[[float], Structure], step: float) -> float:
+    batch = our_batch(pair, [moved(step), moved(-step)])
+    plus, minus = our_prediction(pair, batch).energy.tolist()
+    return (plus - minus) / (2 * step)
+
+
+def strained(structure: Structure, deformation: np.ndarray) -> Structure:
+    return replace(structure, positions=structure.positions @ deformation, cell=structure.cell @ deformation)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="canonical_text sorts embedding_specs, whose order is that of the weights",
+)
+def test_the_canonical_text_means_the_same_network() -> None:
+    pair = build_pair(cases.fields_of({**RICH, "embedding": "inputs"}))
+    again = model_json.parse(pair.description.canonical_text(), "canonical")
+    module = build_module(again, torch.float64)
+    module.load_state_dict(pair.ours.state_dict(), strict=True)
+    check_outputs(replace(pair, description=again, ours=module), pair.structures)
+
+
+# The guard can fail: something small is broken, and it says so.
+
+BROKEN_NETWORKS: Fields = {
+    "r_max": 3.25,
+    "num_polynomial_cutoff": 5,
+    "avg_num_neighbors": 7.50001,
+    "atomic_numbers": [1, 8, 6],
+    "atomic_energies": [[-1.125, -4.25, -7.5], [-1.0625, -4.5, -7.0]],
+    "atomic_inter_scale": [0.75, 1.25],
+    "atomic_inter_shift": [0.5, -0.2500001],
+    "gate": "tanh",
+    "radial_type": "gaussian",
+    "distance_transform": "Soft",
+    "pair_repulsion": False,
+    "apply_cutoff": False,
+    "interaction_cls": INTERACTIONS["attention"],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_NETWORKS)
+def test_a_wrong_argument_of_the_constructor_is_seen(name: str) -> None:
+    pair = rich_pair()
+    other = cases.direct_model({**pair.fields, name: BROKEN_NETWORKS[name]})
+    with pytest.raises(AssertionError):
+        check_same_tensors_and_outputs(pair, other)
+
+
+def check_same_tensors_and_outputs(pair: Pair, theirs: nn.Module) -> None:
+    check_same_tensors(pair.ours, theirs)
+    theirs.load_state_dict(pair.ours.state_dict(), strict=True)
+    check_outputs(replace(pair, theirs=theirs), pair.structures)
+
+
+def test_a_millionth_of_a_weight_is_seen() -> None:
+    pair = rich_pair()
+    check_outputs(pair, pair.structures)
+    for name, parameter in pair.theirs.named_parameters():
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 1e-6
+        try:
+            with pytest.raises(AssertionError, match=r"energy|forces"):
+                check_outputs(pair, pair.structures)
+            with pytest.raises(AssertionError, match="gradient|loss"):
+                check_loss_and_gradients(pair, "forces")
+        finally:
+            with torch.no_grad():
+                parameter.copy_(before)
+        assert name
+
+
+@pytest.mark.parametrize("broken", ["E0s", "species", "heads", "edges reversed", "shifts", "edge", "positions"])
+def test_a_wrong_batch_is_seen(broken: str) -> None:
+    pair = rich_pair()
+    right = our_batch(pair, pair.structures)
+    wrong = {
+        "E0s": {"reference_energy": right.reference_energy.flip(0)},
+        "species": {"species": right.species.flip(0)},
+        "heads": {"head": 1 - right.head},
+        "edges reversed": {"senders": right.receivers, "receivers": right.senders},
+        "shifts": {"shifts": -right.shifts},
+        "edge": {"senders": right.senders[1:], "receivers": right.receivers[1:], "shifts": right.shifts[1:]},
+        "positions": {
+            "positions": right.positions + 1e-8 * torch.sin(torch.arange(3.0 * right.n_atoms)).reshape(-1, 3)
+        },
+    }
+    check_outputs(pair, pair.structures, right)
+    with pytest.raises(AssertionError):
+        check_outputs(pair, pair.structures, replace(right, **wrong[broken]))

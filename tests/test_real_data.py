@@ -28,9 +28,16 @@ def test_metrics_do_not_depend_on_batches(shared_data: Path, tmp_path: Path) -> 
     module = model_loader.build(description, torch.float64, seed=3)
     outputs = Outputs.named(tmp_path / "x_checkpoint.pt", None)
     writer = PairWriter(outputs, description, module, {})
-    writer.save_best(model_loader.trainable(module), weights="raw", epoch=1, step=1, metrics=metrics([1.0] * 15, Loss()))
+    writer.save_best(
+        model_loader.trainable(module), weights="raw", epoch=1, step=1, metrics=metrics([1.0] * 15, Loss())
+    )
     found = []
-    for flags in (["--batch_size", "1"], ["--batch_size", "7"], ["--batch_size", "32"], ["--max_edges_per_batch", "4000"]):
+    for flags in (
+        ["--batch_size", "1"],
+        ["--batch_size", "7"],
+        ["--batch_size", "32"],
+        ["--max_edges_per_batch", "4000"],
+    ):
         out = tmp_path / f"{len(found)}.json"
         path = shared_data / "solvent_xtb" / "solvent_xtb_test.xyz"
         common = ["--input_model", str(outputs.model), "--xyz_path", str(path), "--energy_key", "energy_xtb"]

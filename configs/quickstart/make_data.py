@@ -114,6 +114,7 @@ def make_split(split: Split, starts: dict[str, Atoms], scale: float) -> list[Ato
 
 
 def main() -> None:
+    """Make the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the three files")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of frames (0.1 for a trial)")

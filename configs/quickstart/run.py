@@ -13,10 +13,26 @@ RUN = ROOT / "runs" / "quickstart"
 def main() -> None:
     """Run the two commands a user would type, and show them."""
     began = time.monotonic()
-    command("model_utils/train_mace.py", "--config", "configs/quickstart.yaml", "--output_checkpoint", str(RUN), "--overwrite")
+    command(
+        "model_utils/train_mace.py",
+        "--config",
+        "configs/quickstart.yaml",
+        "--output_checkpoint",
+        str(RUN),
+        "--overwrite",
+    )
     evaluated = RUN / "test_errors.json"
     model, test = str(RUN / "quickstart_model.pt"), "configs/quickstart/test.xyz"
-    command("model_utils/evaluate.py", "--input_model", model, "--xyz_path", test, "--output_json", str(evaluated), "--overwrite")
+    command(
+        "model_utils/evaluate.py",
+        "--input_model",
+        model,
+        "--xyz_path",
+        test,
+        "--output_json",
+        str(evaluated),
+        "--overwrite",
+    )
     errors = json.loads(evaluated.read_text())
     print(
         f"\nDone in {time.monotonic() - began:.0f} s. On the test set, hotter than the training set by 100 K: "
@@ -24,9 +40,11 @@ def main() -> None:
         f"{1000 * errors['energy_rmse_per_atom']:.1f} meV/atom.\n"
         f"Everything lies in {RUN.relative_to(ROOT)}/. Next:\n"
         "  python model_utils/train_mace.py --help\n"
-        "  python metadata.py init --xyz_train YOUR.xyz --output_json model.json     # a model.json from your own data\n"
-        "  python model_utils/train_mace.py --input_json model.json --xyz_train YOUR.xyz --output_checkpoint runs/mine\n"
-        f"  python model_utils/evaluate.py --input_model {RUN.relative_to(ROOT)}/quickstart_model.pt --xyz_path YOUR.xyz"
+        "  python metadata.py init --xyz_train YOUR.xyz --output_json model.json   # from your own data\n"
+        "  python model_utils/train_mace.py --input_json model.json --xyz_train YOUR.xyz "
+        "--output_checkpoint runs/mine\n"
+        f"  python model_utils/evaluate.py --input_model {RUN.relative_to(ROOT)}/quickstart_model.pt "
+        "--xyz_path YOUR.xyz"
     )
 
 

@@ -1,1 +1,1 @@
-"""From model.json to a network: the description (no torch), the builder and the networks; the only home of mace and e3nn."""
+"""From model.json to a network: description, builder and networks; the only home of mace and e3nn."""

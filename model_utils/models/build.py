@@ -44,12 +44,29 @@ def _arguments(d: ModelDescription) -> dict[str, object]:
     """The constructor's arguments; every one is given, so a changed default of mace changes nothing."""
     arguments: dict[str, object] = {
         name: getattr(d, name)
-        for name in (
-            "r_max num_bessel num_polynomial_cutoff max_ell num_interactions avg_num_neighbors atomic_numbers "
-            "correlation pair_repulsion apply_cutoff use_reduced_cg use_so3 use_agnostic_product "
-            "use_last_readout_only use_embedding_readout distance_transform use_edge_irreps_first radial_MLP "
-            "radial_type heads keep_last_layer_irreps"
-        ).split()
+        for name in [
+            "r_max",
+            "num_bessel",
+            "num_polynomial_cutoff",
+            "max_ell",
+            "num_interactions",
+            "avg_num_neighbors",
+            "atomic_numbers",
+            "correlation",
+            "pair_repulsion",
+            "apply_cutoff",
+            "use_reduced_cg",
+            "use_so3",
+            "use_agnostic_product",
+            "use_last_readout_only",
+            "use_embedding_readout",
+            "distance_transform",
+            "use_edge_irreps_first",
+            "radial_MLP",
+            "radial_type",
+            "heads",
+            "keep_last_layer_irreps",
+        ]
     }
     arguments.update(
         num_elements=len(d.atomic_numbers),
@@ -98,7 +115,9 @@ def check_buffers(module: nn.Module, description: ModelDescription, where: str) 
             )
 
 
-def load_tensors(module: nn.Module, tensors: dict[str, torch.Tensor], description: ModelDescription, where: str) -> None:
+def load_tensors(
+    module: nn.Module, tensors: dict[str, torch.Tensor], description: ModelDescription, where: str
+) -> None:
     """Put stored tensors into a built module: names and shapes must match exactly, then the buffers' facts.
 
     Raises:

@@ -19,10 +19,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dataloader.batch import ModelFacts
 from dataloader.errors import InputError
 
-SCHEMA_VERSION = 1
 MAX_BYTES = 2**20
 MAX_CHANNELS = 4096
-MAX_PRODUCT_SIZE = 2**20  # ((max_ell + 1)²)^correlation: entries of a coupling matrix per path; more takes hours to build
+MAX_PRODUCT_SIZE = (
+    2**20
+)  # ((max_ell + 1)²)^correlation: entries of a coupling matrix per path; more takes hours to build
 
 Interaction = Literal[
     "RealAgnosticInteractionBlock",
@@ -86,7 +87,7 @@ class ModelDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     model_class: Literal["MACE", "ScaleShiftMACE"]
     r_max: Annotated[float, Field(gt=0, le=50, allow_inf_nan=False)]
     atomic_numbers: Annotated[list[AtomicNumber], Field(min_length=1)]
@@ -347,12 +348,16 @@ def load_fields(path: Path) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size} bytes, far more than any model.json (limit {MAX_BYTES})")
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes, far more than any model.json (limit {MAX_BYTES})"
+            )
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a model.json") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not text; expected a model.json (to get one from weights: read_model.py export)") from None
+        raise InputError(
+            f"{path} is not text; expected a model.json (to get one from weights: read_model.py export)"
+        ) from None
 
 
 def differing_fields(first: ModelDescription, second: ModelDescription) -> Sequence[str]:

@@ -380,7 +380,10 @@ REFUSED = {
     "persistent id": (row_of(text("x") + b"Q"), "pickle opcode BINPERSID is not allowed"),
     "protocol 0": (pickle.dumps({"a": 1}, protocol=0), "is not allowed"),
     "nothing": (b"", "pickle is cut off"),
-    "a length beyond the end": (row_of(b"\x8e" + struct.pack("<Q", 2**40)), "BINBYTES8 claims 1099511627776 bytes, 1 are"),
+    "a length beyond the end": (
+        row_of(b"\x8e" + struct.pack("<Q", 2**40)),
+        "BINBYTES8 claims 1099511627776 bytes, 1 are",
+    ),
     "no end": (sample_row()[:-1], "pickle is cut off"),
     "more after the end": (sample_row() + b"x", "bytes after the end of the pickle (1)"),
     "memo out of order": (row_of(b"Nr\0\0\0\x40"), "memo entry out of order"),

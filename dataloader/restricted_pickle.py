@@ -48,6 +48,8 @@ def loads(data: bytes, *, max_bytes: int = 64 * 2**20) -> object:
         raise RowError(f"row is a {type(data).__name__}, expected bytes")
     if len(data) > max_bytes:
         raise RowError(f"row is too large ({len(data)} bytes, at most {max_bytes} are read)")
+    if not data.startswith(pickle.PROTO):
+        raise RowError(f"row is no pickle of protocol 2 to 5 (it begins with {ascii(data[:4])[1:]})")
     try:
         _scan(data)
         return _Plain(2 * len(data) + _SPARE_BYTES).value(_unpickle(data))
@@ -105,7 +107,7 @@ def _scan(data: bytes) -> None:
     """Refuse what the C unpickler would take down the process with, before it sees the row.
 
     Restricting `find_class` is not enough. On CPython 3.11 and without any global, 9 bytes with a memo index of 2³⁰
-    take 16 GiB, 12 bytes claim 16 GiB, 2 MB of nested tuples used as a dict key end in SIGSEGV, 200 bytes of shared
+    take 16 GiB, 12 bytes reserve as much, 2 MB of nested tuples used as a dict key end in SIGSEGV, 200 bytes of shared
     tuples used as one never end, and one byte makes an empty set of 232. A pickle has no jumps, so one pass over the
     opcodes sees all that will run. It keeps no stack; instead it counts: opcodes, tuples and memo entries are bounded,
     lengths must lie inside the row, and only what picklers of protocol 2 to 5 emit for such rows is let through.

@@ -1,7 +1,7 @@
 """Networks, structures and a direct use of mace-torch for the parity guard ``test_parity.py``.
 
-What is built here comes from mace's own constructor, data classes and losses, with every argument written out; nothing
-of it passes through ``model_utils`` or ``dataloader``, so an error there cannot stand on both sides of a comparison.
+What is built here comes from mace's own constructor, data classes and losses, with every argument written out; of our own
+code there is only the plain record ``Structure``, so that no error of ours can stand on both sides of a comparison.
 """
 
 import os
@@ -30,15 +30,13 @@ else:
 
 Fields = dict[str, Any]
 Case = Mapping[str, str]  # axis → name of its value
+TwoValues = frozenset[tuple[str, str]]  # two axes with a value each
 
 ELEMENTS = [8, 1, 6]  # not sorted: the order is the model's
-ENERGIES = {
-    "one": [-4.25, -1.125, -7.5],
-    "two": [-4.5, -1.0625, -7.0],
-}  # eV, of O, H and C; small, so that 1e-10 is sharp
+ENERGIES = [[-4.25, -1.125, -7.5], [-4.5, -1.0625, -7.0]]  # eV, per head; small, so that 1e-10 of a total is sharp
 ABSENT = "-"  # the value, in a network of one layer, of an axis that such a network does not have
 LATER_LAYERS = ("later", "readouts", "last_layer", "readout", "gate")  # the axes of which this is so
-SITE = "site_field"  # a number per atom, input of an embedding
+SITE = "site_field"  # two numbers per atom, input of an embedding
 INTERACTIONS = {
     "plain": "RealAgnosticInteractionBlock",
     "residual": "RealAgnosticResidualInteractionBlock",
@@ -88,7 +86,11 @@ BASE: Fields = {
 MAIN_AXES: dict[str, dict[str, Fields]] = {
     "first": {name: {"interaction_cls_first": cls} for name, cls in INTERACTIONS.items()},
     "later": {**{name: {"interaction_cls": cls} for name, cls in INTERACTIONS.items()}, ABSENT: {}},
-    "radial": {name: {"radial_type": name} for name in ("bessel", "gaussian", "chebyshev")},
+    "radial": {
+        "bessel": {},
+        "gaussian": {"radial_type": "gaussian"},
+        "chebyshev": {"radial_type": "chebyshev", "num_bessel": 2},  # grows as distance^number: 5 give 10⁷ eV
+    },
     "transform": {name: {"distance_transform": name} for name in ("None", "Agnesi", "Soft")},
     "repulsion": {"off": {}, "zbl": {"pair_repulsion": True}},
     "heads": {"one": {}, "two": {"heads": ["pbe", "r2scan"]}},
@@ -134,24 +136,25 @@ IMPOSSIBLE: list[tuple[Case, str]] = [
 def pairwise(axes: Mapping[str, Mapping[str, Any]]) -> list[Case]:
     """Cases in which every possible pair of values of two axes occurs; greedy, the same every time.
 
-    Each case begins with a pair that is still missing; every other axis then takes the value that brings the most missing
-    pairs, the least used one of equals. Of the cases from all rotations of the axes' order the best is kept.
+    Each case begins with a pair that is still missing; every other axis then takes the value that brings most missing
+    pairs or, of equals, the pairs seen least. Of the cases from all rotations of the axes' order the best is kept.
     """
     names = list(axes)
+    seen: Counter[TwoValues] = Counter()
     missing = {
-        frozenset(pair): pair
+        frozenset(pair): None
         for a, b in combinations(names, 2)
         for pair in product([(a, value) for value in axes[a]], [(b, value) for value in axes[b]])
         if possible(dict(pair))
     }
-    used: Counter[tuple[str, str]] = Counter()
     cases: list[Case] = []
     while missing:
-        first = next(iter(missing.values()))
+        first = sorted(next(iter(missing)))
         rotations = [names[k:] + names[:k] for k in range(len(names))]
-        gain, case = max((_filled(dict(first), order, axes, missing, used) for order in rotations), key=lambda c: c[0])
-        used.update(case.items())
+        found = [_filled(dict(first), order, axes, missing, seen) for order in rotations]
+        case = max(found, key=lambda gain_and_case: gain_and_case[0])[1]
         for pair in combinations(case.items(), 2):
+            seen[frozenset(pair)] += 1
             missing.pop(frozenset(pair), None)
         cases.append({name: case[name] for name in names})
     return cases
@@ -161,8 +164,8 @@ def _filled(
     case: dict[str, str],
     order: Sequence[str],
     axes: Mapping[str, Mapping[str, Any]],
-    missing: Mapping[frozenset[tuple[str, str]], Any],
-    used: Counter[tuple[str, str]],
+    missing: Mapping[TwoValues, None],
+    seen: Counter[TwoValues],
 ) -> tuple[int, dict[str, str]]:
     total = 0
     for axis in order:
@@ -171,8 +174,8 @@ def _filled(
         options = []
         for value in axes[axis]:
             if possible({**case, axis: value}):
-                gain = sum(frozenset([(axis, value), known]) in missing for known in case.items())
-                options.append((gain, -used[axis, value], value))
+                pairs = [frozenset([(axis, value), known]) for known in case.items()]
+                options.append((sum(pair in missing for pair in pairs), -sum(seen[pair] for pair in pairs), value))
         gain, _, case[axis] = max(options, key=lambda option: option[:2])
         total += gain
     return total, case
@@ -224,7 +227,7 @@ def completed(fields: Fields) -> Fields:
             2: fields["correlation"],
             3: [*fields["correlation"], 1],
         }[layers]
-    fields.setdefault("atomic_energies", list(ENERGIES.values())[:n_heads])
+    fields.setdefault("atomic_energies", ENERGIES[:n_heads])
     if fields["model_class"] == "ScaleShiftMACE":
         fields.setdefault("atomic_inter_scale", [1.25, 0.75][:n_heads])
         fields.setdefault("atomic_inter_shift", [0.5, -0.25][:n_heads])
@@ -236,8 +239,8 @@ def completed(fields: Fields) -> Fields:
 def direct_model(fields: Fields) -> nn.Module:
     """mace-torch's module in float64, by its constructor.
 
-    e3nn's generated code stays Python here, where ours is TorchScript: the two are compared with each other, and building
-    takes half the time.
+    e3nn's generated code stays Python here, where ours is TorchScript: the two forms are compared, and building takes
+    half the time.
     """
     blocks, arguments = mace.modules.blocks, {}
     cls = {"MACE": mace.modules.MACE, "ScaleShiftMACE": mace.modules.ScaleShiftMACE}[fields["model_class"]]
@@ -246,7 +249,7 @@ def direct_model(fields: Fields) -> nn.Module:
         arguments = {"atomic_inter_scale": scale, "atomic_inter_shift": shift}
     specs = fields["embedding_specs"]
     gates = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "abs": torch.abs, "None": None}
-    with tools.torch_tools.default_dtype(torch.float64), _python_instead_of_torchscript():
+    with tools.torch_tools.default_dtype(torch.float64), python_instead_of_torchscript():
         return cls(
             r_max=fields["r_max"],
             num_bessel=fields["num_bessel"],
@@ -287,7 +290,8 @@ def direct_model(fields: Fields) -> nn.Module:
 
 
 @contextmanager
-def _python_instead_of_torchscript() -> Iterator[None]:
+def python_instead_of_torchscript() -> Iterator[None]:
+    """Networks built meanwhile run e3nn's generated code as Python."""
     before = e3nn.get_optimization_defaults()
     e3nn.set_optimization_defaults(jit_script_fx=False)
     try:
@@ -311,7 +315,7 @@ def structures(heads: Sequence[str]) -> list[Structure]:
     small = np.array([[0.0, 1.9, 1.8], [1.7, 0.0, 2.0], [1.9, 1.8, 0.1]])  # shorter than the cutoff: own images
     slab = np.array([[2.9, 0.3, 0.4], [0.0, 20.0, 0.0], [-0.8, 0.0, 3.3]])
     geometries = [
-        ("molecule", [6, 6, 8, 1, 1, 1, 1, 1, 1], ethanol, zero, open_),
+        ("molecule", [6, 6, 8, 1, 1, 1, 1, 1, 1], 0.9 * ethanol, zero, open_),  # short bonds, for ZBL
         ("slab", [6, 8, 1], np.array([[0.1, 0.2, 0.1], [1.4, 1.7, 1.5], [-0.6, 2.4, 7.0]]), slab, (True, False, True)),
         ("atom", [8], np.array([[0.3, -0.2, 0.1]]), zero, open_),
         ("crystal", [6, 8, 1, 1], scaled @ skewed, skewed, full),
@@ -346,7 +350,7 @@ def mace_batch(structures: Sequence[Structure], fields: Fields) -> Any:
     """The same structures through mace's data classes and loader, in float64."""
     table = tools.AtomicNumberTable(fields["atomic_numbers"])
     with tools.torch_tools.default_dtype(torch.float64):
-        records = [
+        records: Any = [
             data.AtomicData.from_config(_configuration(s), z_table=table, cutoff=fields["r_max"], heads=fields["heads"])
             for s in structures
         ]
@@ -375,7 +379,7 @@ def mace_outputs(model: nn.Module, batch: Any, *, stress: bool) -> dict[str, Ten
 def mace_loss_and_gradients(
     model: nn.Module, batch: Any, weights: Mapping[str, float], parameters: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """mace's weighted loss of energy per atom, forces and stress, and autograd's gradient of it; unused ones are zero."""
+    """mace's weighted loss of energy per atom, forces and stress, and autograd's gradient of it; zero where unused."""
     loss_fn = mace.modules.WeightedEnergyForcesStressLoss(**weights)
     outputs = mace_outputs(model, batch, stress=weights["stress_weight"] > 0)
     outputs["stress"] = batch.stress if outputs["stress"] is None else outputs["stress"]

@@ -1,16 +1,19 @@
 """The parity guard: every network that model.json can describe gives mace-torch's numbers, in float64.
 
-Left stands our way (``build_module``, vesin's edges, ``collate``, ``predict``, ``loss_and_gradients``), right mace-torch
-by itself (``parity_cases``): its constructor with every argument written out, its data classes, its losses, its forward
-pass and autograd. Both have the same weights.
+On one side stands our way (``build_module``, vesin's edges, ``collate``, ``predict``, ``loss_and_gradients``), on the
+other mace-torch by itself (``parity_cases``): its constructor with every argument written out, its data classes, its
+losses, its forward pass and autograd. Both have the same weights.
 
-    pytest tests/test_parity.py                       45 networks with every possible pair of two axes' values
-    PARITY=full pytest -n 2 tests/test_parity.py      all 6,048 products of the main axes
+    pytest -n 2 tests/test_parity.py              45 networks, every possible pair of two axes' values; 1 minute
+    PARITY=full pytest -n 2 tests/test_parity.py  6,048 networks, the product of the main axes; 75 minutes
+
+The full run builds our networks without TorchScript too, which never gives back the 10 MB that each would take.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
@@ -18,17 +21,17 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
-import parity_cases as cases
 import pytest
 import torch
-from parity_cases import AXES, BASE, EMBEDDINGS, INTERACTIONS, Case, Fields
 from torch import Tensor, nn
 
+import parity_cases as cases
 from dataloader.batch import Batch, collate
 from dataloader.errors import InputError
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from losses import Loss, Prediction
+from model_utils import runtime
 from model_utils.model_loader import trainable
 from model_utils.models import description as model_json
 from model_utils.models.build import build_module
@@ -37,24 +40,25 @@ from model_utils.models.mace_import import CUET_AVAILABLE
 from model_utils.models.network import predict
 from model_utils.models.reference import ReferenceNetwork
 from model_utils.step import loss_and_gradients
+from parity_cases import AXES, BASE, EMBEDDINGS, INTERACTIONS, Case, Fields
 
-CASES = list(cases.full_product() if os.environ.get("PARITY") == "full" else cases.pairwise(AXES))
+FULL = os.environ.get("PARITY") == "full"
+CASES = list(cases.full_product()) if FULL else cases.pairwise(AXES)
 RICH: Case = {"first": "density", "transform": "Agnesi", "repulsion": "zbl", "heads": "two", "correlation": "falling"}
 TERMS = ("energy", "forces", "stress")
-ENERGY, FORCES, STRESS = (
-    1.0,
-    0.05,
-    1e-3,
-)  # eV, eV/Å, eV/Å³: where all is smaller, errors count against this (see assert_close)
+ENERGY, FORCES, STRESS = 1.0, 1e-3, 1e-4  # eV, eV/Å, eV/Å³: magnitudes below which an error counts as one of these
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Arrays here are tiny, and pytest-xdist's workers share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture(autouse=True)
+def _as_a_command() -> Iterator[None]:
+    """The process as a command sets it up: ZBL multiplies whole numbers in torch's default precision.
+
+    One thread, since arrays here are tiny and pytest-xdist's workers share the cores.
+    """
+    threads = torch.get_num_threads()
+    runtime.start(device="cpu", dtype=torch.float64, threads=1, seed=11)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,9 @@ class Pair:
 def build_pair(fields: Fields) -> Pair:
     """Build both, compare all names, shapes and constants, and give mace's the weights of ours."""
     described = model_json.parse(json.dumps(fields), "model.json")
-    torch.manual_seed(11)
-    ours, theirs = build_module(described, torch.float64), cases.direct_model(fields)
+    with cases.python_instead_of_torchscript() if FULL else nullcontext():
+        ours = build_module(described, torch.float64)
+    theirs = cases.direct_model(fields)
     with torch.no_grad():
         for parameter in trainable(ours).values():  # biases begin at zero, which would hide them
             parameter += 0.02 * torch.randn_like(parameter)
@@ -95,9 +100,8 @@ def our_batch(pair: Pair, structures: Sequence[Structure]) -> Batch:
     return collate(structures, graphs, index, facts, torch.float64, free_atoms_only=False)
 
 
-def our_prediction(pair: Pair, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Prediction:
-    parameters = trainable(pair.ours) if parameters is None else parameters
-    return predict(ReferenceNetwork(pair.ours), parameters, batch, stress=True, training=False)
+def our_prediction(pair: Pair, batch: Batch) -> Prediction:
+    return predict(ReferenceNetwork(pair.ours), trainable(pair.ours), batch, stress=True, training=False)
 
 
 def check_same_tensors(ours: nn.Module, theirs: nn.Module) -> None:
@@ -107,18 +111,12 @@ def check_same_tensors(ours: nn.Module, theirs: nn.Module) -> None:
     assert set(trainable(ours)) == {name for name, p in theirs.named_parameters() if p.requires_grad and p.numel()}
     mine, their = dict(ours.named_buffers()), dict(theirs.named_buffers())
     assert set(mine) == set(their)
-    differing = [
-        name for name in mine if mine[name].dtype != their[name].dtype or not torch.equal(mine[name], their[name])
-    ]
-    assert not differing
+    assert {name: b.dtype for name, b in mine.items()} == {name: b.dtype for name, b in their.items()}
+    assert [name for name in mine if not torch.equal(mine[name], their[name])] == []
 
 
 def assert_close(ours: Tensor, theirs: Tensor, floor: float, what: str) -> None:
-    """No entry differs by more than 10⁻¹⁰ of the largest, or of ``floor`` where all are smaller.
-
-    The floor is for ZBL: its curvature at a bond is 10³ eV/Å², so that the last digit of a position, which we centre and
-    mace does not, is worth 10⁻¹² eV/Å.
-    """
+    """No entry differs by more than 10⁻¹⁰ of the largest, or of ``floor`` where all are smaller."""
     error, scale = largest(ours - theirs), max(largest(theirs), floor)
     assert error <= 1e-10 * scale, f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
 
@@ -148,7 +146,7 @@ def check_loss_and_gradients(pair: Pair, term: str) -> None:
     """One term of the loss, all of its entries labelled, and its gradient by every parameter."""
     structures = [s for s in pair.structures if s.periodic or term != "stress"]
     parameters = trainable(pair.ours)
-    weights = {f"{name}_weight": float(name == term) for name in TERMS}
+    weights: dict[str, Any] = {f"{name}_weight": float(name == term) for name in TERMS}
     mine = loss_and_gradients(ReferenceNetwork(pair.ours), parameters, [our_batch(pair, structures)], Loss(**weights))
     their_parameters = dict(pair.theirs.named_parameters())
     loss, gradients = cases.mace_loss_and_gradients(
@@ -198,10 +196,8 @@ def test_hashes_of_different_networks_differ() -> None:
 
 
 def test_mace_has_nothing_that_the_guard_does_not_know() -> None:
-    arguments = {
-        *signature(cases.mace.modules.MACE).parameters,
-        *signature(cases.mace.modules.ScaleShiftMACE).parameters,
-    }
+    classes = (cases.mace.modules.MACE, cases.mace.modules.ScaleShiftMACE)
+    arguments = {name for cls in classes for name in signature(cls).parameters}
     derived = {"num_elements", "kwargs"}
     of_the_machine = {"use_reduced_cg", "cueq_config", "oeq_config", "lammps_mliap"}
     assert arguments == (set(cases.completed(BASE)) - {"model_class"}) | derived | of_the_machine
@@ -227,7 +223,7 @@ UNRUNNABLE: dict[str, Fields] = {
     "scalars twice": {"hidden_irreps": "4x0e+4x0e"},
     "no directions": {"max_ell": 0},
     "a gaussian basis of one": {"radial_type": "gaussian", "num_bessel": 1},
-    "a correlation for one layer of two": {"correlation": [2, 2, 2], "num_interactions": 4},
+    "three correlations for four layers": {"correlation": [2, 2, 2], "num_interactions": 4},
     "E0s of two elements for three": {"atomic_energies": [[-1.0, -2.0]]},
     "E0s of one head for two": {"atomic_energies": [[-1.0, -2.0, -3.0]], "heads": ["pbe", "r2scan"]},
     "scale of one head for two": {"atomic_inter_scale": [1.0], "heads": ["pbe", "r2scan"]},
@@ -241,7 +237,7 @@ OTHERWISE: dict[str, Fields] = {
     "reduced couplings without cuequivariance": {"use_reduced_cg": True},
     "a misspelt transform": {"distance_transform": "agnesi"},
     "a readout of no inputs": {"use_embedding_readout": True},
-    "a correlation too many": {"correlation": [2, 2, 2]},
+    "three correlations for two layers": {"correlation": [2, 2, 2]},
     "scales of two heads for one": {"atomic_inter_scale": [1.0, 2.0]},
     "vectors first": {"hidden_irreps": "4x1o+4x0e"},
     "two heads of one name": {"heads": ["pbe", "pbe"]},
@@ -290,7 +286,8 @@ def check_refusal(fields: Fields) -> None:
 
 def test_place_does_not_matter() -> None:
     pair = rich_pair()
-    here, there = pair.structures, [replace(s, positions=s.positions + [1e3, -2e3, 5e2]) for s in pair.structures]
+    far = np.array([1e3, -2e3, 5e2])  # Å
+    here, there = pair.structures, [replace(s, positions=s.positions + far) for s in pair.structures]
     batches = [our_batch(pair, structures) for structures in (here, there)]
     assert torch.equal(batches[0].senders, batches[1].senders)
     assert torch.equal(batches[0].receivers, batches[1].receivers)
@@ -313,16 +310,15 @@ NO_GRADIENT = pytest.mark.xfail(
 @pytest.mark.parametrize("radial", ["bessel", "gaussian", pytest.param("chebyshev", marks=NO_GRADIENT)])
 def test_forces_and_stress_are_derivatives_of_the_energy(radial: str) -> None:
     pair = build_pair(cases.fields_of({**RICH, "radial": radial}))
-    rng, step = np.random.default_rng(3), 1e-4
+    rng, step = np.random.default_rng(3), 1e-5
     for structure in pair.structures:
         if structure.n_atoms == 1:
             continue
         prediction = our_prediction(pair, our_batch(pair, [structure]))
         assert prediction.forces is not None
         direction = rng.normal(size=(structure.n_atoms, 3))
-        slope = central_difference(
-            pair, lambda h, s=structure, d=direction: replace(s, positions=s.positions + h * d), step
-        )
+        moved = [replace(structure, positions=structure.positions + h * direction) for h in (step, -step)]
+        slope = difference(pair, moved) / (2 * step)
         expected = -float((prediction.forces.numpy() * direction).sum())
         assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7), structure.identifier
         if not structure.periodic:
@@ -330,15 +326,15 @@ def test_forces_and_stress_are_derivatives_of_the_energy(radial: str) -> None:
         assert prediction.stress is not None
         strain = rng.normal(size=(3, 3))
         strain = strain + strain.T
-        slope = central_difference(pair, lambda h, s=structure, e=strain: strained(s, np.eye(3) + h * e), step)
+        moved = [strained(structure, np.eye(3) + h * strain) for h in (step, -step)]
+        slope = difference(pair, moved) / (2 * step)
         expected = float((prediction.stress[0].numpy() * strain).sum()) * abs(float(np.linalg.det(structure.cell)))
         assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7), structure.identifier
 
 
-def central_difference(pair: Pair, moved: Callable[[float], Structure], step: float) -> float:
-    batch = our_batch(pair, [moved(step), moved(-step)])
-    plus, minus = our_prediction(pair, batch).energy.tolist()
-    return (plus - minus) / (2 * step)
+def difference(pair: Pair, structures: Sequence[Structure]) -> float:
+    first, second = our_prediction(pair, our_batch(pair, structures)).energy.tolist()
+    return float(first - second)
 
 
 def strained(structure: Structure, deformation: np.ndarray) -> Structure:
@@ -356,6 +352,21 @@ def test_the_canonical_text_means_the_same_network() -> None:
     module = build_module(again, torch.float64)
     module.load_state_dict(pair.ours.state_dict(), strict=True)
     check_outputs(replace(pair, description=again, ours=module), pair.structures)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="mace squeezes the column of a class per atom, and we give none: one atom alone fails",
+)
+def test_a_class_per_atom() -> None:
+    specs = {"total_spin": SPIN, "site_class": {"type": "categorical", "per": "node", "emb_dim": 2, "num_classes": 3}}
+    pair = build_pair(cases.completed({**BASE, "embedding_specs": specs}))
+    structures = [
+        replace(s, features={**s.features, "site_class": np.mod(s.atomic_numbers, 3.0)}) for s in pair.structures
+    ]
+    for batch in (structures, *([structure] for structure in structures)):
+        check_outputs(pair, batch)
 
 
 # The guard can fail: something small is broken, and it says so.
@@ -394,26 +405,25 @@ def check_same_tensors_and_outputs(pair: Pair, theirs: nn.Module) -> None:
 def test_a_millionth_of_a_weight_is_seen() -> None:
     pair = rich_pair()
     check_outputs(pair, pair.structures)
-    for name, parameter in pair.theirs.named_parameters():
+    for parameter in pair.theirs.parameters():
         before = parameter.detach().clone()
         with torch.no_grad():
-            parameter += 1e-6
+            parameter.add_(1e-6)
         try:
             with pytest.raises(AssertionError, match=r"energy|forces"):
                 check_outputs(pair, pair.structures)
-            with pytest.raises(AssertionError, match="gradient|loss"):
+            with pytest.raises(AssertionError, match=r"gradient|loss"):
                 check_loss_and_gradients(pair, "forces")
         finally:
             with torch.no_grad():
                 parameter.copy_(before)
-        assert name
 
 
 @pytest.mark.parametrize("broken", ["E0s", "species", "heads", "edges reversed", "shifts", "edge", "positions"])
 def test_a_wrong_batch_is_seen(broken: str) -> None:
     pair = rich_pair()
     right = our_batch(pair, pair.structures)
-    wrong = {
+    wrong: dict[str, Any] = {
         "E0s": {"reference_energy": right.reference_energy.flip(0)},
         "species": {"species": right.species.flip(0)},
         "heads": {"head": 1 - right.head},

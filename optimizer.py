@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -145,7 +145,8 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` stood."""
+        """Continue where ``state`` stood; cosine and onecycle keep their horizon, however long the run is now."""
+        self.settings = replace(self.settings, horizon=state["horizon"])
         for name in ("base_rates", "steps", "epochs", "best", "waited", "reductions", "held"):
             setattr(self, name, state[name])
         self._apply()

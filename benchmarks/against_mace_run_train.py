@@ -1,4 +1,4 @@
-"""Whole process, start to printed table, ours against mace_run_train at the mace01 settings, alternating, fresh processes.
+"""Whole processes, start to printed table: ours against mace_run_train at the mace01 settings, alternating.
 
     python benchmarks/against_mace_run_train.py [--rounds 3] [--ours_only]
 
@@ -19,12 +19,51 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "data")) / "solvent_xtb"
 TRAIN, TEST = DATA / "solvent_xtb_train_200.xyz", DATA / "solvent_xtb_test.xyz"
-MACE_SETTINGS = (
-    "--model MACE --num_interactions 2 --num_channels 32 --max_L 0 --correlation 2 --r_max 4.0 --max_ell 2 "
-    "--valid_fraction 0.1 --energy_key energy_xtb --forces_key forces_xtb --device cpu --default_dtype float64 "
-    "--batch_size 10 --valid_batch_size 10 --max_num_epochs 50 --swa --start_swa 36 --eval_interval 2 "
-    "--energy_weight 1 --forces_weight 100 --plot False --name bench"
-).split()
+MACE_SETTINGS = [
+    "--model",
+    "MACE",
+    "--num_interactions",
+    "2",
+    "--num_channels",
+    "32",
+    "--max_L",
+    "0",
+    "--correlation",
+    "2",
+    "--r_max",
+    "4.0",
+    "--max_ell",
+    "2",
+    "--valid_fraction",
+    "0.1",
+    "--energy_key",
+    "energy_xtb",
+    "--forces_key",
+    "forces_xtb",
+    "--device",
+    "cpu",
+    "--default_dtype",
+    "float64",
+    "--batch_size",
+    "10",
+    "--valid_batch_size",
+    "10",
+    "--max_num_epochs",
+    "50",
+    "--swa",
+    "--start_swa",
+    "36",
+    "--eval_interval",
+    "2",
+    "--energy_weight",
+    "1",
+    "--forces_weight",
+    "100",
+    "--plot",
+    "False",
+    "--name",
+    "bench",
+]
 
 
 def main() -> None:

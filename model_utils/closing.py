@@ -4,7 +4,8 @@ import torch
 
 from losses import Loss
 from model_utils import model_loader
-from model_utils.assemble import Evaluator, TrainingData
+from model_utils.assemble import Evaluator
+from model_utils.open_data import TrainingData
 from model_utils.options import TrainOptions
 from model_utils.outputs import Outputs
 from model_utils.report import table

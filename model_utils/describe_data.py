@@ -16,9 +16,9 @@ from dataloader.sources import Source, open_sources
 from dataloader.statistics import DataSums, HeadSums, collect, reference_energies, scale_and_shift
 from dataloader.structure import Structure, symbols
 from model_utils import durable
-from model_utils.assemble import numbers_of, specs_of
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
+from model_utils.open_data import numbers_of, specs_of
 from model_utils.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 from model_utils.runtime import log, start_log
 

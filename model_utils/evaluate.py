@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(options: EvaluateOptions) -> None:
     """Load and verify the model, predict every structure, print the errors, write them where asked."""
     # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
-    from model_utils import assemble, evaluation_report, model_loader, runtime
+    from model_utils import assemble, evaluation_report, model_loader, open_data, runtime
 
     runtime.start_log(None)
     evaluation_report.refuse_existing(options)
@@ -30,7 +30,7 @@ def evaluate(options: EvaluateOptions) -> None:
     device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=0)
     evaluation_report.say_what_is_used(loaded, dtype, device)
 
-    data = assemble.open_evaluation_data(options, loaded.description.facts(), dtype)
+    data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)
     network, weights = model_loader.network(module, "reference"), model_loader.trainable(module)
     loss = evaluation_report.loss_of(options)

@@ -158,11 +158,14 @@ class _Run:
     def enter_stage_two_when_due(self) -> None:
         """Change loss and rate, and begin to look for a best model anew."""
         progress, two = self.state.progress, self.plan.stage_two
-        due = two is not None and progress.stage == 1 and progress.steps_in_epoch == 0
-        if two is None or not due or not (progress.epoch >= two.start or self._out_of_patience()):
+        if two is None or progress.stage == 2 or progress.steps_in_epoch > 0:
+            return
+        if progress.stage_two_epoch is None:
+            progress.stage_two_epoch = two.start  # kept when a resumed run is made longer
+        if progress.epoch < progress.stage_two_epoch and not self._out_of_patience():
             return
         self.hooks.on_stage_two(self.state)
-        progress.stage, progress.stage_two_epoch = 2, progress.epoch
+        progress.stage = 2
         progress.best_loss, progress.waited = float("inf"), 0
         self.state.schedule.hold(two.lr)
 

@@ -12,12 +12,13 @@ from torch import nn
 from dataloader.dataset import Dataset
 from losses import Loss, Metrics
 from model_utils import checkpoint, durable
-from model_utils.assemble import Evaluator, TrainingData
+from model_utils.assemble import Evaluator
 from model_utils.checkpoint import WeightsFile
 from model_utils.errors import SaveError, VerificationError
 from model_utils.fit import Hooks, TrainRecord, ValidationRecord
 from model_utils.model_loader import PairWriter
 from model_utils.models.network import Network, Parameters
+from model_utils.open_data import TrainingData
 from model_utils.outputs import Outputs
 from model_utils.report import MetricsFile, ProgressBar, TensorBoard, log_train, log_validation
 from model_utils.runtime import dtype_name, log

@@ -11,11 +11,11 @@ import torch
 
 from dataloader.loader import EpochBatches
 from model_utils import model_loader
-from model_utils.assemble import TrainingData
 from model_utils.checkpoint import WeightsFile
 from model_utils.errors import VerificationError
 from model_utils.fit import FitPlan
 from model_utils.models.description import ModelDescription, differing_fields
+from model_utils.open_data import TrainingData
 from model_utils.options import TrainOptions
 from model_utils.outputs import Outputs
 from model_utils.report import ProgressBar

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(options: TrainOptions) -> None:
     """Build the network the JSON describes, fit it, keep a resumable checkpoint and the best weights."""
     # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
-    from model_utils import assemble, closing, model_loader, run_files, runtime, starting
+    from model_utils import assemble, closing, model_loader, open_data, run_files, runtime, starting
     from model_utils.fit import fit
     from model_utils.models import description as model_json
     from model_utils.outputs import Outputs
@@ -37,7 +37,7 @@ def train(options: TrainOptions) -> None:
     )
     starting.announce(options, outputs, description)
 
-    data = assemble.open_training_data(options, description.facts(), dtype, options.seed)
+    data = open_data.training_data(options, description.facts(), dtype, options.seed)
     module = model_loader.build(description, dtype, options.seed)
     writer = model_loader.PairWriter(outputs, description, module, runtime.code_version())
     batches = assemble.training_batches(options, data, device)

@@ -24,7 +24,7 @@ class Progress:
     step: int = 0  # optimizer steps of the run
     samples: int = 0  # structures seen
     stage: int = 1
-    stage_two_epoch: int | None = None  # when it began
+    stage_two_epoch: int | None = None  # epochs of stage one, fixed when the run began
     validated_step: int = -1
     best_loss: float = math.inf  # within the stage
     best_epoch: int = 0

@@ -121,7 +121,9 @@ def texts() -> dict[str, Any]:
         fields = {**NETWORK, **changes}
         return json.dumps({name: value for name, value in fields.items() if value is not ...})
 
-    no_remedy = found("description.py:_spread_short_forms puts None where atomic_energies is missing: no remedy is named")
+    no_remedy = found(
+        "description.py:_spread_short_forms puts None where atomic_energies is missing: no remedy is named"
+    )
     hashes = found("description.py: a traceback, since lists are put into a set before their values are checked")
     return {
         "cut off": (good[:90], "is not a model.json", "line 1"),
@@ -136,13 +138,18 @@ def texts() -> dict[str, Any]:
         "no scale": (with_(atomic_inter_scale=...), "atomic_inter_scale is missing", "metadata.py fit"),
         "no elements": (with_(atomic_numbers=...), "atomic_numbers is missing", "metadata.py fit"),
         "no E0s": pytest.param(with_(atomic_energies=...), "is missing", "metadata.py fit", marks=no_remedy),
-        "an E0 too few": (with_(atomic_energies={"H": -13.6}), "atomic_energies name [1] but atomic_numbers are [1, 8]"),
+        "an E0 too few": (
+            with_(atomic_energies={"H": -13.6}),
+            "atomic_energies name [1] but atomic_numbers are [1, 8]",
+        ),
         "a number as text": (with_(r_max="3"), "r_max: input should be a valid number (found '3')"),
         "a truth for a number": (with_(r_max=True), "r_max: input should be a valid number (found True)"),
         "a cutoff below zero": (with_(r_max=-1.0), "r_max: input should be greater than 0"),
         "a cutoff of a metre": (with_(r_max=1e10), "r_max: input should be less than or equal to 50"),
         "a cutoff of nothing": pytest.param(
-            with_(r_max=1e-10), "r_max", marks=found("description.py: r_max may be 1e-10; a traceback in the first step")
+            with_(r_max=1e-10),
+            "r_max",
+            marks=found("description.py: r_max may be 1e-10; a traceback in the first step"),
         ),
         "too many channels": (with_(hidden_irreps="99999x0e"), "hidden_irreps", "1 to 4096 channels"),
         "too many layers": (with_(num_interactions=10**6, correlation=[1]), "num_interactions", "12"),
@@ -159,9 +166,7 @@ def texts() -> dict[str, Any]:
             with_(correlation=[]), "correlation", "0 values", marks=found("description.py: 'max() arg is an empty …'")
         ),
         "elements in lists": pytest.param(with_(atomic_numbers=[[1], 8]), "atomic_numbers", marks=hashes),
-        "heads in lists": pytest.param(
-            with_(heads=[["a"]], atomic_energies={"a": [1.0, 2.0]}), "heads", marks=hashes
-        ),
+        "heads in lists": pytest.param(with_(heads=[["a"]], atomic_energies={"a": [1.0, 2.0]}), "heads", marks=hashes),
         "elements and nothing": pytest.param(
             with_(atomic_numbers=[1, None]), "atomic_numbers", marks=found("description.py: a traceback in sorted()")
         ),
@@ -277,7 +282,9 @@ def test_yaml_that_is_absent_or_a_directory(place: Path, refused: Refused) -> No
 
 def test_paths_in_a_yaml_are_relative_to_it(place: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "below").mkdir()
-    (place / "below/c.yaml").write_text("input_json: ../m.json\nxyz_train: [../t.xyz, no.xyz]\noutput_checkpoint: out\n")
+    (place / "below/c.yaml").write_text(
+        "input_json: ../m.json\nxyz_train: [../t.xyz, no.xyz]\noutput_checkpoint: out\n"
+    )
     monkeypatch.chdir(place)
     refused(train_mace.main, ["--config", "below/c.yaml"], "below/no.xyz does not exist")
     (place / "no.xyz").write_text(frame())  # beside the caller, not beside the YAML: of no help
@@ -420,11 +427,22 @@ def data_files() -> dict[str, Any]:
         "a web page": pytest.param("<html></html>\n", "HTML", marks=found("xyz.py: invalid literal for int()")),
         "no such element": pytest.param(good.replace("\nO", "\nQq"), "Qq", "element", marks=found("xyz.py: …: 'Qq'")),
         "cut off": (good + good[:120], "frame 1", "expected 3"),
-        "no forces": (good.replace("REF_forces", "dft"), "frame 0", "forces missing", "has: REF_energy, dft", "--forces_key"),
+        "no forces": (
+            good.replace("REF_forces", "dft"),
+            "frame 0",
+            "forces missing",
+            "has: REF_energy, dft",
+            "--forces_key",
+        ),
         "no energy": (good + good.replace("REF_energy", "dft"), "frame 1", "energy missing", "--energy_key"),
         "an energy of NaN": (good + frame(energy="nan"), "frame 1", "energy is nan"),
         "a position of NaN": (good + frame(positions=np.full((3, 3), np.nan)), "frame 1", "not finite"),
-        "a foreign element": (good + good.replace("\nO ", "\nFe "), "#1", "Fe (Z=26) is not in model.json", "--elements"),
+        "a foreign element": (
+            good + good.replace("\nO ", "\nFe "),
+            "#1",
+            "Fe (Z=26) is not in model.json",
+            "--elements",
+        ),
         "an unknown head": (good + frame(words="head=dft"), "#1", "head 'dft'", "['Default']"),
         "only isolated atoms": ("1\nREF_energy=-13.6 config_type=IsolatedAtom\nH 0 0 0\n", "no structure is left"),
         "two atoms in one place": pytest.param(
@@ -448,7 +466,9 @@ def test_xyz(content: str | bytes, words: tuple[str, ...], place: Path, refused:
         refused(train_mace.main, training(place, *flags), *where, *words)
 
 
-@pytest.mark.parametrize("flag", ["--xyz_train", "--xyz_val", "--xyz_test", "--lmdb_train", "--lmdb_val", "--lmdb_test"])
+@pytest.mark.parametrize(
+    "flag", ["--xyz_train", "--xyz_val", "--xyz_test", "--lmdb_train", "--lmdb_val", "--lmdb_test"]
+)
 def test_data_that_are_absent(flag: str, place: Path, refused: Refused) -> None:
     absent = place / "no.data"
     with untouched(place, new=("run/train.log",)):
@@ -564,7 +584,9 @@ def test_another_programs_files_are_refused_and_untouched(name: str, place: Path
         pytest.param(("--valid_fraction", 0), id="an impossible split"),
     ],
 )
-@found("starting.py:announce removes the old run before the inputs of the new one are looked at: checkpoint and model lost")
+@found(
+    "starting.py:announce removes the old run before the inputs of the new one are looked at: checkpoint and model lost"
+)
 def test_overwriting_with_a_bad_input_keeps_the_old_run(flags: tuple[object, ...], own: Path, refused: Refused) -> None:
     before = contents(own)
     refused(train_mace.main, training(own, "--overwrite", *flags))
@@ -585,13 +607,16 @@ def test_places_that_cannot_hold_a_run(place: Path, refused: Refused) -> None:
     file = place / "t.xyz"
     (place / "folder.pt").mkdir()
     with untouched(place):
-        refused(train_mace.main, training(place, out="t.xyz"), f"{file} is a file", "a directory or a path ending in .pt")
+        refused(
+            train_mace.main, training(place, out="t.xyz"), f"{file} is a file", "a directory or a path ending in .pt"
+        )
         refused(train_mace.main, training(place, "--output_model", file), f"{file} is a file", "a path ending in .pt")
         refused(train_mace.main, training(place, out="folder.pt"), "folder.pt is a directory", "rename")
-        refused(train_mace.main, training(place, out="t.xyz/run"), f"{file}/run", "Not a directory", "--output_checkpoint")
+        refused(
+            train_mace.main, training(place, out="t.xyz/run"), f"{file}/run", "Not a directory", "--output_checkpoint"
+        )
         refused(train_mace.main, training(place, "--output_model", file / "m.pt"), str(file), "cannot create")
-    assert sorted(p.name for p in place.iterdir()) == ["folder.pt", "m.json", "run", "t.xyz"]
-    assert not list((place / "run").iterdir()), "the place of the checkpoint is made, and stays empty"
+    assert {path.name for path in place.rglob("*")} <= {"folder.pt", "m.json", "run", "t.xyz"}, "an empty run at most"
 
 
 @pytest.mark.parametrize("name", ["train.log", "metrics.jsonl", "valid_structures.txt", "run_model.json"])
@@ -626,13 +651,17 @@ def test_resuming_another_model_or_other_data(own: Path, refused: Refused) -> No
         refused(train_mace.main, other, "run_checkpoint.pt", "other.json", "r_max: 3.0 against 4.0", code=3)
     before = contents(own / "run")
     more = training(own, *flags, "--xyz_train", own / "more.xyz")
-    refused(train_mace.main, more, "run_checkpoint.pt", "the train data are not those of the run", "--overwrite", code=3)
+    refused(
+        train_mace.main, more, "run_checkpoint.pt", "the train data are not those of the run", "--overwrite", code=3
+    )
     after = contents(own / "run")
     assert after["run_checkpoint.pt"] == before["run_checkpoint.pt"]
     assert after["run_model.pt"] == before["run_model.pt"]
 
 
-@found("run_files.py:data_identity hashes numbers of atoms only, so other data of the same sizes pass for the run's own")
+@found(
+    "run_files.py:data_identity hashes numbers of atoms only, so other data of the same sizes pass for the run's own"
+)
 def test_resuming_on_other_data_of_the_same_sizes(own: Path, refused: Refused) -> None:
     (own / "t.xyz").write_text("".join(map(frame, range(100, 106))))
     refused(train_mace.main, training(own, "--resume", "auto", "--epochs", 2), "the train data are not those", code=3)

@@ -14,6 +14,29 @@ from dataloader.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """An input of the network besides species, as the data must hold it."""
+
+    name: str
+    per_atom: bool  # one row per atom; otherwise one number per structure
+    width: int = 1  # numbers per row
+    classes: tuple[int, int] | None = None  # smallest and largest value of a class; None: any real number
+
+    def fault(self, value: NDArray[np.float64], n_atoms: int) -> str | None:
+        """What is wrong with a value, as a phrase; None where it fits."""
+        shapes = [(n_atoms, self.width)] + ([(n_atoms,)] if self.width == 1 else []) if self.per_atom else [(), (1,)]
+        if value.shape not in shapes:
+            return f"{self.name} has shape {value.shape}, expected {shapes[0]}"
+        if not np.isfinite(value).all():
+            return f"{self.name} is not finite"
+        if self.classes is not None:
+            low, high = self.classes
+            if (value != np.round(value)).any() or (value < low).any() or (value > high).any():
+                return f"{self.name} must be a whole number from {low} to {high}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What the data path must know of the model: element order, heads, reference energies, cutoff, inputs."""
 
@@ -21,7 +44,7 @@ class ModelFacts:
     heads: tuple[str, ...]
     atomic_energies: tuple[tuple[float, ...], ...]  # [head][element], eV
     r_max: float  # Å
-    features: tuple[str, ...] = ()  # names of embedding inputs
+    features: tuple[FeatureSpec, ...] = ()  # inputs of the embeddings
 
     def species_of(self, atomic_numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Position of every atomic number in the model's order; all of them must be in it."""
@@ -167,7 +190,7 @@ def collate(
         shifts=torch.from_numpy(shifts).to(dtype),
         reference_energy=torch.from_numpy(references),
         labels=labels,
-        features={name: _feature(structures, name, dtype) for name in facts.features},
+        features={spec.name: _feature(structures, spec, dtype) for spec in facts.features},
         counts=counts,
         index=tuple(index),
     )
@@ -216,6 +239,8 @@ def _force_mask(structure: Structure, free_atoms_only: bool) -> np.ndarray:
     return np.ones(structure.n_atoms, dtype=bool)
 
 
-def _feature(structures: Sequence[Structure], name: str, dtype: torch.dtype) -> Tensor:
-    values = [np.atleast_1d(s.features[name]) for s in structures]
+def _feature(structures: Sequence[Structure], spec: FeatureSpec, dtype: torch.dtype) -> Tensor:
+    """(n_structures,) or (n_atoms, width), the shapes that mace's embedding expects."""
+    rows = (-1, spec.width) if spec.per_atom else (-1,)
+    values = [s.features[spec.name].reshape(rows) for s in structures]
     return torch.from_numpy(np.concatenate(values)).to(dtype)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
 from dataloader.lmdb_source import LmdbSource
@@ -59,7 +60,7 @@ class XyzSource:
 
     in_memory = True
 
-    def __init__(self, spec: SourceSpec, *, require_labels: bool, features: Sequence[str]) -> None:
+    def __init__(self, spec: SourceSpec, *, require_labels: bool, features: Sequence[FeatureSpec]) -> None:
         file = read_xyz(spec.path, spec.keys, require_labels=require_labels, features=features)
         self.path = spec.path
         self.isolated_atoms = file.isolated_atoms
@@ -112,7 +113,7 @@ def open_sources(
     *,
     require_labels: bool,
     max_dropped: float,
-    features: Sequence[str] = (),
+    features: Sequence[FeatureSpec] = (),
 ) -> list[Source]:
     """Open every file.
 
@@ -123,7 +124,7 @@ def open_sources(
     return [_open(spec, require_labels, max_dropped, features) for spec in specs]
 
 
-def _open(spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[str]) -> Source:
+def _open(spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[FeatureSpec]) -> Source:
     if not spec.path.exists():
         raise InputError(f"{spec.path} does not exist; expected an existing {spec.format} file")
     source: Source

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_extxyz
 
+from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys, find_labels
 from dataloader.structure import Structure, geometry_fault, label_fault
@@ -26,14 +27,14 @@ class XyzFile:
     label_names: Counter[tuple[str | None, str | None, str | None]] = field(default_factory=Counter)
 
 
-def read_xyz(path: Path, keys: LabelKeys, *, require_labels: bool, features: Sequence[str] = ()) -> XyzFile:
+def read_xyz(path: Path, keys: LabelKeys, *, require_labels: bool, features: Sequence[FeatureSpec] = ()) -> XyzFile:
     """Read all frames of one extended-XYZ file.
 
     Args:
         path: the file; always parsed as extended XYZ, whatever its name, so that no other parser of ASE can be chosen.
         keys: label names given by the user.
         require_labels: energy and forces must be there (training); without them a frame is for inference.
-        features: names of embedding inputs that each frame must carry in info or arrays.
+        features: embedding inputs that each frame must carry in info or arrays.
 
     Raises:
         InputError: the file cannot be read, or a frame is faulty; an xyz file is small enough to be mended, so the
@@ -69,7 +70,7 @@ def _frames(path: Path) -> Iterator[Atoms]:
 
 
 def _structure(
-    atoms: Atoms, identifier: str, keys: LabelKeys, features: Sequence[str], where: str
+    atoms: Atoms, identifier: str, keys: LabelKeys, features: Sequence[FeatureSpec], where: str
 ) -> tuple[Structure, tuple[str | None, str | None, str | None]]:
     # Calculator results are read raw: get_forces() would zero the forces of constrained atoms.
     record = {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc else {})}
@@ -86,7 +87,7 @@ def _structure(
             free_atoms=_free_atoms(record),
             head=None if record.get("head") is None else str(record["head"]),
             config_type=str(record.get("config_type", "Default")),
-            features={name: _feature(record, name) for name in features},
+            features={spec.name: _feature(record, spec, len(atoms)) for spec in features},
             energy=labels.energy,
             forces=labels.forces,
             stress=labels.stress if all(pbc) else None,  # without a volume a stress means nothing
@@ -112,13 +113,17 @@ def _free_atoms(record: dict[str, object]) -> np.ndarray | None:
     return None if record.get("fixed") is None else ~np.asarray(record["fixed"]).astype(bool)
 
 
-def _feature(record: dict[str, object], name: str) -> np.ndarray:
-    if record.get(name) is None:
-        raise LabelError(f"{name} is missing, which the model's embedding_specs ask for")
+def _feature(record: dict[str, object], spec: FeatureSpec, n_atoms: int) -> np.ndarray:
+    if record.get(spec.name) is None:
+        raise LabelError(f"{spec.name} is missing, which the model's embedding_specs ask for")
     try:
-        return np.asarray(record[name], dtype=np.float64)
+        value = np.asarray(record[spec.name], dtype=np.float64)
     except (TypeError, ValueError):
-        raise LabelError(f"{name} is not a number") from None
+        raise LabelError(f"{spec.name} is not a number") from None
+    fault = spec.fault(value, n_atoms)
+    if fault:
+        raise LabelError(fault)
+    return value
 
 
 def _refuse(

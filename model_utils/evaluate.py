@@ -29,6 +29,7 @@ def evaluate(options: EvaluateOptions) -> None:
     dtype = runtime.dtype_of(options.dtype, loaded.file.dtype)
     device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=0)
     evaluation_report.say_what_is_used(loaded, dtype, device)
+    evaluation_report.warn_of_wrong_forces(loaded)
 
     data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)

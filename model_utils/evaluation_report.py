@@ -45,6 +45,12 @@ def say_what_is_used(loaded: LoadedModel, dtype: torch.dtype, device: torch.devi
     )
 
 
+def warn_of_wrong_forces(loaded: LoadedModel) -> None:
+    """Say where mace's own forces are known not to be the slope of its energies."""
+    if loaded.description.radial_type == "chebyshev":
+        log.warning("radial_type chebyshev: torch does not differentiate it, so these forces lack the radial part")
+
+
 def loss_of(options: EvaluateOptions) -> Loss:
     """The loss that is printed among the metrics."""
     return Loss(

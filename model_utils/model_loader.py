@@ -40,6 +40,11 @@ def build(description: ModelDescription, dtype: torch.dtype, seed: int) -> nn.Mo
     Raises:
         InputError: this installation cannot build the structure.
     """
+    if description.radial_type == "chebyshev":
+        raise InputError(
+            "radial_type chebyshev cannot be trained: torch does not differentiate chebyshev_polynomial_t, so mace's "
+            "forces lack the radial part; use bessel or gaussian"
+        )
     torch.manual_seed(seed)
     module = build_module(description, dtype)
     check_buffers(module, description, "freshly built model")
@@ -103,6 +108,12 @@ def network(module: nn.Module, kind: str) -> Network:
     return forms[kind](module)
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """An independent copy; mace's parameters of couplings that do not exist cannot be copied by deepcopy itself."""
+    fixed = {id(p): type(p)(p.detach().clone()) for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, fixed)
+
+
 def trainable(module: nn.Module) -> dict[str, Tensor]:
     """Trainable parameters by mace's names; parameters without elements have no gradient and are left out."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
@@ -153,7 +164,7 @@ class PairWriter:
         self, outputs: Outputs, description: ModelDescription, module: nn.Module, version: Mapping[str, str]
     ) -> None:
         self.outputs, self.description = outputs, description
-        self._module = copy.deepcopy(module).requires_grad_(True)
+        self._module = copied(module)
         self._common = {
             "model_json_text": description.canonical_text(),
             "model_json_hash": description.hash(),

@@ -1,7 +1,7 @@
 """Networks, structures and a direct use of mace-torch for the parity guard ``test_parity.py``.
 
-What is built here comes from mace's own constructor, data classes and losses, with every argument written out; of our own
-code there is only the plain record ``Structure``, so that no error of ours can stand on both sides of a comparison.
+What is built here comes from mace's own constructor, data classes and losses, with every argument written out; of our
+own code there is only the plain record ``Structure``, so that no error of ours can stand on both sides of a comparison.
 """
 
 import os
@@ -48,7 +48,7 @@ INTERACTIONS = {
 EMBEDDINGS = {
     "total_spin": {"type": "categorical", "per": "graph", "emb_dim": 3, "num_classes": 5, "offset": -1},
     "total_charge": {"type": "continuous", "per": "graph", "emb_dim": 2, "use_bias": False},
-    SITE: {"type": "continuous", "per": "node", "emb_dim": 2, "in_dim": 2},
+    SITE: {"type": "continuous", "per": "atom", "emb_dim": 2, "in_dim": 2},
 }
 
 BASE: Fields = {

@@ -5,7 +5,7 @@ other mace-torch by itself (``parity_cases``): its constructor with every argume
 losses, its forward pass and autograd. Both have the same weights.
 
     pytest -n 2 tests/test_parity.py              45 networks, every possible pair of two axes' values; 1 minute
-    PARITY=full pytest -n 2 tests/test_parity.py  6,048 networks, the product of the main axes; 75 minutes
+    PARITY=full pytest -n 2 tests/test_parity.py  6,048 networks, the product of the main axes; 1 hour
 
 The full run builds our networks without TorchScript too, which never gives back the 10 MB that each would take.
 """
@@ -242,21 +242,13 @@ OTHERWISE: dict[str, Fields] = {
     "vectors first": {"hidden_irreps": "4x1o+4x0e"},
     "two heads of one name": {"heads": ["pbe", "pbe"]},
     "an input in place of the positions": {
-        "embedding_specs": {"positions": {"type": "continuous", "per": "node", "emb_dim": 2, "in_dim": 3}}
+        "embedding_specs": {"positions": {"type": "continuous", "per": "atom", "emb_dim": 2, "in_dim": 3}}
     },
 }
-ACCEPTED_SO_FAR = (  # to be refused by the schema; each then leaves this list, as the strict xfail demands
-    "MACE two readout",
-    "scalars twice",
-    "no inputs",
-    "a vector per structure",
-    "an input in place of the positions",
-)
 
 
 def _parameters(table: Mapping[str, Fields]) -> list[Any]:
-    faulty = pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="model.json is not refused yet")
-    return [pytest.param(f, id=name, marks=[faulty] if name in ACCEPTED_SO_FAR else []) for name, f in table.items()]
+    return [pytest.param(fields, id=name) for name, fields in table.items()]
 
 
 @pytest.mark.parametrize("changes", _parameters(UNRUNNABLE))
@@ -341,11 +333,6 @@ def strained(structure: Structure, deformation: np.ndarray) -> Structure:
     return replace(structure, positions=structure.positions @ deformation, cell=structure.cell @ deformation)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="canonical_text sorts embedding_specs, whose order is that of the weights",
-)
 def test_the_canonical_text_means_the_same_network() -> None:
     pair = build_pair(cases.fields_of({**RICH, "embedding": "inputs"}))
     again = model_json.parse(pair.description.canonical_text(), "canonical")
@@ -354,13 +341,8 @@ def test_the_canonical_text_means_the_same_network() -> None:
     check_outputs(replace(pair, description=again, ours=module), pair.structures)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="mace squeezes the column of a class per atom, and we give none: one atom alone fails",
-)
 def test_a_class_per_atom() -> None:
-    specs = {"total_spin": SPIN, "site_class": {"type": "categorical", "per": "node", "emb_dim": 2, "num_classes": 3}}
+    specs = {"total_spin": SPIN, "site_class": {"type": "categorical", "per": "atom", "emb_dim": 2, "num_classes": 3}}
     pair = build_pair(cases.completed({**BASE, "embedding_specs": specs}))
     structures = [
         replace(s, features={**s.features, "site_class": np.mod(s.atomic_numbers, 3.0)}) for s in pair.structures

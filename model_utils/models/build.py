@@ -80,7 +80,7 @@ def _arguments(d: ModelDescription) -> dict[str, object]:
         gate=mace.modules.gate_dict[d.gate],
         embedding_specs=None
         if d.embedding_specs is None
-        else {name: spec.model_dump(exclude_none=True) for name, spec in d.embedding_specs.items()},
+        else {spec.name: spec.model_dump(exclude={"name"}, exclude_none=True) for spec in d.embedding_specs},
         cueq_config=None,
         oeq_config=None,
         lammps_mliap=False,

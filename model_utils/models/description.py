@@ -16,7 +16,7 @@ from ase.data import atomic_numbers as number_of_symbol
 from ase.data import chemical_symbols
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from dataloader.batch import ModelFacts
+from dataloader.batch import FeatureSpec, ModelFacts
 from dataloader.errors import InputError
 
 MAX_BYTES = 2**20
@@ -67,8 +67,9 @@ class Embedding(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     type: Literal["categorical", "continuous"]
-    per: Literal["graph", "node"]
+    per: Literal["graph", "atom"]
     emb_dim: Size
     in_dim: Size = 1
     num_classes: Size | None = None
@@ -79,7 +80,22 @@ class Embedding(BaseModel):
     def _classes_where_categorical(self) -> Self:
         if (self.type == "categorical") != (self.num_classes is not None):
             raise ValueError("num_classes belongs to a categorical embedding, and only there")
+        if self.per == "graph" and self.in_dim != 1:
+            raise ValueError("in_dim must be 1 for an input per graph, of which mace takes one number")
+        if self.name in _BATCH_NAMES:
+            raise ValueError(f"{self.name!r} is the name of another input of the network; give it another one")
         return self
+
+    def feature(self) -> FeatureSpec:
+        """What the data path checks and lays out."""
+        classes = None if self.num_classes is None else (-self.offset, self.num_classes - 1 - self.offset)
+        return FeatureSpec(name=self.name, per_atom=self.per == "atom", width=self.in_dim, classes=classes)
+
+
+_BATCH_NAMES = {
+    *("positions", "node_attrs", "edge_index", "shifts", "unit_shifts", "cell", "batch", "ptr", "head", "displacement"),
+    *("keys", "values", "items", "forward", "type", "train", "eval", "float", "double", "half", "to", "cpu", "cuda"),
+}
 
 
 class ModelDescription(BaseModel):
@@ -97,7 +113,7 @@ class ModelDescription(BaseModel):
     atomic_inter_shift: PerHead | None = None
     num_bessel: Annotated[int, Field(ge=1, le=1024)] = 8
     num_polynomial_cutoff: Annotated[int, Field(ge=2, le=64)] = 5
-    max_ell: Annotated[int, Field(ge=0, le=11)] = 3
+    max_ell: Annotated[int, Field(ge=1, le=11)] = 3
     interaction_cls: Interaction = "RealAgnosticResidualInteractionBlock"
     interaction_cls_first: Interaction = "RealAgnosticResidualInteractionBlock"
     num_interactions: Annotated[int, Field(ge=1, le=12)] = 2
@@ -117,7 +133,7 @@ class ModelDescription(BaseModel):
     use_last_readout_only: bool = False
     use_edge_irreps_first: bool = False
     use_embedding_readout: bool = False
-    embedding_specs: dict[str, Embedding] | None = None
+    embedding_specs: Annotated[list[Embedding], Field(min_length=1)] | None = None  # a list: weights are in its order
     readout_cls: Literal["NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"] = "NonLinearReadoutBlock"
     keep_last_layer_irreps: bool = False
     heads: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)] = ["Default"]
@@ -131,6 +147,8 @@ class ModelDescription(BaseModel):
         if isinstance(correlation, int) and not isinstance(correlation, bool) and isinstance(layers, int):
             data["correlation"] = [correlation] * min(layers, 64)
         heads = data.get("heads", ["Default"])
+        if isinstance(data.get("embedding_specs"), dict):
+            data["embedding_specs"] = [{"name": k, **v} for k, v in data["embedding_specs"].items()]
         if isinstance(heads, list):
             data["atomic_energies"] = _energies_per_head(data.get("atomic_energies"), data.get("atomic_numbers"), heads)
         if data.get("model_class") == "ScaleShiftMACE":
@@ -161,7 +179,7 @@ class ModelDescription(BaseModel):
             heads=tuple(self.heads),
             atomic_energies=tuple(tuple(e) for e in self.atomic_energies),
             r_max=self.r_max,
-            features=tuple(self.embedding_specs or ()),
+            features=tuple(spec.feature() for spec in self.embedding_specs or ()),
         )
 
 
@@ -237,6 +255,27 @@ def _contradictions(model: ModelDescription) -> list[str]:
         (
             model.use_embedding_readout and not model.embedding_specs,
             "use_embedding_readout: there are no embedding_specs",
+        ),
+        (
+            model.use_embedding_readout and heads > 1 and model.model_class == "MACE",
+            "use_embedding_readout: mace's class MACE cannot run it with several heads",
+        ),
+        (
+            len({spec.name for spec in model.embedding_specs or ()}) != len(model.embedding_specs or ()),
+            "embedding_specs: a name stands twice",
+        ),
+        (
+            len({term.partition("x")[2] for term in model.hidden_irreps.split("+")})
+            != model.hidden_irreps.count("+") + 1,
+            f"hidden_irreps: {model.hidden_irreps} names an irrep twice",
+        ),
+        (
+            re.fullmatch(r"\d+x0[eo]", model.MLP_irreps) is None,
+            f"MLP_irreps: {model.MLP_irreps} must be one kind of scalars, for example 16x0e",
+        ),
+        (
+            model.use_edge_irreps_first and "x0e" not in (model.edge_irreps or "x0e"),
+            f"use_edge_irreps_first: edge_irreps {model.edge_irreps} have no scalars",
         ),
     ]
     if model.model_class == "MACE":

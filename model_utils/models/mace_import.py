@@ -38,7 +38,7 @@ with _unsafe_loading_during_import():
     from mace.modules.wrapper_ops import CUET_AVAILABLE
 
 # e3nn 0.4.4 runs its tensor products as TorchScript. For batches that all have shapes of their own, torch's older
-# executor takes a tenth (large steps) to a fifth (small ones) less time than the profiling one, which compiles for shapes.
+# executor takes a tenth (large steps) to a fifth (small ones) less time than the one that compiles for shapes it sees.
 torch._C._jit_set_profiling_executor(False)
 
 VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}

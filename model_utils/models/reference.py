@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dataloader.batch import Batch
-from model_utils.models.build import ENERGIES
+from model_utils.models.build import ENERGIES, default_dtype
 from model_utils.models.network import Parameters
 
 
@@ -37,4 +37,5 @@ class ReferenceNetwork:
             **batch.features,
         }
         tensors = {**parameters, **self._no_reference}
-        return functional_call(self.module, tensors, (data,), {"training": True, "compute_force": False})["energy"]
+        with default_dtype(positions.dtype):  # parts of mace's forward make constants in torch's default precision
+            return functional_call(self.module, tensors, (data,), {"training": True, "compute_force": False})["energy"]

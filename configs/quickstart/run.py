@@ -13,45 +13,32 @@ RUN = ROOT / "runs" / "quickstart"
 def main() -> None:
     """Run the two commands a user would type, and show them."""
     began = time.monotonic()
+    folder = RUN.relative_to(ROOT)
+    model, errors_file = f"{folder}/quickstart_model.pt", f"{folder}/test_errors.json"
+    command(f"model_utils/train_mace.py --config configs/quickstart.yaml --output_checkpoint {folder} --overwrite")
     command(
-        "model_utils/train_mace.py",
-        "--config",
-        "configs/quickstart.yaml",
-        "--output_checkpoint",
-        str(RUN),
-        "--overwrite",
+        f"model_utils/evaluate.py --input_model {model} --xyz_path configs/quickstart/test.xyz "
+        f"--output_json {errors_file} --overwrite --threads 1"
     )
-    evaluated = RUN / "test_errors.json"
-    model, test = str(RUN / "quickstart_model.pt"), "configs/quickstart/test.xyz"
-    command(
-        "model_utils/evaluate.py",
-        "--input_model",
-        model,
-        "--xyz_path",
-        test,
-        "--output_json",
-        str(evaluated),
-        "--overwrite",
-    )
-    errors = json.loads(evaluated.read_text())
+    errors = json.loads((ROOT / errors_file).read_text())
     print(
         f"\nDone in {time.monotonic() - began:.0f} s. On the test set, hotter than the training set by 100 K: "
         f"{1000 * errors['forces_rmse']:.0f} meV/Å (the forces themselves: 1099 meV/Å), "
         f"{1000 * errors['energy_rmse_per_atom']:.1f} meV/atom.\n"
-        f"Everything lies in {RUN.relative_to(ROOT)}/. Next:\n"
+        f"Everything lies in {folder}/. Next:\n"
         "  python model_utils/train_mace.py --help\n"
         "  python metadata.py init --xyz_train YOUR.xyz --output_json model.json   # from your own data\n"
         "  python model_utils/train_mace.py --input_json model.json --xyz_train YOUR.xyz "
         "--output_checkpoint runs/mine\n"
-        f"  python model_utils/evaluate.py --input_model {RUN.relative_to(ROOT)}/quickstart_model.pt "
+        f"  python model_utils/evaluate.py --input_model {model} "
         "--xyz_path YOUR.xyz"
     )
 
 
-def command(*words: str) -> None:
+def command(line: str) -> None:
     """Show a command line and run it."""
-    print("$ python " + " ".join(word.replace(f"{ROOT}/", "") for word in words), flush=True)
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
+    print(f"$ python {line}", flush=True)
+    done = subprocess.run([sys.executable, *line.split()], cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -131,8 +131,11 @@ class Dataset:
 
     def by_source(self) -> dict[str, NDArray[np.int64]]:
         """Numbers of the structures of each source, by the source's file name."""
-        owners = self.places[:, 0]
-        return {str(source.path): np.nonzero(owners == s)[0] for s, source in enumerate(self.sources)}
+        owners, found = self.places[:, 0], dict[str, NDArray[np.int64]]()
+        for s, source in enumerate(self.sources):
+            name = str(source.path)
+            found[name if name not in found else f"{name} ({s + 1})"] = np.nonzero(owners == s)[0]
+        return found
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

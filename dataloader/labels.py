@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader.batch import FeatureSpec
+
 # REF_* names are mace's; y and force are OC20's. Order is preference: the first that is present is used.
 ENERGY_NAMES = ("REF_energy", "energy", "y")
 FREE_ENERGY_NAMES = ("REF_free_energy", "free_energy")
@@ -65,7 +67,7 @@ def _choose(record: Mapping[str, object], given: str | None, usual: tuple[str, .
         return given if record.get(given) is not None else None
     present = [name for name in usual if record.get(name) is not None]
     for other in present[1:]:
-        first, second = np.asarray(record[present[0]]), np.asarray(record[other])
+        first, second = _array(record[present[0]], present[0]), _array(record[other], other)
         if first.shape != second.shape or not _close(first, second):
             raise LabelError(f"{present[0]} and {other} are both there and differ: say which with --{what}_key")
     return present[0] if present else None
@@ -78,8 +80,15 @@ def _close(first: NDArray[np.generic], second: NDArray[np.generic]) -> bool:
         return False
 
 
+def _array(value: object, name: str) -> NDArray[np.generic]:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise LabelError(f"{name} is a ragged list, expected numbers") from None
+
+
 def _numbers(value: object, name: str) -> NDArray[np.float64]:
-    array = np.asarray(value)
+    array = _array(value, name)
     if array.dtype.kind not in "iuf":
         raise LabelError(f"{name} is {_describe(value)}, expected numbers")
     return array.astype(np.float64)
@@ -103,14 +112,42 @@ def _stress(
     record: Mapping[str, object], given: str | None, volume: float
 ) -> tuple[str | None, NDArray[np.float64] | None]:
     name = _choose(record, given, STRESS_NAMES, "stress")
-    if name is not None:
-        tensor = as_tensor(record[name], name)
-        return name, -tensor / volume if "virial" in name.lower() and volume > 0 else tensor
-    if given is None and volume > 0:
-        virial = _choose(record, None, VIRIAL_NAMES, "stress")
-        if virial is not None:
-            return virial, -as_tensor(record[virial], virial) / volume
-    return None, None
+    if name is not None and volume == 0:
+        return f"{name} (absent: no volume)", None
+    stress = None if name is None else as_tensor(record[name], name)
+    if name is not None and stress is not None and "virial" in name.lower() and volume > 0:
+        stress = -stress / volume
+    virial = _choose(record, None, VIRIAL_NAMES, "stress") if given is None and volume > 0 else None
+    if virial is None:
+        return name, stress
+    converted = -as_tensor(record[virial], virial) / volume
+    if stress is None:
+        return virial, converted
+    if not np.allclose(stress, converted, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise LabelError(f"{name} and {virial} (as −virial / V) are both there and differ: say which with --stress_key")
+    return name, stress
+
+
+def feature_of(record: Mapping[str, object], spec: FeatureSpec, n_atoms: int) -> NDArray[np.float64]:
+    """An embedding input that the model asks for."""
+    if record.get(spec.name) is None:
+        raise LabelError(f"{spec.name} is missing, which the model's embedding_specs ask for")
+    try:
+        value = np.asarray(record[spec.name], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise LabelError(f"{spec.name} is not a number") from None
+    fault = spec.fault(value, n_atoms)
+    if fault:
+        raise LabelError(fault)
+    return value
+
+
+def weight_of(record: Mapping[str, object], name: str) -> float:
+    """One of mace's per-configuration weights; 1 where the record has none."""
+    try:
+        return float(record.get(name, 1.0))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise LabelError(f"{name} is not a number") from None
 
 
 def as_tensor(value: object, name: str) -> NDArray[np.float64]:

@@ -1,15 +1,16 @@
 """Read LMDB records (OC20/OC22 pickles, plain dicts) as structures; faulty ones are dropped and counted."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys, find_labels
+from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, weight_of
 from dataloader.lmdb_file import LmdbFile
 from dataloader.neighbors import MIN_DISTANCE, closest_pair
 from dataloader.restricted_pickle import RowError, TorchGeometricData, loads
@@ -17,7 +18,7 @@ from dataloader.structure import Structure, geometry_fault, label_fault
 
 POSITION_NAMES = ("pos", "positions")
 NUMBER_NAMES = ("atomic_numbers", "numbers", "z")
-SHOWN_OFFENDERS = 3
+SHOWN_OFFENDERS, SHOWN_REASONS = 3, 5
 
 
 class LmdbSource:
@@ -25,8 +26,16 @@ class LmdbSource:
 
     in_memory = False
 
-    def __init__(self, path: Path, keys: LabelKeys, *, require_labels: bool, max_dropped: float) -> None:
-        self.path, self.label_keys = path, keys
+    def __init__(
+        self,
+        path: Path,
+        keys: LabelKeys,
+        *,
+        require_labels: bool,
+        max_dropped: float,
+        features: Sequence[FeatureSpec] = (),
+    ) -> None:
+        self.path, self.label_keys, self.features = path, keys, features
         self.file = LmdbFile(path)
         self.isolated_atoms: list[Structure] = []
         self.label_names: Counter[tuple[str | None, str | None, str | None]] = Counter()
@@ -39,6 +48,7 @@ class LmdbSource:
         kept: list[bytes] = []
         sizes: list[int] = []
         self.elements: list[frozenset[int]] = []
+        self.heads: list[str | None] = []
         compositions: dict[frozenset[int], frozenset[int]] = {}  # one object per composition: a row costs 8 bytes
         self.offenders: dict[str, list[str]] = {}
         all_keys = self.file.sample_keys()
@@ -56,11 +66,11 @@ class LmdbSource:
             kept.append(key)
             sizes.append(structure.n_atoms)
             elements = frozenset(structure.atomic_numbers.tolist())
+            self.heads.append(structure.head)
             self.elements.append(compositions.setdefault(elements, elements))
             self.label_names[names] += 1
             self.pbc_rules[rule] += 1
         self.keys, self.n_atoms = kept, np.array(sizes, dtype=np.int64)
-        self.heads: list[str | None] = [None] * len(kept)
 
     def _refuse_too_many_drops(self, max_dropped: float) -> None:
         dropped, total = self.dropped.total(), self.dropped.total() + len(self.keys)
@@ -74,10 +84,12 @@ class LmdbSource:
 
     def drop_report(self) -> str:
         """Reasons with counts and the first keys: ``3 × forces missing (keys 7, 12, 19)``."""
-        return "; ".join(
+        shown = [
             f"{count} × {reason} (key{'s' if count > 1 else ''} {', '.join(self.offenders[reason][:SHOWN_OFFENDERS])})"
-            for reason, count in self.dropped.most_common()
-        )
+            for reason, count in self.dropped.most_common(SHOWN_REASONS)
+        ]
+        more = len(self.dropped) - len(shown)
+        return "; ".join([*shown, f"and {more} other reasons"] if more else shown)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -103,9 +115,9 @@ class LmdbSource:
             raise RowError(f"record is a {type(record).__name__}, expected a torch_geometric Data or a dict")
         numbers = _array(record, NUMBER_NAMES, np.float64)
         positions = _array(record, POSITION_NAMES, np.float64)
-        if positions.shape != (len(numbers), 3) or numbers.ndim != 1:
+        if numbers.ndim != 1 or positions.shape != (len(numbers), 3):
             raise RowError(f"positions have shape {positions.shape} for {numbers.shape} atomic numbers")
-        if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
+        if not (np.abs(numbers) < 2**31).all() or (numbers != np.round(numbers)).any():
             raise RowError("atomic numbers are not whole")
         cell = _cell(record)
         pbc, rule = _periodicity(record, cell)
@@ -121,6 +133,13 @@ class LmdbSource:
             forces=labels.forces,
             stress=labels.stress if all(pbc) else None,
             free_atoms=_free_atoms(record, len(numbers)),
+            features={spec.name: feature_of(record, spec, len(numbers)) for spec in self.features},
+            head=None if record.get("head") is None else str(record["head"]),
+            config_type=str(record.get("config_type", "Default")),
+            weight=weight_of(record, "config_weight"),
+            energy_weight=weight_of(record, "config_energy_weight"),
+            forces_weight=weight_of(record, "config_forces_weight"),
+            stress_weight=weight_of(record, "config_stress_weight"),
         )
         return structure, labels.names, rule
 
@@ -152,7 +171,7 @@ def _periodicity(record: Mapping[str, object], cell: NDArray[np.float64]) -> tup
     as open clusters 60 % of them.
     """
     if record.get("pbc") is not None:
-        stored = np.asarray(record["pbc"]).astype(bool).reshape(-1)
+        stored = _truths(record, "pbc")
         if stored.size not in (1, 3):
             raise RowError(f"pbc has {stored.size} values, expected 3")
         x, y, z = np.broadcast_to(stored, 3).tolist()
@@ -173,10 +192,18 @@ def _without_unit_axes(record: Mapping[str, object]) -> Mapping[str, object]:
 def _free_atoms(record: Mapping[str, object], n_atoms: int) -> NDArray[np.bool_] | None:
     if record.get("fixed") is None:
         return None
-    fixed = np.asarray(record["fixed"]).reshape(-1)
+    fixed = _truths(record, "fixed")
     if len(fixed) != n_atoms:
         raise RowError(f"fixed has {len(fixed)} entries for {n_atoms} atoms")
-    return ~fixed.astype(bool)
+    return ~fixed
+
+
+def _truths(record: Mapping[str, object], name: str) -> NDArray[np.bool_]:
+    """Values that are true or false, 0 or 1; text would be true whatever it says."""
+    values = _array(record, (name,), np.float64).reshape(-1)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise RowError(f"{name} holds other values than 0 and 1")
+    return values.astype(bool)
 
 
 def _usable(structure: Structure, names: tuple[str | None, ...], require_labels: bool) -> str | None:

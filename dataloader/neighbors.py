@@ -47,6 +47,8 @@ def build_graph(structure: Structure, r_max: float) -> Graph:
     neighbors = NeighborList(cutoff=r_max, full_list=True, n_threads=1)  # workers share the cores
     i, j, shifts, distances = neighbors.compute(positions, structure.cell, structure.pbc, "ijSd")
     _refuse(structure, i, j, distances)
+    if len(shifts) and np.abs(shifts).max() > np.iinfo(np.int16).max:
+        raise GraphFault("the cell is so skewed that neighbours lie 32768 lattice vectors apart: reduce it")
     senders, receivers, shifts = i.astype(np.int32), j.astype(np.int32), shifts.astype(np.int16)
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
     return Graph(positions, senders[order], receivers[order], shifts[order])

@@ -131,5 +131,7 @@ def _open(spec: SourceSpec, require_labels: bool, max_dropped: float, features: 
     if spec.format == "xyz":
         source = XyzSource(spec, require_labels=require_labels, features=features)
     else:
-        source = LmdbSource(spec.path, spec.keys, require_labels=require_labels, max_dropped=max_dropped)
+        source = LmdbSource(
+            spec.path, spec.keys, require_labels=require_labels, max_dropped=max_dropped, features=features
+        )
     return source if spec.head is None and spec.weight == 1.0 else Adjusted(source, spec.head, spec.weight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 MAX_OPEN_COORDINATE = 1e5  # Å; beyond it, without periodicity, a float32 position is worth less than 0.01 Å
 MIN_VOLUME_PER_ATOM = 1.0  # Å³; hydrogen at 500 GPa still has 1.5
+MIN_EDGE, MIN_FACE = 0.1, 0.1  # Å, Å² of a cell; below it a neighbour list has 10⁵ edges per atom and more
+MAX_LENGTH = 1e8  # Å; a float64 position is worth 1e-8 Å there, and beyond it neighbour lists overflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,19 +71,34 @@ def geometry_fault(structure: Structure) -> str | None:
         return f"position of atom {_first_row(~np.isfinite(positions))} is not finite"
     if not np.isfinite(cell).all():
         return "cell is not finite"
-    if not pbc.any():
-        far = np.abs(positions - positions.mean(axis=0)) > MAX_OPEN_COORDINATE
-        return f"atom {_first_row(far)} lies more than {MAX_OPEN_COORDINATE:.0e} Å away" if far.any() else None
-    return _cell_fault(structure, cell[pbc])
+    for what, values in (("position", positions), ("cell vector", cell)):
+        if (np.abs(values) > MAX_LENGTH).any():
+            return f"a {what} is longer than {MAX_LENGTH:.0e} Å"
+    fault = _cell_fault(structure, cell[pbc]) if pbc.any() else None
+    if fault is None and not pbc.all():
+        far = np.abs(_open_part(positions, cell[pbc])) > MAX_OPEN_COORDINATE
+        fault = f"atom {_first_row(far)} lies more than {MAX_OPEN_COORDINATE:.0e} Å away" if far.any() else None
+    return fault
+
+
+def _open_part(positions: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positions from their mean, across the periodic directions only."""
+    centred = positions - positions.mean(axis=0)
+    return centred - centred @ np.linalg.pinv(vectors) @ vectors if len(vectors) else centred
 
 
 def _cell_fault(structure: Structure, vectors: NDArray[np.float64]) -> str | None:
     lengths = np.linalg.norm(vectors, axis=1)
     if (lengths < 1e-6).any():
         return f"periodic in direction(s) {_directions(structure.pbc)} but the cell has a zero vector there"
+    if (lengths < MIN_EDGE).any():
+        return f"a cell vector is shorter than {MIN_EDGE:g} Å"
     area = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))  # length, area or volume of the periodic directions
     if area < 1e-6 * lengths.prod():
         return "cell is singular: its vectors are not independent"
+    faces = [np.linalg.norm(np.cross(a, b)) for a, b in combinations(vectors, 2)]
+    if faces and min(faces) < MIN_FACE:
+        return f"a face of the cell is smaller than {MIN_FACE:g} Å²"
     if structure.periodic and area < MIN_VOLUME_PER_ATOM * structure.n_atoms:
         return f"volume per atom is {area / structure.n_atoms:.3g} Å³ (expected at least {MIN_VOLUME_PER_ATOM:g})"
     return None

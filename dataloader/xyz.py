@@ -3,18 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import read_extxyz
+from ase.io.extxyz import key_val_str_to_dict, read_extxyz
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys, find_labels
+from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, weight_of
 from dataloader.structure import Structure, geometry_fault, label_fault
 
-NOT_LABELS = {"numbers", "positions", "config_type", "head", "fixed"}
+WHOLE_STRESS = "stress as written"
+NOT_LABELS = {"numbers", "positions", "config_type", "head", "fixed", WHOLE_STRESS}
 
 
 @dataclass
@@ -56,7 +59,9 @@ def _frames(path: Path) -> Iterator[Atoms]:
     frame = 0
     try:
         with path.open(encoding="utf-8") as stream:
-            for atoms in read_extxyz(stream, index=slice(None)):
+            _check_layout(path, stream)
+            stream.seek(0)
+            for atoms in read_extxyz(stream, index=slice(None), properties_parser=_keep_stress):
                 yield atoms
                 frame += 1
     except OSError as error:
@@ -64,9 +69,48 @@ def _frames(path: Path) -> Iterator[Atoms]:
         raise InputError(f"cannot read {path}: {reason}; expected an extended-XYZ file") from None
     except InputError:
         raise
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is {_what_it_is(path)}; expected an extended-XYZ file") from None
+    except KeyError as error:  # ASE looks symbols up
+        raise InputError(f"{path} frame {frame}: {error} is no element symbol") from None
     except Exception as error:  # ASE raises a dozen types on damaged text
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} frame {frame} is not extended XYZ: {detail}") from None
+
+
+def _keep_stress(comment: str) -> dict[str, object]:
+    """ASE's parser; of `stress` ASE itself goes on with the upper triangle only."""
+    info: dict[str, object] = key_val_str_to_dict(comment)
+    return info | {WHOLE_STRESS: info["stress"]} if "stress" in info else info
+
+
+def _check_layout(path: Path, stream: TextIO) -> None:
+    """Every frame has its number of atoms and as many lines, without gaps.
+
+    ASE takes a blank line for the end of the file and drops what follows, reads on beyond the end where a number is too
+    large (minutes for 10⁹), and looks through all frames first, so that it puts every such fault into frame 0.
+    """
+    lines = enumerate(stream, start=1)
+    for frame, (number, line) in enumerate(lines):
+        where = f"{path} frame {frame}"
+        if not line.strip():
+            for number, line in lines:
+                if line.strip():
+                    raise InputError(f"{path} line {number}: after a blank line, which would end the file; remove it")
+            return
+        if not line.strip().isdecimal():
+            raise InputError(f"{where}, line {number}: expected a number of atoms, found {line.strip()!r:.40}")
+        n_atoms = int(line.strip()[:18])
+        missing = n_atoms + 1 - sum(1 for _ in islice(lines, n_atoms + 1))
+        if missing > 0:
+            raise InputError(f"{where}, line {number}: expected {n_atoms} atoms, the file ends {missing} lines short")
+
+
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as stream:
+        head = stream.read(6)
+    compressed = head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK"))
+    return "a compressed file; unpack it first" if compressed else "not text in UTF-8"
 
 
 def _structure(
@@ -74,6 +118,8 @@ def _structure(
 ) -> tuple[Structure, tuple[str | None, str | None, str | None]]:
     # Calculator results are read raw: get_forces() would zero the forces of constrained atoms.
     record = {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc else {})}
+    if WHOLE_STRESS in record:
+        record["stress"] = record[WHOLE_STRESS]
     cell, pbc = np.array(atoms.cell, dtype=float), tuple(bool(p) for p in atoms.pbc)
     volume = float(abs(np.linalg.det(cell))) if all(pbc) and np.isfinite(cell).all() else 0.0
     try:
@@ -84,46 +130,31 @@ def _structure(
             cell=cell,
             pbc=pbc,  # type: ignore[arg-type]
             identifier=identifier,
-            free_atoms=_free_atoms(record),
+            free_atoms=_free_atoms(record, len(atoms)),
             head=None if record.get("head") is None else str(record["head"]),
             config_type=str(record.get("config_type", "Default")),
-            features={spec.name: _feature(record, spec, len(atoms)) for spec in features},
+            features={spec.name: feature_of(record, spec, len(atoms)) for spec in features},
             energy=labels.energy,
             forces=labels.forces,
             stress=labels.stress if all(pbc) else None,  # without a volume a stress means nothing
-            weight=_weight(record, "config_weight"),
-            energy_weight=_weight(record, "config_energy_weight"),
-            forces_weight=_weight(record, "config_forces_weight"),
-            stress_weight=_weight(record, "config_stress_weight"),
+            weight=weight_of(record, "config_weight"),
+            energy_weight=weight_of(record, "config_energy_weight"),
+            forces_weight=weight_of(record, "config_forces_weight"),
+            stress_weight=weight_of(record, "config_stress_weight"),
         )
     except LabelError as error:
         raise InputError(f"{where}: {error}") from None
     return structure, labels.names
 
 
-def _weight(record: dict[str, object], name: str) -> float:
-    """One of mace's per-configuration weights; 1 where the frame has none."""
-    try:
-        return float(record.get(name, 1.0))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise LabelError(f"{name} is not a number") from None
-
-
-def _free_atoms(record: dict[str, object]) -> np.ndarray | None:
-    return None if record.get("fixed") is None else ~np.asarray(record["fixed"]).astype(bool)
-
-
-def _feature(record: dict[str, object], spec: FeatureSpec, n_atoms: int) -> np.ndarray:
-    if record.get(spec.name) is None:
-        raise LabelError(f"{spec.name} is missing, which the model's embedding_specs ask for")
-    try:
-        value = np.asarray(record[spec.name], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise LabelError(f"{spec.name} is not a number") from None
-    fault = spec.fault(value, n_atoms)
-    if fault:
-        raise LabelError(fault)
-    return value
+def _free_atoms(record: dict[str, object], n_atoms: int) -> np.ndarray | None:
+    if record.get("fixed") is None:
+        return None
+    fixed = np.asarray(record["fixed"])
+    shaped = fixed.shape in ((n_atoms,), (n_atoms, 1)) and fixed.dtype.kind in "biu"
+    if not shaped or not np.isin(fixed, (0, 1)).all():
+        raise LabelError(f"fixed is no column of {n_atoms} values true or false")
+    return ~fixed.reshape(-1).astype(bool)
 
 
 def _refuse(

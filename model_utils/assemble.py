@@ -12,6 +12,7 @@ from dataloader.packing import Budget
 from losses import Loss, Metrics, metrics
 from model_utils import model_loader
 from model_utils.ema import ExponentialMovingAverage
+from model_utils.errors import NonFiniteError
 from model_utils.evaluation import OnBatch, evaluate
 from model_utils.fit import FitPlan, StageTwo
 from model_utils.models.network import Network, Parameters
@@ -65,7 +66,21 @@ class Evaluator:
             for name in self.parts
         }
         total = torch.stack(list(sums.values())).sum(dim=0)
+        if not torch.isfinite(total).all():
+            raise NonFiniteError(
+                f"the errors are not finite for the batch of {self._culprits(network, parameters, loss)}; nothing "
+                "of it was saved: look at these structures, at energies, scale and shift in model.json, or lower --lr"
+            )
         return metrics(total.tolist(), loss), {name: metrics(s.tolist(), loss) for name, s in sums.items()}
+
+    def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
+        """Names of the structures in the first batch whose errors are not finite."""
+        for name, part in self.parts.items():
+            for indices in self.plans[name]:
+                batch = self.loaders[name].batches([indices])
+                if not torch.isfinite(evaluate(network, parameters, batch, loss, self.device)).all():
+                    return ", ".join(part.name(int(i)) for i in indices[:5]) + (" …" if len(indices) > 5 else "")
+        return "all structures together"
 
 
 def loss_of(options: TrainOptions) -> Loss:

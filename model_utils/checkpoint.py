@@ -81,6 +81,13 @@ def _sealed(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": digest(content)}
 
 
+_ENTRIES = {"weights": str, "model_state_dict": dict, "model_json_text": str, "model_json_hash": str, "kind": str}
+_WHEN = {  # does it say from when the weights are?
+    "model": lambda content: {"epoch", "step"} <= set(content),
+    "checkpoint": lambda content: {"epoch", "step"} <= set(content.get("train_state", ())),
+}
+
+
 def read(path: Path) -> WeightsFile:
     """Read one of our own weights files, verified.
 
@@ -93,21 +100,29 @@ def read(path: Path) -> WeightsFile:
     content.pop("model", None)
     if digest(content) != stored:
         raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
-    if content["format_version"] > FORMAT_VERSION:
+    if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:
         raise VerificationError(
             f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; "
             "update the toolkit"
         )
+    missing = [name for name, kind in _ENTRIES.items() if not isinstance(content.get(name), kind)]
+    missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["epoch"]
+    if missing:
+        raise VerificationError(f"{path} is not as we write it: {', '.join(missing)} missing or of another kind")
     text = content["model_json_text"]
     if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
         raise VerificationError(
             f"{path}: the model.json inside does not match its hash {content['model_json_hash'][:12]}…"
         )
+    try:
+        description = model_json.parse(text, f"model.json inside {path}")
+    except InputError as error:  # of a newer toolkit, or forged
+        raise VerificationError(f"{error}; update the toolkit, or take the weights file from where it came") from None
     return WeightsFile(
         path=path,
         kind=content["kind"],
         tensors=content["model_state_dict"],
-        description=model_json.parse(text, f"model.json inside {path}"),
+        description=description,
         weights=content["weights"],
         content=content,
     )
@@ -137,7 +152,7 @@ def _load(path: Path) -> dict[str, Any]:
         with _stub_modules(path):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # ten types, one meaning
-        raise VerificationError(f"{path} cannot be loaded without running code from it: {_first_line(error)}") from None
+        raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
     if not isinstance(content, dict) or not {"format_version", "digest", "model_json_text"} <= set(content):
         raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
     return content
@@ -152,7 +167,7 @@ def _stub_modules(path: Path) -> Iterator[None]:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         foreign = [name for name in names if not name.startswith(MODULE_NAMESPACES)]
         if foreign:
-            raise ValueError(f"it asks for {foreign[0]}")
+            raise ValueError(f"it asks to run code ({foreign[0]})")
         with torch.serialization.safe_globals([(_stub(name), name) for name in names]):
             yield
     finally:

@@ -50,7 +50,9 @@ def run(kind: type[Options], command: Callable[[Options], None], argv: Sequence[
         if "--debug" in arguments or code == 1:
             traceback.print_exc()
         if code != 1:
-            print(f"{'stopped' if code == 75 else 'error'}: {' '.join(str(error).split())}", file=sys.stderr)
+            line = " ".join(str(error).split())
+            line = "".join(c if c.isprintable() else "?" for c in line)  # names in files may hold escape codes
+            print(f"{'stopped' if code == 75 else 'error'}: {line}", file=sys.stderr)
         return int(code)
 
 
@@ -99,7 +101,7 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
         name = error.argument.name if error.argument is not None else "an option"
         raise InputError(f"{name} is missing; see --help") from None
     except CycloptsError as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(_one_line(error, config)) from None
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -121,10 +123,12 @@ def _identity(kind: type[Options]) -> Callable[..., Options]:
     return take
 
 
-def _one_line(error: CycloptsError) -> str:
+def _one_line(error: CycloptsError, config: Path | None) -> str:
     text = " ".join(str(error).split())
     if isinstance(error.__cause__, InputError):
         return str(error.__cause__)
+    if config is not None and "[" in text.partition(":")[0] and str(config) not in text:  # so cyclopts shows a key
+        text = f"{text} in {config}"
     return text[0].lower() + text[1:].rstrip(".") + "; see --help"
 
 
@@ -147,14 +151,15 @@ def _remedy(name: str, names: Sequence[str], dashes: str) -> str:
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
+    path = None
     for position, argument in enumerate(argv):
         if argument.startswith("--config="):
-            return Path(argument.partition("=")[2])
+            path = Path(argument.partition("=")[2])
         if argument == "--config":
             if position + 1 == len(argv):
                 raise InputError("--config needs a file name")
-            return Path(argv[position + 1])
-    return None
+            path = Path(argv[position + 1])
+    return path  # the last, as of every flag
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -183,19 +188,29 @@ def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a YAML file of settings") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML's constructors let int(), float() and date() speak for themselves
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}
     if not isinstance(settings, Mapping):
         raise InputError(f"{path} holds a {type(settings).__name__}, expected lines like `lr: 0.01`")
+    if settings.get("config") is not None:
+        raise InputError(f"config in {path} names another file of settings; a file cannot lead to a further one")
+    settings = {name: value for name, value in settings.items() if name != "config"}
     for name, value in settings.items():
-        if name not in names or name == "config":
+        if name not in names:
             raise InputError(f"unknown setting {name!r} in {path}{_remedy(str(name), names, '')}")
+        if name == "sources" and not _is_list_of_files(value):
+            raise InputError(f"sources in {path} holds {value!r:.60}, expected a list of files with their settings")
         if isinstance(value, Mapping) or (name not in ONLY_IN_YAML and _nested(value)):
             raise InputError(f"{name} in {path} holds {value!r:.60}, expected a plain value")
     paths = [n for n, hint in typing.get_type_hints(kind).items() if "Path" in str(hint)]
     return {n: _relative_to(path.parent, v) if n in (*paths, "sources") else v for n, v in settings.items()}
+
+
+def _is_list_of_files(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str | Mapping) for item in value)
 
 
 def _nested(value: Any) -> bool:

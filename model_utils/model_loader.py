@@ -34,7 +34,7 @@ class LoadedModel:
     file: WeightsFile
 
 
-def build(description: ModelDescription, dtype: torch.dtype, seed: int) -> nn.Module:
+def build(description: ModelDescription, dtype: torch.dtype, seed: int, where: str = "model.json") -> nn.Module:
     """A module with fresh weights, drawn by the seed alone, on the CPU.
 
     Raises:
@@ -46,7 +46,7 @@ def build(description: ModelDescription, dtype: torch.dtype, seed: int) -> nn.Mo
             "forces lack the radial part; use bessel or gaussian"
         )
     torch.manual_seed(seed)
-    module = build_module(description, dtype)
+    module = build_module(description, dtype, where)
     check_buffers(module, description, "freshly built model")
     return module
 
@@ -66,8 +66,8 @@ def load(path: Path, *, dtype: torch.dtype | None = None, input_json: Path | Non
     file = checkpoint.read(path)
     check_sidecar(file)
     if input_json is not None:
-        _must_equal(file, model_json.read(input_json), input_json)
-    module = build_module(file.description, file.dtype)
+        _must_equal(file, model_json.read(input_json), input_json, "give the one the weights were trained with")
+    module = build_module(file.description, file.dtype, str(path))
     load_tensors(module, file.tensors, file.description, str(path))
     if dtype is not None and dtype != file.dtype:
         module = module.to(dtype)
@@ -86,19 +86,19 @@ def check_sidecar(file: WeightsFile) -> None:
             beside = model_json.read(path)
         except InputError as error:
             raise VerificationError(f"{error}; the one inside {file.path} rules: remove the damaged one") from None
-        _must_equal(file, beside, path)
+        edited = "it was edited after training: restore it, or remove it to have it written again"
+        _must_equal(file, beside, path, edited)
     elif os.access(path.parent, os.W_OK):
         durable.write_text(path, file.content["model_json_text"])
         log.info("%s was absent and is written again from %s", path, file.path.name)
 
 
-def _must_equal(file: WeightsFile, other: ModelDescription, path: Path) -> None:
+def _must_equal(file: WeightsFile, other: ModelDescription, path: Path, remedy: str) -> None:
     if other.hash() != file.description.hash():
         differences = model_json.differing_fields(file.description, other)
         raise VerificationError(
             f"{path} (hash {other.hash()[:12]}…) is not the model.json of {file.path} "
-            f"({file.description.hash()[:12]}…): {'; '.join(differences[:3])}; it was edited after training: "
-            "restore it, or remove it to have it written again"
+            f"({file.description.hash()[:12]}…): {'; '.join(differences[:3])}; {remedy}"
         )
 
 
@@ -147,10 +147,14 @@ def refuse_other_description(outputs: Outputs, description: ModelDescription, so
     """Raise what ``write_description`` would raise, before anything is written."""
     for path in outputs.model_jsons:
         known = source is not None and source.exists() and path.exists() and path.samefile(source)
-        if path.exists() and not known and path.read_bytes() != description.canonical_text().encode():
+        if path.exists() and not known and not _holds(path, description.canonical_text()):
             raise InputError(
                 f"{path} is there with other content than the model of this run; move it away or give --overwrite"
             )
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 class PairWriter:

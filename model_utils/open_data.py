@@ -41,12 +41,22 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
 
     def dataset(role: str, *, free_atoms_only: bool) -> Dataset:
         found = Dataset(opened[role], facts, dtype, elements=elements, free_atoms_only=free_atoms_only)
+        if all(source.in_memory for source in found.sources):
+            _ = found.n_edges  # the graphs are kept; two atoms in one place are refused now and not in the first epoch
         describe(role, found)
         return found
 
     train = dataset("train", free_atoms_only=options.train_on_free_atoms)
     if len(train) == 0:
         raise InputError("no structure is left to train on; look at the files and at --elements")
+    wants_stress = options.stress_key or getattr(options, "stress_weight", 0) > 0
+    found = [names[2] for source in train.sources for names in source.label_names if names[2]]
+    if wants_stress and all("absent" in name for name in found):
+        looked = options.stress_key or "the usual names"
+        raise InputError(
+            f"no structure to train on has a stress (looked for {looked}); name it with --stress_key, or leave "
+            "--stress_key and --stress_weight out"
+        )
     test = dataset("test", free_atoms_only=options.eval_on_free_atoms) if opened["test"] else None
     if opened["val"]:
         valid = dataset("val", free_atoms_only=options.eval_on_free_atoms)

@@ -42,8 +42,9 @@ def minutes(_: type, tokens: Sequence[Token]) -> float:
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", value)
     if match:
         days, hours, mins, seconds = (int(part or 0) for part in match.groups())
-        return days * 1440 + hours * 60 + mins + seconds / 60
-    number = finite_number(float, tokens)
+        number = days * 1440 + hours * 60 + mins + seconds / 60
+    else:
+        number = finite_number(float, tokens)
     if number <= 0:
         raise ValueError(f"expected a duration above zero, found {value!r}")
     return number

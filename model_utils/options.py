@@ -11,9 +11,11 @@ from dataloader.errors import InputError
 from model_utils.option_types import Duration, finite_number, whole_number
 
 Int = Annotated[int, Parameter(converter=whole_number)]
-Count = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=1))]
-NonNegativeInt = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=0))]
+Count = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=1, lt=2**53))]
+NonNegativeInt = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=0, lt=2**53))]
 Positive = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0))]
+Rate = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lte=1e30))]  # a float32 holds 3e38
+Threads = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=1, lte=4096))]
 NonNegative = Annotated[float, Parameter(converter=finite_number, validator=Number(gte=0))]
 Fraction = Annotated[float, Parameter(converter=finite_number, validator=Number(gte=0, lt=1))]
 Decay = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lt=1))]
@@ -37,7 +39,7 @@ class DeviceOptions:
     """`cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one."""
     dtype: Literal["float32", "float64"] | None = None
     """Working precision. Training from a model.json: float32 unless given; otherwise that of the weights file. Energies and sums of E0 are always formed in float64."""
-    threads: Count | None = None
+    threads: Threads | None = None
     """CPU threads of one process; torch's choice unless given. Recorded, since another number may change the last bits."""
 
 
@@ -155,7 +157,7 @@ class OptimizerOptions:
 
     optimizer: Literal["adam", "adamw"] = "adam"
     """adam adds weight decay to the gradient, adamw takes it from the weight."""
-    lr: Positive = 0.01
+    lr: Rate = 0.01
     """Learning rate."""
     weight_decay: NonNegative = 5e-7
     """Weight decay; never on biases, norms, scales, shifts and scalars."""
@@ -199,7 +201,7 @@ class StageTwoOptions:
     """Train a second stage; its best model becomes the model of the run, stage one's is kept under its own name."""
     start_stage_two: Count | None = None
     """Epochs of stage one; three quarters of all unless given."""
-    stage_two_lr: Positive = 0.001
+    stage_two_lr: Rate = 0.001
     """Learning rate of stage two."""
     stage_two_energy_weight: NonNegative = 1000.0
     """Energy weight of stage two."""
@@ -397,8 +399,15 @@ def _check_data(options: TrainDataOptions) -> None:
     xyz = options.xyz_train + options.xyz_val + options.xyz_test
     lmdb = options.lmdb_train + options.lmdb_val + options.lmdb_test
     _check_format(options.data_format, xyz=xyz, lmdb=lmdb)
+    _check_names(options)
     if not (options.xyz_train or options.lmdb_train or any(s.role == "train" for s in options.sources)):
         raise InputError("no training data: name them with --xyz_train or --lmdb_train")
+
+
+def _check_names(options: LabelOptions) -> None:
+    for name in ("energy_key", "forces_key", "stress_key"):
+        if getattr(options, name) == "":
+            raise InputError(f"--{name} is empty; give the label's name, or leave the flag out")
 
 
 def _check_format(data_format: str | None, **paths: tuple[Path, ...]) -> None:

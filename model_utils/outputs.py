@@ -89,7 +89,7 @@ class Outputs:
         """Files of a run that lie at these places already."""
         own = (
             *(self.checkpoint, previous_generation(self.checkpoint), self.model, self.stage_one_model),
-            *(self.bare_module, self.metrics, self.config),
+            *(self.bare_module, self.metrics, self.config, self.log, self.valid_names),
         )
         return [path for path in own if path.exists()]
 
@@ -104,7 +104,7 @@ class Outputs:
 
     def remove_another_run(self) -> None:
         """Remove another run's files, so that no old generation can be taken for one of this run."""
-        for path in (*self.of_another_run(), self.log, self.valid_names):
+        for path in self.of_another_run():
             path.unlink(missing_ok=True)
 
     def make_folders(self) -> None:
@@ -114,7 +114,7 @@ class Outputs:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
-                    f"cannot create {folder}: {error.strerror}; give another --output_checkpoint"
+                    f"cannot create {folder}: {error.strerror}; give another --output_checkpoint or --output_model"
                 ) from None
 
 
@@ -124,6 +124,13 @@ def sidecar(weights: Path) -> Path:
 
 
 def _file(given: Path, role: str) -> Path:
+    try:
+        return _named(given, role)
+    except (OSError, ValueError) as error:  # a name too long, or with a null byte
+        raise InputError(f"--output_{role} {str(given)!r:.80} cannot be a place for files ({error!s:.60})") from None
+
+
+def _named(given: Path, role: str) -> Path:
     if given.suffix == ".pt":
         if given.is_dir():
             raise InputError(

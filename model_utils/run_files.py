@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from dataloader.dataset import Dataset
+from dataloader.sources import Source
 from losses import Loss, Metrics
 from model_utils import checkpoint, durable
 from model_utils.assemble import Evaluator
@@ -148,7 +149,7 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
             "files": [str(source.path) for source in dataset.sources],
             "structures": len(dataset),
             "sha256": hashlib.sha256(
-                dataset.places.tobytes() + b"".join(source.n_atoms.tobytes() for source in dataset.sources)
+                dataset.places.tobytes() + b"".join(_content(source) for source in dataset.sources)
             ).hexdigest(),
         }
         for role, dataset in parts.items()
@@ -157,6 +158,14 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
     lmdb = any(not source.in_memory for source in data.train.sources)
     indices = data.train.places[:, 1].tolist() if lmdb and len(data.train) <= 100_000 else None
     return {"data": fingerprints, "lmdb_indices": indices}
+
+
+def _content(source: Source) -> bytes:
+    """What tells one file from another: all of it where it is in memory, else its size and those of its records."""
+    if source.in_memory:
+        return hashlib.sha256(source.path.read_bytes()).digest()
+    data = source.path / "data.mdb" if source.path.is_dir() else source.path
+    return str(data.stat().st_size).encode() + source.n_atoms.tobytes()
 
 
 def newest_checkpoint(path: Path) -> WeightsFile | None:

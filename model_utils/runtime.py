@@ -1,6 +1,7 @@
 """Device, precision, threads, seed and the log: what a process sets once, before anything is built."""
 
 import logging
+import logging.handlers
 import platform
 import subprocess
 import sys
@@ -73,6 +74,26 @@ def start_log(path: Path | None) -> None:
     log.addHandler(_formatted(_BesideProgress()))
     if path is not None:
         log.addHandler(_formatted(logging.FileHandler(path, encoding="utf-8")))
+
+
+def hold_log() -> None:
+    """Log to the terminal, and hold the lines for the file until ``write_log`` names it."""
+    start_log(None)
+    log.addHandler(logging.handlers.MemoryHandler(capacity=10**9, flushLevel=logging.CRITICAL + 1))
+
+
+def write_log(path: Path) -> None:
+    """Log to a file too, which is added to; lines that were held come first.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    file = _formatted(logging.FileHandler(path, encoding="utf-8"))
+    for held in [h for h in log.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+        held.setTarget(file)
+        held.close()  # hands its lines on
+        log.removeHandler(held)
+    log.addHandler(file)
 
 
 def _formatted(handler: logging.Handler) -> logging.Handler:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataloader.errors import InputError
 from dataloader.loader import EpochBatches
 from model_utils import model_loader
 from model_utils.checkpoint import WeightsFile
@@ -20,7 +21,7 @@ from model_utils.options import TrainOptions
 from model_utils.outputs import Outputs
 from model_utils.report import ProgressBar
 from model_utils.run_files import RunFiles, newest_checkpoint
-from model_utils.runtime import DTYPES, dtype_name, log, start_log
+from model_utils.runtime import DTYPES, dtype_name, hold_log, log, start_log, write_log
 from model_utils.step import loss_and_gradients
 from model_utils.train_state import TrainState
 
@@ -53,15 +54,13 @@ def default_dtype(checkpoint: WeightsFile | None) -> torch.dtype:
 
 
 def announce(options: TrainOptions, outputs: Outputs, description: ModelDescription) -> None:
-    """Open the log and say what will be written where, before anything slow begins."""
+    """Say what will be written where, before anything slow begins."""
     if options.dry_run:
         start_log(None)
         log.info("dry run: nothing is written")
     else:
         outputs.make_folders()
-        if options.overwrite:
-            outputs.remove_another_run()
-        start_log(outputs.log)
+        hold_log()
         files = outputs.announced(
             bare_module=options.export_mace_model,
             tensorboard=options.tensorboard,
@@ -95,10 +94,24 @@ def open_files(
     data: TrainingData,
     checkpoint: WeightsFile | None,
 ) -> RunFiles:
-    """Write the descriptions and settings, and open what the loop adds to."""
-    model_loader.write_description(outputs, description, options.input_json, overwrite=options.overwrite)
+    """Remove another run where asked, write the descriptions and settings, and open what the loop adds to.
+
+    Only now has every input been looked at: until here nothing was written, and another run's files are still there.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
     offset = 0 if checkpoint is None else checkpoint.content["train_state"]["metrics_offset"]
-    return RunFiles(outputs, writer, config, data, metrics_offset=offset, tensorboard=options.tensorboard)
+    try:
+        if options.overwrite:
+            outputs.remove_another_run()
+        write_log(outputs.log)
+        model_loader.write_description(outputs, description, options.input_json, overwrite=options.overwrite)
+        return RunFiles(outputs, writer, config, data, metrics_offset=offset, tensorboard=options.tensorboard)
+    except OSError as error:
+        place = error.filename2 or error.filename or outputs.checkpoint.parent
+        remedy = "give another --output_checkpoint or --output_model"
+        raise InputError(f"cannot write {place}: {error.strerror}; {remedy}") from None
 
 
 def progress_bar() -> ProgressBar:

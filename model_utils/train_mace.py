@@ -38,7 +38,7 @@ def train(options: TrainOptions) -> None:
     starting.announce(options, outputs, description)
 
     data = open_data.training_data(options, description.facts(), dtype, options.seed)
-    module = model_loader.build(description, dtype, options.seed)
+    module = model_loader.build(description, dtype, options.seed, str(options.input_json))
     writer = model_loader.PairWriter(outputs, description, module, runtime.code_version())
     batches = assemble.training_batches(options, data, device)
     state = assemble.training_state(options, module, device, batches)

@@ -31,11 +31,6 @@ WATER = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 Refused = Callable[..., str]
 
 
-def found(reason: str) -> pytest.MarkDecorator:
-    """A fault of the product code that is known and not mended yet; a test that passes again must lose this mark."""
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
 def frame(seed: int = 0, *, energy: object = -457.2, words: str = "", positions: np.ndarray | None = None) -> str:
     """One water with labels, as extended XYZ."""
     rng = np.random.default_rng(seed)
@@ -122,10 +117,6 @@ def texts() -> dict[str, Any]:
         fields = {**NETWORK, **changes}
         return json.dumps({name: value for name, value in fields.items() if value is not ...})
 
-    no_remedy = found(
-        "description.py:_spread_short_forms puts None where atomic_energies is missing: no remedy is named"
-    )
-    hashes = found("description.py: a traceback, since lists are put into a set before their values are checked")
     return {
         "cut off": (good[:90], "is not a model.json", "line 1"),
         "empty": ("", "is not a model.json"),
@@ -138,7 +129,7 @@ def texts() -> dict[str, Any]:
         "no avg_num_neighbors": (with_(avg_num_neighbors=...), "avg_num_neighbors is missing", "metadata.py fit"),
         "no scale": (with_(atomic_inter_scale=...), "atomic_inter_scale is missing", "metadata.py fit"),
         "no elements": (with_(atomic_numbers=...), "atomic_numbers is missing", "metadata.py fit"),
-        "no E0s": pytest.param(with_(atomic_energies=...), "is missing", "metadata.py fit", marks=no_remedy),
+        "no E0s": pytest.param(with_(atomic_energies=...), "is missing", "metadata.py fit"),
         "an E0 too few": (
             with_(atomic_energies={"H": -13.6}),
             "atomic_energies name [1] but atomic_numbers are [1, 8]",
@@ -150,7 +141,6 @@ def texts() -> dict[str, Any]:
         "a cutoff of nothing": pytest.param(
             with_(r_max=1e-10),
             "r_max",
-            marks=found("description.py: r_max may be 1e-10; a traceback in the first step"),
         ),
         "too many channels": (with_(hidden_irreps="99999x0e"), "hidden_irreps", "1 to 4096 channels"),
         "too many layers": (with_(num_interactions=10**6, correlation=[1]), "num_interactions", "12"),
@@ -163,23 +153,13 @@ def texts() -> dict[str, Any]:
         "no such gate": (with_(gate="relu"), "gate", "'silu'", "found 'relu'"),
         "irreps that are none": (with_(hidden_irreps="128x0"), "'128x0' is no irrep, expected for example 128x0e"),
         "escape codes": (with_(**{"\x1b[31mred\n": 1}), "unknown field"),
-        "no correlation": pytest.param(
-            with_(correlation=[]), "correlation", marks=found("description.py: 'max() arg is an empty …'")
-        ),
-        "elements in lists": pytest.param(with_(atomic_numbers=[[1], 8]), "atomic_numbers", marks=hashes),
-        "heads in lists": pytest.param(
-            with_(heads=[["a"]], atomic_energies={"a": [1.0, 2.0]}), "input should be", marks=hashes
-        ),
-        "elements and nothing": pytest.param(
-            with_(atomic_numbers=[1, None]), "atomic_numbers", marks=found("description.py: a traceback in sorted()")
-        ),
+        "no correlation": pytest.param(with_(correlation=[]), "correlation"),
+        "elements in lists": pytest.param(with_(atomic_numbers=[[1], 8]), "atomic_numbers"),
+        "heads in lists": pytest.param(with_(heads=[["a"]], atomic_energies={"a": [1.0, 2.0]}), "input should be"),
+        "elements and nothing": pytest.param(with_(atomic_numbers=[1, None]), "atomic_numbers"),
         "no directions": (with_(max_ell=0), "max_ell: input should be greater than or equal to 1"),
-        "an embedding that is none": pytest.param(
-            with_(embedding_specs={"total_charge": 1}), "embedding_specs", marks=found("description.py: a traceback, {**1}")
-        ),
-        "what this machine cannot build": pytest.param(
-            with_(use_reduced_cg=True), "use_reduced_cg", marks=found("build.py: the file is not named")
-        ),
+        "an embedding that is none": pytest.param(with_(embedding_specs={"total_charge": 1}), "embedding_specs"),
+        "what this machine cannot build": pytest.param(with_(use_reduced_cg=True), "use_reduced_cg"),
     }
 
 
@@ -207,7 +187,6 @@ def test_model_json_that_is_a_directory_or_absent(place: Path, refused: Refused)
     assert not (place / "run").exists()
 
 
-@found("description.py: each field is in its range and the whole needs 100 GB; the process is killed without a word")
 def test_model_json_that_asks_for_100_gigabytes(place: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         raise AssertionError("it was taken for a network that can be built")
@@ -246,16 +225,14 @@ YAMLS: dict[str, Any] = {
     "a source without a path": (f"{GOOD_YAML}sources: [{{role: train}}]\n", "path is missing"),
     "a source's unknown key": (f"{GOOD_YAML}sources: [{{path: t.xyz, rol: train}}]\n", '"rol"', "role"),
     "a source's role": (f"{GOOD_YAML}sources: [{{path: t.xyz, role: trian}}]\n", 'Did you mean "train"?'),
-    "words for a number": pytest.param(f"{GOOD_YAML}lr: fast\n", "lr", "'fast'", marks=found(NO_FILE)),
-    "NaN": pytest.param(f"{GOOD_YAML}lr: .nan\n", "lr", "finite", marks=found(NO_FILE)),
-    "half an epoch": pytest.param(f"{GOOD_YAML}patience: 1.5\n", "patience", "whole number", marks=found(NO_FILE)),
-    "nothing for a number": pytest.param(f"{GOOD_YAML}lr: null\n", "lr", marks=found(NO_FILE)),
-    "no such day": pytest.param(f"{GOOD_YAML}energy_key: 2020-99-99\n", "is not YAML", marks=found(NOT_CAUGHT)),
-    "a tag that lies": pytest.param(f"{GOOD_YAML}lr: !!float fast\n", "is not YAML", marks=found(NOT_CAUGHT)),
-    "5000 digits": pytest.param(f"{GOOD_YAML}seed: {'9' * 5000}\n", "is not YAML", marks=found(NOT_CAUGHT)),
-    "a source that is no file": pytest.param(
-        f"{GOOD_YAML}sources: 3\n", "sources", marks=found("cli.py: sources: 3 becomes the path 3")
-    ),
+    "words for a number": pytest.param(f"{GOOD_YAML}lr: fast\n", "lr", "'fast'"),
+    "NaN": pytest.param(f"{GOOD_YAML}lr: .nan\n", "lr", "finite"),
+    "half an epoch": pytest.param(f"{GOOD_YAML}patience: 1.5\n", "patience", "whole number"),
+    "nothing for a number": pytest.param(f"{GOOD_YAML}lr: null\n", "lr"),
+    "no such day": pytest.param(f"{GOOD_YAML}energy_key: 2020-99-99\n", "is not YAML"),
+    "a tag that lies": pytest.param(f"{GOOD_YAML}lr: !!float fast\n", "is not YAML"),
+    "5000 digits": pytest.param(f"{GOOD_YAML}seed: {'9' * 5000}\n", "is not YAML"),
+    "a source that is no file": pytest.param(f"{GOOD_YAML}sources: 3\n", "sources"),
 }
 
 
@@ -293,7 +270,6 @@ def test_paths_in_a_yaml_are_relative_to_it(place: Path, refused: Refused, monke
     assert not (place / "out").exists()
 
 
-@found("run_files.py: config.resolved.yaml holds `config: null`, which no YAML may have")
 def test_the_resolved_settings_can_be_given_back(trained: Path, place: Path) -> None:
     (place / "again.yaml").write_bytes((trained / "run/config.resolved.yaml").read_bytes())
     again = cli.parse(TrainOptions, ["--config", str(place / "again.yaml")])
@@ -301,14 +277,12 @@ def test_the_resolved_settings_can_be_given_back(trained: Path, place: Path) -> 
     assert dataclasses.replace(again, config=None) == cli.parse(TrainOptions, training(trained))
 
 
-@found("cli.py: 'unknown setting 'config'; did you mean config?'")
 def test_a_yaml_that_names_a_further_one(place: Path, refused: Refused) -> None:
     (place / "c.yaml").write_text(GOOD_YAML + "config: d.yaml\n")
     line = refused(train_mace.main, ["--config", str(place / "c.yaml")], str(place / "c.yaml"), "config")
     assert "did you mean config" not in line
 
 
-@found("cli.py:_config_path takes the first --config, _last_of_each keeps the last")
 def test_the_last_config_wins_like_any_flag(place: Path) -> None:
     (place / "a.yaml").write_text(GOOD_YAML + "lr: 0.5\n")
     (place / "b.yaml").write_text(GOOD_YAML + "lr: 0.25\n")
@@ -377,21 +351,11 @@ FLAGS: dict[str, Any] = {
     "half a stage two": (("--start_stage_two", 3), "--start_stage_two", "add --stage_two or drop it"),
     "nothing to train on": (("--energy_weight", 0, "--forces_weight", 0), "all loss weights are 0"),
     "one name for two files": (("--output_model", "run/run_checkpoint.pt"), "--output_checkpoint", "--output_model"),
-    "a seed of 30 digits": pytest.param(
-        ("--seed", "9" * 30), "--seed", marks=found("options.py: seed has no upper end; torch.manual_seed overflows")
-    ),
-    "epochs of 50 digits": pytest.param(
-        ("--epochs", "9" * 400), "--epochs", marks=found("options.py: counts have no upper end; OverflowError")
-    ),
-    "a rate of 1e300": pytest.param(
-        ("--lr", "1e300"), "--lr", marks=found("options.py: lr has no upper end; torch raises RuntimeError in the step")
-    ),
-    "a duration of nothing": pytest.param(
-        ("--time_limit", "0:00"), "--time_limit", marks=found("option_types.py: 0:00 passes, 0 does not")
-    ),
-    "a key without a name": pytest.param(
-        ("--energy_key", ""), "--energy_key", "empty", marks=found("options.py: '' is taken for a name of no label")
-    ),
+    "a seed of 30 digits": pytest.param(("--seed", "9" * 30), "--seed"),
+    "epochs of 50 digits": pytest.param(("--epochs", "9" * 400), "--epochs"),
+    "a rate of 1e300": pytest.param(("--lr", "1e300"), "--lr"),
+    "a duration of nothing": pytest.param(("--time_limit", "0:00"), "--time_limit"),
+    "a key without a name": pytest.param(("--energy_key", ""), "--energy_key", "empty"),
 }
 
 
@@ -404,7 +368,6 @@ def test_flags(
         refused(train_mace.main, training(place, "--output_checkpoint", "run", *flags), *words)
 
 
-@found("options.py: threads has no upper end; libgomp ends the process")
 def test_a_hundred_million_threads_are_refused(place: Path) -> None:
     with pytest.raises(InputError, match="--threads"):
         cli.parse(TrainOptions, training(place, "--threads", 10**8))
@@ -429,9 +392,9 @@ def data_files() -> dict[str, Any]:
     return {
         "empty": ("", "holds no frames; expected an extended-XYZ file"),
         "binary": (bytes(range(256)), "extended"),
-        "gzip": pytest.param(gzip.compress(good.encode()), "unpack", marks=found("xyz.py: 'utf-8' codec can't decode")),
+        "gzip": pytest.param(gzip.compress(good.encode()), "unpack"),
         "a web page": ("<html></html>\n", "frame 0", "<html>"),
-        "no such element": pytest.param(good.replace("\nO", "\nQq"), "Qq", "element", marks=found("xyz.py: …: 'Qq'")),
+        "no such element": pytest.param(good.replace("\nO", "\nQq"), "Qq", "element"),
         "cut off": (good + good[:120], "frame 1", "expected 3"),
         "no forces": (
             good.replace("REF_forces", "dft"),
@@ -453,11 +416,9 @@ def data_files() -> dict[str, Any]:
         "only isolated atoms": ("1\nREF_energy=-13.6 config_type=IsolatedAtom\nH 0 0 0\n", "no structure is left"),
         "two atoms in one place": pytest.param(
             *(good + frame(positions=coincident), "#1", "0 Å apart"),
-            marks=found("dataset.py: xyz graphs are built in the first epoch, after files of the run are written"),
         ),
         "two fixed of three": pytest.param(
             *(good + frame(words='fixed="1 0"'), "frame 1", "fixed"),
-            marks=found("xyz.py: a mask of a wrong shape is a traceback in the first batch"),
         ),
     }
 
@@ -513,7 +474,6 @@ def test_lmdb_with_a_mistyped_key_trains_on_nothing(place: Path, refused: Refuse
         refused(train_mace.main, training(place, *flags), str(path), *words)
 
 
-@found("assemble.py: a stress that is asked for and nowhere found is not noticed")
 def test_a_stress_that_no_structure_has_is_refused(place: Path, refused: Refused) -> None:
     refused(train_mace.main, training(place, "--stress_key", "dft_stress"), "stress", "--stress_key")
 
@@ -540,7 +500,6 @@ def test_an_embedded_number_that_is_none(value: str, place: Path, refused: Refus
         refused(train_mace.main, training(place), f"{place / 't.xyz'} frame 0", "total_spin")
 
 
-@found("lmdb_source.py: what the model's embedding_specs ask for is not read from LMDBs: KeyError is a traceback")
 def test_an_embedded_number_that_an_lmdb_lacks(place: Path, refused: Refused) -> None:
     charge = {"type": "continuous", "per": "graph", "emb_dim": 4}
     (place / "m.json").write_text(json.dumps(NETWORK | {"embedding_specs": {"total_charge": charge}}))
@@ -586,7 +545,6 @@ def test_another_model_json_is_refused_and_untouched(place: Path, refused: Refus
 
 
 @pytest.mark.parametrize("name", ["train.log", "valid_structures.txt"])
-@found("outputs.py:of_another_run leaves out the log and the names of the split: one is added to, one replaced")
 def test_another_programs_files_are_refused_and_untouched(name: str, place: Path, refused: Refused) -> None:
     (place / "run").mkdir()
     (place / "run" / name).write_text("three weeks of work\n")
@@ -601,9 +559,6 @@ def test_another_programs_files_are_refused_and_untouched(name: str, place: Path
         pytest.param(("--energy_key", "dft_energy"), id="a mistyped key"),
         pytest.param(("--valid_fraction", 0), id="an impossible split"),
     ],
-)
-@found(
-    "starting.py:announce removes the old run before the inputs of the new one are looked at: checkpoint and model lost"
 )
 def test_overwriting_with_a_bad_input_keeps_the_old_run(flags: tuple[object, ...], own: Path, refused: Refused) -> None:
     before = contents(own)
@@ -638,7 +593,6 @@ def test_places_that_cannot_hold_a_run(place: Path, refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.log", "metrics.jsonl", "valid_structures.txt", "run_model.json"])
-@found("starting.py, run_files.py: an OSError while the files of a run are opened is a traceback")
 def test_a_directory_in_the_place_of_a_file(name: str, place: Path, refused: Refused) -> None:
     (place / "run" / name).mkdir(parents=True)
     flags = () if name != "metrics.jsonl" else ("--overwrite",)
@@ -646,13 +600,11 @@ def test_a_directory_in_the_place_of_a_file(name: str, place: Path, refused: Ref
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a directory in which even root cannot write")
-@found("starting.py: in a directory without write permission the log cannot be opened: a traceback")
 def test_a_directory_without_write_permission(place: Path, refused: Refused) -> None:
     refused(train_mace.main, training(place, "--output_checkpoint", "/proc/self"), "/proc/self", "--output_checkpoint")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["too long", "a null byte"])
-@found("outputs.py: OSError and ValueError of a path that cannot exist are a traceback")
 def test_a_name_that_cannot_exist(name: str, place: Path, refused: Refused) -> None:
     refused(train_mace.main, training(place, out=name), "--output_checkpoint")
 
@@ -677,9 +629,6 @@ def test_resuming_another_model_or_other_data(own: Path, refused: Refused) -> No
     assert after["run_model.pt"] == before["run_model.pt"]
 
 
-@found(
-    "run_files.py:data_identity hashes numbers of atoms only, so other data of the same sizes pass for the run's own"
-)
 def test_resuming_on_other_data_of_the_same_sizes(own: Path, refused: Refused) -> None:
     (own / "t.xyz").write_text("".join(map(frame, range(100, 106))))
     refused(train_mace.main, training(own, "--resume", "auto", "--epochs", 2), "the train data are not those", code=3)
@@ -762,7 +711,6 @@ def test_damaged_and_foreign_weights(case: str, name: str, trained: Path, folder
         refused(evaluate.main, evaluation(trained, path), str(path), code=3 if case in DAMAGES else (2, 3))
 
 
-@found("checkpoint.py:_load says of any file that torch cannot read that it wants to run code")
 def test_a_foreign_zip_is_called_what_it_is(trained: Path, folder: Path, refused: Refused) -> None:
     path = folder / "x_model.pt"
     path.write_bytes(damages((trained / "run/run_model.pt").read_bytes())["another zip"])
@@ -808,7 +756,6 @@ def test_a_model_json_given_that_is_another(own: Path, refused: Refused) -> None
         refused(evaluate.main, evaluation(own, weights, "--input_json", other), *words, code=3)
 
 
-@found("model_loader.py:_must_equal tells people to remove their own --input_json 'to have it written again'")
 def test_nobody_is_told_to_remove_their_own_model_json(own: Path, refused: Refused) -> None:
     (own / "other.json").write_text(json.dumps(NETWORK | {"r_max": 4.0}))
     arguments = evaluation(own, own / "run/run_model.pt", "--input_json", own / "other.json")
@@ -829,7 +776,6 @@ def test_a_file_of_a_newer_toolkit(own: Path, refused: Refused) -> None:
     refused(evaluate.main, evaluation(own, path), str(path), "format 99", "update the toolkit", code=3)
 
 
-@found("checkpoint.py:read hands on InputError (2) where the model.json inside is of a newer schema or damaged")
 def test_a_model_json_inside_that_cannot_be_read(own: Path, refused: Refused) -> None:
     import hashlib
 
@@ -840,7 +786,6 @@ def test_a_model_json_inside_that_cannot_be_read(own: Path, refused: Refused) ->
 
 
 @pytest.mark.parametrize("key", ["kind", "weights", "model_state_dict", "model_json_hash", "epoch"])
-@found("checkpoint.py:read takes entries for granted: KeyError is a traceback")
 def test_a_file_of_ours_that_lacks_an_entry(key: str, own: Path, refused: Refused) -> None:
     path = own / "run/run_model.pt"
     path.write_bytes(forged(path, **{key: ...}))
@@ -927,14 +872,12 @@ def test_a_run_that_diverged_goes_on_from_its_last_good_state(own: Path, refused
     assert_finite(own / "run")
 
 
-@found("fit.py:validate names neither structures nor what to do")
 def test_a_validation_that_is_not_finite_names_structures(place: Path, refused: Refused) -> None:
     (place / "huge.xyz").write_text(frame(energy="1e300"))
     flags = ("--xyz_val", place / "huge.xyz")
     refused(train_mace.main, training(place, *flags), "huge.xyz#0", code=4)
 
 
-@found("evaluation_report.py: json.dumps(allow_nan=False) raises ValueError: a traceback")
 def test_an_evaluation_that_is_not_finite(own: Path, refused: Refused) -> None:
     (own / "t.xyz").write_text(frame(energy="1e300"))
     out = own / "errors.json"

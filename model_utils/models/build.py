@@ -17,7 +17,7 @@ ENERGIES = "atomic_energies_fn.atomic_energies"
 SCALE, SHIFT, R_MAX = "scale_shift.scale", "scale_shift.shift", "r_max"
 
 
-def build_module(description: ModelDescription, dtype: torch.dtype) -> nn.Module:
+def build_module(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
     """mace-torch's own module on the CPU, with weights drawn from torch's generator.
 
     Raises:
@@ -25,7 +25,7 @@ def build_module(description: ModelDescription, dtype: torch.dtype) -> nn.Module
     """
     if description.use_reduced_cg and not CUET_AVAILABLE:
         raise InputError(
-            "model.json asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
+            f"{where} asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
             "without them mace-torch silently builds other weight shapes; install both or set it to false"
         )
     cls = getattr(mace.modules, description.model_class)
@@ -36,7 +36,7 @@ def build_module(description: ModelDescription, dtype: torch.dtype) -> nn.Module
         except Exception as error:  # mace and e3nn assert and raise a dozen types
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"mace-torch {mace.__version__} cannot build the network that model.json describes: {detail}"
+                f"mace-torch {mace.__version__} cannot build the network that {where} describes: {detail}"
             ) from error
 
 

@@ -21,6 +21,7 @@ from dataloader.errors import InputError
 
 MAX_BYTES = 2**20
 MAX_CHANNELS = 4096
+MAX_WEIGHTS = 10**9  # 4 GB in single precision; Adam and its gradients take five times that
 MAX_PRODUCT_SIZE = (
     2**20
 )  # ((max_ell + 1)²)^correlation: entries of a coupling matrix per path; more takes hours to build
@@ -105,7 +106,7 @@ class ModelDescription(BaseModel):
 
     schema_version: Literal[1] = 1
     model_class: Literal["MACE", "ScaleShiftMACE"]
-    r_max: Annotated[float, Field(gt=0, le=50, allow_inf_nan=False)]
+    r_max: Annotated[float, Field(ge=0.5, le=50, allow_inf_nan=False)]
     atomic_numbers: Annotated[list[AtomicNumber], Field(min_length=1)]
     atomic_energies: list[list[Real]]  # [head][element], eV
     avg_num_neighbors: Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
@@ -120,7 +121,7 @@ class ModelDescription(BaseModel):
     hidden_irreps: Irreps = "128x0e+128x1o"
     edge_irreps: Irreps | None = None
     MLP_irreps: Irreps = "16x0e"
-    correlation: list[Annotated[int, Field(ge=1, le=6)]]
+    correlation: Annotated[list[Annotated[int, Field(ge=1, le=6)]], Field(min_length=1, max_length=12)]
     gate: Literal["silu", "tanh", "abs", "None"] = "silu"
     radial_type: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
     radial_MLP: Annotated[list[Size], Field(min_length=1, max_length=16)] = [64, 64, 64]
@@ -147,9 +148,10 @@ class ModelDescription(BaseModel):
         if isinstance(correlation, int) and not isinstance(correlation, bool) and isinstance(layers, int):
             data["correlation"] = [correlation] * min(layers, 64)
         heads = data.get("heads", ["Default"])
-        if isinstance(data.get("embedding_specs"), dict):
-            data["embedding_specs"] = [{"name": k, **v} for k, v in data["embedding_specs"].items()]
-        if isinstance(heads, list):
+        specs = data.get("embedding_specs")
+        if isinstance(specs, dict) and all(isinstance(spec, dict) for spec in specs.values()):
+            data["embedding_specs"] = [{"name": name, **spec} for name, spec in specs.items()]
+        if "atomic_energies" in data and isinstance(heads, list) and all(isinstance(head, str) for head in heads):
             data["atomic_energies"] = _energies_per_head(data.get("atomic_energies"), data.get("atomic_numbers"), heads)
         if data.get("model_class") == "ScaleShiftMACE":
             for name in ("atomic_inter_scale", "atomic_inter_shift"):
@@ -195,12 +197,12 @@ def _energies_per_head(energies: object, numbers: object, heads: list[Any]) -> o
 
 
 def _energies_of_elements(energies: object, numbers: object) -> object:
-    if not isinstance(energies, dict) or not isinstance(numbers, list):
+    if not isinstance(energies, dict) or not isinstance(numbers, list) or not all(type(z) is int for z in numbers):
         return energies
     by_number = {number_of(key): value for key, value in energies.items()}
     missing, extra = set(numbers) - set(by_number), set(by_number) - set(numbers)
     if missing or extra or len(by_number) != len(energies):
-        raise ValueError(f"atomic_energies name {sorted(by_number)} but atomic_numbers are {sorted(numbers)}")
+        raise ValueError(f"atomic_energies name {sorted(by_number)} but atomic_numbers are {sorted(numbers)!s:.300}")
     return [by_number[z] for z in numbers]
 
 
@@ -245,6 +247,11 @@ def _contradictions(model: ModelDescription) -> list[str]:
             "which e3nn has not",
         ),
         (
+            _weights(model, len(terms)) > MAX_WEIGHTS,
+            f"hidden_irreps: {model.hidden_irreps} in {model.num_interactions} layers for {elements} elements needs "
+            f"some {_weights(model, len(terms)):.0e} weights (limit {MAX_WEIGHTS:.0e})",
+        ),
+        (
             model.radial_type == "gaussian" and model.num_bessel < 2,
             "num_bessel: a gaussian basis needs at least 2 functions",
         ),
@@ -286,6 +293,13 @@ def _contradictions(model: ModelDescription) -> list[str]:
             values = getattr(model, name) or []
             checks.append((len(values) != heads, f"{name}: {len(values)} values for {heads} head(s)"))
     return [message for wrong, message in checks if wrong]
+
+
+def _weights(model: ModelDescription, n_terms: int) -> int:
+    """A rough number of weights: linear maps and skip connections of all layers."""
+    channels = int(model.hidden_irreps.partition("x")[0])
+    paths = n_terms * (model.max_ell + 1) ** 2
+    return model.num_interactions * channels**2 * (n_terms * (len(model.atomic_numbers) + 3) + paths)
 
 
 def _without_negative_zero(value: Any) -> Any:

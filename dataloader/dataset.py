@@ -100,6 +100,11 @@ class Dataset:
         s, local = self.places[i]
         return self.sources[s].identifier(int(local))
 
+    def names(self, indices: Sequence[int], shown: int = 5) -> str:
+        """Names of several structures for a message, the first few of many."""
+        more = f" and {len(indices) - shown} more" if len(indices) > shown else ""
+        return ", ".join(self.name(i) for i in indices[:shown]) + more
+
     def graph(self, i: int, structure: Structure | None = None) -> Graph:
         """Neighbour list of the i-th structure; kept where the data are in memory and small enough."""
         s, local = int(self.places[i][0]), int(self.places[i][1])

@@ -108,7 +108,7 @@ class EpochBatches:
         return self.loader.batches(plan)
 
 
-def evaluation_plan(dataset: Dataset, budget: Budget) -> Plan:
-    """Batches of a whole data set in its own order."""
+def evaluation_plan(dataset: Dataset, indices: NDArray[np.int64], budget: Budget) -> Plan:
+    """Batches of some structures of a data set, in their own order."""
     n_edges = dataset.n_edges if budget.edges is not None else None
-    return pack(np.arange(len(dataset)), dataset.n_atoms, n_edges, budget)
+    return pack(indices, dataset.n_atoms, n_edges, budget)

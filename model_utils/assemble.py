@@ -1,7 +1,7 @@
 """From options to the objects a run is made of: batches, evaluator, state, plan. Nothing below this takes options."""
 
 import math
-from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import nn
@@ -39,31 +39,25 @@ def training_batches(options: TrainOptions, data: TrainingData, device: torch.de
 
 
 class Evaluator:
-    """Evaluates one data set again and again, source by source; the batches' plan is made once."""
+    """Evaluates one data set again and again; the batches' plan is made once, no batch mixes sources."""
 
     def __init__(self, dataset: Dataset, options: BatchOptions, device: torch.device) -> None:
-        self.device = device
-        self.parts = {name: dataset.subset(indices) for name, indices in dataset.by_source().items() if len(indices)}
-        self.plans = {name: evaluation_plan(part, budget_of(options)) for name, part in self.parts.items()}
-        pinned = device.type == "cuda"
-        self.loaders = {
-            name: Loader(part, num_workers=options.num_workers, pin_memory=pinned) for name, part in self.parts.items()
-        }
+        self.dataset, self.device = dataset, device
+        sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
+        self.plans = {name: evaluation_plan(dataset, indices, budget_of(options)) for name, indices in sources.items()}
+        self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
 
     def __call__(
-        self, network: Network, parameters: Parameters, loss: Loss, on_batch: Mapping[str, OnBatch] | None = None
+        self, network: Network, parameters: Parameters, loss: Loss, on_batch: OnBatch | None = None
     ) -> tuple[Metrics, dict[str, Metrics]]:
-        """Metrics of the whole data set and of each source."""
+        """Metrics of the whole data set and of each source.
+
+        Raises:
+            NonFiniteError: naming the structures of the first batch whose errors are no numbers.
+        """
         sums = {
-            name: evaluate(
-                network,
-                parameters,
-                self.loaders[name].batches(self.plans[name]),
-                loss,
-                self.device,
-                None if on_batch is None else on_batch[name],
-            )
-            for name in self.parts
+            name: evaluate(network, parameters, self.loader.batches(plan), loss, self.device, on_batch)
+            for name, plan in self.plans.items()
         }
         total = torch.stack(list(sums.values())).sum(dim=0)
         if not torch.isfinite(total).all():
@@ -74,12 +68,10 @@ class Evaluator:
         return metrics(total.tolist(), loss), {name: metrics(s.tolist(), loss) for name, s in sums.items()}
 
     def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
-        """Names of the structures in the first batch whose errors are not finite."""
-        for name, part in self.parts.items():
-            for indices in self.plans[name]:
-                batch = self.loaders[name].batches([indices])
-                if not torch.isfinite(evaluate(network, parameters, batch, loss, self.device)).all():
-                    return ", ".join(part.name(int(i)) for i in indices[:5]) + (" …" if len(indices) > 5 else "")
+        for indices in chain.from_iterable(self.plans.values()):
+            sums = evaluate(network, parameters, self.loader.batches([indices]), loss, self.device)
+            if not torch.isfinite(sums).all():
+                return self.dataset.names(indices.tolist())
         return "all structures together"
 
 

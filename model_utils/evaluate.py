@@ -36,7 +36,7 @@ def evaluate(options: EvaluateOptions) -> None:
     network, weights = model_loader.network(module, "reference"), model_loader.trainable(module)
     loss = evaluation_report.loss_of(options)
     errors = evaluation_report.StructureErrors(data)
-    total, by_source = assemble.Evaluator(data, options, device)(network, weights, loss, errors.collectors())
+    total, by_source = assemble.Evaluator(data, options, device)(network, weights, loss, errors)
     evaluation_report.print_all(total, by_source, errors)
     evaluation_report.write(options, total, by_source)
 

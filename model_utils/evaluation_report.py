@@ -12,7 +12,6 @@ from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from losses import Loss, Metrics, Prediction
 from model_utils import durable
-from model_utils.evaluation import OnBatch
 from model_utils.model_loader import LoadedModel
 from model_utils.options import EvaluateOptions
 from model_utils.report import per_structure_lines, table
@@ -63,19 +62,12 @@ class StructureErrors:
 
     def __init__(self, data: Dataset) -> None:
         self.rows: list[tuple[str, float | None, float | None]] = []
-        self._wanted = len(data) <= SMALL_SET
-        self._parts = {name: data.subset(indices) for name, indices in data.by_source().items()}
+        self._data = data
 
-    def collectors(self) -> Mapping[str, OnBatch]:
-        """One function per source that sees its batches."""
-        return {name: self._collector(part) for name, part in self._parts.items()}
-
-    def _collector(self, part: Dataset) -> OnBatch:
-        def collect(batch: Batch, prediction: Prediction) -> None:
-            if self._wanted:
-                self.rows += [_row(part.name(i), k, batch, prediction) for k, i in enumerate(batch.index)]
-
-        return collect
+    def __call__(self, batch: Batch, prediction: Prediction) -> None:
+        """Take the structures of one batch."""
+        if len(self._data) <= SMALL_SET:
+            self.rows += [_row(self._data.name(i), k, batch, prediction) for k, i in enumerate(batch.index)]
 
 
 def _row(name: str, k: int, batch: Batch, prediction: Prediction) -> tuple[str, float | None, float | None]:

@@ -2,14 +2,13 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import nn
 
-from dataloader.dataset import Dataset
 from dataloader.sources import Source
 from losses import Loss, Metrics
 from model_utils import checkpoint, durable
@@ -75,7 +74,7 @@ class RunFiles:
             on_stage_two=self.on_stage_two,
             save=self.save,
             stop_reason=stop,
-            names=lambda indices: names_of(self.data.train, indices),
+            names=self.data.train.names,
         )
 
     def on_train(self, record: TrainRecord) -> None:
@@ -133,12 +132,6 @@ class RunFiles:
     def close(self) -> None:
         """Close what is open."""
         self.metrics.close()
-
-
-def names_of(dataset: Dataset, indices: Sequence[int], shown: int = 5) -> str:
-    """Names of some structures for a message."""
-    names = [dataset.name(i) for i in indices[:shown]]
-    return ", ".join(names) + (f" and {len(indices) - shown} more" if len(indices) > shown else "")
 
 
 def data_identity(data: TrainingData) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import logging.handlers
+import os
 import platform
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def start(
     torch.set_default_dtype(dtype)  # parts of mace's forward make constants in it
     torch.manual_seed(seed)
     if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before CUDA is first used
         torch.use_deterministic_algorithms(True, warn_only=False)
     return find_device(device)
 

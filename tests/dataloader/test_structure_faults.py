@@ -29,9 +29,17 @@ BOX = 10.0 * np.eye(3)
 NOWHERE = np.zeros((3, 3))
 OPEN, PERIODIC, SLAB = (False, False, False), (True, True, True), (True, True, False)
 
+# A warning of numpy's would be a second line on stderr.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 Record = dict[str, Any]
 Write = Callable[[Path, Sequence[Record]], Path]
 FACTS = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
+
+
+def found(reason: str) -> pytest.MarkDecorator:
+    """A fault of the product code that is known and not mended yet; a test that passes again must lose this mark."""
+    return pytest.mark.xfail(reason=reason, strict=True)
 
 
 def record(**changes: Any) -> Record:
@@ -185,6 +193,17 @@ FAULTS: dict[str, tuple[Record, str]] = {
 }
 # The distance of two atoms shows in the neighbour list: in an LMDB when it is indexed, else when the graph is built.
 TOO_CLOSE = {"in one place": 0.0, "1e-6 Å apart": 1e-6, "0.09 Å apart": 0.09}
+
+
+INFINITE = np.array([[1.0, 0, 0], [0, np.inf, 0], [0, 0, 1]])
+
+
+@FILES
+@found("labels.py:as_tensor subtracts infinity from infinity: numpy warns on stderr")
+def test_an_infinite_stress_is_refused_without_a_warning(write: Write, tmp_path: Path) -> None:
+    path = write(path_for(write, tmp_path), [record(REF_stress=INFINITE)])
+    with pytest.raises(InputError, match="stress is not finite"):
+        opened(path)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -476,7 +495,15 @@ def answer_of_a_child(action: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("write", [write_xyz, write_dicts], ids=["xyz", "dicts"])
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *[case for case in HOSTILE if "1e200" not in case],
+        pytest.param(
+            "a cell of 1e200 Å", marks=found("xyz.py, lmdb_source.py: det() warns on stderr before it is refused")
+        ),
+    ],
+)
 def test_what_kills_the_neighbour_list_is_refused_before(case: str, write: Write, tmp_path: Path) -> None:
     cell, pbc, positions = HOSTILE[case]
     atoms = len(positions)
@@ -560,7 +587,8 @@ def predicted() -> Callable[[Dataset, Sequence[int]], tuple[torch.Tensor, torch.
 @FILES
 def test_atoms_outside_the_cell_have_the_energy_of_wrapped_ones(write: Write, predicted: Any, tmp_path: Path) -> None:
     lattice = 10.0 * np.array([[10_000, -10_000, 3000], [-10_000, 0, 7], [0, 1, -9000]])  # another one for each atom
-    data = dataset(write(path_for(write, tmp_path), [record(), record(positions=WATER + lattice)]))
+    inside = 1.01 * WATER  # not exact in single precision
+    data = dataset(write(path_for(write, tmp_path), [record(positions=inside), record(positions=inside + lattice)]))
     energy, forces = predicted(data, [0, 1])
     assert energy[0].abs() > 1e-3, "else there is nothing to compare"
     assert energy[1].item() == pytest.approx(energy[0].item(), abs=1e-8)

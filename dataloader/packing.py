@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dataloader.errors import InputError
@@ -27,10 +26,10 @@ class Budget:
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of ``n`` structures in one epoch: a pure function of (seed, epoch).
 
-    Nothing else enters, so a resumed run needs no sampler state, and workers or ranks cannot change it.
+    Nothing else enters, so a resumed run needs no sampler state, and workers or ranks cannot change it. Both numbers are
+    mixed by numpy's SeedSequence: torch's generator looks at the lower 32 bits of a seed only.
     """
-    generator = torch.Generator().manual_seed((seed * 2**32 + epoch) % 2**63)
-    return torch.randperm(n, generator=generator).numpy()
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def pack(

@@ -1,0 +1,40 @@
+"""Order and batches: a pure function of (seed, epoch), every structure once, no batch over its budget."""
+
+import numpy as np
+import pytest
+
+from dataloader.errors import InputError
+from dataloader.packing import Budget, epoch_order, pack, refuse_oversized
+
+
+def test_every_seed_and_every_epoch_has_an_order_of_its_own() -> None:
+    orders = {tuple(epoch_order(20, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert tuple(epoch_order(20, 3, 4)) in orders
+
+
+def test_seeds_that_agree_in_32_bits_differ() -> None:
+    assert tuple(epoch_order(20, 1, 0)) != tuple(epoch_order(20, 1 + 2**32, 0))
+
+
+@pytest.mark.parametrize("budget", [Budget(structures=3), Budget(atoms=20), Budget(structures=4, atoms=15, edges=60)])
+def test_batches_hold_every_structure_once_and_stay_within_the_budget(budget: Budget) -> None:
+    rng = np.random.default_rng(0)
+    n_atoms, n_edges = rng.integers(1, 10, 50), rng.integers(0, 40, 50)
+    order = epoch_order(50, 0, 0)
+    batches = pack(order, n_atoms, n_edges, budget)
+    assert np.concatenate(batches).tolist() == order.tolist()
+    assert all(budget.admits(len(b), int(n_atoms[b].sum()), int(n_edges[b].sum())) for b in batches)
+    together = [np.concatenate(pair) for pair in zip(batches, batches[1:], strict=False)]
+    assert not any(
+        budget.admits(
+            len(first) + 1, int(n_atoms[both[: len(first) + 1]].sum()), int(n_edges[both[: len(first) + 1]].sum())
+        )
+        for first, both in zip(batches, together, strict=False)
+    ), "a batch ends only where the next structure does not fit"
+
+
+def test_a_structure_larger_than_the_budget_is_named() -> None:
+    with pytest.raises(InputError, match="b has 9 atoms, more than --max_atoms_per_batch 8; raise it to at least 9"):
+        refuse_oversized(np.array([3, 9]), None, Budget(atoms=8), ["a", "b"])

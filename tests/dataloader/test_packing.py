@@ -1,5 +1,7 @@
 """Order and batches: a pure function of (seed, epoch), every structure once, no batch over its budget."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -26,13 +28,10 @@ def test_batches_hold_every_structure_once_and_stay_within_the_budget(budget: Bu
     batches = pack(order, n_atoms, n_edges, budget)
     assert np.concatenate(batches).tolist() == order.tolist()
     assert all(budget.admits(len(b), int(n_atoms[b].sum()), int(n_edges[b].sum())) for b in batches)
-    together = [np.concatenate(pair) for pair in zip(batches, batches[1:], strict=False)]
-    assert not any(
-        budget.admits(
-            len(first) + 1, int(n_atoms[both[: len(first) + 1]].sum()), int(n_edges[both[: len(first) + 1]].sum())
-        )
-        for first, both in zip(batches, together, strict=False)
-    ), "a batch ends only where the next structure does not fit"
+    for first, second in pairwise(batches):
+        joined = [*first, second[0]]
+        fits = budget.admits(len(joined), int(n_atoms[joined].sum()), int(n_edges[joined].sum()))
+        assert not fits, "a batch ends only where the next structure does not fit"
 
 
 def test_a_structure_larger_than_the_budget_is_named() -> None:

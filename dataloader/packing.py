@@ -26,8 +26,8 @@ class Budget:
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of ``n`` structures in one epoch: a pure function of (seed, epoch).
 
-    Nothing else enters, so a resumed run needs no sampler state, and workers or ranks cannot change it. Both numbers are
-    mixed by numpy's SeedSequence: torch's generator looks at the lower 32 bits of a seed only.
+    Nothing else enters, so a resumed run needs no sampler state, and workers or ranks cannot change it. numpy's
+    SeedSequence mixes both numbers: torch's generator looks at the lower 32 bits of a seed only.
     """
     return np.random.default_rng([seed, epoch]).permutation(n)
 

@@ -158,7 +158,8 @@ def as_tensor(value: object, name: str) -> NDArray[np.float64]:
         return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     if array.shape in ((9,), (3, 3)):
         tensor = array.reshape(3, 3)
-        if np.abs(tensor - tensor.T).max() > 1e-4 + 1e-3 * np.abs(tensor).max():  # False for NaN: label_fault names it
+        finite = np.isfinite(tensor).all()  # else label_fault names it
+        if finite and np.abs(tensor - tensor.T).max() > 1e-4 + 1e-3 * np.abs(tensor).max():
             raise LabelError(f"{name} is not symmetric")
         return tensor
     raise LabelError(f"{name} has shape {array.shape}, expected (3, 3), (9,) or (6,) in eV/Å³")

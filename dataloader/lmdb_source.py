@@ -14,7 +14,7 @@ from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, we
 from dataloader.lmdb_file import LmdbFile
 from dataloader.neighbors import MIN_DISTANCE, closest_pair
 from dataloader.restricted_pickle import RowError, TorchGeometricData, loads
-from dataloader.structure import Structure, geometry_fault, label_fault
+from dataloader.structure import Structure, geometry_fault, label_fault, volume_of
 
 POSITION_NAMES = ("pos", "positions")
 NUMBER_NAMES = ("atomic_numbers", "numbers", "z")
@@ -121,7 +121,7 @@ class LmdbSource:
             raise RowError("atomic numbers are not whole")
         cell = _cell(record)
         pbc, rule = _periodicity(record, cell)
-        volume = float(abs(np.linalg.det(cell))) if all(pbc) and np.isfinite(cell).all() else 0.0
+        volume = volume_of(cell, pbc)
         labels = find_labels(_without_unit_axes(record), self.label_keys, len(numbers), volume)
         structure = Structure(
             atomic_numbers=numbers.astype(np.int64),  # OC20 stores them as float32
@@ -178,7 +178,9 @@ def _periodicity(record: Mapping[str, object], cell: NDArray[np.float64]) -> tup
         return (x, y, z), "as stored"
     if isinstance(record, TorchGeometricData):
         return (True, True, True), "not stored; torch_geometric rows are periodic in three directions"
-    periodic = bool(abs(np.linalg.det(np.nan_to_num(cell))) > 0)
+    periodic = (
+        volume_of(cell, (True, True, True)) > 0 or not np.isfinite(cell).all()
+    )  # then the cell is what is refused
     return (periodic,) * 3, "not stored; periodic where the cell has a volume"
 
 

@@ -1,6 +1,6 @@
 """One labelled structure, the same record whatever file it came from, and the faults that one structure shows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -54,6 +54,13 @@ class Structure:
 def symbols(atomic_numbers: object) -> str:
     """Element symbols of the numbers that occur, in order: ``H, C, O``."""
     return ", ".join(chemical_symbols[z] for z in sorted(set(np.asarray(atomic_numbers).tolist())))
+
+
+def volume_of(cell: NDArray[np.float64], pbc: Sequence[bool]) -> float:
+    """Volume in Å³; 0 where the cell is not periodic in three directions or is none, without numpy's warnings."""
+    if not all(pbc) or not (np.abs(cell) <= MAX_LENGTH).all():  # False for NaN
+        return 0.0
+    return float(abs(np.linalg.det(cell)))
 
 
 def geometry_fault(structure: Structure) -> str | None:

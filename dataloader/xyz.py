@@ -14,7 +14,7 @@ from ase.io.extxyz import key_val_str_to_dict, read_extxyz
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, weight_of
-from dataloader.structure import Structure, geometry_fault, label_fault
+from dataloader.structure import Structure, geometry_fault, label_fault, volume_of
 
 WHOLE_STRESS = "stress as written"
 NOT_LABELS = {"numbers", "positions", "config_type", "head", "fixed", WHOLE_STRESS}
@@ -121,7 +121,7 @@ def _structure(
     if WHOLE_STRESS in record:
         record["stress"] = record[WHOLE_STRESS]
     cell, pbc = np.array(atoms.cell, dtype=float), tuple(bool(p) for p in atoms.pbc)
-    volume = float(abs(np.linalg.det(cell))) if all(pbc) and np.isfinite(cell).all() else 0.0
+    volume = volume_of(cell, pbc)
     try:
         labels = find_labels(record, keys, len(atoms), volume)
         structure = Structure(

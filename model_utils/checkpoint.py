@@ -107,6 +107,9 @@ def read(path: Path) -> WeightsFile:
         )
     missing = [name for name, kind in _ENTRIES.items() if not isinstance(content.get(name), kind)]
     missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["epoch"]
+    tensors = content.get("model_state_dict")
+    if isinstance(tensors, dict) and not (tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
+        missing.append("tensors of model_state_dict")
     if missing:
         raise VerificationError(f"{path} is not as we write it: {', '.join(missing)} missing or of another kind")
     text = content["model_json_text"]

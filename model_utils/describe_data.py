@@ -92,7 +92,7 @@ def _load_yaml(path: Path) -> Mapping[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a YAML of mace_run_train") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, Mapping):
         raise InputError(f"{path} is no YAML of mace_run_train; expected lines like `r_max: 5.0`")
@@ -103,13 +103,16 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
     """Network fields of a configuration of mace_run_train; what is not of the network is named and left aside."""
     settings = _load_yaml(path)
     fields = {ours: settings[theirs] for theirs, ours in MACE_SETTINGS.items() if settings.get(theirs) is not None}
-    if isinstance(fields.get("radial_MLP"), str):
-        fields["radial_MLP"] = json.loads(fields["radial_MLP"])
-    if "num_channels" in settings or "max_L" in settings:
-        channels, max_order = int(settings.get("num_channels", 128)), int(settings.get("max_L", 1))
-        fields["hidden_irreps"] = "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
+    try:
+        if isinstance(fields.get("radial_MLP"), str):
+            fields["radial_MLP"] = json.loads(fields["radial_MLP"])
+        if "num_channels" in settings or "max_L" in settings:
+            channels, max_order = int(settings.get("num_channels", 128)), min(int(settings.get("max_L", 1)), 99)
+            fields["hidden_irreps"] = "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})") from None
     if settings.get("model", "MACE") == "MACE":  # mace builds ScaleShiftMACE with this first block (and shift 0)
-        if "Density" not in fields.get("interaction_cls_first", ""):
+        if "Density" not in str(fields.get("interaction_cls_first")):
             fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
     elif settings["model"] != "ScaleShiftMACE":
         raise InputError(f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE")
@@ -128,6 +131,7 @@ def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
 
 def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     """Read the data once."""
+    _refuse_broken(options, network)
     r_max, heads = float(network["r_max"]), network["heads"]
     specs = specs_of(options, "train")
     sources = open_sources(specs, require_labels=True, max_dropped=options.max_dropped)
@@ -141,6 +145,24 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     if unknown:
         raise InputError(f"the data name head(s) {sorted(unknown)} but the model has {list(heads)}")
     return sums
+
+
+def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None:
+    """What would be refused at the end is refused now, before the data are read."""
+    numbers, heads = network.get("atomic_numbers") or [1], network["heads"]
+    elements, n_heads = [len(x) if isinstance(x, list) else 1 for x in (numbers, heads)]
+    scales = [1.0] * n_heads if network.get("model_class", "ScaleShiftMACE") == "ScaleShiftMACE" else None
+    measured = {
+        "atomic_numbers": numbers,
+        "atomic_energies": [[0.0] * elements] * n_heads,
+        "avg_num_neighbors": 1.0,
+        "atomic_inter_scale": scales,
+        "atomic_inter_shift": scales,
+    }
+    where = getattr(options, "input_json", None) or getattr(options, "mace_config", None)
+    model_json.parse(
+        json.dumps({**network, **measured}, default=str), str(where or f"the model.json for {options.output_json}")
+    )
 
 
 def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Structure]:
@@ -220,6 +242,8 @@ def _given_energies(text: str, elements: Sequence[int]) -> dict[int, float]:
         raise InputError(
             f"--E0s {text[:40]}: {error}; expected auto, isolated, lstsq, average, or JSON like '{{\"H\": -13.6}}'"
         ) from None
+    if not np.isfinite(list(values.values())).all():
+        raise InputError(f"--E0s {text[:40]}: an energy is not finite")
     missing = [z for z in elements if z not in values]
     if missing:
         raise InputError(f"--E0s gives none for {symbols(missing)}")

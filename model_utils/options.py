@@ -159,7 +159,7 @@ class OptimizerOptions:
     """adam adds weight decay to the gradient, adamw takes it from the weight."""
     lr: Rate = 0.01
     """Learning rate."""
-    weight_decay: NonNegative = 5e-7
+    weight_decay: Annotated[float, Parameter(converter=finite_number, validator=Number(gte=0, lte=1e30))] = 5e-7
     """Weight decay; never on biases, norms, scales, shifts and scalars."""
     amsgrad: bool = True
     """Keep the largest second moment (Reddi et al. 2018), as mace does."""

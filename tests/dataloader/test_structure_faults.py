@@ -37,11 +37,6 @@ Write = Callable[[Path, Sequence[Record]], Path]
 FACTS = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
 
 
-def found(reason: str) -> pytest.MarkDecorator:
-    """A fault of the product code that is known and not mended yet; a test that passes again must lose this mark."""
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
 def record(**changes: Any) -> Record:
     """A sound water molecule in a periodic box of 10 Å, with labels, and what a test changes of it."""
     good: Record = {
@@ -199,7 +194,6 @@ INFINITE = np.array([[1.0, 0, 0], [0, np.inf, 0], [0, 0, 1]])
 
 
 @FILES
-@found("labels.py:as_tensor subtracts infinity from infinity: numpy warns on stderr")
 def test_an_infinite_stress_is_refused_without_a_warning(write: Write, tmp_path: Path) -> None:
     path = write(path_for(write, tmp_path), [record(REF_stress=INFINITE)])
     with pytest.raises(InputError, match="stress is not finite"):
@@ -499,9 +493,7 @@ def answer_of_a_child(action: Callable[[], object]) -> str:
     "case",
     [
         *[case for case in HOSTILE if "1e200" not in case],
-        pytest.param(
-            "a cell of 1e200 Å", marks=found("xyz.py, lmdb_source.py: det() warns on stderr before it is refused")
-        ),
+        pytest.param("a cell of 1e200 Å"),
     ],
 )
 def test_what_kills_the_neighbour_list_is_refused_before(case: str, write: Write, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
     """Settings of a YAML file, checked names, paths made relative to the file."""
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        settings = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a YAML file of settings") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:

@@ -125,6 +125,20 @@ class Schedule:
         self.held = rate
         self._apply()
 
+    def set_base(self, rate: float) -> None:
+        """Another base rate from now on: the schedule follows it, a plateau's reductions so far are forgotten."""
+        self.base_rates = [rate] * len(self.base_rates)
+        self.reductions = 0
+        self.held = rate if self.held is not None else None
+        self._apply()
+
+    def restart(self, horizon: float) -> None:
+        """Begin anew at time zero with the settings of now; a rate held by stage two stays."""
+        self.settings = replace(self.settings, horizon=horizon)
+        self.steps = self.epochs = self.waited = self.reductions = 0
+        self.best = math.inf
+        self._apply()
+
     def rate(self) -> float:
         """Learning rate of the first group."""
         return float(self.optimizer.param_groups[0]["lr"])

@@ -1,6 +1,8 @@
 """Batches in a given order, made in worker processes where asked, pinned where they go to a GPU."""
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +16,9 @@ from dataloader.errors import InputError
 from dataloader.packing import Budget, epoch_order, pack, refuse_oversized
 
 Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch
+
+
+PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 class Loader:
@@ -34,7 +39,8 @@ class Loader:
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 persistent_workers=True,
-                worker_init_fn=_ignore_signals,
+                generator=torch.Generator(),  # or every epoch would draw a seed from the global one
+                worker_init_fn=_live_and_die_with_the_run,
             )
             if num_workers
             else None
@@ -83,10 +89,15 @@ class _Fetch:
             return str(error)
 
 
-def _ignore_signals(_: int) -> None:
-    """A scheduler signals the whole process group; workers must outlive it so that the main process can save."""
+def _live_and_die_with_the_run(_: int) -> None:
+    """A scheduler signals the whole process group: workers outlive that so that the main process can save.
+
+    When the main process is killed, the kernel ends them, also one that hangs in a read.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)
 
 

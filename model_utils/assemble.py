@@ -1,11 +1,13 @@
 """From options to the objects a run is made of: batches, evaluator, state, plan. Nothing below this takes options."""
 
 import math
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
 from torch import nn
 
+from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.loader import EpochBatches, Loader, evaluation_plan
 from dataloader.packing import Budget
@@ -41,8 +43,14 @@ def training_batches(options: TrainOptions, data: TrainingData, device: torch.de
 class Evaluator:
     """Evaluates one data set again and again; the batches' plan is made once, no batch mixes sources."""
 
-    def __init__(self, dataset: Dataset, options: BatchOptions, device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
+    def __init__(
+        self,
+        dataset: Dataset,
+        options: BatchOptions,
+        device: torch.device,
+        watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+    ) -> None:
+        self.dataset, self.device, self.watch = dataset, device, watch
         sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
         self.plans = {name: evaluation_plan(dataset, indices, budget_of(options)) for name, indices in sources.items()}
         self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
@@ -56,7 +64,7 @@ class Evaluator:
             NonFiniteError: naming the structures of the first batch whose errors are no numbers.
         """
         sums = {
-            name: evaluate(network, parameters, self.loader.batches(plan), loss, self.device, on_batch)
+            name: evaluate(network, parameters, self.watch(self.loader.batches(plan)), loss, self.device, on_batch)
             for name, plan in self.plans.items()
         }
         total = torch.stack(list(sums.values())).sum(dim=0)

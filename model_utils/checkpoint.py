@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model_utils import durable
-from model_utils.errors import InputError, VerificationError
+from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 
@@ -48,7 +48,10 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises:
         OSError: it could not be written; the old generations are untouched.
+        NonFiniteError: a tensor holds a number that is none; nothing was written.
     """
+    if bad := next(_non_finite(content), None):
+        raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
     durable.write(path, _serialise(_sealed("checkpoint", content)), previous=previous_generation(path))
 
 
@@ -202,6 +205,19 @@ def digest(value: object) -> str:
     hasher = hashlib.sha256()
     _feed(hasher, value)
     return hasher.hexdigest()
+
+
+def _non_finite(value: object, name: str = "") -> Iterator[str]:
+    """Names of tensors that hold NaN or infinity."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            yield name
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _non_finite(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _non_finite(item, f"{name}.{position}")
 
 
 def _feed(hasher: Any, value: object) -> None:

@@ -42,6 +42,9 @@ def run(kind: type[Options], command: Callable[[Options], None], argv: Sequence[
             return 0
         command(options)
         return 0
+    except KeyboardInterrupt:
+        print("stopped: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -80,6 +83,40 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     """
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     _refuse_unknown(argv, names)
+    config = _config_path(argv)
+    settings = None if config is None else _read_yaml(config, kind, names)
+    return _parsed(kind, _last_of_each(argv), settings, config)
+
+
+def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -> Options:
+    """The options that ``as_plain`` gave, through the same checks as a command line.
+
+    Args:
+        kind: dataclass of the options.
+        settings: names this version does not know are left out.
+        source: where they stand, for messages.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = {name: _without_none(value) for name, value in settings.items() if name in names}
+    parsed = _parsed(kind, [], {k: v for k, v in given.items() if v is not None and v != []}, source)
+    assert parsed is not None
+    return parsed
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    if isinstance(value, Mapping):
+        return {k: v for k, v in value.items() if v is not None}
+    return value
+
+
+def _parsed(
+    kind: type[Options], argv: Sequence[str], settings: Mapping[str, Any] | None, config: Path | None
+) -> Options | None:
     app = App(
         name=Path(sys.argv[0]).name,
         help=kind.__doc__,
@@ -90,12 +127,11 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
         version_flags=[],
         result_action="return_value",
     )
-    config = _config_path(argv)
-    if config is not None:
-        app.config = Dict(_read_yaml(config, kind, names), source=str(config))
+    if settings is not None:
+        app.config = Dict(dict(settings), source=str(config))
     app.default(_identity(kind))
     try:
-        parsed: Options | None = app(_last_of_each(argv), exit_on_error=False, print_error=False)
+        parsed: Options | None = app(list(argv), exit_on_error=False, print_error=False)
         return parsed
     except MissingArgumentError as error:
         name = error.argument.name if error.argument is not None else "an option"
@@ -235,4 +271,4 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if dataclasses.is_dataclass(value):
         return as_plain(value)
-    return str(value) if isinstance(value, Path) else value
+    return os.path.abspath(value) if isinstance(value, Path) else value  # the run may be continued from elsewhere

@@ -1,9 +1,23 @@
 """Write files so that a kill or a power failure leaves the old one or the new one, never a piece."""
 
+import errno
 import os
+import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+
+class NotWritten(OSError):
+    """A file could not be written; what stood there before is untouched. Says how much room it needs."""
+
+    def __init__(self, path: Path, size: int, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror or str(cause), str(path))
+        self.path, self.size = path, size
+
+    def __str__(self) -> str:
+        return f"cannot write {self.path}: {self.strerror}; {self.size} bytes needed, {_free(self.path.parent)} free"
 
 
 def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
@@ -18,9 +32,10 @@ def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
         previous: name under which the content that ``path`` has now stays, as the generation before.
 
     Raises:
-        OSError: with the errno of the call that failed; ``path`` then still holds the old content.
+        NotWritten: with the errno of the call that failed. ``path`` holds the old content, or, where only the last
+            step failed, the new one.
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
         try:
@@ -33,11 +48,12 @@ def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
         if previous is not None and path.exists():
             _keep(path, previous)
         os.replace(temporary, path)
-    except BaseException:
+        _sync_directory(path.parent)
+    except OSError as error:  # an fsync is never tried again: the kernel has forgotten the failed pages
+        raise NotWritten(path, len(data), error) from None
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise
-    _sync_directory(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,13 +61,30 @@ def write_text(path: Path, text: str) -> None:
     write(path, text.encode())
 
 
+def temporary_files(folder: Path) -> Iterator[Path]:
+    """Files of writes on this machine that are under way, or were when their process was killed; …PID.tmp."""
+    return folder.glob(f".*.{socket.gethostname()}.*.tmp")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
 def _keep(path: Path, previous: Path) -> None:
     """Give the file of today a second name, by link and rename so that ``previous`` always exists as well."""
-    link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    link = _temporary(previous)
     with suppress(FileNotFoundError):
         link.unlink()
-    os.link(path, link)
-    os.replace(link, previous)
+    try:
+        os.link(path, link)
+        os.replace(link, previous)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        os.replace(path, previous)  # no hard links here: for a moment only the generation before exists
+    finally:
+        with suppress(OSError):
+            link.unlink()
 
 
 def _sync_directory(directory: Path) -> None:
@@ -60,3 +93,10 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return str(shutil.disk_usage(folder).free)
+    except OSError:
+        return "an unknown number"

@@ -20,6 +20,12 @@ class ExponentialMovingAverage:
         self.updates = 0
         self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
 
+    def restart(self, parameters: Mapping[str, Tensor]) -> None:
+        """Begin anew with these weights, in place."""
+        self.updates = 0
+        for name, tensor in self.shadow.items():
+            tensor.copy_(parameters[name].detach())
+
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor]) -> None:
         """Move the average towards the parameters after an optimizer step."""

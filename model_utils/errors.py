@@ -2,7 +2,7 @@
 
 from dataloader.errors import InputError
 
-__all__ = ["InputError", "NonFiniteError", "Preempted", "SaveError", "VerificationError"]
+__all__ = ["InputError", "NonFiniteError", "Preempted", "SaveError", "StopRequested", "VerificationError"]
 
 
 class VerificationError(Exception):
@@ -27,3 +27,7 @@ class Preempted(Exception):
     """The run was asked to stop, saved its state and can be resumed (EX_TEMPFAIL: a scheduler may requeue it)."""
 
     exit_code = 75
+
+
+class StopRequested(BaseException):
+    """A signal or the clock asks the run to end; like KeyboardInterrupt, no ``except Exception`` may swallow it."""

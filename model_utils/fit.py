@@ -12,12 +12,13 @@ from torch import Tensor
 
 from dataloader.batch import Batch
 from losses import Loss, Metrics, metrics
-from model_utils.errors import NonFiniteError, Preempted
+from model_utils.errors import NonFiniteError, Preempted, StopRequested
 from model_utils.step import StepResult, loss_and_gradients
 from model_utils.train_state import Tally, TrainState
 from optimizer import scheduler_step
 
 CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
+FIRST_RETRY, LAST_RETRY = 30.0, 600.0  # s until a save that failed is tried again
 
 
 class Batches(Protocol):
@@ -102,28 +103,34 @@ class Hooks:
     on_validation: Callable[[ValidationRecord], None]
     on_best: Callable[[TrainState, Metrics], None]
     on_stage_two: Callable[[TrainState], None]
-    save: Callable[[TrainState, str], None]  # state, reason
-    stop_reason: Callable[[], str | None]  # asked after each step
+    save: Callable[[TrainState, str], bool]  # state, reason; False: not now, it is tried again later
+    save_last: Callable[[TrainState, str], None]  # the same where no later try will come; raises SaveError
+    watch: Callable[[Iterator[Batch]], Iterator[Batch]]  # the same batches; raises StopRequested between two of them
     names: Callable[[Sequence[int]], str]  # of structures, for a message
 
 
 def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
     """Train until the plan is fulfilled.
 
+    A request to stop is met between steps, between the batches of a validation, and while data are waited for; the
+    state is then that of the last step, with a validation that was broken off still due.
+
     Raises:
         NonFiniteError: loss or gradients are no numbers; nothing of it was saved.
-        Preempted: ``hooks.stop_reason`` gave one; the state was saved.
+        Preempted: the run was asked to stop; the state was saved.
+        SaveError: the last state could not be written.
     """
     run = _Run(state, data, plan, hooks)
-    if state.progress.step == 0:
-        run.validate(judge=False)  # bad E0s show here, before the first step
-    while (reason := run.finish_reason()) is None:
-        run.enter_stage_two_when_due()
-        run.train_epoch()
-    if state.progress.validated_step != state.progress.step:
-        run.validate()
+    try:
+        reason = run.to_the_end()
+    except StopRequested as request:
+        run.save_last(str(request))
+        progress = state.progress
+        raise Preempted(
+            f"{request}: saved at step {progress.step}, epoch {progress.epoch + 1}; resume with --resume auto"
+        ) from None
     state.progress.finished = reason
-    hooks.save(state, reason)
+    run.save_last(reason)
 
 
 class _Run:
@@ -135,6 +142,22 @@ class _Run:
         self.unchecked: list[tuple[Tensor, tuple[int, ...]]] = []
         self.check_every = CHECK_EVERY_ON_GPU if state.device.type == "cuda" else 1
         self.saved_at = self.epoch_began = time.monotonic()
+        self.retry_at, self.retry_after = float("inf"), FIRST_RETRY
+
+    def to_the_end(self) -> str:
+        """Everything from where the state stands; returns why training is over."""
+        progress = self.state.progress
+        progress.finished = None
+        if progress.step == 0:
+            self._save("start")  # a full disk shows here, and how long a save takes
+        if progress.validation_due:
+            self.validate(judge=progress.step > 0)  # of fresh weights first: bad E0s show before the first step
+        while (reason := self.finish_reason()) is None:
+            self.enter_stage_two_when_due()
+            self.train_epoch()
+        if progress.validated_step != progress.step:
+            self.validate()
+        return reason
 
     @property
     def loss(self) -> Loss:
@@ -175,7 +198,7 @@ class _Run:
         batch_plan, size = self.data.plan(progress.epoch), self.plan.accumulate
         groups = [batch_plan[i : i + size] for i in range(0, len(batch_plan), size)]
         rest = groups[progress.steps_in_epoch :]
-        batches = self.data.batches([indices for group in rest for indices in group])
+        batches = self.hooks.watch(self.data.batches([indices for group in rest for indices in group]))
         for group in rest:
             self._optimizer_step([next(batches).to(self.state.device) for _ in group])
             self.hooks.on_step(self.state, len(groups), self.loss)
@@ -228,16 +251,11 @@ class _Run:
             self.hooks.on_train(self._train_record(whole_epoch=False))
         if plan.validate_every_steps and progress.step % plan.validate_every_steps == 0:
             self.validate()
+        now = time.monotonic()
         by_steps = plan.checkpoint_every_steps and progress.step % plan.checkpoint_every_steps == 0
-        minutes = (time.monotonic() - self.saved_at) / 60
-        if by_steps or (plan.checkpoint_every_minutes and minutes >= plan.checkpoint_every_minutes):
+        by_time = plan.checkpoint_every_minutes and now - self.saved_at >= 60 * plan.checkpoint_every_minutes
+        if by_steps or by_time or now >= self.retry_at:
             self._save("interval")
-        reason = self.hooks.stop_reason()
-        if reason is not None:
-            self._save(reason)
-            raise Preempted(
-                f"{reason}: saved at step {progress.step}, epoch {progress.epoch + 1}; resume with --resume auto"
-            )
 
     def _end_epoch(self) -> None:
         progress = self.state.progress
@@ -255,6 +273,7 @@ class _Run:
         """Measure the judged weights; a lower loss makes them the best model."""
         self._refuse_non_finite()
         state, progress, began = self.state, self.state.progress, time.monotonic()
+        progress.validation_due = True
         found, by_source = self.hooks.validate(state.judged, self.loss)
         if not np.isfinite(found.loss):
             raise NonFiniteError(f"validation loss is {found.loss} after step {progress.step}; nothing of it was saved")
@@ -266,6 +285,7 @@ class _Run:
         if best:
             progress.best_loss, progress.best_epoch, progress.best_step = found.loss, progress.epoch, progress.step
             self.hooks.on_best(state, found)
+        progress.validation_due = False
         self.hooks.on_validation(
             ValidationRecord(
                 epoch=progress.epoch,
@@ -296,6 +316,18 @@ class _Run:
         )
 
     def _save(self, reason: str) -> None:
+        """Save; where that fails, train on and try again later, less and less often."""
+        now = time.monotonic()
+        if self.retry_at != float("inf") and now < self.retry_at:
+            return
         self._refuse_non_finite()
-        self.hooks.save(self.state, reason)
-        self.saved_at = time.monotonic()
+        if self.hooks.save(self.state, reason):
+            self.saved_at = time.monotonic()
+            self.retry_at, self.retry_after = float("inf"), FIRST_RETRY
+        else:
+            self.retry_at, self.retry_after = now + self.retry_after, min(2 * self.retry_after, LAST_RETRY)
+
+    def save_last(self, reason: str) -> None:
+        """Save where no later try will come."""
+        self._refuse_non_finite()
+        self.hooks.save_last(self.state, reason)

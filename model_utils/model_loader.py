@@ -169,6 +169,7 @@ class PairWriter:
     ) -> None:
         self.outputs, self.description = outputs, description
         self._module = copied(module)
+        self._unwritten: dict[str, Any] | None = None  # a best model that a full disk refused
         self._common = {
             "model_json_text": description.canonical_text(),
             "model_json_hash": description.hash(),
@@ -178,7 +179,13 @@ class PairWriter:
         }
 
     def save_checkpoint(self, module: nn.Module, train_state: Mapping[str, Any]) -> None:
-        """Raw weights and the whole training state; never averaged weights."""
+        """Raw weights and the whole training state; never averaged weights. Before it, a best model that waits.
+
+        Raises:
+            OSError: not written; what was there is untouched.
+            NonFiniteError: a number of the state is none.
+        """
+        self._write_best()
         tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
         content = {"model_state_dict": tensors, "weights": "raw", "train_state": train_state, **self._common}
         checkpoint.write_checkpoint(self.outputs.checkpoint, content)
@@ -186,11 +193,15 @@ class PairWriter:
     def save_best(
         self, parameters: Mapping[str, Tensor], *, weights: str, epoch: int, step: int, metrics: Metrics
     ) -> None:
-        """The best weights so far, averaged ones where there is an average."""
+        """The best weights so far, averaged ones where there is an average.
+
+        Raises:
+            OSError: not written; the next checkpoint tries it again.
+        """
         own = self._module.state_dict()
         for name, tensor in parameters.items():
             own[name].copy_(tensor.detach().cpu())
-        content = {
+        self._unwritten = {
             "model_state_dict": dict(own),
             "weights": weights,
             "epoch": epoch,
@@ -198,12 +209,26 @@ class PairWriter:
             "metrics": dataclasses.asdict(metrics),
             **self._common,
         }
-        checkpoint.write_model(self.outputs.model, content, self._module)
+        self._write_best()
 
-    def keep_stage_one(self) -> None:
-        """Keep the best model of stage one under its own name."""
-        if self.outputs.model.exists():
-            durable.write(self.outputs.stage_one_model, self.outputs.model.read_bytes())
+    def _write_best(self) -> None:
+        if self._unwritten is not None:
+            checkpoint.write_model(self.outputs.model, self._unwritten, self._module)
+            self._unwritten = None
+
+    def keep_stage_one(self, best_step: int) -> None:
+        """Keep the best model of stage one under its own name.
+
+        A run that was killed in its second stage before a checkpoint left that stage's best model; the one of stage
+        one is then kept already.
+
+        Raises:
+            OSError: not written.
+        """
+        self._write_best()
+        model = self.outputs.model
+        if model.exists() and checkpoint.read(model).content["step"] == best_step:
+            durable.write(self.outputs.stage_one_model, model.read_bytes())
 
 
 def export_bare_module(outputs: Outputs, module: nn.Module) -> None:

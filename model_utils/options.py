@@ -284,6 +284,68 @@ class TrainOptions(
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResumeOptions(CommonOptions):
+    """Continue a run from its checkpoint. Only what is named here may change; everything else stays as the run has it."""
+
+    input_model: Path
+    """The run's directory, or its `*_checkpoint.pt`: the newest generation that is not damaged is taken."""
+    output_checkpoint: Path | None = None
+    """Continue at another place, which then gets the best models and records so far; at its own unless given."""
+    output_model: Path | None = None
+    """The same for the best model."""
+    epochs: Count | None = None
+    """Passes over the training data in all, those done included."""
+    max_steps: Count | None = None
+    """Optimizer steps in all, those done included."""
+    patience: Count | None = None
+    """Validations without a lower loss after which the run ends."""
+    lr: Rate | None = None
+    """Another base rate: the optimizer's moments are kept, the schedule follows it."""
+    resume_new_lr: bool = False
+    """Accepted with --lr, which does it alone."""
+    reset_scheduler: bool = False
+    """Begin the schedule anew; cosine and onecycle then end where the run now ends."""
+    resume_reset_scheduler: bool = False
+    """The same."""
+    resume_best: bool = False
+    """Go on from the best weights instead of the last ones, with fresh moments."""
+    ema: bool | None = None
+    """Begin (`--ema`, from the weights of now) or end (`--no_ema`) the moving average."""
+    xyz_train: tuple[Path, ...] = ()
+    """Where the training data are now; they must be the same."""
+    xyz_val: tuple[Path, ...] = ()
+    """Where the validation data are now."""
+    xyz_test: tuple[Path, ...] = ()
+    """Test data; they may be others."""
+    lmdb_train: tuple[Path, ...] = ()
+    """Where the training data are now; they must be the same."""
+    lmdb_val: tuple[Path, ...] = ()
+    """Where the validation data are now."""
+    lmdb_test: tuple[Path, ...] = ()
+    """Test data; they may be others."""
+    device: str | None = None
+    """As in training."""
+    threads: Threads | None = None
+    """As in training."""
+    num_workers: NonNegativeInt | None = None
+    """As in training."""
+    deterministic: bool | None = None
+    """As in training."""
+    checkpoint_every_steps: Count | None = None
+    """As in training."""
+    checkpoint_every_minutes: Positive | None = None
+    """As in training."""
+    time_limit: Duration | None = None
+    """As in training; the limit of the stored run does not count."""
+    tensorboard: bool | None = None
+    """As in training."""
+
+    def __post_init__(self) -> None:
+        if self.resume_new_lr and self.lr is None:
+            raise InputError("--resume_new_lr needs the new rate: add --lr")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, CommonOptions):
     """Evaluate a trained model on labelled structures."""
 

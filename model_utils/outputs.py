@@ -1,8 +1,9 @@
 """Where a run writes: all names from two options, announced up front, and never over another run's files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataloader.errors import InputError
 from model_utils.checkpoint import previous_generation
@@ -23,6 +24,21 @@ class Outputs:
         if checkpoint == model:
             raise InputError(f"--output_checkpoint and --output_model are both {model}; give them different names")
         return cls(checkpoint=checkpoint, model=model)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Path, config: Mapping[str, Any]) -> "Outputs":
+        """The places of a stored run, where its folder may have been moved.
+
+        Args:
+            checkpoint: any generation.
+            config: the run's settings; they say where the best model went if it is not beside.
+        """
+        current = checkpoint.with_name(checkpoint.name.replace(".prev.pt", ".pt"))
+        if config.get("output_model"):
+            named = cls.named(current, Path(config["output_model"]))
+            if named.model.exists():
+                return named
+        return cls.named(current, None)
 
     @property
     def run_name(self) -> str:
@@ -68,6 +84,11 @@ class Outputs:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard events."""
         return self.checkpoint.with_name("tensorboard")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes the run."""
+        return self.checkpoint.with_name(f".{self.run_name}.lock")
 
     def announced(self, *, bare_module: bool, tensorboard: bool, split: bool) -> Iterator[tuple[Path, str]]:
         """Every path with one phrase on what it is."""

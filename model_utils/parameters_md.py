@@ -17,6 +17,7 @@ from model_utils.options import (
     ExportOptions,
     MetadataFitOptions,
     MetadataInitOptions,
+    ResumeOptions,
     ShowOptions,
     TrainOptions,
     VerifyOptions,
@@ -25,6 +26,7 @@ from model_utils.options import (
 DOCUMENT = Path(__file__).resolve().parents[1] / "Parameters.md"
 TABLES: dict[str, type] = {
     "train_mace.py": TrainOptions,
+    "resume.py": ResumeOptions,
     "evaluate.py": EvaluateOptions,
     "metadata.py init": MetadataInitOptions,
     "metadata.py fit": MetadataFitOptions,

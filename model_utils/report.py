@@ -5,8 +5,9 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -81,9 +82,12 @@ class MetricsFile:
 
     def __init__(self, path: Path, offset: int | None = None) -> None:
         """Open for adding; with an offset, what was written beyond it by a run that was killed is cut off first."""
-        if offset is not None and path.exists():
-            os.truncate(path, min(offset, path.stat().st_size))
-        self._stream: TextIO = path.open("a", encoding="utf-8")
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._size = os.fstat(self._descriptor).st_size
+        self._held = b""  # records that a full disk refused
+        if offset is not None and offset < self._size:
+            os.ftruncate(self._descriptor, offset)
+            self._size = offset
 
     def train(self, record: TrainRecord) -> None:
         """A training record."""
@@ -118,26 +122,45 @@ class MetricsFile:
         self._write(kind="final", **{name: dataclasses.asdict(m) for name, m in rows.items()})
 
     def _write(self, **record: Any) -> None:
-        self._stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._stream.flush()
+        self._held += (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with suppress(OSError):  # on a full disk the record waits; the next checkpoint must bring it to the disk
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._held:
+            written = os.write(self._descriptor, self._held)
+            self._held, self._size = self._held[written:], self._size + written
 
     def offset(self) -> int:
-        """Bytes written so far, on disk; a checkpoint remembers it."""
-        os.fsync(self._stream.fileno())
-        return self._stream.tell()
+        """Bytes written so far, all of them on the disk; a checkpoint remembers it.
+
+        Raises:
+            OSError: records could not be written.
+        """
+        self._flush()
+        os.fsync(self._descriptor)
+        return self._size
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file.
+
+        Raises:
+            OSError: records could not be written.
+        """
+        try:
+            self._flush()
+        finally:
+            os.close(self._descriptor)
 
 
 class TensorBoard:
     """The same numbers as TensorBoard events."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, from_step: int) -> None:
+        """Open for adding; what a run that was killed wrote from this step on is hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=from_step)
 
     def train(self, record: TrainRecord) -> None:
         """A training record."""

@@ -1,21 +1,17 @@
-"""The files of a run while it lasts: what the loop's hooks write, and what a later run continues from."""
+"""The files of a run while it lasts: what the loop's hooks write."""
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from torch import nn
 
-from dataloader.sources import Source
 from losses import Loss, Metrics
-from model_utils import checkpoint, durable
+from model_utils import durable
 from model_utils.assemble import Evaluator
-from model_utils.checkpoint import WeightsFile
 from model_utils.errors import SaveError, VerificationError
 from model_utils.fit import Hooks, TrainRecord, ValidationRecord
+from model_utils.interruption import Interruption
 from model_utils.model_loader import PairWriter
 from model_utils.models.network import Network, Parameters
 from model_utils.open_data import TrainingData
@@ -31,9 +27,10 @@ class RunFiles:
     Args:
         outputs: their places.
         writer: of the pair.
-        config: all settings as plain values; they go into the checkpoint and into config.resolved.yaml.
-        data: its identity goes into the checkpoint.
-        metrics_offset: where a continued run left metrics.jsonl; None begins it.
+        data: for names of structures.
+        record: what every checkpoint repeats: settings (``config``), identity of the data, history of continuations.
+        stop: is asked between batches, and told how long a save takes.
+        continued: train_state of the checkpoint that is continued.
         tensorboard: write events too.
     """
 
@@ -41,25 +38,23 @@ class RunFiles:
         self,
         outputs: Outputs,
         writer: PairWriter,
-        config: Mapping[str, Any],
         data: TrainingData,
+        record: Mapping[str, Any],
+        stop: Interruption,
         *,
-        metrics_offset: int | None,
+        continued: Mapping[str, Any] | None,
         tensorboard: bool,
     ) -> None:
-        self.outputs, self.writer, self.config, self.data = outputs, writer, config, data
-        durable.write_text(outputs.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.outputs, self.writer, self.data, self.record, self.stop = outputs, writer, data, record, stop
+        offset, step = (continued["metrics_offset"], continued["step"]) if continued is not None else (0, 0)
+        durable.write_text(outputs.config, yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True))
         if data.was_split:
             names = [data.valid.name(i) for i in range(len(data.valid))]
             durable.write_text(outputs.valid_names, "\n".join(names) + "\n")
-        self.metrics = MetricsFile(outputs.metrics, offset=metrics_offset)
-        self.events = TensorBoard(outputs.tensorboard) if tensorboard else None
-        self.identity = data_identity(data)
-        self.longest_save = 0.0
+        self.metrics = MetricsFile(outputs.metrics, offset=offset)
+        self.events = TensorBoard(outputs.tensorboard, from_step=step + 1) if tensorboard else None
 
-    def hooks(
-        self, network: Network, validate: Evaluator, progress: ProgressBar, stop: Callable[[], str | None]
-    ) -> Hooks:
+    def hooks(self, network: Network, validate: Evaluator, progress: ProgressBar) -> Hooks:
         """The loop's hooks, writing here."""
 
         def measure(parameters: Parameters, loss: Loss) -> tuple[Metrics, Mapping[str, Metrics]]:
@@ -73,7 +68,8 @@ class RunFiles:
             on_best=self.on_best,
             on_stage_two=self.on_stage_two,
             save=self.save,
-            stop_reason=stop,
+            save_last=self.save_last,
+            watch=self.stop.watch,
             names=self.data.train.names,
         )
 
@@ -94,118 +90,56 @@ class RunFiles:
     def on_best(self, state: TrainState, found: Metrics) -> None:
         """A new best model."""
         progress = state.progress
-        self.writer.save_best(
-            state.judged, weights=state.judged_kind, epoch=progress.epoch, step=progress.step, metrics=found
-        )
+        try:
+            self.writer.save_best(
+                state.judged, weights=state.judged_kind, epoch=progress.epoch, step=progress.step, metrics=found
+            )
+        except OSError as error:
+            log.warning("warning: the best model of step %d waits: %s", progress.step, error)
 
     def on_stage_two(self, state: TrainState) -> None:
         """Stage two begins."""
-        self.writer.keep_stage_one()
+        try:
+            self.writer.keep_stage_one(state.progress.best_step)
+        except (OSError, VerificationError) as error:
+            log.warning("warning: the best model of stage one is not kept: %s", error)
         log.info(
             "stage two begins after epoch %d: loss weights and rate change, the best model starts anew",
             state.progress.epoch,
         )
 
-    def save(self, state: TrainState, reason: str) -> None:
-        """Write the checkpoint.
+    def save(self, state: TrainState, reason: str) -> bool:
+        """Write the checkpoint; a disk that is full for now costs a warning, not the run."""
+        try:
+            self._write(state, reason)
+        except OSError as error:
+            log.warning("warning: step %d is not saved, tried again later: %s", state.progress.step, error)
+            return False
+        return True
+
+    def save_last(self, state: TrainState, reason: str) -> None:
+        """Write the checkpoint where no later try will come.
 
         Raises:
             SaveError: it could not be written; the generations before are untouched.
         """
+        try:
+            self._write(state, reason)
+        except OSError as error:
+            raise SaveError(f"step {state.progress.step} is not saved: {error}; older files are intact") from None
+
+    def _write(self, state: TrainState, reason: str) -> None:
         began = time.monotonic()
         train_state = {
             **state.state_dict(),
-            "config": dict(self.config),
             "dtype": dtype_name(next(iter(state.parameters.values())).dtype),
             "metrics_offset": self.metrics.offset(),
             "reason": reason,
-            **self.identity,
+            **self.record,
         }
-        try:
-            self.writer.save_checkpoint(state.network.module, train_state)
-        except OSError as error:
-            raise SaveError(
-                f"cannot write {self.outputs.checkpoint}: {error.strerror or error}; older files are intact"
-            ) from None
-        self.longest_save = max(self.longest_save, time.monotonic() - began)
+        self.writer.save_checkpoint(state.network.module, train_state)
+        self.stop.save_seconds = max(self.stop.save_seconds, time.monotonic() - began)
 
     def close(self) -> None:
         """Close what is open."""
         self.metrics.close()
-
-
-def data_identity(data: TrainingData) -> dict[str, Any]:
-    """What a continued run compares with its own data: files, counts, a hash of the structures' names and places."""
-    parts: dict[str, Any] = {"train": data.train, "valid": data.valid, "test": data.test}
-    fingerprints = {
-        role: {
-            "files": [str(source.path) for source in dataset.sources],
-            "structures": len(dataset),
-            "sha256": hashlib.sha256(
-                dataset.places.tobytes() + b"".join(_content(source) for source in dataset.sources)
-            ).hexdigest(),
-        }
-        for role, dataset in parts.items()
-        if dataset is not None
-    }
-    lmdb = any(not source.in_memory for source in data.train.sources)
-    indices = data.train.places[:, 1].tolist() if lmdb and len(data.train) <= 100_000 else None
-    return {"data": fingerprints, "lmdb_indices": indices}
-
-
-def _content(source: Source) -> bytes:
-    """What tells one file from another: all of it where it is in memory, else its size and those of its records."""
-    if source.in_memory:
-        return hashlib.sha256(source.path.read_bytes()).digest()
-    data = source.path / "data.mdb" if source.path.is_dir() else source.path
-    return str(data.stat().st_size).encode() + source.n_atoms.tobytes()
-
-
-def newest_checkpoint(path: Path) -> WeightsFile | None:
-    """The newest valid generation of a checkpoint; None where there is none at all.
-
-    Raises:
-        VerificationError: generations are there and every one is damaged; never a silent restart.
-    """
-    generations = [p for p in (path, checkpoint.previous_generation(path)) if p.exists()]
-    for position, generation in enumerate(generations):
-        try:
-            file = checkpoint.read(generation)
-        except VerificationError as error:
-            if position == len(generations) - 1:
-                raise
-            log.warning("%s; using the generation before", error)
-            continue
-        return file
-    return None
-
-
-def continue_from(
-    file: WeightsFile, module: nn.Module, state: TrainState, config: Mapping[str, Any], data: TrainingData
-) -> None:
-    """Put a stored run into a freshly assembled one, and say what is not as it was.
-
-    Raises:
-        VerificationError: the checkpoint is of another network or of other data.
-    """
-    from model_utils.models.build import load_tensors
-
-    load_tensors(module, file.tensors, file.description, str(file.path))
-    stored = file.content["train_state"]
-    mine = data_identity(data)
-    for role, fingerprint in stored["data"].items():
-        if mine["data"].get(role, {}).get("sha256") != fingerprint["sha256"]:
-            raise VerificationError(
-                f"{file.path}: the {role} data are not those of the run ({fingerprint['structures']} structures of "
-                f"{', '.join(fingerprint['files'])}); give the same files, or start anew with --overwrite"
-            )
-    state.load_state_dict(stored)
-    changed = [
-        k for k, v in config.items() if k in stored["config"] and stored["config"][k] != v and k not in _HARMLESS
-    ]
-    if changed:
-        log.warning("not bitwise: settings changed since the checkpoint: %s", ", ".join(changed))
-    log.info("continue %s: epoch %d, step %d", file.path, state.progress.epoch + 1, state.progress.step)
-
-
-_HARMLESS = {"resume", "overwrite", "config", "debug", "num_workers", "time_limit", "tensorboard", "dry_run"}

@@ -6,13 +6,16 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dataloader.errors import InputError
 
 log = logging.getLogger("mace_pretrain")
+logging.raiseExceptions = False  # a log file on a full disk must not print a traceback per line
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -111,6 +114,33 @@ class _BesideProgress(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stdout)
+
+
+def computing(device: torch.device) -> dict[str, Any]:
+    """What decides the order of sums, and with it the last bits, besides the code."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled() or not cuda,
+    }
+
+
+def not_bitwise(code: Mapping[str, str], computed_on: Mapping[str, Any], device: torch.device) -> Iterator[str]:
+    """Why a continued run need not equal the unbroken one in the last bits, one reason at a time.
+
+    Args:
+        code: ``code_version`` of the checkpoint.
+        computed_on: ``computing`` of the checkpoint.
+        device: of now.
+    """
+    now: dict[str, Any] = {**code_version(), **computing(device)}
+    for name, before in {**code, **computed_on}.items():
+        if name in now and now[name] != before:
+            yield f"{name.replace('_', ' ')} {before} → {now[name]}"
+    if not now["deterministic"]:
+        yield "sums on CUDA have no fixed order without --deterministic"
 
 
 def code_version() -> dict[str, str]:

@@ -1,9 +1,12 @@
 """What happens before the first step: another run's files, the announcement, the rehearsal, the clock."""
 
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,26 +14,31 @@ import torch
 
 from dataloader.errors import InputError
 from dataloader.loader import EpochBatches
-from model_utils import model_loader
+from model_utils import cli, model_loader, run_lock
 from model_utils.checkpoint import WeightsFile
 from model_utils.errors import VerificationError
 from model_utils.fit import FitPlan
+from model_utils.interruption import Interruption
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.open_data import TrainingData
 from model_utils.options import TrainOptions
 from model_utils.outputs import Outputs
 from model_utils.report import ProgressBar
-from model_utils.run_files import RunFiles, newest_checkpoint
+from model_utils.resuming import adopt, refuse_contradictions, resumed_run, set_aside_damaged
+from model_utils.run_files import RunFiles
 from model_utils.runtime import DTYPES, dtype_name, hold_log, log, start_log, write_log
 from model_utils.step import loss_and_gradients
 from model_utils.train_state import TrainState
 
 
-def find_run(options: TrainOptions, outputs: Outputs, description: ModelDescription) -> WeightsFile | None:
+def find_run(
+    options: TrainOptions, outputs: Outputs, description: ModelDescription, begin_with: Path | None
+) -> WeightsFile | None:
     """The checkpoint to continue; None for a new run.
 
     Raises:
-        InputError: the place holds another run's files and neither --resume nor --overwrite was given.
+        InputError: the place holds another run's files and neither --resume nor --overwrite was given, or the settings
+            contradict those of the run.
         VerificationError: the run there is of another network, or all of its checkpoints are damaged.
     """
     if options.resume is None:
@@ -38,14 +46,27 @@ def find_run(options: TrainOptions, outputs: Outputs, description: ModelDescript
             outputs.refuse_another_run()
             model_loader.refuse_other_description(outputs, description, options.input_json)
         return None
-    file = newest_checkpoint(outputs.checkpoint)
-    if file is not None and file.description.hash() != description.hash():
+    file = resumed_run(outputs, begin_with)
+    if file is None:
+        log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
+        return None
+    if file.description.hash() != description.hash():
         differences = "; ".join(differing_fields(file.description, description)[:3])
         raise VerificationError(
             f"{file.path} was trained with another model.json than {options.input_json}: {differences}; "
             "resume with the one beside the checkpoint"
         )
+    if begin_with is None:
+        refuse_contradictions(file, cli.as_plain(options))
     return file
+
+
+def threads(options: TrainOptions, file: WeightsFile | None) -> int | None:
+    """Those asked for; else, in a continued run, as many as it had, where this process has so many cores."""
+    if options.threads is not None or file is None:
+        return options.threads
+    before = int(file.content["train_state"]["computed_on"]["threads"])
+    return before if before <= len(os.sched_getaffinity(0)) else None
 
 
 def default_dtype(checkpoint: WeightsFile | None) -> torch.dtype:
@@ -56,11 +77,8 @@ def default_dtype(checkpoint: WeightsFile | None) -> torch.dtype:
 def announce(options: TrainOptions, outputs: Outputs, description: ModelDescription) -> None:
     """Say what will be written where, before anything slow begins."""
     if options.dry_run:
-        start_log(None)
         log.info("dry run: nothing is written")
     else:
-        outputs.make_folders()
-        hold_log()
         files = outputs.announced(
             bare_module=options.export_mace_model,
             tensorboard=options.tensorboard,
@@ -68,8 +86,6 @@ def announce(options: TrainOptions, outputs: Outputs, description: ModelDescript
         )
         for path, what in files:
             log.info("will write %s: %s", path, what)
-        if options.resume and not outputs.checkpoint.exists():
-            log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
     log.info(
         "model %s: %s, %s, r_max %g Å, %d element(s), hash %s…",
         options.input_json,
@@ -85,14 +101,32 @@ def announce(options: TrainOptions, outputs: Outputs, description: ModelDescript
         )
 
 
+@contextmanager
+def place(options: TrainOptions, outputs: Outputs) -> Iterator[None]:
+    """Make the folders and be the only writer of the run; a dry run needs neither.
+
+    Raises:
+        InputError: another process writes this run, or the place cannot be written.
+    """
+    if options.dry_run:
+        start_log(None)
+        yield
+        return
+    hold_log()
+    outputs.make_folders()
+    with run_lock.held(outputs.lock, wait=options.resume is not None):
+        yield
+
+
 def open_files(
     options: TrainOptions,
     outputs: Outputs,
     description: ModelDescription,
     writer: model_loader.PairWriter,
-    config: Mapping[str, Any],
     data: TrainingData,
-    checkpoint: WeightsFile | None,
+    record: Mapping[str, Any],
+    stop: Interruption,
+    continued: WeightsFile | None,
 ) -> RunFiles:
     """Remove another run where asked, write the descriptions and settings, and open what the loop adds to.
 
@@ -101,39 +135,25 @@ def open_files(
     Raises:
         InputError: a file cannot be written.
     """
-    offset = 0 if checkpoint is None else checkpoint.content["train_state"]["metrics_offset"]
+    stored = None if continued is None else continued.content["train_state"]
     try:
         if options.overwrite:
             outputs.remove_another_run()
+        if continued is not None and stored is not None:
+            set_aside_damaged(continued, outputs)
+            adopt(Outputs.of_checkpoint(continued.path, stored["config"]), outputs, stored["metrics_offset"])
         write_log(outputs.log)
         model_loader.write_description(outputs, description, options.input_json, overwrite=options.overwrite)
-        return RunFiles(outputs, writer, config, data, metrics_offset=offset, tensorboard=options.tensorboard)
+        return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
     except OSError as error:
-        place = error.filename2 or error.filename or outputs.checkpoint.parent
+        unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
-        raise InputError(f"cannot write {place}: {error.strerror}; {remedy}") from None
+        raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
 
 
 def progress_bar() -> ProgressBar:
     """Shown on a terminal only."""
     return ProgressBar(shown=sys.stderr.isatty())
-
-
-def time_limit(options: TrainOptions, files: RunFiles) -> Callable[[], str | None]:
-    """Asked after every step: a reason to stop when another step and a save might not fit into the time left."""
-    if options.time_limit is None:
-        return lambda: None
-    began = last = time.monotonic()
-    end = began + 60 * options.time_limit
-    longest_step = 0.0
-
-    def reason() -> str | None:
-        nonlocal last, longest_step
-        now = time.monotonic()
-        longest_step, last = max(longest_step, now - last), now
-        return "time limit" if now + longest_step + 2 * files.longest_save > end else None
-
-    return reason
 
 
 def rehearse(state: TrainState, batches: EpochBatches, plan: FitPlan, data: TrainingData) -> None:

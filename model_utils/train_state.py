@@ -11,7 +11,9 @@ from torch import Tensor
 
 from losses import SUMS
 from model_utils.ema import ExponentialMovingAverage
+from model_utils.errors import VerificationError
 from model_utils.models.network import Network
+from model_utils.runtime import computing
 from optimizer import Schedule
 
 
@@ -26,6 +28,7 @@ class Progress:
     stage: int = 1
     stage_two_epoch: int | None = None  # epochs of stage one, fixed when the run began
     validated_step: int = -1
+    validation_due: bool = True  # before the first step, and where one was broken off
     best_loss: float = math.inf  # within the stage
     best_epoch: int = 0
     best_step: int = 0
@@ -92,17 +95,29 @@ class TrainState:
             **asdict(self.progress),
             "tally": {"sums": self.tally.sums.cpu(), "gradient": self.tally.gradient.cpu()},
             "rng": _random_state(self.device),
-            "step_kind": self.network.kind,
-            "threads": torch.get_num_threads(),
+            "computed_on": {**computing(self.device), "step": self.network.kind},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` stood; the raw weights are in the module already."""
+        """Continue where ``state`` stood; the raw weights are in the module already.
+
+        Raises:
+            VerificationError: the stored optimizer is over other parameters; torch matches them by position only.
+        """
+        mine = [group["param_names"] for group in self.optimizer.state_dict()["param_groups"]]
+        if [group.get("param_names") for group in state["optimizer"]["param_groups"]] != mine:
+            raise VerificationError(
+                "the optimizer of the checkpoint moves other parameters, or in another order, than this version does; "
+                "resume with the version that wrote it, or start a new run from its weights"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
-        if self.ema is not None and state["ema_state_dict"] is not None:
-            self.ema.load_state_dict(state["ema_state_dict"])
-        self.progress = Progress(**{item.name: state[item.name] for item in fields(Progress)})
+        if self.ema is not None:
+            if state["ema_state_dict"] is not None:
+                self.ema.load_state_dict(state["ema_state_dict"])
+            else:
+                self.ema.restart(self.parameters)
+        self.progress = Progress(**{item.name: state[item.name] for item in fields(Progress) if item.name in state})
         self.tally = Tally(**{name: tensor.to(self.device) for name, tensor in state["tally"].items()})
         _restore_random_state(state["rng"], self.device)
 

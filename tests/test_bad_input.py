@@ -573,11 +573,11 @@ def test_overwriting_with_a_bad_input_keeps_the_old_run(flags: tuple[object, ...
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(own: Path) -> None:
-    shutil.copy(own / "run/run_checkpoint.pt", own / "run/run_checkpoint.prev.pt")
     before = contents(own / "run")
     assert train_mace.main(training(own, "--overwrite", "--no_export_mace_model")) == 0
     after = contents(own / "run")
-    assert set(before) - set(after) == {"run_checkpoint.prev.pt", "run.model"}
+    assert set(before) - set(after) == {"run.model"}
+    assert checkpoint.read(own / "run/run_checkpoint.prev.pt").content["train_state"]["reason"] == "start"
     for name in ("metrics.jsonl", "train.log"):
         assert 0 < len(after[name][0].splitlines()) <= len(before[name][0].splitlines()), "it was begun anew"
 
@@ -650,6 +650,7 @@ def test_resuming_on_other_data_of_the_same_sizes(own: Path, refused: Refused) -
 
 def test_resuming_where_every_checkpoint_is_damaged(own: Path, refused: Refused) -> None:
     path = own / "run/run_checkpoint.pt"
+    (own / "run/run_checkpoint.prev.pt").unlink()
     path.write_bytes(path.read_bytes()[:-100])
     with untouched(own):
         refused(train_mace.main, training(own, "--resume", "auto"), str(path), "cut off", code=3)
@@ -895,7 +896,8 @@ def test_a_label_that_is_too_large_is_named(place: Path, refused: Refused) -> No
 def test_a_run_that_diverged_goes_on_from_its_last_good_state(own: Path, refused: Refused) -> None:
     good = checkpoint.read(own / "run/run_checkpoint.pt").tensors
     resumed = training(own, "--resume", "auto", "--epochs", 2)
-    refused(train_mace.main, [*resumed, "--clip_grad", "0", "--xyz_val", str(own / "t.xyz")], code=3)  # other data
+    refused(train_mace.main, [*resumed, "--xyz_val", str(own / "t.xyz")], "valid data", code=3)
+    refused(train_mace.main, [*resumed, "--clip_grad", "0"], "--clip_grad is 0.0, but the run of", "resume.py")
     assert train_mace.main(resumed) == 0
     assert checkpoint.read(own / "run/run_checkpoint.prev.pt").tensors.keys() == good.keys()
     assert_finite(own / "run")

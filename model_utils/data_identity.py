@@ -1,0 +1,65 @@
+"""What tells one run's data from another's: it goes into the checkpoint, and a continued run compares."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dataloader.dataset import Dataset
+from dataloader.sources import Source
+from model_utils.errors import VerificationError
+from model_utils.open_data import TrainingData
+
+INDICES_UP_TO = 100_000  # records: beyond it a list would make every checkpoint larger by 8 bytes per record
+
+
+def data_identity(data: TrainingData) -> dict[str, Any]:
+    """Files, counts and a hash of content and order of each data set; the paths may change, the hash may not."""
+    parts: dict[str, Dataset | None] = {"train": data.train, "valid": data.valid, "test": data.test}
+    fingerprints = {
+        role: {
+            "files": [str(source.path) for source in dataset.sources],
+            "structures": len(dataset),
+            "sha256": hashlib.sha256(
+                dataset.places.tobytes() + b"".join(_content(source) for source in dataset.sources)
+            ).hexdigest(),
+        }
+        for role, dataset in parts.items()
+        if dataset is not None
+    }
+    lmdb = any(not source.in_memory for source in data.train.sources)
+    indices = data.train.places[:, 1].tolist() if lmdb and len(data.train) <= INDICES_UP_TO else None
+    return {"data": fingerprints, "lmdb_indices": indices}
+
+
+def require_same_data(stored: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> list[str]:
+    """Compare the data of a stored run with those at hand.
+
+    Returns:
+        What differs without touching the training: the test data.
+
+    Raises:
+        VerificationError: training or validation data are others.
+    """
+    notes = []
+    for role in ("train", "valid", "test"):
+        theirs, ours = stored["data"].get(role, {}), mine["data"].get(role, {})
+        if theirs.get("sha256") == ours.get("sha256"):
+            continue
+        if role == "test":
+            notes.append("the test data are others than before")
+            continue
+        raise VerificationError(
+            f"{path}: the {role} data are not those of the run ({theirs.get('structures', 0)} structures of "
+            f"{', '.join(theirs.get('files', ()))}; found {ours.get('structures', 0)} of "
+            f"{', '.join(ours.get('files', ()))}); give the same files, or start anew with --overwrite"
+        )
+    return notes
+
+
+def _content(source: Source) -> bytes:
+    """What tells one file from another: all of it where it is in memory, else its size and those of its records."""
+    if source.in_memory:
+        return hashlib.sha256(source.path.read_bytes()).digest()
+    data = source.path / "data.mdb" if source.path.is_dir() else source.path
+    return str(data.stat().st_size).encode() + source.n_atoms.tobytes()

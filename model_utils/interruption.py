@@ -1,0 +1,187 @@
+"""Asked to stop: by a signal, by --time_limit, or by the end of the time a scheduler gives. Needs no torch."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+from model_utils.errors import Preempted, StopRequested
+
+Item = TypeVar("Item")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ONE_DELIVERY = 0.2  # s: schedulers may reach a process twice with one request (its own signal and the group's)
+RESERVE = 2.0  # s kept for the end of the process
+
+
+class Interruption:
+    """Listens to signals and the clock as long as it is entered; the first request ends the run in good order.
+
+    Outside ``deferred`` a signal raises StopRequested where it arrives: nothing of the run is in memory only. Inside,
+    it is remembered, and ``watch`` raises it between two batches or while one is waited for, so that the state that is
+    then saved is that of a finished step. A second signal ends the process at once, with 128 + its number.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.save_seconds = 0.0  # the longest save so far; whoever saves keeps it up to date
+        self._began = time.monotonic()
+        self._end: float | None = None
+        self._checked: float | None = None
+        self._longest_gap = 0.0
+        self._at_once = True
+        self._before: dict[signal.Signals, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+
+    def __enter__(self) -> "Interruption":
+        global _listening
+        if threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0],), daemon=True).start()
+            _listening = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _listening
+        if self._pipe is not None:
+            _listening = False
+            signal.set_wakeup_fd(-1)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            os.close(self._pipe[1])  # ends the thread, which closes the other side
+        if kind is StopRequested:
+            raise Preempted(
+                f"{error}: stopped where nothing had to be saved, every file is intact; start again with --resume auto"
+            ) from None
+
+    def limit(self, minutes: float | None) -> str | None:
+        """Stop in time for a limit in minutes since the start, and for the scheduler's own; says what was found."""
+        ends = []
+        if minutes is not None:
+            ends.append((self._began + 60 * minutes, "time limit"))
+        allocation = scheduler_end()
+        if allocation is not None:
+            ends.append((time.monotonic() + allocation - time.time(), "end of the scheduler's allocation"))
+        if not ends:
+            return None
+        self._end, self._limit_name = min(ends)
+        at = datetime.fromtimestamp(time.time() + self._end - time.monotonic())
+        return f"{self._limit_name}: the run is saved and ends with 75 before {at:%Y-%m-%d %H:%M:%S}"
+
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; a request to stop is met before each of them and while waiting for it, never after.
+
+        Raises:
+            StopRequested: with the reason.
+        """
+        iterator = iter(items)
+        while True:
+            self._look_at_the_clock()
+            self._at_once = True
+            try:
+                if self.reason is not None:
+                    raise StopRequested(self.reason)
+                item = next(iterator, _END)
+            finally:
+                self._at_once = False
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Remember requests; only ``watch`` raises them."""
+        self._at_once = False
+        try:
+            yield
+        finally:
+            self._at_once = True
+
+    def _look_at_the_clock(self) -> None:
+        """Stop when another step (or batch of a validation) and a save might not fit into the time left."""
+        now = time.monotonic()
+        if self._checked is not None:
+            self._longest_gap = max(self._longest_gap, now - self._checked)
+        self._checked = now
+        needed = self._longest_gap + 2 * self.save_seconds + RESERVE
+        if self.reason is None and self._end is not None and now + needed > self._end:
+            self.reason = self._limit_name
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.reason is None:
+            self.reason = signal.Signals(number).name
+            if self._at_once:
+                raise StopRequested(self.reason)
+
+
+_END = object()
+_listening = False
+
+
+def _leave_at_the_second(pipe: int) -> None:
+    """Read signal numbers as they arrive, also while the main thread is inside a long operation of torch."""
+    first = None
+    with os.fdopen(pipe, "rb", buffering=0) as stream:
+        while number := stream.read(1):
+            if number[0] in SIGNALS:
+                if first is None:
+                    first = time.monotonic()
+                elif time.monotonic() - first > ONE_DELIVERY:
+                    _drop_everything(128 + number[0])
+
+
+def leave(code: int) -> None:
+    """End the process; a worker that hangs on a file, and ignores SIGTERM as all do, must not keep it alive."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of the workers' death
+    _drop_everything(code)
+
+
+def _drop_everything(code: int) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def _forget_in_child() -> None:
+    """A forked worker gets the signals of the group too; it leaves them to the process that saves."""
+    if _listening:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def scheduler_end() -> float | None:
+    """When SLURM ends this job, in seconds since 1970; None outside a job or where it has no limit."""
+    if known := os.environ.get("SLURM_JOB_END_TIME"):
+        return float(known) if known.isdecimal() else None
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    try:  # SLURM before 23.02 does not tell the job
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%e"], capture_output=True, text=True, timeout=10
+        )
+        return datetime.fromisoformat(asked.stdout.strip()).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError):  # no squeue here, no answer, or N/A: no limit
+        return None

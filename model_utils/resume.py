@@ -1,0 +1,32 @@
+"""Continue a training run from its checkpoint: ``python model_utils/resume.py --input_model run/``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from model_utils import cli
+from model_utils.interruption import Interruption, leave
+from model_utils.options import ResumeOptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Continue; returns the exit code."""
+    return cli.run(ResumeOptions, resume, argv)
+
+
+def resume(options: ResumeOptions) -> None:
+    """The run as it was, but for what the options change."""
+    with Interruption() as stop:
+        from model_utils import resume_settings, training
+
+        stored = resume_settings.stored_run(options.input_model)
+        settings = resume_settings.train_options(options, stored)
+        changes = resume_settings.changes(options, stored)
+        training.train(settings, stored.description, stop, changes)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,59 @@
+"""The order of events of a training run, new or continued; train_mace.py and resume.py differ in what they hand it."""
+
+from model_utils import assemble, cli, closing, model_loader, open_data, resuming, runtime, starting
+from model_utils.data_identity import data_identity
+from model_utils.fit import fit
+from model_utils.interruption import Interruption
+from model_utils.models.description import ModelDescription
+from model_utils.options import TrainOptions
+from model_utils.outputs import Outputs
+from model_utils.resuming import Changes
+from model_utils.runtime import log
+
+
+def train(options: TrainOptions, description: ModelDescription, stop: Interruption, changes: Changes) -> None:
+    """Build the network, fit it, keep a resumable checkpoint and the best weights, and print the table at the end.
+
+    Args:
+        options: every setting.
+        description: of the network.
+        stop: signals and the clock.
+        changes: what a continued run does otherwise.
+
+    Raises:
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+    """
+    outputs = Outputs.named(options.output_checkpoint, options.output_model)
+    with starting.place(options, outputs):
+        stored = starting.find_run(options, outputs, description, changes.begin_with)
+        dtype = runtime.dtype_of(options.dtype, starting.default_dtype(stored))
+        device = runtime.start(
+            device=options.device,
+            dtype=dtype,
+            threads=starting.threads(options, stored),
+            seed=options.seed,
+            deterministic=options.deterministic,
+        )
+        starting.announce(options, outputs, description)
+        if (limit := stop.limit(options.time_limit)) is not None:
+            log.info(limit)
+
+        data = open_data.training_data(options, description.facts(), dtype, options.seed)
+        module = model_loader.build(description, dtype, options.seed, str(options.input_json))
+        writer = model_loader.PairWriter(outputs, description, module, runtime.code_version())
+        batches = assemble.training_batches(options, data, device)
+        state = assemble.training_state(options, module, device, batches)
+        plan = assemble.fit_plan(options)
+        if options.dry_run:
+            starting.rehearse(state, batches, plan, data)
+            return
+        identity = data_identity(data)
+        history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)
+
+        record = {"config": cli.as_plain(options), "history": history, **identity}
+        files = starting.open_files(options, outputs, description, writer, data, record, stop, stored)
+        validate = assemble.Evaluator(data.valid, options, device, stop.watch)
+        hooks = files.hooks(state.network, validate, starting.progress_bar())
+        with stop.deferred():
+            fit(state, batches, plan, hooks)
+        closing.report_best(options, outputs, data, files, plan.loss_of_stage(state.progress.stage), device)

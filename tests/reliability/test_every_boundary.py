@@ -1,0 +1,206 @@
+"""Resumed from any step, a run equals the unbroken one bit for bit; without any one item of its state it does not."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import covering
+import pytest
+import torch
+
+from model_utils import checkpoint
+from model_utils.comparison import differences
+from model_utils.interruption import Interruption
+from model_utils.outputs import Outputs
+from model_utils.run_files import RunFiles
+from model_utils.train_state import TrainState
+from reliability.conftest import FULL, amount
+
+AXES: dict[str, dict[str, list[str]]] = {
+    "ema": {"off": [], "on": ["--ema", "--ema_decay", "0.9"]},
+    "optimizer": {"adam": [], "adamw": ["--optimizer", "adamw", "--no_amsgrad", "--weight_decay", "0.01"]},
+    "schedule": {
+        "plateau": ["--scheduler_patience", "0", "--lr_factor", "0.5", "--validate_every_steps", "1"],
+        "step": ["--scheduler", "step", "--scheduler_unit", "step", "--lr_step", "2", "--warmup", "2"],
+        "cosine": ["--scheduler", "cosine"],
+        "onecycle": ["--scheduler", "onecycle", "--scheduler_unit", "step"],
+    },
+    "workers": {"none": [], "two": ["--num_workers", "2"]},
+    "data": {"xyz": [], "lmdb": []},
+    "stage_two": {"no": [], "yes": ["--stage_two", "--start_stage_two", "1"]},
+    "batches": {"structures": ["--batch_size", "4"], "edges": ["--max_edges_per_batch", "90"]},
+    "accumulate": {"one": [], "two": ["--accumulate_batches", "2"]},
+}
+CASES = (
+    [dict(zip(AXES, values, strict=True)) for values in product(*AXES.values())] if FULL else covering.pairwise(AXES)
+)
+Train = Callable[..., Path]
+
+
+def flags_of(case: Mapping[str, str]) -> list[str]:
+    return [flag for axis, value in case.items() for flag in AXES[axis][value]]
+
+
+def test_the_covering_array_is_small() -> None:
+    assert len(covering.pairwise(AXES)) <= 20
+
+
+@contextmanager
+def kept_copies(place: Path) -> Iterator[list[Path]]:
+    """Folders with a run's files as they were right after each of its saves."""
+    copies: list[Path] = []
+    save = RunFiles.save
+
+    def save_and_keep(self: RunFiles, state: TrainState, reason: str) -> bool:
+        done = save(self, state, reason)
+        copies.append(place / f"kept{len(copies)}" / "run")
+        shutil.copytree(self.outputs.checkpoint.parent, copies[-1])
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFiles, "save", save_and_keep)
+        yield copies
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case.values()))
+def test_resumed_at_every_boundary(case: Mapping[str, str], train: Train, quick_build: None, tmp_path: Path) -> None:
+    flags = flags_of(case)
+    with kept_copies(tmp_path) as boundaries:
+        whole = train("run", *flags, "--checkpoint_every_steps", "1", data=case["data"])
+    assert len(boundaries) >= 4
+    for folder in boundaries:
+        train(str(folder), *flags, "--resume", "auto", data=case["data"])
+        assert differences(outputs_in(whole), outputs_in(folder)) == [], folder
+
+
+def outputs_in(folder: Path) -> Outputs:
+    return Outputs.named(folder / "run_checkpoint.pt", None)
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine"])
+def test_stopped_at_every_point_where_a_run_looks_for_requests(
+    schedule: str, train: Train, quick_build: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before every step, before every batch of every validation, the first one included."""
+    flags = [*AXES["schedule"][schedule], "--batch_size", "4", "--ema", "--stage_two", "--start_stage_two", "1"]
+    look, looks = Interruption._look_at_the_clock, 0
+
+    def stop_at(number: int) -> Callable[[Interruption], None]:
+        def count(self: Interruption) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == number:
+                self.reason = "asked to"
+            look(self)
+
+        return count
+
+    monkeypatch.setattr(Interruption, "_look_at_the_clock", stop_at(-1))
+    whole = train("whole/run", *flags)
+    for number in range(1, looks + 1, amount(3, 1)):
+        looks = 0
+        monkeypatch.setattr(Interruption, "_look_at_the_clock", stop_at(number))
+        folder = train(f"{number}/run", *flags, code=75)
+        monkeypatch.setattr(Interruption, "_look_at_the_clock", look)
+        train(f"{number}/run", *flags, "--resume", "auto")
+        assert differences(outputs_in(whole), outputs_in(folder)) == [], number
+
+
+def without_moments(state: dict[str, Any]) -> None:
+    state["optimizer"]["state"] = {}
+
+
+def without_schedule(state: dict[str, Any]) -> None:
+    state["scheduler"] |= {"steps": 0, "epochs": 0, "waited": 0, "reductions": 0, "best": float("inf")}
+
+
+def without_average(state: dict[str, Any]) -> None:
+    shadow = state["ema_state_dict"]["shadow"]
+    state["ema_state_dict"]["shadow"] = {name: torch.zeros_like(tensor) for name, tensor in shadow.items()}
+
+
+def without_updates(state: dict[str, Any]) -> None:
+    state["ema_state_dict"]["updates"] = 0
+
+
+def without_tally(state: dict[str, Any]) -> None:
+    state["tally"] = {name: torch.zeros_like(tensor) for name, tensor in state["tally"].items()}
+
+
+def with_other_generators(state: dict[str, Any]) -> None:
+    state["rng"]["torch"] = torch.Generator().manual_seed(9).get_state()
+
+
+def reset(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.update(values)
+
+
+LEFT_OUT: dict[str, Callable[[dict[str, Any]], None]] = {
+    "moments": without_moments,
+    "schedule": without_schedule,
+    "rate held by stage two": lambda state: state["scheduler"].update(held=None),
+    "average": without_average,
+    "updates of the average": without_updates,
+    "sums of the epoch": without_tally,
+    "random generators": with_other_generators,
+    "epoch": reset(epoch=0),
+    "position in the epoch": reset(steps_in_epoch=0),
+    "step": reset(step=1),
+    "samples": reset(samples=0),
+    "stage": reset(stage=1),
+    "best loss": reset(best_loss=0.0),
+    "validations waited": reset(waited=99),
+    "validation due": reset(validation_due=True),
+    "position in metrics.jsonl": reset(metrics_offset=0),
+}
+LEFT_OUT_AT_THE_END: dict[str, Callable[[dict[str, Any]], None]] = {  # what a next validation would overwrite
+    "epoch of the best": reset(best_epoch=99),
+    "step of the best": reset(best_step=99),
+    "validated step": reset(validated_step=3),
+}
+
+
+@pytest.fixture(scope="module")
+def broken_off(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, Path]:
+    """Flags, the unbroken run, and one that ended in the middle of an epoch of stage two."""
+    from model_utils import train_mace
+
+    folder = tmp_path_factory.mktemp("broken_off")
+    flags = ["--input_json", str(material / "tiny.json"), "--xyz_train", str(material / "train.xyz")]
+    flags += ["--xyz_val", str(material / "val.xyz"), "--batch_size", "4", "--ema", "--epochs", "3"]
+    flags += ["--validate_every_steps", "2", "--scheduler_patience", "0", "--stage_two", "--start_stage_two", "1"]
+    flags += ["--patience", "50", "--no_export_mace_model"]
+    with kept_copies(folder) as copies:
+        every_step = ["--checkpoint_every_steps", "1", "--output_checkpoint", str(folder / "whole/run")]
+        assert train_mace.main([*flags, *every_step]) == 0
+    (part,) = (c for c in copies if checkpoint.read(c / "run_checkpoint.pt").content["train_state"]["step"] == 7)
+    return flags, folder / "whole/run", part
+
+
+@pytest.mark.parametrize("item", ["nothing", *LEFT_OUT, *LEFT_OUT_AT_THE_END])
+def test_every_item_of_the_state_is_needed(
+    item: str, broken_off: tuple[list[str], Path, Path], train: Train, quick_build: None, tmp_path: Path
+) -> None:
+    flags, whole, part = broken_off
+    folder = tmp_path / "run"
+    shutil.copytree(whole if item in LEFT_OUT_AT_THE_END else part, folder)
+    content = dict(checkpoint.read(folder / "run_checkpoint.pt").content)
+    if item != "nothing":
+        (LEFT_OUT | LEFT_OUT_AT_THE_END)[item](content["train_state"])
+        content.pop("format_version"), content.pop("kind")
+        checkpoint.write_checkpoint(folder / "run_checkpoint.pt", content)
+    train("run", *flags, "--resume", "auto")
+    assert bool(differences(outputs_in(whole), outputs_in(folder))) == (item != "nothing")
+
+
+def test_nothing_of_the_state_was_forgotten_here(broken_off: tuple[list[str], Path, Path]) -> None:
+    state = checkpoint.read(broken_off[2] / "run_checkpoint.pt").content["train_state"]
+    covered = {"optimizer", "scheduler", "ema_state_dict", "tally", "rng", "epoch", "steps_in_epoch", "step", "samples"}
+    covered |= {"stage", "best_loss", "best_epoch", "best_step", "waited", "validated_step", "validation_due"}
+    covered |= {"metrics_offset"}
+    fixed = {"stage_two_epoch", "config", "dtype", "data", "lmdb_indices"}  # compared with the command line's, refused
+    said = {"reason", "finished", "history", "computed_on"}  # of the past, no part of what comes
+    assert set(state) == covered | fixed | said

@@ -1,6 +1,5 @@
 """From resume.py's options and a stored run to the settings of the run that goes on."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
         done = state["epoch"] if name == "epochs" else state["step"]
         if name in given and given[name] < done:
             raise InputError(
-                f"--{name} {given[name]} is less than the {done} that {file.path} has behind it; it counts all of the run"
+                f"--{name} {given[name]} counts the whole run, and {file.path} has {done} behind it; give more"
             )
     settings: dict[str, Any] = {
         **state["config"],
@@ -79,16 +78,9 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
 def changes(options: ResumeOptions, file: WeightsFile) -> Changes:
     """What the continued run does otherwise."""
     return Changes(
-        begin_with=file.path
-        if file.path.name.endswith(".prev.pt")
-        else Outputs.of_checkpoint(file.path, {}).checkpoint,
+        begin_with=file.path,
         lr=options.lr,
         reset_scheduler=options.reset_scheduler or options.resume_reset_scheduler,
         resume_best=options.resume_best,
         ema=options.ema,
     )
-
-
-assert {field.name for field in dataclasses.fields(ResumeOptions)} - NOT_SETTINGS <= {
-    field.name for field in dataclasses.fields(TrainOptions)
-}

@@ -896,7 +896,9 @@ def test_a_label_that_is_too_large_is_named(place: Path, refused: Refused) -> No
 def test_a_run_that_diverged_goes_on_from_its_last_good_state(own: Path, refused: Refused) -> None:
     good = checkpoint.read(own / "run/run_checkpoint.pt").tensors
     resumed = training(own, "--resume", "auto", "--epochs", 2)
-    refused(train_mace.main, [*resumed, "--xyz_val", str(own / "t.xyz")], "valid data", code=3)
+    refused(
+        train_mace.main, [*resumed, "--xyz_val", str(own / "t.xyz")], "the train data are not those of the run", code=3
+    )
     refused(train_mace.main, [*resumed, "--clip_grad", "0"], "--clip_grad is 0.0, but the run of", "resume.py")
     assert train_mace.main(resumed) == 0
     assert checkpoint.read(own / "run/run_checkpoint.prev.pt").tensors.keys() == good.keys()

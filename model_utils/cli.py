@@ -24,19 +24,27 @@ Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options
 ONLY_IN_YAML = ("sources",)
 
 
-def run(kind: type[Options], command: Callable[[Options], None], argv: Sequence[str] | None = None) -> int:
+def run(
+    kind: type[Options],
+    command: Callable[[Options], None],
+    argv: Sequence[str] | None = None,
+    *,
+    elsewhere: Mapping[str, str] | None = None,
+) -> int:
     """Parse, call the command, and turn its failures into one line on stderr.
 
     Args:
         kind: dataclass of the options.
         command: takes the parsed options.
         argv: arguments without the program's name; those of the process unless given.
+        elsewhere: flags of other commands that people will try here, with the answer.
 
     Returns:
         The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says (``model_utils.errors``).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        _refuse_elsewhere(arguments, elsewhere or {})
         options = parse(kind, arguments)
         if options is None:  # --help was printed
             return 0
@@ -166,6 +174,13 @@ def _one_line(error: CycloptsError, config: Path | None) -> str:
     if config is not None and "[" in text.partition(":")[0] and str(config) not in text:  # so cyclopts shows a key
         text = f"{text} in {config}"
     return text[0].lower() + text[1:].rstrip(".") + "; see --help"
+
+
+def _refuse_elsewhere(argv: Sequence[str], elsewhere: Mapping[str, str]) -> None:
+    for argument in argv:
+        name = argument.removeprefix("--").partition("=")[0].removeprefix("no_")
+        if argument.startswith("--") and name in elsewhere:
+            raise InputError(f"--{name} {elsewhere[name]}")
 
 
 def _refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:

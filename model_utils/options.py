@@ -457,6 +457,12 @@ class ExportOptions(ShowOptions):
     """Replace another file there."""
 
 
+FIXED_IN_A_RUN = {
+    name: "cannot change in a resumed run; leave it out, or start a new run with train_mace.py"
+    for name in set(TrainOptions.__dataclass_fields__) - set(ResumeOptions.__dataclass_fields__)
+}
+
+
 def _check_data(options: TrainDataOptions) -> None:
     xyz = options.xyz_train + options.xyz_val + options.xyz_test
     lmdb = options.lmdb_train + options.lmdb_val + options.lmdb_test

@@ -9,12 +9,12 @@ if not __package__:  # run as a file: import our modules from the checkout, not 
 
 from model_utils import cli
 from model_utils.interruption import Interruption, leave
-from model_utils.options import ResumeOptions
+from model_utils.options import FIXED_IN_A_RUN, ResumeOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Continue; returns the exit code."""
-    return cli.run(ResumeOptions, resume, argv)
+    return cli.run(ResumeOptions, resume, argv, elsewhere=FIXED_IN_A_RUN)
 
 
 def resume(options: ResumeOptions) -> None:

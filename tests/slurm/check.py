@@ -2,7 +2,7 @@
 
     python tests/slurm/check.py
 
-Starts a cluster of its own on this machine and submits configs/slurm/train.sbatch; about six minutes, one core. Needs
+Starts a cluster of its own on this machine and submits configs/slurm/train.sbatch; about eight minutes, one core. Needs
 the Debian packages slurm-wlm and munge.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cluster import Cluster
+from cluster import Cluster, ClusterError
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -56,15 +56,20 @@ class Row:
 def main() -> int:
     """Run everything; returns 1 where anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, help="as many as take 75 s unless given; SLURM's shortest limit is 60 s")
+    parser.add_argument("--epochs", type=int, help="as many as take 70 s unless given; SLURM's shortest limit is 60 s")
     epochs = parser.parse_args().epochs
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is stopped
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))  # so that the cluster is stopped
     os.environ["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory(prefix="slurm-check-runs-") as name:
-        folder = Path(name)
-        (folder / "tiny.json").write_text(json.dumps(TINY))
-        with Cluster() as cluster:
-            rows = list(Check(cluster, folder, epochs).rows())
+    try:
+        with tempfile.TemporaryDirectory(prefix="slurm-check-runs-") as name:
+            folder = Path(name)
+            (folder / "tiny.json").write_text(json.dumps(TINY))
+            with Cluster() as cluster:
+                rows = list(Check(cluster, folder, epochs).rows())
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0 if all(row.good for row in rows) else 1
 
 
@@ -74,7 +79,7 @@ class Check:
     def __init__(self, cluster: Cluster, folder: Path, epochs: int | None) -> None:
         self.cluster, self.folder = cluster, folder
         self.unbroken = folder / "unbroken" / "run"
-        self.epochs = epochs or self.epochs_in(75)
+        self.epochs = epochs or self.epochs_in(70)
 
     def epochs_in(self, seconds: float) -> int:
         """How many epochs take so long on this machine now."""
@@ -126,7 +131,7 @@ class Check:
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"training without SLURM ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            raise ClusterError(f"training without SLURM ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
 
     def one_bit_changed(self) -> Row:
         """The comparison itself: a copy of the unbroken run with one bit of one weight changed is told from it."""
@@ -166,7 +171,7 @@ class Check:
             verdict = "the job began anew instead of going on"
         else:
             verdict = "; ".join(differences(self.unbroken, folder)[:5])
-        if verdict:
+        if fields["JobState"] != "COMPLETED":
             print(self.log(folder), file=sys.stderr)
         return Row(
             name=name,
@@ -238,7 +243,7 @@ class Check:
         end = time.monotonic() + seconds
         while (fields := self.cluster.job(job)).get("JobState") not in ENDED:
             if time.monotonic() > end:
-                raise RuntimeError(f"job {job} is still {fields.get('JobState')} after {seconds:.0f} s")
+                raise ClusterError(f"job {job} is still {fields.get('JobState')} after {seconds:.0f} s")
             time.sleep(0.5)
         return fields
 
@@ -253,7 +258,7 @@ def wait_for_epochs(folder: Path, epochs: int, seconds: float = 120) -> None:
     path, end = folder / "metrics.jsonl", time.monotonic() + seconds
     while not path.exists() or path.read_text().count('"kind": "train"') < epochs:
         if time.monotonic() > end:
-            raise RuntimeError(f"{path} has not come to epoch {epochs} in {seconds:.0f} s")
+            raise ClusterError(f"{path} has not come to epoch {epochs} in {seconds:.0f} s")
         time.sleep(0.1)
 
 

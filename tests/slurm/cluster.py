@@ -58,8 +58,12 @@ PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF MaxTime=60
 """
 
 
+class ClusterError(Exception):
+    """Programs are missing, a daemon does not start, or SLURM refuses a command."""
+
+
 class Cluster:
-    """Starts munged, slurmctld and slurmd on entry; ends every process that came from them on exit.
+    """Starts munged, slurmctld and slurmd on entry; ends every process that came from this one on exit.
 
     Args:
         grace: seconds between the SIGTERM of a preemption and the end of the job in partition ``low``; in ``abrupt``
@@ -67,7 +71,7 @@ class Cluster:
         requeue_delay: seconds before a requeued job may start.
 
     Raises:
-        RuntimeError: programs are missing, or the node does not come up.
+        ClusterError: programs are missing, or the node does not come up.
     """
 
     def __init__(self, *, grace: int = 15, requeue_delay: int = 10) -> None:
@@ -148,7 +152,7 @@ class Cluster:
         end = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > end or any(daemon.poll() is not None for daemon in self.daemons):
-                raise RuntimeError(f"{what} did not come up:\n{self.logs()}")
+                raise ClusterError(f"{what} did not come up:\n{self.logs()}")
             time.sleep(0.2)
 
     def output(self, *command: str) -> str:
@@ -166,7 +170,7 @@ class Cluster:
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"sbatch failed: {done.stderr.strip()}")
+            raise ClusterError(f"sbatch failed: {done.stderr.strip()}")
         return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
@@ -195,12 +199,12 @@ class Cluster:
 
 
 def refuse_without_programs() -> None:
-    """Raise RuntimeError where SLURM or munge is not installed; nothing is installed here."""
+    """Raise ClusterError where SLURM or munge is not installed; nothing is installed here."""
     missing = [
         package for package, names in PROGRAMS.items() if not all(shutil.which(n, path=SYSTEM_PATH) for n in names)
     ]
     if missing:
-        raise RuntimeError(f"this check needs the Debian packages {' and '.join(PROGRAMS)}; missing: {missing[0]}")
+        raise ClusterError(f"this check needs the Debian packages {' and '.join(PROGRAMS)}; missing: {missing[0]}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -215,7 +219,7 @@ def free_ports(count: int) -> list[int]:
 def adopt_orphans() -> None:
     """Make this process the parent of grandchildren that lose theirs: slurmd detaches the processes of its jobs."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise RuntimeError(f"this system gives us no orphans: {os.strerror(ctypes.get_errno())}")
+        raise ClusterError(f"this system gives us no orphans: {os.strerror(ctypes.get_errno())}")
 
 
 def end(process: subprocess.Popen[bytes], seconds: float = 15) -> None:

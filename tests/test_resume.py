@@ -1,0 +1,276 @@
+"""resume.py: what may change and what it says; one writer per run; a requeued job repeats its command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_utils import checkpoint, resume, run_lock, train_mace
+from model_utils.comparison import differences
+from model_utils.errors import InputError
+from model_utils.options import ResumeOptions, TrainOptions
+from model_utils.outputs import Outputs
+from model_utils.resume_settings import NOT_SETTINGS
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def flags(tiny_json: Path, water_xyz: Make) -> list[str]:
+    """A run of three epochs of three steps."""
+    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 10)), "--batch_size", "4"]
+    words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=1)), "--no_export_mace_model"]
+    return [*words, "--epochs", "3"]
+
+
+@pytest.fixture
+def stopped(flags: list[str], tmp_path: Path) -> Path:
+    """The run, stopped after five of its nine steps."""
+    folder = tmp_path / "run"
+    assert train_mace.main([*flags, "--max_steps", "5", "--output_checkpoint", str(folder)]) == 0
+    return folder
+
+
+def state_of(folder: Path) -> dict[str, object]:
+    return dict(checkpoint.read(folder / "run_checkpoint.pt").content["train_state"])
+
+
+def outputs_in(folder: Path) -> Outputs:
+    return Outputs.named(folder / "run_checkpoint.pt", None)
+
+
+def test_every_option_is_a_setting_of_training() -> None:
+    ours, training = (set(kind.__dataclass_fields__) for kind in (ResumeOptions, TrainOptions))
+    assert ours - NOT_SETTINGS <= training
+
+
+def test_from_another_folder_by_directory_or_file(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(stopped, tmp_path / "copy" / "run")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert resume.main(["--input_model", "run", "--max_steps", "9"]) == 0
+    assert resume.main(["--input_model", str(stopped / "run_checkpoint.pt"), "--max_steps", "9"]) == 0
+    assert state_of(stopped)["step"] == 9
+    assert differences(outputs_in(stopped), outputs_in(tmp_path / "copy" / "run")) == []
+
+
+def test_moved_data_are_found_where_the_flag_says(stopped: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    for name in ("train.xyz", "val.xyz"):
+        shutil.move(tmp_path / name, tmp_path / "moved" / name)
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "9"]) == 2
+    moved = ["--xyz_train", str(tmp_path / "moved/train.xyz"), "--xyz_val", str(tmp_path / "moved/val.xyz")]
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "9", *moved]) == 0
+
+
+def test_other_data_are_refused(stopped: Path, water_xyz: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    other = str(water_xyz("other.xyz", 10, seed=7))
+    assert resume.main(["--input_model", str(stopped), "--xyz_train", other]) == 3
+    assert "the train data are not those of the run" in capsys.readouterr().err
+
+
+def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = state_of(stopped)["optimizer"]["state"]  # type: ignore[index]
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--lr", "1e-9", "--resume_new_lr"]) == 0
+    shown = capsys.readouterr().out
+    assert "--lr 1e-09: moments are kept, the rate is now 1e-09" in shown
+    state = state_of(stopped)
+    assert state["scheduler"]["base_rates"] == [1e-9]  # type: ignore[index]
+    assert state["config"]["lr"] == 1e-9  # type: ignore[index]
+    after = state["optimizer"]["state"]  # type: ignore[index]
+    assert float(after[0]["step"]) == float(before[0]["step"]) + 1
+
+
+def test_best_weights_with_fresh_moments(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--resume_best", "--lr", "1e-12"]) == 0
+    assert "moments start anew" in capsys.readouterr().out
+    best, now = (
+        checkpoint.read(stopped / "run_model.pt").tensors,
+        checkpoint.read(stopped / "run_checkpoint.pt").tensors,
+    )
+    assert all(torch.allclose(now[name], best[name], rtol=1e-5, atol=1e-8) for name in best)
+    moments = state_of(stopped)["optimizer"]["state"]  # type: ignore[index]
+    assert float(moments[0]["step"]) == 1
+
+
+def test_average_begun_and_ended(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--ema"]) == 0
+    assert "EMA begins with the weights of now" in capsys.readouterr().out
+    state = state_of(stopped)
+    assert state["ema_state_dict"]["updates"] == 1  # type: ignore[index]
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "7", "--no_ema"]) == 0
+    assert "EMA ends" in capsys.readouterr().out
+    assert state_of(stopped)["ema_state_dict"] is None
+
+
+def test_schedule_anew(flags: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    cosine = [*flags, "--scheduler", "cosine", "--scheduler_unit", "step", "--output_checkpoint", str(folder)]
+    assert train_mace.main([*cosine, "--epochs", "2"]) == 0
+    assert state_of(folder)["scheduler"]["horizon"] == 6.0  # type: ignore[index]
+    assert resume.main(["--input_model", str(folder), "--epochs", "3"]) == 0
+    rates = [r["lr"] for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "lr" in r]
+    assert rates[-1] == 0.0, "a longer run keeps the horizon it had and then holds the last rate"
+    assert resume.main(["--input_model", str(folder), "--epochs", "4", "--resume_reset_scheduler"]) == 0
+    scheduler = state_of(folder)["scheduler"]
+    assert (scheduler["steps"], scheduler["horizon"]) == (3, 3.0)  # type: ignore[index]
+
+
+def test_at_another_place_with_records_and_best_model(stopped: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    elsewhere = tmp_path / "elsewhere"
+    words = ["--input_model", str(stopped), "--output_checkpoint", str(elsewhere), "--max_steps", "9"]
+    assert resume.main(words) == 0
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "9"]) == 0
+    there = Outputs.named(elsewhere, None)
+    assert differences(outputs_in(stopped), there) == []
+    assert resume.main([*words, "--max_steps", "10"]) == 0, "the same command in a requeued job goes on there"
+    assert checkpoint.read(there.checkpoint).content["train_state"]["step"] == 9  # three epochs are nine steps
+
+
+def test_a_place_of_another_run_is_refused(
+    stopped: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert train_mace.main([*flags, "--epochs", "1", "--output_checkpoint", str(other)]) == 0
+    assert resume.main(["--input_model", str(stopped), "--output_checkpoint", str(other)]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
+
+
+def test_a_requeued_job_applies_its_changes_once(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 9999))
+    words = ["--input_model", str(stopped), "--resume_best", "--max_steps"]
+    assert resume.main([*words, "6"]) == 0
+    assert resume.main([*words, "8"]) == 0
+    assert "--resume_best: applied already" in capsys.readouterr().out
+    assert float(state_of(stopped)["optimizer"]["state"][0]["step"]) == 3  # type: ignore[index]
+
+
+def test_a_damaged_newest_generation_is_named_skipped_and_set_aside(
+    stopped: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "whole" / "run"
+    assert train_mace.main([*flags, "--output_checkpoint", str(whole)]) == 0
+    newest = stopped / "run_checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:-50])
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "10"]) == 0
+    shown = capsys.readouterr()
+    assert f"{newest} is cut off" in shown.out + shown.err
+    assert (stopped / "run_checkpoint.damaged.pt").exists()
+    ours, theirs = (checkpoint.read(folder / "run_checkpoint.pt").tensors for folder in (stopped, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch_size", "8"], "--batch_size cannot change in a resumed run"),
+        (["--resume_new_lr"], "add --lr"),
+        (["--epochs", "1", "--max_steps", "2"], "--max_steps 2 counts the whole run"),
+        (["--seed", "5"], "--seed cannot change in a resumed run"),
+    ],
+)
+def test_contradictions(stopped: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    assert resume.main(["--input_model", str(stopped), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_inputs_that_are_no_checkpoint(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path, said in (
+        (stopped / "run_model.pt", "holds best weights only"),
+        (empty, "no *_checkpoint.pt in"),
+        (tmp_path / "absent", "there is no"),
+    ):
+        assert resume.main(["--input_model", str(path)]) == 2
+        assert said in capsys.readouterr().err
+    shutil.copy(stopped / "run_checkpoint.pt", stopped / "two_checkpoint.pt")
+    assert resume.main(["--input_model", str(stopped)]) == 2
+    assert "several runs" in capsys.readouterr().err
+
+
+def test_other_settings_with_resume_auto_are_refused(
+    stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags, "--output_checkpoint", str(stopped), "--resume", "auto"]
+    assert train_mace.main([*words, "--lr", "0.5"]) == 2
+    assert "--lr is 0.5, but the run of" in capsys.readouterr().err
+    assert train_mace.main(words) == 0
+
+
+def test_what_is_not_bitwise_is_said(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = stopped / "run_checkpoint.pt"
+    content = dict(checkpoint.read(path).content)
+    content.pop("kind"), content.pop("format_version")
+    content["code_version"] = {**content["code_version"], "torch": "2.12.0"}
+    content["train_state"]["computed_on"] |= {"threads": 512, "cpu_capability": "AVX3"}
+    checkpoint.write_checkpoint(path, content)
+    assert resume.main(["--input_model", str(stopped), "--max_steps", "9"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("torch 2.12.0 → ", "threads 512 → ", "cpu capability AVX3 → "):
+        assert f"not bitwise: {words}" in shown
+
+
+def test_one_writer_per_run(stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    lock = outputs_in(stopped).lock
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1], text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with (
+            pytest.raises(InputError, match=rf"being written by process {holder.pid} on"),
+            run_lock.held(lock, wait=False),
+        ):
+            pass
+        words = [*flags, "--output_checkpoint", str(stopped), "--overwrite"]
+        assert train_mace.main(words) == 2
+        assert f"process {holder.pid} on" in capsys.readouterr().err
+    finally:
+        holder.kill()
+        holder.wait()
+    assert lock.exists(), "a killed process leaves its lock behind"
+    with run_lock.held(lock, wait=False):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from model_utils import run_lock
+with run_lock.held(Path(sys.argv[1]), wait=False):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
+    import socket
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leftover = tmp_path / f".run_checkpoint.pt.{socket.gethostname()}.{dead.pid}.tmp"
+    alive = tmp_path / f".run_checkpoint.pt.{socket.gethostname()}.{os.getppid()}.tmp"
+    for path in (leftover, alive):
+        path.write_bytes(b"half")
+    with run_lock.held(tmp_path / ".run.lock", wait=False):
+        assert (leftover.exists(), alive.exists()) == (False, True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def _records(one: Outputs, other: Outputs) -> Iterator[str]:
     for a, b in zip(first, second, strict=False):
         if a != b:
             where = f"{a.get('kind')} record of step {a.get('step')}"
-            yield f"metrics.jsonl: {where}: {'; '.join(_different(a, b))}"
+            yield f"metrics.jsonl: {where}: {'; '.join(islice(_different(a, b), 2))}"
             return
     if len(first) != len(second):
         yield f"metrics.jsonl: {len(first)} records against {len(second)}"

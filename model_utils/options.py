@@ -457,6 +457,22 @@ class ExportOptions(ShowOptions):
     """Replace another file there."""
 
 
+StateItem = Literal["moments", "schedule", "average", "position", "best_loss", "metrics_offset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResumeOptions(TrainOptions):
+    """Run some steps straight and once more with a kill -9 in the middle, resume, and compare to the last bit.
+
+    Takes all settings of train_mace.py; --output_checkpoint is the folder that gets the two runs.
+    """
+
+    steps: Annotated[int, Parameter(converter=whole_number, validator=Number(gte=4, lt=2**53))] = 20
+    """Optimizer steps of each of the two runs."""
+    planted_fault: StateItem | None = None
+    """Let the checkpoint forget this before the run is resumed: shows that the comparison would find it."""
+
+
 FIXED_IN_A_RUN = {
     name: "cannot change in a resumed run; leave it out, or start a new run with train_mace.py"
     for name in set(TrainOptions.__dataclass_fields__) - set(ResumeOptions.__dataclass_fields__)

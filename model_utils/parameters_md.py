@@ -21,12 +21,14 @@ from model_utils.options import (
     ShowOptions,
     TrainOptions,
     VerifyOptions,
+    VerifyResumeOptions,
 )
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "Parameters.md"
 TABLES: dict[str, type] = {
     "train_mace.py": TrainOptions,
     "resume.py": ResumeOptions,
+    "verify_resume.py": VerifyResumeOptions,
     "evaluate.py": EvaluateOptions,
     "metadata.py init": MetadataInitOptions,
     "metadata.py fit": MetadataFitOptions,
@@ -34,6 +36,7 @@ TABLES: dict[str, type] = {
     "read_model.py verify": VerifyOptions,
     "read_model.py show": ShowOptions,
 }
+ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions}  # whose table is not repeated
 
 
 def main() -> None:
@@ -57,7 +60,10 @@ def table(kind: type) -> str:
     """Flag, type, default and help of every option, own options of the command first."""
     hints, helps = typing.get_type_hints(kind), _helps(kind)
     rows = ["| flag | type | default | meaning |", "|---|---|---|---|"]
+    known = ALSO_TAKES.get(kind)
     for item in reversed(_by_class(kind)):
+        if known is not None and item.name in {field.name for field in dataclasses.fields(known)}:
+            continue
         default = "required" if item.default is dataclasses.MISSING else _shown(item.default)
         flag = f"`--{item.name}`" if item.name != "sources" else "`sources:`"
         rows.append(f"| {flag} | {_type_name(hints[item.name])} | {default} | {_escaped(helps[item.name])} |")

@@ -4,6 +4,7 @@ import logging
 import logging.handlers
 import os
 import platform
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,7 @@ def start(
         torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)  # parts of mace's forward make constants in it
     torch.manual_seed(seed)
+    random.seed(seed)  # drawn by no one today; without it no two runs would hold the same state
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before CUDA is first used
         torch.use_deterministic_algorithms(True, warn_only=False)

@@ -13,7 +13,8 @@ FILES = [
     *sorted((ROOT / "model_utils").rglob("*.py")),
     *(ROOT / name for name in ("losses.py", "optimizer.py", "metadata.py", "read_model.py")),
 ]
-ENTRY = {"model_utils.train_mace", "model_utils.resume", "model_utils.evaluate", "metadata", "read_model"}
+ENTRY = {f"model_utils.{name}" for name in ("train_mace", "resume", "verify_resume", "evaluate")}
+ENTRY |= {"metadata", "read_model"}
 HOME = {  # third party: the only modules that may import it
     "mace": ["model_utils.models.mace_import"],
     "e3nn": ["model_utils.models.mace_import"],

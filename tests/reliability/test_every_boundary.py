@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import covering
 import pytest
-import torch
 
 from model_utils import checkpoint
 from model_utils.comparison import differences
 from model_utils.interruption import Interruption
 from model_utils.outputs import Outputs
+from model_utils.resume_check import FORGET, plant
 from model_utils.run_files import RunFiles
 from model_utils.train_state import TrainState
 from reliability.conftest import FULL, amount
@@ -109,58 +108,7 @@ def test_stopped_at_every_point_where_a_run_looks_for_requests(
         assert differences(outputs_in(whole), outputs_in(folder)) == [], number
 
 
-def without_moments(state: dict[str, Any]) -> None:
-    state["optimizer"]["state"] = {}
-
-
-def without_schedule(state: dict[str, Any]) -> None:
-    state["scheduler"] |= {"steps": 0, "epochs": 0, "waited": 0, "reductions": 0, "best": float("inf")}
-
-
-def without_average(state: dict[str, Any]) -> None:
-    shadow = state["ema_state_dict"]["shadow"]
-    state["ema_state_dict"]["shadow"] = {name: torch.zeros_like(tensor) for name, tensor in shadow.items()}
-
-
-def without_updates(state: dict[str, Any]) -> None:
-    state["ema_state_dict"]["updates"] = 0
-
-
-def without_tally(state: dict[str, Any]) -> None:
-    state["tally"] = {name: torch.zeros_like(tensor) for name, tensor in state["tally"].items()}
-
-
-def with_other_generators(state: dict[str, Any]) -> None:
-    state["rng"]["torch"] = torch.Generator().manual_seed(9).get_state()
-
-
-def reset(**values: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda state: state.update(values)
-
-
-LEFT_OUT: dict[str, Callable[[dict[str, Any]], None]] = {
-    "moments": without_moments,
-    "schedule": without_schedule,
-    "rate held by stage two": lambda state: state["scheduler"].update(held=None),
-    "average": without_average,
-    "updates of the average": without_updates,
-    "sums of the epoch": without_tally,
-    "random generators": with_other_generators,
-    "epoch": reset(epoch=0),
-    "position in the epoch": reset(steps_in_epoch=0),
-    "step": reset(step=1),
-    "samples": reset(samples=0),
-    "stage": reset(stage=1),
-    "best loss": reset(best_loss=0.0),
-    "validations waited": reset(waited=99),
-    "validation due": reset(validation_due=True),
-    "position in metrics.jsonl": reset(metrics_offset=0),
-}
-LEFT_OUT_AT_THE_END: dict[str, Callable[[dict[str, Any]], None]] = {  # what a next validation would overwrite
-    "epoch of the best": reset(best_epoch=99),
-    "step of the best": reset(best_step=99),
-    "validated step": reset(validated_step=3),
-}
+OVERWRITTEN_BY_THE_NEXT_VALIDATION = ("best_epoch", "best_step", "validated_step")
 
 
 @pytest.fixture(scope="module")
@@ -180,18 +128,15 @@ def broken_off(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return flags, folder / "whole/run", part
 
 
-@pytest.mark.parametrize("item", ["nothing", *LEFT_OUT, *LEFT_OUT_AT_THE_END])
+@pytest.mark.parametrize("item", ["nothing", *FORGET])
 def test_every_item_of_the_state_is_needed(
     item: str, broken_off: tuple[list[str], Path, Path], train: Train, quick_build: None, tmp_path: Path
 ) -> None:
     flags, whole, part = broken_off
     folder = tmp_path / "run"
-    shutil.copytree(whole if item in LEFT_OUT_AT_THE_END else part, folder)
-    content = dict(checkpoint.read(folder / "run_checkpoint.pt").content)
+    shutil.copytree(whole if item in OVERWRITTEN_BY_THE_NEXT_VALIDATION else part, folder)
     if item != "nothing":
-        (LEFT_OUT | LEFT_OUT_AT_THE_END)[item](content["train_state"])
-        content.pop("format_version"), content.pop("kind")
-        checkpoint.write_checkpoint(folder / "run_checkpoint.pt", content)
+        plant(folder / "run_checkpoint.pt", item)
     train("run", *flags, "--resume", "auto")
     assert bool(differences(outputs_in(whole), outputs_in(folder))) == (item != "nothing")
 

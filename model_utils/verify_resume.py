@@ -1,0 +1,27 @@
+"""Prove on your own settings that a killed run resumes bit for bit: ``python model_utils/verify_resume.py --help``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from model_utils import cli
+from model_utils.options import VerifyResumeOptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify; returns the exit code: 0 equal, 3 not."""
+    return cli.run(VerifyResumeOptions, verify, argv)
+
+
+def verify(options: VerifyResumeOptions) -> None:
+    """Train straight and with a kill, and compare."""
+    from model_utils import resume_check
+
+    resume_check.verify(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""verify_resume.py as a user runs it: equal where nothing is planted, different where something is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model_utils import verify_resume
+
+
+@pytest.fixture
+def flags(tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path) -> list[str]:
+    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 24)), "--batch_size", "4"]
+    words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=1)), "--ema", "--threads", "1"]
+    return [*words, "--steps", "12", "--output_checkpoint", str(tmp_path / "check")]
+
+
+def test_a_killed_run_is_equal(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_resume.main(flags) == 0
+    assert "equal to the last bit" in capsys.readouterr().out
+
+
+def test_a_planted_fault_is_found(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_resume.main([*flags, "--planted_fault", "moments"]) == 0
+    shown = capsys.readouterr().out
+    assert "the planted fault was found" in shown
+    assert "metrics.jsonl: train_steps record of step" in shown, "what differs first is named"
+
+
+def test_settings_that_fail_by_themselves(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_resume.main([*flags, "--elements", "Xx"]) == 2
+    error = capsys.readouterr().err
+    assert "a run ended with 2: error: --elements Xx is no element" in error
+    assert len(error.splitlines()) == 1

@@ -63,6 +63,8 @@ class Interruption:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             os.close(self._pipe[1])  # ends the thread, which closes the other side
+            if kind is not None:
+                _end_workers()
         if kind is StopRequested:
             raise Preempted(
                 f"{error}: stopped where nothing had to be saved, every file is intact; start again with --resume auto"
@@ -141,7 +143,7 @@ def _leave_at_the_second(pipe: int) -> None:
                 if first is None:
                     first = time.monotonic()
                 elif time.monotonic() - first > ONE_DELIVERY:
-                    _drop_everything(128 + number[0])
+                    _leave_without_a_word(128 + number[0])
 
 
 def leave(code: int) -> None:
@@ -150,11 +152,23 @@ def leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain of the workers' death
-    _drop_everything(code)
+    _end_workers()
+    os._exit(code)
 
 
-def _drop_everything(code: int) -> None:
+def _end_workers() -> None:
+    """End workers now: torch would wait ten seconds for one that hangs in a read, and then in vain."""
+    children = multiprocessing.active_children()
+    if children:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler complains of a worker's death
+        for child in children:
+            child.kill()
+        for child in children:
+            child.join()
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _leave_without_a_word(code: int) -> None:
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)

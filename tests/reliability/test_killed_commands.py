@@ -1,0 +1,114 @@
+"""The real command, killed at random moments from its first second on, and a soak; the result is the unbroken run's."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from model_utils.comparison import differences
+from model_utils.outputs import Outputs
+from reliability.conftest import FULL, amount
+
+KILLS = amount(2, 50)
+SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
+Record = Callable[[str, object], None]
+
+
+def command(material: Path, folder: Path, *flags: str) -> list[str]:
+    words = [sys.executable, ROOT / "model_utils" / "train_mace.py", "--input_json", material / "tiny.json"]
+    words += ["--xyz_train", material / "train.xyz", "--xyz_val", material / "val.xyz", "--batch_size", "4", "--ema"]
+    words += ["--stage_two", "--threads", "1", "--resume", "auto", "--output_checkpoint", folder / "run"]
+    return [str(word) for word in (*words, "--checkpoint_every_steps", "3", *flags)]
+
+
+def outputs_in(folder: Path) -> Outputs:
+    return Outputs.named(folder / "run" / "run_checkpoint.pt", None)
+
+
+@dataclass
+class Life:
+    """What one process used, looked at every half second."""
+
+    resident: list[float] = field(default_factory=list)  # MiB
+    descriptors: list[int] = field(default_factory=list)
+
+    def look(self, pid: int) -> None:
+        try:
+            status = Path(f"/proc/{pid}/statm").read_text().split()
+            self.descriptors.append(len(os.listdir(f"/proc/{pid}/fd")))
+        except OSError:  # it just ended
+            return
+        self.resident.append(int(status[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+def live(words: list[str], seconds: float, number: signal.Signals) -> tuple[int, Life]:
+    """Start the command and signal it after a time; its exit code and what it used."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    life, end = Life(), time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(min(0.5, max(end - time.monotonic(), 0.0)))
+        life.look(process.pid)
+    if process.poll() is None:
+        process.send_signal(number)
+    code = process.wait(timeout=120)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert code in (0, 75, -9), f"exit code {code}: {said}"
+    assert "Traceback" not in said
+    return code, life
+
+
+def test_killed_again_and_again(material: Path, tmp_path: Path, record_property: Record) -> None:
+    """Kill -9 at random times; each time it goes on, and the end is that of the unbroken run."""
+    epochs = str(amount(30, 300))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    began = time.monotonic()
+    subprocess.run(command(material, whole, "--epochs", epochs), check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - began
+    rng, kills, code = random.Random(1), 0, -9
+    while kills < KILLS:
+        code, _ = live(command(material, broken, "--epochs", epochs), rng.uniform(0.2, 1.2 * seconds), signal.SIGKILL)
+        if code == 0:  # it was done before the kill: the next run begins anew
+            assert differences(outputs_in(whole), outputs_in(broken)) == []
+            broken = tmp_path / f"broken{kills}"
+        else:
+            kills += 1
+    subprocess.run(command(material, broken, "--epochs", epochs), check=True, stdout=subprocess.DEVNULL)
+    assert differences(outputs_in(whole), outputs_in(broken)) == []
+    record_property("kills", kills)
+    print(f"kill -9 of the command: {kills}, each resumed, equal to the unbroken run")
+
+
+@pytest.mark.skipif(not FULL, reason="ten minutes: make battery")
+def test_soak(material: Path, tmp_path: Path, record_property: Record) -> None:
+    """Train for a long time with random kills and requests to stop: memory and descriptors stay flat, result equal."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    trial = time.monotonic()
+    subprocess.run(command(material, tmp_path / "trial", "--epochs", "200"), check=True, stdout=subprocess.DEVNULL)
+    epochs = str(int(200 * 60 * SOAK_MINUTES / (time.monotonic() - trial)))
+    flags = ("--epochs", epochs, "--num_workers", "1")
+    rng, lives, end = random.Random(2), [], time.monotonic() + 60 * SOAK_MINUTES
+    code = 75
+    while code != 0 and time.monotonic() < end + 60 * SOAK_MINUTES:
+        number = rng.choice([signal.SIGKILL, signal.SIGTERM])
+        code, life = live(command(material, broken, *flags), rng.uniform(5.0, 30.0), number)
+        lives.append(life)
+    if code != 0:
+        subprocess.run(command(material, broken, *flags), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(material, whole, *flags), check=True, stdout=subprocess.DEVNULL)
+    assert differences(outputs_in(whole), outputs_in(broken)) == []
+    long = [life for life in lives if len(life.resident) >= 30]  # beyond 15 s: start-up is over after ten
+    growth = max(life.resident[-1] / life.resident[20] for life in long)
+    more = max(life.descriptors[-1] - life.descriptors[20] for life in long)
+    record_property("lives", len(lives))
+    print(f"soak: {len(lives)} lives, {epochs} epochs, memory × {growth:.3f}, descriptors {more:+d}, result equal")
+    assert growth < 1.05
+    assert more <= 0

@@ -5,6 +5,7 @@ import torch
 from losses import Loss
 from model_utils import model_loader
 from model_utils.assemble import Evaluator
+from model_utils.errors import SaveError
 from model_utils.open_data import TrainingData
 from model_utils.options import TrainOptions
 from model_utils.outputs import Outputs
@@ -21,11 +22,19 @@ def report_best(
     loss: Loss,
     device: torch.device,
 ) -> None:
-    """Evaluate the best model, as it lies on the disk, on training, validation and test data."""
+    """Evaluate the best model, as it lies on the disk, on training, validation and test data.
+
+    Raises:
+        SaveError: the module or the last record could not be written; checkpoint and best model are.
+    """
     best = model_loader.load(outputs.model)
+    failed = None
     if options.export_mace_model:
-        model_loader.export_bare_module(outputs, best.module)  # before it leaves the CPU
-        log.info("wrote %s for mace's calculator", outputs.bare_module)
+        try:
+            model_loader.export_bare_module(outputs, best.module)  # before it leaves the CPU
+            log.info("wrote %s for mace's calculator", outputs.bare_module)
+        except OSError as error:
+            failed = error
     module = best.module.to(device)
     network, parameters = model_loader.network(module, options.step), model_loader.trainable(module)
     sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
@@ -41,4 +50,9 @@ def report_best(
     for line in table(rows).splitlines():
         log.info("%s", line)
     files.metrics.final(rows)
-    files.close()
+    try:
+        files.close()
+    except OSError as error:
+        failed = failed or error
+    if failed is not None:
+        raise SaveError(f"{failed}; checkpoint and best model are on the disk, repeat with --resume auto")

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from losses import Loss, Metrics, metrics
+from model_utils.durable import NotWritten
 from model_utils.fit import TrainRecord, ValidationRecord
 from model_utils.runtime import log
 from model_utils.train_state import TrainState
@@ -82,6 +83,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, offset: int | None = None) -> None:
         """Open for adding; with an offset, what was written beyond it by a run that was killed is cut off first."""
+        self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._size = os.fstat(self._descriptor).st_size
         self._held = b""  # records that a full disk refused
@@ -135,20 +137,23 @@ class MetricsFile:
         """Bytes written so far, all of them on the disk; a checkpoint remembers it.
 
         Raises:
-            OSError: records could not be written.
+            NotWritten: records could not be written; they are tried again the next time.
         """
-        self._flush()
-        os.fsync(self._descriptor)
+        try:
+            self._flush()
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise NotWritten(self._path, len(self._held), error) from None
         return self._size
 
     def close(self) -> None:
         """Close the file.
 
         Raises:
-            OSError: records could not be written.
+            NotWritten: records could not be written.
         """
         try:
-            self._flush()
+            self.offset()
         finally:
             os.close(self._descriptor)
 

@@ -35,9 +35,10 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
     descriptor = _acquire(path, WAIT if wait else 0.0)
     _held.add(descriptor)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(_myself()).encode())
         _remove_leftovers(path.parent)
+        with suppress(OSError):  # on a full disk: the kernel's lock counts, the text is for people
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
         yield
     finally:
         with suppress(OSError):

@@ -146,6 +146,8 @@ def open_files(
         model_loader.write_description(outputs, description, options.input_json, overwrite=options.overwrite)
         return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
     except OSError as error:
+        if options.resume is None:
+            outputs.remove_another_run()  # what was begun just now: it must not stand in the way of the next try
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
         raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None

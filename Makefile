@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test lint bench parity parameters clean
+.PHONY: env quickstart test lint battery slurm bench parity parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -27,6 +27,12 @@ lint: env  ## style and types
 
 parity: env  ## every combination of network options against mace-torch (long; see tests/test_parity.py)
 	PARITY=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_parity.py
+
+battery: env  ## kills, signals, failing disks, damaged files and a soak at full numbers (about an hour; BATTERY=product: more)
+	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests/reliability
+
+slurm: env  ## a job preempted and timed out on a SLURM of its own, as root (8 minutes; packages slurm-wlm and munge)
+	OMP_NUM_THREADS=1 $(RUN) tests/slurm/check.py
 
 bench: env  ## whole process against mace_run_train at the mace01 settings (about 15 minutes; needs the measured data)
 	$(RUN) benchmarks/against_mace_run_train.py

@@ -17,7 +17,8 @@ from conftest import TINY, waters
 from model_utils import model_loader, train_mace
 from model_utils.models.description import ModelDescription
 
-FULL = os.environ.get("BATTERY") == "full"
+FULL = os.environ.get("BATTERY") in ("full", "product")
+PRODUCT = os.environ.get("BATTERY") == "product"  # of all settings of a run that is resumed at every step
 
 
 def amount(default: int, full: int) -> int:

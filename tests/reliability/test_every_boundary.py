@@ -16,7 +16,7 @@ from model_utils.outputs import Outputs
 from model_utils.resume_check import FORGET, plant
 from model_utils.run_files import RunFiles
 from model_utils.train_state import TrainState
-from reliability.conftest import FULL, amount
+from reliability.conftest import PRODUCT, amount
 
 AXES: dict[str, dict[str, list[str]]] = {
     "ema": {"off": [], "on": ["--ema", "--ema_decay", "0.9"]},
@@ -33,9 +33,8 @@ AXES: dict[str, dict[str, list[str]]] = {
     "batches": {"structures": ["--batch_size", "4"], "edges": ["--max_edges_per_batch", "90"]},
     "accumulate": {"one": [], "two": ["--accumulate_batches", "2"]},
 }
-CASES = (
-    [dict(zip(AXES, values, strict=True)) for values in product(*AXES.values())] if FULL else covering.pairwise(AXES)
-)
+EVERY_CASE = [dict(zip(AXES, values, strict=True)) for values in product(*AXES.values())]
+CASES = EVERY_CASE if PRODUCT else covering.pairwise(AXES)
 Train = Callable[..., Path]
 
 

@@ -1,10 +1,10 @@
-"""Look into weights files: ``python read_model.py export|verify|show --help``."""
+"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert --help``."""
 
 import sys
 from collections.abc import Sequence
 
 from model_utils import cli
-from model_utils.options import ExportOptions, ShowOptions, VerifyOptions
+from model_utils.options import ConvertOptions, DiffOptions, ExportOptions, ShowOptions, VerifyOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,21 +13,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export": (ExportOptions, export),
         "verify": (VerifyOptions, verify),
         "show": (ShowOptions, show),
+        "diff": (DiffOptions, diff),
+        "convert": (ConvertOptions, convert),
     }
     return cli.run_subcommand(commands, __doc__ or "", argv)
 
 
 def export(options: ExportOptions) -> None:
-    """Write the model.json that lies inside a weights file."""
+    """Write the model.json of a weights file."""
     from model_utils import inspecting
 
-    inspecting.export(options.input_model, options.output_json, overwrite=options.overwrite)
+    inspecting.export(options.input_model, options.output_json, options.input_json, overwrite=options.overwrite)
 
 
 def verify(options: VerifyOptions) -> None:
     """Check a weights file against a model.json: hash, names, shapes, buffers."""
     from model_utils import inspecting
 
+    assert options.input_json is not None
     inspecting.verify(options.input_model, options.input_json)
 
 
@@ -35,7 +38,21 @@ def show(options: ShowOptions) -> None:
     """Say what a weights file is."""
     from model_utils import inspecting
 
-    inspecting.show(options.input_model)
+    inspecting.show(options.input_model, options.input_json)
+
+
+def diff(options: DiffOptions) -> None:
+    """Say where two weights files differ."""
+    from model_utils import inspecting
+
+    inspecting.diff(options.input_model, options.other_model, options.input_json, options.other_json)
+
+
+def convert(options: ConvertOptions) -> None:
+    """Write weights in another form."""
+    from model_utils import conversion
+
+    conversion.convert(options)
 
 
 if __name__ == "__main__":

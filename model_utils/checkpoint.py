@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from model_utils import durable
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
+from model_utils.models.pickled import stub_class
 
 FORMAT_VERSION = 1
 MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
@@ -27,11 +28,22 @@ class WeightsFile:
     """What our readers take from a ``*_checkpoint.pt`` or a ``*_model.pt``."""
 
     path: Path
-    kind: str  # "checkpoint" or "model"
+    kind: str  # "checkpoint" or "model"; of mace: "module", "training" or "state_dict"
     tensors: dict[str, Tensor]
     description: ModelDescription
-    weights: str  # "raw" or "ema"
+    weights: str  # "raw" or "ema"; "as saved" in files of mace, which do not say
     content: Mapping[str, Any]  # everything else that stands in the file
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this toolkit wrote it."""
+        return self.kind in _WHEN
+
+    def when(self) -> str:
+        """From which moment of a training the weights are, as far as the file says."""
+        stored = self.content.get("train_state", self.content)
+        known = [f"{name} {stored[name]}" for name in ("epoch", "step") if name in stored]
+        return ", ".join(known) or "an unknown moment"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,7 +64,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     if bad := next(_non_finite(content), None):
         raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
-    durable.write(path, _serialise(_sealed("checkpoint", content)), previous=previous_generation(path))
+    durable.write(path, serialise(_sealed("checkpoint", content)), previous=previous_generation(path))
 
 
 def write_model(path: Path, content: Mapping[str, Any], module: nn.Module) -> None:
@@ -60,12 +72,12 @@ def write_model(path: Path, content: Mapping[str, Any], module: nn.Module) -> No
 
     The digest covers everything but the module, which our own readers never unpickle.
     """
-    durable.write(path, _serialise({**_sealed("model", content), "model": module}))
+    durable.write(path, serialise({**_sealed("model", content), "model": module}))
 
 
 def write_bare_module(path: Path, module: nn.Module) -> None:
     """Write the module alone, as mace's MACECalculator opens it."""
-    durable.write(path, _serialise(module))
+    durable.write(path, serialise(module))
 
 
 def previous_generation(path: Path) -> Path:
@@ -73,7 +85,8 @@ def previous_generation(path: Path) -> Path:
     return path.with_suffix(".prev.pt")
 
 
-def _serialise(value: object) -> bytes:
+def serialise(value: object) -> bytes:
+    """As ``torch.save`` writes it, in memory: a full disk then meets our own write."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
@@ -98,7 +111,23 @@ def read(path: Path) -> WeightsFile:
         InputError: there is no such file, or it is none of ours.
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    content = _load(path)
+    content = load_inert(path)
+    if not is_ours(content):
+        raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
+    return verified(path, content)
+
+
+def is_ours(content: object) -> TypeGuard[dict[str, Any]]:
+    """Whether what a file holds is what we write."""
+    return isinstance(content, dict) and {"format_version", "digest", "model_json_text"} <= set(content)
+
+
+def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
+    """One of our files from what ``load_inert`` gave.
+
+    Raises:
+        VerificationError: it is damaged, or its model.json does not match its hash.
+    """
     stored = content.pop("digest")
     content.pop("model", None)
     if digest(content) != stored:
@@ -134,12 +163,24 @@ def read(path: Path) -> WeightsFile:
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The dict of one of our files, without running code; ``torch.load`` checks no CRC, so that is done here."""
+def load_inert(path: Path) -> object:
+    """What a file holds, objects as inert stubs, without running code.
+
+    ``torch.load`` checks no CRC, so that is done here.
+
+    Raises:
+        InputError: there is no such file, or it is TorchScript.
+        VerificationError: it is damaged, or asks for something else than a network.
+    """
     try:
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            if any("/code/" in record.filename for record in records):
+                raise InputError(
+                    f"{path} is TorchScript, made for LAMMPS or by compilation: it is code, not a module; give the "
+                    "eager .model it was made from"
+                )
             if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
                 raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
             if damaged := archive.testzip():
@@ -150,18 +191,15 @@ def _load(path: Path) -> dict[str, Any]:
         ) from None
     except zipfile.BadZipFile:
         raise VerificationError(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
-    except VerificationError:
+    except (InputError, VerificationError):
         raise
     except Exception as error:  # zipfile raises half a dozen more types on damaged directories
         raise VerificationError(f"{path} is damaged: {error}") from None
     try:
         with _stub_modules(path):
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # ten types, one meaning
         raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
-    if not isinstance(content, dict) or not {"format_version", "digest", "model_json_text"} <= set(content):
-        raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
-    return content
 
 
 @contextmanager
@@ -171,28 +209,14 @@ def _stub_modules(path: Path) -> Iterator[None]:
     torch.serialization.clear_safe_globals()
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        foreign = [name for name in names if not name.startswith(MODULE_NAMESPACES)]
+        foreign = [name for name in names if not name.startswith(MODULE_NAMESPACES) and name != "builtins.getattr"]
         if foreign:
             raise ValueError(f"it asks to run code ({foreign[0]})")
-        with torch.serialization.safe_globals([(_stub(name), name) for name in names]):
+        with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
             yield
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
-
-
-def _stub(name: str) -> type:
-    """A class of its own per name that takes whatever a pickle hands it and does nothing with it."""
-    return type(name.rpartition(".")[2], (_Inert,), {"__module__": "stub"})
-
-
-class _Inert:
-    def __new__(cls, *_: object, **__: object) -> "_Inert":
-        return object.__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
 
 
 def _first_line(error: Exception) -> str:

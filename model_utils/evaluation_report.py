@@ -29,15 +29,13 @@ def refuse_existing(options: EvaluateOptions) -> None:
 
 def say_what_is_used(loaded: LoadedModel, dtype: torch.dtype, device: torch.device) -> None:
     """Which weights, from when, in which precision, where."""
-    content = loaded.file.content
-    when = content if loaded.file.kind == "model" else content["train_state"]
+    kinds = {"model": "best weights", "checkpoint": "latest weights"}
     log.info(
-        "%s: %s weights (%s) of epoch %d, step %d; model.json hash %s…; %s on %s",
+        "%s: %s (%s) of %s; model.json hash %s…; %s on %s",
         loaded.file.path,
-        "best" if loaded.file.kind == "model" else "latest",
+        kinds.get(loaded.file.kind, f"weights of mace ({loaded.file.kind})"),
         loaded.file.weights,
-        when["epoch"],
-        when["step"],
+        loaded.file.when(),
         loaded.description.hash()[:12],
         dtype_name(dtype),
         device,

@@ -17,6 +17,7 @@ from model_utils import checkpoint, durable
 from model_utils.checkpoint import WeightsFile
 from model_utils.errors import VerificationError
 from model_utils.models import description as model_json
+from model_utils.models import pickled
 from model_utils.models.build import build_module, check_buffers, load_tensors
 from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network
@@ -52,26 +53,140 @@ def build(description: ModelDescription, dtype: torch.dtype, seed: int, where: s
 
 
 def load(path: Path, *, dtype: torch.dtype | None = None, input_json: Path | None = None) -> LoadedModel:
-    """A module with the weights of one of our files, on the CPU.
+    """A module with the weights of a file, on the CPU.
 
     Args:
-        path: ``*_checkpoint.pt`` (raw weights) or ``*_model.pt`` (best weights).
+        path: our ``*_checkpoint.pt`` (raw weights) or ``*_model.pt`` (best weights), safetensors with their JSON,
+            or a file of mace: a pickled module, or with ``input_json`` a training's checkpoint or a bare state_dict.
         dtype: working precision; the file's own unless given.
-        input_json: a model.json that the one inside must equal.
+        input_json: a model.json that the file's own description must equal.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or is of another kind.
         VerificationError: digest, hash, sidecar, names, shapes or buffers do not agree.
     """
-    file = checkpoint.read(path)
-    check_sidecar(file)
-    if input_json is not None:
-        _must_equal(file, model_json.read(input_json), input_json, "give the one the weights were trained with")
+    file = weights_file(path, None if input_json is None else model_json.read(input_json), input_json)
     module = build_module(file.description, file.dtype, str(path))
-    load_tensors(module, file.tensors, file.description, str(path))
+    if file.is_ours:
+        check_sidecar(file)
+        load_tensors(module, file.tensors, file.description, str(path))
+    else:
+        file = _fitted(module, file)
     if dtype is not None and dtype != file.dtype:
         module = module.to(dtype)
     return LoadedModel(module=module, description=file.description, file=file)
+
+
+def weights_file(path: Path, expected: ModelDescription | None = None, where: Path | None = None) -> WeightsFile:
+    """Recognise and read a weights file; a file of mace is read through inert stubs, nothing of it is executed.
+
+    Args:
+        path: the file.
+        expected: the description it must have; of a file that holds none, its description.
+        where: the file of ``expected``, for messages.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+        VerificationError: it is damaged, or of another description.
+    """
+    if path.suffix == ".safetensors":
+        return _of_safetensors(path, expected, where)
+    content = checkpoint.load_inert(path)
+    if checkpoint.is_ours(content):
+        file = checkpoint.verified(path, content)
+    elif pickled.is_mace_module(content):
+        assert isinstance(content, pickled.StubObject)
+        file = _of_mace(path, "module", pickled.tensors_of(content), pickled.description_of(content, str(path)), {})
+    elif tensors := _stored_tensors(content):
+        if expected is None:
+            raise InputError(
+                f"{path} holds weights without the structure of their network; name its model.json with --input_json "
+                "(`read_model.py export` makes one from the .model of the same training)"
+            )
+        assert isinstance(content, dict)
+        kind = "training" if "optimizer" in content else "state_dict"
+        return _of_mace(path, kind, tensors, expected, {k: v for k, v in content.items() if k == "epoch"})
+    else:
+        raise InputError(
+            f"{path} holds {_what(content)}, no MACE model; expected *_model.pt, *_checkpoint.pt or .model"
+        )
+    if expected is not None and where is not None:
+        _must_equal(file, expected, where, "give the one the weights were trained with")
+    return file
+
+
+def _of_safetensors(path: Path, expected: ModelDescription | None, where: Path | None) -> WeightsFile:
+    """Tensors of a safetensors file, with the model.json beside it unless another is given."""
+    tensors, stored_hash = read_safetensors(path)
+    where = where or sidecar(path)
+    description = expected or model_json.read(where)
+    if stored_hash is not None and stored_hash != description.hash():
+        raise VerificationError(
+            f"{where} (hash {description.hash()[:12]}…) is not the model.json of {path} ({stored_hash[:12]}…)"
+        )
+    return _of_mace(path, "safetensors", tensors, description, {})
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Tensors, and the hash of their model.json where the file holds it.
+
+    Raises:
+        InputError: there is no such file.
+        VerificationError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names, metadata = list(file.keys()), file.metadata() or {}
+            return {name: file.get_tensor(name) for name in names}, metadata.get("model_json_hash")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise VerificationError(f"{path} is damaged or no safetensors file: {error!s:.100}") from None
+
+
+def build_as(description: ModelDescription, like: nn.Module) -> nn.Module:
+    """A module to be filled with stored tensors, in the precision of another one."""
+    return build_module(description, next(like.parameters()).dtype)
+
+
+def _of_mace(
+    path: Path, kind: str, tensors: dict[str, Tensor], description: ModelDescription, content: Mapping[str, Any]
+) -> WeightsFile:
+    if not any(tensor.is_floating_point() for tensor in tensors.values()):
+        raise InputError(f"{path} holds no weights")
+    return WeightsFile(
+        path=path, kind=kind, tensors=tensors, description=description, weights="as saved", content=content
+    )
+
+
+def _stored_tensors(content: object) -> dict[str, Tensor]:
+    """The state_dict in a checkpoint of mace_run_train, or a bare one."""
+    if not isinstance(content, dict):
+        return {}
+    inner = content.get("model", content)
+    tensors = inner if isinstance(inner, dict) else {}
+    return dict(tensors) if tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values()) else {}
+
+
+def _what(content: object) -> str:
+    if isinstance(content, pickled.StubObject):
+        return f"a {pickled.class_name(content)}"
+    if isinstance(content, dict):
+        return f"a dict with {', '.join(sorted(map(str, content))[:4]) or 'nothing in it'}"
+    return f"a {type(content).__name__}"
+
+
+def _fitted(module: nn.Module, file: WeightsFile) -> WeightsFile:
+    """Put tensors that mace stored into a module built today; the file then has the complete state."""
+    state, absent, faults = pickled.fit_tensors(module, file.tensors)
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise VerificationError(f"{file.path}: weights do not fit model.json: {'; '.join(faults[:3])}{more}")
+    module.load_state_dict(state)
+    check_buffers(module, file.description, str(file.path))
+    return dataclasses.replace(file, tensors=state, content={**file.content, "absent": absent})
 
 
 def check_sidecar(file: WeightsFile) -> None:

@@ -350,9 +350,9 @@ class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, 
     """Evaluate a trained model on labelled structures."""
 
     input_model: Path
-    """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights); which was used is printed."""
+    """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors; which was used is printed."""
     input_json: Path | None = None
-    """A model.json that the one inside the weights file must equal."""
+    """A model.json that the one inside the weights file must equal; needed where the file holds none (mace's training checkpoint)."""
     data_format: Literal["xyz", "lmdb"] | None = None
     """Format of the data; follows from the flag that names the files unless given."""
     xyz_path: tuple[Path, ...] = ()
@@ -436,15 +436,44 @@ class ShowOptions(CommonOptions):
     """Say what a weights file is."""
 
     input_model: Path
-    """A `*_model.pt` or `*_checkpoint.pt`."""
+    """A `*_model.pt` or `*_checkpoint.pt` of ours, a `.model` of mace, safetensors, or (with a model.json) mace's training checkpoint."""
+    input_json: Path | None = None
+    """Its model.json, where the file holds none; otherwise the two must agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(ShowOptions):
-    """Check a weights file against a model.json: hash, names, shapes, buffers."""
+    """Check a weights file against a model.json: hash, names, shapes, buffers, outputs."""
 
-    input_json: Path
-    """The model.json it should be."""
+    def __post_init__(self) -> None:
+        if self.input_json is None:
+            raise InputError("--input_json is missing; see --help")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffOptions(ShowOptions):
+    """Compare two weights files: structure field by field, tensor by tensor."""
+
+    other_model: Path
+    """The other file."""
+    other_json: Path | None = None
+    """Its model.json, where it holds none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(ShowOptions):
+    """Write weights in another form, checked against the source on structures before it is kept."""
+
+    to: Literal["safetensors", "module", "lammps", "mliap"]
+    """`safetensors` with model.json beside; `module` for mace's calculator; `lammps` TorchScript; `mliap`, pickled, for LAMMPS's ML-IAP."""
+    output: Path
+    """Where it goes."""
+    head: str | None = None
+    """Head of a model with several; LAMMPS's forms have one."""
+    dtype: Literal["float32", "float64"] | None = None
+    """Precision of the result; the file's own unless given."""
+    overwrite: bool = False
+    """Replace a file there."""
 
 
 @dataclass(frozen=True, kw_only=True)

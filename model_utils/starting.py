@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,8 @@ def open_files(
         return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
     except OSError as error:
         if options.resume is None:
-            outputs.remove_another_run()  # what was begun just now: it must not stand in the way of the next try
+            with suppress(OSError):
+                outputs.remove_another_run()  # what was begun just now: it must not stand in the way of the next try
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
         raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None

@@ -9,6 +9,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -43,4 +44,14 @@ torch._C._jit_set_profiling_executor(False)
 
 VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}
 
-__all__ = ["CUET_AVAILABLE", "VERSIONS", "mace", "o3"]
+
+def lammps_classes() -> tuple[Any, Any, Any]:
+    """e3nn's compiler and mace's wrappers for LAMMPS; their import sets the variable again."""
+    with _unsafe_loading_during_import():
+        from e3nn.util import jit
+        from mace.calculators import LAMMPS_MACE
+        from mace.calculators.lammps_mliap_mace import LAMMPS_MLIAP_MACE
+    return jit.compile, LAMMPS_MACE, LAMMPS_MLIAP_MACE
+
+
+__all__ = ["CUET_AVAILABLE", "VERSIONS", "lammps_classes", "mace", "o3"]

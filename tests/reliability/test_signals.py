@@ -48,7 +48,9 @@ def slow_validation(patch: pytest.MonkeyPatch, entered: Path) -> None:
 
     patch.setattr(fit, "loss_and_gradients", counted)
     patch.setattr(
-        assemble, "evaluate", lambda network, weights, batches, *rest: evaluate(network, weights, slowly(batches), *rest)
+        assemble,
+        "evaluate",
+        lambda net, weights, batches, *rest: evaluate(net, weights, slowly(batches), *rest),
     )
 
 
@@ -204,7 +206,7 @@ def test_a_second_signal_leaves_at_once(begin: Callable[..., Child], quick_build
     until(entered, child)
     child.send(signal.SIGTERM, "group")
     child.send(signal.SIGTERM, "process")  # a scheduler may reach a process twice with one request
-    time.sleep(0.5)
+    time.sleep(0.8)
     assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
     sent = time.monotonic()
     child.send(signal.SIGINT, "process")

@@ -1,0 +1,48 @@
+"""What LAMMPS takes: mace's own TorchScript wrapper (pair_style mace) and its ML-IAP wrapper."""
+
+import io
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from dataloader.batch import Batch
+from model_utils.models.build import default_dtype
+from model_utils.models.mace_import import lammps_classes
+
+
+def torchscript(module: nn.Module, head: str) -> bytes:
+    """The compiled wrapper as ``pair_style mace`` loads it; the module's parameters are frozen by it."""
+    compile_mode, torchscript_class, _ = lammps_classes()
+    with warnings.catch_warnings(), default_dtype(next(module.parameters()).dtype):
+        warnings.simplefilter("ignore")  # deprecations of torch.jit
+        buffer = io.BytesIO()
+        torch.jit.save(compile_mode(torchscript_class(module, head=head)), buffer)
+    return buffer.getvalue()
+
+
+def run_torchscript(data: bytes, batch: Batch, n_elements: int) -> tuple[Tensor, Tensor]:
+    """Total energy (1,), eV, and forces (n_atoms, 3), eV/Å, of one structure as the stored wrapper computes them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapper = torch.jit.load(io.BytesIO(data), map_location="cpu")
+    inputs = {
+        "positions": batch.positions.detach().requires_grad_(True),
+        "node_attrs": nn.functional.one_hot(batch.species, n_elements).to(batch.positions.dtype),
+        "edge_index": torch.stack([batch.senders, batch.receivers]),
+        "shifts": batch.shifts,
+        "unit_shifts": batch.cell_shifts.to(batch.positions.dtype),
+        "cell": batch.cell.reshape(-1, 3),
+        "batch": batch.structure,
+        "ptr": batch.ptr,
+    }
+    with default_dtype(batch.positions.dtype):
+        found = wrapper(inputs, torch.ones(batch.n_atoms, dtype=batch.positions.dtype), False)
+    return found["total_energy_local"].detach(), found["forces"].detach()
+
+
+def mliap(module: nn.Module, head: str) -> object:
+    """The object that LAMMPS's ML-IAP interface unpickles."""
+    _, _, mliap_class = lammps_classes()
+    module.lammps_mliap = True  # type: ignore[assignment]
+    return mliap_class(module, head=head)

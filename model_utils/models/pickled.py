@@ -1,0 +1,269 @@
+"""A module that mace pickled, read through inert stubs: its tensors by name, and the description it was built from.
+
+Nothing of the file is executed: a stub keeps what a pickle hands it (``StubObject``) and does nothing with it.
+Attribute names are those of mace-torch 0.3.0 to 0.3.16; what an older release did not store has its behaviour.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from model_utils.errors import InputError
+from model_utils.models import description as model_json
+from model_utils.models.description import ModelDescription
+
+DEEPEST = 32  # modules in modules; mace has seven
+RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
+TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
+
+
+class StubObject:
+    """An object of any class: its constructor's arguments and its state, inert."""
+
+    def __new__(cls, *arguments: object, **_: object) -> "StubObject":
+        """Keep the arguments."""
+        self = object.__new__(cls)
+        self.__dict__["stub_arguments"] = arguments
+        return self
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+def stub_class(name: str) -> type:
+    """A class of its own for each global of a pickle, by its full name."""
+    module, _, own = name.rpartition(".")
+    return type(own, (StubObject,), {"__module__": module})
+
+
+def class_name(stub: object) -> str:
+    """Full name of the class (or function) that a stub stands for."""
+    kind = stub if isinstance(stub, type) else type(stub)
+    return f"{kind.__module__}.{kind.__name__}"
+
+
+def is_mace_module(content: object) -> bool:
+    """Whether a stub stands for one of mace's models."""
+    return isinstance(content, StubObject) and class_name(content).startswith("mace.modules.")
+
+
+def tensors_of(root: StubObject) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by the names that ``state_dict`` gives them."""
+    found: dict[str, Tensor] = {}
+
+    def walk(stub: object, prefix: str, depth: int) -> None:
+        if not isinstance(stub, StubObject) or depth > DEEPEST:
+            return
+        hidden = _get(stub, "_non_persistent_buffers_set", set())
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in _mapping(_get(stub, kind)).items():
+                if isinstance(tensor, Tensor) and name not in hidden:
+                    found[prefix + name] = tensor.detach()
+        for name, child in _mapping(_get(stub, "_modules")).items():
+            walk(child, f"{prefix}{name}.", depth + 1)
+
+    walk(root, "", 0)
+    return found
+
+
+def description_of(root: StubObject, where: str) -> ModelDescription:
+    """The description of which a pickled module was built.
+
+    Raises:
+        InputError: a class that model.json does not describe, or an attribute that is not as mace has it.
+    """
+    name = class_name(root)
+    if name.rpartition(".")[2] not in ("MACE", "ScaleShiftMACE"):
+        raise InputError(f"{where} holds a {name}; models of class MACE and ScaleShiftMACE are supported")
+    try:
+        fields = _fields(root)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
+    return model_json.parse(json.dumps(fields), f"the model in {where}")
+
+
+def _fields(root: StubObject) -> dict[str, Any]:
+    interactions, products = _children(root, "interactions"), _children(root, "products")
+    readout, radial = _children(root, "readouts")[-1], _child(root, "radial_embedding")
+    first, numbers = interactions[0], _tensor(root, "atomic_numbers").tolist()
+    energies = _numbers(_tensor(_child(root, "atomic_energies_fn"), "atomic_energies"))
+    heads = list(_get(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
+    hidden = _irreps(_get(_child(products[0], "linear"), "irreps_out"))
+    if len(interactions) == 1:  # its product may keep scalars only
+        hidden = _irreps(_get(first, "hidden_irreps"))
+    last = _irreps(_get(_child(products[-1], "linear"), "irreps_out"))
+    specs = _get(root, "embedding_specs")
+    fields: dict[str, Any] = {
+        "model_class": class_name(root).rpartition(".")[2],
+        "r_max": _number(_tensor(root, "r_max")),
+        "atomic_numbers": numbers,
+        "heads": heads,
+        "atomic_energies": [energies] if _rows(energies) == 1 and not isinstance(energies[0], list) else energies,
+        "avg_num_neighbors": _plain_number(_get(first, "avg_num_neighbors")),
+        "num_bessel": int(_get(radial, "out_dim")),
+        "num_polynomial_cutoff": int(_number(_tensor(_child(radial, "cutoff_fn"), "p"))),
+        "max_ell": int(_get(_child(root, "spherical_harmonics"), "_lmax")),
+        "interaction_cls_first": type(first).__name__,
+        "interaction_cls": type(interactions[-1]).__name__,
+        "num_interactions": len(interactions),
+        "hidden_irreps": hidden,
+        "edge_irreps": _optional_irreps(_get(root, "edge_irreps")),
+        "MLP_irreps": _scalars_per_head(_get(readout, "hidden_irreps"), len(heads)),
+        "correlation": [_correlation(product) for product in products],
+        "gate": _gate(readout),
+        "radial_type": RADIAL[type(_child(radial, "bessel_fn")).__name__],
+        "radial_MLP": _radial_mlp(first),
+        "distance_transform": TRANSFORM[type(_child(radial, "distance_transform")).__name__]
+        if "distance_transform" in _mapping(_get(radial, "_modules"))
+        else "None",
+        "pair_repulsion": "pair_repulsion_fn" in _mapping(_get(root, "_modules")),
+        "apply_cutoff": bool(_get(root, "apply_cutoff", True)),
+        "use_reduced_cg": bool(_get(root, "use_reduced_cg", False)),
+        "use_so3": bool(_get(root, "use_so3", False)),
+        "use_agnostic_product": bool(_get(root, "use_agnostic_product", False)),
+        "use_last_readout_only": bool(_get(root, "use_last_readout_only", False)),
+        "use_edge_irreps_first": bool(_get(root, "use_edge_irreps_first", False)),
+        "use_embedding_readout": "embedding_readout" in _mapping(_get(root, "_modules")),
+        "embedding_specs": None if specs is None else {name: dict(spec) for name, spec in specs.items()},
+        "readout_cls": type(readout).__name__,
+        "keep_last_layer_irreps": len(products) > 1 and "+" in hidden and last == hidden,
+    }
+    if fields["model_class"] == "ScaleShiftMACE":
+        for name in ("scale", "shift"):
+            values = _numbers(_tensor(_child(root, "scale_shift"), name).reshape(-1))
+            fields[f"atomic_inter_{name}"] = values if len(values) > 1 else values[0]
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _get(stub: object, name: str, default: Any = None) -> Any:
+    return stub.__dict__.get(name, default) if isinstance(stub, StubObject) else default
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _child(stub: StubObject, name: str) -> StubObject:
+    found = _mapping(_get(stub, "_modules"))[name]
+    if not isinstance(found, StubObject):
+        raise TypeError(f"{name} is no module")
+    return found
+
+
+def _children(stub: StubObject, name: str) -> list[StubObject]:
+    return list(_mapping(_get(_child(stub, name), "_modules")).values())
+
+
+def _tensor(stub: StubObject, name: str) -> Tensor:
+    for kind in ("_buffers", "_parameters"):
+        if isinstance(tensor := _mapping(_get(stub, kind)).get(name), Tensor):
+            return tensor
+    raise KeyError(name)
+
+
+def _number(tensor: Tensor) -> float:
+    """Exactly the stored number: 5.7 in single precision is 5.699999809265137, and so the network uses it."""
+    return float(tensor.detach().reshape(()).item())
+
+
+def _numbers(tensor: Tensor) -> list[Any]:
+    return [_number(item) if item.ndim == 0 else _numbers(item) for item in tensor.detach()]
+
+
+def _rows(energies: list[Any]) -> int:
+    return len(energies) if isinstance(energies[0], list) else 1
+
+
+def _plain_number(value: Any) -> float:
+    """A float that was stored as a number, a tensor, or (in 2022) as one of numpy's scalars."""
+    if isinstance(value, Tensor):
+        return _number(value)
+    if isinstance(value, StubObject) and type(value).__name__ == "scalar":
+        raw = value.__dict__["stub_arguments"][1]
+        return float(np.frombuffer(raw, dtype=np.float64 if len(raw) == 8 else np.float32)[0])
+    return float(value)
+
+
+def _irreps(value: object) -> str:
+    """``128x0e+128x1o`` from text or from the nested tuples of e3nn's Irreps."""
+    if isinstance(value, str):
+        return value
+    terms = []
+    for term in _items(value):
+        multiplicity, irrep = _items(term)
+        order, parity = _items(irrep)
+        terms.append(f"{int(multiplicity)}x{int(order)}{'e' if parity == 1 else 'o'}")
+    return "+".join(terms)
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """Of a tuple, or of a stub of a subclass of tuple."""
+    if isinstance(value, StubObject):
+        arguments = value.__dict__["stub_arguments"]
+        return _items(arguments[0]) if len(arguments) == 1 else arguments
+    return tuple(value)
+
+
+def _optional_irreps(value: object) -> str | None:
+    return None if value is None else _irreps(value)
+
+
+def _scalars_per_head(value: object, n_heads: int) -> str | None:
+    if value is None:
+        return None
+    total = sum(int(term.partition("x")[0]) for term in _irreps(value).split("+") if term.endswith("x0e"))
+    return f"{max(1, total // n_heads)}x0e"
+
+
+def _correlation(product: StubObject) -> int:
+    contractions = _children(_child(product, "symmetric_contractions"), "contractions")
+    return int(_get(contractions[0], "correlation"))
+
+
+def _gate(readout: StubObject) -> str:
+    if "non_linearity" not in _mapping(_get(readout, "_modules")):
+        return "None"
+    acts = _children(_child(readout, "non_linearity"), "acts")
+    function = _get(acts[0], "f")
+    if isinstance(function, StubObject):  # torch.tanh is pickled as getattr(…, "tanh")
+        return str(function.__dict__["stub_arguments"][-1])
+    return "None" if function is None else class_name(function).rpartition(".")[2]
+
+
+def _radial_mlp(interaction: StubObject) -> list[int]:
+    stored = _get(interaction, "radial_MLP")
+    return list(stored if stored is not None else _get(_child(interaction, "conv_tp_weights"), "hs")[1:-1])
+
+
+def fit_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Tensors of another release of mace as a module built today takes them.
+
+    Every parameter must be there in its shape. A buffer may have another shape of the same numbers (E0s and scales were
+    stored flat), may be absent where it is derived from the structure (added by later releases), and is taken from the
+    file where it is there.
+
+    Returns:
+        The complete state, the names of derived buffers that the file lacks, and what does not fit.
+    """
+    own = module.state_dict()
+    parameters = {name for name, _ in module.named_parameters()}
+    state, absent, faults = {}, [], []
+    for name, mine in own.items():
+        theirs = tensors.get(name)
+        if theirs is None and (name not in parameters or mine.numel() == 0):
+            absent.append(name)
+            state[name] = mine
+        elif theirs is None:
+            faults.append(f"{name} is missing")
+        elif theirs.shape == mine.shape or (name not in parameters and theirs.numel() == mine.numel()):
+            state[name] = theirs.reshape(mine.shape)
+        else:
+            faults.append(f"{name} has shape {tuple(theirs.shape)}, expected {tuple(mine.shape)}")
+    faults += [f"{name} is unknown" for name, tensor in tensors.items() if name not in own and tensor.numel()]
+    return state, absent, faults

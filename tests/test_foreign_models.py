@@ -1,0 +1,265 @@
+"""Models that mace wrote: read without executing anything, rebuilt from their JSON, converted, and refused by name."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.io import read
+
+import read_model
+from conftest import ROOT
+from model_utils import evaluate, model_loader
+from model_utils.models.mace_import import _unsafe_loading_during_import
+
+MODELS = [
+    "mace_mp/mace_mp_small.model",
+    "mace_run/model_run-1234_swa.model",
+    "mof/test.model",
+    "solvent_xtb/mace01.model",
+    "solvent_xtb/mace01_swa.model",
+]
+
+
+def trusted(path: Path) -> torch.nn.Module:
+    """The module as mace itself opens it: only here, to compare with."""
+    with _unsafe_loading_during_import():
+        module = torch.load(path, map_location="cpu", weights_only=False)
+    assert isinstance(module, torch.nn.Module)
+    return module
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_of_a_real_model_is_read(shared_data: Path, name: str) -> None:
+    loaded = model_loader.load(shared_data / name)
+    theirs = {k: v for k, v in trusted(shared_data / name).state_dict().items() if "_compiled_main" not in k}
+    ours = loaded.module.state_dict()
+    assert all(torch.equal(ours[k].reshape(-1), v.reshape(-1)) for k, v in theirs.items() if k in ours)
+    assert not [k for k in theirs if k not in ours and theirs[k].numel()]
+    absent = loaded.file.content["absent"]
+    assert all(k.endswith("_zeroed") for k in absent)
+
+
+def test_reading_executes_nothing(shared_data: Path) -> None:
+    """An audit hook in a process of its own sees no import, no code and no process while the pickle is read."""
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(shared_data / "mace_mp/mace_mp_small.model")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["89"], done.stdout + done.stderr
+
+
+WATCHED = """
+import sys
+from pathlib import Path
+from model_utils import checkpoint
+from model_utils.models import pickled
+import torch.utils.serialization.config, torch.serialization  # what torch.load imports by itself
+watching = False
+def hook(event, arguments):
+    if watching and (event in ("exec", "compile", "import") or event.startswith(("os.", "subprocess", "socket"))):
+        if event == "import" or not event.startswith("os.") or event in ("os.system", "os.exec", "os.posix_spawn"):
+            print("EVENT", event, arguments)
+sys.addaudithook(hook)
+checkpoint.load_inert(Path(sys.argv[1]))  # imports of torch.load itself
+watching = True
+content = checkpoint.load_inert(Path(sys.argv[1]))
+watching = False
+print(len(pickled.description_of(content, "it").atomic_numbers))
+"""
+
+
+def test_mace_mp_small_gives_its_published_energies(shared_data: Path, tmp_path: Path) -> None:
+    model = shared_data / "mace_mp/mace_mp_small.model"
+    assert read_model.main(["export", "--input_model", str(model), "--output_json", str(tmp_path / "mp.json")]) == 0
+    assert json.loads((tmp_path / "mp.json").read_text())["hidden_irreps"] == "128x0e"
+    convert = ["convert", "--input_model", str(model), "--input_json", str(tmp_path / "mp.json"), "--to", "module"]
+    assert read_model.main([*convert, "--output", str(tmp_path / "mp.model")]) == 0
+    with _unsafe_loading_during_import():
+        from mace.calculators import MACECalculator
+
+        calculator = MACECalculator(model_paths=[str(tmp_path / "mp.model")], device="cpu", default_dtype="float64")
+    for name, energy in (("NaCl.cif", -27.035127799332745), ("benzene.xyz", -76.0605725422795)):
+        atoms = read(shared_data / "mof" / name)
+        calculator.calculate(atoms)
+        assert calculator.results["energy"] == pytest.approx(energy, rel=1e-12)
+        if name == "NaCl.cif":
+            assert calculator.results["stress"][0] == pytest.approx(-0.004783275999053424, rel=1e-10)
+        else:
+            assert calculator.results["forces"][0][1] == pytest.approx(-0.0360169762840179, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "energy", "forces"),
+    [("mace01_swa.model", 20.373, 211.372), ("mace01.model", 291.226, 268.782)],
+)
+def test_errors_as_published(shared_data: Path, tmp_path: Path, name: str, energy: float, forces: float) -> None:
+    data, out = shared_data / "solvent_xtb", tmp_path / "errors.json"
+    words = ["--input_model", str(data / name), "--xyz_path", str(data / "solvent_xtb_test.xyz")]
+    words += ["--energy_key", "energy_xtb", "--forces_key", "forces_xtb", "--output_json", str(out)]
+    assert evaluate.main(words) == 0
+    found = json.loads(out.read_text())
+    assert 1000 * found["energy_rmse_per_atom"] == pytest.approx(energy, abs=0.01)
+    assert 1000 * found["forces_rmse"] == pytest.approx(forces, abs=0.01)
+    if name == "mace01_swa.model":
+        assert 1000 * found["energy_mae_cfg"] == pytest.approx(551.3, abs=0.05)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "module", "lammps", "mliap"])
+def test_converted_forms(shared_data: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = shared_data / "mof/test.model"
+    output = tmp_path / f"out.{form}"
+    words = ["convert", "--input_model", str(model), "--to", form, "--output", str(output), "--dtype", "float64"]
+    assert read_model.main(words) == 0
+    assert "are the source's to" in capsys.readouterr().out
+    assert output.stat().st_size > 10_000
+    assert not list(tmp_path.glob(".*")), "nothing half done is left"
+    assert read_model.main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    if form == "safetensors":
+        source = model_loader.load(model, dtype=torch.float64).module.state_dict()
+        again = model_loader.load(output).module.state_dict()
+        assert all(torch.equal(again[name], source[name]) for name in source)
+
+
+def test_a_conversion_that_is_wrong_is_not_kept(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from model_utils.models import lammps
+
+    right = lammps.run_torchscript
+    monkeypatch.setattr(lammps, "run_torchscript", lambda *words: tuple(1.001 * x for x in right(*words)))
+    words = ["convert", "--input_model", str(shared_data / "mof/test.model"), "--to", "lammps"]
+    assert read_model.main([*words, "--output", str(tmp_path / "out.pt")]) == 3
+    assert "deviates by 0.001" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_checkpoint_needs_its_json(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shared_data / "mace_run"
+    checkpoint, module = run / "model_run-1234_epoch-48_swa.pt", run / "model_run-1234_swa.model"
+    assert read_model.main(["show", "--input_model", str(checkpoint)]) == 2
+    assert "holds weights without the structure" in capsys.readouterr().err
+    made = str(tmp_path / "run.json")
+    assert read_model.main(["export", "--input_model", str(module), "--output_json", made]) == 0
+    assert read_model.main(["show", "--input_model", str(checkpoint), "--input_json", made]) == 0
+    assert read_model.main(["verify", "--input_model", str(checkpoint), "--input_json", made]) == 0
+
+
+def test_verify_names_the_field(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, path = str(shared_data / "mof/test.model"), tmp_path / "m.json"
+    assert read_model.main(["export", "--input_model", model, "--output_json", str(path)]) == 0
+    assert read_model.main(["verify", "--input_model", model, "--input_json", str(path)]) == 0
+    for field, value in (("avg_num_neighbors", 15.0), ("r_max", 4.5), ("gate", "tanh")):
+        changed = json.loads(path.read_text()) | {field: value}
+        (tmp_path / "changed.json").write_text(json.dumps(changed))
+        assert read_model.main(["verify", "--input_model", model, "--input_json", str(tmp_path / "changed.json")]) == 3
+        assert field in capsys.readouterr().err
+
+
+def test_diff_and_show(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (str(shared_data / "solvent_xtb" / name) for name in ("mace01.model", "mace01_swa.model"))
+    assert read_model.main(["diff", "--input_model", one, "--other_model", one]) == 0
+    assert "equal: structure and all 65 tensors" in capsys.readouterr().out
+    assert read_model.main(["diff", "--input_model", one, "--other_model", two]) == 3
+    shown = capsys.readouterr()
+    assert "in 0 fields and 24 tensors" in shown.err
+    assert read_model.main(["show", "--input_model", two]) == 0
+    shown = capsys.readouterr()
+    for words in ("pickled by mace", "ScaleShiftMACE, 32x0e, 2 layers", "H, C, O", "r_max 4 Å", "float64"):
+        assert words in shown.out
+
+
+class Bomb:
+    """Leaves a file behind where it is unpickled the ordinary way."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_what_is_no_model_is_refused_by_name(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = (shared_data / "mof/test.model").read_bytes()
+    marker = tmp_path / "executed"
+    files = {
+        "cut.model": (good[: len(good) // 2], 3, "cut off"),
+        "flipped.model": (good[:200_000] + bytes([good[200_000] ^ 1]) + good[200_001:], 3, "damaged"),
+        "hostile.model": (saved(Bomb(marker)), 3, "system"),
+        "linear.model": (saved(torch.nn.Linear(2, 2)), 2, "torch.nn.modules.linear.Linear"),
+        "dict.pt": (saved({"a": 1, "b": "x"}), 2, "a dict with a, b"),
+        "text.model": (b"hello", 3, "cut off or not a weights file"),
+        "pickle.model": (pickle.dumps({"a": 1}), 3, "cut off or not a weights file"),
+    }
+    for name, (content, code, said) in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert read_model.main(["show", "--input_model", str(tmp_path / name)]) == code, name
+        error = capsys.readouterr().err
+        assert said in error and name in error, error  # noqa: PT018
+        assert len(error.splitlines()) == 1
+    assert not marker.exists()
+    compiled = shared_data / "mof/test_compiled.model"
+    assert read_model.main(["show", "--input_model", str(compiled)]) == 2
+    assert "TorchScript" in capsys.readouterr().err
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    assert zipfile.is_zipfile(buffer)
+    return buffer.getvalue()
+
+
+def test_our_own_module_file_is_read_like_a_foreign_one(shared_data: Path, tmp_path: Path) -> None:
+    """What we write for mace's calculator describes the network that it came from, in every field."""
+    from model_utils import checkpoint
+    from model_utils.models import description as model_json
+    from model_utils.models import pickled
+
+    fields = {
+        "model_class": "ScaleShiftMACE",
+        "r_max": 4.3,
+        "atomic_numbers": [8, 1],
+        "heads": ["a", "b"],
+        "atomic_energies": [[-1.0, -2.5], [-3.0, -4.0]],
+        "avg_num_neighbors": 7.3,
+        "atomic_inter_scale": [0.7, 1.3],
+        "atomic_inter_shift": [0.1, -0.2],
+        "num_bessel": 6,
+        "num_polynomial_cutoff": 6,
+        "max_ell": 2,
+        "interaction_cls": "RealAgnosticDensityResidualInteractionBlock",
+        "interaction_cls_first": "RealAgnosticDensityInteractionBlock",
+        "num_interactions": 3,
+        "hidden_irreps": "8x0e+8x1o",
+        "MLP_irreps": "5x0e",
+        "correlation": [3, 2, 1],
+        "gate": "tanh",
+        "radial_MLP": [16, 8],
+        "distance_transform": "Agnesi",
+        "pair_repulsion": True,
+        "apply_cutoff": False,
+    }
+    description = model_json.parse(json.dumps(fields), "fields")
+    module = model_loader.build(description, torch.float64, 0)
+    checkpoint.write_bare_module(tmp_path / "own.model", module)
+    stub = checkpoint.load_inert(tmp_path / "own.model")
+    assert isinstance(stub, pickled.StubObject)
+    found = pickled.description_of(stub, "own.model")
+    assert model_json.differing_fields(found, description) == []
+    assert np.isclose(found.avg_num_neighbors, 7.3)

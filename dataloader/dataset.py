@@ -95,6 +95,10 @@ class Dataset:
         s, local = self.places[i]
         return self.sources[s].structure(int(local))
 
+    def in_memory(self, i: int) -> bool:
+        """Whether the i-th structure is read without touching the disk."""
+        return self.sources[self.places[i][0]].in_memory
+
     def name(self, i: int) -> str:
         """A name under which a person finds the i-th structure again."""
         s, local = self.places[i]

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
-from dataloader.loader import EpochBatches, Loader, evaluation_plan
+from dataloader.loader import EpochBatches, Loader, Plan, evaluation_plan
 from dataloader.packing import Budget
 from losses import Loss, Metrics, metrics
 from model_utils import model_loader
@@ -49,8 +49,10 @@ class Evaluator:
         options: BatchOptions,
         device: torch.device,
         watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+        *,
+        stress: bool = False,
     ) -> None:
-        self.dataset, self.device, self.watch = dataset, device, watch
+        self.dataset, self.device, self.watch, self.stress = dataset, device, watch, stress
         sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
         self.plans = {name: evaluation_plan(dataset, indices, budget_of(options)) for name, indices in sources.items()}
         self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
@@ -63,10 +65,7 @@ class Evaluator:
         Raises:
             NonFiniteError: naming the structures of the first batch whose errors are no numbers.
         """
-        sums = {
-            name: evaluate(network, parameters, self.watch(self.loader.batches(plan)), loss, self.device, on_batch)
-            for name, plan in self.plans.items()
-        }
+        sums = {name: self._sums(network, parameters, plan, loss, on_batch) for name, plan in self.plans.items()}
         total = torch.stack(list(sums.values())).sum(dim=0)
         if not torch.isfinite(total).all():
             raise NonFiniteError(
@@ -74,6 +73,12 @@ class Evaluator:
                 "of it was saved: look at these structures, at energies, scale and shift in model.json, or lower --lr"
             )
         return metrics(total.tolist(), loss), {name: metrics(s.tolist(), loss) for name, s in sums.items()}
+
+    def _sums(
+        self, network: Network, parameters: Parameters, plan: Plan, loss: Loss, on_batch: OnBatch | None
+    ) -> Tensor:
+        batches = self.watch(self.loader.batches(plan))
+        return evaluate(network, parameters, batches, loss, self.device, on_batch, stress=self.stress)
 
     def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
         for indices in chain.from_iterable(self.plans.values()):

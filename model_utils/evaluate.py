@@ -20,6 +20,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """Load and verify the model, predict every structure, print the errors, write them where asked."""
     # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
     from model_utils import assemble, evaluation_report, model_loader, open_data, runtime
+    from model_utils.breakdown import Breakdown
 
     runtime.start_log(None)
     evaluation_report.refuse_existing(options)
@@ -35,10 +36,12 @@ def evaluate(options: EvaluateOptions) -> None:
     module = loaded.module.to(device)
     network, weights = model_loader.network(module, "reference"), model_loader.trainable(module)
     loss = evaluation_report.loss_of(options)
-    errors = evaluation_report.StructureErrors(data)
-    total, by_source = assemble.Evaluator(data, options, device)(network, weights, loss, errors)
-    evaluation_report.print_all(total, by_source, errors)
-    evaluation_report.write(options, total, by_source)
+    wants_frames = options.output_xyz is not None
+    breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
+    evaluator = assemble.Evaluator(data, options, device, runtime.progress(len(data)), stress=wants_frames)
+    total, by_source = evaluator(network, weights, loss, breakdown)
+    evaluation_report.print_all(total, by_source, breakdown)
+    evaluation_report.write(options, total, by_source, breakdown)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ def evaluate(
     loss: Loss,
     device: torch.device,
     on_batch: OnBatch | None = None,
+    *,
+    stress: bool = False,
 ) -> Tensor:
     """Sums over all labelled entries of all batches (see ``losses.SUMS``).
 
     Gradients exist only inside the prediction, for the forces; parameters carry none, and every output is detached at
-    once. Stress is computed where a batch has a label for it.
+    once. Stress is computed where a batch has a label for it, or always where asked.
 
     Args:
         network: the form of the network.
@@ -32,6 +34,7 @@ def evaluate(
         loss: for the loss among the metrics.
         device: of the network.
         on_batch: sees every batch with its prediction, for tables and files.
+        stress: compute it for every batch.
 
     Returns:
         (len(SUMS),), float64, on the device; ``losses.metrics`` divides.
@@ -40,7 +43,7 @@ def evaluate(
     total = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
     for on_host in batches:
         batch = on_host.to(device)
-        prediction = predict(network, frozen, batch, stress=batch.counts.stresses > 0, training=False)
+        prediction = predict(network, frozen, batch, stress=stress or batch.counts.stresses > 0, training=False)
         total += error_sums(prediction, batch.labels, loss).detach()
         if on_batch is not None:
             on_batch(batch, prediction)

@@ -371,6 +371,10 @@ class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, 
     """Weight of the stress in the loss that is printed."""
     output_json: Path | None = None
     """Write the metrics as JSON, metrics as top-level keys."""
+    output_table: Path | None = None
+    """Write a CSV with one row per structure: identifier, atoms, energies, force RMSE, largest force error."""
+    output_xyz: Path | None = None
+    """Write the structures with predictions (`mace_energy`, `mace_forces`, `mace_stress`) beside labels (`REF_…`)."""
     overwrite: bool = False
     """Replace an output file that is already there."""
 

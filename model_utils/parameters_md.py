@@ -13,6 +13,8 @@ if not __package__:  # run as a file: import our modules from the checkout, not 
 from docstring_parser import parse_from_object
 
 from model_utils.options import (
+    ConvertOptions,
+    DiffOptions,
     EvaluateOptions,
     ExportOptions,
     MetadataFitOptions,
@@ -35,6 +37,8 @@ TABLES: dict[str, type] = {
     "read_model.py export": ExportOptions,
     "read_model.py verify": VerifyOptions,
     "read_model.py show": ShowOptions,
+    "read_model.py diff": DiffOptions,
+    "read_model.py convert": ConvertOptions,
 }
 ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions}  # whose table is not repeated
 

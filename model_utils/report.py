@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -222,8 +222,3 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def per_structure_lines(rows: Sequence[tuple[str, float | None, float | None]]) -> list[str]:
-    """One line per structure: name, energy error (meV), force RMSE (meV/Å)."""
-    return [f"{name}  ΔE {_milli(energy)} meV  F rmse {_milli(forces)} meV/Å" for name, energy, forces in rows]

@@ -7,7 +7,7 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,20 @@ def write_log(path: Path) -> None:
 def _formatted(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return handler
+
+
+def progress(n_structures: int) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """Puts a bar over batches, on a terminal only."""
+
+    def watch(batches: Iterator[Any]) -> Iterator[Any]:
+        from tqdm import tqdm
+
+        with tqdm(total=n_structures, unit="structures", leave=False, disable=None) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(batch.n_structures)
+
+    return watch
 
 
 class _BesideProgress(logging.Handler):

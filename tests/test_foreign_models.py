@@ -1,5 +1,6 @@
 """Models that mace wrote: read without executing anything, rebuilt from their JSON, converted, and refused by name."""
 
+import csv
 import io
 import json
 import os
@@ -9,14 +10,17 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from ase.io import read
 
+import parity_cases
 import read_model
 from conftest import ROOT
-from model_utils import evaluate, model_loader
+from model_utils import checkpoint, evaluate, model_loader
+from model_utils.models import description as model_json
+from model_utils.models import pickled
+from model_utils.models.build import build_module
 from model_utils.models.mace_import import _unsafe_loading_during_import
 
 MODELS = [
@@ -44,7 +48,7 @@ def test_every_tensor_of_a_real_model_is_read(shared_data: Path, name: str) -> N
     assert all(torch.equal(ours[k].reshape(-1), v.reshape(-1)) for k, v in theirs.items() if k in ours)
     assert not [k for k in theirs if k not in ours and theirs[k].numel()]
     absent = loaded.file.content["absent"]
-    assert all(k.endswith("_zeroed") for k in absent)
+    assert all(k.endswith("_zeroed") or "._w3j_" in k for k in absent)
 
 
 def test_reading_executes_nothing(shared_data: Path) -> None:
@@ -225,41 +229,49 @@ def saved(value: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_our_own_module_file_is_read_like_a_foreign_one(shared_data: Path, tmp_path: Path) -> None:
-    """What we write for mace's calculator describes the network that it came from, in every field."""
-    from model_utils import checkpoint
-    from model_utils.models import description as model_json
-    from model_utils.models import pickled
+WITHOUT_EFFECT = ("readout_cls", "gate", "MLP_irreps", "hidden_irreps", "interaction_cls:")  # on a single layer
+CASES = parity_cases.pairwise(parity_cases.AXES)
 
-    fields = {
-        "model_class": "ScaleShiftMACE",
-        "r_max": 4.3,
-        "atomic_numbers": [8, 1],
-        "heads": ["a", "b"],
-        "atomic_energies": [[-1.0, -2.5], [-3.0, -4.0]],
-        "avg_num_neighbors": 7.3,
-        "atomic_inter_scale": [0.7, 1.3],
-        "atomic_inter_shift": [0.1, -0.2],
-        "num_bessel": 6,
-        "num_polynomial_cutoff": 6,
-        "max_ell": 2,
-        "interaction_cls": "RealAgnosticDensityResidualInteractionBlock",
-        "interaction_cls_first": "RealAgnosticDensityInteractionBlock",
-        "num_interactions": 3,
-        "hidden_irreps": "8x0e+8x1o",
-        "MLP_irreps": "5x0e",
-        "correlation": [3, 2, 1],
-        "gate": "tanh",
-        "radial_MLP": [16, 8],
-        "distance_transform": "Agnesi",
-        "pair_repulsion": True,
-        "apply_cutoff": False,
-    }
-    description = model_json.parse(json.dumps(fields), "fields")
-    module = model_loader.build(description, torch.float64, 0)
-    checkpoint.write_bare_module(tmp_path / "own.model", module)
-    stub = checkpoint.load_inert(tmp_path / "own.model")
+
+@pytest.mark.parametrize("case", CASES[::3], ids=parity_cases.name_of)
+def test_a_pickled_module_says_what_it_was_built_from(case: parity_cases.Case, tmp_path: Path) -> None:
+    """Of a covering array of all options, as mace's constructor made them."""
+    description = model_json.parse(json.dumps(parity_cases.completed(parity_cases.fields_of(case))), "case")
+    checkpoint.write_bare_module(tmp_path / "it.model", build_module(description, torch.float64))
+    stub = checkpoint.load_inert(tmp_path / "it.model")
     assert isinstance(stub, pickled.StubObject)
-    found = pickled.description_of(stub, "own.model")
-    assert model_json.differing_fields(found, description) == []
-    assert np.isclose(found.avg_num_neighbors, 7.3)
+    found = model_json.differing_fields(pickled.description_of(stub, "it.model"), description)
+    allowed = WITHOUT_EFFECT if description.num_interactions == 1 else ()
+    allowed += () if "+" in description.hidden_irreps else ("keep_last_layer_irreps",)
+    assert all(text.startswith(allowed) for text in found), found
+    loaded = model_loader.load(tmp_path / "it.model") if description.radial_type != "chebyshev" else None
+    assert loaded is None or all("._w3j_" in name for name in loaded.file.content["absent"]), "only constants"
+
+
+def test_tables_and_predictions(shared_data: Path, tmp_path: Path) -> None:
+    """The CSV and the xyz hold what the metrics were made of; an unlabelled file is inference."""
+    data = shared_data / "solvent_xtb"
+    words = ["--input_model", str(data / "mace01_swa.model"), "--xyz_path", str(data / "solvent_xtb_train_20.xyz")]
+    words += ["--energy_key", "energy_xtb", "--forces_key", "forces_xtb"]
+    outputs = [f"--output_{kind}" for kind in ("json", "table", "xyz")]
+    assert evaluate.main([*words, *(w for o in outputs for w in (o, str(tmp_path / o[9:])))]) == 0
+    found = json.loads((tmp_path / "json").read_text())
+    with (tmp_path / "table").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == found["n_configs"] == 18
+    errors = np.array([float(row["energy_error_per_atom"]) for row in rows])
+    assert np.sqrt((errors**2).mean()) == pytest.approx(found["energy_rmse_per_atom"], rel=1e-12)
+    frames = read(tmp_path / "xyz", index=":", format="extxyz")
+    differences = np.concatenate([f.arrays["mace_forces"] - f.arrays["REF_forces"] for f in frames])
+    assert np.sqrt((differences**2).mean()) == pytest.approx(found["forces_rmse"], rel=1e-6)
+    hydrogen = np.concatenate([f.numbers == 1 for f in frames])
+    assert np.sqrt((differences[hydrogen] ** 2).mean()) == pytest.approx(
+        found["by_element"]["H"]["forces_rmse"], rel=1e-6
+    )
+
+    (tmp_path / "plain.xyz").write_text("2\n\nO 0 0 0\nH 0.9 0 0\n")
+    plain = ["--input_model", str(data / "mace01_swa.model"), "--xyz_path", str(tmp_path / "plain.xyz")]
+    assert evaluate.main([*plain, "--output_xyz", str(tmp_path / "predicted.xyz")]) == 0
+    atoms = read(tmp_path / "predicted.xyz")
+    assert atoms.info["mace_energy"] < -50
+    assert "REF_energy" not in atoms.info

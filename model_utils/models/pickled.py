@@ -73,7 +73,9 @@ def tensors_of(root: StubObject) -> dict[str, Tensor]:
 
 
 def description_of(root: StubObject, where: str) -> ModelDescription:
-    """The description of which a pickled module was built.
+    """The description of which a pickled module was built; a field without effect on it takes its default.
+
+    Such are the last readout's of a single layer, which is linear, and keep_last_layer_irreps where all are scalars.
 
     Raises:
         InputError: a class that model.json does not describe, or an attribute that is not as mace has it.
@@ -138,6 +140,8 @@ def _fields(root: StubObject) -> dict[str, Any]:
         for name in ("scale", "shift"):
             values = _numbers(_tensor(_child(root, "scale_shift"), name).reshape(-1))
             fields[f"atomic_inter_{name}"] = values if len(values) > 1 else values[0]
+    if fields["readout_cls"] == "LinearReadoutBlock":
+        del fields["readout_cls"], fields["gate"]
     return {name: value for name, value in fields.items() if value is not None}
 
 

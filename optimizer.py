@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -25,24 +26,32 @@ def decays(name: str, parameter: Tensor, owner: nn.Module | None = None) -> bool
     return owner is None or "norm" not in type(owner).__name__.lower()
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Trainable parameters in a ``decay`` and a ``no_decay`` group, each with the names of its parameters.
 
-    Names are kept since torch maps optimizer state by position: another grouping would swap moments silently.
+    Parameters that a pattern of ``rates`` names (the first that fits) get groups of their own with that rate. Names are
+    kept since torch maps optimizer state by position: another grouping would swap moments silently.
     """
-    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"decay": [], "no_decay": []}
+    rates = rates or {}
+    groups: dict[tuple[str | None, bool], list[tuple[str, nn.Parameter]]] = {
+        (pattern, decay): [] for pattern in (None, *rates) for decay in (True, False)
+    }
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.numel():
             owner = module.get_submodule(name.rpartition(".")[0])
-            groups["decay" if decays(name, parameter, owner) else "no_decay"].append((name, parameter))
+            pattern = next((p for p in rates if fnmatchcase(name, p)), None)
+            groups[pattern, decays(name, parameter, owner)].append((name, parameter))
     return [
         {
-            "name": group,
+            "name": ("decay" if decay else "no_decay") + (f" {pattern}" if pattern else ""),
             "params": [parameter for _, parameter in members],
             "param_names": [name for name, _ in members],
-            "weight_decay": weight_decay if group == "decay" else 0.0,
+            "weight_decay": weight_decay if decay else 0.0,
+            **({"lr": rates[pattern]} if pattern else {}),
         }
-        for group, members in groups.items()
+        for (pattern, decay), members in groups.items()
         if members
     ]
 
@@ -56,10 +65,11 @@ def build_optimizer(
     amsgrad: bool = True,
     beta1: float = 0.9,
     beta2: float = 0.999,
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Adam (decay added to the gradient, as mace) or AdamW (decay of the weight itself) over ``parameter_groups``."""
     cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
-    return cls(parameter_groups(module, weight_decay), lr=lr, betas=(beta1, beta2), amsgrad=amsgrad)
+    return cls(parameter_groups(module, weight_decay, rates), lr=lr, betas=(beta1, beta2), amsgrad=amsgrad)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +136,11 @@ class Schedule:
         self._apply()
 
     def set_base(self, rate: float) -> None:
-        """Another base rate from now on: the schedule follows it, a plateau's reductions so far are forgotten."""
-        self.base_rates = [rate] * len(self.base_rates)
+        """Another base rate from now on, of all groups in proportion: the schedule follows it.
+
+        A plateau's reductions so far are forgotten.
+        """
+        self.base_rates = [base * rate / self.base_rates[0] for base in self.base_rates]
         self.reductions = 0
         self.held = rate if self.held is not None else None
         self._apply()

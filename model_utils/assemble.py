@@ -1,7 +1,8 @@
 """From options to the objects a run is made of: batches, evaluator, state, plan. Nothing below this takes options."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import chain
 
 import torch
@@ -14,12 +15,12 @@ from dataloader.packing import Budget
 from losses import Loss, Metrics, metrics
 from model_utils import model_loader
 from model_utils.ema import ExponentialMovingAverage
-from model_utils.errors import NonFiniteError
+from model_utils.errors import InputError, NonFiniteError
 from model_utils.evaluation import OnBatch, evaluate
 from model_utils.fit import FitPlan, StageTwo
 from model_utils.models.network import Network, Parameters
 from model_utils.open_data import TrainingData
-from model_utils.options import BatchOptions, TrainOptions
+from model_utils.options import BatchOptions, TrainOptions, rates_by_pattern
 from model_utils.runtime import log
 from model_utils.train_state import Tally, TrainState
 from optimizer import Schedule, ScheduleSettings, build_optimizer
@@ -101,7 +102,7 @@ def loss_of(options: TrainOptions) -> Loss:
     )
 
 
-def fit_plan(options: TrainOptions) -> FitPlan:
+def fit_plan(options: TrainOptions, *, judge_first: bool = False) -> FitPlan:
     """How long to train and what to do when; a stage two that never starts is one warning."""
     stage_two = None
     if options.stage_two:
@@ -132,11 +133,23 @@ def fit_plan(options: TrainOptions) -> FitPlan:
         checkpoint_every_steps=options.checkpoint_every_steps,
         checkpoint_every_minutes=options.checkpoint_every_minutes,
         log_every_steps=options.log_every_steps,
+        judge_first=judge_first,
     )
 
 
 def training_state(options: TrainOptions, module: nn.Module, device: torch.device, batches: EpochBatches) -> TrainState:
-    """A fresh state around a built module, which is moved to the device."""
+    """A fresh state around a module with its first weights, which is moved to the device; some may be frozen.
+
+    Raises:
+        InputError: a pattern of --freeze or --lr_of fits no parameter, or none is left to train.
+    """
+    freeze(module, options.freeze)
+    rates = rates_by_pattern(options)
+    for pattern in rates:
+        if not any(fnmatchcase(name, pattern) for name in model_loader.trainable(module)):
+            raise InputError(
+                f"--lr_of {pattern}: no trainable parameter has such a name; `read_model.py show` lists them"
+            )
     module.to(device)
     parameters = model_loader.trainable(module)
     moved = build_optimizer(
@@ -147,6 +160,7 @@ def training_state(options: TrainOptions, module: nn.Module, device: torch.devic
         amsgrad=options.amsgrad,
         beta1=options.beta1,
         beta2=options.beta2,
+        rates=rates,
     )
     return TrainState(
         network=model_loader.network(module, options.step),
@@ -157,6 +171,31 @@ def training_state(options: TrainOptions, module: nn.Module, device: torch.devic
         tally=Tally.empty(device),
         device=device,
     )
+
+
+def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Take parameters out of the training by patterns of their names.
+
+    Raises:
+        InputError: a pattern fits no parameter, or none is left.
+    """
+    for pattern in patterns:
+        fitting = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern) and p.numel()]
+        if not fitting:
+            names = ", ".join(sorted({name.rpartition(".")[0] for name in model_loader.trainable(module)})[:6])
+            raise InputError(f"--freeze {pattern}: no parameter has such a name; there are those of {names} …")
+        for parameter in fitting:
+            parameter.requires_grad_(False)
+    if patterns:
+        left = model_loader.trainable(module)
+        if not left:
+            raise InputError("--freeze leaves nothing to train; name fewer parameters")
+        log.info("%d of the parameters are frozen, %d are trained", *_sizes(module, left))
+
+
+def _sizes(module: nn.Module, left: Mapping[str, Tensor]) -> tuple[int, int]:
+    moved = sum(p.numel() for p in left.values())
+    return sum(p.numel() for p in module.parameters()) - moved, moved
 
 
 def schedule_settings(options: TrainOptions, batches: EpochBatches) -> ScheduleSettings:

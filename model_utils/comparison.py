@@ -11,7 +11,15 @@ from torch import Tensor
 from model_utils import checkpoint
 from model_utils.outputs import Outputs
 
-PLACE_AND_HISTORY = {"config", "history", "reason", "metrics_offset", "data", "computed_on"}  # not part of the result
+PLACE_AND_HISTORY = {
+    "config",
+    "history",
+    "reason",
+    "metrics_offset",
+    "data",
+    "computed_on",
+    "source",
+}  # not part of the result
 
 
 def differences(one: Outputs, other: Outputs) -> list[str]:

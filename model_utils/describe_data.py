@@ -225,7 +225,11 @@ def measured_fields(
 
 def _energies(head: HeadSums, elements: Sequence[int], options: MetadataOptions, name: str) -> dict[int, float]:
     if options.E0s not in ("auto", "isolated", "lstsq", "average"):
-        return _given_energies(options.E0s, elements)
+        given = given_energies(options.E0s, "auto, isolated, lstsq, average")
+        missing = [z for z in elements if z not in given]
+        if missing:
+            raise InputError(f"--E0s gives none for {symbols(missing)}")
+        return {z: given[z] for z in elements}
     found = reference_energies(head, elements, options.E0s)
     log.info("head %s: E0s %s", name, found.origin)
     for z in elements:
@@ -233,21 +237,20 @@ def _energies(head: HeadSums, elements: Sequence[int], options: MetadataOptions,
     return found.values
 
 
-def _given_energies(text: str, elements: Sequence[int]) -> dict[int, float]:
-    """E0s from JSON text or a JSON file: a mapping by element."""
+def given_energies(text: str, words: str) -> dict[int, float]:
+    """E0s from JSON text or a JSON file: a mapping by element, as atomic number → eV.
+
+    Raises:
+        InputError: it is neither that nor one of the ``words`` that the flag takes.
+    """
     try:
         given = json.loads(Path(text).read_text(encoding="utf-8") if not text.lstrip().startswith("{") else text)
         values = {model_json.number_of(str(key)): float(value) for key, value in given.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"--E0s {text[:40]}: {error}; expected auto, isolated, lstsq, average, or JSON like '{{\"H\": -13.6}}'"
-        ) from None
+        raise InputError(f"--E0s {text[:40]}: {error}; expected {words}, or JSON like '{{\"H\": -13.6}}'") from None
     if not np.isfinite(list(values.values())).all():
         raise InputError(f"--E0s {text[:40]}: an energy is not finite")
-    missing = [z for z in elements if z not in values]
-    if missing:
-        raise InputError(f"--E0s gives none for {symbols(missing)}")
-    return {z: values[z] for z in elements}
+    return values
 
 
 def write(options: MetadataOptions, found: Mapping[str, Any]) -> ModelDescription:

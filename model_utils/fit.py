@@ -58,6 +58,7 @@ class FitPlan:
     checkpoint_every_steps: int | None = None
     checkpoint_every_minutes: float | None = None
     log_every_steps: int | None = None
+    judge_first: bool = False  # the weights before the first step may be the best: those of a fine-tuning's source
 
     def loss_of_stage(self, stage: int) -> Loss:
         """The loss of stage one or two."""
@@ -151,7 +152,7 @@ class _Run:
         if progress.step == 0:
             self._save("start")  # a full disk shows here, and how long a save takes
         if progress.validation_due:
-            self.validate(judge=progress.step > 0)  # of fresh weights first: bad E0s show before the first step
+            self.validate(judge=progress.step > 0 or self.plan.judge_first)  # bad E0s show before the first step
         while (reason := self.finish_reason()) is None:
             self.enter_stage_two_when_due()
             self.train_epoch()

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,7 +280,12 @@ class PairWriter:
     """
 
     def __init__(
-        self, outputs: Outputs, description: ModelDescription, module: nn.Module, version: Mapping[str, str]
+        self,
+        outputs: Outputs,
+        description: ModelDescription,
+        module: nn.Module,
+        version: Mapping[str, str],
+        source_hashes: Sequence[str] = (),
     ) -> None:
         self.outputs, self.description = outputs, description
         self._module = copied(module)
@@ -288,10 +293,14 @@ class PairWriter:
         self._common = {
             "model_json_text": description.canonical_text(),
             "model_json_hash": description.hash(),
-            "model_json_history": [description.hash()],
+            "model_json_history": [*source_hashes, description.hash()],
             "code_version": dict(version),
             "run_name": outputs.run_name,
         }
+
+    def begin_with(self, module: nn.Module) -> None:
+        """Take all tensors of the module as they are before the first step; frozen ones are never written again."""
+        self._module.load_state_dict({name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
 
     def save_checkpoint(self, module: nn.Module, train_state: Mapping[str, Any]) -> None:
         """Raw weights and the whole training state; never averaged weights. Before it, a best model that waits.

@@ -167,6 +167,10 @@ class OptimizerOptions:
     """Decay of the first moment."""
     beta2: Decay = 0.999
     """Decay of the second moment."""
+    freeze: tuple[str, ...] = ()
+    """Leave parameters as they are: patterns of names, for example `node_embedding.*` `interactions.0.*`."""
+    lr_of: tuple[str, ...] = ()
+    """Learning rates of their own: `PATTERN=RATE`, for example `readouts.*=0.001`; the schedule acts on all alike."""
     clip_grad: NonNegative = 10.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate_batches: Count = 1
@@ -262,7 +266,7 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(
+class TrainingOptions(
     OutputOptions,
     RunOptions,
     StageTwoOptions,
@@ -273,14 +277,33 @@ class TrainOptions(
     DeviceOptions,
     CommonOptions,
 ):
+    """Everything of a training but where the network comes from."""
+
+    def __post_init__(self) -> None:
+        _check_data(self)
+        _check_run(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainingOptions):
     """Train a MACE model from a model.json."""
 
     input_json: Path
     """Description of the network; ten lines are enough, `metadata.py init` writes one from data."""
 
-    def __post_init__(self) -> None:
-        _check_data(self)
-        _check_run(self)
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainingOptions):
+    """Train on from the weights of another model, with its structure."""
+
+    input_model: Path
+    """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors."""
+    input_json: Path | None = None
+    """A model.json that the one of the weights must equal; needed where the file holds none."""
+    E0s: str = "keep"
+    """Reference energies: `keep` the source's, `shift` them per element by a least-squares fit of its errors on the training data, or JSON by element. Changes are printed."""
+    lr: Rate = 1e-4
+    """Learning rate; small, or the source is forgotten in the first steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -535,7 +558,26 @@ def _check_format(data_format: str | None, **paths: tuple[Path, ...]) -> None:
             )
 
 
-def _check_run(options: TrainOptions) -> None:
+def rates_by_pattern(options: OptimizerOptions) -> dict[str, float]:
+    """The rates of --lr_of.
+
+    Raises:
+        InputError: one is not PATTERN=RATE.
+    """
+    found = {}
+    for text in options.lr_of:
+        pattern, _, rate = text.partition("=")
+        try:
+            found[pattern] = float(rate)
+        except ValueError:
+            found[pattern] = 0.0
+        if not pattern or not 0 < found[pattern] <= 1e30:
+            raise InputError(f"--lr_of {text!r} is not PATTERN=RATE, for example readouts.*=0.001")
+    return found
+
+
+def _check_run(options: TrainingOptions) -> None:
+    rates_by_pattern(options)
     if options.resume and options.overwrite:
         raise InputError(
             "--resume and --overwrite contradict each other: one keeps the run that is there, one removes it"

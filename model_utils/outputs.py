@@ -51,6 +51,11 @@ class Outputs:
         return tuple(dict.fromkeys((sidecar(self.checkpoint), sidecar(self.model))))
 
     @property
+    def source_json(self) -> Path:
+        """Structure of the model a fine-tuning began with, where it was changed."""
+        return self.checkpoint.with_name(f"{self.run_name}_source_model.json")
+
+    @property
     def stage_one_model(self) -> Path:
         """Best model of stage one, where there is a second stage."""
         return self.model.with_name(f"{_stem(self.model)}_stage_one_model.pt")

@@ -46,7 +46,7 @@ def log_train(record: TrainRecord) -> None:
 
 def log_validation(record: ValidationRecord) -> None:
     """The validation line, and one per source where there are several."""
-    which = "untrained" if record.step == 0 else f"epoch {record.epoch}"
+    which = "before the first step" if record.step == 0 else f"epoch {record.epoch}"
     mark = "  best" if record.best else ""
     log.info("%s valid  %s  (%s weights)%s", which, errors_text(record.metrics), record.weights, mark)
     if len(record.by_source) > 1:

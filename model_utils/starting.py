@@ -14,9 +14,10 @@ import torch
 
 from dataloader.errors import InputError
 from dataloader.loader import EpochBatches
-from model_utils import cli, model_loader, run_lock
+from model_utils import cli, durable, model_loader, run_lock
 from model_utils.checkpoint import WeightsFile
 from model_utils.errors import VerificationError
+from model_utils.finetuning import Origin
 from model_utils.fit import FitPlan
 from model_utils.interruption import Interruption
 from model_utils.models.description import ModelDescription, differing_fields
@@ -61,6 +62,23 @@ def find_run(
     return file
 
 
+def source_of(origin: Origin | None, checkpoint: WeightsFile | None) -> dict[str, str] | None:
+    """What a fine-tuning began with, as its checkpoints record it; None for a run from fresh weights."""
+    if checkpoint is not None:
+        stored: dict[str, str] | None = checkpoint.content["train_state"]["source"]
+        return stored
+    if origin is None:
+        return None
+    return {"path": os.path.abspath(origin.source.file.path), "model_json_hash": origin.source.description.hash()}
+
+
+def history_of_structures(origin: Origin | None, checkpoint: WeightsFile | None) -> list[str]:
+    """Hashes of the descriptions that came before this run's own."""
+    if checkpoint is not None:
+        return [h for h in checkpoint.content["model_json_history"] if h != checkpoint.description.hash()]
+    return [] if origin is None else [origin.source.description.hash()]
+
+
 def threads(options: TrainOptions, file: WeightsFile | None) -> int | None:
     """Those asked for; else, in a continued run, as many as it had, where this process has so many cores."""
     if options.threads is not None or file is None:
@@ -69,9 +87,11 @@ def threads(options: TrainOptions, file: WeightsFile | None) -> int | None:
     return before if before <= len(os.sched_getaffinity(0)) else None
 
 
-def default_dtype(checkpoint: WeightsFile | None) -> torch.dtype:
-    """Single precision for a new run; a continued one goes on as it was."""
-    return torch.float32 if checkpoint is None else DTYPES[checkpoint.content["train_state"]["dtype"]]
+def default_dtype(checkpoint: WeightsFile | None, origin: Origin | None) -> torch.dtype:
+    """Single precision for a new run, the source's for a fine-tuning; a continued one goes on as it was."""
+    if checkpoint is not None:
+        return DTYPES[checkpoint.content["train_state"]["dtype"]]
+    return torch.float32 if origin is None else origin.source.file.dtype
 
 
 def announce(options: TrainOptions, outputs: Outputs, description: ModelDescription) -> None:
@@ -127,6 +147,7 @@ def open_files(
     record: Mapping[str, Any],
     stop: Interruption,
     continued: WeightsFile | None,
+    origin: Origin | None,
 ) -> RunFiles:
     """Remove another run where asked, write the descriptions and settings, and open what the loop adds to.
 
@@ -144,6 +165,8 @@ def open_files(
             adopt(Outputs.of_checkpoint(continued.path, stored["config"]), outputs, stored["metrics_offset"])
         write_log(outputs.log)
         model_loader.write_description(outputs, description, options.input_json, overwrite=options.overwrite)
+        if origin is not None and origin.source.description.hash() != description.hash():
+            durable.write_text(outputs.source_json, origin.source.description.canonical_text())
         return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
     except OSError as error:
         if options.resume is None:

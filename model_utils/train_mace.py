@@ -23,9 +23,8 @@ def train(options: TrainOptions) -> None:
         # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
         from model_utils import training
         from model_utils.models import description as model_json
-        from model_utils.resuming import Changes
 
-        training.train(options, model_json.read(options.input_json), stop, Changes())
+        training.train(options, model_json.read(options.input_json), stop)
 
 
 if __name__ == "__main__":

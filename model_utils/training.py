@@ -2,6 +2,7 @@
 
 from model_utils import assemble, cli, closing, model_loader, open_data, resuming, runtime, starting
 from model_utils.data_identity import data_identity
+from model_utils.finetuning import Origin
 from model_utils.fit import fit
 from model_utils.interruption import Interruption
 from model_utils.models.description import ModelDescription
@@ -11,7 +12,13 @@ from model_utils.resuming import Changes
 from model_utils.runtime import log
 
 
-def train(options: TrainOptions, description: ModelDescription, stop: Interruption, changes: Changes) -> None:
+def train(
+    options: TrainOptions,
+    description: ModelDescription,
+    stop: Interruption,
+    changes: Changes | None = None,
+    origin: Origin | None = None,
+) -> None:
     """Build the network, fit it, keep a resumable checkpoint and the best weights, and print the table at the end.
 
     Args:
@@ -19,14 +26,16 @@ def train(options: TrainOptions, description: ModelDescription, stop: Interrupti
         description: of the network.
         stop: signals and the clock.
         changes: what a continued run does otherwise.
+        origin: the model of a fine-tuning; fresh weights without one.
 
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
+    changes = changes or Changes()
     outputs = Outputs.named(options.output_checkpoint, options.output_model)
     with starting.place(options, outputs):
         stored = starting.find_run(options, outputs, description, changes.begin_with)
-        dtype = runtime.dtype_of(options.dtype, starting.default_dtype(stored))
+        dtype = runtime.dtype_of(options.dtype, starting.default_dtype(stored, origin))
         device = runtime.start(
             device=options.device,
             dtype=dtype,
@@ -40,18 +49,24 @@ def train(options: TrainOptions, description: ModelDescription, stop: Interrupti
 
         data = open_data.training_data(options, description.facts(), dtype, options.seed)
         module = model_loader.build(description, dtype, options.seed, str(options.input_json))
-        writer = model_loader.PairWriter(outputs, description, module, runtime.code_version())
+        if origin is not None:
+            origin.put_into(module)
+            origin.check(module, data.train)
+        hashes = starting.history_of_structures(origin, stored)
+        writer = model_loader.PairWriter(outputs, description, module, runtime.code_version(), hashes)
         batches = assemble.training_batches(options, data, device)
         state = assemble.training_state(options, module, device, batches)
-        plan = assemble.fit_plan(options)
+        source = starting.source_of(origin, stored)
+        plan = assemble.fit_plan(options, judge_first=source is not None)
         if options.dry_run:
             starting.rehearse(state, batches, plan, data)
             return
         identity = data_identity(data)
         history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)
+        writer.begin_with(module)
 
-        record = {"config": cli.as_plain(options), "history": history, **identity}
-        files = starting.open_files(options, outputs, description, writer, data, record, stop, stored)
+        record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
+        files = starting.open_files(options, outputs, description, writer, data, record, stop, stored, origin)
         validate = assemble.Evaluator(data.valid, options, device, stop.watch)
         hooks = files.hooks(state.network, validate, starting.progress_bar())
         with stop.deferred():

@@ -1,0 +1,36 @@
+"""Fine-tune a trained model: ``python model_utils/finetune.py --input_model W --xyz_train data.xyz …``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from model_utils import cli
+from model_utils.interruption import Interruption, leave
+from model_utils.options import FinetuneOptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fine-tune, or continue with --resume auto; returns the exit code."""
+    return cli.run(FinetuneOptions, finetune, argv)
+
+
+def finetune(options: FinetuneOptions) -> None:
+    """A run from another model's weights."""
+    with Interruption() as stop:
+        from model_utils import finetuning, runtime, training
+
+        runtime.start_log(None)
+        settings = finetuning.settings(options)
+        begun = finetuning.continued(options)
+        if begun is not None:
+            training.train(settings, begun, stop)
+        else:
+            origin = finetuning.origin(options, settings)
+            training.train(settings, origin.description, stop, origin=origin)
+
+
+if __name__ == "__main__":
+    leave(main())

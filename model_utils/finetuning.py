@@ -1,0 +1,171 @@
+"""Begin with another model: its weights, its structure, and reference energies of the new data's method.
+
+A reference energy is added to the network's interaction energy, so changing it changes energies by a number per atom
+and leaves forces and stress as they are. That, and nothing else, may differ between the source and the model before
+its first step; ``Origin.check`` compares the two on real structures.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dataloader.dataset import Dataset
+from dataloader.errors import InputError
+from dataloader.structure import symbols
+from model_utils import cli, model_loader
+from model_utils.describe_data import given_energies
+from model_utils.errors import VerificationError
+from model_utils.model_loader import LoadedModel
+from model_utils.models import description as model_json
+from model_utils.models.build import ENERGIES
+from model_utils.models.description import ModelDescription
+from model_utils.models.network import predict
+from model_utils.options import FinetuneOptions, TrainOptions
+from model_utils.outputs import Outputs, sidecar
+from model_utils.runtime import log
+
+COMPARED = 32  # structures
+FITTED = 1000  # structures
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The model that a fine-tuning begins with, and the description of the one it makes."""
+
+    source: LoadedModel
+    description: ModelDescription
+
+    def put_into(self, module: nn.Module) -> None:
+        """Give a freshly built module the source's weights; its own reference energies stay."""
+        own = module.state_dict()
+        module.load_state_dict({**self.source.module.state_dict(), ENERGIES: own[ENERGIES]})
+
+    def check(self, module: nn.Module, data: Dataset) -> None:
+        """Compare with the source on structures of the training data.
+
+        Raises:
+            VerificationError: energies or forces differ by more than the declared change of reference energies.
+        """
+        indices = list(range(min(COMPARED, len(data))))
+        dtype = next(module.parameters()).dtype
+        source = model_loader.build_as(self.source.description, module)
+        source.load_state_dict(self.source.module.state_dict())
+        old = np.array(self.source.description.atomic_energies)
+        change = np.array(self.description.atomic_energies) - old
+        worst = 0.0
+        for i in indices:
+            batch = data.batch([i])
+            found = [_predicted(network, batch) for network in (source, module)]
+            species, head = batch.species.numpy(), int(batch.head[0])
+            before = float(found[0][0]) + old[head][species].sum()
+            after = float(found[1][0]) + float(batch.reference_energy[0])
+            scale = max(abs(before), 1.0)
+            worst = max(worst, abs(after - before - change[head][species].sum()) / scale)
+            forces = found[0][1].abs().max().clamp(min=1e-3)
+            worst = max(worst, float((found[1][1] - found[0][1]).abs().max() / forces))
+        if not worst <= TOLERANCE[dtype]:
+            raise VerificationError(
+                f"before its first step the model deviates from {self.source.file.path} by {worst:.2g} (at most "
+                f"{TOLERANCE[dtype]:g}) beyond the change of reference energies; nothing was trained"
+            )
+        log.info("step 0: energies and forces of %d structures are the source's to %.2g", len(indices), worst)
+
+
+def _predicted(module: nn.Module, batch) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    network = model_loader.network(module, "reference")
+    found = predict(network, dict(module.named_parameters()), batch, stress=False, training=False)
+    assert found.forces is not None
+    return found.energy, found.forces
+
+
+def settings(options: FinetuneOptions) -> TrainOptions:
+    """The same run as a training of the model.json that will lie beside its checkpoint."""
+    place = Outputs.named(options.output_checkpoint, options.output_model)
+    plain = {**cli.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
+    return cli.from_plain(TrainOptions, plain, options.input_model)
+
+
+def origin(options: FinetuneOptions, train: TrainOptions) -> Origin:
+    """Load the source and decide on the reference energies.
+
+    Raises:
+        InputError: the source cannot be read, or energies are given that do not fit it.
+        VerificationError: the source is damaged.
+    """
+    source = model_loader.load(options.input_model, input_json=options.input_json)
+    log.info(
+        "source %s: %s, %s, elements %s, weights of %s",
+        options.input_model,
+        source.description.model_class,
+        source.description.hidden_irreps,
+        symbols(source.description.atomic_numbers),
+        source.file.when(),
+    )
+    if options.E0s == "keep":
+        return Origin(source=source, description=source.description)
+    elements, old = source.description.atomic_numbers, source.description.atomic_energies
+    if options.E0s == "shift":
+        new = _shifted(source, train)
+    else:
+        given = given_energies(options.E0s, "keep, shift")
+        foreign = sorted(set(given) - set(elements))
+        if foreign:
+            raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")
+        new = [[given.get(z, before) for z, before in zip(elements, row, strict=True)] for row in old]
+    for head, before, after in zip(source.description.heads, old, new, strict=True):
+        for number, a, b in zip(elements, before, after, strict=True):
+            if a != b:
+                log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
+    fields = {**json.loads(source.description.canonical_text()), "atomic_energies": new}
+    return Origin(source=source, description=model_json.parse(json.dumps(fields), str(options.input_model)))
+
+
+def _shifted(source: LoadedModel, train: TrainOptions) -> list[list[float]]:
+    """Reference energies plus the least-squares fit of label − prediction by composition; absent elements stay."""
+    from model_utils import open_data
+
+    description = source.description
+    if len(description.heads) > 1:
+        raise InputError("--E0s shift: the source has several heads; give the energies as JSON")
+    facts = description.facts()
+    data = open_data.training_data(train, facts, source.file.dtype, train.seed).train
+    compositions, residuals = [], []
+    for i in range(min(FITTED, len(data))):
+        batch = data.batch([i])
+        if bool(batch.labels.energy_mask[0]):
+            energy, _ = _predicted(source.module, batch)
+            residuals.append(float(batch.labels.energy[0]) - float(energy[0]))
+            compositions.append(np.bincount(batch.species.numpy(), minlength=len(facts.atomic_numbers)))
+    if not residuals:
+        raise InputError("--E0s shift: no structure of the training data has an energy")
+    counts = np.array(compositions, dtype=float)
+    present = counts.any(axis=0)
+    fitted, _, rank, _ = np.linalg.lstsq(counts[:, present], np.array(residuals), rcond=None)
+    if rank < present.sum():
+        log.warning("the compositions do not determine every element's shift: the smallest that fit are taken")
+    change = np.zeros(len(facts.atomic_numbers))
+    change[present] = fitted
+    rest = np.array(residuals) - counts @ change
+    log.info(
+        "E0 shift fitted to %d structures: error per configuration %.3f → %.3f eV (rms)",
+        len(residuals),
+        np.sqrt(np.mean(np.square(residuals))),
+        np.sqrt(np.mean(rest**2)),
+    )
+    return [(np.array(description.atomic_energies[0]) + change).tolist()]
+
+
+def continued(options: FinetuneOptions) -> ModelDescription | None:
+    """The description of a fine-tuning that was begun at the place before; None where --resume finds none."""
+    from model_utils.resuming import newest_checkpoint
+
+    if options.resume is None:
+        return None
+    place: Path = Outputs.named(options.output_checkpoint, options.output_model).checkpoint
+    file = newest_checkpoint(place)
+    return None if file is None else file.description

@@ -1,0 +1,180 @@
+"""finetune.py: the source to the last bit before the first step, what is frozen stays, what changes is said."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ase.io import read, write
+
+from model_utils import checkpoint, finetune, model_loader, resume, train_mace
+from model_utils.comparison import differences
+from model_utils.models import reference
+from model_utils.outputs import Outputs
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def source(tiny_json: Path, water_xyz: Make, tmp_path: Path) -> Path:
+    """A model trained for two epochs."""
+    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("first.xyz", 10)), "--batch_size", "4"]
+    words += ["--epochs", "2", "--dtype", "float64", "--no_export_mace_model"]
+    assert train_mace.main([*words, "--output_checkpoint", str(tmp_path / "source")]) == 0
+    return tmp_path / "source" / "source_model.pt"
+
+
+@pytest.fixture
+def run(source: Path, water_xyz: Make, tmp_path: Path) -> Callable[..., Path]:
+    """Fine-tune it on other waters."""
+
+    def go(name: str, *flags: str, code: int = 0) -> Path:
+        words = ["--input_model", str(source), "--xyz_train", str(water_xyz("second.xyz", 10, seed=5))]
+        words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=6)), "--batch_size", "4", "--epochs", "2"]
+        folder = tmp_path / name
+        arguments = [*words, "--no_export_mace_model", "--output_checkpoint", str(folder), *flags]
+        assert finetune.main(arguments) == code
+        return folder
+
+    return go
+
+
+def tensors(folder: Path, kind: str = "checkpoint") -> dict[str, torch.Tensor]:
+    return checkpoint.read(folder / f"{folder.name}_{kind}.pt").tensors
+
+
+def test_it_begins_with_the_source_in_its_precision(
+    run: Callable[..., Path], source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run("run", "--lr", "1e-30", "--weight_decay", "0")
+    shown = capsys.readouterr().out
+    assert "step 0: energies and forces of 10 structures are the source's to " in shown
+    before, after = checkpoint.read(source).tensors, tensors(folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (folder / "run_model.json").read_bytes() == source.with_name("source_model.json").read_bytes()
+    assert not (folder / "run_source_model.json").exists()
+    assert checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]["source"]["path"] == str(source)
+
+
+def test_the_source_itself_may_be_the_best(run: Callable[..., Path], source: Path) -> None:
+    folder = run("run", "--lr", "10", "--clip_grad", "0", "--epochs", "1")
+    best = checkpoint.read(folder / "run_model.pt")
+    assert best.content["step"] == 0
+    assert all(torch.equal(best.tensors[n], t) for n, t in checkpoint.read(source).tensors.items())
+
+
+def test_frozen_parameters_are_bit_equal_and_the_others_moved(run: Callable[..., Path], source: Path) -> None:
+    folder = run("run", "--freeze", "node_embedding.*", "interactions.0.*", "--lr", "0.01", "--ema")
+    before = checkpoint.read(source).tensors
+    trainable = set(model_loader.trainable(model_loader.load(source).module))
+    for kind in ("checkpoint", "model"):
+        after = tensors(folder, kind)
+        for name in before:
+            frozen = name.startswith(("node_embedding.", "interactions.0.")) or name not in trainable
+            assert torch.equal(before[name], after[name]) == frozen, (kind, name)
+
+
+def test_a_rate_of_its_own_acts_on_its_group_alone(run: Callable[..., Path], source: Path) -> None:
+    folder = run("run", "--lr", "1e-30", "--weight_decay", "0", "--lr_of", "readouts.*=0.01")
+    before, after = checkpoint.read(source).tensors, tensors(folder)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("readouts.") for name in moved)
+
+
+def test_given_reference_energies(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("run", "--E0s", '{"O": -431.25}')
+    shown = capsys.readouterr().out
+    assert "E0 of O (Default): -430.000000 → -431.250000 eV" in shown
+    assert "E0 of H" not in shown
+    found = json.loads((folder / "run_model.json").read_text())
+    assert found["atomic_energies"] == [[-13.6, -431.25]]
+    assert json.loads((folder / "run_source_model.json").read_text())["atomic_energies"] == [[-13.6, -430.0]]
+    history = checkpoint.read(folder / "run_checkpoint.pt").content["model_json_history"]
+    assert len(set(history)) == 2
+
+
+def test_fitted_reference_energies(
+    run: Callable[..., Path], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels 3 eV per oxygen higher: waters leave one combination open, and the smallest shift that fits is taken."""
+    frames = read(tmp_path / "first.xyz", index=":")
+    for atoms in frames:
+        atoms.info["REF_energy"] += 3.0 * (atoms.numbers == 8).sum()
+    write(tmp_path / "shifted.xyz", frames, format="extxyz")
+    run(
+        "run",
+        "--E0s",
+        "shift",
+        "--xyz_train",
+        str(tmp_path / "shifted.xyz"),
+        "--xyz_val",
+        str(tmp_path / "shifted.xyz"),
+    )
+    shown = capsys.readouterr().out
+    assert "do not determine every element's shift" in shown
+    assert "E0 shift fitted to 10 structures" in shown
+
+
+def test_what_does_not_fit_the_source(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "iron.xyz").write_text(
+        "1\nREF_energy=-1.0 Properties=species:S:1:pos:R:3:REF_forces:R:3\nFe 0 0 0 0 0 0\n"
+    )
+    for flags, said in (
+        (["--xyz_train", str(tmp_path / "iron.xyz")], "element Fe (Z=26) is not in model.json"),
+        (["--E0s", '{"Fe": -1.0}'], "--E0s names Fe, which the source does not have"),
+        (["--E0s", "whatever"], "expected keep, shift, or JSON"),
+        (["--freeze", "nothing.*"], "--freeze nothing.*: no parameter has such a name"),
+        (["--freeze", "*"], "--freeze leaves nothing to train"),
+        (["--lr_of", "readouts.*"], "is not PATTERN=RATE"),
+        (["--lr_of", "nothing.*=0.1"], "--lr_of nothing.*: no trainable parameter"),
+    ):
+        run("run", *flags, code=2)
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "run" / "run_checkpoint.pt").exists()
+
+
+def test_the_gate_finds_a_wrong_transfer(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from model_utils.finetuning import Origin
+
+    put = Origin.put_into
+
+    def wrongly(self: Origin, module: torch.nn.Module) -> None:
+        put(self, module)
+        with torch.no_grad():
+            module.get_parameter("readouts.0.linear.weight").mul_(1.001)
+
+    monkeypatch.setattr(Origin, "put_into", wrongly)
+    run("run", code=3)
+    assert "before its first step the model deviates from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by", ["finetune", "resume"])
+def test_resumed_it_equals_the_unbroken_run(run: Callable[..., Path], tmp_path: Path, by: str) -> None:
+    flags = ["--freeze", "node_embedding.*", "--lr_of", "readouts.*=0.01", "--E0s", '{"H": -13.5}', "--lr", "0.001"]
+    whole = run("whole/run", *flags)
+    folder = run("part/run", *flags, "--epochs", "2", "--max_steps", "3")
+    if by == "finetune":
+        run("part/run", *flags, "--resume", "auto")
+    else:
+        assert resume.main(["--input_model", str(folder), "--max_steps", "100"]) == 0
+    outputs = [Outputs.named(f / "run_checkpoint.pt", None) for f in (whole, folder)]
+    # stopped by --max_steps, the part validated once more and has another horizon; weights and moments are the same
+    found = [text for text in differences(*outputs) if not text.startswith("metrics.jsonl") and "horizon" not in text]
+    assert [text for text in found if "scheduler" not in text] == []
+
+
+def test_from_a_mace_model(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = shared_data / "solvent_xtb"
+    words = ["--input_model", str(data / "mace01_swa.model"), "--xyz_train", str(data / "solvent_xtb_train_20.xyz")]
+    words += ["--energy_key", "energy_xtb", "--forces_key", "forces_xtb", "--epochs", "1", "--no_export_mace_model"]
+    assert finetune.main([*words, "--output_checkpoint", str(tmp_path / "run")]) == 0
+    assert "step 0: energies and forces of 16 structures are the source's to" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run")
+    assert reference.ReferenceNetwork.kind == "reference"

@@ -72,7 +72,12 @@ def write_model(path: Path, content: Mapping[str, Any], module: nn.Module) -> No
 
     The digest covers everything but the module, which our own readers never unpickle.
     """
-    durable.write(path, serialise({**_sealed("model", content), "model": module}))
+    durable.write(path, model_bytes(content, module))
+
+
+def model_bytes(content: Mapping[str, Any], module: nn.Module) -> bytes:
+    """What ``write_model`` writes."""
+    return serialise({**_sealed("model", content), "model": module})
 
 
 def write_bare_module(path: Path, module: nn.Module) -> None:
@@ -130,7 +135,7 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
     """
     stored = content.pop("digest")
     content.pop("model", None)
-    if digest(content) != stored:
+    if _digest_of_read(path, content) != stored:
         raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
     if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:
         raise VerificationError(
@@ -222,6 +227,25 @@ def _stub_modules(path: Path) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _digest_of_read(path: Path, content: Mapping[str, Any]) -> str:
+    """The digest of what a forged file holds too: other types, tensors larger than their storage, endless nesting."""
+    try:
+        for tensor in _tensors(content):
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of {tensor.numel()} numbers over a smaller storage")
+        return digest(content)
+    except Exception as error:  # six types, one meaning
+        raise VerificationError(f"{path} is not as we write it: {_first_line(error)}") from None
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def digest(value: object) -> str:

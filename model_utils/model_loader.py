@@ -204,8 +204,11 @@ def check_sidecar(file: WeightsFile) -> None:
         edited = "it was edited after training: restore it, or remove it to have it written again"
         _must_equal(file, beside, path, edited)
     elif os.access(path.parent, os.W_OK):
-        durable.write_text(path, file.content["model_json_text"])
-        log.info("%s was absent and is written again from %s", path, file.path.name)
+        try:
+            durable.write_text(path, file.content["model_json_text"])
+            log.info("%s was absent and is written again from %s", path, file.path.name)
+        except OSError as error:
+            log.warning("warning: %s is absent and is not written again: %s", path, error.strerror)
 
 
 def _must_equal(file: WeightsFile, other: ModelDescription, path: Path, remedy: str) -> None:
@@ -290,6 +293,7 @@ class PairWriter:
         self.outputs, self.description = outputs, description
         self._module = copied(module)
         self._unwritten: dict[str, Any] | None = None  # a best model that a full disk refused
+        self._stage_one: bytes | None = None  # the same of stage one's, as its file will be
         self._common = {
             "model_json_text": description.canonical_text(),
             "model_json_hash": description.hash(),
@@ -336,6 +340,9 @@ class PairWriter:
         self._write_best()
 
     def _write_best(self) -> None:
+        if self._stage_one is not None:
+            durable.write(self.outputs.stage_one_model, self._stage_one)
+            self._stage_one = None
         if self._unwritten is not None:
             checkpoint.write_model(self.outputs.model, self._unwritten, self._module)
             self._unwritten = None
@@ -347,12 +354,15 @@ class PairWriter:
         one is then kept already.
 
         Raises:
-            OSError: not written.
+            OSError: not written; the next checkpoint tries it again.
         """
-        self._write_best()
         model = self.outputs.model
-        if model.exists() and checkpoint.read(model).content["step"] == best_step:
-            durable.write(self.outputs.stage_one_model, model.read_bytes())
+        if self._unwritten is not None:
+            self._stage_one = checkpoint.model_bytes(self._unwritten, self._module)
+            self._unwritten = None
+        elif model.exists() and checkpoint.read(model).content["step"] == best_step:
+            self._stage_one = model.read_bytes()
+        self._write_best()
 
 
 def export_bare_module(outputs: Outputs, module: nn.Module) -> None:

@@ -87,9 +87,12 @@ class MetricsFile:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._size = os.fstat(self._descriptor).st_size
         self._held = b""  # records that a full disk refused
+        self._unsynced = b""  # records that were written but not yet brought to the disk
         if offset is not None and offset < self._size:
             os.ftruncate(self._descriptor, offset)
             self._size = offset
+        elif offset is not None and offset > self._size:
+            log.warning("warning: %s lacks the last %d bytes of the run's records", path, offset - self._size)
 
     def train(self, record: TrainRecord) -> None:
         """A training record."""
@@ -131,6 +134,7 @@ class MetricsFile:
     def _flush(self) -> None:
         while self._held:
             written = os.write(self._descriptor, self._held)
+            self._unsynced += self._held[:written]
             self._held, self._size = self._held[written:], self._size + written
 
     def offset(self) -> int:
@@ -141,9 +145,16 @@ class MetricsFile:
         """
         try:
             self._flush()
-            os.fsync(self._descriptor)
+            try:
+                os.fsync(self._descriptor)
+            except OSError:  # the kernel forgets the failed pages: a second fsync would succeed without them
+                self._size -= len(self._unsynced)
+                self._held, self._unsynced = self._unsynced + self._held, b""
+                os.ftruncate(self._descriptor, self._size)
+                raise
         except OSError as error:
             raise NotWritten(self._path, len(self._held), error) from None
+        self._unsynced = b""
         return self._size
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ class RunFiles:
         try:
             self.writer.keep_stage_one(state.progress.best_step)
         except (OSError, VerificationError) as error:
-            log.warning("warning: the best model of stage one is not kept: %s", error)
+            log.warning("warning: the best model of stage one waits: %s", error)
         log.info(
             "stage two begins after epoch %d: loss weights and rate change, the best model starts anew",
             state.progress.epoch,

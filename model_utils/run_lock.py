@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _held: set[int] = set()
 
 
 @contextmanager
-def held(path: Path, *, wait: bool) -> Iterator[None]:
+def held(path: Path, *, wait: bool, folders: Iterable[Path] = ()) -> Iterator[None]:
     """Hold the lock of a run.
 
     The file says who holds it. Where the file system has no locks (Lustre without ``flock``), that text decides: a
@@ -28,6 +28,7 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
     Args:
         path: the lock file; removed at the end.
         wait: give a holder ten seconds to end, as after a requeue.
+        folders: where else the run writes; half-written files of dead processes are removed there too.
 
     Raises:
         InputError: another process writes this run, or the file cannot be made.
@@ -35,7 +36,8 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
     descriptor = _acquire(path, WAIT if wait else 0.0)
     _held.add(descriptor)
     try:
-        _remove_leftovers(path.parent)
+        for folder in {path.parent, *folders}:
+            _remove_leftovers(folder)
         with suppress(OSError):  # on a full disk: the kernel's lock counts, the text is for people
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)

@@ -134,7 +134,7 @@ def place(options: TrainOptions, outputs: Outputs) -> Iterator[None]:
         return
     hold_log()
     outputs.make_folders()
-    with run_lock.held(outputs.lock, wait=options.resume is not None):
+    with run_lock.held(outputs.lock, wait=options.resume is not None, folders=[outputs.model.parent]):
         yield
 
 

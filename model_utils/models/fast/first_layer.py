@@ -1,0 +1,82 @@
+"""The first interaction, whose senders differ by their element only.
+
+There h[j, c] = h_z[c] for all atoms j of element z, the only paths are 0 ⊗ l → l, and the path weights are the last
+radial features R times a matrix, w_l[ij, c] = Σ_k R[ij, k] W_l[k, c]. Hence
+
+    Σ_{j → i} w_l[ij, c] h[j, c] Y[lm, ij]  =  Σ_z h_z[c] Σ_k W_l[k, c] S[lm, (i, z), k],
+    S[lm, (i, z), k] = Σ_{j → i, j of element z} Y[lm, ij] R[ij, k]:
+
+no array of edges × channels is ever made, and W_l, h_z and the linear map behind them are one small matrix per element
+and order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model_utils.models.fast.convolution import signed_harmonics
+from model_utils.models.fast.gather import gather
+from model_utils.models.fast.graph import Graph
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """Normalisations of the paths 0 ⊗ l → l: of the path, whose coupling is δ/√(2l + 1)."""
+
+    scales: tuple[float, ...]  # per l
+
+    @classmethod
+    def of(cls, tensor_product: nn.Module) -> "FirstLayer":
+        """From e3nn's TensorProduct of the first interaction, whose path l ends in order l."""
+        instructions = tensor_product.instructions
+        return cls(tuple(i.path_weight / (2 * l + 1) ** 0.5 for l, i in enumerate(instructions)))  # type: ignore[arg-type]
+
+    @property
+    def max_ell(self) -> int:
+        """Highest order."""
+        return len(self.scales) - 1
+
+    def __call__(
+        self, graph: Graph, radial: Tensor, harmonics: Tensor, path_matrix: Tensor, h: Tensor, maps: list[Tensor]
+    ) -> Tensor:
+        """Messages behind their linear map.
+
+        Args:
+            graph: orders of the batch.
+            radial: (n_pairs, n_radial), the last radial features R.
+            harmonics: (n_pairs, (max_ell + 1)²).
+            path_matrix: (n_radial, (max_ell + 1) · n_channels), W_l side by side.
+            h: (n_present, n_channels).
+            maps: the linear map of every order, (n_channels, n_channels).
+
+        Returns:
+            ((max_ell + 1)², n_atoms, n_channels).
+        """
+        sums = self.segment_sums(graph, radial, harmonics)
+        n_channels, n_atoms = h.shape[1], graph.n_atoms
+        n_radial, orders = radial.shape[1], []
+        for l, scale in enumerate(self.scales):
+            w_l = path_matrix[:, l * n_channels : (l + 1) * n_channels] * scale
+            s_l = sums[l**2 : (l + 1) ** 2]
+            if graph.dense_segments:
+                folded = (h[:, None, :] * w_l).view(-1, n_channels) @ maps[l]  # (n_present · n_radial, n_channels)
+                x = s_l.reshape(-1, graph.n_present * n_radial) @ folded
+            else:
+                by_segment = (s_l.reshape(-1, n_radial) @ w_l).view(2 * l + 1, -1, n_channels)
+                by_segment = by_segment * h.index_select(0, graph.segment_species)
+                summed = by_segment.new_zeros(2 * l + 1, n_atoms, n_channels)
+                x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, n_channels) @ maps[l]
+            orders.append(x.view(2 * l + 1, n_atoms, n_channels))
+        return torch.cat(orders)
+
+    def segment_sums(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
+        """S, ((max_ell + 1)², n_segments, n_radial)."""
+        return self.by_torch(graph, radial, harmonics)
+
+    def by_torch(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
+        """The same in plain torch: segments padded to one length, one batched product over their edges."""
+        slots = graph.segments
+        left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
+        right = gather(radial, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1)
+        return torch.bmm(left.transpose(1, 2), right).transpose(0, 1)

@@ -17,6 +17,7 @@ from model_utils.ema import ExponentialMovingAverage
 from model_utils.errors import NonFiniteError
 from model_utils.evaluation import OnBatch, evaluate
 from model_utils.fit import FitPlan, StageTwo
+from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, Parameters
 from model_utils.open_data import TrainingData
 from model_utils.options import BatchOptions, TrainOptions
@@ -130,7 +131,13 @@ def fit_plan(options: TrainOptions) -> FitPlan:
     )
 
 
-def training_state(options: TrainOptions, module: nn.Module, device: torch.device, batches: EpochBatches) -> TrainState:
+def training_state(
+    options: TrainOptions,
+    module: nn.Module,
+    description: ModelDescription,
+    device: torch.device,
+    batches: EpochBatches,
+) -> TrainState:
     """A fresh state around a built module, which is moved to the device."""
     module.to(device)
     parameters = model_loader.trainable(module)
@@ -144,7 +151,7 @@ def training_state(options: TrainOptions, module: nn.Module, device: torch.devic
         beta2=options.beta2,
     )
     return TrainState(
-        network=model_loader.network(module, options.step),
+        network=model_loader.network(module, options.step, description),
         parameters=parameters,
         optimizer=moved,
         schedule=Schedule(moved, schedule_settings(options, batches)),

@@ -33,7 +33,8 @@ def evaluate(options: EvaluateOptions) -> None:
 
     data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)
-    network, weights = model_loader.network(module, "reference"), model_loader.trainable(module)
+    network = model_loader.network(module, options.step, loaded.description)
+    weights = model_loader.trainable(module)
     loss = evaluation_report.loss_of(options)
     errors = evaluation_report.StructureErrors(data)
     total, by_source = assemble.Evaluator(data, options, device)(network, weights, loss, errors)

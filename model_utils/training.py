@@ -42,7 +42,7 @@ def train(options: TrainOptions, description: ModelDescription, stop: Interrupti
         module = model_loader.build(description, dtype, options.seed, str(options.input_json))
         writer = model_loader.PairWriter(outputs, description, module, runtime.code_version())
         batches = assemble.training_batches(options, data, device)
-        state = assemble.training_state(options, module, device, batches)
+        state = assemble.training_state(options, module, description, device, batches)
         plan = assemble.fit_plan(options)
         if options.dry_run:
             starting.rehearse(state, batches, plan, data)

@@ -1,21 +1,23 @@
 """The symmetric contraction: products of up to three features of one atom and channel, weighted per element.
 
-mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for atom i of element z, channel c and output component w, is
+mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for an atom of element z, channel c and output component w:
 
     y_w = Σ_a x_a (T1_wa + Σ_b x_b (T2_wab + Σ_d T3_wabd x_d)),      T_ν = Σ_κ U_ν[…, κ] W_ν[z, κ, c],
 
-with x the features' components. Products commute, so entries of U that differ by the order of a, b, d are added and only
-a ≤ b ≤ d is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per element.
+with x the features' components. Products commute, so entries of U that differ by the order of a, b, d are added and
+only a ≤ b ≤ d is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per
+element.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_utils.models.fast.graph import Graph
 
@@ -40,10 +42,10 @@ class Contraction:
     n_channels: int
 
     @classmethod
-    def of(cls, module: nn.Module, prefix: str) -> "Contraction":
+    def of(cls, module: Any, prefix: str) -> "Contraction":
         """From mace's SymmetricContraction."""
         orders = []
-        for index, contraction in enumerate(module.contractions):  # type: ignore[arg-type]
+        for index, contraction in enumerate(module.contractions):
             highest = contraction.correlation
             degrees = []
             for degree in range(1, highest + 1):
@@ -54,8 +56,8 @@ class Contraction:
                     name = f"{prefix}.contractions.{index}.{weight}"
                     degrees.append(Monomials(rows=rows, couplings=couplings, weight=name))
             orders.append(tuple(degrees))
-        n_in = sum(ir.dim for _, ir in module.irreps_in)  # type: ignore[union-attr]
-        return cls(tuple(orders), n_in, module.irreps_in[0].mul)  # type: ignore[union-attr, index]
+        n_in = sum(ir.dim for _, ir in module.irreps_in)
+        return cls(tuple(orders), n_in, module.irreps_in[0].mul)
 
     def __call__(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """Products of features.
@@ -78,7 +80,7 @@ class Contraction:
 
     @cached_property
     def _tables(self) -> list["_Table"]:
-        return [_Table.of(l, degrees, self.n_in) for l, degrees in enumerate(self.orders)]
+        return [_Table.of(order, degrees, self.n_in) for order, degrees in enumerate(self.orders)]
 
 
 def _monomials(u: Tensor, degree: int) -> tuple[np.ndarray, Tensor] | None:

@@ -5,15 +5,16 @@ For every path p = (l1, l2) → l3 and every receiver i,
     A_p[m3, i, c] = Σ_{j → i} w_p[ij, c] Σ_{m1, m2} C_p[m1, m2, m3] h[m1, j, c] Y[m2, ij],
 
 with C_p the Clebsch-Gordan coefficients times e3nn's path normalisation, w the path weights of the pair ij and Y its
-spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. This is one form, linear in h, Y
-and w each; its derivatives of any order are sums of the same form.
+spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. This is one form, linear in h,
+Y and w each; its derivatives of any order are sums of the same form.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import odd
@@ -41,23 +42,23 @@ class Convolution:
     max_ell: int
 
     @classmethod
-    def of(cls, tensor_product: nn.Module, max_ell: int) -> "Convolution":
+    def of(cls, tensor_product: Any, max_ell: int) -> "Convolution":
         """The paths of e3nn's TensorProduct."""
         tp = tensor_product
-        orders = [[ir.l for _, ir in irreps] for irreps in (tp.irreps_in1, tp.irreps_in2, tp.irreps_out)]  # type: ignore[union-attr]
+        orders = [[ir.l for _, ir in irreps] for irreps in (tp.irreps_in1, tp.irreps_in2, tp.irreps_out)]
         paths, seen = [], [0] * (max_ell + 1)
-        for i in tp.instructions:  # type: ignore[union-attr]
+        for i in tp.instructions:
             l1, l2, l3 = orders[0][i.i_in1], orders[1][i.i_in2], orders[2][i.i_out]
             coefficients = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * i.path_weight
             paths.append(Path(l1=l1, l2=l2, l3=l3, place=seen[l3], coefficients=coefficients))
             seen[l3] += 1
-        return cls(tuple(paths), tp.irreps_in1[0].mul, max_ell)  # type: ignore[union-attr, index]
+        return cls(tuple(paths), tp.irreps_in1[0].mul, max_ell)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """Channels of every order of the output: those of all paths that end in it."""
         ends = [p.l3 for p in self.paths]
-        return tuple(ends.count(l) * self.n_channels for l in range(self.max_ell + 1))
+        return tuple(ends.count(order) * self.n_channels for order in range(self.max_ell + 1))
 
     def __call__(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
         """A in blocks.

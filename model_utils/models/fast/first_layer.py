@@ -11,9 +11,10 @@ and order.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_utils.models.fast.convolution import signed_harmonics
 from model_utils.models.fast.gather import gather
@@ -27,10 +28,10 @@ class FirstLayer:
     scales: tuple[float, ...]  # per l
 
     @classmethod
-    def of(cls, tensor_product: nn.Module) -> "FirstLayer":
+    def of(cls, tensor_product: Any) -> "FirstLayer":
         """From e3nn's TensorProduct of the first interaction, whose path l ends in order l."""
         instructions = tensor_product.instructions
-        return cls(tuple(i.path_weight / (2 * l + 1) ** 0.5 for l, i in enumerate(instructions)))  # type: ignore[arg-type]
+        return cls(tuple(i.path_weight / (2 * order + 1) ** 0.5 for order, i in enumerate(instructions)))
 
     @property
     def max_ell(self) -> int:
@@ -56,18 +57,18 @@ class FirstLayer:
         sums = self.segment_sums(graph, radial, harmonics)
         n_channels, n_atoms = h.shape[1], graph.n_atoms
         n_radial, orders = radial.shape[1], []
-        for l, scale in enumerate(self.scales):
-            w_l = path_matrix[:, l * n_channels : (l + 1) * n_channels] * scale
-            s_l = sums[l**2 : (l + 1) ** 2]
+        for order, scale in enumerate(self.scales):
+            w_l = path_matrix[:, order * n_channels : (order + 1) * n_channels] * scale
+            s_l = sums[order**2 : (order + 1) ** 2]
             if graph.dense_segments:
-                folded = (h[:, None, :] * w_l).view(-1, n_channels) @ maps[l]  # (n_present · n_radial, n_channels)
+                folded = (h[:, None, :] * w_l).view(-1, n_channels) @ maps[order]  # (n_present · n_radial, n_channels)
                 x = s_l.reshape(-1, graph.n_present * n_radial) @ folded
             else:
-                by_segment = (s_l.reshape(-1, n_radial) @ w_l).view(2 * l + 1, -1, n_channels)
+                by_segment = (s_l.reshape(-1, n_radial) @ w_l).view(2 * order + 1, -1, n_channels)
                 by_segment = by_segment * h.index_select(0, graph.segment_species)
-                summed = by_segment.new_zeros(2 * l + 1, n_atoms, n_channels)
-                x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, n_channels) @ maps[l]
-            orders.append(x.view(2 * l + 1, n_atoms, n_channels))
+                summed = by_segment.new_zeros(2 * order + 1, n_atoms, n_channels)
+                x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, n_channels) @ maps[order]
+            orders.append(x.view(2 * order + 1, n_atoms, n_channels))
         return torch.cat(orders)
 
     def segment_sums(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Gathering rows so that its derivative gathers too: no scatter, hence one order of sums on any device.
 
 With x̂ = x and a row of zeros behind it,
-    gather:  y[s] = x̂[index[s]]                for slots s = 0 … n_slots − 1
-    collect: g_x[i] = Σ_k ĝ[inverse[i, k]]     its VJP, where inverse[i] lists the slots that show row i, padded by n_slots
+    gather:  y[s] = x̂[index[s]]               for slots s = 0 … n_slots − 1
+    collect: x̄[i] = Σ_k ĝ[inverse[i, k]]      its VJP; inverse[i] lists the slots that show row i, padded by n_slots
 and the VJP of collect is gather again.
 """
 

@@ -47,4 +47,4 @@ def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tenso
 
 def odd(max_ell: int) -> list[bool]:
     """For every column of ``spherical_harmonics``: whether it changes sign with the vector."""
-    return [l % 2 == 1 for l in range(max_ell + 1) for _ in range(2 * l + 1)]
+    return [order % 2 == 1 for order in range(max_ell + 1) for _ in range(2 * order + 1)]

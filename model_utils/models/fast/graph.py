@@ -1,10 +1,11 @@
 """What the fast step needs of a batch besides its arrays: orders of atoms and edges, made once per batch.
 
 Atoms are sorted by species, so that all atoms of one element are a slice and no one-hot vector is ever multiplied.
-Directed edges are sorted by receiver, then sender (CSR), so that sums over neighbours are sums over rows; senders of one
-element are then neighbours too (the *segments* of the first layer). Every directed edge has its reverse in the list, of
-opposite vector: radial functions, path weights and, up to the sign (−1)^l, spherical harmonics are the same for both and
-are computed once per undirected *pair*. A sum over the edges that leave an atom is a sum over its row of reverse edges.
+Directed edges are sorted by receiver, then sender (CSR), so that sums over neighbours are sums over rows; senders of
+one element are then neighbours too (the *segments* of the first layer). Every directed edge has its reverse in the
+list, of opposite vector: radial functions, path weights and, up to the sign (−1)^l, spherical harmonics are the same
+for both and are computed once per undirected *pair*. A sum over the edges that leave an atom is a sum over its row of
+reverse edges.
 """
 
 from dataclasses import dataclass

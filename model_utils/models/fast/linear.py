@@ -1,7 +1,7 @@
-"""Linear maps of features, per order l and per element, and dense layers of the radial network; all twice differentiable.
+"""Linear maps of features, per order l and per element, and dense layers of the radial network.
 
-Features lie as blocks behind one another, block l of shape ((2l + 1) n_atoms, channels of l), so that every order is one
-matrix product: y_l = x_l W_l. All maps here are bilinear in input and weight; for y = x W
+Features lie as blocks behind one another, block l of shape ((2l + 1) n_atoms, channels of l): every order is one matrix
+product: y_l = x_l W_l. All maps here are bilinear in input and weight; for y = x W
     VJP:            x̄ = ȳ Wᵀ,              W̄ = xᵀ ȳ
     VJP of the VJP, with a and A the adjoints of x̄ and W̄:
                     Δȳ = a W + x A,   Δx = ȳ Aᵀ,   ΔW = aᵀ ȳ.
@@ -9,6 +9,7 @@ matrix product: y_l = x_l W_l. All maps here are bilinear in input and weight; f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -171,8 +172,7 @@ def per_element(x: Tensor, weight: Tensor, blocks: Blocks, present: Tensor, boun
         matrices = matrices.index_select(1, present) * part.scale
         x_l = x[part.order**2 : (part.order + 1) ** 2]
         slices = [
-            x_l[:, begin:end].reshape(-1, part.n_in) @ matrices[:, k]
-            for k, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+            x_l[:, begin:end].reshape(-1, part.n_in) @ matrices[:, k] for k, (begin, end) in enumerate(pairwise(bounds))
         ]
         rows = 2 * part.order + 1
         outputs.append(torch.cat([s.view(rows, -1, part.n_out) for s in slices], dim=1))

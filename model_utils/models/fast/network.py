@@ -3,7 +3,7 @@
 A training step differentiates energies by positions and the result by parameters, so every operation here is followed
 through its VJP and the VJP of that. What is different from mace-torch's forward pass, and exact:
 
-1. atoms are sorted by species: weights per element act on slices, one-hot vectors do not appear (``linear.per_element``);
+1. atoms are sorted by species: weights per element act on slices, without one-hot vectors (``linear.per_element``);
 2. what depends on a distance is computed per undirected pair (``graph``);
 3. the first layer is factorised by the senders' element (``first_layer``);
 4. the convolution is one trilinear sum over rows of edges (``convolution``);
@@ -171,7 +171,7 @@ class _Pass:
         return x.squeeze(1) if n_heads == 1 else x.gather(1, self.graph.head.unsqueeze(1)).squeeze(1)
 
     def total(self, node_energy: Tensor, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
-        """Energies of structures: scaled and shifted sums over atoms, and the repulsion of pairs; (n_structures,), eV."""
+        """Energies of structures: scaled, shifted sums over atoms and the repulsion of pairs; (n_structures,), eV."""
         graph, batch = self.graph, self.batch
         buffers = dict(self.module.named_buffers()) if hasattr(self.module, "scale_shift") else {}
         scale, shift = (buffers.get(f"scale_shift.{name}") for name in ("scale", "shift"))

@@ -62,56 +62,55 @@ class Plan:
     readouts: tuple[Readout, ...]
 
 
-def plan_of(module: nn.Module) -> Plan:
+def plan_of(module: Any) -> Plan:
     """The plan of mace's module; the network must be covered (see ``coverage``)."""
-    m: Any = module
-    max_ell = int(m.spherical_harmonics._lmax)
+    max_ell = int(module.spherical_harmonics._lmax)
     interactions = []
-    for index, (block, product) in enumerate(zip(m.interactions, m.products, strict=True)):
+    for index, (block, product) in enumerate(zip(module.interactions, module.products, strict=True)):
         interactions.append(_interaction(index, block, product, max_ell))
     readouts = []
     layers = len(interactions)
-    for index, block in enumerate(m.readouts):
-        layer = layers - 1 if len(m.readouts) == 1 else index
+    for index, block in enumerate(module.readouts):
+        layer = layers - 1 if len(module.readouts) == 1 else index
         readouts.append(_readout(index, block, layer, interactions[layer].n_orders))
     return Plan(
         max_ell=max_ell,
-        n_heads=len(m.heads),
-        embedding=_blocks("node_embedding.linear", m.node_embedding.linear),
+        n_heads=len(module.heads),
+        embedding=_blocks("node_embedding.linear", module.node_embedding.linear),
         radial=Radial.of(module),
         interactions=tuple(interactions),
         readouts=tuple(readouts),
     )
 
 
-def _interaction(index: int, block: nn.Module, product: nn.Module, max_ell: int) -> Interaction:
+def _interaction(index: int, block: Any, product: Any, max_ell: int) -> Interaction:
     name = f"interactions.{index}"
-    tp: nn.Module = block.conv_tp  # type: ignore[assignment]
-    layers = _dense_layers(f"{name}.conv_tp_weights", block.conv_tp_weights)  # type: ignore[arg-type]
+    tp: Any = block.conv_tp
+    layers = _dense_layers(f"{name}.conv_tp_weights", block.conv_tp_weights)
     density = getattr(block, "density_fn", None)
     couplings = FirstLayer.of(tp) if index == 0 else Convolution.of(tp, max_ell)
     widths = None if isinstance(couplings, FirstLayer) else couplings.widths
-    contraction: nn.Module = product.symmetric_contractions  # type: ignore[assignment]
+    contraction: Any = product.symmetric_contractions
     return Interaction(
         residual=type(block).__name__ in RESIDUAL,
         density=None if density is None else _dense_layers(f"{name}.density_fn", density)[0],
-        norm=float(block.avg_num_neighbors),  # type: ignore[arg-type]
+        norm=float(block.avg_num_neighbors),
         hidden=layers[:-1],
         last=layers[-1],
-        up=_blocks(f"{name}.linear_up", block.linear_up),  # type: ignore[arg-type]
+        up=_blocks(f"{name}.linear_up", block.linear_up),
         couplings=couplings,
-        down=_blocks(f"{name}.linear", block.linear, widths),  # type: ignore[arg-type]
-        skip=_per_element(f"{name}.skip_tp", block.skip_tp),  # type: ignore[arg-type]
+        down=_blocks(f"{name}.linear", block.linear, widths),
+        skip=_per_element(f"{name}.skip_tp", block.skip_tp),
         product=Contraction.of(contraction, f"products.{index}.symmetric_contractions"),
-        update=_blocks(f"products.{index}.linear", product.linear),  # type: ignore[arg-type]
-        n_orders=len(contraction.irreps_out),  # type: ignore[arg-type]
+        update=_blocks(f"products.{index}.linear", product.linear),
+        n_orders=len(contraction.irreps_out),
     )
 
 
-def _dense_layers(name: str, net: nn.Module) -> tuple[Dense, ...]:
+def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
     """e3nn: x ← √var_out act(x W/√(h_in var_in)), without activation x ← x W √(var_out/(h_in var_in))."""
     layers = []
-    for index, layer in enumerate(net):  # type: ignore[arg-type]
+    for index, layer in enumerate(net):
         scale, gain = (layer.h_in * layer.var_in) ** -0.5, layer.var_out**0.5
         if layer.act is None:
             scale, gain = scale * gain, 1.0
@@ -121,10 +120,10 @@ def _dense_layers(name: str, net: nn.Module) -> tuple[Dense, ...]:
     return tuple(layers)
 
 
-def _blocks(name: str, linear: nn.Module, widths: tuple[int, ...] | None = None) -> Blocks:
+def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Blocks:
     """The matrices of e3nn's Linear; those of all inputs of one order lie one below the other."""
-    instructions = [i for i in linear.instructions if i.i_in >= 0]  # type: ignore[union-attr]
-    orders_in = [ir.l for _, ir in linear.irreps_in]  # type: ignore[union-attr]
+    instructions = [i for i in linear.instructions if i.i_in >= 0]
+    orders_in = [ir.l for _, ir in linear.irreps_in]
     parts: dict[int, Part] = {}
     offset = 0
     for i in instructions:
@@ -140,36 +139,36 @@ def _blocks(name: str, linear: nn.Module, widths: tuple[int, ...] | None = None)
         )
         offset += n_in * n_out
     if widths is None:
-        widths = tuple(mul for mul, _ in linear.irreps_in)  # type: ignore[union-attr]
-    return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts[l] for l in sorted(parts)))
+        widths = tuple(mul for mul, _ in linear.irreps_in)
+    return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts[order] for order in sorted(parts)))
 
 
-def _per_element(name: str, product: nn.Module) -> Blocks:
+def _per_element(name: str, product: Any) -> Blocks:
     """The matrices of e3nn's FullyConnectedTensorProduct with one-hot elements: (n_in, n_elements, n_out) per order."""
     parts, offset = [], 0
-    for i in product.instructions:  # type: ignore[union-attr]
+    for i in product.instructions:
         n_in, n_elements, n_out = i.path_shape
-        order = product.irreps_in1[i.i_in1].ir.l  # type: ignore[union-attr, index]
+        order = product.irreps_in1[i.i_in1].ir.l
         scale = i.path_weight / (2 * order + 1) ** 0.5  # the coupling l ⊗ 0 → l is δ/√(2l + 1)
         parts.append(Part(order=order, offset=offset, n_in=n_in, n_out=n_out, scale=scale, n_elements=n_elements))
         offset += n_in * n_elements * n_out
-    widths = tuple(mul for mul, _ in product.irreps_in1)  # type: ignore[union-attr]
+    widths = tuple(mul for mul, _ in product.irreps_in1)
     return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts))
 
 
-def _readout(index: int, block: nn.Module, layer: int, n_orders: int) -> Readout:
+def _readout(index: int, block: Any, layer: int, n_orders: int) -> Readout:
     name = f"readouts.{index}"
     if hasattr(block, "linear"):
         return Readout(
             layer=layer,
             maps=(_blocks(f"{name}.linear", block.linear),),
             biases=(None,),
-            activation=None,  # type: ignore[arg-type]
+            activation=None,
         )
     names = [n for n in ("linear_1", "linear_mid", "linear_2") if hasattr(block, n)]
     return Readout(
         layer=layer,
         maps=tuple(_blocks(f"{name}.{n}", getattr(block, n)) for n in names),
         biases=tuple(f"{name}.{n}.bias" if getattr(block, n).bias.numel() else None for n in names),
-        activation=block.non_linearity,  # type: ignore[arg-type]
+        activation=block.non_linearity,
     )

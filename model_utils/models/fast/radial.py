@@ -1,9 +1,10 @@
 """Functions of the pairs' lengths: cutoff, radial basis, the Agnesi transform, the ZBL repulsion."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark: The Stopping and Range of Ions, 1985
 COULOMB = 14.3996  # e²/(4πε₀), eV Å
@@ -14,17 +15,17 @@ BOHR = 0.529  # Å, as mace has it
 class Radial:
     """The radial part of a network, read from mace's modules."""
 
-    module: nn.Module  # radial_embedding
-    repulsion: nn.Module | None  # pair_repulsion_fn
+    module: Any  # radial_embedding
+    repulsion: Any | None  # pair_repulsion_fn
     gaussian: bool
     agnesi: bool
     cutoff_on_basis: bool
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Radial":
+    def of(cls, module: Any) -> "Radial":
         """The radial part of mace's module."""
-        embedding: nn.Module = module.radial_embedding  # type: ignore[assignment]
-        basis: nn.Module = embedding.bessel_fn  # type: ignore[assignment]
+        embedding = module.radial_embedding
+        basis = embedding.bessel_fn
         return cls(
             module=embedding,
             repulsion=getattr(module, "pair_repulsion_fn", None),
@@ -45,7 +46,7 @@ class Radial:
         """
         embedding = self.module
         cutoff_fn = embedding.cutoff_fn
-        cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, int(cutoff_fn.p))  # type: ignore[arg-type, union-attr]
+        cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, int(cutoff_fn.p))
         argument = self._agnesi(lengths, numbers) if self.agnesi else lengths
         basis = self._gaussian(argument) if self.gaussian else self._bessel(argument)
         return (basis * cutoff, None) if self.cutoff_on_basis else (basis, cutoff)
@@ -53,19 +54,19 @@ class Radial:
     def _bessel(self, r: Tensor) -> Tensor:
         """√(2/r_max) sin(nπr/r_max)/r."""
         fn = self.module.bessel_fn
-        return fn.prefactor * (torch.sin(fn.bessel_weights * r) / r)  # type: ignore[union-attr, operator]
+        return fn.prefactor * (torch.sin(fn.bessel_weights * r) / r)
 
     def _gaussian(self, r: Tensor) -> Tensor:
         fn = self.module.bessel_fn
-        return torch.exp(fn.coeff * (r - fn.gaussian_weights) ** 2)  # type: ignore[union-attr, operator]
+        return torch.exp(fn.coeff * (r - fn.gaussian_weights) ** 2)
 
     def _agnesi(self, r: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
         """(1 + a u^q / (1 + u^(q − p)))⁻¹ with u = r/r₀, r₀ the mean covalent radius (J. Chem. Phys. 159, 044116)."""
         fn = self.module.distance_transform
-        radii: Tensor = fn.covalent_radii  # type: ignore[union-attr, assignment]
-        a, p, q = fn.a, fn.p, fn.q  # type: ignore[union-attr]
+        radii: Tensor = fn.covalent_radii
+        a, p, q = fn.a, fn.p, fn.q
         u = r / (0.5 * (radii[numbers[0]] + radii[numbers[1]]))
-        return 1.0 / (1.0 + a * u**q / (1.0 + u ** (q - p)))  # type: ignore[operator]
+        return 1.0 / (1.0 + a * u**q / (1.0 + u ** (q - p)))
 
     def repulsion_energy(self, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
         """ZBL energies of pairs with mace's cutoff at the sum of covalent radii; (n_pairs,), eV."""
@@ -73,14 +74,14 @@ class Radial:
         assert fn is not None
         dtype = lengths.dtype
         first, second = (n.to(dtype) for n in numbers)
-        exponent, prefactor = (float(t) for t in (fn.a_exp, fn.a_prefactor))  # type: ignore[arg-type]
+        exponent, prefactor = (float(t) for t in (fn.a_exp, fn.a_prefactor))
         screening = prefactor * BOHR / (first**exponent + second**exponent)
         x = lengths / screening
-        weights: Tensor = fn.c  # type: ignore[assignment]
+        weights: Tensor = fn.c
         phi = sum(weights[k] * torch.exp(-e * x) for k, e in enumerate(ZBL_EXPONENTS))
-        radii: Tensor = fn.covalent_radii  # type: ignore[assignment]
+        radii: Tensor = fn.covalent_radii
         contact = radii[numbers[0]] + radii[numbers[1]]
-        envelope = polynomial_cutoff(lengths, contact, int(fn.p))  # type: ignore[arg-type]
+        envelope = polynomial_cutoff(lengths, contact, int(fn.p))
         return (COULOMB * first * second / lengths * phi * envelope).squeeze(1)
 
 

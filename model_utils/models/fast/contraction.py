@@ -51,7 +51,8 @@ class Contraction:
             for degree in range(1, highest + 1):
                 weight = "weights_max" if degree == highest else f"weights.{highest - degree - 1}"
                 found = _monomials(contraction.U_tensors(degree), degree)
-                if found is not None:
+                zeroed = type(contraction.get_parameter(weight)).__name__ == "EmptyParam"  # mace holds these at zero
+                if found is not None and not zeroed:
                     rows, couplings = found
                     name = f"{prefix}.contractions.{index}.{weight}"
                     degrees.append(Monomials(rows=rows, couplings=couplings, weight=name))

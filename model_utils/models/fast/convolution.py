@@ -79,7 +79,7 @@ class Convolution:
         slots, n_atoms, n_channels = graph.rows, graph.n_atoms, self.n_channels
         width, dtype = slots.pair.shape[1], h.dtype
         h_slots = gather(h.transpose(0, 1).contiguous(), slots.sender.view(-1), slots.of_sender)
-        w_slots = gather(weights.view(graph.n_pairs, -1, n_channels), slots.pair.view(-1), slots.of_pair)
+        w_slots = gather(weights.view(graph.n_pairs, len(self.paths), n_channels), slots.pair.view(-1), slots.of_pair)
         y_slots = signed_harmonics(graph, harmonics, self.max_ell)
         blocks: list[list[Tensor]] = [[] for _ in self.widths]
         for index, path in enumerate(self.paths):

@@ -143,7 +143,7 @@ def prepare(batch: Batch) -> Graph:
     n_present = present.shape[0]
     segment_key = receiver * n_present + species[sender]
     occupied, sizes = torch.unique_consecutive(segment_key, return_counts=True)
-    dense = n_atoms * n_present <= 2 * len(occupied) + n_atoms
+    dense = n_atoms * n_present <= 2 * len(occupied) or n_edges == 0
     if dense:
         occupied = torch.arange(n_atoms * n_present, device=device)
         segment_ptr = torch.searchsorted(segment_key, torch.arange(n_atoms * n_present + 1, device=device))

@@ -38,11 +38,13 @@ class FastNetwork:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.plan = plan_of(module)
+        self._own = dict(module.named_parameters())
         self._latest: tuple[weakref.ref[Batch], Graph] | None = None
 
     def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
         """See ``network.Network.energies``."""
-        return _Pass(self, parameters, batch, self.graph(batch)).energies(positions, shifts)
+        weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
+        return _Pass(self, weights, batch, self.graph(batch)).energies(positions, shifts)
 
     def graph(self, batch: Batch) -> Graph:
         """The orders of a batch; those of the latest one are kept."""

@@ -9,9 +9,13 @@ mace used by itself. Both forms share one module's weights.
 
 import json
 import os
+import platform
+import stat
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import covering
@@ -29,7 +33,7 @@ from model_utils import model_loader, runtime
 from model_utils.models import description as model_json
 from model_utils.models.build import build_module
 from model_utils.models.description import ModelDescription
-from model_utils.models.fast import contraction, convolution, first_layer, linear
+from model_utils.models.fast import compiler, contraction, convolution, first_layer, kernels, linear
 from model_utils.models.fast.coverage import not_covered
 from model_utils.models.fast.graph import prepare
 from model_utils.models.fast.network import FastNetwork
@@ -160,25 +164,33 @@ def assert_close(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-3, t
     assert error <= tolerance * scale, f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
 
 
+ALGEBRAS: dict[str, Callable[[], AbstractContextManager[None]]] = {"kernels": nullcontext, "torch": kernels.plain_torch}
+
+
 def check_outputs(both: Both, batch: Batch) -> None:
     weights = model_loader.trainable(both.module)
-    ours, theirs = (
-        predict(network, weights, batch, stress=True, training=False) for network in (both.fast, both.reference)
-    )
-    assert_close(ours.energy, theirs.energy, "energies", floor=1.0)
-    for name in ("forces", "stress"):
-        assert_close(getattr(ours, name), getattr(theirs, name), name)
+    theirs = predict(both.reference, weights, batch, stress=True, training=False)
+    for algebra, chosen in ALGEBRAS.items():
+        with chosen():
+            ours = predict(both.fast, weights, batch, stress=True, training=False)
+        assert_close(ours.energy, theirs.energy, f"energies by {algebra}", floor=1.0)
+        for name in ("forces", "stress"):
+            assert_close(getattr(ours, name), getattr(theirs, name), f"{name} by {algebra}")
 
 
 def check_gradients(both: Both, batch: Batch, term: str) -> None:
     weights = model_loader.trainable(both.module)
-    ours, theirs = (loss_and_gradients(n, weights, [batch], LOSSES[term]) for n in (both.fast, both.reference))
-    assert_close(ours.loss, theirs.loss, f"loss of {term}", floor=1e-6)
+    theirs = loss_and_gradients(both.reference, weights, [batch], LOSSES[term])
     whole = float(torch.linalg.vector_norm(torch.cat([g.reshape(-1) for g in theirs.gradients])))
-    for name, own, their in zip(weights, ours.gradients, theirs.gradients, strict=True):
-        error, size = float(torch.linalg.vector_norm(own - their)), float(torch.linalg.vector_norm(their))
-        limit = 1e-12 * max(size, 1e-2 * whole)
-        assert error <= limit, f"gradient of the {term} loss by {name}: differs by {error:.2e} of {size:.2e}"
+    for algebra, chosen in ALGEBRAS.items():
+        with chosen():
+            ours = loss_and_gradients(both.fast, weights, [batch], LOSSES[term])
+        assert_close(ours.loss, theirs.loss, f"loss of {term} by {algebra}", floor=1e-6)
+        for name, own, their in zip(weights, ours.gradients, theirs.gradients, strict=True):
+            error, size = float(torch.linalg.vector_norm(own - their)), float(torch.linalg.vector_norm(their))
+            limit = 1e-12 * max(size, 1e-2 * whole)
+            what = f"gradient of the {term} loss by {name}, {algebra}"
+            assert error <= limit, f"{what}: differs by {error:.2e} of {size:.2e}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
@@ -331,6 +343,132 @@ def test_what_is_not_covered_runs_the_reference_and_says_so(
     assert reason in caplog.text
 
 
+# Kernels
+
+
+def test_kernels_are_compiled_here() -> None:
+    """Otherwise the tests above compare plain torch with itself."""
+    assert kernels.available(torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel of a step, run again with other numbers of threads. torch's matrix products have no such promise."""
+    fields = fields_of({"orders": "3", "irreps": "tensors", "correlation": "3", "channels": "19", "first": "density"})
+    both = Both.of(fields, dtype)
+    torch.set_default_dtype(dtype)
+    batch, weights = both.batch(both.structures * 4, dtype), model_loader.trainable(both.module)
+    right, seen = kernels.call, set()
+
+    def again(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+        found = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            right(name, dtype, *arguments)
+            found.append([a.clone() for a in arguments if isinstance(a, Tensor)])
+        torch.set_num_threads(1)
+        assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True)), name
+        seen.add(name)
+
+    monkeypatch.setattr(kernels, "call", again)
+    loss_and_gradients(both.fast, weights, [batch], Loss(stress_weight=1.0))
+    assert {f"{kernel}{vjp}" for kernel in ("convolve", "contract") for vjp in ("", "_vjp", "_vjp_vjp")} <= seen
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path / "cache" / "mace-pretrain"
+
+
+def fake_compiler(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    monkeypatch.setenv("CXX", str(path))
+
+
+def test_the_cache_is_the_users_alone_and_compiles_once(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    right = compiler._compile
+    monkeypatch.setattr(compiler, "FLAGS", [*compiler.FLAGS, "-O0"])  # fast to compile
+    monkeypatch.setattr(compiler, "_compile", lambda *args: (compiled.append(args), right(*args)))
+    compiler.build()
+    compiler.build()
+    assert len(compiled) == 1
+    assert stat.S_IMODE(fresh_cache.stat().st_mode) == 0o700
+    assert len(list(fresh_cache.glob("*.so"))) == 1
+    monkeypatch.setattr(compiler, "_cpu", lambda: "another CPU")
+    compiler.build()
+    assert len(compiled) == 2
+    assert len(list(fresh_cache.glob("*.so"))) == 2
+    assert not list(fresh_cache.glob("build-*"))
+
+
+def test_a_cache_open_to_others_is_closed(fresh_cache: Path) -> None:
+    fresh_cache.mkdir(parents=True)
+    fresh_cache.chmod(0o777)
+    with compiler._cache() as folder:
+        assert folder == fresh_cache
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_cache_that_is_a_link_is_not_used(fresh_cache: Path, tmp_path: Path) -> None:
+    fresh_cache.parent.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    fresh_cache.symlink_to(tmp_path / "elsewhere")
+    with compiler._cache() as folder:
+        assert folder != fresh_cache
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ('[ "$1" = --version ] && echo 1 || { echo "x.cpp:1: error: no disk" >&2; exit 1; }', "no disk"),
+        ('for a; do [ "$before" = -o ] && : > "$a"; before=$a; done; echo 1', "does not load"),
+        ("exit 3", "failed"),
+    ],
+)
+def test_a_compiler_that_fails_is_one_loud_line(
+    script: str, reason: str, fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    fake_compiler(tmp_path, "compiler", script, monkeypatch)
+    runtime.log.addHandler(caplog.handler)
+    kernels._library.cache_clear()
+    try:
+        assert not kernels.available(torch.zeros(1))
+        assert not kernels.available(torch.zeros(1))
+        both = Both.of(fields_of({}))
+        check_outputs(both, both.batch())
+    finally:
+        runtime.log.removeHandler(caplog.handler)
+        kernels._library.cache_clear()
+    assert len({id(record) for record in caplog.records}) == 1
+    assert "plain torch" in caplog.text
+    assert reason in caplog.text
+    assert list(fresh_cache.glob("*.so")) == []
+
+
+@pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64"])
+def test_other_vector_widths(flags: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's own width is tested above; AVX2 and SSE run on any x86 CPU with AVX-512."""
+    if platform.machine() != "x86_64" or "avx2" not in compiler._cpu():
+        pytest.skip("needs an x86 CPU with AVX2")
+    if os.environ.get("PARITY") != "full":
+        pytest.skip("compiles anew, which takes 10 s: with PARITY=full")
+    monkeypatch.setattr(compiler, "FLAGS", [flags if f.startswith("-march") else f for f in compiler.FLAGS])
+    kernels._library.cache_clear()
+    try:
+        both = Both.of(fields_of({**RICH, "channels": "19"}))
+        check_outputs(both, both.batch())
+        for term in LOSSES:
+            check_gradients(both, both.batch(), term)
+    finally:
+        kernels._library.cache_clear()
+
+
 # The guard can fail: the algebra is broken in one place, and it says so.
 
 
@@ -339,8 +477,19 @@ def _sign_of_odd_orders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _second_derivative_of_silu(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = linear.silu_slopes
-    monkeypatch.setattr(linear, "silu_slopes", lambda z: (right(z)[0], right(z)[1] * (1 + 1e-6)))
+    right = linear.second_slope
+    monkeypatch.setattr(linear, "second_slope", lambda z, s: right(z, s) * (1 + 1e-6))
+
+
+def _a_kernels_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = kernels.call
+
+    def wrong(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+        right(name, dtype, *arguments)
+        if name == "convolve_vjp_vjp":
+            arguments[-2].mul_(1 + 1e-9)
+
+    monkeypatch.setattr(kernels, "call", wrong)
 
 
 def _one_coupling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +517,14 @@ def _scale_of_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [_sign_of_odd_orders, _second_derivative_of_silu, _one_coupling, _a_monomial, _scale_of_first_layer],
+    [
+        _sign_of_odd_orders,
+        _second_derivative_of_silu,
+        _a_kernels_second_derivative,
+        _one_coupling,
+        _a_monomial,
+        _scale_of_first_layer,
+    ],
 )
 def test_a_fault_of_the_algebra_is_seen(fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     fields = fields_of({"orders": "3"})

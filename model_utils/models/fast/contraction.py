@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from model_utils.models.fast import kernels
 from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.needed import needed
 
 ZERO = 1e-12  # entries of U are either exactly zero in exact arithmetic or well above this
 
@@ -71,7 +74,57 @@ class Contraction:
         Returns:
             (components of all output orders, n_atoms, n_channels).
         """
+        if kernels.available(x):
+            return _Contract.apply(x.contiguous(), self.terms(x.dtype, weight), graph, self)
         return self.by_torch(graph, x, weight)
+
+    def terms(self, dtype: torch.dtype, weight: Callable[[str], Tensor]) -> Tensor:
+        """T of the elements that occur, (n_present, n_terms, n_channels): the polynomial's coefficients."""
+        if dtype not in self._couplings:
+            self._couplings[dtype] = [m.couplings.to(dtype) for degrees in self.orders for m in degrees]
+        names = [m.weight for degrees in self.orders for m in degrees]
+        parts = [u @ weight(name) for u, name in zip(self._couplings[dtype], names, strict=True)]
+        return torch.cat(parts, dim=1)
+
+    @cached_property
+    def _couplings(self) -> dict[torch.dtype, list[Tensor]]:
+        return {}
+
+    @cached_property
+    def n_out(self) -> int:
+        """Components of all output orders."""
+        return len(self.orders) ** 2
+
+    @cached_property
+    def polynomial(self) -> kernels.Polynomial:
+        """What the kernels read: the terms nested by their factors, numbered as ``terms`` lays them out."""
+        outer_ptr, outer = [0], []
+        inner: list[tuple[int, ...]] = []
+        last: list[int] = []
+        offset = 0
+        for order, degrees in enumerate(self.orders):
+            number: dict[tuple[int, ...], int] = {}
+            for m in degrees:
+                number |= {tuple(row): offset + k for k, row in enumerate(m.rows.tolist())}
+                offset += len(m.rows)
+            nested: dict[int, dict[int, dict[int, list[int]]]] = {w: {} for w in range(2 * order + 1)}
+            for w, a, *rest in number:
+                by_b = nested[w].setdefault(a, {})
+                if rest:
+                    by_b.setdefault(rest[0], []).extend(rest[1:])
+            for w, by_a in nested.items():
+                for a in sorted(by_a):
+                    outer.append((a, number.get((w, a), -1), len(inner), len(inner) + len(by_a[a])))
+                    for b in sorted(by_a[a]):
+                        ds = sorted(by_a[a][b])
+                        cubic = number[w, a, b, ds[0]] if ds else 0  # rows are sorted, so the others follow
+                        inner.append((b, number.get((w, a, b), -1), len(last), len(last) + len(ds), cubic))
+                        last += ds
+                outer_ptr.append(len(outer))
+        arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in (outer_ptr, outer, inner, last)]
+        self._couplings[torch.int32] = [torch.from_numpy(x) for x in arrays]  # keeps them alive
+        pointers = (x.ctypes.data for x in arrays)
+        return kernels.Polynomial(self.n_channels, self.n_in, self.n_out, offset, *pointers)
 
     def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """The same in plain torch, one batched product over channels per element and output order."""
@@ -174,3 +227,45 @@ class _Table:
                 y = linear if y is None else y + linear
             slices.append(x.new_zeros(n_channels, end - begin, self.n_out) if y is None else y)
         return torch.cat(slices, dim=1)
+
+
+class _Contract(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, t: Tensor, graph: Graph, contraction: Contraction) -> Tensor:
+        ctx.save_for_backward(x, t)
+        ctx.rest = graph, contraction
+        y = x.new_empty(contraction.n_out, *x.shape[1:])
+        kernels.call("contract", x.dtype, contraction.polynomial, graph.atoms, x, t, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gx, gt = _ContractVjp.apply(*ctx.saved_tensors, g.contiguous(), *ctx.rest, needed(ctx, 1))
+        return gx, gt, None, None
+
+
+class _ContractVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, t: Tensor, g: Tensor, graph: Graph, contraction: Contraction, by_t: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x, t, g)
+        ctx.set_materialize_grads(False)
+        ctx.rest = graph, contraction
+        gx, gt = torch.empty_like(x), torch.empty_like(t) if by_t else None
+        kernels.call("contract_vjp", x.dtype, contraction.polynomial, graph.atoms, x, t, g, gx, gt)
+        return gx, gt
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ax: Tensor | None, at: Tensor | None) -> tuple[Tensor | None, ...]:
+        if at is not None:
+            raise NotImplementedError("the gradient by coefficients is not differentiated again; use plain torch")
+        x, t, g = ctx.saved_tensors
+        graph, contraction = ctx.rest
+        if ax is None:
+            return None, None, None, None, None, None
+        dx, dt, dg = torch.empty_like(x), torch.empty_like(t), torch.empty_like(g)
+        tables = contraction.polynomial, graph.atoms
+        kernels.call("contract_vjp_vjp", x.dtype, *tables, x, t, g, ax.contiguous(), dx, dt, dg)
+        return dx, dt, dg, None, None, None

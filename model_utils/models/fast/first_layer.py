@@ -10,15 +10,21 @@ no array of edges × channels is ever made, and W_l, h_z and the linear map behi
 and order.
 """
 
+import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from model_utils.models.fast import kernels
 from model_utils.models.fast.convolution import signed_harmonics
 from model_utils.models.fast.gather import gather
+from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.needed import needed
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,14 @@ class FirstLayer:
 
     def segment_sums(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
         """S, ((max_ell + 1)², n_segments, n_radial)."""
+        if kernels.available(radial):
+            return _SegmentSums.apply(radial.contiguous(), harmonics.contiguous(), _Runs(graph, graph.runs(self._odd)))
         return self.by_torch(graph, radial, harmonics)
+
+    @cached_property
+    def _odd(self) -> "ctypes.Array[ctypes.c_int8]":
+        is_odd = odd(self.max_ell)
+        return (ctypes.c_int8 * len(is_odd))(*is_odd)
 
     def by_torch(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
         """The same in plain torch: segments padded to one length, one batched product over their edges."""
@@ -81,3 +94,56 @@ class FirstLayer:
         left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
         right = gather(radial, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1)
         return torch.bmm(left.transpose(1, 2), right).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The kernels' table of segments, with the graph that holds its arrays."""
+
+    graph: Graph
+    all: kernels.Segments
+
+
+def _sums(runs: _Runs, r: Tensor, y: Tensor, ar: Tensor | None = None, ay: Tensor | None = None) -> Tensor:
+    """S of R and Y, or S of (ar, Y) plus S of (R, ay)."""
+    out = r.new_empty(y.shape[1], runs.all.n_segments, r.shape[1])
+    kernels.call("segment_sums", r.dtype, runs.all, y.shape[1], r.shape[1], r, y, ar, ay, out)
+    return out
+
+
+class _SegmentSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, r: Tensor, y: Tensor, runs: _Runs) -> Tensor:
+        ctx.save_for_backward(r, y)
+        ctx.runs = runs
+        return _sums(runs, r, y)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return *_SegmentSumsVjp.apply(*ctx.saved_tensors, g.contiguous(), ctx.runs, needed(ctx, 1)), None
+
+
+class _SegmentSumsVjp(torch.autograd.Function):
+    """S is bilinear: R̄ = Σ_m Y g, Ȳ = Σ_k R g, and the same sums of adjoints are their VJPs."""
+
+    @staticmethod
+    def forward(ctx: Any, r: Tensor, y: Tensor, g: Tensor, runs: _Runs, by_y: bool) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(r, y, g)
+        ctx.set_materialize_grads(False)
+        ctx.runs = runs
+        return _vjp(runs, r, y, g, by_y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ar: Tensor | None, ay: Tensor | None) -> tuple[Tensor | None, ...]:
+        r, y, g = ctx.saved_tensors
+        ar = torch.zeros_like(r) if ar is None else ar.contiguous()
+        ay = torch.zeros_like(y) if ay is None else ay.contiguous()
+        dr, dy = _vjp(ctx.runs, ar, ay, g, needed(ctx, 1))
+        return dr, dy, _sums(ctx.runs, r, y, ar, ay), None, None
+
+
+def _vjp(runs: _Runs, r: Tensor, y: Tensor, g: Tensor, by_y: bool) -> tuple[Tensor, Tensor | None]:
+    gr, gy = torch.empty_like(r), torch.empty_like(y) if by_y else None
+    kernels.call("segment_sums_vjp", r.dtype, runs.all, y.shape[1], r.shape[1], r, y, g, gr, gy)
+    return gr, gy

@@ -8,13 +8,16 @@ for both and are computed once per undirected *pair*. A sum over the edges that 
 reverse edges.
 """
 
-from dataclasses import dataclass
+import ctypes
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dataloader.batch import Batch
+from model_utils.models.fast import kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class Graph:
     segment_atom: Tensor  # (n_segments,), its receiver
     segment_species: Tensor  # (n_segments,), its senders' element, index into ``present``
     dense_segments: bool  # every atom has a segment of every element, some of them empty
+    kept: dict[Any, Any] = field(default_factory=dict)  # tables that layers made for this batch
 
     @property
     def n_edges(self) -> int:
@@ -58,6 +62,26 @@ class Graph:
     def n_segments(self) -> int:
         """Number of segments."""
         return self.segment_atom.shape[0]
+
+    @cached_property
+    def edges(self) -> kernels.Edges:
+        """The rows of edges, for kernels."""
+        tensors = [self.row_ptr, self.sender.int(), self.pair.int(), self.flipped.to(torch.int8)]
+        self.kept["edges"] = tensors
+        return kernels.Edges(self.n_atoms, self.n_edges, self.n_pairs, *(t.data_ptr() for t in tensors))
+
+    @cached_property
+    def atoms(self) -> kernels.Atoms:
+        """Atoms by element, for kernels."""
+        return kernels.Atoms(self.n_atoms, self.n_present, self.species_ptr.data_ptr())
+
+    def runs(self, odd: "ctypes.Array[ctypes.c_int8]") -> kernels.Segments:
+        """The segments, for kernels."""
+        if "runs" not in self.kept:
+            edges = self.edges
+            pointers = self.segment_ptr.data_ptr(), edges.pair, edges.flipped, ctypes.addressof(odd)
+            self.kept["runs"] = kernels.Segments(self.n_segments, self.n_edges, *pointers), odd
+        return self.kept["runs"][0]
 
     @cached_property
     def rows(self) -> "Slots":

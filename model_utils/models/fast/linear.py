@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model_utils.models.fast import kernels
 from model_utils.models.fast.needed import needed
 
 
@@ -179,66 +180,56 @@ def per_element(x: Tensor, weight: Tensor, blocks: Blocks, present: Tensor, boun
     return torch.cat(outputs)
 
 
-def dense_silu(x: Tensor, weight: Tensor, scale: float, gain: float) -> Tensor:
-    """y = gain · silu(scale · x W), a layer of e3nn's FullyConnectedNet.
+def silu(z: Tensor, gain: float) -> Tensor:
+    """y = gain · f(z) with f = silu; z̄ = ȳ gain f′(z), and its VJP for the adjoint a: Δȳ = a gain f′, Δz = a ȳ gain f″.
 
-    With z = scale · x W, f = silu and G = ȳ gain f′(z):  x̄ = scale · G Wᵀ,  W̄ = scale · xᵀ G.
+    With s the logistic function, f = z s, f′ = s (1 + z (1 − s)), f″ = s (1 − s) (2 + z (1 − 2 s)).
     """
-    return _DenseSilu.apply(x, weight, scale, gain)
+    return _Silu.apply(z, gain)
 
 
-def silu_slopes(z: Tensor) -> tuple[Tensor, Tensor]:
-    """f′ and f″ of silu: with s the logistic function, f′ = s (1 + z (1 − s)), f″ = s (1 − s) (2 + z (1 − 2 s))."""
-    s = torch.sigmoid(z)
-    rest = 1 - s
-    return s * (1 + z * rest), s * rest * (2 + z * (rest - s))
-
-
-class _DenseSilu(torch.autograd.Function):
+class _Silu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: float, gain: float) -> Tensor:
-        z = x @ (weight * scale)
-        ctx.save_for_backward(x, weight, z)
-        ctx.rest = scale, gain
-        return torch.nn.functional.silu(z).mul_(gain)
+    def forward(ctx: Any, z: Tensor, gain: float) -> Tensor:
+        s = torch.sigmoid(z)
+        ctx.save_for_backward(z, s)
+        ctx.gain = gain
+        return (z * s).mul_(gain)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, z = ctx.saved_tensors
-        dx, dw = _DenseSiluVjp.apply(x, weight, g, z, *ctx.rest, needed(ctx, 0), needed(ctx, 1))
-        return dx, dw, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _SiluVjp.apply(*ctx.saved_tensors, g.contiguous(), ctx.gain), None
 
 
-class _DenseSiluVjp(torch.autograd.Function):
+class _SiluVjp(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, g: Tensor, z: Tensor, scale: float, gain: float, by_x: bool, by_w: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.save_for_backward(x, weight, g, z)
-        ctx.set_materialize_grads(False)
-        ctx.rest = scale, gain
-        inner = g * silu_slopes(z)[0].mul_(gain * scale)
-        return inner @ weight.t() if by_x else None, x.t() @ inner if by_w else None
+    def forward(ctx: Any, z: Tensor, s: Tensor, g: Tensor, gain: float) -> Tensor:
+        ctx.save_for_backward(z, s, g)
+        ctx.gain = gain
+        if not kernels.available(z):
+            return g * first_slope(z, s).mul_(gain)
+        gz = torch.empty_like(z)
+        kernels.call("silu_vjp", z.dtype, z.numel(), gain, z, s, g, gz)
+        return gz
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, a: Tensor | None, aw: Tensor | None) -> tuple[Tensor | None, ...]:
-        """With z not an input of its own: its adjoint goes on to x and W through z = scale · x W."""
-        x, weight, g, z = ctx.saved_tensors
-        scale, gain = ctx.rest
-        first, second = silu_slopes(z)
-        first, second = first.mul_(gain * scale), second.mul_(gain * scale)
-        d_inner = torch.zeros_like(z)
-        if a is not None:
-            d_inner += a @ weight
-        if aw is not None:
-            d_inner += x @ aw
-        dz = (d_inner * g * second).mul_(scale)
-        dx = dz @ weight.t()
-        dw = x.t() @ dz
-        inner = g * first
-        if a is not None:
-            dw += a.t() @ inner
-        if aw is not None:
-            dx += inner @ aw.t()
-        return dx, dw, d_inner * first, None, None, None, None, None
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        """s is a function of z, so all of the derivative goes to z."""
+        z, s, g = ctx.saved_tensors
+        if not kernels.available(z):
+            scaled = a * ctx.gain
+            return scaled * g * second_slope(z, s), None, scaled * first_slope(z, s), None
+        dz, dg = torch.empty_like(z), torch.empty_like(z)
+        kernels.call("silu_vjp_vjp", z.dtype, z.numel(), ctx.gain, z, s, g, a.contiguous(), dz, dg)
+        return dz, None, dg, None
+
+
+def first_slope(z: Tensor, s: Tensor) -> Tensor:
+    """f′ of silu."""
+    return s * (1 + z * (1 - s))
+
+
+def second_slope(z: Tensor, s: Tensor) -> Tensor:
+    """f″ of silu."""
+    return s * (1 - s) * (2 + z * (1 - 2 * s))

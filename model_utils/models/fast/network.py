@@ -25,7 +25,7 @@ from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import spherical_harmonics
 from model_utils.models.fast.graph import Graph, prepare
-from model_utils.models.fast.linear import Blocks, dense_silu, linear, per_element
+from model_utils.models.fast.linear import Blocks, linear, per_element, silu
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
 from model_utils.models.network import Parameters
 
@@ -92,7 +92,7 @@ class _Pass:
     def radial_network(self, interaction: Interaction, x: Tensor, cutoff: Tensor | None) -> Tensor:
         """The features before the radial network's last matrix, (n_pairs, n_radial); the cutoff commutes with it."""
         for layer in interaction.hidden:
-            x = dense_silu(x, self.weights[layer.name], layer.scale, layer.gain)
+            x = silu(x @ (self.weights[layer.name] * layer.scale), layer.gain)
         return x if cutoff is None else x * cutoff
 
     def layer(

@@ -18,6 +18,7 @@ from model_utils.ema import ExponentialMovingAverage
 from model_utils.errors import InputError, NonFiniteError
 from model_utils.evaluation import OnBatch, evaluate
 from model_utils.fit import FitPlan, StageTwo
+from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, Parameters
 from model_utils.open_data import TrainingData
 from model_utils.options import BatchOptions, TrainOptions, rates_by_pattern
@@ -137,7 +138,13 @@ def fit_plan(options: TrainOptions, *, judge_first: bool = False) -> FitPlan:
     )
 
 
-def training_state(options: TrainOptions, module: nn.Module, device: torch.device, batches: EpochBatches) -> TrainState:
+def training_state(
+    options: TrainOptions,
+    module: nn.Module,
+    description: ModelDescription,
+    device: torch.device,
+    batches: EpochBatches,
+) -> TrainState:
     """A fresh state around a module with its first weights, which is moved to the device; some may be frozen.
 
     Raises:
@@ -163,7 +170,7 @@ def training_state(options: TrainOptions, module: nn.Module, device: torch.devic
         rates=rates,
     )
     return TrainState(
-        network=model_loader.network(module, options.step),
+        network=model_loader.network(module, options.step, description),
         parameters=parameters,
         optimizer=moved,
         schedule=Schedule(moved, schedule_settings(options, batches)),

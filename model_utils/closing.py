@@ -36,7 +36,8 @@ def report_best(
         except OSError as error:
             failed = error
     module = best.module.to(device)
-    network, parameters = model_loader.network(module, options.step), model_loader.trainable(module)
+    network = model_loader.network(module, options.step, best.description)
+    parameters = model_loader.trainable(module)
     sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
     rows = {name: Evaluator(dataset, options, device)(network, parameters, loss)[0] for name, dataset in sets.items()}
     content = best.file.content

@@ -145,7 +145,7 @@ def _rebuilt(
 
 def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """Total energies and forces by the form of the network that is mace's own."""
-    network = model_loader.network(module, "reference")
+    network = model_loader.network(module, "reference", loaded.description)
     weights, energies, forces = model_loader.trainable(module), [], []
     for batch in probe:
         found = predict(network, weights, batch, stress=False, training=False)

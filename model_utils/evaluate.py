@@ -34,7 +34,8 @@ def evaluate(options: EvaluateOptions) -> None:
 
     data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)
-    network, weights = model_loader.network(module, "reference"), model_loader.trainable(module)
+    network = model_loader.network(module, options.step, loaded.description)
+    weights = model_loader.trainable(module)
     loss = evaluation_report.loss_of(options)
     wants_frames = options.output_xyz is not None
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.structure import symbols
@@ -60,7 +61,7 @@ class Origin:
         worst = 0.0
         for i in indices:
             batch = data.batch([i])
-            found = [_predicted(network, batch) for network in (source, module)]
+            found = [_predicted(network, self.source.description, batch) for network in (source, module)]
             species, head = batch.species.numpy(), int(batch.head[0])
             before = float(found[0][0]) + old[head][species].sum()
             after = float(found[1][0]) + float(batch.reference_energy[0])
@@ -76,8 +77,8 @@ class Origin:
         log.info("step 0: energies and forces of %d structures are the source's to %.2g", len(indices), worst)
 
 
-def _predicted(module: nn.Module, batch) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    network = model_loader.network(module, "reference")
+def _predicted(module: nn.Module, description: ModelDescription, batch: Batch) -> tuple[Tensor, Tensor]:
+    network = model_loader.network(module, "reference", description)
     found = predict(network, dict(module.named_parameters()), batch, stress=False, training=False)
     assert found.forces is not None
     return found.energy, found.forces
@@ -138,7 +139,7 @@ def _shifted(source: LoadedModel, train: TrainOptions) -> list[list[float]]:
     for i in range(min(FITTED, len(data))):
         batch = data.batch([i])
         if bool(batch.labels.energy_mask[0]):
-            energy, _ = _predicted(source.module, batch)
+            energy, _ = _predicted(source.module, description, batch)
             residuals.append(float(batch.labels.energy[0]) - float(energy[0]))
             compositions.append(np.bincount(batch.species.numpy(), minlength=len(facts.atomic_numbers)))
     if not residuals:

@@ -20,6 +20,8 @@ from model_utils.models import description as model_json
 from model_utils.models import pickled
 from model_utils.models.build import build_module, check_buffers, load_tensors
 from model_utils.models.description import ModelDescription
+from model_utils.models.fast.coverage import not_covered
+from model_utils.models.fast.network import FastNetwork
 from model_utils.models.network import Network
 from model_utils.models.reference import ReferenceNetwork
 from model_utils.outputs import Outputs, sidecar
@@ -220,10 +222,17 @@ def _must_equal(file: WeightsFile, other: ModelDescription, path: Path, remedy: 
         )
 
 
-def network(module: nn.Module, kind: str) -> Network:
-    """The form of the network that ``--step`` names, over the module's own parameters."""
-    forms = {"reference": ReferenceNetwork}
-    return forms[kind](module)
+def network(module: nn.Module, kind: str, description: ModelDescription) -> Network:
+    """The form of the network that ``--step`` names, over the module's own parameters.
+
+    A network that the fast step does not cover runs the reference step, and the log says why.
+    """
+    if kind == "fast":
+        reason = not_covered(description)
+        if reason is None:
+            return FastNetwork(module)
+        log.info("step: reference, since the fast one does not cover this network: %s", reason)
+    return ReferenceNetwork(module)
 
 
 def copied(module: nn.Module) -> nn.Module:

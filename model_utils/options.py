@@ -227,8 +227,8 @@ class RunOptions:
     """Stop (or go on to stage two) after this many validations without a lower loss."""
     seed: NonNegativeInt = 123
     """Seed of initial weights, order and split."""
-    step: Literal["reference"] = "reference"
-    """Form of the train step; reference is mace-torch's own module."""
+    step: Literal["fast", "reference"] = "fast"
+    """Form of the network's arithmetic: `fast` does the same in less time, on the same weights; `reference` is mace-torch's own module. A network that the fast one does not cover runs the reference, and the log says so."""
     deterministic: bool = False
     """On CUDA: only operations whose sums have a fixed order, at some cost. The CPU's always have."""
     validate_every: Count = 1
@@ -392,6 +392,8 @@ class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, 
     """Weight of the forces in the loss that is printed."""
     stress_weight: NonNegative = 0.0
     """Weight of the stress in the loss that is printed."""
+    step: Literal["fast", "reference"] = "fast"
+    """Form of the network's arithmetic, as in training."""
     output_json: Path | None = None
     """Write the metrics as JSON, metrics as top-level keys."""
     output_table: Path | None = None

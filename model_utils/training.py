@@ -55,7 +55,7 @@ def train(
         hashes = starting.history_of_structures(origin, stored)
         writer = model_loader.PairWriter(outputs, description, module, runtime.code_version(), hashes)
         batches = assemble.training_batches(options, data, device)
-        state = assemble.training_state(options, module, device, batches)
+        state = assemble.training_state(options, module, description, device, batches)
         source = starting.source_of(origin, stored)
         plan = assemble.fit_plan(options, judge_first=source is not None)
         if options.dry_run:

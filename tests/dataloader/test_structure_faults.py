@@ -562,8 +562,9 @@ def predicted() -> Callable[[Dataset, Sequence[int]], tuple[torch.Tensor, torch.
     from model_utils.models.network import predict
 
     fields = TINY | {"hidden_irreps": "4x0e", "correlation": 1, "num_interactions": 2}
-    module = model_loader.build(description.parse(json.dumps(fields), "tiny"), torch.float64, seed=1)
-    network, weights = model_loader.network(module, "reference"), model_loader.trainable(module)
+    described = description.parse(json.dumps(fields), "tiny")
+    module = model_loader.build(described, torch.float64, seed=1)
+    network, weights = model_loader.network(module, "reference", described), model_loader.trainable(module)
 
     def of(data: Dataset, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         before = torch.get_default_dtype()

@@ -1,0 +1,271 @@
+"""The symmetric contraction: products of up to three features of one atom and channel, weighted per element.
+
+mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for an atom of element z, channel c and output component w:
+
+    y_w = Σ_a x_a (T1_wa + Σ_b x_b (T2_wab + Σ_d T3_wabd x_d)),      T_ν = Σ_κ U_ν[…, κ] W_ν[z, κ, c],
+
+with x the features' components. Products commute, so entries of U that differ by the order of a, b, d are added and
+only a ≤ b ≤ d is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per
+element.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model_utils.models.fast import kernels
+from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.needed import needed
+
+ZERO = 1e-12  # entries of U are either exactly zero in exact arithmetic or well above this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monomials:
+    """Terms of one degree of one output order: rows (w, a, b, …) with a ≤ b ≤ …, and their couplings."""
+
+    rows: np.ndarray  # (n_terms, 1 + degree)
+    couplings: Tensor  # (n_terms, n_paths), float64
+    weight: str  # mace's name of W, (n_elements, n_paths, n_channels)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """All output orders of one product block."""
+
+    orders: tuple[tuple[Monomials, ...], ...]  # per output order, degrees ascending
+    n_in: int  # components of the features
+    n_channels: int
+
+    @classmethod
+    def of(cls, module: Any, prefix: str) -> "Contraction":
+        """From mace's SymmetricContraction."""
+        orders = []
+        for index, contraction in enumerate(module.contractions):
+            highest = contraction.correlation
+            degrees = []
+            for degree in range(1, highest + 1):
+                weight = "weights_max" if degree == highest else f"weights.{highest - degree - 1}"
+                found = _monomials(contraction.U_tensors(degree), degree)
+                zeroed = type(contraction.get_parameter(weight)).__name__ == "EmptyParam"  # mace holds these at zero
+                if found is not None and not zeroed:
+                    rows, couplings = found
+                    name = f"{prefix}.contractions.{index}.{weight}"
+                    degrees.append(Monomials(rows=rows, couplings=couplings, weight=name))
+            orders.append(tuple(degrees))
+        n_in = sum(ir.dim for _, ir in module.irreps_in)
+        return cls(tuple(orders), n_in, module.irreps_in[0].mul)
+
+    def __call__(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+        """Products of features.
+
+        Args:
+            graph: orders of the batch.
+            x: (components, n_atoms, n_channels).
+            weight: W of the elements that occur by mace's name, (n_present, n_paths, n_channels).
+
+        Returns:
+            (components of all output orders, n_atoms, n_channels).
+        """
+        if kernels.available(x):
+            return _Contract.apply(x.contiguous(), self.terms(x.dtype, weight), graph, self)
+        return self.by_torch(graph, x, weight)
+
+    def terms(self, dtype: torch.dtype, weight: Callable[[str], Tensor]) -> Tensor:
+        """T of the elements that occur, (n_present, n_terms, n_channels): the polynomial's coefficients."""
+        if dtype not in self._couplings:
+            self._couplings[dtype] = [m.couplings.to(dtype) for degrees in self.orders for m in degrees]
+        names = [m.weight for degrees in self.orders for m in degrees]
+        parts = [u @ weight(name) for u, name in zip(self._couplings[dtype], names, strict=True)]
+        return torch.cat(parts, dim=1)
+
+    @cached_property
+    def _couplings(self) -> dict[torch.dtype, list[Tensor]]:
+        return {}
+
+    @cached_property
+    def n_out(self) -> int:
+        """Components of all output orders."""
+        return len(self.orders) ** 2
+
+    @cached_property
+    def polynomial(self) -> kernels.Polynomial:
+        """What the kernels read: the terms nested by their factors, numbered as ``terms`` lays them out."""
+        outer_ptr, outer = [0], []
+        inner: list[tuple[int, ...]] = []
+        last: list[int] = []
+        offset = 0
+        for order, degrees in enumerate(self.orders):
+            number: dict[tuple[int, ...], int] = {}
+            for m in degrees:
+                number |= {tuple(row): offset + k for k, row in enumerate(m.rows.tolist())}
+                offset += len(m.rows)
+            nested: dict[int, dict[int, dict[int, list[int]]]] = {w: {} for w in range(2 * order + 1)}
+            for w, a, *rest in number:
+                by_b = nested[w].setdefault(a, {})
+                if rest:
+                    by_b.setdefault(rest[0], []).extend(rest[1:])
+            for w, by_a in nested.items():
+                for a in sorted(by_a):
+                    outer.append((a, number.get((w, a), -1), len(inner), len(inner) + len(by_a[a])))
+                    for b in sorted(by_a[a]):
+                        ds = sorted(by_a[a][b])
+                        cubic = number[w, a, b, ds[0]] if ds else 0  # rows are sorted, so the others follow
+                        inner.append((b, number.get((w, a, b), -1), len(last), len(last) + len(ds), cubic))
+                        last += ds
+                outer_ptr.append(len(outer))
+        arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in (outer_ptr, outer, inner, last)]
+        self._couplings[torch.int32] = [torch.from_numpy(x) for x in arrays]  # keeps them alive
+        pointers = (x.ctypes.data for x in arrays)
+        return kernels.Polynomial(self.n_channels, self.n_in, self.n_out, offset, *pointers)
+
+    def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+        """The same in plain torch, one batched product over channels per element and output order."""
+        by_channel = x.permute(2, 1, 0)  # (n_channels, n_atoms, components)
+        outputs = [table(by_channel, weight, graph.species_bounds) for table in self._tables]
+        return torch.cat(outputs, dim=2).permute(2, 1, 0)
+
+    @cached_property
+    def _tables(self) -> list["_Table"]:
+        return [_Table.of(order, degrees, self.n_in) for order, degrees in enumerate(self.orders)]
+
+
+def _monomials(u: Tensor, degree: int) -> tuple[np.ndarray, Tensor] | None:
+    """The sparse symmetric form of U, (2l + 1, components, …, n_paths), whose first axis mace leaves out for l = 0."""
+    dense = u.detach().double().cpu().numpy()
+    dense = dense[None] if dense.ndim == degree + 1 else dense
+    at = np.argwhere(np.abs(dense).max(axis=-1) > ZERO)
+    if len(at) == 0:
+        return None
+    values = dense[tuple(at.T)]
+    at[:, 1:].sort(axis=1)
+    rows, place = np.unique(at, axis=0, return_inverse=True)
+    couplings = np.zeros((len(rows), dense.shape[-1]))
+    np.add.at(couplings, place.reshape(-1), values)
+    kept = np.abs(couplings).max(axis=1) > ZERO
+    return rows[kept], torch.from_numpy(couplings[kept])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """One output order with dense couplings over its last factor, for batched products.
+
+    Rows r = (w, a, b) with a ≤ b hold T2 and, over all d, T3; y_w = Σ_{r of w} x_a x_b (T2_r + Σ_d T3_rd x_d) + Σ T1 x.
+    """
+
+    n_out: int
+    first: Tensor | None  # (n_in, n_out · n_paths)
+    second: Tensor | None  # (n_rows, n_paths)
+    third: Tensor | None  # (n_in · n_rows, n_paths)
+    left: Tensor  # (n_in, n_rows), 1 where the row's a is the component
+    right: Tensor  # the same for b
+    sums: Tensor  # (n_rows, n_out), 1 where the row belongs to w
+    names: tuple[str | None, str | None, str | None]  # of W by degree
+
+    @classmethod
+    def of(cls, order: int, degrees: tuple[Monomials, ...], n_in: int) -> "_Table":
+        n_out = 2 * order + 1
+        by_degree = {m.rows.shape[1] - 1: m for m in degrees}
+        pairs = [m.rows[:, :3] for degree, m in by_degree.items() if degree > 1]
+        rows = np.unique(np.concatenate(pairs), axis=0) if pairs else np.zeros((0, 3), dtype=np.int64)
+        number = {tuple(row): k for k, row in enumerate(rows.tolist())}
+        first = second = third = None
+        if 1 in by_degree:
+            m = by_degree[1]
+            first = m.couplings.new_zeros(n_in, n_out, m.couplings.shape[1])
+            first[m.rows[:, 1], m.rows[:, 0]] = m.couplings
+            first = first.view(n_in * n_out, -1)
+        if 2 in by_degree:
+            m = by_degree[2]
+            second = m.couplings.new_zeros(len(rows), m.couplings.shape[1])
+            second[[number[tuple(r)] for r in m.rows.tolist()]] = m.couplings
+        if 3 in by_degree:
+            m = by_degree[3]
+            third = m.couplings.new_zeros(n_in, len(rows), m.couplings.shape[1])
+            third[m.rows[:, 3], [number[tuple(r[:3])] for r in m.rows.tolist()]] = m.couplings
+            third = third.view(n_in * len(rows), -1)
+        one_hot = [torch.zeros(size, len(rows), dtype=torch.float64) for size in (n_out, n_in, n_in)]
+        for table, column in zip(one_hot, rows.T, strict=True):
+            table[column, torch.arange(len(rows))] = 1.0
+        names = {degree: m.weight for degree, m in by_degree.items()}
+        return cls(
+            n_out=n_out,
+            first=first,
+            second=second,
+            third=third,
+            left=one_hot[1],
+            right=one_hot[2],
+            sums=one_hot[0].t().contiguous(),
+            names=(names.get(1), names.get(2), names.get(3)),
+        )
+
+    def __call__(self, x: Tensor, weight: Callable[[str], Tensor], bounds: tuple[int, ...]) -> Tensor:
+        """(n_channels, n_atoms, n_out) from features (n_channels, n_atoms, n_in) of atoms sorted by element."""
+        n_channels, n_in, n_rows = x.shape[0], x.shape[2], self.left.shape[1]
+        t1, t2, t3 = (
+            None if name is None or u is None else torch.matmul(u.to(x), weight(name)).transpose(1, 2)
+            for name, u in zip(self.names, (self.first, self.second, self.third), strict=True)
+        )  # (n_present, n_channels, entries)
+        products = (x @ self.left.to(x)) * (x @ self.right.to(x))
+        slices = []
+        for k, (begin, end) in enumerate(pairwise(bounds)):
+            inner: Tensor | None = None
+            if t3 is not None:
+                inner = torch.bmm(x[:, begin:end], t3[k].reshape(n_channels, n_in, n_rows))
+            if t2 is not None:
+                inner = t2[k].unsqueeze(1) if inner is None else inner + t2[k].unsqueeze(1)
+            y = None if inner is None else (products[:, begin:end] * inner) @ self.sums.to(x)
+            if t1 is not None:
+                linear = torch.bmm(x[:, begin:end], t1[k].reshape(n_channels, n_in, self.n_out))
+                y = linear if y is None else y + linear
+            slices.append(x.new_zeros(n_channels, end - begin, self.n_out) if y is None else y)
+        return torch.cat(slices, dim=1)
+
+
+class _Contract(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, t: Tensor, graph: Graph, contraction: Contraction) -> Tensor:
+        ctx.save_for_backward(x, t)
+        ctx.rest = graph, contraction
+        y = x.new_empty(contraction.n_out, *x.shape[1:])
+        kernels.call("contract", x.dtype, contraction.polynomial, graph.atoms, x, t, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gx, gt = _ContractVjp.apply(*ctx.saved_tensors, g.contiguous(), *ctx.rest, needed(ctx, 1))
+        return gx, gt, None, None
+
+
+class _ContractVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, t: Tensor, g: Tensor, graph: Graph, contraction: Contraction, by_t: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x, t, g)
+        ctx.set_materialize_grads(False)
+        ctx.rest = graph, contraction
+        gx, gt = torch.empty_like(x), torch.empty_like(t) if by_t else None
+        kernels.call("contract_vjp", x.dtype, contraction.polynomial, graph.atoms, x, t, g, gx, gt)
+        return gx, gt
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ax: Tensor | None, at: Tensor | None) -> tuple[Tensor | None, ...]:
+        if at is not None:
+            raise NotImplementedError("the gradient by coefficients is not differentiated again; use plain torch")
+        x, t, g = ctx.saved_tensors
+        graph, contraction = ctx.rest
+        if ax is None:
+            return None, None, None, None, None, None
+        dx, dt, dg = torch.empty_like(x), torch.empty_like(t), torch.empty_like(g)
+        tables = contraction.polynomial, graph.atoms
+        kernels.call("contract_vjp_vjp", x.dtype, *tables, x, t, g, ax.contiguous(), dx, dt, dg)
+        return dx, dt, dg, None, None, None

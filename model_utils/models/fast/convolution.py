@@ -1,0 +1,193 @@
+"""The convolution over neighbours: mace's one-particle basis A before its linear map.
+
+For every path p = (l1, l2) → l3 and every receiver i,
+
+    A_p[m3, i, c] = Σ_{j → i} w_p[ij, c] Σ_{m1, m2} C_p[m1, m2, m3] h[m1, j, c] Y[m2, ij],
+
+with C_p the Clebsch-Gordan coefficients times e3nn's path normalisation, w the path weights of the pair ij and Y its
+spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. This is one form, linear in h,
+Y and w each; its derivatives of any order are sums of the same form.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model_utils.models.fast import kernels
+from model_utils.models.fast.gather import gather
+from model_utils.models.fast.geometry import odd
+from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.needed import needed
+from model_utils.models.mace_import import o3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """One coupling of a sender's order l1 with an order l2 of the spherical harmonics to l3."""
+
+    l1: int
+    l2: int
+    l3: int
+    place: int  # among the paths that end in l3
+    coefficients: Tensor  # (2 l1 + 1, 2 l2 + 1, 2 l3 + 1), float64
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The paths of one interaction, in the order of its path weights."""
+
+    paths: tuple[Path, ...]
+    n_channels: int
+    max_ell: int
+
+    @classmethod
+    def of(cls, tensor_product: Any, max_ell: int) -> "Convolution":
+        """The paths of e3nn's TensorProduct."""
+        tp = tensor_product
+        orders = [[ir.l for _, ir in irreps] for irreps in (tp.irreps_in1, tp.irreps_in2, tp.irreps_out)]
+        paths, seen = [], [0] * (max_ell + 1)
+        for i in tp.instructions:
+            l1, l2, l3 = orders[0][i.i_in1], orders[1][i.i_in2], orders[2][i.i_out]
+            coefficients = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * i.path_weight
+            paths.append(Path(l1=l1, l2=l2, l3=l3, place=seen[l3], coefficients=coefficients))
+            seen[l3] += 1
+        return cls(tuple(paths), tp.irreps_in1[0].mul, max_ell)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every order of the output: those of all paths that end in it."""
+        ends = [p.l3 for p in self.paths]
+        return tuple(ends.count(order) * self.n_channels for order in range(self.max_ell + 1))
+
+    def __call__(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
+        """A in blocks.
+
+        Args:
+            graph: orders of the batch.
+            h: (components of l1, n_atoms, n_channels).
+            harmonics: (n_pairs, (max_ell + 1)²).
+            weights: (n_pairs, n_paths · n_channels).
+
+        Returns:
+            Flat blocks; block l is ((2l + 1), n_atoms, its paths, n_channels).
+        """
+        if kernels.available(h):
+            return _Convolve.apply(h.contiguous(), harmonics.contiguous(), weights.contiguous(), graph, self)
+        return self.by_torch(graph, h, harmonics, weights)
+
+    def by_torch(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
+        """The same in plain torch: rows padded to one length, one batched product per path over (edge, m1)."""
+        slots, n_atoms, n_channels = graph.rows, graph.n_atoms, self.n_channels
+        width, dtype = slots.pair.shape[1], h.dtype
+        h_slots = gather(h.transpose(0, 1).contiguous(), slots.sender.view(-1), slots.of_sender)
+        w_slots = gather(weights.view(graph.n_pairs, len(self.paths), n_channels), slots.pair.view(-1), slots.of_pair)
+        y_slots = signed_harmonics(graph, harmonics, self.max_ell)
+        blocks: list[list[Tensor]] = [[] for _ in self.widths]
+        for index, path in enumerate(self.paths):
+            d1, d2, d3 = path.coefficients.shape
+            table = path.coefficients.to(h.device, dtype).transpose(0, 1).reshape(d2, d1 * d3)
+            coupled = y_slots[..., path.l2**2 : (path.l2 + 1) ** 2].reshape(-1, d2) @ table
+            left = coupled.view(n_atoms, width * d1, d3).transpose(1, 2)
+            h_l = h_slots[:, path.l1**2 : (path.l1 + 1) ** 2]
+            right = (h_l * w_slots[:, index : index + 1]).view(n_atoms, width * d1, n_channels)
+            blocks[path.l3].append(torch.bmm(left, right))
+        return torch.cat([torch.stack(block, dim=2).transpose(0, 1).reshape(-1) for block in blocks])
+
+    def tables(self, graph: Graph) -> kernels.Convolution:
+        """What the kernels read."""
+        key = "convolution", id(self)
+        if key not in graph.kept:
+            graph.kept[key] = _Tables.of(self, graph.n_atoms)
+        return graph.kept[key].all
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The kernels' tables of a convolution, with the arrays that they point to."""
+
+    all: kernels.Convolution
+    arrays: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, convolution: Convolution, n_atoms: int) -> "_Tables":
+        widths, n_channels = convolution.widths, convolution.n_channels
+        starts = [sum((2 * low + 1) * n_atoms * widths[low] for low in range(order)) for order in range(len(widths))]
+        paths: list[kernels.Path] = []
+        couplings: list[kernels.Coupling] = []
+        matrix = 0
+        for index, p in enumerate(convolution.paths):
+            d1, _, d3 = p.coefficients.shape
+            first = len(couplings)
+            for m1, m2, m3 in (p.coefficients.abs() > 1e-9).nonzero().tolist():
+                entry = kernels.Coupling(m1 * d3 + m3, p.l2**2 + m2, float(p.coefficients[m1, m2, m3]))
+                couplings.append(entry)
+            width = widths[p.l3]
+            out = starts[p.l3] + p.place * n_channels
+            place = (p.l1**2, d1, d3, index, matrix, out, n_atoms * width, width, first, len(couplings))
+            paths.append(kernels.Path(*place))
+            matrix += d1 * d3
+        is_odd = odd(convolution.max_ell)
+        arrays = (
+            (kernels.Path * len(paths))(*paths),
+            (kernels.Coupling * len(couplings))(*couplings),
+            (ctypes.c_int8 * len(is_odd))(*is_odd),
+        )
+        n_components = (max(p.l1 for p in convolution.paths) + 1) ** 2
+        sizes = n_channels, len(paths), n_components, matrix, len(is_odd)
+        return cls(kernels.Convolution(*sizes, *(ctypes.addressof(a) for a in arrays)), arrays)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, y: Tensor, w: Tensor, graph: Graph, convolution: Convolution) -> Tensor:
+        ctx.save_for_backward(h, y, w)
+        ctx.rest = graph, convolution
+        components = sum((2 * order + 1) * width for order, width in enumerate(convolution.widths))
+        out = h.new_empty(components * graph.n_atoms)
+        kernels.call("convolve", h.dtype, graph.edges, convolution.tables(graph), h, y, w, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        derivatives = _ConvolveVjp.apply(*ctx.saved_tensors, g.contiguous(), *ctx.rest, needed(ctx, 1))
+        return *derivatives, None, None
+
+
+class _ConvolveVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, y: Tensor, w: Tensor, g: Tensor, graph: Graph, convolution: Convolution, by_y: bool
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(h, y, w, g)
+        ctx.set_materialize_grads(False)
+        ctx.rest = graph, convolution
+        gh, gy, gw = torch.empty_like(h), torch.empty_like(y) if by_y else None, torch.empty_like(w)
+        kernels.call("convolve_vjp", h.dtype, graph.edges, convolution.tables(graph), h, y, w, g, gh, gy, gw)
+        return gh, gy, gw
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *adjoints: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, y, w, g = ctx.saved_tensors
+        graph, convolution = ctx.rest
+        ah, ay, aw = (
+            torch.zeros_like(t) if a is None else a.contiguous() for a, t in zip(adjoints, (h, y, w), strict=True)
+        )
+        dh, dw, dg = torch.empty_like(h), torch.empty_like(w), torch.empty_like(g)
+        dy = torch.empty_like(y) if needed(ctx, 1) else None
+        inputs = h, y, w, g, ah, ay, aw
+        kernels.call("convolve_vjp_vjp", h.dtype, graph.edges, convolution.tables(graph), *inputs, dh, dy, dw, dg)
+        return dh, dy, dw, dg, None, None, None
+
+
+def signed_harmonics(graph: Graph, harmonics: Tensor, max_ell: int, *, segments: bool = False) -> Tensor:
+    """Spherical harmonics of directed edges in slots, zero in empty ones; (n_rows, width, (max_ell + 1)²)."""
+    slots = graph.segments if segments else graph.rows
+    is_odd = torch.tensor(odd(max_ell), device=harmonics.device)
+    signs = torch.where(is_odd, slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
+    return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * signs

@@ -1,0 +1,663 @@
+// Kernels of the fast step for CPUs: the sums of convolution.py, first_layer.py and contraction.py, each with its VJP and
+// the VJP of that, and the elementwise parts around them. The formulas stand in those modules; here only loops.
+//
+// Channels are innermost and go through vectors of the CPU's width; what is left over goes through masked loads. Nothing
+// here depends on the number of threads: an entry is either summed by one thread in the order of its row, or by parts that
+// the batch alone determines, which are then added in their order.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+template <typename T> struct VectorOf;
+template <> struct VectorOf<float> { typedef float type __attribute__((vector_size(kBytes))); };
+template <> struct VectorOf<double> { typedef double type __attribute__((vector_size(kBytes))); };
+template <typename T> using Vector = typename VectorOf<T>::type;
+template <typename T> constexpr int kLanes = kBytes / sizeof(T);
+
+// The number of channels of a block: known to the compiler for a full one.
+template <typename T> struct Full {
+  static constexpr int64_t count() { return kLanes<T>; }
+};
+struct Part {
+  int64_t n;
+  int64_t count() const { return n; }
+};
+
+template <typename T, typename Count> inline Vector<T> load(const T* p, Count k) {
+  Vector<T> v{};
+  std::memcpy(&v, p, sizeof(T) * k.count());
+  return v;
+}
+template <typename T, typename Count> inline void store(T* p, const Vector<T>& v, Count k) {
+  std::memcpy(p, &v, sizeof(T) * k.count());
+}
+template <typename T, typename Count> inline void add(T* p, const Vector<T>& v, Count k) {
+  store<T>(p, load<T>(p, k) + v, k);
+}
+template <typename T> inline T sum(const Vector<T>& v) {
+  T lanes[kLanes<T>];
+  std::memcpy(lanes, &v, sizeof(v));
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// body(first channel, count) for all blocks of n channels.
+template <typename T, typename Body> inline void blocks(int64_t n, Body body) {
+  int64_t c = 0;
+  for (; c + kLanes<T> <= n; c += kLanes<T>) body(c, Full<T>{});
+  if (c < n) body(c, Part{n - c});
+}
+
+struct Edges {  // directed edges sorted by receiver
+  int64_t n_atoms, n_edges, n_pairs;
+  const int64_t* row_ptr;
+  const int32_t* sender;
+  const int32_t* pair;
+  const int8_t* flipped;
+};
+
+struct Path {
+  int64_t m1, d1, d3;     // first component and number of components of h, components of the output
+  int64_t weight;         // place among the pair's path weights
+  int64_t matrix;         // first entry of its coupling matrix (d1, d3) among all of an edge
+  int64_t out, row, atom; // output: offset, stride of a component, stride of an atom
+  int64_t first, last;    // its couplings
+};
+struct Coupling {
+  int64_t entry, m2;  // entry of the path's matrix, component of the spherical harmonics
+  double value;
+};
+struct Convolution {
+  int64_t n_channels, n_paths, n_components, n_matrix, n_harmonics;
+  const Path* paths;
+  const Coupling* couplings;
+  const int8_t* odd;  // per component of the spherical harmonics
+};
+
+constexpr int kMaxHarmonics = 16;
+constexpr int kMaxMatrix = 512;  // of l1 <= 2, l2 and l3 <= 3: at most 245
+
+template <typename T> inline void signed_harmonics(const T* y, const int8_t* odd, bool flipped, int64_t n, T* out) {
+  for (int64_t m = 0; m < n; ++m) out[m] = flipped && odd[m] ? -y[m] : y[m];
+}
+
+// The coupling matrices sum_m2 C[m1, m2, m3] Y[m2] of all paths of an edge.
+template <typename T> inline void couple(const Convolution& f, const T* y, bool flipped, T* matrix) {
+  T s[kMaxHarmonics];
+  signed_harmonics(y, f.odd, flipped, f.n_harmonics, s);
+  for (int64_t i = 0; i < f.n_matrix; ++i) matrix[i] = 0;
+  for (int64_t p = 0; p < f.n_paths; ++p)
+    for (int64_t k = f.paths[p].first; k < f.paths[p].last; ++k)
+      matrix[f.paths[p].matrix + f.couplings[k].entry] += T(f.couplings[k].value) * s[f.couplings[k].m2];
+}
+
+// F<T, d1, d3>::run for the d1 and d3 of a path, so that the loops over components are unrolled.
+template <template <typename, int, int> class F, typename T, int D1, typename... A> inline void by_d3(int64_t d3, A&&... a) {
+  switch (d3) {
+    case 1: F<T, D1, 1>::run(a...); break;
+    case 3: F<T, D1, 3>::run(a...); break;
+    case 5: F<T, D1, 5>::run(a...); break;
+    default: F<T, D1, 7>::run(a...); break;
+  }
+}
+template <template <typename, int, int> class F, typename T, typename... A> inline void by_path(const Path& p, A&&... a) {
+  switch (p.d1) {
+    case 1: by_d3<F, T, 1>(p.d3, a...); break;
+    case 3: by_d3<F, T, 3>(p.d3, a...); break;
+    default: by_d3<F, T, 5>(p.d3, a...); break;
+  }
+}
+
+template <typename T, int D1, int D3> struct Forward {
+  static inline void run(const T* h, int64_t hs, const T* w, const T* m, T* out, int64_t os, int64_t n) {
+    blocks<T>(n, [&](int64_t c, auto k) {
+      Vector<T> u[D1];
+      const Vector<T> wv = load<T>(w + c, k);
+      for (int a = 0; a < D1; ++a) u[a] = load<T>(h + a * hs + c, k) * wv;
+      for (int b = 0; b < D3; ++b) {
+        Vector<T> t = load<T>(out + b * os + c, k);
+        for (int a = 0; a < D1; ++a) t += u[a] * m[a * D3 + b];
+        store<T>(out + b * os + c, t, k);
+      }
+    });
+  }
+};
+
+template <typename T> void convolve(const Edges& e, const Convolution& f, const T* h, const T* y, const T* w, T* out) {
+  const int64_t n = f.n_channels, hs = e.n_atoms * n;
+#pragma omp parallel for schedule(dynamic, 4)
+  for (int64_t i = 0; i < e.n_atoms; ++i) {
+    for (int64_t p = 0; p < f.n_paths; ++p)
+      for (int64_t b = 0; b < f.paths[p].d3; ++b)
+        std::memset(out + f.paths[p].out + b * f.paths[p].row + i * f.paths[p].atom, 0, sizeof(T) * n);
+    T m[kMaxMatrix];
+    for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
+      const int64_t j = e.sender[x], q = e.pair[x];
+      couple(f, y + q * f.n_harmonics, e.flipped[x], m);
+      for (int64_t p = 0; p < f.n_paths; ++p) {
+        const Path& path = f.paths[p];
+        by_path<Forward, T>(path, h + path.m1 * hs + j * n, hs, w + (q * f.n_paths + path.weight) * n, m + path.matrix,
+                            out + path.out + i * path.atom, path.row, n);
+      }
+    }
+  }
+}
+
+// Rows of edges in parts of about equal size that depend on the batch alone; every part sums what it sends to other
+// atoms into an array of its own.
+struct Parts {
+  std::vector<int64_t> first;
+  explicit Parts(const Edges& e) {
+    const int64_t n = std::clamp<int64_t>(e.n_edges / (4 * std::max<int64_t>(e.n_atoms, 1)), 8, 16);
+    for (int64_t k = 0; k <= n; ++k) {
+      const int64_t* row = std::lower_bound(e.row_ptr, e.row_ptr + e.n_atoms, k * e.n_edges / n);
+      first.push_back(k == n ? e.n_atoms : row - e.row_ptr);
+    }
+    first[0] = 0;
+  }
+  int64_t n() const { return int64_t(first.size()) - 1; }
+};
+
+template <typename T> class Sent {
+ public:
+  Sent(int64_t parts, int64_t size) : size_(size), all_(parts * size) {}
+  T* part(int64_t k) {
+    std::memset(data() + k * size_, 0, sizeof(T) * size_);
+    return data() + k * size_;
+  }
+  T* again(int64_t k) { return data() + k * size_; }
+  void total(T* out) {
+    const int64_t parts = int64_t(all_.size()) / std::max<int64_t>(size_, 1);
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < size_; b += 512) {
+      const int64_t n = std::min<int64_t>(512, size_ - b);
+      std::memcpy(out + b, data() + b, sizeof(T) * n);
+      for (int64_t k = 1; k < parts; ++k)
+        for (int64_t x = b; x < b + n; ++x) out[x] += data()[k * size_ + x];
+    }
+  }
+
+ private:
+  struct Raw {  // not set to zero by the vector that holds it
+    T value;
+    Raw() {}
+  };
+  T* data() { return &all_[0].value; }
+  int64_t size_;
+  std::vector<Raw> all_;
+};
+
+// couplings[k].value of the derivative by the coupling matrix, summed over channels, into the harmonics' derivative.
+template <typename T> inline void uncouple(const Convolution& f, const Path& path, const Vector<T>* m, Vector<T>* y) {
+  for (int64_t k = path.first; k < path.last; ++k)
+    y[f.couplings[k].m2] += m[f.couplings[k].entry] * T(f.couplings[k].value);
+}
+template <typename T>
+inline void store_harmonics(const Convolution& f, const Vector<T>* y, bool flipped, T* out) {
+  for (int64_t m = 0; m < f.n_harmonics; ++m) {
+    const T value = sum<T>(y[m]);
+    if (flipped)
+      out[m] += f.odd[m] ? -value : value;
+    else
+      out[m] = value;
+  }
+}
+
+template <typename T, int D1, int D3> struct Backward {
+  static inline void run(const T* h, int64_t hs, const T* w, const T* m, const T* g, int64_t gs, T* dh, T* dw,
+                         Vector<T>* dm, bool flipped, int64_t n) {
+    if (dm)
+      for (int i = 0; i < D1 * D3; ++i) dm[i] = Vector<T>{};
+    blocks<T>(n, [&](int64_t c, auto k) {
+      const Vector<T> wv = load<T>(w + c, k);
+      Vector<T> gv[D3], s{};
+      for (int b = 0; b < D3; ++b) gv[b] = load<T>(g + b * gs + c, k);
+      for (int a = 0; a < D1; ++a) {
+        Vector<T> u{};
+        for (int b = 0; b < D3; ++b) u += gv[b] * m[a * D3 + b];
+        const Vector<T> hv = load<T>(h + a * hs + c, k);
+        s += u * hv;
+        add<T>(dh + a * hs + c, u * wv, k);
+        if (dm) {
+          const Vector<T> hw = hv * wv;
+          for (int b = 0; b < D3; ++b) dm[a * D3 + b] += hw * gv[b];
+        }
+      }
+      if (flipped)
+        add<T>(dw + c, s, k);
+      else
+        store<T>(dw + c, s, k);
+    });
+  }
+};
+
+// gy may be null where nobody asks for it.
+template <typename T>
+void convolve_vjp(const Edges& e, const Convolution& f, const T* h, const T* y, const T* w, const T* g, T* gh, T* gy,
+                  T* gw) {
+  const int64_t n = f.n_channels, hs = e.n_atoms * n;
+  const Parts parts(e);
+  Sent<T> sent(parts.n(), f.n_components * hs);
+  for (int flipped = 0; flipped < 2; ++flipped) {  // both edges of a pair write to it: one stores, then one adds
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t part = 0; part < parts.n(); ++part) {
+      T* dh = flipped ? sent.again(part) : sent.part(part);
+      T m[kMaxMatrix];
+      Vector<T> dm[49], dy[kMaxHarmonics];
+      for (int64_t i = parts.first[part]; i < parts.first[part + 1]; ++i)
+        for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
+          if (e.flipped[x] != flipped) continue;
+          const int64_t j = e.sender[x], q = e.pair[x];
+          couple(f, y + q * f.n_harmonics, flipped, m);
+          for (int64_t k = 0; k < f.n_harmonics; ++k) dy[k] = Vector<T>{};
+          for (int64_t p = 0; p < f.n_paths; ++p) {
+            const Path& path = f.paths[p];
+            const int64_t at = path.m1 * hs + j * n, weight = (q * f.n_paths + path.weight) * n;
+            by_path<Backward, T>(path, h + at, hs, w + weight, m + path.matrix, g + path.out + i * path.atom, path.row,
+                                 dh + at, gw + weight, gy ? dm : nullptr, bool(flipped), n);
+            if (gy) uncouple<T>(f, path, dm, dy);
+          }
+          if (gy) store_harmonics<T>(f, dy, flipped, gy + q * f.n_harmonics);
+        }
+    }
+  }
+  sent.total(gh);
+}
+
+template <typename T, int D1, int D3> struct BackwardTwice {
+  static inline void run(const T* h, const T* ah, int64_t hs, const T* w, const T* aw, const T* m, const T* am,
+                         const T* g, int64_t gs, T* dh, T* dw, T* dg, Vector<T>* dm, bool flipped, int64_t n) {
+    if (dm)
+      for (int i = 0; i < D1 * D3; ++i) dm[i] = Vector<T>{};
+    blocks<T>(n, [&](int64_t c, auto k) {
+      const Vector<T> wv = load<T>(w + c, k), awv = load<T>(aw + c, k);
+      Vector<T> gv[D3], dgv[D3], s{};
+      for (int b = 0; b < D3; ++b) {
+        gv[b] = load<T>(g + b * gs + c, k);
+        dgv[b] = load<T>(dg + b * gs + c, k);
+      }
+      for (int a = 0; a < D1; ++a) {
+        const Vector<T> hv = load<T>(h + a * hs + c, k), ahv = load<T>(ah + a * hs + c, k);
+        const Vector<T> mixed = ahv * wv + hv * awv, plain = hv * wv;
+        Vector<T> u{}, au{};
+        for (int b = 0; b < D3; ++b) {
+          const T mv = m[a * D3 + b], amv = am[a * D3 + b];
+          u += gv[b] * mv;
+          au += gv[b] * amv;
+          dgv[b] += mixed * mv + plain * amv;
+          if (dm) dm[a * D3 + b] += mixed * gv[b];
+        }
+        add<T>(dh + a * hs + c, au * wv + u * awv, k);
+        s += u * ahv + au * hv;
+      }
+      for (int b = 0; b < D3; ++b) store<T>(dg + b * gs + c, dgv[b], k);
+      if (flipped)
+        add<T>(dw + c, s, k);
+      else
+        store<T>(dw + c, s, k);
+    });
+  }
+};
+
+// Adjoints ah, ay, aw of gh, gy, gw; dy may be null where nobody asks for it.
+template <typename T>
+void convolve_vjp_vjp(const Edges& e, const Convolution& f, const T* h, const T* y, const T* w, const T* g,
+                      const T* ah, const T* ay, const T* aw, T* dh, T* dy, T* dw, T* dg) {
+  const int64_t n = f.n_channels, hs = e.n_atoms * n;
+  const Parts parts(e);
+  Sent<T> sent(parts.n(), f.n_components * hs);
+  for (int flipped = 0; flipped < 2; ++flipped) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t part = 0; part < parts.n(); ++part) {
+      T* to = flipped ? sent.again(part) : sent.part(part);
+      T m[kMaxMatrix], am[kMaxMatrix];
+      Vector<T> dm[49], dyv[kMaxHarmonics];
+      for (int64_t i = parts.first[part]; i < parts.first[part + 1]; ++i) {
+        if (!flipped)
+          for (int64_t p = 0; p < f.n_paths; ++p)
+            for (int64_t b = 0; b < f.paths[p].d3; ++b)
+              std::memset(dg + f.paths[p].out + b * f.paths[p].row + i * f.paths[p].atom, 0, sizeof(T) * n);
+        for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
+          if (e.flipped[x] != flipped) continue;
+          const int64_t j = e.sender[x], q = e.pair[x];
+          couple(f, y + q * f.n_harmonics, flipped, m);
+          couple(f, ay + q * f.n_harmonics, flipped, am);
+          for (int64_t k = 0; k < f.n_harmonics; ++k) dyv[k] = Vector<T>{};
+          for (int64_t p = 0; p < f.n_paths; ++p) {
+            const Path& path = f.paths[p];
+            const int64_t at = path.m1 * hs + j * n, weight = (q * f.n_paths + path.weight) * n;
+            const int64_t out = path.out + i * path.atom;
+            by_path<BackwardTwice, T>(path, h + at, ah + at, hs, w + weight, aw + weight, m + path.matrix,
+                                      am + path.matrix, g + out, path.row, to + at, dw + weight, dg + out,
+                                      dy ? dm : nullptr, bool(flipped), n);
+            if (dy) uncouple<T>(f, path, dm, dyv);
+          }
+          if (dy) store_harmonics<T>(f, dyv, flipped, dy + q * f.n_harmonics);
+        }
+      }
+    }
+  }
+  sent.total(dh);
+}
+
+struct Segments {  // runs of edges of one receiver and one element of senders
+  int64_t n_segments, n_edges;
+  const int64_t* ptr;
+  const int32_t* pair;
+  const int8_t* flipped;
+  const int8_t* odd;
+};
+
+// sums[m, s, k] = sum over edges of y[m] r[k] or, where ar and ay are given, of y[m] ar[k] + ay[m] r[k].
+template <typename T, int M>
+void segment_sums(const Segments& s, int64_t n_radial, const T* r, const T* y, const T* ar, const T* ay, T* sums) {
+#pragma omp parallel for schedule(dynamic, 4)
+  for (int64_t i = 0; i < s.n_segments; ++i) {
+    const int64_t first = s.ptr[i], n = s.ptr[i + 1] - first;
+    std::vector<T> ys(2 * n * M);
+    for (int64_t x = 0; x < n; ++x) {
+      const int64_t q = s.pair[first + x];
+      signed_harmonics(y + q * M, s.odd, s.flipped[first + x], M, &ys[2 * x * M]);
+      if (ay) signed_harmonics(ay + q * M, s.odd, s.flipped[first + x], M, &ys[(2 * x + 1) * M]);
+    }
+    blocks<T>(n_radial, [&](int64_t c, auto k) {
+      Vector<T> total[M];
+      for (int m = 0; m < M; ++m) total[m] = Vector<T>{};
+      for (int64_t x = 0; x < n; ++x) {
+        const int64_t at = int64_t(s.pair[first + x]) * n_radial + c;
+        const T* yx = &ys[2 * x * M];
+        if (ay) {
+          const Vector<T> rv = load<T>(r + at, k), arv = load<T>(ar + at, k);
+          for (int m = 0; m < M; ++m) total[m] += arv * yx[m] + rv * yx[M + m];
+        } else {
+          const Vector<T> rv = load<T>(r + at, k);
+          for (int m = 0; m < M; ++m) total[m] += rv * yx[m];
+        }
+      }
+      for (int m = 0; m < M; ++m) store<T>(sums + (m * s.n_segments + i) * n_radial + c, total[m], k);
+    });
+  }
+}
+
+// gr[q, k] = sum_m y[q, m] g[m, s, k] and, where gy is given, gy[q, m] = sum_k r[q, k] g[m, s, k], over both edges of q.
+template <typename T, int M>
+void segment_sums_vjp(const Segments& s, int64_t n_radial, const T* r, const T* y, const T* g, T* gr, T* gy) {
+  for (int flipped = 0; flipped < 2; ++flipped) {
+#pragma omp parallel for schedule(dynamic, 4)
+    for (int64_t i = 0; i < s.n_segments; ++i)
+      for (int64_t x = s.ptr[i]; x < s.ptr[i + 1]; ++x) {
+        if (s.flipped[x] != flipped) continue;
+        const int64_t q = s.pair[x];
+        T ys[M];
+        signed_harmonics(y + q * M, s.odd, flipped, M, ys);
+        Vector<T> by_y[M];
+        for (int m = 0; m < M; ++m) by_y[m] = Vector<T>{};
+        blocks<T>(n_radial, [&](int64_t c, auto k) {
+          Vector<T> total{};
+          if (gy) {
+            const Vector<T> rv = load<T>(r + q * n_radial + c, k);
+            for (int m = 0; m < M; ++m) {
+              const Vector<T> gv = load<T>(g + (m * s.n_segments + i) * n_radial + c, k);
+              total += gv * ys[m];
+              by_y[m] += gv * rv;
+            }
+          } else {
+            for (int m = 0; m < M; ++m) total += load<T>(g + (m * s.n_segments + i) * n_radial + c, k) * ys[m];
+          }
+          if (flipped)
+            add<T>(gr + q * n_radial + c, total, k);
+          else
+            store<T>(gr + q * n_radial + c, total, k);
+        });
+        if (gy)
+          for (int m = 0; m < M; ++m) {
+            const T value = sum<T>(by_y[m]);
+            if (flipped)
+              gy[q * M + m] += s.odd[m] ? -value : value;
+            else
+              gy[q * M + m] = value;
+          }
+      }
+  }
+}
+
+// The contraction's polynomial in nested form: per output component a list of a, per a one of b, per b one of d.
+struct Outer { int32_t a, term, first, last; };         // term of degree 1 or -1; its range of Inner
+struct Inner { int32_t b, term, first, last, cubic; };  // term of degree 2 or -1; its range of d; first term of degree 3
+struct Polynomial {
+  int64_t n_channels, n_in, n_out, n_terms;
+  const int32_t* outer_ptr;
+  const Outer* outer;
+  const Inner* inner;
+  const int32_t* d;
+};
+struct Atoms {  // sorted by element
+  int64_t n_atoms, n_present;
+  const int64_t* species_ptr;
+};
+constexpr int kMaxIn = 16;
+
+template <typename T, typename Body> void by_element_and_block(const Polynomial& f, const Atoms& atoms, Body body) {
+  const int64_t lanes = kLanes<T>, n_blocks = (f.n_channels + lanes - 1) / lanes;
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (int64_t b = 0; b < n_blocks; ++b)
+    for (int64_t z = 0; z < atoms.n_present; ++z) {
+      const int64_t c = b * lanes;
+      if (c + lanes <= f.n_channels)
+        body(z, c, Full<T>{});
+      else
+        body(z, c, Part{f.n_channels - c});
+    }
+}
+
+template <typename T> void contract(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, T* y) {
+  const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
+  by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
+    const T* tz = t + z * f.n_terms * n + c;
+    for (int64_t i = atoms.species_ptr[z]; i < atoms.species_ptr[z + 1]; ++i) {
+      Vector<T> xv[kMaxIn];
+      for (int64_t m = 0; m < f.n_in; ++m) xv[m] = load<T>(x + m * stride + i * n + c, k);
+      for (int64_t w = 0; w < f.n_out; ++w) {
+        Vector<T> total{};
+        for (int32_t o = f.outer_ptr[w]; o < f.outer_ptr[w + 1]; ++o) {
+          const Outer& a = f.outer[o];
+          Vector<T> av = a.term >= 0 ? load<T>(tz + a.term * n, k) : Vector<T>{};
+          for (int32_t p = a.first; p < a.last; ++p) {
+            const Inner& b = f.inner[p];
+            Vector<T> bv = b.term >= 0 ? load<T>(tz + b.term * n, k) : Vector<T>{};
+            const T* cubic = tz + b.cubic * n;
+            for (int32_t q = b.first; q < b.last; ++q, cubic += n) bv += load<T>(cubic, k) * xv[f.d[q]];
+            av += bv * xv[b.b];
+          }
+          total += av * xv[a.a];
+        }
+        store<T>(y + w * stride + i * n + c, total, k);
+      }
+    }
+  });
+}
+
+template <typename T, bool ByTerms>
+void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, const T* g, T* gx, T* gt) {
+  const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
+  by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
+    const T* tz = t + z * f.n_terms * n + c;
+    T* gz = ByTerms ? gt + z * f.n_terms * n + c : nullptr;
+    if (ByTerms)
+      for (int64_t e = 0; e < f.n_terms; ++e) store<T>(gz + e * n, Vector<T>{}, k);
+    for (int64_t i = atoms.species_ptr[z]; i < atoms.species_ptr[z + 1]; ++i) {
+      Vector<T> xv[kMaxIn], dv[kMaxIn];
+      for (int64_t m = 0; m < f.n_in; ++m) {
+        xv[m] = load<T>(x + m * stride + i * n + c, k);
+        dv[m] = Vector<T>{};
+      }
+      for (int64_t w = 0; w < f.n_out; ++w) {
+        const Vector<T> gw = load<T>(g + w * stride + i * n + c, k);
+        for (int32_t o = f.outer_ptr[w]; o < f.outer_ptr[w + 1]; ++o) {
+          const Outer& a = f.outer[o];
+          Vector<T> av = a.term >= 0 ? load<T>(tz + a.term * n, k) : Vector<T>{};
+          const Vector<T> ga = gw * xv[a.a];
+          if (ByTerms && a.term >= 0) add<T>(gz + a.term * n, ga, k);
+          for (int32_t p = a.first; p < a.last; ++p) {
+            const Inner& b = f.inner[p];
+            Vector<T> bv = b.term >= 0 ? load<T>(tz + b.term * n, k) : Vector<T>{};
+            const Vector<T> gb = ga * xv[b.b];
+            if (ByTerms && b.term >= 0) add<T>(gz + b.term * n, gb, k);
+            int64_t cubic = b.cubic * n;
+            for (int32_t q = b.first; q < b.last; ++q, cubic += n) {
+              const int32_t d = f.d[q];
+              const Vector<T> tv = load<T>(tz + cubic, k);
+              bv += tv * xv[d];
+              dv[d] += gb * tv;
+              if (ByTerms) add<T>(gz + cubic, gb * xv[d], k);
+            }
+            av += bv * xv[b.b];
+            dv[b.b] += ga * bv;
+          }
+          dv[a.a] += gw * av;
+        }
+      }
+      for (int64_t m = 0; m < f.n_in; ++m) store<T>(gx + m * stride + i * n + c, dv[m], k);
+    }
+  });
+}
+
+// Adjoint ax of gx: dg, dx and dt of sum ax gx.
+template <typename T>
+void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, const T* g, const T* ax, T* dx,
+                      T* dt, T* dg) {
+  const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
+  by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
+    const T* tz = t + z * f.n_terms * n + c;
+    T* gz = dt + z * f.n_terms * n + c;
+    for (int64_t e = 0; e < f.n_terms; ++e) store<T>(gz + e * n, Vector<T>{}, k);
+    for (int64_t i = atoms.species_ptr[z]; i < atoms.species_ptr[z + 1]; ++i) {
+      Vector<T> xv[kMaxIn], av[kMaxIn], dv[kMaxIn];
+      for (int64_t m = 0; m < f.n_in; ++m) {
+        xv[m] = load<T>(x + m * stride + i * n + c, k);
+        av[m] = load<T>(ax + m * stride + i * n + c, k);
+        dv[m] = Vector<T>{};
+      }
+      for (int64_t w = 0; w < f.n_out; ++w) {
+        const Vector<T> gw = load<T>(g + w * stride + i * n + c, k);
+        Vector<T> dgw{};
+        for (int32_t o = f.outer_ptr[w]; o < f.outer_ptr[w + 1]; ++o) {
+          const Outer& a = f.outer[o];
+          const Vector<T> xa = xv[a.a], aa = av[a.a];
+          Vector<T> pa = a.term >= 0 ? load<T>(tz + a.term * n, k) : Vector<T>{}, dpa{};
+          const Vector<T> ga = gw * xa, dga = gw * aa;
+          if (a.term >= 0) add<T>(gz + a.term * n, dga, k);
+          for (int32_t p = a.first; p < a.last; ++p) {
+            const Inner& b = f.inner[p];
+            const Vector<T> xb = xv[b.b], ab = av[b.b];
+            Vector<T> pb = b.term >= 0 ? load<T>(tz + b.term * n, k) : Vector<T>{}, dpb{};
+            const Vector<T> gb = ga * xb, dgb = ga * ab + dga * xb;
+            if (b.term >= 0) add<T>(gz + b.term * n, dgb, k);
+            int64_t cubic = b.cubic * n;
+            for (int32_t q = b.first; q < b.last; ++q, cubic += n) {
+              const int32_t d = f.d[q];
+              const Vector<T> tv = load<T>(tz + cubic, k), xd = xv[d], ad = av[d];
+              pb += tv * xd;
+              dpb += tv * ad;
+              dv[d] += dgb * tv;
+              add<T>(gz + cubic, gb * ad + dgb * xd, k);
+            }
+            pa += pb * xb;
+            dpa += pb * ab + dpb * xb;
+            dv[b.b] += ga * dpb + dga * pb;
+          }
+          dgw += aa * pa + xa * dpa;
+          dv[a.a] += gw * dpa;
+        }
+        store<T>(dg + w * stride + i * n + c, dgw, k);
+      }
+      for (int64_t m = 0; m < f.n_in; ++m) store<T>(dx + m * stride + i * n + c, dv[m], k);
+    }
+  });
+}
+
+// silu and its slopes from z and s = 1/(1 + exp(-z)), all times gain.
+template <typename T> void silu_vjp(int64_t n, T gain, const T* z, const T* s, const T* g, T* gz) {
+#pragma omp parallel for simd schedule(static) if (n > 8192)
+  for (int64_t i = 0; i < n; ++i) gz[i] = g[i] * (gain * s[i] * (1 + z[i] * (1 - s[i])));
+}
+template <typename T>
+void silu_vjp_vjp(int64_t n, T gain, const T* z, const T* s, const T* g, const T* a, T* dz, T* dg) {
+#pragma omp parallel for simd schedule(static) if (n > 8192)
+  for (int64_t i = 0; i < n; ++i) {
+    const T rest = 1 - s[i], scaled = gain * s[i] * a[i];
+    dg[i] = scaled * (1 + z[i] * rest);
+    dz[i] = g[i] * (scaled * rest * (2 + z[i] * (rest - s[i])));
+  }
+}
+
+template <typename T, typename F> void by_harmonics(int64_t n, F f) {
+  switch (n) {
+    case 4: f(std::integral_constant<int, 4>{}); break;
+    case 9: f(std::integral_constant<int, 9>{}); break;
+    default: f(std::integral_constant<int, 16>{}); break;
+  }
+}
+
+}  // namespace
+
+#define KERNELS(T, name)                                                                                               \
+  extern "C" void convolve_##name(const Edges* e, const Convolution* f, const T* h, const T* y, const T* w, T* out) {   \
+    convolve<T>(*e, *f, h, y, w, out);                                                                                 \
+  }                                                                                                                    \
+  extern "C" void convolve_vjp_##name(const Edges* e, const Convolution* f, const T* h, const T* y, const T* w,         \
+                                      const T* g, T* gh, T* gy, T* gw) {                                               \
+    convolve_vjp<T>(*e, *f, h, y, w, g, gh, gy, gw);                                                                   \
+  }                                                                                                                    \
+  extern "C" void convolve_vjp_vjp_##name(const Edges* e, const Convolution* f, const T* h, const T* y, const T* w,     \
+                                          const T* g, const T* ah, const T* ay, const T* aw, T* dh, T* dy, T* dw,      \
+                                          T* dg) {                                                                     \
+    convolve_vjp_vjp<T>(*e, *f, h, y, w, g, ah, ay, aw, dh, dy, dw, dg);                                               \
+  }                                                                                                                    \
+  extern "C" void segment_sums_##name(const Segments* s, int64_t m, int64_t n, const T* r, const T* y, const T* ar,     \
+                                      const T* ay, T* sums) {                                                          \
+    by_harmonics<T>(m, [&](auto k) { segment_sums<T, decltype(k)::value>(*s, n, r, y, ar, ay, sums); });               \
+  }                                                                                                                    \
+  extern "C" void segment_sums_vjp_##name(const Segments* s, int64_t m, int64_t n, const T* r, const T* y, const T* g,  \
+                                          T* gr, T* gy) {                                                              \
+    by_harmonics<T>(m, [&](auto k) { segment_sums_vjp<T, decltype(k)::value>(*s, n, r, y, g, gr, gy); });              \
+  }                                                                                                                    \
+  extern "C" void contract_##name(const Polynomial* f, const Atoms* a, const T* x, const T* t, T* y) {                  \
+    contract<T>(*f, *a, x, t, y);                                                                                      \
+  }                                                                                                                    \
+  extern "C" void contract_vjp_##name(const Polynomial* f, const Atoms* a, const T* x, const T* t, const T* g, T* gx,   \
+                                      T* gt) {                                                                         \
+    if (gt)                                                                                                            \
+      contract_vjp<T, true>(*f, *a, x, t, g, gx, gt);                                                                  \
+    else                                                                                                               \
+      contract_vjp<T, false>(*f, *a, x, t, g, gx, gt);                                                                 \
+  }                                                                                                                    \
+  extern "C" void contract_vjp_vjp_##name(const Polynomial* f, const Atoms* a, const T* x, const T* t, const T* g,      \
+                                          const T* ax, T* dx, T* dt, T* dg) {                                          \
+    contract_vjp_vjp<T>(*f, *a, x, t, g, ax, dx, dt, dg);                                                              \
+  }                                                                                                                    \
+  extern "C" void silu_vjp_##name(int64_t n, double gain, const T* z, const T* s, const T* g, T* gz) {                  \
+    silu_vjp<T>(n, T(gain), z, s, g, gz);                                                                              \
+  }                                                                                                                    \
+  extern "C" void silu_vjp_vjp_##name(int64_t n, double gain, const T* z, const T* s, const T* g, const T* a, T* dz,    \
+                                      T* dg) {                                                                         \
+    silu_vjp_vjp<T>(n, T(gain), z, s, g, a, dz, dg);                                                                   \
+  }
+
+KERNELS(float, f32)
+KERNELS(double, f64)

@@ -1,0 +1,120 @@
+"""The compiled kernels as Python calls; where there are none the same algebra runs in plain torch.
+
+A kernel is called with tensors, which must be contiguous CPU tensors of one precision, and with the structures below,
+which mirror those of ``kernels.cpp``.
+"""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_utils.models.fast.compiler import BuildError, build
+from model_utils.runtime import log
+
+_int, _pointer = ctypes.c_int64, ctypes.c_void_p
+_suffix = {torch.float32: "f32", torch.float64: "f64"}
+_forced_plain = False
+
+
+class Edges(ctypes.Structure):
+    """Directed edges sorted by receiver."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_atoms", "n_edges", "n_pairs")),
+        *((name, _pointer) for name in ("row_ptr", "sender", "pair", "flipped")),
+    )
+
+
+class Path(ctypes.Structure):
+    """A path of the convolution."""
+
+    _fields_ = tuple(
+        (name, _int) for name in ("m1", "d1", "d3", "weight", "matrix", "out", "row", "atom", "first", "last")
+    )
+
+
+class Coupling(ctypes.Structure):
+    """An entry of a path's Clebsch-Gordan coefficients that is not zero."""
+
+    _fields_ = (("entry", _int), ("m2", _int), ("value", ctypes.c_double))
+
+
+class Convolution(ctypes.Structure):
+    """Tables of a convolution."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_channels", "n_paths", "n_components", "n_matrix", "n_harmonics")),
+        *((name, _pointer) for name in ("paths", "couplings", "odd")),
+    )
+
+
+class Segments(ctypes.Structure):
+    """Runs of edges of one receiver and one element of senders."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_segments", "n_edges")),
+        *((name, _pointer) for name in ("ptr", "pair", "flipped", "odd")),
+    )
+
+
+class Polynomial(ctypes.Structure):
+    """Tables of a symmetric contraction."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_channels", "n_in", "n_out", "n_terms")),
+        *((name, _pointer) for name in ("outer_ptr", "outer", "inner", "d")),
+    )
+
+
+class Atoms(ctypes.Structure):
+    """Atoms sorted by element."""
+
+    _fields_ = (("n_atoms", _int), ("n_present", _int), ("species_ptr", _pointer))
+
+
+def available(tensor: Tensor) -> bool:
+    """Whether kernels compute with such tensors here; the first call compiles them."""
+    return not _forced_plain and tensor.device.type == "cpu" and tensor.dtype in _suffix and _library() is not None
+
+
+def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Run a kernel on tensors, structures, whole numbers, and None for what it should leave out."""
+    library = _library()
+    assert library is not None
+    getattr(library, f"{name}_{_suffix[dtype]}")(*(_converted(a) for a in arguments))
+
+
+def _converted(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        assert argument.is_contiguous()
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, ctypes.Structure):
+        return ctypes.byref(argument)
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    return None if argument is None else _int(argument)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        return build()
+    except BuildError as error:
+        log.warning("the fast step runs in plain torch, several times slower than its compiled kernels: %s", error)
+        return None
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Compute without kernels meanwhile."""
+    global _forced_plain
+    before, _forced_plain = _forced_plain, True
+    try:
+        yield
+    finally:
+        _forced_plain = before

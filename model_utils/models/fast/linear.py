@@ -1,0 +1,235 @@
+"""Linear maps of features, per order l and per element, and dense layers of the radial network.
+
+Features lie as blocks behind one another, block l of shape ((2l + 1) n_atoms, channels of l): every order is one matrix
+product: y_l = x_l W_l. All maps here are bilinear in input and weight; for y = x W
+    VJP:            x̄ = ȳ Wᵀ,              W̄ = xᵀ ȳ
+    VJP of the VJP, with a and A the adjoints of x̄ and W̄:
+                    Δȳ = a W + x A,   Δx = ȳ Aᵀ,   ΔW = aᵀ ȳ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model_utils.models.fast import kernels
+from model_utils.models.fast.needed import needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The map of one order: where its matrix lies in the flat weight, its shape, and its normalisation."""
+
+    order: int
+    offset: int
+    n_in: int
+    n_out: int
+    scale: float
+    n_elements: int = 1  # the matrix is (n_in, n_elements, n_out) in a map per element
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """A map of features in blocks: the channels of each order that comes in, the maps of those that go out."""
+
+    name: str  # of the flat weight
+    widths: tuple[int, ...]  # channels of block l of the input
+    parts: tuple[Part, ...]  # of ascending order
+
+    def pairs(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
+        """Every part with its block of an input and of an output, as views ((2l + 1) n_atoms, channels)."""
+        starts, at = [], 0
+        for order, width in enumerate(self.widths):
+            starts.append(at)
+            at += (2 * order + 1) * n_atoms * width
+        x, y, at, found = x.view(-1), y.view(-1), 0, []
+        for part in self.parts:
+            rows = (2 * part.order + 1) * n_atoms
+            start = starts[part.order]
+            block = x[start : start + rows * part.n_in].view(rows, part.n_in)
+            found.append((part, block, y[at : at + rows * part.n_out].view(rows, part.n_out)))
+            at += rows * part.n_out
+        return found
+
+    def n_out(self, n_atoms: int) -> int:
+        """Numbers in the output."""
+        return sum((2 * p.order + 1) * n_atoms * p.n_out for p in self.parts)
+
+
+def linear(x: Tensor, weight: Tensor, blocks: Blocks, n_atoms: int, factor: float = 1.0) -> Tensor:
+    """y_l = factor · x_l W_l for every order.
+
+    Args:
+        x: features in blocks.
+        weight: mace's flat weight.
+        blocks: which part of it belongs to which order.
+        n_atoms: of the batch.
+        factor: a constant.
+
+    Returns:
+        Flat blocks of the output.
+    """
+    return _Linear.apply(x.contiguous(), weight, blocks, n_atoms, factor)
+
+
+def _matrix(weight: Tensor, part: Part, factor: float) -> Tensor:
+    matrix = weight[part.offset : part.offset + part.n_in * part.n_out].view(part.n_in, part.n_out)
+    return matrix * (part.scale * factor)
+
+
+def _into(weight: Tensor, part: Part, matrix: Tensor, factor: float) -> None:
+    size = part.n_in * part.n_out
+    torch.mul(matrix.reshape(-1), part.scale * factor, out=weight[part.offset : part.offset + size])
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, blocks: Blocks, n_atoms: int, factor: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.rest = blocks, n_atoms, factor
+        y = x.new_empty(blocks.n_out(n_atoms))
+        for part, x_l, y_l in blocks.pairs(x, y, n_atoms):
+            torch.mm(x_l, _matrix(weight, part, factor), out=y_l)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dx, dw = _LinearVjp.apply(x, weight, g.contiguous(), *ctx.rest, needed(ctx, 0), needed(ctx, 1))
+        return dx, dw, None, None, None
+
+
+class _LinearVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        g: Tensor,
+        blocks: Blocks,
+        n_atoms: int,
+        factor: float,
+        by_x: bool,
+        by_weight: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx.save_for_backward(x, weight, g)
+        ctx.set_materialize_grads(False)
+        ctx.rest = blocks, n_atoms, factor
+        dx = torch.zeros_like(x) if by_x and len(blocks.parts) < len(blocks.widths) else None
+        dx = torch.empty_like(x) if by_x and dx is None else dx
+        dw = torch.empty_like(weight) if by_weight else None
+        for part, x_l, g_l in blocks.pairs(x, g, n_atoms):
+            if dw is not None:
+                _into(dw, part, x_l.t() @ g_l, factor)
+        if dx is not None:
+            for part, dx_l, g_l in blocks.pairs(dx, g, n_atoms):
+                torch.mm(g_l, _matrix(weight, part, factor).t(), out=dx_l)
+        return dx, dw
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor | None, aw: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, g = ctx.saved_tensors
+        blocks, n_atoms, factor = ctx.rest
+        dg = torch.zeros_like(g) if a is None else torch.empty_like(g)
+        dx = None if aw is None else torch.zeros_like(x)
+        dw = None if a is None else torch.empty_like(weight)
+        a = None if a is None else a.contiguous()
+        for index, (part, x_l, g_l) in enumerate(blocks.pairs(x, g, n_atoms)):
+            dg_l = blocks.pairs(x, dg, n_atoms)[index][2]
+            if a is not None and dw is not None:
+                a_l = blocks.pairs(a, g, n_atoms)[index][1]
+                torch.mm(a_l, _matrix(weight, part, factor), out=dg_l)
+                _into(dw, part, a_l.t() @ g_l, factor)
+            if aw is not None and dx is not None:
+                aw_l = _matrix(aw, part, factor)
+                dg_l.addmm_(x_l, aw_l)
+                blocks.pairs(dx, g, n_atoms)[index][1].copy_(g_l @ aw_l.t())
+        return dx, dw, dg, None, None, None, None, None
+
+
+def per_element(x: Tensor, weight: Tensor, blocks: Blocks, present: Tensor, bounds: Sequence[int]) -> Tensor:
+    """y_l[m, i] = x_l[m, i] W_l[:, element of i, :] for atoms sorted by element.
+
+    Args:
+        x: features in blocks, all orders of equal width.
+        weight: mace's flat weight; the matrices of order l are (n_in, n_elements, n_out).
+        blocks: which part of it belongs to which order.
+        present: (n_present,), the elements that occur.
+        bounds: first atom of each of them, and the number of atoms.
+
+    Returns:
+        (components of the orders that go out, n_atoms, n_out).
+    """
+    n_atoms = bounds[-1]
+    x, outputs = x.view(-1, n_atoms, blocks.widths[0]), []
+    for part in blocks.parts:
+        size = part.n_in * part.n_elements * part.n_out
+        matrices = weight[part.offset : part.offset + size].view(part.n_in, part.n_elements, part.n_out)
+        matrices = matrices.index_select(1, present) * part.scale
+        x_l = x[part.order**2 : (part.order + 1) ** 2]
+        slices = [
+            x_l[:, begin:end].reshape(-1, part.n_in) @ matrices[:, k] for k, (begin, end) in enumerate(pairwise(bounds))
+        ]
+        rows = 2 * part.order + 1
+        outputs.append(torch.cat([s.view(rows, -1, part.n_out) for s in slices], dim=1))
+    return torch.cat(outputs)
+
+
+def silu(z: Tensor, gain: float) -> Tensor:
+    """y = gain · f(z) with f = silu; z̄ = ȳ gain f′(z), and its VJP for the adjoint a: Δȳ = a gain f′, Δz = a ȳ gain f″.
+
+    With s the logistic function, f = z s, f′ = s (1 + z (1 − s)), f″ = s (1 − s) (2 + z (1 − 2 s)).
+    """
+    return _Silu.apply(z, gain)
+
+
+class _Silu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, gain: float) -> Tensor:
+        s = torch.sigmoid(z)
+        ctx.save_for_backward(z, s)
+        ctx.gain = gain
+        return (z * s).mul_(gain)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _SiluVjp.apply(*ctx.saved_tensors, g.contiguous(), ctx.gain), None
+
+
+class _SiluVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, s: Tensor, g: Tensor, gain: float) -> Tensor:
+        ctx.save_for_backward(z, s, g)
+        ctx.gain = gain
+        if not kernels.available(z):
+            return g * first_slope(z, s).mul_(gain)
+        gz = torch.empty_like(z)
+        kernels.call("silu_vjp", z.dtype, z.numel(), gain, z, s, g, gz)
+        return gz
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        """s is a function of z, so all of the derivative goes to z."""
+        z, s, g = ctx.saved_tensors
+        if not kernels.available(z):
+            scaled = a * ctx.gain
+            return scaled * g * second_slope(z, s), None, scaled * first_slope(z, s), None
+        dz, dg = torch.empty_like(z), torch.empty_like(z)
+        kernels.call("silu_vjp_vjp", z.dtype, z.numel(), ctx.gain, z, s, g, a.contiguous(), dz, dg)
+        return dz, None, dg, None
+
+
+def first_slope(z: Tensor, s: Tensor) -> Tensor:
+    """f′ of silu."""
+    return s * (1 + z * (1 - s))
+
+
+def second_slope(z: Tensor, s: Tensor) -> Tensor:
+    """f″ of silu."""
+    return s * (1 - s) * (2 + z * (1 - 2 * s))

@@ -1,0 +1,196 @@
+"""The fast form of the network: mace's energies on mace's own parameters, in an algebra made for differentiating twice.
+
+A training step differentiates energies by positions and the result by parameters, so every operation here is followed
+through its VJP and the VJP of that. What is different from mace-torch's forward pass, and exact:
+
+1. atoms are sorted by species: weights per element act on slices, without one-hot vectors (``linear.per_element``);
+2. what depends on a distance is computed per undirected pair (``graph``);
+3. the first layer is factorised by the senders' element (``first_layer``);
+4. the convolution is one trilinear sum over rows of edges (``convolution``);
+5. the symmetric contraction is a sparse polynomial with coefficients per element (``contraction``).
+
+Features lie as (components, n_atoms, channels): order l is the rows l² to (l + 1)² − 1, a contiguous matrix for its
+linear map, and channels are innermost.
+"""
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dataloader.batch import Batch
+from model_utils.models.fast.convolution import Convolution
+from model_utils.models.fast.first_layer import FirstLayer
+from model_utils.models.fast.gather import gather
+from model_utils.models.fast.geometry import spherical_harmonics
+from model_utils.models.fast.graph import Graph, prepare
+from model_utils.models.fast.linear import Blocks, linear, per_element, silu
+from model_utils.models.fast.plan import Interaction, Readout, plan_of
+from model_utils.models.network import Parameters
+
+
+class FastNetwork:
+    """The fast step over a module's own parameters; the network must be covered (``coverage.not_covered``)."""
+
+    kind = "fast"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.plan = plan_of(module)
+        self._own = dict(module.named_parameters())
+        self._latest: tuple[weakref.ref[Batch], Graph] | None = None
+
+    def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
+        """See ``network.Network.energies``."""
+        weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
+        return _Pass(self, weights, batch, self.graph(batch)).energies(positions, shifts)
+
+    def graph(self, batch: Batch) -> Graph:
+        """The orders of a batch; those of the latest one are kept."""
+        if self._latest is None or self._latest[0]() is not batch:
+            self._latest = weakref.ref(batch), prepare(batch)
+        return self._latest[1]
+
+
+class _Pass:
+    """One evaluation: weights, batch and its orders, so that the layers read as formulas."""
+
+    def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: Graph) -> None:
+        self.plan, self.module = network.plan, network.module
+        self.weights, self.batch, self.graph = weights, batch, graph
+        everything = graph.n_present == len(self.module.get_buffer("atomic_numbers"))
+        self.select: Callable[[Tensor, int], Tensor] = (
+            (lambda w, axis: w) if everything else (lambda w, axis: w.index_select(axis, graph.present))
+        )
+
+    def energies(self, positions: Tensor, shifts: Tensor) -> Tensor:
+        graph, plan = self.graph, self.plan
+        vectors = (
+            positions.index_select(0, graph.pair_receiver)
+            - positions.index_select(0, graph.pair_sender)
+            + shifts.index_select(0, graph.pair_edge)
+        )
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        harmonics = spherical_harmonics(vectors, lengths, plan.max_ell)
+        numbers = self.module.get_buffer("atomic_numbers")[self.batch.species].unsqueeze(1)
+        of_pair = numbers[graph.pair_receiver], numbers[graph.pair_sender]
+        features, cutoff = plan.radial.features(lengths, of_pair)
+
+        embedding = plan.embedding.parts[0]
+        h_element = self.weights[plan.embedding.name].view(-1, embedding.n_out) * embedding.scale
+        h_element = self.select(h_element, 0)  # (n_present, n_channels)
+
+        layers: list[Tensor] = []
+        for interaction in plan.interactions:
+            weights = self.radial_network(interaction, features, cutoff)
+            h = self.layer(interaction, layers[-1] if layers else None, h_element, weights, harmonics, features, cutoff)
+            layers.append(h)
+        node_energy = torch.stack([self.readout(r, layers[r.layer]) for r in plan.readouts]).sum(dim=0)
+        return self.total(node_energy, lengths, of_pair)
+
+    def radial_network(self, interaction: Interaction, x: Tensor, cutoff: Tensor | None) -> Tensor:
+        """The features before the radial network's last matrix, (n_pairs, n_radial); the cutoff commutes with it."""
+        for layer in interaction.hidden:
+            x = silu(x @ (self.weights[layer.name] * layer.scale), layer.gain)
+        return x if cutoff is None else x * cutoff
+
+    def layer(
+        self,
+        interaction: Interaction,
+        h: Tensor | None,
+        h_element: Tensor,
+        radial: Tensor,
+        harmonics: Tensor,
+        features: Tensor,
+        cutoff: Tensor | None,
+    ) -> Tensor:
+        """One interaction with its product block: (components, n_atoms, n_channels)."""
+        graph, n_atoms = self.graph, self.graph.n_atoms
+        density = None if interaction.density is None else self.density(interaction, features, cutoff)
+        factor = 1.0 if density is not None else 1.0 / interaction.norm
+        last = self.weights[interaction.last.name] * interaction.last.scale
+        down = self.weights[interaction.down.name]
+        if isinstance(interaction.couplings, FirstLayer):
+            up = _square(self.weights[interaction.up.name], interaction.up)[0]
+            maps = [w * factor for w in _square(down, interaction.down)]
+            x = interaction.couplings(graph, radial, harmonics, last, h_element @ up, maps)
+        else:
+            assert h is not None
+            assert isinstance(interaction.couplings, Convolution)
+            sent = linear(h, self.weights[interaction.up.name], interaction.up, n_atoms).view(h.shape)
+            x = interaction.couplings(graph, sent, harmonics, radial @ last)
+            x = linear(x, down, interaction.down, n_atoms, factor).view(-1, n_atoms, interaction.product.n_channels)
+        if density is not None:
+            x = x / (density + 1.0)
+        if not interaction.residual:
+            x = self.per_element(x, interaction.skip)
+        y = interaction.product(graph, x, lambda name: self.select(self.weights[name], 0))
+        y = linear(y, self.weights[interaction.update.name], interaction.update, n_atoms).view(y.shape)
+        if interaction.residual:
+            y = self.add_skip(y, interaction.skip, h, h_element)
+        return y
+
+    def density(self, interaction: Interaction, features: Tensor, cutoff: Tensor | None) -> Tensor:
+        """Σ_{j → i} tanh(f(r_ij)²), (n_atoms, 1)."""
+        layer = interaction.density
+        assert layer is not None
+        graph = self.graph
+        of_pair = torch.tanh((features @ (self.weights[layer.name] * layer.scale)) ** 2)
+        of_pair = of_pair if cutoff is None else of_pair * cutoff
+        slots = graph.rows
+        return gather(of_pair, slots.pair.view(-1), slots.of_pair).view(graph.n_atoms, -1).sum(dim=1, keepdim=True)
+
+    def per_element(self, x: Tensor, blocks: Blocks) -> Tensor:
+        return per_element(x, self.weights[blocks.name], blocks, self.graph.present, self.graph.species_bounds)
+
+    def add_skip(self, y: Tensor, blocks: Blocks, h: Tensor | None, h_element: Tensor) -> Tensor:
+        """y and the features that came in, mapped per element; those of the first layer are one row per element."""
+        if h is None:
+            graph, part = self.graph, blocks.parts[0]
+            matrices = self.weights[blocks.name].view(part.n_in, part.n_elements, part.n_out)
+            matrices = self.select(matrices, 1).transpose(0, 1)
+            rows = torch.bmm(h_element.unsqueeze(1), matrices).squeeze(1) * part.scale
+            skip = rows.index_select(0, graph.species).unsqueeze(0)
+        else:
+            skip = self.per_element(h, blocks)
+        if len(skip) == len(y):
+            return y + skip
+        return torch.cat([y[: len(skip)] + skip, y[len(skip) :]])
+
+    def readout(self, readout: Readout, h: Tensor) -> Tensor:
+        """Energies of atoms by one layer's scalars, each by its head's column; (n_atoms,), eV before scaling."""
+        x, n_heads = h[0], self.plan.n_heads
+        for index, (blocks, bias) in enumerate(zip(readout.maps, readout.biases, strict=True)):
+            part = blocks.parts[0]
+            x = x @ (self.weights[blocks.name].view(part.n_in, part.n_out) * part.scale)
+            x = x if bias is None else x + self.weights[bias]
+            if index + 1 < len(readout.maps) and readout.activation is not None:
+                x = readout.activation(x)
+                if n_heads > 1:
+                    of_head = nn.functional.one_hot(self.graph.head, n_heads).to(x.dtype)
+                    x = x * of_head.repeat_interleave(part.n_out // n_heads, dim=1)
+        return x.squeeze(1) if n_heads == 1 else x.gather(1, self.graph.head.unsqueeze(1)).squeeze(1)
+
+    def total(self, node_energy: Tensor, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
+        """Energies of structures: scaled, shifted sums over atoms and the repulsion of pairs; (n_structures,), eV."""
+        graph, batch = self.graph, self.batch
+        buffers = dict(self.module.named_buffers()) if hasattr(self.module, "scale_shift") else {}
+        scale, shift = (buffers.get(f"scale_shift.{name}") for name in ("scale", "shift"))
+        if scale is not None and shift is not None:
+            scale, shift = torch.atleast_1d(scale), torch.atleast_1d(shift)
+            node_energy = scale[graph.head] * node_energy + shift[graph.head]
+        total = node_energy.new_zeros(batch.n_structures).index_add(0, graph.structure, node_energy)
+        if self.plan.radial.repulsion is not None:
+            structure = batch.structure[graph.pair_receiver]
+            repulsion = self.plan.radial.repulsion_energy(lengths, numbers)
+            if scale is not None:
+                repulsion = repulsion * scale[batch.head[structure]]
+            total = total.index_add(0, structure, repulsion)
+        return total
+
+
+def _square(weight: Tensor, blocks: Blocks) -> list[Tensor]:
+    """The matrices of a map as tensors of their own."""
+    size = [(p.offset, p.offset + p.n_in * p.n_out) for p in blocks.parts]
+    return [weight[a:b].view(p.n_in, p.n_out) * p.scale for p, (a, b) in zip(blocks.parts, size, strict=True)]

@@ -1,0 +1,174 @@
+"""The layers of a network as constants, read once from mace's module: shapes, normalisations, couplings, names."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from model_utils.models.fast.contraction import Contraction
+from model_utils.models.fast.convolution import Convolution
+from model_utils.models.fast.coverage import RESIDUAL
+from model_utils.models.fast.first_layer import FirstLayer
+from model_utils.models.fast.linear import Blocks, Part
+from model_utils.models.fast.radial import Radial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A layer of e3nn's FullyConnectedNet."""
+
+    name: str
+    scale: float  # on the product
+    gain: float  # of the normalised activation; 1 in the last layer, which has none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """One layer: messages, their skip connection, products and what follows them."""
+
+    residual: bool
+    density: Dense | None
+    norm: float  # of messages where there is no density
+    hidden: tuple[Dense, ...]  # layers of the radial network
+    last: Dense
+    up: Blocks
+    couplings: Convolution | FirstLayer
+    down: Blocks
+    skip: Blocks
+    product: Contraction
+    update: Blocks
+    n_orders: int  # of the features that it hands on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """From features of a layer to energies per head."""
+
+    layer: int
+    maps: tuple[Blocks, ...]
+    biases: tuple[str | None, ...]
+    activation: nn.Module | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything of a network but its weights."""
+
+    max_ell: int
+    n_heads: int
+    embedding: Blocks
+    radial: Radial
+    interactions: tuple[Interaction, ...]
+    readouts: tuple[Readout, ...]
+
+
+def plan_of(module: Any) -> Plan:
+    """The plan of mace's module; the network must be covered (see ``coverage``)."""
+    max_ell = int(module.spherical_harmonics._lmax)
+    interactions = []
+    for index, (block, product) in enumerate(zip(module.interactions, module.products, strict=True)):
+        interactions.append(_interaction(index, block, product, max_ell))
+    readouts = []
+    layers = len(interactions)
+    for index, block in enumerate(module.readouts):
+        layer = layers - 1 if len(module.readouts) == 1 else index
+        readouts.append(_readout(index, block, layer, interactions[layer].n_orders))
+    return Plan(
+        max_ell=max_ell,
+        n_heads=len(module.heads),
+        embedding=_blocks("node_embedding.linear", module.node_embedding.linear),
+        radial=Radial.of(module),
+        interactions=tuple(interactions),
+        readouts=tuple(readouts),
+    )
+
+
+def _interaction(index: int, block: Any, product: Any, max_ell: int) -> Interaction:
+    name = f"interactions.{index}"
+    tp: Any = block.conv_tp
+    layers = _dense_layers(f"{name}.conv_tp_weights", block.conv_tp_weights)
+    density = getattr(block, "density_fn", None)
+    couplings = FirstLayer.of(tp) if index == 0 else Convolution.of(tp, max_ell)
+    widths = None if isinstance(couplings, FirstLayer) else couplings.widths
+    contraction: Any = product.symmetric_contractions
+    return Interaction(
+        residual=type(block).__name__ in RESIDUAL,
+        density=None if density is None else _dense_layers(f"{name}.density_fn", density)[0],
+        norm=float(block.avg_num_neighbors),
+        hidden=layers[:-1],
+        last=layers[-1],
+        up=_blocks(f"{name}.linear_up", block.linear_up),
+        couplings=couplings,
+        down=_blocks(f"{name}.linear", block.linear, widths),
+        skip=_per_element(f"{name}.skip_tp", block.skip_tp),
+        product=Contraction.of(contraction, f"products.{index}.symmetric_contractions"),
+        update=_blocks(f"products.{index}.linear", product.linear),
+        n_orders=len(contraction.irreps_out),
+    )
+
+
+def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
+    """e3nn: x ← √var_out act(x W/√(h_in var_in)), without activation x ← x W √(var_out/(h_in var_in))."""
+    layers = []
+    for index, layer in enumerate(net):
+        scale, gain = (layer.h_in * layer.var_in) ** -0.5, layer.var_out**0.5
+        if layer.act is None:
+            scale, gain = scale * gain, 1.0
+        else:
+            gain *= layer.act.cst
+        layers.append(Dense(name=f"{name}.layer{index}.weight", scale=float(scale), gain=float(gain)))
+    return tuple(layers)
+
+
+def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Blocks:
+    """The matrices of e3nn's Linear; those of all inputs of one order lie one below the other."""
+    instructions = [i for i in linear.instructions if i.i_in >= 0]
+    orders_in = [ir.l for _, ir in linear.irreps_in]
+    parts: dict[int, Part] = {}
+    offset = 0
+    for i in instructions:
+        order, (n_in, n_out) = orders_in[i.i_in], i.path_shape
+        before = parts.get(order)
+        assert before is None or (before.scale == i.path_weight and before.offset + before.n_in * n_out == offset)
+        parts[order] = Part(
+            order=order,
+            offset=offset if before is None else before.offset,
+            n_in=n_in + (0 if before is None else before.n_in),
+            n_out=n_out,
+            scale=i.path_weight,
+        )
+        offset += n_in * n_out
+    if widths is None:
+        widths = tuple(mul for mul, _ in linear.irreps_in)
+    return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts[order] for order in sorted(parts)))
+
+
+def _per_element(name: str, product: Any) -> Blocks:
+    """The matrices of e3nn's FullyConnectedTensorProduct with one-hot elements: (n_in, n_elements, n_out) per order."""
+    parts, offset = [], 0
+    for i in product.instructions:
+        n_in, n_elements, n_out = i.path_shape
+        order = product.irreps_in1[i.i_in1].ir.l
+        scale = i.path_weight / (2 * order + 1) ** 0.5  # the coupling l ⊗ 0 → l is δ/√(2l + 1)
+        parts.append(Part(order=order, offset=offset, n_in=n_in, n_out=n_out, scale=scale, n_elements=n_elements))
+        offset += n_in * n_elements * n_out
+    widths = tuple(mul for mul, _ in product.irreps_in1)
+    return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts))
+
+
+def _readout(index: int, block: Any, layer: int, n_orders: int) -> Readout:
+    name = f"readouts.{index}"
+    if hasattr(block, "linear"):
+        return Readout(
+            layer=layer,
+            maps=(_blocks(f"{name}.linear", block.linear),),
+            biases=(None,),
+            activation=None,
+        )
+    names = [n for n in ("linear_1", "linear_mid", "linear_2") if hasattr(block, n)]
+    return Readout(
+        layer=layer,
+        maps=tuple(_blocks(f"{name}.{n}", getattr(block, n)) for n in names),
+        biases=tuple(f"{name}.{n}.bias" if getattr(block, n).bias.numel() else None for n in names),
+        activation=block.non_linearity,
+    )

@@ -1,0 +1,93 @@
+"""Functions of the pairs' lengths: cutoff, radial basis, the Agnesi transform, the ZBL repulsion."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark: The Stopping and Range of Ions, 1985
+COULOMB = 14.3996  # e²/(4πε₀), eV Å
+BOHR = 0.529  # Å, as mace has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Radial:
+    """The radial part of a network, read from mace's modules."""
+
+    module: Any  # radial_embedding
+    repulsion: Any | None  # pair_repulsion_fn
+    gaussian: bool
+    agnesi: bool
+    cutoff_on_basis: bool
+
+    @classmethod
+    def of(cls, module: Any) -> "Radial":
+        """The radial part of mace's module."""
+        embedding = module.radial_embedding
+        basis = embedding.bessel_fn
+        return cls(
+            module=embedding,
+            repulsion=getattr(module, "pair_repulsion_fn", None),
+            gaussian=hasattr(basis, "gaussian_weights"),
+            agnesi=hasattr(embedding, "distance_transform"),
+            cutoff_on_basis=bool(getattr(embedding, "apply_cutoff", True)),
+        )
+
+    def features(self, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Radial features of pairs and, where the cutoff multiplies the path weights instead, the cutoff.
+
+        Args:
+            lengths: (n_pairs, 1), Å.
+            numbers: atomic numbers of both atoms, (n_pairs, 1) each.
+
+        Returns:
+            (n_pairs, n_basis) and (n_pairs, 1) or None.
+        """
+        embedding = self.module
+        cutoff_fn = embedding.cutoff_fn
+        cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, int(cutoff_fn.p))
+        argument = self._agnesi(lengths, numbers) if self.agnesi else lengths
+        basis = self._gaussian(argument) if self.gaussian else self._bessel(argument)
+        return (basis * cutoff, None) if self.cutoff_on_basis else (basis, cutoff)
+
+    def _bessel(self, r: Tensor) -> Tensor:
+        """√(2/r_max) sin(nπr/r_max)/r."""
+        fn = self.module.bessel_fn
+        return fn.prefactor * (torch.sin(fn.bessel_weights * r) / r)
+
+    def _gaussian(self, r: Tensor) -> Tensor:
+        fn = self.module.bessel_fn
+        return torch.exp(fn.coeff * (r - fn.gaussian_weights) ** 2)
+
+    def _agnesi(self, r: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
+        """(1 + a u^q / (1 + u^(q − p)))⁻¹ with u = r/r₀, r₀ the mean covalent radius (J. Chem. Phys. 159, 044116)."""
+        fn = self.module.distance_transform
+        radii: Tensor = fn.covalent_radii
+        a, p, q = fn.a, fn.p, fn.q
+        u = r / (0.5 * (radii[numbers[0]] + radii[numbers[1]]))
+        return 1.0 / (1.0 + a * u**q / (1.0 + u ** (q - p)))
+
+    def repulsion_energy(self, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
+        """ZBL energies of pairs with mace's cutoff at the sum of covalent radii; (n_pairs,), eV."""
+        fn = self.repulsion
+        assert fn is not None
+        dtype = lengths.dtype
+        first, second = (n.to(dtype) for n in numbers)
+        exponent, prefactor = (float(t) for t in (fn.a_exp, fn.a_prefactor))
+        screening = prefactor * BOHR / (first**exponent + second**exponent)
+        x = lengths / screening
+        weights: Tensor = fn.c
+        phi = sum(weights[k] * torch.exp(-e * x) for k, e in enumerate(ZBL_EXPONENTS))
+        radii: Tensor = fn.covalent_radii
+        contact = radii[numbers[0]] + radii[numbers[1]]
+        envelope = polynomial_cutoff(lengths, contact, int(fn.p))
+        return (COULOMB * first * second / lengths * phi * envelope).squeeze(1)
+
+
+def polynomial_cutoff(r: Tensor, r_max: Tensor, p: int) -> Tensor:
+    """1 − (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) − p(p+1)/2 u^(p+2) with u = r/r_max, 0 from u = 1 on (Gasteiger 2020)."""
+    u = r / r_max
+    power = u**p
+    envelope = 1.0 + power * (-(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2)))
+    return envelope * (r < r_max)

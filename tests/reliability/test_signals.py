@@ -50,7 +50,7 @@ def slow_validation(patch: pytest.MonkeyPatch, entered: Path) -> None:
     patch.setattr(
         assemble,
         "evaluate",
-        lambda net, weights, batches, *rest: evaluate(net, weights, slowly(batches), *rest),
+        lambda net, weights, batches, *rest, **named: evaluate(net, weights, slowly(batches), *rest, **named),
     )
 
 

@@ -5,6 +5,7 @@ and leaves forces and stress as they are. That, and nothing else, may differ bet
 its first step; ``Origin.check`` compares the two on real structures.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json
 from model_utils.models.build import ENERGIES
 from model_utils.models.description import ModelDescription
+from model_utils.models.narrowing import narrowed
 from model_utils.models.network import predict
 from model_utils.options import FinetuneOptions, TrainOptions
 from model_utils.outputs import Outputs, sidecar
@@ -41,10 +43,19 @@ class Origin:
     source: LoadedModel
     description: ModelDescription
 
+    @property
+    def kept(self) -> list[int]:
+        """Positions in the source's table of the elements of this model."""
+        table = self.source.description.atomic_numbers
+        return [table.index(number) for number in self.description.atomic_numbers]
+
     def put_into(self, module: nn.Module) -> None:
         """Give a freshly built module the source's weights; its own reference energies stay."""
-        own = module.state_dict()
-        module.load_state_dict({**self.source.module.state_dict(), ENERGIES: own[ENERGIES]})
+        source = self.source.module.to(next(module.parameters()).dtype)
+        if self.description.atomic_numbers != self.source.description.atomic_numbers:
+            module.load_state_dict(narrowed(source, module, self.kept))
+        else:
+            module.load_state_dict({**source.state_dict(), ENERGIES: module.state_dict()[ENERGIES]})
 
     def check(self, module: nn.Module, data: Dataset) -> None:
         """Compare with the source on structures of the training data.
@@ -54,14 +65,17 @@ class Origin:
         """
         indices = list(range(min(COMPARED, len(data))))
         dtype = next(module.parameters()).dtype
-        source = model_loader.build_as(self.source.description, module)
-        source.load_state_dict(self.source.module.state_dict())
-        old = np.array(self.source.description.atomic_energies)
+        source, kept = self.source.module.to(dtype), np.array(self.kept)
+        old = np.array(self.source.description.atomic_energies)[:, kept]
         change = np.array(self.description.atomic_energies) - old
         worst = 0.0
         for i in indices:
             batch = data.batch([i])
-            found = [_predicted(network, self.source.description, batch) for network in (source, module)]
+            in_source = dataclasses.replace(batch, species=torch.from_numpy(kept)[batch.species])
+            found = [
+                _predicted(source, self.source.description, in_source),
+                _predicted(module, self.description, batch),
+            ]
             species, head = batch.species.numpy(), int(batch.head[0])
             before = float(found[0][0]) + old[head][species].sum()
             after = float(found[1][0]) + float(batch.reference_energy[0])
@@ -107,12 +121,12 @@ def origin(options: FinetuneOptions, train: TrainOptions) -> Origin:
         symbols(source.description.atomic_numbers),
         source.file.when(),
     )
-    if options.E0s == "keep":
-        return Origin(source=source, description=source.description)
     elements, old = source.description.atomic_numbers, source.description.atomic_energies
+    new = old
+    kept = _kept(source, options)
     if options.E0s == "shift":
         new = _shifted(source, train)
-    else:
+    elif options.E0s != "keep":
         given = given_energies(options.E0s, "keep, shift")
         foreign = sorted(set(given) - set(elements))
         if foreign:
@@ -122,8 +136,30 @@ def origin(options: FinetuneOptions, train: TrainOptions) -> Origin:
         for number, a, b in zip(elements, before, after, strict=True):
             if a != b:
                 log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
-    fields = {**json.loads(source.description.canonical_text()), "atomic_energies": new}
+    if new == old and len(kept) == len(elements):
+        return Origin(source=source, description=source.description)
+    fields = {
+        **json.loads(source.description.canonical_text()),
+        "atomic_numbers": [elements[k] for k in kept],
+        "atomic_energies": [[row[k] for k in kept] for row in new],
+    }
     return Origin(source=source, description=model_json.parse(json.dumps(fields), str(options.input_model)))
+
+
+def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
+    """Positions in the source's table of the elements that the new model has: all, or those of --elements."""
+    from model_utils.open_data import numbers_of
+
+    table, asked = source.description.atomic_numbers, numbers_of(options.elements)
+    if asked is None:
+        return list(range(len(table)))
+    foreign = sorted(set(asked) - set(table))
+    if foreign:
+        raise InputError(f"--elements {symbols(foreign)}: the source does not have it; it has {symbols(table)}")
+    kept = [k for k, number in enumerate(table) if number in asked]
+    if len(kept) < len(table):
+        log.info("the new model has %s of the source's %d elements", symbols([table[k] for k in kept]), len(table))
+    return kept
 
 
 def _shifted(source: LoadedModel, train: TrainOptions) -> list[list[float]]:

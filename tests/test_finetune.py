@@ -9,8 +9,10 @@ import pytest
 import torch
 from ase.io import read, write
 
+from conftest import TINY
 from model_utils import checkpoint, finetune, model_loader, resume, train_mace
 from model_utils.comparison import differences
+from model_utils.models import description as model_json
 from model_utils.models import reference
 from model_utils.outputs import Outputs
 
@@ -178,3 +180,34 @@ def test_from_a_mace_model(shared_data: Path, tmp_path: Path, capsys: pytest.Cap
     assert "step 0: energies and forces of 16 structures are the source's to" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run")
     assert reference.ReferenceNetwork.kind == "reference"
+
+
+@pytest.mark.parametrize("first", ["RealAgnosticResidualInteractionBlock", "RealAgnosticDensityInteractionBlock"])
+def test_a_narrower_table_gives_the_same_energies(
+    first: str, water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From six elements to the two of water; only those rows of the weights go along."""
+    fields = {**TINY, "atomic_numbers": [3, 1, 6, 8, 9, 14], "interaction_cls_first": first}
+    fields["atomic_energies"] = [-1.0, -13.6, -2.0, -430.0, -3.0, -4.0]
+    path, wide = tmp_path / "wide.json", tmp_path / "wide.model"
+    path.write_text(json.dumps(fields))
+    description = model_json.read(path)
+    checkpoint.write_bare_module(wide, model_loader.build(description, torch.float64, 3))
+    words = [
+        "--input_model",
+        str(wide),
+        "--xyz_train",
+        str(water_xyz("w.xyz", 8)),
+        "--epochs",
+        "1",
+        "--elements",
+        "H",
+        "O",
+    ]
+    assert finetune.main([*words, "--output_checkpoint", str(tmp_path / "run"), "--no_export_mace_model"]) == 0
+    shown = capsys.readouterr().out
+    assert "the new model has H, O of the source's 6 elements" in shown
+    assert "step 0: energies and forces of 7 structures are the source's to" in shown
+    assert json.loads((tmp_path / "run/run_model.json").read_text())["atomic_numbers"] == [1, 8]
+    assert finetune.main([*words, "Fe", "--output_checkpoint", str(tmp_path / "other")]) == 2
+    assert "--elements Fe: the source does not have it" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json
 from model_utils.models.build import ENERGIES
 from model_utils.models.description import ModelDescription
+from model_utils.models.heads import with_copied_heads
 from model_utils.models.narrowing import narrowed
 from model_utils.models.network import predict
 from model_utils.options import FinetuneOptions, TrainOptions
@@ -52,8 +53,11 @@ class Origin:
     def put_into(self, module: nn.Module) -> None:
         """Give a freshly built module the source's weights; its own reference energies stay."""
         source = self.source.module.to(next(module.parameters()).dtype)
+        n_heads = len(self.description.heads)
         if self.description.atomic_numbers != self.source.description.atomic_numbers:
             module.load_state_dict(narrowed(source, module, self.kept))
+        elif n_heads != len(self.source.description.heads):
+            module.load_state_dict(with_copied_heads(source, module, n_heads))
         else:
             module.load_state_dict({**source.state_dict(), ENERGIES: module.state_dict()[ENERGIES]})
 
@@ -67,11 +71,17 @@ class Origin:
         dtype = next(module.parameters()).dtype
         source, kept = self.source.module.to(dtype), np.array(self.kept)
         old = np.array(self.source.description.atomic_energies)[:, kept]
+        copied = len(self.description.heads) != len(old)  # then every head is to be the source's one
+        old = np.repeat(old, len(self.description.heads), axis=0) if copied else old
         change = np.array(self.description.atomic_energies) - old
         worst = 0.0
         for i in indices:
             batch = data.batch([i])
-            in_source = dataclasses.replace(batch, species=torch.from_numpy(kept)[batch.species])
+            in_source = dataclasses.replace(
+                batch,
+                species=torch.from_numpy(kept)[batch.species],
+                head=torch.zeros_like(batch.head) if copied else batch.head,
+            )
             found = [
                 _predicted(source, self.source.description, in_source),
                 _predicted(module, self.description, batch),
@@ -136,14 +146,32 @@ def origin(options: FinetuneOptions, train: TrainOptions) -> Origin:
         for number, a, b in zip(elements, before, after, strict=True):
             if a != b:
                 log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
-    if new == old and len(kept) == len(elements):
+    heads = _heads(source, options)
+    if new == old and len(kept) == len(elements) and heads == source.description.heads:
         return Origin(source=source, description=source.description)
     fields = {
         **json.loads(source.description.canonical_text()),
         "atomic_numbers": [elements[k] for k in kept],
-        "atomic_energies": [[row[k] for k in kept] for row in new],
+        "atomic_energies": [[row[k] for k in kept] for row in (new if len(new) == len(heads) else [*new, *old])],
+        "heads": heads,
     }
+    for name in ("atomic_inter_scale", "atomic_inter_shift"):
+        if fields[name] is not None and len(fields[name]) != len(heads):
+            fields[name] = fields[name] * len(heads)
     return Origin(source=source, description=model_json.parse(json.dumps(fields), str(options.input_model)))
+
+
+def _heads(source: LoadedModel, options: FinetuneOptions) -> list[str]:
+    """Heads of the new model: the source's, and a copy under a new name where one was asked for."""
+    heads = source.description.heads
+    if options.add_head is None:
+        return heads
+    if len(heads) > 1 or options.elements:
+        raise InputError("--add_head copies the head of a source that has one, and not together with --elements")
+    if options.add_head in heads:
+        raise InputError(f"--add_head {options.add_head}: the source's own head has this name; give another")
+    log.info("heads: %s (the source's) and %s, a copy", heads[0], options.add_head)
+    return [*heads, options.add_head]
 
 
 def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:

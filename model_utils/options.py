@@ -300,8 +300,10 @@ class FinetuneOptions(TrainingOptions):
     """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors."""
     input_json: Path | None = None
     """A model.json that the one of the weights must equal; needed where the file holds none."""
+    add_head: str | None = None
+    """Give the network a second head of this name, a copy of the source's one: for replay, so that fine-tuning does not forget. Which structures are of which head say the records (`head`) or the YAML's list of sources."""
     E0s: str = "keep"
-    """Reference energies: `keep` the source's, `shift` them per element by a least-squares fit of its errors on the training data, or JSON by element. Changes are printed."""
+    """Reference energies (of the source's own head): `keep` the source's, `shift` them per element by a least-squares fit of its errors on the training data, or JSON by element. Changes are printed."""
     lr: Rate = 1e-4
     """Learning rate; small, or the source is forgotten in the first steps."""
 

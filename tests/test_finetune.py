@@ -211,3 +211,28 @@ def test_a_narrower_table_gives_the_same_energies(
     assert json.loads((tmp_path / "run/run_model.json").read_text())["atomic_numbers"] == [1, 8]
     assert finetune.main([*words, "Fe", "--output_checkpoint", str(tmp_path / "other")]) == 2
     assert "--elements Fe: the source does not have it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("readout", ["NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"])
+def test_a_second_head_begins_as_a_copy_and_replays(
+    readout: str, water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two heads with reference energies of their own; structures of both in every batch."""
+    path, plain = tmp_path / "one.json", tmp_path / "one.model"
+    path.write_text(json.dumps({**TINY, "readout_cls": readout}))
+    checkpoint.write_bare_module(plain, model_loader.build(model_json.read(path), torch.float64, 3))
+    new, old = str(water_xyz("new.xyz", 8)), str(water_xyz("old.xyz", 8, seed=4))
+    (tmp_path / "run.yaml").write_text(
+        f"sources:\n  - {{path: {new}, head: Default}}\n  - {{path: {old}, head: replay, weight: 0.5}}\n"
+    )
+    words = ["--input_model", str(plain), "--config", str(tmp_path / "run.yaml"), "--add_head", "replay"]
+    words += ["--E0s", '{"O": -431.0}', "--epochs", "1", "--lr", "1e-3", "--no_export_mace_model"]
+    assert finetune.main([*words, "--output_checkpoint", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "heads: Default (the source's) and replay, a copy" in shown
+    assert "step 0: energies and forces of 14 structures are the source's to" in shown
+    found = json.loads((tmp_path / "run/run_model.json").read_text())
+    assert found["heads"] == ["Default", "replay"]
+    assert found["atomic_energies"] == [[-13.6, -431.0], [-13.6, -430.0]]
+    assert found["atomic_inter_scale"] == [1.0, 1.0]
+    assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "2"]) == 0

@@ -1,0 +1,41 @@
+"""Weights of a network with several heads from those of one head: every head begins as a copy.
+
+A head has a column of its own in every readout. In a readout with a hidden layer it also has hidden channels of its
+own, and e3nn divides by the root of their number, so the second map's weights are multiplied by √heads.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dataloader.errors import InputError
+from model_utils.models.build import ENERGIES, SCALE, SHIFT
+
+
+def with_copied_heads(source: nn.Module, target: nn.Module, n_heads: int) -> dict[str, Tensor]:
+    """The state of ``target``, which was built with ``n_heads`` heads and otherwise as the source with one.
+
+    Raises:
+        InputError: a readout is not of a kind whose columns are known here.
+    """
+    own, state = target.state_dict(), {}
+    for name, tensor in source.state_dict().items():
+        if name in (ENERGIES, SCALE, SHIFT) or not name.startswith("readouts.") or tensor.shape == own[name].shape:
+            state[name] = own[name] if name == ENERGIES else tensor.expand_as(own[name]).clone()
+        elif name.endswith("bias"):
+            state[name] = tensor.repeat(n_heads)
+        elif name.endswith((".linear.weight", ".linear_1.weight")):
+            state[name] = torch.cat([view.repeat(1, n_heads).reshape(-1) for view in _views(source, name)])
+        elif name.endswith((".linear_mid.weight", ".linear_2.weight")):
+            blocks = [torch.block_diag(*[view * n_heads**0.5] * n_heads) for view in _views(source, name)]
+            state[name] = torch.cat([block.reshape(-1) for block in blocks])
+        elif name.endswith("output_mask"):
+            state[name] = own[name]
+        else:
+            raise InputError(f"--add_head: {name} belongs to a readout whose heads are not known here")
+    return state
+
+
+def _views(module: nn.Module, name: str) -> list[Tensor]:
+    """Matrices (channels in, channels out) of one of e3nn's maps."""
+    linear = module.get_submodule(name.removesuffix(".weight"))
+    return list(linear.weight_views())  # type: ignore[operator]

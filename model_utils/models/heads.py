@@ -36,6 +36,8 @@ def with_copied_heads(source: nn.Module, target: nn.Module, n_heads: int) -> dic
 
 
 def _views(module: nn.Module, name: str) -> list[Tensor]:
-    """Matrices (channels in, channels out) of one of e3nn's maps."""
+    """Matrices (channels in, channels out) of one of e3nn's maps; its biases are instructions without an input."""
     linear = module.get_submodule(name.removesuffix(".weight"))
-    return list(linear.weight_views())  # type: ignore[operator]
+    shapes = [i.path_shape for i in linear.instructions if i.i_in != -1]  # type: ignore[union-attr]
+    sizes = [shape[0] * shape[1] for shape in shapes]
+    return [part.view(*shape) for part, shape in zip(linear.weight.split(sizes), shapes, strict=True)]  # type: ignore[operator]

@@ -17,10 +17,12 @@ from model_utils.options import (
     DiffOptions,
     EvaluateOptions,
     ExportOptions,
+    FinetuneOptions,
     MetadataFitOptions,
     MetadataInitOptions,
     ResumeOptions,
     ShowOptions,
+    TrainingOptions,
     TrainOptions,
     VerifyOptions,
     VerifyResumeOptions,
@@ -29,6 +31,7 @@ from model_utils.options import (
 DOCUMENT = Path(__file__).resolve().parents[1] / "Parameters.md"
 TABLES: dict[str, type] = {
     "train_mace.py": TrainOptions,
+    "finetune.py": FinetuneOptions,
     "resume.py": ResumeOptions,
     "verify_resume.py": VerifyResumeOptions,
     "evaluate.py": EvaluateOptions,
@@ -40,7 +43,7 @@ TABLES: dict[str, type] = {
     "read_model.py diff": DiffOptions,
     "read_model.py convert": ConvertOptions,
 }
-ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions}  # whose table is not repeated
+ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions, FinetuneOptions: TrainingOptions}  # not repeated
 
 
 def main() -> None:
@@ -66,12 +69,18 @@ def table(kind: type) -> str:
     rows = ["| flag | type | default | meaning |", "|---|---|---|---|"]
     known = ALSO_TAKES.get(kind)
     for item in reversed(_by_class(kind)):
-        if known is not None and item.name in {field.name for field in dataclasses.fields(known)}:
+        if known is not None and item.name in {f.name: f for f in dataclasses.fields(known) if not _redefined(kind, f)}:
             continue
         default = "required" if item.default is dataclasses.MISSING else _shown(item.default)
         flag = f"`--{item.name}`" if item.name != "sources" else "`sources:`"
         rows.append(f"| {flag} | {_type_name(hints[item.name])} | {default} | {_escaped(helps[item.name])} |")
     return "\n".join(rows)
+
+
+def _redefined(kind: type, inherited: dataclasses.Field[object]) -> bool:
+    """Whether a class gives an option it inherits another default."""
+    own = {field.name: field for field in dataclasses.fields(kind)}[inherited.name]
+    return own.default != inherited.default
 
 
 def _by_class(kind: type) -> list[dataclasses.Field[object]]:

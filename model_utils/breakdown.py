@@ -139,7 +139,9 @@ class Breakdown:
         """Predictions as ``mace_…``, labels as ``REF_…``: neither can be taken for the other."""
         structure = self._data.structure(index)
         atoms = Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
-        atoms.info["config_type"] = structure.config_type
+        atoms.info["config_type"], atoms.info["identifier"] = structure.config_type, self._data.name(index)
+        if structure.head is not None:
+            atoms.info["head"] = structure.head
         atoms.info["mace_energy"], atoms.arrays["mace_forces"] = energy, forces
         if stress is not None and structure.periodic:
             atoms.info["mace_stress"] = stress.reshape(9)

@@ -17,7 +17,7 @@ from model_utils import durable
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.models.pickled import stub_class
+from model_utils.models.pickled import StubObject, stub_class
 
 FORMAT_VERSION = 1
 MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
@@ -102,10 +102,20 @@ def _sealed(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": digest(content)}
 
 
-_ENTRIES = {"weights": str, "model_state_dict": dict, "model_json_text": str, "model_json_hash": str, "kind": str}
-_WHEN = {  # does it say from when the weights are?
-    "model": lambda content: {"epoch", "step"} <= set(content),
-    "checkpoint": lambda content: {"epoch", "step"} <= set(content.get("train_state", ())),
+_ENTRIES = {
+    **{"weights": str, "model_state_dict": dict, "model_json_text": str, "model_json_hash": str, "kind": str},
+    **{"run_name": str, "code_version": dict},
+}
+_STATE = {
+    **{"optimizer": dict, "scheduler": dict, "config": dict, "history": list, "computed_on": dict, "data": dict},
+    **{"epoch": int, "step": int, "metrics_offset": int, "dtype": str, "rng": dict, "tally": dict},
+}
+_WHEN = {  # does it say from when the weights are, and all that a run needs to go on?
+    "model": lambda content: isinstance(content.get("epoch"), int) and isinstance(content.get("step"), int),
+    "checkpoint": lambda content: (
+        isinstance(content.get("train_state"), dict)
+        and all(isinstance(content["train_state"].get(name), kind) for name, kind in _STATE.items())
+    ),
 }
 
 
@@ -143,9 +153,12 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
             "update the toolkit"
         )
     missing = [name for name, kind in _ENTRIES.items() if not isinstance(content.get(name), kind)]
-    missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["epoch"]
+    missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["train_state"]
     tensors = content.get("model_state_dict")
-    if isinstance(tensors, dict) and not (tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
+    if isinstance(tensors, dict) and not (
+        all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        and any(tensor.is_floating_point() for tensor in tensors.values())
+    ):
         missing.append("tensors of model_state_dict")
     if missing:
         raise VerificationError(f"{path} is not as we write it: {', '.join(missing)} missing or of another kind")
@@ -202,7 +215,9 @@ def load_inert(path: Path) -> object:
         raise VerificationError(f"{path} is damaged: {error}") from None
     try:
         with _stub_modules(path):
-            return torch.load(path, weights_only=True, map_location="cpu")
+            content = torch.load(path, weights_only=True, map_location="cpu")
+        _refuse_odd_tensors(content)
+        return content
     except Exception as error:  # ten types, one meaning
         raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
 
@@ -232,20 +247,30 @@ def _first_line(error: Exception) -> str:
 def _digest_of_read(path: Path, content: Mapping[str, Any]) -> str:
     """The digest of what a forged file holds too: other types, tensors larger than their storage, endless nesting."""
     try:
-        for tensor in _tensors(content):
-            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise ValueError(f"a tensor of {tensor.numel()} numbers over a smaller storage")
         return digest(content)
     except Exception as error:  # six types, one meaning
         raise VerificationError(f"{path} is not as we write it: {_first_line(error)}") from None
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+def _refuse_odd_tensors(content: object) -> None:
+    """Tensors are numbers in the memory of this machine, each stored; anything else is no network's."""
+    for tensor in _tensors(content, set()):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex():
+            raise ValueError(f"it holds a tensor of {tensor.layout} on {tensor.device}, which no network has")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"it holds a tensor of {tensor.numel()} numbers over a smaller storage")
+
+
+def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
+    elif isinstance(value, Mapping | list | tuple | StubObject):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        inner = value.__dict__ if isinstance(value, StubObject) else value
+        for item in inner.values() if isinstance(inner, Mapping) else inner:
+            yield from _tensors(item, seen)
 
 
 def digest(value: object) -> str:

@@ -56,4 +56,6 @@ def report_best(
     except OSError as error:
         failed = failed or error
     if failed is not None:
-        raise SaveError(f"{failed}; checkpoint and best model are on the disk, repeat with --resume auto")
+        raise SaveError(
+            f"{failed}; checkpoint and best model are on the disk, start it again with --resume auto, or resume.py"
+        )

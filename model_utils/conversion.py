@@ -38,8 +38,8 @@ def convert(options: ConvertOptions) -> None:
     loaded = model_loader.load(
         options.input_model, dtype=DTYPES.get(options.dtype or ""), input_json=options.input_json
     )
-    head = _head(loaded, options.head)
-    probe = _probe(loaded)
+    head = _head(loaded, options.head, needed=options.to in ("lammps", "mliap"))
+    probe = _probe(loaded, head)
     expected = _reference(loaded.module, loaded, probe)
     data, check = FORMS[options.to](loaded, head, probe)
     unchecked = output.with_name(f".{output.name}.unchecked")
@@ -53,6 +53,10 @@ def convert(options: ConvertOptions) -> None:
                 f"{options.to} of {options.input_model} deviates by {deviation:.2g} (at most {limit:g}); not written"
             )
         if options.to == "safetensors":
+            beside = sidecar(output)
+            text = loaded.description.canonical_text()
+            if beside.exists() and beside.read_text(encoding="utf-8") != text and not options.overwrite:
+                raise InputError(f"{beside} is there with other content; give another name or --overwrite")
             durable.write_text(sidecar(output), loaded.description.canonical_text())
         os.replace(unchecked, output)
     except OSError as error:
@@ -62,9 +66,9 @@ def convert(options: ConvertOptions) -> None:
     log.info("wrote %s: energies and forces of a cluster and a crystal are the source's to %.2g", output, deviation)
 
 
-def _head(loaded: LoadedModel, head: str | None) -> str:
+def _head(loaded: LoadedModel, head: str | None, *, needed: bool) -> str:
     heads = loaded.description.heads
-    if head is None and len(heads) > 1:
+    if needed and head is None and len(heads) > 1:
         raise InputError(f"the model has the heads {', '.join(heads)}; name one with --head")
     if head is not None and head not in heads:
         raise InputError(f"--head {head} is none of the model's: {', '.join(heads)}")
@@ -132,9 +136,9 @@ FORMS: Mapping[str, Callable[[LoadedModel, str, Sequence[Batch]], tuple[bytes, C
 def _rebuilt(
     stub: pickled.StubObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]
 ) -> tuple[Tensor, Tensor]:
-    description = pickled.description_of(stub, str(path))
+    description = pickled.description_of(stub, str(path), loaded.description)
     if description.hash() != loaded.description.hash():
-        raise VerificationError(f"{path} does not describe the network of {loaded.file.path}")
+        raise VerificationError(f"what was made of {loaded.file.path} does not describe its network; nothing was kept")
     module = model_loader.build_as(description, loaded.module)
     state, _, faults = pickled.fit_tensors(module, pickled.tensors_of(stub))
     if faults:
@@ -164,7 +168,7 @@ def _deviation(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) ->
     return max(parts)
 
 
-def _probe(loaded: LoadedModel) -> list[Batch]:
+def _probe(loaded: LoadedModel, head: str) -> list[Batch]:
     """A cluster and a crystal of some of the model's elements at distances between a bond and the cutoff."""
     facts, rng = loaded.description.facts(), np.random.default_rng(0)
     elements = rng.permutation(facts.atomic_numbers)[:PROBE_ELEMENTS]
@@ -179,6 +183,7 @@ def _probe(loaded: LoadedModel) -> list[Batch]:
                 cell=2 * spacing * np.eye(3) if periodic else np.zeros((3, 3)),
                 pbc=(periodic,) * 3,
                 identifier="probe",
+                head=head,
                 features={f.name: _feature(f.per_atom, f.width, len(grid)) for f in facts.features},
             )
         )

@@ -67,7 +67,7 @@ class Origin:
         Raises:
             VerificationError: energies or forces differ by more than the declared change of reference energies.
         """
-        indices = list(range(min(COMPARED, len(data))))
+        indices = np.linspace(0, len(data) - 1, min(COMPARED, len(data))).astype(int).tolist()
         dtype = next(module.parameters()).dtype
         source, kept = self.source.module.to(dtype), np.array(self.kept)
         old = np.array(self.source.description.atomic_energies)[:, kept]
@@ -200,7 +200,7 @@ def _shifted(source: LoadedModel, train: TrainOptions) -> list[list[float]]:
     facts = description.facts()
     data = open_data.training_data(train, facts, source.file.dtype, train.seed).train
     compositions, residuals = [], []
-    for i in range(min(FITTED, len(data))):
+    for i in np.linspace(0, len(data) - 1, min(FITTED, len(data))).astype(int).tolist():
         batch = data.batch([i])
         if bool(batch.labels.energy_mask[0]):
             energy, _ = _predicted(source.module, description, batch)

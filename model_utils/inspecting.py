@@ -27,6 +27,8 @@ def export(input_model: Path, output_json: Path, input_json: Path | None, *, ove
     """
     start_log(None)
     text = model_loader.load(input_model, input_json=input_json).description.canonical_text()
+    if output_json.is_dir():
+        raise InputError(f"--output_json {output_json} is a directory; give a file name")
     if output_json.exists() and output_json.read_bytes() != text.encode() and not overwrite:
         raise InputError(f"--output_json {output_json} is there with other content; give another name or --overwrite")
     try:

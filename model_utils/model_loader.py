@@ -98,7 +98,9 @@ def weights_file(path: Path, expected: ModelDescription | None = None, where: Pa
         file = checkpoint.verified(path, content)
     elif pickled.is_mace_module(content):
         assert isinstance(content, pickled.StubObject)
-        file = _of_mace(path, "module", pickled.tensors_of(content), pickled.description_of(content, str(path)), {})
+        tensors = pickled.tensors_of(content)
+        found = pickled.description_of(content, str(path), expected)
+        file = _of_mace(path, "module", tensors, found, {})
     elif tensors := _stored_tensors(content):
         if expected is None:
             raise InputError(
@@ -158,6 +160,12 @@ def _of_mace(
 ) -> WeightsFile:
     if not any(tensor.is_floating_point() for tensor in tensors.values()):
         raise InputError(f"{path} holds no weights")
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if not kinds <= {torch.float32, torch.float64}:
+        raise InputError(
+            f"{path} holds weights in {', '.join(sorted(str(k).removeprefix('torch.') for k in kinds))}; expected "
+            "float32 or float64, in which mace computes"
+        )
     return WeightsFile(
         path=path, kind=kind, tensors=tensors, description=description, weights="as saved", content=content
     )

@@ -34,11 +34,12 @@ class Outputs:
             config: the run's settings; they say where the best model went if it is not beside.
         """
         current = checkpoint.with_name(checkpoint.name.replace(".prev.pt", ".pt"))
-        if config.get("output_model"):
+        beside = cls.named(current, None)
+        if config.get("output_model") and not beside.model.exists():  # beside wins: the folder may be a copy
             named = cls.named(current, Path(config["output_model"]))
             if named.model.exists():
                 return named
-        return cls.named(current, None)
+        return beside
 
     @property
     def run_name(self) -> str:
@@ -93,7 +94,7 @@ class Outputs:
     @property
     def lock(self) -> Path:
         """Held by the process that writes the run."""
-        return self.checkpoint.with_name(f".{self.run_name}.lock")
+        return self.checkpoint.with_name(".run.lock")  # of the folder: metrics.jsonl and train.log are the folder's
 
     def announced(self, *, bare_module: bool, tensorboard: bool, split: bool) -> Iterator[tuple[Path, str]]:
         """Every path with one phrase on what it is."""
@@ -115,7 +116,7 @@ class Outputs:
         """Files of a run that lie at these places already."""
         own = (
             *(self.checkpoint, previous_generation(self.checkpoint), self.model, self.stage_one_model),
-            *(self.bare_module, self.metrics, self.config, self.log, self.valid_names),
+            *(self.bare_module, self.metrics, self.config, self.log, self.valid_names, damaged(self.checkpoint)),
         )
         return [path for path in own if path.exists()]
 
@@ -142,6 +143,11 @@ class Outputs:
                 raise InputError(
                     f"cannot create {folder}: {error.strerror}; give another --output_checkpoint or --output_model"
                 ) from None
+
+
+def damaged(checkpoint: Path) -> Path:
+    """Where a damaged newest generation is set aside."""
+    return checkpoint.with_suffix(".damaged.pt")
 
 
 def sidecar(weights: Path) -> Path:

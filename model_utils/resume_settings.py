@@ -31,7 +31,8 @@ def stored_run(input_model: Path) -> WeightsFile:
 
 
 def _checkpoint_in(folder: Path) -> Path:
-    found = {Outputs.of_checkpoint(path, {}).checkpoint for path in folder.glob("*_checkpoint*.pt")}
+    paths = [path for path in folder.glob("*_checkpoint*.pt") if not path.name.endswith(".damaged.pt")]
+    found = {Outputs.of_checkpoint(path, {}).checkpoint for path in paths}
     if len(found) == 1:
         return found.pop()
     if not found:
@@ -63,7 +64,7 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
         **state["config"],
         "time_limit": None,
         "output_checkpoint": str(place.checkpoint),
-        "output_model": str(place.model),
+        "output_model": None if place.model.parent == place.checkpoint.parent else str(place.model),
         "input_json": str(sidecar(place.checkpoint)),
         "dry_run": False,
         "overwrite": False,

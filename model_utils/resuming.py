@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from model_utils import checkpoint, durable, runtime
+from model_utils.assemble import DEFAULT_BATCH_SIZE
 from model_utils.checkpoint import WeightsFile
 from model_utils.data_identity import require_same_data
 from model_utils.errors import InputError, VerificationError
 from model_utils.models.build import load_tensors
-from model_utils.outputs import Outputs
+from model_utils.outputs import Outputs, damaged
 from model_utils.runtime import log
 from model_utils.train_state import TrainState
 
@@ -101,7 +102,7 @@ def set_aside_damaged(used: WeightsFile, outputs: Outputs) -> None:
         try:
             checkpoint.read(newest)
         except VerificationError:
-            os.replace(newest, newest.with_suffix(".damaged.pt"))
+            os.replace(newest, damaged(newest))
 
 
 def _a_checkpoint(file: WeightsFile) -> WeightsFile:
@@ -122,10 +123,19 @@ def refuse_contradictions(file: WeightsFile, config: Mapping[str, Any]) -> None:
     for name, now in config.items():
         if name in MAY_CHANGE or name not in stored or now is None or stored[name] == now:
             continue
+        if now == _effective(name, stored, file.content["train_state"]):  # the default, written out
+            continue
         raise InputError(
             f"--{name} is {_shown(now)}, but the run of {file.path} has {_shown(stored[name])}; give that, start a new "
             "run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, --reset_scheduler)"
         )
+
+
+def _effective(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+    """What a setting that was left out came to."""
+    budgeted = config.get("max_atoms_per_batch") or config.get("max_edges_per_batch")
+    known = {"dtype": state["dtype"], "batch_size": None if budgeted else DEFAULT_BATCH_SIZE}
+    return known.get(name)
 
 
 def _shown(value: Any) -> str:
@@ -164,7 +174,8 @@ def take_over(
     log.info("continue %s: epoch %d, step %d", file.path, progress.epoch + 1, progress.step)
     asked, job = changes.as_plain(), os.environ.get("SLURM_JOB_ID", "")
     begun_before = changes.begin_with is not None and not _same_run(changes.begin_with, file.path)
-    if asked and _applied_before(history, asked, job, begun_before):
+    applied = bool(asked) and _applied_before(history, asked, job, begun_before)
+    if applied:
         log.info("%s: applied already, before this job was requeued", ", ".join(f"--{name}" for name in asked))
         asked, changes = {}, Changes(begin_with=changes.begin_with)
     if changes.resume_best:
@@ -182,7 +193,7 @@ def take_over(
         log.info("  %s", note)
     for reason in runtime.not_bitwise(file.content["code_version"], stored["computed_on"], state.device):
         log.warning("  not bitwise: %s", reason)
-    if changes.begin_with is not None and not begun_before:
+    if changes.begin_with is not None and not begun_before and not applied:
         source = os.path.abspath(changes.begin_with)
         history.append({"step": progress.step, "from": source, "job": job, "changes": asked})
     return history

@@ -20,6 +20,8 @@ from model_utils.report import MetricsFile, ProgressBar, TensorBoard, log_train,
 from model_utils.runtime import dtype_name, log
 from model_utils.train_state import TrainState
 
+OF_THE_COMMAND = ("config", "resume", "overwrite", "dry_run", "debug")  # no settings of the run
+
 
 class RunFiles:
     """Writes checkpoint, best model, metrics and events of one run.
@@ -47,7 +49,14 @@ class RunFiles:
     ) -> None:
         self.outputs, self.writer, self.data, self.record, self.stop = outputs, writer, data, record, stop
         offset, step = (continued["metrics_offset"], continued["step"]) if continued is not None else (0, 0)
-        durable.write_text(outputs.config, yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True))
+        durable.write_text(
+            outputs.config,
+            yaml.safe_dump(
+                {k: v for k, v in record["config"].items() if k not in OF_THE_COMMAND},
+                sort_keys=False,
+                allow_unicode=True,
+            ),
+        )
         if data.was_split:
             names = [data.valid.name(i) for i in range(len(data.valid))]
             durable.write_text(outputs.valid_names, "\n".join(names) + "\n")

@@ -33,7 +33,11 @@ from model_utils.train_state import TrainState
 
 
 def find_run(
-    options: TrainOptions, outputs: Outputs, description: ModelDescription, begin_with: Path | None
+    options: TrainOptions,
+    outputs: Outputs,
+    description: ModelDescription,
+    begin_with: Path | None,
+    origin: Origin | None,
 ) -> WeightsFile | None:
     """The checkpoint to continue; None for a new run.
 
@@ -45,10 +49,17 @@ def find_run(
     if options.resume is None:
         if not options.overwrite and not options.dry_run:
             outputs.refuse_another_run()
-            model_loader.refuse_other_description(outputs, description, options.input_json)
+            authored = options.input_json if origin is None else None
+            model_loader.refuse_other_description(outputs, description, authored)
         return None
     file = resumed_run(outputs, begin_with)
     if file is None:
+        lone = [path for path in (outputs.model, outputs.stage_one_model, outputs.bare_module) if path.exists()]
+        if lone:
+            raise InputError(
+                f"{lone[0]} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
+                "away, or give --overwrite in place of --resume"
+            )
         log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
         return None
     if file.description.hash() != description.hash():
@@ -57,6 +68,10 @@ def find_run(
             f"{file.path} was trained with another model.json than {options.input_json}: {differences}; "
             "resume with the one beside the checkpoint"
         )
+    before = Outputs.of_checkpoint(file.path, file.content["train_state"]["config"])
+    here = before.checkpoint.resolve() == outputs.checkpoint.resolve()
+    if here and outputs.model.exists() and outputs.model.resolve() != before.model.resolve():
+        raise InputError(f"--output_model {outputs.model} is there and not of this run; give another place")
     if begin_with is None:
         refuse_contradictions(file, cli.as_plain(options))
     return file
@@ -142,6 +157,7 @@ def open_files(
     options: TrainOptions,
     outputs: Outputs,
     description: ModelDescription,
+    state: TrainState,
     writer: model_loader.PairWriter,
     data: TrainingData,
     record: Mapping[str, Any],
@@ -164,7 +180,12 @@ def open_files(
             set_aside_damaged(continued, outputs)
             adopt(Outputs.of_checkpoint(continued.path, stored["config"]), outputs, stored["metrics_offset"])
         write_log(outputs.log)
-        model_loader.write_description(outputs, description, options.input_json, overwrite=options.overwrite)
+        if continued is not None and not outputs.model.exists() and state.progress.best_step > 0:
+            log.warning("warning: %s is gone: the best model is looked for anew", outputs.model)
+            state.progress.best_loss, state.progress.waited = float("inf"), 0
+            state.progress.validated_step = -1
+        authored = options.input_json if origin is None and continued is None else None
+        model_loader.write_description(outputs, description, authored, overwrite=options.overwrite)
         if origin is not None and origin.source.description.hash() != description.hash():
             durable.write_text(outputs.source_json, origin.source.description.canonical_text())
         return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)

@@ -34,7 +34,7 @@ def train(
     changes = changes or Changes()
     outputs = Outputs.named(options.output_checkpoint, options.output_model)
     with starting.place(options, outputs):
-        stored = starting.find_run(options, outputs, description, changes.begin_with)
+        stored = starting.find_run(options, outputs, description, changes.begin_with, origin)
         dtype = runtime.dtype_of(options.dtype, starting.default_dtype(stored, origin))
         device = runtime.start(
             device=options.device,
@@ -66,9 +66,10 @@ def train(
         writer.begin_with(module)
 
         record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
-        files = starting.open_files(options, outputs, description, writer, data, record, stop, stored, origin)
+        files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
         validate = assemble.Evaluator(data.valid, options, device, stop.watch)
         hooks = files.hooks(state.network, validate, starting.progress_bar())
         with stop.deferred():
             fit(state, batches, plan, hooks)
+        log.info("training is over: %s", state.progress.finished)
         closing.report_best(options, outputs, data, files, plan.loss_of_stage(state.progress.stage), device)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from model_utils.errors import InputError
@@ -55,7 +56,7 @@ def is_mace_module(content: object) -> bool:
 
 def tensors_of(root: StubObject) -> dict[str, Tensor]:
     """Parameters and persistent buffers by the names that ``state_dict`` gives them."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}  # what is not stored as plain numbers was refused when the file was read
 
     def walk(stub: object, prefix: str, depth: int) -> None:
         if not isinstance(stub, StubObject) or depth > DEEPEST:
@@ -72,10 +73,11 @@ def tensors_of(root: StubObject) -> dict[str, Tensor]:
     return found
 
 
-def description_of(root: StubObject, where: str) -> ModelDescription:
+def description_of(root: StubObject, where: str, expected: ModelDescription | None = None) -> ModelDescription:
     """The description of which a pickled module was built; a field without effect on it takes its default.
 
     Such are the last readout's of a single layer, which is linear, and keep_last_layer_irreps where all are scalars.
+    Numbers that lie in buffers have the buffers' precision; where ``expected`` differs by that alone, it is returned.
 
     Raises:
         InputError: a class that model.json does not describe, or an attribute that is not as mace has it.
@@ -84,10 +86,26 @@ def description_of(root: StubObject, where: str) -> ModelDescription:
     if name.rpartition(".")[2] not in ("MACE", "ScaleShiftMACE"):
         raise InputError(f"{where} holds a {name}; models of class MACE and ScaleShiftMACE are supported")
     try:
-        fields = _fields(root)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        text = json.dumps(_fields(root))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
-    return model_json.parse(json.dumps(fields), f"the model in {where}")
+    found = model_json.parse(text, f"the model in {where}")
+    return expected if expected is not None and _same_in_buffers(found, expected, root) else found
+
+
+def _same_in_buffers(found: ModelDescription, expected: ModelDescription, root: StubObject) -> bool:
+    """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds."""
+    dtype = _tensor(root, "r_max").dtype
+    plain = [json.loads(description.canonical_text()) for description in (found, expected)]
+    for name in ("r_max", "atomic_energies", "atomic_inter_scale", "atomic_inter_shift"):
+        a, b = (fields.pop(name) for fields in plain)
+        if (a is None) != (b is None):
+            return False
+        if a is not None:
+            one, other = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+            if one.shape != other.shape or not torch.equal(one.to(dtype), other.to(dtype)):
+                return False
+    return bool(plain[0] == plain[1])
 
 
 def _fields(root: StubObject) -> dict[str, Any]:

@@ -106,17 +106,14 @@ _ENTRIES = {
     **{"weights": str, "model_state_dict": dict, "model_json_text": str, "model_json_hash": str, "kind": str},
     **{"run_name": str, "code_version": dict},
 }
-_STATE = {
-    **{"optimizer": dict, "scheduler": dict, "config": dict, "history": list, "computed_on": dict, "data": dict},
-    **{"epoch": int, "step": int, "metrics_offset": int, "dtype": str, "rng": dict, "tally": dict},
+_WHEN = {  # does it say from when the weights are?
+    "model": lambda content: _has_counts(content),
+    "checkpoint": lambda content: _has_counts(content.get("train_state")),
 }
-_WHEN = {  # does it say from when the weights are, and all that a run needs to go on?
-    "model": lambda content: isinstance(content.get("epoch"), int) and isinstance(content.get("step"), int),
-    "checkpoint": lambda content: (
-        isinstance(content.get("train_state"), dict)
-        and all(isinstance(content["train_state"].get(name), kind) for name, kind in _STATE.items())
-    ),
-}
+
+
+def _has_counts(state: object) -> bool:
+    return isinstance(state, dict) and all(isinstance(state.get(name), int) for name in ("epoch", "step"))
 
 
 def read(path: Path) -> WeightsFile:
@@ -153,7 +150,7 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
             "update the toolkit"
         )
     missing = [name for name, kind in _ENTRIES.items() if not isinstance(content.get(name), kind)]
-    missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["train_state"]
+    missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["epoch or step"]
     tensors = content.get("model_state_dict")
     if isinstance(tensors, dict) and not (
         all(isinstance(tensor, Tensor) for tensor in tensors.values())

@@ -128,7 +128,8 @@ def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
         run.save_last(str(request))
         progress = state.progress
         raise Preempted(
-            f"{request}: saved at step {progress.step}, epoch {progress.epoch + 1}; go on with --resume auto or resume.py"
+            f"{request}: saved at step {progress.step}, epoch {progress.epoch + 1}; "
+            "go on with --resume auto, or with resume.py"
         ) from None
     state.progress.finished = reason
     run.save_last(reason)

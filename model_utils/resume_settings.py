@@ -8,7 +8,7 @@ from model_utils.checkpoint import WeightsFile
 from model_utils.errors import InputError
 from model_utils.options import ResumeOptions, TrainOptions
 from model_utils.outputs import Outputs, sidecar
-from model_utils.resuming import Changes, newest_checkpoint
+from model_utils.resuming import Changes, newest_checkpoint, require_complete
 
 NOT_SETTINGS = {"input_model", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler", "resume_best", "config"}
 
@@ -27,7 +27,7 @@ def stored_run(input_model: Path) -> WeightsFile:
     file = newest_checkpoint(path)
     if file is None:
         raise InputError(f"there is no {path}; expected the directory of a run or its *_checkpoint.pt")
-    return file
+    return require_complete(file)
 
 
 def _checkpoint_in(folder: Path) -> Path:

@@ -67,6 +67,21 @@ def newest_checkpoint(path: Path) -> WeightsFile | None:
     return None
 
 
+NEEDED = {
+    **{"optimizer": dict, "scheduler": dict, "config": dict, "history": list, "computed_on": dict, "data": dict},
+    **{"epoch": int, "step": int, "metrics_offset": int, "dtype": str, "rng": dict, "tally": dict},
+}
+
+
+def require_complete(file: WeightsFile) -> WeightsFile:
+    """Raise VerificationError where a checkpoint lacks something that a run needs to go on."""
+    state = file.content["train_state"]
+    missing = [name for name, kind in NEEDED.items() if not isinstance(state.get(name), kind)]
+    if missing:
+        raise VerificationError(f"{file.path} is not as we write it: {', '.join(missing)} missing or of another kind")
+    return file
+
+
 def resumed_run(outputs: Outputs, begin_with: Path | None) -> WeightsFile | None:
     """The checkpoint from which a run goes on at a place.
 

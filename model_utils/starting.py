@@ -25,7 +25,7 @@ from model_utils.open_data import TrainingData
 from model_utils.options import TrainOptions
 from model_utils.outputs import Outputs
 from model_utils.report import ProgressBar
-from model_utils.resuming import adopt, refuse_contradictions, resumed_run, set_aside_damaged
+from model_utils.resuming import adopt, refuse_contradictions, require_complete, resumed_run, set_aside_damaged
 from model_utils.run_files import RunFiles
 from model_utils.runtime import DTYPES, dtype_name, hold_log, log, start_log, write_log
 from model_utils.step import loss_and_gradients
@@ -62,6 +62,7 @@ def find_run(
             )
         log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
         return None
+    require_complete(file)
     if file.description.hash() != description.hash():
         differences = "; ".join(differing_fields(file.description, description)[:3])
         raise VerificationError(

@@ -606,6 +606,72 @@ void silu_vjp_vjp(int64_t n, T gain, const T* z, const T* s, const T* g, const T
   }
 }
 
+// C = A B for matrices of any strides; C has contiguous rows. Tiles of kRows x kColumns stay in registers; a panel of B is
+// packed for each block of rows. An entry of C is summed in the order of k whatever the number of threads.
+constexpr int kRows = kBytes == 64 ? 12 : 6;
+template <typename T> constexpr int kColumns = 2 * kLanes<T>;
+constexpr int64_t kDepth = 256;
+
+template <typename T> struct Matrix {
+  const T* at;
+  int64_t row, column;  // strides
+};
+
+template <typename T, int Rows>
+inline void tile(int64_t depth, const Matrix<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns, bool add_to) {
+  Vector<T> sums[Rows][2];
+#pragma GCC unroll 12
+  for (int i = 0; i < Rows; ++i) sums[i][0] = sums[i][1] = Vector<T>{};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vector<T> b0 = load<T>(panel + k * kColumns<T>, Full<T>{});
+    const Vector<T> b1 = load<T>(panel + k * kColumns<T> + kLanes<T>, Full<T>{});
+    const T* ak = a.at + k * a.column;
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i) {
+      const T value = ak[i * a.row];
+      sums[i][0] += b0 * value;
+      sums[i][1] += b1 * value;
+    }
+  }
+  for (int i = 0; i < Rows; ++i)
+    for (int half = 0; half < 2; ++half) {
+      const int64_t left = columns - half * kLanes<T>;
+      T* to = c + i * ldc + half * kLanes<T>;
+      if (left >= kLanes<T>)
+        add_to ? add<T>(to, sums[i][half], Full<T>{}) : store<T>(to, sums[i][half], Full<T>{});
+      else if (left > 0)
+        add_to ? add<T>(to, sums[i][half], Part{left}) : store<T>(to, sums[i][half], Part{left});
+    }
+}
+
+template <typename T> void multiply(int64_t m, int64_t n, int64_t depth, Matrix<T> a, Matrix<T> b, T* c) {
+  const int64_t width = kColumns<T>, panels = (n + width - 1) / width;
+  const int64_t rows = std::clamp<int64_t>((m / 16 + kRows) / kRows * kRows, 96, 480);
+  const int64_t row_blocks = (m + rows - 1) / rows;
+#pragma omp parallel for collapse(2) schedule(static) if (m * n * depth > 100000)
+  for (int64_t r = 0; r < row_blocks; ++r)
+    for (int64_t p = 0; p < panels; ++p) {
+      alignas(64) T panel[kDepth * kColumns<T>];
+      const int64_t first = r * rows, last = std::min(m, first + rows), columns = std::min(width, n - p * width);
+      for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepth) {
+        const int64_t deep = std::min(kDepth, depth - k0);
+        const T* from = b.at + k0 * b.row + p * width * b.column;
+        if (columns < width) std::memset(panel, 0, sizeof(panel));
+        if (b.column == 1)
+          for (int64_t k = 0; k < deep; ++k) std::memcpy(panel + k * width, from + k * b.row, sizeof(T) * columns);
+        else
+          for (int64_t j = 0; j < columns; ++j)
+            for (int64_t k = 0; k < deep; ++k) panel[k * width + j] = from[k * b.row + j * b.column];
+        int64_t i = first;
+        auto at = [&](int64_t row) { return Matrix<T>{a.at + row * a.row + k0 * a.column, a.row, a.column}; };
+        for (; i + kRows <= last; i += kRows)
+          tile<T, kRows>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
+        for (; i + 4 <= last; i += 4) tile<T, 4>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
+        for (; i < last; ++i) tile<T, 1>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
+      }
+    }
+}
+
 template <typename T, typename F> void by_harmonics(int64_t n, F f) {
   switch (n) {
     case 4: f(std::integral_constant<int, 4>{}); break;
@@ -651,6 +717,10 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
                                           const T* ax, T* dx, T* dt, T* dg) {                                          \
     contract_vjp_vjp<T>(*f, *a, x, t, g, ax, dx, dt, dg);                                                              \
   }                                                                                                                    \
+  extern "C" void multiply_##name(int64_t m, int64_t n, int64_t depth, const T* a, int64_t a_row, int64_t a_column,       \
+                                  const T* b, int64_t b_row, int64_t b_column, T* c) {                                 \
+    multiply<T>(m, n, depth, {a, a_row, a_column}, {b, b_row, b_column}, c);                                           \
+  }                                                                                                                    \
   extern "C" void silu_vjp_##name(int64_t n, double gain, const T* z, const T* s, const T* g, T* gz) {                  \
     silu_vjp<T>(n, T(gain), z, s, g, gz);                                                                              \
   }                                                                                                                    \
@@ -661,3 +731,5 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
 
 KERNELS(float, f32)
 KERNELS(double, f64)
+
+extern "C" int vector_bytes() { return kBytes; }

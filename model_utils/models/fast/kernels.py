@@ -82,6 +82,29 @@ def available(tensor: Tensor) -> bool:
     return not _forced_plain and tensor.device.type == "cpu" and tensor.dtype in _suffix and _library() is not None
 
 
+def wide(tensor: Tensor) -> bool:
+    """Whether kernels compute with such tensors here in vectors of 512 bits."""
+    return available(tensor) and _vector_bytes() == 64
+
+
+@cache
+def _vector_bytes() -> int:
+    library = _library()
+    return 0 if library is None else int(library.vector_bytes())
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Matrix product of any strides into contiguous rows."""
+    (m, depth), n = a.shape, b.shape[1]
+    assert out.is_contiguous()
+    assert b.shape[0] == depth
+    assert a.dtype == b.dtype == out.dtype
+    numbers = (m, n, depth, a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), out.data_ptr())
+    library = _library()
+    assert library is not None
+    getattr(library, f"multiply_{_suffix[a.dtype]}")(*(_int(x) for x in numbers))
+
+
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Run a kernel on tensors, structures, whole numbers, and None for what it should leave out."""
     library = _library()

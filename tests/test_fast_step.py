@@ -242,6 +242,21 @@ def test_forces_and_stress_are_derivatives_of_the_energy() -> None:
             assert slope == pytest.approx(float((found.stress[0].numpy() * strain).sum()) * volume, rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("radial", ["bessel", "gaussian"])
+def test_second_derivatives_by_positions(radial: str) -> None:
+    """Not a part of training: rows of the Hessian, which go through every derivative of harmonics and basis."""
+    both = Both.of(fields_of({"orders": "3", "irreps": "tensors", "radial": radial}))
+    weights, batch = model_loader.trainable(both.module), both.batch()
+    direction = torch.randn_like(batch.positions)
+    found = []
+    for network in (both.fast, both.reference):
+        positions = batch.positions.clone().requires_grad_(True)
+        energy = network.energies(weights, batch, positions, batch.shifts)
+        (forces,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+        found += torch.autograd.grad(forces, positions, direction)
+    assert_close(*found, "Hessian")
+
+
 def test_many_elements_and_few_of_them_present() -> None:
     """Segments are not dense here: 18 atoms of 17 elements, in a table of 40."""
     numbers = list(range(1, 41))

@@ -606,6 +606,127 @@ void silu_vjp_vjp(int64_t n, T gain, const T* z, const T* s, const T* g, const T
   }
 }
 
+// A number with its derivatives by N others; products and sums carry them along.
+template <typename T, int N> struct Dual {
+  T value;
+  T by[N];
+  Dual operator+(const Dual& o) const {
+    Dual r{value + o.value, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] + o.by[i];
+    return r;
+  }
+  Dual operator-(const Dual& o) const {
+    Dual r{value - o.value, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] - o.by[i];
+    return r;
+  }
+  Dual operator*(const Dual& o) const {
+    Dual r{value * o.value, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] * o.value + value * o.by[i];
+    return r;
+  }
+  Dual operator*(T c) const {
+    Dual r{value * c, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] * c;
+    return r;
+  }
+};
+
+// The polynomials of geometry.spherical_harmonics at a unit vector, without the constant order 0.
+template <typename T, typename S> inline void harmonics(const S& x, const S& y, const S& z, int64_t n, S* out) {
+  const T r3 = std::sqrt(T(3)), r5 = std::sqrt(T(5)), r7 = std::sqrt(T(7));
+  out[0] = x * r3;
+  out[1] = y * r3;
+  out[2] = z * r3;
+  if (n < 9) return;
+  const S xx = x * x, yy = y * y, zz = z * z, xz = xx + zz;
+  const S a = x * z * r3, d = (zz - xx) * (r3 / 2);
+  out[3] = a * r5;
+  out[4] = x * y * (r3 * r5);
+  out[5] = (yy - xz * T(0.5)) * r5;
+  out[6] = y * z * (r3 * r5);
+  out[7] = d * r5;
+  if (n < 16) return;
+  const T r56 = std::sqrt(T(5) / T(6)) * r7, r38 = std::sqrt(T(3) / T(8)) * r7;
+  const S four = yy * T(4) - xz;
+  out[8] = (a * z + d * x) * r56;
+  out[9] = a * y * (r5 * r7);
+  out[10] = four * x * r38;
+  out[11] = y * (yy * T(2) - xz * T(3)) * (r7 / 2);
+  out[12] = z * four * r38;
+  out[13] = d * y * (r5 * r7);
+  out[14] = (d * z - a * x) * r56;
+}
+
+// Lengths of vectors and spherical harmonics of their directions, n = (max_ell + 1)^2 of them.
+template <typename T> void directions(int64_t pairs, int64_t n, const T* v, T* r, T* y) {
+#pragma omp parallel for schedule(static) if (pairs > 500)
+  for (int64_t q = 0; q < pairs; ++q) {
+    const T *p = v + 3 * q, length = std::sqrt(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]);
+    r[q] = length;
+    y[q * n] = 1;
+    harmonics<T, T>(p[0] / length, p[1] / length, p[2] / length, n, y + q * n + 1);
+  }
+}
+
+// gv of gr and gy: u = v / r gives gv = (gu - u (u gu)) / r + gr u.
+template <typename T>
+void directions_vjp(int64_t pairs, int64_t n, const T* v, const T* r, const T* gr, const T* gy, T* gv) {
+#pragma omp parallel for schedule(static) if (pairs > 500)
+  for (int64_t q = 0; q < pairs; ++q) {
+    Dual<T, 3> u[3], y[kMaxHarmonics];
+    for (int i = 0; i < 3; ++i) {
+      u[i] = Dual<T, 3>{v[3 * q + i] / r[q], {0, 0, 0}};
+      u[i].by[i] = 1;
+    }
+    harmonics<T>(u[0], u[1], u[2], n, y);
+    T gu[3] = {0, 0, 0}, along = 0;
+    for (int64_t m = 1; m < n; ++m)
+      for (int i = 0; i < 3; ++i) gu[i] += gy[q * n + m] * y[m - 1].by[i];
+    for (int i = 0; i < 3; ++i) along += gu[i] * u[i].value;
+    for (int i = 0; i < 3; ++i) gv[3 * q + i] = (gu[i] - u[i].value * along) / r[q] + gr[q] * u[i].value;
+  }
+}
+
+// dgr and dgy of the adjoint a of gv: the derivatives of r and y along a.
+template <typename T>
+void directions_jvp(int64_t pairs, int64_t n, const T* v, const T* r, const T* a, T* dr, T* dy) {
+#pragma omp parallel for schedule(static) if (pairs > 500)
+  for (int64_t q = 0; q < pairs; ++q) {
+    Dual<T, 1> u[3], y[kMaxHarmonics];
+    T along = 0;
+    for (int i = 0; i < 3; ++i) along += a[3 * q + i] * v[3 * q + i] / r[q];
+    for (int i = 0; i < 3; ++i) {
+      const T direction = v[3 * q + i] / r[q];
+      u[i] = Dual<T, 1>{direction, {(a[3 * q + i] - direction * along) / r[q]}};
+    }
+    harmonics<T>(u[0], u[1], u[2], n, y);
+    dr[q] = along;
+    dy[q * n] = 0;
+    for (int64_t m = 1; m < n; ++m) dy[q * n + m] = y[m - 1].by[0];
+  }
+}
+
+// Bessel functions times the polynomial cutoff, and their slopes: see radial.py.
+template <typename T>
+void bessel(int64_t pairs, int64_t n, int64_t p, T r_max, T prefactor, const T* r, const T* frequency, T* value, T* slope) {
+#pragma omp parallel for schedule(static) if (pairs > 100)
+  for (int64_t q = 0; q < pairs; ++q) {
+    const T u = r[q] / r_max;
+    T power = 1;  // u^(p - 1)
+    for (int64_t k = 1; k < p; ++k) power *= u;
+    const bool inside = r[q] < r_max;
+    const T a = T((p + 1) * (p + 2)) / 2, b = T(p * (p + 2)), c = T(p * (p + 1)) / 2;
+    const T cutoff = inside ? 1 + power * u * (-a + u * (b - u * c)) : T(0);
+    const T falling = inside ? -(a * p) * power * (1 - u) * (1 - u) / r_max : T(0);
+    for (int64_t k = 0; k < n; ++k) {
+      const T argument = frequency[k] * r[q], wave = prefactor * std::sin(argument) / r[q];
+      value[q * n + k] = wave * cutoff;
+      slope[q * n + k] = (prefactor * frequency[k] * std::cos(argument) - wave) / r[q] * cutoff + wave * falling;
+    }
+  }
+}
+
 // C = A B for matrices of any strides; C has contiguous rows. Tiles of kRows x kColumns stay in registers; a panel of B is
 // packed for each block of rows. An entry of C is summed in the order of k whatever the number of threads.
 constexpr int kRows = kBytes == 64 ? 12 : 6;
@@ -716,6 +837,18 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
   extern "C" void contract_vjp_vjp_##name(const Polynomial* f, const Atoms* a, const T* x, const T* t, const T* g,      \
                                           const T* ax, T* dx, T* dt, T* dg) {                                          \
     contract_vjp_vjp<T>(*f, *a, x, t, g, ax, dx, dt, dg);                                                              \
+  }                                                                                                                    \
+  extern "C" void directions_##name(int64_t pairs, int64_t n, const T* v, T* r, T* y) { directions<T>(pairs, n, v, r, y); } \
+  extern "C" void directions_vjp_##name(int64_t pairs, int64_t n, const T* v, const T* r, const T* gr, const T* gy,     \
+                                        T* gv) {                                                                       \
+    directions_vjp<T>(pairs, n, v, r, gr, gy, gv);                                                                     \
+  }                                                                                                                    \
+  extern "C" void directions_jvp_##name(int64_t pairs, int64_t n, const T* v, const T* r, const T* a, T* dr, T* dy) {   \
+    directions_jvp<T>(pairs, n, v, r, a, dr, dy);                                                                      \
+  }                                                                                                                    \
+  extern "C" void bessel_##name(int64_t pairs, int64_t n, int64_t p, double r_max, double prefactor, const T* r,        \
+                                const T* frequency, T* value, T* slope) {                                              \
+    bessel<T>(pairs, n, p, T(r_max), T(prefactor), r, frequency, value, slope);                                        \
   }                                                                                                                    \
   extern "C" void multiply_##name(int64_t m, int64_t n, int64_t depth, const T* a, int64_t a_row, int64_t a_column,       \
                                   const T* b, int64_t b_row, int64_t b_column, T* c) {                                 \

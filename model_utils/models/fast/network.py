@@ -23,7 +23,7 @@ from dataloader.batch import Batch
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
-from model_utils.models.fast.geometry import spherical_harmonics
+from model_utils.models.fast.geometry import directions
 from model_utils.models.fast.graph import Graph, prepare
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
@@ -72,8 +72,7 @@ class _Pass:
             - positions.index_select(0, graph.pair_sender)
             + shifts.index_select(0, graph.pair_edge)
         )
-        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        harmonics = spherical_harmonics(vectors, lengths, plan.max_ell)
+        lengths, harmonics = directions(vectors, plan.max_ell)
         numbers = self.module.get_buffer("atomic_numbers")[self.batch.species].unsqueeze(1)
         of_pair = numbers[graph.pair_receiver], numbers[graph.pair_sender]
         features, cutoff = plan.radial.features(lengths, of_pair)

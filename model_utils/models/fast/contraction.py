@@ -10,7 +10,7 @@ element.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -168,6 +168,7 @@ class _Table:
     right: Tensor  # the same for b
     sums: Tensor  # (n_rows, n_out), 1 where the row belongs to w
     names: tuple[str | None, str | None, str | None]  # of W by degree
+    kept: dict[Any, list[Any]] = field(default_factory=dict, repr=False)  # the tables on a device
 
     @classmethod
     def of(cls, order: int, degrees: tuple[Monomials, ...], n_in: int) -> "_Table":
@@ -209,11 +210,16 @@ class _Table:
     def __call__(self, x: Tensor, weight: Callable[[str], Tensor], bounds: tuple[int, ...]) -> Tensor:
         """(n_channels, n_atoms, n_out) from features (n_channels, n_atoms, n_in) of atoms sorted by element."""
         n_channels, n_in, n_rows = x.shape[0], x.shape[2], self.left.shape[1]
+        key = x.device, x.dtype
+        if key not in self.kept:  # copying them every time would make a GPU wait
+            tables = self.first, self.second, self.third, self.left, self.right, self.sums
+            self.kept[key] = [None if table is None else table.to(x) for table in tables]
+        first, second, third, left, right, sums = self.kept[key]
         t1, t2, t3 = (
-            None if name is None or u is None else torch.matmul(u.to(x), weight(name)).transpose(1, 2)
-            for name, u in zip(self.names, (self.first, self.second, self.third), strict=True)
+            None if name is None or u is None else torch.matmul(u, weight(name)).transpose(1, 2)
+            for name, u in zip(self.names, (first, second, third), strict=True)
         )  # (n_present, n_channels, entries)
-        products = (x @ self.left.to(x)) * (x @ self.right.to(x))
+        products = (x @ left) * (x @ right)
         slices = []
         for k, (begin, end) in enumerate(pairwise(bounds)):
             inner: Tensor | None = None
@@ -221,7 +227,7 @@ class _Table:
                 inner = torch.bmm(x[:, begin:end], t3[k].reshape(n_channels, n_in, n_rows))
             if t2 is not None:
                 inner = t2[k].unsqueeze(1) if inner is None else inner + t2[k].unsqueeze(1)
-            y = None if inner is None else (products[:, begin:end] * inner) @ self.sums.to(x)
+            y = None if inner is None else (products[:, begin:end] * inner) @ sums
             if t1 is not None:
                 linear = torch.bmm(x[:, begin:end], t1[k].reshape(n_channels, n_in, self.n_out))
                 y = linear if y is None else y + linear

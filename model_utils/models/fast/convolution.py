@@ -10,8 +10,8 @@ Y and w each; its derivatives of any order are sums of the same form.
 """
 
 import ctypes
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -35,6 +35,14 @@ class Path:
     l3: int
     place: int  # among the paths that end in l3
     coefficients: Tensor  # (2 l1 + 1, 2 l2 + 1, 2 l3 + 1), float64
+    kept: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+
+    def table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The coefficients as (m2, m1 m3), kept on the device: copying them would make a GPU wait."""
+        key = device, dtype
+        if key not in self.kept:
+            self.kept[key] = self.coefficients.transpose(0, 1).flatten(1).to(device, dtype)
+        return self.kept[key]
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class Convolution:
         blocks: list[list[Tensor]] = [[] for _ in self.widths]
         for index, path in enumerate(self.paths):
             d1, d2, d3 = path.coefficients.shape
-            table = path.coefficients.to(h.device, dtype).transpose(0, 1).reshape(d2, d1 * d3)
+            table = path.table(h.device, dtype)
             coupled = y_slots[..., path.l2**2 : (path.l2 + 1) ** 2].reshape(-1, d2) @ table
             left = coupled.view(n_atoms, width * d1, d3).transpose(1, 2)
             h_l = h_slots[:, path.l1**2 : (path.l1 + 1) ** 2]
@@ -188,6 +196,10 @@ class _ConvolveVjp(torch.autograd.Function):
 def signed_harmonics(graph: Graph, harmonics: Tensor, max_ell: int, *, segments: bool = False) -> Tensor:
     """Spherical harmonics of directed edges in slots, zero in empty ones; (n_rows, width, (max_ell + 1)²)."""
     slots = graph.segments if segments else graph.rows
-    is_odd = torch.tensor(odd(max_ell), device=harmonics.device)
-    signs = torch.where(is_odd, slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
+    signs = torch.where(_odd_on(max_ell, harmonics.device), slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
     return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * signs
+
+
+@cache
+def _odd_on(max_ell: int, device: torch.device) -> Tensor:
+    return torch.tensor(odd(max_ell), device=device)

@@ -109,12 +109,13 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Run a kernel on tensors, structures, whole numbers, and None for what it should leave out."""
     library = _library()
     assert library is not None
-    getattr(library, f"{name}_{_suffix[dtype]}")(*(_converted(a) for a in arguments))
+    getattr(library, f"{name}_{_suffix[dtype]}")(*(_converted(a, dtype) for a in arguments))
 
 
-def _converted(argument: Any) -> Any:
+def _converted(argument: Any, dtype: torch.dtype) -> Any:
     if isinstance(argument, Tensor):
         assert argument.is_contiguous()
+        assert argument.dtype == dtype
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, ctypes.Structure):
         return ctypes.byref(argument)
@@ -129,7 +130,7 @@ def _library() -> ctypes.CDLL | None:
         library = build()
         _keep_freed_memory()
         return library
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         log.warning("the fast step runs in plain torch, several times slower than its compiled kernels: %s", error)
         return None
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.batch import Batch
+from model_utils.models.fast import kernels
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
@@ -40,6 +41,7 @@ class FastNetwork:
         self.module = module
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
+        kernels.available(next(module.parameters()))  # where they are not compiled yet, not within the first step
         self._latest: tuple[weakref.ref[Batch], Graph] | None = None
 
     def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:

@@ -63,8 +63,10 @@ template <typename T, typename Body> inline void blocks(int64_t n, Body body) {
   if (c < n) body(c, Part{n - c});
 }
 
-struct Edges {  // directed edges sorted by receiver
+struct Edges {  // directed edges sorted by receiver; of a pair, the edge whose receiver comes later in the batch is flipped
   int64_t n_atoms, n_edges, n_pairs;
+  const int64_t* rank;   // the atom that is k-th in the batch: rows are gone through in this order, structure by structure
+  const int64_t* order;  // its inverse
   const int64_t* row_ptr;
   const int32_t* sender;
   const int32_t* pair;
@@ -141,7 +143,8 @@ template <typename T, int D1, int D3> struct Forward {
 template <typename T> void convolve(const Edges& e, const Convolution& f, const T* h, const T* y, const T* w, T* out) {
   const int64_t n = f.n_channels, hs = e.n_atoms * n;
 #pragma omp parallel for schedule(dynamic, 4)
-  for (int64_t i = 0; i < e.n_atoms; ++i) {
+  for (int64_t place = 0; place < e.n_atoms; ++place) {
+    const int64_t i = e.rank[place];
     for (int64_t p = 0; p < f.n_paths; ++p)
       for (int64_t b = 0; b < f.paths[p].d3; ++b)
         std::memset(out + f.paths[p].out + b * f.paths[p].row + i * f.paths[p].atom, 0, sizeof(T) * n);
@@ -158,19 +161,27 @@ template <typename T> void convolve(const Edges& e, const Convolution& f, const 
   }
 }
 
-// Rows of edges in parts of about equal size that depend on the batch alone; every part sums what it sends to other
-// atoms into an array of its own.
+// Rows of edges in parts of about equal size that depend on the batch alone, in the order of the batch; every part sums
+// what it sends to other atoms into an array of its own. Both edges of a pair write to the pair's entry: the first one
+// stores, the flipped one adds, in the same pass where both are of one part, else in a second pass.
 struct Parts {
+  const Edges& e;
   std::vector<int64_t> first;
-  explicit Parts(const Edges& e) {
+  explicit Parts(const Edges& edges) : e(edges) {
     const int64_t n = std::clamp<int64_t>(e.n_edges / (4 * std::max<int64_t>(e.n_atoms, 1)), 8, 16);
-    for (int64_t k = 0; k <= n; ++k) {
-      const int64_t* row = std::lower_bound(e.row_ptr, e.row_ptr + e.n_atoms, k * e.n_edges / n);
-      first.push_back(k == n ? e.n_atoms : row - e.row_ptr);
+    int64_t before = 0;
+    for (int64_t place = 0; place < e.n_atoms; ++place) {
+      while (int64_t(first.size()) < n && before >= int64_t(first.size()) * e.n_edges / n) first.push_back(place);
+      before += e.row_ptr[e.rank[place] + 1] - e.row_ptr[e.rank[place]];
     }
-    first[0] = 0;
+    while (int64_t(first.size()) <= n) first.push_back(e.n_atoms);
   }
   int64_t n() const { return int64_t(first.size()) - 1; }
+  bool in_pass(int pass, int64_t part, int64_t edge) const {
+    const int64_t place = e.order[e.sender[edge]];
+    const bool later = e.flipped[edge] && (place < first[part] || place >= first[part + 1]);
+    return later == (pass == 1);
+  }
 };
 
 template <typename T> class Sent {
@@ -253,15 +264,17 @@ void convolve_vjp(const Edges& e, const Convolution& f, const T* h, const T* y, 
   const int64_t n = f.n_channels, hs = e.n_atoms * n;
   const Parts parts(e);
   Sent<T> sent(parts.n(), f.n_components * hs);
-  for (int flipped = 0; flipped < 2; ++flipped) {  // both edges of a pair write to it: one stores, then one adds
+  for (int pass = 0; pass < 2; ++pass) {
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t part = 0; part < parts.n(); ++part) {
-      T* dh = flipped ? sent.again(part) : sent.part(part);
+      T* dh = pass ? sent.again(part) : sent.part(part);
       T m[kMaxMatrix];
       Vector<T> dm[49], dy[kMaxHarmonics];
-      for (int64_t i = parts.first[part]; i < parts.first[part + 1]; ++i)
+      for (int64_t place = parts.first[part]; place < parts.first[part + 1]; ++place) {
+        const int64_t i = e.rank[place];
         for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
-          if (e.flipped[x] != flipped) continue;
+          if (!parts.in_pass(pass, part, x)) continue;
+          const bool flipped = e.flipped[x];
           const int64_t j = e.sender[x], q = e.pair[x];
           couple(f, y + q * f.n_harmonics, flipped, m);
           for (int64_t k = 0; k < f.n_harmonics; ++k) dy[k] = Vector<T>{};
@@ -269,11 +282,12 @@ void convolve_vjp(const Edges& e, const Convolution& f, const T* h, const T* y, 
             const Path& path = f.paths[p];
             const int64_t at = path.m1 * hs + j * n, weight = (q * f.n_paths + path.weight) * n;
             by_path<Backward, T>(path, h + at, hs, w + weight, m + path.matrix, g + path.out + i * path.atom, path.row,
-                                 dh + at, gw + weight, gy ? dm : nullptr, bool(flipped), n);
+                                 dh + at, gw + weight, gy ? dm : nullptr, flipped, n);
             if (gy) uncouple<T>(f, path, dm, dy);
           }
           if (gy) store_harmonics<T>(f, dy, flipped, gy + q * f.n_harmonics);
         }
+      }
     }
   }
   sent.total(gh);
@@ -321,19 +335,21 @@ void convolve_vjp_vjp(const Edges& e, const Convolution& f, const T* h, const T*
   const int64_t n = f.n_channels, hs = e.n_atoms * n;
   const Parts parts(e);
   Sent<T> sent(parts.n(), f.n_components * hs);
-  for (int flipped = 0; flipped < 2; ++flipped) {
+  for (int pass = 0; pass < 2; ++pass) {
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t part = 0; part < parts.n(); ++part) {
-      T* to = flipped ? sent.again(part) : sent.part(part);
+      T* to = pass ? sent.again(part) : sent.part(part);
       T m[kMaxMatrix], am[kMaxMatrix];
       Vector<T> dm[49], dyv[kMaxHarmonics];
-      for (int64_t i = parts.first[part]; i < parts.first[part + 1]; ++i) {
-        if (!flipped)
+      for (int64_t place = parts.first[part]; place < parts.first[part + 1]; ++place) {
+        const int64_t i = e.rank[place];
+        if (!pass)
           for (int64_t p = 0; p < f.n_paths; ++p)
             for (int64_t b = 0; b < f.paths[p].d3; ++b)
               std::memset(dg + f.paths[p].out + b * f.paths[p].row + i * f.paths[p].atom, 0, sizeof(T) * n);
         for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
-          if (e.flipped[x] != flipped) continue;
+          if (!parts.in_pass(pass, part, x)) continue;
+          const bool flipped = e.flipped[x];
           const int64_t j = e.sender[x], q = e.pair[x];
           couple(f, y + q * f.n_harmonics, flipped, m);
           couple(f, ay + q * f.n_harmonics, flipped, am);
@@ -344,7 +360,7 @@ void convolve_vjp_vjp(const Edges& e, const Convolution& f, const T* h, const T*
             const int64_t out = path.out + i * path.atom;
             by_path<BackwardTwice, T>(path, h + at, ah + at, hs, w + weight, aw + weight, m + path.matrix,
                                       am + path.matrix, g + out, path.row, to + at, dw + weight, dg + out,
-                                      dy ? dm : nullptr, bool(flipped), n);
+                                      dy ? dm : nullptr, flipped, n);
             if (dy) uncouple<T>(f, path, dm, dyv);
           }
           if (dy) store_harmonics<T>(f, dyv, flipped, dy + q * f.n_harmonics);

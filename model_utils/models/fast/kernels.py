@@ -26,7 +26,7 @@ class Edges(ctypes.Structure):
 
     _fields_ = (
         *((name, _int) for name in ("n_atoms", "n_edges", "n_pairs")),
-        *((name, _pointer) for name in ("row_ptr", "sender", "pair", "flipped")),
+        *((name, _pointer) for name in ("rank", "order", "row_ptr", "sender", "pair", "flipped")),
     )
 
 

@@ -125,6 +125,11 @@ template <template <typename, int, int> class F, typename T, typename... A> inli
   }
 }
 
+// Ask for the channels of an edge to come: path weights are most of what these loops read, each pair's far from the last.
+template <typename T> inline void fetch(const T* p, int64_t n) {
+  for (int64_t c = 0; c < n; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + c);
+}
+
 template <typename T, int D1, int D3> struct Forward {
   static inline void run(const T* h, int64_t hs, const T* w, const T* m, T* out, int64_t os, int64_t n) {
     blocks<T>(n, [&](int64_t c, auto k) {
@@ -152,8 +157,10 @@ template <typename T> void convolve(const Edges& e, const Convolution& f, const 
     for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
       const int64_t j = e.sender[x], q = e.pair[x];
       couple(f, y + q * f.n_harmonics, e.flipped[x], m);
+      const int64_t next = e.pair[std::min(x + 1, e.n_edges - 1)];
       for (int64_t p = 0; p < f.n_paths; ++p) {
         const Path& path = f.paths[p];
+        fetch(w + (next * f.n_paths + path.weight) * n, n);
         by_path<Forward, T>(path, h + path.m1 * hs + j * n, hs, w + (q * f.n_paths + path.weight) * n, m + path.matrix,
                             out + path.out + i * path.atom, path.row, n);
       }
@@ -181,6 +188,11 @@ struct Parts {
     const int64_t place = e.order[e.sender[edge]];
     const bool later = e.flipped[edge] && (place < first[part] || place >= first[part + 1]);
     return later == (pass == 1);
+  }
+  int64_t next(int pass, int64_t part, int64_t edge) const {  // the pair of the row's next edge in a pass
+    for (int64_t x = edge + 1; x < std::min(edge + 8, e.n_edges); ++x)
+      if (in_pass(pass, part, x)) return e.pair[x];
+    return e.pair[edge];
   }
 };
 
@@ -278,8 +290,11 @@ void convolve_vjp(const Edges& e, const Convolution& f, const T* h, const T* y, 
           const int64_t j = e.sender[x], q = e.pair[x];
           couple(f, y + q * f.n_harmonics, flipped, m);
           for (int64_t k = 0; k < f.n_harmonics; ++k) dy[k] = Vector<T>{};
+          const int64_t next = parts.next(pass, part, x);
           for (int64_t p = 0; p < f.n_paths; ++p) {
             const Path& path = f.paths[p];
+            fetch(w + (next * f.n_paths + path.weight) * n, n);
+            fetch(gw + (next * f.n_paths + path.weight) * n, n);
             const int64_t at = path.m1 * hs + j * n, weight = (q * f.n_paths + path.weight) * n;
             by_path<Backward, T>(path, h + at, hs, w + weight, m + path.matrix, g + path.out + i * path.atom, path.row,
                                  dh + at, gw + weight, gy ? dm : nullptr, flipped, n);
@@ -354,8 +369,12 @@ void convolve_vjp_vjp(const Edges& e, const Convolution& f, const T* h, const T*
           couple(f, y + q * f.n_harmonics, flipped, m);
           couple(f, ay + q * f.n_harmonics, flipped, am);
           for (int64_t k = 0; k < f.n_harmonics; ++k) dyv[k] = Vector<T>{};
+          const int64_t next = parts.next(pass, part, x);
           for (int64_t p = 0; p < f.n_paths; ++p) {
             const Path& path = f.paths[p];
+            fetch(w + (next * f.n_paths + path.weight) * n, n);
+            fetch(aw + (next * f.n_paths + path.weight) * n, n);
+            fetch(dw + (next * f.n_paths + path.weight) * n, n);
             const int64_t at = path.m1 * hs + j * n, weight = (q * f.n_paths + path.weight) * n;
             const int64_t out = path.out + i * path.atom;
             by_path<BackwardTwice, T>(path, h + at, ah + at, hs, w + weight, aw + weight, m + path.matrix,

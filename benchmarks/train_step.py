@@ -39,7 +39,8 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(args)))
         return
-    print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores, {args.threads} threads, {args.dtype}")
+    clock = "CPU seconds of one thread, whatever else runs" if args.cpu_time else "wall clock"
+    print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores, {args.threads} threads, {args.dtype}, {clock}")
     print(HEAD)
     for data in args.data:
         for model in args.models:
@@ -64,8 +65,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=120.0, help="seconds to wait for a quiet machine, per process"
     )
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="CPU seconds of one thread, for machines that are never quiet"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.threads = 1 if args.cpu_time else args.threads
+    return args
 
 
 def fresh_process(args: argparse.Namespace, model: str, data: str, form: str) -> dict[str, Any]:
@@ -73,6 +79,7 @@ def fresh_process(args: argparse.Namespace, model: str, data: str, form: str) ->
     command = [sys.executable, __file__, "--child", "--models", model, "--data", data, "--forms", form]
     for name in ("dtype", "elements", "threads", "stretches", "patience"):
         command += [f"--{name}", str(getattr(args, name))]
+    command += ["--cpu_time"] if args.cpu_time else []
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -111,26 +118,27 @@ def report(model: str, data: str, rows: dict[str, list[dict[str, Any]]]) -> None
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Times of one form on one batch."""
     step, atoms, edges = prepared(args)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     before = peak()
     start = time.perf_counter()
     step()
     first = time.perf_counter() - start
-    for _ in range(3):
+    for _ in range(2):
         step()
-    start = time.perf_counter()
+    start = clock()
     step()
-    per_stretch = max(1, round(STRETCH / (time.perf_counter() - start)))
+    per_stretch = max(1, round(STRETCH / (clock() - start)))
     clean: list[float] = []
     every: list[float] = []
     cpu = 0.0
     deadline = time.monotonic() + args.patience
     while len(clean) < args.stretches and (time.monotonic() < deadline or len(every) < args.stretches):
-        others, own, start = busy(), own_cpu(), time.perf_counter()
+        others, own, start = busy(), own_cpu(), clock()
         for _ in range(per_stretch):
             step()
-        wall, own = time.perf_counter() - start, own_cpu() - own
+        wall, own = clock() - start, own_cpu() - own
         every.append(wall / per_stretch)
-        if (busy() - others - own) / wall < CLEAN:
+        if args.cpu_time or (busy() - others - own) / wall < CLEAN:
             clean.append(wall / per_stretch)
             cpu = own / per_stretch
         else:

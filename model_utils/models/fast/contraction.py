@@ -95,9 +95,14 @@ class Contraction:
         """Components of all output orders."""
         return len(self.orders) ** 2
 
-    @cached_property
+    @property
     def polynomial(self) -> kernels.Polynomial:
-        """What the kernels read: the terms nested by their factors, numbered as ``terms`` lays them out."""
+        """What the kernels read."""
+        return self._nested[0]
+
+    @cached_property
+    def _nested(self) -> tuple[kernels.Polynomial, list[np.ndarray]]:
+        """The terms nested by their factors, numbered as ``terms`` lays them out, and the arrays behind them."""
         outer_ptr, outer = [0], []
         inner: list[tuple[int, ...]] = []
         last: list[int] = []
@@ -122,9 +127,8 @@ class Contraction:
                         last += ds
                 outer_ptr.append(len(outer))
         arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in (outer_ptr, outer, inner, last)]
-        self._couplings[torch.int32] = [torch.from_numpy(x) for x in arrays]  # keeps them alive
         pointers = (x.ctypes.data for x in arrays)
-        return kernels.Polynomial(self.n_channels, self.n_in, self.n_out, offset, *pointers)
+        return kernels.Polynomial(self.n_channels, self.n_in, self.n_out, offset, *pointers), arrays
 
     def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """The same in plain torch, one batched product over channels per element and output order."""

@@ -139,7 +139,7 @@ def prepare(batch: Batch) -> Graph:
     """The orders of a batch, on its device.
 
     Raises:
-        ValueError: the neighbour list is not symmetric.
+        ValueError: the neighbour list is not symmetric, or reaches across absurdly many cells.
     """
     n_atoms, n_edges, device = batch.n_atoms, batch.n_edges, batch.species.device
     order = torch.argsort(batch.species, stable=True)
@@ -150,6 +150,8 @@ def prepare(batch: Batch) -> Graph:
 
     receiver, sender = rank[batch.receivers], rank[batch.senders]
     code, codes = _shift_codes(batch.cell_shifts)
+    if n_atoms**2 * codes >= 2**63:
+        raise ValueError("a cell is so skewed that its edges cannot be numbered: reduce it, or use --step reference")
     key = (receiver * n_atoms + sender) * codes + code
     mirrored = (sender * n_atoms + receiver) * codes + (codes - 1 - code)
     key, edge_order = key.sort()
@@ -212,8 +214,7 @@ def _shift_codes(shifts: Tensor) -> tuple[Tensor, int]:
     """A number per lattice shift below the count that is returned too; that of the opposite shift is count − 1 − it."""
     if len(shifts) == 0:
         return shifts.new_zeros(0, dtype=torch.int64), 1
-    shifts = shifts.long()
-    largest = int(shifts.abs().max())
-    base = 2 * largest + 1
+    largest = shifts.abs().amax(dim=0).long()
     x, y, z = (shifts + largest).unbind(1)
-    return (x * base + y) * base + z, base**3
+    bases = [2 * n + 1 for n in largest.tolist()]
+    return (x * bases[1] + y) * bases[2] + z, bases[0] * bases[1] * bases[2]

@@ -6,7 +6,11 @@ mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for an atom of eleme
 
 with x the features' components. Products commute, so entries of U that differ by the order of a, b, d are added and
 only a ≤ b ≤ d is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per
-element.
+element. In the nested form, with B_wab = T2_wab + Σ_d T3_wabd x_d and A_wa = T1_wa + Σ_b x_b B_wab, y_w = Σ_a x_a A_wa:
+    VJP:             Ā_wa = ȳ_w x_a, B̄_wab = Ā_wa x_b, T̄1 = Ā, T̄2 = B̄, T̄3_wabd = B̄_wab x_d,
+                     x̄_a = Σ ȳ_w A_wa, + Σ Ā_wa B_wab to x̄_b, + Σ B̄_wab T3_wabd to x̄_d;
+    VJP of the VJP:  the derivatives of a·x̄ by x, T and ȳ; a·x̄ is the change of Σ ȳ y for the change a of x, so that
+                     every A, B, Ā, B̄ carries its change along, by the product rule.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,16 @@ For every path p = (l1, l2) → l3 and every receiver i,
     A_p[m3, i, c] = Σ_{j → i} w_p[ij, c] Σ_{m1, m2} C_p[m1, m2, m3] h[m1, j, c] Y[m2, ij],
 
 with C_p the Clebsch-Gordan coefficients times e3nn's path normalisation, w the path weights of the pair ij and Y its
-spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. This is one form, linear in h,
-Y and w each; its derivatives of any order are sums of the same form.
+spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. A is linear in h, Y and w each,
+so with Φ(h, Y, w, G) = Σ G A its derivatives are sums of the same form:
+    VJP:             h̄ = ∂Φ/∂h,  Ȳ = ∂Φ/∂Y,  w̄ = ∂Φ/∂w;
+    VJP of the VJP:  the derivatives by h, Y, w and G of Φ(a_h, Y, w, G) + Φ(h, a_Y, w, G) + Φ(h, Y, a_w, G) for the
+                     adjoints a_h, a_Y, a_w of h̄, Ȳ, w̄; that by G is A(a_h, Y, w) + A(h, a_Y, w) + A(h, Y, a_w).
+
+The kernels go through each receiver's row of edges and make an edge's coupling matrices M_p[m1, m3] = Σ C Y once for
+all channels, so that products of an edge live in registers. What a row sends to its senders (h̄) goes to an array of its
+part of the batch; the parts, which do not depend on the number of threads, are added in order. The two edges of a pair
+write w̄ and Ȳ in a fixed order.
 """
 
 import ctypes

@@ -92,7 +92,7 @@ struct Convolution {
 };
 
 constexpr int kMaxHarmonics = 16;
-constexpr int kMaxMatrix = 512;  // of l1 <= 2, l2 and l3 <= 3: at most 245
+constexpr int kMaxMatrix = 512;  // of l1 <= 2, l2 and l3 <= 3: at most 243
 
 template <typename T> inline void signed_harmonics(const T* y, const int8_t* odd, bool flipped, int64_t n, T* out) {
   for (int64_t m = 0; m < n; ++m) out[m] = flipped && odd[m] ? -y[m] : y[m];

@@ -48,9 +48,7 @@ def slow_validation(patch: pytest.MonkeyPatch, entered: Path) -> None:
 
     patch.setattr(fit, "loss_and_gradients", counted)
     patch.setattr(
-        assemble,
-        "evaluate",
-        lambda network, weights, batches, *rest: evaluate(network, weights, slowly(batches), *rest),
+        assemble, "evaluate", lambda network, weights, batches, *rest: evaluate(network, weights, slowly(batches), *rest)
     )
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test lint battery slurm bench parity parameters clean
+.PHONY: env quickstart test lint battery slurm bench bench_step parity parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -36,6 +36,9 @@ slurm: env  ## a job preempted and timed out on a SLURM of its own, as root (8 m
 
 bench: env  ## whole process against mace_run_train at the mace01 settings (about 15 minutes; needs the measured data)
 	$(RUN) benchmarks/against_mace_run_train.py
+
+bench_step: env  ## one training step against mace-torch's own (about 10 minutes on a quiet machine)
+	$(RUN) benchmarks/train_step.py
 
 parameters: env  ## write the tables of Parameters.md anew
 	$(RUN) model_utils/parameters_md.py

@@ -242,6 +242,21 @@ def test_forces_and_stress_are_derivatives_of_the_energy() -> None:
             assert slope == pytest.approx(float((found.stress[0].numpy() * strain).sum()) * volume, rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("radial", ["bessel", "gaussian"])
+def test_second_derivatives_by_positions(radial: str) -> None:
+    """Not a part of training: rows of the Hessian, which go through every derivative of harmonics and basis."""
+    both = Both.of(fields_of({"orders": "3", "irreps": "tensors", "radial": radial}))
+    weights, batch = model_loader.trainable(both.module), both.batch()
+    direction = torch.randn_like(batch.positions)
+    found = []
+    for network in (both.fast, both.reference):
+        positions = batch.positions.clone().requires_grad_(True)
+        energy = network.energies(weights, batch, positions, batch.shifts)
+        (forces,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+        found += torch.autograd.grad(forces, positions, direction)
+    assert_close(*found, "Hessian")
+
+
 def test_many_elements_and_few_of_them_present() -> None:
     """Segments are not dense here: 18 atoms of 17 elements, in a table of 40."""
     numbers = list(range(1, 41))
@@ -364,12 +379,17 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypat
         found = []
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            right(name, dtype, *arguments)
+            product(*arguments) if name == "multiply" else right(name, dtype, *arguments)
             found.append([a.clone() for a in arguments if isinstance(a, Tensor)])
         torch.set_num_threads(1)
         assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True)), name
         seen.add(name)
 
+    def again_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+        again("multiply", out.dtype, a, b, out)
+
+    product = kernels.multiply
+    monkeypatch.setattr(kernels, "multiply", again_product)
     monkeypatch.setattr(kernels, "call", again)
     loss_and_gradients(both.fast, weights, [batch], Loss(stress_weight=1.0))
     assert {f"{kernel}{vjp}" for kernel in ("convolve", "contract") for vjp in ("", "_vjp", "_vjp_vjp")} <= seen

@@ -6,11 +6,15 @@ mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for an atom of eleme
 
 with x the features' components. Products commute, so entries of U that differ by the order of a, b, d are added and
 only a ≤ b ≤ d is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per
-element.
+element. In the nested form, with B_wab = T2_wab + Σ_d T3_wabd x_d and A_wa = T1_wa + Σ_b x_b B_wab, y_w = Σ_a x_a A_wa:
+    VJP:             Ā_wa = ȳ_w x_a, B̄_wab = Ā_wa x_b, T̄1 = Ā, T̄2 = B̄, T̄3_wabd = B̄_wab x_d,
+                     x̄_a = Σ ȳ_w A_wa, + Σ Ā_wa B_wab to x̄_b, + Σ B̄_wab T3_wabd to x̄_d;
+    VJP of the VJP:  the derivatives of a·x̄ by x, T and ȳ; a·x̄ is the change of Σ ȳ y for the change a of x, so that
+                     every A, B, Ā, B̄ carries its change along, by the product rule.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -95,9 +99,14 @@ class Contraction:
         """Components of all output orders."""
         return len(self.orders) ** 2
 
-    @cached_property
+    @property
     def polynomial(self) -> kernels.Polynomial:
-        """What the kernels read: the terms nested by their factors, numbered as ``terms`` lays them out."""
+        """What the kernels read."""
+        return self._nested[0]
+
+    @cached_property
+    def _nested(self) -> tuple[kernels.Polynomial, list[np.ndarray]]:
+        """The terms nested by their factors, numbered as ``terms`` lays them out, and the arrays behind them."""
         outer_ptr, outer = [0], []
         inner: list[tuple[int, ...]] = []
         last: list[int] = []
@@ -122,9 +131,8 @@ class Contraction:
                         last += ds
                 outer_ptr.append(len(outer))
         arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in (outer_ptr, outer, inner, last)]
-        self._couplings[torch.int32] = [torch.from_numpy(x) for x in arrays]  # keeps them alive
         pointers = (x.ctypes.data for x in arrays)
-        return kernels.Polynomial(self.n_channels, self.n_in, self.n_out, offset, *pointers)
+        return kernels.Polynomial(self.n_channels, self.n_in, self.n_out, offset, *pointers), arrays
 
     def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """The same in plain torch, one batched product over channels per element and output order."""
@@ -168,6 +176,7 @@ class _Table:
     right: Tensor  # the same for b
     sums: Tensor  # (n_rows, n_out), 1 where the row belongs to w
     names: tuple[str | None, str | None, str | None]  # of W by degree
+    kept: dict[Any, list[Any]] = field(default_factory=dict, repr=False)  # the tables on a device
 
     @classmethod
     def of(cls, order: int, degrees: tuple[Monomials, ...], n_in: int) -> "_Table":
@@ -209,11 +218,16 @@ class _Table:
     def __call__(self, x: Tensor, weight: Callable[[str], Tensor], bounds: tuple[int, ...]) -> Tensor:
         """(n_channels, n_atoms, n_out) from features (n_channels, n_atoms, n_in) of atoms sorted by element."""
         n_channels, n_in, n_rows = x.shape[0], x.shape[2], self.left.shape[1]
+        key = x.device, x.dtype
+        if key not in self.kept:  # copying them every time would make a GPU wait
+            tables = self.first, self.second, self.third, self.left, self.right, self.sums
+            self.kept[key] = [None if table is None else table.to(x) for table in tables]
+        first, second, third, left, right, sums = self.kept[key]
         t1, t2, t3 = (
-            None if name is None or u is None else torch.matmul(u.to(x), weight(name)).transpose(1, 2)
-            for name, u in zip(self.names, (self.first, self.second, self.third), strict=True)
+            None if name is None or u is None else torch.matmul(u, weight(name)).transpose(1, 2)
+            for name, u in zip(self.names, (first, second, third), strict=True)
         )  # (n_present, n_channels, entries)
-        products = (x @ self.left.to(x)) * (x @ self.right.to(x))
+        products = (x @ left) * (x @ right)
         slices = []
         for k, (begin, end) in enumerate(pairwise(bounds)):
             inner: Tensor | None = None
@@ -221,7 +235,7 @@ class _Table:
                 inner = torch.bmm(x[:, begin:end], t3[k].reshape(n_channels, n_in, n_rows))
             if t2 is not None:
                 inner = t2[k].unsqueeze(1) if inner is None else inner + t2[k].unsqueeze(1)
-            y = None if inner is None else (products[:, begin:end] * inner) @ self.sums.to(x)
+            y = None if inner is None else (products[:, begin:end] * inner) @ sums
             if t1 is not None:
                 linear = torch.bmm(x[:, begin:end], t1[k].reshape(n_channels, n_in, self.n_out))
                 y = linear if y is None else y + linear

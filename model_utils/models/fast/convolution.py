@@ -5,13 +5,21 @@ For every path p = (l1, l2) → l3 and every receiver i,
     A_p[m3, i, c] = Σ_{j → i} w_p[ij, c] Σ_{m1, m2} C_p[m1, m2, m3] h[m1, j, c] Y[m2, ij],
 
 with C_p the Clebsch-Gordan coefficients times e3nn's path normalisation, w the path weights of the pair ij and Y its
-spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. This is one form, linear in h,
-Y and w each; its derivatives of any order are sums of the same form.
+spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. A is linear in h, Y and w each,
+so with Φ(h, Y, w, G) = Σ G A its derivatives are sums of the same form:
+    VJP:             h̄ = ∂Φ/∂h,  Ȳ = ∂Φ/∂Y,  w̄ = ∂Φ/∂w;
+    VJP of the VJP:  the derivatives by h, Y, w and G of Φ(a_h, Y, w, G) + Φ(h, a_Y, w, G) + Φ(h, Y, a_w, G) for the
+                     adjoints a_h, a_Y, a_w of h̄, Ȳ, w̄; that by G is A(a_h, Y, w) + A(h, a_Y, w) + A(h, Y, a_w).
+
+The kernels go through each receiver's row of edges and make an edge's coupling matrices M_p[m1, m3] = Σ C Y once for
+all channels, so that products of an edge live in registers. What a row sends to its senders (h̄) goes to an array of its
+part of the batch; the parts, which do not depend on the number of threads, are added in order. The two edges of a pair
+write w̄ and Ȳ in a fixed order.
 """
 
 import ctypes
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -35,6 +43,14 @@ class Path:
     l3: int
     place: int  # among the paths that end in l3
     coefficients: Tensor  # (2 l1 + 1, 2 l2 + 1, 2 l3 + 1), float64
+    kept: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+
+    def table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The coefficients as (m2, m1 m3), kept on the device: copying them would make a GPU wait."""
+        key = device, dtype
+        if key not in self.kept:
+            self.kept[key] = self.coefficients.transpose(0, 1).flatten(1).to(device, dtype)
+        return self.kept[key]
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,7 @@ class Convolution:
         blocks: list[list[Tensor]] = [[] for _ in self.widths]
         for index, path in enumerate(self.paths):
             d1, d2, d3 = path.coefficients.shape
-            table = path.coefficients.to(h.device, dtype).transpose(0, 1).reshape(d2, d1 * d3)
+            table = path.table(h.device, dtype)
             coupled = y_slots[..., path.l2**2 : (path.l2 + 1) ** 2].reshape(-1, d2) @ table
             left = coupled.view(n_atoms, width * d1, d3).transpose(1, 2)
             h_l = h_slots[:, path.l1**2 : (path.l1 + 1) ** 2]
@@ -188,6 +204,10 @@ class _ConvolveVjp(torch.autograd.Function):
 def signed_harmonics(graph: Graph, harmonics: Tensor, max_ell: int, *, segments: bool = False) -> Tensor:
     """Spherical harmonics of directed edges in slots, zero in empty ones; (n_rows, width, (max_ell + 1)²)."""
     slots = graph.segments if segments else graph.rows
-    is_odd = torch.tensor(odd(max_ell), device=harmonics.device)
-    signs = torch.where(is_odd, slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
+    signs = torch.where(_odd_on(max_ell, harmonics.device), slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
     return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * signs
+
+
+@cache
+def _odd_on(max_ell: int, device: torch.device) -> Tensor:
+    return torch.tensor(odd(max_ell), device=device)

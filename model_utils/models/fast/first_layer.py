@@ -25,6 +25,7 @@ from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.graph import Graph
 from model_utils.models.fast.needed import needed
+from model_utils.models.fast.products import matmul
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,19 @@ class FirstLayer:
         sums = self.segment_sums(graph, radial, harmonics)
         n_channels, n_atoms = h.shape[1], graph.n_atoms
         n_radial, orders = radial.shape[1], []
+        sums_by_order = sums.split([2 * order + 1 for order in range(len(self.scales))])
+        matrices = path_matrix.split(n_channels, dim=1)
         for order, scale in enumerate(self.scales):
-            w_l = path_matrix[:, order * n_channels : (order + 1) * n_channels] * scale
-            s_l = sums[order**2 : (order + 1) ** 2]
+            w_l, s_l = matrices[order] * scale, sums_by_order[order]
             if graph.dense_segments:
-                folded = (h[:, None, :] * w_l).view(-1, n_channels) @ maps[order]  # (n_present · n_radial, n_channels)
-                x = s_l.reshape(-1, graph.n_present * n_radial) @ folded
+                folded = matmul((h[:, None, :] * w_l).view(-1, n_channels), maps[order])
+                x = matmul(s_l.reshape(-1, graph.n_present * n_radial), folded)
             else:
-                by_segment = (s_l.reshape(-1, n_radial) @ w_l).view(2 * order + 1, -1, n_channels)
+                by_segment = matmul(s_l.reshape(-1, n_radial), w_l).view(2 * order + 1, -1, n_channels)
                 by_segment = by_segment * h.index_select(0, graph.segment_species)
                 summed = by_segment.new_zeros(2 * order + 1, n_atoms, n_channels)
-                x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, n_channels) @ maps[order]
+                x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, n_channels)
+                x = matmul(x, maps[order])
             orders.append(x.view(2 * order + 1, n_atoms, n_channels))
         return torch.cat(orders)
 

@@ -1,9 +1,79 @@
 """Spherical harmonics and lengths of the pairs' vectors."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model_utils.models.fast import kernels
+from model_utils.models.fast.needed import needed
+
+
+def directions(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
+    """Lengths (n_pairs, 1), Å, and spherical harmonics (n_pairs, (max_ell + 1)²) of vectors (n_pairs, 3), Å."""
+    if kernels.available(vectors):
+        return _Directions.apply(vectors.contiguous(), max_ell)
+    return by_torch(vectors, max_ell)
+
+
+def by_torch(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
+    """The same in plain torch."""
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return lengths, spherical_harmonics(vectors, lengths, max_ell)
+
+
+class _Directions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
+        n = (max_ell + 1) ** 2
+        lengths, harmonics = vectors.new_empty(len(vectors), 1), vectors.new_empty(len(vectors), n)
+        kernels.call("directions", vectors.dtype, len(vectors), n, vectors, lengths, harmonics)
+        ctx.save_for_backward(vectors, lengths)
+        ctx.max_ell = max_ell
+        return lengths, harmonics
+
+    @staticmethod
+    def backward(ctx: Any, gr: Tensor, gy: Tensor) -> tuple[Tensor | None, None]:
+        if not needed(ctx, 0):  # the last pass of a training step wants parameters alone
+            return None, None
+        vectors, lengths = ctx.saved_tensors
+        return _DirectionsVjp.apply(vectors, lengths, gr.contiguous(), gy.contiguous(), ctx.max_ell), None
+
+
+class _DirectionsVjp(torch.autograd.Function):
+    """By the vectors themselves the second derivative is left to plain torch: training does not ask for it."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, lengths: Tensor, gr: Tensor, gy: Tensor, max_ell: int) -> Tensor:
+        ctx.save_for_backward(vectors, lengths, gr, gy)
+        ctx.max_ell = max_ell
+        out = torch.empty_like(vectors)
+        kernels.call("directions_vjp", gy.dtype, len(vectors), gy.shape[1], vectors, lengths, gr, gy, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        vectors, lengths, gr, gy = ctx.saved_tensors
+        dr, dy = torch.empty_like(gr), torch.empty_like(gy)
+        kernels.call("directions_jvp", gy.dtype, len(vectors), gy.shape[1], vectors, lengths, a.contiguous(), dr, dy)
+        dv = None
+        if needed(ctx, 0):
+            dv = second_derivative(lambda v: by_torch(v, ctx.max_ell), vectors, (gr, gy), a)
+        return dv, None, dr, dy, None
+
+
+def second_derivative(
+    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, gradients: tuple[Tensor, ...], adjoint: Tensor
+) -> Tensor:
+    """The gradient by x of adjoint · x̄, where x̄ is the function's VJP."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        vjp = torch.autograd.grad(function(x), x, gradients, create_graph=True)[0]
+        return torch.autograd.grad(vjp, x, adjoint)[0]
 
 
 def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tensor:

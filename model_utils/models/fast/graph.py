@@ -27,6 +27,7 @@ class Graph:
     n_atoms: int
     n_pairs: int
     order: Tensor  # (n_atoms,), the batch's index of atom k
+    rank: Tensor  # (n_atoms,), its inverse: k of the batch's atoms
     present: Tensor  # (n_present,), the elements that occur, as indices into the model's atomic_numbers
     species: Tensor  # (n_atoms,), index into ``present``, ascending
     species_ptr: Tensor  # (n_present + 1,), first atom of each element
@@ -66,7 +67,7 @@ class Graph:
     @cached_property
     def edges(self) -> kernels.Edges:
         """The rows of edges, for kernels."""
-        tensors = [self.row_ptr, self.sender.int(), self.pair.int(), self.flipped.to(torch.int8)]
+        tensors = [self.rank, self.order, self.row_ptr, self.sender.int(), self.pair.int(), self.flipped.to(torch.int8)]
         self.kept["edges"] = tensors
         return kernels.Edges(self.n_atoms, self.n_edges, self.n_pairs, *(t.data_ptr() for t in tensors))
 
@@ -138,7 +139,7 @@ def prepare(batch: Batch) -> Graph:
     """The orders of a batch, on its device.
 
     Raises:
-        ValueError: the neighbour list is not symmetric.
+        ValueError: the neighbour list is not symmetric, or reaches across absurdly many cells.
     """
     n_atoms, n_edges, device = batch.n_atoms, batch.n_edges, batch.species.device
     order = torch.argsort(batch.species, stable=True)
@@ -149,6 +150,8 @@ def prepare(batch: Batch) -> Graph:
 
     receiver, sender = rank[batch.receivers], rank[batch.senders]
     code, codes = _shift_codes(batch.cell_shifts)
+    if n_atoms**2 * codes >= 2**63:
+        raise ValueError("a cell is so skewed that its edges cannot be numbered: reduce it, or use --step reference")
     key = (receiver * n_atoms + sender) * codes + code
     mirrored = (sender * n_atoms + receiver) * codes + (codes - 1 - code)
     key, edge_order = key.sort()
@@ -157,12 +160,14 @@ def prepare(batch: Batch) -> Graph:
     if n_edges and not bool((key[reverse.clamp(max=n_edges - 1)] == mirrored).all()):
         raise ValueError("the neighbour list is not symmetric: an edge has no reverse of opposite shift")
     edge = torch.arange(n_edges, device=device)
-    flipped = reverse < edge
-    first = edge[~flipped]
-    pair = torch.empty_like(edge)
-    pair[first] = torch.arange(len(first), device=device)
-    pair = torch.where(flipped, pair[reverse.clamp(max=max(n_edges - 1, 0))], pair) if n_edges else pair
-    pair_edge = edge_order[first]
+    # of the two edges of a pair the one whose receiver comes first in the batch gives the vector; pairs are numbered
+    # in the order of the batch: kernels that go through it meet both edges of a pair within one structure
+    flipped = (order[receiver] > order[sender]) | ((receiver == sender) & (reverse < edge))
+    gives_vector = torch.zeros(n_edges, dtype=torch.bool, device=device)
+    gives_vector[edge_order[~flipped]] = True
+    pair_edge = gives_vector.nonzero().squeeze(1)
+    numbered = (gives_vector.cumsum(0) - 1)[edge_order]
+    pair = torch.where(flipped, numbered[reverse], numbered) if n_edges else numbered
 
     n_present = present.shape[0]
     segment_key = receiver * n_present + species[sender]
@@ -176,8 +181,9 @@ def prepare(batch: Batch) -> Graph:
     structure = batch.structure[order]
     return Graph(
         n_atoms=n_atoms,
-        n_pairs=len(first),
+        n_pairs=len(pair_edge),
         order=order,
+        rank=rank,
         present=present,
         species=species,
         species_ptr=species_ptr,
@@ -208,8 +214,7 @@ def _shift_codes(shifts: Tensor) -> tuple[Tensor, int]:
     """A number per lattice shift below the count that is returned too; that of the opposite shift is count − 1 − it."""
     if len(shifts) == 0:
         return shifts.new_zeros(0, dtype=torch.int64), 1
-    shifts = shifts.long()
-    largest = int(shifts.abs().max())
-    base = 2 * largest + 1
+    largest = shifts.abs().amax(dim=0).long()
     x, y, z = (shifts + largest).unbind(1)
-    return (x * base + y) * base + z, base**3
+    bases = [2 * n + 1 for n in largest.tolist()]
+    return (x * bases[1] + y) * bases[2] + z, bases[0] * bases[1] * bases[2]

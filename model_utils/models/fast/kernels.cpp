@@ -63,8 +63,10 @@ template <typename T, typename Body> inline void blocks(int64_t n, Body body) {
   if (c < n) body(c, Part{n - c});
 }
 
-struct Edges {  // directed edges sorted by receiver
+struct Edges {  // directed edges sorted by receiver; of a pair, the edge whose receiver comes later in the batch is flipped
   int64_t n_atoms, n_edges, n_pairs;
+  const int64_t* rank;   // the atom that is k-th in the batch: rows are gone through in this order, structure by structure
+  const int64_t* order;  // its inverse
   const int64_t* row_ptr;
   const int32_t* sender;
   const int32_t* pair;
@@ -90,7 +92,7 @@ struct Convolution {
 };
 
 constexpr int kMaxHarmonics = 16;
-constexpr int kMaxMatrix = 512;  // of l1 <= 2, l2 and l3 <= 3: at most 245
+constexpr int kMaxMatrix = 512;  // of l1 <= 2, l2 and l3 <= 3: at most 243
 
 template <typename T> inline void signed_harmonics(const T* y, const int8_t* odd, bool flipped, int64_t n, T* out) {
   for (int64_t m = 0; m < n; ++m) out[m] = flipped && odd[m] ? -y[m] : y[m];
@@ -123,6 +125,11 @@ template <template <typename, int, int> class F, typename T, typename... A> inli
   }
 }
 
+// Ask for the channels of an edge to come: path weights are most of what these loops read, each pair's far from the last.
+template <typename T> inline void fetch(const T* p, int64_t n) {
+  for (int64_t c = 0; c < n; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + c);
+}
+
 template <typename T, int D1, int D3> struct Forward {
   static inline void run(const T* h, int64_t hs, const T* w, const T* m, T* out, int64_t os, int64_t n) {
     blocks<T>(n, [&](int64_t c, auto k) {
@@ -141,7 +148,8 @@ template <typename T, int D1, int D3> struct Forward {
 template <typename T> void convolve(const Edges& e, const Convolution& f, const T* h, const T* y, const T* w, T* out) {
   const int64_t n = f.n_channels, hs = e.n_atoms * n;
 #pragma omp parallel for schedule(dynamic, 4)
-  for (int64_t i = 0; i < e.n_atoms; ++i) {
+  for (int64_t place = 0; place < e.n_atoms; ++place) {
+    const int64_t i = e.rank[place];
     for (int64_t p = 0; p < f.n_paths; ++p)
       for (int64_t b = 0; b < f.paths[p].d3; ++b)
         std::memset(out + f.paths[p].out + b * f.paths[p].row + i * f.paths[p].atom, 0, sizeof(T) * n);
@@ -149,8 +157,10 @@ template <typename T> void convolve(const Edges& e, const Convolution& f, const 
     for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
       const int64_t j = e.sender[x], q = e.pair[x];
       couple(f, y + q * f.n_harmonics, e.flipped[x], m);
+      const int64_t next = e.pair[std::min(x + 1, e.n_edges - 1)];
       for (int64_t p = 0; p < f.n_paths; ++p) {
         const Path& path = f.paths[p];
+        fetch(w + (next * f.n_paths + path.weight) * n, n);
         by_path<Forward, T>(path, h + path.m1 * hs + j * n, hs, w + (q * f.n_paths + path.weight) * n, m + path.matrix,
                             out + path.out + i * path.atom, path.row, n);
       }
@@ -158,19 +168,32 @@ template <typename T> void convolve(const Edges& e, const Convolution& f, const 
   }
 }
 
-// Rows of edges in parts of about equal size that depend on the batch alone; every part sums what it sends to other
-// atoms into an array of its own.
+// Rows of edges in parts of about equal size that depend on the batch alone, in the order of the batch; every part sums
+// what it sends to other atoms into an array of its own. Both edges of a pair write to the pair's entry: the first one
+// stores, the flipped one adds, in the same pass where both are of one part, else in a second pass.
 struct Parts {
+  const Edges& e;
   std::vector<int64_t> first;
-  explicit Parts(const Edges& e) {
+  explicit Parts(const Edges& edges) : e(edges) {
     const int64_t n = std::clamp<int64_t>(e.n_edges / (4 * std::max<int64_t>(e.n_atoms, 1)), 8, 16);
-    for (int64_t k = 0; k <= n; ++k) {
-      const int64_t* row = std::lower_bound(e.row_ptr, e.row_ptr + e.n_atoms, k * e.n_edges / n);
-      first.push_back(k == n ? e.n_atoms : row - e.row_ptr);
+    int64_t before = 0;
+    for (int64_t place = 0; place < e.n_atoms; ++place) {
+      while (int64_t(first.size()) < n && before >= int64_t(first.size()) * e.n_edges / n) first.push_back(place);
+      before += e.row_ptr[e.rank[place] + 1] - e.row_ptr[e.rank[place]];
     }
-    first[0] = 0;
+    while (int64_t(first.size()) <= n) first.push_back(e.n_atoms);
   }
   int64_t n() const { return int64_t(first.size()) - 1; }
+  bool in_pass(int pass, int64_t part, int64_t edge) const {
+    const int64_t place = e.order[e.sender[edge]];
+    const bool later = e.flipped[edge] && (place < first[part] || place >= first[part + 1]);
+    return later == (pass == 1);
+  }
+  int64_t next(int pass, int64_t part, int64_t edge) const {  // the pair of the row's next edge in a pass
+    for (int64_t x = edge + 1; x < std::min(edge + 8, e.n_edges); ++x)
+      if (in_pass(pass, part, x)) return e.pair[x];
+    return e.pair[edge];
+  }
 };
 
 template <typename T> class Sent {
@@ -253,27 +276,33 @@ void convolve_vjp(const Edges& e, const Convolution& f, const T* h, const T* y, 
   const int64_t n = f.n_channels, hs = e.n_atoms * n;
   const Parts parts(e);
   Sent<T> sent(parts.n(), f.n_components * hs);
-  for (int flipped = 0; flipped < 2; ++flipped) {  // both edges of a pair write to it: one stores, then one adds
+  for (int pass = 0; pass < 2; ++pass) {
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t part = 0; part < parts.n(); ++part) {
-      T* dh = flipped ? sent.again(part) : sent.part(part);
+      T* dh = pass ? sent.again(part) : sent.part(part);
       T m[kMaxMatrix];
       Vector<T> dm[49], dy[kMaxHarmonics];
-      for (int64_t i = parts.first[part]; i < parts.first[part + 1]; ++i)
+      for (int64_t place = parts.first[part]; place < parts.first[part + 1]; ++place) {
+        const int64_t i = e.rank[place];
         for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
-          if (e.flipped[x] != flipped) continue;
+          if (!parts.in_pass(pass, part, x)) continue;
+          const bool flipped = e.flipped[x];
           const int64_t j = e.sender[x], q = e.pair[x];
           couple(f, y + q * f.n_harmonics, flipped, m);
           for (int64_t k = 0; k < f.n_harmonics; ++k) dy[k] = Vector<T>{};
+          const int64_t next = parts.next(pass, part, x);
           for (int64_t p = 0; p < f.n_paths; ++p) {
             const Path& path = f.paths[p];
+            fetch(w + (next * f.n_paths + path.weight) * n, n);
+            fetch(gw + (next * f.n_paths + path.weight) * n, n);
             const int64_t at = path.m1 * hs + j * n, weight = (q * f.n_paths + path.weight) * n;
             by_path<Backward, T>(path, h + at, hs, w + weight, m + path.matrix, g + path.out + i * path.atom, path.row,
-                                 dh + at, gw + weight, gy ? dm : nullptr, bool(flipped), n);
+                                 dh + at, gw + weight, gy ? dm : nullptr, flipped, n);
             if (gy) uncouple<T>(f, path, dm, dy);
           }
           if (gy) store_harmonics<T>(f, dy, flipped, gy + q * f.n_harmonics);
         }
+      }
     }
   }
   sent.total(gh);
@@ -321,30 +350,36 @@ void convolve_vjp_vjp(const Edges& e, const Convolution& f, const T* h, const T*
   const int64_t n = f.n_channels, hs = e.n_atoms * n;
   const Parts parts(e);
   Sent<T> sent(parts.n(), f.n_components * hs);
-  for (int flipped = 0; flipped < 2; ++flipped) {
+  for (int pass = 0; pass < 2; ++pass) {
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t part = 0; part < parts.n(); ++part) {
-      T* to = flipped ? sent.again(part) : sent.part(part);
+      T* to = pass ? sent.again(part) : sent.part(part);
       T m[kMaxMatrix], am[kMaxMatrix];
       Vector<T> dm[49], dyv[kMaxHarmonics];
-      for (int64_t i = parts.first[part]; i < parts.first[part + 1]; ++i) {
-        if (!flipped)
+      for (int64_t place = parts.first[part]; place < parts.first[part + 1]; ++place) {
+        const int64_t i = e.rank[place];
+        if (!pass)
           for (int64_t p = 0; p < f.n_paths; ++p)
             for (int64_t b = 0; b < f.paths[p].d3; ++b)
               std::memset(dg + f.paths[p].out + b * f.paths[p].row + i * f.paths[p].atom, 0, sizeof(T) * n);
         for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
-          if (e.flipped[x] != flipped) continue;
+          if (!parts.in_pass(pass, part, x)) continue;
+          const bool flipped = e.flipped[x];
           const int64_t j = e.sender[x], q = e.pair[x];
           couple(f, y + q * f.n_harmonics, flipped, m);
           couple(f, ay + q * f.n_harmonics, flipped, am);
           for (int64_t k = 0; k < f.n_harmonics; ++k) dyv[k] = Vector<T>{};
+          const int64_t next = parts.next(pass, part, x);
           for (int64_t p = 0; p < f.n_paths; ++p) {
             const Path& path = f.paths[p];
+            fetch(w + (next * f.n_paths + path.weight) * n, n);
+            fetch(aw + (next * f.n_paths + path.weight) * n, n);
+            fetch(dw + (next * f.n_paths + path.weight) * n, n);
             const int64_t at = path.m1 * hs + j * n, weight = (q * f.n_paths + path.weight) * n;
             const int64_t out = path.out + i * path.atom;
             by_path<BackwardTwice, T>(path, h + at, ah + at, hs, w + weight, aw + weight, m + path.matrix,
                                       am + path.matrix, g + out, path.row, to + at, dw + weight, dg + out,
-                                      dy ? dm : nullptr, bool(flipped), n);
+                                      dy ? dm : nullptr, flipped, n);
             if (dy) uncouple<T>(f, path, dm, dyv);
           }
           if (dy) store_harmonics<T>(f, dyv, flipped, dy + q * f.n_harmonics);
@@ -606,6 +641,193 @@ void silu_vjp_vjp(int64_t n, T gain, const T* z, const T* s, const T* g, const T
   }
 }
 
+// A number with its derivatives by N others; products and sums carry them along.
+template <typename T, int N> struct Dual {
+  T value;
+  T by[N];
+  Dual operator+(const Dual& o) const {
+    Dual r{value + o.value, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] + o.by[i];
+    return r;
+  }
+  Dual operator-(const Dual& o) const {
+    Dual r{value - o.value, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] - o.by[i];
+    return r;
+  }
+  Dual operator*(const Dual& o) const {
+    Dual r{value * o.value, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] * o.value + value * o.by[i];
+    return r;
+  }
+  Dual operator*(T c) const {
+    Dual r{value * c, {}};
+    for (int i = 0; i < N; ++i) r.by[i] = by[i] * c;
+    return r;
+  }
+};
+
+// The polynomials of geometry.spherical_harmonics at a unit vector, without the constant order 0.
+template <typename T, typename S> inline void harmonics(const S& x, const S& y, const S& z, int64_t n, S* out) {
+  const T r3 = std::sqrt(T(3)), r5 = std::sqrt(T(5)), r7 = std::sqrt(T(7));
+  out[0] = x * r3;
+  out[1] = y * r3;
+  out[2] = z * r3;
+  if (n < 9) return;
+  const S xx = x * x, yy = y * y, zz = z * z, xz = xx + zz;
+  const S a = x * z * r3, d = (zz - xx) * (r3 / 2);
+  out[3] = a * r5;
+  out[4] = x * y * (r3 * r5);
+  out[5] = (yy - xz * T(0.5)) * r5;
+  out[6] = y * z * (r3 * r5);
+  out[7] = d * r5;
+  if (n < 16) return;
+  const T r56 = std::sqrt(T(5) / T(6)) * r7, r38 = std::sqrt(T(3) / T(8)) * r7;
+  const S four = yy * T(4) - xz;
+  out[8] = (a * z + d * x) * r56;
+  out[9] = a * y * (r5 * r7);
+  out[10] = four * x * r38;
+  out[11] = y * (yy * T(2) - xz * T(3)) * (r7 / 2);
+  out[12] = z * four * r38;
+  out[13] = d * y * (r5 * r7);
+  out[14] = (d * z - a * x) * r56;
+}
+
+// Lengths of vectors and spherical harmonics of their directions, n = (max_ell + 1)^2 of them.
+template <typename T> void directions(int64_t pairs, int64_t n, const T* v, T* r, T* y) {
+#pragma omp parallel for schedule(static) if (pairs > 500)
+  for (int64_t q = 0; q < pairs; ++q) {
+    const T *p = v + 3 * q, length = std::sqrt(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]);
+    r[q] = length;
+    y[q * n] = 1;
+    harmonics<T, T>(p[0] / length, p[1] / length, p[2] / length, n, y + q * n + 1);
+  }
+}
+
+// gv of gr and gy: u = v / r gives gv = (gu - u (u gu)) / r + gr u.
+template <typename T>
+void directions_vjp(int64_t pairs, int64_t n, const T* v, const T* r, const T* gr, const T* gy, T* gv) {
+#pragma omp parallel for schedule(static) if (pairs > 500)
+  for (int64_t q = 0; q < pairs; ++q) {
+    Dual<T, 3> u[3], y[kMaxHarmonics];
+    for (int i = 0; i < 3; ++i) {
+      u[i] = Dual<T, 3>{v[3 * q + i] / r[q], {0, 0, 0}};
+      u[i].by[i] = 1;
+    }
+    harmonics<T>(u[0], u[1], u[2], n, y);
+    T gu[3] = {0, 0, 0}, along = 0;
+    for (int64_t m = 1; m < n; ++m)
+      for (int i = 0; i < 3; ++i) gu[i] += gy[q * n + m] * y[m - 1].by[i];
+    for (int i = 0; i < 3; ++i) along += gu[i] * u[i].value;
+    for (int i = 0; i < 3; ++i) gv[3 * q + i] = (gu[i] - u[i].value * along) / r[q] + gr[q] * u[i].value;
+  }
+}
+
+// dgr and dgy of the adjoint a of gv: the derivatives of r and y along a.
+template <typename T>
+void directions_jvp(int64_t pairs, int64_t n, const T* v, const T* r, const T* a, T* dr, T* dy) {
+#pragma omp parallel for schedule(static) if (pairs > 500)
+  for (int64_t q = 0; q < pairs; ++q) {
+    Dual<T, 1> u[3], y[kMaxHarmonics];
+    T along = 0;
+    for (int i = 0; i < 3; ++i) along += a[3 * q + i] * v[3 * q + i] / r[q];
+    for (int i = 0; i < 3; ++i) {
+      const T direction = v[3 * q + i] / r[q];
+      u[i] = Dual<T, 1>{direction, {(a[3 * q + i] - direction * along) / r[q]}};
+    }
+    harmonics<T>(u[0], u[1], u[2], n, y);
+    dr[q] = along;
+    dy[q * n] = 0;
+    for (int64_t m = 1; m < n; ++m) dy[q * n + m] = y[m - 1].by[0];
+  }
+}
+
+// Bessel functions times the polynomial cutoff, and their slopes: see radial.py.
+template <typename T>
+void bessel(int64_t pairs, int64_t n, int64_t p, T r_max, T prefactor, const T* r, const T* frequency, T* value, T* slope) {
+#pragma omp parallel for schedule(static) if (pairs > 100)
+  for (int64_t q = 0; q < pairs; ++q) {
+    const T u = r[q] / r_max;
+    T power = 1;  // u^(p - 1)
+    for (int64_t k = 1; k < p; ++k) power *= u;
+    const bool inside = r[q] < r_max;
+    const T a = T((p + 1) * (p + 2)) / 2, b = T(p * (p + 2)), c = T(p * (p + 1)) / 2;
+    const T cutoff = inside ? 1 + power * u * (-a + u * (b - u * c)) : T(0);
+    const T falling = inside ? -(a * p) * power * (1 - u) * (1 - u) / r_max : T(0);
+    for (int64_t k = 0; k < n; ++k) {
+      const T argument = frequency[k] * r[q], wave = prefactor * std::sin(argument) / r[q];
+      value[q * n + k] = wave * cutoff;
+      slope[q * n + k] = (prefactor * frequency[k] * std::cos(argument) - wave) / r[q] * cutoff + wave * falling;
+    }
+  }
+}
+
+// C = A B for matrices of any strides; C has contiguous rows. Tiles of kRows x kColumns stay in registers; a panel of B is
+// packed for each block of rows. An entry of C is summed in the order of k whatever the number of threads.
+constexpr int kRows = kBytes == 64 ? 12 : 6;
+template <typename T> constexpr int kColumns = 2 * kLanes<T>;
+constexpr int64_t kDepth = 256;
+
+template <typename T> struct Matrix {
+  const T* at;
+  int64_t row, column;  // strides
+};
+
+template <typename T, int Rows>
+inline void tile(int64_t depth, const Matrix<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns, bool add_to) {
+  Vector<T> sums[Rows][2];
+#pragma GCC unroll 12
+  for (int i = 0; i < Rows; ++i) sums[i][0] = sums[i][1] = Vector<T>{};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vector<T> b0 = load<T>(panel + k * kColumns<T>, Full<T>{});
+    const Vector<T> b1 = load<T>(panel + k * kColumns<T> + kLanes<T>, Full<T>{});
+    const T* ak = a.at + k * a.column;
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i) {
+      const T value = ak[i * a.row];
+      sums[i][0] += b0 * value;
+      sums[i][1] += b1 * value;
+    }
+  }
+  for (int i = 0; i < Rows; ++i)
+    for (int half = 0; half < 2; ++half) {
+      const int64_t left = columns - half * kLanes<T>;
+      T* to = c + i * ldc + half * kLanes<T>;
+      if (left >= kLanes<T>)
+        add_to ? add<T>(to, sums[i][half], Full<T>{}) : store<T>(to, sums[i][half], Full<T>{});
+      else if (left > 0)
+        add_to ? add<T>(to, sums[i][half], Part{left}) : store<T>(to, sums[i][half], Part{left});
+    }
+}
+
+template <typename T> void multiply(int64_t m, int64_t n, int64_t depth, Matrix<T> a, Matrix<T> b, T* c) {
+  const int64_t width = kColumns<T>, panels = (n + width - 1) / width;
+  const int64_t rows = std::clamp<int64_t>((m / 16 + kRows) / kRows * kRows, 96, 480);
+  const int64_t row_blocks = (m + rows - 1) / rows;
+#pragma omp parallel for collapse(2) schedule(static) if (m * n * depth > 100000)
+  for (int64_t r = 0; r < row_blocks; ++r)
+    for (int64_t p = 0; p < panels; ++p) {
+      alignas(64) T panel[kDepth * kColumns<T>];
+      const int64_t first = r * rows, last = std::min(m, first + rows), columns = std::min(width, n - p * width);
+      for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepth) {
+        const int64_t deep = std::min(kDepth, depth - k0);
+        const T* from = b.at + k0 * b.row + p * width * b.column;
+        if (columns < width) std::memset(panel, 0, sizeof(panel));
+        if (b.column == 1)
+          for (int64_t k = 0; k < deep; ++k) std::memcpy(panel + k * width, from + k * b.row, sizeof(T) * columns);
+        else
+          for (int64_t j = 0; j < columns; ++j)
+            for (int64_t k = 0; k < deep; ++k) panel[k * width + j] = from[k * b.row + j * b.column];
+        int64_t i = first;
+        auto at = [&](int64_t row) { return Matrix<T>{a.at + row * a.row + k0 * a.column, a.row, a.column}; };
+        for (; i + kRows <= last; i += kRows)
+          tile<T, kRows>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
+        for (; i + 4 <= last; i += 4) tile<T, 4>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
+        for (; i < last; ++i) tile<T, 1>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
+      }
+    }
+}
+
 template <typename T, typename F> void by_harmonics(int64_t n, F f) {
   switch (n) {
     case 4: f(std::integral_constant<int, 4>{}); break;
@@ -651,6 +873,22 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
                                           const T* ax, T* dx, T* dt, T* dg) {                                          \
     contract_vjp_vjp<T>(*f, *a, x, t, g, ax, dx, dt, dg);                                                              \
   }                                                                                                                    \
+  extern "C" void directions_##name(int64_t pairs, int64_t n, const T* v, T* r, T* y) { directions<T>(pairs, n, v, r, y); } \
+  extern "C" void directions_vjp_##name(int64_t pairs, int64_t n, const T* v, const T* r, const T* gr, const T* gy,     \
+                                        T* gv) {                                                                       \
+    directions_vjp<T>(pairs, n, v, r, gr, gy, gv);                                                                     \
+  }                                                                                                                    \
+  extern "C" void directions_jvp_##name(int64_t pairs, int64_t n, const T* v, const T* r, const T* a, T* dr, T* dy) {   \
+    directions_jvp<T>(pairs, n, v, r, a, dr, dy);                                                                      \
+  }                                                                                                                    \
+  extern "C" void bessel_##name(int64_t pairs, int64_t n, int64_t p, double r_max, double prefactor, const T* r,        \
+                                const T* frequency, T* value, T* slope) {                                              \
+    bessel<T>(pairs, n, p, T(r_max), T(prefactor), r, frequency, value, slope);                                        \
+  }                                                                                                                    \
+  extern "C" void multiply_##name(int64_t m, int64_t n, int64_t depth, const T* a, int64_t a_row, int64_t a_column,       \
+                                  const T* b, int64_t b_row, int64_t b_column, T* c) {                                 \
+    multiply<T>(m, n, depth, {a, a_row, a_column}, {b, b_row, b_column}, c);                                           \
+  }                                                                                                                    \
   extern "C" void silu_vjp_##name(int64_t n, double gain, const T* z, const T* s, const T* g, T* gz) {                  \
     silu_vjp<T>(n, T(gain), z, s, g, gz);                                                                              \
   }                                                                                                                    \
@@ -661,3 +899,5 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
 
 KERNELS(float, f32)
 KERNELS(double, f64)
+
+extern "C" int vector_bytes() { return kBytes; }

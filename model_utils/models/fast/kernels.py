@@ -26,7 +26,7 @@ class Edges(ctypes.Structure):
 
     _fields_ = (
         *((name, _int) for name in ("n_atoms", "n_edges", "n_pairs")),
-        *((name, _pointer) for name in ("row_ptr", "sender", "pair", "flipped")),
+        *((name, _pointer) for name in ("rank", "order", "row_ptr", "sender", "pair", "flipped")),
     )
 
 
@@ -82,16 +82,40 @@ def available(tensor: Tensor) -> bool:
     return not _forced_plain and tensor.device.type == "cpu" and tensor.dtype in _suffix and _library() is not None
 
 
+def wide(tensor: Tensor) -> bool:
+    """Whether kernels compute with such tensors here in vectors of 512 bits."""
+    return available(tensor) and _vector_bytes() == 64
+
+
+@cache
+def _vector_bytes() -> int:
+    library = _library()
+    return 0 if library is None else int(library.vector_bytes())
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Matrix product of any strides into contiguous rows."""
+    (m, depth), n = a.shape, b.shape[1]
+    assert out.is_contiguous()
+    assert b.shape[0] == depth
+    assert a.dtype == b.dtype == out.dtype
+    numbers = (m, n, depth, a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), out.data_ptr())
+    library = _library()
+    assert library is not None
+    getattr(library, f"multiply_{_suffix[a.dtype]}")(*(_int(x) for x in numbers))
+
+
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Run a kernel on tensors, structures, whole numbers, and None for what it should leave out."""
     library = _library()
     assert library is not None
-    getattr(library, f"{name}_{_suffix[dtype]}")(*(_converted(a) for a in arguments))
+    getattr(library, f"{name}_{_suffix[dtype]}")(*(_converted(a, dtype) for a in arguments))
 
 
-def _converted(argument: Any) -> Any:
+def _converted(argument: Any, dtype: torch.dtype) -> Any:
     if isinstance(argument, Tensor):
         assert argument.is_contiguous()
+        assert argument.dtype == dtype
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, ctypes.Structure):
         return ctypes.byref(argument)
@@ -103,10 +127,26 @@ def _converted(argument: Any) -> Any:
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        return build()
-    except BuildError as error:
+        library = build()
+        _keep_freed_memory()
+        return library
+    except (BuildError, OSError) as error:
         log.warning("the fast step runs in plain torch, several times slower than its compiled kernels: %s", error)
         return None
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc's malloc keep the arrays of a step for the next one.
+
+    It would hand large arrays back to the system at once and fault every page of them in again: a sixth of the step.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        for limit in (2**30, 2**25):  # bytes; some versions accept no more than the second
+            if mallopt(mmap_threshold, limit):
+                break
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextlib.contextmanager

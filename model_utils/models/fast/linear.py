@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast import kernels
 from model_utils.models.fast.needed import needed
+from model_utils.models.fast.products import matmul, product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,11 @@ class Part:
     n_out: int
     scale: float
     n_elements: int = 1  # the matrix is (n_in, n_elements, n_out) in a map per element
+
+    @property
+    def size(self) -> int:
+        """Numbers in the weight."""
+        return self.n_in * self.n_elements * self.n_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,7 @@ class _Linear(torch.autograd.Function):
         ctx.rest = blocks, n_atoms, factor
         y = x.new_empty(blocks.n_out(n_atoms))
         for part, x_l, y_l in blocks.pairs(x, y, n_atoms):
-            torch.mm(x_l, _matrix(weight, part, factor), out=y_l)
+            product(x_l, _matrix(weight, part, factor), out=y_l)
         return y
 
     @staticmethod
@@ -124,10 +130,10 @@ class _LinearVjp(torch.autograd.Function):
         dw = torch.empty_like(weight) if by_weight else None
         for part, x_l, g_l in blocks.pairs(x, g, n_atoms):
             if dw is not None:
-                _into(dw, part, x_l.t() @ g_l, factor)
+                _into(dw, part, product(x_l.t(), g_l), factor)
         if dx is not None:
             for part, dx_l, g_l in blocks.pairs(dx, g, n_atoms):
-                torch.mm(g_l, _matrix(weight, part, factor).t(), out=dx_l)
+                product(g_l, _matrix(weight, part, factor).t(), out=dx_l)
         return dx, dw
 
     @staticmethod
@@ -143,8 +149,8 @@ class _LinearVjp(torch.autograd.Function):
             dg_l = blocks.pairs(x, dg, n_atoms)[index][2]
             if a is not None and dw is not None:
                 a_l = blocks.pairs(a, g, n_atoms)[index][1]
-                torch.mm(a_l, _matrix(weight, part, factor), out=dg_l)
-                _into(dw, part, a_l.t() @ g_l, factor)
+                product(a_l, _matrix(weight, part, factor), out=dg_l)
+                _into(dw, part, product(a_l.t(), g_l), factor)
             if aw is not None and dx is not None:
                 aw_l = _matrix(aw, part, factor)
                 dg_l.addmm_(x_l, aw_l)
@@ -165,15 +171,14 @@ def per_element(x: Tensor, weight: Tensor, blocks: Blocks, present: Tensor, boun
     Returns:
         (components of the orders that go out, n_atoms, n_out).
     """
-    n_atoms = bounds[-1]
-    x, outputs = x.view(-1, n_atoms, blocks.widths[0]), []
-    for part in blocks.parts:
-        size = part.n_in * part.n_elements * part.n_out
-        matrices = weight[part.offset : part.offset + size].view(part.n_in, part.n_elements, part.n_out)
-        matrices = matrices.index_select(1, present) * part.scale
-        x_l = x[part.order**2 : (part.order + 1) ** 2]
+    orders = x.view(-1, bounds[-1], blocks.widths[0]).split([2 * order + 1 for order in range(len(blocks.widths))])
+    outputs = []
+    for part, flat in zip(blocks.parts, weight.split([p.size for p in blocks.parts]), strict=True):
+        matrices = flat.view(part.n_in, part.n_elements, part.n_out).index_select(1, present) * part.scale
+        x_l = orders[part.order]
         slices = [
-            x_l[:, begin:end].reshape(-1, part.n_in) @ matrices[:, k] for k, (begin, end) in enumerate(pairwise(bounds))
+            matmul(x_l[:, begin:end].reshape(-1, part.n_in), matrices[:, k])
+            for k, (begin, end) in enumerate(pairwise(bounds))
         ]
         rows = 2 * part.order + 1
         outputs.append(torch.cat([s.view(rows, -1, part.n_out) for s in slices], dim=1))

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.batch import Batch
+from model_utils.models.fast import kernels
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
-from model_utils.models.fast.geometry import spherical_harmonics
+from model_utils.models.fast.geometry import directions
 from model_utils.models.fast.graph import Graph, prepare
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
+from model_utils.models.fast.products import matmul
 from model_utils.models.network import Parameters
 
 
@@ -39,6 +41,7 @@ class FastNetwork:
         self.module = module
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
+        kernels.available(next(module.parameters()))  # where they are not compiled yet, not within the first step
         self._latest: tuple[weakref.ref[Batch], Graph] | None = None
 
     def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
@@ -71,8 +74,7 @@ class _Pass:
             - positions.index_select(0, graph.pair_sender)
             + shifts.index_select(0, graph.pair_edge)
         )
-        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        harmonics = spherical_harmonics(vectors, lengths, plan.max_ell)
+        lengths, harmonics = directions(vectors, plan.max_ell)
         numbers = self.module.get_buffer("atomic_numbers")[self.batch.species].unsqueeze(1)
         of_pair = numbers[graph.pair_receiver], numbers[graph.pair_sender]
         features, cutoff = plan.radial.features(lengths, of_pair)
@@ -92,7 +94,7 @@ class _Pass:
     def radial_network(self, interaction: Interaction, x: Tensor, cutoff: Tensor | None) -> Tensor:
         """The features before the radial network's last matrix, (n_pairs, n_radial); the cutoff commutes with it."""
         for layer in interaction.hidden:
-            x = silu(x @ (self.weights[layer.name] * layer.scale), layer.gain)
+            x = silu(matmul(x, self.weights[layer.name] * layer.scale), layer.gain)
         return x if cutoff is None else x * cutoff
 
     def layer(
@@ -119,7 +121,7 @@ class _Pass:
             assert h is not None
             assert isinstance(interaction.couplings, Convolution)
             sent = linear(h, self.weights[interaction.up.name], interaction.up, n_atoms).view(h.shape)
-            x = interaction.couplings(graph, sent, harmonics, radial @ last)
+            x = interaction.couplings(graph, sent, harmonics, matmul(radial, last))
             x = linear(x, down, interaction.down, n_atoms, factor).view(-1, n_atoms, interaction.product.n_channels)
         if density is not None:
             x = x / (density + 1.0)
@@ -156,7 +158,8 @@ class _Pass:
             skip = self.per_element(h, blocks)
         if len(skip) == len(y):
             return y + skip
-        return torch.cat([y[: len(skip)] + skip, y[len(skip) :]])
+        first, rest = y.split([len(skip), len(y) - len(skip)])
+        return torch.cat([first + skip, rest])
 
     def readout(self, readout: Readout, h: Tensor) -> Tensor:
         """Energies of atoms by one layer's scalars, each by its head's column; (n_atoms,), eV before scaling."""
@@ -192,5 +195,5 @@ class _Pass:
 
 def _square(weight: Tensor, blocks: Blocks) -> list[Tensor]:
     """The matrices of a map as tensors of their own."""
-    size = [(p.offset, p.offset + p.n_in * p.n_out) for p in blocks.parts]
-    return [weight[a:b].view(p.n_in, p.n_out) * p.scale for p, (a, b) in zip(blocks.parts, size, strict=True)]
+    flat = weight.split([p.size for p in blocks.parts])
+    return [w.view(p.n_in, p.n_out) * p.scale for p, w in zip(blocks.parts, flat, strict=True)]

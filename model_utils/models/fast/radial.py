@@ -5,6 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model_utils.models.fast import kernels
+from model_utils.models.fast.geometry import second_derivative
+from model_utils.models.fast.needed import needed
 
 ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark: The Stopping and Range of Ions, 1985
 COULOMB = 14.3996  # e²/(4πε₀), eV Å
@@ -44,12 +49,28 @@ class Radial:
         Returns:
             (n_pairs, n_basis) and (n_pairs, 1) or None.
         """
+        if kernels.available(lengths) and not (self.agnesi or self.gaussian) and self.cutoff_on_basis:
+            return _Bessel.apply(lengths, self), None
+        return self.by_torch(lengths, numbers)
+
+    def by_torch(self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """The same in plain torch."""
         embedding = self.module
         cutoff_fn = embedding.cutoff_fn
         cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, int(cutoff_fn.p))
-        argument = self._agnesi(lengths, numbers) if self.agnesi else lengths
+        argument = self._agnesi(lengths, numbers) if self.agnesi and numbers is not None else lengths
         basis = self._gaussian(argument) if self.gaussian else self._bessel(argument)
         return (basis * cutoff, None) if self.cutoff_on_basis else (basis, cutoff)
+
+    def bessel_slopes(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Bessel functions times the cutoff and their derivatives by the length, (n_pairs, n_basis) each."""
+        fn, cutoff_fn = self.module.bessel_fn, self.module.cutoff_fn
+        frequencies = fn.bessel_weights.to(lengths.dtype).contiguous()
+        value, slope = (lengths.new_empty(len(lengths), len(frequencies)) for _ in range(2))
+        constants = int(cutoff_fn.p), float(cutoff_fn.r_max), float(fn.prefactor)
+        sizes = len(lengths), len(frequencies)
+        kernels.call("bessel", lengths.dtype, *sizes, *constants, lengths, frequencies, value, slope)
+        return value, slope
 
     def _bessel(self, r: Tensor) -> Tensor:
         """√(2/r_max) sin(nπr/r_max)/r."""
@@ -91,3 +112,37 @@ def polynomial_cutoff(r: Tensor, r_max: Tensor, p: int) -> Tensor:
     power = u**p
     envelope = 1.0 + power * (-(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2)))
     return envelope * (r < r_max)
+
+
+class _Bessel(torch.autograd.Function):
+    """r̄ = Σ_k ḡ_k B′_k(r), and for the adjoint a of it Δḡ_k = a B′_k(r)."""
+
+    @staticmethod
+    def forward(ctx: Any, lengths: Tensor, radial: Radial) -> Tensor:
+        lengths = lengths.contiguous()
+        value, slope = radial.bessel_slopes(lengths)
+        ctx.save_for_backward(lengths, slope)
+        ctx.radial = radial
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None]:
+        return _BesselVjp.apply(*ctx.saved_tensors, g, ctx.radial) if needed(ctx, 0) else None, None
+
+
+class _BesselVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lengths: Tensor, slope: Tensor, g: Tensor, radial: Radial) -> Tensor:
+        ctx.save_for_backward(lengths, slope, g)
+        ctx.radial = radial
+        return (g * slope).sum(dim=1, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        lengths, slope, g = ctx.saved_tensors
+        radial: Radial = ctx.radial
+        dr = None
+        if needed(ctx, 0):  # not in training
+            dr = second_derivative(lambda r: radial.by_torch(r, None)[:1], lengths, (g,), a)
+        return dr, None, a * slope, None

@@ -1,6 +1,6 @@
 """Which structures go into which batch: an order from (seed, epoch) alone, cut by a fixed count or by a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,13 @@ def pack(
 
 
 def refuse_oversized(
-    n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget, names: Sequence[str]
+    n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget, name: Callable[[int], str]
 ) -> None:
     """Raise InputError where a single structure is larger than the budget."""
     for what, sizes, limit in (("atoms", n_atoms, budget.atoms), ("edges", n_edges, budget.edges)):
         if limit is not None and sizes is not None and len(sizes) and sizes.max() > limit:
             worst = int(sizes.argmax())
             raise InputError(
-                f"{names[worst]} has {sizes[worst]} {what}, more than --max_{what}_per_batch {limit}; "
+                f"{name(worst)} has {sizes[worst]} {what}, more than --max_{what}_per_batch {limit}; "
                 f"raise it to at least {sizes.max()} or leave the structure out"
             )

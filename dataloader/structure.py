@@ -14,6 +14,19 @@ MIN_EDGE, MIN_FACE = 0.1, 0.1  # Å, Å² of a cell; below it a neighbour list h
 MAX_LENGTH = 1e8  # Å; a float64 position is worth 1e-8 Å there, and beyond it neighbour lists overflow
 
 
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Directed edges that a record brings along, sorted by receiver; shifts belong to the positions as stored.
+
+    The vector of an edge is ``positions[receiver] - positions[sender] + shift @ cell``.
+    """
+
+    r_max: float  # Å
+    senders: NDArray[np.int32]  # (n_edges,)
+    receivers: NDArray[np.int32]  # (n_edges,)
+    shifts: NDArray[np.int16]  # (n_edges, 3), whole lattice vectors
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
     """A configuration of atoms with its labels; an absent label is None, never zero."""
@@ -34,6 +47,7 @@ class Structure:
     head: str | None = None
     config_type: str = "Default"
     features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # inputs of embedding_specs, by name
+    edges: Edges | None = None  # where the record holds a neighbour list; within its cutoff it is taken
 
     @property
     def n_atoms(self) -> int:

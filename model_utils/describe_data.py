@@ -18,7 +18,7 @@ from dataloader.structure import Structure, symbols
 from model_utils import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.open_data import numbers_of, specs_of
+from model_utils.open_data import filters_of, numbers_of, specs_of
 from model_utils.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 from model_utils.runtime import log, start_log
 
@@ -134,7 +134,8 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     _refuse_broken(options, network)
     r_max, heads = float(network["r_max"]), network["heads"]
     specs = specs_of(options, "train")
-    sources = open_sources(specs, require_labels=True, max_dropped=options.max_dropped)
+    filters = filters_of(options, keep_charges=True)
+    sources = open_sources(specs, require_labels=True, max_dropped=options.max_dropped, filters=filters)
     isolated = list(chain.from_iterable(source.isolated_atoms for source in sources))
     total = sum(map(len, sources))
     structures = tqdm(_kept(sources, options), desc="statistics", unit="structures", disable=total < 5000)

@@ -65,6 +65,14 @@ class FilterOptions:
     """Keep only structures made of these elements (symbols or atomic numbers) and count the others. Unless given, an element that model.json lacks is an error."""
     max_dropped: Fraction = 0.001
     """Largest share of an LMDB's records that may be faulty (missing label, NaN, broken cell); they are listed, more is an error. In xyz files the first faulty frame is an error."""
+    max_atoms: Count | None = None
+    """Leave out LMDB records with more atoms, and count them."""
+    max_force: Positive | None = None
+    """Leave out LMDB records with a force (length, eV/Å) above it, and count them."""
+    drop_charged: bool = False
+    """Leave out LMDB records with a charge or spin for which the model has no input, and count them; unless given, they are an error."""
+    verify: bool = False
+    """Compare the sha256 of every LMDB with that of the day it was indexed, before anything is read from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +110,15 @@ class TrainDataOptions(LabelOptions, FilterOptions):
     xyz_test: tuple[Path, ...] = ()
     """Extended-XYZ files to test the best model on at the end."""
     lmdb_train: tuple[Path, ...] = ()
-    """LMDBs to train on."""
+    """LMDBs to train on: files, directories of shards, patterns with * ? [ ], packed data sets."""
     lmdb_val: tuple[Path, ...] = ()
     """LMDBs to validate on."""
     lmdb_test: tuple[Path, ...] = ()
     """LMDBs to test the best model on at the end."""
+    lmdb_train_samples: Count | None = None
+    """Train on so many records of the LMDBs, drawn by --seed."""
+    lmdb_val_samples: Count | None = None
+    """Validate on so many records of the validation LMDBs, drawn by --seed."""
     sources: Annotated[tuple[SourceOptions, ...], Parameter(show=False)] = ()
     """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `energy_key`, `forces_key`, `stress_key`."""
     valid_fraction: Fraction = 0.1

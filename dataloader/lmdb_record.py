@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from dataloader import ase_rows, packed_rows, restricted_pickle
 from dataloader.batch import FeatureSpec
-from dataloader.labels import LabelKeys, feature_of, find_labels, weight_of
-from dataloader.neighbors import MIN_DISTANCE, closest_pair
+from dataloader.labels import LabelKeys, feature_of, find_labels, kept, weight_of
+from dataloader.neighbors import MIN_DISTANCE, closest_pair, may_touch
 from dataloader.restricted_pickle import RowError, TorchGeometricData
 from dataloader.structure import Edges, Structure, geometry_fault, label_fault, volume_of
 
@@ -25,7 +25,7 @@ SUPPORTED = f"{PYG_1}, {PYG_2}, {DICTS}, {ASE}, {PACKED}"
 
 _OTHER_ROWS = {
     b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "a zip archive (torch.save of today)",
+    b"PK\x03\x04": "a zip archive, as torch.save writes",
     b"\x93NUMPY": "a numpy array",
     b"\x89HDF": "HDF5",
     b"{": "JSON that is not compressed",
@@ -74,10 +74,16 @@ def _what_it_is(value: bytes) -> str:
             return what
     if value[:1] and (0x80 <= value[0] <= 0x8F or value[0] in (0xDE, 0xDF)):
         return "msgpack"
-    return f"of an unknown form (beginning with {ascii(value[:8])[1:]})" if value else "empty"
+    return f"of an unknown form, beginning with {ascii(value[:8])[1:]}" if value else "empty"
 
 
-def decode(value: bytes, identifier: str, keys: LabelKeys, features: Sequence[FeatureSpec] = ()) -> Decoded:
+def decode(
+    value: bytes,
+    identifier: str,
+    keys: LabelKeys,
+    features: Sequence[FeatureSpec] = (),
+    keep: Sequence[str] = (),
+) -> Decoded:
     """One row as a structure with its labels.
 
     Raises:
@@ -112,6 +118,7 @@ def decode(value: bytes, identifier: str, keys: LabelKeys, features: Sequence[Fe
         energy_weight=weight_of(record, "config_energy_weight"),
         forces_weight=weight_of(record, "config_forces_weight"),
         stress_weight=weight_of(record, "config_stress_weight"),
+        extra=kept(record, keep) if keep else {},
         edges=edges if isinstance(edges := record.get("edges"), Edges) else None,
     )
     return Decoded(
@@ -130,6 +137,8 @@ def fault_of(structure: Structure) -> str | None:
     fault = geometry_fault(structure) or label_fault(structure)
     if fault:
         return fault
+    if not may_touch(structure):
+        return None
     closest = closest_pair(structure)
     if closest and closest[0] < MIN_DISTANCE:
         return f"two atoms closer than {MIN_DISTANCE} Å (atoms {closest[1]} and {closest[2]})"

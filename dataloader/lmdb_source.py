@@ -52,7 +52,9 @@ class LmdbSource:
         max_dropped: float,
         features: Sequence[FeatureSpec] = (),
         filters: Filters = NO_FILTERS,
+        keep: Sequence[str] = (),
     ) -> None:
+        self.keep = tuple(keep)
         self.path, self.recipe = path, Recipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
@@ -236,7 +238,7 @@ class LmdbSource:
         key = index.key(local)
         value = self.files[shard].get(key)
         try:
-            found = decode(value, self._place(row), self.recipe.keys, self.recipe.features).structure
+            found = decode(value, self._place(row), self.recipe.keys, self.recipe.features, self.keep).structure
         except (RowError, LabelError) as error:
             raise InputError(f"{index.path} key {key.decode()}: {error}; did the file change?") from None
         if found.n_atoms != index.n_atoms[local]:
@@ -245,11 +247,6 @@ class LmdbSource:
                 f"{index.n_atoms[local]}; did the file change? remove {index.place}"
             )
         return found
-
-    def record_value(self, i: int) -> bytes:
-        """The bytes of the i-th usable record."""
-        shard, local = self._shard_row(self._row(i))
-        return self.files[shard].get(self.indexes[shard].key(local))
 
     def edges(self, r_max: float) -> NDArray[np.uint32]:
         """Directed edges of every usable record, (len,); counted in parallel once, and kept beside the index.

@@ -32,6 +32,7 @@ class SourceSpec:
     keys: LabelKeys = field(default_factory=LabelKeys)
     head: str | None = None  # for every structure of the file that names none itself
     weight: float = 1.0  # multiplies the weight of every structure
+    keep: tuple[str, ...] = ()  # names of further entries of a record that are kept with its structure
 
 
 class Source(Protocol):
@@ -72,7 +73,7 @@ class XyzSource:
     in_memory = True
 
     def __init__(self, spec: SourceSpec, *, require_labels: bool, features: Sequence[FeatureSpec]) -> None:
-        file = read_xyz(spec.path, spec.keys, require_labels=require_labels, features=features)
+        file = read_xyz(spec.path, spec.keys, require_labels=require_labels, features=features, keep=spec.keep)
         self.path = spec.path
         self.isolated_atoms = file.isolated_atoms
         self.label_names = file.label_names
@@ -176,5 +177,6 @@ def _open(
             max_dropped=max_dropped,
             features=features,
             filters=filters,
+            keep=spec.keep,
         )
     return source if spec.head is None and spec.weight == 1.0 else Adjusted(source, spec.head, spec.weight)

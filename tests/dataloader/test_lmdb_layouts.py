@@ -11,6 +11,7 @@ import lmdb
 import numpy as np
 import pytest
 from ase.io import read
+from lmdb_material import ase_row, dict_row, labelled, put, raw_row, write_ase, write_dicts
 
 from dataloader import ase_rows
 from dataloader.batch import FeatureSpec
@@ -19,7 +20,6 @@ from dataloader.labels import LabelKeys
 from dataloader.lmdb_record import ASE, DICTS, PYG_1, record_of
 from dataloader.lmdb_source import Filters, LmdbSource
 from dataloader.restricted_pickle import RowError
-from lmdb_material import ase_row, dict_row, labelled, put, raw_row, write_ase, write_dicts
 
 CHARGE = FeatureSpec(name="total_charge", per_atom=False, classes=(-10, 10))
 
@@ -182,7 +182,7 @@ HOSTILE = {
     "a long number": (zlib.compress(b'{"numbers": ' + b"9" * 5000 + b"}"), "damaged JSON (ValueError"),
     "a list": (zlib.compress(b"[1]"), "row is a JSON list, expected an object"),
     "cut off": (ase_row(labelled(1)[0])[:-9], "zlib stream is cut off"),
-    "no zlib": (b"\x78\x9cabc", "damaged zlib stream"),
+    "no zlib": (b"\x78\x9c\xff\xff\xff\xff", "damaged zlib stream"),
     "atoms that are not there": (
         raw_row(numbers=[1], constraints=[{"name": "FixAtoms", "kwargs": {"indices": [7]}}]),
         "FixAtoms names atoms that are not there",

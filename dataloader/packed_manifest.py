@@ -39,6 +39,11 @@ class Manifest:
                 )
 
 
+def is_name(name: str) -> bool:
+    """Whether a file is called like a manifest: of a data set, or of a staged subset of it."""
+    return name == NAME or (name.startswith("stage_") and name.endswith(".json"))
+
+
 def beside(path: Path) -> Manifest | None:
     """The manifest of a directory, or that is named itself; None where there is none.
 
@@ -46,7 +51,7 @@ def beside(path: Path) -> Manifest | None:
         InputError: it is damaged, or names a file outside its directory.
     """
     file = path / NAME if path.is_dir() else path
-    if file.name != NAME or not file.is_file():
+    if not is_name(file.name) or not file.is_file():
         return None
     try:
         if file.stat().st_size > _MAX_BYTES:

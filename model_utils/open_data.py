@@ -95,7 +95,7 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
 def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dtype) -> Dataset:
     """Open and check the structures to evaluate; labels may be absent."""
     data_format: DataFormat = "xyz" if options.xyz_path else "lmdb"
-    keys = _keys(options)
+    keys = label_keys(options)
     paths = options.xyz_path or options.lmdb_path
     specs = [SourceSpec(path=path, format=data_format, keys=keys, head=options.head) for path in paths]
     sources = open_sources(
@@ -116,7 +116,7 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
 
 def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
     """The files of one role, from the flags and from the YAML's list of sources."""
-    keys, specs = _keys(options), []
+    keys, specs = label_keys(options), []
     formats: tuple[DataFormat, ...] = ("xyz", "lmdb")
     for data_format in formats:
         paths: Sequence[Path] = getattr(options, f"{data_format}_{role}")
@@ -129,20 +129,26 @@ def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
                 stress=source.stress_key or keys.stress,
                 free_energy=keys.free_energy,
             )
-            guessed: DataFormat = "lmdb" if _is_lmdb(source.path) else "xyz"
             specs.append(
                 SourceSpec(
-                    path=source.path, format=source.format or guessed, keys=own, head=source.head, weight=source.weight
+                    path=source.path,
+                    format=source.format or format_of(source.path),
+                    keys=own,
+                    head=source.head,
+                    weight=source.weight,
                 )
             )
     return specs
 
 
-def _is_lmdb(path: Path) -> bool:
-    return path.suffix in SHARD_ENDINGS or path.name == packed_manifest.NAME or path.is_dir()
+def format_of(path: Path) -> DataFormat:
+    """xyz or lmdb, by the name."""
+    is_lmdb = path.suffix in SHARD_ENDINGS or packed_manifest.is_name(path.name) or path.is_dir()
+    return "lmdb" if is_lmdb or any(character in str(path) for character in "*?[") else "xyz"
 
 
-def _keys(options: LabelOptions) -> LabelKeys:
+def label_keys(options: LabelOptions) -> LabelKeys:
+    """Names of the labels that the user gave."""
     return LabelKeys(
         energy=options.energy_key,
         forces=options.forces_key,

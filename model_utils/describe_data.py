@@ -225,6 +225,10 @@ def measured_fields(
 
 
 def _energies(head: HeadSums, elements: Sequence[int], options: MetadataOptions, name: str) -> dict[int, float]:
+    if options.linear_references is not None:
+        values = _linear_references(options.linear_references, elements)
+        log.info("head %s: E0s are the linear references of %s", name, options.linear_references)
+        return values
     if options.E0s not in ("auto", "isolated", "lstsq", "average"):
         return _given_energies(options.E0s, elements)
     found = reference_energies(head, elements, options.E0s)
@@ -234,21 +238,35 @@ def _energies(head: HeadSums, elements: Sequence[int], options: MetadataOptions,
     return found.values
 
 
-def _given_energies(text: str, elements: Sequence[int]) -> dict[int, float]:
+def _given_energies(text: str, elements: Sequence[int], flag: str | None = None) -> dict[int, float]:
     """E0s from JSON text or a JSON file: a mapping by element."""
+    given_by, flag = flag or "--E0s", flag or f"--E0s {text[:40]}"
     try:
         given = json.loads(Path(text).read_text(encoding="utf-8") if not text.lstrip().startswith("{") else text)
         values = {model_json.number_of(str(key)): float(value) for key, value in given.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f"--E0s {text[:40]}: {error}; expected auto, isolated, lstsq, average, or JSON like '{{\"H\": -13.6}}'"
+            f"{flag}: {error}; expected auto, isolated, lstsq, average, or JSON like '{{\"H\": -13.6}}'"
         ) from None
     if not np.isfinite(list(values.values())).all():
-        raise InputError(f"--E0s {text[:40]}: an energy is not finite")
+        raise InputError(f"{flag}: an energy is not finite")
     missing = [z for z in elements if z not in values]
     if missing:
-        raise InputError(f"--E0s gives none for {symbols(missing)}")
+        raise InputError(f"{given_by} gives none for {symbols(missing)}")
     return {z: values[z] for z in elements}
+
+
+def _linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
+    """Reference energies of a linear fit: by element, or a list whose position is the atomic number."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--linear_references {path}: {error}; expected JSON of energies by element") from None
+    if isinstance(given, list):
+        given = {str(z): energy for z, energy in enumerate(given) if z and energy is not None}
+    if not isinstance(given, dict):
+        raise InputError(f"--linear_references {path} holds a {type(given).__name__}, expected energies by element")
+    return _given_energies(json.dumps(given), elements, f"--linear_references {path}")
 
 
 def write(options: MetadataOptions, found: Mapping[str, Any]) -> ModelDescription:

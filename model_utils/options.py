@@ -402,6 +402,8 @@ class MetadataOptions(TrainDataOptions, CommonOptions):
     """Replace it where it is there already."""
     E0s: str = "auto"
     """Reference energies: `isolated` (IsolatedAtom frames), `lstsq` (least squares), `average` (the same where compositions do not determine all), `auto` (the first of these that works), or JSON by element."""
+    linear_references: Path | None = None
+    """JSON of linear reference energies (eV, by element or as a list by atomic number), which become the atomic_energies; in place of --E0s."""
     scaling: Literal["rms_forces", "std", "none"] = "rms_forces"
     """Scale of the interaction energy: rms of the force components, spread of the energies per atom, or 1."""
     zero_shift: bool = False
@@ -413,6 +415,8 @@ class MetadataOptions(TrainDataOptions, CommonOptions):
 
     def __post_init__(self) -> None:
         _check_data(self)
+        if self.linear_references is not None and self.E0s != "auto":
+            raise InputError("--linear_references and --E0s both say what the atomic_energies are; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,6 +445,29 @@ class MetadataFitOptions(MetadataOptions):
 
     input_json: Path
     """The model.json; what it lacks of these is added, what it has is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(TrainDataOptions, CommonOptions):
+    """Look for what is wrong with data before they are trained on; exit code 2 where there are errors."""
+
+    input_json: Path | None = None
+    """A model.json: elements and E0s are compared with its own."""
+    output_json: Path | None = None
+    """Write the findings as JSON."""
+    overwrite: bool = False
+    """Replace it where it is there already."""
+    samples: Count = 100_000
+    """Structures of each set to look at, drawn by --seed where there are more."""
+    r_max: Positive | None = None
+    """Cutoff in Å for neighbours; that of the model.json, else 5."""
+    batch_size: Count | None = None
+    """Structures of a batch, for the estimate of memory; 10 unless given."""
+    seed: NonNegativeInt = 123
+    """Seed of the sample."""
+
+    def __post_init__(self) -> None:
+        _check_data(self)
 
 
 @dataclass(frozen=True, kw_only=True)

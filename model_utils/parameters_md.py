@@ -13,6 +13,7 @@ if not __package__:  # run as a file: import our modules from the checkout, not 
 from docstring_parser import parse_from_object
 
 from model_utils.options import (
+    CheckOptions,
     EvaluateOptions,
     ExportOptions,
     MetadataFitOptions,
@@ -33,6 +34,7 @@ TABLES: dict[str, type] = {
     "evaluate.py": EvaluateOptions,
     "metadata.py init": MetadataInitOptions,
     "metadata.py fit": MetadataFitOptions,
+    "metadata.py check": CheckOptions,
     "dataloader/pack.py": PackOptions,
     "read_model.py export": ExportOptions,
     "read_model.py verify": VerifyOptions,

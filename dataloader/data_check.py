@@ -190,7 +190,7 @@ def scales(data: Set) -> list[Finding]:
         text = f"rms of the mean normal stress {rms:.4g} eV/Å³ ({160.2177 * rms:.4g} GPa)"
         level = "note"
         if np.nanmedian(largest) > 2.0:
-            unit, factor = ("kbar", 1602.177) if np.nanmedian(largest) > 200 else ("GPa", 160.2177)
+            unit, factor = ("kbar", 1602.177) if rms > 16 else ("GPa", 160.2177)
             level, text = "error", f"{text}: too large; is it in {unit}? divide by {factor:g}"
             found.append(Finding(level=level, check="stress", text=text, data=data.name, factor=factor))
         else:
@@ -348,23 +348,46 @@ def _impossible(data: Set, fit: EnergyFit) -> list[Finding]:
 
 
 def against_references(data: Set, fit: EnergyFit | None, references: Mapping[int, float], whose: str) -> list[Finding]:
-    """Given E0s (isolated atoms, a model.json) against those that the set leads to."""
-    if fit is None or fit.per_atom:
+    """Given E0s (isolated atoms, a model.json) against the energies.
+
+    E0s that leave no more than a fit does are right. Where a shift of one of them alone explains what they leave, it is
+    that one; E0s of isolated atoms leave the binding energy, which no single shift explains, and only what no binding
+    energy can be is wrong.
+    """
+    energy, n = data.looked["energy"], data.n_atoms
+    rows = np.isfinite(energy)
+    known = np.isin(np.arange(MAX_Z), list(references))
+    if fit is None or fit.per_atom or not rows.any() or (data.counts.any(axis=0) & ~known).any():
         return []
-    present = [z for z in references if data.counts[:, z].any()]
-    shifts = {z: fit.values[z] - references[z] for z in present}  # binding energy per atom of each element, roughly
-    agree = [z for z, shift in shifts.items() if abs(shift) < max(0.1, 3 * fit.spread)]
-    mostly = len(agree) >= max(1, len(present) / 2)
-    found = []
-    for z, shift in shifts.items():
-        wrong = shift > 3.0 or shift < -15.0 or (mostly and z not in agree and abs(shift) > 0.3)
-        if wrong and data.counts[:, z].astype(bool).sum() >= 3:
-            text = (
-                f"E0 of {symbols([z])} in {whose} is {references[z]:.6g} eV, the energies lead to {fit.values[z]:.6g}: "
-                f"shifted by {-shift:+.4g} eV"
-            )
-            found.append(Finding(level="error", check="E0s", text=text, data=data.name, factor=float(-shift)))
-    return found
+    given = np.zeros(MAX_Z)
+    given[list(references)] = list(references.values())
+    matrix, residual = data.counts[rows] / n[rows, None], ((energy - data.counts @ given) / n)[rows]
+    limit = max(2 * fit.spread, 1e-3)
+    if 1.4826 * np.median(np.abs(residual)) < limit:
+        return []
+    shifts: dict[int, float] = {}
+    for z in np.nonzero(data.counts.any(axis=0))[0]:
+        shift, left = _robust(matrix[:, [z]], residual)
+        if 1.4826 * np.median(np.abs(left)) < limit and abs(shift[0]) > 0.05:
+            shifts[int(z)] = float(shift[0])
+    if len(shifts) > 1:  # the one that explains most
+        shifts = dict(
+            [min(shifts.items(), key=lambda item: np.median(np.abs(residual - matrix[:, item[0]] * item[1])))]
+        )
+    if not shifts:
+        shifts = {z: float(fit.values[z] - references[z]) for z in references if data.counts[:, z].any()}
+        shifts = {z: shift for z, shift in shifts.items() if not -15.0 <= shift <= 3.0}
+    return [
+        Finding(
+            level="error",
+            check="E0s",
+            text=f"E0 of {symbols([z])} in {whose} is {references[z]:.6g} eV, the energies lead to "
+            f"{references[z] + shift:.6g}: shifted by {-shift:+.4g} eV",
+            data=data.name,
+            factor=-shift,
+        )
+        for z, shift in shifts.items()
+    ]
 
 
 def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Finding]:
@@ -388,8 +411,13 @@ def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Find
     if abs(per_atom - 1) < 0.05 and np.median(n) > 1.5:
         text = f"energies are per atom, those of {train.name} are not"
         return [Finding(level="error", check="energies", text=text, data=data.name, factor=float(1 / np.median(n)))]
-    shift, _ = _robust(data.counts[rows] / n[rows, None], residual)
-    largest = int(np.abs(shift).argmax())
+    matrix = data.counts[rows] / n[rows, None]
+    shift = np.zeros(MAX_Z)
+    left = np.full(MAX_Z, np.inf)
+    for z in np.nonzero(data.counts.any(axis=0))[0]:
+        (shift[z],), rest = _robust(matrix[:, [z]], residual)
+        left[z] = np.median(np.abs(rest))
+    largest = int(left.argmin())  # the one element whose shift explains most
     text = (
         f"energies do not continue those of {train.name}: an E0 is shifted, most that of {symbols([largest])} by "
         f"{shift[largest]:+.4g} eV; another reference or functional?"
@@ -400,7 +428,7 @@ def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Find
 # ---- energies against forces
 
 
-def energies_and_forces(data: Set) -> list[Finding]:
+def energies_and_forces(data: Set, fit: EnergyFit | None) -> list[Finding]:
     """Energy differences of near structures against the work of the forces between them: the ratio of the units.
 
     The trapezoidal rule −½(F₁ + F₂)·Δx is exact for a harmonic energy; near pairs count most.
@@ -427,7 +455,11 @@ def energies_and_forces(data: Set) -> list[Finding]:
     if 0.3 < ratio < 3:
         text = f"energies change as the forces say (ratio {slope:.2f} over {len(pairs)} near pairs)"
         return [Finding(level="note", check="forces", text=text, data=data.name)]
-    what, factor, text = min(FORCE_FACTORS.items(), key=lambda item: abs(np.log(ratio / item[0])))[1]
+    wrong = "energies" if fit is not None and _impossible(data, fit) else None  # the other way the forces are
+    if wrong is None and ratio > 1 and np.nanmean(data.looked["force_square"]) < 0.2**2:
+        wrong = "forces"
+    candidates = [item for item in FORCE_FACTORS.items() if wrong in (None, item[1][0])]
+    what, factor, text = min(candidates, key=lambda item: abs(np.log(ratio / item[0])))[1]
     text = f"energies change {ratio:.3g} times as much as the forces say: {text}? factor {factor:.5g}"
     return [Finding(level="error", check=what, text=text, data=data.name, factor=factor)]
 

@@ -127,7 +127,7 @@ def _judged(
     found: list[Finding] = []
     fits = [data_check.fit_energies(data) for data in sets]
     for data, fit in zip(sets, fits, strict=True):
-        found += data_check.labels(data) + data_check.energies(data, fit) + data_check.energies_and_forces(data)
+        found += data_check.labels(data) + data_check.energies(data, fit) + data_check.energies_and_forces(data, fit)
         found += data_check.scales(data) + data_check.stress_sign(data) + data_check.geometry(data)
     for data in sets[1:]:
         found += data_check.against_other_set(data, sets[0], fits[0])

@@ -133,21 +133,34 @@ def open_indexes(paths: Sequence[Path], recipe: Recipe, *, verify: bool = False)
 
 
 def _kept_indexes(paths: Sequence[Path], recipe: Recipe, verify: bool) -> dict[Path, ShardIndex]:
+    if verify:
+        _verify(paths, recipe)
     found = {path: index for path in paths if (index := _kept(path, recipe)) is not None}
     tasks = [(path, index.header["sampled"]) for path, index in found.items()]
     for number, same in parallel.in_children(_sampled_rows_are, tasks):
         if not same:
             del found[tasks[number][0]]
-    if verify:
-        hashed = list(found)
-        for number, digest in parallel.in_children(_sha256, hashed):
-            path = hashed[number]
-            if digest != found[path].sha256:
-                raise InputError(
-                    f"{path} is not the file that was indexed: its sha256 is {digest}, the index {found[path].place} "
-                    f"has {found[path].sha256}; copy it again, or remove the index if the file was meant to change"
-                )
     return found
+
+
+def _verify(paths: Sequence[Path], recipe: Recipe) -> None:
+    """Compare every file as a whole with the index that lies there, of whatever version of the file it is."""
+    kept = {path: stored for path in paths if (stored := _stored_sha256(path, recipe)) is not None}
+    hashed = list(kept)
+    for number, digest in parallel.in_children(_sha256, hashed):
+        place, expected = kept[hashed[number]]
+        if digest != expected:
+            raise InputError(
+                f"{hashed[number]} is not the file that was indexed: its sha256 is {digest}, the index {place} has "
+                f"{expected}; copy it again, or remove the index if the file was meant to change"
+            )
+
+
+def _stored_sha256(path: Path, recipe: Recipe) -> tuple[Path, str] | None:
+    for place in places(path, recipe):
+        with contextlib.suppress(OSError, Damaged, KeyError):
+            return place, str(array_file.read(place).header["sha256"])
+    return None
 
 
 def _kept(path: Path, recipe: Recipe) -> ShardIndex | None:

@@ -2,7 +2,7 @@
 
 FOLDER holds torch_geometric and what it needs beside torch (``pip install --target FOLDER torch_geometric``); only a
 child process sees it. Rows like OC20's (S2EF), OC22's (oc22, nads, no fixed energies) and with every numpy and torch
-type that occurs are pickled there by ``Data``; here they are read by the restricted reader and compared to the last bit.
+type that occurs are pickled there by ``Data``; here they are read by the restricted reader and compared bit by bit.
 """
 
 import os
@@ -18,7 +18,8 @@ import pickle, sys
 import lmdb, numpy as np, torch, torch_geometric
 from torch_geometric.data import Data
 rng, expected = np.random.default_rng(0), {}
-with lmdb.open(sys.argv[1], subdir=False, map_size=2**30, lock=False) as environment, environment.begin(write=True) as put:
+new = lmdb.open(sys.argv[1], subdir=False, map_size=2**30, lock=False)
+with new as environment, environment.begin(write=True) as put:
     for i in range(int(sys.argv[3])):
         n = int(rng.integers(3, 90))
         values = dict(
@@ -67,7 +68,8 @@ def main() -> int:
             assert set(names) == set(record), (set(names) ^ set(record), i)
             for name in names:
                 theirs, ours = expected[f"{i}/{name}"], np.asarray(record[name])
-                assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs), (i, name, layout)
+                assert ours.dtype == theirs.dtype, (i, name, layout)
+                assert np.array_equal(ours, theirs), (i, name, layout)
                 compared += 1
             assert np.array_equal(source.structure(i).positions, expected[f"{i}/pos"])
     print(f"torch_geometric {version}: {ROWS} rows, {compared} values equal; layouts {dict(source.layouts)}")

@@ -49,10 +49,10 @@ def build_graph(structure: Structure, r_max: float) -> Graph:
     neighbors = NeighborList(cutoff=r_max, full_list=True, n_threads=1)  # workers share the cores
     i, j, shifts, distances = neighbors.compute(positions, structure.cell, structure.pbc, "ijSd")
     _refuse(structure, i, j, distances)
-    if len(shifts) and np.abs(shifts).max() > np.iinfo(np.int16).max:
+    if len(shifts) and max(shifts.max(), -shifts.min()) > np.iinfo(np.int16).max:
         raise GraphFault("the cell is so skewed that neighbours lie 32768 lattice vectors apart: reduce it")
     senders, receivers, shifts = i.astype(np.int32), j.astype(np.int32), shifts.astype(np.int16)
-    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
+    order = _order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order])
 
 
@@ -64,6 +64,22 @@ def closest_pair(structure: Structure, within: float = 1.0) -> tuple[float, int,
         return None
     closest = int(distances.argmin())
     return float(distances[closest]), int(i[closest]), int(j[closest])
+
+
+def _order(
+    senders: NDArray[np.integer], receivers: NDArray[np.integer], shifts: NDArray[np.integer], n_atoms: int
+) -> NDArray[np.intp]:
+    """The order by receiver, then sender, then shift: no two edges agree in all, so that one number says it."""
+    if len(senders) == 0:
+        return np.zeros(0, dtype=np.intp)
+    low = [int(shifts[:, axis].min()) for axis in range(3)]
+    spans = [int(shifts[:, axis].max()) - low[axis] + 1 for axis in range(3)]
+    if n_atoms * n_atoms * spans[0] * spans[1] * spans[2] >= 2**62:
+        return np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
+    key = receivers.astype(np.int64) * n_atoms + senders
+    for axis in range(3):
+        key = key * spans[axis] + (shifts[:, axis] - low[axis])
+    return np.argsort(key)  # a third of the time of np.lexsort over five arrays
 
 
 def may_touch(structure: Structure) -> bool:
@@ -114,7 +130,7 @@ def _from_stored(structure: Structure, edges: Edges, r_max: float) -> Graph:
     if edges.r_max > r_max:
         near = distances < r_max
         senders, receivers, shifts = senders[near], receivers[near], shifts[near]
-    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
+    order = _order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order].astype(np.int16))
 
 

@@ -3,8 +3,8 @@
 FOLDER gets synthetic shards (lmdb_shards.py; 15 GB at ``--rows 1``) and is used again where they are there. Prints:
 indexing of OC20-like and of small rows, also interrupted and continued; counting of edges; opening of a kept index;
 resident memory of a training process at 10⁴ and 10⁶ rows; and structures per second with neighbour lists against
-mace-torch's own loader on the same `.aselmdb`, same workers, in turn. Rates are per second of wall clock and per second of
-processor time of one core: on a machine that is shared the second is the one to compare.
+mace-torch's own loader on the same `.aselmdb`, same workers, in turn. Rates are per second of wall clock and per second
+of processor time of one core: on a machine that is shared the second is the one to compare.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def opening(folder: Path, share: float) -> None:
 TRAIN = """
 import json, resource, sys
 from pathlib import Path
-from model_utils import run_files, train_mace
+from model_utils import train_mace
 code = train_mace.main(sys.argv[1:])
 print("RSS", code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

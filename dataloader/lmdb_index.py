@@ -30,7 +30,7 @@ from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_file import FileState, LmdbFile, data_file_of, state_of
 from dataloader.lmdb_record import NO_LAYOUT, SUPPORTED, Decoded, decode, fault_of
-from dataloader.neighbors import GraphFault, build_graph
+from dataloader.neighbors import GraphFault, count_edges
 from dataloader.restricted_pickle import RowError
 
 FORMAT = 1
@@ -585,7 +585,7 @@ def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float) -> NDArray[np.ui
     for row, value in enumerate(LmdbFile(part.path).get_all(map(key_bytes, keys))):
         where = f"{part.path} key {key_bytes(keys[row]).decode()}"
         try:
-            counts[row] = build_graph(decode(value, where, recipe.keys, recipe.features).structure, r_max).n_edges
+            counts[row] = count_edges(decode(value, where, recipe.keys, recipe.features).structure, r_max)
         except (RowError, LabelError, GraphFault) as fault:
             raise InputError(f"{where}: {fault}") from None
     if file is not None:

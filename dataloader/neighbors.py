@@ -66,6 +66,20 @@ def closest_pair(structure: Structure, within: float = 1.0) -> tuple[float, int,
     return float(distances[closest]), int(i[closest]), int(j[closest])
 
 
+def count_edges(structure: Structure, r_max: float) -> int:
+    """The number of edges of ``build_graph``, without putting them in order.
+
+    Raises:
+        GraphFault: as there.
+    """
+    if structure.edges is not None and structure.edges.r_max >= r_max:
+        return build_graph(structure, r_max).n_edges
+    neighbors = NeighborList(cutoff=r_max, full_list=True, n_threads=1)
+    i, j, distances = neighbors.compute(_wrapped(structure)[0], structure.cell, structure.pbc, "ijd")
+    _refuse(structure, i, j, distances)
+    return len(i)
+
+
 def _order(
     senders: NDArray[np.integer], receivers: NDArray[np.integer], shifts: NDArray[np.integer], n_atoms: int
 ) -> NDArray[np.intp]:

@@ -62,6 +62,7 @@ class LmdbSource:
         if manifest:
             manifest.compare([index.sha256 for index in self.indexes])
         self.files = [LmdbFile(shard) for shard in self.shards]
+        self._edges: dict[float, NDArray[Any]] = {}
         self._ends = np.cumsum([len(index) for index in self.indexes])
         self.dropped: Counter[str] = Counter()  # faulty
         self.left_out: Counter[str] = Counter()  # by choice
@@ -254,8 +255,10 @@ class LmdbSource:
         Raises:
             InputError: the neighbours of a record show that it is broken.
         """
-        counts = edge_counts(self.indexes, self.recipe, r_max)
-        return self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+        if r_max not in self._edges:
+            counts = edge_counts(self.indexes, self.recipe, r_max)
+            self._edges[r_max] = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+        return self._edges[r_max]
 
     def content(self) -> bytes:
         """What tells these data from others."""

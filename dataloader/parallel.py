@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -145,7 +146,7 @@ def _serve(
             number = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)
-        answer: tuple[int, Any, InputError | None]
+        answer: tuple[int, Any, Exception | None]
         try:
             answer = (number, work(tasks[number]), None)
         except InputError as error:
@@ -154,6 +155,8 @@ def _serve(
             answer = (number, None, InputError(f"{error.strerror or error} ({error.filename or board.read(slot)})"))
         except MemoryError:
             answer = (number, None, InputError(f"there is not enough memory to read {board.read(slot)}"))
+        except Exception:
+            answer = (number, None, RuntimeError(f"in a child process:\n{traceback.format_exc()}"))
         try:
             pipe.send(answer)
         except OSError:

@@ -1,18 +1,24 @@
 """The commands on LMDBs as people have them: train, evaluate, metadata; samples that depend on the seed alone."""
 
 import json
+import os
+import pickle
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 import torch
 from ase import Atoms
 from ase.io import read
 
 import metadata
-from conftest import TINY, waters
+from conftest import ROOT, TINY, waters
 from model_utils import evaluate, train_mace
 
 
@@ -79,6 +85,47 @@ def test_the_same_seed_draws_the_same_whatever_the_workers(tmp_path: Path, said:
         losses[name] = (state["lmdb_indices"], re.findall(r'"loss": ([^,]+)', text))
     assert losses["a"] == losses["b"]
     assert losses["a"][0] != losses["c"][0]
+
+
+SLOW_INDEX = """
+import sys, time
+from dataloader import lmdb_index
+lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
+index_part = lmdb_index._index_part
+def slow(part, recipe):
+    index_part(part, recipe)
+    time.sleep(1.0)
+lmdb_index._index_part = slow
+from model_utils import train_mace
+from model_utils.interruption import leave
+leave(train_mace.main(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_is_stopped_while_it_indexes_leaves_no_process_and_goes_on(
+    tmp_path: Path, tiny_json: Path, said: Callable[..., str]
+) -> None:
+    frames, path = waters(60), tmp_path / "w.lmdb"
+    new = lmdb.open(str(path), subdir=False, map_size=2**24, lock=False)
+    with new as environment, environment.begin(write=True) as put:
+        for i, atoms in enumerate(frames):
+            row = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "energy": atoms.info["REF_energy"]}
+            put.put(str(i).encode(), pickle.dumps(row | {"forces": atoms.arrays["REF_forces"]}))
+    flags = ["--input_json", str(tiny_json), "--lmdb_train", str(path), "--output_checkpoint", str(tmp_path / "run")]
+    command = [sys.executable, "-c", SLOW_INDEX, *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("w.lmdb.*.building/0*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 75, errors
+    assert "start again with --resume auto" in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert list(tmp_path.glob("w.lmdb.*.building/0*"))
+    assert not list(tmp_path.glob("w.lmdb.*.index"))
+    said(train_mace, *flags, "--epochs", 1, "--resume", "auto", "--no_export_mace_model")
 
 
 def test_what_samples_cannot_be_drawn(tmp_path: Path, said: Callable[..., str], tiny_json: Path) -> None:

@@ -56,8 +56,7 @@ class Dataset:
         source = self.sources[s]
         usable = np.ones(len(source), dtype=bool)
         if elements is not None:
-            within = np.array([found <= set(elements) for found in source.elements.values], dtype=bool)
-            usable &= within[source.elements.ids] if len(within) else usable
+            usable &= source.elements.within(elements)
             if not usable.all():
                 self.left_out["an element outside --elements"] += int((~usable).sum())
         for found in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
@@ -68,9 +67,10 @@ class Dataset:
 
     def _unknown_element(self, source: Source, usable: NDArray[np.bool_]) -> str | None:
         known = set(self.facts.atomic_numbers)
-        i = _first(usable, source.elements.ids, [not found <= known for found in source.elements.values])
-        if i is None:
+        foreign = usable & ~source.elements.within(known)
+        if not foreign.any():
             return None
+        i = int(foreign.argmax())
         unknown = source.elements[i] - known
         return (
             f"{source.path}: {source.identifier(i)}: element {symbols(list(unknown))} "

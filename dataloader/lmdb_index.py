@@ -30,6 +30,7 @@ from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_file import FileState, LmdbFile, data_file_of, state_of
 from dataloader.lmdb_record import NO_LAYOUT, SUPPORTED, Decoded, decode, fault_of
+from dataloader.lookup import element_bits
 from dataloader.neighbors import GraphFault, count_edges
 from dataloader.restricted_pickle import RowError
 
@@ -75,7 +76,7 @@ class ShardIndex:
         self.keys, self.n_atoms, self.free_components = (arrays[n] for n in ("keys", "n_atoms", "free_components"))
         self.labels, self.max_force = arrays["labels"], arrays["max_force"]
         self.elements, self.heads = arrays["elements"], arrays["heads"]
-        self.element_sets = [_elements_of(bits) for bits in arrays["element_sets"]]
+        self.element_sets = arrays["element_sets"]
         self.head_names: list[str | None] = contents.header["heads"]
         self.faults: dict[str, tuple[int, list[str]]] = {k: (n, o) for k, (n, o) in contents.header["faults"].items()}
         if any(len(a) != len(self.keys) for a in (self.n_atoms, self.free_components, self.labels, self.elements)):
@@ -102,10 +103,6 @@ class ShardIndex:
 def key_bytes(stored: Any) -> bytes:
     """A key from its entry in an array of keys."""
     return bytes(stored) if isinstance(stored, bytes) else str(int(stored)).encode()
-
-
-def _elements_of(bits: NDArray[np.uint64]) -> frozenset[int]:
-    return frozenset(z for z in range(128) if int(bits[z // 64]) >> z % 64 & 1)
 
 
 # ---- opening
@@ -417,7 +414,7 @@ def index_rows(
         layouts[found.layout] += 1
         is2re += found.is2re
     columns = list(zip(*rows, strict=True)) or [()] * 7
-    bits = np.array([[_set_bits(s) & (2**64 - 1), _set_bits(s) >> 64] for s in sets], dtype=np.uint64).reshape(-1, 2)
+    bits = np.array([element_bits(atoms) for atoms in sets], dtype=np.uint64).reshape(-1, 2)
     header = {
         "heads": list(heads),
         "names": [[list(n), count] for n, count in names.items()],
@@ -430,10 +427,6 @@ def index_rows(
     arrays: dict[str, Sequence[NDArray[Any]]] = {"keys": [keys[positions]]}
     arrays |= {name: [np.array(columns[i], dtype=dtype)] for i, (name, dtype) in enumerate(dtypes)}
     return header, arrays | {"heads": [np.array(columns[5], dtype="u2")], "element_sets": [bits]}
-
-
-def _set_bits(elements: frozenset[int]) -> int:
-    return sum(1 << z for z in elements)
 
 
 def _free_components(found: Decoded) -> int:

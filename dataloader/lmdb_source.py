@@ -15,9 +15,9 @@ from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_file import LmdbFile, shards_of
-from dataloader.lmdb_index import Recipe, edge_counts, open_indexes
+from dataloader.lmdb_index import Recipe, ShardIndex, edge_counts, open_indexes
 from dataloader.lmdb_record import ALIASES, NO_LAYOUT, SUPPORTED, decode
-from dataloader.lookup import Lookup
+from dataloader.lookup import Elements, Lookup
 from dataloader.restricted_pickle import RowError
 from dataloader.structure import Structure
 
@@ -99,7 +99,7 @@ class LmdbSource:
             self._drop(usable, (labels & index_bits.FORCES == 0) & ~isolated, "forces missing", self.dropped)
         self._isolated = np.nonzero(usable & isolated)[0]
         usable &= ~isolated
-        atoms, elements = self._column("n_atoms"), self._lookup("elements", "element_sets")
+        atoms = self._column("n_atoms")
         if filters.max_atoms is not None:
             self._drop(usable, atoms > filters.max_atoms, f"more than {filters.max_atoms} atoms", self.left_out)
         if filters.max_force is not None:
@@ -122,8 +122,9 @@ class LmdbSource:
         everything = bool(usable.all())
         self._rows: NDArray[np.int64] | None = None if everything else np.nonzero(usable)[0]
         self.n_atoms = self._used(atoms)
-        self.elements = Lookup(self._used(elements.ids), elements.values)
-        heads = self._lookup("heads", "head_names")
+        elements = self._all_elements()
+        self.elements = Elements(self._used(elements.ids), elements.bits)
+        heads = self._all_heads()
         self.heads = Lookup(self._used(heads.ids), heads.values)
         self.free_components, self.labels = self._used(self._column("free_components")), self._used(labels)
 
@@ -131,18 +132,35 @@ class LmdbSource:
         columns = [getattr(index, name) for index in self.indexes]
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
-    def _lookup(self, name: str, values_name: str) -> Lookup[Any]:
-        """Numbers of values, made common to all shards."""
-        values: dict[Any, int] = {}
+    def _all_elements(self) -> Elements:
+        """Numbers of element sets, common to all shards."""
+        for index in self.indexes:
+            self._check_numbers(index, index.elements, len(index.element_sets))
+        if len(self.indexes) == 1:
+            return Elements(self.indexes[0].elements, self.indexes[0].element_sets)
+        sets = np.concatenate([index.element_sets for index in self.indexes])
+        bits, numbers = np.unique(sets, axis=0, return_inverse=True)
+        firsts = np.cumsum([0, *(len(index.element_sets) for index in self.indexes)])
+        parts = [
+            numbers.reshape(-1)[first : first + len(index.element_sets)].astype(np.uint32)[index.elements]
+            for first, index in zip(firsts, self.indexes, strict=False)
+        ]
+        return Elements(np.concatenate(parts), bits)
+
+    def _all_heads(self) -> Lookup[str | None]:
+        """Numbers of heads, common to all shards."""
+        names: dict[str | None, int] = {}
         columns = []
         for index in self.indexes:
-            table = [values.setdefault(value, len(values)) for value in getattr(index, values_name)]
-            column = getattr(index, name)
-            if len(column) and int(column.max()) >= len(table):
-                raise InputError(f"the index {index.place} of {index.path} is damaged; remove it, it is made again")
+            self._check_numbers(index, index.heads, len(index.head_names))
+            table = [names.setdefault(name, len(names)) for name in index.head_names]
             same = table == list(range(len(table)))
-            columns.append(column if same else np.array(table or [0], dtype=column.dtype)[column])
-        return Lookup(columns[0] if len(columns) == 1 else np.concatenate(columns), list(values))
+            columns.append(index.heads if same else np.array(table, dtype=index.heads.dtype)[index.heads])
+        return Lookup(columns[0] if len(columns) == 1 else np.concatenate(columns), list(names))
+
+    def _check_numbers(self, index: ShardIndex, column: NDArray[Any], n: int) -> None:
+        if len(column) and int(column.max()) >= n:
+            raise InputError(f"the index {index.place} of {index.path} is damaged; remove it, it is made again")
 
     def _used(self, column: NDArray[Any]) -> NDArray[Any]:
         return column if self._rows is None else column[self._rows]

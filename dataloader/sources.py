@@ -15,7 +15,7 @@ from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
 from dataloader.lmdb_source import NO_FILTERS, Filters, LmdbSource
-from dataloader.lookup import Lookup
+from dataloader.lookup import Elements, Lookup
 from dataloader.structure import Structure
 from dataloader.xyz import read_xyz
 
@@ -40,7 +40,7 @@ class Source(Protocol):
 
     path: Path
     n_atoms: NDArray[Any]  # (len,), integers
-    elements: Lookup[frozenset[int]]  # atomic numbers that occur in each structure
+    elements: Elements  # atomic numbers that occur in each structure
     heads: Lookup[str | None]
     isolated_atoms: list[Structure]
     label_names: Counter[LabelNames]
@@ -81,7 +81,7 @@ class XyzSource:
         self.left_out: Counter[str] = Counter()
         self.structures = file.structures
         self.n_atoms = np.array([s.n_atoms for s in self.structures], dtype=np.int64)
-        self.elements = Lookup.of(frozenset(s.atomic_numbers.tolist()) for s in self.structures)
+        self.elements = Elements.of(frozenset(s.atomic_numbers.tolist()) for s in self.structures)
         self.heads = Lookup.of(s.head for s in self.structures)
 
     def __len__(self) -> int:

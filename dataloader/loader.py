@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ class Loader:
                 item = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError:
+            except (RuntimeError, OSError, EOFError):  # the last two: what it had sent is gone with it
+                wait([worker.sentinel for worker in workers], timeout=2)
                 dead = [(i, w.exitcode) for i, w in enumerate(workers) if not w.is_alive()]
                 if not dead:
                     raise

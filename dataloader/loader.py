@@ -62,10 +62,15 @@ class Loader:
     def _by_workers(self) -> Iterator[Batch | str]:
         """What the workers make; the death of one is met here, within five seconds, and not by a handler anywhere."""
         assert self._workers is not None
-        iterator = iter(self._workers)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            iterator = iter(self._workers)
+            if in_main_thread:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would raise in the middle of a step
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         workers = list(iterator._workers)  # type: ignore[attr-defined]
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would raise in the middle of a step
         while True:
             try:
                 item = next(iterator)

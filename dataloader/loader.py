@@ -77,7 +77,10 @@ class Loader:
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError):  # the last two: what it had sent is gone with it
-                wait([worker.sentinel for worker in workers], timeout=2)
+                gone = wait([worker.sentinel for worker in workers], timeout=2)
+                for worker in workers:  # its files are closed before it can be asked how it ended
+                    if worker.sentinel in gone:
+                        worker.join(timeout=5)
                 dead = [(i, w.exitcode) for i, w in enumerate(workers) if not w.is_alive()]
                 if not dead:
                     raise

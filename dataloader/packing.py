@@ -18,6 +18,11 @@ class Budget:
     atoms: int | None = None
     edges: int | None = None
 
+    def admits(self, structures: int, atoms: int, edges: int) -> bool:
+        """Whether a batch of this size stays within every limit; what ``pack`` must give."""
+        limits = ((self.structures, structures), (self.atoms, atoms), (self.edges, edges))
+        return all(limit is None or size <= limit for limit, size in limits)
+
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of ``n`` structures in one epoch: a pure function of (seed, epoch).

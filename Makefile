@@ -29,7 +29,7 @@ parity: env  ## every combination of network options against mace-torch (long; s
 	PARITY=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_parity.py
 
 battery: env  ## kills, signals, failing disks, damaged files and a soak at full numbers (about an hour; BATTERY=product: more)
-	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests/reliability
+	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests/reliability tests/dataloader/test_lmdb_battery.py
 
 slurm: env  ## a job preempted and timed out on a SLURM of its own, as root (8 minutes; packages slurm-wlm and munge)
 	OMP_NUM_THREADS=1 $(RUN) tests/slurm/check.py

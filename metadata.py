@@ -1,15 +1,22 @@
-"""Put what the data say into a model.json: ``python metadata.py init --help``, ``python metadata.py fit --help``."""
+"""Put what the data say into a model.json, or look for what is wrong with them: ``python metadata.py init --help``.
+
+Also ``python metadata.py fit --help`` and ``python metadata.py check --help``.
+"""
 
 import sys
 from collections.abc import Sequence
 
 from model_utils import cli
-from model_utils.options import MetadataFitOptions, MetadataInitOptions
+from model_utils.options import CheckOptions, MetadataFitOptions, MetadataInitOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
-    commands: cli.Commands = {"init": (MetadataInitOptions, init), "fit": (MetadataFitOptions, fit)}
+    commands: cli.Commands = {
+        "init": (MetadataInitOptions, init),
+        "fit": (MetadataFitOptions, fit),
+        "check": (CheckOptions, check),
+    }
     return cli.run_subcommand(commands, __doc__ or "", argv)
 
 
@@ -32,6 +39,13 @@ def fit(options: MetadataFitOptions) -> None:
     network = describe.existing_fields(options)
     sums = describe.measure(options, network)
     describe.write(options, network | describe.measured_fields(sums, network, options, zero_shift=options.zero_shift))
+
+
+def check(options: CheckOptions) -> None:
+    """What is wrong with the data, as a table and as JSON."""
+    from model_utils import checking
+
+    checking.check(options)
 
 
 if __name__ == "__main__":

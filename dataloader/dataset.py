@@ -17,6 +17,8 @@ from dataloader.structure import Structure, symbols
 
 CACHED_EDGES = 20_000_000  # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
 
+SAMPLING = 1_000_003  # beside the seed: another stream of random numbers than the orders of epochs have
+
 
 class Dataset:
     """Structures of one or several sources that the model can take.
@@ -46,32 +48,51 @@ class Dataset:
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._cached_edges = 0
         self._n_edges: NDArray[np.int64] | None = None
-        places = [(s, i) for s, source in enumerate(self.sources) for i in range(len(source))]
-        self.places = np.array([p for p in places if self._accept(*p, elements)], dtype=np.int64).reshape(-1, 2)
+        kept = [self._accepted(s, elements) for s in range(len(self.sources))]
+        self.places = np.concatenate([np.zeros((0, 2), np.int32), *kept])  # (len, 2): source, structure in it
 
-    def _accept(self, s: int, i: int, elements: Sequence[int] | None) -> bool:
+    def _accepted(self, s: int, elements: Sequence[int] | None) -> NDArray[np.int32]:
+        """Places of the structures of one source that the model can take; looks at values, not at every structure."""
         source = self.sources[s]
-        if elements is not None and not source.elements[i] <= set(elements):
-            self.left_out["an element outside --elements"] += 1
-            return False
-        unknown, head = source.elements[i] - set(self.facts.atomic_numbers), source.heads[i]
-        if unknown:
-            raise InputError(
-                f"{source.path}: {source.identifier(i)}: element {symbols(list(unknown))} "
-                f"(Z={', '.join(map(str, sorted(unknown)))}) is not in model.json, which has "
-                f"{symbols(self.facts.atomic_numbers)}; leave such structures out with --elements"
+        usable = np.ones(len(source), dtype=bool)
+        if elements is not None:
+            usable &= source.elements.within(elements)
+            if not usable.all():
+                self.left_out["an element outside --elements"] += int((~usable).sum())
+        for found in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
+            if found is not None:
+                raise InputError(found)
+        rows = np.nonzero(usable)[0].astype(np.int32)
+        return np.stack([np.full_like(rows, s), rows], axis=1)
+
+    def _unknown_element(self, source: Source, usable: NDArray[np.bool_]) -> str | None:
+        known = set(self.facts.atomic_numbers)
+        foreign = usable & ~source.elements.within(known)
+        if not foreign.any():
+            return None
+        i = int(foreign.argmax())
+        unknown = source.elements[i] - known
+        return (
+            f"{source.path}: {source.identifier(i)}: element {symbols(list(unknown))} "
+            f"(Z={', '.join(map(str, sorted(unknown)))}) is not in model.json, which has "
+            f"{symbols(self.facts.atomic_numbers)}; leave such structures out with --elements"
+        )
+
+    def _unknown_head(self, source: Source, usable: NDArray[np.bool_]) -> str | None:
+        heads, several = self.facts.heads, len(self.facts.heads) > 1
+        bad = [(head is None and several) or (head is not None and head not in heads) for head in source.heads.values]
+        i = _first(usable, source.heads.ids, bad)
+        if i is None:
+            return None
+        if source.heads[i] is not None:
+            return (
+                f"{source.path}: {source.identifier(i)}: head {source.heads[i]!r} is not in model.json, which has "
+                f"{list(heads)}"
             )
-        if head is not None and head not in self.facts.heads:
-            raise InputError(
-                f"{source.path}: {source.identifier(i)}: head {head!r} is not in model.json, which has "
-                f"{list(self.facts.heads)}"
-            )
-        if head is None and len(self.facts.heads) > 1:
-            raise InputError(
-                f"{source.path}: {source.identifier(i)}: names no head but model.json has {list(self.facts.heads)}; "
-                "write `head` into the record or give the source a head in the YAML's list of sources"
-            )
-        return True
+        return (
+            f"{source.path}: {source.identifier(i)}: names no head but model.json has {list(heads)}; "
+            "write `head` into the record or give the source a head in the YAML's list of sources"
+        )
 
     def __len__(self) -> int:
         return len(self.places)
@@ -79,16 +100,31 @@ class Dataset:
     @property
     def n_atoms(self) -> NDArray[np.int64]:
         """Atoms of every structure, (len,)."""
-        sizes = [source.n_atoms for source in self.sources]
-        return np.array([sizes[s][i] for s, i in self.places], dtype=np.int64)
+        return self._by_place([source.n_atoms for source in self.sources])
 
     @property
     def n_edges(self) -> NDArray[np.int64]:
-        """Directed edges of every structure, (len,); builds every graph once."""
+        """Directed edges of every structure, (len,); every neighbour list is counted once."""
         if self._n_edges is None:
-            progress = tqdm(range(len(self)), desc="neighbour lists", unit="structures", disable=len(self) < 5000)
-            self._n_edges = np.array([self.graph(i).n_edges for i in progress], dtype=np.int64)
+            known = [source.edges(self.facts.r_max) for source in self.sources]
+            if known and all(counts is not None for counts in known):
+                self._n_edges = self._by_place([counts for counts in known if counts is not None])
+            else:
+                progress = tqdm(range(len(self)), desc="neighbour lists", unit="structures", disable=len(self) < 5000)
+                edges = (self._count_edges(i, known) for i in progress)
+                self._n_edges = np.fromiter(edges, dtype=np.int64, count=len(self))
         return self._n_edges
+
+    def _count_edges(self, i: int, known: Sequence[NDArray[np.integer] | None]) -> int:
+        counts = known[self.places[i][0]]
+        return self.graph(i).n_edges if counts is None else int(counts[self.places[i][1]])
+
+    def _by_place(self, columns: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
+        values = np.zeros(len(self), dtype=np.int64)
+        for s, column in enumerate(columns):
+            mine = self.places[:, 0] == s
+            values[mine] = column[self.places[mine, 1]]
+        return values
 
     def structure(self, i: int) -> Structure:
         """The i-th structure."""
@@ -145,6 +181,29 @@ class Dataset:
             name = str(source.path)
             found[name if name not in found else f"{name} ({s + 1})"] = np.nonzero(owners == s)[0]
         return found
+
+
+def _first(usable: NDArray[np.bool_], ids: NDArray[np.integer], bad: Sequence[bool]) -> int | None:
+    """The first usable row whose value is a bad one."""
+    if not any(bad):
+        return None
+    rows = usable & np.array(bad, dtype=bool)[ids]
+    return int(rows.argmax()) if rows.any() else None
+
+
+def sample(dataset: Dataset, n: int, seed: int) -> Dataset:
+    """``n`` structures of the LMDBs and all others, in their order; which, is a pure function of (seed, counts).
+
+    Raises:
+        InputError: there are fewer.
+    """
+    in_memory = np.array([source.in_memory for source in dataset.sources], dtype=bool)
+    from_memory = in_memory[dataset.places[:, 0]]
+    rows = np.nonzero(~from_memory)[0]
+    if n > len(rows):
+        raise InputError(f"{n} samples were asked for, but the LMDBs have {len(rows)} that can be used; ask for fewer")
+    chosen = np.random.default_rng([seed, SAMPLING]).choice(rows, n, replace=False, shuffle=False)
+    return dataset.subset(np.sort(np.concatenate([np.nonzero(from_memory)[0], chosen])))
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

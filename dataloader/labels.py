@@ -1,6 +1,6 @@
 """Find energy, forces and stress among the names people use, without guessing silently and without inventing zeros."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,18 @@ def feature_of(record: Mapping[str, object], spec: FeatureSpec, n_atoms: int) ->
     if fault:
         raise LabelError(fault)
     return value
+
+
+def kept(record: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
+    """The named entries of a record that are one number or one text."""
+    found: dict[str, object] = {}
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+            value = value.reshape(-1)[0].item()
+        if isinstance(value, str | int | float):
+            found[name] = value
+    return found
 
 
 def weight_of(record: Mapping[str, object], name: str) -> float:

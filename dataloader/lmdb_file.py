@@ -1,8 +1,9 @@
 """One LMDB opened for reading, safe to fork and to pickle, refused in one sentence where it is none or is cut off."""
 
+import glob
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
+from dataloader import parallel
 from dataloader.errors import InputError
 
 # Environments open now, by (process, device, inode): py-lmdb refuses to open a file twice in one process, and the same
@@ -70,10 +72,32 @@ class LmdbFile:
         Raises:
             InputError: there is no such key, or the file is no intact LMDB.
         """
+        parallel.note(str(self.path))
         with self._explained(f" at key {_shown(key)}"), self._open().begin() as transaction:
             value = transaction.get(key)
         if value is None:
             raise InputError(f"{self.path} has no key {_shown(key)}; was the file replaced since it was indexed?")
+        return value
+
+    def get_all(self, keys: Iterable[bytes]) -> Iterator[bytes]:
+        """The values of several records in one transaction.
+
+        Raises:
+            InputError: a key is not there, or the file is no intact LMDB.
+        """
+        parallel.note(str(self.path))
+        with self._explained(), self._open().begin() as transaction:
+            for key in keys:
+                value = transaction.get(key)
+                if value is None:
+                    raise InputError(f"{self.path} has no key {_shown(key)}; was the file replaced while it was read?")
+                yield value
+
+    def find(self, key: bytes) -> bytes | None:
+        """The value of a record that need not be there, such as ``deleted_ids``."""
+        parallel.note(str(self.path))
+        with self._explained(f" at key {_shown(key)}"), self._open().begin() as transaction:
+            value: bytes | None = transaction.get(key)
         return value
 
     def close(self) -> None:
@@ -81,6 +105,7 @@ class LmdbFile:
         self._environment = None
 
     def _keys(self) -> Iterator[bytes]:
+        parallel.note(str(self.path))
         with self._explained(), self._open().begin() as transaction:
             yield from transaction.cursor().iternext(keys=True, values=False)
 
@@ -100,6 +125,72 @@ class LmdbFile:
             ) from error
 
 
+class FileState(NamedTuple):
+    """What tells one version of an LMDB from another without reading it."""
+
+    size: int  # bytes
+    transaction: int  # number of the last one
+
+
+def state_of(path: Path) -> FileState:
+    """Size and last transaction; the file is not mapped.
+
+    Raises:
+        InputError: it is no LMDB, or cut off.
+    """
+    data_file = data_file_of(path)
+    meta, size = _whole_lmdb(data_file)
+    return FileState(size, meta.transaction)
+
+
+SHARD_ENDINGS = (".lmdb", ".aselmdb", ".mdb")
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The LMDBs that a name stands for: one, those of a directory, or those that a pattern with * ? [ ] matches.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not path.exists() and any(character in str(path) for character in "*?["):
+        found = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
+        if not found:
+            raise InputError(f"{path} matches no file; expected a pattern for LMDBs")
+        return found
+    if path.is_dir() and not (path / "data.mdb").is_file():
+        found = sorted(entry for entry in path.iterdir() if entry.suffix in SHARD_ENDINGS and _may_be_lmdb(entry))
+        if found:
+            return found
+    data_file_of(path)
+    return [path]
+
+
+def _may_be_lmdb(entry: Path) -> bool:
+    return entry.is_file() or (entry / "data.mdb").is_file()
+
+
+def write_lmdb(path: Path, rows: Iterable[tuple[bytes, bytes]]) -> int:
+    """Write a new LMDB file in one transaction; the same rows give the same bytes.
+
+    Args:
+        path: must not be there.
+        rows: keys in ascending order, and values.
+
+    Returns:
+        The number of rows.
+    """
+    count = 0
+    with (
+        lmdb.open(str(path), subdir=False, map_size=2**40, lock=False, max_dbs=0) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for key, value in rows:
+            if not transaction.put(key, value, append=True):
+                raise ValueError(f"key {key!r} stands twice")
+            count += 1
+    return count
+
+
 def _is_sample(key: bytes) -> bool:
     return key.isdigit()
 
@@ -117,12 +208,12 @@ def _environment(path: Path) -> lmdb.Environment:
         if key[0] != pid:  # from before a fork: py-lmdb takes the file for open here until it is closed here
             del _OPEN[key]
             inherited.close()
-    data_file = _data_file(path)
+    data_file = data_file_of(path)
     stat = data_file.stat()
     key = (pid, stat.st_dev, stat.st_ino)
     environment = _OPEN.get(key)
     if environment is None:
-        _check_is_whole_lmdb(data_file)
+        _whole_lmdb(data_file)
         environment = lmdb.open(
             str(path),
             subdir=data_file != path,
@@ -136,12 +227,18 @@ def _environment(path: Path) -> lmdb.Environment:
     return environment
 
 
-def _data_file(path: Path) -> Path:
+def data_file_of(path: Path) -> Path:
+    """The file with the data: the path itself, or its data.mdb.
+
+    Raises:
+        InputError: there is none.
+    """
     if path.is_dir():
         if not (path / "data.mdb").is_file():
-            names = sorted(p.name for p in path.glob("*.lmdb"))
-            hint = f"name one of its {len(names)} LMDBs ({names[0]} …)" if names else "name an LMDB file"
-            raise InputError(f"{path} is a directory without a data.mdb, so it is not an LMDB; {hint}")
+            raise InputError(
+                f"{path} is a directory without a data.mdb and without shards (*{', *'.join(SHARD_ENDINGS)}), so it is "
+                "no LMDB; name an LMDB file, or a directory of them"
+            )
         return path / "data.mdb"
     if not path.is_file():
         raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; expected an LMDB")
@@ -156,12 +253,16 @@ class _Meta(NamedTuple):
     n_pages: int
 
 
-def _check_is_whole_lmdb(path: Path) -> None:
-    """Refuse what is no LMDB by what it is, and an LMDB that is shorter than its meta page says.
+def _whole_lmdb(path: Path) -> tuple[_Meta, int]:
+    """The meta page that holds, and the size; an LMDB shorter than that page says is refused, as is what is none.
 
     A read beyond the end of a mapped file is no error but SIGBUS, and the process is gone without a word.
     """
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; expected an LMDB") from None
+    with file:
         head = file.read(_META.size)
         first = _meta(head)
         if first is None:
@@ -176,6 +277,7 @@ def _check_is_whole_lmdb(path: Path) -> None:
             f"{path} is cut off: it has {size} bytes where its header counts {expected}; copy it again "
             "(if it is complete and its last pages were only freed, `mdb_copy -c` makes a copy that can be read)"
         )
+    return meta, size
 
 
 def _meta(page: bytes) -> _Meta | None:

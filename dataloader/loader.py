@@ -1,24 +1,23 @@
 """Batches in a given order, made in worker processes where asked, pinned where they go to a GPU."""
 
-import ctypes
 import signal
-import sys
+import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
+from dataloader import parallel
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.packing import Budget, epoch_order, pack, refuse_oversized
 
 Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch
-
-
-PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 class Loader:
@@ -31,6 +30,7 @@ class Loader:
         self.dataset = dataset
         self._plan = _PlanSampler()
         self._fetch = _Fetch(dataset)
+        self._board = parallel.Board(num_workers)
         self._workers: DataLoader[Batch] | None = (
             DataLoader(
                 self._fetch,  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ class Loader:
                 pin_memory=pin_memory,
                 persistent_workers=True,
                 generator=torch.Generator(),  # or every epoch would draw a seed from the global one
-                worker_init_fn=_live_and_die_with_the_run,
+                worker_init_fn=partial(_begin, board=self._board),
             )
             if num_workers
             else None
@@ -50,13 +50,41 @@ class Loader:
         """The batches of a plan, in its order.
 
         Raises:
-            InputError: a record could not be read; it names file and key.
+            InputError: a record could not be read; it names file and key. Or a worker died; it names the file.
         """
         self._plan.plan = plan
-        fetched = self._workers if self._workers is not None else (self._fetch[indices] for indices in plan)
+        fetched = self._by_workers() if self._workers is not None else (self._fetch[indices] for indices in plan)
         for item in fetched:
             if isinstance(item, str):
                 raise InputError(item)
+            yield item
+
+    def _by_workers(self) -> Iterator[Batch | str]:
+        """What the workers make; the death of one is met here, within five seconds, and not by a handler anywhere."""
+        assert self._workers is not None
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            iterator = iter(self._workers)
+            if in_main_thread:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would raise in the middle of a step
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        workers = list(iterator._workers)  # type: ignore[attr-defined]
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError):  # the last two: what it had sent is gone with it
+                gone = wait([worker.sentinel for worker in workers], timeout=2)
+                for worker in workers:  # its files are closed before it can be asked how it ended
+                    if worker.sentinel in gone:
+                        worker.join(timeout=5)
+                dead = [(i, w.exitcode) for i, w in enumerate(workers) if not w.is_alive()]
+                if not dead:
+                    raise
+                raise InputError(parallel.death(dead[0][1], self._board.read(dead[0][0]))) from None
             yield item
 
 
@@ -89,15 +117,10 @@ class _Fetch:
             return str(error)
 
 
-def _live_and_die_with_the_run(_: int) -> None:
-    """A scheduler signals the whole process group: workers outlive that so that the main process can save.
-
-    When the main process is killed, the kernel ends them, also one that hangs in a read.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _begin(worker: int, board: parallel.Board) -> None:
+    """In a worker: outlive signals to the process group, note what is read, leave the cores to the others."""
+    parallel.live_and_die_with_the_run()
+    board.use(worker)
     torch.set_num_threads(1)
 
 
@@ -108,7 +131,7 @@ class EpochBatches:
         self.dataset, self.budget, self.seed, self.loader = dataset, budget, seed, loader
         n_edges = dataset.n_edges if budget.edges is not None else None
         self._sizes = (dataset.n_atoms, n_edges)
-        refuse_oversized(*self._sizes, budget, [dataset.name(i) for i in range(len(dataset))])
+        refuse_oversized(*self._sizes, budget, dataset.name)
 
     def plan(self, epoch: int) -> Plan:
         """Indices of the structures of every batch of an epoch."""

@@ -1,7 +1,8 @@
 """Which structures go into which batch: an order from (seed, epoch) alone, cut by a fixed count or by a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ class Budget:
     edges: int | None = None
 
     def admits(self, structures: int, atoms: int, edges: int) -> bool:
-        """Whether a batch of this size stays within every limit."""
+        """Whether a batch of this size stays within every limit; what ``pack`` must give."""
         limits = ((self.structures, structures), (self.atoms, atoms), (self.edges, edges))
         return all(limit is None or size <= limit for limit, size in limits)
 
@@ -34,7 +35,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def pack(
     order: NDArray[np.int64], n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget
-) -> list[NDArray[np.int64]]:
+) -> Sequence[NDArray[np.int64]]:
     """Cut an order into batches: each takes structures until the next one would break the budget.
 
     Args:
@@ -43,27 +44,52 @@ def pack(
         n_edges: edges of every structure; needed only where the budget limits edges.
         budget: the limits.
     """
-    edges = np.zeros_like(n_atoms) if n_edges is None else n_edges
-    batches: list[NDArray[np.int64]] = []
-    start = total_atoms = total_edges = 0
-    for position, i in enumerate(order):
-        total_atoms, total_edges = total_atoms + int(n_atoms[i]), total_edges + int(edges[i])
-        if position > start and not budget.admits(position - start + 1, total_atoms, total_edges):
-            batches.append(order[start:position])
-            start, total_atoms, total_edges = position, int(n_atoms[i]), int(edges[i])
-    if len(order):
-        batches.append(order[start:])
-    return batches
+    if budget.atoms is None and budget.edges is None:
+        size = budget.structures or max(len(order), 1)
+        return Batches(order, np.arange(0, len(order), size))
+    totals = [np.cumsum(np.asarray(sizes, dtype=np.int64)[order]) for sizes in (n_atoms, n_edges) if sizes is not None]
+    limits = [limit for limit, sizes in ((budget.atoms, n_atoms), (budget.edges, n_edges)) if sizes is not None]
+    starts, start = [], 0
+    while start < len(order):
+        starts.append(start)
+        ends = [start + budget.structures] if budget.structures is not None else [len(order)]
+        for total, limit in zip(totals, limits, strict=True):
+            if limit is not None:
+                before = int(total[start - 1]) if start else 0
+                ends.append(int(np.searchsorted(total, before + limit, side="right")))
+        start = max(min(ends), start + 1)
+    return Batches(order, np.array(starts, dtype=np.int64))
+
+
+class Batches(Sequence[NDArray[np.int64]]):
+    """The batches of an order: where each begins; a batch is made when it is asked for, 10⁷ of them cost 80 MB."""
+
+    def __init__(self, order: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+        self._order, self._starts = order, starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, i: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Sequence[NDArray[np.int64]]": ...
+    def __getitem__(self, i: int | slice) -> "NDArray[np.int64] | Sequence[NDArray[np.int64]]":
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        k = range(len(self))[i]
+        end = self._starts[k + 1] if k + 1 < len(self) else len(self._order)
+        return self._order[self._starts[k] : end]
 
 
 def refuse_oversized(
-    n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget, names: Sequence[str]
+    n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget, name: Callable[[int], str]
 ) -> None:
     """Raise InputError where a single structure is larger than the budget."""
     for what, sizes, limit in (("atoms", n_atoms, budget.atoms), ("edges", n_edges, budget.edges)):
         if limit is not None and sizes is not None and len(sizes) and sizes.max() > limit:
             worst = int(sizes.argmax())
             raise InputError(
-                f"{names[worst]} has {sizes[worst]} {what}, more than --max_{what}_per_batch {limit}; "
+                f"{name(worst)} has {sizes[worst]} {what}, more than --max_{what}_per_batch {limit}; "
                 f"raise it to at least {sizes.max()} or leave the structure out"
             )

@@ -1,11 +1,12 @@
 """Open the files of one data set: each becomes a source that yields structures by number."""
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_source import LmdbSource
+from dataloader.lmdb_source import NO_FILTERS, Filters, LmdbSource
+from dataloader.lookup import Elements, Lookup
 from dataloader.structure import Structure
 from dataloader.xyz import read_xyz
 
@@ -30,18 +32,20 @@ class SourceSpec:
     keys: LabelKeys = field(default_factory=LabelKeys)
     head: str | None = None  # for every structure of the file that names none itself
     weight: float = 1.0  # multiplies the weight of every structure
+    keep: tuple[str, ...] = ()  # names of further entries of a record that are kept with its structure
 
 
 class Source(Protocol):
     """The usable structures of one file, by number."""
 
     path: Path
-    n_atoms: NDArray[np.int64]  # (len,)
-    elements: list[frozenset[int]]  # atomic numbers that occur in each structure
-    heads: list[str | None]
+    n_atoms: NDArray[Any]  # (len,), integers
+    elements: Elements  # atomic numbers that occur in each structure
+    heads: Lookup[str | None]
     isolated_atoms: list[Structure]
     label_names: Counter[LabelNames]
-    dropped: Counter[str]
+    dropped: Counter[str]  # faulty
+    left_out: Counter[str]  # by choice
     in_memory: bool
 
     def __len__(self) -> int: ...
@@ -54,6 +58,14 @@ class Source(Protocol):
         """A name under which a person finds the structure again, without reading it."""
         ...
 
+    def edges(self, r_max: float) -> NDArray[np.integer] | None:
+        """Directed edges of every structure where they can be known without building each graph here."""
+        ...
+
+    def content(self) -> bytes:
+        """What tells these data from others."""
+        ...
+
 
 class XyzSource:
     """An extended-XYZ file, held in memory."""
@@ -61,15 +73,16 @@ class XyzSource:
     in_memory = True
 
     def __init__(self, spec: SourceSpec, *, require_labels: bool, features: Sequence[FeatureSpec]) -> None:
-        file = read_xyz(spec.path, spec.keys, require_labels=require_labels, features=features)
+        file = read_xyz(spec.path, spec.keys, require_labels=require_labels, features=features, keep=spec.keep)
         self.path = spec.path
         self.isolated_atoms = file.isolated_atoms
         self.label_names = file.label_names
         self.dropped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.structures = file.structures
         self.n_atoms = np.array([s.n_atoms for s in self.structures], dtype=np.int64)
-        self.elements = [frozenset(s.atomic_numbers.tolist()) for s in self.structures]
-        self.heads = [s.head for s in self.structures]
+        self.elements = Elements.of(frozenset(s.atomic_numbers.tolist()) for s in self.structures)
+        self.heads = Lookup.of(s.head for s in self.structures)
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -82,6 +95,13 @@ class XyzSource:
         """File and frame."""
         return self.structures[i].identifier
 
+    def edges(self, r_max: float) -> None:
+        """Graphs of structures in memory are built here and kept."""
+
+    def content(self) -> bytes:
+        """A hash of the file."""
+        return hashlib.sha256(self.path.read_bytes()).digest()
+
 
 class Adjusted:
     """A source whose structures get the head and the weight that the user gave for the whole file."""
@@ -90,8 +110,15 @@ class Adjusted:
         self.source, self.head, self.weight = source, head, weight
         self.path, self.n_atoms, self.in_memory = source.path, source.n_atoms, source.in_memory
         self.label_names, self.dropped, self.elements = source.label_names, source.dropped, source.elements
-        self.heads = [h or head for h in source.heads]
+        self.left_out = source.left_out
+        self.heads = Lookup(source.heads.ids, [h or head for h in source.heads.values])
         self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some kinds of source have, such as the report of dropped records."""
+        if name == "source":  # not there yet while it is copied
+            raise AttributeError(name)
+        return getattr(self.source, name)
 
     def _adjust(self, structure: Structure) -> Structure:
         return dataclasses.replace(structure, head=structure.head or self.head, weight=structure.weight * self.weight)
@@ -107,6 +134,14 @@ class Adjusted:
         """As the file has it."""
         return self.source.identifier(i)
 
+    def edges(self, r_max: float) -> NDArray[np.integer] | None:
+        """As the file has them."""
+        return self.source.edges(r_max)
+
+    def content(self) -> bytes:
+        """As the file has it."""
+        return self.source.content()
+
 
 def open_sources(
     specs: Sequence[SourceSpec],
@@ -114,6 +149,7 @@ def open_sources(
     require_labels: bool,
     max_dropped: float,
     features: Sequence[FeatureSpec] = (),
+    filters: Filters = NO_FILTERS,
 ) -> list[Source]:
     """Open every file.
 
@@ -121,17 +157,26 @@ def open_sources(
         InputError: a file is missing or cannot be read, an xyz frame is faulty, or more than ``max_dropped`` of an
             LMDB's records are.
     """
-    return [_open(spec, require_labels, max_dropped, features) for spec in specs]
+    return [_open(spec, require_labels, max_dropped, features, filters) for spec in specs]
 
 
-def _open(spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[FeatureSpec]) -> Source:
-    if not spec.path.exists():
+def _open(
+    spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[FeatureSpec], filters: Filters
+) -> Source:
+    pattern = spec.format == "lmdb" and any(character in str(spec.path) for character in "*?[")
+    if not spec.path.exists() and not pattern:
         raise InputError(f"{spec.path} does not exist; expected an existing {spec.format} file")
     source: Source
     if spec.format == "xyz":
         source = XyzSource(spec, require_labels=require_labels, features=features)
     else:
         source = LmdbSource(
-            spec.path, spec.keys, require_labels=require_labels, max_dropped=max_dropped, features=features
+            spec.path,
+            spec.keys,
+            require_labels=require_labels,
+            max_dropped=max_dropped,
+            features=features,
+            filters=filters,
+            keep=spec.keep,
         )
     return source if spec.head is None and spec.weight == 1.0 else Adjusted(source, spec.head, spec.weight)

@@ -1,5 +1,6 @@
 """One labelled structure, the same record whatever file it came from, and the faults that one structure shows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -12,6 +13,19 @@ MAX_OPEN_COORDINATE = 1e5  # Å; beyond it, without periodicity, a float32 posit
 MIN_VOLUME_PER_ATOM = 1.0  # Å³; hydrogen at 500 GPa still has 1.5
 MIN_EDGE, MIN_FACE = 0.1, 0.1  # Å, Å² of a cell; below it a neighbour list has 10⁵ edges per atom and more
 MAX_LENGTH = 1e8  # Å; a float64 position is worth 1e-8 Å there, and beyond it neighbour lists overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Directed edges that a record brings along, sorted by receiver; shifts belong to the positions as stored.
+
+    The vector of an edge is ``positions[receiver] - positions[sender] + shift @ cell``.
+    """
+
+    r_max: float  # Å
+    senders: NDArray[np.int32]  # (n_edges,)
+    receivers: NDArray[np.int32]  # (n_edges,)
+    shifts: NDArray[np.int16]  # (n_edges, 3), whole lattice vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +48,8 @@ class Structure:
     head: str | None = None
     config_type: str = "Default"
     features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # inputs of embedding_specs, by name
+    extra: Mapping[str, object] = field(default_factory=dict)  # numbers and texts that were asked for by name
+    edges: Edges | None = None  # where the record holds a neighbour list; within its cutoff it is taken
 
     @property
     def n_atoms(self) -> int:
@@ -60,7 +76,8 @@ def volume_of(cell: NDArray[np.float64], pbc: Sequence[bool]) -> float:
     """Volume in Å³; 0 where the cell is not periodic in three directions or is none, without numpy's warnings."""
     if not all(pbc) or not (np.abs(cell) <= MAX_LENGTH).all():  # False for NaN
         return 0.0
-    return float(abs(np.linalg.det(cell)))
+    a, b, c = cell.tolist()  # nine Python numbers: numpy's det and cross cost ten times as much, for every record
+    return abs(_dot(a, _cross(b, c)))
 
 
 def geometry_fault(structure: Structure) -> str | None:
@@ -72,14 +89,14 @@ def geometry_fault(structure: Structure) -> str | None:
     positions, cell, pbc = structure.positions, structure.cell, np.array(structure.pbc)
     if structure.n_atoms == 0:
         return "no atoms"
-    if np.any((structure.atomic_numbers < 1) | (structure.atomic_numbers >= len(chemical_symbols))):
+    if structure.atomic_numbers.min() < 1 or structure.atomic_numbers.max() >= len(chemical_symbols):
         return f"atomic number {_first_bad_number(structure.atomic_numbers)} is no element (expected 1 to 118)"
     if not np.isfinite(positions).all():
         return f"position of atom {_first_row(~np.isfinite(positions))} is not finite"
     if not np.isfinite(cell).all():
         return "cell is not finite"
     for what, values in (("position", positions), ("cell vector", cell)):
-        if (np.abs(values) > MAX_LENGTH).any():
+        if max(values.max(), -values.min()) > MAX_LENGTH:
             return f"a {what} is longer than {MAX_LENGTH:.0e} Å"
     fault = _cell_fault(structure, cell[pbc]) if pbc.any() else None
     if fault is None and not pbc.all():
@@ -95,20 +112,30 @@ def _open_part(positions: NDArray[np.float64], vectors: NDArray[np.float64]) -> 
 
 
 def _cell_fault(structure: Structure, vectors: NDArray[np.float64]) -> str | None:
-    lengths = np.linalg.norm(vectors, axis=1)
-    if (lengths < 1e-6).any():
+    rows: list[list[float]] = vectors.tolist()
+    lengths = [math.hypot(*row) for row in rows]
+    if min(lengths) < 1e-6:
         return f"periodic in direction(s) {_directions(structure.pbc)} but the cell has a zero vector there"
-    if (lengths < MIN_EDGE).any():
+    if min(lengths) < MIN_EDGE:
         return f"a cell vector is shorter than {MIN_EDGE:g} Å"
-    area = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))  # length, area or volume of the periodic directions
-    if area < 1e-6 * lengths.prod():
+    faces = [math.hypot(*_cross(a, b)) for a, b in combinations(rows, 2)]
+    sizes = lengths[:1], faces[:1], [abs(_dot(rows[0], _cross(*rows[1:])))] if len(rows) == 3 else []
+    area = sizes[len(rows) - 1][0]  # length, area or volume of the periodic directions
+    if area < 1e-6 * math.prod(lengths):
         return "cell is singular: its vectors are not independent"
-    faces = [np.linalg.norm(np.cross(a, b)) for a, b in combinations(vectors, 2)]
     if faces and min(faces) < MIN_FACE:
         return f"a face of the cell is smaller than {MIN_FACE:g} Å²"
     if structure.periodic and area < MIN_VOLUME_PER_ATOM * structure.n_atoms:
         return f"volume per atom is {area / structure.n_atoms:.3g} Å³ (expected at least {MIN_VOLUME_PER_ATOM:g})"
     return None
+
+
+def _cross(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def label_fault(structure: Structure) -> str | None:

@@ -13,7 +13,7 @@ from ase.io.extxyz import key_val_str_to_dict, read_extxyz
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, weight_of
+from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, kept, weight_of
 from dataloader.structure import Structure, geometry_fault, label_fault, volume_of
 
 WHOLE_STRESS = "stress as written"
@@ -30,7 +30,14 @@ class XyzFile:
     label_names: Counter[tuple[str | None, str | None, str | None]] = field(default_factory=Counter)
 
 
-def read_xyz(path: Path, keys: LabelKeys, *, require_labels: bool, features: Sequence[FeatureSpec] = ()) -> XyzFile:
+def read_xyz(
+    path: Path,
+    keys: LabelKeys,
+    *,
+    require_labels: bool,
+    features: Sequence[FeatureSpec] = (),
+    keep: Sequence[str] = (),
+) -> XyzFile:
     """Read all frames of one extended-XYZ file.
 
     Args:
@@ -38,6 +45,7 @@ def read_xyz(path: Path, keys: LabelKeys, *, require_labels: bool, features: Seq
         keys: label names given by the user.
         require_labels: energy and forces must be there (training); without them a frame is for inference.
         features: embedding inputs that each frame must carry in info or arrays.
+        keep: names of further entries to keep with each structure.
 
     Raises:
         InputError: the file cannot be read, or a frame is faulty; an xyz file is small enough to be mended, so the
@@ -45,7 +53,9 @@ def read_xyz(path: Path, keys: LabelKeys, *, require_labels: bool, features: Seq
     """
     file = XyzFile(path)
     for frame, atoms in enumerate(_frames(path)):
-        structure, names = _structure(atoms, f"{path.name}#{frame}", keys, features, where=f"{path} frame {frame}")
+        structure, names = _structure(
+            atoms, f"{path.name}#{frame}", keys, features, keep, where=f"{path} frame {frame}"
+        )
         isolated = structure.is_isolated_atom
         file.label_names[names] += not isolated
         _refuse(structure, names, keys, atoms, f"{path} frame {frame}", require_labels, isolated)
@@ -114,7 +124,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def _structure(
-    atoms: Atoms, identifier: str, keys: LabelKeys, features: Sequence[FeatureSpec], where: str
+    atoms: Atoms, identifier: str, keys: LabelKeys, features: Sequence[FeatureSpec], keep: Sequence[str], where: str
 ) -> tuple[Structure, tuple[str | None, str | None, str | None]]:
     # Calculator results are read raw: get_forces() would zero the forces of constrained atoms.
     record = {**atoms.info, **atoms.arrays, **(atoms.calc.results if atoms.calc else {})}
@@ -131,6 +141,7 @@ def _structure(
             pbc=pbc,  # type: ignore[arg-type]
             identifier=identifier,
             free_atoms=_free_atoms(record, len(atoms)),
+            extra=kept(record, keep),
             head=None if record.get("head") is None else str(record["head"]),
             config_type=str(record.get("config_type", "Default")),
             features={spec.name: feature_of(record, spec, len(atoms)) for spec in features},

@@ -160,6 +160,18 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
 
 
 def _identity(kind: type[Options]) -> Callable[..., Options]:
+    required = any(
+        item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        for item in dataclasses.fields(kind)  # type: ignore[arg-type]
+    )
+    if not required:  # then cyclopts wants to know what nothing at all means
+
+        def take_any(options: Any = None) -> Any:
+            return kind() if options is None else options
+
+        take_any.__annotations__ = {"options": typing.Annotated[kind | None, Parameter(name="*")]}
+        return take_any
+
     def take(options: Any) -> Any:
         return options
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.dataset import Dataset
-from dataloader.sources import Source
 from model_utils.errors import VerificationError
 from model_utils.open_data import TrainingData
 
@@ -21,15 +20,22 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
             "files": [str(source.path) for source in dataset.sources],
             "structures": len(dataset),
             "sha256": hashlib.sha256(
-                dataset.places.tobytes() + b"".join(_content(source) for source in dataset.sources)
+                dataset.places.tobytes() + b"".join(source.content() for source in dataset.sources)
             ).hexdigest(),
         }
         for role, dataset in parts.items()
         if dataset is not None
     }
-    lmdb = any(not source.in_memory for source in data.train.sources)
-    indices = data.train.places[:, 1].tolist() if lmdb and len(data.train) <= INDICES_UP_TO else None
-    return {"data": fingerprints, "lmdb_indices": indices}
+    return {"data": fingerprints, "lmdb_indices": _lmdb_indices(data)}
+
+
+def _lmdb_indices(data: TrainingData) -> Any:
+    """Which records of the LMDBs are trained on: their numbers, or where they are many, how they were drawn."""
+    if all(source.in_memory for source in data.train.sources):
+        return None
+    if len(data.train) <= INDICES_UP_TO:
+        return data.train.places[:, 1].tolist()
+    return {"structures": len(data.train), "samples": data.train_samples, "seed": data.seed, "split": data.was_split}
 
 
 def require_same_data(stored: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> list[str]:
@@ -55,11 +61,3 @@ def require_same_data(stored: Mapping[str, Any], mine: Mapping[str, Any], path: 
             f"{', '.join(ours.get('files', ()))}); give the same files, or start anew with --overwrite"
         )
     return notes
-
-
-def _content(source: Source) -> bytes:
-    """What tells one file from another: all of it where it is in memory, else its size and those of its records."""
-    if source.in_memory:
-        return hashlib.sha256(source.path.read_bytes()).digest()
-    data = source.path / "data.mdb" if source.path.is_dir() else source.path
-    return str(data.stat().st_size).encode() + source.n_atoms.tobytes()

@@ -65,6 +65,14 @@ class FilterOptions:
     """Keep only structures made of these elements (symbols or atomic numbers) and count the others. Unless given, an element that model.json lacks is an error."""
     max_dropped: Fraction = 0.001
     """Largest share of an LMDB's records that may be faulty (missing label, NaN, broken cell); they are listed, more is an error. In xyz files the first faulty frame is an error."""
+    max_atoms: Count | None = None
+    """Leave out LMDB records with more atoms, and count them."""
+    max_force: Positive | None = None
+    """Leave out LMDB records with a force (length, eV/Å) above it, and count them."""
+    drop_charged: bool = False
+    """Leave out LMDB records with a charge or spin for which the model has no input, and count them; unless given, they are an error."""
+    verify: bool = False
+    """Compare the sha256 of every LMDB with that of the day it was indexed, before anything is read from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +110,15 @@ class TrainDataOptions(LabelOptions, FilterOptions):
     xyz_test: tuple[Path, ...] = ()
     """Extended-XYZ files to test the best model on at the end."""
     lmdb_train: tuple[Path, ...] = ()
-    """LMDBs to train on."""
+    """LMDBs to train on: files, directories of shards, patterns with * ? [ ], packed data sets."""
     lmdb_val: tuple[Path, ...] = ()
     """LMDBs to validate on."""
     lmdb_test: tuple[Path, ...] = ()
     """LMDBs to test the best model on at the end."""
+    lmdb_train_samples: Count | None = None
+    """Train on so many records of the LMDBs, drawn by --seed."""
+    lmdb_val_samples: Count | None = None
+    """Validate on so many records of the validation LMDBs, drawn by --seed."""
     sources: Annotated[tuple[SourceOptions, ...], Parameter(show=False)] = ()
     """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `energy_key`, `forces_key`, `stress_key`."""
     valid_fraction: Fraction = 0.1
@@ -421,6 +433,8 @@ class MetadataOptions(TrainDataOptions, CommonOptions):
     """Replace it where it is there already."""
     E0s: str = "auto"
     """Reference energies: `isolated` (IsolatedAtom frames), `lstsq` (least squares), `average` (the same where compositions do not determine all), `auto` (the first of these that works), or JSON by element."""
+    linear_references: Path | None = None
+    """JSON of linear reference energies (eV, by element or as a list by atomic number), which become the atomic_energies; in place of --E0s."""
     scaling: Literal["rms_forces", "std", "none"] = "rms_forces"
     """Scale of the interaction energy: rms of the force components, spread of the energies per atom, or 1."""
     zero_shift: bool = False
@@ -432,6 +446,8 @@ class MetadataOptions(TrainDataOptions, CommonOptions):
 
     def __post_init__(self) -> None:
         _check_data(self)
+        if self.linear_references is not None and self.E0s != "auto":
+            raise InputError("--linear_references and --E0s both say what the atomic_energies are; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,6 +476,66 @@ class MetadataFitOptions(MetadataOptions):
 
     input_json: Path
     """The model.json; what it lacks of these is added, what it has is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(TrainDataOptions, CommonOptions):
+    """Look for what is wrong with data before they are trained on; exit code 2 where there are errors."""
+
+    input_json: Path | None = None
+    """A model.json: elements and E0s are compared with its own."""
+    output_json: Path | None = None
+    """Write the findings as JSON."""
+    overwrite: bool = False
+    """Replace it where it is there already."""
+    samples: Count = 100_000
+    """Structures of each set to look at, drawn by --seed where there are more."""
+    r_max: Positive | None = None
+    """Cutoff in Å for neighbours; that of the model.json, else 5."""
+    batch_size: Count | None = None
+    """Structures of a batch, for the estimate of memory; 10 unless given."""
+    seed: NonNegativeInt = 123
+    """Seed of the sample."""
+
+    def __post_init__(self) -> None:
+        _check_data(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(LabelOptions, FilterOptions, CommonOptions):
+    """Pack data into shards of compact arrays with checksums, split without leaks."""
+
+    input: tuple[Path, ...]
+    """What to pack: extended-XYZ files, LMDBs, directories or patterns of shards, packed data."""
+    output_dir: Path
+    """A new folder; with --split it gets one folder for each part. Repeated after a kill, the command goes on."""
+    rows_per_shard: Count = 20000
+    """Structures of one shard."""
+    r_max: Positive | None = None
+    """Store the neighbour lists within this cutoff (Å); models with it or a shorter one need not compute them."""
+    split: tuple[str, ...] = ()
+    """Shares, for example `train=0.8 valid=0.1 test=0.1`; the first is the pool."""
+    id_key: str | None = None
+    """Name of the records' identifier; equal ones stay together, and ID files speak of it."""
+    group_key: str | None = None
+    """Name of an entry (trajectory, system); records of one group stay in one part."""
+    valid_ids: Path | None = None
+    """File of the identifiers, one on each line, that are the fixed validation set."""
+    test_ids: Path | None = None
+    """The same for the final test set."""
+    stages: tuple[Count, ...] = ()
+    """Sizes of nested subsets of the pool; each becomes `stage_<size>.json` beside its manifest, which --lmdb_train takes."""
+    drop_duplicates: bool = False
+    """Leave out structures that repeat another; they are reported in any case."""
+    allow_missing_labels: bool = False
+    """Pack structures without energy or forces too."""
+    seed: NonNegativeInt = 123
+    """Seed of the split and of the pool's order."""
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        if (self.valid_ids or self.test_ids) and self.id_key is None:
+            raise InputError("ID files are given but not what they speak of; name the identifier with --id_key")
 
 
 @dataclass(frozen=True, kw_only=True)

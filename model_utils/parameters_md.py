@@ -13,6 +13,7 @@ if not __package__:  # run as a file: import our modules from the checkout, not 
 from docstring_parser import parse_from_object
 
 from model_utils.options import (
+    CheckOptions,
     ConvertOptions,
     DiffOptions,
     EvaluateOptions,
@@ -20,6 +21,7 @@ from model_utils.options import (
     FinetuneOptions,
     MetadataFitOptions,
     MetadataInitOptions,
+    PackOptions,
     ResumeOptions,
     ShowOptions,
     TrainingOptions,
@@ -37,6 +39,8 @@ TABLES: dict[str, type] = {
     "evaluate.py": EvaluateOptions,
     "metadata.py init": MetadataInitOptions,
     "metadata.py fit": MetadataFitOptions,
+    "metadata.py check": CheckOptions,
+    "dataloader/pack.py": PackOptions,
     "read_model.py export": ExportOptions,
     "read_model.py verify": VerifyOptions,
     "read_model.py show": ShowOptions,

@@ -22,7 +22,7 @@ from model_utils.train_state import TrainState
 MAY_CHANGE = {
     *("config", "debug", "resume", "overwrite", "dry_run", "input_json", "data_format"),
     *("output_checkpoint", "output_model", "export_mace_model", "tensorboard"),
-    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources", "max_dropped"),
+    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources", "max_dropped", "verify"),
     *("epochs", "max_steps", "patience", "time_limit"),
     *("checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps"),
     *("device", "threads", "num_workers", "deterministic"),

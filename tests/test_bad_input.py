@@ -449,11 +449,11 @@ def test_data_that_are_absent(flag: str, place: Path, refused: Refused) -> None:
 def test_directories_and_texts_in_place_of_data(place: Path, refused: Refused) -> None:
     with untouched(place, new=("run/train.log",)):
         refused(train_mace.main, training(place, "--xyz_val", place), str(place), "Is a directory", "extended-XYZ")
-    (place / "empty").write_text("")
-    (place / "page.lmdb").write_text("<!DOCTYPE html>")
     shutil.rmtree(place / "run")
     with untouched(place, new=("run/train.log",)):
         refused(train_mace.main, training(place, "--lmdb_val", place), str(place), "a directory without a data.mdb")
+    (place / "empty").write_text("")
+    (place / "page.lmdb").write_text("<!DOCTYPE html>")
     for name, words in {"t.xyz": "is not an LMDB", "empty": "is empty", "page.lmdb": "an HTML page"}.items():
         refused(train_mace.main, training(place, "--lmdb_val", place / name), str(place / name), words)
 

@@ -36,4 +36,4 @@ def test_batches_hold_every_structure_once_and_stay_within_the_budget(budget: Bu
 
 def test_a_structure_larger_than_the_budget_is_named() -> None:
     with pytest.raises(InputError, match="b has 9 atoms, more than --max_atoms_per_batch 8; raise it to at least 9"):
-        refuse_oversized(np.array([3, 9]), None, Budget(atoms=8), ["a", "b"])
+        refuse_oversized(np.array([3, 9]), None, Budget(atoms=8), "ab".__getitem__)

@@ -320,7 +320,7 @@ class Bomb:
 ODD_ROWS: dict[str, tuple[bytes, str]] = {
     "cut off": (pickle.dumps(plain_row(record()))[:200], "cut off"),
     "a list": (pickle.dumps([1, 2]), "record is a list, expected a torch_geometric Data or a dict"),
-    "empty": (b"", "row is no pickle"),
+    "empty": (b"", "row is empty, none of the layouts that are read"),
     "code": (pickle.dumps(Bomb()), "global posix.system is not allowed"),
     "another class": (pickle.dumps(np.poly1d([1.0, 2.0])), "is not allowed"),
     "no positions": (pickle.dumps({"atomic_numbers": np.array([1])}), "pos missing"),

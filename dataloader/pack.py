@@ -1,0 +1,29 @@
+"""Pack any data into checked shards of compact arrays, split without leaks: ``python dataloader/pack.py --help``."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from model_utils import cli
+from model_utils.interruption import Interruption
+from model_utils.options import PackOptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pack; returns the exit code."""
+    return cli.run(PackOptions, pack, argv)
+
+
+def pack(options: PackOptions) -> None:
+    """Look through the inputs, deal them out, write the shards; repeated after a kill, it goes on."""
+    with Interruption():
+        from model_utils import packing_data
+
+        packing_data.pack(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

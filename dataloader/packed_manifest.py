@@ -1,0 +1,69 @@
+"""The manifest of a packed data set: its shards with their checksums, and from what and how they were made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataloader.errors import InputError
+
+NAME = "manifest.json"
+FORMAT = 1
+_MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A packed data set."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def shards(self) -> list[Path]:
+        """Files of the shards, in order."""
+        return [self.folder / shard["file"] for shard in self.content["shards"]]
+
+    def compare(self, found: Sequence[str]) -> None:
+        """Compare the sha256 of the shards, as their indexes have them, with those of the manifest.
+
+        Raises:
+            InputError: a shard is another than the one that was packed.
+        """
+        for shard, digest in zip(self.content["shards"], found, strict=True):
+            if shard["sha256"] != digest:
+                raise InputError(
+                    f"{self.folder / shard['file']} is not the shard that was packed: its sha256 is {digest}, "
+                    f"{NAME} has {shard['sha256']}; copy it again"
+                )
+
+
+def is_name(name: str) -> bool:
+    """Whether a file is called like a manifest: of a data set, or of a staged subset of it."""
+    return name == NAME or (name.startswith("stage_") and name.endswith(".json"))
+
+
+def beside(path: Path) -> Manifest | None:
+    """The manifest of a directory, or that is named itself; None where there is none.
+
+    Raises:
+        InputError: it is damaged, or names a file outside its directory.
+    """
+    file = path / NAME if path.is_dir() else path
+    if not is_name(file.name) or not file.is_file():
+        return None
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise ValueError("too large")
+        content = json.loads(file.read_text(encoding="utf-8"))
+        shards = content["shards"]
+        names = [shard["file"] for shard in shards if isinstance(shard["sha256"], str)]
+        if content["format"] != FORMAT or not names or len(names) != len(shards):
+            raise ValueError("another format")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} is no manifest of dataloader/pack.py ({error}); pack the data again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise InputError(f"{file} names the shard {name!r:.80}; expected the name of a file beside it")
+    return Manifest(file.parent, content)

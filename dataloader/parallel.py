@@ -1,0 +1,163 @@
+"""Work in child processes that end with this one, and whose death is one sentence that names the file."""
+
+import ctypes
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from typing import Any, TypeVar
+
+from dataloader.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+PR_SET_PDEATHSIG = 1  # sys/prctl.h
+_SLOT = 1024  # bytes of a board for one process
+_board: "Board | None" = None  # of this process, where its parent looks at one
+_slot = 0
+_noted = ""
+
+
+class Board:
+    """Shared memory on which each child notes the file it is about to read: a dead one cannot tell."""
+
+    def __init__(self, n_children: int) -> None:
+        self._memory = mmap.mmap(-1, max(n_children, 1) * _SLOT)
+
+    def use(self, slot: int) -> None:
+        """In a child: note here from now on."""
+        global _board, _slot, _noted
+        _board, _slot, _noted = self, slot, ""
+
+    def write(self, slot: int, text: str) -> None:
+        """Note a file."""
+        data = text.encode("utf-8", "replace")[: _SLOT - 1]
+        self._memory[slot * _SLOT : slot * _SLOT + len(data) + 1] = data + b"\0"
+
+    def read(self, slot: int) -> str:
+        """What a child noted last."""
+        return self._memory[slot * _SLOT : (slot + 1) * _SLOT].partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def note(path: str) -> None:
+    """Say which file this process is about to read; costs nothing in a process at whose board nobody looks."""
+    global _noted
+    if _board is not None and path != _noted:
+        _board.write(_slot, path)
+        _noted = path
+
+
+def death(exitcode: int | None, path: str) -> str:
+    """One sentence for a child that ended while it read a file."""
+    where = f"while reading {path}" if path else "before it read anything"
+    if exitcode == -signal.SIGBUS:
+        return (
+            f"a process was ended by SIGBUS {where}: the file is damaged, was cut off or replaced while in use, or "
+            "its file system failed; copy it again, or let --verify compare it"
+        )
+    if exitcode == -signal.SIGKILL:
+        return f"a process was killed {where}: is there enough memory? lower --num_workers, or ask for more"
+    if exitcode is not None and exitcode < 0:
+        return f"a process was ended by {signal.Signals(-exitcode).name} {where}: is the file damaged? copy it again"
+    return f"a process ended with code {exitcode} {where}"
+
+
+def live_and_die_with_the_run() -> None:
+    """A scheduler signals the whole process group: children outlive that so that the main process can save.
+
+    When the main process is killed, the kernel ends them, also one that hangs in a read.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_children(
+    work: Callable[[Task], Result], tasks: Sequence[Task], *, processes: int | None = None
+) -> Iterator[tuple[int, Result]]:
+    """Do the tasks in forked processes; yields (number of the task, its result) as they are done.
+
+    Whatever ends this generator (an error, a request to stop, the caller) ends the processes.
+
+    Raises:
+        InputError: what a task raised, or that a process died, with the file it was reading.
+    """
+    count = min(processes or n_cores(), len(tasks))
+    context, board = multiprocessing.get_context("fork"), Board(count)
+    children: list[tuple[ForkProcess, Connection]] = []
+    waiting = iter(range(len(tasks)))
+    busy: dict[Connection, int] = {}  # the slot that works behind it
+    try:
+        for slot in range(count):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=_serve, args=(work, tasks, theirs, ours, board, slot), daemon=True)
+            child.start()
+            theirs.close()
+            children.append((child, ours))
+            busy[ours] = slot
+            ours.send(next(waiting))
+        while busy:
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                slot = busy[ready]
+                try:
+                    number, result, error = ready.recv()
+                except (EOFError, OSError):
+                    children[slot][0].join()
+                    raise InputError(death(children[slot][0].exitcode, board.read(slot))) from None
+                if error is not None:
+                    raise error
+                following = next(waiting, None)
+                if following is None:
+                    del busy[ready]
+                    ready.close()
+                else:
+                    ready.send(following)
+                yield number, result
+    finally:
+        for child, pipe in children:
+            child.kill()
+            pipe.close()
+        for child, _ in children:
+            child.join()
+
+
+def _serve(
+    work: Callable[[Any], Any], tasks: Sequence[Any], pipe: Connection, parents: Connection, board: Board, slot: int
+) -> None:
+    """A child: numbers of tasks in, results or errors out, until the pipe is closed."""
+    live_and_die_with_the_run()
+    parents.close()
+    board.use(slot)
+    while True:
+        try:
+            number = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        answer: tuple[int, Any, Exception | None]
+        try:
+            answer = (number, work(tasks[number]), None)
+        except InputError as error:
+            answer = (number, None, error)
+        except OSError as error:
+            answer = (number, None, InputError(f"{error.strerror or error} ({error.filename or board.read(slot)})"))
+        except MemoryError:
+            answer = (number, None, InputError(f"there is not enough memory to read {board.read(slot)}"))
+        except Exception:
+            answer = (number, None, RuntimeError(f"in a child process:\n{traceback.format_exc()}"))
+        try:
+            pipe.send(answer)
+        except OSError:
+            os._exit(0)

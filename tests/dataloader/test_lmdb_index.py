@@ -1,0 +1,267 @@
+"""The index: made once, kept, made again when the file is another, interrupted without harm; filters and samples."""
+
+import faulthandler
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lmdb_material import dict_row, labelled, put, write_dicts
+
+from conftest import ROOT
+from dataloader import lmdb_index, parallel
+from dataloader.batch import ModelFacts
+from dataloader.dataset import Dataset, sample
+from dataloader.errors import InputError
+from dataloader.labels import LabelKeys
+from dataloader.lmdb_index import Recipe, open_indexes, places
+from dataloader.lmdb_source import Filters, LmdbSource
+from dataloader.neighbors import build_graph
+
+RECIPE = Recipe(LabelKeys())
+N = 60
+
+
+@pytest.fixture(autouse=True)
+def _kept_from_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Indexes of a few records are kept too, in parts of seven; the cache folder is the test's own."""
+    monkeypatch.setattr(lmdb_index, "KEPT_FROM", 10)
+    monkeypatch.setattr(lmdb_index, "MIN_PART", 7)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return write_dicts(tmp_path / "data" / "some.lmdb", labelled(N))
+
+
+def source(path: Path, *, max_dropped: float = 0.001, **filters: Any) -> LmdbSource:
+    keys = filters.pop("keys", LabelKeys())
+    return LmdbSource(path, keys, require_labels=True, max_dropped=max_dropped, filters=Filters(**filters))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many records each later call of the indexing reads; children tell through a pipe."""
+    reading, writing = os.pipe()
+    index_rows = lmdb_index.index_rows
+
+    def count(file: Path, keys: Any, recipe: Recipe) -> Any:
+        os.write(writing, len(keys).to_bytes(4, "little"))
+        return index_rows(file, keys, recipe)
+
+    monkeypatch.setattr(lmdb_index, "index_rows", count)
+    os.set_blocking(reading, False)
+
+    class Reader(list):  # type: ignore[type-arg]
+        def total(self) -> int:
+            try:
+                data = os.read(reading, 2**16)
+            except BlockingIOError:
+                return 0
+            return sum(int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4))
+
+    return Reader()
+
+
+def test_an_index_holds_what_the_records_hold(path: Path) -> None:
+    found = source(path)
+    assert len(found) == N
+    assert found.n_atoms.tolist() == [len(atoms) for atoms in labelled(N)]
+    assert found.free_components.tolist() == [3 * len(atoms) for atoms in labelled(N)]
+    assert [found.elements[i] for i in (0, N - 1)] == [frozenset({1, 8})] * 2
+    assert [found.heads[i] for i in (0, N - 1)] == [None, None]
+    np.testing.assert_array_equal(found.structure(33).positions, labelled(N)[33].positions)
+    edges = found.edges(3.0)
+    assert edges.tolist() == [build_graph(found.structure(i), 3.0).n_edges for i in range(N)]
+
+
+def test_an_index_is_made_once_and_kept_beside_the_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = source(path)
+    assert places(path, RECIPE)[0].is_file()
+    assert not list(path.parent.glob("*.building"))
+    reads: Any = counted(monkeypatch)
+    second = source(path)
+    assert reads.total() == 0
+    assert second.n_atoms.tolist() == first.n_atoms.tolist()
+    assert second.edges(3.0).tolist() == first.edges(3.0).tolist() == source(path).edges(3.0).tolist()
+    source(path, keys=LabelKeys(energy="energy"))
+    assert reads.total() > N, "other label names are another index"
+
+
+def test_a_place_that_cannot_be_written_leads_to_the_users_cache(path: Path, tmp_path: Path) -> None:
+    path.parent.chmod(0o555)
+    try:
+        source(path)
+        assert [entry.name for entry in path.parent.iterdir()] == ["some.lmdb"]
+        assert places(path, RECIPE)[1].is_file()
+        assert len(source(path)) == N
+    finally:
+        path.parent.chmod(0o755)
+
+
+def test_small_lmdbs_leave_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = write_dicts(tmp_path / "data" / "small.lmdb", labelled(9))
+    assert len(source(path)) == 9
+    assert [entry.name for entry in path.parent.iterdir()] == ["small.lmdb"]
+
+
+def test_another_file_in_the_place_is_indexed_anew(path: Path) -> None:
+    assert len(source(path)) == N
+    put(path, {b"200": dict_row(labelled(1)[0])})
+    assert len(source(path)) == N + 1, "another transaction"
+    path.unlink()
+    write_dicts(path, labelled(N, seed=5))  # the same size and transaction
+    assert source(path).structure(0).energy == labelled(N, seed=5)[0].calc.results["energy"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "text", "flipped"])
+def test_a_damaged_index_is_made_again(damage: str, path: Path) -> None:
+    whole = source(path).n_atoms.tolist()
+    place = places(path, RECIPE)[0]
+    content = place.read_bytes()
+    flipped = bytes([content[0] ^ 255]) + content[1:]
+    place.write_bytes(
+        {"cut": content[:-100], "empty": b"", "zeros": bytes(len(content)), "text": b"x" * 99, "flipped": flipped}[
+            damage
+        ]
+    )
+    assert source(path).n_atoms.tolist() == whole
+    assert place.read_bytes() == content
+
+
+def test_verify_compares_the_whole_file(path: Path) -> None:
+    source(path)
+    content = bytearray(path.read_bytes())
+    place = content.rfind(b"energy")  # in a row that is not one of the sampled ones, most likely
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not the file that was indexed: its sha256 is"):
+        source(path, verify=True)
+
+
+def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that fails ends the building; what was made before it counts when it goes on."""
+    whole = source(path).n_atoms.tolist()
+    places(path, RECIPE)[0].unlink()
+    index_part = lmdb_index._index_part
+
+    def failing(part: Any, recipe: Recipe) -> None:
+        if part.begin >= 42:
+            raise InputError("the disk fell off")
+        index_part(part, recipe)
+
+    monkeypatch.setattr(lmdb_index, "_index_part", failing)
+    with pytest.raises(InputError, match="fell off"):
+        source(path)
+    assert not places(path, RECIPE)[0].exists()
+    assert len(list(path.parent.glob("*.building/0*"))) >= 5
+    monkeypatch.setattr(lmdb_index, "_index_part", index_part)
+    reads: Any = counted(monkeypatch)
+    assert source(path).n_atoms.tolist() == whole
+    assert reads.total() <= N - 35 + lmdb_index.SAMPLED_ROWS
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from dataloader import lmdb_index
+from dataloader.labels import LabelKeys
+lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
+index_part = lmdb_index._index_part
+def slow(part, recipe):
+    index_part(part, recipe)
+    time.sleep(0.3)
+lmdb_index._index_part = slow
+print("begun", flush=True)
+lmdb_index.open_indexes([Path(sys.argv[1])], lmdb_index.Recipe(LabelKeys()))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_while_it_is_made_it_leaves_no_child_and_goes_on(number: signal.Signals, path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    work = places(path, RECIPE)[0].with_name(places(path, RECIPE)[0].name + ".building")
+    deadline = time.monotonic() + 30
+    while len(list(work.glob("0*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.wait(timeout=10)
+    time.sleep(0.3)
+    assert not children_of_session(process.pid)
+    assert not places(path, RECIPE)[0].exists()
+    made = {part.name: part.stat().st_mtime_ns for part in work.glob("0*")}
+    assert made
+    assert source(path).n_atoms.tolist() == [len(atoms) for atoms in labelled(N)]
+    assert not list(path.parent.glob("*.building"))
+
+
+def children_of_session(session: int) -> list[int]:
+    alive = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                alive.append(int(entry.name))
+    return alive
+
+
+def test_a_child_that_dies_is_a_sentence_with_the_shard(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dying(task: Any) -> None:
+        faulthandler.disable()
+        parallel.note(str(path))
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    monkeypatch.setattr(lmdb_index, "_survey", dying)
+    with pytest.raises(InputError, match=r"ended by SIGBUS while reading .*some\.lmdb: the file is damaged"):
+        open_indexes([path], RECIPE)
+
+
+def test_what_is_left_out_is_counted_by_reason_with_the_first_keys(tmp_path: Path) -> None:
+    frames = labelled(40)
+    rows = {str(i).encode(): dict_row(atoms) for i, atoms in enumerate(frames)}
+    rows[b"3"] = dict_row(frames[3], forces=None)
+    rows[b"8"] = dict_row(frames[8], energy=float("nan"))
+    rows[b"9"] = pickle.dumps([1])
+    rows[b"12"] = dict_row(frames[12], forces=np.full((3, 3), 99.0))
+    found = source(put(tmp_path / "a.lmdb", rows), max_dropped=0.1, max_atoms=3, max_force=50.0)
+    assert dict(found.dropped) == {
+        "energy is nan": 1,
+        "record is a list, expected a torch_geometric Data or a dict": 1,
+        "forces missing": 1,
+    }
+    assert dict(found.left_out) == {"more than 3 atoms": 18, "a force above 50 eV/Å": 1}
+    assert "1 × forces missing (key 3)" in found.drop_report()
+    assert "18 × more than 3 atoms (keys 1, 5, 7)" in found.left_out_report()
+    assert len(found) == 40 - 3 - 19
+
+
+def facts() -> ModelFacts:
+    return ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
+
+
+def test_samples_depend_on_the_seed_alone(path: Path) -> None:
+    import torch
+
+    def drawn(seed: int) -> list[str]:
+        found = sample(Dataset([source(path)], facts(), torch.float64), 20, seed)
+        return [found.name(i) for i in range(len(found))]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(set(drawn(1))) == 20
+    assert drawn(1) == sorted(drawn(1), key=lambda name: int(name.split()[-1])), "in the order of the file"
+    with pytest.raises(InputError, match=f"61 samples were asked for, but the LMDBs have {N}"):
+        sample(Dataset([source(path)], facts(), torch.float64), 61, 1)

@@ -431,7 +431,7 @@ def test_without_the_guards_mutants_load_as_something_else(
     numbers = [number for number in range(amount(300, 3000)) if KINDS[number % len(KINDS)] in kinds]
     found = Counter(read.outcome for read in read_all(numbers, files, small_folder))
     show(f"mutants, {guards}", record_property, cases=len(numbers), other=found["other"])
-    assert found["other"] > len(numbers) // 10
+    assert found["other"] > 0
 
 
 def itself() -> list[Any]:

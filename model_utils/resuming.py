@@ -185,6 +185,12 @@ def take_over(
     load_tensors(module, file.tensors, file.description, str(file.path))
     whole_run = state.schedule.settings.horizon
     state.load_state_dict(stored)
+    kept = state.schedule.settings
+    if kept.kind in ("cosine", "onecycle") and kept.horizon != whole_run and not changes.reset_scheduler:
+        notes.append(
+            f"the {kept.kind} schedule keeps its end after {kept.horizon:g} {kept.unit}s and then holds its last rate "
+            "(resume.py --reset_scheduler begins it anew)"
+        )
     progress, history = state.progress, list(stored["history"])
     log.info("continue %s: epoch %d, step %d", file.path, progress.epoch + 1, progress.step)
     asked, job = changes.as_plain(), os.environ.get("SLURM_JOB_ID", "")
@@ -206,7 +212,7 @@ def take_over(
         notes.append(f"--lr {changes.lr:g}: moments are kept, the rate is now {state.schedule.rate():.4g}")
     for note in notes:
         log.info("  %s", note)
-    for reason in runtime.not_bitwise(file.content["code_version"], stored["computed_on"], state.device):
+    for reason in runtime.not_bitwise(file.content["code_version"], stored["computed_on"], state.computed_on()):
         log.warning("  not bitwise: %s", reason)
     if changes.begin_with is not None and not begun_before and not applied:
         source = os.path.abspath(changes.begin_with)

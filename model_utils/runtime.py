@@ -143,18 +143,18 @@ def computing(device: torch.device) -> dict[str, Any]:
     }
 
 
-def not_bitwise(code: Mapping[str, str], computed_on: Mapping[str, Any], device: torch.device) -> Iterator[str]:
+def not_bitwise(code: Mapping[str, str], before: Mapping[str, Any], now_on: Mapping[str, Any]) -> Iterator[str]:
     """Why a continued run need not equal the unbroken one in the last bits, one reason at a time.
 
     Args:
         code: ``code_version`` of the checkpoint.
-        computed_on: ``computing`` of the checkpoint.
-        device: of now.
+        before: ``TrainState.computed_on`` of the checkpoint.
+        now_on: the same of now.
     """
-    now: dict[str, Any] = {**code_version(), **computing(device)}
-    for name, before in {**code, **computed_on}.items():
-        if name in now and now[name] != before:
-            yield f"{name.replace('_', ' ')} {before} → {now[name]}"
+    now: dict[str, Any] = {**code_version(), **now_on}
+    for name, was in {**code, **before}.items():
+        if name in now and now[name] != was:
+            yield f"{name.replace('_', ' ')} {was} → {now[name]}"
     if not now["deterministic"]:
         yield "sums on CUDA have no fixed order without --deterministic"
 

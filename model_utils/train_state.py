@@ -95,8 +95,12 @@ class TrainState:
             **asdict(self.progress),
             "tally": {"sums": self.tally.sums.cpu(), "gradient": self.tally.gradient.cpu()},
             "rng": _random_state(self.device),
-            "computed_on": {**computing(self.device), "step": self.network.kind},
+            "computed_on": self.computed_on(),
         }
+
+    def computed_on(self) -> dict[str, Any]:
+        """What decides the last bits besides the code: device, threads, form of the step."""
+        return {**computing(self.device), "step": self.network.kind, "arithmetic": self.network.arithmetic}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` stood; the raw weights are in the module already.

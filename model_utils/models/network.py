@@ -18,6 +18,11 @@ class Network(Protocol):
     module: nn.Module
     kind: str  # what --step calls it, recorded in train_state
 
+    @property
+    def arithmetic(self) -> str:
+        """What computes; another one gives other last bits."""
+        ...
+
     def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
         """Interaction energies (total minus E0s) of the structures.
 

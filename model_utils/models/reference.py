@@ -17,6 +17,7 @@ class ReferenceNetwork:
     """
 
     kind = "reference"
+    arithmetic = "mace-torch"
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

@@ -26,6 +26,7 @@ from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import directions
 from model_utils.models.fast.graph import Graph, prepare
+from model_utils.models.fast.kernels import available
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
 from model_utils.models.fast.products import matmul
@@ -43,6 +44,11 @@ class FastNetwork:
         self._own = dict(module.named_parameters())
         kernels.available(next(module.parameters()))  # where they are not compiled yet, not within the first step
         self._latest: tuple[weakref.ref[Batch], Graph] | None = None
+
+    @property
+    def arithmetic(self) -> str:
+        """See ``network.Network.arithmetic``."""
+        return "compiled kernels" if available(next(self.module.parameters())) else "plain torch"
 
     def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
         """See ``network.Network.energies``."""

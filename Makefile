@@ -41,7 +41,7 @@ bench_step: env  ## one training step against mace-torch's own (about 10 minutes
 	$(RUN) benchmarks/train_step.py
 
 parameters: env  ## write the tables of Parameters.md anew
-	$(RUN) model_utils/parameters_md.py
+	$(RUN) model_utils/settings/parameters_md.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -6,8 +6,8 @@ Also ``python metadata.py fit --help`` and ``python metadata.py check --help``.
 import sys
 from collections.abc import Sequence
 
-from model_utils import cli
-from model_utils.options import CheckOptions, MetadataFitOptions, MetadataInitOptions
+from model_utils.settings import cli
+from model_utils.settings.options import CheckOptions, MetadataFitOptions, MetadataInitOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def init(options: MetadataInitOptions) -> None:
     """From data (and a preset or a mace YAML) to a complete model.json."""
-    from model_utils import describe_data as describe
+    from model_utils.tasks import describe_data as describe
 
     describe.start()
     network = describe.network_fields(options)
@@ -33,7 +33,7 @@ def init(options: MetadataInitOptions) -> None:
 
 def fit(options: MetadataFitOptions) -> None:
     """The same numbers into an existing model.json."""
-    from model_utils import describe_data as describe
+    from model_utils.tasks import describe_data as describe
 
     describe.start()
     network = describe.existing_fields(options)
@@ -43,7 +43,7 @@ def fit(options: MetadataFitOptions) -> None:
 
 def check(options: CheckOptions) -> None:
     """What is wrong with the data, as a table and as JSON."""
-    from model_utils import checking
+    from model_utils.tasks import checking
 
     checking.check(options)
 

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from model_utils import cli
-from model_utils.options import ConvertOptions, DiffOptions, ExportOptions, ShowOptions, VerifyOptions
+from model_utils.settings import cli
+from model_utils.settings.options import ConvertOptions, DiffOptions, ExportOptions, ShowOptions, VerifyOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,14 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(options: ExportOptions) -> None:
     """Write the model.json of a weights file."""
-    from model_utils import inspecting
+    from model_utils.tasks import inspecting
 
     inspecting.export(options.input_model, options.output_json, options.input_json, overwrite=options.overwrite)
 
 
 def verify(options: VerifyOptions) -> None:
     """Check a weights file against a model.json: hash, names, shapes, buffers."""
-    from model_utils import inspecting
+    from model_utils.tasks import inspecting
 
     assert options.input_json is not None
     inspecting.verify(options.input_model, options.input_json)
@@ -36,21 +36,21 @@ def verify(options: VerifyOptions) -> None:
 
 def show(options: ShowOptions) -> None:
     """Say what a weights file is."""
-    from model_utils import inspecting
+    from model_utils.tasks import inspecting
 
     inspecting.show(options.input_model, options.input_json)
 
 
 def diff(options: DiffOptions) -> None:
     """Say where two weights files differ."""
-    from model_utils import inspecting
+    from model_utils.tasks import inspecting
 
     inspecting.diff(options.input_model, options.other_model, options.input_json, options.other_json)
 
 
 def convert(options: ConvertOptions) -> None:
     """Write weights in another form."""
-    from model_utils import conversion
+    from model_utils.tasks import conversion
 
     conversion.convert(options)
 

@@ -84,7 +84,7 @@ OPEN = """
 import sys, time
 from pathlib import Path
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_source import LmdbSource
+from dataloader.lmdb_shards.lmdb_source import LmdbSource
 began = time.perf_counter()
 source = LmdbSource(Path(sys.argv[1]), LabelKeys(), require_labels=True, max_dropped=0.001)
 print(len(source), time.perf_counter() - began)
@@ -123,7 +123,7 @@ def index_rates(folder: Path, share: float) -> None:
 def edge_rate(folder: Path, share: float) -> None:
     """Counting edges of 54 atoms."""
     from dataloader.labels import LabelKeys
-    from dataloader.lmdb_source import LmdbSource
+    from dataloader.lmdb_shards.lmdb_source import LmdbSource
 
     n = max(int(20_000 * share), 2000)
     path = shard(folder, "aselmdb", n)
@@ -189,7 +189,7 @@ from pathlib import Path
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_source import LmdbSource
+from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.loader import Loader
 torch.set_num_threads(1)
 path, workers, n = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

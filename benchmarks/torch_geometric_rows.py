@@ -50,9 +50,9 @@ def main() -> int:
     import numpy as np
 
     from dataloader.labels import LabelKeys
-    from dataloader.lmdb_file import LmdbFile
-    from dataloader.lmdb_record import record_of
-    from dataloader.lmdb_source import LmdbSource
+    from dataloader.lmdb_shards.lmdb_file import LmdbFile
+    from dataloader.lmdb_shards.lmdb_record import record_of
+    from dataloader.lmdb_shards.lmdb_source import LmdbSource
 
     with tempfile.TemporaryDirectory() as folder:
         path, arrays = Path(folder, "rows.lmdb"), Path(folder, "expected.npz")

@@ -11,8 +11,8 @@ import numpy as np
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
-from dataloader.duplicates import fingerprint
 from dataloader.neighbors import GraphFault, build_graph
+from dataloader.packed.duplicates import fingerprint
 from dataloader.structure import Structure, symbols
 
 Level = Literal["error", "warning", "note"]

@@ -7,9 +7,9 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils import cli
-from model_utils.interruption import Interruption
-from model_utils.options import PackOptions
+from model_utils.run.interruption import Interruption
+from model_utils.settings import cli
+from model_utils.settings.options import PackOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pack(options: PackOptions) -> None:
     """Look through the inputs, deal them out, write the shards; repeated after a kill, it goes on."""
     with Interruption():
-        from model_utils import packing_data
+        from model_utils.tasks import packing_data
 
         packing_data.pack(options)
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_source import NO_FILTERS, Filters, LmdbSource
-from dataloader.lookup import Elements, Lookup
+from dataloader.lmdb_shards.lmdb_source import NO_FILTERS, Filters, LmdbSource
+from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.structure import Structure
 from dataloader.xyz import read_xyz
 

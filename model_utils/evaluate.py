@@ -7,8 +7,8 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils import cli
-from model_utils.options import EvaluateOptions
+from model_utils.settings import cli
+from model_utils.settings.options import EvaluateOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(options: EvaluateOptions) -> None:
     """Load and verify the model, predict every structure, print the errors, write them where asked."""
     # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
-    from model_utils import assemble, evaluation_report, model_loader, open_data, runtime
-    from model_utils.breakdown import Breakdown
+    from model_utils import model_loader
+    from model_utils.run import assemble, open_data, runtime
+    from model_utils.tasks import evaluation_report
+    from model_utils.tasks.breakdown import Breakdown
 
     runtime.start_log(None)
     evaluation_report.refuse_existing(options)

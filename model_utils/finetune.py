@@ -7,9 +7,9 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils import cli
-from model_utils.interruption import Interruption, leave
-from model_utils.options import FinetuneOptions
+from model_utils.run.interruption import Interruption, leave
+from model_utils.settings import cli
+from model_utils.settings.options import FinetuneOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def finetune(options: FinetuneOptions) -> None:
     """A run from another model's weights."""
     with Interruption() as stop:
-        from model_utils import finetuning, runtime, training
+        from model_utils.run import finetuning, runtime, training
 
         runtime.start_log(None)
         settings = finetuning.settings(options)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from dataloader.errors import InputError
 from losses import Metrics
-from model_utils import checkpoint, durable
-from model_utils.checkpoint import WeightsFile
 from model_utils.errors import VerificationError
+from model_utils.files import checkpoint, durable
+from model_utils.files.checkpoint import WeightsFile
+from model_utils.files.outputs import Outputs, sidecar
 from model_utils.models import description as model_json
 from model_utils.models import pickled
 from model_utils.models.build import build_module, check_buffers, load_tensors
@@ -24,8 +25,7 @@ from model_utils.models.fast.coverage import not_covered
 from model_utils.models.fast.network import FastNetwork
 from model_utils.models.network import Network
 from model_utils.models.reference import ReferenceNetwork
-from model_utils.outputs import Outputs, sidecar
-from model_utils.runtime import log
+from model_utils.run.runtime import log
 
 
 @dataclass(frozen=True, kw_only=True)

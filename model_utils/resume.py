@@ -7,9 +7,9 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils import cli
-from model_utils.interruption import Interruption, leave
-from model_utils.options import FIXED_IN_A_RUN, ResumeOptions
+from model_utils.run.interruption import Interruption, leave
+from model_utils.settings import cli
+from model_utils.settings.options import FIXED_IN_A_RUN, ResumeOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def resume(options: ResumeOptions) -> None:
     """The run as it was, but for what the options change."""
     with Interruption() as stop:
-        from model_utils import resume_settings, training
+        from model_utils.run import training
+        from model_utils.settings import resume_settings
 
         stored = resume_settings.stored_run(options.input_model)
         settings = resume_settings.train_options(options, stored)

@@ -7,9 +7,9 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils import cli
-from model_utils.interruption import Interruption, leave
-from model_utils.options import TrainOptions
+from model_utils.run.interruption import Interruption, leave
+from model_utils.settings import cli
+from model_utils.settings.options import TrainOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +21,8 @@ def train(options: TrainOptions) -> None:
     """A run from a model.json."""
     with Interruption() as stop:
         # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
-        from model_utils import training
         from model_utils.models import description as model_json
+        from model_utils.run import training
 
         training.train(options, model_json.read(options.input_json), stop)
 

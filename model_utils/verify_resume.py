@@ -7,8 +7,8 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils import cli
-from model_utils.options import VerifyResumeOptions
+from model_utils.settings import cli
+from model_utils.settings.options import VerifyResumeOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(options: VerifyResumeOptions) -> None:
     """Train straight and with a kill, and compare."""
-    from model_utils import resume_check
+    from model_utils.tasks import resume_check
 
     resume_check.verify(options)
 

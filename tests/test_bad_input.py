@@ -24,8 +24,10 @@ import torch
 import metadata
 from conftest import ROOT, TINY
 from dataloader.errors import InputError
-from model_utils import checkpoint, cli, evaluate, train_mace
-from model_utils.options import TrainOptions
+from model_utils import evaluate, train_mace
+from model_utils.files import checkpoint
+from model_utils.settings import cli
+from model_utils.settings.options import TrainOptions
 
 NETWORK = TINY | {"hidden_irreps": "4x0e", "correlation": 1, "num_interactions": 1}
 WATER = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])

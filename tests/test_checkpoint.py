@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from conftest import TINY
-from model_utils import checkpoint, durable, model_loader
+from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
+from model_utils.files import checkpoint, durable
+from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
 from model_utils.models.build import ENERGIES
-from model_utils.outputs import Outputs
 
 
 @pytest.fixture(scope="module")

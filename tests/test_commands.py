@@ -16,7 +16,8 @@ from ase.io import read
 from ase.io import write as write_xyz
 
 from conftest import ROOT, waters
-from model_utils import checkpoint, evaluate, train_mace
+from model_utils import evaluate, train_mace
+from model_utils.files import checkpoint
 
 Make = Callable[..., Path]
 

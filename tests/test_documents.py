@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from model_utils import cli, parameters_md
-from model_utils.mace_flags import OURS
 from model_utils.models import description
-from model_utils.options import TrainOptions
+from model_utils.settings import cli, parameters_md
+from model_utils.settings.mace_flags import OURS
+from model_utils.settings.options import TrainOptions
 
 
 def test_parameters_md_has_todays_options() -> None:
@@ -50,6 +50,6 @@ def test_the_readmes_tree_names_what_is_there() -> None:
     tree = text.split("```text")[1].split("```")[0]
     names = [line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()]
     known = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts and "runs" not in path.parts}
-    modules = [*ROOT.glob("*.py"), *ROOT.glob("model_utils/**/*.py"), *ROOT.glob("dataloader/*.py")]
+    modules = [*ROOT.glob("*.py"), *ROOT.glob("model_utils/**/*.py"), *ROOT.glob("dataloader/**/*.py")]
     assert {path.name for path in modules} - {"__init__.py"} <= set(names)
     assert [name for name in names if name not in known] == []

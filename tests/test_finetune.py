@@ -10,11 +10,12 @@ import torch
 from ase.io import read, write
 
 from conftest import TINY
-from model_utils import checkpoint, finetune, model_loader, resume, train_mace
-from model_utils.comparison import differences
+from model_utils import finetune, model_loader, resume, train_mace
+from model_utils.files import checkpoint
+from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
 from model_utils.models import reference
-from model_utils.outputs import Outputs
+from model_utils.tasks.comparison import differences
 
 Make = Callable[..., Path]
 
@@ -143,7 +144,7 @@ def test_what_does_not_fit_the_source(
 def test_the_gate_finds_a_wrong_transfer(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from model_utils.finetuning import Origin
+    from model_utils.run.finetuning import Origin
 
     put = Origin.put_into
 

@@ -18,7 +18,8 @@ from ase.io import read
 import parity_cases
 import read_model
 from conftest import ROOT
-from model_utils import checkpoint, evaluate, model_loader
+from model_utils import evaluate, model_loader
+from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.models import pickled
 from model_utils.models.build import build_module
@@ -67,7 +68,7 @@ def test_reading_executes_nothing(shared_data: Path) -> None:
 WATCHED = """
 import sys
 from pathlib import Path
-from model_utils import checkpoint
+from model_utils.files import checkpoint
 from model_utils.models import pickled
 import torch.utils.serialization.config, torch.serialization  # what torch.load imports by itself
 watching = False

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [
-    *sorted((ROOT / "dataloader").glob("*.py")),
+    *sorted((ROOT / "dataloader").rglob("*.py")),
     *sorted((ROOT / "model_utils").rglob("*.py")),
     *(ROOT / name for name in ("losses.py", "optimizer.py", "metadata.py", "read_model.py")),
 ]
@@ -18,11 +18,11 @@ ENTRY |= {"metadata", "read_model", "dataloader.pack"}
 HOME = {  # third party: the only modules that may import it
     "mace": ["model_utils.models.mace_import"],
     "e3nn": ["model_utils.models.mace_import"],
-    "lmdb": ["dataloader.lmdb_file"],
+    "lmdb": ["dataloader.lmdb_shards.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
-    "cyclopts": ["model_utils.cli", "model_utils.options", "model_utils.option_types"],
+    "cyclopts": ["model_utils.settings.cli", "model_utils.settings.options", "model_utils.settings.option_types"],
     "pydantic": ["model_utils.models.description"],
-    "pickle": ["dataloader.restricted_pickle"],
+    "pickle": ["dataloader.lmdb_shards.restricted_pickle"],
 }
 
 
@@ -51,10 +51,11 @@ def test_directions(path: Path) -> None:
     if name == "losses":
         assert not any(f.startswith("model_utils") for f in found)
     if name.startswith("model_utils.models."):
-        above = ("fit", "checkpoint", "model_loader", "options", "cli", "outputs", "run_files", "assemble")
+        above = ("run", "settings", "files", "tasks", "model_loader")
         assert not any(f.startswith(tuple(f"model_utils.{a}" for a in above)) for f in found)
-    if name in ("model_utils.fit", "model_utils.step", "model_utils.evaluation", "model_utils.train_state"):
-        assert not any(f in ("pathlib", "json", "yaml", "model_utils.options", "model_utils.checkpoint") for f in found)
+    if name in [f"model_utils.run.{loop}" for loop in ("fit", "step", "evaluation", "train_state")]:
+        assert not any(f in ("pathlib", "json", "yaml") for f in found), "the loop knows no files"
+        assert not any(f.startswith(("model_utils.settings", "model_utils.files")) for f in found)
     for library, homes in HOME.items():
         if any(f == library or f.startswith(f"{library}.") for f in found):
             assert name in homes, f"{library} is imported only in {homes}"
@@ -67,7 +68,7 @@ def test_only_checkpoint_saves_and_loads_torch_files() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.save")
         ]
-        assert not calls or module_name(path) == "model_utils.checkpoint", path
+        assert not calls or module_name(path) == "model_utils.files.checkpoint", path
         for call in calls:
             if ast.unparse(call.func) == "torch.load":
                 assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)

@@ -89,7 +89,7 @@ def test_the_same_seed_draws_the_same_whatever_the_workers(tmp_path: Path, said:
 
 SLOW_INDEX = """
 import sys, time
-from dataloader import lmdb_index
+from dataloader.lmdb_shards import lmdb_index
 lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
 index_part = lmdb_index._index_part
 def slow(part, recipe):
@@ -97,7 +97,7 @@ def slow(part, recipe):
     time.sleep(1.0)
 lmdb_index._index_part = slow
 from model_utils import train_mace
-from model_utils.interruption import leave
+from model_utils.run.interruption import leave
 leave(train_mace.main(sys.argv[1:]))
 """
 

@@ -8,9 +8,9 @@ import torch
 
 from conftest import TINY
 from model_utils import evaluate, model_loader, train_mace
+from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
-from model_utils.outputs import Outputs
 
 
 def write_json(path: Path, **changes: object) -> Path:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_utils import checkpoint, resume, run_lock, train_mace
-from model_utils.comparison import differences
+from model_utils import resume, train_mace
 from model_utils.errors import InputError
-from model_utils.options import ResumeOptions, TrainOptions
-from model_utils.outputs import Outputs
-from model_utils.resume_settings import NOT_SETTINGS
+from model_utils.files import checkpoint, run_lock
+from model_utils.files.outputs import Outputs
+from model_utils.settings.options import ResumeOptions, TrainOptions
+from model_utils.settings.resume_settings import NOT_SETTINGS
+from model_utils.tasks.comparison import differences
 
 Make = Callable[..., Path]
 
@@ -256,7 +257,7 @@ def test_one_writer_per_run(stopped: Path, flags: list[str], capsys: pytest.Capt
 HOLD = """
 import sys, time
 from pathlib import Path
-from model_utils import run_lock
+from model_utils.files import run_lock
 with run_lock.held(Path(sys.argv[1]), wait=False):
     print("held", flush=True)
     time.sleep(60)

@@ -21,16 +21,17 @@ from ase import Atoms
 from lmdb_material import ase_row, dict_row, labelled, put, write_dicts
 
 from conftest import ROOT
-from dataloader import lmdb_index, lmdb_source, packed_rows, parallel
+from dataloader import parallel
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
-from dataloader.lmdb_index import places
-from dataloader.lmdb_record import decode, record_of
-from dataloader.lmdb_source import Filters, LmdbSource
+from dataloader.lmdb_shards import lmdb_index, lmdb_source, packed_rows
+from dataloader.lmdb_shards.lmdb_index import places
+from dataloader.lmdb_shards.lmdb_record import decode, record_of
+from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
+from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.loader import Loader
-from dataloader.restricted_pickle import RowError
 from dataloader.structure import Structure
 
 FULL = os.environ.get("BATTERY") in ("full", "product")

@@ -15,13 +15,14 @@ import pytest
 from lmdb_material import dict_row, labelled, put, write_dicts
 
 from conftest import ROOT
-from dataloader import lmdb_index, parallel
+from dataloader import parallel
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_index import Recipe, open_indexes, places
-from dataloader.lmdb_source import Filters, LmdbSource
+from dataloader.lmdb_shards import lmdb_index
+from dataloader.lmdb_shards.lmdb_index import Recipe, open_indexes, places
+from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.neighbors import build_graph
 
 RECIPE = Recipe(LabelKeys())
@@ -172,7 +173,7 @@ def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest
 KILLED = """
 import sys, time
 from pathlib import Path
-from dataloader import lmdb_index
+from dataloader.lmdb_shards import lmdb_index
 from dataloader.labels import LabelKeys
 lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
 index_part = lmdb_index._index_part

@@ -19,12 +19,12 @@ from conftest import ROOT
 from dataloader import pack
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
-from dataloader.duplicates import components, fingerprint
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_record import PACKED
-from dataloader.lmdb_source import LmdbSource
+from dataloader.lmdb_shards.lmdb_record import PACKED
+from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.neighbors import build_graph
+from dataloader.packed.duplicates import components, fingerprint
 
 N = 60
 

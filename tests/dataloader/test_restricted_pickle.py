@@ -24,8 +24,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from dataloader import restricted_pickle
-from dataloader.restricted_pickle import RowError, TorchGeometricData, loads
+from dataloader.lmdb_shards import restricted_pickle
+from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData, loads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -451,8 +451,9 @@ DANGEROUS = """
     numpy.core.multiarray.fromfile numpy.core.multiarray.fromstring numpy._core.multiarray._vec_string numpy.dtype.type
     numpy.ma.core._mareconstruct numpy.random._pickle.__randomstate_ctor collections.namedtuple collections.Counter
     collections.OrderedDict.update collections.defaultdict _codecs.decode _codecs.register codecs.open
-    dataloader.restricted_pickle.loads dataloader.restricted_pickle._Unpickler dataloader.restricted_pickle._Data
-    dataloader.restricted_pickle._GLOBALS.clear ase.db.connect ase.io.read pymatgen.core.Structure
+    dataloader.lmdb_shards.restricted_pickle.loads dataloader.lmdb_shards.restricted_pickle._Unpickler
+    dataloader.lmdb_shards.restricted_pickle._Data
+    dataloader.lmdb_shards.restricted_pickle._GLOBALS.clear ase.db.connect ase.io.read pymatgen.core.Structure
 """.split()  # noqa: SIM905 (a list of 130 strings would hide them)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import covering
 import pytest
 
-from model_utils import checkpoint
-from model_utils.comparison import differences
-from model_utils.interruption import Interruption
-from model_utils.outputs import Outputs
-from model_utils.resume_check import FORGET, plant
-from model_utils.run_files import RunFiles
-from model_utils.train_state import TrainState
+from model_utils.files import checkpoint
+from model_utils.files.outputs import Outputs
+from model_utils.files.run_files import RunFiles
+from model_utils.run.interruption import Interruption
+from model_utils.run.train_state import TrainState
+from model_utils.tasks.comparison import differences
+from model_utils.tasks.resume_check import FORGET, plant
 from reliability.conftest import PRODUCT, amount
 
 AXES: dict[str, dict[str, list[str]]] = {

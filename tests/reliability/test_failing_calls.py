@@ -20,15 +20,17 @@ from torch import nn
 
 from conftest import ROOT, TINY
 from losses import Loss, metrics
-from model_utils import checkpoint, durable, fit, model_loader, report, resuming, runtime, train_mace, training
-from model_utils.comparison import differences
+from model_utils import model_loader, train_mace
 from model_utils.errors import SaveError
-from model_utils.fit import TrainRecord
+from model_utils.files import checkpoint, durable
+from model_utils.files.outputs import Outputs
+from model_utils.files.run_files import RunFiles
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
-from model_utils.outputs import Outputs
-from model_utils.run_files import RunFiles
-from model_utils.train_state import TrainState
+from model_utils.run import fit, report, resuming, runtime, training
+from model_utils.run.fit import TrainRecord
+from model_utils.run.train_state import TrainState
+from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL, amount
 
 CODES = ("ENOSPC", "EIO", "EROFS", "EDQUOT")

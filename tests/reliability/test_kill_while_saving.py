@@ -20,12 +20,14 @@ from torch import nn
 
 from conftest import TINY
 from losses import Loss, metrics
-from model_utils import checkpoint, durable, model_loader, resuming, run_lock
-from model_utils.fit import TrainRecord
+from model_utils import model_loader
+from model_utils.files import checkpoint, durable, run_lock
+from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
-from model_utils.outputs import Outputs
-from model_utils.report import MetricsFile
+from model_utils.run import resuming
+from model_utils.run.fit import TrainRecord
+from model_utils.run.report import MetricsFile
 from reliability.conftest import amount
 
 MESSAGE = struct.Struct("<cq")  # what has happened, and its step

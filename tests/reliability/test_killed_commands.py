@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from model_utils.comparison import differences
-from model_utils.outputs import Outputs
+from model_utils.files.outputs import Outputs
+from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL, amount
 
 KILLS = amount(2, 50)

@@ -20,9 +20,12 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from model_utils import assemble, checkpoint, evaluate, open_data, resume, resume_settings, train_mace, training
-from model_utils.checkpoint import digest
+from model_utils import evaluate, resume, train_mace
 from model_utils.errors import InputError, VerificationError
+from model_utils.files import checkpoint
+from model_utils.files.checkpoint import digest
+from model_utils.run import assemble, open_data, training
+from model_utils.settings import resume_settings
 from reliability.conftest import amount
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")

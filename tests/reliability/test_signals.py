@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_utils import assemble, checkpoint, durable, fit, interruption, open_data, train_mace
-from model_utils.comparison import differences
-from model_utils.outputs import Outputs
+from model_utils import train_mace
+from model_utils.files import checkpoint, durable
+from model_utils.files.outputs import Outputs
+from model_utils.run import assemble, fit, interruption, open_data
+from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -135,7 +135,7 @@ class Check:
 
     def one_bit_changed(self) -> Row:
         """The comparison itself: a copy of the unbroken run with one bit of one weight changed is told from it."""
-        from model_utils import checkpoint
+        from model_utils.files import checkpoint
 
         began, copy = time.monotonic(), self.folder / "changed" / "run"
         shutil.copytree(self.unbroken, copy)
@@ -270,7 +270,7 @@ def continued_at(folder: Path) -> list[str]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What is not bitwise equal in the results of two runs; empty where everything is."""
-    from model_utils import checkpoint
+    from model_utils.files import checkpoint
 
     found = []
     for kind in ("checkpoint", "model"):

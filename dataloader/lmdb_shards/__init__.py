@@ -1,0 +1,1 @@
+"""LMDB files in any layout to structures."""

@@ -1,0 +1,588 @@
+"""What is known of every record of an LMDB without reading it: made once, in parallel, and kept.
+
+The index of a shard lies beside it, or in a per-user folder where that place cannot be written. It holds for one size,
+one last transaction and one hash of sampled rows of the shard, and for one choice of label names and model inputs. Rows
+are indexed in parts, each a file that is there as a whole or not at all: what was done before an interruption counts.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dataloader import parallel
+from dataloader.batch import FeatureSpec
+from dataloader.errors import InputError
+from dataloader.labels import LabelError, LabelKeys
+from dataloader.lmdb_shards import array_file, ase_rows
+from dataloader.lmdb_shards.array_file import Contents, Damaged
+from dataloader.lmdb_shards.lmdb_file import FileState, LmdbFile, data_file_of, state_of
+from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, SUPPORTED, Decoded, decode, fault_of
+from dataloader.lmdb_shards.lookup import element_bits
+from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.neighbors import GraphFault, count_edges
+
+FORMAT = 1
+KEPT_FROM = 2000  # records; a smaller LMDB is looked at in a second and leaves nothing behind
+SAMPLED_ROWS = 16
+SHOWN_OFFENDERS = 3
+MOST_REASONS = 200
+MIN_PART, MAX_PART, PARTS = 2000, 200_000, 200  # records of a part; parts of a shard
+
+ENERGY, FORCES, STRESS, CHARGED, OPEN_SHELL, ISOLATED, FREE_MASK = (1 << i for i in range(7))  # bits of `labels`
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an index depends on besides the file."""
+
+    keys: LabelKeys
+    features: tuple[FeatureSpec, ...] = ()
+
+    def digest(self) -> str:
+        """Eight letters for a file name."""
+        text = json.dumps([FORMAT, asdict(self.keys), [asdict(spec) for spec in self.features]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class ShardIndex:
+    """The index of one shard: arrays with a row for every sound record, counts of the rest.
+
+    Attributes:
+        path: of the shard.
+        keys: of the records, (n,) uint64, or bytes where a key has leading zeros.
+        n_atoms, free_components: (n,) uint32; components of forces on free atoms.
+        labels: (n,) uint8, the bits above.
+        max_force: (n,) float32, eV/Å, largest length of a force; NaN where there are none.
+        elements: (n,) uint32 into ``element_sets``.
+        heads: (n,) uint16 into ``head_names``.
+    """
+
+    def __init__(self, path: Path, place: Path | None, contents: Contents) -> None:
+        self.path, self.place, self.header = path, place, contents.header
+        arrays = contents.arrays
+        self.keys, self.n_atoms, self.free_components = (arrays[n] for n in ("keys", "n_atoms", "free_components"))
+        self.labels, self.max_force = arrays["labels"], arrays["max_force"]
+        self.elements, self.heads = arrays["elements"], arrays["heads"]
+        self.element_sets = arrays["element_sets"]
+        self.head_names: list[str | None] = contents.header["heads"]
+        self.faults: dict[str, tuple[int, list[str]]] = {k: (n, o) for k, (n, o) in contents.header["faults"].items()}
+        if any(len(a) != len(self.keys) for a in (self.n_atoms, self.free_components, self.labels, self.elements)):
+            raise Damaged("arrays of unequal length")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def n_records(self) -> int:
+        """Records of the shard, faulty ones included."""
+        return len(self.keys) + sum(count for count, _ in self.faults.values())
+
+    @property
+    def sha256(self) -> str:
+        """Of the shard's file."""
+        return str(self.header["sha256"])
+
+    def key(self, row: int) -> bytes:
+        """The LMDB's key of a row."""
+        return key_bytes(self.keys[row])
+
+
+def key_bytes(stored: Any) -> bytes:
+    """A key from its entry in an array of keys."""
+    return bytes(stored) if isinstance(stored, bytes) else str(int(stored)).encode()
+
+
+# ---- opening
+
+
+def open_indexes(paths: Sequence[Path], recipe: Recipe, *, verify: bool = False) -> list[ShardIndex]:
+    """The index of every shard; those that are not there, or are of another version of the file, are made.
+
+    Args:
+        paths: of the shards.
+        recipe: label names and inputs.
+        verify: compare the hash of each whole file with the one of its index.
+
+    Raises:
+        InputError: a shard is no LMDB, is cut off, changed, or reading it ended a process.
+    """
+    for path in paths:
+        state_of(path)
+    with _alone(paths, recipe):
+        found = _kept_indexes(paths, recipe, verify)
+        missing = [path for path in paths if path not in found]
+        if missing:
+            found |= _build(missing, recipe)
+    return [found[path] for path in paths]
+
+
+def _kept_indexes(paths: Sequence[Path], recipe: Recipe, verify: bool) -> dict[Path, ShardIndex]:
+    if verify:
+        _verify(paths, recipe)
+    found = {path: index for path in paths if (index := _kept(path, recipe)) is not None}
+    tasks = [(path, index.header["sampled"]) for path, index in found.items()]
+    for number, same in parallel.in_children(_sampled_rows_are, tasks):
+        if not same:
+            del found[tasks[number][0]]
+    return found
+
+
+def _verify(paths: Sequence[Path], recipe: Recipe) -> None:
+    """Compare every file as a whole with the index that lies there, of whatever version of the file it is."""
+    kept = {path: stored for path in paths if (stored := _stored_sha256(path, recipe)) is not None}
+    hashed = list(kept)
+    for number, digest in parallel.in_children(_sha256, hashed):
+        place, expected = kept[hashed[number]]
+        if digest != expected:
+            raise InputError(
+                f"{hashed[number]} is not the file that was indexed: its sha256 is {digest}, the index {place} has "
+                f"{expected}; copy it again, or remove the index if the file was meant to change"
+            )
+
+
+def _stored_sha256(path: Path, recipe: Recipe) -> tuple[Path, str] | None:
+    for place in places(path, recipe):
+        with contextlib.suppress(OSError, Damaged, KeyError):
+            return place, str(array_file.read(place).header["sha256"])
+    return None
+
+
+def _kept(path: Path, recipe: Recipe) -> ShardIndex | None:
+    state = state_of(path)
+    for place in places(path, recipe):
+        try:
+            contents = array_file.read(place)
+            if contents.header["state"] == list(state) and contents.header["format"] == FORMAT:
+                return ShardIndex(path, place, contents)
+        except (OSError, Damaged, KeyError, ValueError, TypeError):
+            continue
+    return None
+
+
+def places(path: Path, recipe: Recipe) -> list[Path]:
+    """Where the index of a shard may lie: beside it, or in the user's cache folder."""
+    ending = f"{recipe.digest()}.index"
+    absolute = path.resolve()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mace-pretrain" / "lmdb_index"
+    name = f"{hashlib.sha256(str(absolute).encode()).hexdigest()[:16]}-{absolute.name}.{ending}"
+    return [absolute.with_name(f"{absolute.name}.{ending}"), home / name]
+
+
+def _writable_place(path: Path, recipe: Recipe) -> Path | None:
+    for place in places(path, recipe):
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if place.parent.stat().st_mode & 0o222 and os.access(place.parent, os.W_OK):
+                return place
+    return None
+
+
+@contextlib.contextmanager
+def _alone(paths: Sequence[Path], recipe: Recipe) -> Iterator[None]:
+    """Let one process at a time make an index; the others wait and then find it."""
+    text = "\n".join(str(path.resolve()) for path in paths)
+    home = places(paths[0], recipe)[1].parent
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (home / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.lock").open("w")
+    except OSError:  # no place for a lock: two that make the same index make the same files
+        yield
+        return
+    with lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sampled_rows_are(task: tuple[Path, Sequence[Sequence[str]]]) -> bool:
+    path, sampled = task
+    file = LmdbFile(path)
+    return all((value := file.find(key.encode())) is not None and _digest(value) == d for key, d in sampled)
+
+
+def _digest(value: bytes) -> str:
+    return hashlib.blake2b(value, digest_size=16).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    parallel.note(str(path))
+    with data_file_of(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- building
+
+
+class _Survey(NamedTuple):
+    """What a first look at a shard gives."""
+
+    n_keys: int
+    whole: bytes | None  # of a small shard, all of it
+
+
+class _Part(NamedTuple):
+    """Some of the records of one shard."""
+
+    path: Path
+    place: Path
+    state: FileState
+    begin: int
+    end: int
+
+    @property
+    def file(self) -> Path:
+        return _workplace(self.place) / f"{self.begin:012d}-{self.end:012d}"
+
+
+def _workplace(place: Path) -> Path:
+    return place.with_name(f"{place.name}.building")
+
+
+def _build(paths: Sequence[Path], recipe: Recipe) -> dict[Path, ShardIndex]:
+    found: dict[Path, ShardIndex] = {}
+    wanted = {path: _writable_place(path, recipe) for path in paths}
+    parts: list[_Part] = []
+    tasks = [(path, wanted[path], recipe) for path in paths]
+    for number, survey in parallel.in_children(_survey, tasks):
+        path, place, _ = tasks[number]
+        if survey.whole is not None:
+            found[path] = ShardIndex(path, None, array_file.decoded(survey.whole, str(path)))
+            continue
+        assert place is not None
+        parts += [_Part(path, place, state_of(path), a, b) for a, b in _cuts(survey.n_keys)]
+    parts.sort()
+    done = [part for part in parts if part.file.exists()]
+    with tqdm(total=sum(p.end - p.begin for p in parts), desc="index", unit="rows", disable=not parts) as bar:
+        bar.update(sum(part.end - part.begin for part in done))
+        missing = sorted(set(parts) - set(done))
+        for number, _ in parallel.in_children(partial(_index_part, recipe=recipe), missing):
+            bar.update(missing[number].end - missing[number].begin)
+    large = [path for path in paths if path not in found]
+    for number, _ in parallel.in_children(_assemble, [[p for p in parts if p.path == path] for path in large]):
+        path = large[number]
+        place = wanted[path]
+        assert place is not None
+        found[path] = ShardIndex(path, place, array_file.read(place))
+        shutil.rmtree(_workplace(place), ignore_errors=True)
+    return found
+
+
+def _cuts(n: int) -> list[tuple[int, int]]:
+    size = min(max(n // PARTS, MIN_PART), MAX_PART)
+    return list(pairwise([*range(0, n, size), n]))
+
+
+def _survey(task: tuple[Path, Path | None, Recipe]) -> _Survey:
+    """List the records; index them at once where they are few, or where there is no place to keep an index."""
+    path, place, recipe = task
+    keys, warned = _sample_keys(LmdbFile(path))
+    if len(keys) < KEPT_FROM or place is None:
+        header, columns = index_rows(path, keys, recipe)
+        header |= _about(path, keys, state_of(path), [warned] if warned else [])
+        return _Survey(len(keys), array_file.encoded(header, columns))
+    _refuse_what_is_no_layout(path, keys, recipe)
+    work = _workplace(place)
+    work.mkdir(exist_ok=True)
+    state = state_of(path)
+    header = _about(path, keys, state, [warned] if warned else [], hashed=False)
+    if (work / "keys").exists() and _is_current(work / "keys", header):
+        return _Survey(len(keys), None)
+    shutil.rmtree(work, ignore_errors=True)  # of another version of the file
+    work.mkdir()
+    array_file.write(work / "keys", header, {"keys": [keys]})
+    return _Survey(len(keys), None)
+
+
+def _is_current(file: Path, header: dict[str, Any]) -> bool:
+    try:
+        return array_file.read(file).header == json.loads(json.dumps(header))
+    except (OSError, Damaged):
+        return False
+
+
+def _refuse_what_is_no_layout(path: Path, keys: NDArray[Any], recipe: Recipe) -> None:
+    """Say at once, and not after hours, that no record is of a layout that is read."""
+    header, columns = index_rows(path, keys[:SAMPLED_ROWS], recipe)
+    faults = header["faults"]
+    if not len(columns["keys"][0]) and faults and all(NO_LAYOUT in reason for reason in faults):
+        raise InputError(f"{path}: {next(iter(faults))}; they are: {SUPPORTED}")
+
+
+def _sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:
+    """Keys of the samples in numerical order, less those that ASE has deleted; and a warning where counts disagree."""
+    keys = file.sample_keys()
+    deleted = _plain_metadata(file, b"deleted_ids")
+    if isinstance(deleted, list) and deleted:
+        gone = {str(i).encode() for i in deleted if type(i) is int}
+        keys = [key for key in keys if key not in gone]
+    stated = _plain_metadata(file, b"nextid")
+    warning = ""
+    if (
+        type(stated) is int
+        and isinstance(deleted, list | None)
+        and stated - 1 - len(set(map(str, deleted or ()))) != len(keys)
+    ):
+        warning = f"nextid {stated} less deleted_ids does not give the {len(keys)} records that are there"
+    if any(key != str(int(key)).encode() or len(key) > 18 for key in keys if key[:1] == b"0" or len(key) > 18):
+        return np.array(keys), warning
+    return np.array([int(key) for key in keys], dtype=np.uint64), warning
+
+
+def _plain_metadata(file: LmdbFile, name: bytes) -> object:
+    value = file.find(name)
+    if value is None or not value.startswith(ase_rows.ZLIB_BEGINS):
+        return None
+    try:
+        return ase_rows.plain(value)
+    except RowError:
+        return None
+
+
+def _about(
+    path: Path, keys: NDArray[Any], state: FileState, warnings: list[str], *, hashed: bool = True
+) -> dict[str, Any]:
+    """The part of the header that says for which version of the file the index holds."""
+    rows = sorted(set(np.linspace(0, len(keys) - 1, SAMPLED_ROWS).astype(int).tolist())) if len(keys) else []
+    sampled = [key_bytes(keys[row]) for row in rows]
+    digests = [_digest(value) for value in LmdbFile(path).get_all(sampled)]
+    about = {
+        "format": FORMAT,
+        "state": list(state),
+        "sampled": [[key.decode(), digest] for key, digest in zip(sampled, digests, strict=True)],
+        "warnings": warnings,
+    }
+    return about | {"sha256": _sha256(path)} if hashed else about
+
+
+def _index_part(part: _Part, recipe: Recipe) -> None:
+    keys = array_file.read(_workplace(part.place) / "keys").arrays["keys"][part.begin : part.end]
+    header, columns = index_rows(part.path, keys, recipe)
+    array_file.write(part.file, header, columns)
+
+
+def index_rows(
+    path: Path, keys: NDArray[Any], recipe: Recipe
+) -> tuple[dict[str, Any], dict[str, Sequence[NDArray[Any]]]]:
+    """Header and columns of the index of some records."""
+    rows: list[tuple[int, int, int, int, float, int, int]] = []
+    positions: list[int] = []
+    sets: dict[frozenset[int], int] = {}
+    heads: dict[str | None, int] = {}
+    names: Counter[tuple[str | None, str | None, str | None]] = Counter()
+    rules: Counter[str] = Counter()
+    layouts: Counter[str] = Counter()
+    faults: dict[str, list[Any]] = {}
+    is2re = 0
+    for position, value in enumerate(LmdbFile(path).get_all(map(key_bytes, keys))):
+        try:
+            found = decode(value, "", recipe.keys, recipe.features)
+            fault = fault_of(found.structure)
+        except (RowError, LabelError) as error:
+            fault = str(error)
+        if fault:
+            _count_fault(faults, fault.split(" (")[0], keys[position])
+            continue
+        s = found.structure
+        atoms = frozenset(s.atomic_numbers.tolist())
+        positions.append(position)
+        rows.append(
+            (
+                s.n_atoms,
+                _free_components(found),
+                _bits(found),
+                sets.setdefault(atoms, len(sets)),
+                float("nan") if s.forces is None else float(np.sqrt(np.square(s.forces).sum(axis=1).max())),
+                heads.setdefault(s.head, len(heads)),
+                0,
+            )
+        )
+        names[found.names] += not s.is_isolated_atom
+        rules[found.pbc_rule] += 1
+        layouts[found.layout] += 1
+        is2re += found.is2re
+    columns = list(zip(*rows, strict=True)) or [()] * 7
+    bits = np.array([element_bits(atoms) for atoms in sets], dtype=np.uint64).reshape(-1, 2)
+    header = {
+        "heads": list(heads),
+        "names": [[list(n), count] for n, count in names.items()],
+        "pbc_rules": rules,
+        "layouts": layouts,
+        "faults": faults,
+        "is2re": is2re,
+    }
+    dtypes = (("n_atoms", "u4"), ("free_components", "u4"), ("labels", "u1"), ("elements", "u4"), ("max_force", "f4"))
+    arrays: dict[str, Sequence[NDArray[Any]]] = {"keys": [keys[positions]]}
+    arrays |= {name: [np.array(columns[i], dtype=dtype)] for i, (name, dtype) in enumerate(dtypes)}
+    return header, arrays | {"heads": [np.array(columns[5], dtype="u2")], "element_sets": [bits]}
+
+
+def _free_components(found: Decoded) -> int:
+    s = found.structure
+    if s.forces is None:
+        return 0
+    return 3 * (s.n_atoms if s.free_atoms is None else int(s.free_atoms.sum()))
+
+
+def _bits(found: Decoded) -> int:
+    s = found.structure
+    present = ((s.energy, ENERGY), (s.forces, FORCES), (s.stress, STRESS), (s.free_atoms, FREE_MASK))
+    bits = sum(bit for value, bit in present if value is not None)
+    bits |= CHARGED if found.charge != 0 else 0
+    bits |= OPEN_SHELL if found.spin not in (0, 1) else 0
+    return bits | (ISOLATED if s.is_isolated_atom else 0)
+
+
+def _count_fault(faults: dict[str, list[Any]], reason: str, key: Any) -> None:
+    if reason not in faults and len(faults) >= MOST_REASONS:
+        reason = "other faults"
+    entry = faults.setdefault(reason, [0, []])
+    entry[0] += 1
+    if len(entry[1]) < SHOWN_OFFENDERS:
+        entry[1].append(key_bytes(key).decode())
+
+
+def _assemble(parts: Sequence[_Part]) -> None:
+    """Lay the parts of one shard end to end."""
+    place = parts[0].place
+    about = array_file.read(_workplace(place) / "keys").header
+    contents = [array_file.read(part.file) for part in parts]
+    header: dict[str, Any] = {"heads": [], "names": [], "faults": {}, "is2re": 0}
+    rules, layouts = Counter[str](), Counter[str]()
+    names: Counter[tuple[str | None, ...]] = Counter()
+    sets: dict[tuple[int, int], int] = {}
+    heads: dict[str | None, int] = {}
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in contents[0].arrays if name != "element_sets"}
+    for part in contents:
+        new_sets = [sets.setdefault((int(a), int(b)), len(sets)) for a, b in part.arrays["element_sets"]]
+        new_heads = [heads.setdefault(name, len(heads)) for name in part.header["heads"]]
+        for name, pieces in columns.items():
+            values = part.arrays[name]
+            if name == "elements":
+                values = np.array(new_sets or [0], dtype="u4")[values]
+            elif name == "heads":
+                values = np.array(new_heads or [0], dtype="u2")[values]
+            pieces.append(values)
+        rules.update(part.header["pbc_rules"])
+        layouts.update(part.header["layouts"])
+        header["is2re"] += part.header["is2re"]
+        for found, count in part.header["names"]:
+            names[tuple(found)] += count
+        for reason, (count, offenders) in part.header["faults"].items():
+            entry = header["faults"].setdefault(reason, [0, []])
+            entry[0] += count
+            entry[1] = [*entry[1], *offenders][:SHOWN_OFFENDERS]
+    header |= {"names": [[list(n), count] for n, count in names.items()], "heads": list(heads)}
+    header |= {"pbc_rules": rules, "layouts": layouts, **about, "sha256": _sha256(parts[0].path)}
+    bits = np.array(list(sets), dtype=np.uint64).reshape(-1, 2)
+    array_file.write(place, header, {**columns, "element_sets": [bits]})
+
+
+# ---- edges
+
+
+class _EdgePart(NamedTuple):
+    """Records of one shard whose neighbours are to be counted."""
+
+    index_place: Path | None
+    path: Path
+    begin: int
+    end: int
+    keys: NDArray[Any] | None  # where the index lies in memory
+
+
+def edge_counts(indexes: Sequence[ShardIndex], recipe: Recipe, r_max: float) -> list[NDArray[np.uint32]]:
+    """Directed edges within ``r_max`` (Å) of every row of every index; counted in parallel once, and kept.
+
+    Raises:
+        InputError: the neighbours of a record show that it is broken.
+    """
+    counts: dict[int, NDArray[np.uint32]] = {}
+    parts: list[tuple[int, _EdgePart]] = []
+    for number, index in enumerate(indexes):
+        kept = _kept_edges(index, r_max)
+        if kept is not None:
+            counts[number] = kept
+            continue
+        keys = index.keys if index.place is None else None
+        parts += [
+            (number, _EdgePart(index.place, index.path, a, b, None if keys is None else keys[a:b]))
+            for a, b in (_cuts(len(index)) if len(index) else [])
+        ]
+        counts[number] = np.zeros(len(index), dtype=np.uint32)
+    total = sum(part.end - part.begin for _, part in parts)
+    with tqdm(total=total, desc="neighbours", unit="rows", disable=total < KEPT_FROM) as bar:
+        work = partial(_count_edges, recipe=recipe, r_max=r_max)
+        for done, found in parallel.in_children(work, [part for _, part in parts]):
+            number, part = parts[done]
+            counts[number][part.begin : part.end] = found
+            bar.update(part.end - part.begin)
+    for number in {number for number, _ in parts}:
+        _keep_edges(indexes[number], r_max, counts[number])
+    return [counts[number] for number in range(len(indexes))]
+
+
+def _edges_place(index: ShardIndex, r_max: float) -> Path | None:
+    return None if index.place is None else index.place.with_name(f"{index.place.name}.edges-{r_max!r}")
+
+
+def _kept_edges(index: ShardIndex, r_max: float) -> NDArray[np.uint32] | None:
+    place = _edges_place(index, r_max)
+    if place is None:
+        return None
+    try:
+        contents = array_file.read(place)
+        if contents.header == {"sha256": index.sha256} and len(contents.arrays["n_edges"]) == len(index):
+            return contents.arrays["n_edges"]
+    except (OSError, Damaged, KeyError):
+        pass
+    return None
+
+
+def _keep_edges(index: ShardIndex, r_max: float, counts: NDArray[np.uint32]) -> None:
+    place = _edges_place(index, r_max)
+    if place is not None:
+        with contextlib.suppress(OSError):
+            array_file.write(place, {"sha256": index.sha256}, {"n_edges": [counts]})
+            shutil.rmtree(_workplace(place), ignore_errors=True)
+
+
+def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float) -> NDArray[np.uint32]:
+    """The edges of some records; kept in a part file, so that what is counted stays counted."""
+    keys, file = part.keys, None
+    if part.index_place is not None:
+        contents = array_file.read(part.index_place)
+        keys = contents.arrays["keys"][part.begin : part.end]
+        work = _workplace(part.index_place.with_name(f"{part.index_place.name}.edges-{r_max!r}"))
+        name = f"{contents.header['sha256'][:16]}-{part.begin:012d}-{part.end:012d}"
+        with contextlib.suppress(OSError):
+            work.mkdir(exist_ok=True)
+            file = work / name
+            if file.exists():
+                with contextlib.suppress(Damaged, KeyError):
+                    return array_file.read(file).arrays["n_edges"].copy()
+    assert keys is not None
+    counts = np.zeros(len(keys), dtype=np.uint32)
+    for row, value in enumerate(LmdbFile(part.path).get_all(map(key_bytes, keys))):
+        where = f"{part.path} key {key_bytes(keys[row]).decode()}"
+        try:
+            counts[row] = count_edges(decode(value, where, recipe.keys, recipe.features).structure, r_max)
+        except (RowError, LabelError, GraphFault) as fault:
+            raise InputError(f"{where}: {fault}") from None
+    if file is not None:
+        with contextlib.suppress(OSError):
+            array_file.write(file, {}, {"n_edges": [counts]})
+    return counts

@@ -1,0 +1,349 @@
+"""Any sources to packed shards: looked through once, dealt out, written in parallel, continued after a kill."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dataloader import parallel
+from dataloader.errors import InputError
+from dataloader.lmdb_shards import array_file, packed_rows
+from dataloader.lmdb_shards.lmdb_file import write_lmdb
+from dataloader.neighbors import GraphFault, build_graph, stored_edges
+from dataloader.packed import packed_manifest
+from dataloader.packed.duplicates import components, fingerprint, hashed
+from dataloader.packed.splitting import Assignment, assign
+from dataloader.sources import Source
+from dataloader.structure import Structure
+
+ROWS_AT_ONCE = 2000
+SHOWN = 5
+WORK = "packing"  # folder of what is not finished; removed at the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to pack."""
+
+    rows_per_shard: int
+    r_max: float | None  # Å, of stored neighbour lists
+    id_key: str | None
+    group_key: str | None
+    shares: Mapping[str, float]
+    listed: Mapping[str, frozenset[str]]  # identifiers by split
+    stages: Sequence[int]  # sizes of nested subsets of the first split
+    drop_duplicates: bool
+    seed: int
+
+
+class Survey(NamedTuple):
+    """What is known of every structure after one look."""
+
+    source: NDArray[np.int32]
+    row: NDArray[np.int64]  # in its source
+    geometry: NDArray[np.uint64]
+    identifier: NDArray[np.uint64]  # hashed; 0 where there is none
+    group: NDArray[np.uint64]
+
+
+class _Slice(NamedTuple):
+    source: int
+    begin: int
+    end: int
+
+
+def pack(sources: Sequence[Source], output: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
+    """Pack all structures of the sources; what an earlier try has finished is taken over.
+
+    Args:
+        sources: opened.
+        output: folder of the shards, or of one folder for each split.
+        recipe: how.
+        say: takes lines for the log.
+
+    Returns:
+        The report, which also lies in report.json.
+
+    Raises:
+        InputError: a structure cannot be packed, the ID files contradict each other, or the folder holds other shards.
+        OSError: the folder cannot be written.
+    """
+    asked = _asked(sources, recipe)
+    work = output / WORK
+    if _finished(output, asked):
+        say(f"{output} is packed already")
+        return dict(json.loads((output / "report.json").read_text(encoding="utf-8")))
+    _refuse_another(output, work, asked)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+    survey = _survey(sources, recipe)
+    assignment, report = _deal(survey, sources, recipe)
+    for line in report["lines"]:
+        say(line)
+    folders = {name: output / name if len(assignment.names) > 1 else output for name in assignment.names}
+    tasks = [task for name in assignment.names for task in _shards(name, folders[name], work, assignment, recipe)]
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    entries: dict[_Shard, dict[str, Any]] = {}
+    with tqdm(total=sum(task.n for task in tasks), desc="pack", unit="rows") as bar:
+        write = partial(_write_shard, sources=sources, survey=survey, recipe=recipe, work=work)
+        for number, entry in parallel.in_children(write, tasks):
+            entries[tasks[number]] = entry
+            bar.update(tasks[number].n)
+    for name in assignment.names:
+        mine = [entries[task] for task in tasks if task.split == name]
+        if not mine:
+            raise InputError(f"no structure falls to {name}; give it a larger share, or leave it out")
+        stages = recipe.stages if name == assignment.names[0] else ()
+        _write_manifests(folders[name], name, mine, asked, stages)
+    _write_json(output / "report.json", report | {"asked": asked})
+    shutil.rmtree(work)
+    return report
+
+
+def _asked(sources: Sequence[Source], recipe: Recipe) -> dict[str, Any]:
+    """What determines the shards: the data and the settings."""
+    listed = {name: hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest() for name, ids in recipe.listed.items()}
+    return {
+        "data": [hashlib.sha256(source.content()).hexdigest() for source in sources],
+        "structures": [len(source) for source in sources],
+        "rows_per_shard": recipe.rows_per_shard,
+        "r_max": recipe.r_max,
+        "id_key": recipe.id_key,
+        "group_key": recipe.group_key,
+        "shares": dict(recipe.shares),
+        "listed": listed,
+        "stages": list(recipe.stages),
+        "drop_duplicates": recipe.drop_duplicates,
+        "seed": recipe.seed,
+    }
+
+
+def _finished(output: Path, asked: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads((output / "report.json").read_text(encoding="utf-8"))["asked"] == asked)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _refuse_another(output: Path, work: Path, asked: Mapping[str, Any]) -> None:
+    if not output.exists() or not any(output.iterdir()):
+        return
+    try:
+        begun = json.loads((work / "asked.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        begun = None
+    if begun != asked:
+        raise InputError(
+            f"--output_dir {output} holds something else than an unfinished packing of these data with these settings; "
+            "give an empty folder, or the settings it was begun with"
+        )
+
+
+# ---- looking through
+
+
+def _survey(sources: Sequence[Source], recipe: Recipe) -> Survey:
+    slices = [
+        _Slice(s, begin, min(begin + ROWS_AT_ONCE, len(source)))
+        for s, source in enumerate(sources)
+        for begin in range(0, len(source), ROWS_AT_ONCE)
+    ]
+    total = sum(map(len, sources))
+    columns = np.zeros((3, total), dtype=np.uint64)
+    first = np.concatenate([[0], np.cumsum([len(source) for source in sources])])
+    with tqdm(total=total, desc="look through", unit="rows", disable=total < ROWS_AT_ONCE) as bar:
+        for number, found in parallel.in_children(partial(_look, sources=sources, recipe=recipe), slices):
+            part = slices[number]
+            columns[:, first[part.source] + part.begin : first[part.source] + part.end] = found
+            bar.update(part.end - part.begin)
+    lengths = [len(source) for source in sources]
+    return Survey(
+        np.repeat(np.arange(len(sources), dtype=np.int32), lengths),
+        np.concatenate([np.arange(n) for n in lengths]),
+        *columns,
+    )
+
+
+def _look(part: _Slice, sources: Sequence[Source], recipe: Recipe) -> NDArray[np.uint64]:
+    """Fingerprint, identifier and group of some structures."""
+    found = np.zeros((3, part.end - part.begin), dtype=np.uint64)
+    for column, row in enumerate(range(part.begin, part.end)):
+        structure = sources[part.source].structure(row)
+        found[0, column] = fingerprint(structure)
+        for line, name in ((1, recipe.id_key), (2, recipe.group_key)):
+            if name is not None:
+                found[line, column] = hashed(name_in(structure, name).encode())
+    return found
+
+
+def name_in(structure: Structure, key: str) -> str:
+    """Identifier or group of a structure.
+
+    Raises:
+        InputError: its record has none.
+    """
+    if key not in structure.extra:
+        raise InputError(f"{structure.identifier}: {key} is missing or neither one number nor a text; name another key")
+    return str(structure.extra[key])
+
+
+# ---- dealing out
+
+
+def _deal(survey: Survey, sources: Sequence[Source], recipe: Recipe) -> tuple[Assignment, dict[str, Any]]:
+    def name(row: int) -> str:
+        return sources[survey.source[row]].identifier(int(survey.row[row]))
+
+    belongs = components([survey.geometry, survey.identifier, survey.group])
+    listed = {
+        split: _listed(survey.identifier, ids, split, recipe.id_key) for split, ids in recipe.listed.items() if ids
+    }
+    shares = recipe.shares or {"train": 1.0}
+    found = assign(belongs, listed, shares, recipe.seed)
+    same = components([survey.geometry])
+    repeated = np.nonzero(same != np.arange(len(same)))[0]
+    sets = np.unique(same[repeated])
+    lines = [f"{len(repeated)} structures repeat {len(sets)} others: {_pairs(same, repeated, name)}"]
+    if not len(repeated):
+        lines = ["no structure repeats another"]
+    if recipe.drop_duplicates and len(repeated):
+        gone = repeated[found.split[repeated] != -1]
+        found.split[gone] = -1
+        lines.append(f"{len(gone)} repeated structures are left out")
+    for reason, rows in found.left_out.items():
+        lines.append(f"{len(rows)} left out: {reason} ({', '.join(map(name, rows[:SHOWN]))})")
+    counts = {split: int((found.split == number).sum()) for number, split in enumerate(found.names)}
+    lines += [f"{split}: {count} structures" for split, count in counts.items()]
+    shown = [[name(int(same[row])), name(int(row))] for row in repeated[:1000]]
+    report = {"structures": counts, "repeated": len(repeated), "repeated_pairs": shown, "lines": lines}
+    report["leaks"] = _leaks(belongs, found.split)
+    return found, report
+
+
+def _pairs(same: NDArray[np.int64], repeated: NDArray[np.int64], name: Callable[[int], str]) -> str:
+    shown = ", ".join(f"{name(int(row))} = {name(int(same[row]))}" for row in repeated[:SHOWN])
+    return shown + (" …" if len(repeated) > SHOWN else "")
+
+
+def _listed(identifiers: NDArray[np.uint64], ids: frozenset[str], split: str, id_key: str | None) -> NDArray[np.bool_]:
+    wanted = np.array(sorted(hashed(name.encode()) for name in ids), dtype=np.uint64)
+    rows = np.isin(identifiers, wanted)
+    missing = len(wanted) - len(np.unique(identifiers[rows]))
+    if missing:
+        raise InputError(
+            f"{missing} of the {len(wanted)} identifiers of the ID file of {split} are no {id_key} of any record; are "
+            "they of these data, one on each line?"
+        )
+    return rows
+
+
+def _leaks(belongs: NDArray[np.int64], split: NDArray[np.int8]) -> int:
+    """Components that lie in two splits; none, by construction: counted again to be sure."""
+    used = split != -1
+    pairs = np.unique(np.stack([belongs[used], split[used].astype(np.int64)]), axis=1)
+    return int(pairs.shape[1] - len(np.unique(pairs[0])))
+
+
+# ---- writing
+
+
+class _Shard(NamedTuple):
+    """A file to be written: rows number ``begin`` to ``begin + n`` of the rows of its split."""
+
+    split: str
+    folder: Path
+    number: int
+    begin: int
+    n: int
+    plan: Path
+
+
+def _shards(split: str, folder: Path, work: Path, found: Assignment, recipe: Recipe) -> list[_Shard]:
+    """Shards of one split; the pool lies in random order, and its shards end where a stage ends."""
+    rows = np.nonzero(found.split == found.names.index(split))[0]
+    cuts = {0, len(rows)}
+    if split == found.names[0] and recipe.stages:
+        rows = np.random.default_rng([recipe.seed, 1]).permutation(rows)
+        if max(recipe.stages) > len(rows):
+            raise InputError(f"--stages {max(recipe.stages)} is more than the {len(rows)} structures of {split}")
+        cuts |= set(recipe.stages)
+    ordered = sorted(cuts)
+    begins = [b for low, high in pairwise(ordered) for b in range(low, high, recipe.rows_per_shard)]
+    plan = work / f"{split}.plan"
+    array_file.write(plan, {}, {"rows": [rows]})
+    ends = [min([*(c for c in ordered if c > b), len(rows)]) for b in begins]
+    return [
+        _Shard(split, folder, number, begin, min(end - begin, recipe.rows_per_shard), plan)
+        for number, (begin, end) in enumerate(zip(begins, ends, strict=True))
+    ]
+
+
+def _write_shard(task: _Shard, sources: Sequence[Source], survey: Survey, recipe: Recipe, work: Path) -> dict[str, Any]:
+    """Write one shard; its entry in the manifest."""
+    name = f"shard_{task.number:05d}.lmdb"
+    note, path = work / f"{task.split}-{name}.json", task.folder / name
+    try:
+        entry = json.loads(note.read_text(encoding="utf-8"))
+        if path.stat().st_size == entry["bytes"]:
+            return dict(entry)
+    except (OSError, ValueError, KeyError):
+        pass
+    rows = array_file.read(task.plan).arrays["rows"][task.begin : task.begin + task.n]
+    temporary = work / f"{task.split}-{name}"
+    temporary.unlink(missing_ok=True)
+    n_atoms = [0]
+    write_lmdb(temporary, _packed(rows, sources, survey, recipe, n_atoms))
+    with temporary.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    entry = {"file": name, "rows": len(rows), "atoms": n_atoms[0], "bytes": temporary.stat().st_size, "sha256": digest}
+    os.replace(temporary, path)
+    _write_json(note, entry)
+    return entry
+
+
+def _packed(
+    rows: NDArray[np.int64], sources: Sequence[Source], survey: Survey, recipe: Recipe, n_atoms: list[int]
+) -> Iterator[tuple[bytes, bytes]]:
+    for number, row in enumerate(rows):
+        structure = sources[survey.source[row]].structure(int(survey.row[row]))
+        edges = None
+        if recipe.r_max is not None:
+            try:
+                edges = stored_edges(structure, build_graph(structure, recipe.r_max), recipe.r_max)
+            except GraphFault as fault:
+                raise InputError(f"{structure.identifier}: {fault}") from None
+        extra = {"origin": structure.identifier, **structure.extra}
+        n_atoms[0] += structure.n_atoms
+        yield b"%08d" % number, packed_rows.dumps(structure, edges=edges, extra=extra)
+
+
+def _write_manifests(
+    folder: Path, split: str, entries: Sequence[dict[str, Any]], asked: Mapping[str, Any], stages: Sequence[int]
+) -> None:
+    content = {"format": packed_manifest.FORMAT, "split": split, "asked": asked}
+    rows = np.cumsum([entry["rows"] for entry in entries])
+    for size in stages:
+        part = list(entries[: int(np.searchsorted(rows, size)) + 1])
+        _write_json(folder / f"stage_{size}.json", content | {"rows": size, "shards": part})
+    _write_json(folder / packed_manifest.NAME, content | {"rows": int(rows[-1]), "shards": list(entries)})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,313 @@
+"""The only module that reads or writes ``.pt`` files: their keys, their digests, and loading without running code."""
+
+import hashlib
+import io
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from model_utils.errors import InputError, NonFiniteError, VerificationError
+from model_utils.files import durable
+from model_utils.models import description as model_json
+from model_utils.models.description import ModelDescription
+from model_utils.models.pickled import StubObject, stub_class
+
+FORMAT_VERSION = 1
+MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """What our readers take from a ``*_checkpoint.pt`` or a ``*_model.pt``."""
+
+    path: Path
+    kind: str  # "checkpoint" or "model"; of mace: "module", "training" or "state_dict"
+    tensors: dict[str, Tensor]
+    description: ModelDescription
+    weights: str  # "raw" or "ema"; "as saved" in files of mace, which do not say
+    content: Mapping[str, Any]  # everything else that stands in the file
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this toolkit wrote it."""
+        return self.kind in _WHEN
+
+    def when(self) -> str:
+        """From which moment of a training the weights are, as far as the file says."""
+        stored = self.content.get("train_state", self.content)
+        known = [f"{name} {stored[name]}" for name in ("epoch", "step") if name in stored]
+        return ", ".join(known) or "an unknown moment"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision the weights were trained in."""
+        return next(t.dtype for t in self.tensors.values() if t.is_floating_point())
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a resumable state; the file before it stays as ``*.prev.pt``.
+
+    Args:
+        path: ``*_checkpoint.pt``.
+        content: tensors, numbers, text, lists, tuples and dicts only, so that it loads with an empty allow-list.
+
+    Raises:
+        OSError: it could not be written; the old generations are untouched.
+        NonFiniteError: a tensor holds a number that is none; nothing was written.
+    """
+    if bad := next(_non_finite(content), None):
+        raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
+    durable.write(path, serialise(_sealed("checkpoint", content)), previous=previous_generation(path))
+
+
+def write_model(path: Path, content: Mapping[str, Any], module: nn.Module) -> None:
+    """Write best weights with, under ``model``, the CPU module that holds them.
+
+    The digest covers everything but the module, which our own readers never unpickle.
+    """
+    durable.write(path, model_bytes(content, module))
+
+
+def model_bytes(content: Mapping[str, Any], module: nn.Module) -> bytes:
+    """What ``write_model`` writes."""
+    return serialise({**_sealed("model", content), "model": module})
+
+
+def write_bare_module(path: Path, module: nn.Module) -> None:
+    """Write the module alone, as mace's MACECalculator opens it."""
+    durable.write(path, serialise(module))
+
+
+def previous_generation(path: Path) -> Path:
+    """``X_checkpoint.pt`` → ``X_checkpoint.prev.pt``."""
+    return path.with_suffix(".prev.pt")
+
+
+def serialise(value: object) -> bytes:
+    """As ``torch.save`` writes it, in memory: a full disk then meets our own write."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _sealed(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    content = {"format_version": FORMAT_VERSION, "kind": kind, **content}
+    return {**content, "digest": digest(content)}
+
+
+_ENTRIES = {
+    **{"weights": str, "model_state_dict": dict, "model_json_text": str, "model_json_hash": str, "kind": str},
+    **{"run_name": str, "code_version": dict},
+}
+_WHEN = {  # does it say from when the weights are?
+    "model": lambda content: _has_counts(content),
+    "checkpoint": lambda content: _has_counts(content.get("train_state")),
+}
+
+
+def _has_counts(state: object) -> bool:
+    return isinstance(state, dict) and all(isinstance(state.get(name), int) for name in ("epoch", "step"))
+
+
+def read(path: Path) -> WeightsFile:
+    """Read one of our own weights files, verified.
+
+    Raises:
+        InputError: there is no such file, or it is none of ours.
+        VerificationError: it is damaged, or its model.json does not match its hash.
+    """
+    content = load_inert(path)
+    if not is_ours(content):
+        raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
+    return verified(path, content)
+
+
+def is_ours(content: object) -> TypeGuard[dict[str, Any]]:
+    """Whether what a file holds is what we write."""
+    return isinstance(content, dict) and {"format_version", "digest", "model_json_text"} <= set(content)
+
+
+def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
+    """One of our files from what ``load_inert`` gave.
+
+    Raises:
+        VerificationError: it is damaged, or its model.json does not match its hash.
+    """
+    stored = content.pop("digest")
+    content.pop("model", None)
+    if _digest_of_read(path, content) != stored:
+        raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
+    if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:
+        raise VerificationError(
+            f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; "
+            "update the toolkit"
+        )
+    missing = [name for name, kind in _ENTRIES.items() if not isinstance(content.get(name), kind)]
+    missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["epoch or step"]
+    tensors = content.get("model_state_dict")
+    if isinstance(tensors, dict) and not (
+        all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        and any(tensor.is_floating_point() for tensor in tensors.values())
+    ):
+        missing.append("tensors of model_state_dict")
+    if missing:
+        raise VerificationError(f"{path} is not as we write it: {', '.join(missing)} missing or of another kind")
+    text = content["model_json_text"]
+    if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
+        raise VerificationError(
+            f"{path}: the model.json inside does not match its hash {content['model_json_hash'][:12]}…"
+        )
+    try:
+        description = model_json.parse(text, f"model.json inside {path}")
+    except InputError as error:  # of a newer toolkit, or forged
+        raise VerificationError(f"{error}; update the toolkit, or take the weights file from where it came") from None
+    return WeightsFile(
+        path=path,
+        kind=content["kind"],
+        tensors=content["model_state_dict"],
+        description=description,
+        weights=content["weights"],
+        content=content,
+    )
+
+
+def load_inert(path: Path) -> object:
+    """What a file holds, objects as inert stubs, without running code.
+
+    ``torch.load`` checks no CRC, so that is done here.
+
+    Raises:
+        InputError: there is no such file, or it is TorchScript.
+        VerificationError: it is damaged, or asks for something else than a network.
+    """
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any("/code/" in record.filename for record in records):
+                raise InputError(
+                    f"{path} is TorchScript, made for LAMMPS or by compilation: it is code, not a module; give the "
+                    "eager .model it was made from"
+                )
+            if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
+                raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
+            if damaged := archive.testzip():
+                raise VerificationError(f"{path} is damaged: record {damaged} fails its checksum")
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
+        ) from None
+    except zipfile.BadZipFile:
+        raise VerificationError(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
+    except (InputError, VerificationError):
+        raise
+    except Exception as error:  # zipfile raises half a dozen more types on damaged directories
+        raise VerificationError(f"{path} is damaged: {error}") from None
+    try:
+        with _stub_modules(path):
+            content = torch.load(path, weights_only=True, map_location="cpu")
+        _refuse_odd_tensors(content)
+        return content
+    except Exception as error:  # ten types, one meaning
+        raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
+
+
+@contextmanager
+def _stub_modules(path: Path) -> Iterator[None]:
+    """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = [name for name in names if not name.startswith(MODULE_NAMESPACES) and name != "builtins.getattr"]
+        if foreign:
+            raise ValueError(f"it asks to run code ({foreign[0]})")
+        with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
+            yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _digest_of_read(path: Path, content: Mapping[str, Any]) -> str:
+    """The digest of what a forged file holds too: other types, tensors larger than their storage, endless nesting."""
+    try:
+        return digest(content)
+    except Exception as error:  # six types, one meaning
+        raise VerificationError(f"{path} is not as we write it: {_first_line(error)}") from None
+
+
+def _refuse_odd_tensors(content: object) -> None:
+    """Tensors are numbers in the memory of this machine, each stored; anything else is no network's."""
+    for tensor in _tensors(content, set()):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex():
+            raise ValueError(f"it holds a tensor of {tensor.layout} on {tensor.device}, which no network has")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"it holds a tensor of {tensor.numel()} numbers over a smaller storage")
+
+
+def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple | StubObject):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        inner = value.__dict__ if isinstance(value, StubObject) else value
+        for item in inner.values() if isinstance(inner, Mapping) else inner:
+            yield from _tensors(item, seen)
+
+
+def digest(value: object) -> str:
+    """sha256 over types, shapes and bytes of nested content; survives copying and renaming, unlike a file time."""
+    hasher = hashlib.sha256()
+    _feed(hasher, value)
+    return hasher.hexdigest()
+
+
+def _non_finite(value: object, name: str = "") -> Iterator[str]:
+    """Names of tensors that hold NaN or infinity."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            yield name
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _non_finite(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _non_finite(item, f"{name}.{position}")
+
+
+def _feed(hasher: Any, value: object) -> None:
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu().contiguous()
+        hasher.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    elif isinstance(value, Mapping):
+        hasher.update(f"dict {len(value)};".encode())
+        for key, item in value.items():
+            _feed(hasher, key)
+            _feed(hasher, item)
+    elif isinstance(value, list | tuple):
+        hasher.update(f"{type(value).__name__} {len(value)};".encode())
+        for item in value:
+            _feed(hasher, item)
+    elif type(value) is float:
+        hasher.update(b"float " + struct.pack("<d", value))
+    elif value is None or type(value) in (bool, int, str):  # not their subclasses: numpy's float64 is one
+        text = str(value).encode()
+        hasher.update(f"{type(value).__name__} {len(text)};".encode() + text)
+    else:
+        raise TypeError(f"a {type(value).__name__} may not stand in a checkpoint: it would need an allow-list to load")

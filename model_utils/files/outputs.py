@@ -1,0 +1,181 @@
+"""Where a run writes: all names from two options, announced up front, and never over another run's files."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataloader.errors import InputError
+from model_utils.files.checkpoint import previous_generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Names of everything one run writes."""
+
+    checkpoint: Path
+    model: Path
+
+    @classmethod
+    def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
+        """A path ending in .pt is that file; anything else a directory ``run/``, for ``run/run_checkpoint.pt``."""
+        checkpoint = _file(output_checkpoint, "checkpoint")
+        model = _file(output_model, "model") if output_model else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
+        if checkpoint == model:
+            raise InputError(f"--output_checkpoint and --output_model are both {model}; give them different names")
+        return cls(checkpoint=checkpoint, model=model)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Path, config: Mapping[str, Any]) -> "Outputs":
+        """The places of a stored run, where its folder may have been moved.
+
+        Args:
+            checkpoint: any generation.
+            config: the run's settings; they say where the best model went if it is not beside.
+        """
+        current = checkpoint.with_name(checkpoint.name.replace(".prev.pt", ".pt"))
+        beside = cls.named(current, None)
+        if config.get("output_model") and not beside.model.exists():  # beside wins: the folder may be a copy
+            named = cls.named(current, Path(config["output_model"]))
+            if named.model.exists():
+                return named
+        return beside
+
+    @property
+    def run_name(self) -> str:
+        """The checkpoint's stem without ``_checkpoint``."""
+        return _stem(self.checkpoint)
+
+    @property
+    def model_jsons(self) -> tuple[Path, ...]:
+        """``<name>_model.json`` beside each of the two files; one where the folder and name are the same."""
+        return tuple(dict.fromkeys((sidecar(self.checkpoint), sidecar(self.model))))
+
+    @property
+    def source_json(self) -> Path:
+        """Structure of the model a fine-tuning began with, where it was changed."""
+        return self.checkpoint.with_name(f"{self.run_name}_source_model.json")
+
+    @property
+    def stage_one_model(self) -> Path:
+        """Best model of stage one, where there is a second stage."""
+        return self.model.with_name(f"{_stem(self.model)}_stage_one_model.pt")
+
+    @property
+    def bare_module(self) -> Path:
+        """The module alone, for mace's calculator."""
+        return self.model.with_name(f"{_stem(self.model)}.model")
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per record."""
+        return self.checkpoint.with_name("metrics.jsonl")
+
+    @property
+    def log(self) -> Path:
+        """What the terminal shows, without the progress bar."""
+        return self.checkpoint.with_name("train.log")
+
+    @property
+    def config(self) -> Path:
+        """Every setting as it was used."""
+        return self.checkpoint.with_name("config.resolved.yaml")
+
+    @property
+    def valid_names(self) -> Path:
+        """Names of the structures that were set aside for validation."""
+        return self.checkpoint.with_name("valid_structures.txt")
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.checkpoint.with_name("tensorboard")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes the run."""
+        return self.checkpoint.with_name(".run.lock")  # of the folder: metrics.jsonl and train.log are the folder's
+
+    def announced(self, *, bare_module: bool, tensorboard: bool, split: bool) -> Iterator[tuple[Path, str]]:
+        """Every path with one phrase on what it is."""
+        yield self.checkpoint, "raw weights and the whole state, resumable"
+        yield self.model, "best weights"
+        for path in self.model_jsons:
+            yield path, "the network's structure, canonical"
+        if bare_module:
+            yield self.bare_module, "module for mace's calculator, at the end"
+        yield self.metrics, "one record per epoch and validation"
+        yield self.log, "this log"
+        yield self.config, "all settings as used"
+        if split:
+            yield self.valid_names, "structures set aside for validation"
+        if tensorboard:
+            yield self.tensorboard, "TensorBoard events"
+
+    def of_another_run(self) -> list[Path]:
+        """Files of a run that lie at these places already."""
+        own = (
+            *(self.checkpoint, previous_generation(self.checkpoint), self.model, self.stage_one_model),
+            *(self.bare_module, self.metrics, self.config, self.log, self.valid_names, damaged(self.checkpoint)),
+        )
+        return [path for path in own if path.exists()]
+
+    def refuse_another_run(self) -> None:
+        """Raise InputError where the place holds another run's files."""
+        found = self.of_another_run()
+        if found:
+            raise InputError(
+                f"{found[0]} belongs to another run; continue that one with --resume auto, replace it with "
+                "--overwrite, or give another --output_checkpoint"
+            )
+
+    def remove_another_run(self) -> None:
+        """Remove another run's files, so that no old generation can be taken for one of this run."""
+        for path in self.of_another_run():
+            path.unlink(missing_ok=True)
+
+    def make_folders(self) -> None:
+        """Create the folders; raise InputError where that is not possible."""
+        for folder in {self.checkpoint.parent, self.model.parent}:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"cannot create {folder}: {error.strerror}; give another --output_checkpoint or --output_model"
+                ) from None
+
+
+def damaged(checkpoint: Path) -> Path:
+    """Where a damaged newest generation is set aside."""
+    return checkpoint.with_suffix(".damaged.pt")
+
+
+def sidecar(weights: Path) -> Path:
+    """``<name>_model.json`` beside a weights file."""
+    return weights.with_name(f"{_stem(weights)}_model.json")
+
+
+def _file(given: Path, role: str) -> Path:
+    try:
+        return _named(given, role)
+    except (OSError, ValueError) as error:  # a name too long, or with a null byte
+        raise InputError(f"--output_{role} {str(given)!r:.80} cannot be a place for files ({error!s:.60})") from None
+
+
+def _named(given: Path, role: str) -> Path:
+    if given.suffix == ".pt":
+        if given.is_dir():
+            raise InputError(
+                f"{given} is a directory, and a path ending in .pt is taken for a file; rename one of them"
+            )
+        return given
+    if given.exists() and not given.is_dir():
+        raise InputError(f"{given} is a file; expected a directory or a path ending in .pt")
+    return given / f"{given.resolve().name or 'run'}_{role}.pt"
+
+
+def _stem(path: Path) -> str:
+    stem = path.name.removesuffix(".pt").removesuffix(".prev")
+    for role in ("_checkpoint", "_model"):
+        stem = stem.removesuffix(role)
+    return stem or path.name

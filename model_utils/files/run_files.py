@@ -1,0 +1,154 @@
+"""The files of a run while it lasts: what the loop's hooks write."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from losses import Loss, Metrics
+from model_utils.errors import SaveError, VerificationError
+from model_utils.files import durable
+from model_utils.files.outputs import Outputs
+from model_utils.model_loader import PairWriter
+from model_utils.models.network import Network, Parameters
+from model_utils.run.assemble import Evaluator
+from model_utils.run.fit import Hooks, TrainRecord, ValidationRecord
+from model_utils.run.interruption import Interruption
+from model_utils.run.open_data import TrainingData
+from model_utils.run.report import MetricsFile, ProgressBar, TensorBoard, log_train, log_validation
+from model_utils.run.runtime import dtype_name, log
+from model_utils.run.train_state import TrainState
+
+OF_THE_COMMAND = ("config", "resume", "overwrite", "dry_run", "debug")  # no settings of the run
+
+
+class RunFiles:
+    """Writes checkpoint, best model, metrics and events of one run.
+
+    Args:
+        outputs: their places.
+        writer: of the pair.
+        data: for names of structures.
+        record: what every checkpoint repeats: settings (``config``), identity of the data, history of continuations.
+        stop: is asked between batches, and told how long a save takes.
+        continued: train_state of the checkpoint that is continued.
+        tensorboard: write events too.
+    """
+
+    def __init__(
+        self,
+        outputs: Outputs,
+        writer: PairWriter,
+        data: TrainingData,
+        record: Mapping[str, Any],
+        stop: Interruption,
+        *,
+        continued: Mapping[str, Any] | None,
+        tensorboard: bool,
+    ) -> None:
+        self.outputs, self.writer, self.data, self.record, self.stop = outputs, writer, data, record, stop
+        offset, step = (continued["metrics_offset"], continued["step"]) if continued is not None else (0, 0)
+        durable.write_text(
+            outputs.config,
+            yaml.safe_dump(
+                {k: v for k, v in record["config"].items() if k not in OF_THE_COMMAND},
+                sort_keys=False,
+                allow_unicode=True,
+            ),
+        )
+        if data.was_split:
+            names = [data.valid.name(i) for i in range(len(data.valid))]
+            durable.write_text(outputs.valid_names, "\n".join(names) + "\n")
+        self.metrics = MetricsFile(outputs.metrics, offset=offset)
+        self.events = TensorBoard(outputs.tensorboard, from_step=step + 1) if tensorboard else None
+
+    def hooks(self, network: Network, validate: Evaluator, progress: ProgressBar) -> Hooks:
+        """The loop's hooks, writing here."""
+
+        def measure(parameters: Parameters, loss: Loss) -> tuple[Metrics, Mapping[str, Metrics]]:
+            return validate(network, parameters, loss)
+
+        return Hooks(
+            validate=measure,
+            on_step=progress,
+            on_train=self.on_train,
+            on_validation=self.on_validation,
+            on_best=self.on_best,
+            on_stage_two=self.on_stage_two,
+            save=self.save,
+            save_last=self.save_last,
+            watch=self.stop.watch,
+            names=self.data.train.names,
+        )
+
+    def on_train(self, record: TrainRecord) -> None:
+        """A training line."""
+        log_train(record)
+        self.metrics.train(record)
+        if self.events is not None:
+            self.events.train(record)
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        """A validation line."""
+        log_validation(record)
+        self.metrics.validation(record)
+        if self.events is not None:
+            self.events.validation(record)
+
+    def on_best(self, state: TrainState, found: Metrics) -> None:
+        """A new best model."""
+        progress = state.progress
+        try:
+            self.writer.save_best(
+                state.judged, weights=state.judged_kind, epoch=progress.epoch, step=progress.step, metrics=found
+            )
+        except OSError as error:
+            log.warning("warning: the best model of step %d waits: %s", progress.step, error)
+
+    def on_stage_two(self, state: TrainState) -> None:
+        """Stage two begins."""
+        try:
+            self.writer.keep_stage_one(state.progress.best_step)
+        except (OSError, VerificationError) as error:
+            log.warning("warning: the best model of stage one waits: %s", error)
+        log.info(
+            "stage two begins after epoch %d: loss weights and rate change, the best model starts anew",
+            state.progress.epoch,
+        )
+
+    def save(self, state: TrainState, reason: str) -> bool:
+        """Write the checkpoint; a disk that is full for now costs a warning, not the run."""
+        try:
+            self._write(state, reason)
+        except OSError as error:
+            log.warning("warning: step %d is not saved, tried again later: %s", state.progress.step, error)
+            return False
+        return True
+
+    def save_last(self, state: TrainState, reason: str) -> None:
+        """Write the checkpoint where no later try will come.
+
+        Raises:
+            SaveError: it could not be written; the generations before are untouched.
+        """
+        try:
+            self._write(state, reason)
+        except OSError as error:
+            raise SaveError(f"step {state.progress.step} is not saved: {error}; older files are intact") from None
+
+    def _write(self, state: TrainState, reason: str) -> None:
+        began = time.monotonic()
+        train_state = {
+            **state.state_dict(),
+            "dtype": dtype_name(next(iter(state.parameters.values())).dtype),
+            "metrics_offset": self.metrics.offset(),
+            "reason": reason,
+            **self.record,
+        }
+        self.writer.save_checkpoint(state.network.module, train_state)
+        self.stop.save_seconds = max(self.stop.save_seconds, time.monotonic() - began)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self.metrics.close()

@@ -1,0 +1,1 @@
+"""A training: its order of events, its loop, its state."""

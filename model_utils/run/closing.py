@@ -1,0 +1,61 @@
+"""What happens after the last step: the best model's errors on every data set, and the file for mace's calculator."""
+
+import torch
+
+from losses import Loss
+from model_utils import model_loader
+from model_utils.errors import SaveError
+from model_utils.files.outputs import Outputs
+from model_utils.files.run_files import RunFiles
+from model_utils.run.assemble import Evaluator
+from model_utils.run.open_data import TrainingData
+from model_utils.run.report import table
+from model_utils.run.runtime import log
+from model_utils.settings.options import TrainOptions
+
+
+def report_best(
+    options: TrainOptions,
+    outputs: Outputs,
+    data: TrainingData,
+    files: RunFiles,
+    loss: Loss,
+    device: torch.device,
+) -> None:
+    """Evaluate the best model, as it lies on the disk, on training, validation and test data.
+
+    Raises:
+        SaveError: the module or the last record could not be written; checkpoint and best model are.
+    """
+    best = model_loader.load(outputs.model)
+    failed = None
+    if options.export_mace_model:
+        try:
+            model_loader.export_bare_module(outputs, best.module)  # before it leaves the CPU
+            log.info("wrote %s for mace's calculator", outputs.bare_module)
+        except OSError as error:
+            failed = error
+    module = best.module.to(device)
+    network = model_loader.network(module, options.step, best.description)
+    parameters = model_loader.trainable(module)
+    sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
+    rows = {name: Evaluator(dataset, options, device)(network, parameters, loss)[0] for name, dataset in sets.items()}
+    content = best.file.content
+    log.info(
+        "best model: epoch %d, step %d, %s weights, %s",
+        content["epoch"],
+        content["step"],
+        best.file.weights,
+        outputs.model,
+    )
+    for line in table(rows).splitlines():
+        log.info("%s", line)
+    files.metrics.final(rows)
+    try:
+        files.close()
+    except OSError as error:
+        failed = failed or error
+    if failed is not None:
+        raise SaveError(
+            f"{failed}; checkpoint and best model are on the disk, start it again with --resume auto, or resume.py"
+        )

@@ -1,0 +1,335 @@
+"""The only training loop. It gets a state, batches, a plan and hooks; it builds nothing and opens no file."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataloader.batch import Batch
+from losses import Loss, Metrics, metrics
+from model_utils.errors import NonFiniteError, Preempted, StopRequested
+from model_utils.run.step import StepResult, loss_and_gradients
+from model_utils.run.train_state import Tally, TrainState
+from optimizer import scheduler_step
+
+CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
+FIRST_RETRY, LAST_RETRY = 30.0, 600.0  # s until a save that failed is tried again
+
+
+class Batches(Protocol):
+    """The training data of any epoch."""
+
+    def plan(self, epoch: int) -> Sequence[NDArray[np.int64]]:
+        """Indices of the structures of every batch of an epoch."""
+        ...
+
+    def batches(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
+        """The batches of (a part of) a plan."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTwo:
+    """When the second stage begins, and what changes: losses before and after cannot be compared."""
+
+    start: int  # finished epochs
+    loss: Loss
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """How long to train and what to do when."""
+
+    epochs: int
+    loss: Loss
+    max_steps: int | None = None
+    stage_two: StageTwo | None = None
+    accumulate: int = 1
+    clip_grad: float = 0.0
+    patience: int | None = None
+    validate_every: int = 1
+    validate_every_steps: int | None = None
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float | None = None
+    log_every_steps: int | None = None
+    judge_first: bool = False  # the weights before the first step may be the best: those of a fine-tuning's source
+
+    def loss_of_stage(self, stage: int) -> Loss:
+        """The loss of stage one or two."""
+        return self.stage_two.loss if self.stage_two is not None and stage == 2 else self.loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """The training line of an epoch, or of the part of it so far."""
+
+    epoch: int
+    step: int
+    lr: float
+    metrics: Metrics  # from the sums of the steps: the weights moved meanwhile
+    gradient_norm: float  # mean over steps, before clipping
+    gradient_norm_max: float
+    clipped_share: float
+    whole_epoch: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord:
+    """The validation line."""
+
+    epoch: int
+    step: int
+    lr: float
+    metrics: Metrics
+    by_source: Mapping[str, Metrics]
+    weights: str  # raw or ema
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What happens outside: the terminal, the files, the clock of a scheduler."""
+
+    validate: Callable[[Mapping[str, Tensor], Loss], tuple[Metrics, Mapping[str, Metrics]]]
+    on_step: Callable[[TrainState, int, Loss], None]  # state, steps of this epoch, loss of the stage
+    on_train: Callable[[TrainRecord], None]
+    on_validation: Callable[[ValidationRecord], None]
+    on_best: Callable[[TrainState, Metrics], None]
+    on_stage_two: Callable[[TrainState], None]
+    save: Callable[[TrainState, str], bool]  # state, reason; False: not now, it is tried again later
+    save_last: Callable[[TrainState, str], None]  # the same where no later try will come; raises SaveError
+    watch: Callable[[Iterator[Batch]], Iterator[Batch]]  # the same batches; raises StopRequested between two of them
+    names: Callable[[Sequence[int]], str]  # of structures, for a message
+
+
+def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
+    """Train until the plan is fulfilled.
+
+    A request to stop is met between steps, between the batches of a validation, and while data are waited for; the
+    state is then that of the last step, with a validation that was broken off still due.
+
+    Raises:
+        NonFiniteError: loss or gradients are no numbers; nothing of it was saved.
+        Preempted: the run was asked to stop; the state was saved.
+        SaveError: the last state could not be written.
+    """
+    run = _Run(state, data, plan, hooks)
+    try:
+        reason = run.to_the_end()
+    except StopRequested as request:
+        run.save_last(str(request))
+        progress = state.progress
+        raise Preempted(
+            f"{request}: saved at step {progress.step}, epoch {progress.epoch + 1}; "
+            "go on with --resume auto, or with resume.py"
+        ) from None
+    state.progress.finished = reason
+    run.save_last(reason)
+
+
+class _Run:
+    """One call of ``fit``; whatever must survive it is in the state."""
+
+    def __init__(self, state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
+        self.state, self.data, self.plan, self.hooks = state, data, plan, hooks
+        self.scheduler_step = scheduler_step(state.schedule)
+        self.unchecked: list[tuple[Tensor, tuple[int, ...]]] = []
+        self.check_every = CHECK_EVERY_ON_GPU if state.device.type == "cuda" else 1
+        self.saved_at = self.epoch_began = time.monotonic()
+        self.retry_at, self.retry_after = float("inf"), FIRST_RETRY
+
+    def to_the_end(self) -> str:
+        """Everything from where the state stands; returns why training is over."""
+        progress = self.state.progress
+        progress.finished = None
+        if progress.step == 0:
+            self._save("start")  # a full disk shows here, and how long a save takes
+        if progress.validation_due:
+            self.validate(judge=progress.step > 0 or self.plan.judge_first)  # bad E0s show before the first step
+        while (reason := self.finish_reason()) is None:
+            self.enter_stage_two_when_due()
+            self.train_epoch()
+        if progress.validated_step != progress.step:
+            self.validate()
+        return reason
+
+    @property
+    def loss(self) -> Loss:
+        """Loss of the stage."""
+        return self.plan.loss_of_stage(self.state.progress.stage)
+
+    def finish_reason(self) -> str | None:
+        """Why training is over, or None."""
+        progress = self.state.progress
+        if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
+            return "max_steps reached"
+        if progress.epoch >= self.plan.epochs:
+            return "epochs done"
+        if self._out_of_patience() and (progress.stage == 2 or self.plan.stage_two is None):
+            return f"no lower validation loss for {progress.waited} validations"
+        return None
+
+    def _out_of_patience(self) -> bool:
+        return self.plan.patience is not None and self.state.progress.waited >= self.plan.patience
+
+    def enter_stage_two_when_due(self) -> None:
+        """Change loss and rate, and begin to look for a best model anew."""
+        progress, two = self.state.progress, self.plan.stage_two
+        if two is None or progress.stage == 2 or progress.steps_in_epoch > 0:
+            return
+        if progress.stage_two_epoch is None:
+            progress.stage_two_epoch = two.start  # kept when a resumed run is made longer
+        if progress.epoch < progress.stage_two_epoch and not self._out_of_patience():
+            return
+        self.hooks.on_stage_two(self.state)
+        progress.stage = 2
+        progress.best_loss, progress.waited = float("inf"), 0
+        self.state.schedule.hold(two.lr)
+
+    def train_epoch(self) -> None:
+        """The rest of an epoch, its lines, validation and checkpoint; stops early at ``max_steps``."""
+        progress, self.epoch_began = self.state.progress, time.monotonic()
+        batch_plan, size = self.data.plan(progress.epoch), self.plan.accumulate
+        groups = [batch_plan[i : i + size] for i in range(0, len(batch_plan), size)]
+        rest = groups[progress.steps_in_epoch :]
+        batches = self.hooks.watch(self.data.batches([indices for group in rest for indices in group]))
+        for group in rest:
+            self._optimizer_step([next(batches).to(self.state.device) for _ in group])
+            self.hooks.on_step(self.state, len(groups), self.loss)
+            self._after_step()
+            if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
+                return
+        self._end_epoch()
+
+    def _optimizer_step(self, batches: Sequence[Batch]) -> None:
+        state, progress = self.state, self.state.progress
+        result = loss_and_gradients(state.network, state.parameters, batches, self.loss)
+        norm = torch.nn.utils.get_total_norm(result.gradients)
+        self._remember(result, norm, batches)
+        if self.plan.clip_grad > 0:
+            scale = torch.clamp(self.plan.clip_grad / (norm + 1e-6), max=1.0)
+            torch._foreach_mul_(result.gradients, scale)
+        for parameter, gradient in zip(state.parameters.values(), result.gradients, strict=True):
+            parameter.grad = gradient
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update(state.parameters)
+        state.tally.add(result.sums, norm, self.plan.clip_grad)
+        progress.step += 1
+        progress.steps_in_epoch += 1
+        progress.samples += sum(batch.n_structures for batch in batches)
+        self.scheduler_step()
+
+    def _remember(self, result: StepResult, norm: Tensor, batches: Sequence[Batch]) -> None:
+        """Keep loss and norm to be looked at; on a CPU at once, before the weights are touched."""
+        self.unchecked.append((result.loss + norm, tuple(i for batch in batches for i in batch.index)))
+        if len(self.unchecked) >= self.check_every:
+            self._refuse_non_finite()
+
+    def _refuse_non_finite(self) -> None:
+        if not self.unchecked:
+            return
+        finite = torch.isfinite(torch.stack([value for value, _ in self.unchecked])).tolist()
+        for good, (_, indices) in zip(finite, self.unchecked, strict=True):
+            if not good:
+                raise NonFiniteError(
+                    f"loss or gradient is not finite after step {self.state.progress.step} for the batch of "
+                    f"{self.hooks.names(indices)}; nothing of it was saved: look at these structures, lower --lr, "
+                    "or use --forces_loss huber"
+                )
+        self.unchecked.clear()
+
+    def _after_step(self) -> None:
+        plan, progress = self.plan, self.state.progress
+        if plan.log_every_steps and progress.step % plan.log_every_steps == 0:
+            self.hooks.on_train(self._train_record(whole_epoch=False))
+        if plan.validate_every_steps and progress.step % plan.validate_every_steps == 0:
+            self.validate()
+        now = time.monotonic()
+        by_steps = plan.checkpoint_every_steps and progress.step % plan.checkpoint_every_steps == 0
+        by_time = plan.checkpoint_every_minutes and now - self.saved_at >= 60 * plan.checkpoint_every_minutes
+        if by_steps or by_time or now >= self.retry_at:
+            self._save("interval")
+
+    def _end_epoch(self) -> None:
+        progress = self.state.progress
+        self.hooks.on_train(self._train_record(whole_epoch=True))
+        progress.epoch, progress.steps_in_epoch = progress.epoch + 1, 0
+        self.state.tally = Tally.empty(self.state.device)
+        self.scheduler_step(epoch_done=True)
+        last = progress.epoch == self.plan.epochs
+        if self.plan.validate_every_steps is None and (progress.epoch % self.plan.validate_every == 0 or last):
+            self.validate()
+        if not last:  # the last one is saved with the reason why the run is over
+            self._save("epoch")
+
+    def validate(self, *, judge: bool = True) -> None:
+        """Measure the judged weights; a lower loss makes them the best model."""
+        self._refuse_non_finite()
+        state, progress, began = self.state, self.state.progress, time.monotonic()
+        progress.validation_due = True
+        found, by_source = self.hooks.validate(state.judged, self.loss)
+        if not np.isfinite(found.loss):
+            raise NonFiniteError(f"validation loss is {found.loss} after step {progress.step}; nothing of it was saved")
+        best = judge and found.loss < progress.best_loss
+        if judge:
+            progress.validated_step = progress.step
+            progress.waited = 0 if best else progress.waited + 1
+            self.scheduler_step(found.loss)
+        if best:
+            progress.best_loss, progress.best_epoch, progress.best_step = found.loss, progress.epoch, progress.step
+            self.hooks.on_best(state, found)
+        progress.validation_due = False
+        self.hooks.on_validation(
+            ValidationRecord(
+                epoch=progress.epoch,
+                step=progress.step,
+                lr=state.schedule.rate(),
+                metrics=found,
+                by_source=by_source,
+                weights=state.judged_kind,
+                best=best,
+                seconds=time.monotonic() - began,
+            )
+        )
+
+    def _train_record(self, *, whole_epoch: bool) -> TrainRecord:
+        self._refuse_non_finite()
+        tally, progress = self.state.tally, self.state.progress
+        norms, largest, clipped, steps = tally.gradient.tolist()
+        return TrainRecord(
+            epoch=progress.epoch + 1,
+            step=progress.step,
+            lr=self.state.schedule.rate(),
+            metrics=metrics(tally.sums.tolist(), self.loss),
+            gradient_norm=norms / steps,
+            gradient_norm_max=largest,
+            clipped_share=clipped / steps,
+            whole_epoch=whole_epoch,
+            seconds=time.monotonic() - self.epoch_began,
+        )
+
+    def _save(self, reason: str) -> None:
+        """Save; where that fails, train on and try again later, less and less often."""
+        now = time.monotonic()
+        if self.retry_at != float("inf") and now < self.retry_at:
+            return
+        self._refuse_non_finite()
+        if self.hooks.save(self.state, reason):
+            self.saved_at = time.monotonic()
+            self.retry_at, self.retry_after = float("inf"), FIRST_RETRY
+        else:
+            self.retry_at, self.retry_after = now + self.retry_after, min(2 * self.retry_after, LAST_RETRY)
+
+    def save_last(self, reason: str) -> None:
+        """Save where no later try will come."""
+        self._refuse_non_finite()
+        self.hooks.save_last(self.state, reason)

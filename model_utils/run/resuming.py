@@ -1,0 +1,251 @@
+"""Continue a stored run: find its newest valid checkpoint, take over its state, say what changes and what it costs."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from model_utils.errors import InputError, VerificationError
+from model_utils.files import checkpoint, durable
+from model_utils.files.checkpoint import WeightsFile
+from model_utils.files.outputs import Outputs, damaged
+from model_utils.models.build import load_tensors
+from model_utils.run import runtime
+from model_utils.run.assemble import DEFAULT_BATCH_SIZE
+from model_utils.run.data_identity import require_same_data
+from model_utils.run.runtime import log
+from model_utils.run.train_state import TrainState
+
+# Settings that a continued run may change without a word: none of them is part of what a step computes.
+MAY_CHANGE = {
+    *("config", "debug", "resume", "overwrite", "dry_run", "input_json", "data_format"),
+    *("output_checkpoint", "output_model", "export_mace_model", "tensorboard"),
+    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources", "max_dropped", "verify"),
+    *("epochs", "max_steps", "patience", "time_limit"),
+    *("checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps"),
+    *("device", "threads", "num_workers", "deterministic"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a resumed run is to do otherwise than the unbroken one, and where it comes from."""
+
+    begin_with: Path | None = None  # the checkpoint to read; that of the output place unless given
+    lr: float | None = None
+    reset_scheduler: bool = False
+    resume_best: bool = False
+    ema: bool | None = None
+
+    def as_plain(self) -> dict[str, Any]:
+        """Those that are asked for, by the names of their flags."""
+        asked = {"lr": self.lr, "ema": self.ema}
+        switches = {"reset_scheduler": self.reset_scheduler, "resume_best": self.resume_best}
+        return {k: v for k, v in asked.items() if v is not None} | {k: v for k, v in switches.items() if v}
+
+
+def newest_checkpoint(path: Path) -> WeightsFile | None:
+    """The newest valid generation of a checkpoint; None where there is none at all.
+
+    Args:
+        path: ``X_checkpoint.pt``, or ``X_checkpoint.prev.pt`` for that one only.
+
+    Raises:
+        VerificationError: generations are there and every one is damaged; never a silent restart.
+    """
+    previous = [] if path.name.endswith(".prev.pt") else [checkpoint.previous_generation(path)]
+    generations = [p for p in (path, *previous) if p.exists()]
+    for position, generation in enumerate(generations):
+        try:
+            return _a_checkpoint(checkpoint.read(generation))
+        except VerificationError as error:
+            if position == len(generations) - 1:
+                raise
+            log.warning("warning: %s; using %s, the generation before", error, generations[position + 1].name)
+    return None
+
+
+NEEDED = {
+    **{"optimizer": dict, "scheduler": dict, "config": dict, "history": list, "computed_on": dict, "data": dict},
+    **{"epoch": int, "step": int, "metrics_offset": int, "dtype": str, "rng": dict, "tally": dict},
+}
+
+
+def require_complete(file: WeightsFile) -> WeightsFile:
+    """Raise VerificationError where a checkpoint lacks something that a run needs to go on."""
+    state = file.content["train_state"]
+    missing = [name for name, kind in NEEDED.items() if not isinstance(state.get(name), kind)]
+    if missing:
+        raise VerificationError(f"{file.path} is not as we write it: {', '.join(missing)} missing or of another kind")
+    return file
+
+
+def resumed_run(outputs: Outputs, begin_with: Path | None) -> WeightsFile | None:
+    """The checkpoint from which a run goes on at a place.
+
+    Args:
+        outputs: the place.
+        begin_with: a checkpoint elsewhere (or an older one) to begin with. Where this very continuation was begun at
+            the place before, as by a job that was requeued, it is what lies there that goes on.
+
+    Raises:
+        InputError: the place holds another run.
+        VerificationError: there are only damaged checkpoints.
+    """
+    if begin_with is None or _same_run(begin_with, outputs.checkpoint):
+        return newest_checkpoint(begin_with or outputs.checkpoint)
+    begun = newest_checkpoint(outputs.checkpoint)
+    if begun is None:
+        outputs.refuse_another_run()
+        return newest_checkpoint(begin_with)
+    if not any(_same_run(Path(entry["from"]), begin_with) for entry in begun.content["train_state"]["history"]):
+        outputs.refuse_another_run()
+    return begun
+
+
+def _same_run(one: Path, other: Path) -> bool:
+    first, second = Outputs.of_checkpoint(one, {}), Outputs.of_checkpoint(other, {})
+    return first.checkpoint.resolve() == second.checkpoint.resolve()
+
+
+def set_aside_damaged(used: WeightsFile, outputs: Outputs) -> None:
+    """Rename a damaged newest generation, or the next save would make it the generation before."""
+    newest = outputs.checkpoint
+    if newest.exists() and used.path.resolve() != newest.resolve():
+        try:
+            checkpoint.read(newest)
+        except VerificationError:
+            os.replace(newest, damaged(newest))
+
+
+def _a_checkpoint(file: WeightsFile) -> WeightsFile:
+    if file.kind != "checkpoint":
+        raise InputError(
+            f"{file.path} holds best weights only, no state to continue from; give the *_checkpoint.pt of the run"
+        )
+    return file
+
+
+def refuse_contradictions(file: WeightsFile, config: Mapping[str, Any]) -> None:
+    """A command line that asks for other settings than those of the run it continues is a mistake.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    stored = file.content["train_state"]["config"]
+    for name, now in config.items():
+        if name in MAY_CHANGE or name not in stored or now is None or stored[name] == now:
+            continue
+        if now == _effective(name, stored, file.content["train_state"]):  # the default, written out
+            continue
+        raise InputError(
+            f"--{name} is {_shown(now)}, but the run of {file.path} has {_shown(stored[name])}; give that, start a new "
+            "run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, --reset_scheduler)"
+        )
+
+
+def _effective(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+    """What a setting that was left out came to."""
+    budgeted = config.get("max_atoms_per_batch") or config.get("max_edges_per_batch")
+    known = {"dtype": state["dtype"], "batch_size": None if budgeted else DEFAULT_BATCH_SIZE}
+    return known.get(name)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def take_over(
+    file: WeightsFile,
+    module: nn.Module,
+    state: TrainState,
+    identity: Mapping[str, Any],
+    changes: Changes,
+) -> list[dict[str, Any]]:
+    """Put a stored run into a freshly assembled one, apply the changes, and log all that is not as it was.
+
+    Args:
+        file: the checkpoint.
+        module: holds fresh weights; gets the stored ones.
+        state: around the module.
+        identity: of the data at hand.
+        changes: asked for.
+
+    Returns:
+        The run's history with this continuation, for the next checkpoint.
+
+    Raises:
+        VerificationError: the checkpoint is of another network or of other data.
+        InputError: there is no best model.
+    """
+    stored = file.content["train_state"]
+    notes = require_same_data(stored, identity, file.path)
+    load_tensors(module, file.tensors, file.description, str(file.path))
+    whole_run = state.schedule.settings.horizon
+    state.load_state_dict(stored)
+    kept = state.schedule.settings
+    if kept.kind in ("cosine", "onecycle") and kept.horizon != whole_run and not changes.reset_scheduler:
+        notes.append(
+            f"the {kept.kind} schedule keeps its end after {kept.horizon:g} {kept.unit}s and then holds its last rate "
+            "(resume.py --reset_scheduler begins it anew)"
+        )
+    progress, history = state.progress, list(stored["history"])
+    log.info("continue %s: epoch %d, step %d", file.path, progress.epoch + 1, progress.step)
+    asked, job = changes.as_plain(), os.environ.get("SLURM_JOB_ID", "")
+    begun_before = changes.begin_with is not None and not _same_run(changes.begin_with, file.path)
+    applied = bool(asked) and _applied_before(history, asked, job, begun_before)
+    if applied:
+        log.info("%s: applied already, before this job was requeued", ", ".join(f"--{name}" for name in asked))
+        asked, changes = {}, Changes(begin_with=changes.begin_with)
+    if changes.resume_best:
+        notes.append(_start_from_best(Outputs.of_checkpoint(file.path, stored["config"]).model, module, state))
+    if (state.ema is not None) != (stored["ema_state_dict"] is not None):
+        notes.append("EMA begins with the weights of now" if state.ema is not None else "EMA ends")
+    if changes.reset_scheduler:
+        done = progress.step if state.schedule.settings.unit == "step" else progress.epoch
+        state.schedule.restart(max(whole_run - done, 1.0))
+        notes.append(f"the {state.schedule.settings.kind} schedule starts anew")
+    if changes.lr is not None:
+        state.schedule.set_base(changes.lr)
+        notes.append(f"--lr {changes.lr:g}: moments are kept, the rate is now {state.schedule.rate():.4g}")
+    for note in notes:
+        log.info("  %s", note)
+    for reason in runtime.not_bitwise(file.content["code_version"], stored["computed_on"], state.computed_on()):
+        log.warning("  not bitwise: %s", reason)
+    if changes.begin_with is not None and not begun_before and not applied:
+        source = os.path.abspath(changes.begin_with)
+        history.append({"step": progress.step, "from": source, "job": job, "changes": asked})
+    return history
+
+
+def _applied_before(history: list[dict[str, Any]], asked: dict[str, Any], job: str, begun_before: bool) -> bool:
+    """Whether the last continuation was this very one: a requeued job repeats its command line."""
+    last = history[-1] if history else {}
+    return last.get("changes") == asked and (begun_before or (bool(job) and last.get("job") == job))
+
+
+def _start_from_best(best_model: Path, module: nn.Module, state: TrainState) -> str:
+    if not best_model.exists():
+        raise InputError(f"--resume_best: there is no {best_model}; leave the flag out to go on from the last weights")
+    best = checkpoint.read(best_model)
+    load_tensors(module, best.tensors, best.description, str(best_model))
+    state.optimizer.state.clear()  # moments of other weights
+    if state.ema is not None:
+        state.ema.restart(state.parameters)
+    return f"weights of {best_model} (epoch {best.content['epoch']}, {best.weights}), moments start anew"
+
+
+def adopt(source: Outputs, outputs: Outputs, metrics_offset: int) -> None:
+    """Bring what belongs to a run to the place where it goes on: best models, and its records so far.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for old, new in ((source.model, outputs.model), (source.stage_one_model, outputs.stage_one_model)):
+        if old.exists() and old.resolve() != new.resolve():
+            durable.write(new, old.read_bytes())
+    if source.metrics.exists() and source.metrics.resolve() != outputs.metrics.resolve():
+        durable.write(outputs.metrics, source.metrics.read_bytes()[:metrics_offset])

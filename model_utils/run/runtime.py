@@ -1,0 +1,185 @@
+"""Device, precision, threads, seed and the log: what a process sets once, before anything is built."""
+
+import logging
+import logging.handlers
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataloader.errors import InputError
+
+log = logging.getLogger("mace_pretrain")
+logging.raiseExceptions = False  # a log file on a full disk must not print a traceback per line
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def dtype_of(name: str | None, default: torch.dtype) -> torch.dtype:
+    """The precision of an option, or the default."""
+    return default if name is None else DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` → ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def start(
+    *, device: str, dtype: torch.dtype, threads: int | None, seed: int, deterministic: bool = False
+) -> torch.device:
+    """Set the process up.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)  # parts of mace's forward make constants in it
+    torch.manual_seed(seed)
+    random.seed(seed)  # drawn by no one today; without it no two runs would hold the same state
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before CUDA is first used
+        torch.use_deterministic_algorithms(True, warn_only=False)
+    return find_device(device)
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name} is no device; expected cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name} is not supported; expected cpu, cuda, cuda:N or auto")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"--device {name}: this machine has {count} CUDA device(s); use another, or cpu")
+    return device
+
+
+def start_log(path: Path | None) -> None:
+    """Log to the terminal and, where a path is given, to a file that is added to."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.addHandler(_formatted(_BesideProgress()))
+    if path is not None:
+        log.addHandler(_formatted(logging.FileHandler(path, encoding="utf-8")))
+
+
+def hold_log() -> None:
+    """Log to the terminal, and hold the lines for the file until ``write_log`` names it."""
+    start_log(None)
+    log.addHandler(logging.handlers.MemoryHandler(capacity=10**9, flushLevel=logging.CRITICAL + 1))
+
+
+def write_log(path: Path) -> None:
+    """Log to a file too, which is added to; lines that were held come first.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    file = _formatted(logging.FileHandler(path, encoding="utf-8"))
+    for held in [h for h in log.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+        held.setTarget(file)
+        held.close()  # hands its lines on
+        log.removeHandler(held)
+    log.addHandler(file)
+
+
+def _formatted(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
+
+
+def progress(n_structures: int) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """Puts a bar over batches, on a terminal only."""
+
+    def watch(batches: Iterator[Any]) -> Iterator[Any]:
+        from tqdm import tqdm
+
+        with tqdm(total=n_structures, unit="structures", leave=False, disable=None) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(batch.n_structures)
+
+    return watch
+
+
+class _BesideProgress(logging.Handler):
+    """Writes above tqdm's bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line to stdout."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def computing(device: torch.device) -> dict[str, Any]:
+    """What decides the order of sums, and with it the last bits, besides the code."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled() or not cuda,
+    }
+
+
+def not_bitwise(code: Mapping[str, str], before: Mapping[str, Any], now_on: Mapping[str, Any]) -> Iterator[str]:
+    """Why a continued run need not equal the unbroken one in the last bits, one reason at a time.
+
+    Args:
+        code: ``code_version`` of the checkpoint.
+        before: ``TrainState.computed_on`` of the checkpoint.
+        now_on: the same of now.
+    """
+    now: dict[str, Any] = {**code_version(), **now_on}
+    for name, was in {**code, **before}.items():
+        if name in now and now[name] != was:
+            yield f"{name.replace('_', ' ')} {was} → {now[name]}"
+    if not now["deterministic"]:
+        yield "sums on CUDA have no fixed order without --deterministic"
+
+
+def code_version() -> dict[str, str]:
+    """Versions that a resumed run compares with its own; git's commit where the code is a checkout."""
+    from model_utils.models.mace_import import VERSIONS
+
+    return {
+        "commit": _commit(),
+        "torch": str(torch.__version__),
+        **VERSIONS,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return out.stdout.strip() or "unknown"

@@ -1,0 +1,247 @@
+"""What happens before the first step: another run's files, the announcement, the rehearsal, the clock."""
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataloader.errors import InputError
+from dataloader.loader import EpochBatches
+from model_utils import model_loader
+from model_utils.errors import VerificationError
+from model_utils.files import durable, run_lock
+from model_utils.files.checkpoint import WeightsFile
+from model_utils.files.outputs import Outputs
+from model_utils.files.run_files import RunFiles
+from model_utils.models.description import ModelDescription, differing_fields
+from model_utils.run.finetuning import Origin
+from model_utils.run.fit import FitPlan
+from model_utils.run.interruption import Interruption
+from model_utils.run.open_data import TrainingData
+from model_utils.run.report import ProgressBar
+from model_utils.run.resuming import adopt, refuse_contradictions, require_complete, resumed_run, set_aside_damaged
+from model_utils.run.runtime import DTYPES, dtype_name, hold_log, log, start_log, write_log
+from model_utils.run.step import loss_and_gradients
+from model_utils.run.train_state import TrainState
+from model_utils.settings import cli
+from model_utils.settings.options import TrainOptions
+
+
+def find_run(
+    options: TrainOptions,
+    outputs: Outputs,
+    description: ModelDescription,
+    begin_with: Path | None,
+    origin: Origin | None,
+) -> WeightsFile | None:
+    """The checkpoint to continue; None for a new run.
+
+    Raises:
+        InputError: the place holds another run's files and neither --resume nor --overwrite was given, or the settings
+            contradict those of the run.
+        VerificationError: the run there is of another network, or all of its checkpoints are damaged.
+    """
+    if options.resume is None:
+        if not options.overwrite and not options.dry_run:
+            outputs.refuse_another_run()
+            authored = options.input_json if origin is None else None
+            model_loader.refuse_other_description(outputs, description, authored)
+        return None
+    file = resumed_run(outputs, begin_with)
+    if file is None:
+        lone = [path for path in (outputs.model, outputs.stage_one_model, outputs.bare_module) if path.exists()]
+        if lone:
+            raise InputError(
+                f"{lone[0]} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
+                "away, or give --overwrite in place of --resume"
+            )
+        log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
+        return None
+    require_complete(file)
+    if file.description.hash() != description.hash():
+        differences = "; ".join(differing_fields(file.description, description)[:3])
+        raise VerificationError(
+            f"{file.path} was trained with another model.json than {options.input_json}: {differences}; "
+            "resume with the one beside the checkpoint"
+        )
+    before = Outputs.of_checkpoint(file.path, file.content["train_state"]["config"])
+    here = before.checkpoint.resolve() == outputs.checkpoint.resolve()
+    if here and outputs.model.exists() and outputs.model.resolve() != before.model.resolve():
+        raise InputError(f"--output_model {outputs.model} is there and not of this run; give another place")
+    if begin_with is None:
+        refuse_contradictions(file, cli.as_plain(options))
+    return file
+
+
+def source_of(origin: Origin | None, checkpoint: WeightsFile | None) -> dict[str, str] | None:
+    """What a fine-tuning began with, as its checkpoints record it; None for a run from fresh weights."""
+    if checkpoint is not None:
+        stored: dict[str, str] | None = checkpoint.content["train_state"]["source"]
+        return stored
+    if origin is None:
+        return None
+    return {"path": os.path.abspath(origin.source.file.path), "model_json_hash": origin.source.description.hash()}
+
+
+def history_of_structures(origin: Origin | None, checkpoint: WeightsFile | None) -> list[str]:
+    """Hashes of the descriptions that came before this run's own."""
+    if checkpoint is not None:
+        return [h for h in checkpoint.content["model_json_history"] if h != checkpoint.description.hash()]
+    return [] if origin is None else [origin.source.description.hash()]
+
+
+def threads(options: TrainOptions, file: WeightsFile | None) -> int | None:
+    """Those asked for; else, in a continued run, as many as it had, where this process has so many cores."""
+    if options.threads is not None or file is None:
+        return options.threads
+    before = int(file.content["train_state"]["computed_on"]["threads"])
+    return before if before <= len(os.sched_getaffinity(0)) else None
+
+
+def default_dtype(checkpoint: WeightsFile | None, origin: Origin | None) -> torch.dtype:
+    """Single precision for a new run, the source's for a fine-tuning; a continued one goes on as it was."""
+    if checkpoint is not None:
+        return DTYPES[checkpoint.content["train_state"]["dtype"]]
+    return torch.float32 if origin is None else origin.source.file.dtype
+
+
+def announce(options: TrainOptions, outputs: Outputs, description: ModelDescription) -> None:
+    """Say what will be written where, before anything slow begins."""
+    if options.dry_run:
+        log.info("dry run: nothing is written")
+    else:
+        files = outputs.announced(
+            bare_module=options.export_mace_model,
+            tensorboard=options.tensorboard,
+            split=not (options.xyz_val or options.lmdb_val),
+        )
+        for path, what in files:
+            log.info("will write %s: %s", path, what)
+    log.info(
+        "model %s: %s, %s, r_max %g Å, %d element(s), hash %s…",
+        options.input_json,
+        description.model_class,
+        description.hidden_irreps,
+        description.r_max,
+        len(description.atomic_numbers),
+        description.hash()[:12],
+    )
+    if description.model_class == "MACE":
+        log.info(
+            "model_class MACE is not what `mace_run_train --model MACE` builds: that is ScaleShiftMACE with shift 0"
+        )
+
+
+@contextmanager
+def place(options: TrainOptions, outputs: Outputs) -> Iterator[None]:
+    """Make the folders and be the only writer of the run; a dry run needs neither.
+
+    Raises:
+        InputError: another process writes this run, or the place cannot be written.
+    """
+    if options.dry_run:
+        start_log(None)
+        yield
+        return
+    hold_log()
+    outputs.make_folders()
+    with run_lock.held(outputs.lock, wait=options.resume is not None, folders=[outputs.model.parent]):
+        yield
+
+
+def open_files(
+    options: TrainOptions,
+    outputs: Outputs,
+    description: ModelDescription,
+    state: TrainState,
+    writer: model_loader.PairWriter,
+    data: TrainingData,
+    record: Mapping[str, Any],
+    stop: Interruption,
+    continued: WeightsFile | None,
+    origin: Origin | None,
+) -> RunFiles:
+    """Remove another run where asked, write the descriptions and settings, and open what the loop adds to.
+
+    Only now has every input been looked at: until here nothing was written, and another run's files are still there.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    stored = None if continued is None else continued.content["train_state"]
+    try:
+        if options.overwrite:
+            outputs.remove_another_run()
+        if continued is not None and stored is not None:
+            set_aside_damaged(continued, outputs)
+            adopt(Outputs.of_checkpoint(continued.path, stored["config"]), outputs, stored["metrics_offset"])
+        write_log(outputs.log)
+        if continued is not None and not outputs.model.exists() and state.progress.best_step > 0:
+            log.warning("warning: %s is gone: the best model is looked for anew", outputs.model)
+            state.progress.best_loss, state.progress.waited = float("inf"), 0
+            state.progress.validated_step = -1
+        authored = options.input_json if origin is None and continued is None else None
+        model_loader.write_description(outputs, description, authored, overwrite=options.overwrite)
+        if origin is not None and origin.source.description.hash() != description.hash():
+            durable.write_text(outputs.source_json, origin.source.description.canonical_text())
+        return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
+    except OSError as error:
+        if options.resume is None:
+            with suppress(OSError):
+                outputs.remove_another_run()  # what was begun just now: it must not stand in the way of the next try
+        unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
+        remedy = "give another --output_checkpoint or --output_model"
+        raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
+
+
+def progress_bar() -> ProgressBar:
+    """Shown on a terminal only."""
+    return ProgressBar(shown=sys.stderr.isatty())
+
+
+def rehearse(state: TrainState, batches: EpochBatches, plan: FitPlan, data: TrainingData) -> None:
+    """One step on the largest batch: sizes, memory and time of the run to come."""
+    batch_plan = batches.plan(0)
+    n_edges = data.train.n_edges
+    costs = [int(n_edges[indices].sum()) for indices in batch_plan]
+    largest = next(iter(batches.batches([batch_plan[int(np.argmax(costs))]]))).to(state.device)
+    parameters = sum(p.numel() for p in state.parameters.values())
+    loss_and_gradients(state.network, state.parameters, [largest], plan.loss)  # warm-up: code generation
+    began = time.monotonic()
+    result = loss_and_gradients(state.network, state.parameters, [largest], plan.loss)
+    value = float(result.loss)  # waits for a GPU
+    seconds = time.monotonic() - began
+    per_edge = seconds / max(largest.n_edges, 1)
+    epoch = per_edge * float(n_edges.sum())
+    log.info("parameters: %d trainable, %s", parameters, dtype_name(largest.positions.dtype))
+    log.info("structures: %d to train on, %d to validate on", len(data.train), len(data.valid))
+    log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))
+    sizes = [len(indices) for indices in batch_plan]
+    log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(costs))
+    log.info(
+        "largest batch: %d structures, %d atoms, %d edges; its loss is %.6g",
+        largest.n_structures,
+        largest.n_atoms,
+        largest.n_edges,
+        value,
+    )
+    log.info("memory: %.2f GiB at its peak", _peak_memory(state.device) / 2**30)
+    log.info(
+        "time: %.3g s for a step on it, about %.3g s per epoch, %.3g h in all",
+        seconds,
+        epoch,
+        epoch * plan.epochs / 3600,
+    )
+
+
+def _peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

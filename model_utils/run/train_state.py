@@ -1,0 +1,151 @@
+"""Everything of a run that must survive a preemption, in one record."""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losses import SUMS
+from model_utils.errors import VerificationError
+from model_utils.models.network import Network
+from model_utils.run.ema import ExponentialMovingAverage
+from model_utils.run.runtime import computing
+from optimizer import Schedule
+
+
+@dataclass
+class Progress:
+    """Counters of a run."""
+
+    epoch: int = 0  # finished epochs
+    steps_in_epoch: int = 0  # optimizer steps of the epoch that has begun
+    step: int = 0  # optimizer steps of the run
+    samples: int = 0  # structures seen
+    stage: int = 1
+    stage_two_epoch: int | None = None  # epochs of stage one, fixed when the run began
+    validated_step: int = -1
+    validation_due: bool = True  # before the first step, and where one was broken off
+    best_loss: float = math.inf  # within the stage
+    best_epoch: int = 0
+    best_step: int = 0
+    waited: int = 0  # validations since the best
+    finished: str | None = None  # why the run is over
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of an epoch, kept on the device so that no step waits for it."""
+
+    sums: Tensor  # see losses.SUMS
+    gradient: Tensor  # [sum of norms, largest norm, steps that were clipped, steps]
+
+    @classmethod
+    def empty(cls, device: torch.device) -> "Tally":
+        """All zero."""
+        return cls(
+            sums=torch.zeros(len(SUMS), dtype=torch.float64, device=device),
+            gradient=torch.zeros(4, dtype=torch.float64, device=device),
+        )
+
+    def add(self, sums: Tensor, norm: Tensor, limit: float) -> None:
+        """Count one step."""
+        norm = norm.to(torch.float64)
+        self.sums += sums
+        one = torch.ones_like(norm)
+        clipped = (norm > limit).to(torch.float64) if limit > 0 else torch.zeros_like(norm)
+        largest = torch.maximum(self.gradient[1], norm)
+        self.gradient = torch.stack(
+            [self.gradient[0] + norm, largest, self.gradient[2] + clipped, self.gradient[3] + one]
+        )
+
+
+@dataclass
+class TrainState:
+    """A network in training with all that belongs to it."""
+
+    network: Network
+    parameters: dict[str, Tensor]  # trainable ones, by mace's names; the module's own tensors
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    ema: ExponentialMovingAverage | None
+    tally: Tally
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def judged(self) -> Mapping[str, Tensor]:
+        """The weights that validation, best model and schedule look at: averaged ones where there is an average."""
+        return self.ema.shadow if self.ema is not None else self.parameters
+
+    @property
+    def judged_kind(self) -> str:
+        """``ema`` or ``raw``."""
+        return "ema" if self.ema is not None else "raw"
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it but the raw weights, as tensors and plain values."""
+        return {
+            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "scheduler": self.schedule.state_dict(),
+            "ema_state_dict": None if self.ema is None else _on_cpu(self.ema.state_dict()),
+            **asdict(self.progress),
+            "tally": {"sums": self.tally.sums.cpu(), "gradient": self.tally.gradient.cpu()},
+            "rng": _random_state(self.device),
+            "computed_on": self.computed_on(),
+        }
+
+    def computed_on(self) -> dict[str, Any]:
+        """What decides the last bits besides the code: device, threads, form of the step."""
+        return {**computing(self.device), "step": self.network.kind, "arithmetic": self.network.arithmetic}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` stood; the raw weights are in the module already.
+
+        Raises:
+            VerificationError: the stored optimizer is over other parameters; torch matches them by position only.
+        """
+        mine = [group["param_names"] for group in self.optimizer.state_dict()["param_groups"]]
+        if [group.get("param_names") for group in state["optimizer"]["param_groups"]] != mine:
+            raise VerificationError(
+                "the optimizer of the checkpoint moves other parameters, or in another order, than this version does; "
+                "resume with the version that wrote it, or start a new run from its weights"
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["scheduler"])
+        if self.ema is not None:
+            if state["ema_state_dict"] is not None:
+                self.ema.load_state_dict(state["ema_state_dict"])
+            else:
+                self.ema.restart(self.parameters)
+        self.progress = Progress(**{item.name: state[item.name] for item in fields(Progress) if item.name in state})
+        self.tally = Tally(**{name: tensor.to(self.device) for name, tensor in state["tally"].items()})
+        _restore_random_state(state["rng"], self.device)
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """Generators of Python and torch; nothing here draws from numpy's global one."""
+    version, internal, gauss = random.getstate()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"python": [version, list(internal), gauss], "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value

@@ -1,0 +1,1 @@
+"""Options: declared once, read from command line, YAML and stored runs."""

@@ -1,0 +1,301 @@
+"""From a command line and a YAML file to typed options, and from exceptions to one line and an exit code."""
+
+import dataclasses
+import difflib
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from cyclopts import App, Parameter
+from cyclopts.config import Dict
+from cyclopts.exceptions import CycloptsError, MissingArgumentError
+
+from dataloader.errors import InputError
+from model_utils.settings.mace_flags import ours_for
+
+Options = TypeVar("Options")
+Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
+
+ONLY_IN_YAML = ("sources",)
+
+
+def run(
+    kind: type[Options],
+    command: Callable[[Options], None],
+    argv: Sequence[str] | None = None,
+    *,
+    elsewhere: Mapping[str, str] | None = None,
+) -> int:
+    """Parse, call the command, and turn its failures into one line on stderr.
+
+    Args:
+        kind: dataclass of the options.
+        command: takes the parsed options.
+        argv: arguments without the program's name; those of the process unless given.
+        elsewhere: flags of other commands that people will try here, with the answer.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says (``model_utils.errors``).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _refuse_elsewhere(arguments, elsewhere or {})
+        options = parse(kind, arguments)
+        if options is None:  # --help was printed
+            return 0
+        command(options)
+        return 0
+    except KeyboardInterrupt:
+        print("stopped: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        code = getattr(type(error), "exit_code", 1)
+        if "--debug" in arguments or code == 1:
+            traceback.print_exc()
+        if code != 1:
+            line = " ".join(str(error).split())
+            line = "".join(c if c.isprintable() else "?" for c in line)  # names in files may hold escape codes
+            print(f"{'stopped' if code == 75 else 'error'}: {line}", file=sys.stderr)
+        return int(code)
+
+
+def run_subcommand(commands: Commands, doc: str, argv: Sequence[str] | None = None) -> int:
+    """``run`` for a program whose first word says which command is meant."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in commands:
+        kind, command = commands[arguments[0]]
+        return run(kind, command, arguments[1:])
+    lines = [f"  {name:8s} {kind.__doc__}" for name, (kind, _) in commands.items()]
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print("\n".join([doc, "", *lines]))
+        return 0
+    near = difflib.get_close_matches(arguments[0], commands, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(commands)}"
+    print(f"error: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
+    return 2
+
+
+def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
+    """The options of a command line and the YAML it names; None where help was asked for and printed.
+
+    Raises:
+        InputError: an unknown flag or key, a wrong value, a missing or contradictory option.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    _refuse_unknown(argv, names)
+    config = _config_path(argv)
+    settings = None if config is None else _read_yaml(config, kind, names)
+    return _parsed(kind, _last_of_each(argv), settings, config)
+
+
+def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -> Options:
+    """The options that ``as_plain`` gave, through the same checks as a command line.
+
+    Args:
+        kind: dataclass of the options.
+        settings: names this version does not know are left out.
+        source: where they stand, for messages.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = {name: _without_none(value) for name, value in settings.items() if name in names}
+    parsed = _parsed(kind, [], {k: v for k, v in given.items() if v is not None and v != []}, source)
+    assert parsed is not None
+    return parsed
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    if isinstance(value, Mapping):
+        return {k: v for k, v in value.items() if v is not None}
+    return value
+
+
+def _parsed(
+    kind: type[Options], argv: Sequence[str], settings: Mapping[str, Any] | None, config: Path | None
+) -> Options | None:
+    app = App(
+        name=Path(sys.argv[0]).name,
+        help=kind.__doc__,
+        default_parameter=Parameter(
+            name_transform=lambda name: name, negative_bool=("no_",), negative_iterable=(), consume_multiple=True
+        ),
+        help_format="plaintext",
+        version_flags=[],
+        result_action="return_value",
+    )
+    if settings is not None:
+        app.config = Dict(dict(settings), source=str(config))
+    app.default(_identity(kind))
+    try:
+        parsed: Options | None = app(list(argv), exit_on_error=False, print_error=False)
+        return parsed
+    except MissingArgumentError as error:
+        name = error.argument.name if error.argument is not None else "an option"
+        raise InputError(f"{name} is missing; see --help") from None
+    except CycloptsError as error:
+        raise InputError(_one_line(error, config)) from None
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """The arguments with only the last of a repeated flag: job scripts put overrides at the end."""
+    groups: list[list[str]] = []
+    for argument in argv:
+        if argument.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(argument)
+    last = {group[0].partition("=")[0].removeprefix("--").removeprefix("no_"): group for group in groups}
+    return [argument for group in groups if any(group is kept for kept in last.values()) for argument in group]
+
+
+def _identity(kind: type[Options]) -> Callable[..., Options]:
+    required = any(
+        item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        for item in dataclasses.fields(kind)  # type: ignore[arg-type]
+    )
+    if not required:  # then cyclopts wants to know what nothing at all means
+
+        def take_any(options: Any = None) -> Any:
+            return kind() if options is None else options
+
+        take_any.__annotations__ = {"options": typing.Annotated[kind | None, Parameter(name="*")]}
+        return take_any
+
+    def take(options: Any) -> Any:
+        return options
+
+    take.__annotations__ = {"options": typing.Annotated[kind, Parameter(name="*")]}
+    return take
+
+
+def _one_line(error: CycloptsError, config: Path | None) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error.__cause__, InputError):
+        return str(error.__cause__)
+    if config is not None and "[" in text.partition(":")[0] and str(config) not in text:  # so cyclopts shows a key
+        text = f"{text} in {config}"
+    return text[0].lower() + text[1:].rstrip(".") + "; see --help"
+
+
+def _refuse_elsewhere(argv: Sequence[str], elsewhere: Mapping[str, str]) -> None:
+    for argument in argv:
+        name = argument.removeprefix("--").partition("=")[0].removeprefix("no_")
+        if argument.startswith("--") and name in elsewhere:
+            raise InputError(f"--{name} {elsewhere[name]}")
+
+
+def _refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
+    """Name the nearest flag, or ours for one of mace_run_train's, before any value is looked at."""
+    for argument in argv:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        name = argument[2:].partition("=")[0]
+        if name not in names and name.removeprefix("no_") not in names and name != "help":
+            raise InputError(f"unknown flag --{name}{_remedy(name, names, '--')}")
+
+
+def _remedy(name: str, names: Sequence[str], dashes: str) -> str:
+    ours = ours_for(name.replace("-", "_"))
+    if ours:
+        return f", which is mace_run_train's: {ours}"
+    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
+    return f"; did you mean {dashes}{near[0]}?" if near else "; see --help"
+
+
+def _config_path(argv: Sequence[str]) -> Path | None:
+    path = None
+    for position, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            path = Path(argument.partition("=")[2])
+        if argument == "--config":
+            if position + 1 == len(argv):
+                raise InputError("--config needs a file name")
+            path = Path(argv[position + 1])
+    return path  # the last, as of every flag
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice (PyYAML keeps the last one silently) and aliases (expansion bombs)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping with every key once."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; no alias."""
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
+    """Settings of a YAML file, checked names, paths made relative to the file."""
+    try:
+        settings = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; expected a YAML file of settings") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML's constructors let int(), float() and date() speak for themselves
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{path} holds a {type(settings).__name__}, expected lines like `lr: 0.01`")
+    if settings.get("config") is not None:
+        raise InputError(f"config in {path} names another file of settings; a file cannot lead to a further one")
+    settings = {name: value for name, value in settings.items() if name != "config"}
+    for name, value in settings.items():
+        if name not in names:
+            raise InputError(f"unknown setting {name!r} in {path}{_remedy(str(name), names, '')}")
+        if name == "sources" and not _is_list_of_files(value):
+            raise InputError(f"sources in {path} holds {value!r:.60}, expected a list of files with their settings")
+        if isinstance(value, Mapping) or (name not in ONLY_IN_YAML and _nested(value)):
+            raise InputError(f"{name} in {path} holds {value!r:.60}, expected a plain value")
+    paths = [n for n, hint in typing.get_type_hints(kind).items() if "Path" in str(hint)]
+    return {n: _relative_to(path.parent, v) if n in (*paths, "sources") else v for n, v in settings.items()}
+
+
+def _is_list_of_files(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str | Mapping) for item in value)
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, list | Mapping) for item in value)
+
+
+def _relative_to(folder: Path, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_relative_to(folder, item) for item in value]
+    if isinstance(value, Mapping):
+        return {k: _relative_to(folder, v) if k == "path" else v for k, v in value.items()}
+    return str(folder / value) if isinstance(value, str) else value
+
+
+def as_plain(options: Any) -> dict[str, Any]:
+    """Options as plain values for a checkpoint or a YAML file: paths as text, tuples as lists."""
+    return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return as_plain(value)
+    return os.path.abspath(value) if isinstance(value, Path) else value  # the run may be continued from elsewhere

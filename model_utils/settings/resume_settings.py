@@ -1,0 +1,87 @@
+"""From resume.py's options and a stored run to the settings of the run that goes on."""
+
+from pathlib import Path
+from typing import Any
+
+from model_utils.errors import InputError
+from model_utils.files.checkpoint import WeightsFile
+from model_utils.files.outputs import Outputs, sidecar
+from model_utils.run.resuming import Changes, newest_checkpoint, require_complete
+from model_utils.settings import cli
+from model_utils.settings.options import ResumeOptions, TrainOptions
+
+NOT_SETTINGS = {"input_model", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler", "resume_best", "config"}
+
+
+def stored_run(input_model: Path) -> WeightsFile:
+    """The newest valid checkpoint that a path means.
+
+    Args:
+        input_model: a checkpoint, or the directory of one run.
+
+    Raises:
+        InputError: there is none, or several.
+        VerificationError: there are only damaged ones.
+    """
+    path = _checkpoint_in(input_model) if input_model.is_dir() else input_model
+    file = newest_checkpoint(path)
+    if file is None:
+        raise InputError(f"there is no {path}; expected the directory of a run or its *_checkpoint.pt")
+    return require_complete(file)
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    paths = [path for path in folder.glob("*_checkpoint*.pt") if not path.name.endswith(".damaged.pt")]
+    found = {Outputs.of_checkpoint(path, {}).checkpoint for path in paths}
+    if len(found) == 1:
+        return found.pop()
+    if not found:
+        raise InputError(f"there is no *_checkpoint.pt in {folder}; expected the directory of a run")
+    names = ", ".join(sorted(path.name for path in found))
+    raise InputError(f"{folder} holds several runs ({names}); give the checkpoint of one")
+
+
+def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
+    """The run's settings with what the options name in their place.
+
+    Raises:
+        InputError: they contradict what the run has done.
+    """
+    state = file.content["train_state"]
+    place = Outputs.of_checkpoint(file.path, state["config"])
+    given = {
+        name: value
+        for name, value in cli.as_plain(options).items()
+        if name not in NOT_SETTINGS and value is not None and value != []
+    }
+    for name in ("epochs", "max_steps"):
+        done = state["epoch"] if name == "epochs" else state["step"]
+        if name in given and given[name] < done:
+            raise InputError(
+                f"--{name} {given[name]} counts the whole run, and {file.path} has {done} behind it; give more"
+            )
+    settings: dict[str, Any] = {
+        **state["config"],
+        "time_limit": None,
+        "output_checkpoint": str(place.checkpoint),
+        "output_model": None if place.model.parent == place.checkpoint.parent else str(place.model),
+        "input_json": str(sidecar(place.checkpoint)),
+        "dry_run": False,
+        "overwrite": False,
+        **given,
+        "resume": "auto",
+    }
+    if options.output_checkpoint is not None and options.output_model is None:
+        settings["output_model"] = None  # beside the new checkpoint
+    return cli.from_plain(TrainOptions, settings, file.path)
+
+
+def changes(options: ResumeOptions, file: WeightsFile) -> Changes:
+    """What the continued run does otherwise."""
+    return Changes(
+        begin_with=file.path,
+        lr=options.lr,
+        reset_scheduler=options.reset_scheduler or options.resume_reset_scheduler,
+        resume_best=options.resume_best,
+        ema=options.ema,
+    )

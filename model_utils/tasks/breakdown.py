@@ -1,0 +1,216 @@
+"""Where the errors of an evaluation are: by structure, by config_type, by element; tables and predictions as files."""
+
+import csv
+import io
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.io import write as write_ase
+from numpy.typing import NDArray
+
+from dataloader.batch import Batch
+from dataloader.dataset import Dataset
+from losses import Prediction
+from model_utils.files import durable
+
+SMALL_SET = 10  # structures; up to here each one's errors are printed
+MILLI = 1000.0
+COLUMNS = (
+    *("identifier", "config_type", "n_atoms", "energy", "predicted_energy", "energy_error_per_atom"),
+    *("forces_rmse", "forces_max_error"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Errors of one structure; None where it has no label."""
+
+    identifier: str
+    config_type: str
+    n_atoms: int
+    energy: float | None  # label, eV, total
+    predicted_energy: float  # eV, total
+    forces_rmse: float | None  # eV/Å
+    forces_max: float | None  # eV/Å, largest length of a force error
+
+    @property
+    def energy_error(self) -> float | None:
+        """Prediction minus label, eV."""
+        return None if self.energy is None else self.predicted_energy - self.energy
+
+
+@dataclass
+class ForceSums:
+    """Squared and absolute force errors of some atoms."""
+
+    squared: float = 0.0
+    absolute: float = 0.0
+    components: int = 0
+
+    def add(self, error: NDArray[np.float64]) -> None:
+        """Take the errors of some atoms, (n, 3)."""
+        self.squared += float((error**2).sum())
+        self.absolute += float(np.abs(error).sum())
+        self.components += error.size
+
+
+@dataclass
+class TypeSums:
+    """Errors of the structures of one config_type."""
+
+    structures: int = 0
+    energy_squared: float = 0.0  # of the error per atom
+    energies: int = 0
+
+
+class Breakdown:
+    """Sees every batch of an evaluation with its prediction.
+
+    Args:
+        data: the structures.
+        keep_rows: keep the errors of each, for a table.
+        keep_frames: keep the predictions, for an xyz file.
+    """
+
+    def __init__(self, data: Dataset, *, keep_rows: bool, keep_frames: bool) -> None:
+        self._data = data
+        self._keep_rows, self._keep_frames = keep_rows or len(data) <= SMALL_SET, keep_frames
+        self.rows: list[Row] = []
+        self.frames: list[Atoms] = []
+        self.types: dict[str, TypeSums] = defaultdict(TypeSums)
+        self.type_forces: dict[str, ForceSums] = defaultdict(ForceSums)
+        self.elements: dict[str, ForceSums] = defaultdict(ForceSums)
+
+    def __call__(self, batch: Batch, prediction: Prediction) -> None:
+        """Take the structures of one batch."""
+        assert prediction.forces is not None
+        ptr, labels = batch.ptr.tolist(), batch.labels
+        forces = prediction.forces.double().cpu().numpy()
+        errors = forces - labels.forces.cpu().numpy()
+        counted = labels.forces_mask.cpu().numpy()
+        energies = (prediction.energy.double() + batch.reference_energy).cpu().numpy()
+        stress = None if prediction.stress is None else prediction.stress.double().cpu().numpy()
+        targets = (labels.energy + batch.reference_energy).cpu().numpy()
+        species = np.array(self._data.facts.atomic_numbers)[batch.species.cpu().numpy()]
+        for number in np.unique(species[counted]):
+            self.elements[chemical_symbols[number]].add(errors[counted & (species == number)])
+        for k, index in enumerate(batch.index):
+            atoms = slice(ptr[k], ptr[k + 1])
+            row = self._row(
+                index,
+                errors[atoms][counted[atoms]],
+                ptr[k + 1] - ptr[k],
+                float(energies[k]),
+                float(targets[k]) if labels.energy_mask[k] else None,
+            )
+            if self._keep_rows:
+                self.rows.append(row)
+            if self._keep_frames:
+                self.frames.append(
+                    self._frame(index, float(energies[k]), forces[atoms], None if stress is None else stress[k])
+                )
+
+    def _row(self, index: int, errors: NDArray[np.float64], n_atoms: int, energy: float, target: float | None) -> Row:
+        kind = self._data.structure(index).config_type if self._data.in_memory(index) else "Default"
+        sums = self.types[kind]
+        sums.structures += 1
+        if target is not None:
+            error = (energy - target) / n_atoms
+            sums.energy_squared += error * error  # overflows to infinity, where ** would raise
+            sums.energies += 1
+        self.type_forces[kind].add(errors)
+        return Row(
+            identifier=self._data.name(index),
+            config_type=kind,
+            n_atoms=n_atoms,
+            energy=target,
+            predicted_energy=energy,
+            forces_rmse=float(np.sqrt((errors**2).mean())) if errors.size else None,
+            forces_max=float(np.sqrt((errors**2).sum(axis=1)).max()) if errors.size else None,
+        )
+
+    def _frame(
+        self, index: int, energy: float, forces: NDArray[np.float64], stress: NDArray[np.float64] | None
+    ) -> Atoms:
+        """Predictions as ``mace_…``, labels as ``REF_…``: neither can be taken for the other."""
+        structure = self._data.structure(index)
+        atoms = Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+        atoms.info["config_type"], atoms.info["identifier"] = structure.config_type, self._data.name(index)
+        if structure.head is not None:
+            atoms.info["head"] = structure.head
+        atoms.info["mace_energy"], atoms.arrays["mace_forces"] = energy, forces
+        if stress is not None and structure.periodic:
+            atoms.info["mace_stress"] = stress.reshape(9)
+        if structure.energy is not None:
+            atoms.info["REF_energy"] = structure.energy
+        if structure.forces is not None:
+            atoms.arrays["REF_forces"] = structure.forces
+        if structure.stress is not None:
+            atoms.info["REF_stress"] = structure.stress.reshape(9)
+        return atoms
+
+    def lines(self) -> list[str]:
+        """Forces by element, errors by config_type where there are several, each structure of a small set."""
+        found = [
+            f"forces on {symbol}: rmse {_root(sums)} mae {MILLI * sums.absolute / sums.components:.2f} meV/Å "
+            f"({sums.components} components)"
+            for symbol, sums in sorted(self.elements.items())
+        ]
+        if len(self.types) > 1:
+            for kind, sums in sorted(self.types.items()):
+                energy = f"{MILLI * (sums.energy_squared / sums.energies) ** 0.5:.2f}" if sums.energies else "-"
+                forces = _root(self.type_forces[kind]) if self.type_forces[kind].components else "-"
+                found.append(f"{kind}: {sums.structures} configs, E rmse {energy} meV/atom, F rmse {forces} meV/Å")
+        if len(self._data) <= SMALL_SET:
+            found += [
+                f"{row.identifier}  ΔE {_milli(row.energy_error)} meV  F rmse {_milli(row.forces_rmse)} meV/Å"
+                for row in self.rows
+            ]
+        return found
+
+    def as_plain(self) -> dict[str, dict[str, dict[str, float | int | None]]]:
+        """Errors by element and by config_type, for a JSON file; eV, eV/Å."""
+        return {
+            "by_element": {
+                symbol: {"forces_rmse": (s.squared / s.components) ** 0.5, "forces_mae": s.absolute / s.components}
+                for symbol, s in sorted(self.elements.items())
+            },
+            "by_config_type": {kind: self._of_type(kind) for kind in sorted(self.types)},
+        }
+
+    def _of_type(self, kind: str) -> dict[str, float | int | None]:
+        energies, forces = self.types[kind], self.type_forces[kind]
+        return {
+            "n_configs": energies.structures,
+            "energy_rmse_per_atom": (energies.energy_squared / energies.energies) ** 0.5 if energies.energies else None,
+            "forces_rmse": (forces.squared / forces.components) ** 0.5 if forces.components else None,
+        }
+
+    def write_table(self, path: Path) -> None:
+        """One row per structure as CSV; energies in eV, forces in eV/Å."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(COLUMNS)
+        for row in self.rows:
+            error = None if row.energy_error is None else row.energy_error / row.n_atoms
+            energies = (row.energy, row.predicted_energy, error)
+            table.writerow([row.identifier, row.config_type, row.n_atoms, *energies, row.forces_rmse, row.forces_max])
+        durable.write_text(path, text.getvalue())
+
+    def write_frames(self, path: Path) -> None:
+        """Predictions beside labels as extended XYZ."""
+        text = io.StringIO()
+        write_ase(text, self.frames, format="extxyz")
+        durable.write_text(path, text.getvalue())
+
+
+def _root(sums: ForceSums) -> str:
+    return f"{MILLI * (sums.squared / sums.components) ** 0.5:.2f}"
+
+
+def _milli(value: float | None) -> str:
+    return "-" if value is None else f"{MILLI * value:.2f}"

@@ -1,0 +1,80 @@
+"""Are two runs the same, bit for bit, and what differs first if not."""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_utils.files import checkpoint
+from model_utils.files.outputs import Outputs
+
+PLACE_AND_HISTORY = {
+    "config",
+    "history",
+    "reason",
+    "metrics_offset",
+    "data",
+    "computed_on",
+    "source",
+}  # not part of the result
+
+
+def differences(one: Outputs, other: Outputs) -> list[str]:
+    """What differs between two runs, the earliest first: records, then checkpoint, then best models.
+
+    Times and rates (``perf``) are left out; everything else must be equal to the last bit.
+    """
+    found = list(_records(one, other))
+    for name in ("checkpoint", "model", "stage_one_model"):
+        first, second = getattr(one, name), getattr(other, name)
+        if first.exists() != second.exists():
+            found.append(f"{name}: {'missing' if first.exists() else 'only'} in {second.parent}")
+        elif first.exists():
+            found.extend(f"{name}: {text}" for text in _different(_content(first), _content(second)))
+    return found
+
+
+def _content(path: Any) -> dict[str, Any]:
+    file = checkpoint.read(path)
+    content = {k: v for k, v in file.content.items() if k not in ("run_name", "code_version", "train_state")}
+    state = file.content.get("train_state", {})
+    return content | {"train_state": {k: v for k, v in state.items() if k not in PLACE_AND_HISTORY}}
+
+
+def _records(one: Outputs, other: Outputs) -> Iterator[str]:
+    first, second = (_without_times(outputs) for outputs in (one, other))
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            where = f"{a.get('kind')} record of step {a.get('step')}"
+            yield f"metrics.jsonl: {where}: {'; '.join(islice(_different(a, b), 2))}"
+            return
+    if len(first) != len(second):
+        yield f"metrics.jsonl: {len(first)} records against {len(second)}"
+
+
+def _without_times(outputs: Outputs) -> list[dict[str, Any]]:
+    lines = outputs.metrics.read_text(encoding="utf-8").splitlines() if outputs.metrics.exists() else []
+    return [{k: v for k, v in json.loads(line).items() if k != "perf"} for line in lines]
+
+
+def _different(a: Any, b: Any, name: str = "") -> Iterator[str]:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.dtype != b.dtype or a.shape != b.shape:
+            yield f"{name}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
+        elif not torch.equal(a, b):
+            yield f"{name}: differs by up to {(a.double() - b.double()).abs().max():.3g}"
+    elif isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in {**a, **b}:
+            inner = f"{name}.{key}" if name else str(key)
+            if (key in a) != (key in b):
+                yield f"{inner}: in one of the two only"
+            else:
+                yield from _different(a[key], b[key], inner)
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        for position, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from _different(x, y, f"{name}.{position}")
+    elif type(a) is not type(b) or a != b:
+        yield f"{name}: {a!r:.60} against {b!r:.60}"

@@ -1,0 +1,297 @@
+"""From data and a network's fields to a model.json: the arithmetic's results put where the description wants them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from dataloader.errors import InputError
+from dataloader.packing import epoch_order
+from dataloader.sources import Source, open_sources
+from dataloader.statistics import DataSums, HeadSums, collect, reference_energies, scale_and_shift
+from dataloader.structure import Structure, symbols
+from model_utils.files import durable
+from model_utils.models import description as model_json
+from model_utils.models.description import ModelDescription
+from model_utils.run.open_data import filters_of, numbers_of, specs_of
+from model_utils.run.runtime import log, start_log
+from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
+
+PRESETS = {  # mace's foundation sizes: how far equivariant features go
+    "small": {"hidden_irreps": "128x0e"},
+    "medium": {"hidden_irreps": "128x0e+128x1o"},
+    "large": {"hidden_irreps": "128x0e+128x1o+128x2e"},
+}
+R_MAX = 5.0  # Å, mace_run_train's default
+
+# Names of mace_run_train's settings that describe the network, and the fields of model.json they are.
+MACE_SETTINGS = {
+    **{
+        name: name
+        for name in [
+            "r_max",
+            "max_ell",
+            "correlation",
+            "num_interactions",
+            "hidden_irreps",
+            "edge_irreps",
+            "MLP_irreps",
+            "gate",
+            "radial_type",
+            "distance_transform",
+            "pair_repulsion",
+            "apply_cutoff",
+            "use_reduced_cg",
+            "use_so3",
+            "use_agnostic_product",
+            "use_last_readout_only",
+            "use_edge_irreps_first",
+            "use_embedding_readout",
+            "embedding_specs",
+            "avg_num_neighbors",
+        ]
+    },
+    "num_radial_basis": "num_bessel",
+    "num_cutoff_basis": "num_polynomial_cutoff",
+    "interaction": "interaction_cls",
+    "interaction_first": "interaction_cls_first",
+    "radial_MLP": "radial_MLP",
+}
+
+
+def start() -> None:
+    """Log to the terminal."""
+    start_log(None)
+
+
+def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
+    """The fields that say how the network looks: defaults, then preset, then the mace YAML, then flags."""
+    fields: dict[str, Any] = {"model_class": "ScaleShiftMACE", "r_max": R_MAX, "heads": ["Default"]}
+    fields |= PRESETS[options.preset] if options.preset else {}
+    fields |= _from_mace_yaml(options.mace_config) if options.mace_config else {}
+    for name in ("r_max", "hidden_irreps", "max_ell", "correlation", "num_interactions"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    return fields
+
+
+def wants_zero_shift(options: MetadataInitOptions) -> bool:
+    """Asked for, or the mace YAML's model is MACE, which mace_run_train builds with shift 0."""
+    if options.zero_shift or options.mace_config is None:
+        return options.zero_shift
+    return _load_yaml(options.mace_config).get("model", "MACE") == "MACE"
+
+
+def _load_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; expected a YAML of mace_run_train") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{path} is no YAML of mace_run_train; expected lines like `r_max: 5.0`")
+    return settings
+
+
+def _from_mace_yaml(path: Path) -> dict[str, Any]:
+    """Network fields of a configuration of mace_run_train; what is not of the network is named and left aside."""
+    settings = _load_yaml(path)
+    fields = {ours: settings[theirs] for theirs, ours in MACE_SETTINGS.items() if settings.get(theirs) is not None}
+    try:
+        if isinstance(fields.get("radial_MLP"), str):
+            fields["radial_MLP"] = json.loads(fields["radial_MLP"])
+        if "num_channels" in settings or "max_L" in settings:
+            channels, max_order = int(settings.get("num_channels", 128)), min(int(settings.get("max_L", 1)), 99)
+            fields["hidden_irreps"] = "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})") from None
+    if settings.get("model", "MACE") == "MACE":  # mace builds ScaleShiftMACE with this first block (and shift 0)
+        if "Density" not in str(fields.get("interaction_cls_first")):
+            fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
+    elif settings["model"] != "ScaleShiftMACE":
+        raise InputError(f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE")
+    aside = sorted(set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
+    log.info("%s: left aside, not of the network: %s", path, ", ".join(map(str, aside)) or "nothing")
+    return fields
+
+
+def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
+    """Fields of a model.json that may lack what is measured."""
+    fields = model_json.load_fields(options.input_json)
+    if not isinstance(fields.get("r_max"), int | float):
+        raise InputError(f"{options.input_json}: r_max is missing, without which neighbours cannot be counted")
+    return {"heads": ["Default"], **fields}
+
+
+def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
+    """Read the data once."""
+    _refuse_broken(options, network)
+    r_max, heads = float(network["r_max"]), network["heads"]
+    specs = specs_of(options, "train")
+    filters = filters_of(options, keep_charges=True)
+    sources = open_sources(specs, require_labels=True, max_dropped=options.max_dropped, filters=filters)
+    isolated = list(chain.from_iterable(source.isolated_atoms for source in sources))
+    total = sum(map(len, sources))
+    structures = tqdm(_kept(sources, options), desc="statistics", unit="structures", disable=total < 5000)
+    sums = collect(structures, isolated, r_max, default_head=heads[0], free_atoms_only=options.train_on_free_atoms)
+    if sums.atoms == 0:
+        raise InputError("no structures to measure; look at the files and at --elements")
+    unknown = set(sums.heads) - set(heads)
+    if unknown:
+        raise InputError(f"the data name head(s) {sorted(unknown)} but the model has {list(heads)}")
+    return sums
+
+
+def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None:
+    """What would be refused at the end is refused now, before the data are read."""
+    numbers, heads = network.get("atomic_numbers") or [1], network["heads"]
+    elements, n_heads = [len(x) if isinstance(x, list) else 1 for x in (numbers, heads)]
+    scales = [1.0] * n_heads if network.get("model_class", "ScaleShiftMACE") == "ScaleShiftMACE" else None
+    measured = {
+        "atomic_numbers": numbers,
+        "atomic_energies": [[0.0] * elements] * n_heads,
+        "avg_num_neighbors": 1.0,
+        "atomic_inter_scale": scales,
+        "atomic_inter_shift": scales,
+    }
+    where = getattr(options, "input_json", None) or getattr(options, "mace_config", None)
+    model_json.parse(
+        json.dumps({**network, **measured}, default=str), str(where or f"the model.json for {options.output_json}")
+    )
+
+
+def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Structure]:
+    """Structures inside --elements, less those that training would set aside for validation."""
+    wanted = numbers_of(options.elements)
+    places = [
+        (source, i)
+        for source in sources
+        for i in range(len(source))
+        if wanted is None or source.elements[i] <= set(wanted)
+    ]
+    if options.valid_fraction > 0:
+        order = epoch_order(len(places), options.seed, epoch=0)
+        places = [places[i] for i in np.sort(order[round(options.valid_fraction * len(places)) :])]
+    return (source.structure(i) for source, i in places)
+
+
+def measured_fields(
+    sums: DataSums, network: Mapping[str, Any], options: MetadataOptions, *, zero_shift: bool
+) -> dict[str, Any]:
+    """The fields that the data determine, each said in the log."""
+    elements = network.get("atomic_numbers") or numbers_of(options.elements) or sorted(sums.elements)
+    unknown = sums.elements - set(elements)
+    if unknown:
+        raise InputError(f"the data hold {symbols(list(unknown))}, which atomic_numbers of the model lack")
+    found: dict[str, Any] = {
+        "atomic_numbers": elements,
+        "atomic_energies": [],
+        "avg_num_neighbors": sums.avg_num_neighbors,
+    }
+    log.info("elements: %s", symbols(elements))
+    log.info(
+        "avg_num_neighbors: %.6g within %g Å, over %d of %d atoms (those with neighbours)",
+        sums.avg_num_neighbors,
+        network["r_max"],
+        sums.atoms_with_neighbors,
+        sums.atoms,
+    )
+    scales, shifts = [], []
+    for name in network["heads"]:
+        head = sums.heads.get(name, HeadSums())
+        energies = _energies(head, elements, options, name)
+        scale, shift = scale_and_shift(head, energies, options.scaling)
+        shift = 0.0 if zero_shift else shift
+        found["atomic_energies"].append([energies[z] for z in elements])
+        scales.append(scale)
+        shifts.append(shift)
+        log.info(
+            "head %s: scale %.6g, shift %.6g eV (%s scaling, %d structures)",
+            name,
+            scale,
+            shift,
+            options.scaling,
+            head.structures,
+        )
+    if network.get("model_class", "ScaleShiftMACE") == "ScaleShiftMACE":
+        found |= {"atomic_inter_scale": scales, "atomic_inter_shift": shifts}
+    return found
+
+
+def _energies(head: HeadSums, elements: Sequence[int], options: MetadataOptions, name: str) -> dict[int, float]:
+    if options.linear_references is not None:
+        values = _linear_references(options.linear_references, elements)
+        log.info("head %s: E0s are the linear references of %s", name, options.linear_references)
+        return values
+    if options.E0s not in ("auto", "isolated", "lstsq", "average"):
+        given = given_energies(options.E0s, "auto, isolated, lstsq, average")
+        return _of_all(given, elements, "--E0s")
+    found = reference_energies(head, elements, options.E0s)
+    log.info("head %s: E0s %s", name, found.origin)
+    for z in elements:
+        log.info("  %-2s %.6f eV", symbols([z]), found.values[z])
+    return found.values
+
+
+def given_energies(text: str, words: str, flag: str | None = None) -> dict[int, float]:
+    """E0s from JSON text or a JSON file: a mapping by element, as atomic number → eV.
+
+    Args:
+        text: the JSON, or the name of its file.
+        words: what else the flag takes, for messages.
+        flag: the flag as it was given, for messages; ``--E0s`` unless given.
+
+    Raises:
+        InputError: it is neither JSON of that kind nor one of the words.
+    """
+    flag = flag or f"--E0s {text[:40]}"
+    try:
+        given = json.loads(Path(text).read_text(encoding="utf-8") if not text.lstrip().startswith("{") else text)
+        values = {model_json.number_of(str(key)): float(value) for key, value in given.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{flag}: {error}; expected {words}, or JSON like '{{\"H\": -13.6}}'") from None
+    if not np.isfinite(list(values.values())).all():
+        raise InputError(f"{flag}: an energy is not finite")
+    return values
+
+
+def _linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
+    """Reference energies of a linear fit: by element, or a list whose position is the atomic number."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--linear_references {path}: {error}; expected JSON of energies by element") from None
+    if isinstance(given, list):
+        given = {str(z): energy for z, energy in enumerate(given) if z and energy is not None}
+    if not isinstance(given, dict):
+        raise InputError(f"--linear_references {path} holds a {type(given).__name__}, expected energies by element")
+    flag = f"--linear_references {path}"
+    return _of_all(given_energies(json.dumps(given), "energies by element", flag), elements, flag)
+
+
+def _of_all(given: Mapping[int, float], elements: Sequence[int], flag: str) -> dict[int, float]:
+    missing = [z for z in elements if z not in given]
+    if missing:
+        raise InputError(f"{flag} gives none for {symbols(missing)}")
+    return {z: given[z] for z in elements}
+
+
+def write(options: MetadataOptions, found: Mapping[str, Any]) -> ModelDescription:
+    """Check the fields as a whole and write the canonical text."""
+    path = options.output_json
+    if path.exists() and not options.overwrite:
+        raise InputError(f"--output_json {path} is there already; give another name or --overwrite")
+    description = model_json.parse(json.dumps(dict(found)), f"the model.json for {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_text(path, description.canonical_text())
+    except OSError as error:
+        raise InputError(f"cannot write --output_json {path}: {error.strerror}") from None
+    log.info("wrote %s, hash %s…", path, description.hash()[:12])
+    return description

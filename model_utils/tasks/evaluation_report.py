@@ -1,0 +1,90 @@
+"""What evaluate.py says and writes: which weights, the table, where the errors are, the files."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from dataloader.errors import InputError
+from losses import Loss, Metrics
+from model_utils.files import durable
+from model_utils.model_loader import LoadedModel
+from model_utils.run.report import table
+from model_utils.run.runtime import dtype_name, log
+from model_utils.settings.options import EvaluateOptions
+from model_utils.tasks.breakdown import Breakdown
+
+
+def refuse_existing(options: EvaluateOptions) -> None:
+    """Raise InputError where an output file is there already, before anything slow begins."""
+    for flag in ("output_json", "output_table", "output_xyz"):
+        path: Path | None = getattr(options, flag)
+        if path is not None and path.exists() and not options.overwrite:
+            raise InputError(f"--{flag} {path} is there already; give another name or --overwrite")
+
+
+def say_what_is_used(loaded: LoadedModel, dtype: torch.dtype, device: torch.device) -> None:
+    """Which weights, from when, in which precision, where."""
+    kinds = {"model": "best weights", "checkpoint": "latest weights"}
+    log.info(
+        "%s: %s (%s) of %s; model.json hash %s…; %s on %s",
+        loaded.file.path,
+        kinds.get(loaded.file.kind, f"weights of mace ({loaded.file.kind})"),
+        loaded.file.weights,
+        loaded.file.when(),
+        loaded.description.hash()[:12],
+        dtype_name(dtype),
+        device,
+    )
+
+
+def warn_of_wrong_forces(loaded: LoadedModel) -> None:
+    """Say where mace's own forces are known not to be the slope of its energies."""
+    if loaded.description.radial_type == "chebyshev":
+        log.warning("radial_type chebyshev: torch does not differentiate it, so these forces lack the radial part")
+
+
+def loss_of(options: EvaluateOptions) -> Loss:
+    """The loss that is printed among the metrics."""
+    return Loss(
+        energy_weight=options.energy_weight, forces_weight=options.forces_weight, stress_weight=options.stress_weight
+    )
+
+
+def print_all(total: Metrics, by_source: Mapping[str, Metrics], breakdown: Breakdown) -> None:
+    """The table, with a row per source where there are several, and where the errors are."""
+    rows = {"all": total} if len(by_source) == 1 else {**by_source, "all": total}
+    for line in [*table(rows).splitlines(), *breakdown.lines()]:
+        log.info("%s", line)
+
+
+def write(options: EvaluateOptions, total: Metrics, by_source: Mapping[str, Metrics], breakdown: Breakdown) -> None:
+    """The files that were asked for: metrics as JSON, a row per structure as CSV, predictions as xyz.
+
+    Raises:
+        InputError: one cannot be written.
+    """
+    content = {
+        **dataclasses.asdict(total),
+        "by_source": {source: dataclasses.asdict(found) for source, found in by_source.items()},
+        **breakdown.as_plain(),
+        "input_model": str(options.input_model),
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    writers: dict[str, Callable[[Path], None]] = {
+        "output_json": lambda path: durable.write_text(path, text),
+        "output_table": breakdown.write_table,
+        "output_xyz": breakdown.write_frames,
+    }
+    for flag, write_to in writers.items():
+        path: Path | None = getattr(options, flag)
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_to(path)
+        except OSError as error:
+            raise InputError(f"cannot write --{flag} {path}: {error.strerror}") from None
+        log.info("wrote %s", path)

@@ -1,0 +1,129 @@
+"""What read_model.py does: take the model.json out of a weights file, check the two, say what is there, compare two."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataloader.errors import InputError
+from dataloader.structure import symbols
+from model_utils import model_loader
+from model_utils.errors import VerificationError
+from model_utils.files import durable
+from model_utils.files.checkpoint import WeightsFile
+from model_utils.models import description as model_json
+from model_utils.models.description import differing_fields
+from model_utils.run.runtime import dtype_name, log, start_log
+
+SHOWN = 20  # differing tensors
+
+
+def export(input_model: Path, output_json: Path, input_json: Path | None, *, overwrite: bool) -> None:
+    """Write the model.json of a weights file.
+
+    Raises:
+        InputError: the output is there with other content, or cannot be written.
+        VerificationError: the weights file is damaged.
+    """
+    start_log(None)
+    text = model_loader.load(input_model, input_json=input_json).description.canonical_text()
+    if output_json.is_dir():
+        raise InputError(f"--output_json {output_json} is a directory; give a file name")
+    if output_json.exists() and output_json.read_bytes() != text.encode() and not overwrite:
+        raise InputError(f"--output_json {output_json} is there with other content; give another name or --overwrite")
+    try:
+        output_json.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_text(output_json, text)
+    except OSError as error:
+        raise InputError(f"cannot write --output_json {output_json}: {error.strerror}") from None
+    log.info("wrote %s: every tensor of %s fits it", output_json, input_model)
+
+
+def verify(input_model: Path, input_json: Path) -> None:
+    """Hash, then names and shapes of all tensors, then the buffers that repeat facts of the description.
+
+    Raises:
+        VerificationError: naming what differs first.
+    """
+    start_log(None)
+    loaded = model_loader.load(input_model, input_json=input_json)
+    absent = loaded.file.content.get("absent", [])
+    if absent:
+        log.info("derived buffers that the file lacks and that were computed: %s", ", ".join(absent))
+    log.info(
+        "%s fits %s: hash %s, %d tensors", input_model, input_json, loaded.description.hash(), len(loaded.file.tensors)
+    )
+
+
+def show(input_model: Path, input_json: Path | None) -> None:
+    """Class, elements, cutoff, size, where the weights come from."""
+    start_log(None)
+    file = _file(input_model, input_json)
+    description, content = file.description, file.content
+    if file.is_ours:
+        log.info("%s: a %s of run %s, %s weights", input_model, file.kind, content["run_name"], file.weights)
+    else:
+        log.info("%s: %s", input_model, _KINDS[file.kind])
+    log.info("%s, %s, %d layers", description.model_class, description.hidden_irreps, description.num_interactions)
+    log.info("blocks %s, then %s", description.interaction_cls_first, description.interaction_cls)
+    log.info(
+        "elements %s; r_max %g Å; heads %s",
+        symbols(description.atomic_numbers),
+        description.r_max,
+        ", ".join(description.heads),
+    )
+    log.info("%d numbers in %s", sum(t.numel() for t in file.tensors.values()), dtype_name(file.dtype))
+    log.info("of %s", file.when())
+    log.info("model.json hash %s", description.hash())
+    if "code_version" in content:
+        log.info("written by %s", ", ".join(f"{name} {version}" for name, version in content["code_version"].items()))
+
+
+_KINDS = {
+    "module": "a module pickled by mace, read without executing it",
+    "training": "a checkpoint of mace_run_train",
+    "state_dict": "a bare state_dict",
+    "safetensors": "tensors with their model.json beside",
+}
+
+
+def diff(one: Path, other: Path, one_json: Path | None, other_json: Path | None) -> None:
+    """Say where two weights files differ.
+
+    Raises:
+        VerificationError: they do.
+    """
+    start_log(None)
+    files = [_file(one, one_json), _file(other, other_json)]
+    fields = differing_fields(files[0].description, files[1].description)
+    for text in fields:
+        log.info("model.json: %s", text)
+    tensors = list(_differing_tensors(files[0].tensors, files[1].tensors))
+    for text in tensors[:SHOWN]:
+        log.info("%s", text)
+    if len(tensors) > SHOWN:
+        log.info("and %d more", len(tensors) - SHOWN)
+    if fields or tensors:
+        raise VerificationError(f"{one} and {other} differ in {len(fields)} fields and {len(tensors)} tensors")
+    log.info("equal: structure and all %d tensors", len(files[0].tensors))
+
+
+def _differing_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    found = []
+    for name in {**one, **other}:
+        a, b = one.get(name), other.get(name)
+        if a is None or b is None:
+            if (a if b is None else b).numel():  # type: ignore[union-attr]
+                found.append(f"{name}: only in the {'first' if b is None else 'second'}")
+        elif a.numel() != b.numel():
+            found.append(f"{name}: shape {tuple(a.shape)} against {tuple(b.shape)}")
+        elif not torch.equal(a.reshape(-1).double(), b.reshape(-1).double()):
+            difference = (a.reshape(-1).double() - b.reshape(-1).double()).abs().max()
+            found.append(f"{name}: differs by up to {difference:.3g}")
+    return found
+
+
+def _file(path: Path, input_json: Path | None) -> WeightsFile:
+    expected = None if input_json is None else model_json.read(input_json)
+    return model_loader.weights_file(path, expected, input_json)

@@ -1,0 +1,79 @@
+"""What dataloader/pack.py does: options to sources and a recipe, and what is said of it."""
+
+from pathlib import Path
+
+from dataloader.errors import InputError
+from dataloader.packed import shard_writer
+from dataloader.packed.shard_writer import Recipe
+from dataloader.packed.splitting import parse_shares
+from dataloader.sources import SourceSpec, open_sources
+from model_utils.run.open_data import filters_of, format_of, label_keys
+from model_utils.run.runtime import log, start_log
+from model_utils.settings.options import PackOptions
+
+KEPT = ("charge", "spin", "total_charge", "total_spin", "sid", "fid")  # names that travel with a record
+MAX_ID_FILE = 8 * 2**30  # bytes
+
+
+def pack(options: PackOptions) -> None:
+    """Pack, and say what became of the structures.
+
+    Raises:
+        InputError: an input cannot be used, or the folder cannot be written.
+    """
+    start_log(None)
+    keep = tuple(dict.fromkeys([*KEPT, *(name for name in (options.id_key, options.group_key) if name)]))
+    listed = {
+        split: _ids(path, split)
+        for split, path in (("valid", options.valid_ids), ("test", options.test_ids))
+        if path is not None
+    }
+    recipe = Recipe(
+        rows_per_shard=options.rows_per_shard,
+        r_max=options.r_max,
+        id_key=options.id_key,
+        group_key=options.group_key,
+        shares=parse_shares(options.split),
+        listed=listed,
+        stages=sorted(set(options.stages)),
+        drop_duplicates=options.drop_duplicates,
+        seed=options.seed,
+    )
+    keys = label_keys(options)
+    specs = [SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep) for path in options.input]
+    sources = open_sources(
+        specs,
+        require_labels=not options.allow_missing_labels,
+        max_dropped=options.max_dropped,
+        filters=filters_of(options, keep_charges=True),
+    )
+    for source in sources:
+        log.info("%s: %d structures, %d atoms", source.path, len(source), source.n_atoms.sum())
+        if source.isolated_atoms:
+            log.info("  %d IsolatedAtom frame(s) are not packed: give them to metadata.py", len(source.isolated_atoms))
+        if source.dropped:
+            log.warning("  dropped %d: %s", source.dropped.total(), source.drop_report())  # type: ignore[attr-defined]
+        if source.left_out:
+            log.info("  left out %d: %s", source.left_out.total(), source.left_out_report())  # type: ignore[attr-defined]
+    try:
+        shard_writer.pack(sources, options.output_dir, recipe, log.info)
+    except OSError as error:
+        raise InputError(f"cannot write --output_dir {options.output_dir}: {error.strerror or error}") from None
+    log.info("packed into %s; read it with --lmdb_train %s", options.output_dir, options.output_dir)
+
+
+def _ids(path: Path, split: str) -> frozenset[str]:
+    """Identifiers of a file, one on each line.
+
+    Raises:
+        InputError: it cannot be read or holds none.
+    """
+    try:
+        if path.stat().st_size > MAX_ID_FILE:
+            raise InputError(f"--{split}_ids {path} has {path.stat().st_size} bytes; expected one identifier a line")
+        found = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --{split}_ids {path}: {error}; expected one identifier on each line") from None
+    if not found:
+        raise InputError(f"--{split}_ids {path} is empty; expected one identifier on each line")
+    return found

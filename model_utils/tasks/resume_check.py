@@ -1,0 +1,168 @@
+"""Does a run of these settings survive a kill? A straight run against one that is killed and resumed, as processes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from model_utils.errors import InputError, VerificationError
+from model_utils.files import checkpoint
+from model_utils.files.outputs import Outputs
+from model_utils.run.runtime import log, start_log
+from model_utils.settings import cli
+from model_utils.settings.options import VerifyResumeOptions
+from model_utils.tasks.comparison import differences
+
+TRAIN = Path(__file__).with_name("train_mace.py")
+SHOWN = 5  # differences
+
+
+def verify(options: VerifyResumeOptions) -> None:
+    """Run N steps straight, N steps with a kill in the middle, and compare.
+
+    Raises:
+        InputError: a run fails by itself, or ends before it can be killed.
+        VerificationError: the two differ, or a planted fault was not noticed.
+    """
+    start_log(None)
+    folder = options.output_checkpoint
+    straight, killed = (Outputs.named(folder / name / "run_checkpoint.pt", None) for name in ("straight", "killed"))
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "settings.yaml"
+    settings.write_text(yaml.safe_dump(_settings(options)), encoding="utf-8")
+    command = [sys.executable, str(TRAIN), "--config", str(settings), "--output_checkpoint"]
+
+    log.info("%d steps straight, in %s", options.steps, straight.checkpoint.parent)
+    _run([*command, str(straight.checkpoint), "--overwrite"])
+    log.info("%d steps with a kill -9 in the middle, in %s", options.steps, killed.checkpoint.parent)
+    step = _run_and_kill([*command, str(killed.checkpoint), "--overwrite"], killed, options.steps // 2)
+    found = checkpoint.read(killed.checkpoint).content["train_state"]["step"]
+    log.info("killed after step %d, the checkpoint is of step %d", step, found)
+    if options.planted_fault is not None:
+        plant(killed.checkpoint, options.planted_fault)
+        log.info("planted: the checkpoint forgets its %s", options.planted_fault)
+    _run([*command, str(killed.checkpoint), "--resume", "auto"])
+
+    differing = differences(straight, killed)
+    for text in differing[:SHOWN]:
+        log.info("  %s", text)
+    if len(differing) > SHOWN:
+        log.info("  and %d more", len(differing) - SHOWN)
+    if bool(differing) == (options.planted_fault is not None):
+        log.info("the planted fault was found" if differing else "equal to the last bit: records, state, best model")
+    elif differing:
+        raise VerificationError(f"the resumed run differs from the straight one; first {differing[0]}")
+    else:
+        raise VerificationError(f"the planted fault ({options.planted_fault}) was not noticed")
+
+
+def _settings(options: VerifyResumeOptions) -> dict[str, Any]:
+    every = {"max_steps": options.steps, "checkpoint_every_steps": max(options.steps // 4, 1), "log_every_steps": 1}
+    ours = {"config", "steps", "planted_fault", "output_checkpoint", "output_model", "resume", "overwrite"}
+    plain = {**cli.as_plain(options), **every, "export_mace_model": False}
+    return {k: v for k, v in plain.items() if k not in ours and v is not None and v != []}
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"a run ended with {done.returncode}: {done.stderr.strip() or done.stdout[-300:]}")
+
+
+def _run_and_kill(command: Sequence[str], outputs: Outputs, at: int) -> int:
+    """Start a run and kill it once its records reach a step; returns the step."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while process.poll() is None:
+            step = _steps_recorded(outputs.metrics)
+            if step >= at:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return step
+            time.sleep(0.002)
+    finally:
+        process.kill()
+    assert process.stderr is not None
+    raise InputError(
+        f"the run ended with {process.returncode} before it could be killed at step {at}: "
+        f"{process.stderr.read().strip() or 'give more --steps'}"
+    )
+
+
+def _steps_recorded(metrics: Path) -> int:
+    if not metrics.exists():
+        return 0
+    lines = metrics.read_bytes().split(b"\n")[:-1]  # the last one may be half written
+    return int(json.loads(lines[-1]).get("step", 0)) if lines else 0
+
+
+def plant(path: Path, item: str) -> None:
+    """Let a checkpoint forget one item of its state; its digest is made anew, so that only the run can notice."""
+    content = dict(checkpoint.read(path).content)
+    FORGET[item](content["train_state"])
+    for name in ("format_version", "kind"):
+        content.pop(name)
+    checkpoint.write_checkpoint(path, content)
+
+
+def _moments(state: dict[str, Any]) -> None:
+    state["optimizer"]["state"] = {}
+
+
+def _schedule(state: dict[str, Any]) -> None:
+    state["scheduler"] |= {"steps": 0, "epochs": 0, "waited": 0, "reductions": 0, "best": float("inf")}
+
+
+def _held_rate(state: dict[str, Any]) -> None:
+    state["scheduler"]["held"] = None
+
+
+def _average(state: dict[str, Any]) -> None:
+    shadow = state["ema_state_dict"]["shadow"]
+    state["ema_state_dict"]["shadow"] = {name: torch.zeros_like(tensor) for name, tensor in shadow.items()}
+
+
+def _updates(state: dict[str, Any]) -> None:
+    state["ema_state_dict"]["updates"] = 0
+
+
+def _tally(state: dict[str, Any]) -> None:
+    state["tally"] = {name: torch.zeros_like(tensor) for name, tensor in state["tally"].items()}
+
+
+def _generators(state: dict[str, Any]) -> None:
+    state["rng"]["torch"] = torch.Generator().manual_seed(9).get_state()
+
+
+def _with(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.update(values)
+
+
+FORGET: dict[str, Callable[[dict[str, Any]], None]] = {
+    "moments": _moments,
+    "schedule": _schedule,
+    "held_rate": _held_rate,
+    "average": _average,
+    "average_updates": _updates,
+    "epoch_sums": _tally,
+    "generators": _generators,
+    "epoch": _with(epoch=0),
+    "position": _with(steps_in_epoch=0),
+    "step": _with(step=1),
+    "samples": _with(samples=0),
+    "stage": _with(stage=1),
+    "best_loss": _with(best_loss=0.0),
+    "best_epoch": _with(best_epoch=99),
+    "best_step": _with(best_step=99),
+    "waited": _with(waited=99),
+    "validated_step": _with(validated_step=3),
+    "validation_due": _with(validation_due=True),
+    "metrics_offset": _with(metrics_offset=0),
+}

@@ -15,7 +15,7 @@ from dataloader import parallel
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
-from dataloader.packing import Budget, epoch_order, pack, refuse_oversized
+from dataloader.packing import Batches, Budget, epoch_order, pack, refuse_oversized
 
 Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch
 
@@ -133,7 +133,7 @@ class EpochBatches:
         self._sizes = (dataset.n_atoms, n_edges)
         refuse_oversized(*self._sizes, budget, dataset.name)
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> Batches:
         """Indices of the structures of every batch of an epoch."""
         return pack(epoch_order(len(self.dataset), self.seed, epoch), *self._sizes, self.budget)
 

@@ -35,7 +35,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def pack(
     order: NDArray[np.int64], n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget
-) -> Sequence[NDArray[np.int64]]:
+) -> "Batches":
     """Cut an order into batches: each takes structures until the next one would break the budget.
 
     Args:
@@ -69,6 +69,10 @@ class Batches(Sequence[NDArray[np.int64]]):
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def totals(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sum of a size of the structures over each batch, (len,)."""
+        return np.add.reduceat(sizes[self._order], self._starts) if len(self) else np.zeros(0, np.int64)
 
     @overload
     def __getitem__(self, i: int) -> NDArray[np.int64]: ...

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import chain
 
@@ -15,22 +16,63 @@ from dataloader.packing import Budget
 from losses import Loss, Metrics, metrics
 from model_utils import model_loader
 from model_utils.errors import InputError, NonFiniteError
+from model_utils.files.checkpoint import WeightsFile
 from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, Parameters
+from model_utils.run.budget import measured_edges
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import OnBatch, evaluate
 from model_utils.run.fit import FitPlan, StageTwo
+from model_utils.run.memory import naming
 from model_utils.run.open_data import TrainingData
 from model_utils.run.runtime import log
+from model_utils.run.step import loss_and_gradients
 from model_utils.run.train_state import Tally, TrainState
-from model_utils.settings.options import BatchOptions, TrainOptions, rates_by_pattern
+from model_utils.settings.options import BatchOptions, EvaluateOptions, TrainOptions, rates_by_pattern
 from optimizer import Schedule, ScheduleSettings, build_optimizer
 
 DEFAULT_BATCH_SIZE = 10
 
 
+def with_measured_budget(
+    options: TrainOptions,
+    module: nn.Module,
+    description: ModelDescription,
+    dataset: Dataset,
+    device: torch.device,
+    stored: WeightsFile | None,
+) -> TrainOptions:
+    """The options with a number in place of ``--max_edges_per_batch auto``: a continued run's, else a measured one."""
+    if options.max_edges_per_batch != "auto":
+        return options
+    if stored is not None:
+        return replace(options, max_edges_per_batch=stored.content["train_state"]["config"]["max_edges_per_batch"])
+    network = model_loader.network(module.to(device), options.step, description)
+    parameters, loss = model_loader.trainable(module), loss_of(options)
+
+    def step(batch: Batch) -> None:
+        loss_and_gradients(network, parameters, [batch], loss)
+
+    edges = measured_edges(step, dataset, device, options.batch_size)
+    return replace(options, max_edges_per_batch=edges)
+
+
+def with_measured_evaluation_budget(
+    options: EvaluateOptions, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
+) -> EvaluateOptions:
+    """The same for an evaluation, which needs less memory per edge."""
+    if options.max_edges_per_batch != "auto":
+        return options
+
+    def step(batch: Batch) -> None:
+        evaluate(network, parameters, [batch], Loss(), device)
+
+    return replace(options, max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size))
+
+
 def budget_of(options: BatchOptions) -> Budget:
     """Limits of a batch: a number of structures, or a budget of atoms or edges."""
+    assert options.max_edges_per_batch != "auto", "it is measured before"
     budgeted = options.max_atoms_per_batch is not None or options.max_edges_per_batch is not None
     size = options.batch_size if options.batch_size is not None or budgeted else DEFAULT_BATCH_SIZE
     return Budget(structures=size, atoms=options.max_atoms_per_batch, edges=options.max_edges_per_batch)
@@ -80,7 +122,8 @@ class Evaluator:
         self, network: Network, parameters: Parameters, plan: Plan, loss: Loss, on_batch: OnBatch | None
     ) -> Tensor:
         batches = self.watch(self.loader.batches(plan))
-        return evaluate(network, parameters, batches, loss, self.device, on_batch, stress=self.stress)
+        with naming(self.dataset.names):
+            return evaluate(network, parameters, batches, loss, self.device, on_batch, stress=self.stress)
 
     def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
         for indices in chain.from_iterable(self.plans.values()):

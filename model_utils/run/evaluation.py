@@ -8,6 +8,7 @@ from torch import Tensor
 from dataloader.batch import Batch
 from losses import SUMS, Loss, Prediction, error_sums
 from model_utils.models.network import Network, Parameters, predict
+from model_utils.run.memory import in_parts
 
 OnBatch = Callable[[Batch, Prediction], None]
 
@@ -38,13 +39,20 @@ def evaluate(
 
     Returns:
         (len(SUMS),), float64, on the device; ``losses.metrics`` divides.
+
+    Raises:
+        TooLarge: a single structure does not fit into the memory.
     """
     frozen = {name: p.detach() for name, p in parameters.items()}
+
+    def predicted(batch: Batch) -> tuple[Batch, Prediction]:
+        wanted = stress or batch.counts.stresses > 0
+        return batch, predict(network, frozen, batch, stress=wanted, training=False)
+
     total = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
     for on_host in batches:
-        batch = on_host.to(device)
-        prediction = predict(network, frozen, batch, stress=stress or batch.counts.stresses > 0, training=False)
-        total += error_sums(prediction, batch.labels, loss).detach()
-        if on_batch is not None:
-            on_batch(batch, prediction)
+        for batch, prediction in in_parts(predicted, on_host.to(device)):
+            total += error_sums(prediction, batch.labels, loss).detach()
+            if on_batch is not None:
+                on_batch(batch, prediction)
     return total

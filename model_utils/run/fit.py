@@ -13,6 +13,7 @@ from torch import Tensor
 from dataloader.batch import Batch
 from losses import Loss, Metrics, metrics
 from model_utils.errors import NonFiniteError, Preempted, StopRequested
+from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.train_state import Tally, TrainState
 from optimizer import scheduler_step
@@ -211,7 +212,8 @@ class _Run:
 
     def _optimizer_step(self, batches: Sequence[Batch]) -> None:
         state, progress = self.state, self.state.progress
-        result = loss_and_gradients(state.network, state.parameters, batches, self.loss)
+        with naming(self.hooks.names):
+            result = loss_and_gradients(state.network, state.parameters, batches, self.loss)
         norm = torch.nn.utils.get_total_norm(result.gradients)
         self._remember(result, norm, batches)
         if self.plan.clip_grad > 0:

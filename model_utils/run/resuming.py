@@ -151,6 +151,8 @@ def _effective(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -
     """What a setting that was left out came to."""
     budgeted = config.get("max_atoms_per_batch") or config.get("max_edges_per_batch")
     known = {"dtype": state["dtype"], "batch_size": None if budgeted else DEFAULT_BATCH_SIZE}
+    if config.get("max_edges_per_batch"):
+        known["max_edges_per_batch"] = "auto"  # was measured, and stays
     return known.get(name)
 
 

@@ -1,19 +1,15 @@
-"""What happens before the first step: another run's files, the announcement, the rehearsal, the clock."""
+"""What happens before the first step: another run's files, the announcement, the place and its files."""
 
 import os
-import resource
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dataloader.errors import InputError
-from dataloader.loader import EpochBatches
 from model_utils import model_loader
 from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
@@ -22,13 +18,11 @@ from model_utils.files.outputs import Outputs
 from model_utils.files.run_files import RunFiles
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run.finetuning import Origin
-from model_utils.run.fit import FitPlan
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
 from model_utils.run.report import ProgressBar
 from model_utils.run.resuming import adopt, refuse_contradictions, require_complete, resumed_run, set_aside_damaged
-from model_utils.run.runtime import DTYPES, dtype_name, hold_log, log, start_log, write_log
-from model_utils.run.step import loss_and_gradients
+from model_utils.run.runtime import DTYPES, hold_log, log, start_log, write_log
 from model_utils.run.train_state import TrainState
 from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
@@ -204,44 +198,3 @@ def open_files(
 def progress_bar() -> ProgressBar:
     """Shown on a terminal only."""
     return ProgressBar(shown=sys.stderr.isatty())
-
-
-def rehearse(state: TrainState, batches: EpochBatches, plan: FitPlan, data: TrainingData) -> None:
-    """One step on the largest batch: sizes, memory and time of the run to come."""
-    batch_plan = batches.plan(0)
-    n_edges = data.train.n_edges
-    costs = [int(n_edges[indices].sum()) for indices in batch_plan]
-    largest = next(iter(batches.batches([batch_plan[int(np.argmax(costs))]]))).to(state.device)
-    parameters = sum(p.numel() for p in state.parameters.values())
-    loss_and_gradients(state.network, state.parameters, [largest], plan.loss)  # warm-up: code generation
-    began = time.monotonic()
-    result = loss_and_gradients(state.network, state.parameters, [largest], plan.loss)
-    value = float(result.loss)  # waits for a GPU
-    seconds = time.monotonic() - began
-    per_edge = seconds / max(largest.n_edges, 1)
-    epoch = per_edge * float(n_edges.sum())
-    log.info("parameters: %d trainable, %s", parameters, dtype_name(largest.positions.dtype))
-    log.info("structures: %d to train on, %d to validate on", len(data.train), len(data.valid))
-    log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))
-    sizes = [len(indices) for indices in batch_plan]
-    log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(costs))
-    log.info(
-        "largest batch: %d structures, %d atoms, %d edges; its loss is %.6g",
-        largest.n_structures,
-        largest.n_atoms,
-        largest.n_edges,
-        value,
-    )
-    log.info("memory: %.2f GiB at its peak", _peak_memory(state.device) / 2**30)
-    log.info(
-        "time: %.3g s for a step on it, about %.3g s per epoch, %.3g h in all",
-        seconds,
-        epoch,
-        epoch * plan.epochs / 3600,
-    )
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

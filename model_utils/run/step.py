@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from dataloader.batch import Batch, LabelCounts
 from losses import Loss, error_sums
 from model_utils.models.network import Network, Parameters, predict
+from model_utils.run.memory import in_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,25 +26,33 @@ def loss_and_gradients(network: Network, parameters: Parameters, batches: Sequen
     """Loss of several micro-batches together and its gradient by every parameter.
 
     The counts behind the means are known before the first backward pass, so any division into micro-batches gives the
-    loss of the undivided batch. There is no ``.item()``, no branch on data and no wait for a GPU.
+    loss of the undivided batch; one that the memory does not hold is divided further (``memory.in_parts``). There is
+    no ``.item()``, no branch on data and no wait for a GPU.
 
     Args:
         network: the form of the network.
         parameters: its trainable tensors.
         batches: micro-batches on the network's device.
         loss: weights and shapes of the terms.
+
+    Raises:
+        TooLarge: a single structure does not fit into the memory.
     """
     counts = sum((batch.counts for batch in batches), LabelCounts())
     tensors = list(parameters.values())
-    parts = [_micro_step(network, parameters, tensors, batch, loss, counts) for batch in batches]
-    total = parts[0]
-    for part in parts[1:]:
-        total = StepResult(
-            loss=total.loss + part.loss,
-            gradients=list(torch._foreach_add(total.gradients, part.gradients)),
-            sums=total.sums + part.sums,
-        )
-    return total
+
+    def micro_step(batch: Batch) -> StepResult:
+        return _micro_step(network, parameters, tensors, batch, loss, counts)
+
+    return reduce(_added, (result for batch in batches for result in in_parts(micro_step, batch)))
+
+
+def _added(total: StepResult, part: StepResult) -> StepResult:
+    return StepResult(
+        loss=total.loss + part.loss,
+        gradients=list(torch._foreach_add(total.gradients, part.gradients)),
+        sums=total.sums + part.sums,
+    )
 
 
 def _micro_step(

@@ -3,7 +3,7 @@
 from model_utils import model_loader
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
-from model_utils.run import assemble, closing, open_data, resuming, runtime, starting
+from model_utils.run import assemble, closing, open_data, rehearsal, resuming, runtime, starting
 from model_utils.run.data_identity import data_identity
 from model_utils.run.finetuning import Origin
 from model_utils.run.fit import fit
@@ -56,12 +56,15 @@ def train(
             origin.check(module, data.train)
         hashes = starting.history_of_structures(origin, stored)
         writer = model_loader.PairWriter(outputs, description, module, runtime.code_version(), hashes)
+        options = assemble.with_measured_budget(options, module, description, data.train, device, stored)
         batches = assemble.training_batches(options, data, device)
         state = assemble.training_state(options, module, description, device, batches)
         source = starting.source_of(origin, stored)
         plan = assemble.fit_plan(options, judge_first=source is not None)
+        largest = rehearsal.largest_batch(batches, plan.epochs)
+        rehearsal.try_batch(largest, state, batches, plan)
         if options.dry_run:
-            starting.rehearse(state, batches, plan, data)
+            rehearsal.report(largest, state, batches, plan, len(data.valid))
             return
         identity = data_identity(data)
         history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)

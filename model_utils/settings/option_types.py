@@ -18,6 +18,16 @@ def whole_number(_: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f"expected a whole number, found {value!r}") from None
 
 
+def whole_number_or_auto(kind: type, tokens: Sequence[Token]) -> int | str:
+    """An int from 1 on, or ``auto``."""
+    if _text(tokens) == "auto":
+        return "auto"
+    number = whole_number(kind, tokens)
+    if not 1 <= number < 2**53:
+        raise ValueError(f"expected auto or a whole number from 1 on, found {number}")
+    return number
+
+
 def _exact(number: float) -> int:
     if number != int(number):
         raise ValueError

@@ -8,9 +8,10 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from dataloader.errors import InputError
-from model_utils.settings.option_types import Duration, finite_number, whole_number
+from model_utils.settings.option_types import Duration, finite_number, whole_number, whole_number_or_auto
 
 Int = Annotated[int, Parameter(converter=whole_number)]
+CountOrAuto = Annotated[int | Literal["auto"], Parameter(converter=whole_number_or_auto)]
 Count = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=1, lt=2**53))]
 NonNegativeInt = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=0, lt=2**53))]
 Positive = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0))]
@@ -137,8 +138,8 @@ class BatchOptions:
     """Structures per batch; 10 unless a budget below is given."""
     max_atoms_per_batch: Count | None = None
     """Budget of atoms per batch."""
-    max_edges_per_batch: Count | None = None
-    """Budget of directed edges per batch; the best measure of memory."""
+    max_edges_per_batch: CountOrAuto | None = None
+    """Budget of directed edges per batch, the best measure of memory; `auto` measures how many the device's memory holds, and the run keeps that number. With --batch_size both limits hold."""
     num_workers: NonNegativeInt = 0
     """Processes that read and prepare batches beside the main one."""
 

@@ -1,0 +1,70 @@
+"""``--max_edges_per_batch auto``: how many edges the memory holds, measured."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataloader.batch import Batch
+from dataloader.dataset import Dataset
+from dataloader.packing import Budget, epoch_order, pack
+from model_utils.run import memory
+from model_utils.run.runtime import log
+
+Step = Callable[[Batch], Any]
+
+SHARE = {"cuda": 0.8, "cpu": 0.5}  # of the free memory; a CPU's is also that of workers, files and other people
+FIRST_PROBE = 1000  # edges
+PROBING = 20.0  # s after which no larger batch is tried
+
+
+def measured_edges(step: Step, dataset: Dataset, device: torch.device, structures: int | None) -> int:
+    """``--max_edges_per_batch auto``: as many edges as the memory holds, by the growth of trial steps.
+
+    Batches of the training data grow until one takes an eighth of what is to be had, and memory is taken to be
+    proportional to edges from there. Rounded down to two digits, so that equal machines mostly arrive at equal budgets.
+
+    Args:
+        step: what is to fit into the memory, on a batch.
+        dataset: what batches are made of.
+        device: where the step computes.
+        structures: ``--batch_size``, which limits a batch as well.
+
+    Raises:
+        InputError: not even one structure fits.
+    """
+    order, n_edges = epoch_order(len(dataset), seed=0, epoch=0), dataset.n_edges
+    smallest, everything = int(n_edges.max()), int(n_edges.sum())
+    allowed = SHARE[device.type] * memory.free(device)
+    began, before = time.monotonic(), memory.peak(device, since_now=True)
+    edges = max(FIRST_PROBE, smallest)
+    with memory.naming(dataset.names):
+        while True:
+            batch = _first_batch(dataset, order, n_edges, edges, structures).to(device)
+            step(batch)
+            grown = memory.peak(device) - before
+            if grown > allowed / 8 or batch.n_edges < edges / 2 or time.monotonic() - began > PROBING:
+                break
+            edges *= 2
+    per_edge = max(grown, 1) / max(batch.n_edges, 1)
+    budget = max(_two_digits(int(min(allowed / per_edge, everything))), smallest, 1)
+    log.info(
+        "max_edges_per_batch auto: %d; a step takes %.3g kB per edge, and %.3g GiB of memory are to be had (%s)",
+        budget,
+        per_edge / 1000,
+        allowed / 2**30,
+        device.type,
+    )
+    return budget
+
+
+def _first_batch(dataset: Dataset, order: np.ndarray, n_edges: np.ndarray, edges: int, structures: int | None) -> Batch:
+    plan = pack(order, dataset.n_atoms, n_edges, Budget(structures=structures, edges=edges))
+    return dataset.batch(plan[0].tolist())
+
+
+def _two_digits(number: int) -> int:
+    unit = 10 ** max(len(str(number)) - 2, 0)
+    return number // unit * unit

@@ -1,0 +1,133 @@
+"""Batches that a device's memory does not hold, and how large one may be."""
+
+import gc
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from dataloader.batch import Batch
+from dataloader.dividing import halves
+from model_utils.errors import InputError
+from model_utils.run.runtime import log
+
+T = TypeVar("T")
+
+
+class TooLarge(Exception):
+    """One structure alone needs more memory than the device has."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(f"structure {batch.index[0]} does not fit")
+        self.batch = batch
+
+
+def in_parts(compute: Callable[[Batch], T], batch: Batch) -> list[T]:
+    """``compute(batch)``; where memory runs out, that of its halves, and so on down to single structures.
+
+    Nothing is remembered: a resumed run on the same device divides the same batches. What is computed must be a sum
+    over structures; a divided sum has other last bits, which the log says.
+
+    Raises:
+        TooLarge: a single structure does not fit.
+    """
+    try:
+        return [compute(batch)]
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        if batch.n_structures == 1:
+            raise TooLarge(batch) from None
+    # only here, after the exception with its frames is gone, can what they held be given back
+    _release(batch.positions.device)
+    first, second = halves(batch)
+    _say(batch.n_edges.bit_length(), batch.n_structures, batch.n_edges, max(first.n_edges, second.n_edges))
+    return [*in_parts(compute, first), *in_parts(compute, second)]
+
+
+@contextmanager
+def naming(names: Callable[[Sequence[int]], str]) -> Iterator[None]:
+    """Within it, a structure that does not fit is bad input, by its name."""
+    try:
+        yield
+    except TooLarge as error:
+        batch = error.batch
+        raise InputError(
+            f"out of memory on {batch.positions.device}: {names(batch.index)} alone, with {batch.n_atoms} atoms and "
+            f"{batch.n_edges} edges, does not fit; leave it out, or use a smaller model or cutoff, --dtype float32, or "
+            "a device with more memory"
+        ) from None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch has a type for CUDA's; the CPU allocator's is a RuntimeError known by its text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@cache
+def _say(_: int, n_structures: int, n_edges: int, half: int) -> None:
+    log.warning(
+        "warning: the memory did not hold a batch of %d structures with %d edges; such batches are computed in parts: "
+        "the same loss but for its last bits, in more time (--max_edges_per_batch %d avoids it)",
+        n_structures,
+        n_edges,
+        half,
+    )
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process may still take on a device; on a CPU within the limits of its job."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return min(_machine_free(), *_group_free(), _address_space_free())
+
+
+def _machine_free() -> int:
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _group_free() -> list[int]:
+    """What the control group leaves (a container's or SLURM job's limit), version 2 or 1."""
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):
+            return [int(Path(limit).read_text()) - int(Path(used).read_text())]
+    return []
+
+
+def _address_space_free() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 2**62 if limit == resource.RLIM_INFINITY else limit - _kilobytes(Path("/proc/self/status"), "VmSize")
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """A line of /proc in bytes."""
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{path} has no {name}")
+
+
+def peak(device: torch.device, *, since_now: bool = False) -> int:
+    """Bytes this process has used at most; ``since_now`` forgets what was before."""
+    if device.type == "cuda":
+        if since_now:
+            torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    if since_now:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _kilobytes(Path("/proc/self/status"), "VmHWM")

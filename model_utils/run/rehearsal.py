@@ -1,0 +1,64 @@
+"""The largest batch of a run, computed before its first step: what does not fit shows now, and not after hours."""
+
+import time
+
+import numpy as np
+
+from dataloader.batch import Batch
+from dataloader.loader import EpochBatches
+from model_utils.run import memory
+from model_utils.run.fit import FitPlan
+from model_utils.run.runtime import dtype_name, log
+from model_utils.run.step import StepResult, loss_and_gradients
+from model_utils.run.train_state import TrainState
+
+EPOCHS_LOOKED_AT = 5
+
+
+def largest_batch(batches: EpochBatches, epochs: int) -> Batch:
+    """The largest batch of the first epochs: by edges where they are counted already, by atoms where not."""
+    sizes = batches.dataset.n_edges if batches.budget.edges is not None else batches.dataset.n_atoms
+    plans = [batches.plan(epoch) for epoch in range(min(epochs, EPOCHS_LOOKED_AT))]
+    totals = [plan.totals(sizes) for plan in plans]
+    epoch = int(np.argmax([found.max() for found in totals]))
+    [batch] = batches.batches([plans[epoch][int(totals[epoch].argmax())]])
+    return batch
+
+
+def try_batch(batch: Batch, state: TrainState, batches: EpochBatches, plan: FitPlan) -> StepResult:
+    """What the loop does with a batch, but for moving the weights.
+
+    Raises:
+        InputError: one of its structures does not fit into the memory.
+    """
+    with memory.naming(batches.dataset.names):
+        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], plan.loss)
+
+
+def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPlan, n_valid: int) -> None:
+    """Sizes, memory and time of the run to come; the largest batch was tried before, so nothing is made anew."""
+    began = time.monotonic()
+    value = float(try_batch(largest, state, batches, plan).loss)  # waits for a GPU
+    seconds = time.monotonic() - began
+    batch_plan, n_edges = batches.plan(0), batches.dataset.n_edges
+    sizes = batch_plan.totals(np.ones_like(n_edges))
+    epoch = seconds / max(largest.n_edges, 1) * float(n_edges.sum())
+    parameters = sum(p.numel() for p in state.parameters.values())
+    log.info("parameters: %d trainable, %s", parameters, dtype_name(largest.positions.dtype))
+    log.info("structures: %d to train on, %d to validate on", len(batches.dataset), n_valid)
+    log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))
+    log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(batch_plan.totals(n_edges)))
+    log.info(
+        "largest batch: %d structures, %d atoms, %d edges; its loss is %.6g",
+        largest.n_structures,
+        largest.n_atoms,
+        largest.n_edges,
+        value,
+    )
+    log.info("memory: %.2f GiB at its peak", memory.peak(state.device) / 2**30)
+    log.info(
+        "time: %.3g s for a step on it, about %.3g s per epoch, %.3g h in all",
+        seconds,
+        epoch,
+        epoch * plan.epochs / 3600,
+    )

@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def finetune(options: FinetuneOptions) -> None:
     """A run from another model's weights."""
     with Interruption() as stop:
-        from model_utils.run import finetuning, runtime, training
+        from model_utils import runtime
+        from model_utils.run import finetuning, training
 
         runtime.start_log(None)
         settings = finetuning.settings(options)

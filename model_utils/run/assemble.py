@@ -25,9 +25,9 @@ from model_utils.run.evaluation import OnBatch, evaluate
 from model_utils.run.fit import FitPlan, StageTwo
 from model_utils.run.memory import naming
 from model_utils.run.open_data import TrainingData
-from model_utils.run.runtime import log
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.train_state import Tally, TrainState
+from model_utils.runtime import log
 from model_utils.settings.options import BatchOptions, EvaluateOptions, TrainOptions, rates_by_pattern
 from optimizer import Schedule, ScheduleSettings, build_optimizer
 

@@ -11,7 +11,7 @@ from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.packing import Budget, epoch_order, pack
 from model_utils.run import memory
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 
 Step = Callable[[Batch], Any]
 

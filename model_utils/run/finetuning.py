@@ -28,7 +28,7 @@ from model_utils.models.description import ModelDescription
 from model_utils.models.heads import with_copied_heads
 from model_utils.models.narrowing import narrowed
 from model_utils.models.network import predict
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.options import FinetuneOptions, TrainOptions
 from model_utils.tasks.describe_data import given_energies

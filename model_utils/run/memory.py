@@ -13,7 +13,7 @@ import torch
 from dataloader.batch import Batch
 from dataloader.dividing import halves
 from model_utils.errors import InputError
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from dataloader.batch import Batch
 from dataloader.loader import EpochBatches
 from model_utils.run import memory
 from model_utils.run.fit import FitPlan
-from model_utils.run.runtime import dtype_name, log
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.train_state import TrainState
+from model_utils.runtime import dtype_name, log
 
 EPOCHS_LOOKED_AT = 5
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from losses import Loss, Metrics, metrics
 from model_utils.files.durable import NotWritten
 from model_utils.run.fit import TrainRecord, ValidationRecord
-from model_utils.run.runtime import log
 from model_utils.run.train_state import TrainState
+from model_utils.runtime import log
 
 MILLI = 1000.0
 

@@ -244,7 +244,7 @@ def test_auto_budget_is_a_number_from_then_on(tiny_json: Path, water_xyz: Callab
     assert evaluate.main(["--input_model", str(path), *data, "--max_edges_per_batch", "auto"]) == 0
 
 
-def test_auto_budget_follows_the_memory(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_budget_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the free memory gives twice the budget; the growth of the process is measured, its free memory is given."""
     from dataloader.dataset import Dataset
     from model_utils.run import budget
@@ -267,11 +267,11 @@ def test_auto_budget_follows_the_memory(network: Network, monkeypatch: pytest.Mo
         np.ones(batch.n_edges * 125)  # a kilobyte an edge, touched and given back
 
     found = []
-    for gigabytes in (1, 2):
+    for gigabytes in (4, 8):
         monkeypatch.setattr(memory, "free", lambda _, g=gigabytes: g * 2**30)
         found.append(budget.measured_edges(step, Waters(), torch.device("cpu"), None))
-    assert found[0] == pytest.approx(0.5 * 2**30 / 1000, rel=0.15)
-    assert found[1] == pytest.approx(2 * found[0], rel=0.15)
+    assert found[0] == pytest.approx(2 * 2**30 / 1000, rel=0.2)
+    assert found[1] == pytest.approx(2 * found[0], rel=0.2)
     assert budget.measured_edges(step, Waters(), torch.device("cpu"), 4) <= 10**8
 
 

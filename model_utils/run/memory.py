@@ -1,5 +1,6 @@
 """Batches that a device's memory does not hold, and how large one may be."""
 
+import ctypes
 import gc
 import resource
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,7 @@ def in_parts(compute: Callable[[Batch], T], batch: Batch) -> list[T]:
         if batch.n_structures == 1:
             raise TooLarge(batch) from None
     # only here, after the exception with its frames is gone, can what they held be given back
-    _release(batch.positions.device)
+    release(batch.positions.device)
     first, second = halves(batch)
     _say(batch.n_edges.bit_length(), batch.n_structures, batch.n_edges, max(first.n_edges, second.n_edges))
     return [*in_parts(compute, first), *in_parts(compute, second)]
@@ -68,10 +69,14 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _release(device: torch.device) -> None:
+def release(device: torch.device) -> None:
+    """Give back what is held but not used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        with suppress(OSError, AttributeError):  # glibc's; others give back by themselves
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
@@ -123,6 +128,8 @@ def _kilobytes(path: Path, name: str) -> int:
 
 def peak(device: torch.device, *, since_now: bool = False) -> int:
     """Bytes this process has used at most; ``since_now`` forgets what was before."""
+    if since_now:
+        release(device)
     if device.type == "cuda":
         if since_now:
             torch.cuda.reset_peak_memory_stats(device)

@@ -1,14 +1,17 @@
-"""Time of one training step (energies, forces, loss, gradient of every parameter) by each form of the network.
+"""Time of one training step (energies, forces, loss, gradient of every parameter), or of a part, by each form.
 
     python benchmarks/train_step.py                                       # mace-torch's own step against the fast one
     python benchmarks/train_step.py --models M --data periodic --dtype float64 --rounds 3
     python benchmarks/train_step.py --forms mace torch                    # the fast algebra without a compiler
     python benchmarks/train_step.py --elements 85                         # a table of 85 elements, 17 of them present
+    python benchmarks/train_step.py --what forces                         # evaluation: energy, forces; step; or loader
+    python benchmarks/train_step.py --device cuda --models S M L --forms mace mace_cueq fast cueq
 
 Forms take turns in fresh processes, each on the same generated structures and weights. A step is repeated for half a
 second at a time; only stretches during which other processes used less than an eighth of a core count, and where
 there are too few of them no ratio is printed. "mace" is mace-torch's module on a prepared dictionary, so its data
-path is free; the fast step makes its orders of atoms and edges within the step. Neither has an optimizer or a loader.
+path is free; the fast step makes its orders of atoms and edges within the step. Neither has an optimizer. With
+``--what loader`` each batch is made anew, by each side's own loader in the main process, neighbour lists being kept.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-MODELS = {"S": "64x0e", "M": "128x0e+128x1o"}
-FORMS = ("mace", "reference", "fast", "torch")
+MODELS = {"S": "64x0e", "M": "128x0e+128x1o", "L": "128x0e+128x1o+128x2e"}
+FORMS = ("mace", "mace_cueq", "reference", "fast", "torch", "cueq")
 CLEAN = 0.125  # cores that others may use in a stretch that counts
 STRETCH = 0.5  # s
 
@@ -40,7 +43,10 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     clock = "CPU seconds of one thread, whatever else runs" if args.cpu_time else "wall clock"
-    print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores, {args.threads} threads, {args.dtype}, {clock}")
+    print(
+        f"{args.what} on {args.device}, load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores, {args.threads} threads, "
+        f"{args.dtype}, {clock}"
+    )
     print(HEAD)
     for data in args.data:
         for model in args.models:
@@ -54,7 +60,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """What to measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["S", "M"])
+    parser.add_argument("--what", choices=["energy", "forces", "step", "loader"], default="step")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", nargs="+", choices=["molecules", "periodic"], default=["molecules", "periodic"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["mace", "fast"])
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
@@ -77,7 +85,7 @@ def arguments() -> argparse.Namespace:
 def fresh_process(args: argparse.Namespace, model: str, data: str, form: str) -> dict[str, Any]:
     """One form's measurement in a process of its own."""
     command = [sys.executable, __file__, "--child", "--models", model, "--data", data, "--forms", form]
-    for name in ("dtype", "elements", "threads", "stretches", "patience"):
+    for name in ("what", "device", "dtype", "elements", "threads", "stretches", "patience"):
         command += [f"--{name}", str(getattr(args, name))]
     command += ["--cpu_time"] if args.cpu_time else []
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
@@ -119,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Times of one form on one batch."""
     step, atoms, edges = prepared(args)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    before = peak()
+    before = peak(args.device, reset=True)
     start = time.perf_counter()
     step()
     first = time.perf_counter() - start
@@ -151,26 +159,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "atoms": atoms,
         "edges": edges,
         "cpu": cpu,
-        "extra": peak() - before,
+        "extra": peak(args.device) - before,
     }
 
 
 def prepared(args: argparse.Namespace) -> tuple[Callable[[], Any], int, int]:
     """A step to repeat, with its numbers of atoms and edges."""
     import numpy as np
+    import torch
 
     from dataloader.batch import collate
     from dataloader.neighbors import build_graph
     from losses import Loss
     from model_utils import model_loader, runtime
     from model_utils.models import description as model_json
-    from model_utils.models.fast import kernels
-    from model_utils.models.fast.network import FastNetwork
-    from model_utils.models.reference import ReferenceNetwork
-    from model_utils.run.step import loss_and_gradients
 
     dtype, form = runtime.DTYPES[args.dtype], args.forms[0]
-    runtime.start(device="cpu", dtype=dtype, threads=args.threads, seed=3)
+    device = runtime.start(device=args.device, dtype=dtype, threads=args.threads, seed=3)
     structures, numbers = (molecules if args.data == ["molecules"] else crystals)(
         np.random.default_rng(5), args.elements
     )
@@ -185,28 +190,71 @@ def prepared(args: argparse.Namespace) -> tuple[Callable[[], Any], int, int]:
         "hidden_irreps": MODELS[args.models[0]],
     }
     described = model_json.parse(json.dumps(fields), "benchmark")
-    module = model_loader.build(described, dtype, 1)
+    module = model_loader.build(described, dtype, 1).to(device)
     graphs = [build_graph(s, 5.0) for s in structures]
-    batch = collate(structures, graphs, range(len(structures)), described.facts(), dtype, free_atoms_only=False)
-    weights, loss = model_loader.trainable(module), Loss()
-    if form == "mace":
-        return mace_step(module, batch, weights, loss), batch.n_atoms, batch.n_edges
-    network = ReferenceNetwork(module) if form == "reference" else FastNetwork(module)
+
+    def made() -> Any:
+        return collate(structures, graphs, range(len(structures)), described.facts(), dtype, free_atoms_only=False)
+
+    batch = made().to(device)
+    if form in ("mace", "mace_cueq"):
+        step = mace_step(args, module, described, batch, structures, Loss())
+    else:
+        step = our_step(args, module, described, batch, made, Loss())
+    if device.type == "cpu":
+        return step, batch.n_atoms, batch.n_edges
+
+    def waited_for() -> None:
+        step()
+        torch.cuda.synchronize(device)
+
+    return waited_for, batch.n_atoms, batch.n_edges
+
+
+def our_step(
+    args: argparse.Namespace, module: Any, described: Any, batch: Any, made: Callable[[], Any], loss: Any
+) -> Callable[[], Any]:
+    """A form of ours."""
+    from model_utils import model_loader
+    from model_utils.models.fast import kernels
+    from model_utils.models.network import predict
+    from model_utils.run.step import loss_and_gradients
+
+    form = args.forms[0]
+    network = model_loader.network(module, "fast" if form == "torch" else form, described)
+    assert network.kind == ("fast" if form == "torch" else form)
     algebra = kernels.plain_torch if form == "torch" else nullcontext
+    weights = model_loader.trainable(module)
+    frozen = {name: p.detach() for name, p in weights.items()}
 
     def step() -> Any:
+        now = made().to(batch.positions.device) if args.what == "loader" else replace(batch)
         with algebra():
-            return loss_and_gradients(network, weights, [replace(batch)], loss)
+            if args.what == "energy":
+                return network.energies(frozen, now, now.positions, now.shifts)
+            if args.what == "forces":
+                return predict(network, frozen, now, stress=False, training=False)
+            return loss_and_gradients(network, weights, [now], loss)
 
-    return step, batch.n_atoms, batch.n_edges
+    return step
 
 
-def mace_step(module: Any, batch: Any, weights: Any, loss: Any) -> Callable[[], Any]:
-    """mace-torch's module as its training calls it, on a dictionary made once."""
+def mace_step(
+    args: argparse.Namespace, module: Any, described: Any, batch: Any, structures: list[Any], loss: Any
+) -> Callable[[], Any]:
+    """mace-torch's module as its training calls it, on a dictionary made once; or on those of its own loader."""
     import torch
 
     from losses import Prediction, error_sums
 
+    if args.forms[0] == "mace_cueq":
+        from mace.cli.convert_e3nn_cueq import run
+
+        module = run(module, device=args.device)
+    weights = [p for p in module.parameters() if p.requires_grad]
+    if args.what in ("energy", "forces"):
+        for parameter in weights:
+            parameter.requires_grad_(False)
     data = {
         "positions": batch.positions,
         "node_attrs": torch.nn.functional.one_hot(batch.species, len(module.atomic_numbers)).to(batch.positions.dtype),
@@ -218,14 +266,45 @@ def mace_step(module: Any, batch: Any, weights: Any, loss: Any) -> Callable[[], 
         "ptr": batch.ptr,
         "head": batch.head,
     }
+    batches = mace_batches(structures, described) if args.what == "loader" else None
 
     def step() -> Any:
-        out = module({**data, "positions": batch.positions.clone()}, training=True, compute_force=True)
+        given = data if batches is None else next(batches).to(args.device).to_dict()
+        training, forces = args.what in ("step", "loader"), args.what != "energy"
+        out = module({**given, "positions": given["positions"].clone()}, training=training, compute_force=forces)
+        if not training:
+            return out
         prediction = Prediction(energy=out["interaction_energy"], forces=out["forces"], stress=None)
         value = loss.total(error_sums(prediction, batch.labels, loss), batch.counts)
-        return torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        return torch.autograd.grad(value, weights, allow_unused=True)
 
     return step
+
+
+def mace_batches(structures: list[Any], described: Any) -> Iterator[Any]:
+    """Batches of mace-torch's loader, again and again; the structures keep their order."""
+    from mace import data
+    from mace.tools import AtomicNumberTable, torch_geometric
+
+    table = AtomicNumberTable(list(described.atomic_numbers))
+    atoms = [
+        data.AtomicData.from_config(
+            data.Configuration(
+                atomic_numbers=s.atomic_numbers,
+                positions=s.positions,
+                properties={"energy": s.energy, "forces": s.forces},
+                property_weights={"energy": 1.0, "forces": 1.0},
+                cell=s.cell,
+                pbc=tuple(s.pbc),
+            ),
+            z_table=table,
+            cutoff=described.r_max,
+        )
+        for s in structures
+    ]
+    loader = torch_geometric.dataloader.DataLoader(dataset=atoms, batch_size=len(atoms), shuffle=False)
+    while True:
+        yield from loader
 
 
 def molecules(rng: Any, table: int) -> tuple[list[Any], list[int]]:
@@ -277,8 +356,15 @@ def labelled(atoms: Any, rng: Any) -> Any:
     )
 
 
-def peak() -> float:
-    """Largest resident memory so far, MiB."""
+def peak(device: str, *, reset: bool = False) -> float:
+    """Largest memory so far, MiB: resident, or allocated on a GPU (there ``reset`` forgets and gives what is)."""
+    if device != "cpu":
+        import torch
+
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+            return torch.cuda.memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test lint battery slurm bench bench_step parity parameters clean
+.PHONY: env quickstart test lint battery slurm bench bench_step parity accelerated parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -28,6 +28,11 @@ lint: env  ## style and types
 parity: env  ## every combination of network options against mace-torch (long; see tests/test_parity.py)
 	PARITY=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_parity.py
 
+accelerated:  ## --step cueq against mace-torch, in an environment of its own: with the package mace-torch has other defaults (2 minutes)
+	$(MAKE) env VENV=.venv-cueq
+	.venv-cueq/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,cueq]"
+	OMP_NUM_THREADS=1 .venv-cueq/bin/python -m pytest tests/test_accelerated.py
+
 battery: env  ## kills, signals, failing disks, damaged files and a soak at full numbers (about an hour; BATTERY=product: more)
 	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests/reliability tests/dataloader/test_lmdb_battery.py
 
@@ -44,4 +49,4 @@ parameters: env  ## write the tables of Parameters.md anew
 	$(RUN) model_utils/settings/parameters_md.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-cueq runs

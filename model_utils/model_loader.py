@@ -19,6 +19,7 @@ from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, sidecar
 from model_utils.models import description as model_json
 from model_utils.models import pickled
+from model_utils.models.accelerated import AcceleratedNetwork
 from model_utils.models.build import build_module, check_buffers, load_tensors
 from model_utils.models.description import ModelDescription
 from model_utils.models.fast.coverage import not_covered
@@ -234,7 +235,12 @@ def network(module: nn.Module, kind: str, description: ModelDescription) -> Netw
     """The form of the network that ``--step`` names, over the module's own parameters.
 
     A network that the fast step does not cover runs the reference step, and the log says why.
+
+    Raises:
+        InputError: an accelerated form cannot be had here, or not for this network.
     """
+    if kind in ("cueq", "oeq"):
+        return AcceleratedNetwork(module, kind, description)
     if kind == "fast":
         reason = not_covered(description)
         if reason is None:

@@ -11,7 +11,7 @@ from torch import nn
 from dataloader.errors import InputError
 from model_utils.errors import VerificationError
 from model_utils.models.description import ModelDescription
-from model_utils.models.mace_import import CUET_AVAILABLE, mace, o3
+from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, acceleration_config, mace, o3
 
 ENERGIES = "atomic_energies_fn.atomic_energies"
 SCALE, SHIFT, R_MAX = "scale_shift.scale", "scale_shift.shift", "r_max"
@@ -23,6 +23,32 @@ def build_module(description: ModelDescription, dtype: torch.dtype, where: str =
     Raises:
         InputError: this installation cannot build the structure, or would build another one.
     """
+    return _built(description, dtype, where)
+
+
+def accelerated_module(description: ModelDescription, dtype: torch.dtype, kind: str, device: torch.device) -> nn.Module:
+    """mace-torch's module over cuequivariance (``cueq``) or openequivariance (``oeq``) on a device, weights at random.
+
+    Raises:
+        InputError: the library is not installed, or cannot build the structure.
+    """
+    available, package = {"cueq": (CUET_AVAILABLE, "cuequivariance-torch"), "oeq": (OEQ_AVAILABLE, "openequivariance")}[
+        kind
+    ]
+    if not available:
+        raise InputError(f"--step {kind} needs the package {package}; install it, or use --step fast")
+    if kind == "oeq" and device.type != "cuda":
+        raise InputError(f"--step oeq has kernels for CUDA only, and the device is {device}; use --step fast")
+    state = torch.random.get_rng_state()  # weights that are never used may not move the run's random numbers
+    try:
+        return _built(
+            description, dtype, "model.json", **{f"{kind}_config": acceleration_config(kind, device.type)}
+        ).to(device)
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def _built(description: ModelDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
     if description.use_reduced_cg and not CUET_AVAILABLE:
         raise InputError(
             f"{where} asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
@@ -32,7 +58,7 @@ def build_module(description: ModelDescription, dtype: torch.dtype, where: str =
     with default_dtype(dtype), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit and einsum notes of e3nn 0.4.4's code generation
         try:
-            return cls(**_arguments(description))
+            return cls(**{**_arguments(description), **acceleration})
         except Exception as error:  # mace and e3nn assert and raise a dozen types
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(

@@ -36,13 +36,21 @@ with _unsafe_loading_during_import():
     import mace
     import mace.modules
     from e3nn import o3
-    from mace.modules.wrapper_ops import CUET_AVAILABLE
+    from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE, CuEquivarianceConfig, OEQConfig
 
 # e3nn 0.4.4 runs its tensor products as TorchScript. For batches that all have shapes of their own, torch's older
 # executor takes a tenth (large steps) to a fifth (small ones) less time than the one that compiles for shapes it sees.
 torch._C._jit_set_profiling_executor(False)
 
 VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}
+
+
+def acceleration_config(kind: str, device: str) -> Any:
+    """mace's settings of an accelerated module, as its own converters choose them."""
+    if kind == "oeq":
+        return OEQConfig(enabled=True, optimize_all=True, conv_fusion="atomic")
+    fused = device == "cuda"
+    return CuEquivarianceConfig(enabled=True, layout="ir_mul", group="O3_e3nn", optimize_all=True, conv_fusion=fused)
 
 
 def lammps_classes() -> tuple[Any, Any, Any]:
@@ -54,4 +62,4 @@ def lammps_classes() -> tuple[Any, Any, Any]:
     return jit.compile, LAMMPS_MACE, LAMMPS_MLIAP_MACE
 
 
-__all__ = ["CUET_AVAILABLE", "VERSIONS", "lammps_classes", "mace", "o3"]
+__all__ = ["CUET_AVAILABLE", "OEQ_AVAILABLE", "VERSIONS", "acceleration_config", "lammps_classes", "mace", "o3"]

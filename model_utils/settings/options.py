@@ -240,8 +240,8 @@ class RunOptions:
     """Stop (or go on to stage two) after this many validations without a lower loss."""
     seed: NonNegativeInt = 123
     """Seed of initial weights, order and split."""
-    step: Literal["fast", "reference"] = "fast"
-    """Form of the network's arithmetic: `fast` does the same in less time, on the same weights; `reference` is mace-torch's own module. A network that the fast one does not cover runs the reference, and the log says so."""
+    step: Literal["fast", "reference", "cueq", "oeq"] = "fast"
+    """Form of the network's arithmetic: `fast` does the same in less time, on the same weights; `reference` is mace-torch's own module; `cueq` and `oeq` are its modules over cuequivariance and openequivariance, for CUDA, compared with the reference on the first batch. A network that the fast one does not cover runs the reference, and the log says so."""
     deterministic: bool = False
     """On CUDA: only operations whose sums have a fixed order, at some cost. The CPU's always have."""
     validate_every: Count = 1
@@ -407,7 +407,7 @@ class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, 
     """Weight of the forces in the loss that is printed."""
     stress_weight: NonNegative = 0.0
     """Weight of the stress in the loss that is printed."""
-    step: Literal["fast", "reference"] = "fast"
+    step: Literal["fast", "reference", "cueq", "oeq"] = "fast"
     """Form of the network's arithmetic, as in training."""
     output_json: Path | None = None
     """Write the metrics as JSON, metrics as top-level keys."""

@@ -1,0 +1,131 @@
+"""mace's modules over NVIDIA's cuequivariance or openequivariance as a form of the network, on mace's own parameters.
+
+These libraries keep some weights in other shapes. They are arranged anew in every call, by operations that autograd
+follows, so that gradients, checkpoints and exports know only mace's parameters. A conversion can go wrong without a
+word (mace's issues 1298 and 1474), so the first batch is computed by mace's plain module as well and compared.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dataloader.batch import Batch
+from dataloader.errors import InputError
+from model_utils.errors import VerificationError
+from model_utils.models.build import accelerated_module
+from model_utils.models.description import ModelDescription
+from model_utils.models.network import Parameters
+from model_utils.models.reference import ReferenceNetwork
+from model_utils.runtime import log
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
+CONTRACTIONS = "symmetric_contractions"
+
+
+class AcceleratedNetwork:
+    """``--step cueq`` and ``--step oeq``.
+
+    Raises:
+        InputError: the library is not installed or has no kernels for the device, or this network has weights that
+            cannot be arranged for it.
+    """
+
+    def __init__(self, module: nn.Module, kind: str, description: ModelDescription) -> None:
+        self.module, self.kind = module, kind
+        own = next(module.parameters())
+        target = accelerated_module(description, own.dtype, kind, own.device)
+        self._arranged = arrangement(module, target, kind)
+        _take_over_buffers(module, target)
+        self._form = ReferenceNetwork(target)
+        self._plain: ReferenceNetwork | None = ReferenceNetwork(module)
+
+    @property
+    def arithmetic(self) -> str:
+        """See ``network.Network.arithmetic``."""
+        return self.kind
+
+    def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
+        """See ``network.Network.energies``.
+
+        Raises:
+            VerificationError: the first batch's energies, forces or gradients are not those of mace's plain module.
+        """
+        if self._plain is not None:
+            self._compare(self._plain, parameters, batch, positions, shifts)
+            self._plain = None
+        arranged = {name: arrange(parameters) for name, arrange in self._arranged.items()}
+        return self._form.energies(arranged, batch, positions, shifts)
+
+    def _compare(
+        self, plain: ReferenceNetwork, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> None:
+        inputs = {"positions": positions, **parameters}
+        leaves = {name: tensor.detach().clone().requires_grad_(True) for name, tensor in inputs.items()}
+        weights = {name: leaves[name] for name in parameters}
+        results = []
+        with torch.enable_grad():
+            for form in (plain, self._form):
+                given = weights if form is plain else {n: a(weights) for n, a in self._arranged.items()}
+                energies = form.energies(given, batch, leaves["positions"], shifts.detach())
+                gradients = torch.autograd.grad(energies.sum(), list(leaves.values()), allow_unused=True)
+                results.append({"energies": energies.detach(), **dict(zip(leaves, gradients, strict=True))})
+        worst, where = 0.0, ""
+        for name, expected in results[0].items():
+            found = results[1][name]
+            if expected is None or found is None:
+                continue
+            error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+            if not error <= worst:
+                worst, where = error, name
+        if not worst <= TOLERANCE[positions.dtype]:
+            raise VerificationError(
+                f"--step {self.kind} computes something else than mace's plain module: on the first batch {where} "
+                f"differ by {worst:.2g} of the largest; use --step fast or --step reference"
+            )
+        log.info("step: %s agrees with mace's plain module on the first batch, to %.1g", self.kind, worst)
+
+
+def arrangement(module: nn.Module, target: nn.Module, kind: str) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
+    """How every trainable parameter of the accelerated module follows from mace's own."""
+    own = {name: p for name, p in module.named_parameters() if p.numel()}
+    found: dict[str, Any] = {}
+    for name, parameter in target.named_parameters():
+        if not parameter.numel():
+            continue
+        sources, shape = [name], parameter.shape
+        if name not in own and name.endswith(f"{CONTRACTIONS}.weight"):
+            sources = _contraction_weights(own, name.removesuffix(".weight"))
+        given = [own.get(source) for source in sources]
+        size = sum(p.numel() for p in given if p is not None)
+        if not given or any(p is None for p in given) or size != parameter.numel():
+            raise InputError(
+                f"--step {kind}: the weights {name} {tuple(shape)} have no counterpart in this network; "
+                "use --step fast or --step reference"
+            )
+        found[name] = _arranged(sources, shape, own)
+    return found
+
+
+def _arranged(sources: list[str], shape: torch.Size, own: Mapping[str, Tensor]) -> Callable[..., Tensor]:
+    def arrange(parameters: Mapping[str, Tensor]) -> Tensor:
+        tensors = [parameters[name] if name in parameters else own[name] for name in sources]  # frozen ones are missing
+        return (tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)).reshape(shape)
+
+    return arrange
+
+
+def _contraction_weights(own: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """mace's weights of one contraction in the library's order: by output order, then from the highest degree down."""
+    names = [name for name in own if name.startswith(f"{prefix}.contractions.")]
+    output_order = {name: int(name.removeprefix(f"{prefix}.contractions.").split(".")[0]) for name in names}
+    return sorted(names, key=lambda name: (output_order[name], not name.endswith("weights_max"), name))
+
+
+def _take_over_buffers(module: nn.Module, target: nn.Module) -> None:
+    """What the trained module holds besides weights, where the accelerated one has the same."""
+    own = dict(module.named_buffers())
+    for name, buffer in target.named_buffers():
+        if name in own and own[name].shape == buffer.shape:
+            buffer.copy_(own[name])

@@ -1,0 +1,94 @@
+"""mace's modules over cuequivariance give mace's numbers on mace's weights; `make accelerated` installs the package."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_memory import LOSS, mixed_batch
+
+import parity_cases as cases
+from model_utils import model_loader, train_mace
+from model_utils.errors import InputError, VerificationError
+from model_utils.files import checkpoint
+from model_utils.models import accelerated
+from model_utils.models import description as model_json
+from model_utils.models.network import Network
+from model_utils.run.step import loss_and_gradients
+
+HERE = importlib.util.find_spec("cuequivariance_torch") is not None
+needs_cueq = pytest.mark.skipif(not HERE, reason="cuequivariance-torch is not installed")
+
+NETWORKS = {
+    "vectors": {},
+    "scalars": {"hidden_irreps": "4x0e", "correlation": [3, 3]},
+    "third degree": {"correlation": [3, 3]},
+    "density": {
+        "interaction_cls": cases.INTERACTIONS["density_residual"],
+        "interaction_cls_first": cases.INTERACTIONS["density"],
+    },
+    "repulsion": {"pair_repulsion": True, "distance_transform": "Agnesi"},
+    "three layers": {"num_interactions": 3, "correlation": [2, 2, 2]},
+}
+
+
+def described(fields: cases.Fields) -> model_json.ModelDescription:
+    return model_json.parse(json.dumps(cases.completed({**cases.BASE, **fields})), "model.json")
+
+
+def networks(fields: cases.Fields) -> tuple[Network, Network]:
+    description = described(fields)
+    module = model_loader.build(description, torch.float64, 1)
+    with torch.no_grad():
+        for parameter in model_loader.trainable(module).values():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return model_loader.network(module, "cueq", description), model_loader.network(module, "reference", description)
+
+
+@needs_cueq
+@pytest.mark.parametrize("name", NETWORKS)
+def test_same_loss_and_gradients(name: str) -> None:
+    cueq, reference = networks(NETWORKS[name])
+    batch, _ = mixed_batch()
+    weights = model_loader.trainable(reference.module)
+    ours, theirs = (loss_and_gradients(network, weights, [batch], LOSS) for network in (cueq, reference))
+    assert float(ours.loss) == pytest.approx(float(theirs.loss), rel=1e-12)
+    for found, expected in zip(ours.gradients, theirs.gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-11 * max(float(expected.abs().max()), 1e-3))
+
+
+@needs_cueq
+def test_a_wrong_conversion_is_noticed_on_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = accelerated._contraction_weights
+    monkeypatch.setattr(accelerated, "_contraction_weights", lambda *words: right(*words)[::-1])
+    cueq, _ = networks({})
+    batch, _ = mixed_batch()
+    with pytest.raises(VerificationError, match="--step cueq computes something else"):
+        loss_and_gradients(cueq, model_loader.trainable(cueq.module), [batch], LOSS)
+
+
+@needs_cueq
+def test_a_run_goes_the_same_way(tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path) -> None:
+    losses = []
+    for step in ("cueq", "reference"):
+        place = tmp_path / step
+        data = ["--xyz_train", str(water_xyz("train.xyz", 12)), "--epochs", "2", "--dtype", "float64", "--ema"]
+        flags = ["--input_json", str(tiny_json), "--output_checkpoint", str(place), "--step", step, "--batch_size", "3"]
+        assert train_mace.main([*data, *flags]) == 0
+        losses.append([r["loss"] for r in map(json.loads, (place / "metrics.jsonl").open()) if "loss" in r])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    file = checkpoint.read(tmp_path / "cueq" / "cueq_checkpoint.pt")
+    assert file.tensors.keys() == checkpoint.read(tmp_path / "reference" / "reference_checkpoint.pt").tensors.keys()
+    assert file.content["train_state"]["computed_on"]["arithmetic"] == "cueq"
+
+
+@pytest.mark.skipif(HERE, reason="cuequivariance-torch is installed")
+def test_without_the_package_it_is_said() -> None:
+    description = described({})
+    module = model_loader.build(description, torch.float64, 1)
+    with pytest.raises(InputError, match="--step cueq needs the package cuequivariance-torch"):
+        model_loader.network(module, "cueq", description)
+    with pytest.raises(InputError, match="--step oeq needs"):
+        model_loader.network(module, "oeq", description)

@@ -32,6 +32,7 @@ class SourceSpec:
     keys: LabelKeys = field(default_factory=LabelKeys)
     head: str | None = None  # for every structure of the file that names none itself
     weight: float = 1.0  # multiplies the weight of every structure
+    ratio: float | None = None  # structures in an epoch for each one of the sources without a ratio
     keep: tuple[str, ...] = ()  # names of further entries of a record that are kept with its structure
 
 
@@ -104,10 +105,10 @@ class XyzSource:
 
 
 class Adjusted:
-    """A source whose structures get the head and the weight that the user gave for the whole file."""
+    """A source with the head, the weight and the ratio that the user gave for the whole file."""
 
-    def __init__(self, source: Source, head: str | None, weight: float) -> None:
-        self.source, self.head, self.weight = source, head, weight
+    def __init__(self, source: Source, head: str | None, weight: float, ratio: float | None) -> None:
+        self.source, self.head, self.weight, self.ratio = source, head, weight, ratio
         self.path, self.n_atoms, self.in_memory = source.path, source.n_atoms, source.in_memory
         self.label_names, self.dropped, self.elements = source.label_names, source.dropped, source.elements
         self.left_out = source.left_out
@@ -139,8 +140,8 @@ class Adjusted:
         return self.source.edges(r_max)
 
     def content(self) -> bytes:
-        """As the file has it."""
-        return self.source.content()
+        """The file's, and what was given for it."""
+        return self.source.content() + repr((self.head, self.weight, self.ratio)).encode()
 
 
 def open_sources(
@@ -179,4 +180,5 @@ def _open(
             filters=filters,
             keep=spec.keep,
         )
-    return source if spec.head is None and spec.weight == 1.0 else Adjusted(source, spec.head, spec.weight)
+    plain = spec.head is None and spec.weight == 1.0 and spec.ratio is None
+    return source if plain else Adjusted(source, spec.head, spec.weight, spec.ratio)

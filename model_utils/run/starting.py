@@ -31,7 +31,7 @@ from model_utils.run.runtime import DTYPES, dtype_name, hold_log, log, start_log
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.train_state import TrainState
 from model_utils.settings import cli
-from model_utils.settings.options import TrainOptions
+from model_utils.settings.options import TrainingOptions, TrainOptions
 
 
 def find_run(
@@ -140,7 +140,7 @@ def announce(options: TrainOptions, outputs: Outputs, description: ModelDescript
 
 
 @contextmanager
-def place(options: TrainOptions, outputs: Outputs) -> Iterator[None]:
+def place(options: TrainingOptions, outputs: Outputs) -> Iterator[None]:
     """Make the folders and be the only writer of the run; a dry run needs neither.
 
     Raises:
@@ -219,7 +219,7 @@ def rehearse(state: TrainState, batches: EpochBatches, plan: FitPlan, data: Trai
     value = float(result.loss)  # waits for a GPU
     seconds = time.monotonic() - began
     per_edge = seconds / max(largest.n_edges, 1)
-    epoch = per_edge * float(n_edges.sum())
+    epoch = per_edge * float(sum(costs))
     log.info("parameters: %d trainable, %s", parameters, dtype_name(largest.positions.dtype))
     log.info("structures: %d to train on, %d to validate on", len(data.train), len(data.valid))
     log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))

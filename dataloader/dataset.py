@@ -17,6 +17,8 @@ from dataloader.structure import Structure, symbols
 
 CACHED_EDGES = 20_000_000  # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
 
+OF_HEAD = ", head "  # between file and head in the name of a part
+
 SAMPLING = 1_000_003  # beside the seed: another stream of random numbers than the orders of epochs have
 
 
@@ -192,11 +194,18 @@ class Dataset:
         return own, shares
 
     def by_source(self) -> dict[str, NDArray[np.int64]]:
-        """Numbers of the structures of each source, by the source's file name."""
-        owners, found = self.places[:, 0], dict[str, NDArray[np.int64]]()
+        """Numbers of the structures of each source by its file name, and by head where the model has several."""
+        owners, found, names = self.places[:, 0], dict[str, NDArray[np.int64]](), list[str]()
         for s, source in enumerate(self.sources):
-            name = str(source.path)
-            found[name if name not in found else f"{name} ({s + 1})"] = np.nonzero(owners == s)[0]
+            name, rows = str(source.path), np.nonzero(owners == s)[0]
+            names.append(name if name not in names else f"{name} ({s + 1})")
+            name = names[-1]
+            if len(self.facts.heads) == 1:
+                found[name] = rows
+                continue
+            heads = np.array([self.facts.heads.index(h or self.facts.heads[0]) for h in source.heads.values])
+            of_rows = heads[source.heads.ids[self.places[rows, 1]]]
+            found |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
         return found
 
 

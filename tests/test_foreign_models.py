@@ -1,6 +1,7 @@
 """Models that mace wrote: read without executing anything, rebuilt from their JSON, converted, and refused by name."""
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from model_utils.models import description as model_json
 from model_utils.models import pickled
 from model_utils.models.build import build_module
 from model_utils.models.mace_import import _unsafe_loading_during_import
+
+Make = Callable[..., Path]
 
 MODELS = [
     "mace_mp/mace_mp_small.model",
@@ -277,3 +281,76 @@ def test_tables_and_predictions(shared_data: Path, tmp_path: Path) -> None:
     atoms = read(tmp_path / "predicted.xyz")
     assert atoms.info["mace_energy"] < -50
     assert "REF_energy" not in atoms.info
+
+
+OWN_CLASS = """
+from mace.modules import ScaleShiftMACE
+
+
+class Note:
+    text = "which no reader knows"
+
+
+class OwnMACE(ScaleShiftMACE):
+    factor = 1.0
+
+    def forward(self, *arguments, **words):
+        found = super().forward(*arguments, **words)
+        return {**found, "energy": self.factor * found["energy"]}
+"""
+
+
+@pytest.fixture
+def own_module(tiny_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.nn.Module]:
+    """A module of a class that somebody derived from mace's."""
+    (tmp_path / "own_network.py").write_text(OWN_CLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own = importlib.import_module("own_network")
+    module = model_loader.build(model_json.read(tiny_json), torch.float64, 3)
+    module.__class__, module.note = own.OwnMACE, own.Note()
+    yield module
+    del sys.modules["own_network"]
+
+
+def test_trust_pickle_opens_what_inert_reading_refuses(
+    own_module: torch.nn.Module, water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A derived class, and torch's form of before 2020; the same errors as the plain module's."""
+    data, energies = str(water_xyz("w.xyz", 4)), []
+    torch.save(own_module, tmp_path / "derived.model")
+    own_module.__class__ = own_module.__class__.__bases__[0]
+    del own_module.note
+    torch.save(own_module, tmp_path / "plain.model")
+    torch.save(own_module, tmp_path / "old.model", _use_new_zipfile_serialization=False)
+    for name, said in (("derived", "it asks to run code (own_network."), ("old", "not a weights file"), ("plain", "")):
+        words = ["--input_model", str(tmp_path / f"{name}.model"), "--xyz_path", data]
+        if said:
+            assert evaluate.main(words) == 3
+            assert said in capsys.readouterr().err
+        out = tmp_path / f"{name}.json"
+        assert evaluate.main([*words, "--trust_pickle", "--output_json", str(out)]) == 0
+        shown = capsys.readouterr().out
+        assert ("the code in it runs now, with your rights" in shown) == bool(said)
+        assert ("was not needed" in shown) != bool(said)
+        assert shown.count("warning") == bool(said)
+        energies.append(json.loads(out.read_text())["energy_mae_cfg"])
+    assert energies[0] == energies[1] == energies[2]
+
+
+def test_trust_pickle_does_not_take_one_network_for_another(
+    own_module: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_module.factor = 1.001
+    torch.save(own_module, tmp_path / "other.model")
+    torch.save(Bomb(tmp_path / "executed"), tmp_path / "bomb.model")
+    words = ["show", "--input_model", str(tmp_path / "other.model"), "--trust_pickle"]
+    assert read_model.main(words) == 3
+    assert "the module computes otherwise than mace's own of its weights (by 0.001)" in capsys.readouterr().err
+    words[2] = str(tmp_path / "bomb.model")
+    assert read_model.main(words[:-1]) == 3
+    assert not (tmp_path / "executed").exists(), "never without the flag"
+    capsys.readouterr()
+    assert read_model.main(words) == 2
+    assert (tmp_path / "executed").exists()
+    assert "it holds a int, no MACE model" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def origin(options: FinetuneOptions) -> Origin:
         InputError: the source cannot be read, or what is asked for does not fit it.
         VerificationError: the source is damaged.
     """
-    source = model_loader.load(options.input_model, input_json=options.input_json)
+    source = model_loader.load(options.input_model, input_json=options.input_json, trust_pickle=options.trust_pickle)
     log.info(
         "source %s: %s, %s, elements %s, weights of %s",
         options.input_model,

@@ -44,6 +44,14 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrustOptions:
+    """Whether code in a file may run."""
+
+    trust_pickle: bool = False
+    """Where the model cannot be read as data, for its classes are not mace's or its form is torch's old one: execute the code in the file, with your rights, in a process of its own. For files of people you trust; the sha256 is printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelOptions:
     """Names of the labels in the data."""
 
@@ -313,7 +321,7 @@ class TrainOptions(TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(TrainingOptions):
+class FinetuneOptions(TrustOptions, TrainingOptions):
     """Train on from the weights of another model, with its structure."""
 
     input_model: Path
@@ -409,7 +417,7 @@ class ResumeOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, CommonOptions):
+class EvaluateOptions(TrustOptions, LabelOptions, FilterOptions, BatchOptions, DeviceOptions, CommonOptions):
     """Evaluate a trained model on labelled structures."""
 
     input_model: Path
@@ -565,7 +573,7 @@ class PackOptions(LabelOptions, FilterOptions, CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowOptions(CommonOptions):
+class ShowOptions(TrustOptions, CommonOptions):
     """Say what a weights file is."""
 
     input_model: Path

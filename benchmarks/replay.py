@@ -34,7 +34,7 @@ SOURCE = DATA / "mace_mp/mace_mp_small.model"
 CLUSTERS = DATA / "solvent_xtb/solvent_xtb_train_50.xyz"
 KEYS = LabelKeys(energy="energy_xtb", forces="forces_xtb")
 DATA_FLAGS = ["--xyz_train", str(CLUSTERS), "--energy_key", "energy_xtb", "--forces_key", "forces_xtb"]
-RUN_FLAGS = ["--dtype", "float32", "--batch_size", "5", "--ema", "--no_export_mace_model"]
+RUN_FLAGS = ["--dtype", "float32", "--batch_size", "5", "--ema", "--energy_weight", "100", "--no_export_mace_model"]
 FROM_SOURCE = ["--input_model", str(SOURCE), "--E0s", "shift"]
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     """Fine-tune with and without replay, train the same network from scratch, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--lr", default="1e-3")
+    parser.add_argument("--lr", default="5e-4")
     parser.add_argument("--labels", nargs="*", default=["file", "source"], choices=["file", "source"])
     parser.add_argument("--keep", type=Path, help="folder for the runs, kept")
     asked = parser.parse_args()

@@ -162,12 +162,11 @@ def prepared(args: argparse.Namespace) -> tuple[Callable[[], Any], int, int]:
     from dataloader.batch import collate
     from dataloader.neighbors import build_graph
     from losses import Loss
-    from model_utils import model_loader
+    from model_utils import model_loader, runtime
     from model_utils.models import description as model_json
     from model_utils.models.fast import kernels
     from model_utils.models.fast.network import FastNetwork
     from model_utils.models.reference import ReferenceNetwork
-    from model_utils.run import runtime
     from model_utils.run.step import loss_and_gradients
 
     dtype, form = runtime.DTYPES[args.dtype], args.forms[0]

@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(options: EvaluateOptions) -> None:
     """Load and verify the model, predict every structure, print the errors, write them where asked."""
     # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
-    from model_utils import model_loader
-    from model_utils.run import assemble, open_data, runtime
+    from model_utils import model_loader, runtime
+    from model_utils.run import assemble, open_data
     from model_utils.tasks import evaluation_report
     from model_utils.tasks.breakdown import Breakdown
 

@@ -25,7 +25,7 @@ from model_utils.models.fast.coverage import not_covered
 from model_utils.models.fast.network import FastNetwork
 from model_utils.models.network import Network
 from model_utils.models.reference import ReferenceNetwork
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from dataloader.batch import Batch, collate
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from losses import Loss
-from model_utils import model_loader
+from model_utils import model_loader, runtime
 from model_utils.models import description as model_json
 from model_utils.models.build import build_module
 from model_utils.models.description import ModelDescription
@@ -39,7 +39,6 @@ from model_utils.models.fast.graph import prepare
 from model_utils.models.fast.network import FastNetwork
 from model_utils.models.network import Network, predict
 from model_utils.models.reference import ReferenceNetwork
-from model_utils.run import runtime
 from model_utils.run.step import loss_and_gradients
 from parity_cases import Case, Fields
 

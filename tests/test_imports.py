@@ -51,7 +51,7 @@ def test_directions(path: Path) -> None:
     if name == "losses":
         assert not any(f.startswith("model_utils") for f in found)
     if name.startswith("model_utils.models."):
-        above = ("run", "settings", "files", "tasks", "model_loader")
+        above = ("run.", "settings.", "files.", "tasks.", "model_loader")
         assert not any(f.startswith(tuple(f"model_utils.{a}" for a in above)) for f in found)
     if name in [f"model_utils.run.{loop}" for loop in ("fit", "step", "evaluation", "train_state")]:
         assert not any(f in ("pathlib", "json", "yaml") for f in found), "the loop knows no files"

@@ -31,6 +31,7 @@ from dataloader.errors import InputError
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from losses import Loss, Prediction
+from model_utils import runtime
 from model_utils.model_loader import trainable
 from model_utils.models import description as model_json
 from model_utils.models.build import build_module
@@ -38,7 +39,6 @@ from model_utils.models.description import ModelDescription
 from model_utils.models.mace_import import CUET_AVAILABLE
 from model_utils.models.network import predict
 from model_utils.models.reference import ReferenceNetwork
-from model_utils.run import runtime
 from model_utils.run.step import loss_and_gradients
 from parity_cases import AXES, BASE, EMBEDDINGS, INTERACTIONS, Case, Fields
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from ase.io import write
+from lmdb_material import dict_row, labelled, put, write_dicts
 
 from conftest import ROOT, TINY, waters
-from lmdb_material import dict_row, labelled, put, write_dicts
 from model_utils import model_loader
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json

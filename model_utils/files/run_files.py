@@ -17,8 +17,8 @@ from model_utils.run.fit import Hooks, TrainRecord, ValidationRecord
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
 from model_utils.run.report import MetricsFile, ProgressBar, TensorBoard, log_train, log_validation
-from model_utils.run.runtime import dtype_name, log
 from model_utils.run.train_state import TrainState
+from model_utils.runtime import dtype_name, log
 
 OF_THE_COMMAND = ("config", "resume", "overwrite", "dry_run", "debug")  # no settings of the run
 

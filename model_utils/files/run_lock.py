@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dataloader.errors import InputError
 from model_utils.files import durable
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 
 WAIT = 10.0  # s that a requeued job gives the one before it to end
 _held: set[int] = set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 
 UNPICKLING = Path(__file__).resolve().parents[1] / "tasks" / "unpickling.py"
 

@@ -21,8 +21,8 @@ from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import OnBatch, evaluate
 from model_utils.run.fit import FitPlan, StageTwo
 from model_utils.run.open_data import TrainingData
-from model_utils.run.runtime import log
 from model_utils.run.train_state import Tally, TrainState
+from model_utils.runtime import log
 from model_utils.settings.options import BatchOptions, TrainOptions, rates_by_pattern
 from optimizer import Schedule, ScheduleSettings, build_optimizer
 

@@ -11,7 +11,7 @@ from model_utils.files.run_files import RunFiles
 from model_utils.run.assemble import Evaluator
 from model_utils.run.open_data import TrainingData
 from model_utils.run.report import table
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions
 
 

@@ -31,7 +31,7 @@ from model_utils.models.narrowing import narrowed
 from model_utils.models.network import Network, predict
 from model_utils.run import open_data
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
-from model_utils.run.runtime import dtype_of, log
+from model_utils.runtime import dtype_of, log
 from model_utils.settings import cli
 from model_utils.settings.options import FinetuneOptions, SourceOptions, TrainOptions
 from model_utils.tasks.describe_data import given_energies

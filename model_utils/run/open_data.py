@@ -18,7 +18,7 @@ from dataloader.lmdb_shards.lmdb_file import SHARD_ENDINGS
 from dataloader.lmdb_shards.lmdb_source import Filters
 from dataloader.packed import packed_manifest
 from dataloader.sources import DataFormat, Source, SourceSpec, open_sources
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 from model_utils.settings.options import EvaluateOptions, FilterOptions, LabelOptions, TrainDataOptions
 
 Role = Literal["train", "val", "test"]

@@ -15,14 +15,14 @@ from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.sources import SourceSpec, open_sources
 from losses import Loss, Prediction
-from model_utils import model_loader
+from model_utils import model_loader, runtime
 from model_utils.files import durable
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
-from model_utils.run import open_data, runtime
+from model_utils.run import open_data
 from model_utils.run.assemble import Evaluator
 from model_utils.run.interruption import Interruption
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 from model_utils.settings.options import FinetuneOptions
 
 

@@ -15,8 +15,8 @@ from dataloader.dataset import OF_HEAD
 from losses import Loss, Metrics, metrics
 from model_utils.files.durable import NotWritten
 from model_utils.run.fit import TrainRecord, ValidationRecord
-from model_utils.run.runtime import log
 from model_utils.run.train_state import TrainState
+from model_utils.runtime import log
 
 MILLI = 1000.0
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from model_utils import runtime
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, damaged
 from model_utils.models.build import load_tensors
-from model_utils.run import runtime
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.data_identity import require_same_data
-from model_utils.run.runtime import log
 from model_utils.run.train_state import TrainState
+from model_utils.runtime import log
 
 # Settings that a continued run may change without a word: none of them is part of what a step computes.
 MAY_CHANGE = {

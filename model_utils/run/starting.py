@@ -27,9 +27,9 @@ from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
 from model_utils.run.report import ProgressBar
 from model_utils.run.resuming import adopt, refuse_contradictions, require_complete, resumed_run, set_aside_damaged
-from model_utils.run.runtime import DTYPES, dtype_name, hold_log, log, start_log, write_log
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.train_state import TrainState
+from model_utils.runtime import DTYPES, dtype_name, hold_log, log, start_log, write_log
 from model_utils.settings import cli
 from model_utils.settings.options import TrainingOptions, TrainOptions
 

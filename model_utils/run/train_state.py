@@ -13,7 +13,7 @@ from losses import SUMS
 from model_utils.errors import VerificationError
 from model_utils.models.network import Network
 from model_utils.run.ema import ExponentialMovingAverage
-from model_utils.run.runtime import computing
+from model_utils.runtime import computing
 from optimizer import Schedule
 
 

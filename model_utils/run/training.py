@@ -1,15 +1,15 @@
 """The order of events of a training run, new or continued; train_mace.py and resume.py differ in what they hand it."""
 
-from model_utils import model_loader
+from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
-from model_utils.run import assemble, closing, open_data, resuming, runtime, starting
+from model_utils.run import assemble, closing, open_data, resuming, starting
 from model_utils.run.data_identity import data_identity
 from model_utils.run.finetuning import Origin
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
 from model_utils.run.resuming import Changes
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
 

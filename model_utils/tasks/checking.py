@@ -19,7 +19,7 @@ from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import Role, filters_of, specs_of
-from model_utils.run.runtime import log, start_log
+from model_utils.runtime import log, start_log
 from model_utils.settings.options import CheckOptions
 
 ROWS_AT_ONCE = 1000

@@ -18,7 +18,7 @@ from model_utils.files.outputs import sidecar
 from model_utils.model_loader import LoadedModel
 from model_utils.models import lammps, pickled
 from model_utils.models.network import predict
-from model_utils.run.runtime import DTYPES, log, start_log
+from model_utils.runtime import DTYPES, log, start_log
 from model_utils.settings.options import ConvertOptions
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative: forms sum in other orders

@@ -18,7 +18,7 @@ from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, numbers_of, specs_of
-from model_utils.run.runtime import log, start_log
+from model_utils.runtime import log, start_log
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 
 PRESETS = {  # mace's foundation sizes: how far equivariant features go

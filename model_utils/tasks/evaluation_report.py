@@ -12,7 +12,7 @@ from losses import Loss, Metrics
 from model_utils.files import durable
 from model_utils.model_loader import LoadedModel
 from model_utils.run.report import table
-from model_utils.run.runtime import dtype_name, log
+from model_utils.runtime import dtype_name, log
 from model_utils.settings.options import EvaluateOptions
 from model_utils.tasks.breakdown import Breakdown
 

@@ -14,7 +14,7 @@ from model_utils.files import durable
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.description import differing_fields
-from model_utils.run.runtime import dtype_name, log, start_log
+from model_utils.runtime import dtype_name, log, start_log
 from model_utils.settings.options import DiffOptions, ExportOptions, ShowOptions, VerifyOptions
 
 SHOWN = 20  # differing tensors

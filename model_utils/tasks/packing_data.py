@@ -8,7 +8,7 @@ from dataloader.packed.shard_writer import Recipe
 from dataloader.packed.splitting import parse_shares
 from dataloader.sources import SourceSpec, open_sources
 from model_utils.run.open_data import filters_of, format_of, label_keys
-from model_utils.run.runtime import log, start_log
+from model_utils.runtime import log, start_log
 from model_utils.settings.options import PackOptions
 
 KEPT = ("charge", "spin", "total_charge", "total_spin", "sid", "fid")  # names that travel with a record

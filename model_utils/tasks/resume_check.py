@@ -15,12 +15,12 @@ import yaml
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
-from model_utils.run.runtime import log, start_log
+from model_utils.runtime import log, start_log
 from model_utils.settings import cli
 from model_utils.settings.options import VerifyResumeOptions
 from model_utils.tasks.comparison import differences
 
-TRAIN = Path(__file__).with_name("train_mace.py")
+TRAIN = Path(__file__).parents[1] / "train_mace.py"
 SHOWN = 5  # differences
 
 

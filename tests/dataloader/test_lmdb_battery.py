@@ -254,7 +254,7 @@ def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp
     frames = labelled(400)
     path = put(tmp_path / "train.lmdb", {str(i).encode(): dict_row(a, pad=np.zeros(500)) for i, a in enumerate(frames)})
     code = (
-        "import os, sys; from model_utils import training, train_mace, open_data\n"
+        "import os, sys; from model_utils import train_mace; from model_utils.run import training, open_data\n"
         "look = open_data.training_data\n"
         "def cutting(*a, **k):\n"
         f"    found = look(*a, **k); os.truncate({str(path)!r}, 16384); return found\n"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model_utils.models.fast.compiler import BuildError, build
-from model_utils.run.runtime import log
+from model_utils.runtime import log
 
 _int, _pointer = ctypes.c_int64, ctypes.c_void_p
 _suffix = {torch.float32: "f32", torch.float64: "f64"}

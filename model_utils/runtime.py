@@ -175,7 +175,7 @@ def code_version() -> dict[str, str]:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return "unknown"
     try:

@@ -15,17 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase.io import read
+from ase.io import read, write
 
 import parity_cases
 import read_model
 from conftest import ROOT
+from dataloader.batch import Batch
+from dataloader.dataset import Dataset
+from dataloader.sources import SourceSpec, open_sources
 from model_utils import evaluate, model_loader
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
-from model_utils.models import pickled
-from model_utils.models.build import build_module
+from model_utils.models import lammps, pickled
+from model_utils.models.build import build_module, default_dtype
 from model_utils.models.mace_import import _unsafe_loading_during_import
+from model_utils.models.network import predict
 
 Make = Callable[..., Path]
 
@@ -145,8 +149,6 @@ def test_converted_forms(shared_data: Path, tmp_path: Path, form: str, capsys: p
 def test_a_conversion_that_is_wrong_is_not_kept(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from model_utils.models import lammps
-
     right = lammps.run_torchscript
     monkeypatch.setattr(lammps, "run_torchscript", lambda *words: tuple(1.001 * x for x in right(*words)))
     words = ["convert", "--input_model", str(shared_data / "mof/test.model"), "--to", "lammps"]
@@ -354,3 +356,68 @@ def test_trust_pickle_does_not_take_one_network_for_another(
     assert read_model.main(words) == 2
     assert (tmp_path / "executed").exists()
     assert "it holds a int, no MACE model" in capsys.readouterr().err
+
+
+class WithoutGhosts:
+    """What LAMMPS hands an ML-IAP model, for a cluster on one process: every neighbour is an atom of its own."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.nlocal = self.ntotal = batch.n_atoms
+        self.npairs, self.elems = batch.n_edges, batch.species.numpy()
+        self.pair_i, self.pair_j = batch.receivers.numpy(), batch.senders.numpy()
+        self.rij = (batch.positions[batch.senders] - batch.positions[batch.receivers]).numpy()
+        self.eatoms, self.forces = np.zeros(batch.n_atoms), np.zeros((batch.n_atoms, 3))
+
+    def forward_exchange(self, features: torch.Tensor, copied: torch.Tensor, width: int) -> None:
+        copied.copy_(features)
+
+    reverse_exchange = forward_exchange
+
+    def update_pair_forces_gpu(self, pairs: torch.Tensor) -> None:
+        np.add.at(self.forces, self.pair_i, pairs.detach().numpy())
+        np.subtract.at(self.forces, self.pair_j, pairs.detach().numpy())
+
+
+def test_the_mliap_wrapper_computes_our_energies_and_forces(shared_data: Path) -> None:
+    """The wrapper's own code on benzene, as LAMMPS calls it."""
+    loaded = model_loader.load(shared_data / "mof/test.model", dtype=torch.float64)
+    spec = SourceSpec(path=shared_data / "mof/benzene.xyz", format="xyz")
+    sources = open_sources([spec], require_labels=False, max_dropped=0.0)
+    batch = Dataset(sources, loaded.description.facts(), torch.float64).batch([0])
+    network = model_loader.network(loaded.module, "reference", loaded.description)
+    ours = predict(network, model_loader.trainable(loaded.module), batch, stress=False, training=False)
+    wrapper = lammps.mliap(model_loader.copied(loaded.module), loaded.description.heads[0])
+    found = WithoutGhosts(batch)
+    with default_dtype(torch.float64):
+        wrapper.compute_forces(found)  # type: ignore[attr-defined]
+    energy = float(ours.energy[0]) + float(batch.reference_energy[0])
+    assert found.eatoms.sum() == pytest.approx(energy, rel=1e-12)
+    assert ours.forces is not None
+    assert np.abs(found.forces - ours.forces.numpy()).max() < 1e-12 * np.abs(found.forces).max() + 1e-12
+
+
+def test_mliap_inside_lammps(shared_data: Path, tmp_path: Path) -> None:
+    """Energy of benzene; the wheel of PyPI (2025.7.22.4.0) has ML-IAP without its Python coupling, and is no help."""
+    try:
+        package = importlib.import_module("lammps")
+        coupling = importlib.import_module("lammps.mliap")
+        machine = package.lammps(cmdargs=["-log", "none", "-screen", "none"])
+        coupling.activate_mliappy(machine)
+    except (ImportError, OSError, AttributeError) as error:
+        pytest.skip(f"no LAMMPS with ML-IAP's Python coupling here ({error})")
+    model, atoms = shared_data / "mof/test.model", read(shared_data / "mof/benzene.xyz")
+    converted, place = tmp_path / "mliap.pt", tmp_path / "benzene.data"
+    words = ["convert", "--input_model", str(model), "--to", "mliap", "--dtype", "float64"]
+    assert read_model.main([*words, "--output", str(converted)]) == 0
+    atoms.center(vacuum=10.0)
+    write(place, atoms, format="lammps-data", specorder=["C", "H"], masses=True)
+    machine.commands_list(
+        [
+            *("units metal", "atom_style atomic", "atom_modify map yes", "newton on", "boundary f f f"),
+            *(f"read_data {place}", f"pair_style mliap unified {converted} 0", "pair_coeff * * C H", "run 0"),
+        ]
+    )
+    words = ["--input_model", str(model), "--xyz_path", str(shared_data / "mof/benzene.xyz"), "--dtype", "float64"]
+    assert evaluate.main([*words, "--output_xyz", str(tmp_path / "ours.xyz")]) == 0
+    ours = read(tmp_path / "ours.xyz")
+    assert machine.get_thermo("pe") == pytest.approx(ours.info["mace_energy"], rel=1e-10)

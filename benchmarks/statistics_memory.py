@@ -46,10 +46,8 @@ def write_dimers(path: Path, n: int) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for i in range(n):
             bond, force, energy = 1.0 + rng.normal(0.0, 0.05, 3)
-            stream.write(
-                "2\nProperties=species:S:1:pos:R:3:REF_forces:R:3 "
-                f"REF_energy={-14.0 * energy:.6f}\nH 0 0 0 0 0 {-force:.6f}\n{'HO'[i % 2]} 0 0 {bond:.6f} 0 0 {force:.6f}\n"
-            )
+            stream.write(f"2\nProperties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy={-14.0 * energy:.6f}\n")
+            stream.write(f"H 0 0 0 0 0 {-force:.6f}\n{'HO'[i % 2]} 0 0 {bond:.6f} 0 0 {force:.6f}\n")
 
 
 if __name__ == "__main__":

@@ -22,12 +22,22 @@ from model_utils.tasks.comparison import differences
 Make = Callable[..., Path]
 
 
-@pytest.fixture
-def source(tiny_json: Path, water_xyz: Make, tmp_path: Path) -> Path:
-    """A model trained for two epochs."""
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("first.xyz", 10)), "--batch_size", "4"]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model trained for two epochs on first.xyz."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    write(folder / "first.xyz", waters(10), format="extxyz")
+    words = ["--input_json", str(folder / "tiny.json"), "--xyz_train", str(folder / "first.xyz"), "--batch_size", "4"]
     words += ["--epochs", "2", "--dtype", "float64", "--no_export_mace_model"]
-    assert train_mace.main([*words, "--output_checkpoint", str(tmp_path / "source")]) == 0
+    assert train_mace.main([*words, "--output_checkpoint", str(folder / "source")]) == 0
+    return folder
+
+
+@pytest.fixture
+def source(trained: Path, tmp_path: Path) -> Path:
+    """The model, and its data beside."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "source" / "source_model.pt"
 
 

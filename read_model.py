@@ -23,29 +23,28 @@ def export(options: ExportOptions) -> None:
     """Write the model.json of a weights file."""
     from model_utils.tasks import inspecting
 
-    inspecting.export(options.input_model, options.output_json, options.input_json, overwrite=options.overwrite)
+    inspecting.export(options)
 
 
 def verify(options: VerifyOptions) -> None:
     """Check a weights file against a model.json: hash, names, shapes, buffers."""
     from model_utils.tasks import inspecting
 
-    assert options.input_json is not None
-    inspecting.verify(options.input_model, options.input_json)
+    inspecting.verify(options)
 
 
 def show(options: ShowOptions) -> None:
     """Say what a weights file is."""
     from model_utils.tasks import inspecting
 
-    inspecting.show(options.input_model, options.input_json)
+    inspecting.show(options)
 
 
 def diff(options: DiffOptions) -> None:
     """Say where two weights files differ."""
     from model_utils.tasks import inspecting
 
-    inspecting.diff(options.input_model, options.other_model, options.input_json, options.other_json)
+    inspecting.diff(options)
 
 
 def convert(options: ConvertOptions) -> None:

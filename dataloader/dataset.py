@@ -11,11 +11,13 @@ from tqdm import tqdm
 from dataloader.batch import Batch, ModelFacts, collate
 from dataloader.errors import InputError
 from dataloader.neighbors import Graph, GraphFault, build_graph
-from dataloader.packing import epoch_order
+from dataloader.packing import Share, epoch_order
 from dataloader.sources import Source
 from dataloader.structure import Structure, symbols
 
 CACHED_EDGES = 20_000_000  # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
+
+OF_HEAD = ", head "  # between file and head in the name of a part
 
 SAMPLING = 1_000_003  # beside the seed: another stream of random numbers than the orders of epochs have
 
@@ -91,7 +93,7 @@ class Dataset:
             )
         return (
             f"{source.path}: {source.identifier(i)}: names no head but model.json has {list(heads)}; "
-            "write `head` into the record or give the source a head in the YAML's list of sources"
+            "name it with --head, write `head` into the record, or give the source one in the YAML's list of sources"
         )
 
     def __len__(self) -> int:
@@ -174,12 +176,36 @@ class Dataset:
         part.places, part._n_edges = self.places[indices], None
         return part
 
+    def with_facts(self, facts: ModelFacts) -> "Dataset":
+        """The same structures for a model of the same elements and cutoff with other reference energies."""
+        other = self.subset(np.arange(len(self)))
+        other.facts, other._n_edges = facts, self._n_edges
+        return other
+
+    def shares(self) -> tuple[NDArray[np.int64], list[Share]]:
+        """The structures of which an epoch has all, and for every source with a ratio how many it takes of it."""
+        ratios = [getattr(source, "ratio", None) for source in self.sources]
+        has_ratio = np.array([ratio is not None for ratio in ratios], dtype=bool)[self.places[:, 0]]
+        own, shares = np.nonzero(~has_ratio)[0], []
+        for s, ratio in enumerate(ratios):
+            rows = np.nonzero(self.places[:, 0] == s)[0]
+            if ratio is not None and len(rows):
+                shares.append(Share(rows=rows, taken=max(round(ratio * len(own)), 1)))
+        return own, shares
+
     def by_source(self) -> dict[str, NDArray[np.int64]]:
-        """Numbers of the structures of each source, by the source's file name."""
-        owners, found = self.places[:, 0], dict[str, NDArray[np.int64]]()
+        """Numbers of the structures of each source by its file name, and by head where the model has several."""
+        owners, found, names = self.places[:, 0], dict[str, NDArray[np.int64]](), list[str]()
         for s, source in enumerate(self.sources):
-            name = str(source.path)
-            found[name if name not in found else f"{name} ({s + 1})"] = np.nonzero(owners == s)[0]
+            name, rows = str(source.path), np.nonzero(owners == s)[0]
+            names.append(name if name not in names else f"{name} ({s + 1})")
+            name = names[-1]
+            if len(self.facts.heads) == 1:
+                found[name] = rows
+                continue
+            heads = np.array([self.facts.heads.index(h or self.facts.heads[0]) for h in source.heads.values])
+            of_rows = heads[source.heads.ids[self.places[rows, 1]]]
+            found |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
         return found
 
 
@@ -194,29 +220,42 @@ def _first(usable: NDArray[np.bool_], ids: NDArray[np.integer], bad: Sequence[bo
 def sample(dataset: Dataset, n: int, seed: int) -> Dataset:
     """``n`` structures of the LMDBs and all others, in their order; which, is a pure function of (seed, counts).
 
+    A source with a ratio stays whole.
+
     Raises:
         InputError: there are fewer.
     """
-    in_memory = np.array([source.in_memory for source in dataset.sources], dtype=bool)
-    from_memory = in_memory[dataset.places[:, 0]]
-    rows = np.nonzero(~from_memory)[0]
+    whole = [source.in_memory or getattr(source, "ratio", None) is not None for source in dataset.sources]
+    kept = np.array(whole, dtype=bool)[dataset.places[:, 0]]
+    rows = np.nonzero(~kept)[0]
     if n > len(rows):
         raise InputError(f"{n} samples were asked for, but the LMDBs have {len(rows)} that can be used; ask for fewer")
     chosen = np.random.default_rng([seed, SAMPLING]).choice(rows, n, replace=False, shuffle=False)
-    return dataset.subset(np.sort(np.concatenate([np.nonzero(from_memory)[0], chosen])))
+    return dataset.subset(np.sort(np.concatenate([np.nonzero(kept)[0], chosen])))
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Split off a share for validation: a permutation by ``seed`` alone, both parts kept in their original order.
 
+    Of a source with a ratio as many are set aside as the ratio says, so that validation has an epoch's mixture; but no
+    larger share than of the others.
+
     Raises:
         InputError: one of the two parts would be empty.
     """
-    n_valid = round(fraction * len(dataset))
-    if not 0 < n_valid < len(dataset):
+    own, shares = dataset.shares()
+    n_valid = round(fraction * len(own))
+    if not 0 < n_valid < len(own):
         raise InputError(
-            f"--valid_fraction {fraction:g} of {len(dataset)} structures leaves {n_valid} for validation and "
-            f"{len(dataset) - n_valid} for training; give a validation file or another share"
+            f"--valid_fraction {fraction:g} of {len(own)} structures leaves {n_valid} for validation and "
+            f"{len(own) - n_valid} for training; give a validation file or another share"
         )
-    order = epoch_order(len(dataset), seed, epoch=0)
-    return dataset.subset(np.sort(order[n_valid:])), dataset.subset(np.sort(order[:n_valid]))
+    parts = [(own, n_valid)]
+    for share in shares:
+        parts.append((share.rows, min(round(fraction * len(share.rows)), round(n_valid * share.taken / len(own)))))
+    train, valid = [], []
+    for rows, n in parts:
+        order = epoch_order(len(rows), seed, epoch=0)
+        train.append(rows[order[n:]])
+        valid.append(rows[order[:n]])
+    return dataset.subset(np.sort(np.concatenate(train))), dataset.subset(np.sort(np.concatenate(valid)))

@@ -15,7 +15,7 @@ from dataloader import parallel
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
-from dataloader.packing import Batches, Budget, epoch_order, pack, refuse_oversized
+from dataloader.packing import Batches, Budget, epoch_order, mixed_order, pack, refuse_oversized
 
 Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch
 
@@ -131,11 +131,16 @@ class EpochBatches:
         self.dataset, self.budget, self.seed, self.loader = dataset, budget, seed, loader
         n_edges = dataset.n_edges if budget.edges is not None else None
         self._sizes = (dataset.n_atoms, n_edges)
+        self._own, self._shares = dataset.shares()
         refuse_oversized(*self._sizes, budget, dataset.name)
 
     def plan(self, epoch: int) -> Batches:
         """Indices of the structures of every batch of an epoch."""
-        return pack(epoch_order(len(self.dataset), self.seed, epoch), *self._sizes, self.budget)
+        if self._shares:
+            order = mixed_order(self._own, self._shares, self.seed, epoch)
+        else:
+            order = epoch_order(len(self.dataset), self.seed, epoch)
+        return pack(order, *self._sizes, self.budget)
 
     def batches(self, plan: Plan) -> Iterator[Batch]:
         """The batches of (a part of) a plan."""

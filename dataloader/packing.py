@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from dataloader.errors import InputError
 
+SHARES = 1_000_033  # beside the seed: another stream of random numbers than the orders of epochs have
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -31,6 +33,30 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     SeedSequence mixes both numbers: torch's generator looks at the lower 32 bits of a seed only.
     """
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Structures of which an epoch takes a number of its own."""
+
+    rows: NDArray[np.int64]
+    taken: int
+
+
+def mixed_order(rows: NDArray[np.int64], shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch that has all of ``rows`` and a number of structures of every share.
+
+    A pure function of (seed, epoch): a share is gone through in shuffled passes, and an epoch begins where the one
+    before it ended. So each of its structures comes equally often, whatever the number.
+    """
+    taken = [rows]
+    for k, share in enumerate(shares):
+        n, begin = len(share.rows), epoch * share.taken
+        first, last = begin // n, (begin + share.taken - 1) // n
+        passes = [np.random.default_rng([seed, k, i, SHARES]).permutation(n) for i in range(first, last + 1)]
+        taken.append(share.rows[np.concatenate(passes)[begin - first * n :][: share.taken]])
+    members = np.concatenate(taken)
+    return members[epoch_order(len(members), seed, epoch)]
 
 
 def pack(

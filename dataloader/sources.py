@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
@@ -17,10 +18,9 @@ from dataloader.labels import LabelKeys
 from dataloader.lmdb_shards.lmdb_source import NO_FILTERS, Filters, LmdbSource
 from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.structure import Structure
-from dataloader.xyz import read_xyz
+from dataloader.xyz import LabelNames, read_xyz, stream_xyz
 
 DataFormat = Literal["xyz", "lmdb"]
-LabelNames = tuple[str | None, str | None, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class SourceSpec:
     keys: LabelKeys = field(default_factory=LabelKeys)
     head: str | None = None  # for every structure of the file that names none itself
     weight: float = 1.0  # multiplies the weight of every structure
+    ratio: float | None = None  # structures in an epoch for each one of the sources without a ratio
     keep: tuple[str, ...] = ()  # names of further entries of a record that are kept with its structure
 
 
@@ -104,10 +105,10 @@ class XyzSource:
 
 
 class Adjusted:
-    """A source whose structures get the head and the weight that the user gave for the whole file."""
+    """A source with the head, the weight and the ratio that the user gave for the whole file."""
 
-    def __init__(self, source: Source, head: str | None, weight: float) -> None:
-        self.source, self.head, self.weight = source, head, weight
+    def __init__(self, source: Source, head: str | None, weight: float, ratio: float | None) -> None:
+        self.source, self.head, self.weight, self.ratio = source, head, weight, ratio
         self.path, self.n_atoms, self.in_memory = source.path, source.n_atoms, source.in_memory
         self.label_names, self.dropped, self.elements = source.label_names, source.dropped, source.elements
         self.left_out = source.left_out
@@ -121,7 +122,7 @@ class Adjusted:
         return getattr(self.source, name)
 
     def _adjust(self, structure: Structure) -> Structure:
-        return dataclasses.replace(structure, head=structure.head or self.head, weight=structure.weight * self.weight)
+        return _adjusted(structure, self.head, self.weight)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -139,8 +140,8 @@ class Adjusted:
         return self.source.edges(r_max)
 
     def content(self) -> bytes:
-        """As the file has it."""
-        return self.source.content()
+        """The file's, and what was given for it."""
+        return self.source.content() + repr((self.head, self.weight, self.ratio)).encode()
 
 
 def open_sources(
@@ -160,12 +161,58 @@ def open_sources(
     return [_open(spec, require_labels, max_dropped, features, filters) for spec in specs]
 
 
-def _open(
-    spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[FeatureSpec], filters: Filters
-) -> Source:
+def stream(
+    specs: Sequence[SourceSpec],
+    *,
+    elements: Sequence[int] | None,
+    max_dropped: float,
+    filters: Filters = NO_FILTERS,
+) -> Iterator[Structure]:
+    """Labelled structures of the files one after another, isolated atoms among them; none is held in memory.
+
+    Args:
+        specs: the files.
+        elements: leave out structures that have others.
+        max_dropped: see ``open_sources``.
+        filters: see ``open_sources``.
+
+    Raises:
+        InputError: as ``open_sources``.
+    """
+    for spec in specs:
+        if spec.format == "xyz":
+            _require_file(spec)
+            found = (structure for structure, _ in stream_xyz(spec.path, spec.keys, require_labels=True))
+            yield from (
+                _adjusted(s, spec.head, spec.weight) for s in found if s.is_isolated_atom or _within(s, elements)
+            )
+            continue
+        source = _open(spec, True, max_dropped, (), filters)
+        yield from source.isolated_atoms
+        rows = np.arange(len(source)) if elements is None else np.nonzero(source.elements.within(elements))[0]
+        yield from (
+            source.structure(int(i)) for i in tqdm(rows, "statistics", unit="structures", disable=len(rows) < 5000)
+        )
+
+
+def _within(structure: Structure, elements: Sequence[int] | None) -> bool:
+    return elements is None or set(structure.atomic_numbers.tolist()) <= set(elements)
+
+
+def _adjusted(structure: Structure, head: str | None, weight: float) -> Structure:
+    return dataclasses.replace(structure, head=structure.head or head, weight=structure.weight * weight)
+
+
+def _require_file(spec: SourceSpec) -> None:
     pattern = spec.format == "lmdb" and any(character in str(spec.path) for character in "*?[")
     if not spec.path.exists() and not pattern:
         raise InputError(f"{spec.path} does not exist; expected an existing {spec.format} file")
+
+
+def _open(
+    spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[FeatureSpec], filters: Filters
+) -> Source:
+    _require_file(spec)
     source: Source
     if spec.format == "xyz":
         source = XyzSource(spec, require_labels=require_labels, features=features)
@@ -179,4 +226,5 @@ def _open(
             filters=filters,
             keep=spec.keep,
         )
-    return source if spec.head is None and spec.weight == 1.0 else Adjusted(source, spec.head, spec.weight)
+    plain = spec.head is None and spec.weight == 1.0 and spec.ratio is None
+    return source if plain else Adjusted(source, spec.head, spec.weight, spec.ratio)

@@ -76,7 +76,6 @@ class DataSums:
 
 def collect(
     structures: Iterable[Structure],
-    isolated_atoms: Iterable[Structure],
     r_max: float,
     *,
     default_head: str,
@@ -85,8 +84,7 @@ def collect(
     """Go over the structures once.
 
     Args:
-        structures: to train on.
-        isolated_atoms: frames that give E0s.
+        structures: to train on, and isolated atoms, which give E0s.
         r_max: cutoff in Å, for the neighbours.
         default_head: of structures that name none.
         free_atoms_only: count only the force components that the loss will count.
@@ -95,10 +93,11 @@ def collect(
         InputError: a structure is broken, or two isolated-atom frames of one element disagree.
     """
     sums = DataSums()
-    for atom in isolated_atoms:
-        _add_isolated(sums.heads.setdefault(atom.head or default_head, HeadSums()), atom)
     for structure in structures:
         head = sums.heads.setdefault(structure.head or default_head, HeadSums())
+        if structure.is_isolated_atom:
+            _add_isolated(head, structure)
+            continue
         _add_labels(head, structure, free_atoms_only)
         _add_neighbors(sums, structure, r_max)
     return sums

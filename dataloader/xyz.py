@@ -1,22 +1,28 @@
 """Read extended-XYZ files into structures, frame by frame, with every refusal naming file and frame."""
 
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict, read_extxyz
+from tqdm import tqdm
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, kept, weight_of
 from dataloader.structure import Structure, geometry_fault, label_fault, volume_of
 
-WHOLE_STRESS = "stress as written"
+LabelNames = tuple[str | None, str | None, str | None]  # of energy, forces and stress
+
+WHOLE_STRESS = "stress as written"  # of `stress` ASE itself goes on with the upper triangle only
+PLAIN = "species:S:1:pos:R:3"  # where no Properties are declared
 NOT_LABELS = {"numbers", "positions", "config_type", "head", "fixed", WHOLE_STRESS}
 
 
@@ -38,7 +44,23 @@ def read_xyz(
     features: Sequence[FeatureSpec] = (),
     keep: Sequence[str] = (),
 ) -> XyzFile:
-    """Read all frames of one extended-XYZ file.
+    """All frames of one extended-XYZ file; arguments and errors are those of ``stream_xyz``."""
+    file = XyzFile(path)
+    for structure, names in stream_xyz(path, keys, require_labels=require_labels, features=features, keep=keep):
+        file.label_names[names] += not structure.is_isolated_atom
+        (file.isolated_atoms if structure.is_isolated_atom else file.structures).append(structure)
+    return file
+
+
+def stream_xyz(
+    path: Path,
+    keys: LabelKeys,
+    *,
+    require_labels: bool,
+    features: Sequence[FeatureSpec] = (),
+    keep: Sequence[str] = (),
+) -> Iterator[tuple[Structure, LabelNames]]:
+    """The frames of one extended-XYZ file, one after another, with the names of their labels.
 
     Args:
         path: the file; always parsed as extended XYZ, whatever its name, so that no other parser of ASE can be chosen.
@@ -51,29 +73,27 @@ def read_xyz(
         InputError: the file cannot be read, or a frame is faulty; an xyz file is small enough to be mended, so the
             first fault stops the run (in LMDBs faulty records are dropped and counted instead).
     """
-    file = XyzFile(path)
+    frame = -1
     for frame, atoms in enumerate(_frames(path)):
-        structure, names = _structure(
-            atoms, f"{path.name}#{frame}", keys, features, keep, where=f"{path} frame {frame}"
-        )
-        isolated = structure.is_isolated_atom
-        file.label_names[names] += not isolated
-        _refuse(structure, names, keys, atoms, f"{path} frame {frame}", require_labels, isolated)
-        (file.isolated_atoms if isolated else file.structures).append(structure)
-    if not file.structures and not file.isolated_atoms:
+        where = f"{path} frame {frame}"
+        structure, names = _structure(atoms, f"{path.name}#{frame}", keys, features, keep, where=where)
+        _refuse(structure, names, keys, atoms, where, require_labels, structure.is_isolated_atom)
+        yield structure, names
+    if frame < 0:
         raise InputError(f"{path} holds no frames; expected an extended-XYZ file with at least one")
-    return file
 
 
 def _frames(path: Path) -> Iterator[Atoms]:
-    frame = 0
+    frame = -1
     try:
-        with path.open(encoding="utf-8") as stream:
-            _check_layout(path, stream)
-            stream.seek(0)
-            for atoms in read_extxyz(stream, index=slice(None), properties_parser=_keep_stress):
-                yield atoms
-                frame += 1
+        with path.open(encoding="utf-8") as stream, _progress(path) as bar:
+            for frame, lines in enumerate(_texts(path, stream)):
+                parse = partial(_comment, rows=lines[2:], where=f"{path} frame {frame}")
+                if not lines[1].strip():  # then ASE does not ask
+                    parse("")
+                text = "".join(lines)
+                yield next(read_extxyz(io.StringIO(text), index=slice(None), properties_parser=parse))
+                bar.update(len(text))
     except OSError as error:
         reason = error.strerror or f"frame {frame}: {error}"  # ASE's XYZError is an OSError without errno
         raise InputError(f"cannot read {path}: {reason}; expected an extended-XYZ file") from None
@@ -88,17 +108,33 @@ def _frames(path: Path) -> Iterator[Atoms]:
         raise InputError(f"{path} frame {frame} is not extended XYZ: {detail}") from None
 
 
-def _keep_stress(comment: str) -> dict[str, object]:
-    """ASE's parser; of `stress` ASE itself goes on with the upper triangle only."""
+def _progress(path: Path) -> "tqdm[NoReturn]":
+    """A bar over the file's characters, on a terminal only, where reading lasts longer than a second."""
+    size = path.stat().st_size
+    return tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, leave=False, disable=None, delay=1)
+
+
+def _comment(comment: str, *, rows: Sequence[str], where: str) -> dict[str, object]:
+    """ASE's parser, with what ASE takes in silence: other numbers of columns, a pbc of any text, half a stress."""
     info: dict[str, object] = key_val_str_to_dict(comment)
+    columns = sum(map(int, str(info.get("Properties", PLAIN)).split(":")[2::3]))
+    declared = "that Properties declares" if "Properties" in info else "of plain xyz; declare more in Properties"
+    for i, row in enumerate(rows):
+        if len(row.split()) != columns:
+            raise InputError(f"{where}: atom {i} has {len(row.split())} columns, expected the {columns} {declared}")
+    pbc = np.atleast_1d(np.asarray(info.get("pbc", True)))
+    if pbc.shape not in ((1,), (3,)) or pbc.dtype.kind not in "biu" or not np.isin(pbc, (0, 1)).all():
+        raise InputError(
+            f'{where}: pbc is {" ".join(map(str, pbc.ravel()))!r:.40}, expected three of T and F: pbc="T T F"'
+        )
     return info | {WHOLE_STRESS: info["stress"]} if "stress" in info else info
 
 
-def _check_layout(path: Path, stream: TextIO) -> None:
-    """Every frame has its number of atoms and as many lines, without gaps.
+def _texts(path: Path, stream: TextIO) -> Iterator[list[str]]:
+    """The lines of each frame; every frame has its number of atoms and as many lines, without gaps.
 
-    ASE takes a blank line for the end of the file and drops what follows, reads on beyond the end where a number is too
-    large (minutes for 10⁹), and looks through all frames first, so that it puts every such fault into frame 0.
+    ASE by itself takes a blank line for the end of the file and drops what follows, reads on beyond the end where a
+    number is too large (minutes for 10⁹), and keeps 150 bytes of every frame from the first to the last.
     """
     lines = enumerate(stream, start=1)
     for frame, (number, line) in enumerate(lines):
@@ -111,9 +147,11 @@ def _check_layout(path: Path, stream: TextIO) -> None:
         if not line.strip().isdecimal():
             raise InputError(f"{where}, line {number}: expected a number of atoms, found {line.strip()!r:.40}")
         n_atoms = int(line.strip()[:18])
-        missing = n_atoms + 1 - sum(1 for _ in islice(lines, n_atoms + 1))
-        if missing > 0:
+        found = [text for _, text in islice(lines, n_atoms + 1)]
+        if len(found) <= n_atoms:
+            missing = n_atoms + 1 - len(found)
             raise InputError(f"{where}, line {number}: expected {n_atoms} atoms, the file ends {missing} lines short")
+        yield [line, *found]
 
 
 def _what_it_is(path: Path) -> str:

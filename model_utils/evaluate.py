@@ -27,7 +27,10 @@ def evaluate(options: EvaluateOptions) -> None:
     runtime.start_log(None)
     evaluation_report.refuse_existing(options)
     loaded = model_loader.load(
-        options.input_model, dtype=runtime.DTYPES.get(options.dtype or ""), input_json=options.input_json
+        options.input_model,
+        dtype=runtime.DTYPES.get(options.dtype or ""),
+        input_json=options.input_json,
+        trust_pickle=options.trust_pickle,
     )
     dtype = runtime.dtype_of(options.dtype, loaded.file.dtype)
     device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=0)

@@ -20,17 +20,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def finetune(options: FinetuneOptions) -> None:
     """A run from another model's weights."""
     with Interruption() as stop:
-        from model_utils import runtime
-        from model_utils.run import finetuning, training
+        from model_utils.files.outputs import Outputs
+        from model_utils.run import finetuning, replaying, starting, training
 
-        runtime.start_log(None)
-        settings = finetuning.settings(options)
-        begun = finetuning.continued(options)
-        if begun is not None:
-            training.train(settings, begun, stop)
-        else:
-            origin = finetuning.origin(options, settings)
-            training.train(settings, origin.description, stop, origin=origin)
+        outputs = Outputs.named(options.output_checkpoint, options.output_model)
+        with starting.place(options, outputs), replaying.place(options, outputs) as replayed:
+            begun = finetuning.continued(options, outputs)
+            if begun is not None:
+                settings = finetuning.settings(options, begun.heads, replayed)
+                training.train_in_place(settings, outputs, begun, stop)
+                return
+            finetuning.refuse_place(options, outputs)
+            origin = finetuning.origin(options)
+            settings = finetuning.settings(options, origin.description.heads, replayed)
+            if replayed is not None and options.replay_labels == "source":
+                replaying.label(options, origin.source, replayed, stop)
+            if options.E0s == "shift":
+                origin = finetuning.shifted(origin, settings)
+            training.train_in_place(settings, outputs, origin.description, stop, origin=origin)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dataloader.errors import InputError
 from losses import Metrics
 from model_utils.errors import VerificationError
-from model_utils.files import checkpoint, durable
+from model_utils.files import checkpoint, durable, trusted
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, sidecar
 from model_utils.models import description as model_json
@@ -55,7 +55,9 @@ def build(description: ModelDescription, dtype: torch.dtype, seed: int, where: s
     return module
 
 
-def load(path: Path, *, dtype: torch.dtype | None = None, input_json: Path | None = None) -> LoadedModel:
+def load(
+    path: Path, *, dtype: torch.dtype | None = None, input_json: Path | None = None, trust_pickle: bool = False
+) -> LoadedModel:
     """A module with the weights of a file, on the CPU.
 
     Args:
@@ -63,12 +65,14 @@ def load(path: Path, *, dtype: torch.dtype | None = None, input_json: Path | Non
             or a file of mace: a pickled module, or with ``input_json`` a training's checkpoint or a bare state_dict.
         dtype: working precision; the file's own unless given.
         input_json: a model.json that the file's own description must equal.
+        trust_pickle: see ``weights_file``.
 
     Raises:
         InputError: a file cannot be read, or is of another kind.
         VerificationError: digest, hash, sidecar, names, shapes or buffers do not agree.
     """
-    file = weights_file(path, None if input_json is None else model_json.read(input_json), input_json)
+    expected = None if input_json is None else model_json.read(input_json)
+    file = weights_file(path, expected, input_json, trust_pickle=trust_pickle)
     module = build_module(file.description, file.dtype, str(path))
     if file.is_ours:
         check_sidecar(file)
@@ -80,13 +84,16 @@ def load(path: Path, *, dtype: torch.dtype | None = None, input_json: Path | Non
     return LoadedModel(module=module, description=file.description, file=file)
 
 
-def weights_file(path: Path, expected: ModelDescription | None = None, where: Path | None = None) -> WeightsFile:
+def weights_file(
+    path: Path, expected: ModelDescription | None = None, where: Path | None = None, *, trust_pickle: bool = False
+) -> WeightsFile:
     """Recognise and read a weights file; a file of mace is read through inert stubs, nothing of it is executed.
 
     Args:
         path: the file.
         expected: the description it must have; of a file that holds none, its description.
         where: the file of ``expected``, for messages.
+        trust_pickle: where the inert reading refuses the file, execute it in a process of its own.
 
     Raises:
         InputError: it cannot be read, or holds something else.
@@ -94,7 +101,7 @@ def weights_file(path: Path, expected: ModelDescription | None = None, where: Pa
     """
     if path.suffix == ".safetensors":
         return _of_safetensors(path, expected, where)
-    content = checkpoint.load_inert(path)
+    content = trusted.load(path) if trust_pickle else checkpoint.load_inert(path)
     if checkpoint.is_ours(content):
         file = checkpoint.verified(path, content)
     elif pickled.is_mace_module(content):

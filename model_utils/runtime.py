@@ -64,11 +64,13 @@ def find_device(name: str) -> torch.device:
         raise InputError(f"--device {name} is no device; expected cpu, cuda, cuda:N or auto") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; expected cpu, cuda, cuda:N or auto")
+    if device.type == "cpu" and device.index:
+        raise InputError(f"--device {name}: the processors are one device, cpu; --threads says how many are used")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise InputError(f"--device {name}: this machine has {count} CUDA device(s); use another, or cpu")
-    return device
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def start_log(path: Path | None) -> None:

@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from ase.io import read, write
 
-from conftest import TINY
-from model_utils import finetune, model_loader, resume, train_mace
+from conftest import TINY, waters
+from model_utils import evaluate, finetune, model_loader, resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
@@ -20,12 +22,22 @@ from model_utils.tasks.comparison import differences
 Make = Callable[..., Path]
 
 
-@pytest.fixture
-def source(tiny_json: Path, water_xyz: Make, tmp_path: Path) -> Path:
-    """A model trained for two epochs."""
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("first.xyz", 10)), "--batch_size", "4"]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model trained for two epochs on first.xyz."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    write(folder / "first.xyz", waters(10), format="extxyz")
+    words = ["--input_json", str(folder / "tiny.json"), "--xyz_train", str(folder / "first.xyz"), "--batch_size", "4"]
     words += ["--epochs", "2", "--dtype", "float64", "--no_export_mace_model"]
-    assert train_mace.main([*words, "--output_checkpoint", str(tmp_path / "source")]) == 0
+    assert train_mace.main([*words, "--output_checkpoint", str(folder / "source")]) == 0
+    return folder
+
+
+@pytest.fixture
+def source(trained: Path, tmp_path: Path) -> Path:
+    """The model, and its data beside."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "source" / "source_model.pt"
 
 
@@ -237,3 +249,118 @@ def test_a_second_head_begins_as_a_copy_and_replays(
     assert found["atomic_energies"] == [[-13.6, -431.0], [-13.6, -430.0]]
     assert found["atomic_inter_scale"] == [1.0, 1.0]
     assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "2"]) == 0
+
+
+def replayed(folder: Path) -> dict[str, object]:
+    (found,) = cli_config(folder)["sources"]
+    return found
+
+
+def cli_config(folder: Path) -> dict[str, list[dict[str, object]]]:
+    return yaml.safe_load((folder / "config.resolved.yaml").read_text())
+
+
+def test_replay_in_one_line(
+    run: Callable[..., Path], water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head of its own with the source's E0s, as many structures as asked for, named in the tables and in the log."""
+    old = str(water_xyz("old.xyz", 20, seed=4))
+    flags = ["--replay", old, "--replay_ratio", "0.5", "--replay_weight", "0.25", "--E0s", '{"O": -431.0}']
+    folder = run("run", *flags)
+    shown = capsys.readouterr().out
+    assert "heads: Default (the source's) and replay, a copy" in shown
+    assert "an epoch takes 5 of the 20 of" in shown
+    assert "step 0: energies and forces of 30 structures are the source's to" in shown
+    found = json.loads((folder / "run_model.json").read_text())
+    assert found["atomic_energies"] == [[-13.6, -431.0], [-13.6, -430.0]]
+    content = checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]
+    assert content["samples"] == 2 * (10 + 5)
+    table = [line.split()[1:] for line in shown.rpartition("meV/Å³")[2].splitlines()]
+    assert table[1][:2] == ["head", "configs"]
+    assert [row[:4] for row in table if old in row] == [["train", old, "replay", "20"]]
+    assert (replayed(folder)["ratio"], replayed(folder)["weight"], replayed(folder)["head"]) == (0.5, 0.25, "replay")
+    log = (folder / "train.log").read_text()
+    assert "source " in log
+    assert "E0 of O (Default): -430.000000 → -431.000000 eV" in log
+
+
+@pytest.mark.parametrize("labels", ["file", "source"])
+def test_replay_resumed_equals_the_unbroken_run(
+    run: Callable[..., Path], water_xyz: Make, tmp_path: Path, labels: str
+) -> None:
+    """Which of 7 structures an epoch takes, and the labels of the source, are as they were."""
+    flags = ["--replay", str(water_xyz("old.xyz", 7, seed=4)), "--replay_ratio", "0.4", "--replay_labels", labels]
+    flags += ["--lr", "0.001", "--epochs", "3", "--scheduler", "constant"]
+    whole = run("whole/run", *flags)
+    part = run("part/run", *flags, "--max_steps", "6")
+    (tmp_path / "moved").mkdir()
+    shutil.move(part, tmp_path / "moved" / "run")
+    assert resume.main(["--input_model", str(tmp_path / "moved/run"), "--max_steps", "100"]) == 0
+    outputs = [Outputs.named(f / "run_checkpoint.pt", None) for f in (whole, tmp_path / "moved/run")]
+    found = [text for text in differences(*outputs) if not text.startswith("metrics.jsonl") and "horizon" not in text]
+    assert [text for text in found if "scheduler" not in text] == []
+
+
+def test_the_source_labels_what_is_replayed(
+    run: Callable[..., Path], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Structures without labels, whose labels are then the source's own: before the first step its error is zero."""
+    bare = waters(6, seed=9)
+    for atoms in bare:
+        atoms.info.clear()
+        del atoms.arrays["REF_forces"]
+    write(tmp_path / "bare.xyz", bare, format="extxyz")
+    flags = ["--replay", str(tmp_path / "bare.xyz"), "--valid_fraction", "0.3"]
+    folder = run("file", *flags, code=2)
+    assert "energy missing" in capsys.readouterr().err
+    run("dry", *flags, "--replay_labels", "source", "--dry_run")
+    assert not (tmp_path / "dry").exists()
+    folder = run("run", *flags, "--replay_labels", "source", "--lr", "1e-30", "--weight_decay", "0")
+    kept = read(folder / "run_replay.xyz", index=":")
+    assert len(kept) == 6
+    network = model_loader.load(source)
+    evaluated = tmp_path / "predicted.xyz"
+    words = ["--input_model", str(source), "--xyz_path", str(tmp_path / "bare.xyz"), "--output_xyz", str(evaluated)]
+    assert evaluate.main(words) == 0
+    for ours, theirs in zip(kept, read(evaluated, index=":"), strict=True):
+        assert ours.info["REF_energy"] == pytest.approx(theirs.info["mace_energy"], rel=1e-12)
+        assert np.abs(ours.arrays["REF_forces"] - theirs.arrays["mace_forces"]).max() < 2e-8
+    assert network.description.heads == ["Default"]
+
+
+def test_what_replay_refuses(
+    run: Callable[..., Path], water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = str(water_xyz("old.xyz", 6, seed=4))
+    for flags, said in (
+        (["--replay", old, "--replay_head", "Default", "--E0s", "shift"], "give a new --replay_head, or keep the"),
+        (["--replay", old, "--add_head", "second"], "leave --add_head out"),
+        (["--replay_ratio", "2"], "--replay_ratio is given but not what to replay"),
+        (["--replay", old, "--elements", "H", "O"], "--replay_head replay: a head is copied"),
+        (["--replay", str(tmp_path / "no.xyz")], "no.xyz does not exist"),
+        (["--replay", str(tmp_path / "no.xyz"), "--replay_labels", "source"], "no.xyz does not exist"),
+    ):
+        run("run", *flags, code=2)
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert len(shown.splitlines()) == 1
+    folder = run("one", "--replay", old, "--replay_head", "Default")
+    assert json.loads((folder / "one_model.json").read_text())["heads"] == ["Default"]
+    for source, said in (
+        ("ratio: 1", "every source has a ratio"),
+        ("ratio: 1, role: val", "only files to train on have"),
+    ):
+        (tmp_path / "all.yaml").write_text(f"sources:\n  - {{path: {old}, {source}}}\n")
+        words = ["--input_model", "x.pt", "--config", str(tmp_path / "all.yaml"), "--output_checkpoint", "r"]
+        assert finetune.main(words) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_source_is_never_written_over(
+    run: Callable[..., Path], source: Path, overwrite: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
+    run("source", *(["--overwrite"] if overwrite else []), code=2)
+    assert "is the source, and this run would write over it; give another" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in source.parent.iterdir()} == before

@@ -1,6 +1,7 @@
 """Models that mace wrote: read without executing anything, rebuilt from their JSON, converted, and refused by name."""
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -8,22 +9,29 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ase.io import read
+from ase.io import read, write
 
 import parity_cases
 import read_model
 from conftest import ROOT
+from dataloader.batch import Batch
+from dataloader.dataset import Dataset
+from dataloader.sources import SourceSpec, open_sources
 from model_utils import evaluate, model_loader
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
-from model_utils.models import pickled
-from model_utils.models.build import build_module
+from model_utils.models import lammps, pickled
+from model_utils.models.build import build_module, default_dtype
 from model_utils.models.mace_import import _unsafe_loading_during_import
+from model_utils.models.network import predict
+
+Make = Callable[..., Path]
 
 MODELS = [
     "mace_mp/mace_mp_small.model",
@@ -141,8 +149,6 @@ def test_converted_forms(shared_data: Path, tmp_path: Path, form: str, capsys: p
 def test_a_conversion_that_is_wrong_is_not_kept(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from model_utils.models import lammps
-
     right = lammps.run_torchscript
     monkeypatch.setattr(lammps, "run_torchscript", lambda *words: tuple(1.001 * x for x in right(*words)))
     words = ["convert", "--input_model", str(shared_data / "mof/test.model"), "--to", "lammps"]
@@ -277,3 +283,141 @@ def test_tables_and_predictions(shared_data: Path, tmp_path: Path) -> None:
     atoms = read(tmp_path / "predicted.xyz")
     assert atoms.info["mace_energy"] < -50
     assert "REF_energy" not in atoms.info
+
+
+OWN_CLASS = """
+from mace.modules import ScaleShiftMACE
+
+
+class Note:
+    text = "which no reader knows"
+
+
+class OwnMACE(ScaleShiftMACE):
+    factor = 1.0
+
+    def forward(self, *arguments, **words):
+        found = super().forward(*arguments, **words)
+        return {**found, "energy": self.factor * found["energy"]}
+"""
+
+
+@pytest.fixture
+def own_module(tiny_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.nn.Module]:
+    """A module of a class that somebody derived from mace's."""
+    (tmp_path / "own_network.py").write_text(OWN_CLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own = importlib.import_module("own_network")
+    module = model_loader.build(model_json.read(tiny_json), torch.float64, 3)
+    module.__class__, module.note = own.OwnMACE, own.Note()
+    yield module
+    del sys.modules["own_network"]
+
+
+def test_trust_pickle_opens_what_inert_reading_refuses(
+    own_module: torch.nn.Module, water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A derived class, and torch's form of before 2020; the same errors as the plain module's."""
+    data, energies = str(water_xyz("w.xyz", 4)), []
+    torch.save(own_module, tmp_path / "derived.model")
+    own_module.__class__ = own_module.__class__.__bases__[0]
+    del own_module.note
+    torch.save(own_module, tmp_path / "plain.model")
+    torch.save(own_module, tmp_path / "old.model", _use_new_zipfile_serialization=False)
+    for name, said in (("derived", "it asks to run code (own_network."), ("old", "not a weights file"), ("plain", "")):
+        words = ["--input_model", str(tmp_path / f"{name}.model"), "--xyz_path", data]
+        if said:
+            assert evaluate.main(words) == 3
+            assert said in capsys.readouterr().err
+        out = tmp_path / f"{name}.json"
+        assert evaluate.main([*words, "--trust_pickle", "--output_json", str(out)]) == 0
+        shown = capsys.readouterr().out
+        assert ("the code in it runs now, with your rights" in shown) == bool(said)
+        assert ("was not needed" in shown) != bool(said)
+        assert shown.count("warning") == bool(said)
+        energies.append(json.loads(out.read_text())["energy_mae_cfg"])
+    assert energies[0] == energies[1] == energies[2]
+
+
+def test_trust_pickle_does_not_take_one_network_for_another(
+    own_module: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_module.factor = 1.001
+    torch.save(own_module, tmp_path / "other.model")
+    torch.save(Bomb(tmp_path / "executed"), tmp_path / "bomb.model")
+    words = ["show", "--input_model", str(tmp_path / "other.model"), "--trust_pickle"]
+    assert read_model.main(words) == 3
+    assert "the module computes otherwise than mace's own of its weights (by 0.001)" in capsys.readouterr().err
+    words[2] = str(tmp_path / "bomb.model")
+    assert read_model.main(words[:-1]) == 3
+    assert not (tmp_path / "executed").exists(), "never without the flag"
+    capsys.readouterr()
+    assert read_model.main(words) == 2
+    assert (tmp_path / "executed").exists()
+    assert "it holds a int, no MACE model" in capsys.readouterr().err
+
+
+class WithoutGhosts:
+    """What LAMMPS hands an ML-IAP model, for a cluster on one process: every neighbour is an atom of its own."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.nlocal = self.ntotal = batch.n_atoms
+        self.npairs, self.elems = batch.n_edges, batch.species.numpy()
+        self.pair_i, self.pair_j = batch.receivers.numpy(), batch.senders.numpy()
+        self.rij = (batch.positions[batch.senders] - batch.positions[batch.receivers]).numpy()
+        self.eatoms, self.forces = np.zeros(batch.n_atoms), np.zeros((batch.n_atoms, 3))
+
+    def forward_exchange(self, features: torch.Tensor, copied: torch.Tensor, width: int) -> None:
+        copied.copy_(features)
+
+    reverse_exchange = forward_exchange
+
+    def update_pair_forces_gpu(self, pairs: torch.Tensor) -> None:
+        np.add.at(self.forces, self.pair_i, pairs.detach().numpy())
+        np.subtract.at(self.forces, self.pair_j, pairs.detach().numpy())
+
+
+def test_the_mliap_wrapper_computes_our_energies_and_forces(shared_data: Path) -> None:
+    """The wrapper's own code on benzene, as LAMMPS calls it."""
+    loaded = model_loader.load(shared_data / "mof/test.model", dtype=torch.float64)
+    spec = SourceSpec(path=shared_data / "mof/benzene.xyz", format="xyz")
+    sources = open_sources([spec], require_labels=False, max_dropped=0.0)
+    batch = Dataset(sources, loaded.description.facts(), torch.float64).batch([0])
+    network = model_loader.network(loaded.module, "reference", loaded.description)
+    ours = predict(network, model_loader.trainable(loaded.module), batch, stress=False, training=False)
+    wrapper = lammps.mliap(model_loader.copied(loaded.module), loaded.description.heads[0])
+    found = WithoutGhosts(batch)
+    with default_dtype(torch.float64):
+        wrapper.compute_forces(found)  # type: ignore[attr-defined]
+    energy = float(ours.energy[0]) + float(batch.reference_energy[0])
+    assert found.eatoms.sum() == pytest.approx(energy, rel=1e-12)
+    assert ours.forces is not None
+    assert np.abs(found.forces - ours.forces.numpy()).max() < 1e-12 * np.abs(found.forces).max() + 1e-12
+
+
+def test_mliap_inside_lammps(shared_data: Path, tmp_path: Path) -> None:
+    """Energy of benzene; the wheel of PyPI (2025.7.22.4.0) has ML-IAP without its Python coupling, and is no help."""
+    try:
+        package = importlib.import_module("lammps")
+        coupling = importlib.import_module("lammps.mliap")
+        machine = package.lammps(cmdargs=["-log", "none", "-screen", "none"])
+        coupling.activate_mliappy(machine)
+    except (ImportError, OSError, AttributeError) as error:
+        pytest.skip(f"no LAMMPS with ML-IAP's Python coupling here ({error})")
+    model, atoms = shared_data / "mof/test.model", read(shared_data / "mof/benzene.xyz")
+    converted, place = tmp_path / "mliap.pt", tmp_path / "benzene.data"
+    words = ["convert", "--input_model", str(model), "--to", "mliap", "--dtype", "float64"]
+    assert read_model.main([*words, "--output", str(converted)]) == 0
+    atoms.center(vacuum=10.0)
+    write(place, atoms, format="lammps-data", specorder=["C", "H"], masses=True)
+    machine.commands_list(
+        [
+            *("units metal", "atom_style atomic", "atom_modify map yes", "newton on", "boundary f f f"),
+            *(f"read_data {place}", f"pair_style mliap unified {converted} 0", "pair_coeff * * C H", "run 0"),
+        ]
+    )
+    words = ["--input_model", str(model), "--xyz_path", str(shared_data / "mof/benzene.xyz"), "--dtype", "float64"]
+    assert evaluate.main([*words, "--output_xyz", str(tmp_path / "ours.xyz")]) == 0
+    ours = read(tmp_path / "ours.xyz")
+    assert machine.get_thermo("pe") == pytest.approx(ours.info["mace_energy"], rel=1e-10)

@@ -68,6 +68,9 @@ def test_only_checkpoint_saves_and_loads_torch_files() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.save")
         ]
+        if module_name(path) == "model_utils.tasks.unpickling":  # --trust_pickle, in a process of its own
+            assert len(calls) == 1
+            continue
         assert not calls or module_name(path) == "model_utils.files.checkpoint", path
         for call in calls:
             if ast.unparse(call.func) == "torch.load":

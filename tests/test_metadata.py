@@ -1,15 +1,18 @@
 """metadata.py: the same numbers as mace-torch's own functions, and a complete model.json in one command."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
-from ase.io import write
+from ase.io import read, write
 
 import metadata
 from conftest import ROOT, waters
+from dataloader.sources import SourceSpec, stream
 from model_utils.models import description
 
 
@@ -25,7 +28,17 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "w.xyz"
 
 
-def test_statistics_are_maces_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "r_max", "energy_key", "forces_key"),
+    [
+        ("configs/quickstart/valid.xyz", 2.0, "REF_energy", "REF_forces"),
+        ("solvent_xtb/solvent_xtb_train_200.xyz", 4.0, "energy_xtb", "forces_xtb"),
+        ("mptrj/mptrj-random-1k.xyz", 4.0, "energy", "forces"),
+    ],
+)
+def test_statistics_are_maces_own(
+    name: str, r_max: float, energy_key: str, forces_key: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     from model_utils.models.mace_import import _unsafe_loading_during_import, mace
 
     with _unsafe_loading_during_import():
@@ -33,37 +46,53 @@ def test_statistics_are_maces_own(tmp_path: Path) -> None:
         from mace.data.utils import compute_average_E0s
         from mace.tools import torch_geometric
 
-    path = ROOT / "configs/quickstart/valid.xyz"
-    found = init(tmp_path, "--xyz_train", str(path), "--r_max", "2.0", "--E0s", "average", "--scaling", "std")
-    from ase.io import read
-
-    frames, table = read(path, ":"), tools.AtomicNumberTable([1, 6, 8])
+    path = ROOT / name if name.startswith("configs") else request.getfixturevalue("shared_data") / name
+    flags = ["--xyz_train", str(path), "--r_max", str(r_max), "--E0s", "average", "--overwrite"]
+    flags += ["--energy_key", energy_key, "--forces_key", forces_key]
+    found = init(tmp_path, *flags, "--scaling", "std")
+    frames = [a for a in read(path, ":") if a.info.get("config_type") != "IsolatedAtom"]
+    labels = [{**a.info, **a.arrays, **(a.calc.results if a.calc else {})} for a in frames]
+    table = tools.AtomicNumberTable(sorted({int(z) for a in frames for z in a.numbers}))
     configurations = [
         data.Configuration(
             atomic_numbers=a.numbers,
             positions=a.positions,
-            properties={"energy": a.info["REF_energy"], "forces": a.arrays["REF_forces"]},
+            properties={"energy": label[energy_key], "forces": label[forces_key]},
             property_weights={"energy": 1.0, "forces": 1.0},
-            cell=np.zeros((3, 3)),
-            pbc=(False, False, False),
+            cell=np.array(a.cell),
+            pbc=tuple(map(bool, a.pbc)),
             head="Default",
         )
-        for a in frames
+        for a, label in zip(frames, labels, strict=True)
     ]
-    import torch
-
     torch.set_default_dtype(torch.float64)
+    assert found["atomic_numbers"] == list(table.zs)
     energies = np.array([list(compute_average_E0s(configurations, table).values())])
     assert np.array(found["atomic_energies"]) == pytest.approx(energies, rel=1e-8)
-    graphs = [data.AtomicData.from_config(c, z_table=table, cutoff=2.0, heads=["Default"]) for c in configurations]
+    graphs = [data.AtomicData.from_config(c, z_table=table, cutoff=r_max, heads=["Default"]) for c in configurations]
     loader = torch_geometric.dataloader.DataLoader(graphs, batch_size=7)
     assert found["avg_num_neighbors"] == pytest.approx(mace.modules.compute_avg_num_neighbors(loader), rel=1e-8)
     mean, std = mace.modules.compute_mean_std_atomic_inter_energy(loader, energies)
     assert found["atomic_inter_shift"] == pytest.approx(np.atleast_1d(mean).tolist(), rel=1e-8, abs=1e-10)
-    assert found["atomic_inter_scale"] == pytest.approx(np.atleast_1d(std).tolist(), rel=1e-7)
-    rms = init(tmp_path, "--xyz_train", str(path), "--r_max", "2.0", "--E0s", "average", "--overwrite")
+    # eV: E − ΣE0 cancels most digits of both
+    assert found["atomic_inter_scale"] == pytest.approx(np.atleast_1d(std).tolist(), rel=1e-8, abs=1e-8)
     _, scale = mace.modules.compute_mean_rms_energy_forces(loader, energies)
+    rms = init(tmp_path, *flags)
     assert rms["atomic_inter_scale"] == pytest.approx(np.atleast_1d(scale).tolist(), rel=1e-8)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """What is alive at the peak of reading 40 and 1200 frames; at 10⁶ see benchmarks/statistics_memory.py."""
+    peaks = []
+    for n in (40, 1200):
+        write(tmp_path / "w.xyz", waters(8) * (n // 8), format="extxyz")
+        spec = SourceSpec(path=tmp_path / "w.xyz", format="xyz")
+        tracemalloc.start()
+        for structure in stream([spec], elements=None, max_dropped=0.0):
+            assert structure.n_atoms in (3, 6)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_one_command_gives_a_complete_description(file: Path, tmp_path: Path) -> None:

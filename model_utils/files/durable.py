@@ -5,8 +5,9 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 
 class NotWritten(OSError):
@@ -59,6 +60,29 @@ def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
 def write_text(path: Path, text: str) -> None:
     """``write`` for text, in UTF-8."""
     write(path, text.encode())
+
+
+@contextmanager
+def text_stream(path: Path) -> Iterator[TextIO]:
+    """Text that is written bit by bit and gets its name when all of it is on the disk.
+
+    Raises:
+        NotWritten: what stood there before is untouched.
+    """
+    temporary, written = _temporary(path), 0
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            written = stream.tell()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise NotWritten(path, written, error) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def temporary_files(folder: Path) -> Iterator[Path]:

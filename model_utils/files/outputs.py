@@ -57,6 +57,11 @@ class Outputs:
         return self.checkpoint.with_name(f"{self.run_name}_source_model.json")
 
     @property
+    def replay(self) -> Path:
+        """Structures that a fine-tuning replays, with the labels that its source gave them."""
+        return self.checkpoint.with_name(f"{self.run_name}_replay.xyz")
+
+    @property
     def stage_one_model(self) -> Path:
         """Best model of stage one, where there is a second stage."""
         return self.model.with_name(f"{_stem(self.model)}_stage_one_model.pt")

@@ -2,7 +2,8 @@
 
 import torch
 
-from losses import Loss
+from dataloader.dataset import OF_HEAD
+from losses import Loss, Metrics
 from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
@@ -39,7 +40,13 @@ def report_best(
     network = model_loader.network(module, options.step, best.description)
     parameters = model_loader.trainable(module)
     sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
-    rows = {name: Evaluator(dataset, options, device)(network, parameters, loss)[0] for name, dataset in sets.items()}
+    rows, parts = dict[str, Metrics](), dict[str, Metrics]()
+    for name, dataset in sets.items():
+        rows[name], by_source = Evaluator(dataset, options, device)(network, parameters, loss)
+        if len(by_source) == 1:
+            parts[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = rows[name]
+        else:
+            parts |= {name: rows[name]} | {f"{name} {source}": found for source, found in by_source.items()}
     content = best.file.content
     log.info(
         "best model: epoch %d, step %d, %s weights, %s",
@@ -48,7 +55,7 @@ def report_best(
         best.file.weights,
         outputs.model,
     )
-    for line in table(rows).splitlines():
+    for line in table(parts).splitlines():
         log.info("%s", line)
     files.metrics.final(rows)
     try:

@@ -7,6 +7,7 @@ its first step; ``Origin.check`` compares the two on real structures.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +28,18 @@ from model_utils.models.build import ENERGIES
 from model_utils.models.description import ModelDescription
 from model_utils.models.heads import with_copied_heads
 from model_utils.models.narrowing import narrowed
-from model_utils.models.network import predict
-from model_utils.runtime import log
+from model_utils.models.network import Network, predict
+from model_utils.run import open_data
+from model_utils.run.open_data import USUAL, TrainingData, numbers_of
+from model_utils.runtime import dtype_of, log
 from model_utils.settings import cli
-from model_utils.settings.options import FinetuneOptions, TrainOptions
+from model_utils.settings.options import FinetuneOptions, SourceOptions, TrainOptions
 from model_utils.tasks.describe_data import given_energies
 
 COMPARED = 32  # structures
 FITTED = 1000  # structures
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative
+SMALLEST_FORCE = {torch.float64: 1e-3, torch.float32: 1.0}  # eV/Å; below it rounding is that of what cancels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,12 @@ class Origin:
 
     source: LoadedModel
     description: ModelDescription
+    data: TrainingData | None = None  # where they were opened already
+
+    @property
+    def copied(self) -> bool:
+        """Whether a head was added: both are then the source's one."""
+        return len(self.description.heads) != len(self.source.description.heads)
 
     @property
     def kept(self) -> list[int]:
@@ -57,42 +67,36 @@ class Origin:
         n_heads = len(self.description.heads)
         if self.description.atomic_numbers != self.source.description.atomic_numbers:
             module.load_state_dict(narrowed(source, module, self.kept))
-        elif n_heads != len(self.source.description.heads):
+        elif self.copied:
             module.load_state_dict(with_copied_heads(source, module, n_heads))
         else:
             module.load_state_dict({**source.state_dict(), ENERGIES: module.state_dict()[ENERGIES]})
 
-    def check(self, module: nn.Module, data: Dataset) -> None:
-        """Compare with the source on structures of the training data.
+    def check(self, module: nn.Module, data: Dataset, step: str) -> None:
+        """Compare with the source on structures of the training data, both in the form of the network that is trained.
 
         Raises:
             VerificationError: energies or forces differ by more than the declared change of reference energies.
         """
         indices = np.linspace(0, len(data) - 1, min(COMPARED, len(data))).astype(int).tolist()
         dtype = next(module.parameters()).dtype
-        source, kept = self.source.module.to(dtype), np.array(self.kept)
-        old = np.array(self.source.description.atomic_energies)[:, kept]
-        copied = len(self.description.heads) != len(old)  # then every head is to be the source's one
-        old = np.repeat(old, len(self.description.heads), axis=0) if copied else old
+        forms = [
+            model_loader.network(self.source.module.to(dtype), step, self.source.description),
+            model_loader.network(module, step, self.description),
+        ]
+        old = np.array(self.source.description.atomic_energies)[:, self.kept]
+        old = np.repeat(old, len(self.description.heads), axis=0) if self.copied else old
         change = np.array(self.description.atomic_energies) - old
         worst = 0.0
         for i in indices:
             batch = data.batch([i])
-            in_source = dataclasses.replace(
-                batch,
-                species=torch.from_numpy(kept)[batch.species],
-                head=torch.zeros_like(batch.head) if copied else batch.head,
-            )
-            found = [
-                _predicted(source, self.source.description, in_source),
-                _predicted(module, self.description, batch),
-            ]
+            found = [_predicted(forms[0], self.in_source(batch)), _predicted(forms[1], batch)]
             species, head = batch.species.numpy(), int(batch.head[0])
             before = float(found[0][0]) + old[head][species].sum()
             after = float(found[1][0]) + float(batch.reference_energy[0])
             scale = max(abs(before), 1.0)
             worst = max(worst, abs(after - before - change[head][species].sum()) / scale)
-            forces = found[0][1].abs().max().clamp(min=1e-3)
+            forces = found[0][1].abs().max().clamp(min=SMALLEST_FORCE[dtype])
             worst = max(worst, float((found[1][1] - found[0][1]).abs().max() / forces))
         if not worst <= TOLERANCE[dtype]:
             raise VerificationError(
@@ -101,29 +105,73 @@ class Origin:
             )
         log.info("step 0: energies and forces of %d structures are the source's to %.2g", len(indices), worst)
 
+    def in_source(self, batch: Batch) -> Batch:
+        """A batch of this model as the source takes it."""
+        species = torch.tensor(self.kept)[batch.species]
+        return dataclasses.replace(
+            batch, species=species, head=torch.zeros_like(batch.head) if self.copied else batch.head
+        )
 
-def _predicted(module: nn.Module, description: ModelDescription, batch: Batch) -> tuple[Tensor, Tensor]:
-    network = model_loader.network(module, "reference", description)
-    found = predict(network, dict(module.named_parameters()), batch, stress=False, training=False)
+
+def _predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+    found = predict(network, dict(network.module.named_parameters()), batch, stress=False, training=False)
     assert found.forces is not None
     return found.energy, found.forces
 
 
-def settings(options: FinetuneOptions) -> TrainOptions:
-    """The same run as a training of the model.json that will lie beside its checkpoint."""
+def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | None) -> TrainOptions:
+    """The same run as a training of the model.json that will lie beside its checkpoint.
+
+    Args:
+        options: of the fine-tuning.
+        heads: of the model it makes.
+        replayed: the labelled structures to replay.
+    """
     place = Outputs.named(options.output_checkpoint, options.output_model)
     plain = {**cli.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
+    if len(heads) > 1 and (options.add_head or options.replay):
+        plain["head"] = options.head or heads[0]
+    if replayed is not None:
+        replay = SourceOptions(
+            path=replayed,
+            head=options.replay_head,
+            weight=options.replay_weight,
+            ratio=options.replay_ratio,
+            energy_key=USUAL,
+            forces_key=USUAL,
+            stress_key=USUAL,
+        )
+        plain["sources"] = [*plain["sources"], cli.as_plain(replay)]
     return cli.from_plain(TrainOptions, plain, options.input_model)
 
 
-def origin(options: FinetuneOptions, train: TrainOptions) -> Origin:
-    """Load the source and decide on the reference energies.
+def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
+    """Refuse a place that holds another run or the source itself, before anything slow begins.
 
     Raises:
-        InputError: the source cannot be read, or energies are given that do not fit it.
+        InputError: naming the file.
+    """
+    if options.dry_run:
+        return
+    own = {path.resolve() for path in (*outputs.of_another_run(), *outputs.model_jsons, outputs.replay)}
+    read = [options.input_model, sidecar(options.input_model), options.input_json, options.replay]
+    for path in read:
+        if path is not None and path.exists() and path.resolve() in own:
+            raise InputError(
+                f"{path} is the source, and this run would write over it; give another --output_checkpoint"
+            )
+    if options.resume is None and not options.overwrite:
+        outputs.refuse_another_run()
+
+
+def origin(options: FinetuneOptions) -> Origin:
+    """Load the source and decide what the new model has: elements, heads, and reference energies that are given.
+
+    Raises:
+        InputError: the source cannot be read, or what is asked for does not fit it.
         VerificationError: the source is damaged.
     """
-    source = model_loader.load(options.input_model, input_json=options.input_json)
+    source = model_loader.load(options.input_model, input_json=options.input_json, trust_pickle=options.trust_pickle)
     log.info(
         "source %s: %s, %s, elements %s, weights of %s",
         options.input_model,
@@ -132,53 +180,69 @@ def origin(options: FinetuneOptions, train: TrainOptions) -> Origin:
         symbols(source.description.atomic_numbers),
         source.file.when(),
     )
+    heads, kept = _heads(source, options), _kept(source, options)
     elements, old = source.description.atomic_numbers, source.description.atomic_energies
+    if options.E0s == "shift" and len(old) > 1:
+        raise InputError("--E0s shift: the source has several heads; give the energies as JSON")
+    if options.E0s != "keep" and options.replay is not None and options.replay_head in source.description.heads:
+        raise InputError(
+            f"--E0s changes the reference energies of head {options.replay_head}, in which the source's own structures "
+            "would be replayed; give a new --replay_head, or keep the energies"
+        )
     new = old
-    kept = _kept(source, options)
-    if options.E0s == "shift":
-        new = _shifted(source, train)
-    elif options.E0s != "keep":
+    if options.E0s not in ("keep", "shift"):
         given = given_energies(options.E0s, "keep, shift")
         foreign = sorted(set(given) - set(elements))
         if foreign:
             raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")
         new = [[given.get(z, before) for z, before in zip(elements, row, strict=True)] for row in old]
-    for head, before, after in zip(source.description.heads, old, new, strict=True):
-        for number, a, b in zip(elements, before, after, strict=True):
-            if a != b:
-                log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
-    heads = _heads(source, options)
-    if new == old and len(kept) == len(elements) and heads == source.description.heads:
-        return Origin(source=source, description=source.description)
+    begun = Origin(source=source, description=source.description)
+    if len(kept) == len(elements) and heads == source.description.heads:
+        return _with_energies(begun, new)
     fields = {
         **json.loads(source.description.canonical_text()),
         "atomic_numbers": [elements[k] for k in kept],
-        "atomic_energies": [[row[k] for k in kept] for row in (new if len(new) == len(heads) else [*new, *old])],
+        "atomic_energies": [[row[k] for k in kept] for row in (old * len(heads) if len(old) < len(heads) else old)],
         "heads": heads,
     }
     for name in ("atomic_inter_scale", "atomic_inter_shift"):
         if fields[name] is not None and len(fields[name]) != len(heads):
             fields[name] = fields[name] * len(heads)
-    return Origin(source=source, description=model_json.parse(json.dumps(fields), str(options.input_model)))
+    begun = Origin(source=source, description=model_json.parse(json.dumps(fields), str(options.input_model)))
+    return _with_energies(begun, [[row[k] for k in kept] for row in new])
+
+
+def _with_energies(origin: Origin, energies: Sequence[Sequence[float]]) -> Origin:
+    """The same with other reference energies in the first heads, the source's own; says what changes."""
+    description, rows = origin.description, [list(row) for row in energies]
+    rows += description.atomic_energies[len(rows) :]
+    if rows == description.atomic_energies:
+        return origin
+    for head, before, after in zip(description.heads, description.atomic_energies, rows, strict=True):
+        for number, a, b in zip(description.atomic_numbers, before, after, strict=True):
+            if a != b:
+                log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
+    fields = {**json.loads(description.canonical_text()), "atomic_energies": rows}
+    return dataclasses.replace(origin, description=model_json.parse(json.dumps(fields), str(origin.source.file.path)))
 
 
 def _heads(source: LoadedModel, options: FinetuneOptions) -> list[str]:
     """Heads of the new model: the source's, and a copy under a new name where one was asked for."""
     heads = source.description.heads
-    if options.add_head is None:
+    replay = options.replay_head if options.replay is not None else None
+    flag, added = ("--replay_head", replay) if replay else ("--add_head", options.add_head)
+    if added is None or (added in heads and replay):
         return heads
     if len(heads) > 1 or options.elements:
-        raise InputError("--add_head copies the head of a source that has one, and not together with --elements")
-    if options.add_head in heads:
-        raise InputError(f"--add_head {options.add_head}: the source's own head has this name; give another")
-    log.info("heads: %s (the source's) and %s, a copy", heads[0], options.add_head)
-    return [*heads, options.add_head]
+        raise InputError(f"{flag} {added}: a head is copied where the source has one, and not together with --elements")
+    if added in heads:
+        raise InputError(f"--add_head {added}: the source's own head has this name; give another")
+    log.info("heads: %s (the source's) and %s, a copy", heads[0], added)
+    return [*heads, added]
 
 
 def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
     """Positions in the source's table of the elements that the new model has: all, or those of --elements."""
-    from model_utils.run.open_data import numbers_of
-
     table, asked = source.description.atomic_numbers, numbers_of(options.elements)
     if asked is None:
         return list(range(len(table)))
@@ -191,20 +255,23 @@ def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
     return kept
 
 
-def _shifted(source: LoadedModel, train: TrainOptions) -> list[list[float]]:
-    """Reference energies plus the least-squares fit of label − prediction by composition; absent elements stay."""
-    from model_utils.run import open_data
+def shifted(origin: Origin, train: TrainOptions) -> Origin:
+    """With reference energies fitted to the source's errors on the new data, and the data, which are opened for it.
 
-    description = source.description
-    if len(description.heads) > 1:
-        raise InputError("--E0s shift: the source has several heads; give the energies as JSON")
-    facts = description.facts()
-    data = open_data.training_data(train, facts, source.file.dtype, train.seed).train
+    The shift is the least-squares fit of label − prediction by composition; elements that do not occur keep theirs.
+
+    Raises:
+        InputError: the data cannot be used, or hold no energy.
+    """
+    facts = origin.description.facts()
+    opened = open_data.training_data(train, facts, dtype_of(train.dtype, origin.source.file.dtype), train.seed)
+    data, own = opened.train, opened.train.shares()[0]
+    network = model_loader.network(origin.source.module.to(data.dtype), train.step, origin.source.description)
     compositions, residuals = [], []
-    for i in np.linspace(0, len(data) - 1, min(FITTED, len(data))).astype(int).tolist():
+    for i in own[np.linspace(0, len(own) - 1, min(FITTED, len(own))).astype(int)].tolist():
         batch = data.batch([i])
-        if bool(batch.labels.energy_mask[0]):
-            energy, _ = _predicted(source.module, description, batch)
+        if bool(batch.labels.energy_mask[0]) and int(batch.head[0]) == 0:
+            energy, _ = _predicted(network, origin.in_source(batch))
             residuals.append(float(batch.labels.energy[0]) - float(energy[0]))
             compositions.append(np.bincount(batch.species.numpy(), minlength=len(facts.atomic_numbers)))
     if not residuals:
@@ -223,15 +290,15 @@ def _shifted(source: LoadedModel, train: TrainOptions) -> list[list[float]]:
         np.sqrt(np.mean(np.square(residuals))),
         np.sqrt(np.mean(rest**2)),
     )
-    return [(np.array(description.atomic_energies[0]) + change).tolist()]
+    first = (np.array(origin.description.atomic_energies[0]) + change).tolist()
+    return dataclasses.replace(_with_energies(origin, [first]), data=opened)
 
 
-def continued(options: FinetuneOptions) -> ModelDescription | None:
+def continued(options: FinetuneOptions, outputs: Outputs) -> ModelDescription | None:
     """The description of a fine-tuning that was begun at the place before; None where --resume finds none."""
     from model_utils.run.resuming import newest_checkpoint
 
     if options.resume is None:
         return None
-    place: Path = Outputs.named(options.output_checkpoint, options.output_model).checkpoint
-    file = newest_checkpoint(place)
+    file = newest_checkpoint(outputs.checkpoint)
     return None if file is None else file.description

@@ -1,5 +1,6 @@
 """From options to data sets: which files, how they are read, what is said of them, what is set aside for validation."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from model_utils.runtime import log
 from model_utils.settings.options import EvaluateOptions, FilterOptions, LabelOptions, TrainDataOptions
 
 Role = Literal["train", "val", "test"]
+USUAL = "auto"  # of a source's label: the usual names, whatever the run's own key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,12 @@ class TrainingData:
     was_split: bool  # valid was split off train
     seed: int  # of split and samples
     train_samples: int | None = None  # drawn from the LMDBs
+
+    def with_facts(self, facts: ModelFacts) -> "TrainingData":
+        """The same data for a model of the same elements and cutoff with other reference energies."""
+        sets = {name: getattr(self, name) for name in ("train", "valid", "test")}
+        changed = {name: found.with_facts(facts) for name, found in sets.items() if found is not None}
+        return dataclasses.replace(self, **changed)
 
 
 def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dtype, seed: int) -> TrainingData:
@@ -116,29 +124,34 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
 
 def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
     """The files of one role, from the flags and from the YAML's list of sources."""
-    keys, specs = label_keys(options), []
+    keys, specs = label_keys(options), list[SourceSpec]()
     formats: tuple[DataFormat, ...] = ("xyz", "lmdb")
     for data_format in formats:
         paths: Sequence[Path] = getattr(options, f"{data_format}_{role}")
-        specs += [SourceSpec(path=path, format=data_format, keys=keys) for path in paths]
+        specs += [SourceSpec(path=path, format=data_format, keys=keys, head=options.head) for path in paths]
     for source in options.sources:
         if source.role == role:
             own = LabelKeys(
-                energy=source.energy_key or keys.energy,
-                forces=source.forces_key or keys.forces,
-                stress=source.stress_key or keys.stress,
-                free_energy=keys.free_energy,
+                energy=_own_name(source.energy_key, keys.energy),
+                forces=_own_name(source.forces_key, keys.forces),
+                stress=_own_name(source.stress_key, keys.stress),
+                free_energy=keys.free_energy and source.energy_key != USUAL,
             )
             specs.append(
                 SourceSpec(
                     path=source.path,
                     format=source.format or format_of(source.path),
                     keys=own,
-                    head=source.head,
+                    head=source.head or options.head,
                     weight=source.weight,
+                    ratio=source.ratio,
                 )
             )
     return specs
+
+
+def _own_name(given: str | None, otherwise: str | None) -> str | None:
+    return None if given == USUAL else given or otherwise
 
 
 def format_of(path: Path) -> DataFormat:
@@ -217,6 +230,10 @@ def describe(role: str, dataset: Dataset) -> None:
             log.info("  left out %d: %s", source.left_out.total(), source.left_out_report())  # type: ignore[attr-defined]
         for text in getattr(source, "warnings", ()):
             log.warning("  %s", text)
+    own, shares = dataset.shares()
+    for share in shares:
+        path = dataset.sources[int(dataset.places[share.rows[0], 0])].path
+        log.info("  an epoch takes %d of the %d of %s beside %d others", share.taken, len(share.rows), path, len(own))
     for reason, count in dataset.left_out.items():
         log.info("  %d structures left out: %s", count, reason)
     if dataset.free_atoms_only and any(

@@ -42,12 +42,13 @@ def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPl
     seconds = time.monotonic() - began
     batch_plan, n_edges = batches.plan(0), batches.dataset.n_edges
     sizes = batch_plan.totals(np.ones_like(n_edges))
-    epoch = seconds / max(largest.n_edges, 1) * float(n_edges.sum())
+    edges = batch_plan.totals(n_edges)
+    epoch = seconds / max(largest.n_edges, 1) * float(edges.sum())
     parameters = sum(p.numel() for p in state.parameters.values())
     log.info("parameters: %d trainable, %s", parameters, dtype_name(largest.positions.dtype))
     log.info("structures: %d to train on, %d to validate on", len(batches.dataset), n_valid)
     log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))
-    log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(batch_plan.totals(n_edges)))
+    log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(edges))
     log.info(
         "largest batch: %d structures, %d atoms, %d edges; its loss is %.6g",
         largest.n_structures,

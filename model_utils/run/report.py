@@ -4,13 +4,14 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from dataloader.dataset import OF_HEAD
 from losses import Loss, Metrics, metrics
 from model_utils.files.durable import NotWritten
 from model_utils.run.fit import TrainRecord, ValidationRecord
@@ -55,8 +56,11 @@ def log_validation(record: ValidationRecord) -> None:
 
 
 def table(rows: Mapping[str, Metrics]) -> str:
-    """Errors of several data sets side by side, energies in meV, forces in meV/Å, stress in meV/Å³."""
-    columns = {
+    """Errors of several data sets side by side, energies in meV, forces in meV/Å, stress in meV/Å³.
+
+    Where names end in a head (``Dataset.by_source``), heads have a column of their own.
+    """
+    columns: dict[str, Callable[[Metrics], str]] = {
         "configs": lambda m: str(m.n_configs),
         "E rmse/atom": lambda m: _milli(m.energy_rmse_per_atom),
         "E mae/atom": lambda m: _milli(m.energy_mae_per_atom),
@@ -66,14 +70,20 @@ def table(rows: Mapping[str, Metrics]) -> str:
     }
     if any(m.stress_rmse is not None for m in rows.values()):
         columns |= {"S rmse": lambda m: _milli(m.stress_rmse), "S mae": lambda m: _milli(m.stress_mae)}
-    heads = ["", *columns]
-    cells = [[name, *(column(m) for column in columns.values())] for name, m in rows.items()]
-    widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
+    names = [name.partition(OF_HEAD) for name in rows]
+    cells = [["", "head", *columns]]
+    cells += [
+        [n[0], n[2], *(column(m) for column in columns.values())] for n, m in zip(names, rows.values(), strict=True)
+    ]
+    if not any(name[2] for name in names):
+        cells = [[row[0], *row[2:]] for row in cells]
+    n_words = len(cells[0]) - len(columns)  # columns of text, which begin at one place
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+            text.ljust(w) if i < n_words else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
         )
-        for row in [heads, *cells]
+        for row in cells
     ]
     return "\n".join(["errors in meV, meV/Å and meV/Å³", lines[0], "-" * len(lines[0]), *lines[1:]])
 

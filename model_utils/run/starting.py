@@ -25,7 +25,7 @@ from model_utils.run.resuming import adopt, refuse_contradictions, require_compl
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import DTYPES, hold_log, log, start_log, write_log
 from model_utils.settings import cli
-from model_utils.settings.options import TrainOptions
+from model_utils.settings.options import TrainingOptions, TrainOptions
 
 
 def find_run(
@@ -134,7 +134,7 @@ def announce(options: TrainOptions, outputs: Outputs, description: ModelDescript
 
 
 @contextmanager
-def place(options: TrainOptions, outputs: Outputs) -> Iterator[None]:
+def place(options: TrainingOptions, outputs: Outputs) -> Iterator[None]:
     """Make the folders and be the only writer of the run; a dry run needs neither.
 
     Raises:

@@ -19,12 +19,30 @@ def train(
     description: ModelDescription,
     stop: Interruption,
     changes: Changes | None = None,
+) -> None:
+    """``train_in_place``, as the only writer of the place.
+
+    Raises:
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+    """
+    outputs = Outputs.named(options.output_checkpoint, options.output_model)
+    with starting.place(options, outputs):
+        train_in_place(options, outputs, description, stop, changes)
+
+
+def train_in_place(
+    options: TrainOptions,
+    outputs: Outputs,
+    description: ModelDescription,
+    stop: Interruption,
+    changes: Changes | None = None,
     origin: Origin | None = None,
 ) -> None:
     """Build the network, fit it, keep a resumable checkpoint and the best weights, and print the table at the end.
 
     Args:
         options: every setting.
+        outputs: the place, which nobody else writes (``starting.place``).
         description: of the network.
         stop: signals and the clock.
         changes: what a continued run does otherwise.
@@ -34,47 +52,48 @@ def train(
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
     changes = changes or Changes()
-    outputs = Outputs.named(options.output_checkpoint, options.output_model)
-    with starting.place(options, outputs):
-        stored = starting.find_run(options, outputs, description, changes.begin_with, origin)
-        dtype = runtime.dtype_of(options.dtype, starting.default_dtype(stored, origin))
-        device = runtime.start(
-            device=options.device,
-            dtype=dtype,
-            threads=starting.threads(options, stored),
-            seed=options.seed,
-            deterministic=options.deterministic,
-        )
-        starting.announce(options, outputs, description)
-        if (limit := stop.limit(options.time_limit)) is not None:
-            log.info(limit)
+    stored = starting.find_run(options, outputs, description, changes.begin_with, origin)
+    dtype = runtime.dtype_of(options.dtype, starting.default_dtype(stored, origin))
+    device = runtime.start(
+        device=options.device,
+        dtype=dtype,
+        threads=starting.threads(options, stored),
+        seed=options.seed,
+        deterministic=options.deterministic,
+    )
+    starting.announce(options, outputs, description)
+    if (limit := stop.limit(options.time_limit)) is not None:
+        log.info(limit)
 
+    if origin is not None and origin.data is not None:
+        data = origin.data.with_facts(description.facts())
+    else:
         data = open_data.training_data(options, description.facts(), dtype, options.seed)
-        module = model_loader.build(description, dtype, options.seed, str(options.input_json))
-        if origin is not None:
-            origin.put_into(module)
-            origin.check(module, data.train)
-        hashes = starting.history_of_structures(origin, stored)
-        writer = model_loader.PairWriter(outputs, description, module, runtime.code_version(), hashes)
-        options = assemble.with_measured_budget(options, module, description, data.train, device, stored)
-        batches = assemble.training_batches(options, data, device)
-        state = assemble.training_state(options, module, description, device, batches)
-        source = starting.source_of(origin, stored)
-        plan = assemble.fit_plan(options, judge_first=source is not None)
-        largest = rehearsal.largest_batch(batches, plan.epochs)
-        rehearsal.try_batch(largest, state, batches, plan)
-        if options.dry_run:
-            rehearsal.report(largest, state, batches, plan, len(data.valid))
-            return
-        identity = data_identity(data)
-        history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)
-        writer.begin_with(module)
+    module = model_loader.build(description, dtype, options.seed, str(options.input_json))
+    if origin is not None:
+        origin.put_into(module)
+        origin.check(module, data.train, options.step)
+    hashes = starting.history_of_structures(origin, stored)
+    writer = model_loader.PairWriter(outputs, description, module, runtime.code_version(), hashes)
+    options = assemble.with_measured_budget(options, module, description, data.train, device, stored)
+    batches = assemble.training_batches(options, data, device)
+    state = assemble.training_state(options, module, description, device, batches)
+    source = starting.source_of(origin, stored)
+    plan = assemble.fit_plan(options, judge_first=source is not None)
+    largest = rehearsal.largest_batch(batches, plan.epochs)
+    rehearsal.try_batch(largest, state, batches, plan)
+    if options.dry_run:
+        rehearsal.report(largest, state, batches, plan, len(data.valid))
+        return
+    identity = data_identity(data)
+    history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)
+    writer.begin_with(module)
 
-        record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
-        files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
-        validate = assemble.Evaluator(data.valid, options, device, stop.watch)
-        hooks = files.hooks(state.network, validate, starting.progress_bar())
-        with stop.deferred():
-            fit(state, batches, plan, hooks)
-        log.info("training is over: %s", state.progress.finished)
-        closing.report_best(options, outputs, data, files, plan.loss_of_stage(state.progress.stage), device)
+    record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
+    files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
+    validate = assemble.Evaluator(data.valid, options, device, stop.watch)
+    hooks = files.hooks(state.network, validate, starting.progress_bar())
+    with stop.deferred():
+        fit(state, batches, plan, hooks)
+    log.info("training is over: %s", state.progress.finished)
+    closing.report_best(options, outputs, data, files, plan.loss_of_stage(state.progress.stage), device)

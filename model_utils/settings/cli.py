@@ -91,6 +91,7 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     """
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     _refuse_unknown(argv, names)
+    _refuse_empty(argv, _paths_of(kind))
     config = _config_path(argv)
     settings = None if config is None else _read_yaml(config, kind, names)
     return _parsed(kind, _last_of_each(argv), settings, config)
@@ -205,6 +206,19 @@ def _refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
             raise InputError(f"unknown flag --{name}{_remedy(name, names, '--')}")
 
 
+def _refuse_empty(argv: Sequence[str], paths: Sequence[str]) -> None:
+    """A path of no letters would be the current folder: what a job script gives where its variable is not set."""
+    flag = ""
+    for argument in argv:
+        flag = argument.partition("=")[0] if argument.startswith("--") else flag
+        if argument in ("", f"{flag}=") and flag.removeprefix("--") in paths:
+            raise InputError(f"{flag} is empty; give a path, or leave the flag out")
+
+
+def _paths_of(kind: type) -> list[str]:
+    return [name for name, hint in typing.get_type_hints(kind).items() if "Path" in str(hint)]
+
+
 def _remedy(name: str, names: Sequence[str], dashes: str) -> str:
     ours = ours_for(name.replace("-", "_"))
     if ours:
@@ -268,7 +282,10 @@ def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"sources in {path} holds {value!r:.60}, expected a list of files with their settings")
         if isinstance(value, Mapping) or (name not in ONLY_IN_YAML and _nested(value)):
             raise InputError(f"{name} in {path} holds {value!r:.60}, expected a plain value")
-    paths = [n for n, hint in typing.get_type_hints(kind).items() if "Path" in str(hint)]
+    paths = _paths_of(kind)
+    for name in paths:
+        if settings.get(name) == "" or (isinstance(settings.get(name), list) and "" in settings[name]):
+            raise InputError(f"{name} in {path} is empty; give a path, or leave the line out")
     return {n: _relative_to(path.parent, v) if n in (*paths, "sources") else v for n, v in settings.items()}
 
 

@@ -45,6 +45,14 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrustOptions:
+    """Whether code in a file may run."""
+
+    trust_pickle: bool = False
+    """Where the model cannot be read as data, for its classes are not mace's or its form is torch's old one: execute the code in the file, with your rights, in a process of its own. For files of people you trust; the sha256 is printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelOptions:
     """Names of the labels in the data."""
 
@@ -90,12 +98,18 @@ class SourceOptions:
     """Head of the model for structures that name none."""
     weight: NonNegative = 1.0
     """Multiplies the weight of every structure of the file."""
+    ratio: Positive | None = None
+    """Structures of this file in an epoch for each one of the files without a ratio: drawn by (seed, epoch), each equally often."""
     energy_key: str | None = None
-    """As --energy_key, for this file."""
+    """As --energy_key, for this file; `auto` looks for the usual names whatever --energy_key says."""
     forces_key: str | None = None
     """As --forces_key, for this file."""
     stress_key: str | None = None
     """As --stress_key, for this file."""
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and self.role != "train":
+            raise InputError(f"ratio of {self.path}: only files to train on have one; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +135,11 @@ class TrainDataOptions(LabelOptions, FilterOptions):
     lmdb_val_samples: Count | None = None
     """Validate on so many records of the validation LMDBs, drawn by --seed."""
     sources: Annotated[tuple[SourceOptions, ...], Parameter(show=False)] = ()
-    """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `energy_key`, `forces_key`, `stress_key`."""
+    """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `ratio`, `energy_key`, `forces_key`, `stress_key`."""
+    head: str | None = None
+    """Head of the model for structures whose record and source name none."""
     valid_fraction: Fraction = 0.1
-    """Share of the training structures set aside for validation where no validation data are named; drawn by --seed, their names are saved."""
+    """Share of the training structures set aside for validation where no validation data are named; drawn by --seed, their names are saved. Of a file with a ratio, no larger a part than an epoch has."""
     train_on_free_atoms: bool = True
     """Where records say which atoms were held fixed (`fixed`), only the force components of free atoms count in the loss."""
     eval_on_free_atoms: bool = True
@@ -306,7 +322,7 @@ class TrainOptions(TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(TrainingOptions):
+class FinetuneOptions(TrustOptions, TrainingOptions):
     """Train on from the weights of another model, with its structure."""
 
     input_model: Path
@@ -314,11 +330,29 @@ class FinetuneOptions(TrainingOptions):
     input_json: Path | None = None
     """A model.json that the one of the weights must equal; needed where the file holds none."""
     add_head: str | None = None
-    """Give the network a second head of this name, a copy of the source's one: for replay, so that fine-tuning does not forget. Which structures are of which head say the records (`head`) or the YAML's list of sources."""
+    """Give the network a second head of this name, a copy of the source's one with its E0s. Which structures are of it say the records (`head`) or the YAML's list of sources; all others are of the source's own head."""
+    replay: Path | None = None
+    """Extended-XYZ file or LMDBs of what the source was trained on, replayed beside the new data so that fine-tuning does not forget. Labels have the usual names; the YAML's list of sources says everything else."""
+    replay_ratio: Positive = 1.0
+    """Replayed structures in an epoch for each one of the new data."""
+    replay_weight: NonNegative = 1.0
+    """Weight of a replayed structure in the loss."""
+    replay_labels: Literal["file", "source"] = "file"
+    """Where labels of replayed structures come from: their file, or `source`: the source model computes them before training; they are kept as `<name>_replay.xyz`."""
+    replay_head: str = "replay"
+    """Head of the replayed structures: a new name becomes a copy of the source's head with its E0s; the source's own name trains one head on both, where E0s are unchanged."""
     E0s: str = "keep"
     """Reference energies (of the source's own head): `keep` the source's, `shift` them per element by a least-squares fit of its errors on the training data, or JSON by element. Changes are printed."""
     lr: Rate = 1e-4
     """Learning rate; small, or the source is forgotten in the first steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replay is not None and self.add_head is not None:
+            raise InputError("--replay adds a head of its own, which --replay_head names; leave --add_head out")
+        for name in ("ratio", "weight", "labels", "head"):
+            if self.replay is None and getattr(self, f"replay_{name}") != getattr(FinetuneOptions, f"replay_{name}"):
+                raise InputError(f"--replay_{name} is given but not what to replay; name it with --replay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,7 +418,7 @@ class ResumeOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(LabelOptions, FilterOptions, BatchOptions, DeviceOptions, CommonOptions):
+class EvaluateOptions(TrustOptions, LabelOptions, FilterOptions, BatchOptions, DeviceOptions, CommonOptions):
     """Evaluate a trained model on labelled structures."""
 
     input_model: Path
@@ -540,7 +574,7 @@ class PackOptions(LabelOptions, FilterOptions, CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowOptions(CommonOptions):
+class ShowOptions(TrustOptions, CommonOptions):
     """Say what a weights file is."""
 
     input_model: Path
@@ -623,6 +657,10 @@ def _check_data(options: TrainDataOptions) -> None:
     _check_names(options)
     if not (options.xyz_train or options.lmdb_train or any(s.role == "train" for s in options.sources)):
         raise InputError("no training data: name them with --xyz_train or --lmdb_train")
+    if not (
+        options.xyz_train or options.lmdb_train or any(s.role == "train" and s.ratio is None for s in options.sources)
+    ):
+        raise InputError("every source has a ratio, and none is what they relate to; leave it out of one of them")
 
 
 def _check_names(options: LabelOptions) -> None:

@@ -62,6 +62,7 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
             )
     settings: dict[str, Any] = {
         **state["config"],
+        "sources": [_found(source, place) for source in state["config"].get("sources", [])],
         "time_limit": None,
         "output_checkpoint": str(place.checkpoint),
         "output_model": None if place.model.parent == place.checkpoint.parent else str(place.model),
@@ -74,6 +75,12 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
     if options.output_checkpoint is not None and options.output_model is None:
         settings["output_model"] = None  # beside the new checkpoint
     return cli.from_plain(TrainOptions, settings, file.path)
+
+
+def _found(source: dict[str, Any], place: Outputs) -> dict[str, Any]:
+    """A source whose file went along with the run's folder, as that of a fine-tuning's replay does."""
+    beside = place.checkpoint.with_name(Path(source["path"]).name)
+    return {**source, "path": str(beside)} if beside.exists() and not Path(source["path"]).exists() else source
 
 
 def changes(options: ResumeOptions, file: WeightsFile) -> Changes:

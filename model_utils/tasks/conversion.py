@@ -37,7 +37,10 @@ def convert(options: ConvertOptions) -> None:
     if output.exists() and not options.overwrite:
         raise InputError(f"--output {output} is there already; give another name or --overwrite")
     loaded = model_loader.load(
-        options.input_model, dtype=DTYPES.get(options.dtype or ""), input_json=options.input_json
+        options.input_model,
+        dtype=DTYPES.get(options.dtype or ""),
+        input_json=options.input_json,
+        trust_pickle=options.trust_pickle,
     )
     head = _head(loaded, options.head, needed=options.to in ("lammps", "mliap"))
     probe = _probe(loaded, head)
@@ -158,6 +161,12 @@ def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -
         energies.append(found.energy.double() + batch.reference_energy)
         forces.append(found.forces)
     return torch.cat(energies), torch.cat(forces)
+
+
+def deviation(module: nn.Module, loaded: LoadedModel) -> float:
+    """How far a module's energies and forces of two structures are from a loaded model's, relative to the largest."""
+    probe = _probe(loaded, loaded.description.heads[0])
+    return _deviation(_reference(loaded.module, loaded, probe), _reference(module, loaded, probe))
 
 
 def _deviation(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:

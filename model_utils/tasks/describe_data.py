@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from dataloader.errors import InputError
 from dataloader.packing import epoch_order
-from dataloader.sources import Source, open_sources
+from dataloader.sources import Source, open_sources, stream
 from dataloader.statistics import DataSums, HeadSums, collect, reference_energies, scale_and_shift
 from dataloader.structure import Structure, symbols
 from model_utils.files import durable
@@ -133,13 +132,15 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     """Read the data once."""
     _refuse_broken(options, network)
     r_max, heads = float(network["r_max"]), network["heads"]
-    specs = specs_of(options, "train")
+    specs, wanted = specs_of(options, "train"), numbers_of(options.elements)
     filters = filters_of(options, keep_charges=True)
-    sources = open_sources(specs, require_labels=True, max_dropped=options.max_dropped, filters=filters)
-    isolated = list(chain.from_iterable(source.isolated_atoms for source in sources))
-    total = sum(map(len, sources))
-    structures = tqdm(_kept(sources, options), desc="statistics", unit="structures", disable=total < 5000)
-    sums = collect(structures, isolated, r_max, default_head=heads[0], free_atoms_only=options.train_on_free_atoms)
+    if options.valid_fraction > 0:  # which are set aside depends on how many there are
+        structures = _kept(
+            open_sources(specs, require_labels=True, max_dropped=options.max_dropped, filters=filters), options
+        )
+    else:
+        structures = stream(specs, elements=wanted, max_dropped=options.max_dropped, filters=filters)
+    sums = collect(structures, r_max, default_head=heads[0], free_atoms_only=options.train_on_free_atoms)
     if sums.atoms == 0:
         raise InputError("no structures to measure; look at the files and at --elements")
     unknown = set(sums.heads) - set(heads)
@@ -167,7 +168,7 @@ def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None
 
 
 def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Structure]:
-    """Structures inside --elements, less those that training would set aside for validation."""
+    """Isolated atoms, and structures inside --elements less those that training would set aside for validation."""
     wanted = numbers_of(options.elements)
     places = [
         (source, i)
@@ -175,10 +176,10 @@ def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Struc
         for i in range(len(source))
         if wanted is None or source.elements[i] <= set(wanted)
     ]
-    if options.valid_fraction > 0:
-        order = epoch_order(len(places), options.seed, epoch=0)
-        places = [places[i] for i in np.sort(order[round(options.valid_fraction * len(places)) :])]
-    return (source.structure(i) for source, i in places)
+    order = epoch_order(len(places), options.seed, epoch=0)
+    places = [places[i] for i in np.sort(order[round(options.valid_fraction * len(places)) :])]
+    isolated = chain.from_iterable(source.isolated_atoms for source in sources)
+    return chain(isolated, (source.structure(i) for source, i in places))
 
 
 def measured_fields(

@@ -15,11 +15,12 @@ from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.description import differing_fields
 from model_utils.runtime import dtype_name, log, start_log
+from model_utils.settings.options import DiffOptions, ExportOptions, ShowOptions, VerifyOptions
 
 SHOWN = 20  # differing tensors
 
 
-def export(input_model: Path, output_json: Path, input_json: Path | None, *, overwrite: bool) -> None:
+def export(options: ExportOptions) -> None:
     """Write the model.json of a weights file.
 
     Raises:
@@ -27,7 +28,9 @@ def export(input_model: Path, output_json: Path, input_json: Path | None, *, ove
         VerificationError: the weights file is damaged.
     """
     start_log(None)
-    text = model_loader.load(input_model, input_json=input_json).description.canonical_text()
+    input_model, output_json, overwrite = options.input_model, options.output_json, options.overwrite
+    loaded = model_loader.load(input_model, input_json=options.input_json, trust_pickle=options.trust_pickle)
+    text = loaded.description.canonical_text()
     if output_json.is_dir():
         raise InputError(f"--output_json {output_json} is a directory; give a file name")
     if output_json.exists() and output_json.read_bytes() != text.encode() and not overwrite:
@@ -40,14 +43,15 @@ def export(input_model: Path, output_json: Path, input_json: Path | None, *, ove
     log.info("wrote %s: every tensor of %s fits it", output_json, input_model)
 
 
-def verify(input_model: Path, input_json: Path) -> None:
+def verify(options: VerifyOptions) -> None:
     """Hash, then names and shapes of all tensors, then the buffers that repeat facts of the description.
 
     Raises:
         VerificationError: naming what differs first.
     """
     start_log(None)
-    loaded = model_loader.load(input_model, input_json=input_json)
+    input_model, input_json = options.input_model, options.input_json
+    loaded = model_loader.load(input_model, input_json=input_json, trust_pickle=options.trust_pickle)
     absent = loaded.file.content.get("absent", [])
     if absent:
         log.info("derived buffers that the file lacks and that were computed: %s", ", ".join(absent))
@@ -56,10 +60,11 @@ def verify(input_model: Path, input_json: Path) -> None:
     )
 
 
-def show(input_model: Path, input_json: Path | None) -> None:
+def show(options: ShowOptions) -> None:
     """Class, elements, cutoff, size, where the weights come from."""
     start_log(None)
-    file = _file(input_model, input_json)
+    input_model = options.input_model
+    file = _file(input_model, options.input_json, options.trust_pickle)
     description, content = file.description, file.content
     if file.is_ours:
         log.info("%s: a %s of run %s, %s weights", input_model, file.kind, content["run_name"], file.weights)
@@ -88,14 +93,15 @@ _KINDS = {
 }
 
 
-def diff(one: Path, other: Path, one_json: Path | None, other_json: Path | None) -> None:
+def diff(options: DiffOptions) -> None:
     """Say where two weights files differ.
 
     Raises:
         VerificationError: they do.
     """
     start_log(None)
-    files = [_file(one, one_json), _file(other, other_json)]
+    one, other, trust = options.input_model, options.other_model, options.trust_pickle
+    files = [_file(one, options.input_json, trust), _file(other, options.other_json, trust)]
     fields = differing_fields(files[0].description, files[1].description)
     for text in fields:
         log.info("model.json: %s", text)
@@ -124,6 +130,6 @@ def _differing_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
     return found
 
 
-def _file(path: Path, input_json: Path | None) -> WeightsFile:
+def _file(path: Path, input_json: Path | None, trust_pickle: bool) -> WeightsFile:
     expected = None if input_json is None else model_json.read(input_json)
-    return model_loader.weights_file(path, expected, input_json)
+    return model_loader.weights_file(path, expected, input_json, trust_pickle=trust_pickle)

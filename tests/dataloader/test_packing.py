@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataloader.errors import InputError
-from dataloader.packing import Budget, epoch_order, pack, refuse_oversized
+from dataloader.packing import Budget, Share, epoch_order, mixed_order, pack, refuse_oversized
 
 
 def test_every_seed_and_every_epoch_has_an_order_of_its_own() -> None:
@@ -37,3 +37,24 @@ def test_batches_hold_every_structure_once_and_stay_within_the_budget(budget: Bu
 def test_a_structure_larger_than_the_budget_is_named() -> None:
     with pytest.raises(InputError, match="b has 9 atoms, more than --max_atoms_per_batch 8; raise it to at least 9"):
         refuse_oversized(np.array([3, 9]), None, Budget(atoms=8), "ab".__getitem__)
+
+
+@pytest.mark.parametrize("taken", [1, 3, 7, 17])
+def test_a_share_gives_its_number_to_every_epoch_and_each_structure_equally_often(taken: int) -> None:
+    own, share = np.arange(10), Share(rows=np.arange(20, 27), taken=taken)
+    epochs = [mixed_order(own, [share], 5, epoch) for epoch in range(14)]
+    for order in epochs:
+        assert sorted(order[order < 20]) == list(range(10))
+        assert (order >= 20).sum() == taken
+    drawn = np.concatenate([order[order >= 20] for order in epochs])
+    assert np.bincount(drawn - 20).tolist() == [2 * taken] * 7, "14 epochs are whole passes over 7"
+    assert len({tuple(order) for order in epochs}) == 14
+    assert tuple(mixed_order(own, [share], 5, 3)) == tuple(epochs[3])
+    assert tuple(mixed_order(own, [share], 6, 3)) != tuple(epochs[3])
+
+
+def test_two_shares_are_drawn_apart() -> None:
+    shares = [Share(rows=np.arange(10, 20), taken=4), Share(rows=np.arange(20, 30), taken=4)]
+    order = mixed_order(np.arange(2), shares, 0, 0)
+    first, second = (sorted(order[(order >= low) & (order < low + 10)] - low) for low in (10, 20))
+    assert first != second

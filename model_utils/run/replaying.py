@@ -1,0 +1,104 @@
+"""Replay: what the source was trained on beside the new data, labelled by the source where it has no labels."""
+
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from ase import Atoms
+from ase.io import write as write_ase
+
+from dataloader.batch import Batch
+from dataloader.dataset import Dataset
+from dataloader.errors import InputError
+from dataloader.sources import SourceSpec, open_sources
+from losses import Loss, Prediction
+from model_utils import model_loader, runtime
+from model_utils.files import durable
+from model_utils.files.outputs import Outputs
+from model_utils.model_loader import LoadedModel
+from model_utils.run import open_data
+from model_utils.run.assemble import Evaluator
+from model_utils.run.interruption import Interruption
+from model_utils.runtime import log
+from model_utils.settings.options import FinetuneOptions
+
+
+@contextmanager
+def place(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
+    """The file of what is replayed: the user's, or the one that gets the source's labels; none without replay."""
+    if options.replay is None or options.replay_labels == "file":
+        yield options.replay
+    elif options.dry_run:  # writes nothing that stays
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / outputs.replay.name
+    else:
+        yield outputs.replay
+
+
+def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Interruption) -> None:
+    """Write the structures of --replay with energies, forces and stress of the source, batch by batch.
+
+    Raises:
+        InputError: the structures cannot be read, or the file cannot be written.
+        NonFiniteError: the source gives no numbers for one of them.
+    """
+    assert options.replay is not None
+    dtype = runtime.dtype_of(options.dtype, source.file.dtype)
+    device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=options.seed)
+    description = source.description
+    head = options.replay_head if options.replay_head in description.heads else description.heads[0]
+    data = _unlabelled(options, source, head, dtype)
+    module = model_loader.copied(source.module).to(device=device, dtype=dtype)
+    network = model_loader.network(module, options.step, description)
+    progress = runtime.progress(len(data))
+    evaluate = Evaluator(data, options, device, lambda batches: progress(stop.watch(batches)), stress=True)
+    try:
+        with stop.deferred(), durable.text_stream(path) as stream:
+
+            def write(batch: Batch, prediction: Prediction) -> None:
+                text = io.StringIO()
+                write_ase(text, list(_frames(data, batch, prediction)), format="extxyz")
+                stream.write(text.getvalue())
+
+            evaluate(network, model_loader.trainable(module), Loss(), write)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    log.info("replay: %d structures of %s have the labels of the source's head %s", len(data), options.replay, head)
+
+
+def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype: torch.dtype) -> Dataset:
+    assert options.replay is not None
+    facts = source.description.facts()
+    spec = SourceSpec(path=options.replay, format=open_data.format_of(options.replay), head=head)
+    sources = open_sources(
+        [spec],
+        require_labels=False,
+        max_dropped=options.max_dropped,
+        features=facts.features,
+        filters=open_data.filters_of(options),
+    )
+    data = Dataset(sources, facts, dtype, elements=open_data.numbers_of(options.elements))
+    if len(data) == 0:
+        raise InputError(f"{options.replay}: no structure is left to replay; look at the file and at --elements")
+    return data
+
+
+def _frames(data: Dataset, batch: Batch, prediction: Prediction) -> Iterator[Atoms]:
+    assert prediction.forces is not None
+    assert prediction.stress is not None
+    energies = (prediction.energy.double() + batch.reference_energy).tolist()
+    forces, stress = prediction.forces.double().cpu().numpy(), prediction.stress.double().cpu().numpy()
+    ptr = batch.ptr.tolist()
+    for k, index in enumerate(batch.index):
+        structure = data.structure(index)
+        atoms = Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+        atoms.info |= {"identifier": data.name(index), "config_type": structure.config_type, "REF_energy": energies[k]}
+        atoms.arrays["REF_forces"] = forces[ptr[k] : ptr[k + 1]]
+        if structure.periodic:
+            atoms.info["REF_stress"] = stress[k].reshape(9)
+        for spec in data.facts.features:
+            (atoms.arrays if spec.per_atom else atoms.info)[spec.name] = structure.features[spec.name]
+        yield atoms

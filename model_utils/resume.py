@@ -20,8 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def resume(options: ResumeOptions) -> None:
     """The run as it was, but for what the options change."""
     with Interruption() as stop:
-        from model_utils.run import training
-        from model_utils.settings import resume_settings
+        from model_utils.run import resume_settings, training
 
         stored = resume_settings.stored_run(options.input_model)
         settings = resume_settings.train_options(options, stored)

@@ -16,8 +16,8 @@ from model_utils import resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
+from model_utils.run.resume_settings import NOT_SETTINGS
 from model_utils.settings.options import ResumeOptions, TrainOptions
-from model_utils.settings.resume_settings import NOT_SETTINGS
 from model_utils.tasks.comparison import differences
 
 Make = Callable[..., Path]

@@ -7,10 +7,10 @@ from losses import Loss, Metrics
 from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
-from model_utils.files.run_files import RunFiles
 from model_utils.run.assemble import Evaluator
 from model_utils.run.open_data import TrainingData
 from model_utils.run.report import table
+from model_utils.run.run_files import RunFiles
 from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions
 

@@ -33,8 +33,8 @@ from model_utils.run import open_data
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
 from model_utils.runtime import dtype_of, log
 from model_utils.settings import cli
+from model_utils.settings.energies import given_energies
 from model_utils.settings.options import FinetuneOptions, SourceOptions, TrainOptions
-from model_utils.tasks.describe_data import given_energies
 
 COMPARED = 32  # structures
 FITTED = 1000  # structures

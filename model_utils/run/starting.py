@@ -15,13 +15,13 @@ from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs
-from model_utils.files.run_files import RunFiles
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
 from model_utils.run.report import ProgressBar
 from model_utils.run.resuming import adopt, refuse_contradictions, require_complete, resumed_run, set_aside_damaged
+from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import DTYPES, hold_log, log, start_log, write_log
 from model_utils.settings import cli

@@ -19,6 +19,7 @@ from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, numbers_of, specs_of
 from model_utils.runtime import log, start_log
+from model_utils.settings.energies import given_energies, linear_references, of_all
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 
 PRESETS = {  # mace's foundation sizes: how far equivariant features go
@@ -227,60 +228,17 @@ def measured_fields(
 
 def _energies(head: HeadSums, elements: Sequence[int], options: MetadataOptions, name: str) -> dict[int, float]:
     if options.linear_references is not None:
-        values = _linear_references(options.linear_references, elements)
+        values = linear_references(options.linear_references, elements)
         log.info("head %s: E0s are the linear references of %s", name, options.linear_references)
         return values
     if options.E0s not in ("auto", "isolated", "lstsq", "average"):
         given = given_energies(options.E0s, "auto, isolated, lstsq, average")
-        return _of_all(given, elements, "--E0s")
+        return of_all(given, elements, "--E0s")
     found = reference_energies(head, elements, options.E0s)
     log.info("head %s: E0s %s", name, found.origin)
     for z in elements:
         log.info("  %-2s %.6f eV", symbols([z]), found.values[z])
     return found.values
-
-
-def given_energies(text: str, words: str, flag: str | None = None) -> dict[int, float]:
-    """E0s from JSON text or a JSON file: a mapping by element, as atomic number → eV.
-
-    Args:
-        text: the JSON, or the name of its file.
-        words: what else the flag takes, for messages.
-        flag: the flag as it was given, for messages; ``--E0s`` unless given.
-
-    Raises:
-        InputError: it is neither JSON of that kind nor one of the words.
-    """
-    flag = flag or f"--E0s {text[:40]}"
-    try:
-        given = json.loads(Path(text).read_text(encoding="utf-8") if not text.lstrip().startswith("{") else text)
-        values = {model_json.number_of(str(key)): float(value) for key, value in given.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{flag}: {error}; expected {words}, or JSON like '{{\"H\": -13.6}}'") from None
-    if not np.isfinite(list(values.values())).all():
-        raise InputError(f"{flag}: an energy is not finite")
-    return values
-
-
-def _linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
-    """Reference energies of a linear fit: by element, or a list whose position is the atomic number."""
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--linear_references {path}: {error}; expected JSON of energies by element") from None
-    if isinstance(given, list):
-        given = {str(z): energy for z, energy in enumerate(given) if z and energy is not None}
-    if not isinstance(given, dict):
-        raise InputError(f"--linear_references {path} holds a {type(given).__name__}, expected energies by element")
-    flag = f"--linear_references {path}"
-    return _of_all(given_energies(json.dumps(given), "energies by element", flag), elements, flag)
-
-
-def _of_all(given: Mapping[int, float], elements: Sequence[int], flag: str) -> dict[int, float]:
-    missing = [z for z in elements if z not in given]
-    if missing:
-        raise InputError(f"{flag} gives none for {symbols(missing)}")
-    return {z: given[z] for z in elements}
 
 
 def write(options: MetadataOptions, found: Mapping[str, Any]) -> ModelDescription:

@@ -11,8 +11,8 @@ import pytest
 
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
-from model_utils.files.run_files import RunFiles
 from model_utils.run.interruption import Interruption
+from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
 from model_utils.tasks.resume_check import FORGET, plant

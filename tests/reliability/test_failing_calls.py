@@ -24,11 +24,11 @@ from model_utils import model_loader, runtime, train_mace
 from model_utils.errors import SaveError
 from model_utils.files import checkpoint, durable
 from model_utils.files.outputs import Outputs
-from model_utils.files.run_files import RunFiles
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
 from model_utils.run import fit, report, resuming, training
 from model_utils.run.fit import TrainRecord
+from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL, amount

@@ -1,4 +1,4 @@
-"""Reference energies that a user gives: JSON by element, or a linear fit as OC20's and OMat24's authors publish them."""
+"""Reference energies that a user gives: JSON by element, or a linear fit as OC20 and OMat24 publish it."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,7 @@ from vesin import NeighborList
 from dataloader.structure import Edges, Structure
 
 MIN_DISTANCE = 0.1  # Å; mace gives NaN for two atoms in one place and finite nonsense just beside it
+MANY_ATOMS = 200  # from here on all pairs cost more than a neighbour list
 MAX_EDGES_PER_ATOM = 500  # at the usual cutoffs 20 to 150; more is a broken cell
 
 
@@ -96,32 +97,40 @@ def _order(
     return np.argsort(key)  # a third of the time of np.lexsort over five arrays
 
 
-def may_touch(structure: Structure) -> bool:
-    """Whether two atoms may lie closer than ``MIN_DISTANCE``; False is certain, and found in 20 µs.
+def surely_apart(positions: NDArray[np.float64], cells: NDArray[np.float64] | None) -> NDArray[np.bool_]:
+    """Which of several structures have no two atoms closer than ``MIN_DISTANCE``; True is certain, False is not.
 
     In fractional coordinates two such atoms differ, up to whole numbers, by less than the distance over the height of
-    the cell, in every direction.
+    the cell, in every direction. Whole multiples of 2⁻³² of a cell vector wrap by themselves when they are subtracted:
+    4 µs for 54 atoms, where a neighbour list takes 60.
+
+    Args:
+        positions: (m, n_atoms, 3), Å, finite.
+        cells: (m, 3, 3), Å, with a volume; None for structures that are not periodic.
     """
-    if structure.n_atoms > 200 or len(set(structure.pbc)) > 1:
-        return True
-    positions, limits = structure.positions, np.full(3, MIN_DISTANCE)
-    if structure.periodic:
-        inverse = np.linalg.inv(structure.cell)
-        limits = 1.001 * MIN_DISTANCE * np.sqrt(np.square(inverse).sum(axis=0))
-        if limits.max() >= 1.0:  # a height of the cell: an atom may touch its own image
-            return True
-        positions = positions @ inverse
-    columns = positions.T
-    close: NDArray[np.bool_] | None = None
-    for axis in range(3):
-        gaps = columns[axis][:, None] - columns[axis]
-        if structure.periodic:
-            gaps -= np.rint(gaps)
-        within = np.abs(gaps) <= limits[axis]
-        close = within if close is None else close & within
-        if np.count_nonzero(close) == structure.n_atoms:  # each atom and itself
-            return False
-    return True
+    m, n_atoms = positions.shape[:2]
+    apart = np.zeros(m, dtype=bool)
+    if n_atoms >= MANY_ATOMS:
+        return apart
+    if cells is None:
+        low = positions.min(axis=1, keepdims=True)
+        box = 2.0 * (positions.max(axis=1) - low[:, 0] + 1.0)  # twice the extent: nothing meets across its border
+        fractions, limits = (positions - low) / box[:, None], 1.001 * MIN_DISTANCE / box
+    else:
+        inverse = np.linalg.inv(cells)
+        fractions, limits = positions @ inverse, 1.001 * MIN_DISTANCE * np.sqrt(np.square(inverse).sum(axis=1))
+    high = limits.max(axis=1) < 0.5  # heights of the cell; else an atom may be near its own image
+    places = np.rint(fractions * 2.0**32).astype(np.int64).astype(np.uint32)
+    reach = np.where(high[:, None], np.ceil(limits * 2.0**32) + 2, 0).astype(np.uint32)
+    at_once = max(2**18 // n_atoms**2, 1)  # as many as stay in the cache
+    for begin in range(0, m, at_once):
+        part = slice(begin, begin + at_once)
+        close = np.ones((len(places[part]), n_atoms, n_atoms), dtype=bool)
+        for axis in range(3):
+            column, most = places[part, :, axis], reach[part, axis][:, None]
+            close &= ((column + most)[:, :, None] - column[:, None, :]) <= 2 * most[:, :, None]
+        apart[part] = np.count_nonzero(close, axis=(1, 2)) == n_atoms  # each atom and itself
+    return apart & high
 
 
 def stored_edges(structure: Structure, graph: Graph, r_max: float) -> Edges:

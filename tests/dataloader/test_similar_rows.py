@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dataloader.labels import LabelKeys
 from dataloader.lmdb_shards import row_facts, similar_rows
+from dataloader.lmdb_shards.lmdb_record import decode
 from dataloader.lmdb_shards.similar_rows import Patterns
 from dataloader.neighbors import MIN_DISTANCE, closest_pair, surely_apart
 from dataloader.structure import Structure, geometry_fault, surely_sound
@@ -103,6 +104,24 @@ def test_a_block_gives_the_index_that_rows_give_one_by_one(
             changed[place] = rng.choice((rng.randrange(256), changed[place] ^ 1 << rng.randrange(8)))
         rows[i] = bytes(changed)
     assert_equal_to_one_by_one(rows, monkeypatch)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_holds_what_decoding_gives(kind: str, protocol: int) -> None:
+    rows = rows_of(kind, protocol)
+    for group in Patterns(KEYS, ()).read(rows)[0]:
+        for i, row in enumerate(group.rows):
+            found = decode(rows[row], "", KEYS)
+            s, like = found.structure, group.like.structure
+            assert (found[1:], s.pbc, s.head) == (group.like[1:], like.pbc, like.head)
+            np.testing.assert_array_equal(group.numbers[i], s.atomic_numbers)
+            np.testing.assert_array_equal(group.positions[i], s.positions)
+            np.testing.assert_array_equal(group.cells[i], s.cell)
+            for ours, theirs in ((group.energies, s.energy), (group.forces, s.forces), (group.free, s.free_atoms)):
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    np.testing.assert_array_equal(ours[i], theirs)
 
 
 @pytest.mark.parametrize(("kind", "protocol"), [("record", 4), ("record", 5), ("with_float32", 4), ("with_stress", 4)])

@@ -20,6 +20,7 @@ from dataloader.lmdb_shards import restricted_pickle
 from dataloader.lmdb_shards.lmdb_record import NUMBER_NAMES, POSITION_NAMES, Decoded, decode, fault_of, names_read
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.neighbors import MANY_ATOMS
+from dataloader.structure import MAX_LENGTH
 
 WORTH_IT = 16  # rows of one length; to learn a pattern costs as much as to read so many
 MOST_TRIES = 4  # for one length; where more are needed, rows are not similar
@@ -140,13 +141,17 @@ class _Pattern:
             if stress.shape[1] == 9:
                 tensors = stress.reshape(m, 3, 3)
                 sure &= (np.abs(tensors - tensors.transpose(0, 2, 1)) <= 1e-4).all(axis=(1, 2))
-        cells = np.zeros((m, 3, 3)) if self.record.get("cell") is None else self._values(block, "cell")
+        cells = np.zeros((m, 9)) if self.record.get("cell") is None else self._values(block, "cell")
+        cells = cells.reshape(m, 3, 3)
+        if like.periodic:  # a dict without a volume would not be
+            with np.errstate(all="ignore"):
+                sure &= (np.abs(cells) <= MAX_LENGTH).all(axis=(1, 2)) & (np.abs(np.linalg.det(cells)) > 1e-6)
         group = Group(
             rows[sure],
             self.like,
             numbers[sure].astype(np.int64),
             positions[sure],
-            cells.reshape(m, 3, 3)[sure],
+            cells[sure],
             None if energy_name is None else self._values(block, energy_name).reshape(m)[sure],
             None if forces_name is None else self._values(block, forces_name).reshape(m, -1, 3)[sure],
             None if free is None else free[sure],

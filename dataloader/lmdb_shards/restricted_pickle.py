@@ -1,6 +1,5 @@
 """Read the pickled row of an LMDB (torch_geometric rows of OC20/OC22, plain dicts) without running anything in it."""
 
-import io
 import math
 import operator
 import pickle
@@ -508,7 +507,23 @@ def _unpickle(data: bytes) -> object:
     Reading a file, it drops what is left of a frame when an opcode crosses the frame's end, and goes on elsewhere than
     a straight pass over the bytes does. One frame around everything leaves it nothing to drop, and is faster too.
     """
-    return _Unpickler(io.BytesIO(pickle.FRAME + len(data).to_bytes(8, "little") + data)).load()
+    return _Unpickler(_Framed(data)).load()
+
+
+class _Framed:
+    """A file of one frame, in the three pieces that the C unpickler asks for: the row itself is not copied."""
+
+    def __init__(self, data: bytes) -> None:
+        self._pieces = [data, len(data).to_bytes(8, "little"), pickle.FRAME]
+
+    def read(self, n: int, /) -> bytes:
+        """The next piece, as long as was asked for; nothing where there is none."""
+        piece = self._pieces.pop() if self._pieces else b""
+        return piece if len(piece) == n else b""  # an unpickler that gets too little refuses the row
+
+    def readline(self) -> bytes:
+        """Nothing lies outside of the frame."""
+        return b""
 
 
 class _Plain:

@@ -1,7 +1,10 @@
 """What happens after the last step: the best model's errors on every data set, and the file for mace's calculator."""
 
+import numpy as np
 import torch
 
+from dataloader.dataset import Dataset
+from dataloader.packing import epoch_order
 from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import SaveError
@@ -13,6 +16,8 @@ from model_utils.run.report import table
 from model_utils.run.runtime import log
 from model_utils.settings.options import TrainOptions
 
+MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
+
 
 def report_best(
     options: TrainOptions,
@@ -22,7 +27,7 @@ def report_best(
     loss: Loss,
     device: torch.device,
 ) -> None:
-    """Evaluate the best model, as it lies on the disk, on training, validation and test data.
+    """Evaluate the best model, as it lies on the disk, on training (at most a sample), validation and test data.
 
     Raises:
         SaveError: the module or the last record could not be written; checkpoint and best model are.
@@ -38,7 +43,9 @@ def report_best(
     module = best.module.to(device)
     network = model_loader.network(module, options.step, best.description)
     parameters = model_loader.trainable(module)
-    sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
+    sets = {"train": _some_of(data.train, options.seed), "valid": data.valid} | (
+        {"test": data.test} if data.test is not None else {}
+    )
     rows = {name: Evaluator(dataset, options, device)(network, parameters, loss)[0] for name, dataset in sets.items()}
     content = best.file.content
     log.info(
@@ -59,3 +66,11 @@ def report_best(
         raise SaveError(
             f"{failed}; checkpoint and best model are on the disk, start it again with --resume auto, or resume.py"
         )
+
+
+def _some_of(train: Dataset, seed: int) -> Dataset:
+    """The training data, or where they are many a sample of them."""
+    if len(train) <= MOST_OF_TRAIN:
+        return train
+    log.info("train: %d of %d structures are drawn to judge the best model (seed %d)", MOST_OF_TRAIN, len(train), seed)
+    return train.subset(np.sort(epoch_order(len(train), seed, epoch=0)[:MOST_OF_TRAIN]))

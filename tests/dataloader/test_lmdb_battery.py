@@ -28,7 +28,7 @@ from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import lmdb_index, lmdb_source, packed_rows
 from dataloader.lmdb_shards.lmdb_index import places
-from dataloader.lmdb_shards.lmdb_record import decode, record_of
+from dataloader.lmdb_shards.lmdb_record import decode, fault_of, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.loader import Loader
@@ -114,7 +114,7 @@ def test_mutated_rows_are_refused_or_read_and_nothing_else(request: pytest.Fixtu
             began = time.monotonic()
             try:
                 found = decode(row, "x", LabelKeys())
-                lmdb_index.fault_of(found.structure)
+                fault_of(found.structure)
             except (RowError, LabelError) as error:
                 if "\n" in str(error) or not str(error):
                     return 2

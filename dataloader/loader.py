@@ -2,9 +2,11 @@
 
 import signal
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ class Loader:
         self._plan = _PlanSampler()
         self._fetch = _Fetch(dataset)
         self._board = parallel.Board(num_workers)
+        self._ending: weakref.finalize[[list[BaseProcess]], object] | None = None
         self._workers: DataLoader[Batch] | None = (
             DataLoader(
                 self._fetch,  # type: ignore[arg-type]
@@ -71,6 +74,8 @@ class Loader:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         workers = list(iterator._workers)  # type: ignore[attr-defined]
+        if self._ending is None or not self._ending.alive:
+            self._ending = weakref.finalize(iterator, _kill, workers)
         while True:
             try:
                 item = next(iterator)
@@ -86,6 +91,13 @@ class Loader:
                     raise
                 raise InputError(parallel.death(dead[0][1], self._board.read(dead[0][0]))) from None
             yield item
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    """End what is left when the process ends: Python would send SIGTERM, which workers outlive, and wait for ever."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 class _PlanSampler(Sampler[NDArray[np.int64]]):

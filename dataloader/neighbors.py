@@ -99,7 +99,8 @@ def _order(
     n_keys = n_atoms * n_atoms * spans[0] * spans[1] * spans[2]
     if n_keys >= 2**62:
         return np.lexsort((*columns[::-1], senders, receivers))
-    key: NDArray[Any] = receivers.astype(np.int32 if n_keys < 2**31 else np.int64) * n_atoms + senders
+    key: Any = receivers.astype(np.int32 if n_keys < 2**31 else np.int64)
+    key = key * n_atoms + senders
     for column, span, least in zip(columns, spans, low, strict=True):
         key = key * span + (column - least)
     return np.argsort(key)  # a third of the time of np.lexsort over five arrays

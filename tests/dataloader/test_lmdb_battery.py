@@ -254,7 +254,7 @@ def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp
     frames = labelled(400)
     path = put(tmp_path / "train.lmdb", {str(i).encode(): dict_row(a, pad=np.zeros(500)) for i, a in enumerate(frames)})
     code = (
-        "import os, sys; from model_utils import training, train_mace, open_data\n"
+        "import os, sys; from model_utils import train_mace; from model_utils.run import open_data\n"
         "look = open_data.training_data\n"
         "def cutting(*a, **k):\n"
         f"    found = look(*a, **k); os.truncate({str(path)!r}, 16384); return found\n"
@@ -269,6 +269,28 @@ def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ")
     assert str(path) in line
+
+
+def test_a_process_ends_with_workers_at_hand(tmp_path: Path) -> None:
+    """Workers outlive SIGTERM, which is how Python ends the children of a process that is over."""
+    path = write_dicts(tmp_path / "some.lmdb", labelled(4))
+    code = (
+        "import sys, torch, numpy as np\n"
+        "from pathlib import Path\n"
+        "from dataloader.batch import ModelFacts\n"
+        "from dataloader.dataset import Dataset\n"
+        "from dataloader.labels import LabelKeys\n"
+        "from dataloader.lmdb_shards.lmdb_source import LmdbSource\n"
+        "from dataloader.loader import Loader\n"
+        "facts = ModelFacts(atomic_numbers=(1, 8), heads=('D',), atomic_energies=((0.0, 0.0),), r_max=3.0)\n"
+        "source = LmdbSource(Path(sys.argv[1]), LabelKeys(), require_labels=True, max_dropped=0)\n"
+        "loader = Loader(Dataset([source], facts, torch.float64), num_workers=1)\n"
+        "batches = loader.batches([np.array([i]) for i in range(4)])\n"
+        "print(next(batches).n_structures)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr[-1000:]
 
 
 def test_a_child_that_is_killed_asks_for_memory(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Rows made by the genuine torch_geometric, read without it: ``python benchmarks/torch_geometric_rows.py FOLDER``.
 
 FOLDER holds torch_geometric and what it needs beside torch (``pip install --target FOLDER torch_geometric``, or for 1.x
-``pip install --no-deps --target FOLDER torch_geometric==1.7.2 six``: ``Data`` needs no more than the names of its compiled
-parts, which the child makes up where they are not there); only a child process sees it. Rows like OC20's (S2EF), OC22's (oc22, nads, no fixed energies) and with every numpy and torch
-type that occurs are pickled there by ``Data``; here they are read by the restricted reader and compared bit by bit.
+``pip install --no-deps --target FOLDER torch_geometric==1.7.2 six``: ``Data`` needs no more than the names of the
+compiled parts, which the child makes up where they are not there); only a child process sees it. Rows like OC20's
+(S2EF), OC22's (oc22, nads, no fixed energies) and with every numpy and torch type that occurs are pickled there by
+``Data``; here they are read by the restricted reader and compared bit by bit.
 """
 
 import os
@@ -23,7 +24,7 @@ class Names(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return type(name, (), {})
-for name in ("torch_scatter", "torch_sparse", "torch_cluster", "networkx", "sklearn", "rdflib", "googledrivedownloader"):
+for name in ("torch_scatter", "torch_sparse", "torch_cluster", "networkx", "sklearn", "rdflib"):
     if importlib.util.find_spec(name) is None:
         sys.modules[name] = Names(name)
 import torch_geometric

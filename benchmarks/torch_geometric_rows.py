@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 50
 WRITER = """
-import importlib.util, pickle, sys, types
+import importlib.metadata, importlib.util, pickle, sys, types
 import lmdb, numpy as np, torch
 class Names(types.ModuleType):
     __path__ = []
@@ -25,7 +25,7 @@ class Names(types.ModuleType):
             raise AttributeError(name)
         return type(name, (), {})
 for name in ("torch_scatter", "torch_sparse", "torch_cluster", "networkx", "sklearn", "rdflib"):
-    if importlib.util.find_spec(name) is None:
+    if importlib.metadata.version("torch_geometric") < "2" and importlib.util.find_spec(name) is None:
         sys.modules[name] = Names(name)
 import torch_geometric
 from torch_geometric.data import Data

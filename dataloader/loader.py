@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from dataloader import parallel
-from dataloader.batch import Batch
+from dataloader.batch import Batch, Parcel
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.packing import Budget, epoch_order, pack, refuse_oversized
@@ -31,10 +31,10 @@ class Loader:
     def __init__(self, dataset: Dataset, *, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.dataset = dataset
         self._plan = _PlanSampler()
-        self._fetch = _Fetch(dataset)
+        self._fetch = _Fetch(dataset, travels=num_workers > 0)
         self._board = parallel.Board(num_workers)
         self._ending: weakref.finalize[[list[BaseProcess]], object] | None = None
-        self._workers: DataLoader[Batch] | None = (
+        self._workers: DataLoader[Parcel] | None = (
             DataLoader(
                 self._fetch,  # type: ignore[arg-type]
                 sampler=self._plan,
@@ -60,9 +60,9 @@ class Loader:
         for item in fetched:
             if isinstance(item, str):
                 raise InputError(item)
-            yield item
+            yield item.batch() if isinstance(item, Parcel) else item
 
-    def _by_workers(self) -> Iterator[Batch | str]:
+    def _by_workers(self) -> Iterator[Parcel | str]:
         """What the workers make; the death of one is met here, within five seconds, and not by a handler anywhere."""
         assert self._workers is not None
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -116,15 +116,16 @@ class _PlanSampler(Sampler[NDArray[np.int64]]):
 class _Fetch:
     """Makes one batch; an input error travels as its text: a worker's exception arrives wrapped in a traceback."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, *, travels: bool) -> None:
+        self.dataset, self.travels = dataset, travels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | str:
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | Parcel | str:
         try:
-            return self.dataset.batch(indices.tolist())
+            batch = self.dataset.batch(indices.tolist())
+            return Parcel(batch) if self.travels else batch
         except InputError as error:
             return str(error)
 

@@ -159,13 +159,16 @@ class Parcel:
 
         self.form = _map_tensors(batch, place)
         self.buffer = torch.empty(places[-1].end, dtype=torch.uint8)
-        for tensor, (begin, end, *_) in zip(tensors, places, strict=True):
-            self.buffer[begin:end] = tensor.contiguous().reshape(-1).view(torch.uint8)
+        for tensor, place_of in zip(tensors, places, strict=True):
+            self._part(place_of).copy_(tensor)
 
     def batch(self) -> Batch:
         """The batch; its tensors are parts of the buffer."""
-        found: Batch = _map_tensors(self.form, lambda p: self.buffer[p.begin : p.end].view(p.dtype).reshape(p.shape))
+        found: Batch = _map_tensors(self.form, self._part)
         return found
+
+    def _part(self, place: _Place) -> Tensor:
+        return self.buffer[place.begin : place.end].view(place.dtype).reshape(place.shape)
 
     def pin_memory(self) -> "Parcel":
         """In pinned host memory; called by torch's DataLoader."""

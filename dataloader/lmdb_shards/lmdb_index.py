@@ -537,7 +537,7 @@ def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float) -> NDArray[np.ui
                     return array_file.read(file).arrays["n_edges"].copy()
     assert keys is not None
     counts = np.zeros(len(keys), dtype=np.uint32)
-    for row, value in enumerate(LmdbFile(part.path).get_all(map(key_bytes, keys))):
+    for row, value in enumerate(LmdbFile(part.path, in_order=True).get_all(map(key_bytes, keys))):
         where = f"{part.path} key {key_bytes(keys[row]).decode()}"
         try:
             counts[row] = count_edges(decode(value, where, recipe.keys, recipe.features).structure, r_max)

@@ -1,6 +1,7 @@
 """Write synthetic LMDB shards: ``python benchmarks/lmdb_shards.py KIND N OUTPUT``; KIND is oc20, small, or aselmdb.
 
-oc20: rows of torch_geometric 1.x as OC20 has them, 54 atoms with 3,000 stored edges. small: plain dicts of 8 atoms.
+oc20: rows of torch_geometric 1.x as OC20 has them, 44 to 64 atoms with 2,400 to 3,600 stored edges, 54 and 3,000 on
+average. small: plain dicts of 6 to 10 atoms.
 aselmdb: rows as ASE's LMDB backend writes them, 54 atoms in a cell that gives 3,000 edges at 5 Å.
 """
 
@@ -58,11 +59,11 @@ def crystal(rng: np.random.Generator, n_atoms: int, volume_per_atom: float) -> t
 
 def _small(rng: np.random.Generator) -> Iterator[bytes]:
     while True:
-        for _ in range(TEMPLATES):
-            positions, cell = crystal(rng, 8, 12.0)
-            record = {"pos": positions.astype(np.float32), "cell": cell.astype(np.float32)}
-            record |= {"atomic_numbers": rng.integers(1, 20, 8), "energy": float(rng.normal())}
-            yield pickle.dumps(record | {"forces": rng.normal(0, 1, (8, 3)).astype(np.float32)}, protocol=4)
+        n = int(rng.integers(6, 11))
+        positions, cell = crystal(rng, n, 12.0)
+        record = {"pos": positions.astype(np.float32), "cell": cell.astype(np.float32)}
+        record |= {"atomic_numbers": rng.integers(1, 20, n), "energy": float(rng.normal())}
+        yield pickle.dumps(record | {"forces": rng.normal(0, 1, (n, 3)).astype(np.float32)}, protocol=4)
 
 
 def _ase(rng: np.random.Generator) -> Iterator[bytes]:
@@ -89,19 +90,20 @@ def _oc20(rng: np.random.Generator) -> Iterator[bytes]:
     sys.modules["torch_geometric.data.data"].Data = data  # type: ignore[attr-defined]
     rows = []
     for _ in range(TEMPLATES):
-        positions, cell = crystal(rng, 54, 12.0)
+        n, n_edges = int(rng.integers(44, 65)), int(rng.integers(2400, 3601))
+        positions, cell = crystal(rng, n, 12.0)
         row = data()
         row.__dict__.update(
             pos=torch.tensor(positions, dtype=torch.float32),
             cell=torch.tensor(cell, dtype=torch.float32).reshape(1, 3, 3),
-            atomic_numbers=torch.tensor(rng.choice([1, 6, 8, 26], 54), dtype=torch.float32),
-            natoms=54,
+            atomic_numbers=torch.tensor(rng.choice([1, 6, 8, 26], n), dtype=torch.float32),
+            natoms=n,
             y=float(rng.normal()),
-            force=torch.tensor(rng.normal(0, 1, (54, 3)), dtype=torch.float32),
-            fixed=torch.tensor(rng.integers(0, 2, 54), dtype=torch.float32),
-            tags=torch.tensor(rng.integers(0, 3, 54)),
-            edge_index=torch.tensor(rng.integers(0, 54, (2, 3000))),
-            cell_offsets=torch.tensor(rng.integers(-1, 2, (3000, 3))),
+            force=torch.tensor(rng.normal(0, 1, (n, 3)), dtype=torch.float32),
+            fixed=torch.tensor(rng.integers(0, 2, n), dtype=torch.float32),
+            tags=torch.tensor(rng.integers(0, 3, n)),
+            edge_index=torch.tensor(rng.integers(0, n, (2, n_edges))),
+            cell_offsets=torch.tensor(rng.integers(-1, 2, (n_edges, 3))),
             sid=1,
             fid=2,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,11 +135,53 @@ class Batch:
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
+class _Place(NamedTuple):
+    """Where in a buffer a tensor lies."""
+
+    begin: int  # bytes
+    end: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+class Parcel:
+    """A batch with its tensors in one buffer: between processes each tensor would cost 0.1 ms, and there are thirty."""
+
+    def __init__(self, batch: Batch) -> None:
+        tensors: list[Tensor] = []
+        places: list[_Place] = []
+
+        def place(tensor: Tensor) -> _Place:
+            begin = -(-places[-1].end // 64) * 64 if places else 0
+            tensors.append(tensor)
+            places.append(_Place(begin, begin + tensor.nbytes, tensor.dtype, tensor.shape))
+            return places[-1]
+
+        self.form = _map_tensors(batch, place)
+        self.buffer = torch.empty(places[-1].end, dtype=torch.uint8)
+        for tensor, place_of in zip(tensors, places, strict=True):
+            self._part(place_of).copy_(tensor)
+
+    def batch(self) -> Batch:
+        """The batch; its tensors are parts of the buffer."""
+        found: Batch = _map_tensors(self.form, self._part)
+        return found
+
+    def _part(self, place: _Place) -> Tensor:
+        return self.buffer[place.begin : place.end].view(place.dtype).reshape(place.shape)
+
+    def pin_memory(self) -> "Parcel":
+        """In pinned host memory; called by torch's DataLoader."""
+        self.buffer = self.buffer.pin_memory()
+        return self
+
+
 def _map_tensors(record: Any, function: Any) -> Any:
+    """The record with something else for each tensor, or for each place of one."""
     changed: dict[str, Any] = {}
     for item in fields(record):
         value = getattr(record, item.name)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | _Place):
             changed[item.name] = function(value)
         elif isinstance(value, Labels):
             changed[item.name] = _map_tensors(value, function)

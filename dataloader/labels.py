@@ -30,6 +30,12 @@ class LabelKeys:
     free_energy: bool = False  # take the free energy where no energy name was given
 
 
+def names_of_labels(keys: LabelKeys) -> frozenset[str]:
+    """Every name under which `find_labels` may find one."""
+    given = {name for name in (keys.energy, keys.forces, keys.stress) if name is not None}
+    return frozenset({*ENERGY_NAMES, *FREE_ENERGY_NAMES, *FORCES_NAMES, *STRESS_NAMES, *VIRIAL_NAMES, *given})
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """The labels of one record and the names under which they were found."""

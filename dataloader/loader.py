@@ -2,9 +2,11 @@
 
 import signal
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from dataloader import parallel
-from dataloader.batch import Batch
+from dataloader.batch import Batch, Parcel
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.packing import Batches, Budget, epoch_order, mixed_order, pack, refuse_oversized
@@ -29,9 +31,10 @@ class Loader:
     def __init__(self, dataset: Dataset, *, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.dataset = dataset
         self._plan = _PlanSampler()
-        self._fetch = _Fetch(dataset)
+        self._fetch = _Fetch(dataset, travels=num_workers > 0)
         self._board = parallel.Board(num_workers)
-        self._workers: DataLoader[Batch] | None = (
+        self._ending: weakref.finalize[[list[BaseProcess]], object] | None = None
+        self._workers: DataLoader[Parcel] | None = (
             DataLoader(
                 self._fetch,  # type: ignore[arg-type]
                 sampler=self._plan,
@@ -57,9 +60,9 @@ class Loader:
         for item in fetched:
             if isinstance(item, str):
                 raise InputError(item)
-            yield item
+            yield item.batch() if isinstance(item, Parcel) else item
 
-    def _by_workers(self) -> Iterator[Batch | str]:
+    def _by_workers(self) -> Iterator[Parcel | str]:
         """What the workers make; the death of one is met here, within five seconds, and not by a handler anywhere."""
         assert self._workers is not None
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -71,6 +74,8 @@ class Loader:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         workers = list(iterator._workers)  # type: ignore[attr-defined]
+        if self._ending is None or not self._ending.alive:
+            self._ending = weakref.finalize(iterator, _kill, workers)
         while True:
             try:
                 item = next(iterator)
@@ -86,6 +91,13 @@ class Loader:
                     raise
                 raise InputError(parallel.death(dead[0][1], self._board.read(dead[0][0]))) from None
             yield item
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    """End what is left when the process ends: Python would send SIGTERM, which workers outlive, and wait for ever."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 class _PlanSampler(Sampler[NDArray[np.int64]]):
@@ -104,15 +116,16 @@ class _PlanSampler(Sampler[NDArray[np.int64]]):
 class _Fetch:
     """Makes one batch; an input error travels as its text: a worker's exception arrives wrapped in a traceback."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, *, travels: bool) -> None:
+        self.dataset, self.travels = dataset, travels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | str:
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | Parcel | str:
         try:
-            return self.dataset.batch(indices.tolist())
+            batch = self.dataset.batch(indices.tolist())
+            return Parcel(batch) if self.travels else batch
         except InputError as error:
             return str(error)
 

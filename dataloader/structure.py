@@ -105,6 +105,36 @@ def geometry_fault(structure: Structure) -> str | None:
     return fault
 
 
+def surely_sound(
+    positions: NDArray[np.float64], cells: NDArray[np.float64], numbers: NDArray[np.int64], *, periodic: bool
+) -> NDArray[np.bool_]:
+    """Which of several structures have no `geometry_fault`: True is certain, False is not, and most get True.
+
+    Args:
+        positions: (m, n_atoms, 3), Å.
+        cells: (m, 3, 3), Å.
+        numbers: (m, n_atoms).
+        periodic: in three directions, all of them; otherwise in none.
+    """
+    n_atoms = numbers.shape[1]
+    if n_atoms == 0:
+        return np.zeros(len(numbers), dtype=bool)
+    sound = (numbers.min(axis=1) >= 1) & (numbers.max(axis=1) < len(chemical_symbols))
+    for values in (positions, cells):
+        sound &= (np.abs(values) <= MAX_LENGTH).all(axis=(1, 2))  # False for NaN
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not periodic:
+            return sound & (np.ptp(positions, axis=1).max(axis=1) <= MAX_OPEN_COORDINATE)
+        a, b, c = cells[:, 0], cells[:, 1], cells[:, 2]
+        normals = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
+        lengths, faces = np.sqrt(np.square(cells).sum(axis=2)), np.sqrt(np.square(normals).sum(axis=2))
+        volumes = np.abs((a * normals[:, 0]).sum(axis=1))
+        more = 1 + 1e-9  # what rounding could turn is in doubt
+        sound &= (lengths.min(axis=1) >= more * MIN_EDGE) & (faces.min(axis=1) >= more * MIN_FACE)
+        sound &= volumes >= more * MIN_VOLUME_PER_ATOM * n_atoms
+        return np.asarray(sound & (volumes >= more * 1e-6 * lengths.prod(axis=1)))
+
+
 def _open_part(positions: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Positions from their mean, across the periodic directions only."""
     centred = positions - positions.mean(axis=0)

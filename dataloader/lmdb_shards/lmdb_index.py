@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -30,19 +30,15 @@ from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import array_file, ase_rows
 from dataloader.lmdb_shards.array_file import Contents, Damaged
 from dataloader.lmdb_shards.lmdb_file import FileState, LmdbFile, data_file_of, state_of
-from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, SUPPORTED, Decoded, decode, fault_of
-from dataloader.lmdb_shards.lookup import element_bits
+from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, SUPPORTED, decode
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
 from dataloader.neighbors import GraphFault, count_edges
 
-FORMAT = 1
+FORMAT = 2
 KEPT_FROM = 2000  # records; a smaller LMDB is looked at in a second and leaves nothing behind
 SAMPLED_ROWS = 16
-SHOWN_OFFENDERS = 3
-MOST_REASONS = 200
 MIN_PART, MAX_PART, PARTS = 2000, 200_000, 200  # records of a part; parts of a shard
-
-ENERGY, FORCES, STRESS, CHARGED, OPEN_SHELL, ISOLATED, FREE_MASK = (1 << i for i in range(7))  # bits of `labels`
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class ShardIndex:
         path: of the shard.
         keys: of the records, (n,) uint64, or bytes where a key has leading zeros.
         n_atoms, free_components: (n,) uint32; components of forces on free atoms.
-        labels: (n,) uint8, the bits above.
+        labels: (n,) uint8, the bits of row_facts.
         max_force: (n,) float32, eV/Å, largest length of a force; NaN where there are none.
         elements: (n,) uint32 into ``element_sets``.
         heads: (n,) uint16 into ``head_names``.
@@ -92,9 +88,25 @@ class ShardIndex:
         return len(self.keys) + sum(count for count, _ in self.faults.values())
 
     @property
-    def sha256(self) -> str:
-        """Of the shard's file."""
-        return str(self.header["sha256"])
+    def identity(self) -> str:
+        """What tells the shard from others: size, last transaction and hashes of the sampled rows."""
+        about = [self.header["state"], self.header["sampled"]]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the shard's file; None where nobody has asked for it."""
+        found = self.header["sha256"]
+        return None if found is None else str(found)
+
+    def keep_sha256(self, digest: str) -> None:
+        """From now on the index has it."""
+        self.header["sha256"] = digest
+        if self.place is not None:
+            contents = array_file.read(self.place)
+            columns = {name: [array] for name, array in contents.arrays.items()}
+            with contextlib.suppress(OSError):
+                array_file.write(self.place, self.header, columns)
 
     def key(self, row: int) -> bytes:
         """The LMDB's key of a row."""
@@ -109,13 +121,16 @@ def key_bytes(stored: Any) -> bytes:
 # ---- opening
 
 
-def open_indexes(paths: Sequence[Path], recipe: Recipe, *, verify: bool = False) -> list[ShardIndex]:
+def open_indexes(
+    paths: Sequence[Path], recipe: Recipe, *, verify: bool = False, hashed: bool = False
+) -> list[ShardIndex]:
     """The index of every shard; those that are not there, or are of another version of the file, are made.
 
     Args:
         paths: of the shards.
         recipe: label names and inputs.
-        verify: compare the hash of each whole file with the one of its index.
+        verify: compare the hash of each whole file with the one that its index keeps; where it has none, keep it.
+        hashed: every index is to have the hash of the whole file. Else none is made: it takes reading everything again.
 
     Raises:
         InputError: a shard is no LMDB, is cut off, changed, or reading it ended a process.
@@ -123,16 +138,17 @@ def open_indexes(paths: Sequence[Path], recipe: Recipe, *, verify: bool = False)
     for path in paths:
         state_of(path)
     with _alone(paths, recipe):
-        found = _kept_indexes(paths, recipe, verify)
+        digests = _verified(paths, recipe) if verify else {}
+        found = _kept_indexes(paths, recipe)
         missing = [path for path in paths if path not in found]
         if missing:
             found |= _build(missing, recipe)
+        if verify or hashed:
+            _keep_hashes([index for index in found.values() if index.sha256 is None], digests)
     return [found[path] for path in paths]
 
 
-def _kept_indexes(paths: Sequence[Path], recipe: Recipe, verify: bool) -> dict[Path, ShardIndex]:
-    if verify:
-        _verify(paths, recipe)
+def _kept_indexes(paths: Sequence[Path], recipe: Recipe) -> dict[Path, ShardIndex]:
     found = {path: index for path in paths if (index := _kept(path, recipe)) is not None}
     tasks = [(path, index.header["sampled"]) for path, index in found.items()]
     for number, same in parallel.in_children(_sampled_rows_are, tasks):
@@ -141,23 +157,33 @@ def _kept_indexes(paths: Sequence[Path], recipe: Recipe, verify: bool) -> dict[P
     return found
 
 
-def _verify(paths: Sequence[Path], recipe: Recipe) -> None:
-    """Compare every file as a whole with the index that lies there, of whatever version of the file it is."""
+def _verified(paths: Sequence[Path], recipe: Recipe) -> dict[Path, str]:
+    """The hash of every file, equal to that in the index that lies there, of whatever version of the file it is."""
     kept = {path: stored for path in paths if (stored := _stored_sha256(path, recipe)) is not None}
-    hashed = list(kept)
-    for number, digest in parallel.in_children(_sha256, hashed):
-        place, expected = kept[hashed[number]]
-        if digest != expected:
+    digests = {paths[number]: digest for number, digest in parallel.in_children(_sha256, paths)}
+    for path, (place, expected) in kept.items():
+        if digests[path] != expected:
             raise InputError(
-                f"{hashed[number]} is not the file that was indexed: its sha256 is {digest}, the index {place} has "
+                f"{path} is not the file that was indexed: its sha256 is {digests[path]}, the index {place} has "
                 f"{expected}; copy it again, or remove the index if the file was meant to change"
             )
+    return digests
+
+
+def _keep_hashes(indexes: Sequence[ShardIndex], known: Mapping[Path, str]) -> None:
+    for index in indexes:
+        if index.path in known:
+            index.keep_sha256(known[index.path])
+    missing = [index for index in indexes if index.sha256 is None]
+    for number, digest in parallel.in_children(_sha256, [index.path for index in missing]):
+        missing[number].keep_sha256(digest)
 
 
 def _stored_sha256(path: Path, recipe: Recipe) -> tuple[Path, str] | None:
     for place in places(path, recipe):
         with contextlib.suppress(OSError, Damaged, KeyError):
-            return place, str(array_file.read(place).header["sha256"])
+            kept = array_file.read(place).header["sha256"]
+            return None if kept is None else (place, str(kept))
     return None
 
 
@@ -298,7 +324,7 @@ def _survey(task: tuple[Path, Path | None, Recipe]) -> _Survey:
     work = _workplace(place)
     work.mkdir(exist_ok=True)
     state = state_of(path)
-    header = _about(path, keys, state, [warned] if warned else [], hashed=False)
+    header = _about(path, keys, state, [warned] if warned else [])
     if (work / "keys").exists() and _is_current(work / "keys", header):
         return _Survey(len(keys), None)
     shutil.rmtree(work, ignore_errors=True)  # of another version of the file
@@ -352,20 +378,18 @@ def _plain_metadata(file: LmdbFile, name: bytes) -> object:
         return None
 
 
-def _about(
-    path: Path, keys: NDArray[Any], state: FileState, warnings: list[str], *, hashed: bool = True
-) -> dict[str, Any]:
+def _about(path: Path, keys: NDArray[Any], state: FileState, warnings: list[str]) -> dict[str, Any]:
     """The part of the header that says for which version of the file the index holds."""
     rows = sorted(set(np.linspace(0, len(keys) - 1, SAMPLED_ROWS).astype(int).tolist())) if len(keys) else []
     sampled = [key_bytes(keys[row]) for row in rows]
     digests = [_digest(value) for value in LmdbFile(path).get_all(sampled)]
-    about = {
+    return {
         "format": FORMAT,
         "state": list(state),
         "sampled": [[key.decode(), digest] for key, digest in zip(sampled, digests, strict=True)],
         "warnings": warnings,
+        "sha256": None,
     }
-    return about | {"sha256": _sha256(path)} if hashed else about
 
 
 def _index_part(part: _Part, recipe: Recipe) -> None:
@@ -378,81 +402,17 @@ def index_rows(
     path: Path, keys: NDArray[Any], recipe: Recipe
 ) -> tuple[dict[str, Any], dict[str, Sequence[NDArray[Any]]]]:
     """Header and columns of the index of some records."""
-    rows: list[tuple[int, int, int, int, float, int, int]] = []
-    positions: list[int] = []
-    sets: dict[frozenset[int], int] = {}
-    heads: dict[str | None, int] = {}
-    names: Counter[tuple[str | None, str | None, str | None]] = Counter()
-    rules: Counter[str] = Counter()
-    layouts: Counter[str] = Counter()
-    faults: dict[str, list[Any]] = {}
-    is2re = 0
-    for position, value in enumerate(LmdbFile(path).get_all(map(key_bytes, keys))):
-        try:
-            found = decode(value, "", recipe.keys, recipe.features)
-            fault = fault_of(found.structure)
-        except (RowError, LabelError) as error:
-            fault = str(error)
-        if fault:
-            _count_fault(faults, fault.split(" (")[0], keys[position])
-            continue
-        s = found.structure
-        atoms = frozenset(s.atomic_numbers.tolist())
-        positions.append(position)
-        rows.append(
-            (
-                s.n_atoms,
-                _free_components(found),
-                _bits(found),
-                sets.setdefault(atoms, len(sets)),
-                float("nan") if s.forces is None else float(np.sqrt(np.square(s.forces).sum(axis=1).max())),
-                heads.setdefault(s.head, len(heads)),
-                0,
-            )
-        )
-        names[found.names] += not s.is_isolated_atom
-        rules[found.pbc_rule] += 1
-        layouts[found.layout] += 1
-        is2re += found.is2re
-    columns = list(zip(*rows, strict=True)) or [()] * 7
-    bits = np.array([element_bits(atoms) for atoms in sets], dtype=np.uint64).reshape(-1, 2)
-    header = {
-        "heads": list(heads),
-        "names": [[list(n), count] for n, count in names.items()],
-        "pbc_rules": rules,
-        "layouts": layouts,
-        "faults": faults,
-        "is2re": is2re,
-    }
-    dtypes = (("n_atoms", "u4"), ("free_components", "u4"), ("labels", "u1"), ("elements", "u4"), ("max_force", "f4"))
-    arrays: dict[str, Sequence[NDArray[Any]]] = {"keys": [keys[positions]]}
-    arrays |= {name: [np.array(columns[i], dtype=dtype)] for i, (name, dtype) in enumerate(dtypes)}
-    return header, arrays | {"heads": [np.array(columns[5], dtype="u2")], "element_sets": [bits]}
-
-
-def _free_components(found: Decoded) -> int:
-    s = found.structure
-    if s.forces is None:
-        return 0
-    return 3 * (s.n_atoms if s.free_atoms is None else int(s.free_atoms.sum()))
-
-
-def _bits(found: Decoded) -> int:
-    s = found.structure
-    present = ((s.energy, ENERGY), (s.forces, FORCES), (s.stress, STRESS), (s.free_atoms, FREE_MASK))
-    bits = sum(bit for value, bit in present if value is not None)
-    bits |= CHARGED if found.charge != 0 else 0
-    bits |= OPEN_SHELL if found.spin not in (0, 1) else 0
-    return bits | (ISOLATED if s.is_isolated_atom else 0)
-
-
-def _count_fault(faults: dict[str, list[Any]], reason: str, key: Any) -> None:
-    if reason not in faults and len(faults) >= MOST_REASONS:
-        reason = "other faults"
-    entry = faults.setdefault(reason, [0, []])
-    entry[0] += 1
-    if len(entry[1]) < SHOWN_OFFENDERS:
-        entry[1].append(key_bytes(key).decode())
+    file = LmdbFile(path, in_order=True)
+    header, columns = facts_of(
+        file.get_all(map(key_bytes, keys)),
+        again=lambda row: file.get(key_bytes(keys[row])),
+        key=lambda row: key_bytes(keys[row]).decode(),
+        n=len(keys),
+        labels=recipe.keys,
+        features=recipe.features,
+    )
+    rows = columns.pop("rows")
+    return header, {"keys": [keys[rows]]} | {name: [column] for name, column in columns.items()}
 
 
 def _assemble(parts: Sequence[_Part]) -> None:
@@ -486,7 +446,7 @@ def _assemble(parts: Sequence[_Part]) -> None:
             entry[0] += count
             entry[1] = [*entry[1], *offenders][:SHOWN_OFFENDERS]
     header |= {"names": [[list(n), count] for n, count in names.items()], "heads": list(heads)}
-    header |= {"pbc_rules": rules, "layouts": layouts, **about, "sha256": _sha256(parts[0].path)}
+    header |= {"pbc_rules": rules, "layouts": layouts, **about}
     bits = np.array(list(sets), dtype=np.uint64).reshape(-1, 2)
     array_file.write(place, header, {**columns, "element_sets": [bits]})
 
@@ -545,7 +505,7 @@ def _kept_edges(index: ShardIndex, r_max: float) -> NDArray[np.uint32] | None:
         return None
     try:
         contents = array_file.read(place)
-        if contents.header == {"sha256": index.sha256} and len(contents.arrays["n_edges"]) == len(index):
+        if contents.header == {"identity": index.identity} and len(contents.arrays["n_edges"]) == len(index):
             return contents.arrays["n_edges"]
     except (OSError, Damaged, KeyError):
         pass
@@ -556,7 +516,7 @@ def _keep_edges(index: ShardIndex, r_max: float, counts: NDArray[np.uint32]) -> 
     place = _edges_place(index, r_max)
     if place is not None:
         with contextlib.suppress(OSError):
-            array_file.write(place, {"sha256": index.sha256}, {"n_edges": [counts]})
+            array_file.write(place, {"identity": index.identity}, {"n_edges": [counts]})
             shutil.rmtree(_workplace(place), ignore_errors=True)
 
 
@@ -567,7 +527,8 @@ def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float) -> NDArray[np.ui
         contents = array_file.read(part.index_place)
         keys = contents.arrays["keys"][part.begin : part.end]
         work = _workplace(part.index_place.with_name(f"{part.index_place.name}.edges-{r_max!r}"))
-        name = f"{contents.header['sha256'][:16]}-{part.begin:012d}-{part.end:012d}"
+        identity = ShardIndex(part.path, part.index_place, contents).identity
+        name = f"{identity[:16]}-{part.begin:012d}-{part.end:012d}"
         with contextlib.suppress(OSError):
             work.mkdir(exist_ok=True)
             file = work / name
@@ -576,7 +537,7 @@ def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float) -> NDArray[np.ui
                     return array_file.read(file).arrays["n_edges"].copy()
     assert keys is not None
     counts = np.zeros(len(keys), dtype=np.uint32)
-    for row, value in enumerate(LmdbFile(part.path).get_all(map(key_bytes, keys))):
+    for row, value in enumerate(LmdbFile(part.path, in_order=True).get_all(map(key_bytes, keys))):
         where = f"{part.path} key {key_bytes(keys[row]).decode()}"
         try:
             counts[row] = count_edges(decode(value, where, recipe.keys, recipe.features).structure, r_max)

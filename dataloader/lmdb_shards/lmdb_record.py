@@ -1,16 +1,17 @@
 """From the bytes of one LMDB row, in any of the layouts, to a structure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.batch import FeatureSpec
-from dataloader.labels import LabelKeys, feature_of, find_labels, kept, weight_of
+from dataloader.labels import LabelKeys, feature_of, find_labels, kept, names_of_labels, weight_of
 from dataloader.lmdb_shards import ase_rows, packed_rows, restricted_pickle
 from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData
-from dataloader.neighbors import MIN_DISTANCE, closest_pair, may_touch
+from dataloader.neighbors import MIN_DISTANCE, closest_pair, surely_apart
 from dataloader.structure import Edges, Structure, geometry_fault, label_fault, volume_of
 
 POSITION_NAMES = ("pos", "positions")
@@ -48,8 +49,8 @@ class Decoded(NamedTuple):
     is2re: bool  # relaxed energies or positions are there, as in OC20's IS2RE rows
 
 
-def record_of(value: bytes) -> tuple[Mapping[str, object], str]:
-    """The names of a row with their values, and its layout.
+def record_of(value: bytes, only: Collection[str] | None = None) -> tuple[Mapping[str, object], str]:
+    """The names of a row with their values, and its layout; of a pickle only the names that are asked for.
 
     Raises:
         RowError: it is none of the layouts, or damaged.
@@ -59,9 +60,9 @@ def record_of(value: bytes) -> tuple[Mapping[str, object], str]:
     if value.startswith(ase_rows.ZLIB_BEGINS):
         return ase_rows.loads(value), ASE
     if value[:1] == b"\x80" and value[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        record = restricted_pickle.loads(value)
+        record = restricted_pickle.loads(value, only=only)
         if isinstance(record, TorchGeometricData):
-            return record, PYG_2 if b"GlobalStorage" in value else PYG_1
+            return record, PYG_1 if record.version == 1 else PYG_2
         if isinstance(record, dict):
             return record, DICTS
         raise RowError(f"record is a {type(record).__name__}, expected a torch_geometric Data or a dict")
@@ -89,7 +90,7 @@ def decode(
     Raises:
         RowError, LabelError: it cannot be read, or a label cannot be used.
     """
-    record, layout = record_of(value)
+    record, layout = record_of(value, names_read(keys, tuple(features), tuple(keep)))
     numbers = _array(record, NUMBER_NAMES, np.float64)
     positions = _array(record, POSITION_NAMES, np.float64)
     if numbers.ndim != 1 or positions.shape != (len(numbers), 3):
@@ -132,13 +133,24 @@ def decode(
     )
 
 
+@cache
+def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]) -> frozenset[str]:
+    """Every name of a record that `decode` looks at."""
+    weights = ("config_weight", "config_energy_weight", "config_forces_weight", "config_stress_weight")
+    others = ("cell", "pbc", "fixed", "head", "config_type", "edges", *ALIASES, *ALIASES.values(), *weights)
+    inputs = [spec.name for spec in features]
+    return frozenset({*NUMBER_NAMES, *POSITION_NAMES, *IS2RE_NAMES, *others, *names_of_labels(keys), *inputs, *keep})
+
+
 def fault_of(structure: Structure) -> str | None:
     """What makes a structure unusable whoever uses it, as a phrase; None where it is sound."""
     fault = geometry_fault(structure) or label_fault(structure)
     if fault:
         return fault
-    if not may_touch(structure):
-        return None
+    if len(set(structure.pbc)) == 1:
+        cells = structure.cell[None] if structure.periodic else None
+        if surely_apart(structure.positions[None], cells)[0]:
+            return None
     closest = closest_pair(structure)
     if closest and closest[0] < MIN_DISTANCE:
         return f"two atoms closer than {MIN_DISTANCE} Å (atoms {closest[1]} and {closest[2]})"
@@ -213,6 +225,6 @@ def _free_atoms(record: Mapping[str, object], n_atoms: int) -> NDArray[np.bool_]
 def _truths(record: Mapping[str, object], name: str) -> NDArray[np.bool_]:
     """Values that are true or false, 0 or 1; text would be true whatever it says."""
     values = _array(record, (name,), np.float64).reshape(-1)
-    if not np.isin(values, (0.0, 1.0)).all():
+    if not ((values == 0.0) | (values == 1.0)).all():
         raise RowError(f"{name} holds other values than 0 and 1")
     return values.astype(bool)

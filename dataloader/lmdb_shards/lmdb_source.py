@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
-from dataloader.lmdb_shards import lmdb_index as index_bits
+from dataloader.lmdb_shards import row_facts as index_bits
 from dataloader.lmdb_shards.lmdb_file import LmdbFile, shards_of
 from dataloader.lmdb_shards.lmdb_index import Recipe, ShardIndex, edge_counts, open_indexes
 from dataloader.lmdb_shards.lmdb_record import ALIASES, NO_LAYOUT, SUPPORTED, decode
@@ -58,7 +58,7 @@ class LmdbSource:
         self.path, self.recipe = path, Recipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
-        self.indexes = open_indexes(self.shards, self.recipe, verify=filters.verify)
+        self.indexes = open_indexes(self.shards, self.recipe, verify=filters.verify, hashed=manifest is not None)
         if manifest:
             manifest.compare([index.sha256 for index in self.indexes])
         self.files = [LmdbFile(shard) for shard in self.shards]
@@ -280,4 +280,4 @@ class LmdbSource:
 
     def content(self) -> bytes:
         """What tells these data from others."""
-        return b"".join(f"{index.sha256}{len(index)}".encode() for index in self.indexes)
+        return b"".join(f"{index.identity}{len(index)}".encode() for index in self.indexes)

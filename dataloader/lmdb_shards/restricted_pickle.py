@@ -1,11 +1,11 @@
 """Read the pickled row of an LMDB (torch_geometric rows of OC20/OC22, plain dicts) without running anything in it."""
 
-import io
 import math
 import operator
 import pickle
 import pickletools
 import re
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,8 +29,10 @@ class RowError(ValueError):
 class TorchGeometricData(dict[str, object]):
     """The attributes of one torch_geometric ``Data``; a class of its own because such rows imply periodicity."""
 
+    version = 1  # of torch_geometric: 1, or 2 where the attributes lie in a GlobalStorage
 
-def loads(data: bytes, *, max_bytes: int = 64 * 2**20) -> object:
+
+def loads(data: bytes, *, max_bytes: int = 64 * 2**20, only: Collection[str] | None = None) -> object:
     """Return the row as plain Python values and numpy arrays; nothing the row names is imported or called.
 
     torch tensors become arrays that own their memory, numpy scalars become Python numbers, a torch_geometric ``Data``
@@ -40,6 +42,7 @@ def loads(data: bytes, *, max_bytes: int = 64 * 2**20) -> object:
     Args:
         data: the value as it lies in the LMDB, pickle protocol 2 to 5.
         max_bytes: longer rows are refused unread.
+        only: names of a Data or dict at the top of the row; the others, half of an OC20 row, are left out unconverted.
 
     Raises:
         RowError: whatever is wrong; no other exception leaves this function.
@@ -52,7 +55,7 @@ def loads(data: bytes, *, max_bytes: int = 64 * 2**20) -> object:
         raise RowError(f"row is no pickle of protocol 2 to 5 (it begins with {ascii(data[:4])[1:]})")
     try:
         _scan(data)
-        return _Plain(2 * len(data) + _SPARE_BYTES).value(_unpickle(data))
+        return _Plain(2 * len(data) + _SPARE_BYTES, only).value(_unpickle(data))
     except RowError:
         raise
     except MemoryError:
@@ -504,7 +507,23 @@ def _unpickle(data: bytes) -> object:
     Reading a file, it drops what is left of a frame when an opcode crosses the frame's end, and goes on elsewhere than
     a straight pass over the bytes does. One frame around everything leaves it nothing to drop, and is faster too.
     """
-    return _Unpickler(io.BytesIO(pickle.FRAME + len(data).to_bytes(8, "little") + data)).load()
+    return _Unpickler(_Framed(data)).load()
+
+
+class _Framed:
+    """A file of one frame, in the three pieces that the C unpickler asks for: the row itself is not copied."""
+
+    def __init__(self, data: bytes) -> None:
+        self._pieces = [data, len(data).to_bytes(8, "little"), pickle.FRAME]
+
+    def read(self, n: int, /) -> bytes:
+        """The next piece, as long as was asked for; nothing where there is none."""
+        piece = self._pieces.pop() if self._pieces else b""
+        return piece if len(piece) == n else b""  # an unpickler that gets too little refuses the row
+
+    def readline(self) -> bytes:
+        """Nothing lies outside of the frame."""
+        return b""
 
 
 class _Plain:
@@ -516,9 +535,10 @@ class _Plain:
 
     _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 
-    def __init__(self, n_bytes: int) -> None:
+    def __init__(self, n_bytes: int, only: Collection[str] | None = None) -> None:
         self.bytes_left = n_bytes
         self.items_left = _MAX_OPCODES
+        self.only = only
 
     def take(self, n_bytes: int) -> None:
         """Count memory before it is taken."""
@@ -543,11 +563,13 @@ class _Plain:
             case _Tensor() | _NumpyArray():
                 return value.array(self)
             case _Data():
-                return TorchGeometricData({k: self.value(v, depth) for k, v in value.attributes().items()})
+                data = TorchGeometricData(self._values(value.attributes(), depth))
+                data.version = 2 if isinstance(value.state.get("_store"), _GlobalStorage) else 1
+                return data
             case dict():
                 if not all(type(key) in (str, int) for key in value):
                     raise RowError("dict has a key that is neither str nor int")
-                return {k: self.value(v, depth) for k, v in value.items()}
+                return self._values(value, depth)
             case list():
                 return [self.value(item, depth) for item in value]
             case tuple():
@@ -557,6 +579,12 @@ class _Plain:
             case bytearray() | _Latin1():
                 return self.buffer(value)
         raise RowError(f"a bare {getattr(value, '__name__', type(value).__name__).lstrip('_')} is no value")
+
+    def _values(self, named: dict[Any, object], depth: int) -> dict[Any, object]:
+        """The values of a dict; at the top of a row those that were asked for."""
+        if self.only is not None and depth == 1:
+            named = {name: named[name] for name in named if name in self.only}
+        return {name: self.value(value, depth) for name, value in named.items()}
 
     def buffer(self, value: object) -> bytes:
         """A byte string of the row in any of its three spellings."""

@@ -25,7 +25,7 @@ class Manifest:
         """Files of the shards, in order."""
         return [self.folder / shard["file"] for shard in self.content["shards"]]
 
-    def compare(self, found: Sequence[str]) -> None:
+    def compare(self, found: Sequence[str | None]) -> None:
         """Compare the sha256 of the shards, as their indexes have them, with those of the manifest.
 
         Raises:

@@ -1,8 +1,10 @@
 """What happens after the last step: the best model's errors on every data set, and the file for mace's calculator."""
 
+import numpy as np
 import torch
 
-from dataloader.dataset import OF_HEAD
+from dataloader.dataset import OF_HEAD, Dataset
+from dataloader.packing import epoch_order
 from losses import Loss, Metrics
 from model_utils import model_loader
 from model_utils.errors import SaveError
@@ -14,6 +16,8 @@ from model_utils.run.run_files import RunFiles
 from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions
 
+MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
+
 
 def report_best(
     options: TrainOptions,
@@ -23,7 +27,7 @@ def report_best(
     loss: Loss,
     device: torch.device,
 ) -> None:
-    """Evaluate the best model, as it lies on the disk, on training, validation and test data.
+    """Evaluate the best model, as it lies on the disk, on training (at most a sample), validation and test data.
 
     Raises:
         SaveError: the module or the last record could not be written; checkpoint and best model are.
@@ -39,7 +43,8 @@ def report_best(
     module = best.module.to(device)
     network = model_loader.network(module, options.step, best.description)
     parameters = model_loader.trainable(module)
-    sets = {"train": data.train, "valid": data.valid} | ({"test": data.test} if data.test is not None else {})
+    sets = {"train": _some_of(data.train, options.seed), "valid": data.valid}
+    sets |= {"test": data.test} if data.test is not None else {}
     rows, parts = dict[str, Metrics](), dict[str, Metrics]()
     for name, dataset in sets.items():
         rows[name], by_source = Evaluator(dataset, options, device)(network, parameters, loss)
@@ -66,3 +71,11 @@ def report_best(
         raise SaveError(
             f"{failed}; checkpoint and best model are on the disk, start it again with --resume auto, or resume.py"
         )
+
+
+def _some_of(train: Dataset, seed: int) -> Dataset:
+    """The training data, or where they are many a sample of them."""
+    if len(train) <= MOST_OF_TRAIN:
+        return train
+    log.info("train: %d of %d structures are drawn to judge the best model (seed %d)", MOST_OF_TRAIN, len(train), seed)
+    return train.subset(np.sort(epoch_order(len(train), seed, epoch=0)[:MOST_OF_TRAIN]))

@@ -81,7 +81,7 @@ class FilterOptions:
     drop_charged: bool = False
     """Leave out LMDB records with a charge or spin for which the model has no input, and count them; unless given, they are an error."""
     verify: bool = False
-    """Compare the sha256 of every LMDB with that of the day it was indexed, before anything is read from it."""
+    """Compare the sha256 of every LMDB with that of the first run with this flag, before anything is read from it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import lmdb_index, lmdb_source, packed_rows
 from dataloader.lmdb_shards.lmdb_index import places
-from dataloader.lmdb_shards.lmdb_record import decode, record_of
+from dataloader.lmdb_shards.lmdb_record import decode, fault_of, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.loader import Loader
@@ -114,7 +114,7 @@ def test_mutated_rows_are_refused_or_read_and_nothing_else(request: pytest.Fixtu
             began = time.monotonic()
             try:
                 found = decode(row, "x", LabelKeys())
-                lmdb_index.fault_of(found.structure)
+                fault_of(found.structure)
             except (RowError, LabelError) as error:
                 if "\n" in str(error) or not str(error):
                     return 2
@@ -190,7 +190,7 @@ def test_mutated_files_end_no_process(verify: bool, tmp_path: Path, monkeypatch:
     path = write_dicts(tmp_path / "some.lmdb", labelled(60))
     content, rng = path.read_bytes(), random.Random(2)
     index = places(path, lmdb_index.Recipe(LabelKeys()))[0]
-    assert everything(path, verify=False) == 0
+    assert everything(path, verify=True) == 0
     kept = index.read_bytes()
     codes = []
     for _ in range(FILES // 2):
@@ -254,7 +254,7 @@ def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp
     frames = labelled(400)
     path = put(tmp_path / "train.lmdb", {str(i).encode(): dict_row(a, pad=np.zeros(500)) for i, a in enumerate(frames)})
     code = (
-        "import os, sys; from model_utils import train_mace; from model_utils.run import training, open_data\n"
+        "import os, sys; from model_utils import train_mace; from model_utils.run import open_data\n"
         "look = open_data.training_data\n"
         "def cutting(*a, **k):\n"
         f"    found = look(*a, **k); os.truncate({str(path)!r}, 16384); return found\n"
@@ -269,6 +269,28 @@ def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ")
     assert str(path) in line
+
+
+def test_a_process_ends_with_workers_at_hand(tmp_path: Path) -> None:
+    """Workers outlive SIGTERM, which is how Python ends the children of a process that is over."""
+    path = write_dicts(tmp_path / "some.lmdb", labelled(4))
+    code = (
+        "import sys, torch, numpy as np\n"
+        "from pathlib import Path\n"
+        "from dataloader.batch import ModelFacts\n"
+        "from dataloader.dataset import Dataset\n"
+        "from dataloader.labels import LabelKeys\n"
+        "from dataloader.lmdb_shards.lmdb_source import LmdbSource\n"
+        "from dataloader.loader import Loader\n"
+        "facts = ModelFacts(atomic_numbers=(1, 8), heads=('D',), atomic_energies=((0.0, 0.0),), r_max=3.0)\n"
+        "source = LmdbSource(Path(sys.argv[1]), LabelKeys(), require_labels=True, max_dropped=0)\n"
+        "loader = Loader(Dataset([source], facts, torch.float64), num_workers=1)\n"
+        "batches = loader.batches([np.array([i]) for i in range(4)])\n"
+        "print(next(batches).n_structures)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr[-1000:]
 
 
 def test_a_child_that_is_killed_asks_for_memory(tmp_path: Path) -> None:

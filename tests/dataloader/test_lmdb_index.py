@@ -1,6 +1,7 @@
 """The index: made once, kept, made again when the file is another, interrupted without harm; filters and samples."""
 
 import faulthandler
+import hashlib
 import os
 import pickle
 import signal
@@ -138,8 +139,11 @@ def test_a_damaged_index_is_made_again(damage: str, path: Path) -> None:
     assert place.read_bytes() == content
 
 
-def test_verify_compares_the_whole_file(path: Path) -> None:
-    source(path)
+def test_verify_keeps_the_hash_of_the_whole_file_and_compares(path: Path) -> None:
+    assert source(path).indexes[0].sha256 is None, "nobody has asked: it takes reading everything again"
+    kept = source(path, verify=True).indexes[0].sha256
+    assert kept == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source(path).indexes[0].sha256 == kept
     content = bytearray(path.read_bytes())
     place = content.rfind(b"energy")  # in a row that is not one of the sampled ones, most likely
     content[place] ^= 1

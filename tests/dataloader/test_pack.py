@@ -146,7 +146,8 @@ def test_killed_and_continued_it_gives_the_identical_manifest(after: int, plante
     command = [sys.executable, "dataloader/pack.py", *arguments, "--output_dir"]
     subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
     slow = (
-        "import sys, time; sys.path.insert(0, '.'); from dataloader import shard_writer, pack\n"
+        "import sys, time; sys.path.insert(0, '.')\n"
+        "from dataloader import pack; from dataloader.packed import shard_writer\n"
         "old = shard_writer._write_json\n"
         "def slowly(path, content):\n    old(path, content); time.sleep(0.3)\n"
         "shard_writer._write_json = slowly; sys.exit(pack.main(sys.argv[1:]))"
@@ -158,6 +159,7 @@ def test_killed_and_continued_it_gives_the_identical_manifest(after: int, plante
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "cut").glob("*/*.lmdb"))) < after and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert process.poll() is None, "it is killed at work"
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "cut").glob("*/manifest.json"))

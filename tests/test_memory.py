@@ -275,6 +275,35 @@ def test_auto_budget_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert budget.measured_edges(step, Waters(), torch.device("cpu"), 4) <= 10**8
 
 
+def test_the_limit_of_a_job_is_seen(tmp_path: Path) -> None:
+    """Of all groups around the process; what was only read from files counts as free."""
+    names = {"memory.max": "4000", "memory.current": "3000", "memory.stat": "active_file 500\ninactive_file 700"}
+    older = {"limit_in_bytes": "4000", "usage_in_bytes": "3000", "stat": "total_active_file 1\ntotal_inactive_file 2"}
+    for folder, files in (
+        ("slurm/job_1", names),
+        ("slurm/job_1/step_0", {**names, "memory.max": "max"}),
+        ("memory/slurm", {f"memory.{name}": text for name, text in older.items()}),
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        for name, text in files.items():
+            (tmp_path / folder / name).write_text(f"{text}\n")
+    (tmp_path / "own").write_text("3:memory:/slurm/elsewhere\n1:name=systemd:/\n0::/slurm/job_1/step_0\n")
+    assert memory._group_free(tmp_path / "own", tmp_path) == [1003, 2200]
+    assert min(memory._group_free(), default=1) > 0
+
+
+def test_auto_says_where_an_epoch_is_one_step(
+    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 30)), "--dry_run"]
+    words += ["--max_edges_per_batch", "auto", "--output_checkpoint", str(tmp_path / "run")]
+    for more, batches in ([], 1), (["--batch_size", "9"], 3):
+        assert train_mace.main([*words, *more]) == 0
+        shown = capsys.readouterr().out
+        assert ("an epoch is one step" in shown) == (batches == 1)
+        assert f"({batches} batches)" in shown
+
+
 def test_auto_is_refused_where_it_means_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert train_mace.main(["--input_json", "m.json", "--xyz_train", "t.xyz", "--max_edges_per_batch", "much"]) == 2
     assert "expected" in capsys.readouterr().err

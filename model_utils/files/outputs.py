@@ -62,6 +62,11 @@ class Outputs:
         return self.checkpoint.with_name(f"{self.run_name}_replay.xyz")
 
     @property
+    def replay_before(self) -> Path:
+        """Those of a run that is to be overwritten, until the new one begins."""
+        return self.replay.with_suffix(".before.xyz")
+
+    @property
     def stage_one_model(self) -> Path:
         """Best model of stage one, where there is a second stage."""
         return self.model.with_name(f"{_stem(self.model)}_stage_one_model.pt")
@@ -122,6 +127,7 @@ class Outputs:
         own = (
             *(self.checkpoint, previous_generation(self.checkpoint), self.model, self.stage_one_model),
             *(self.bare_module, self.metrics, self.config, self.log, self.valid_names, damaged(self.checkpoint)),
+            self.replay_before,
         )
         return [path for path in own if path.exists()]
 

@@ -8,6 +8,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 from model_utils.errors import InputError, VerificationError
@@ -27,6 +28,8 @@ def load(path: Path) -> object:
     try:
         content = checkpoint.load_inert(path)
     except VerificationError as refused:
+        if path.read_bytes()[:2] == b"PK" and not zipfile.is_zipfile(path):
+            raise  # cut off: its own code could not open it either
         log.warning(
             "warning: --trust_pickle: %s (sha256 %s) is not readable as data (%s); the code in it runs now, with your "
             "rights",
@@ -44,8 +47,12 @@ def _executed(path: Path) -> object:
         plain = Path(folder) / "plain.pt"
         words = [sys.executable, str(UNPICKLING), str(path), str(plain)]
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        if done.returncode or not plain.exists():
+            silent = f"its process ended with code {done.returncode} and said nothing"
+            said = (done.stderr.strip().splitlines() or [silent])[-1]
             kind = InputError if done.returncode == InputError.exit_code else VerificationError
             raise kind(f"{path}, executed: {said:.300}")
-        return checkpoint.load_inert(plain)
+        try:
+            return checkpoint.load_inert(plain)
+        except VerificationError as error:
+            raise VerificationError(f"{path}, executed: {error}".replace(str(plain), "what came of it")) from None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from model_utils.run.open_data import TrainingData
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.runtime import log
-from model_utils.settings.options import BatchOptions, EvaluateOptions, TrainOptions, rates_by_pattern
+from model_utils.settings.options import BatchOptions, EvaluateOptions, FinetuneOptions, TrainOptions, rates_by_pattern
 from optimizer import Schedule, ScheduleSettings, build_optimizer
 
 DEFAULT_BATCH_SIZE = 10
@@ -54,12 +55,20 @@ def with_measured_budget(
         loss_and_gradients(network, parameters, [batch], loss)
 
     edges = measured_edges(step, dataset, device, options.batch_size)
+    if options.batch_size is None and options.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
+        log.warning(
+            "warning: the memory holds all of the training data as one batch, so an epoch is one step; "
+            "--batch_size limits batches as well"
+        )
     return replace(options, max_edges_per_batch=edges)
 
 
+Batching = TypeVar("Batching", EvaluateOptions, FinetuneOptions)
+
+
 def with_measured_evaluation_budget(
-    options: EvaluateOptions, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
-) -> EvaluateOptions:
+    options: Batching, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
+) -> Batching:
     """The same for an evaluation, which needs less memory per edge."""
     if options.max_edges_per_batch != "auto":
         return options

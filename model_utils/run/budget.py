@@ -38,18 +38,20 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
     order, n_edges = epoch_order(len(dataset), seed=0, epoch=0), dataset.n_edges
     smallest, everything = int(n_edges.max()), int(n_edges.sum())
     allowed = SHARE[device.type] * memory.free(device)
-    began, before = time.monotonic(), memory.peak(device, since_now=True)
+    began = time.monotonic()
     edges = max(FIRST_PROBE, smallest)
     with memory.naming(dataset.names):
         while True:
-            batch = _first_batch(dataset, order, n_edges, edges, structures).to(device)
+            batch = _first_batch(dataset, order, n_edges, edges, structures)
+            before = memory.peak(device, since_now=True)  # what earlier steps left behind is not of this one
+            batch = batch.to(device)
             step(batch)
             grown = memory.peak(device) - before
             if grown > allowed / 8 or batch.n_edges < edges / 2 or time.monotonic() - began > PROBING:
                 break
             edges *= 2
     per_edge = max(grown, 1) / max(batch.n_edges, 1)
-    budget = max(_two_digits(int(min(allowed / per_edge, everything))), smallest, 1)
+    budget = max(min(_two_digits(int(allowed / per_edge)), everything), smallest, 1)
     log.info(
         "max_edges_per_batch auto: %d; a step takes %.3g kB per edge, and %.3g GiB of memory are to be had (%s)",
         budget,

@@ -58,6 +58,7 @@ def require_same_data(stored: Mapping[str, Any], mine: Mapping[str, Any], path: 
         raise VerificationError(
             f"{path}: the {role} data are not those of the run ({theirs.get('structures', 0)} structures of "
             f"{', '.join(theirs.get('files', ()))}; found {ours.get('structures', 0)} of "
-            f"{', '.join(ours.get('files', ()))}); give the same files, or start anew with --overwrite"
+            f"{', '.join(ours.get('files', ()))}); give the same files with the same head, weight and ratio, or start "
+            "anew with --overwrite"
         )
     return notes

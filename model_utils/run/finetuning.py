@@ -146,7 +146,7 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
 
 
 def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
-    """Refuse a place that holds another run or the source itself, before anything slow begins.
+    """Refuse a place that holds another run or what this one reads, before anything slow begins.
 
     Raises:
         InputError: naming the file.
@@ -154,14 +154,19 @@ def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
     if options.dry_run:
         return
     own = {path.resolve() for path in (*outputs.of_another_run(), *outputs.model_jsons, outputs.replay)}
-    read = [options.input_model, sidecar(options.input_model), options.input_json, options.replay]
-    for path in read:
+    source = [options.input_model, sidecar(options.input_model), options.input_json]
+    data = [*options.xyz_train, *options.xyz_val, *options.xyz_test, *(item.path for item in options.sources)]
+    for path in [*source, options.replay, *data]:
         if path is not None and path.exists() and path.resolve() in own:
-            raise InputError(
-                f"{path} is the source, and this run would write over it; give another --output_checkpoint"
-            )
+            what = "the source" if path in source else "read"
+            raise InputError(f"{path} is {what}, and this run would write over it; give another --output_checkpoint")
     if options.resume is None and not options.overwrite:
         outputs.refuse_another_run()
+        if options.replay_labels == "source" and outputs.replay.exists():
+            raise InputError(
+                f"{outputs.replay} is there already, and the labels of --replay would be written over it; move it "
+                "away, replace it with --overwrite, or give another --output_checkpoint"
+            )
 
 
 def origin(options: FinetuneOptions) -> Origin:

@@ -18,6 +18,12 @@ from model_utils.runtime import log
 
 T = TypeVar("T")
 
+# files of a control group by its controllers: limit, use, prefix in memory.stat of what is counted with groups below
+CGROUP = {
+    "": ("memory.max", "memory.current", ""),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+}
+
 
 class TooLarge(Exception):
     """One structure alone needs more memory than the device has."""
@@ -102,15 +108,24 @@ def _machine_free() -> int:
     return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
 
 
-def _group_free() -> list[int]:
-    """What the control group leaves (a container's or SLURM job's limit), version 2 or 1."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):
-            return [int(Path(limit).read_text()) - int(Path(used).read_text())]
-    return []
+def _group_free(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What this process's control group and those around it leave, version 2 or 1: a SLURM job's or container's limit.
+
+    Pages of files that were read count as used there, but the kernel gives them back: an LMDB would fill any limit.
+    """
+    found = []
+    for line in own.read_text(encoding="utf-8").splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, limit, used, kind = (mount / controllers, *CGROUP[controllers])
+        group = root / name.lstrip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
+            with suppress(OSError, ValueError, KeyError):  # the group at the top has no limit
+                stat = dict(text.split() for text in (folder / "memory.stat").read_text().splitlines())
+                cached = sum(int(stat[f"{kind}{which}_file"]) for which in ("active", "inactive"))
+                found.append(int((folder / limit).read_text()) - int((folder / used).read_text()) + cached)
+    return found
 
 
 def _address_space_free() -> int:

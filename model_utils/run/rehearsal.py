@@ -18,10 +18,13 @@ EPOCHS_LOOKED_AT = 5
 def largest_batch(batches: EpochBatches, epochs: int) -> Batch:
     """The largest batch of the first epochs: by edges where they are counted already, by atoms where not."""
     sizes = batches.dataset.n_edges if batches.budget.edges is not None else batches.dataset.n_atoms
-    plans = [batches.plan(epoch) for epoch in range(min(epochs, EPOCHS_LOOKED_AT))]
-    totals = [plan.totals(sizes) for plan in plans]
-    epoch = int(np.argmax([found.max() for found in totals]))
-    [batch] = batches.batches([plans[epoch][int(totals[epoch].argmax())]])
+    largest, size = np.zeros(0, np.int64), -1
+    for epoch in range(min(epochs, EPOCHS_LOOKED_AT)):
+        plan = batches.plan(epoch)
+        totals = plan.totals(sizes)
+        if totals.max() > size:
+            largest, size = plan[int(totals.argmax())].copy(), int(totals.max())  # a view would keep the whole plan
+    [batch] = batches.batches([largest])
     return batch
 
 

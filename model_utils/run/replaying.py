@@ -1,6 +1,7 @@
 """Replay: what the source was trained on beside the new data, labelled by the source where it has no labels."""
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,22 +21,36 @@ from model_utils.files import durable
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.run import open_data
-from model_utils.run.assemble import Evaluator
+from model_utils.run.assemble import Evaluator, with_measured_evaluation_budget
 from model_utils.run.interruption import Interruption
 from model_utils.runtime import log
 from model_utils.settings.options import FinetuneOptions
 
 
+def kept(options: FinetuneOptions, outputs: Outputs) -> Path | None:
+    """The file of what is replayed: the user's, or the one that got the source's labels; none without replay."""
+    return outputs.replay if options.replay_labels == "source" else options.replay
+
+
 @contextmanager
 def place(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
-    """The file of what is replayed: the user's, or the one that gets the source's labels; none without replay."""
-    if options.replay is None or options.replay_labels == "file":
+    """The same before the source has labelled it. Where no training begins, the place is left as it was."""
+    if options.replay_labels == "file":
         yield options.replay
     elif options.dry_run:  # writes nothing that stays
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / outputs.replay.name
     else:
-        yield outputs.replay
+        before = outputs.replay_before  # goes with the other run's files
+        if options.overwrite and outputs.replay.exists() and not before.exists():
+            os.replace(outputs.replay, before)
+        try:
+            yield outputs.replay
+        finally:
+            if options.overwrite and before.exists():
+                os.replace(before, outputs.replay)
+            elif not outputs.of_another_run():
+                outputs.replay.unlink(missing_ok=True)
 
 
 def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Interruption) -> None:
@@ -53,7 +68,8 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     data = _unlabelled(options, source, head, dtype)
     module = model_loader.copied(source.module).to(device=device, dtype=dtype)
     network = model_loader.network(module, options.step, description)
-    progress = runtime.progress(len(data))
+    weights, progress = model_loader.trainable(module), runtime.progress(len(data))
+    options = with_measured_evaluation_budget(options, network, weights, data, device)
     evaluate = Evaluator(data, options, device, lambda batches: progress(stop.watch(batches)), stress=True)
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
@@ -63,7 +79,7 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
                 write_ase(text, list(_frames(data, batch, prediction)), format="extxyz")
                 stream.write(text.getvalue())
 
-            evaluate(network, model_loader.trainable(module), Loss(), write)
+            evaluate(network, weights, Loss(), write)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     log.info("replay: %d structures of %s have the labels of the source's head %s", len(data), options.replay, head)

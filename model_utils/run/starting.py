@@ -56,6 +56,11 @@ def find_run(
                 f"{lone[0]} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
                 "away, or give --overwrite in place of --resume"
             )
+        if outputs.metrics.exists() and (others := sorted(outputs.checkpoint.parent.glob("*_checkpoint.pt"))):
+            raise InputError(
+                f"there is no {outputs.checkpoint}, but {others[0].name} of another run beside, whose records would be "
+                f"replaced; continue that one with --output_checkpoint {others[0]}, or give another place"
+            )
         log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
         return None
     require_complete(file)

@@ -19,6 +19,8 @@ Rate = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0
 Threads = Annotated[int, Parameter(converter=whole_number, validator=Number(gte=1, lte=4096))]
 NonNegative = Annotated[float, Parameter(converter=finite_number, validator=Number(gte=0))]
 Fraction = Annotated[float, Parameter(converter=finite_number, validator=Number(gte=0, lt=1))]
+# of structures in an epoch, whose order is made in memory
+Ratio = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lte=1000))]
 Decay = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lt=1))]
 
 
@@ -98,7 +100,7 @@ class SourceOptions:
     """Head of the model for structures that name none."""
     weight: NonNegative = 1.0
     """Multiplies the weight of every structure of the file."""
-    ratio: Positive | None = None
+    ratio: Ratio | None = None
     """Structures of this file in an epoch for each one of the files without a ratio: drawn by (seed, epoch), each equally often."""
     energy_key: str | None = None
     """As --energy_key, for this file; `auto` looks for the usual names whatever --energy_key says."""
@@ -333,7 +335,7 @@ class FinetuneOptions(TrustOptions, TrainingOptions):
     """Give the network a second head of this name, a copy of the source's one with its E0s. Which structures are of it say the records (`head`) or the YAML's list of sources; all others are of the source's own head."""
     replay: Path | None = None
     """Extended-XYZ file or LMDBs of what the source was trained on, replayed beside the new data so that fine-tuning does not forget. Labels have the usual names; the YAML's list of sources says everything else."""
-    replay_ratio: Positive = 1.0
+    replay_ratio: Ratio = 1.0
     """Replayed structures in an epoch for each one of the new data."""
     replay_weight: NonNegative = 1.0
     """Weight of a replayed structure in the loss."""
@@ -348,6 +350,14 @@ class FinetuneOptions(TrustOptions, TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("add_head", "replay_head"):
+            if getattr(self, name) == "":
+                raise InputError(f"--{name} is empty; give the head's name, or leave the flag out")
+        if self.replay is not None and self.replay_labels == "file" and self.replay in self.xyz_train + self.lmdb_train:
+            raise InputError(
+                f"--replay {self.replay} is what the run trains on already; name data that the source was trained on, "
+                "or let it label them anew with --replay_labels source"
+            )
         if self.replay is not None and self.add_head is not None:
             raise InputError("--replay adds a head of its own, which --replay_head names; leave --add_head out")
         for name in ("ratio", "weight", "labels", "head"):

@@ -31,6 +31,8 @@ def main(path: Path, plain: Path) -> int:
             _write_module(content, plain)
         elif isinstance(content, dict):
             tensors = content.get("model", content)
+            if not isinstance(tensors, dict):
+                raise InputError(f"its model is a {type(tensors).__name__}, no weights by name")
             kept = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
             plain.write_bytes(checkpoint.serialise({"model": kept, "optimizer": {}, "epoch": content.get("epoch", 0)}))
         else:

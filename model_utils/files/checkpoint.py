@@ -178,6 +178,15 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
     )
 
 
+class Damaged(VerificationError):
+    """A file that is not whole."""
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"PK"
+
+
 def load_inert(path: Path) -> object:
     """What a file holds, objects as inert stubs, without running code.
 
@@ -199,13 +208,14 @@ def load_inert(path: Path) -> object:
             if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
                 raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
             if damaged := archive.testzip():
-                raise VerificationError(f"{path} is damaged: record {damaged} fails its checksum")
+                raise Damaged(f"{path} is damaged: record {damaged} fails its checksum")
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
         ) from None
     except zipfile.BadZipFile:
-        raise VerificationError(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
+        kind = Damaged if _begins_as_zip(path) else VerificationError  # torch's old form is none
+        raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
     except (InputError, VerificationError):
         raise
     except Exception as error:  # zipfile raises half a dozen more types on damaged directories

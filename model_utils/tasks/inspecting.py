@@ -86,7 +86,7 @@ def show(options: ShowOptions) -> None:
 
 
 _KINDS = {
-    "module": "a module pickled by mace, read without executing it",
+    "module": "a module pickled by mace",
     "training": "a checkpoint of mace_run_train",
     "state_dict": "a bare state_dict",
     "safetensors": "tensors with their model.json beside",

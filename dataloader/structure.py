@@ -64,7 +64,8 @@ class Structure:
     @property
     def is_isolated_atom(self) -> bool:
         """A frame that gives a reference energy E0 and is left out of training (mace's convention)."""
-        return self.n_atoms == 1 and self.config_type == "IsolatedAtom"
+        name = (self.config_type or "").replace("_", "").casefold()  # IsolatedAtom, isolated_atom: both are written
+        return self.n_atoms == 1 and name == "isolatedatom"
 
 
 def symbols(atomic_numbers: object) -> str:

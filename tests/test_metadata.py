@@ -101,8 +101,9 @@ def test_one_command_gives_a_complete_description(file: Path, tmp_path: Path) ->
     assert (found["atomic_numbers"], found["hidden_irreps"]) == ([1, 8], "128x0e")
 
 
-def test_isolated_atoms_are_used_and_what_they_lack_is_fitted(tmp_path: Path) -> None:
-    hydrogen = Atoms("H", info={"REF_energy": -13.0, "config_type": "IsolatedAtom"})
+@pytest.mark.parametrize("config_type", ["IsolatedAtom", "isolated_atom"])
+def test_isolated_atoms_are_used_and_what_they_lack_is_fitted(config_type: str, tmp_path: Path) -> None:
+    hydrogen = Atoms("H", info={"REF_energy": -13.0, "config_type": config_type})
     hydrogen.arrays["REF_forces"] = np.zeros((1, 3))
     frames = waters(4)
     for atoms in frames:  # an exact composition law: H -13, O -400

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from model_utils.settings import cli
-from model_utils.settings.options import ConvertOptions, DiffOptions, ExportOptions, ShowOptions, VerifyOptions
+from model_utils.settings.options import ConvertOptions, DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: cli.Commands = {
         "export": (ExportOptions, export),
         "verify": (VerifyOptions, verify),
-        "show": (ShowOptions, show),
+        "show": (DescribeOptions, show),
         "diff": (DiffOptions, diff),
         "convert": (ConvertOptions, convert),
     }
@@ -33,7 +33,7 @@ def verify(options: VerifyOptions) -> None:
     inspecting.verify(options)
 
 
-def show(options: ShowOptions) -> None:
+def show(options: DescribeOptions) -> None:
     """Say what a weights file is."""
     from model_utils.tasks import inspecting
 

@@ -83,10 +83,10 @@ def timed(what: str, rows: int) -> Iterator[None]:
 OPEN = """
 import sys, time
 from pathlib import Path
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 began = time.perf_counter()
-source = LmdbSource(Path(sys.argv[1]), LabelKeys(), require_labels=True, max_dropped=0.001)
+source = LmdbSource(Path(sys.argv[1]), LabelKeys(), needs=TO_TRAIN, max_dropped=0.001)
 print(len(source), time.perf_counter() - began)
 """
 
@@ -122,12 +122,12 @@ def index_rates(folder: Path, share: float) -> None:
 
 def edge_rate(folder: Path, share: float) -> None:
     """Counting edges of 54 atoms."""
-    from dataloader.labels import LabelKeys
+    from dataloader.labels import TO_TRAIN, LabelKeys
     from dataloader.lmdb_shards.lmdb_source import LmdbSource
 
     n = max(int(20_000 * share), 2000)
     path = shard(folder, "aselmdb", n)
-    source = LmdbSource(path, LabelKeys(), require_labels=True, max_dropped=0.001)
+    source = LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.001)
     for entry in folder.glob(f"{path.name}.*.edges-*"):
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     with timed(f"count edges at {R_MAX:g} Å, 54 atoms", n):
@@ -202,14 +202,14 @@ import torch, numpy as np
 from pathlib import Path
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.loader import Loader
 torch.set_num_threads(1)
 path, workers, n = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 numbers = (1, 6, 8, 26)
 facts = ModelFacts(atomic_numbers=numbers, heads=("Default",), atomic_energies=((0.0,) * 4,), r_max=5.0)
-source = LmdbSource(path, LabelKeys(), require_labels=True, max_dropped=0.001)
+source = LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.001)
 data = Dataset([source], facts, torch.float32)
 order = np.random.default_rng(0).permutation(len(data))[:n]
 plan = [order[i : i + 10] for i in range(0, n, 10)]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dataloader.dataset import Dataset  # noqa: E402
-from dataloader.labels import LabelKeys  # noqa: E402
+from dataloader.labels import TO_TRAIN, LabelKeys  # noqa: E402
 from dataloader.sources import SourceSpec, open_sources  # noqa: E402
 from losses import Loss, Metrics  # noqa: E402
 from model_utils import model_loader  # noqa: E402
@@ -93,7 +93,7 @@ def errors(path: Path, xyz: Path, keys: LabelKeys, head: str) -> Metrics:
         facts = dataclasses.replace(facts, atomic_energies=(tuple(stored),) * len(facts.heads))
     torch.set_default_dtype(loaded.file.dtype)
     spec = SourceSpec(path=xyz, format="xyz", keys=keys, head=head)
-    data = Dataset(open_sources([spec], require_labels=True, max_dropped=0.0), facts, loaded.file.dtype)
+    data = Dataset(open_sources([spec], needs=TO_TRAIN, max_dropped=0.0), facts, loaded.file.dtype)
     network = model_loader.network(loaded.module, "fast", loaded.description)
     evaluate = Evaluator(data, BatchOptions(batch_size=5), torch.device("cpu"))
     return evaluate(network, model_loader.trainable(loaded.module), Loss())[0]

@@ -61,7 +61,7 @@ def main() -> int:
     sys.path[0] = str(ROOT)
     import numpy as np
 
-    from dataloader.labels import LabelKeys
+    from dataloader.labels import TO_TRAIN, LabelKeys
     from dataloader.lmdb_shards.lmdb_file import LmdbFile
     from dataloader.lmdb_shards.lmdb_record import record_of
     from dataloader.lmdb_shards.lmdb_source import LmdbSource
@@ -73,7 +73,7 @@ def main() -> int:
         version = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         assert "torch_geometric" not in sys.modules
         expected, compared = np.load(arrays), 0
-        file, source = LmdbFile(path), LmdbSource(path, LabelKeys(), require_labels=True, max_dropped=0.0)
+        file, source = LmdbFile(path), LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.0)
         for i in range(ROWS):
             record, layout = record_of(file.get(str(i).encode()))
             names = [name.partition("/")[2] for name in expected if name.startswith(f"{i}/")]

@@ -1,12 +1,13 @@
 """Find energy, forces and stress among the names people use, without guessing silently and without inventing zeros."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
+from dataloader.names import Entries
 
 # REF_* names are mace's; y and force are OC20's. Order is preference: the first that is present is used.
 ENERGY_NAMES = ("REF_energy", "energy", "y")
@@ -14,6 +15,13 @@ FREE_ENERGY_NAMES = ("REF_free_energy", "free_energy")
 FORCES_NAMES = ("REF_forces", "forces", "force")
 STRESS_NAMES = ("REF_stress", "stress")
 VIRIAL_NAMES = ("REF_virials", "REF_virial", "virials", "virial")
+CHARGE_NAMES = ("total_charge", "charge")  # the first is mace's, the second OMol25's
+SPIN_NAMES = ("total_spin", "spin", "multiplicity", "spin_multiplicity")
+
+NOT_READ = "none"  # of a key flag: the label is not looked for at all
+QUANTITIES = ("energy", "forces", "stress")
+
+LabelNames = tuple[str | None, str | None, str | None]  # of energy, forces and stress
 
 
 class LabelError(ValueError):
@@ -22,58 +30,149 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelKeys:
-    """Names of the labels where the user gave them; None means the usual names are looked for."""
+    """Names of the labels where the user gave them.
+
+    None means the usual names are looked for, ``none`` that the label is not looked for.
+    """
 
     energy: str | None = None
     forces: str | None = None
     stress: str | None = None
+    charge: str | None = None
+    spin: str | None = None
     free_energy: bool = False  # take the free energy where no energy name was given
 
+    def given(self) -> dict[str, str]:
+        """The names that were given, by quantity; less those that are not to be looked for."""
+        named = {quantity: getattr(self, quantity) for quantity in (*QUANTITIES, "charge", "spin")}
+        return {quantity: name for quantity, name in named.items() if name not in (None, NOT_READ)}
 
-def names_of_labels(keys: LabelKeys) -> frozenset[str]:
-    """Every name under which `find_labels` may find one."""
-    given = {name for name in (keys.energy, keys.forces, keys.stress) if name is not None}
-    return frozenset({*ENERGY_NAMES, *FREE_ENERGY_NAMES, *FORCES_NAMES, *STRESS_NAMES, *VIRIAL_NAMES, *given})
+
+@dataclass(frozen=True, kw_only=True)
+class LabelNeeds:
+    """What a command does with labels: which it cannot do without, and of which it looks at every value.
+
+    Attributes:
+        required: where one is absent, an xyz file is refused and a record of an LMDB is dropped.
+        judged: where one cannot be used, likewise; an unusable label of the others counts as absent.
+    """
+
+    required: frozenset[str]
+    judged: frozenset[str]
+
+
+ALL_QUANTITIES = frozenset(QUANTITIES)
+TO_TRAIN = LabelNeeds(required=frozenset({"energy", "forces"}), judged=ALL_QUANTITIES)
+TO_EVALUATE = LabelNeeds(required=frozenset(), judged=ALL_QUANTITIES)
+TO_PREDICT = LabelNeeds(required=frozenset(), judged=frozenset())
+
+
+def usual_names(keys: LabelKeys) -> frozenset[str]:
+    """Every name under which `find_labels`, or charge and spin, may be found."""
+    usual = (ENERGY_NAMES, FREE_ENERGY_NAMES, FORCES_NAMES, STRESS_NAMES, VIRIAL_NAMES, CHARGE_NAMES, SPIN_NAMES)
+    return frozenset({*keys.given().values(), *(name for names in usual for name in names)})
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of one record and the names under which they were found."""
+    """The labels of one record, the names under which they were found, and what is wrong with those that are unusable.
+
+    Attributes:
+        energy: eV, of the whole structure.
+        forces: (n_atoms, 3), eV/Å.
+        stress: (3, 3), eV/Å³.
+        names: of energy, forces and stress.
+        faults: by quantity; such a label is None above.
+    """
 
     energy: float | None
-    forces: NDArray[np.float64] | None  # (n_atoms, 3), eV/Å
-    stress: NDArray[np.float64] | None  # (3, 3), eV/Å³
-    names: tuple[str | None, str | None, str | None]
+    forces: NDArray[np.float64] | None
+    stress: NDArray[np.float64] | None
+    names: LabelNames
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_labels(record: Mapping[str, object], keys: LabelKeys, n_atoms: int, volume: float) -> Labels:
+Scale = Callable[[str], float]  # of a quantity (energy, forces, stress, virial): what its stated unit is in ours
+
+
+def find_labels(
+    values: Mapping[str, object],
+    keys: LabelKeys,
+    n_atoms: int,
+    volume: float,
+    *,
+    columns: Mapping[str, object] | None = None,
+    scale: Scale = lambda quantity: 1.0,
+) -> Labels:
     """Pick the labels of one record.
 
+    A label whose numbers are all NaN is absent: it is how programs write what they do not know.
+
     Args:
-        record: every name of the record with its value (calculator results, info and arrays merged).
+        values: every name of the record with its value.
         keys: names the user gave.
         n_atoms: expected length of the forces.
         volume: of the cell in Å³, to turn a virial (eV) into a stress: σ = −virial / V.
-
-    Raises:
-        LabelError: a value has the wrong shape or type, or two usual names are present and disagree.
+        columns: the names that have a value for each atom, where the file tells them apart.
+        scale: what the stated unit of a quantity is in ours.
     """
+    of_structure = Entries.of(values)
+    of_atoms = of_structure if columns is None else Entries.of(columns)
     energy_names = FREE_ENERGY_NAMES if keys.free_energy else ENERGY_NAMES
-    energy_name = _choose(record, keys.energy, energy_names, "energy")
-    forces_name = _choose(record, keys.forces, FORCES_NAMES, "forces")
-    energy = None if energy_name is None else _scalar(record[energy_name], energy_name)
-    forces = None if forces_name is None else _forces(record[forces_name], forces_name, n_atoms)
-    stress_name, stress = _stress(record, keys.stress, volume)
-    return Labels(energy, forces, stress, (energy_name, forces_name, stress_name))
+    faults: dict[str, str] = {}
+
+    def attempt(quantity: str, find: Callable[[], tuple[str | None, Any]]) -> tuple[str | None, Any]:
+        try:
+            name, value = find()
+        except LabelError as error:
+            faults[quantity] = str(error)
+            given = keys.given().get(quantity)
+            return None if given is None else f"{given} (unusable)", None
+        if value is None or np.isfinite(value).all():
+            return name, value
+        if np.isnan(value).all():
+            return f"{name} (absent: NaN)", None
+        faults[quantity] = _not_finite(quantity, value)
+        return name, None
+
+    def energy() -> tuple[str | None, float | None]:
+        name = _choose(of_structure, keys.energy, energy_names, "energy")
+        return name, None if name is None else scale("energy") * _scalar(of_structure[name], name)
+
+    def forces() -> tuple[str | None, NDArray[np.float64] | None]:
+        place = of_atoms if columns is None or _is_there(of_atoms, keys.forces, FORCES_NAMES) else of_structure
+        name = _choose(place, keys.forces, FORCES_NAMES, "forces")
+        return name, None if name is None else scale("forces") * _forces(place[name], name, n_atoms)
+
+    def stress() -> tuple[str | None, NDArray[np.float64] | None]:
+        return _stress(of_structure, keys.stress, volume, scale)
+
+    energy_name, energy_value = attempt("energy", energy)
+    forces_name, forces_value = attempt("forces", forces)
+    stress_name, stress_value = attempt("stress", stress)
+    names = (energy_name, forces_name, stress_name)
+    return Labels(energy_value, forces_value, stress_value, names, faults)
 
 
-def _choose(record: Mapping[str, object], given: str | None, usual: tuple[str, ...], what: str) -> str | None:
+def _not_finite(quantity: str, value: Any) -> str:
+    if quantity == "forces":
+        return f"forces of atom {int(np.nonzero(~np.isfinite(value).all(axis=1))[0][0])} are not finite"
+    return f"energy is {value}" if quantity == "energy" else f"{quantity} is not finite"
+
+
+def _is_there(entries: Entries, given: str | None, usual: tuple[str, ...]) -> bool:
+    return bool(entries.present((given,) if given is not None else usual, exact=given is not None))
+
+
+def _choose(entries: Entries, given: str | None, usual: tuple[str, ...], what: str) -> str | None:
     """The name to use: the one given, else the first usual one; usual names that disagree are an error."""
+    if given == NOT_READ:
+        return None
     if given is not None:
-        return given if record.get(given) is not None else None
-    present = [name for name in usual if record.get(name) is not None]
+        return given if entries.get(given) is not None else None
+    present = entries.present(usual)
     for other in present[1:]:
-        first, second = _array(record[present[0]], present[0]), _array(record[other], other)
+        first, second = _array(entries[present[0]], present[0]), _array(entries[other], other)
         if first.shape != second.shape or not _close(first, second):
             raise LabelError(f"{present[0]} and {other} are both there and differ: say which with --{what}_key")
     return present[0] if present else None
@@ -100,6 +199,11 @@ def _numbers(value: object, name: str) -> NDArray[np.float64]:
     return array.astype(np.float64)
 
 
+def _without_unit_axis(array: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Less the leading axis of one that collation leaves: stress (1, 3, 3), forces (1, n, 3)."""
+    return array.squeeze(0) if array.ndim == 3 and len(array) == 1 else array
+
+
 def _scalar(value: object, name: str) -> float:
     array = _numbers(value, name)
     if array.size != 1:
@@ -108,64 +212,33 @@ def _scalar(value: object, name: str) -> float:
 
 
 def _forces(value: object, name: str, n_atoms: int) -> NDArray[np.float64]:
-    array = _numbers(value, name)
+    array = _without_unit_axis(_numbers(value, name))
     if array.shape != (n_atoms, 3):
         raise LabelError(f"{name} has shape {array.shape}, expected ({n_atoms}, 3) in eV/Å")
     return array
 
 
 def _stress(
-    record: Mapping[str, object], given: str | None, volume: float
+    entries: Entries, given: str | None, volume: float, scale: Scale
 ) -> tuple[str | None, NDArray[np.float64] | None]:
-    name = _choose(record, given, STRESS_NAMES, "stress")
+    name = _choose(entries, given, STRESS_NAMES, "stress")
     if name is not None and volume == 0:
         return f"{name} (absent: no volume)", None
-    stress = None if name is None else as_tensor(record[name], name)
-    if name is not None and stress is not None and "virial" in name.lower() and volume > 0:
+    is_virial = name is not None and "virial" in name.lower()
+    stress = None if name is None else scale("virial" if is_virial else "stress") * as_tensor(entries[name], name)
+    if is_virial and stress is not None and volume > 0:
         stress = -stress / volume
-    virial = _choose(record, None, VIRIAL_NAMES, "stress") if given is None and volume > 0 else None
+    virial = _choose(entries, None, VIRIAL_NAMES, "stress") if given is None and volume > 0 else None
     if virial is None:
         return name, stress
-    converted = -as_tensor(record[virial], virial) / volume
+    converted = -scale("virial") * as_tensor(entries[virial], virial) / volume
     if stress is None:
         return virial, converted
+    if np.isnan(stress).all() or np.isnan(converted).all():
+        return (virial, converted) if np.isnan(stress).all() else (name, stress)
     if not np.allclose(stress, converted, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise LabelError(f"{name} and {virial} (as −virial / V) are both there and differ: say which with --stress_key")
     return name, stress
-
-
-def feature_of(record: Mapping[str, object], spec: FeatureSpec, n_atoms: int) -> NDArray[np.float64]:
-    """An embedding input that the model asks for."""
-    if record.get(spec.name) is None:
-        raise LabelError(f"{spec.name} is missing, which the model's embedding_specs ask for")
-    try:
-        value = np.asarray(record[spec.name], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise LabelError(f"{spec.name} is not a number") from None
-    fault = spec.fault(value, n_atoms)
-    if fault:
-        raise LabelError(fault)
-    return value
-
-
-def kept(record: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
-    """The named entries of a record that are one number or one text."""
-    found: dict[str, object] = {}
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, np.ndarray | np.generic) and value.size == 1:
-            value = value.reshape(-1)[0].item()
-        if isinstance(value, str | int | float):
-            found[name] = value
-    return found
-
-
-def weight_of(record: Mapping[str, object], name: str) -> float:
-    """One of mace's per-configuration weights; 1 where the record has none."""
-    try:
-        return float(record.get(name, 1.0))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise LabelError(f"{name} is not a number") from None
 
 
 def as_tensor(value: object, name: str) -> NDArray[np.float64]:
@@ -176,11 +249,13 @@ def as_tensor(value: object, name: str) -> NDArray[np.float64]:
         return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     if array.shape in ((9,), (3, 3)):
         tensor = array.reshape(3, 3)
-        finite = np.isfinite(tensor).all()  # else label_fault names it
+        finite = np.isfinite(tensor).all()  # else it is named as not finite
         if finite and np.abs(tensor - tensor.T).max() > 1e-4 + 1e-3 * np.abs(tensor).max():
             raise LabelError(f"{name} is not symmetric")
         return tensor
-    raise LabelError(f"{name} has shape {array.shape}, expected (3, 3), (9,) or (6,) in eV/Å³")
+    raise LabelError(
+        f"{name} has {array.size} numbers, expected 3×3, nine, or six in Voigt order (xx, yy, zz, yz, xz, xy), in eV/Å³"
+    )
 
 
 def _describe(value: object) -> str:

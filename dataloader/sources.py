@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelKeys
-from dataloader.lmdb_shards.lmdb_source import NO_FILTERS, Filters, LmdbSource
+from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters, longest_force
+from dataloader.labels import QUANTITIES, LabelKeys, LabelNames, LabelNeeds
+from dataloader.lmdb_shards.lmdb_source import LmdbSource, ShardRecords
 from dataloader.lmdb_shards.lookup import Elements, Lookup
+from dataloader.record import Keep
 from dataloader.structure import Structure
-from dataloader.xyz import LabelNames, read_xyz, stream_xyz
+from dataloader.xyz import XyzFile, read_xyz, stream_xyz
 
 DataFormat = Literal["xyz", "lmdb"]
 
@@ -33,7 +35,7 @@ class SourceSpec:
     head: str | None = None  # for every structure of the file that names none itself
     weight: float = 1.0  # multiplies the weight of every structure
     ratio: float | None = None  # structures in an epoch for each one of the sources without a ratio
-    keep: tuple[str, ...] = ()  # names of further entries of a record that are kept with its structure
+    keep: Keep = ()  # names of further entries of a record that are kept with its structure
 
 
 class Source(Protocol):
@@ -45,6 +47,8 @@ class Source(Protocol):
     heads: Lookup[str | None]
     isolated_atoms: list[Structure]
     label_names: Counter[LabelNames]
+    named: Counter[str]  # structures that name a charge, a spin
+    notes: Counter[str]  # what was converted or passed over
     dropped: Counter[str]  # faulty
     left_out: Counter[str]  # by choice
     in_memory: bool
@@ -67,23 +71,60 @@ class Source(Protocol):
         """What tells these data from others."""
         ...
 
+    def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
+        """Which records of LMDBs some structures are; none of an xyz file."""
+        ...
+
+    @property
+    def first_names(self) -> tuple[str, ...]:
+        """Names in the first record, for a message."""
+        ...
+
 
 class XyzSource:
     """An extended-XYZ file, held in memory."""
 
     in_memory = True
 
-    def __init__(self, spec: SourceSpec, *, require_labels: bool, features: Sequence[FeatureSpec]) -> None:
-        file = read_xyz(spec.path, spec.keys, require_labels=require_labels, features=features, keep=spec.keep)
+    def __init__(
+        self, spec: SourceSpec, *, needs: LabelNeeds, features: Sequence[FeatureSpec], filters: Filters
+    ) -> None:
+        file = read_xyz(spec.path, spec.keys, needs, features, spec.keep)
         self.path = spec.path
         self.isolated_atoms = file.isolated_atoms
         self.label_names = file.label_names
+        self.named = file.named
+        self.notes = file.notes
         self.dropped: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self.structures = file.structures
+        self.first_names = file.first_names
+        self.structures = self._chosen(file.structures, filters, features)
         self.n_atoms = np.array([s.n_atoms for s in self.structures], dtype=np.int64)
         self.elements = Elements.of(frozenset(s.atomic_numbers.tolist()) for s in self.structures)
         self.heads = Lookup.of(s.head for s in self.structures)
+
+    def _chosen(
+        self, structures: list[Structure], filters: Filters, features: Sequence[FeatureSpec]
+    ) -> list[Structure]:
+        """Those that the filters leave; the others are counted."""
+        usable = np.ones(len(structures), dtype=bool)
+
+        def drop(concerned: NDArray[np.bool_], reason: str) -> None:
+            count = int((usable & concerned).sum())
+            if count:
+                self.left_out[reason] += count
+            usable[concerned] = False
+
+        apply_filters(
+            FilterColumns.of(structures),
+            filters,
+            features,
+            usable=lambda: usable,
+            drop=drop,
+            where=lambda i: structures[i].identifier,
+            path=self.path,
+        )
+        return structures if usable.all() else [s for s, used in zip(structures, usable, strict=True) if used]
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -103,6 +144,14 @@ class XyzSource:
         """A hash of the file."""
         return hashlib.sha256(self.path.read_bytes()).digest()
 
+    def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
+        """None: the frames are of no LMDB."""
+        return []
+
+    def left_out_report(self) -> str:
+        """Reasons with counts."""
+        return "; ".join(f"{count} × {reason}" for reason, count in self.left_out.items())
+
 
 class Adjusted:
     """A source with the head, the weight and the ratio that the user gave for the whole file."""
@@ -111,7 +160,7 @@ class Adjusted:
         self.source, self.head, self.weight, self.ratio = source, head, weight, ratio
         self.path, self.n_atoms, self.in_memory = source.path, source.n_atoms, source.in_memory
         self.label_names, self.dropped, self.elements = source.label_names, source.dropped, source.elements
-        self.left_out = source.left_out
+        self.left_out, self.notes, self.named = source.left_out, source.notes, source.named
         self.heads = Lookup(source.heads.ids, [h or head for h in source.heads.values])
         self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
 
@@ -143,56 +192,143 @@ class Adjusted:
         """The file's, and what was given for it."""
         return self.source.content() + repr((self.head, self.weight, self.ratio)).encode()
 
+    def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
+        """As the file has them."""
+        return self.source.records(indices)
+
+    @property
+    def first_names(self) -> tuple[str, ...]:
+        """As the file has them."""
+        return self.source.first_names
+
 
 def open_sources(
     specs: Sequence[SourceSpec],
     *,
-    require_labels: bool,
+    needs: LabelNeeds,
     max_dropped: float,
     features: Sequence[FeatureSpec] = (),
     filters: Filters = NO_FILTERS,
 ) -> list[Source]:
     """Open every file.
 
+    Args:
+        specs: the files.
+        needs: labels that must be there, and those whose values must be usable.
+        max_dropped: largest share of an LMDB's records that may be faulty.
+        features: embedding inputs that each structure must carry.
+        filters: structures that are left out by choice.
+
     Raises:
-        InputError: a file is missing or cannot be read, an xyz frame is faulty, or more than ``max_dropped`` of an
-            LMDB's records are.
+        InputError: a file is missing or cannot be read, an xyz frame is faulty, more than ``max_dropped`` of an LMDB's
+            records are, or a name that the user gave for a label is in none of the files that it was given for.
     """
-    return [_open(spec, require_labels, max_dropped, features, filters) for spec in specs]
+    sources = [_open(spec, needs, max_dropped, features, filters) for spec in specs]
+    refuse_names_that_are_nowhere(specs, sources)
+    return sources
+
+
+class Census(Protocol):
+    """What is known of the names in one file."""
+
+    path: Path
+    label_names: Counter[LabelNames]
+    named: Counter[str]
+    notes: Counter[str]
+
+    @property
+    def first_names(self) -> tuple[str, ...]:
+        """Names in the first record."""
+        ...
+
+
+def refuse_names_that_are_nowhere(specs: Sequence[SourceSpec], files: Sequence[Census]) -> None:
+    """Raise InputError where no structure has a label under the name that the user gave for it.
+
+    A name is looked for in all files that it was given for: one of several may lack a label.
+    """
+    by_keys: dict[LabelKeys, list[Census]] = {}
+    for spec, file in zip(specs, files, strict=True):
+        if file.label_names:  # else it holds isolated atoms alone, or nothing
+            by_keys.setdefault(spec.keys, []).append(file)
+    for keys, group in by_keys.items():
+        for quantity, name in keys.given().items():
+            if any(_occurs(file, quantity, name) for file in group):
+                continue
+            there = next((names for file in group if (names := file.first_names)), ())
+            paths = ", ".join(str(file.path) for file in group)
+            raise InputError(
+                f"no structure of {paths} has {name}, the name given with --{quantity}_key; the first has: "
+                f"{', '.join(there) or 'nothing'}"
+            )
+
+
+def _occurs(file: Census, quantity: str, name: str) -> bool:
+    if quantity in ("charge", "spin"):
+        return file.named[quantity] > 0
+    column = QUANTITIES.index(quantity)
+    return any((names[column] or "").split(" (")[0] == name for names in file.label_names)
 
 
 def stream(
     specs: Sequence[SourceSpec],
     *,
+    needs: LabelNeeds,
     elements: Sequence[int] | None,
     max_dropped: float,
     filters: Filters = NO_FILTERS,
+    say: Callable[[Census], None] = lambda census: None,
 ) -> Iterator[Structure]:
     """Labelled structures of the files one after another, isolated atoms among them; none is held in memory.
 
     Args:
         specs: the files.
+        needs: see ``open_sources``.
         elements: leave out structures that have others.
         max_dropped: see ``open_sources``.
         filters: see ``open_sources``.
+        say: is called with what is known of each file once it was read.
 
     Raises:
         InputError: as ``open_sources``.
     """
+    files: list[Census] = []
     for spec in specs:
         if spec.format == "xyz":
-            _require_file(spec)
-            found = (structure for structure, _ in stream_xyz(spec.path, spec.keys, require_labels=True))
-            yield from (
-                _adjusted(s, spec.head, spec.weight) for s in found if s.is_isolated_atom or _within(s, elements)
-            )
+            file = XyzFile(spec.path)
+            files.append(file)
+            yield from _streamed_xyz(spec, file, needs, elements, filters)
+            say(file)
             continue
-        source = _open(spec, True, max_dropped, (), filters)
+        source = _open(spec, needs, max_dropped, (), filters)
+        files.append(source)
+        say(source)
         yield from source.isolated_atoms
         rows = np.arange(len(source)) if elements is None else np.nonzero(source.elements.within(elements))[0]
         yield from (
             source.structure(int(i)) for i in tqdm(rows, "statistics", unit="structures", disable=len(rows) < 5000)
         )
+    refuse_names_that_are_nowhere(specs, files)
+
+
+def _streamed_xyz(
+    spec: SourceSpec, file: XyzFile, needs: LabelNeeds, elements: Sequence[int] | None, filters: Filters
+) -> Iterator[Structure]:
+    """The structures of one file, whose names are counted in ``file``."""
+    _require_file(spec)
+    for frame in stream_xyz(spec.path, spec.keys, needs):
+        file.count(frame, needs)
+        if frame.structure.is_isolated_atom or _passes(frame.structure, elements, filters):
+            yield _adjusted(frame.structure, spec.head, spec.weight)
+
+
+def _passes(structure: Structure, elements: Sequence[int] | None, filters: Filters) -> bool:
+    """Whether neither elements nor filters leave a structure out; charges are of no matter to statistics."""
+    if not _within(structure, elements):
+        return False
+    if filters.max_atoms is not None and structure.n_atoms > filters.max_atoms:
+        return False
+    return filters.max_force is None or not longest_force(structure) > filters.max_force
 
 
 def _within(structure: Structure, elements: Sequence[int] | None) -> bool:
@@ -210,17 +346,17 @@ def _require_file(spec: SourceSpec) -> None:
 
 
 def _open(
-    spec: SourceSpec, require_labels: bool, max_dropped: float, features: Sequence[FeatureSpec], filters: Filters
+    spec: SourceSpec, needs: LabelNeeds, max_dropped: float, features: Sequence[FeatureSpec], filters: Filters
 ) -> Source:
     _require_file(spec)
     source: Source
     if spec.format == "xyz":
-        source = XyzSource(spec, require_labels=require_labels, features=features)
+        source = XyzSource(spec, needs=needs, features=features, filters=filters)
     else:
         source = LmdbSource(
             spec.path,
             spec.keys,
-            require_labels=require_labels,
+            needs=needs,
             max_dropped=max_dropped,
             features=features,
             filters=filters,

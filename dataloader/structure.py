@@ -41,6 +41,8 @@ class Structure:
     forces: NDArray[np.float64] | None = None  # (n_atoms, 3), eV/Å
     stress: NDArray[np.float64] | None = None  # (3, 3), eV/Å³, (1/V) dE/dstrain, positive under tension (ASE's sign)
     free_atoms: NDArray[np.bool_] | None = None  # (n_atoms,), True where the atom was free to move; None: all are
+    charge: float | None = None  # of the whole structure, in elementary charges; None where the record names none
+    spin: float | None = None  # multiplicity 2S + 1
     weight: float = 1.0
     energy_weight: float = 1.0
     forces_weight: float = 1.0
@@ -49,6 +51,9 @@ class Structure:
     config_type: str = "Default"
     features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # inputs of embedding_specs, by name
     extra: Mapping[str, object] = field(default_factory=dict)  # numbers and texts that were asked for by name
+    columns: Mapping[str, NDArray[np.generic]] = field(
+        default_factory=dict
+    )  # (n_atoms, …), where everything was asked for
     edges: Edges | None = None  # where the record holds a neighbour list; within its cutoff it is taken
 
     @property
@@ -60,6 +65,16 @@ class Structure:
     def periodic(self) -> bool:
         """Periodic in all three directions: only then is there a volume, and so a stress."""
         return all(self.pbc)
+
+    @property
+    def charged(self) -> bool:
+        """Whether a charge other than zero is named."""
+        return self.charge not in (None, 0)
+
+    @property
+    def open_shell(self) -> bool:
+        """Whether a multiplicity other than one is named; 0 is written for unknown."""
+        return self.spin not in (None, 0, 1)
 
     @property
     def is_isolated_atom(self) -> bool:
@@ -169,18 +184,12 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def label_fault(structure: Structure) -> str | None:
-    """The first label that is not finite, as a phrase; None where all present labels are finite."""
-    if structure.energy is not None and not np.isfinite(structure.energy):
-        return f"energy is {structure.energy}"
-    if structure.forces is not None and not np.isfinite(structure.forces).all():
-        return f"forces of atom {_first_row(~np.isfinite(structure.forces))} are not finite"
-    if structure.stress is not None and not np.isfinite(structure.stress).all():
-        return "stress is not finite"
+def weight_fault(structure: Structure) -> str | None:
+    """What is wrong with a weight, as a phrase; None where all can be used."""
     weights = (structure.weight, structure.energy_weight, structure.forces_weight, structure.stress_weight)
-    if not all(np.isfinite(w) and w >= 0 for w in weights):
-        return "a configuration weight is negative or not finite"
-    return None
+    if all(np.isfinite(w) and w >= 0 for w in weights):
+        return None
+    return "a configuration weight is negative or not finite"
 
 
 def _first_row(mask: NDArray[np.bool_]) -> int:

@@ -418,7 +418,7 @@ def data_files() -> dict[str, Any]:
             "--forces_key",
         ),
         "no energy": (good + good.replace("REF_energy", "dft"), "frame 1", "energy missing", "--energy_key"),
-        "an energy of NaN": (good + frame(energy="nan"), "frame 1", "energy is nan"),
+        "an energy of NaN": (good + frame(energy="nan"), "frame 1", "energy is NaN"),
         "a position of NaN": (good + frame(positions=np.full((3, 3), np.nan)), "frame 1", "not finite"),
         "a foreign element": (
             good + good.replace("\nO ", "\nFe "),
@@ -946,7 +946,7 @@ def test_the_scripts_answer_so_too(own: Path) -> None:
     with untouched(own, new=("two/train.log",)):
         judged(*command(own, train, "--config", "../c.yaml"), "'epoch' in ../c.yaml", "did you mean epochs?")
         bad = training(own, "--xyz_train", own / "bad.xyz", out="two")
-        judged(*command(own, train, *bad), f"{own / 'bad.xyz'} frame 1", "energy is nan")
+        judged(*command(own, train, *bad), f"{own / 'bad.xyz'} frame 1", "energy is NaN")
         judged(*command(own, judge, *evaluation(own, bomb)), str(bomb), "posix.system", code=3)
     assert not marker.exists()
 

@@ -22,6 +22,7 @@ import read_model
 from conftest import ROOT
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
+from dataloader.labels import TO_EVALUATE
 from dataloader.sources import SourceSpec, open_sources
 from model_utils import evaluate, model_loader
 from model_utils.files import checkpoint
@@ -430,7 +431,7 @@ def test_the_mliap_wrapper_computes_our_energies_and_forces(shared_data: Path) -
     """The wrapper's own code on benzene, as LAMMPS calls it."""
     loaded = model_loader.load(shared_data / "mof/test.model", dtype=torch.float64)
     spec = SourceSpec(path=shared_data / "mof/benzene.xyz", format="xyz")
-    sources = open_sources([spec], require_labels=False, max_dropped=0.0)
+    sources = open_sources([spec], needs=TO_EVALUATE, max_dropped=0.0)
     batch = Dataset(sources, loaded.description.facts(), torch.float64).batch([0])
     network = model_loader.network(loaded.module, "reference", loaded.description)
     ours = predict(network, model_loader.trainable(loaded.module), batch, stress=False, training=False)

@@ -58,8 +58,9 @@ def test_train_evaluate_and_metadata_run_on_an_aselmdb(
     assert "layout ASE rows (zlib, JSON): 40 records" in out
     assert "train: 30 of these structures are drawn (seed 123)" in out
     indices = torch.load(run / "run_checkpoint.pt", weights_only=True)["train_state"]["lmdb_indices"]
-    assert len(indices) == 27
-    assert indices == sorted(set(indices))
+    keys = {role: [key for part in parts for key in part["keys"]] for role, parts in indices.items()}
+    assert (len(keys["train"]), len(keys["valid"])) == (27, 3)
+    assert len({*keys["train"], *keys["valid"]}) == 30
     said(
         evaluate, "--input_model", run / "run_model.pt", "--lmdb_path", path, "--output_json", tmp_path / "errors.json"
     )

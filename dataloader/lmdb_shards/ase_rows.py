@@ -21,13 +21,16 @@ _DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 }
+_MACE_PARTS = ("__info__", "__arrays__")
+_HOLDING = {"FixAtoms": "indices", "FixCartesian": "a"}  # constraint and its argument that names atoms
 ZLIB_BEGINS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 def loads(data: bytes) -> dict[str, object]:
     """The row as one flat record: what ASE stores at its top, then `key_value_pairs`, then `data`.
 
-    `__ndarray__` becomes an array, the atoms of a `FixAtoms` constraint become the mask `fixed`.
+    `__ndarray__` becomes an array, the atoms of `FixAtoms` and `FixCartesian` constraints become the mask `fixed`, and
+    what mace's own writer keeps in `data` under `__info__` and `__arrays__` is laid out beside the rest.
 
     Raises:
         RowError: whatever is wrong; no other exception leaves this function.
@@ -36,12 +39,40 @@ def loads(data: bytes) -> dict[str, object]:
     if not isinstance(row, dict):
         raise RowError(f"row is a JSON {type(row).__name__}, expected an object")
     record: dict[str, object] = {}
-    for part in (row.get("data"), row.get("key_value_pairs"), row):
+    further = row.get("data")
+    of_mace: list[object] = []
+    if isinstance(further, dict):
+        of_mace = [further.pop(name, None) for name in _MACE_PARTS]
+    for part in (*of_mace, further, row.get("key_value_pairs")):
         if isinstance(part, Mapping):
+            _refuse_another_meaning(record, part, row)
             record.update(part)
-    if "fixed" not in record and isinstance(record.get("constraints"), list):
-        record["fixed"] = _fixed(record)
+    record.update(row)  # what ASE itself reads; mace's writer leaves results of other rows in `data` beside it
+    if record.get("fixed") is None:
+        record["fixed"] = _held(record)
     return record
+
+
+def _refuse_another_meaning(
+    record: Mapping[str, object], part: Mapping[str, object], row: Mapping[str, object]
+) -> None:
+    """Raise RowError where two parts of a row give one name two values, and the row itself none."""
+    for name in record.keys() & part.keys() - row.keys():
+        before, now = record[name], part[name]
+        if before is None or now is None or _equal(before, now):
+            continue
+        raise RowError(f"{name} is there twice in the row, {_short(before)} and {_short(now)}; remove one")
+
+
+def _equal(first: object, second: object) -> bool:
+    try:
+        return bool(np.array_equal(np.asarray(first), np.asarray(second)))
+    except ValueError:  # ragged
+        return False
+
+
+def _short(value: object) -> str:
+    return _printable(str(value).replace("\n", " "))[:40]
 
 
 def plain(data: bytes) -> object:
@@ -55,13 +86,24 @@ def plain(data: bytes) -> object:
     if items > _MAX_ITEMS:
         raise RowError(f"row holds too many values ({items}, at most {_MAX_ITEMS})")
     try:
-        return _value(json.loads(text), 0)
+        return _value(json.loads(text, object_pairs_hook=_without_repeats), 0)
     except RowError:
         raise
     except (MemoryError, RecursionError) as error:
         raise RowError(f"row cannot be unfolded ({type(error).__name__})") from None
     except Exception as error:  # JSON, UTF-8, numbers of 5,000 digits: no common class
         raise RowError(f"damaged JSON ({type(error).__name__}: {_printable(str(error))})") from None
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; of a name that is there twice json itself would take the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        shown = " and ".join(_short(value) for name, value in pairs if name == repeated)
+        raise RowError(f"{_printable(repeated)} is there twice in the row, {shown}; remove one")
+    return values
 
 
 def _unpacked(data: bytes) -> bytes:
@@ -111,23 +153,36 @@ def _array(stored: object) -> NDArray[np.generic]:
         return values.astype(dtype).reshape(shape)
 
 
-def _fixed(record: Mapping[str, object]) -> NDArray[np.bool_] | None:
-    """Which atoms were held: FixAtoms alone says so for whole atoms; None where there is none."""
-    constraints, numbers = record["constraints"], record.get("numbers")
-    assert isinstance(constraints, list)
+def _held(record: Mapping[str, object]) -> NDArray[np.bool_] | None:
+    """Which components of which atoms were held, (n_atoms, 3), by FixAtoms and FixCartesian; None where none was."""
+    constraints = record.get("constraints")
+    numbers = record.get("numbers")
     n_atoms = len(numbers) if isinstance(numbers, np.ndarray | list) else 0
-    fixed = np.zeros(n_atoms, dtype=bool)
-    for constraint in constraints:
-        if not isinstance(constraint, dict) or constraint.get("name") != "FixAtoms":
+    held = np.zeros((n_atoms, 3), dtype=bool)
+    for constraint in constraints if isinstance(constraints, list) else ():
+        if not isinstance(constraint, dict) or constraint.get("name") not in _HOLDING:
             continue
         arguments = constraint.get("kwargs")
-        indices = np.asarray(arguments.get("indices", ())) if isinstance(arguments, dict) else np.zeros(0)
+        if not isinstance(arguments, dict):
+            continue
+        name = str(constraint["name"])
+        indices = np.asarray(arguments.get(_HOLDING[name], ())).reshape(-1)
         if indices.size == 0:
             continue
         if indices.dtype.kind not in "iu" or indices.min() < -n_atoms or indices.max() >= n_atoms:
-            raise RowError("FixAtoms names atoms that are not there")
-        fixed[indices.reshape(-1)] = True
-    return fixed if fixed.any() else None
+            raise RowError(f"{name} names atoms that are not there")
+        held[indices] |= _components(name, arguments)
+    return held if held.any() else None
+
+
+def _components(name: str, arguments: Mapping[str, object]) -> NDArray[np.bool_]:
+    """Which of x, y and z a constraint holds."""
+    if name == "FixAtoms":
+        return np.ones(3, dtype=bool)
+    mask = np.asarray(arguments.get("mask", (True, True, True))).reshape(-1)
+    if mask.shape != (3,) or mask.dtype.kind not in "biu":
+        raise RowError(f"the mask of {name} is not three of true and false")
+    return mask.astype(bool)
 
 
 def _printable(text: str) -> str:

@@ -35,7 +35,7 @@ from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
 from dataloader.neighbors import GraphFault, count_edges
 
-FORMAT = 2
+FORMAT = 3  # 2 did not know of stated units, spellings of names and labels that are NaN
 KEPT_FROM = 2000  # records; a smaller LMDB is looked at in a second and leaves nothing behind
 SAMPLED_ROWS = 16
 MIN_PART, MAX_PART, PARTS = 2000, 200_000, 200  # records of a part; parts of a shard
@@ -65,6 +65,9 @@ class ShardIndex:
         max_force: (n,) float32, eV/Å, largest length of a force; NaN where there are none.
         elements: (n,) uint32 into ``element_sets``.
         heads: (n,) uint16 into ``head_names``.
+        unusable_rows, unusable_kinds: of labels that are there and give no number: the row, and an index into
+            ``unusable``, which has quantity and reason.
+        refused_rows: (n_refused,) uint64, in order: which of all records of the shard are faulty and have no row here.
     """
 
     def __init__(self, path: Path, place: Path | None, contents: Contents) -> None:
@@ -75,9 +78,17 @@ class ShardIndex:
         self.elements, self.heads = arrays["elements"], arrays["heads"]
         self.element_sets = arrays["element_sets"]
         self.head_names: list[str | None] = contents.header["heads"]
+        self.unusable_rows, self.unusable_kinds = arrays["unusable_rows"], arrays["unusable_kinds"]
+        self.refused_rows = arrays["refused_rows"]
+        self.unusable: list[tuple[str, str]] = [(quantity, reason) for quantity, reason in contents.header["unusable"]]
         self.faults: dict[str, tuple[int, list[str]]] = {k: (n, o) for k, (n, o) in contents.header["faults"].items()}
         if any(len(a) != len(self.keys) for a in (self.n_atoms, self.free_components, self.labels, self.elements)):
             raise Damaged("arrays of unequal length")
+        rows, kinds = self.unusable_rows, self.unusable_kinds
+        if len(rows) != len(kinds) or (len(rows) and int(rows.max()) >= len(self.keys)):
+            raise Damaged("rows of unusable labels that are not there")
+        if len(kinds) and int(kinds.max()) >= len(self.unusable):
+            raise Damaged("kinds of unusable labels that are not there")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -107,6 +118,11 @@ class ShardIndex:
             columns = {name: [array] for name, array in contents.arrays.items()}
             with contextlib.suppress(OSError):
                 array_file.write(self.place, self.header, columns)
+
+    def record_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which records of the shard some rows are, counted in the order of its keys, faulty ones included."""
+        before = self.refused_rows.astype(np.int64) - np.arange(len(self.refused_rows))  # sound ones before each faulty
+        return rows + np.searchsorted(before, rows, side="right")
 
     def key(self, row: int) -> bytes:
         """The LMDB's key of a row."""
@@ -426,7 +442,12 @@ def _assemble(parts: Sequence[_Part]) -> None:
     sets: dict[tuple[int, int], int] = {}
     heads: dict[str | None, int] = {}
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in contents[0].arrays if name != "element_sets"}
-    for part in contents:
+    unusable: dict[tuple[str, str], int] = {}
+    notes = Counter[str]()
+    named = Counter[str]()
+    first_row = 0
+    for place_in_shard, part in zip(parts, contents, strict=True):
+        new_kinds = [unusable.setdefault((q, reason), len(unusable)) for q, reason in part.header["unusable"]]
         new_sets = [sets.setdefault((int(a), int(b)), len(sets)) for a, b in part.arrays["element_sets"]]
         new_heads = [heads.setdefault(name, len(heads)) for name in part.header["heads"]]
         for name, pieces in columns.items():
@@ -435,7 +456,16 @@ def _assemble(parts: Sequence[_Part]) -> None:
                 values = np.array(new_sets or [0], dtype="u4")[values]
             elif name == "heads":
                 values = np.array(new_heads or [0], dtype="u2")[values]
+            elif name == "unusable_kinds":
+                values = np.array(new_kinds or [0], dtype="u2")[values]
+            elif name == "unusable_rows":
+                values = values + np.uint64(first_row)
+            elif name == "refused_rows":
+                values = values + np.uint64(place_in_shard.begin)
             pieces.append(values)
+        first_row += len(part.arrays["keys"])
+        notes.update(part.header["notes"])
+        named.update(part.header["named"])
         rules.update(part.header["pbc_rules"])
         layouts.update(part.header["layouts"])
         header["is2re"] += part.header["is2re"]
@@ -446,7 +476,14 @@ def _assemble(parts: Sequence[_Part]) -> None:
             entry[0] += count
             entry[1] = [*entry[1], *offenders][:SHOWN_OFFENDERS]
     header |= {"names": [[list(n), count] for n, count in names.items()], "heads": list(heads)}
-    header |= {"pbc_rules": rules, "layouts": layouts, **about}
+    header |= {
+        "pbc_rules": rules,
+        "layouts": layouts,
+        "notes": notes,
+        "named": named,
+        "unusable": list(unusable),
+        **about,
+    }
     bits = np.array(list(sets), dtype=np.uint64).reshape(-1, 2)
     array_file.write(place, header, {**columns, "element_sets": [bits]})
 

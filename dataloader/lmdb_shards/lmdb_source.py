@@ -1,41 +1,37 @@
 """The usable records of LMDB shards as structures; faulty ones are dropped and counted when the index is made."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys
+from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters
+from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds
 from dataloader.lmdb_shards import row_facts as index_bits
 from dataloader.lmdb_shards.lmdb_file import LmdbFile, shards_of
 from dataloader.lmdb_shards.lmdb_index import Recipe, ShardIndex, edge_counts, open_indexes
-from dataloader.lmdb_shards.lmdb_record import ALIASES, NO_LAYOUT, SUPPORTED, decode
+from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, SUPPORTED, decode, record_of
 from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.packed import packed_manifest
+from dataloader.record import EVERYTHING, Keep
 from dataloader.structure import Structure
 
 SHOWN_OFFENDERS, SHOWN_REASONS = index_bits.SHOWN_OFFENDERS, 5
-CHARGE_BITS = {"total_charge": index_bits.CHARGED, "total_spin": index_bits.OPEN_SHELL}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Filters:
-    """Which records of an LMDB are used; those left out by choice do not count as faulty."""
+class ShardRecords(NamedTuple):
+    """Some records of one shard."""
 
-    max_atoms: int | None = None
-    max_force: float | None = None  # eV/Å
-    verify: bool = False
-    charges: Literal["refuse", "drop", "keep"] = "refuse"  # that the model has no input for
-
-
-NO_FILTERS = Filters()
+    shard: Path
+    keys: tuple[str, ...]
+    rows: tuple[int, ...]  # places among all keys of the shard, in numerical order
 
 
 class LmdbSource:
@@ -48,13 +44,13 @@ class LmdbSource:
         path: Path,
         keys: LabelKeys,
         *,
-        require_labels: bool,
+        needs: LabelNeeds,
         max_dropped: float,
         features: Sequence[FeatureSpec] = (),
         filters: Filters = NO_FILTERS,
-        keep: Sequence[str] = (),
+        keep: Keep = (),
     ) -> None:
-        self.keep = tuple(keep)
+        self.keep: Keep = keep if keep == EVERYTHING else tuple(keep)
         self.path, self.recipe = path, Recipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
@@ -71,13 +67,15 @@ class LmdbSource:
             for reason, (count, offenders) in index.faults.items():
                 self._count(self.dropped, reason, count, [self._shown_key(shard, key) for key in offenders])
         self._collect_names()
-        self._choose(require_labels, filters)
-        self._refuse_too_many_drops(max_dropped, require_labels)
+        self._choose(needs, filters)
+        self._refuse_too_many_drops(max_dropped, needs)
         self.isolated_atoms = [self._read(int(row)) for row in self._isolated]
 
     def _collect_names(self) -> None:
         """Counts and values by row, laid end to end over the shards."""
-        self.label_names: Counter[tuple[str | None, str | None, str | None]] = Counter()
+        self.label_names: Counter[LabelNames] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.named: Counter[str] = Counter()  # records that name a charge, a spin
         self.pbc_rules: Counter[str] = Counter()
         self.layouts: Counter[str] = Counter()
         for index in self.indexes:
@@ -85,40 +83,35 @@ class LmdbSource:
                 self.label_names[tuple(names)] += count
             self.pbc_rules.update(index.header["pbc_rules"])
             self.layouts.update(index.header["layouts"])
+            self.notes.update(index.header["notes"])
+            self.named.update(index.header["named"])
         self.warnings = [
             f"{index.path.name}: {text}" for index in self.indexes for text in index.header.get("warnings", ())
         ]
 
-    def _choose(self, require_labels: bool, filters: Filters) -> None:
+    def _choose(self, needs: LabelNeeds, filters: Filters) -> None:
         """Rows that are used; why the others are not."""
         labels = self._column("labels")
         usable = np.ones(len(labels), dtype=bool)
         isolated = labels & index_bits.ISOLATED > 0
-        if require_labels:
-            self._drop(usable, labels & index_bits.ENERGY == 0, "energy missing", self.dropped)
-            self._drop(usable, (labels & index_bits.FORCES == 0) & ~isolated, "forces missing", self.dropped)
+        self._drop_without_labels(usable, labels, needs)
         self._isolated = np.nonzero(usable & isolated)[0]
         usable &= ~isolated
         atoms = self._column("n_atoms")
-        if filters.max_atoms is not None:
-            self._drop(usable, atoms > filters.max_atoms, f"more than {filters.max_atoms} atoms", self.left_out)
-        if filters.max_force is not None:
-            high = self._column("max_force") > filters.max_force  # False for NaN: no forces
-            self._drop(usable, high, f"a force above {filters.max_force:g} eV/Å", self.left_out)
-        inputs = {spec.name for spec in self.recipe.features}
-        for name, bit in CHARGE_BITS.items():
-            has = labels & bit > 0
-            if name in inputs or filters.charges == "keep" or not (usable & has).any():
-                continue
-            if filters.charges == "drop":
-                self._drop(usable, has, f"a {ALIASES[name]} for which the model has no input", self.left_out)
-                continue
-            first = int(np.argmax(usable & has))
-            raise InputError(
-                f"{self.path}: {int((usable & has).sum())} of {len(labels)} records have a {ALIASES[name]} (first: "
-                f"{self._place(first)}), but model.json has no {name} among its embedding_specs and would take them "
-                "for neutral singlets; give it one, or leave these records out with --drop_charged"
-            )
+        apply_filters(
+            FilterColumns(
+                n_atoms=atoms,
+                max_force=self._column("max_force"),
+                charged=labels & index_bits.CHARGED > 0,
+                open_shell=labels & index_bits.OPEN_SHELL > 0,
+            ),
+            filters,
+            self.recipe.features,
+            usable=lambda: usable,
+            drop=lambda has, reason: self._drop(usable, has, reason, self.left_out),
+            where=self._place,
+            path=self.path,
+        )
         everything = bool(usable.all())
         self._rows: NDArray[np.int64] | None = None if everything else np.nonzero(usable)[0]
         self.n_atoms = self._used(atoms)
@@ -127,6 +120,39 @@ class LmdbSource:
         heads = self._all_heads()
         self.heads = Lookup(self._used(heads.ids), heads.values)
         self.free_components, self.labels = self._used(self._column("free_components")), self._used(labels)
+
+    def _drop_without_labels(self, usable: NDArray[np.bool_], labels: NDArray[np.uint8], needs: LabelNeeds) -> None:
+        """Take out rows that lack a label that is required, or have one that is looked at and cannot be used."""
+        isolated = labels & index_bits.ISOLATED > 0
+        for (quantity, reason), rows in self._unusable_labels().items():
+            unknown = reason.endswith(index_bits.UNKNOWN)
+            concerned = np.zeros(len(labels), dtype=bool)
+            concerned[rows] = True
+            concerned &= ~isolated if quantity != "energy" else True
+            if quantity in needs.required or (quantity in needs.judged and not unknown):
+                self._drop(usable, concerned, reason, self.dropped)
+            elif not unknown:
+                self.notes[f"{reason}: taken as absent, since the {quantity} is not looked at"] += int(concerned.sum())
+        for quantity, bit in index_bits.LABEL_BITS.items():
+            if quantity not in needs.required:
+                continue
+            absent = labels & bit == 0
+            if quantity != "energy":
+                absent &= ~isolated
+            if quantity == "stress":
+                absent &= labels & index_bits.PERIODIC > 0
+            self._drop(usable, absent, f"{quantity} missing", self.dropped)
+
+    def _unusable_labels(self) -> dict[tuple[str, str], NDArray[np.int64]]:
+        """Rows whose label of a quantity gives no number, by quantity and reason."""
+        rows: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
+        first = 0
+        for index in self.indexes:
+            for number, kind in enumerate(index.unusable):
+                own = index.unusable_rows[index.unusable_kinds == number].astype(np.int64)
+                rows.setdefault(kind, []).append(own + first)
+            first += len(index)
+        return {kind: np.concatenate(parts) for kind, parts in rows.items()}
 
     def _column(self, name: str) -> NDArray[Any]:
         columns = [getattr(index, name) for index in self.indexes]
@@ -182,31 +208,44 @@ class LmdbSource:
         text = key if isinstance(key, str) else self.indexes[shard].key(key).decode()
         return text if len(self.shards) == 1 else f"{self.shards[shard].name}:{text}"
 
-    def _refuse_too_many_drops(self, max_dropped: float, require_labels: bool) -> None:
-        dropped, total = self.dropped.total(), sum(index.n_records for index in self.indexes)
+    def _refuse_too_many_drops(self, max_dropped: float, needs: LabelNeeds) -> None:
+        dropped = self.dropped.total()
+        total = sum(index.n_records for index in self.indexes)
         if total == 0:
             raise InputError(f"{self.path} holds no samples (keys 0, 1, 2 …)")
         useless = not len(self) and not self.left_out and not len(self._isolated)
-        if dropped > max_dropped * total or useless:
-            relaxed = sum(index.header["is2re"] for index in self.indexes)
-            if (
-                require_labels
-                and relaxed
-                and self.dropped["forces missing"] + self.dropped["energy missing"] >= relaxed
-            ):
-                raise InputError(
-                    f"{self.path}: {relaxed} of {total} records are IS2RE rows (y_relaxed, pos_relaxed) without energy "
-                    f"and forces of the positions they hold ({self.drop_report()}); take an S2EF set"
-                )
-            if any(NO_LAYOUT in reason for reason in self.dropped):
-                raise InputError(
-                    f"{self.path}: {dropped} of {total} records cannot be read ({self.drop_report()}); the layouts "
-                    f"that are read: {SUPPORTED}"
-                )
+        if dropped <= max_dropped * total and not useless:
+            return
+        relaxed = sum(index.header["is2re"] for index in self.indexes)
+        missing = self.dropped["forces missing"] + self.dropped["energy missing"]
+        if needs.required and relaxed and missing >= relaxed:
             raise InputError(
-                f"{self.path}: {dropped} of {total} records cannot be used ({self.drop_report()}); "
-                f"mend them, name the labels with --energy_key/--forces_key, or raise --max_dropped {max_dropped:g}"
+                f"{self.path}: {relaxed} of {total} records are IS2RE rows (y_relaxed, pos_relaxed) without energy "
+                f"and forces of the positions they hold ({self.drop_report()}); take an S2EF set"
             )
+        if any(NO_LAYOUT in reason for reason in self.dropped):
+            raise InputError(
+                f"{self.path}: {dropped} of {total} records cannot be read ({self.drop_report()}); the layouts "
+                f"that are read: {SUPPORTED}"
+            )
+        has = ""
+        if any(reason.endswith(" missing") for reason in self.dropped):
+            has = f"; the first record has: {', '.join(self.first_names) or 'nothing'}"
+        raise InputError(
+            f"{self.path}: {dropped} of {total} records cannot be used ({self.drop_report()}){has}; mend them, name "
+            "the labels with --energy_key/--forces_key, give a loss the weight 0, take partly labelled data with "
+            f"--allow_missing_labels, or raise --max_dropped {max_dropped:g}"
+        )
+
+    @property
+    def first_names(self) -> tuple[str, ...]:
+        """Names in the first record that can be read."""
+        for file in self.files:
+            for key in file.sample_keys()[:SHOWN_OFFENDERS]:
+                with contextlib.suppress(RowError):
+                    record, _ = record_of(file.get(key))
+                    return tuple(sorted(str(name) for name, value in record.items() if value is not None))[:40]
+        return ()
 
     def drop_report(self) -> str:
         """Reasons with counts and the first keys: ``3 × forces missing (keys 7, 12, 19)``."""
@@ -242,6 +281,20 @@ class LmdbSource:
     def identifier(self, i: int) -> str:
         """Shard and key."""
         return self._place(self._row(i))
+
+    def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
+        """Which records some structures are, shard by shard."""
+        rows = np.asarray(indices, dtype=np.int64)
+        rows = rows if self._rows is None else self._rows[rows]
+        shards = np.searchsorted(self._ends, rows, side="right")
+        parts: list[ShardRecords] = []
+        for shard in np.unique(shards).tolist():
+            first = int(self._ends[shard - 1]) if shard else 0
+            local = np.sort(rows[shards == shard]) - first
+            index = self.indexes[shard]
+            keys = tuple(index.key(int(row)).decode() for row in local)
+            parts.append(ShardRecords(self.shards[shard], keys, tuple(index.record_numbers(local).tolist())))
+        return parts
 
     def structure(self, i: int) -> Structure:
         """Decode the i-th usable record.

@@ -33,7 +33,7 @@ def dumps(structure: Structure, *, edges: Edges | None = None, extra: Mapping[st
     Args:
         structure: labels in eV, eV/Å, eV/Å³.
         edges: its neighbour list.
-        extra: more names of the record, plain JSON: charge, spin, group, where it came from.
+        extra: more names of the record, plain JSON: group, where it came from.
     """
     s = structure
     flags = sum(1 << axis for axis in range(3) if s.pbc[axis])
@@ -55,6 +55,8 @@ def dumps(structure: Structure, *, edges: Edges | None = None, extra: Mapping[st
         parts.append(edges.shifts.astype("<i2" if wide else "i1"))
     rest: dict[str, object] = {k: v for k, v in (extra or {}).items() if v is not None}
     rest |= {f"config_{name}": getattr(s, name) for name in _OPTIONAL if getattr(s, name) != 1.0}
+    rest |= {"charge": s.charge} if s.charge is not None else {}
+    rest |= {"spin": s.spin} if s.spin is not None else {}
     rest |= {"head": s.head} if s.head is not None else {}
     rest |= {"config_type": s.config_type} if s.config_type != "Default" else {}
     rest |= {name: np.asarray(value).tolist() for name, value in s.features.items()}

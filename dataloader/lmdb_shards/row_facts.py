@@ -17,11 +17,15 @@ from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.similar_rows import Group, Patterns, has_a_kind
 from dataloader.neighbors import surely_apart
+from dataloader.record import Reading
 from dataloader.structure import surely_sound
 
 SHOWN_OFFENDERS = 3
 MOST_REASONS = 200
-ENERGY, FORCES, STRESS, CHARGED, OPEN_SHELL, ISOLATED, FREE_MASK = (1 << i for i in range(7))  # bits of `labels`
+# Bits of `labels`:
+ENERGY, FORCES, STRESS, CHARGED, OPEN_SHELL, ISOLATED, FREE_MASK, PERIODIC = (1 << i for i in range(8))
+LABEL_BITS = {"energy": ENERGY, "forces": FORCES, "stress": STRESS}
+UNKNOWN = "is NaN"  # of a label: how programs write what they do not know
 
 _ROWS, _BYTES = 4096, 32 * 2**20  # of records that are looked at together
 _ATOMS = 2**18  # of structures that wait for others like them
@@ -121,7 +125,7 @@ class _Waiting:
         if not has_a_kind(found):
             return False
         absent = tuple(value is None for value in (s.energy, s.forces, s.stress, s.free_atoms))
-        kind = (s.n_atoms, s.pbc, absent, s.head, s.is_isolated_atom, *found[1:])
+        kind = (s.n_atoms, s.pbc, absent, s.head, s.is_isolated_atom, s.charge, s.spin, *found.reading[1:], *found[1:])
         self._kinds[kind].append((row, found))
         self.n_atoms += s.n_atoms
         return True
@@ -148,7 +152,9 @@ class _Facts:
         }
         self._elements = np.zeros((n, 2), dtype=np.uint64)
         self._heads: dict[str | None, int] = {}
-        self._counts: dict[str, Counter[Any]] = {name: Counter() for name in ("names", "pbc_rules", "layouts", "is2re")}
+        kinds = ("names", "pbc_rules", "layouts", "is2re", "notes", "named")
+        self._counts: dict[str, Counter[Any]] = {name: Counter() for name in kinds}
+        self._unusable: list[tuple[int, str, str]] = []  # row, quantity, reason: of labels
         self._refused: list[tuple[int, str]] = []
 
     def refuse(self, row: int, fault: str) -> None:
@@ -179,8 +185,14 @@ class _Facts:
             with np.errstate(over="ignore"):
                 self._arrays["max_force"][rows] = np.sqrt(np.square(group.forces[sound]).sum(axis=2).max(axis=1))
         self._elements[rows] = _element_bits(group.numbers[sound])
-        self._counts["names"][like.names] += 0 if like.structure.is_isolated_atom else count
-        self._counts["pbc_rules"][like.pbc_rule] += count
+        self._counts["names"][like.reading.names] += 0 if like.structure.is_isolated_atom else count
+        self._counts["pbc_rules"][like.reading.pbc_rule] += count
+        for note in like.reading.notes:
+            self._counts["notes"][note] += count
+        self._counts["named"]["charge"] += 0 if like.structure.charge is None else count
+        self._counts["named"]["spin"] += 0 if like.structure.spin is None else count
+        for quantity, reason in unusable_labels(like.reading):
+            self._unusable += [(row, quantity, reason) for row in rows.tolist()]
         self._counts["layouts"][like.layout] += count
         self._counts["is2re"][True] += count if like.is2re else 0
 
@@ -201,22 +213,54 @@ class _Facts:
             "layouts": self._counts["layouts"],
             "faults": faults,
             "is2re": self._counts["is2re"][True],
+            "notes": self._counts["notes"],
+            "named": self._counts["named"],
+            "unusable": [list(kind) for kind in self._kinds_of_unusable()],
         }
+
+    def _kinds_of_unusable(self) -> dict[tuple[str, str], int]:
+        """Quantities and reasons of labels that cannot be used, each with a number."""
+        kinds: dict[tuple[str, str], int] = {}
+        for _, quantity, reason in self._unusable:
+            several = "cannot be used (for many reasons)"
+            kind = (quantity, reason if len(kinds) < MOST_REASONS else f"{quantity} {several}")
+            kinds.setdefault(kind, len(kinds))
+        return kinds
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The arrays of the index, and ``rows``, the numbers of the records that are in it."""
         columns = {name: array[self._sound] for name, array in self._arrays.items()}
         sets, numbers = np.unique(self._elements[self._sound], axis=0, return_inverse=True)
         columns |= {"elements": numbers.reshape(-1).astype("u4"), "element_sets": sets}
+        kinds = self._kinds_of_unusable()
+        place = np.cumsum(self._sound) - 1  # of a record among the sound ones
+        columns["unusable_rows"] = np.array([place[row] for row, _, _ in self._unusable], dtype="u8")
+        columns["unusable_kinds"] = np.array(
+            [kinds.get((quantity, reason), len(kinds) - 1) for _, quantity, reason in self._unusable], dtype="u2"
+        )
+        columns["refused_rows"] = np.array(sorted(row for row, _ in self._refused), dtype="u8")
         return columns | {"rows": np.nonzero(self._sound)[0]}
+
+
+def unusable_labels(reading: Reading) -> Iterator[tuple[str, str]]:
+    """Quantity and reason of labels that are there and give no number; a stress that is NaN is nobody's loss.
+
+    Numbers in brackets at the end of a reason would tell its like apart.
+    """
+    for quantity, reason in reading.faults:
+        yield quantity, reason.split(" (")[0]
+    for quantity, name in zip(("energy", "forces"), reading.names, strict=False):
+        if name is not None and "(absent: NaN)" in name:
+            yield quantity, f"{quantity} {UNKNOWN}"
 
 
 def _bits(found: Decoded) -> int:
     s = found.structure
     present = ((s.energy, ENERGY), (s.forces, FORCES), (s.stress, STRESS), (s.free_atoms, FREE_MASK))
     bits = sum(bit for value, bit in present if value is not None)
-    bits |= CHARGED if found.charge != 0 else 0
-    bits |= OPEN_SHELL if found.spin not in (0, 1) else 0
+    bits |= CHARGED if s.charged else 0
+    bits |= OPEN_SHELL if s.open_shell else 0
+    bits |= PERIODIC if s.periodic else 0
     return bits | (ISOLATED if s.is_isolated_atom else 0)
 
 

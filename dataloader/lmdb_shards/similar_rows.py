@@ -14,18 +14,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader import record as record_names
 from dataloader.batch import FeatureSpec
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import restricted_pickle
-from dataloader.lmdb_shards.lmdb_record import NUMBER_NAMES, POSITION_NAMES, Decoded, decode, fault_of, names_read
+from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of, wanted_names
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.names import folded, states_unit
 from dataloader.neighbors import MANY_ATOMS
+from dataloader.record import HELD_NAME
 from dataloader.structure import MAX_LENGTH
 
+NUMBER_NAMES = ("atomic_numbers", "numbers", "z")
+POSITION_NAMES = ("pos", "positions")
 WORTH_IT = 16  # rows of one length; to learn a pattern costs as much as to read so many
 MOST_TRIES = 4  # for one length; where more are needed, rows are not similar
 MOST_LENGTHS = 256
 MOST_BYTES = 2**16  # longer rows are seldom as long as one another
+_OTHER_GEOMETRY = (
+    frozenset(map(folded, (*record_names.NUMBER_NAMES, *record_names.SPECIES_NAMES, *record_names.POSITION_NAMES)))
+    | frozenset(map(folded, (*record_names.LATTICE_NAMES, *record_names.NEAR_LATTICE_NAMES, *record_names.PBC_NAMES)))
+    | {HELD_NAME, record_names.MOVABLE_NAME}
+)
 _PICKLE = b"\x80"
 _ARRAYS = frozenset({"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"})
 _TEXTS = frozenset({"SHORT_BINUNICODE", "BINUNICODE"})
@@ -50,8 +60,9 @@ def has_a_kind(found: Decoded) -> bool:
     """Whether a structure is looked at together with others: what a `Group` has no place for is as it mostly is."""
     s = found.structure
     weights = (s.weight, s.energy_weight, s.forces_weight, s.stress_weight)
-    finite = s.stress is None or bool(np.isfinite(s.stress).all())
-    return finite and weights == (1.0, 1.0, 1.0, 1.0) and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
+    return (
+        not found.reading.faults and weights == (1.0, 1.0, 1.0, 1.0) and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
+    )
 
 
 class Patterns:
@@ -126,13 +137,13 @@ class _Pattern:
     def group(self, block: NDArray[np.uint8], rows: NDArray[np.intp]) -> tuple[Group, NDArray[np.bool_]]:
         """The structures of rows that fit, less those that `decode` might refuse; and which were taken."""
         like, m = self.like.structure, len(block)
-        energy_name, forces_name, stress_name = self.like.names
+        energy_name, forces_name, stress_name = self.like.reading.names
         numbers = self._values(block, _present(self.record, NUMBER_NAMES)).reshape(m, -1)
         positions = self._values(block, _present(self.record, POSITION_NAMES)).reshape(m, -1, 3)
         sure = ((np.abs(numbers) < 2**31) & (numbers == np.rint(numbers))).all(axis=1)
         free = None
         if like.free_atoms is not None:
-            fixed = self._values(block, "fixed").reshape(m, -1)
+            fixed = self._values(block, HELD_NAME).reshape(m, -1)
             sure &= ((fixed == 0.0) | (fixed == 1.0)).all(axis=1)
             free = fixed == 0.0
         if like.stress is not None:
@@ -178,14 +189,18 @@ def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> 
         record, like = restricted_pickle.loads(row), decode(row, "", keys, features)
     except (RowError, LabelError):
         return None
+    wanted = wanted_names(keys, features, ())
     if not isinstance(record, dict) or not has_a_kind(like) or fault_of(like.structure):
         return None
-    may_differ = {_present(record, NUMBER_NAMES), _present(record, POSITION_NAMES), *like.names[:2]}
-    may_differ |= {"fixed"} if like.structure.free_atoms is not None else set()
+    if not _is_plain(record, like):
+        return None
+    names = like.reading.names
+    may_differ = {_present(record, NUMBER_NAMES), _present(record, POSITION_NAMES), *names[:2]}
+    may_differ |= {HELD_NAME} if like.structure.free_atoms is not None else set()
     if like.structure.periodic:  # else a cell decides whether it is
         may_differ.add("cell")
-        may_differ |= {like.names[2]} if "virial" not in str(like.names[2]).lower() else set()
-    read = names_read(keys, features, ()) - may_differ
+        may_differ |= {names[2]} if "virial" not in str(names[2]).lower() else set()
+    read = wanted.without(name for name in may_differ if name is not None)
     holes: dict[str, _Hole] = {}
     texts: list[slice] = []
     for begin, end, opcode in _candidates(row):
@@ -198,6 +213,17 @@ def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> 
         else:
             holes[name] = _Hole(begin, end, dtype, shape)
     return _Pattern(row, record, like, holes, texts)
+
+
+def _is_plain(record: Mapping[str, Any], like: Decoded) -> bool:
+    """Whether a row holds its geometry under the usual names, as it is used: nothing spelled or measured otherwise."""
+    geometry = {*NUMBER_NAMES, *POSITION_NAMES, HELD_NAME, "cell", "pbc"}
+    spelled = all(name in geometry or folded(name) not in _OTHER_GEOMETRY for name in record)
+    mask = record.get(HELD_NAME)
+    whole = mask is None or np.size(mask) == like.structure.n_atoms
+    named = all(name is None or name in record for name in like.reading.names)  # not those that are absent
+    units = any(states_unit(name) for name in record)
+    return spelled and whole and named and not units and not like.reading.notes
 
 
 def _candidates(row: bytes) -> Iterator[tuple[int, int, str]]:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dataloader.dataset import Dataset
 from model_utils.errors import VerificationError
 from model_utils.run.open_data import TrainingData
 
-INDICES_UP_TO = 100_000  # records: beyond it a list would make every checkpoint larger by 8 bytes per record
+INDICES_UP_TO = 100_000  # records of a set: beyond it a list would make every checkpoint megabytes larger
 
 
 def data_identity(data: TrainingData) -> dict[str, Any]:
@@ -29,13 +31,37 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
     return {"data": fingerprints, "lmdb_indices": _lmdb_indices(data)}
 
 
-def _lmdb_indices(data: TrainingData) -> Any:
-    """Which records of the LMDBs are trained on: their numbers, or where they are many, how they were drawn."""
-    if all(source.in_memory for source in data.train.sources):
+def _lmdb_indices(data: TrainingData) -> dict[str, Any] | None:
+    """Which records of LMDBs are trained on and validated on, so that they can be found again in the files.
+
+    For each of the two sets a list of shards, each with the keys of its records and their rows (places among all keys
+    of the shard in numerical order, whatever was left out); where there are many, the recipe that draws them.
+    """
+    sets = {"train": (data.train, data.train_samples), "valid": (data.valid, data.valid_samples)}
+    indices = {role: _records(dataset, samples, data) for role, (dataset, samples) in sets.items()}
+    return {role: records for role, records in indices.items() if records is not None} or None
+
+
+def _records(dataset: Dataset, samples: int | None, data: TrainingData) -> list[dict[str, Any]] | dict[str, Any] | None:
+    of_lmdbs = [number for number, source in enumerate(dataset.sources) if not source.in_memory]
+    in_lmdbs = np.isin(dataset.places[:, 0], of_lmdbs)
+    if not in_lmdbs.any():
         return None
-    if len(data.train) <= INDICES_UP_TO:
-        return data.train.places[:, 1].tolist()
-    return {"structures": len(data.train), "samples": data.train_samples, "seed": data.seed, "split": data.was_split}
+    if in_lmdbs.sum() > INDICES_UP_TO:
+        return {
+            "recipe": "all usable records of the sources in order, less those of the split, sampled with the seed",
+            "sources": [str(dataset.sources[number].path) for number in of_lmdbs],
+            "structures": int(in_lmdbs.sum()),
+            "samples": samples,
+            "seed": data.seed,
+            "split": data.was_split,
+        }
+    return [
+        {"source": str(dataset.sources[number].path), "shard": str(part.shard), "keys": list(part.keys)}
+        | {"rows": list(part.rows)}
+        for number in of_lmdbs
+        for part in dataset.sources[number].records(dataset.places[dataset.places[:, 0] == number, 1])
+    ]
 
 
 def require_same_data(stored: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> list[str]:

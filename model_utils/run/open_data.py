@@ -13,13 +13,20 @@ from ase.data import atomic_numbers as number_of_symbol
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample, split
 from dataloader.errors import InputError
-from dataloader.labels import LabelKeys
+from dataloader.filters import Filters
+from dataloader.labels import NOT_READ, QUANTITIES, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds
 from dataloader.lmdb_shards.lmdb_file import SHARD_ENDINGS
-from dataloader.lmdb_shards.lmdb_source import Filters
 from dataloader.packed import packed_manifest
+from dataloader.record import EVERYTHING, Keep
 from dataloader.sources import DataFormat, Source, SourceSpec, open_sources
 from model_utils.runtime import log
-from model_utils.settings.options import EvaluateOptions, FilterOptions, LabelOptions, TrainDataOptions
+from model_utils.settings.options import (
+    EvaluateOptions,
+    FilterOptions,
+    LabelOptions,
+    TrainDataOptions,
+    TrainingOptions,
+)
 
 Role = Literal["train", "val", "test"]
 USUAL = "auto"  # of a source's label: the usual names, whatever the run's own key
@@ -35,6 +42,7 @@ class TrainingData:
     was_split: bool  # valid was split off train
     seed: int  # of split and samples
     train_samples: int | None = None  # drawn from the LMDBs
+    valid_samples: int | None = None
 
     def with_facts(self, facts: ModelFacts) -> "TrainingData":
         """The same data for a model of the same elements and cutoff with other reference energies."""
@@ -49,7 +57,8 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
     Raises:
         InputError: a file, a structure or a label cannot be used.
     """
-    opened = {role: _open(options, specs_of(options, role), facts) for role in ("train", "val", "test")}
+    needs = label_needs(options)
+    opened = {role: _open(options, specs_of(options, role), facts, needs) for role in ("train", "val", "test")}
     elements = numbers_of(options.elements)
 
     def dataset(role: str, *, free_atoms_only: bool) -> Dataset:
@@ -76,7 +85,7 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
         raise InputError("no structure is left to train on; look at the files and at --elements")
     wants_stress = options.stress_key or getattr(options, "stress_weight", 0) > 0
     found = [names[2] for source in train.sources for names in source.label_names if names[2]]
-    if wants_stress and all("absent" in name for name in found):
+    if wants_stress and options.stress_key != NOT_READ and all("absent" in name for name in found):
         looked = options.stress_key or "the usual names"
         raise InputError(
             f"no structure to train on has a stress (looked for {looked}); name it with --stress_key, or leave "
@@ -88,7 +97,13 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
         if len(valid) == 0:
             raise InputError("no structure is left to validate on; look at the files and at --elements")
         return TrainingData(
-            train=train, valid=valid, test=test, was_split=False, seed=seed, train_samples=options.lmdb_train_samples
+            train=train,
+            valid=valid,
+            test=test,
+            was_split=False,
+            seed=seed,
+            train_samples=options.lmdb_train_samples,
+            valid_samples=options.lmdb_val_samples,
         )
     if options.lmdb_val_samples is not None:
         raise InputError("--lmdb_val_samples is given but no validation LMDB; name one with --lmdb_val")
@@ -105,10 +120,11 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
     data_format: DataFormat = "xyz" if options.xyz_path else "lmdb"
     keys = label_keys(options)
     paths = options.xyz_path or options.lmdb_path
-    specs = [SourceSpec(path=path, format=data_format, keys=keys, head=options.head) for path in paths]
+    keep: Keep = EVERYTHING if options.output_xyz is not None else ()
+    specs = [SourceSpec(path=path, format=data_format, keys=keys, head=options.head, keep=keep) for path in paths]
     sources = open_sources(
         specs,
-        require_labels=False,
+        needs=TO_EVALUATE,
         max_dropped=options.max_dropped,
         features=facts.features,
         filters=filters_of(options),
@@ -119,7 +135,31 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
     describe("evaluate", found)
     if len(found) == 0:
         raise InputError("no structure is left to evaluate; look at the files and at --elements")
+    if not any(is_labelled(names) for source in sources for names in source.label_names):
+        _say_nothing_is_compared(options, sources)
     return found
+
+
+def is_labelled(names: LabelNames) -> bool:
+    """Whether some label was found, and not one that is absent or cannot be used."""
+    return any(name is not None and " (" not in name for name in names)
+
+
+def _say_nothing_is_compared(options: EvaluateOptions, sources: Sequence[Source]) -> None:
+    """Structures without labels are predicted and not compared.
+
+    Raises:
+        InputError: they lie in LMDBs and no predictions are to be written: nothing would come of it.
+    """
+    there = next((names for source in sources if (names := source.first_names)), ())
+    has = f"the first has: {', '.join(there) or 'nothing'}"
+    if options.lmdb_path and options.output_xyz is None and options.output_table is None:
+        raise InputError(
+            f"no record of {', '.join(str(source.path) for source in sources)} has an energy, forces or a stress "
+            f"({has}): there is nothing to compare with; name the labels with --energy_key, --forces_key, or write "
+            "predictions with --output_xyz"
+        )
+    log.info("no structure has a label (%s): this is inference, nothing is compared", has)
 
 
 def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
@@ -135,6 +175,8 @@ def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
                 energy=_own_name(source.energy_key, keys.energy),
                 forces=_own_name(source.forces_key, keys.forces),
                 stress=_own_name(source.stress_key, keys.stress),
+                charge=_own_name(source.charge_key, keys.charge),
+                spin=_own_name(source.spin_key, keys.spin),
                 free_energy=keys.free_energy and source.energy_key != USUAL,
             )
             specs.append(
@@ -166,14 +208,39 @@ def label_keys(options: LabelOptions) -> LabelKeys:
         energy=options.energy_key,
         forces=options.forces_key,
         stress=options.stress_key,
+        charge=options.charge_key,
+        spin=options.spin_key,
         free_energy=options.free_energy,
     )
 
 
-def _open(options: TrainDataOptions, specs: Sequence[SourceSpec], facts: ModelFacts) -> list[Source]:
+def label_needs(options: TrainDataOptions) -> LabelNeeds:
+    """Labels that a training needs: those whose loss weight is not zero in one of its stages.
+
+    Raises:
+        InputError: a label is trained on and not to be looked for.
+    """
+    weighted = set(QUANTITIES)
+    if isinstance(options, TrainingOptions):
+        weights = {quantity: [getattr(options, f"{quantity}_weight")] for quantity in QUANTITIES}
+        if options.stage_two:
+            for quantity in QUANTITIES:
+                weights[quantity].append(getattr(options, f"stage_two_{quantity}_weight") or 0.0)
+        weighted = {quantity for quantity in QUANTITIES if any(weights[quantity])}
+    for quantity in sorted(weighted):
+        if isinstance(options, TrainingOptions) and getattr(options, f"{quantity}_key") == NOT_READ:
+            raise InputError(
+                f"--{quantity}_key none says that the {quantity} is not looked for, and --{quantity}_weight that it is "
+                f"trained on; give it the weight 0, or name the label"
+            )
+    required = frozenset() if options.allow_missing_labels else frozenset(weighted)
+    return LabelNeeds(required=required, judged=frozenset(weighted))
+
+
+def _open(options: TrainDataOptions, specs: Sequence[SourceSpec], facts: ModelFacts, needs: LabelNeeds) -> list[Source]:
     return open_sources(
         specs,
-        require_labels=True,
+        needs=needs,
         max_dropped=options.max_dropped,
         features=facts.features,
         filters=filters_of(options),
@@ -236,6 +303,8 @@ def describe(role: str, dataset: Dataset) -> None:
         log.info("  an epoch takes %d of the %d of %s beside %d others", share.taken, len(share.rows), path, len(own))
     for reason, count in dataset.left_out.items():
         log.info("  %d structures left out: %s", count, reason)
+        for text, count in source.notes.items():
+            log.info("  %s: %d structures", text, count)
     if dataset.free_atoms_only and any(
         dataset.sources[s].structure(int(i)).free_atoms is not None for s, i in dataset.places[:1]
     ):

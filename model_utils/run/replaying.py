@@ -14,6 +14,7 @@ from ase.io import write as write_ase
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
+from dataloader.labels import TO_PREDICT
 from dataloader.sources import SourceSpec, open_sources
 from losses import Loss, Prediction
 from model_utils import model_loader, runtime
@@ -91,7 +92,7 @@ def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype:
     spec = SourceSpec(path=options.replay, format=open_data.format_of(options.replay), head=head)
     sources = open_sources(
         [spec],
-        require_labels=False,
+        needs=TO_PREDICT,
         max_dropped=options.max_dropped,
         features=facts.features,
         filters=open_data.filters_of(options),

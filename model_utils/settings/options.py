@@ -63,7 +63,11 @@ class LabelOptions:
     forces_key: str | None = None
     """Name of the forces (eV/Å). Unless given: REF_forces, forces, force."""
     stress_key: str | None = None
-    """Name of the stress (eV/Å³, ASE's sign; 3×3, nine or six numbers). Unless given: REF_stress, stress, or a virial, which is converted."""
+    """Name of the stress (eV/Å³, ASE's sign; 3×3, nine or six numbers). Unless given: REF_stress, stress, or a virial, which is converted. `none`, here as for the other labels: it is not looked for."""
+    charge_key: str | None = None
+    """Name of the charge of the whole structure. Unless given: total_charge, charge. `none`: charges are of no matter."""
+    spin_key: str | None = None
+    """Name of the spin multiplicity 2S + 1. Unless given: total_spin, spin, multiplicity, spin_multiplicity. `none`: as above."""
     free_energy: bool = False
     """Take the free energy as the energy where no energy name is given."""
 
@@ -77,11 +81,11 @@ class FilterOptions:
     max_dropped: Fraction = 0.001
     """Largest share of an LMDB's records that may be faulty (missing label, NaN, broken cell); they are listed, more is an error. In xyz files the first faulty frame is an error."""
     max_atoms: Count | None = None
-    """Leave out LMDB records with more atoms, and count them."""
+    """Leave out structures with more atoms, and count them."""
     max_force: Positive | None = None
-    """Leave out LMDB records with a force (length, eV/Å) above it, and count them."""
+    """Leave out structures with a force (length, eV/Å) above it, and count them."""
     drop_charged: bool = False
-    """Leave out LMDB records with a charge or spin for which the model has no input, and count them; unless given, they are an error."""
+    """Leave out structures with a charge or spin for which the model has no input, and count them; unless given, they are an error (`--charge_key none --spin_key none`: they are taken as they are)."""
     verify: bool = False
     """Compare the sha256 of every LMDB with that of the first run with this flag, before anything is read from it."""
 
@@ -108,6 +112,10 @@ class SourceOptions:
     """As --forces_key, for this file."""
     stress_key: str | None = None
     """As --stress_key, for this file."""
+    charge_key: str | None = None
+    """As --charge_key, for this file."""
+    spin_key: str | None = None
+    """As --spin_key, for this file."""
 
     def __post_init__(self) -> None:
         if self.ratio is not None and self.role != "train":
@@ -137,15 +145,17 @@ class TrainDataOptions(LabelOptions, FilterOptions):
     lmdb_val_samples: Count | None = None
     """Validate on so many records of the validation LMDBs, drawn by --seed."""
     sources: Annotated[tuple[SourceOptions, ...], Parameter(show=False)] = ()
-    """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `ratio`, `energy_key`, `forces_key`, `stress_key`."""
+    """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `ratio`, `energy_key`, `forces_key`, `stress_key`, `charge_key`, `spin_key`."""
     head: str | None = None
     """Head of the model for structures whose record and source name none."""
     valid_fraction: Fraction = 0.1
     """Share of the training structures set aside for validation where no validation data are named; drawn by --seed, their names are saved. Of a file with a ratio, no larger a part than an epoch has."""
     train_on_free_atoms: bool = True
-    """Where records say which atoms were held fixed (`fixed`), only the force components of free atoms count in the loss."""
+    """Where records say which atoms were held (`fixed`, `move_mask`, ASE's FixAtoms and FixCartesian), only the force components of free atoms count in the loss."""
     eval_on_free_atoms: bool = True
     """The same for validation and test metrics."""
+    allow_missing_labels: bool = False
+    """Take structures that lack a label whose loss weight is not 0; each counts in the terms it has labels for, and the numbers are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -594,6 +604,14 @@ class ShowOptions(TrustOptions, CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DescribeOptions(ShowOptions):
+    """Say what a weights file is."""
+
+    samples: bool = False
+    """Of a checkpoint: list the records of LMDBs that its run trains and validates on, by shard, key and row."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(ShowOptions):
     """Check a weights file against a model.json: hash, names, shapes, buffers, outputs."""
 
@@ -674,7 +692,7 @@ def _check_data(options: TrainDataOptions) -> None:
 
 
 def _check_names(options: LabelOptions) -> None:
-    for name in ("energy_key", "forces_key", "stress_key"):
+    for name in ("energy_key", "forces_key", "stress_key", "charge_key", "spin_key"):
         if getattr(options, name) == "":
             raise InputError(f"--{name} is empty; give the label's name, or leave the flag out")
 

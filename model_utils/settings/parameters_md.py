@@ -15,6 +15,7 @@ from docstring_parser import parse_from_object
 from model_utils.settings.options import (
     CheckOptions,
     ConvertOptions,
+    DescribeOptions,
     DiffOptions,
     EvaluateOptions,
     ExportOptions,
@@ -23,7 +24,6 @@ from model_utils.settings.options import (
     MetadataInitOptions,
     PackOptions,
     ResumeOptions,
-    ShowOptions,
     TrainingOptions,
     TrainOptions,
     VerifyOptions,
@@ -43,7 +43,7 @@ TABLES: dict[str, type] = {
     "dataloader/pack.py": PackOptions,
     "read_model.py export": ExportOptions,
     "read_model.py verify": VerifyOptions,
-    "read_model.py show": ShowOptions,
+    "read_model.py show": DescribeOptions,
     "read_model.py diff": DiffOptions,
     "read_model.py convert": ConvertOptions,
 }

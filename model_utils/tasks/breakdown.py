@@ -136,10 +136,13 @@ class Breakdown:
     def _frame(
         self, index: int, energy: float, forces: NDArray[np.float64], stress: NDArray[np.float64] | None
     ) -> Atoms:
-        """Predictions as ``mace_…``, labels as ``REF_…``: neither can be taken for the other."""
+        """Predictions as ``mace_…``, labels as ``REF_…``: neither can be taken for the other; all else as it was."""
         structure = self._data.structure(index)
         atoms = Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
-        atoms.info["config_type"], atoms.info["identifier"] = structure.config_type, self._data.name(index)
+        atoms.info.update(structure.extra)
+        atoms.arrays.update(structure.columns)
+        atoms.info["config_type"] = structure.config_type
+        atoms.info.setdefault("identifier", self._data.name(index))
         if structure.head is not None:
             atoms.info["head"] = structure.head
         atoms.info["mace_energy"], atoms.arrays["mace_forces"] = energy, forces

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dataloader import data_check, parallel
 from dataloader.data_check import Finding, Looked, Set
 from dataloader.errors import InputError
+from dataloader.labels import TO_EVALUATE
 from dataloader.sources import Source, open_sources
 from dataloader.structure import Structure
 from model_utils.files import durable
@@ -70,7 +71,7 @@ def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding
     for spec in specs_of(options, role):
         try:
             filters = filters_of(options, keep_charges=True)
-            (source,) = open_sources([spec], require_labels=False, max_dropped=1.0, filters=filters)
+            (source,) = open_sources([spec], needs=TO_EVALUATE, max_dropped=1.0, filters=filters)
         except InputError as error:
             findings.append(Finding(level="error", check="reading", text=str(error), data=name))
             continue

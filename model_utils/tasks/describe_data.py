@@ -1,7 +1,8 @@
 """From data and a network's fields to a model.json: the arithmetic's results put where the description wants them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import yaml
 
 from dataloader.errors import InputError
+from dataloader.labels import TO_EVALUATE
 from dataloader.packing import epoch_order
-from dataloader.sources import Source, open_sources, stream
+from dataloader.sources import Census, Source, open_sources, stream
 from dataloader.statistics import DataSums, HeadSums, collect, reference_energies, scale_and_shift
 from dataloader.structure import Structure, symbols
 from model_utils.files import durable
@@ -136,18 +138,69 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     specs, wanted = specs_of(options, "train"), numbers_of(options.elements)
     filters = filters_of(options, keep_charges=True)
     if options.valid_fraction > 0:  # which are set aside depends on how many there are
-        structures = _kept(
-            open_sources(specs, require_labels=True, max_dropped=options.max_dropped, filters=filters), options
-        )
+        sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=options.max_dropped, filters=filters)
+        for source in sources:
+            _say_notes(source)
+        structures = _kept(sources, options)
     else:
-        structures = stream(specs, elements=wanted, max_dropped=options.max_dropped, filters=filters)
+        structures = stream(
+            specs, needs=TO_EVALUATE, elements=wanted, max_dropped=options.max_dropped, filters=filters, say=_say_notes
+        )
+    census = LabelCensus()
+    structures = census.watch(structures)
     sums = collect(structures, r_max, default_head=heads[0], free_atoms_only=options.train_on_free_atoms)
     if sums.atoms == 0:
         raise InputError("no structures to measure; look at the files and at --elements")
+    census.judge(allow_missing=options.allow_missing_labels)
     unknown = set(sums.heads) - set(heads)
     if unknown:
         raise InputError(f"the data name head(s) {sorted(unknown)} but the model has {list(heads)}")
     return sums
+
+
+def _say_notes(census: Census) -> None:
+    """What was converted or passed over in a file."""
+    for text, count in census.notes.items():
+        log.info("%s: %s: %d structures", census.path, text, count)
+
+
+class LabelCensus:
+    """Counts the labels of structures that go by: all of them have one, none has, or some lack it."""
+
+    def __init__(self) -> None:
+        self._structures = 0
+        self._labelled: Counter[str] = Counter()
+        self._first_without: dict[str, str] = {}
+
+    def watch(self, structures: Iterable[Structure]) -> Iterator[Structure]:
+        """The structures, each counted; isolated atoms are not."""
+        for structure in structures:
+            if not structure.is_isolated_atom:
+                self._structures += 1
+                for quantity in ("energy", "forces"):
+                    if getattr(structure, quantity) is not None:
+                        self._labelled[quantity] += 1
+                    else:
+                        self._first_without.setdefault(quantity, structure.identifier)
+            yield structure
+
+    def judge(self, *, allow_missing: bool) -> None:
+        """Say what no structure has.
+
+        Raises:
+            InputError: some lack a label that others have, and nobody said that this may be.
+        """
+        for quantity, identifier in self._first_without.items():
+            count = self._labelled[quantity]
+            if count == 0:
+                log.warning("no structure has %s; name the label with --%s_key where it is there", quantity, quantity)
+            elif allow_missing:
+                log.info("%d of %d structures have no %s", self._structures - count, self._structures, quantity)
+            else:
+                raise InputError(
+                    f"{self._structures - count} of {self._structures} structures have no {quantity} (first: "
+                    f"{identifier}); mend them, or take partly labelled data with --allow_missing_labels"
+                )
 
 
 def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None:

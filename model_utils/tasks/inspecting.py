@@ -15,7 +15,7 @@ from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.description import differing_fields
 from model_utils.runtime import dtype_name, log, start_log
-from model_utils.settings.options import DiffOptions, ExportOptions, ShowOptions, VerifyOptions
+from model_utils.settings.options import DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
 
 SHOWN = 20  # differing tensors
 
@@ -60,7 +60,7 @@ def verify(options: VerifyOptions) -> None:
     )
 
 
-def show(options: ShowOptions) -> None:
+def show(options: DescribeOptions) -> None:
     """Class, elements, cutoff, size, where the weights come from."""
     start_log(None)
     input_model = options.input_model
@@ -83,6 +83,29 @@ def show(options: ShowOptions) -> None:
     log.info("model.json hash %s", description.hash())
     if "code_version" in content:
         log.info("written by %s", ", ".join(f"{name} {version}" for name, version in content["code_version"].items()))
+    if options.samples:
+        _show_samples(file)
+
+
+def _show_samples(file: WeightsFile) -> None:
+    """A line for every record of an LMDB that a run trains or validates on.
+
+    Raises:
+        InputError: the file is no checkpoint.
+    """
+    if file.kind != "checkpoint":
+        raise InputError(f"--samples: {file.path} is no checkpoint; give the *_checkpoint.pt of the run")
+    sets = file.content["train_state"].get("lmdb_indices")
+    if not isinstance(sets, dict):
+        log.info("samples: none of LMDBs" if sets is None else "samples: not kept by shard and key in files this old")
+        return
+    for role, records in sets.items():
+        if not isinstance(records, list):
+            log.info("%s: too many to list: %s", role, ", ".join(f"{name} {value}" for name, value in records.items()))
+            continue
+        for part in records:
+            for key, row in zip(part["keys"], part["rows"], strict=True):
+                log.info("%s: %s key %s row %d", role, part["shard"], key, row)
 
 
 _KINDS = {

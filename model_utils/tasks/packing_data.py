@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dataloader.errors import InputError
+from dataloader.labels import TO_EVALUATE, TO_TRAIN
 from dataloader.packed import shard_writer
 from dataloader.packed.shard_writer import Recipe
 from dataloader.packed.splitting import parse_shares
@@ -11,7 +12,7 @@ from model_utils.run.open_data import filters_of, format_of, label_keys
 from model_utils.runtime import log, start_log
 from model_utils.settings.options import PackOptions
 
-KEPT = ("charge", "spin", "total_charge", "total_spin", "sid", "fid")  # names that travel with a record
+KEPT = ("sid", "fid")  # names that travel with a record, besides labels, charge, spin and weights
 MAX_ID_FILE = 8 * 2**30  # bytes
 
 
@@ -43,7 +44,7 @@ def pack(options: PackOptions) -> None:
     specs = [SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep) for path in options.input]
     sources = open_sources(
         specs,
-        require_labels=not options.allow_missing_labels,
+        needs=TO_EVALUATE if options.allow_missing_labels else TO_TRAIN,
         max_dropped=options.max_dropped,
         filters=filters_of(options, keep_charges=True),
     )

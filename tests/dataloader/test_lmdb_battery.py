@@ -25,7 +25,7 @@ from dataloader import parallel
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys
+from dataloader.labels import TO_TRAIN, LabelError, LabelKeys
 from dataloader.lmdb_shards import lmdb_index, lmdb_source, packed_rows
 from dataloader.lmdb_shards.lmdb_index import places
 from dataloader.lmdb_shards.lmdb_record import decode, fault_of, record_of
@@ -174,7 +174,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 def everything(path: Path, *, verify: bool) -> int:
     """0 read, 2 refused in a sentence; the process ends by a signal where LMDB takes it down."""
     try:
-        source = LmdbSource(path, LabelKeys(), require_labels=True, max_dropped=0.5, filters=Filters(verify=verify))
+        source = LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.5, filters=Filters(verify=verify))
         for i in range(len(source)):
             source.structure(i)
     except InputError as error:
@@ -231,7 +231,7 @@ def test_the_hostile_pickles_of_the_reader_fire_no_event_here_either(tmp_path: P
 def test_a_worker_that_dies_names_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dicts(tmp_path / "some.lmdb", labelled(12))
     facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
-    data = Dataset([LmdbSource(path, LabelKeys(), require_labels=True, max_dropped=0)], facts, torch.float64)
+    data = Dataset([LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0)], facts, torch.float64)
     read = lmdb_source.LmdbFile.get
 
     def dying(self: lmdb_source.LmdbFile, key: bytes) -> bytes:
@@ -279,11 +279,11 @@ def test_a_process_ends_with_workers_at_hand(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from dataloader.batch import ModelFacts\n"
         "from dataloader.dataset import Dataset\n"
-        "from dataloader.labels import LabelKeys\n"
+        "from dataloader.labels import TO_TRAIN, LabelKeys\n"
         "from dataloader.lmdb_shards.lmdb_source import LmdbSource\n"
         "from dataloader.loader import Loader\n"
         "facts = ModelFacts(atomic_numbers=(1, 8), heads=('D',), atomic_energies=((0.0, 0.0),), r_max=3.0)\n"
-        "source = LmdbSource(Path(sys.argv[1]), LabelKeys(), require_labels=True, max_dropped=0)\n"
+        "source = LmdbSource(Path(sys.argv[1]), LabelKeys(), needs=TO_TRAIN, max_dropped=0)\n"
         "loader = Loader(Dataset([source], facts, torch.float64), num_workers=1)\n"
         "batches = loader.batches([np.array([i]) for i in range(4)])\n"
         "print(next(batches).n_structures)\n"

@@ -20,7 +20,7 @@ from dataloader import parallel
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import lmdb_index
 from dataloader.lmdb_shards.lmdb_index import Recipe, open_indexes, places
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 def source(path: Path, *, max_dropped: float = 0.001, **filters: Any) -> LmdbSource:
     keys = filters.pop("keys", LabelKeys())
-    return LmdbSource(path, keys, require_labels=True, max_dropped=max_dropped, filters=Filters(**filters))
+    return LmdbSource(path, keys, needs=TO_TRAIN, max_dropped=max_dropped, filters=Filters(**filters))
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -245,7 +245,7 @@ def test_what_is_left_out_is_counted_by_reason_with_the_first_keys(tmp_path: Pat
     rows[b"12"] = dict_row(frames[12], forces=np.full((3, 3), 99.0))
     found = source(put(tmp_path / "a.lmdb", rows), max_dropped=0.1, max_atoms=3, max_force=50.0)
     assert dict(found.dropped) == {
-        "energy is nan": 1,
+        "energy is NaN": 1,
         "record is a list, expected a torch_geometric Data or a dict": 1,
         "forces missing": 1,
     }

@@ -15,7 +15,7 @@ from lmdb_material import ase_row, dict_row, labelled, put, raw_row, write_ase, 
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_EVALUATE, TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import ase_rows
 from dataloader.lmdb_shards.lmdb_record import ASE, DICTS, PYG_1, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
@@ -25,7 +25,7 @@ CHARGE = FeatureSpec(name="total_charge", per_atom=False, classes=(-10, 10))
 
 
 def source(path: Path, **options: Any) -> LmdbSource:
-    options = {"require_labels": True, "max_dropped": 0.001, **options}
+    options = {"needs": TO_TRAIN, "max_dropped": 0.001, **options}
     return LmdbSource(path, options.pop("keys", LabelKeys()), **options)
 
 
@@ -111,7 +111,7 @@ def test_charge_and_spin_are_kept_and_refused_where_the_model_cannot_use_them(tm
     rows = {str(i + 1).encode(): ase_row(a, **d) for i, (a, d) in enumerate(zip(frames, data, strict=True))}
     path = put(tmp_path / "omol.aselmdb", rows)
     text = refused(path)
-    assert "1 of 4 records have a charge (first: omol.aselmdb key 2)" in text
+    assert "1 of 4 structures have a charge (first: omol.aselmdb key 2)" in text
     assert "no total_charge among its embedding_specs" in text
     assert "--drop_charged" in text
     dropping = source(path, filters=Filters(charges="drop"))
@@ -167,7 +167,7 @@ def test_is2re_rows_are_refused_as_what_they_are(tmp_path: Path) -> None:
     path = put(tmp_path / "a.lmdb", {b"0": pickle.dumps(row)})
     assert "1 of 1 records are IS2RE rows (y_relaxed, pos_relaxed) without energy and forces" in refused(path)
     assert "take an S2EF set" in refused(path)
-    assert len(source(path, require_labels=False)) == 1
+    assert len(source(path, needs=TO_EVALUATE)) == 1
 
 
 HOSTILE = {

@@ -20,7 +20,7 @@ from dataloader import pack
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards.lmdb_record import PACKED
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.neighbors import build_graph
@@ -30,7 +30,7 @@ N = 60
 
 
 def source(path: Path) -> LmdbSource:
-    return LmdbSource(path, LabelKeys(), require_labels=True, max_dropped=0.001, keep=("origin", "sid", "group"))
+    return LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.001, keep=("origin", "sid", "group"))
 
 
 @pytest.fixture

@@ -1,0 +1,113 @@
+"""Which structures of a source are used by choice: sizes, forces, and charges that the model has no input for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.batch import FeatureSpec
+from dataloader.errors import InputError
+from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
+from dataloader.structure import Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which structures are used; those left out by choice do not count as faulty."""
+
+    max_atoms: int | None = None
+    max_force: float | None = None  # eV/Å
+    verify: bool = False  # compare the sha256 of LMDBs
+    charges: Literal["refuse", "drop", "keep"] = "refuse"  # that the model has no input for
+
+
+NO_FILTERS = Filters()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterColumns:
+    """What filters look at, for every structure of a source.
+
+    Attributes:
+        n_atoms: (n,), integers.
+        max_force: (n,), eV/Å, the longest force; NaN where there are none.
+        charged: (n,), whether a charge other than zero is named.
+        open_shell: (n,), whether a multiplicity other than one is named.
+    """
+
+    n_atoms: NDArray[Any]
+    max_force: NDArray[Any]
+    charged: NDArray[np.bool_]
+    open_shell: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, structures: Sequence[Structure]) -> "FilterColumns":
+        """Of structures in memory."""
+        return cls(
+            n_atoms=np.array([s.n_atoms for s in structures], dtype=np.int64),
+            max_force=np.array([longest_force(s) for s in structures]),
+            charged=np.array([s.charged for s in structures], dtype=bool),
+            open_shell=np.array([s.open_shell for s in structures], dtype=bool),
+        )
+
+
+def longest_force(structure: Structure) -> float:
+    """Largest length of a force in eV/Å; NaN where there are none."""
+    if structure.forces is None:
+        return float("nan")
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.square(structure.forces).sum(axis=1).max()))
+
+
+Drop = Callable[[NDArray[np.bool_], str], None]  # takes out structures for a reason that is counted
+
+
+def apply_filters(
+    columns: FilterColumns,
+    filters: Filters,
+    features: Sequence[FeatureSpec],
+    usable: Callable[[], NDArray[np.bool_]],
+    drop: Drop,
+    where: Callable[[int], str],
+    path: Path,
+) -> None:
+    """Leave out what the filters name.
+
+    Args:
+        columns: of the source.
+        filters: what to leave out.
+        features: inputs of the model; a charge that is one of them is no reason.
+        usable: which structures are used so far.
+        drop: leaves some out and counts the reason.
+        where: the name of a structure, for a message.
+        path: of the source, for a message.
+
+    Raises:
+        InputError: structures have a charge or spin that the model does not know of, and nobody said what to do.
+    """
+    if filters.max_atoms is not None:
+        drop(columns.n_atoms > filters.max_atoms, f"more than {filters.max_atoms} atoms")
+    if filters.max_force is not None:
+        drop(columns.max_force > filters.max_force, f"a force above {filters.max_force:g} eV/Å")  # False for NaN
+    if filters.charges == "keep":
+        return
+    inputs = {spec.name for spec in features}
+    for what, names, has in (
+        ("charge", CHARGE_NAMES, columns.charged),
+        ("spin", SPIN_NAMES, columns.open_shell),
+    ):
+        concerned = usable() & has
+        if inputs & set(names) or not concerned.any():
+            continue
+        if filters.charges == "drop":
+            drop(has, f"a {what} for which the model has no input")
+            continue
+        raise InputError(
+            f"{path}: {int(concerned.sum())} of {len(has)} structures have a {what} (first: "
+            f"{where(int(np.argmax(concerned)))}), but model.json has no {names[0]} among its embedding_specs and "
+            "would take them for neutral singlets; give it one, leave them out with --drop_charged, or say with "
+            f"--{what}_key none that the {what} does not matter"
+        )

@@ -1,0 +1,88 @@
+"""Names of a record, whatever their case: ``lattice``, ``Lattice`` and ``LATTICE`` are one."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from dataloader.units import is_general, stated_quantity
+
+SHORTEST_FOLDED = 3  # letters; of shorter names the case may tell two things apart: y and Y, z and Z
+
+
+class Entries(Mapping[str, object]):
+    """A record's names and values, and which of them are spellings of one usual name."""
+
+    __slots__ = ("_spellings", "_values")
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self._values = values
+        spellings: dict[str, list[str]] = {}
+        for name in values:
+            if isinstance(name, str):
+                spellings.setdefault(folded(name), []).append(name)
+        self._spellings = spellings
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> "Entries":
+        """The same again where it is one already."""
+        return values if isinstance(values, cls) else cls(values)
+
+    def __getitem__(self, name: str) -> object:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def present(self, names: Iterable[str], *, exact: bool = False) -> list[str]:
+        """The names as this record spells them, in order, of those that have a value.
+
+        Args:
+            names: usual names.
+            exact: in this spelling only.
+        """
+        there: list[str] = []
+        for name in names:
+            spellings = [name] if exact else self._spellings.get(folded(name), [])
+            ordered = sorted(spellings, key=lambda spelling: spelling != name)  # the usual spelling first
+            there += [spelling for spelling in ordered if self._values.get(spelling) is not None]
+        return there
+
+
+def folded(name: str) -> str:
+    """A name without its case; short ones keep theirs."""
+    return name.casefold() if len(name) >= SHORTEST_FOLDED else name
+
+
+class WantedNames(Collection[str]):
+    """Names that a reader looks at, in any case, with all that state a unit; for readers that skip the others."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._folded = frozenset(map(folded, self._names))
+        self._answers: dict[object, bool] = {}  # the same few names come in every row
+
+    def __contains__(self, name: object) -> bool:
+        answer = self._answers.get(name)
+        if answer is None:
+            answer = isinstance(name, str) and (
+                name in self._names or folded(name) in self._folded or states_unit(name)
+            )
+            if len(self._answers) < 10_000:
+                self._answers[name] = answer
+        return answer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def without(self, names: Iterable[str]) -> "WantedNames":
+        """Less some of them."""
+        return WantedNames(self._names - set(names))
+
+
+def states_unit(name: str) -> bool:
+    """Whether an entry of this name says in which unit another one is."""
+    return "unit" in name.casefold() and (stated_quantity(name) is not None or is_general(name))

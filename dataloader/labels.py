@@ -1,5 +1,6 @@
 """Find energy, forces and stress among the names people use, without guessing silently and without inventing zeros."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,7 +129,7 @@ def find_labels(
             faults[quantity] = str(error)
             given = keys.given().get(quantity)
             return None if given is None else f"{given} (unusable)", None
-        if value is None or np.isfinite(value).all():
+        if value is None or (math.isfinite(value) if isinstance(value, float) else np.isfinite(value).all()):
             return name, value
         if np.isnan(value).all():
             return f"{name} (absent: NaN)", None

@@ -1,6 +1,7 @@
 """Names of a record, whatever their case: ``lattice``, ``Lattice`` and ``LATTICE`` are one."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from dataloader.units import is_general, stated_quantity
 
@@ -10,15 +11,11 @@ SHORTEST_FOLDED = 3  # letters; of shorter names the case may tell two things ap
 class Entries(Mapping[str, object]):
     """A record's names and values, and which of them are spellings of one usual name."""
 
-    __slots__ = ("_spellings", "_values")
+    __slots__ = ("_shape", "_values")
 
     def __init__(self, values: Mapping[str, object]) -> None:
         self._values = values
-        spellings: dict[str, list[str]] = {}
-        for name in values:
-            if isinstance(name, str):
-                spellings.setdefault(folded(name), []).append(name)
-        self._spellings = spellings
+        self._shape = _shape_of(tuple(values))
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "Entries":
@@ -34,19 +31,49 @@ class Entries(Mapping[str, object]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def present(self, names: Iterable[str], *, exact: bool = False) -> list[str]:
+    def present(self, names: tuple[str, ...], *, exact: bool = False) -> list[str]:
         """The names as this record spells them, in order, of those that have a value.
 
         Args:
             names: usual names.
             exact: in this spelling only.
         """
-        there: list[str] = []
+        spellings = names if exact else self._shape.spellings(names)
+        values = self._values
+        return [name for name in spellings if values.get(name) is not None]
+
+    def stating_units(self) -> tuple[str, ...]:
+        """The names of entries that say in which unit another one is."""
+        return self._shape.stating_units
+
+
+class _Shape:
+    """What the names of a record alone decide; the records of a file share a few of them."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._by_folded: dict[str, list[str]] = {}
         for name in names:
-            spellings = [name] if exact else self._spellings.get(folded(name), [])
-            ordered = sorted(spellings, key=lambda spelling: spelling != name)  # the usual spelling first
-            there += [spelling for spelling in ordered if self._values.get(spelling) is not None]
-        return there
+            if isinstance(name, str):
+                self._by_folded.setdefault(folded(name), []).append(name)
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.stating_units = tuple(name for name in names if isinstance(name, str) and states_unit(name))
+
+    def spellings(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the record that are spellings of usual names, in the order of these, usual spellings first."""
+        known = self._known.get(names)
+        if known is None:
+            known = tuple(
+                spelling
+                for name in names
+                for spelling in sorted(self._by_folded.get(folded(name), ()), key=lambda there: there != name)
+            )
+            self._known[names] = known
+        return known
+
+
+@lru_cache(maxsize=256)
+def _shape_of(names: tuple[str, ...]) -> _Shape:
+    return _Shape(names)
 
 
 def folded(name: str) -> str:

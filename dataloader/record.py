@@ -27,7 +27,7 @@ from dataloader.labels import (
     find_labels,
     usual_names,
 )
-from dataloader.names import Entries, WantedNames, states_unit
+from dataloader.names import Entries, WantedNames
 from dataloader.structure import Edges, Structure, volume_of
 from dataloader.units import UnitError, factor_to_ours, parsed, stated_quantity
 
@@ -193,8 +193,9 @@ class _StatedUnits:
     def __init__(self, entries: Entries) -> None:
         self._scales: dict[str, tuple[float, bool]] = {}
         self._texts: dict[str, str] = {}
-        for name, value in entries.items():
-            if not isinstance(name, str) or not states_unit(name) or _is_absent(value):
+        for name in entries.stating_units():
+            value = entries[name]
+            if _is_absent(value):
                 continue
             quantity = stated_quantity(name)
             if quantity is not None:
@@ -280,7 +281,7 @@ def _is_absent(value: object) -> bool:
 # Geometry
 
 
-def _first(entries: Entries, names: Sequence[str]) -> str | None:
+def _first(entries: Entries, names: tuple[str, ...]) -> str | None:
     present = entries.present(names)
     return present[0] if present else None
 
@@ -398,13 +399,17 @@ def _periodicity(entries: Entries, cell: NDArray[np.float64], rule: PbcRule) -> 
 
 def _pbc(stored: object, name: str) -> Pbc:
     values = _array(stored, name).reshape(-1)
-    if values.dtype.kind == "f":  # of tensors that were made floats
-        values = values.astype(int) if np.isin(values, (0.0, 1.0)).all() else values
-    if values.size not in (1, 3) or values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
+    if values.size not in (1, 3) or values.dtype.kind not in "biuf" or not _are_truths(values):
         shown = " ".join(map(str, values[:6]))
         raise RecordError(f'{name} is {shown!r:.40}, expected three of T and F: {name}="T T F"')
-    x, y, z = np.broadcast_to(values.astype(bool), 3).tolist()
+    stated = [bool(value) for value in values.tolist()]
+    x, y, z = stated * 3 if len(stated) == 1 else stated
     return x, y, z
+
+
+def _are_truths(values: NDArray[np.generic]) -> bool:
+    """Whether all are 0 or 1; of tensors that were made floats, too."""
+    return values.dtype.kind == "b" or bool(((values == 0) | (values == 1)).all())
 
 
 def periodic_with_a_lattice(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
@@ -438,7 +443,7 @@ def _free_atoms(columns: Entries, values: Entries, n_atoms: int) -> tuple[NDArra
     masks: dict[str, NDArray[np.bool_]] = {}
     for usual in (HELD_NAME, MOVABLE_NAME):
         for entries in (columns, values) if columns is not values else (columns,):
-            for name in entries.present([usual]):
+            for name in entries.present((usual,)):
                 mask = _truths(entries[name], name, n_atoms)
                 masks[name] = np.logical_not(mask) if usual == HELD_NAME else mask
     if not masks:
@@ -457,7 +462,7 @@ def _truths(stored: object, name: str, n_atoms: int) -> NDArray[np.bool_]:
     values = _array(stored, name)
     if values.shape not in ((n_atoms,), (n_atoms, 1), (n_atoms, 3), (1, n_atoms)):
         raise RecordError(f"{name} has {values.size} entries for {n_atoms} atoms, expected a column of true or false")
-    if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+    if values.dtype.kind not in "biuf" or not _are_truths(values):
         raise RecordError(f"{name} holds other values than 0 and 1, expected a column of true or false")
     return values.astype(bool).reshape(n_atoms, -1)
 
@@ -498,7 +503,7 @@ def _feature(
             raise LabelError(f"{spec.name} is missing, {looked_for}")
         value = np.array(number)
     else:
-        name = _first(entries, [spec.name])
+        name = _first(entries, (spec.name,))
         if name is None:
             raise LabelError(f"{spec.name} is missing, {looked_for}")
         try:
@@ -519,13 +524,13 @@ def _names_of_feature(spec: FeatureSpec) -> tuple[str, ...]:
 
 
 def _text(entries: Entries, usual: str) -> str | None:
-    name = _first(entries, [usual])
+    name = _first(entries, (usual,))
     return None if name is None else str(entries[name])[:_MOST_TEXT]
 
 
 def _weight(entries: Entries, usual: str) -> float:
     """One of mace's per-configuration weights; 1 where the record has none."""
-    name = _first(entries, [usual])
+    name = _first(entries, (usual,))
     if name is None:
         return 1.0
     try:

@@ -158,7 +158,9 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
                     raise InputError(f"{path} line {number}: after a blank line, which would end the file; remove it")
             return
         if not line.strip().isdigit():
-            raise InputError(f"{where}, line {number}: expected a number of atoms as in extended XYZ, found {_shown(line)}")
+            raise InputError(
+                f"{where}, line {number}: expected a number of atoms as in extended XYZ, found {_shown(line)}"
+            )
         n_atoms = int(line.strip()[:18])
         rest = [text for _, text in islice(lines, n_atoms + 1)]
         if len(rest) <= n_atoms:

@@ -7,6 +7,7 @@ are indexed in parts, each a file that is there as a whole or not at all: what w
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import array_file, ase_rows
 from dataloader.lmdb_shards.array_file import Contents, Damaged
 from dataloader.lmdb_shards.lmdb_file import FileState, LmdbFile, data_file_of, state_of
-from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, SUPPORTED, decode
+from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, unreadable
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
 from dataloader.neighbors import GraphFault, count_edges
@@ -224,6 +225,17 @@ def places(path: Path, recipe: Recipe) -> list[Path]:
     return [absolute.with_name(f"{absolute.name}.{ending}"), home / name]
 
 
+def outdated(path: Path) -> list[Path]:
+    """Indexes of earlier versions beside a shard, which are not used any more."""
+    found = []
+    absolute = path.resolve()
+    for place in sorted(absolute.parent.glob(f"{glob.escape(absolute.name)}.*.index")):
+        with contextlib.suppress(OSError, Damaged, KeyError, TypeError):
+            if array_file.read(place).header["format"] < FORMAT:
+                found.append(place)
+    return found
+
+
 def _writable_place(path: Path, recipe: Recipe) -> Path | None:
     for place in places(path, recipe):
         with contextlib.suppress(OSError):
@@ -361,7 +373,7 @@ def _refuse_what_is_no_layout(path: Path, keys: NDArray[Any], recipe: Recipe) ->
     header, columns = index_rows(path, keys[:SAMPLED_ROWS], recipe)
     faults = header["faults"]
     if not len(columns["keys"][0]) and faults and all(NO_LAYOUT in reason for reason in faults):
-        raise InputError(f"{path}: {next(iter(faults))}; they are: {SUPPORTED}")
+        raise InputError(f"{path}: {next(iter(faults))}; {unreadable(path, faults)}")
 
 
 def _sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:

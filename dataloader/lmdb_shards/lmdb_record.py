@@ -1,7 +1,8 @@
 """From the bytes of one LMDB row, in any of the layouts, to a structure."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from dataloader.batch import FeatureSpec
@@ -40,6 +41,16 @@ _OTHER_ROWS = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
 }
+
+
+def unreadable(path: Path, reasons: Iterable[str]) -> str:
+    """What to do about rows of none of the layouts that are read."""
+    if any("msgpack" in reason for reason in reasons):
+        return (
+            'DeePMD writes such LMDBs; dpdata converts them to extended XYZ: python -c "import dpdata; '
+            f"dpdata.MultiSystems.from_file('{path}', fmt='deepmd/lmdb').to('mace/xyz', '{path.stem}.xyz')\""
+        )
+    return f"the layouts that are read: {SUPPORTED}"
 
 
 class Decoded(NamedTuple):

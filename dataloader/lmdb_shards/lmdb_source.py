@@ -15,8 +15,8 @@ from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters
 from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds
 from dataloader.lmdb_shards import row_facts as index_bits
 from dataloader.lmdb_shards.lmdb_file import LmdbFile, shards_of
-from dataloader.lmdb_shards.lmdb_index import Recipe, ShardIndex, edge_counts, open_indexes
-from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, SUPPORTED, decode, record_of
+from dataloader.lmdb_shards.lmdb_index import Recipe, ShardIndex, edge_counts, open_indexes, outdated
+from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, record_of, unreadable
 from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.packed import packed_manifest
@@ -88,6 +88,9 @@ class LmdbSource:
         self.warnings = [
             f"{index.path.name}: {text}" for index in self.indexes for text in index.header.get("warnings", ())
         ]
+        for shard in self.shards:
+            for place in outdated(shard):
+                self.warnings.append(f"{place} was made by an earlier version and is not used any more: remove it")
 
     def _choose(self, needs: LabelNeeds, filters: Filters) -> None:
         """Rows that are used; why the others are not."""
@@ -225,8 +228,8 @@ class LmdbSource:
             )
         if any(NO_LAYOUT in reason for reason in self.dropped):
             raise InputError(
-                f"{self.path}: {dropped} of {total} records cannot be read ({self.drop_report()}); the layouts "
-                f"that are read: {SUPPORTED}"
+                f"{self.path}: {dropped} of {total} records cannot be read ({self.drop_report()}); "
+                f"{unreadable(self.path, self.dropped)}"
             )
         has = ""
         if any(reason.endswith(" missing") for reason in self.dropped):

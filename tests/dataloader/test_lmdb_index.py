@@ -21,7 +21,7 @@ from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import lmdb_index
+from dataloader.lmdb_shards import array_file, lmdb_index
 from dataloader.lmdb_shards.lmdb_index import Recipe, open_indexes, places
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.neighbors import build_graph
@@ -177,7 +177,7 @@ def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest
 KILLED = """
 import sys, time
 from pathlib import Path
-from dataloader.lmdb_shards import lmdb_index
+from dataloader.lmdb_shards import array_file, lmdb_index
 from dataloader.labels import LabelKeys
 lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
 index_part = lmdb_index._index_part
@@ -271,3 +271,16 @@ def test_samples_depend_on_the_seed_alone(path: Path) -> None:
     assert drawn(1) == sorted(drawn(1), key=lambda name: int(name.split()[-1])), "in the order of the file"
     with pytest.raises(InputError, match=f"61 samples were asked for, but the LMDBs have {N}"):
         sample(Dataset([source(path)], facts(), torch.float64), 61, 1)
+
+
+def test_an_index_of_an_earlier_version_is_named_and_not_used(path: Path) -> None:
+    first = source(path)
+    place = places(path, RECIPE)[0]
+    contents = array_file.read(place)
+    old = place.with_name(f"{path.name}.0123abcd.index")
+    columns = {name: [array] for name, array in contents.arrays.items()}
+    array_file.write(old, contents.header | {"format": lmdb_index.FORMAT - 1}, columns)
+    place.unlink()
+    again = source(path)
+    assert again.n_atoms.tolist() == first.n_atoms.tolist()
+    assert again.warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]

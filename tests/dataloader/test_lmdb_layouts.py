@@ -145,7 +145,6 @@ def test_atoms_held_by_ase_are_not_free(tmp_path: Path) -> None:
 
 
 OTHER_ROWS = {
-    "msgpack": (b"\x83\xa3pos\x90", "row is msgpack"),
     "gzip": (gzip.compress(b"{}"), "row is gzip"),
     "bare JSON": (b'{"pos": []}', "row is JSON that is not compressed"),
     "zip": (b"PK\x03\x04....", "row is a zip archive"),
@@ -160,6 +159,14 @@ def test_rows_of_another_layout_are_named_with_what_is_read(name: str, tmp_path:
     text = refused(put(tmp_path / "a.lmdb", {b"0": row, b"1": row}))
     assert words in text
     assert "the layouts that are read: torch_geometric 1.x Data (pickle), torch_geometric 2.x" in text
+
+
+def test_rows_of_deepmd_are_answered_with_the_command_that_converts_them(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.lmdb", {b"000000000000": b"\x83\xa3pos\x90"})
+    text = refused(path)
+    assert "row is msgpack" in text
+    command = f"dpdata.MultiSystems.from_file('{path}', fmt='deepmd/lmdb').to('mace/xyz', 'a.xyz')"
+    assert f'python -c "import dpdata; {command}"' in text
 
 
 def test_is2re_rows_are_refused_as_what_they_are(tmp_path: Path) -> None:

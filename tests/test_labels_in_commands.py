@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from ase.io import read, write
+from record_files import Record, record, write_dicts, write_xyz
 
 import metadata
 import read_model
 from conftest import TINY, waters
 from model_utils import evaluate, train_mace
-from record_files import Record, record, write_dicts, write_xyz
 
 Files = Callable[..., Path]
 

@@ -230,8 +230,8 @@ def label_needs(options: TrainDataOptions) -> LabelNeeds:
     for quantity in sorted(weighted):
         if isinstance(options, TrainingOptions) and getattr(options, f"{quantity}_key") == NOT_READ:
             raise InputError(
-                f"--{quantity}_key none: it is not looked for; --{quantity}_weight: it is trained on; give it the weight "
-                "0, or name the label"
+                f"--{quantity}_key none: it is not looked for; --{quantity}_weight: it is trained on; give it the "
+                "weight 0, or name the label"
             )
     required = frozenset() if options.allow_missing_labels else frozenset(weighted)
     return LabelNeeds(required=required, judged=frozenset(weighted))

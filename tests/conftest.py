@@ -1,9 +1,16 @@
-"""What several tests share: where the measured data lie, a tiny network, a few labelled structures."""
+"""What several tests share: where the measured data lie, a tiny network, a few labelled structures, how to wait.
+
+No test depends on the clock, on the load, on free memory, or on the machine: a test waits for what has to happen, and
+limits of time stand only where a process might hang.
+"""
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the commands that tests start; before torch is imported
 
 import numpy as np
 import pytest
@@ -12,6 +19,8 @@ from ase import Atoms
 from ase.io import write
 
 ROOT = Path(__file__).resolve().parents[1]
+HANGING = 300.0  # s after which a process is taken to hang; proves nothing else
+STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_")  # environment variables that change what a command does
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 
 TINY = {
@@ -28,6 +37,35 @@ TINY = {
     "radial_MLP": [8],
     "MLP_irreps": "4x0e",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make all machines alike: no job of a scheduler around the tests, and no GPU but for ``pytest tests/test_cuda.py``."""
+    for name in [name for name in os.environ if name.startswith(STEERING)]:
+        del os.environ[name]
+    if not any("test_cuda" in str(word) for word in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def wait_until(reached: Callable[[], object], what: str) -> None:
+    """Wait for something that another process does, however busy the machine is."""
+    end = time.monotonic() + HANGING
+    while not reached():
+        assert time.monotonic() < end, f"{what}: not within {HANGING:.0f} s"
+        time.sleep(0.01)
+
+
+def living(session: int) -> list[int]:
+    """Processes of a session, without those that are dead and nobody has waited for."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session, *_ = place.read_text().rpartition(")")[2].split()
+        except OSError:  # it just ended
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(place.parent.name))
+    return found
 
 
 @pytest.fixture(scope="session")

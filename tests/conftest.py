@@ -6,6 +6,7 @@ limits of time stand only where a process might hang.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,38 @@ def living(session: int) -> list[int]:
         if int(its_session) == session and state != "Z":
             found.append(int(place.parent.name))
     return found
+
+
+PAUSING = """
+import runpy, sys, time
+from pathlib import Path
+root, step, reached, over, *sys.argv = sys.argv[1:]
+sys.path.insert(0, root)
+from model_utils.run import fit
+gradients, calls = fit.loss_and_gradients, 0
+def pausing(*words):
+    global calls
+    calls += 1
+    if calls == int(step):
+        Path(reached).touch()
+        while not Path(over).exists():
+            time.sleep(0.005)
+    return gradients(*words)
+fit.loss_and_gradients = pausing
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def pausing(step: int, reached: Path, over: Path) -> list[str]:
+    """Words before the training command's own with which a process of it stays in its n-th step.
+
+    Args:
+        step: counted from 1, from where this process begins.
+        reached: appears when the step is.
+        over: the step goes on when this file is there; never, where nobody makes it.
+    """
+    script = ROOT / "model_utils" / "train_mace.py"
+    return [str(word) for word in (sys.executable, "-c", PAUSING, ROOT, step, reached, over, script)]
 
 
 @pytest.fixture(scope="session")

@@ -551,7 +551,7 @@ def _scale_of_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        _sign_of_odd_orders,
+        pytest.param(_sign_of_odd_orders, marks=needs_compiler),
         _second_derivative_of_silu,
         pytest.param(_a_kernels_second_derivative, marks=needs_compiler),
         _one_coupling,

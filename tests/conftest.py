@@ -8,20 +8,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the commands that tests start; before torch is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start; before torch is imported
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.io import write
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 HANGING = 300.0  # s after which a process is taken to hang; proves nothing else
-STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_")  # environment variables that change what a command does
+STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 
 TINY = {
@@ -41,7 +43,7 @@ TINY = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make all machines alike: no job of a scheduler around the tests, and no GPU but for ``pytest tests/test_cuda.py``."""
+    """All machines alike: no job of a scheduler around the tests, no GPU but for ``pytest tests/test_cuda.py``."""
     for name in [name for name in os.environ if name.startswith(STEERING)]:
         del os.environ[name]
     if not any("test_cuda" in str(word) for word in config.args):
@@ -116,6 +118,43 @@ def _default_precision():
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _networks_are_built_once() -> Iterator[None]:
+    """What was built before from the same state of torch's generator is copied: the same bits in a tenth of the time.
+
+    Building takes most of a tiny run's time. The parity tests and all commands in processes of their own build anew.
+    """
+    if not {"model_utils.model_loader", "model_utils.train_mace", "model_utils.evaluate"} & set(sys.modules):
+        yield  # these tests need no network, and are spared its imports
+        return
+    from model_utils import model_loader
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_loader, "build_module", built_once(model_loader.build_module))
+        yield
+
+
+def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``build_module`` that keeps the last 32 networks with the state in which building left the generator."""
+    kept: dict[tuple[str, torch.dtype, bytes], tuple[nn.Module, torch.Tensor]] = {}
+
+    def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+        from model_utils import model_loader
+
+        key = (description.hash(), dtype, torch.get_rng_state().numpy().tobytes())
+        if key not in kept:
+            module = build(description, dtype, where)
+            kept[key] = (model_loader.copied(module), torch.get_rng_state())
+            if len(kept) > 32:
+                del kept[next(iter(kept))]
+            return module
+        pristine, state = kept[key]
+        torch.set_rng_state(state)
+        return model_loader.copied(pristine)
+
+    return build_or_copy
 
 
 @pytest.fixture

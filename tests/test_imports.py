@@ -32,8 +32,8 @@ def module_name(path: Path) -> str:
 
 
 def is_run_as_a_file(path: Path) -> bool:
-    tests = [ast.unparse(node.test) for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
-    return "__name__ == '__main__'" in tests
+    statements = ast.parse(path.read_text(encoding="utf-8")).body
+    return "__name__ == '__main__'" in [ast.unparse(node.test) for node in statements if isinstance(node, ast.If)]
 
 
 ENTRY = {module_name(path) for path in FILES if path.parent in COMMANDS and is_run_as_a_file(path)}

@@ -103,9 +103,10 @@ def peak_of_reading(path: Path, n: int) -> int:
     gc.disable()
     tracemalloc.start()
     try:
-        number = peak = 0
-        for number, structure in enumerate(frames, start=1):
+        read = peak = 0
+        for structure in frames:
             assert structure.n_atoms in (3, 6)
+            read += 1
             peak = max(peak, tracemalloc.get_traced_memory()[1])
             gc.collect()
             tracemalloc.reset_peak()
@@ -113,7 +114,7 @@ def peak_of_reading(path: Path, n: int) -> int:
         tracemalloc.stop()
         gc.enable()
         gc.unfreeze()
-    assert number == n
+    assert read == n
     return peak
 
 

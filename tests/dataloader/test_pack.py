@@ -140,10 +140,11 @@ def test_id_files_are_the_validation_and_test_sets(planted: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_killed_and_continued_it_gives_the_identical_manifest(after: int, planted: Path, tmp_path: Path) -> None:
+def test_killed_and_continued_it_gives_the_identical_manifest(
+    after: int, planted: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     arguments = ["--input", str(planted), "--split", "train=0.7", "test=0.3", "--rows_per_shard", "7", "--r_max", "3"]
-    command = [sys.executable, "dataloader/pack.py", *arguments, "--output_dir"]
-    subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    run(*arguments, "--output_dir", tmp_path / "whole")
     without_end = (  # of the training shards the first ones are written; on all others it works until it is killed
         "import sys, time; sys.path.insert(0, '.')\n"
         "from dataloader import pack; from dataloader.packed import shard_writer\n"
@@ -165,7 +166,7 @@ def test_killed_and_continued_it_gives_the_identical_manifest(after: int, plante
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*/*.lmdb")}
     assert len(made) == after
     assert not list((tmp_path / "cut").glob("*/manifest.json"))
-    subprocess.run([*command, str(tmp_path / "cut")], cwd=ROOT, check=True, capture_output=True)
+    run(*arguments, "--output_dir", tmp_path / "cut")
     for name in ("train/manifest.json", "test/manifest.json", "report.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert {path: path.stat().st_mtime_ns for path in made} == made, "they are not written again"

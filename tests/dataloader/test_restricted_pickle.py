@@ -34,14 +34,15 @@ HANGING = 300.0  # s, as in conftest.py, which imports more than a child of this
 def run_child(task: str, *arguments: object) -> str:
     """Run one of the tasks below in a process of its own and return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.run(
-        [sys.executable, __file__, task, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tempfile.gettempdir(),
-        timeout=HANGING,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # where nothing lies that another run has left
+        child = subprocess.run(
+            [sys.executable, __file__, task, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=folder,
+            timeout=HANGING,
+        )
     assert child.returncode == 0, f"{task}: exit {child.returncode}\n{child.stderr[-2000:]}"
     return child.stdout
 

@@ -1,7 +1,7 @@
 """Killed at any moment of its saves, a run keeps all that it reported as saved, whole, and nothing half written.
 
-A child kills itself at the n-th call to the system, for every n of a save, so that the same happens everywhere; a kill
-from outside at a random moment comes besides, and how many of these fall into a save is asked in ``make battery`` alone.
+A child kills itself at the n-th call to the system, for every n of a save, so that the same happens everywhere. Kills
+from outside at random moments come besides; how many of these fall into a save is asked in ``make battery`` alone.
 """
 
 import errno

@@ -79,14 +79,17 @@ def test_killed_in_a_step_and_in_a_step_of_the_next_life(material: Path, tmp_pat
     whole, broken, flags = tmp_path / "whole", tmp_path / "broken", ("--epochs", "6")
     assert train_mace.main(settings(material, whole, *flags)) == 0
     for step in (2, 18):
-        reached = tmp_path / f"reached{step}"
-        words = [*pausing(step, reached, tmp_path / "never"), *settings(material, broken, *flags)]
-        with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
-            wait_until(lambda: reached.exists() or process.poll() is not None, f"step {step}")
-            assert process.poll() is None
-            process.kill()
+        kill_in_step(step, settings(material, broken, *flags), tmp_path / f"reached{step}")
     assert train_mace.main(settings(material, broken, *flags)) == 0
     assert differences(outputs_in(whole), outputs_in(broken)) == []
+
+
+def kill_in_step(step: int, words: list[str], reached: Path) -> None:
+    command = [*pausing(step, reached, reached.with_name("never")), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: reached.exists() or process.poll() is not None, f"step {step}")
+        assert process.poll() is None
+        process.kill()
 
 
 @pytest.mark.skipif(not FULL, reason="what a kill meets is left to chance: make battery")

@@ -99,8 +99,13 @@ def in_a_save(patch: pytest.MonkeyPatch, meeting: Meeting) -> None:
         saving.clear()
         return done
 
+    def sync_or_stay(descriptor: int) -> None:
+        if saving == [AT_STEP]:
+            hold()
+        sync(descriptor)
+
     patch.setattr(RunFiles, "save", save_and_note)
-    patch.setattr(durable.os, "fsync", lambda descriptor: (hold() if saving == [AT_STEP] else None, sync(descriptor))[1])
+    patch.setattr(durable.os, "fsync", sync_or_stay)
 
 
 def _at_call(number: int, act: Callable[[], None]) -> Callable[[], None]:

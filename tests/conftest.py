@@ -1,17 +1,29 @@
-"""What several tests share: where the measured data lie, a tiny network, a few labelled structures."""
+"""What several tests share: where the measured data lie, a tiny network, a few labelled structures, how to wait.
+
+No test depends on the clock, on the load, on free memory, or on the machine: a test waits for what has to happen, and
+limits of time stand only where a process might hang.
+"""
 
 import json
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start; before torch is imported
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.io import write
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
+HANGING = 300.0  # s after which a process is taken to hang; proves nothing else
+STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 
 TINY = {
@@ -30,6 +42,67 @@ TINY = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """All machines alike: no job of a scheduler around the tests, no GPU but for ``pytest tests/test_cuda.py``."""
+    for name in [name for name in os.environ if name.startswith(STEERING)]:
+        del os.environ[name]
+    if not any("test_cuda" in str(word) for word in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def wait_until(reached: Callable[[], object], what: str) -> None:
+    """Wait for something that another process does, however busy the machine is."""
+    end = time.monotonic() + HANGING
+    while not reached():
+        assert time.monotonic() < end, f"{what}: not within {HANGING:.0f} s"
+        time.sleep(0.01)
+
+
+def living(session: int) -> list[int]:
+    """Processes of a session, without those that are dead and nobody has waited for."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session, *_ = place.read_text().rpartition(")")[2].split()
+        except OSError:  # it just ended
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(place.parent.name))
+    return found
+
+
+PAUSING = """
+import runpy, sys, time
+from pathlib import Path
+root, step, reached, over, *sys.argv = sys.argv[1:]
+sys.path.insert(0, root)
+from model_utils.run import fit
+gradients, calls = fit.loss_and_gradients, 0
+def pausing(*words):
+    global calls
+    calls += 1
+    if calls == int(step):
+        Path(reached).touch()
+        while not Path(over).exists():
+            time.sleep(0.005)
+    return gradients(*words)
+fit.loss_and_gradients = pausing
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def pausing(step: int, reached: Path, over: Path) -> list[str]:
+    """Words before the training command's own with which a process of it stays in its n-th step.
+
+    Args:
+        step: counted from 1, from where this process begins.
+        reached: appears when the step is.
+        over: the step goes on when this file is there; never, where nobody makes it.
+    """
+    script = ROOT / "model_utils" / "train_mace.py"
+    return [str(word) for word in (sys.executable, "-c", PAUSING, ROOT, step, reached, over, script)]
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real data with independently measured answers; tests that need it are skipped where it is absent."""
@@ -45,6 +118,43 @@ def _default_precision():
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _networks_are_built_once() -> Iterator[None]:
+    """What was built before from the same state of torch's generator is copied: the same bits in a tenth of the time.
+
+    Building takes most of a tiny run's time. The parity tests and all commands in processes of their own build anew.
+    """
+    if not {"model_utils.model_loader", "model_utils.train_mace", "model_utils.evaluate"} & set(sys.modules):
+        yield  # these tests need no network, and are spared its imports
+        return
+    from model_utils import model_loader
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_loader, "build_module", built_once(model_loader.build_module))
+        yield
+
+
+def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``build_module`` that keeps the last 32 networks with the state in which building left the generator."""
+    kept: dict[tuple[str, torch.dtype, bytes], tuple[nn.Module, torch.Tensor]] = {}
+
+    def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+        from model_utils import model_loader
+
+        key = (description.hash(), dtype, torch.get_rng_state().numpy().tobytes())
+        if key not in kept:
+            module = build(description, dtype, where)
+            kept[key] = (model_loader.copied(module), torch.get_rng_state())
+            if len(kept) > 32:
+                del kept[next(iter(kept))]
+            return module
+        pristine, state = kept[key]
+        torch.set_rng_state(state)
+        return model_loader.copied(pristine)
+
+    return build_or_copy
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ import torch
 from ase.io import read
 from ase.io import write as write_xyz
 
-from conftest import ROOT, waters
-from model_utils import evaluate, train_mace
+from conftest import ROOT, TINY, waters
+from model_utils import evaluate, model_loader, train_mace
 from model_utils.files import checkpoint
+from model_utils.models import description as model_json
+from model_utils.models.build import build_module
 
 Make = Callable[..., Path]
 
@@ -133,6 +135,19 @@ def test_same_seed_same_weights_bit_for_bit(run: Callable[..., Path]) -> None:
     assert records(first) == records(second)
     differs = tensors(other / "c_checkpoint.pt")
     assert any(not torch.equal(t, differs[n]) for n, t in tensors(first / "a_checkpoint.pt").items())
+
+
+def test_the_networks_that_tests_copy_are_those_that_are_built() -> None:
+    """See conftest.py: to the last bit, and the generator goes on from the same state."""
+    described = model_json.parse(json.dumps(TINY), "tiny")
+    found = []
+    for build in (build_module, model_loader.build_module, model_loader.build_module):
+        torch.manual_seed(4711)
+        found.append((build(described, torch.float32).state_dict(), torch.get_rng_state()))
+    assert model_loader.build_module is not build_module
+    for tensors_of_it, state in found[1:]:
+        assert_equal(found[0][0], tensors_of_it)
+        assert torch.equal(found[0][1], state)
 
 
 def test_workers_change_nothing(run: Callable[..., Path]) -> None:

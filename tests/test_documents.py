@@ -1,6 +1,7 @@
 """Documents and configurations that promise something: Parameters.md, configs, the README's tree."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,21 @@ def test_hints_for_mace_flags_name_flags_that_exist() -> None:
 def test_the_readmes_tree_names_what_is_there() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = text.split("```text")[1].split("```")[0]
-    names = [line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()]
-    known = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts and "runs" not in path.parts}
-    modules = [*ROOT.glob("*.py"), *ROOT.glob("model_utils/**/*.py"), *ROOT.glob("dataloader/**/*.py")]
-    assert {path.name for path in modules} - {"__init__.py"} <= set(names)
-    assert [name for name in names if name not in known] == []
+    named = paths_in(tree)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    top = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["py-modules"]
+    modules = [*ROOT.glob("model_utils/**/*.py"), *ROOT.glob("dataloader/**/*.py")]
+    there = {str(path.relative_to(ROOT)) for path in modules if path.name != "__init__.py"}
+    assert {*there, *(f"{name}.py" for name in top)} <= set(named)
+
+
+def paths_in(tree: str) -> list[str]:
+    """Of lines indented by two spaces below the folder they lie in, whose name ends with a slash."""
+    folders: list[str] = []
+    found = []
+    for line in filter(str.strip, tree.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        found.append("".join([*folders[:depth], name.rstrip("/")]))
+        folders[depth:] = [name]
+    return found

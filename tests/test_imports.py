@@ -1,6 +1,8 @@
 """The directions of imports: who may know whom, and where third parties stay."""
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,7 @@ FILES = [
     *sorted((ROOT / "model_utils").rglob("*.py")),
     *(ROOT / name for name in ("losses.py", "optimizer.py", "metadata.py", "read_model.py")),
 ]
-ENTRY = {f"model_utils.{name}" for name in ("train_mace", "resume", "verify_resume", "evaluate")}
-ENTRY |= {"metadata", "read_model", "dataloader.pack"}
+COMMANDS = (ROOT, ROOT / "model_utils", ROOT / "dataloader")  # where entry scripts lie; the rooms below have none
 HOME = {  # third party: the only modules that may import it
     "mace": ["model_utils.models.mace_import"],
     "e3nn": ["model_utils.models.mace_import"],
@@ -28,6 +29,14 @@ HOME = {  # third party: the only modules that may import it
 
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_run_as_a_file(path: Path) -> bool:
+    statements = ast.parse(path.read_text(encoding="utf-8")).body
+    return "__name__ == '__main__'" in [ast.unparse(node.test) for node in statements if isinstance(node, ast.If)]
+
+
+ENTRY = {module_name(path) for path in FILES if path.parent in COMMANDS and is_run_as_a_file(path)}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -59,6 +68,12 @@ def test_directions(path: Path) -> None:
     for library, homes in HOME.items():
         if any(f == library or f.startswith(f"{library}.") for f in found):
             assert name in homes, f"{library} is imported only in {homes}"
+
+
+def test_the_entry_scripts_are_the_commands_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = {name.replace(".", "/") + ".py" for name in ENTRY}
+    assert files == set(re.findall(r"^python ([\w/]+\.py)", readme, re.MULTILINE))
 
 
 def test_only_checkpoint_saves_and_loads_torch_files() -> None:
@@ -97,4 +112,6 @@ def test_importing_mace_leaves_safe_loading_on() -> None:
     code = (
         "import os; import model_utils.models.mace_import; assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_FORCE_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """metadata.py: the same numbers as mace-torch's own functions, and a complete model.json in one command."""
 
+import gc
 import json
 import tracemalloc
 from pathlib import Path
@@ -82,17 +83,39 @@ def test_statistics_are_maces_own(
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """What is alive at the peak of reading 40 and 1200 frames; at 10⁶ see benchmarks/statistics_memory.py."""
+    """Of reading 40 and 1200 frames; at 10⁶ see benchmarks/statistics_memory.py."""
     peaks = []
-    for n in (40, 1200):
-        write(tmp_path / "w.xyz", waters(8) * (n // 8), format="extxyz")
-        spec = SourceSpec(path=tmp_path / "w.xyz", format="xyz")
-        tracemalloc.start()
-        for structure in stream([spec], elements=None, max_dropped=0.0):
+    for n in (40, 40, 1200):  # the first time also fills what is kept for later, such as caches of parsers
+        write(tmp_path / f"{n}.xyz", waters(8) * (n // 8), format="extxyz")
+        peaks.append(peak_of_reading(tmp_path / f"{n}.xyz", n))
+    assert peaks[2] < 1.1 * peaks[1]
+
+
+def peak_of_reading(path: Path, n: int) -> int:
+    """Bytes in use at most between two frames and while one is read, cyclic garbage collected after each.
+
+    When the collector comes by itself depends on all that the process has allocated before: up to hundreds of frames,
+    which hold cycles, would be counted or not.
+    """
+    frames = stream([SourceSpec(path=path, format="xyz")], elements=None, max_dropped=0.0)
+    gc.collect()
+    gc.freeze()  # what was there before is not looked through after every frame
+    gc.disable()
+    tracemalloc.start()
+    try:
+        read = peak = 0
+        for structure in frames:
             assert structure.n_atoms in (3, 6)
-        peaks.append(tracemalloc.get_traced_memory()[1])
+            read += 1
+            peak = max(peak, tracemalloc.get_traced_memory()[1])
+            gc.collect()
+            tracemalloc.reset_peak()
+    finally:
         tracemalloc.stop()
-    assert peaks[1] < 1.3 * peaks[0]
+        gc.enable()
+        gc.unfreeze()
+    assert read == n
+    return peak
 
 
 def test_one_command_gives_a_complete_description(file: Path, tmp_path: Path) -> None:
@@ -120,9 +143,8 @@ def test_compositions_that_do_not_determine_every_e0(
     found = init(tmp_path, "--xyz_train", str(file))
     assert "compositions determine only 1 of 2 elements" in capsys.readouterr().out
     assert found["atomic_energies"][0][0] == pytest.approx(2 * found["atomic_energies"][0][1])  # type: ignore[index]
-    assert "compositions" in str(
-        init(tmp_path, "--xyz_train", str(file), "--E0s", "lstsq", "--overwrite", code=2) or "compositions"
-    )
+    init(tmp_path, "--xyz_train", str(file), "--E0s", "lstsq", "--overwrite", code=2)
+    assert "compositions determine only 1 of 2 E0s; use --E0s average" in capsys.readouterr().err
 
 
 def test_given_e0s(file: Path, tmp_path: Path) -> None:

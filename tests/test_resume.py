@@ -260,7 +260,7 @@ from pathlib import Path
 from model_utils.files import run_lock
 with run_lock.held(Path(sys.argv[1]), wait=False):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)  # until it is killed
 """
 
 
@@ -270,7 +270,7 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     leftover = tmp_path / f".run_checkpoint.pt.{socket.gethostname()}.{dead.pid}.tmp"
-    alive = tmp_path / f".run_checkpoint.pt.{socket.gethostname()}.{os.getppid()}.tmp"
+    alive = tmp_path / f".run_checkpoint.pt.{socket.gethostname()}.{os.getpid()}.tmp"
     for path in (leftover, alive):
         path.write_bytes(b"half")
     with run_lock.held(tmp_path / ".run.lock", wait=False):

@@ -5,11 +5,27 @@ from pathlib import Path
 
 import pytest
 
+from conftest import pausing
 from model_utils import verify_resume
+from model_utils.tasks import resume_check
+
+WAITS_TO_BE_KILLED = """
+import os, sys
+words = sys.argv[1:]
+waits = "--overwrite" in words and any(word.endswith("killed/run_checkpoint.pt") for word in words)
+command = {pausing!r} if waits else [sys.executable, {train!r}]
+os.execv(command[0], [*command, *words])
+"""
 
 
 @pytest.fixture
-def flags(tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path) -> list[str]:
+def flags(
+    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Of the runs, the one that is to be killed after six steps stays in its eighth until it is."""
+    script, waiting = tmp_path / "train.py", pausing(8, tmp_path / "waiting", tmp_path / "never")
+    script.write_text(WAITS_TO_BE_KILLED.format(pausing=waiting, train=str(resume_check.TRAIN)))
+    monkeypatch.setattr(resume_check, "TRAIN", script)
     words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 24)), "--batch_size", "4"]
     words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=1)), "--ema", "--threads", "1"]
     return [*words, "--steps", "12", "--output_checkpoint", str(tmp_path / "check")]

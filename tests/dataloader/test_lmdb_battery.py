@@ -20,7 +20,7 @@ import torch
 from ase import Atoms
 from lmdb_material import ase_row, dict_row, labelled, put, write_dicts
 
-from conftest import ROOT
+from conftest import HANGING, ROOT
 from dataloader import parallel
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
@@ -37,6 +37,7 @@ from dataloader.structure import Structure
 FULL = os.environ.get("BATTERY") in ("full", "product")
 ROWS, FILES = (100_000, 10_000) if FULL else (6_000, 60)
 MEMORY = 3 * 2**30  # of the child's address space; an import of torch and numpy takes one of them
+SLOWEST = 5.0  # s of processor time for one row, which others on the machine do not change
 
 
 def packed(atoms: Atoms) -> bytes:
@@ -88,6 +89,8 @@ def in_child(task: Callable[[], int], memory: int | None = None) -> int:
     child = os.fork()
     if child == 0:
         faulthandler.disable()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(HANGING))
         code = 99
         try:
             if memory:
@@ -111,14 +114,14 @@ def test_mutated_rows_are_refused_or_read_and_nothing_else(request: pytest.Fixtu
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for n in range(ROWS):
             row = mutated(rows[n % len(rows)], rng)
-            began = time.monotonic()
+            began = time.process_time()
             try:
                 found = decode(row, "x", LabelKeys())
                 fault_of(found.structure)
             except (RowError, LabelError) as error:
                 if "\n" in str(error) or not str(error):
                     return 2
-            if time.monotonic() - began > 5:
+            if time.process_time() - began > SLOWEST:
                 return 3
         return 4 if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > 300 * 2**10 else 0
 
@@ -137,14 +140,14 @@ def test_bombs_are_refused_quickly_and_cheaply() -> None:
     def task() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for bomb in bombs:
-            began = time.monotonic()
+            began = time.process_time()
             try:
                 record_of(bomb)
                 decode(bomb, "x", LabelKeys())
                 return 2
             except (RowError, LabelError):
                 pass
-            if time.monotonic() - began > 5:
+            if time.process_time() - began > SLOWEST:
                 return 3
         return 4 if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > 300 * 2**10 else 0
 
@@ -243,10 +246,8 @@ def test_a_worker_that_dies_names_the_shard(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(lmdb_source.LmdbFile, "get", dying)
     loader = Loader(data, num_workers=2)
-    began = time.monotonic()
     with pytest.raises(InputError, match=r"ended by SIGBUS while reading .*some\.lmdb"):
         list(loader.batches([np.array([i]) for i in range(12)]))
-    assert time.monotonic() - began < 20
 
 
 def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp_path: Path, tiny_json: Path) -> None:
@@ -263,7 +264,7 @@ def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp
     flags = ["--input_json", str(tiny_json), "--lmdb_train", str(path), "--num_workers", "1"]
     done = subprocess.run(
         [sys.executable, "-c", code, *flags, "--output_checkpoint", str(tmp_path / "run")],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANGING,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-2000:]
     line = done.stderr.strip().splitlines()[-1]
@@ -289,7 +290,7 @@ def test_a_process_ends_with_workers_at_hand(tmp_path: Path) -> None:
         "print(next(batches).n_structures)\n"
     )
     command = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGING)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr[-1000:]
 
 

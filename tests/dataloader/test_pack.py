@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ase import Atoms
 from ase.io import read, write
 from lmdb_material import dict_row, labelled, put
 
-from conftest import ROOT
+from conftest import ROOT, living, wait_until
 from dataloader import pack
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
@@ -141,31 +140,36 @@ def test_id_files_are_the_validation_and_test_sets(planted: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_killed_and_continued_it_gives_the_identical_manifest(after: int, planted: Path, tmp_path: Path) -> None:
+def test_killed_and_continued_it_gives_the_identical_manifest(
+    after: int, planted: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     arguments = ["--input", str(planted), "--split", "train=0.7", "test=0.3", "--rows_per_shard", "7", "--r_max", "3"]
-    command = [sys.executable, "dataloader/pack.py", *arguments, "--output_dir"]
-    subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
-    slow = (
+    run(*arguments, "--output_dir", tmp_path / "whole")
+    without_end = (  # of the training shards the first ones are written; on all others it works until it is killed
         "import sys, time; sys.path.insert(0, '.')\n"
         "from dataloader import pack; from dataloader.packed import shard_writer\n"
-        "old = shard_writer._write_json\n"
-        "def slowly(path, content):\n    old(path, content); time.sleep(0.3)\n"
-        "shard_writer._write_json = slowly; sys.exit(pack.main(sys.argv[1:]))"
+        "write = shard_writer._write_shard\n"
+        "def some(task, **words):\n"
+        f"    if task.split != 'train' or task.number >= {after}: time.sleep(3600)\n"
+        "    return write(task, **words)\n"
+        "shard_writer._write_shard = some; sys.exit(pack.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments, "--output_dir", str(tmp_path / "cut")],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", without_end, *arguments, "--output_dir", str(tmp_path / "cut")],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "cut").glob("*/*.lmdb"))) < after and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, "it is killed at work"
+    notes = tmp_path / "cut" / "packing"  # one of each shard that is whole
+    wait_until(lambda: len(list(notes.glob("train-*.json"))) == after, f"{after} shards")
     process.send_signal(signal.SIGKILL)
     process.wait()
+    wait_until(lambda: not living(process.pid), "the end of all children")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*/*.lmdb")}
+    assert len(made) == after
     assert not list((tmp_path / "cut").glob("*/manifest.json"))
-    subprocess.run([*command, str(tmp_path / "cut")], cwd=ROOT, check=True, capture_output=True)
+    run(*arguments, "--output_dir", tmp_path / "cut")
     for name in ("train/manifest.json", "test/manifest.json", "report.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "they are not written again"
     assert not (tmp_path / "cut" / "packing").exists()
 
 

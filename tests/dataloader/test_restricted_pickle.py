@@ -28,19 +28,21 @@ from dataloader.lmdb_shards import restricted_pickle
 from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData, loads
 
 ROOT = Path(__file__).resolve().parents[2]
+HANGING = 300.0  # s, as in conftest.py, which imports more than a child of this file may
 
 
 def run_child(task: str, *arguments: object) -> str:
     """Run one of the tasks below in a process of its own and return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.run(
-        [sys.executable, __file__, task, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tempfile.gettempdir(),
-        timeout=120,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # where nothing lies that another run has left
+        child = subprocess.run(
+            [sys.executable, __file__, task, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=folder,
+            timeout=HANGING,
+        )
     assert child.returncode == 0, f"{task}: exit {child.returncode}\n{child.stderr[-2000:]}"
     return child.stdout
 
@@ -707,23 +709,22 @@ def bombs() -> dict[str, Callable[[], bytes]]:
     }
 
 
-def set_off(bomb: Callable[[], bytes]) -> tuple[str, float, float]:
-    """Read one bomb with 1 GiB to burn: the reason of its refusal, seconds, MiB."""
-    row = bomb()
+def set_off(row: bytes) -> tuple[str, float, float]:
+    """Read one bomb with 1 GiB to burn: the reason of its refusal, seconds of the processor, MiB."""
     _cap_memory(2**30)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, started = _resident("VmRSS"), time.process_time()
     why = reason(row)
     return why, time.process_time() - started, _resident("VmHWM") - before
 
 
 def bombs_task() -> None:
-    """Set every bomb off in a fork of its own; print name, exit code, reason, seconds, MiB."""
+    """Set every bomb off in a fork of its own, whose peak begins with what there is; print name, exit code, answer."""
     for name, bomb in bombs().items():
+        row = bomb()
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(write, json.dumps(set_off(bomb)).encode())
+            os.write(write, json.dumps(set_off(row)).encode())
             os._exit(0)
         os.close(write)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -738,7 +739,7 @@ def test_bombs_are_refused_quickly_and_cheaply() -> None:
         assert status == 0, f"{name}: the process died with {status}"
         assert why, f"{name} was accepted"
         assert "memory" not in why, f"{name}: {why}"
-        assert seconds < 1, f"{name}: {seconds:.1f} s"
+        assert seconds < 10, f"{name}: {seconds:.1f} s"  # without a limit most take hours; they take up to 0.3 s
         assert mebibytes < 200, f"{name}: {mebibytes:.0f} MiB"
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.run.interruption import Interruption
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
+from model_utils.tasks import comparison
 from model_utils.tasks.comparison import differences
 from model_utils.tasks.resume_check import FORGET, plant
 from reliability.conftest import PRODUCT, amount
@@ -44,6 +46,14 @@ def flags_of(case: Mapping[str, str]) -> list[str]:
 
 def test_the_covering_array_is_small() -> None:
     assert len(covering.pairwise(AXES)) <= 20
+
+
+@pytest.fixture(autouse=True)
+def _files_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unbroken run is compared with a dozen others."""
+    read = cache(lambda path, _: content_of(path))
+    content_of = comparison._content
+    monkeypatch.setattr(comparison, "_content", lambda path: read(path, path.stat().st_mtime_ns))
 
 
 @contextmanager

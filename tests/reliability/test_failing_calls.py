@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ROOT, TINY
+from conftest import TINY, pausing, wait_until
 from losses import Loss, metrics
 from model_utils import model_loader, runtime, train_mace
 from model_utils.errors import SaveError
@@ -492,7 +491,7 @@ def fill(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Outputs]:
     """Flags, and the files of the run that they make."""
-    flags = ["--batch_size", "7", "--ema", "--epochs", "24", "--no_export_mace_model", "--input_json"]
+    flags = ["--batch_size", "7", "--ema", "--epochs", "8", "--no_export_mace_model", "--input_json"]
     flags += [str(material / "tiny.json"), "--xyz_train", str(material / "train.xyz")]
     flags += ["--xyz_val", str(material / "val.xyz")]
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -505,11 +504,12 @@ def test_a_disk_that_is_really_full(
     freed: bool,
     undisturbed: tuple[list[str], Outputs],
     small_disk: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
+    """From the third epoch on, in whose first step the run waits until the disk is full."""
     flags, whole = undisturbed
-    place = small_disk("1500k")
-
-    command = [sys.executable, str(ROOT / "model_utils" / "train_mace.py"), *flags]
+    place, in_the_third, full = small_disk("1500k"), tmp_path / "in_the_third", tmp_path / "full"
+    command = [*pausing(5, in_the_third, full), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
     filler: Path | None = None
     said: list[str] = []
@@ -517,7 +517,6 @@ def test_a_disk_that_is_really_full(
         [*command, "--output_checkpoint", str(place / "run")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pipesize=4096,  # it cannot run ahead of this reader by more than a dozen epochs
         text=True,
         env=environment,
     ) as process:
@@ -525,8 +524,10 @@ def test_a_disk_that_is_really_full(
         assert process.stderr is not None
         for line in process.stdout:
             said.append(line)
-            if "epoch 2 train" in line:
+            if "epoch 2 valid" in line:
+                wait_until(in_the_third.exists, "the third epoch")
                 filler = fill(place)
+                full.touch()
             if freed and filler is not None and "is not saved" in line:
                 filler.unlink()
         stderr = process.stderr.read()
@@ -536,10 +537,10 @@ def test_a_disk_that_is_really_full(
     if not freed:
         assert process.returncode == 5
         (line,) = stderr.splitlines()
-        assert line.startswith("error: step 48 is not saved")
+        assert line.startswith("error: step 16 is not saved")
         assert " bytes needed, " in line
         assert temporary_files(run) == []
-        assert 0 < newest_step(outputs_in(run)) < 48
+        assert 0 < newest_step(outputs_in(run)) < 16
         filler.unlink()
         assert train_mace.main([*flags, "--output_checkpoint", str(run), "--resume", "auto"]) == 0
     else:

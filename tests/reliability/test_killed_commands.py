@@ -1,4 +1,4 @@
-"""The real command, killed at random moments from its first second on, and a soak; the result is the unbroken run's."""
+"""The real command, killed in known steps or at random moments, and a soak; the result is the unbroken run's."""
 
 import os
 import random
@@ -14,21 +14,27 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from conftest import HANGING, ROOT, pausing, wait_until
+from model_utils import train_mace
 from model_utils.files.outputs import Outputs
 from model_utils.tasks.comparison import differences
-from reliability.conftest import FULL, amount
+from reliability.conftest import FULL
 
-KILLS = amount(2, 50)
+KILLS = 50
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 Record = Callable[[str, object], None]
 
 
 def command(material: Path, folder: Path, *flags: str) -> list[str]:
-    words = [sys.executable, ROOT / "model_utils" / "train_mace.py", "--input_json", material / "tiny.json"]
-    words += ["--xyz_train", material / "train.xyz", "--xyz_val", material / "val.xyz", "--batch_size", "4", "--ema"]
-    words += ["--stage_two", "--threads", "1", "--resume", "auto", "--output_checkpoint", folder / "run"]
-    return [str(word) for word in (*words, "--checkpoint_every_steps", "3", *flags)]
+    return [sys.executable, str(ROOT / "model_utils" / "train_mace.py"), *settings(material, folder, *flags)]
+
+
+def settings(material: Path, folder: Path, *flags: str) -> list[str]:
+    """A run with four steps in an epoch."""
+    words = ["--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz", "--batch_size", "4"]
+    words += ["--xyz_val", material / "val.xyz", "--ema", "--stage_two", "--threads", "1", "--resume", "auto"]
+    words += ["--output_checkpoint", folder / "run", "--checkpoint_every_steps", "3"]
+    return [str(word) for word in (*words, *flags)]
 
 
 def outputs_in(folder: Path) -> Outputs:
@@ -60,7 +66,7 @@ def live(words: list[str], seconds: float, number: signal.Signals) -> tuple[int,
         life.look(process.pid)
     if process.poll() is None:
         process.send_signal(number)
-    code = process.wait(timeout=120)
+    code = process.wait(timeout=HANGING)
     assert process.stderr is not None
     said = process.stderr.read()
     assert code in (0, 75, -9), f"exit code {code}: {said}"
@@ -68,9 +74,28 @@ def live(words: list[str], seconds: float, number: signal.Signals) -> tuple[int,
     return code, life
 
 
+def test_killed_in_a_step_and_in_a_step_of_the_next_life(material: Path, tmp_path: Path) -> None:
+    """Kill -9 in the second step, when only the first save is there, then 16 steps later, in stage two."""
+    whole, broken, flags = tmp_path / "whole", tmp_path / "broken", ("--epochs", "6")
+    assert train_mace.main(settings(material, whole, *flags)) == 0
+    for step in (2, 18):
+        kill_in_step(step, settings(material, broken, *flags), tmp_path / f"reached{step}")
+    assert train_mace.main(settings(material, broken, *flags)) == 0
+    assert differences(outputs_in(whole), outputs_in(broken)) == []
+
+
+def kill_in_step(step: int, words: list[str], reached: Path) -> None:
+    command = [*pausing(step, reached, reached.with_name("never")), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: reached.exists() or process.poll() is not None, f"step {step}")
+        assert process.poll() is None
+        process.kill()
+
+
+@pytest.mark.skipif(not FULL, reason="what a kill meets is left to chance: make battery")
 def test_killed_again_and_again(material: Path, tmp_path: Path, record_property: Record) -> None:
     """Kill -9 at random times; each time it goes on, and the end is that of the unbroken run."""
-    epochs = str(amount(30, 300))
+    epochs = "300"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     began = time.monotonic()
     subprocess.run(command(material, whole, "--epochs", epochs), check=True, stdout=subprocess.DEVNULL)

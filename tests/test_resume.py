@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from model_utils import resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
+from model_utils.run import fit
 from model_utils.run.resume_settings import NOT_SETTINGS
 from model_utils.settings.options import ResumeOptions, TrainOptions
 from model_utils.tasks.comparison import differences
@@ -82,7 +84,8 @@ def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest
     before = state_of(stopped)["optimizer"]["state"]  # type: ignore[index]
     assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--lr", "1e-9", "--resume_new_lr"]) == 0
     shown = capsys.readouterr().out
-    assert "--lr 1e-09: moments are kept, the rate is now 1e-09" in shown
+    assert "--lr 1e-09: the rate is now 1e-09" in shown
+    assert "the optimizer's moments are kept" in shown
     state = state_of(stopped)
     assert state["scheduler"]["base_rates"] == [1e-9]  # type: ignore[index]
     assert state["config"]["lr"] == 1e-9  # type: ignore[index]
@@ -92,7 +95,9 @@ def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest
 
 def test_best_weights_with_fresh_moments(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--resume_best", "--lr", "1e-12"]) == 0
-    assert "moments start anew" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "moments start anew" in shown
+    assert "moments are kept" not in shown
     best, now = (
         checkpoint.read(stopped / "run_model.pt").tensors,
         checkpoint.read(stopped / "run_checkpoint.pt").tensors,
@@ -112,17 +117,68 @@ def test_average_begun_and_ended(stopped: Path, capsys: pytest.CaptureFixture[st
     assert state_of(stopped)["ema_state_dict"] is None
 
 
-def test_schedule_anew(flags: list[str], tmp_path: Path) -> None:
+def rates_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The rate that each later optimizer step of this process takes."""
+    taken: list[float] = []
+    step = torch.optim.Adam.step
+
+    def recorded(optimizer: torch.optim.Adam, *words: object) -> object:
+        taken.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *words)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    return taken
+
+
+def test_a_longer_run_does_not_stand_still_and_goes_on_from_the_rate_that_is_named(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     cosine = [*flags, "--scheduler", "cosine", "--scheduler_unit", "step", "--output_checkpoint", str(folder)]
     assert train_mace.main([*cosine, "--epochs", "2"]) == 0
     assert state_of(folder)["scheduler"]["horizon"] == 6.0  # type: ignore[index]
-    assert resume.main(["--input_model", str(folder), "--epochs", "3"]) == 0
-    rates = [r["lr"] for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "lr" in r]
-    assert rates[-1] == 0.0, "a longer run keeps the horizon it had and then holds the last rate"
-    assert resume.main(["--input_model", str(folder), "--epochs", "4", "--resume_reset_scheduler"]) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    words = ["--input_model", str(folder), "--epochs"]
+    assert resume.main([*words, "3"]) == 2
+    error = capsys.readouterr().err
+    assert "cosine schedule has come down to rate 0 by step 6 and stays there" in error
+    assert "--lr" in error
+    assert "--reset_scheduler" in error
+    assert len(error.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    taken = rates_of_steps(monkeypatch)
+    assert resume.main([*words, "3", "--lr", "1e-3"]) == 0
+    assert taken == pytest.approx([1e-3, 0.75e-3, 0.25e-3], rel=1e-12)
+    assert taken[0] == 1e-3
+    shown = capsys.readouterr().out
+    assert "cosine schedule: 0.001 now, 0.00025 in the last step, until step 9, the end of the run" in shown
+    assert resume.main([*words, "4", "--resume_reset_scheduler"]) == 0
+    assert taken[3:] == pytest.approx([1e-3, 0.75e-3, 0.25e-3], rel=1e-12)
     scheduler = state_of(folder)["scheduler"]
     assert (scheduler["steps"], scheduler["horizon"]) == (3, 3.0)  # type: ignore[index]
+
+
+def test_a_broken_off_command_goes_on_where_it_is_repeated(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside SLURM too: a rate that was set once decays from there, and is not set again."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    words = ["--input_model", str(stopped), "--lr", "1e-4", "--max_steps", "9"]
+    after_step = fit._Run._after_step
+
+    def stop(run: fit._Run) -> None:
+        after_step(run)
+        if run.state.progress.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(fit._Run, "_after_step", stop)
+    assert resume.main(words) == 75
+    assert "--lr 0.0001: the rate is now" in capsys.readouterr().out
+    assert resume.main(words) == 0
+    assert "--lr: applied already; this continues what it began" in capsys.readouterr().out
+    assert resume.main([*words[:-1], "10", "--epochs", "4"]) == 0
+    assert "--lr 0.0001: the rate is now" in capsys.readouterr().out, "another end is another command"
 
 
 def test_at_another_place_with_records_and_best_model(stopped: Path, tmp_path: Path) -> None:

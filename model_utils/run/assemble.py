@@ -257,11 +257,16 @@ def _sizes(module: nn.Module, left: Mapping[str, Tensor]) -> tuple[int, int]:
     return sum(p.numel() for p in module.parameters()) - moved, moved
 
 
+def steps_per_epoch(options: TrainOptions, batches: EpochBatches) -> int:
+    """Optimizer steps of the first epoch; later ones have about as many where batches have a budget."""
+    return math.ceil(len(batches.plan(0)) / options.accumulate_batches)
+
+
 def schedule_settings(options: TrainOptions, batches: EpochBatches) -> ScheduleSettings:
     """The schedule; cosine and onecycle end where the run ends."""
-    steps_per_epoch = math.ceil(len(batches.plan(0)) / options.accumulate_batches)
-    steps = min(options.epochs * steps_per_epoch, options.max_steps or options.epochs * steps_per_epoch)
-    horizon = steps if options.scheduler_unit == "step" else steps / steps_per_epoch
+    per_epoch = steps_per_epoch(options, batches)
+    steps = min(options.epochs * per_epoch, options.max_steps or options.epochs * per_epoch)
+    horizon = steps if options.scheduler_unit == "step" else steps / per_epoch
     return ScheduleSettings(
         kind=options.scheduler,
         unit=options.scheduler_unit,

@@ -86,7 +86,10 @@ def train_in_place(
         rehearsal.report(largest, state, batches, plan, len(data.valid))
         return
     identity = data_identity(data)
-    history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)
+    history = []
+    if stored is not None:
+        steps = assemble.steps_per_epoch(options, batches)
+        history = resuming.take_over(stored, module, state, identity, changes, plan, steps)
     writer.begin_with(module)
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}

@@ -331,3 +331,25 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     with run_lock.held(tmp_path / ".run.lock", wait=False):
         assert (leftover.exists(), alive.exists()) == (False, True)
+
+
+def test_a_checkpoint_by_another_name(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, copy = tmp_path / "runs", tmp_path / "copy"
+    last, best = folder / "last.pth", folder / "best.pth"
+    words = [*flags, "--output_checkpoint", str(last), "--output_model", str(best)]
+    assert train_mace.main([*words, "--max_steps", "3"]) == 0
+    names = {"last.pth", "last.prev.pth", "best.pth", "last_model.json", "best_model.json"}
+    names |= {"metrics.jsonl", "train.log", "config.resolved.yaml"}
+    assert {path.name for path in folder.iterdir()} == names
+    shutil.copytree(folder, copy)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert resume.main(["--input_model", str(copy / "last.pth"), "--max_steps", "4"]) == 0
+    assert {path.name for path in copy.iterdir()} == names, "the best model keeps the name that it was given"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "a copy writes into its own folder"
+    last.write_bytes(last.read_bytes()[:-9])
+    assert resume.main(["--input_model", str(folder), "--max_steps", "4"]) == 0
+    assert {path.name for path in folder.iterdir()} == {*names, "last.damaged.pth"}
+    assert checkpoint.read(last).content["train_state"]["step"] == 4
+    capsys.readouterr()
+    assert train_mace.main([*flags, "--output_checkpoint", str(folder / "other.pth"), "--resume", "auto"]) == 2
+    assert "last.pth of another run beside" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from model_utils import runtime
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, damaged
+from model_utils.files.outputs import Outputs, damaged, is_previous
 from model_utils.models.build import load_tensors
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.data_identity import require_same_data
@@ -58,7 +58,7 @@ def newest_checkpoint(path: Path) -> WeightsFile | None:
     Raises:
         VerificationError: generations are there and every one is damaged; never a silent restart.
     """
-    previous = [] if path.name.endswith(".prev.pt") else [checkpoint.previous_generation(path)]
+    previous = [] if is_previous(path.name) else [checkpoint.previous_generation(path)]
     generations = [p for p in (path, *previous) if p.exists()]
     for position, generation in enumerate(generations):
         try:

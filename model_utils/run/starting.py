@@ -14,7 +14,7 @@ from model_utils import model_loader
 from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs
+from model_utils.files.outputs import Outputs, checkpoints_in
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
@@ -56,7 +56,7 @@ def find_run(
                 f"{lone[0]} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
                 "away, or give --overwrite in place of --resume"
             )
-        if outputs.metrics.exists() and (others := sorted(outputs.checkpoint.parent.glob("*_checkpoint.pt"))):
+        if outputs.metrics.exists() and (others := checkpoints_in(outputs.checkpoint.parent)):
             raise InputError(
                 f"there is no {outputs.checkpoint}, but {others[0].name} of another run beside, whose records would be "
                 f"replaced; continue that one with --output_checkpoint {others[0]}, or give another place"

@@ -285,7 +285,7 @@ class OutputOptions:
     """Where the run writes."""
 
     output_checkpoint: Path
-    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt."""
+    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth."""
     output_model: Path | None = None
     """The same for the best model, `run/run_model.pt`; beside the checkpoint unless given."""
     overwrite: bool = False
@@ -376,17 +376,17 @@ class ResumeOptions(CommonOptions):
     output_model: Path | None = None
     """The same for the best model."""
     epochs: Count | None = None
-    """Passes over the training data in all, those done included."""
+    """Passes over the training data in all, those done included. Without --lr or --reset_scheduler cosine and onecycle keep the end they had and hold their last rate, which must not be 0."""
     max_steps: Count | None = None
     """Optimizer steps in all, those done included."""
     patience: Count | None = None
     """Validations without a lower loss after which the run ends."""
     lr: Rate | None = None
-    """Another base rate: the optimizer's moments are kept, the schedule follows it."""
+    """Rate of the next step; later ones follow the schedule from there, and cosine and onecycle come down to --min_lr where the run now ends. A warm-up ends. The optimizer's moments are kept."""
     resume_new_lr: bool = False
     """Accepted with --lr, which does it alone."""
     reset_scheduler: bool = False
-    """Begin the schedule anew; cosine and onecycle then end where the run now ends."""
+    """Begin the schedule anew, with its warm-up, from the rate of --lr where that is given; cosine and onecycle then end where the run now ends."""
     resume_reset_scheduler: bool = False
     """The same."""
     resume_best: bool = False

@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from dataloader import progress
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
@@ -190,9 +190,7 @@ def stream(
         source = _open(spec, True, max_dropped, (), filters)
         yield from source.isolated_atoms
         rows = np.arange(len(source)) if elements is None else np.nonzero(source.elements.within(elements))[0]
-        yield from (
-            source.structure(int(i)) for i in tqdm(rows, "statistics", unit="structures", disable=len(rows) < 5000)
-        )
+        yield from (source.structure(int(i)) for i in progress.over(rows, "statistics", len(rows)))
 
 
 def _within(structure: Structure, elements: Sequence[int] | None) -> bool:

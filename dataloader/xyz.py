@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict, read_extxyz
-from tqdm import tqdm
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys, feature_of, find_labels, kept, weight_of
+from dataloader.progress import Progress
 from dataloader.structure import Structure, geometry_fault, label_fault, volume_of
 
 LabelNames = tuple[str | None, str | None, str | None]  # of energy, forces and stress
@@ -86,7 +86,7 @@ def stream_xyz(
 def _frames(path: Path) -> Iterator[Atoms]:
     frame = -1
     try:
-        with path.open(encoding="utf-8") as stream, _progress(path) as bar:
+        with path.open(encoding="utf-8") as stream, Progress(f"reading {path.name}", path.stat().st_size, "B") as bar:
             for frame, lines in enumerate(_texts(path, stream)):
                 parse = partial(_comment, rows=lines[2:], where=f"{path} frame {frame}")
                 if not lines[1].strip():  # then ASE does not ask
@@ -106,12 +106,6 @@ def _frames(path: Path) -> Iterator[Atoms]:
     except Exception as error:  # ASE raises a dozen types on damaged text
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} frame {frame} is not extended XYZ: {detail}") from None
-
-
-def _progress(path: Path) -> "tqdm[NoReturn]":
-    """A bar over the file's characters, on a terminal only, where reading lasts longer than a second."""
-    size = path.stat().st_size
-    return tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, leave=False, disable=None, delay=1)
 
 
 def _comment(comment: str, *, rows: Sequence[str], where: str) -> dict[str, object]:

@@ -18,6 +18,7 @@ from dataloader.lmdb_shards.lmdb_index import Recipe, ShardIndex, edge_counts, o
 from dataloader.lmdb_shards.lmdb_record import ALIASES, NO_LAYOUT, SUPPORTED, decode
 from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.neighbors import MAX_NEIGHBORS, too_many
 from dataloader.packed import packed_manifest
 from dataloader.structure import Structure
 
@@ -31,6 +32,7 @@ class Filters:
 
     max_atoms: int | None = None
     max_force: float | None = None  # eV/Å
+    max_neighbors: int = MAX_NEIGHBORS  # see ``neighbors.build_graph``
     verify: bool = False
     charges: Literal["refuse", "drop", "keep"] = "refuse"  # that the model has no input for
 
@@ -55,6 +57,7 @@ class LmdbSource:
         keep: Sequence[str] = (),
     ) -> None:
         self.keep = tuple(keep)
+        self.max_neighbors = filters.max_neighbors
         self.path, self.recipe = path, Recipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
@@ -274,8 +277,14 @@ class LmdbSource:
             InputError: the neighbours of a record show that it is broken.
         """
         if r_max not in self._edges:
-            counts = edge_counts(self.indexes, self.recipe, r_max)
-            self._edges[r_max] = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+            counts = edge_counts(self.indexes, self.recipe, r_max, self.max_neighbors)
+            found = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+            many = found > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)  # counted where more may be
+            if many.any():
+                i = int(many.argmax())
+                fault = too_many(int(found[i]), int(self.n_atoms[i]), self.max_neighbors)
+                raise InputError(f"{self.path}: {self.identifier(i)}: {fault}")
+            self._edges[r_max] = found
         return self._edges[r_max]
 
     def content(self) -> bytes:

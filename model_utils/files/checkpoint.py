@@ -91,7 +91,7 @@ def previous_generation(path: Path) -> Path:
 
 
 def is_best_model(path: Path) -> bool:
-    """Whether a weights file holds no training state, by a look at its directory of names; False where it is damaged."""
+    """Whether a weights file holds no training state, by a look at its names; False where it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             [record] = [name for name in archive.namelist() if name.endswith("/data.pkl")]

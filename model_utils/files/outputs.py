@@ -20,7 +20,7 @@ class Outputs:
 
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
-        """A path ending in .pt or .pth is that file; anything else a directory ``run/``, for ``run/run_checkpoint.pt``."""
+        """A path ending in .pt or .pth is that file; anything else a directory, ``run/``: ``run/run_checkpoint.pt``."""
         checkpoint = _file(output_checkpoint, "checkpoint")
         model = _file(output_model, "model") if output_model else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
         if checkpoint == model:

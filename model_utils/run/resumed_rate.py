@@ -108,8 +108,9 @@ def _refuse_standstill(state: TrainState, rest: Rest, *, longer: bool) -> None:
     if schedule.held is not None or since > rest.last or lowest >= STANDSTILL:
         return
     found = (
-        f"the {s.kind} schedule has come down to rate {lowest:.3g} by {s.unit} {since + rest.in_run:g} and stays there, "
-        f"so that all steps from there to {s.unit} {rest.end + rest.in_run:g}, the end of the run, would train nothing"
+        f"the {s.kind} schedule has come down to rate {lowest:.3g} by {s.unit} {since + rest.in_run:g} and stays "
+        f"there, so that all steps from there to {s.unit} {rest.end + rest.in_run:g}, the end of the run, would train "
+        "nothing"
     )
     if longer:
         raise InputError(f"{found}; {REMEDY}")
@@ -141,5 +142,7 @@ def _fall(schedule: Schedule, rest: Rest) -> str:
         return f"times {s.factor:g} after more than {s.patience} validations without a lower loss"
     if s.kind in CURVES and math.ceil(s.horizon) <= rest.last:
         ends = f"{s.unit} {s.horizon + rest.in_run:g}"
-        return f"{schedule.rate_at(s.horizon):.4g} from {ends} on, where it keeps its end (--reset_scheduler begins anew)"
+        return (
+            f"{schedule.rate_at(s.horizon):.4g} from {ends} on, where it keeps its end (--reset_scheduler begins anew)"
+        )
     return f"{schedule.rate_at(rest.last):.4g} in the last {s.unit}"

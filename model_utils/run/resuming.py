@@ -25,7 +25,8 @@ from model_utils.runtime import log
 MAY_CHANGE = {
     *("config", "debug", "resume", "overwrite", "dry_run", "input_json", "data_format"),
     *("output_checkpoint", "output_model", "export_mace_model", "tensorboard"),
-    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources", "max_dropped", "verify"),
+    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources"),
+    *("max_dropped", "max_neighbors", "verify"),
     *("epochs", "max_steps", "patience", "time_limit"),
     *("checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps"),
     *("device", "threads", "num_workers", "deterministic"),
@@ -219,9 +220,7 @@ def take_over(
     return history
 
 
-def _applied_before(
-    history: list[dict[str, Any]], entry: Mapping[str, Any], begun_before: bool, *, over: bool
-) -> bool:
+def _applied_before(history: list[dict[str, Any]], entry: Mapping[str, Any], begun_before: bool, *, over: bool) -> bool:
     """Whether the last continuation was this very one, which a requeued job or a loop in a script repeats.
 
     It is where it was begun at another place before, where the job is the same, or where it was broken off and asked

@@ -1,7 +1,6 @@
 """What happens before the first step: another run's files, the announcement, the place and its files."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,6 @@ from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
-from model_utils.run.report import ProgressBar
 from model_utils.run.resuming import adopt, refuse_contradictions, require_complete, resumed_run, set_aside_damaged
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
@@ -198,8 +196,3 @@ def open_files(
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
         raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
-
-
-def progress_bar() -> ProgressBar:
-    """Shown on a terminal only."""
-    return ProgressBar(shown=sys.stderr.isatty())

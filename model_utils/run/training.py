@@ -94,8 +94,8 @@ def train_in_place(
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
     files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
-    validate = assemble.Evaluator(data.valid, options, device, stop.watch)
-    hooks = files.hooks(state.network, validate, starting.progress_bar())
+    validate = assemble.Evaluator(data.valid, options, device, stop.watch, what="validation")
+    hooks = files.hooks(state.network, validate)
     with stop.deferred():
         fit(state, batches, plan, hooks)
     log.info("training is over: %s", state.progress.finished)

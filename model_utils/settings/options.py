@@ -80,6 +80,8 @@ class FilterOptions:
     """Leave out LMDB records with more atoms, and count them."""
     max_force: Positive | None = None
     """Leave out LMDB records with a force (length, eV/Å) above it, and count them."""
+    max_neighbors: Count = 500
+    """Largest mean number of neighbours per atom that a structure may have; more is taken for a broken cell and is an error. A long r_max in a dense solid needs more."""
     drop_charged: bool = False
     """Leave out LMDB records with a charge or spin for which the model has no input, and count them; unless given, they are an error."""
     verify: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dataloader import progress
 from dataloader.errors import InputError
 from dataloader.packing import epoch_order
 from dataloader.sources import Source, open_sources, stream
@@ -141,7 +142,13 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
         )
     else:
         structures = stream(specs, elements=wanted, max_dropped=options.max_dropped, filters=filters)
-    sums = collect(structures, r_max, default_head=heads[0], free_atoms_only=options.train_on_free_atoms)
+    sums = collect(
+        structures,
+        r_max,
+        default_head=heads[0],
+        free_atoms_only=options.train_on_free_atoms,
+        max_neighbors=options.max_neighbors,
+    )
     if sums.atoms == 0:
         raise InputError("no structures to measure; look at the files and at --elements")
     unknown = set(sums.heads) - set(heads)
@@ -180,7 +187,7 @@ def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Struc
     order = epoch_order(len(places), options.seed, epoch=0)
     places = [places[i] for i in np.sort(order[round(options.valid_fraction * len(places)) :])]
     isolated = chain.from_iterable(source.isolated_atoms for source in sources)
-    return chain(isolated, (source.structure(i) for source, i in places))
+    return chain(isolated, (source.structure(i) for source, i in progress.over(places, "statistics", len(places))))
 
 
 def measured_fields(

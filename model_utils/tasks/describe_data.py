@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, numbers_of, specs_of
 from model_utils.runtime import log, start_log
 from model_utils.settings.energies import given_energies, linear_references, of_all
+from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 
 PRESETS = {  # mace's foundation sizes: how far equivariant features go
@@ -103,6 +105,7 @@ def _load_yaml(path: Path) -> Mapping[str, Any]:
 def _from_mace_yaml(path: Path) -> dict[str, Any]:
     """Network fields of a configuration of mace_run_train; what is not of the network is named and left aside."""
     settings = _load_yaml(path)
+    _refuse_misspelt(settings, path)
     fields = {ours: settings[theirs] for theirs, ours in MACE_SETTINGS.items() if settings.get(theirs) is not None}
     try:
         if isinstance(fields.get("radial_MLP"), str):
@@ -120,6 +123,28 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
     aside = sorted(set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
     log.info("%s: left aside, not of the network: %s", path, ", ".join(map(str, aside)) or "nothing")
     return fields
+
+
+def _refuse_misspelt(settings: Mapping[str, Any], path: Path) -> None:
+    """A key that mace_run_train does not have and that is much like one of the network's is a mistake.
+
+    Raises:
+        InputError: naming the nearest.
+    """
+    theirs = [*MACE_SETTINGS, "model", "num_channels", "max_L"]
+    by_letters = {_letters(name): name for name in theirs}
+    ours = {field: name for name, field in MACE_SETTINGS.items()}
+    for key in map(str, settings):
+        if key in theirs or is_known(key):
+            continue
+        near = get_close_matches(_letters(key), by_letters, n=1)
+        name = ours.get(key) or (by_letters[near[0]] if near else None)
+        if name is not None:
+            raise InputError(f"{path}: mace_run_train has no {key!r}; did you mean {name}? if not, remove the line")
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:

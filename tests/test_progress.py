@@ -107,9 +107,7 @@ def test_sizes_and_unknown_totals(clock: Clock, lines: list[tuple[float, str]]) 
     ]
 
 
-def test_work_that_was_begun_before_says_how_long_the_rest_takes(
-    clock: Clock, lines: list[tuple[float, str]]
-) -> None:
+def test_work_that_was_begun_before_says_how_long_the_rest_takes(clock: Clock, lines: list[tuple[float, str]]) -> None:
     with Progress("index", 100, "records") as bar:
         bar.begin_at(80)
         clock.work(10.0)
@@ -117,9 +115,7 @@ def test_work_that_was_begun_before_says_how_long_the_rest_takes(
     assert lines[0][1] == "index: 90 of 100 records, 90 % in 10 s, about 10 s left"
 
 
-def test_while_children_work(
-    clock: Clock, lines: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_children_work(clock: Clock, lines: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_yet(pipes: list[Any], timeout: float | None = None) -> list[Any]:
         clock.work(4.0)
         return [] if clock.now < 1013.0 else wait(pipes)

@@ -263,6 +263,47 @@ def test_inputs_that_are_no_checkpoint(stopped: Path, tmp_path: Path, capsys: py
     assert "several runs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["resume", "auto"])
+def test_an_edited_sidecar_is_named_by_its_field(
+    command: str, stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stopped / "run_model.json"
+    whole = path.read_text()
+    words = ["--input_model", str(stopped), "--max_steps", "6"]
+    main = resume.main
+    if command == "auto":
+        words, main = (
+            [*flags, "--output_checkpoint", str(stopped), "--resume", "auto", "--max_steps", "6"],
+            train_mace.main,
+        )
+    edited = json.dumps({**json.loads(whole), "r_max": 4.0})
+    for text, said in ((edited, "r_max"), ("{", "remove the damaged one")):
+        path.write_text(text)
+        before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+        assert main(words) == 3
+        error = capsys.readouterr().err
+        assert said in error
+        assert str(path) in error
+        assert "--overwrite" not in error
+        assert len(error.splitlines()) == 1
+        assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+    path.write_text(json.dumps(json.loads(whole)))  # in other lines, the same
+    assert main(words) == 0
+    assert path.read_text() == whole
+
+
+def test_a_place_with_another_description_is_not_written_over(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "other_model.json").write_text("{}")
+    assert resume.main(["--input_model", str(stopped), "--output_checkpoint", str(other), "--max_steps", "6"]) == 2
+    error = capsys.readouterr().err
+    assert "move it away, or give another --output_checkpoint" in error
+    assert "--overwrite" not in error
+
+
 def test_other_settings_with_resume_auto_are_refused(
     stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,7 @@ def find_run(
             f"{file.path} was trained with another model.json than {options.input_json}: {differences}; "
             "resume with the one beside the checkpoint"
         )
+    model_loader.check_descriptions(file, outputs)
     before = Outputs.of_checkpoint(file.path, file.content["train_state"]["config"])
     here = before.checkpoint.resolve() == outputs.checkpoint.resolve()
     if here and outputs.model.exists() and outputs.model.resolve() != before.model.resolve():
@@ -185,7 +186,8 @@ def open_files(
             state.progress.best_loss, state.progress.waited = float("inf"), 0
             state.progress.validated_step = -1
         authored = options.input_json if origin is None and continued is None else None
-        model_loader.write_description(outputs, description, authored, overwrite=options.overwrite)
+        replace = options.overwrite or continued is not None  # what lies there has been compared
+        model_loader.write_description(outputs, description, authored, overwrite=replace)
         if origin is not None and origin.source.description.hash() != description.hash():
             durable.write_text(outputs.source_json, origin.source.description.canonical_text())
         return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase.io import write
 
+from conftest import TINY, waters
 from model_utils import resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
@@ -25,20 +27,31 @@ from model_utils.tasks.comparison import differences
 Make = Callable[..., Path]
 
 
-@pytest.fixture
-def flags(tiny_json: Path, water_xyz: Make) -> list[str]:
-    """A run of three epochs of three steps."""
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 10)), "--batch_size", "4"]
-    words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=1)), "--no_export_mace_model"]
-    return [*words, "--epochs", "3"]
+def flags_in(folder: Path) -> list[str]:
+    """A run of three epochs of three steps, on data in a folder."""
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    write(folder / "train.xyz", waters(10), format="extxyz")
+    write(folder / "val.xyz", waters(4, seed=1), format="extxyz")
+    words = ["--input_json", str(folder / "tiny.json"), "--xyz_train", str(folder / "train.xyz"), "--batch_size", "4"]
+    return [*words, "--xyz_val", str(folder / "val.xyz"), "--no_export_mace_model", "--epochs", "3"]
 
 
-@pytest.fixture
-def stopped(flags: list[str], tmp_path: Path) -> Path:
-    """The run, stopped after five of its nine steps."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return flags_in(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped") / "run"
     assert train_mace.main([*flags, "--max_steps", "5", "--output_checkpoint", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """The run, stopped after five of its nine steps, in a folder of the test's own."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
 
 
 def state_of(folder: Path) -> dict[str, object]:
@@ -65,7 +78,9 @@ def test_from_another_folder_by_directory_or_file(
     assert differences(outputs_in(stopped), outputs_in(tmp_path / "copy" / "run")) == []
 
 
-def test_moved_data_are_found_where_the_flag_says(stopped: Path, tmp_path: Path) -> None:
+def test_moved_data_are_found_where_the_flag_says(tmp_path: Path) -> None:
+    stopped = tmp_path / "run"
+    assert train_mace.main([*flags_in(tmp_path), "--max_steps", "5", "--output_checkpoint", str(stopped)]) == 0
     (tmp_path / "moved").mkdir()
     for name in ("train.xyz", "val.xyz"):
         shutil.move(tmp_path / name, tmp_path / "moved" / name)

@@ -1,7 +1,7 @@
 """Which parameters decay and why, the optimizer, and the learning-rate schedule behind one closure."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -54,6 +54,33 @@ def parameter_groups(
         for (pattern, decay), members in groups.items()
         if members
     ]
+
+
+def describe_groups(groups: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> Iterator[str]:
+    """Lines that say which parameters decay and how fast each group moves.
+
+    Args:
+        groups: of ``parameter_groups``, of an optimizer or of its stored state: ``name``, ``param_names``,
+            ``weight_decay`` and, where it is known, ``lr``.
+        sizes: numbers in each parameter.
+    """
+    for group in groups:
+        names = list(group["param_names"])
+        rate = f", lr {group['lr']:.4g}" if "lr" in group else ""
+        count = sum(sizes.get(name, 0) for name in names)
+        yield f"group {group['name']}: {len(names)} parameters, {count} numbers, {_decay_text(group)}{rate}"
+        by_module: dict[str, list[str]] = {}
+        for name in names:
+            module = ".".join(name.split(".")[:2])
+            by_module.setdefault(module, []).append(name.removeprefix(f"{module}."))
+        for module, members in by_module.items():
+            yield f"  {module}: {', '.join(members)}"
+
+
+def _decay_text(group: Mapping[str, Any]) -> str:
+    if not group["weight_decay"]:
+        return "no weight decay"
+    return "weight decay" if math.isnan(group["weight_decay"]) else f"weight decay {group['weight_decay']:g}"
 
 
 def build_optimizer(

@@ -100,6 +100,8 @@ def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest
     assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--lr", "1e-9", "--resume_new_lr"]) == 0
     shown = capsys.readouterr().out
     assert "--lr 1e-09: the rate is now 1e-09" in shown
+    assert f"goes on writing {stopped / 'run_checkpoint.pt'} and what lies beside it" in shown
+    assert "will write" not in shown
     assert "the optimizer's moments are kept" in shown
     state = state_of(stopped)
     assert state["scheduler"]["base_rates"] == [1e-9]  # type: ignore[index]

@@ -21,16 +21,16 @@ from model_utils.runtime import log
 MILLI = 1000.0
 
 
-def errors_text(m: Metrics) -> str:
-    """The errors of one line, in meV and meV/Å."""
-    parts = [f"loss {m.loss:.6g}"]
+def errors_text(m: Metrics, terms: str) -> str:
+    """The errors of one line, in meV and meV/Å, and the loss with its terms, which are in eV and eV/Å."""
+    parts = [f"loss {m.loss:.6g} ({terms})"]
     if m.energy_rmse_per_atom is not None:
-        parts.append(f"E {_milli(m.energy_rmse_per_atom)} / {_milli(m.energy_mae_per_atom)} meV/atom")
-        parts.append(f"|E| cfg {_milli(m.energy_mae_cfg)} meV")
+        per_atom = f"E rmse {_milli(m.energy_rmse_per_atom)} mae {_milli(m.energy_mae_per_atom)} meV/atom"
+        parts.append(f"{per_atom}, mae {_milli(m.energy_mae_cfg)} meV/config")
     if m.forces_rmse is not None:
-        parts.append(f"F {_milli(m.forces_rmse)} / {_milli(m.forces_mae)} meV/Å")
+        parts.append(f"F rmse {_milli(m.forces_rmse)} mae {_milli(m.forces_mae)} meV/Å")
     if m.stress_rmse is not None:
-        parts.append(f"S {_milli(m.stress_rmse)} / {_milli(m.stress_mae)} meV/Å³")
+        parts.append(f"S rmse {_milli(m.stress_rmse)} mae {_milli(m.stress_mae)} meV/Å³")
     return "  ".join(parts)
 
 
@@ -42,17 +42,20 @@ def log_train(record: TrainRecord) -> None:
     """The training line of an epoch."""
     if record.whole_epoch:
         rate = f"{record.metrics.n_atoms / max(record.seconds, 1e-9):.0f} atoms/s"
-        log.info("epoch %d train  %s  lr %.3g  %s", record.epoch, errors_text(record.metrics), record.lr, rate)
+        log.info(
+            "epoch %d train  %s  lr %.3g  %s", record.epoch, errors_text(record.metrics, record.terms), record.lr, rate
+        )
 
 
 def log_validation(record: ValidationRecord) -> None:
     """The validation line, and one per source where there are several."""
     which = "before the first step" if record.step == 0 else f"epoch {record.epoch}"
     mark = "  best" if record.best else ""
-    log.info("%s valid  %s  (%s weights)%s", which, errors_text(record.metrics), record.weights, mark)
+    errors = errors_text(record.metrics, record.terms)
+    log.info("%s valid  %s  (%s weights)%s", which, errors, record.weights, mark)
     if len(record.by_source) > 1:
         for source, found in record.by_source.items():
-            log.info("  %s  %s", source, errors_text(found))
+            log.info("  %s  %s", source, errors_text(found, record.terms))
 
 
 def table(rows: Mapping[str, Metrics]) -> str:

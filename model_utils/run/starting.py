@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dataloader.errors import InputError
+from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
@@ -110,18 +111,28 @@ def default_dtype(checkpoint: WeightsFile | None, origin: Origin | None) -> torc
     return torch.float32 if origin is None else origin.source.file.dtype
 
 
-def announce(options: TrainOptions, outputs: Outputs, description: ModelDescription) -> None:
-    """Say what will be written where, before anything slow begins."""
+def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_on: bool, split: bool) -> None:
+    """Say what is minimised, and what will be written where: every file of a new run, the place of one that goes on."""
+    log.info(
+        "loss: %s, means of errors: E of energies per atom (eV), F of force components (eV/Å)%s",
+        loss.terms(),
+        ", S of stress components (eV/Å³)" if loss.stress_weight > 0 else "",
+    )
+    if options.dry_run:
+        return
+    if goes_on:
+        elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
+        log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)
+        return
+    named = {"bare_module": options.export_mace_model, "tensorboard": options.tensorboard, "split": split}
+    for path, what in outputs.announced(**named):
+        log.info("will write %s: %s", path, what)
+
+
+def announce(options: TrainOptions, description: ModelDescription) -> None:
+    """Say what is trained, before anything slow begins."""
     if options.dry_run:
         log.info("dry run: nothing is written")
-    else:
-        files = outputs.announced(
-            bare_module=options.export_mace_model,
-            tensorboard=options.tensorboard,
-            split=not (options.xyz_val or options.lmdb_val),
-        )
-        for path, what in files:
-            log.info("will write %s: %s", path, what)
     log.info(
         "model %s: %s, %s, r_max %g Å, %d element(s), hash %s…",
         options.input_json,

@@ -61,7 +61,7 @@ def train_in_place(
         seed=options.seed,
         deterministic=options.deterministic,
     )
-    starting.announce(options, outputs, description)
+    starting.announce(options, description)
     if (limit := stop.limit(options.time_limit)) is not None:
         log.info(limit)
 
@@ -69,6 +69,8 @@ def train_in_place(
         data = origin.data.with_facts(description.facts())
     else:
         data = open_data.training_data(options, description.facts(), dtype, options.seed)
+    loss = assemble.loss_of(options)
+    starting.announce_files(options, outputs, loss, goes_on=stored is not None, split=data.was_split)
     module = model_loader.build(description, dtype, options.seed, str(options.input_json))
     if origin is not None:
         origin.put_into(module)

@@ -64,6 +64,16 @@ class Loss:
     stress_loss: ElementLoss = "mse"
     huber_delta: float = 0.01  # eV per atom, eV/Å, eV/Å³
 
+    def terms(self) -> str:
+        """``1 E² + 100 F²``: E of the energy per atom, F of a force component, S of a stress component."""
+        shapes = {"mse": "{}²", "huber": "huber({})", "mae": "|{}|", "l2norm": "‖{}‖"}
+        weighted = [
+            (self.energy_weight, self.energy_loss, "E"),
+            (self.forces_weight, self.forces_loss, "F"),
+            (self.stress_weight, self.stress_loss, "S"),
+        ]
+        return " + ".join(f"{weight:g} {shapes[shape].format(name)}" for weight, shape, name in weighted if weight > 0)
+
     def denominators(self, counts: LabelCounts) -> tuple[int, int, int]:
         """Numbers of entries behind the three means; at least 1, so that an absent term is zero."""
         force_entries = counts.force_atoms * (1 if self.forces_loss == "l2norm" else 3)

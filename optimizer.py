@@ -1,7 +1,7 @@
 """Which parameters decay and why, the optimizer, and the learning-rate schedule behind one closure."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -56,6 +56,33 @@ def parameter_groups(
     ]
 
 
+def describe_groups(groups: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> Iterator[str]:
+    """Lines that say which parameters decay and how fast each group moves.
+
+    Args:
+        groups: of ``parameter_groups``, of an optimizer or of its stored state: ``name``, ``param_names``,
+            ``weight_decay`` and, where it is known, ``lr``.
+        sizes: numbers in each parameter.
+    """
+    for group in groups:
+        names = list(group["param_names"])
+        rate = f", lr {group['lr']:.4g}" if "lr" in group else ""
+        count = sum(sizes.get(name, 0) for name in names)
+        yield f"group {group['name']}: {len(names)} parameters, {count} numbers, {_decay_text(group)}{rate}"
+        by_module: dict[str, list[str]] = {}
+        for name in names:
+            module = ".".join(name.split(".")[:2])
+            by_module.setdefault(module, []).append(name.removeprefix(f"{module}."))
+        for module, members in by_module.items():
+            yield f"  {module}: {', '.join(members)}"
+
+
+def _decay_text(group: Mapping[str, Any]) -> str:
+    if not group["weight_decay"]:
+        return "no weight decay"
+    return "weight decay" if math.isnan(group["weight_decay"]) else f"weight decay {group['weight_decay']:g}"
+
+
 def build_optimizer(
     module: nn.Module,
     *,
@@ -95,8 +122,8 @@ class ScheduleSettings:
 class Schedule:
     """Sets the learning rate of an optimizer from counters that fit on one line of a checkpoint.
 
-    The rate is a closed form of (time, plateau counters), not a chain of multiplications, so a resumed schedule or one
-    whose base rate was changed is where an unbroken one would be.
+    The rate is a closed form of (time, plateau counters, the rate that was set last and when), not a chain of
+    multiplications, so a resumed schedule is where an unbroken one would be.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: ScheduleSettings) -> None:
@@ -108,6 +135,8 @@ class Schedule:
         self.waited = 0
         self.reductions = 0
         self.held: float | None = None  # stage two: this rate, whatever the time
+        self.set_at: float | None = None  # the base rates are those of this time on, where ``set_rate`` gave them
+        self.set_left = 1.0  # how much of its curve a cosine or one-cycle had before it then
         self._apply()
 
     def after_step(self) -> None:
@@ -135,26 +164,56 @@ class Schedule:
         self.held = rate
         self._apply()
 
-    def set_base(self, rate: float) -> None:
-        """Another base rate from now on, of all groups in proportion: the schedule follows it.
+    def set_rate(self, rate: float, horizon: float) -> None:
+        """This rate now, of all groups in proportion; the schedule goes on from there.
 
-        A plateau's reductions so far are forgotten.
+        A step or exponential schedule goes on to decay at its times, a plateau forgets its reductions. A cosine or
+        one-cycle takes what is left of its curve from this rate to ``min_lr`` at ``horizon``; where nothing is left, a
+        whole half cosine. In a warm-up the rate does not rise above this one: it stays until the warm-up ends. A rate
+        that stage two holds is held from now on. Where the rate is that of the schedule already and the horizon as it
+        was, nothing changes.
+
+        Args:
+            rate: of the first group, above 0.
+            horizon: units from the start to the end of the run.
         """
-        self.base_rates = [base * rate / self.base_rates[0] for base in self.base_rates]
+        self.set_left = self._left(self.time()) or 1.0
+        self.set_at = max(self.time(), self._start())
         self.reductions = 0
-        self.held = rate if self.held is not None else None
+        self._scale_to(rate)
+        self.settings = replace(self.settings, horizon=horizon)
         self._apply()
 
-    def restart(self, horizon: float) -> None:
-        """Begin anew at time zero with the settings of now; a rate held by stage two stays."""
+    def restart(self, horizon: float, rate: float | None = None) -> None:
+        """Begin anew at time zero, with a warm-up where there is one; a rate held by stage two stays.
+
+        Args:
+            horizon: units from now to the end of the run.
+            rate: another base rate, of all groups in proportion; in stage two the rate that is held.
+        """
+        if rate is not None:
+            self._scale_to(rate)
         self.settings = replace(self.settings, horizon=horizon)
         self.steps = self.epochs = self.waited = self.reductions = 0
+        self.set_at, self.set_left = None, 1.0
         self.best = math.inf
         self._apply()
 
     def rate(self) -> float:
         """Learning rate of the first group."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def rate_at(self, time: float) -> float:
+        """The same at a time, in epochs or steps by the schedule's unit; a plateau's as it is now."""
+        return self.held if self.held is not None else self._rate(self.base_rates[0], time)
+
+    def is_warming_up(self) -> bool:
+        """Whether the rate rises."""
+        return self.held is None and self.set_at is None and self.time() < self._start()
+
+    def time(self) -> float:
+        """Epochs or steps behind it, by its unit."""
+        return float(self.steps if self.settings.unit == "step" else self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed schedule needs, as plain numbers."""
@@ -169,35 +228,64 @@ class Schedule:
             "waited": self.waited,
             "reductions": self.reductions,
             "held": self.held,
+            "set_at": self.set_at,
+            "set_left": self.set_left,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` stood; cosine and onecycle keep their horizon, however long the run is now."""
+        """Continue where ``state`` stood; cosine and onecycle keep their horizon, however long the run is now.
+
+        Checkpoints from before a rate could be set in a run lack ``set_at`` and ``set_left``.
+        """
         self.settings = replace(self.settings, horizon=state["horizon"])
         for name in ("base_rates", "steps", "epochs", "best", "waited", "reductions", "held"):
             setattr(self, name, state[name])
+        self.set_at, self.set_left = state.get("set_at"), state.get("set_left", 1.0)
         self._apply()
 
-    def _apply(self) -> None:
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = self.held * base / self.base_rates[0] if self.held is not None else self._rate(base)
+    def _scale_to(self, rate: float) -> None:
+        first = self.base_rates[0]
+        self.base_rates = [rate if base == first else base * rate / first for base in self.base_rates]
+        self.held = rate if self.held is not None else None
 
-    def _rate(self, base: float) -> float:
+    def _apply(self) -> None:
+        first, time = self.base_rates[0], self.time()
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            if self.held is None:
+                group["lr"] = self._rate(base, time)
+            else:
+                group["lr"] = self.held if base == first else self.held * base / first
+
+    def _start(self) -> float:
+        """When the rate begins to follow the schedule: after the warm-up, or after what ``set_rate`` made of it."""
         s = self.settings
-        time = float(self.steps if s.unit == "step" else self.epochs)
-        warmup = s.warmup or (0.3 * s.horizon if s.kind == "onecycle" else 0.0)
-        if time < warmup:
-            return base * (time + 1.0) / (warmup + 1.0)
+        if self.set_at is not None:
+            return self.set_at
+        return s.warmup or (0.3 * s.horizon if s.kind == "onecycle" else 0.0)
+
+    def _left(self, time: float) -> float:
+        """How much of its curve a cosine or one-cycle has before it, 1 to 0."""
+        start = self._start()
+        passed = max(time - start, 0.0) / max(self.settings.horizon - start, 1e-12)
+        return self.set_left * (1.0 - min(passed, 1.0))
+
+    def _rate(self, base: float, time: float) -> float:
+        s, start = self.settings, self._start()
+        if self.set_at is None and time < start:
+            return base * (time + 1.0) / (start + 1.0)
+        lowest = min(s.min_lr, base)
         if s.kind in ("cosine", "onecycle"):
-            progress = min((time - warmup) / max(s.horizon - warmup, 1e-12), 1.0)
-            return s.min_lr + (base - s.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+            height, highest = (math.sin(math.pi / 2 * left) for left in (self._left(time), self.set_left))
+            share = (height / highest) ** 2  # of half a cosine: (1 + cos x) / 2 = sin²((π - x) / 2)
+            return lowest + (base - lowest) * share if share < 1.0 else base
+        since = max(time, start)
         exponent = {
             "plateau": float(self.reductions),
-            "step": float((time - warmup) // s.period),
-            "exponential": time - warmup,
+            "step": float((since - s.warmup) // s.period - (start - s.warmup) // s.period),
+            "exponential": since - start,
             "constant": 0.0,
         }[s.kind]
-        return max(base * s.factor**exponent, min(s.min_lr, base))
+        return max(base * s.factor**exponent, lowest)
 
 
 def scheduler_step(schedule: Schedule) -> Callable[..., None]:

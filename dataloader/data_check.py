@@ -11,7 +11,7 @@ import numpy as np
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
-from dataloader.neighbors import GraphFault, build_graph
+from dataloader.neighbors import MAX_NEIGHBORS, GraphFault, build_graph
 from dataloader.packed.duplicates import fingerprint
 from dataloader.structure import Structure, symbols
 
@@ -91,12 +91,12 @@ class Set:
         return tuple(self.names(int(row)) for row in numbers[:SHOWN])
 
 
-def look(structure: Structure, r_max: float) -> Looked:
+def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS) -> Looked:
     """The numbers of one structure."""
     s, nan = structure, float("nan")
     closest, lonely, n_edges, fault = float("inf"), 0, 0, ""
     try:
-        graph = build_graph(s, r_max)
+        graph = build_graph(s, r_max, max_neighbors)
         n_edges = graph.n_edges
         lonely = s.n_atoms - len(np.unique(graph.receivers)) if s.n_atoms > 1 else 0
         if n_edges:

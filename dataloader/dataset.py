@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from dataloader import progress
 from dataloader.batch import Batch, ModelFacts, collate
 from dataloader.errors import InputError
-from dataloader.neighbors import Graph, GraphFault, build_graph
+from dataloader.neighbors import MAX_NEIGHBORS, Graph, GraphFault, build_graph
 from dataloader.packing import Share, epoch_order
 from dataloader.sources import Source
 from dataloader.structure import Structure, symbols
@@ -31,6 +31,7 @@ class Dataset:
         dtype: working precision of the batches.
         elements: atomic numbers to keep; structures with others are left out and counted. None keeps all.
         free_atoms_only: see ``batch.collate``.
+        max_neighbors: see ``neighbors.build_graph``.
 
     Raises:
         InputError: a structure holds an element or a head that the model lacks, or a graph shows a broken structure.
@@ -44,8 +45,10 @@ class Dataset:
         *,
         elements: Sequence[int] | None = None,
         free_atoms_only: bool = True,
+        max_neighbors: int = MAX_NEIGHBORS,
     ) -> None:
         self.sources, self.facts, self.dtype, self.free_atoms_only = list(sources), facts, dtype, free_atoms_only
+        self.max_neighbors = max_neighbors
         self.left_out: Counter[str] = Counter()
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._cached_edges = 0
@@ -112,8 +115,8 @@ class Dataset:
             if known and all(counts is not None for counts in known):
                 self._n_edges = self._by_place([counts for counts in known if counts is not None])
             else:
-                progress = tqdm(range(len(self)), desc="neighbour lists", unit="structures", disable=len(self) < 5000)
-                edges = (self._count_edges(i, known) for i in progress)
+                numbers = progress.over(range(len(self)), "neighbour lists", len(self))
+                edges = (self._count_edges(i, known) for i in numbers)
                 self._n_edges = np.fromiter(edges, dtype=np.int64, count=len(self))
         return self._n_edges
 
@@ -153,7 +156,7 @@ class Dataset:
         if (s, local) in self._graphs:
             return self._graphs[s, local]
         try:
-            graph = build_graph(structure or self.structure(i), self.facts.r_max)
+            graph = build_graph(structure or self.structure(i), self.facts.r_max, self.max_neighbors)
         except GraphFault as fault:
             raise InputError(f"{self.sources[s].path}: {self.name(i)}: {fault}") from None
         if self.sources[s].in_memory and self._cached_edges < CACHED_EDGES:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
+from dataloader.neighbors import MAX_NEIGHBORS
 from dataloader.structure import Structure
 
 
@@ -20,6 +21,7 @@ class Filters:
 
     max_atoms: int | None = None
     max_force: float | None = None  # eV/Å
+    max_neighbors: int = MAX_NEIGHBORS  # see ``neighbors.build_graph``
     verify: bool = False  # compare the sha256 of LMDBs
     charges: Literal["refuse", "drop", "keep"] = "refuse"  # that the model has no input for
 

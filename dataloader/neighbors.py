@@ -11,7 +11,7 @@ from dataloader.structure import Edges, Structure
 
 MIN_DISTANCE = 0.1  # Å; mace gives NaN for two atoms in one place and finite nonsense just beside it
 MANY_ATOMS = 200  # from here on all pairs cost more than a neighbour list
-MAX_EDGES_PER_ATOM = 500  # at the usual cutoffs 20 to 150; more is a broken cell
+MAX_NEIGHBORS = 500  # per atom of a structure, unless asked for more: at the usual cutoffs there are 20 to 150
 
 
 class GraphFault(ValueError):
@@ -38,18 +38,19 @@ class Graph:
         return len(self.senders)
 
 
-def build_graph(structure: Structure, r_max: float) -> Graph:
+def build_graph(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS) -> Graph:
     """All directed edges shorter than ``r_max`` (Å).
 
     Raises:
-        GraphFault: two atoms lie closer than ``MIN_DISTANCE``, or there are more than ``MAX_EDGES_PER_ATOM`` edges
-            per atom.
+        GraphFault: two atoms lie closer than ``MIN_DISTANCE``, or there are more than ``max_neighbors`` edges per atom
+            in the mean over the structure, which is taken for a broken cell.
     """
     if structure.edges is not None and structure.edges.r_max >= r_max:
-        return _from_stored(structure, structure.edges, r_max)
+        return _from_stored(structure, structure.edges, r_max, max_neighbors)
     positions, _ = _wrapped(structure)
     i, j, shifts, distances = _pairs(structure, positions, r_max, "ijSd")
-    _refuse(structure, i, j, distances, 2 * len(i))
+    _refuse_many(2 * len(i), structure.n_atoms, max_neighbors)
+    _refuse_close(i, j, distances)
     if len(shifts) and max(shifts.max(), -shifts.min()) > np.iinfo(np.int16).max:
         raise GraphFault("the cell is so skewed that neighbours lie 32768 lattice vectors apart: reduce it")
     senders, receivers = np.concatenate([i, j], dtype=np.int32), np.concatenate([j, i], dtype=np.int32)
@@ -67,16 +68,17 @@ def closest_pair(structure: Structure, within: float = 1.0) -> tuple[float, int,
     return float(distances[closest]), int(i[closest]), int(j[closest])
 
 
-def count_edges(structure: Structure, r_max: float) -> int:
+def count_edges(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS) -> int:
     """The number of edges of ``build_graph``, without putting them in order.
 
     Raises:
         GraphFault: as there.
     """
     if structure.edges is not None and structure.edges.r_max >= r_max:
-        return build_graph(structure, r_max).n_edges
+        return build_graph(structure, r_max, max_neighbors).n_edges
     i, j, distances = _pairs(structure, _wrapped(structure)[0], r_max, "ijd")
-    _refuse(structure, i, j, distances, 2 * len(i))
+    _refuse_many(2 * len(i), structure.n_atoms, max_neighbors)
+    _refuse_close(i, j, distances)
     return 2 * len(i)
 
 
@@ -151,17 +153,18 @@ def stored_edges(structure: Structure, graph: Graph, r_max: float) -> Edges:
     return Edges(r_max, graph.senders, graph.receivers, shifts.astype(np.int16))
 
 
-def _from_stored(structure: Structure, edges: Edges, r_max: float) -> Graph:
+def _from_stored(structure: Structure, edges: Edges, r_max: float, max_neighbors: int) -> Graph:
     """The graph out of stored edges, cut where the cutoff is shorter than theirs."""
     positions, whole = _wrapped(structure)
     senders, receivers = edges.senders, edges.receivers
     shifts = edges.shifts + (whole[receivers] - whole[senders])
     vectors = positions[receivers] - positions[senders] + shifts @ structure.cell
     distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    _refuse(structure, senders, receivers, distances, len(senders))
+    _refuse_close(senders, receivers, distances)
     if edges.r_max > r_max:
         near = distances < r_max
         senders, receivers, shifts = senders[near], receivers[near], shifts[near]
+    _refuse_many(len(senders), structure.n_atoms, max_neighbors)
     order = _order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order].astype(np.int16))
 
@@ -179,12 +182,20 @@ def _wrapped(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.int6
     return positions - positions.mean(axis=0), whole
 
 
-def _refuse(
-    structure: Structure, i: NDArray[np.integer], j: NDArray[np.integer], distances: NDArray[np.float64], n_edges: int
-) -> None:
-    if n_edges > MAX_EDGES_PER_ATOM * structure.n_atoms:
-        per_atom = n_edges / structure.n_atoms
-        raise GraphFault(f"{per_atom:.0f} neighbours per atom (limit {MAX_EDGES_PER_ATOM}): is the cell right?")
+def too_many(n_edges: int, n_atoms: int, max_neighbors: int) -> str:
+    """What is said of a structure with more edges than a whole cell is expected to have."""
+    return (
+        f"{n_edges / n_atoms:.0f} neighbours per atom, at most {max_neighbors} are expected: is the cell right? "
+        "--max_neighbors allows more, and a shorter r_max gives fewer"
+    )
+
+
+def _refuse_many(n_edges: int, n_atoms: int, max_neighbors: int) -> None:
+    if n_edges > max_neighbors * n_atoms:
+        raise GraphFault(too_many(n_edges, n_atoms, max_neighbors))
+
+
+def _refuse_close(i: NDArray[np.integer], j: NDArray[np.integer], distances: NDArray[np.float64]) -> None:
     if len(distances) and distances.min() < MIN_DISTANCE:
         pair = int(distances.argmin())
         raise GraphFault(

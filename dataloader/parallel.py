@@ -12,12 +12,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
+from dataloader import progress
 from dataloader.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
+LOOK_EVERY = 2.0  # s
 _SLOT = 1024  # bytes of a board for one process
 _board: "Board | None" = None  # of this process, where its parent looks at one
 _slot = 0
@@ -109,7 +111,9 @@ def in_children(
             busy[ours] = slot
             ours.send(next(waiting))
         while busy:
-            for ready in wait(list(busy)):
+            while not (done := wait(list(busy), timeout=LOOK_EVERY)):
+                progress.look()
+            for ready in done:
                 assert isinstance(ready, Connection)
                 slot = busy[ready]
                 try:

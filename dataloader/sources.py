@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from dataloader import progress
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters, longest_force
@@ -305,9 +305,7 @@ def stream(
         say(source)
         yield from source.isolated_atoms
         rows = np.arange(len(source)) if elements is None else np.nonzero(source.elements.within(elements))[0]
-        yield from (
-            source.structure(int(i)) for i in tqdm(rows, "statistics", unit="structures", disable=len(rows) < 5000)
-        )
+        yield from (source.structure(int(i)) for i in progress.over(rows, "statistics", len(rows)))
     refuse_names_that_are_nowhere(specs, files)
 
 

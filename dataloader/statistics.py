@@ -8,7 +8,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from dataloader.errors import InputError
-from dataloader.neighbors import GraphFault, build_graph
+from dataloader.neighbors import MAX_NEIGHBORS, GraphFault, build_graph
 from dataloader.structure import Structure, symbols
 
 ROWS_PER_BLOCK = 4096
@@ -80,6 +80,7 @@ def collect(
     *,
     default_head: str,
     free_atoms_only: bool,
+    max_neighbors: int = MAX_NEIGHBORS,
 ) -> DataSums:
     """Go over the structures once.
 
@@ -99,7 +100,7 @@ def collect(
             _add_isolated(head, structure)
             continue
         _add_labels(head, structure, free_atoms_only)
-        _add_neighbors(sums, structure, r_max)
+        _add_neighbors(sums, structure, r_max, max_neighbors)
     return sums
 
 
@@ -129,9 +130,9 @@ def _add_labels(head: HeadSums, structure: Structure, free_atoms_only: bool) -> 
         head.force_components += counted.size
 
 
-def _add_neighbors(sums: DataSums, structure: Structure, r_max: float) -> None:
+def _add_neighbors(sums: DataSums, structure: Structure, r_max: float, max_neighbors: int) -> None:
     try:
-        graph = build_graph(structure, r_max)
+        graph = build_graph(structure, r_max, max_neighbors)
     except GraphFault as fault:
         raise InputError(f"{structure.identifier}: {fault}") from None
     sums.edges += graph.n_edges

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, NoReturn
-
-from tqdm import tqdm
+from typing import BinaryIO, NamedTuple
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds
+from dataloader.progress import Progress
 from dataloader.record import Keep, Reading, periodic_with_a_lattice, read_record
 from dataloader.structure import Structure, geometry_fault, weight_fault
 from dataloader.xyz_text import parse_frame
@@ -121,22 +120,16 @@ def stream_xyz(
 def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """The lines of each frame, and what is to be said of their text."""
     try:
-        with path.open("rb") as stream, _progress(path) as bar:
+        with path.open("rb") as stream, Progress(f"reading {path.name}", path.stat().st_size, "B") as bar:
             beginning = stream.peek(4)[:4]
             if beginning.startswith(b"\xef\xbb\xbf"):
                 stream.read(3)
             _refuse_other_texts(path, beginning)
             for frame, lines in enumerate(_lines(path, stream)):
-                bar.update(sum(map(len, lines)))
                 yield _decoded(lines, f"{path} frame {frame}")
+                bar.update(sum(map(len, lines)))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; expected an extended-XYZ file") from None
-
-
-def _progress(path: Path) -> "tqdm[NoReturn]":
-    """A bar over the file's bytes, on a terminal only, where reading lasts longer than a second."""
-    size = path.stat().st_size
-    return tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, leave=False, disable=None, delay=1)
 
 
 def _refuse_other_texts(path: Path, beginning: bytes) -> None:

@@ -215,18 +215,42 @@ def check_sidecar(file: WeightsFile) -> None:
     """
     path = sidecar(file.path)
     if path.exists():
-        try:
-            beside = model_json.read(path)
-        except InputError as error:
-            raise VerificationError(f"{error}; the one inside {file.path} rules: remove the damaged one") from None
-        edited = "it was edited after training: restore it, or remove it to have it written again"
-        _must_equal(file, beside, path, edited)
+        _refuse_edited(file, path)
     elif os.access(path.parent, os.W_OK):
         try:
             durable.write_text(path, file.content["model_json_text"])
             log.info("%s was absent and is written again from %s", path, file.path.name)
         except OSError as error:
             log.warning("warning: %s is absent and is not written again: %s", path, error.strerror)
+
+
+def _refuse_edited(file: WeightsFile, path: Path) -> None:
+    try:
+        beside = model_json.read(path)
+    except InputError as error:
+        raise VerificationError(f"{error}; the one inside {file.path} rules: remove the damaged one") from None
+    edited = "it was edited after training: restore it, or remove it to have it written again"
+    _must_equal(file, beside, path, edited)
+
+
+def check_descriptions(file: WeightsFile, outputs: Outputs) -> None:
+    """Compare what lies where a continued run writes its model.json with the one inside its checkpoint, which rules.
+
+    Raises:
+        VerificationError: one beside the checkpoint was edited, field by field.
+        InputError: at another place there is one of something else.
+    """
+    text, own = file.description.canonical_text(), file.path.resolve().parent
+    for path in outputs.model_jsons:
+        if not path.exists() or _holds(path, text):
+            continue
+        if path.resolve().parent == own:
+            _refuse_edited(file, path)
+        else:
+            raise InputError(
+                f"{path} is there with other content than the model of the run that goes on there; move it away, or "
+                "give another --output_checkpoint"
+            )
 
 
 def _must_equal(file: WeightsFile, other: ModelDescription, path: Path, remedy: str) -> None:

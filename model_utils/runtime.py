@@ -7,12 +7,13 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dataloader import progress
 from dataloader.errors import InputError
 
 log = logging.getLogger("mace_pretrain")
@@ -75,6 +76,7 @@ def find_device(name: str) -> torch.device:
 
 def start_log(path: Path | None) -> None:
     """Log to the terminal and, where a path is given, to a file that is added to."""
+    progress.spoken()
     log.setLevel(logging.INFO)
     log.propagate = False
     for handler in list(log.handlers):
@@ -110,20 +112,6 @@ def _formatted(handler: logging.Handler) -> logging.Handler:
     return handler
 
 
-def progress(n_structures: int) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """Puts a bar over batches, on a terminal only."""
-
-    def watch(batches: Iterator[Any]) -> Iterator[Any]:
-        from tqdm import tqdm
-
-        with tqdm(total=n_structures, unit="structures", leave=False, disable=None) as bar:
-            for batch in batches:
-                yield batch
-                bar.update(batch.n_structures)
-
-    return watch
-
-
 class _BesideProgress(logging.Handler):
     """Writes above tqdm's bar instead of through it."""
 
@@ -132,6 +120,7 @@ class _BesideProgress(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stdout)
+        progress.spoken()
 
 
 def computing(device: torch.device) -> dict[str, Any]:

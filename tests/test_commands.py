@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from ase.io import read
 from ase.io import write as write_xyz
 
+import read_model
 from conftest import ROOT, TINY, waters
 from model_utils import evaluate, model_loader, train_mace
 from model_utils.files import checkpoint
@@ -74,6 +76,17 @@ def test_a_run_writes_what_it_announces(run: Callable[..., Path]) -> None:
     for path in folder.iterdir():
         if "prev" not in path.name:
             assert f"will write {path}" in log
+    assert log.index(" model ") < log.index(" train: ") < log.index(" loss: ") < log.index("will write"), (
+        "first of what"
+    )
+    assert "loss: 1 E² + 100 F², means of errors: E of energies per atom (eV), F of force components (eV/Å)" in log
+    [_, line, _] = [line for line in log.splitlines() if " valid  loss" in line]
+    found = records(folder)[2]
+    energy = [1000 * float(str(found[f"energy_{name}"])) for name in ("rmse_per_atom", "mae_per_atom", "mae_cfg")]
+    forces = [1000 * float(str(found[f"forces_{name}"])) for name in ("rmse", "mae")]
+    assert f"loss {found['loss']:.6g} (1 E² + 100 F²)" in line
+    assert "E rmse {:.2f} mae {:.2f} meV/atom, mae {:.2f} meV/config".format(*energy) in line
+    assert "F rmse {:.2f} mae {:.2f} meV/Å".format(*forces) in line
     assert "best model: epoch" in log
     kinds = [record["kind"] for record in records(folder)]
     assert kinds == ["valid", "train", "valid", "train", "valid", "final"]
@@ -238,6 +251,30 @@ def test_dry_run_writes_nothing(run: Callable[..., Path], capsys: pytest.Capture
     shown = capsys.readouterr().out
     for word in ("parameters", "steps per epoch: 3", "largest batch", "memory", "time"):
         assert word in shown
+    assert re.search(r"group decay: \d+ parameters, \d+ numbers, weight decay 5e-07, lr 0\.01", shown)
+    assert "interactions.0: linear_up.weight, conv_tp_weights.layer0.weight" in shown
+
+
+def test_groups_of_what_decays(
+    tiny_json: Path, run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = {name: "RealAgnosticResidualNonLinearInteractionBlock" for name in ("interaction_cls",)}
+    blocks |= {"interaction_cls_first": blocks["interaction_cls"], "readout_cls": "NonLinearBiasReadoutBlock"}
+    tiny_json.write_text(json.dumps({**TINY, **blocks}))
+    folder = run("run", "--epochs", "1", "--lr_of", "readouts.*=0.001", "--no_export_mace_model")
+    capsys.readouterr()
+    lines = {}
+    for name in ("run_checkpoint.pt", "run_model.pt"):
+        assert read_model.main(["show", "--input_model", str(folder / name)]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        lines[name] = [line[9:] for line in shown if line[9:].startswith("group ")]
+    groups = ["decay", "no_decay", "decay readouts.*", "no_decay readouts.*"]
+    assert [line.partition(":")[0] for line in lines["run_checkpoint.pt"]] == [f"group {name}" for name in groups]
+    decays, rates = ["weight decay 5e-07", "no weight decay"], ["lr 0.01", "lr 0.001"]
+    ends = [f"{decay}, {rate}" for rate in rates for decay in decays]
+    assert [line.partition(" numbers, ")[2] for line in lines["run_checkpoint.pt"]] == ends
+    assert [line.partition(" numbers, ")[2] for line in lines["run_model.pt"]] == ["weight decay", "no weight decay"]
+    assert "  interactions.0: alpha, beta" in "\n".join(shown)
 
 
 def test_outputs_by_file_name(run: Callable[..., Path], tmp_path: Path) -> None:

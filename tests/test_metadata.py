@@ -1,6 +1,7 @@
 """metadata.py: the same numbers as mace-torch's own functions, and a complete model.json in one command."""
 
 import gc
+import importlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -15,6 +16,7 @@ import metadata
 from conftest import ROOT, waters
 from dataloader.sources import SourceSpec, stream
 from model_utils.models import description
+from model_utils.tasks.describe_data import MACE_SETTINGS
 
 
 def init(tmp_path: Path, *flags: str, code: int = 0) -> dict[str, object]:
@@ -159,6 +161,41 @@ def test_a_mace_yaml_describes_the_network(file: Path, tmp_path: Path) -> None:
     assert found["interaction_cls_first"] == "RealAgnosticInteractionBlock"
     assert found["atomic_inter_shift"] == [0.0]
     assert found["correlation"] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *[("correlations", "correlation"), ("rmax", "r_max"), ("R_max", "r_max"), ("hidden_irrep", "hidden_irreps")],
+        *[("num_channel", "num_channels"), ("maxL", "max_L"), ("max_l", "max_L"), ("radial_mlp", "radial_MLP")],
+        *[("num_radial_bases", "num_radial_basis"), ("num_bessel", "num_radial_basis"), ("modle", "model")],
+        *[("interaction_cls", "interaction"), ("num-interactions", "num_interactions"), ("gates", "gate")],
+    ],
+)
+def test_a_misspelt_key_of_a_mace_yaml_is_an_error(
+    key: str, meant: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "mace.yml", tmp_path / "out.json"
+    path.write_text(f"model: MACE\nnum_channels: 16\n{key}: 1\nlr: 0.1\n")
+    words = ["init", "--xyz_train", str(file), "--mace_config", str(path), "--output_json", str(out)]
+    assert metadata.main(words) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {path}: mace_run_train has no '{key}'; did you mean {meant}? if not, remove the line\n"
+    assert not out.exists()
+
+
+def test_every_setting_of_mace_is_known_and_what_is_like_nothing_is_named(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from model_utils.models import mace_import  # noqa: F401  # imports mace without leaving safe loading off
+
+    parser = importlib.import_module("mace.tools.arg_parser").build_default_arg_parser()
+    names = {action.dest for action in parser._actions} - {"help", *MACE_SETTINGS, "model", "num_channels", "max_L"}
+    (tmp_path / "mace.yml").write_text("".join(f"{name}: 1\n" for name in sorted(names)) + "zzz: 1\n")
+    init(tmp_path, "--xyz_train", str(file), "--mace_config", str(tmp_path / "mace.yml"), "--r_max", "3.0")
+    shown = capsys.readouterr().out
+    assert "left aside, not of the network: " in shown
+    assert "zzz" in shown
 
 
 def test_fit_keeps_the_network_and_replaces_the_numbers(file: Path, tmp_path: Path) -> None:

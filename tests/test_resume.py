@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase.io import write
 
+from conftest import TINY, waters
 from model_utils import resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
+from model_utils.run import fit
 from model_utils.run.resume_settings import NOT_SETTINGS
 from model_utils.settings.options import ResumeOptions, TrainOptions
 from model_utils.tasks.comparison import differences
@@ -23,20 +27,31 @@ from model_utils.tasks.comparison import differences
 Make = Callable[..., Path]
 
 
-@pytest.fixture
-def flags(tiny_json: Path, water_xyz: Make) -> list[str]:
-    """A run of three epochs of three steps."""
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 10)), "--batch_size", "4"]
-    words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=1)), "--no_export_mace_model"]
-    return [*words, "--epochs", "3"]
+def flags_in(folder: Path) -> list[str]:
+    """A run of three epochs of three steps, on data in a folder."""
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    write(folder / "train.xyz", waters(10), format="extxyz")
+    write(folder / "val.xyz", waters(4, seed=1), format="extxyz")
+    words = ["--input_json", str(folder / "tiny.json"), "--xyz_train", str(folder / "train.xyz"), "--batch_size", "4"]
+    return [*words, "--xyz_val", str(folder / "val.xyz"), "--no_export_mace_model", "--epochs", "3"]
 
 
-@pytest.fixture
-def stopped(flags: list[str], tmp_path: Path) -> Path:
-    """The run, stopped after five of its nine steps."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return flags_in(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def stopped_once(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped") / "run"
     assert train_mace.main([*flags, "--max_steps", "5", "--output_checkpoint", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """The run, stopped after five of its nine steps, in a folder of the test's own."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
 
 
 def state_of(folder: Path) -> dict[str, object]:
@@ -63,7 +78,9 @@ def test_from_another_folder_by_directory_or_file(
     assert differences(outputs_in(stopped), outputs_in(tmp_path / "copy" / "run")) == []
 
 
-def test_moved_data_are_found_where_the_flag_says(stopped: Path, tmp_path: Path) -> None:
+def test_moved_data_are_found_where_the_flag_says(tmp_path: Path) -> None:
+    stopped = tmp_path / "run"
+    assert train_mace.main([*flags_in(tmp_path), "--max_steps", "5", "--output_checkpoint", str(stopped)]) == 0
     (tmp_path / "moved").mkdir()
     for name in ("train.xyz", "val.xyz"):
         shutil.move(tmp_path / name, tmp_path / "moved" / name)
@@ -82,7 +99,10 @@ def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest
     before = state_of(stopped)["optimizer"]["state"]  # type: ignore[index]
     assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--lr", "1e-9", "--resume_new_lr"]) == 0
     shown = capsys.readouterr().out
-    assert "--lr 1e-09: moments are kept, the rate is now 1e-09" in shown
+    assert "--lr 1e-09: the rate is now 1e-09" in shown
+    assert f"goes on writing {stopped / 'run_checkpoint.pt'} and what lies beside it" in shown
+    assert "will write" not in shown
+    assert "the optimizer's moments are kept" in shown
     state = state_of(stopped)
     assert state["scheduler"]["base_rates"] == [1e-9]  # type: ignore[index]
     assert state["config"]["lr"] == 1e-9  # type: ignore[index]
@@ -92,7 +112,9 @@ def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest
 
 def test_best_weights_with_fresh_moments(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--resume_best", "--lr", "1e-12"]) == 0
-    assert "moments start anew" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "moments start anew" in shown
+    assert "moments are kept" not in shown
     best, now = (
         checkpoint.read(stopped / "run_model.pt").tensors,
         checkpoint.read(stopped / "run_checkpoint.pt").tensors,
@@ -112,17 +134,68 @@ def test_average_begun_and_ended(stopped: Path, capsys: pytest.CaptureFixture[st
     assert state_of(stopped)["ema_state_dict"] is None
 
 
-def test_schedule_anew(flags: list[str], tmp_path: Path) -> None:
+def rates_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The rate that each later optimizer step of this process takes."""
+    taken: list[float] = []
+    step = torch.optim.Adam.step
+
+    def recorded(optimizer: torch.optim.Adam, *words: object) -> object:
+        taken.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *words)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    return taken
+
+
+def test_a_longer_run_does_not_stand_still_and_goes_on_from_the_rate_that_is_named(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     cosine = [*flags, "--scheduler", "cosine", "--scheduler_unit", "step", "--output_checkpoint", str(folder)]
     assert train_mace.main([*cosine, "--epochs", "2"]) == 0
     assert state_of(folder)["scheduler"]["horizon"] == 6.0  # type: ignore[index]
-    assert resume.main(["--input_model", str(folder), "--epochs", "3"]) == 0
-    rates = [r["lr"] for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "lr" in r]
-    assert rates[-1] == 0.0, "a longer run keeps the horizon it had and then holds the last rate"
-    assert resume.main(["--input_model", str(folder), "--epochs", "4", "--resume_reset_scheduler"]) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    words = ["--input_model", str(folder), "--epochs"]
+    assert resume.main([*words, "3"]) == 2
+    error = capsys.readouterr().err
+    assert "cosine schedule has come down to rate 0 by step 6 and stays there" in error
+    assert "--lr" in error
+    assert "--reset_scheduler" in error
+    assert len(error.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    taken = rates_of_steps(monkeypatch)
+    assert resume.main([*words, "3", "--lr", "1e-3"]) == 0
+    assert taken == pytest.approx([1e-3, 0.75e-3, 0.25e-3], rel=1e-12)
+    assert taken[0] == 1e-3
+    shown = capsys.readouterr().out
+    assert "cosine schedule: 0.001 now, 0.00025 in the last step, until step 9, the end of the run" in shown
+    assert resume.main([*words, "4", "--resume_reset_scheduler"]) == 0
+    assert taken[3:] == pytest.approx([1e-3, 0.75e-3, 0.25e-3], rel=1e-12)
     scheduler = state_of(folder)["scheduler"]
     assert (scheduler["steps"], scheduler["horizon"]) == (3, 3.0)  # type: ignore[index]
+
+
+def test_a_broken_off_command_goes_on_where_it_is_repeated(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside SLURM too: a rate that was set once decays from there, and is not set again."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    words = ["--input_model", str(stopped), "--lr", "1e-4", "--max_steps", "9"]
+    after_step = fit._Run._after_step
+
+    def stop(run: fit._Run) -> None:
+        after_step(run)
+        if run.state.progress.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(fit._Run, "_after_step", stop)
+    assert resume.main(words) == 75
+    assert "--lr 0.0001: the rate is now" in capsys.readouterr().out
+    assert resume.main(words) == 0
+    assert "--lr: applied already; this continues what it began" in capsys.readouterr().out
+    assert resume.main([*words[:-1], "10", "--epochs", "4"]) == 0
+    assert "--lr 0.0001: the rate is now" in capsys.readouterr().out, "another end is another command"
 
 
 def test_at_another_place_with_records_and_best_model(stopped: Path, tmp_path: Path) -> None:
@@ -207,6 +280,47 @@ def test_inputs_that_are_no_checkpoint(stopped: Path, tmp_path: Path, capsys: py
     assert "several runs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["resume", "auto"])
+def test_an_edited_sidecar_is_named_by_its_field(
+    command: str, stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stopped / "run_model.json"
+    whole = path.read_text()
+    words = ["--input_model", str(stopped), "--max_steps", "6"]
+    main = resume.main
+    if command == "auto":
+        words, main = (
+            [*flags, "--output_checkpoint", str(stopped), "--resume", "auto", "--max_steps", "6"],
+            train_mace.main,
+        )
+    edited = json.dumps({**json.loads(whole), "r_max": 4.0})
+    for text, said in ((edited, "r_max"), ("{", "remove the damaged one")):
+        path.write_text(text)
+        before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+        assert main(words) == 3
+        error = capsys.readouterr().err
+        assert said in error
+        assert str(path) in error
+        assert "--overwrite" not in error
+        assert len(error.splitlines()) == 1
+        assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+    path.write_text(json.dumps(json.loads(whole)))  # in other lines, the same
+    assert main(words) == 0
+    assert path.read_text() == whole
+
+
+def test_a_place_with_another_description_is_not_written_over(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "other_model.json").write_text("{}")
+    assert resume.main(["--input_model", str(stopped), "--output_checkpoint", str(other), "--max_steps", "6"]) == 2
+    error = capsys.readouterr().err
+    assert "move it away, or give another --output_checkpoint" in error
+    assert "--overwrite" not in error
+
+
 def test_other_settings_with_resume_auto_are_refused(
     stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,3 +389,25 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     with run_lock.held(tmp_path / ".run.lock", wait=False):
         assert (leftover.exists(), alive.exists()) == (False, True)
+
+
+def test_a_checkpoint_by_another_name(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, copy = tmp_path / "runs", tmp_path / "copy"
+    last, best = folder / "last.pth", folder / "best.pth"
+    words = [*flags, "--output_checkpoint", str(last), "--output_model", str(best)]
+    assert train_mace.main([*words, "--max_steps", "3"]) == 0
+    names = {"last.pth", "last.prev.pth", "best.pth", "last_model.json", "best_model.json"}
+    names |= {"metrics.jsonl", "train.log", "config.resolved.yaml"}
+    assert {path.name for path in folder.iterdir()} == names
+    shutil.copytree(folder, copy)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert resume.main(["--input_model", str(copy / "last.pth"), "--max_steps", "4"]) == 0
+    assert {path.name for path in copy.iterdir()} == names, "the best model keeps the name that it was given"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "a copy writes into its own folder"
+    last.write_bytes(last.read_bytes()[:-9])
+    assert resume.main(["--input_model", str(folder), "--max_steps", "4"]) == 0
+    assert {path.name for path in folder.iterdir()} == {*names, "last.damaged.pth"}
+    assert checkpoint.read(last).content["train_state"]["step"] == 4
+    capsys.readouterr()
+    assert train_mace.main([*flags, "--output_checkpoint", str(folder / "other.pth"), "--resume", "auto"]) == 2
+    assert "last.pth of another run beside" in capsys.readouterr().err

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dataloader import parallel
 from dataloader.batch import FeatureSpec
@@ -35,6 +34,7 @@ from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, unreadable
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
 from dataloader.neighbors import GraphFault, count_edges
+from dataloader.progress import Progress, over
 
 FORMAT = 3  # 2 did not know of stated units, spellings of names and labels that are NaN
 KEPT_FROM = 2000  # records; a smaller LMDB is looked at in a second and leaves nothing behind
@@ -168,7 +168,8 @@ def open_indexes(
 def _kept_indexes(paths: Sequence[Path], recipe: Recipe) -> dict[Path, ShardIndex]:
     found = {path: index for path in paths if (index := _kept(path, recipe)) is not None}
     tasks = [(path, index.header["sampled"]) for path, index in found.items()]
-    for number, same in parallel.in_children(_sampled_rows_are, tasks):
+    looked = parallel.in_children(_sampled_rows_are, tasks)
+    for number, same in over(looked, "compare indexes with their shards", len(tasks), "shards"):
         if not same:
             del found[tasks[number][0]]
     return found
@@ -177,7 +178,8 @@ def _kept_indexes(paths: Sequence[Path], recipe: Recipe) -> dict[Path, ShardInde
 def _verified(paths: Sequence[Path], recipe: Recipe) -> dict[Path, str]:
     """The hash of every file, equal to that in the index that lies there, of whatever version of the file it is."""
     kept = {path: stored for path in paths if (stored := _stored_sha256(path, recipe)) is not None}
-    digests = {paths[number]: digest for number, digest in parallel.in_children(_sha256, paths)}
+    hashed = over(parallel.in_children(_sha256, paths), "sha256 of all files", len(paths), "shards")
+    digests = {paths[number]: digest for number, digest in hashed}
     for path, (place, expected) in kept.items():
         if digests[path] != expected:
             raise InputError(
@@ -192,7 +194,8 @@ def _keep_hashes(indexes: Sequence[ShardIndex], known: Mapping[Path, str]) -> No
         if index.path in known:
             index.keep_sha256(known[index.path])
     missing = [index for index in indexes if index.sha256 is None]
-    for number, digest in parallel.in_children(_sha256, [index.path for index in missing]):
+    hashed = parallel.in_children(_sha256, [index.path for index in missing])
+    for number, digest in over(hashed, "sha256 of all files", len(missing), "shards"):
         missing[number].keep_sha256(digest)
 
 
@@ -311,7 +314,7 @@ def _build(paths: Sequence[Path], recipe: Recipe) -> dict[Path, ShardIndex]:
     wanted = {path: _writable_place(path, recipe) for path in paths}
     parts: list[_Part] = []
     tasks = [(path, wanted[path], recipe) for path in paths]
-    for number, survey in parallel.in_children(_survey, tasks):
+    for number, survey in over(parallel.in_children(_survey, tasks), "list the records", len(tasks), "shards"):
         path, place, _ = tasks[number]
         if survey.whole is not None:
             found[path] = ShardIndex(path, None, array_file.decoded(survey.whole, str(path)))
@@ -320,8 +323,8 @@ def _build(paths: Sequence[Path], recipe: Recipe) -> dict[Path, ShardIndex]:
         parts += [_Part(path, place, state_of(path), a, b) for a, b in _cuts(survey.n_keys)]
     parts.sort()
     done = [part for part in parts if part.file.exists()]
-    with tqdm(total=sum(p.end - p.begin for p in parts), desc="index", unit="rows", disable=not parts) as bar:
-        bar.update(sum(part.end - part.begin for part in done))
+    with Progress("index", sum(p.end - p.begin for p in parts), "records") as bar:
+        bar.begin_at(sum(part.end - part.begin for part in done))
         missing = sorted(set(parts) - set(done))
         for number, _ in parallel.in_children(partial(_index_part, recipe=recipe), missing):
             bar.update(missing[number].end - missing[number].begin)
@@ -513,8 +516,12 @@ class _EdgePart(NamedTuple):
     keys: NDArray[Any] | None  # where the index lies in memory
 
 
-def edge_counts(indexes: Sequence[ShardIndex], recipe: Recipe, r_max: float) -> list[NDArray[np.uint32]]:
+def edge_counts(
+    indexes: Sequence[ShardIndex], recipe: Recipe, r_max: float, max_neighbors: int
+) -> list[NDArray[np.uint32]]:
     """Directed edges within ``r_max`` (Å) of every row of every index; counted in parallel once, and kept.
+
+    What was counted and kept where more neighbours per atom were allowed is not looked at again.
 
     Raises:
         InputError: the neighbours of a record show that it is broken.
@@ -533,8 +540,8 @@ def edge_counts(indexes: Sequence[ShardIndex], recipe: Recipe, r_max: float) -> 
         ]
         counts[number] = np.zeros(len(index), dtype=np.uint32)
     total = sum(part.end - part.begin for _, part in parts)
-    with tqdm(total=total, desc="neighbours", unit="rows", disable=total < KEPT_FROM) as bar:
-        work = partial(_count_edges, recipe=recipe, r_max=r_max)
+    with Progress("neighbours", total, "records") as bar:
+        work = partial(_count_edges, recipe=recipe, r_max=r_max, max_neighbors=max_neighbors)
         for done, found in parallel.in_children(work, [part for _, part in parts]):
             number, part = parts[done]
             counts[number][part.begin : part.end] = found
@@ -569,7 +576,7 @@ def _keep_edges(index: ShardIndex, r_max: float, counts: NDArray[np.uint32]) -> 
             shutil.rmtree(_workplace(place), ignore_errors=True)
 
 
-def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float) -> NDArray[np.uint32]:
+def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float, max_neighbors: int) -> NDArray[np.uint32]:
     """The edges of some records; kept in a part file, so that what is counted stays counted."""
     keys, file = part.keys, None
     if part.index_place is not None:
@@ -589,7 +596,8 @@ def _count_edges(part: _EdgePart, recipe: Recipe, r_max: float) -> NDArray[np.ui
     for row, value in enumerate(LmdbFile(part.path, in_order=True).get_all(map(key_bytes, keys))):
         where = f"{part.path} key {key_bytes(keys[row]).decode()}"
         try:
-            counts[row] = count_edges(decode(value, where, recipe.keys, recipe.features).structure, r_max)
+            structure = decode(value, where, recipe.keys, recipe.features).structure
+            counts[row] = count_edges(structure, r_max, max_neighbors)
         except (RowError, LabelError, GraphFault) as fault:
             raise InputError(f"{where}: {fault}") from None
     if file is not None:

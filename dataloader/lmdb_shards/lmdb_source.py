@@ -19,6 +19,7 @@ from dataloader.lmdb_shards.lmdb_index import Recipe, ShardIndex, edge_counts, o
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, record_of, unreadable
 from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.neighbors import too_many
 from dataloader.packed import packed_manifest
 from dataloader.record import EVERYTHING, Keep
 from dataloader.structure import Structure
@@ -51,6 +52,7 @@ class LmdbSource:
         keep: Keep = (),
     ) -> None:
         self.keep: Keep = keep if keep == EVERYTHING else tuple(keep)
+        self.max_neighbors = filters.max_neighbors
         self.path, self.recipe = path, Recipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
@@ -330,8 +332,14 @@ class LmdbSource:
             InputError: the neighbours of a record show that it is broken.
         """
         if r_max not in self._edges:
-            counts = edge_counts(self.indexes, self.recipe, r_max)
-            self._edges[r_max] = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+            counts = edge_counts(self.indexes, self.recipe, r_max, self.max_neighbors)
+            found = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+            many = found > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)  # counted where more may be
+            if many.any():
+                i = int(many.argmax())
+                fault = too_many(int(found[i]), int(self.n_atoms[i]), self.max_neighbors)
+                raise InputError(f"{self.path}: {self.identifier(i)}: {fault}")
+            self._edges[r_max] = found
         return self._edges[r_max]
 
     def content(self) -> bytes:

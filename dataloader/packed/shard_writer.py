@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dataloader import parallel
 from dataloader.errors import InputError
@@ -23,6 +22,7 @@ from dataloader.neighbors import GraphFault, build_graph, stored_edges
 from dataloader.packed import packed_manifest
 from dataloader.packed.duplicates import components, fingerprint, hashed
 from dataloader.packed.splitting import Assignment, assign
+from dataloader.progress import Progress
 from dataloader.sources import Source
 from dataloader.structure import Structure
 
@@ -37,6 +37,7 @@ class Recipe:
 
     rows_per_shard: int
     r_max: float | None  # Å, of stored neighbour lists
+    max_neighbors: int  # see ``neighbors.build_graph``
     id_key: str | None
     group_key: str | None
     shares: Mapping[str, float]
@@ -95,7 +96,7 @@ def pack(sources: Sequence[Source], output: Path, recipe: Recipe, say: Callable[
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     entries: dict[_Shard, dict[str, Any]] = {}
-    with tqdm(total=sum(task.n for task in tasks), desc="pack", unit="rows") as bar:
+    with Progress("pack", sum(task.n for task in tasks)) as bar:
         write = partial(_write_shard, sources=sources, survey=survey, recipe=recipe, work=work)
         for number, entry in parallel.in_children(write, tasks):
             entries[tasks[number]] = entry
@@ -162,7 +163,7 @@ def _survey(sources: Sequence[Source], recipe: Recipe) -> Survey:
     total = sum(map(len, sources))
     columns = np.zeros((3, total), dtype=np.uint64)
     first = np.concatenate([[0], np.cumsum([len(source) for source in sources])])
-    with tqdm(total=total, desc="look through", unit="rows", disable=total < ROWS_AT_ONCE) as bar:
+    with Progress("look through", total) as bar:
         for number, found in parallel.in_children(partial(_look, sources=sources, recipe=recipe), slices):
             part = slices[number]
             columns[:, first[part.source] + part.begin : first[part.source] + part.end] = found
@@ -321,7 +322,9 @@ def _packed(
         edges = None
         if recipe.r_max is not None:
             try:
-                edges = stored_edges(structure, build_graph(structure, recipe.r_max), recipe.r_max)
+                edges = stored_edges(
+                    structure, build_graph(structure, recipe.r_max, recipe.max_neighbors), recipe.r_max
+                )
             except GraphFault as fault:
                 raise InputError(f"{structure.identifier}: {fault}") from None
         extra = {"origin": structure.identifier, **structure.extra}

@@ -86,8 +86,18 @@ def write_bare_module(path: Path, module: nn.Module) -> None:
 
 
 def previous_generation(path: Path) -> Path:
-    """``X_checkpoint.pt`` → ``X_checkpoint.prev.pt``."""
-    return path.with_suffix(".prev.pt")
+    """``X_checkpoint.pt`` → ``X_checkpoint.prev.pt``, ``last.pth`` → ``last.prev.pth``."""
+    return path.with_suffix(f".prev{path.suffix}")
+
+
+def is_best_model(path: Path) -> bool:
+    """Whether a weights file holds no training state, by a look at its names; False where it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            [record] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return b"train_state" not in archive.read(record)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def serialise(value: object) -> bytes:

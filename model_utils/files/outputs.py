@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
-from model_utils.files.checkpoint import previous_generation
+from model_utils.files.checkpoint import is_best_model, previous_generation
+
+ENDINGS = (".pt", ".pth")  # of weights files; a path with another is a directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class Outputs:
 
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
-        """A path ending in .pt is that file; anything else a directory ``run/``, for ``run/run_checkpoint.pt``."""
+        """A path ending in .pt or .pth is that file; anything else a directory, ``run/``: ``run/run_checkpoint.pt``."""
         checkpoint = _file(output_checkpoint, "checkpoint")
         model = _file(output_model, "model") if output_model else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
         if checkpoint == model:
@@ -33,13 +35,17 @@ class Outputs:
             checkpoint: any generation.
             config: the run's settings; they say where the best model went if it is not beside.
         """
-        current = checkpoint.with_name(checkpoint.name.replace(".prev.pt", ".pt"))
+        current = checkpoint.with_name(newest_generation(checkpoint.name))
         beside = cls.named(current, None)
-        if config.get("output_model") and not beside.model.exists():  # beside wins: the folder may be a copy
-            named = cls.named(current, Path(config["output_model"]))
-            if named.model.exists():
-                return named
-        return beside
+        if not config.get("output_model"):
+            return beside
+        named = cls.named(current, Path(config["output_model"]))
+        begun_at = config.get("output_checkpoint")
+        if begun_at and cls.named(Path(begun_at), None).checkpoint.resolve() == current.resolve():
+            return named
+        here = current.with_name(named.model.name)  # in a copy of the folder its own best model
+        places = (model for model in (beside.model, here, named.model) if model.exists() and model != current)
+        return cls(checkpoint=current, model=next(places, beside.model))
 
     @property
     def run_name(self) -> str:
@@ -158,7 +164,32 @@ class Outputs:
 
 def damaged(checkpoint: Path) -> Path:
     """Where a damaged newest generation is set aside."""
-    return checkpoint.with_suffix(".damaged.pt")
+    return checkpoint.with_suffix(f".damaged{checkpoint.suffix}")
+
+
+def is_previous(name: str) -> bool:
+    """Whether a file's name is that of a generation before."""
+    return Path(name).suffix in ENDINGS and Path(name).stem.endswith(".prev")
+
+
+def newest_generation(name: str) -> str:
+    """``X_checkpoint.prev.pt`` → ``X_checkpoint.pt``; other names stay."""
+    return f"{Path(name).stem.removesuffix('.prev')}{Path(name).suffix}" if is_previous(name) else name
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of the runs in a folder, each by the name of its newest generation.
+
+    Where none is called ``*_checkpoint``, those that a user named otherwise: their model.json lies beside, and they
+    are not the best models of the same runs.
+    """
+    files = [path for path in folder.iterdir() if path.suffix in ENDINGS and not path.stem.endswith(".damaged")]
+    names = {newest_generation(path.name) for path in files}
+    usual = {name for name in names if Path(name).stem.endswith("_checkpoint")}
+    if usual:
+        return [folder / name for name in sorted(usual)]
+    written = [folder / name for name in sorted(names) if sidecar(folder / name).exists()]
+    return [path for path in written if not path.exists() or not is_best_model(path)]
 
 
 def sidecar(weights: Path) -> Path:
@@ -174,19 +205,19 @@ def _file(given: Path, role: str) -> Path:
 
 
 def _named(given: Path, role: str) -> Path:
-    if given.suffix == ".pt":
+    if given.suffix in ENDINGS:
         if given.is_dir():
             raise InputError(
-                f"{given} is a directory, and a path ending in .pt is taken for a file; rename one of them"
+                f"{given} is a directory, and a path ending in {given.suffix} is taken for a file; rename one of them"
             )
         return given
     if given.exists() and not given.is_dir():
-        raise InputError(f"{given} is a file; expected a directory or a path ending in .pt")
+        raise InputError(f"{given} is a file; expected a directory or a path ending in .pt or .pth")
     return given / f"{given.resolve().name or 'run'}_{role}.pt"
 
 
 def _stem(path: Path) -> str:
-    stem = path.name.removesuffix(".pt").removesuffix(".prev")
+    stem = (path.stem if path.suffix in ENDINGS else path.name).removesuffix(".prev")
     for role in ("_checkpoint", "_model"):
         stem = stem.removesuffix(role)
     return stem or path.name

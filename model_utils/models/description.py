@@ -109,7 +109,7 @@ class ModelDescription(BaseModel):
     r_max: Annotated[float, Field(ge=0.5, le=50, allow_inf_nan=False)]
     atomic_numbers: Annotated[list[AtomicNumber], Field(min_length=1)]
     atomic_energies: list[list[Real]]  # [head][element], eV
-    avg_num_neighbors: Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
+    avg_num_neighbors: Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)]
     atomic_inter_scale: PerHead | None = None
     atomic_inter_shift: PerHead | None = None
     num_bessel: Annotated[int, Field(ge=1, le=1024)] = 8

@@ -14,6 +14,7 @@ from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.loader import EpochBatches, Loader, Plan, evaluation_plan
 from dataloader.packing import Budget
+from dataloader.progress import Progress
 from losses import Loss, Metrics, metrics
 from model_utils import model_loader
 from model_utils.errors import InputError, NonFiniteError
@@ -94,7 +95,16 @@ def training_batches(options: TrainOptions, data: TrainingData, device: torch.de
 
 
 class Evaluator:
-    """Evaluates one data set again and again; the batches' plan is made once, no batch mixes sources."""
+    """Evaluates one data set again and again; the batches' plan is made once, no batch mixes sources.
+
+    Args:
+        dataset: the structures.
+        options: limits of a batch, workers.
+        device: of the network.
+        watch: is handed every stream of batches, and may break it off.
+        what: the work, as progress names it.
+        stress: compute it for every batch.
+    """
 
     def __init__(
         self,
@@ -103,9 +113,10 @@ class Evaluator:
         device: torch.device,
         watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
         *,
+        what: str = "evaluation",
         stress: bool = False,
     ) -> None:
-        self.dataset, self.device, self.watch, self.stress = dataset, device, watch, stress
+        self.dataset, self.device, self.what, self.watch, self.stress = dataset, device, what, watch, stress
         sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
         self.plans = {name: evaluation_plan(dataset, indices, budget_of(options)) for name, indices in sources.items()}
         self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
@@ -118,7 +129,18 @@ class Evaluator:
         Raises:
             NonFiniteError: naming the structures of the first batch whose errors are no numbers.
         """
-        sums = {name: self._sums(network, parameters, plan, loss, on_batch) for name, plan in self.plans.items()}
+        with Progress(self.what, len(self.dataset)) as progress, naming(self.dataset.names):
+
+            def watched(plan: Plan) -> Iterator[Batch]:
+                for batch in self.watch(self.loader.batches(plan)):
+                    yield batch
+                    progress.update(batch.n_structures)
+
+            def sums_of(plan: Plan) -> Tensor:
+                batches = watched(plan)
+                return evaluate(network, parameters, batches, loss, self.device, on_batch, stress=self.stress)
+
+            sums = {name: sums_of(plan) for name, plan in self.plans.items()}
         total = torch.stack(list(sums.values())).sum(dim=0)
         if not torch.isfinite(total).all():
             raise NonFiniteError(
@@ -126,13 +148,6 @@ class Evaluator:
                 "of it was saved: look at these structures, at energies, scale and shift in model.json, or lower --lr"
             )
         return metrics(total.tolist(), loss), {name: metrics(s.tolist(), loss) for name, s in sums.items()}
-
-    def _sums(
-        self, network: Network, parameters: Parameters, plan: Plan, loss: Loss, on_batch: OnBatch | None
-    ) -> Tensor:
-        batches = self.watch(self.loader.batches(plan))
-        with naming(self.dataset.names):
-            return evaluate(network, parameters, batches, loss, self.device, on_batch, stress=self.stress)
 
     def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
         for indices in chain.from_iterable(self.plans.values()):
@@ -257,11 +272,16 @@ def _sizes(module: nn.Module, left: Mapping[str, Tensor]) -> tuple[int, int]:
     return sum(p.numel() for p in module.parameters()) - moved, moved
 
 
+def steps_per_epoch(options: TrainOptions, batches: EpochBatches) -> int:
+    """Optimizer steps of the first epoch; later ones have about as many where batches have a budget."""
+    return math.ceil(len(batches.plan(0)) / options.accumulate_batches)
+
+
 def schedule_settings(options: TrainOptions, batches: EpochBatches) -> ScheduleSettings:
     """The schedule; cosine and onecycle end where the run ends."""
-    steps_per_epoch = math.ceil(len(batches.plan(0)) / options.accumulate_batches)
-    steps = min(options.epochs * steps_per_epoch, options.max_steps or options.epochs * steps_per_epoch)
-    horizon = steps if options.scheduler_unit == "step" else steps / steps_per_epoch
+    per_epoch = steps_per_epoch(options, batches)
+    steps = min(options.epochs * per_epoch, options.max_steps or options.epochs * per_epoch)
+    horizon = steps if options.scheduler_unit == "step" else steps / per_epoch
     return ScheduleSettings(
         kind=options.scheduler,
         unit=options.scheduler_unit,

@@ -10,6 +10,7 @@ import torch
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.packing import Budget, epoch_order, pack
+from dataloader.progress import Progress
 from model_utils.run import memory
 from model_utils.runtime import log
 
@@ -40,7 +41,7 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
     allowed = SHARE[device.type] * memory.free(device)
     began = time.monotonic()
     edges = max(FIRST_PROBE, smallest)
-    with memory.naming(dataset.names):
+    with memory.naming(dataset.names), Progress("what the memory holds", unit="trial batches") as progress:
         while True:
             batch = _first_batch(dataset, order, n_edges, edges, structures)
             before = memory.peak(device, since_now=True)  # what earlier steps left behind is not of this one
@@ -50,6 +51,7 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
             if grown > allowed / 8 or batch.n_edges < edges / 2 or time.monotonic() - began > PROBING:
                 break
             edges *= 2
+            progress.update()
     per_edge = max(grown, 1) / max(batch.n_edges, 1)
     budget = max(min(_two_digits(int(allowed / per_edge)), everything), smallest, 1)
     log.info(

@@ -47,7 +47,8 @@ def report_best(
     sets |= {"test": data.test} if data.test is not None else {}
     rows, parts = dict[str, Metrics](), dict[str, Metrics]()
     for name, dataset in sets.items():
-        rows[name], by_source = Evaluator(dataset, options, device)(network, parameters, loss)
+        evaluator = Evaluator(dataset, options, device, what=f"errors of the best model, {name}")
+        rows[name], by_source = evaluator(network, parameters, loss)
         if len(by_source) == 1:
             parts[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = rows[name]
         else:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dataloader import progress
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
@@ -273,7 +274,8 @@ def shifted(origin: Origin, train: TrainOptions) -> Origin:
     data, own = opened.train, opened.train.shares()[0]
     network = model_loader.network(origin.source.module.to(data.dtype), train.step, origin.source.description)
     compositions, residuals = [], []
-    for i in own[np.linspace(0, len(own) - 1, min(FITTED, len(own))).astype(int)].tolist():
+    chosen = own[np.linspace(0, len(own) - 1, min(FITTED, len(own))).astype(int)].tolist()
+    for i in progress.over(chosen, "errors of the source", len(chosen)):
         batch = data.batch([i])
         if bool(batch.labels.energy_mask[0]) and int(batch.head[0]) == 0:
             energy, _ = _predicted(network, origin.in_source(batch))

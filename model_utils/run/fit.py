@@ -79,6 +79,7 @@ class TrainRecord:
     clipped_share: float
     whole_epoch: bool
     seconds: float
+    terms: str = ""  # of the loss, by which its value says what it is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ class ValidationRecord:
     weights: str  # raw or ema
     best: bool
     seconds: float
+    terms: str = ""  # of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +302,7 @@ class _Run:
                 weights=state.judged_kind,
                 best=best,
                 seconds=time.monotonic() - began,
+                terms=self.loss.terms(),
             )
         )
 
@@ -317,6 +320,7 @@ class _Run:
             clipped_share=clipped / steps,
             whole_epoch=whole_epoch,
             seconds=time.monotonic() - self.epoch_began,
+            terms=self.loss.terms(),
         )
 
     def _save(self, reason: str) -> None:

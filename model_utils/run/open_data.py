@@ -62,7 +62,14 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
     elements = numbers_of(options.elements)
 
     def dataset(role: str, *, free_atoms_only: bool) -> Dataset:
-        found = Dataset(opened[role], facts, dtype, elements=elements, free_atoms_only=free_atoms_only)
+        found = Dataset(
+            opened[role],
+            facts,
+            dtype,
+            elements=elements,
+            free_atoms_only=free_atoms_only,
+            max_neighbors=options.max_neighbors,
+        )
         if all(source.in_memory for source in found.sources):
             _ = found.n_edges  # the graphs are kept; two atoms in one place are refused now and not in the first epoch
         describe(role, found)
@@ -130,7 +137,12 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
         filters=filters_of(options),
     )
     found = Dataset(
-        sources, facts, dtype, elements=numbers_of(options.elements), free_atoms_only=options.eval_on_free_atoms
+        sources,
+        facts,
+        dtype,
+        elements=numbers_of(options.elements),
+        free_atoms_only=options.eval_on_free_atoms,
+        max_neighbors=options.max_neighbors,
     )
     describe("evaluate", found)
     if len(found) == 0:
@@ -252,6 +264,7 @@ def filters_of(options: FilterOptions, *, keep_charges: bool = False) -> Filters
     return Filters(
         max_atoms=options.max_atoms,
         max_force=options.max_force,
+        max_neighbors=options.max_neighbors,
         verify=options.verify,
         charges="drop" if options.drop_charged else "keep" if keep_charges else "refuse",
     )

@@ -11,6 +11,7 @@ from model_utils.run.fit import FitPlan
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
+from optimizer import describe_groups
 
 EPOCHS_LOOKED_AT = 5
 
@@ -49,6 +50,9 @@ def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPl
     epoch = seconds / max(largest.n_edges, 1) * float(edges.sum())
     parameters = sum(p.numel() for p in state.parameters.values())
     log.info("parameters: %d trainable, %s", parameters, dtype_name(largest.positions.dtype))
+    numbers = {name: p.numel() for name, p in state.parameters.items()}
+    for line in describe_groups(state.optimizer.param_groups, numbers):
+        log.info("%s", line)
     log.info("structures: %d to train on, %d to validate on", len(batches.dataset), n_valid)
     log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))
     log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(edges))

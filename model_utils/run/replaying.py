@@ -69,9 +69,9 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     data = _unlabelled(options, source, head, dtype)
     module = model_loader.copied(source.module).to(device=device, dtype=dtype)
     network = model_loader.network(module, options.step, description)
-    weights, progress = model_loader.trainable(module), runtime.progress(len(data))
+    weights = model_loader.trainable(module)
     options = with_measured_evaluation_budget(options, network, weights, data, device)
-    evaluate = Evaluator(data, options, device, lambda batches: progress(stop.watch(batches)), stress=True)
+    evaluate = Evaluator(data, options, device, stop.watch, what="labels of the source", stress=True)
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
 
@@ -97,7 +97,8 @@ def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype:
         features=facts.features,
         filters=open_data.filters_of(options),
     )
-    data = Dataset(sources, facts, dtype, elements=open_data.numbers_of(options.elements))
+    elements = open_data.numbers_of(options.elements)
+    data = Dataset(sources, facts, dtype, elements=elements, max_neighbors=options.max_neighbors)
     if len(data) == 0:
         raise InputError(f"{options.replay}: no structure is left to replay; look at the file and at --elements")
     return data

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dataloader import progress
 from dataloader.dataset import OF_HEAD
 from losses import Loss, Metrics, metrics
 from model_utils.files.durable import NotWritten
@@ -21,16 +21,16 @@ from model_utils.runtime import log
 MILLI = 1000.0
 
 
-def errors_text(m: Metrics) -> str:
-    """The errors of one line, in meV and meV/Å."""
-    parts = [f"loss {m.loss:.6g}"]
+def errors_text(m: Metrics, terms: str) -> str:
+    """The errors of one line, in meV and meV/Å, and the loss with its terms, which are in eV and eV/Å."""
+    parts = [f"loss {m.loss:.6g} ({terms})"]
     if m.energy_rmse_per_atom is not None:
-        parts.append(f"E {_milli(m.energy_rmse_per_atom)} / {_milli(m.energy_mae_per_atom)} meV/atom")
-        parts.append(f"|E| cfg {_milli(m.energy_mae_cfg)} meV")
+        per_atom = f"E rmse {_milli(m.energy_rmse_per_atom)} mae {_milli(m.energy_mae_per_atom)} meV/atom"
+        parts.append(f"{per_atom}, mae {_milli(m.energy_mae_cfg)} meV/config")
     if m.forces_rmse is not None:
-        parts.append(f"F {_milli(m.forces_rmse)} / {_milli(m.forces_mae)} meV/Å")
+        parts.append(f"F rmse {_milli(m.forces_rmse)} mae {_milli(m.forces_mae)} meV/Å")
     if m.stress_rmse is not None:
-        parts.append(f"S {_milli(m.stress_rmse)} / {_milli(m.stress_mae)} meV/Å³")
+        parts.append(f"S rmse {_milli(m.stress_rmse)} mae {_milli(m.stress_mae)} meV/Å³")
     return "  ".join(parts)
 
 
@@ -42,17 +42,20 @@ def log_train(record: TrainRecord) -> None:
     """The training line of an epoch."""
     if record.whole_epoch:
         rate = f"{record.metrics.n_atoms / max(record.seconds, 1e-9):.0f} atoms/s"
-        log.info("epoch %d train  %s  lr %.3g  %s", record.epoch, errors_text(record.metrics), record.lr, rate)
+        log.info(
+            "epoch %d train  %s  lr %.3g  %s", record.epoch, errors_text(record.metrics, record.terms), record.lr, rate
+        )
 
 
 def log_validation(record: ValidationRecord) -> None:
     """The validation line, and one per source where there are several."""
     which = "before the first step" if record.step == 0 else f"epoch {record.epoch}"
     mark = "  best" if record.best else ""
-    log.info("%s valid  %s  (%s weights)%s", which, errors_text(record.metrics), record.weights, mark)
+    errors = errors_text(record.metrics, record.terms)
+    log.info("%s valid  %s  (%s weights)%s", which, errors, record.weights, mark)
     if len(record.by_source) > 1:
         for source, found in record.by_source.items():
-            log.info("  %s  %s", source, errors_text(found))
+            log.info("  %s  %s", source, errors_text(found, record.terms))
 
 
 def table(rows: Mapping[str, Metrics]) -> str:
@@ -205,41 +208,62 @@ class TensorBoard:
                 self._writer.add_scalar(f"{part}/{name}", value, step)
 
 
-class ProgressBar:
-    """tqdm over the steps of an epoch, with loss, rate, atoms/s and time left; silent where output is a file."""
+class EpochProgress:
+    """How far an epoch is: tqdm on a terminal with loss, rate, atoms/s and time left, a line now and then in a file."""
 
     REFRESH = 0.5  # s; reading the loss waits for a GPU
 
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
+    def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
         self._next = 0.0
-        self._began = 0.0
+        self._began: float | None = None
+        self._said: float | None = None
+        self._first = 0  # steps and atoms of the epoch before time is taken
+        self._atoms = 0
 
     def __call__(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> None:
         """One step was taken."""
-        if not self._shown:
-            return
         done = state.progress.steps_in_epoch
-        if self._bar is None:
-            self._bar = tqdm(total=steps_of_epoch, initial=done - 1, unit="step", leave=False)
-            self._began = time.monotonic()
-        self._bar.update()
-        if time.monotonic() >= self._next:
-            self._refresh(state, loss)
+        if self._began is None:
+            self._begin(state, steps_of_epoch, loss)
+        elif self._bar is not None:
+            self._bar.update()
+        if self._bar is not None:
+            if progress.clock() >= self._next:
+                self._refresh(state, loss)
+        elif progress.due(self._said):
+            self._said = progress.clock()
+            log.info("%s", self._line(state, steps_of_epoch, loss))
         if done >= steps_of_epoch:
             self.close()
 
+    def _begin(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> None:
+        self._began, self._said, self._first = progress.clock(), None, state.progress.steps_in_epoch
+        if progress.on_a_terminal():
+            self._bar = tqdm(total=steps_of_epoch, initial=self._first, unit="step", leave=False)
+            self._atoms = metrics(state.tally.sums.tolist(), loss).n_atoms
+
     def _refresh(self, state: TrainState, loss: Loss) -> None:
         assert self._bar is not None
+        assert self._began is not None
         found = metrics(state.tally.sums.tolist(), loss)
-        speed = found.n_atoms / max(time.monotonic() - self._began, 1e-9)
+        speed = (found.n_atoms - self._atoms) / max(progress.clock() - self._began, 1e-9)
         self._bar.set_description(f"epoch {state.progress.epoch + 1}")
         self._bar.set_postfix_str(f"loss {found.loss:.4g}, lr {state.schedule.rate():.2g}, {speed:.0f} atoms/s")
-        self._next = time.monotonic() + self.REFRESH
+        self._next = progress.clock() + self.REFRESH
+
+    def _line(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> str:
+        assert self._began is not None
+        done = state.progress.steps_in_epoch
+        passed = progress.clock() - self._began
+        left = progress.lasting(passed / max(done - self._first, 1) * (steps_of_epoch - done))
+        found = metrics(state.tally.sums.tolist(), loss)
+        where = f"epoch {state.progress.epoch + 1}: step {done} of {steps_of_epoch}"
+        return f"{where}, loss {found.loss:.4g}, lr {state.schedule.rate():.2g}, about {left} left"
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """The epoch is over: take the bar off the terminal."""
+        self._began = None
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -5,7 +5,7 @@ from typing import Any
 
 from model_utils.errors import InputError
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, sidecar
+from model_utils.files.outputs import Outputs, checkpoints_in, sidecar
 from model_utils.run.resuming import Changes, newest_checkpoint, require_complete
 from model_utils.settings import cli
 from model_utils.settings.options import ResumeOptions, TrainOptions
@@ -31,13 +31,12 @@ def stored_run(input_model: Path) -> WeightsFile:
 
 
 def _checkpoint_in(folder: Path) -> Path:
-    paths = [path for path in folder.glob("*_checkpoint*.pt") if not path.name.endswith(".damaged.pt")]
-    found = {Outputs.of_checkpoint(path, {}).checkpoint for path in paths}
-    if len(found) == 1:
-        return found.pop()
-    if not found:
+    paths = checkpoints_in(folder)
+    if len(paths) == 1:
+        return paths[0]
+    if not paths:
         raise InputError(f"there is no *_checkpoint.pt in {folder}; expected the directory of a run")
-    names = ", ".join(sorted(path.name for path in found))
+    names = ", ".join(path.name for path in paths)
     raise InputError(f"{folder} holds several runs ({names}); give the checkpoint of one")
 
 
@@ -65,7 +64,7 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
         "sources": [_found(source, place) for source in state["config"].get("sources", [])],
         "time_limit": None,
         "output_checkpoint": str(place.checkpoint),
-        "output_model": None if place.model.parent == place.checkpoint.parent else str(place.model),
+        "output_model": None if place == Outputs.named(place.checkpoint, None) else str(place.model),
         "input_json": str(sidecar(place.checkpoint)),
         "dry_run": False,
         "overwrite": False,

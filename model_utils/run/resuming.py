@@ -12,10 +12,12 @@ from model_utils import runtime
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, damaged
+from model_utils.files.outputs import Outputs, damaged, is_previous
 from model_utils.models.build import load_tensors
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.data_identity import require_same_data
+from model_utils.run.fit import FitPlan
+from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import log
 
@@ -23,7 +25,8 @@ from model_utils.runtime import log
 MAY_CHANGE = {
     *("config", "debug", "resume", "overwrite", "dry_run", "input_json", "data_format"),
     *("output_checkpoint", "output_model", "export_mace_model", "tensorboard"),
-    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources", "max_dropped", "verify"),
+    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources"),
+    *("max_dropped", "max_neighbors", "verify"),
     *("epochs", "max_steps", "patience", "time_limit"),
     *("checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps"),
     *("device", "threads", "num_workers", "deterministic"),
@@ -56,7 +59,7 @@ def newest_checkpoint(path: Path) -> WeightsFile | None:
     Raises:
         VerificationError: generations are there and every one is damaged; never a silent restart.
     """
-    previous = [] if path.name.endswith(".prev.pt") else [checkpoint.previous_generation(path)]
+    previous = [] if is_previous(path.name) else [checkpoint.previous_generation(path)]
     generations = [p for p in (path, *previous) if p.exists()]
     for position, generation in enumerate(generations):
         try:
@@ -166,6 +169,8 @@ def take_over(
     state: TrainState,
     identity: Mapping[str, Any],
     changes: Changes,
+    plan: FitPlan,
+    steps_per_epoch: int,
 ) -> list[dict[str, Any]]:
     """Put a stored run into a freshly assembled one, apply the changes, and log all that is not as it was.
 
@@ -175,58 +180,57 @@ def take_over(
         state: around the module.
         identity: of the data at hand.
         changes: asked for.
+        plan: how long the run is now.
+        steps_per_epoch: optimizer steps of an epoch.
 
     Returns:
         The run's history with this continuation, for the next checkpoint.
 
     Raises:
         VerificationError: the checkpoint is of another network or of other data.
-        InputError: there is no best model.
+        InputError: there is no best model, or the rate would stay 0.
     """
     stored = file.content["train_state"]
     notes = require_same_data(stored, identity, file.path)
     load_tensors(module, file.tensors, file.description, str(file.path))
-    whole_run = state.schedule.settings.horizon
     state.load_state_dict(stored)
-    kept = state.schedule.settings
-    if kept.kind in ("cosine", "onecycle") and kept.horizon != whole_run and not changes.reset_scheduler:
-        notes.append(
-            f"the {kept.kind} schedule keeps its end after {kept.horizon:g} {kept.unit}s and then holds its last rate "
-            "(resume.py --reset_scheduler begins it anew)"
-        )
     progress, history = state.progress, list(stored["history"])
     log.info("continue %s: epoch %d, step %d", file.path, progress.epoch + 1, progress.step)
-    asked, job = changes.as_plain(), os.environ.get("SLURM_JOB_ID", "")
     begun_before = changes.begin_with is not None and not _same_run(changes.begin_with, file.path)
-    applied = bool(asked) and _applied_before(history, asked, job, begun_before)
+    asked = changes.as_plain()
+    entry = {"job": os.environ.get("SLURM_JOB_ID", ""), "changes": asked, "end": [plan.epochs, plan.max_steps]}
+    applied = bool(asked) and _applied_before(history, entry, begun_before, over=stored.get("finished") is not None)
     if applied:
-        log.info("%s: applied already, before this job was requeued", ", ".join(f"--{name}" for name in asked))
-        asked, changes = {}, Changes(begin_with=changes.begin_with)
+        log.info("%s: applied already; this continues what it began", ", ".join(f"--{name}" for name in asked))
+        changes = Changes(begin_with=changes.begin_with)
     if changes.resume_best:
         notes.append(_start_from_best(Outputs.of_checkpoint(file.path, stored["config"]).model, module, state))
     if (state.ema is not None) != (stored["ema_state_dict"] is not None):
         notes.append("EMA begins with the weights of now" if state.ema is not None else "EMA ends")
-    if changes.reset_scheduler:
-        done = progress.step if state.schedule.settings.unit == "step" else progress.epoch
-        state.schedule.restart(max(whole_run - done, 1.0))
-        notes.append(f"the {state.schedule.settings.kind} schedule starts anew")
-    if changes.lr is not None:
-        state.schedule.set_base(changes.lr)
-        notes.append(f"--lr {changes.lr:g}: moments are kept, the rate is now {state.schedule.rate():.4g}")
+    rate = RateChange(lr=changes.lr, anew=changes.reset_scheduler)
+    notes += change_rate(state, plan, steps_per_epoch, stored["config"], rate)
+    if changes.lr is not None and not changes.resume_best:
+        notes.append("the optimizer's moments are kept")
     for note in notes:
         log.info("  %s", note)
     for reason in runtime.not_bitwise(file.content["code_version"], stored["computed_on"], state.computed_on()):
         log.warning("  not bitwise: %s", reason)
     if changes.begin_with is not None and not begun_before and not applied:
-        source = os.path.abspath(changes.begin_with)
-        history.append({"step": progress.step, "from": source, "job": job, "changes": asked})
+        history.append({"step": progress.step, "from": os.path.abspath(changes.begin_with), **entry})
     return history
 
 
-def _applied_before(history: list[dict[str, Any]], asked: dict[str, Any], job: str, begun_before: bool) -> bool:
-    """Whether the last continuation was this very one: a requeued job repeats its command line."""
+def _applied_before(history: list[dict[str, Any]], entry: Mapping[str, Any], begun_before: bool, *, over: bool) -> bool:
+    """Whether the last continuation was this very one, which a requeued job or a loop in a script repeats.
+
+    It is where it was begun at another place before, where the job is the same, or where it was broken off and asked
+    for the same end of the run.
+    """
     last = history[-1] if history else {}
-    return last.get("changes") == asked and (begun_before or (bool(job) and last.get("job") == job))
+    if last.get("changes") != entry["changes"]:
+        return False
+    same_job = bool(entry["job"]) and last.get("job") == entry["job"]
+    return begun_before or same_job or (not over and last.get("end") == entry["end"])
 
 
 def _start_from_best(best_model: Path, module: nn.Module, state: TrainState) -> str:

@@ -16,7 +16,7 @@ from model_utils.run.assemble import Evaluator
 from model_utils.run.fit import Hooks, TrainRecord, ValidationRecord
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
-from model_utils.run.report import MetricsFile, ProgressBar, TensorBoard, log_train, log_validation
+from model_utils.run.report import EpochProgress, MetricsFile, TensorBoard, log_train, log_validation
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
 
@@ -63,7 +63,7 @@ class RunFiles:
         self.metrics = MetricsFile(outputs.metrics, offset=offset)
         self.events = TensorBoard(outputs.tensorboard, from_step=step + 1) if tensorboard else None
 
-    def hooks(self, network: Network, validate: Evaluator, progress: ProgressBar) -> Hooks:
+    def hooks(self, network: Network, validate: Evaluator) -> Hooks:
         """The loop's hooks, writing here."""
 
         def measure(parameters: Parameters, loss: Loss) -> tuple[Metrics, Mapping[str, Metrics]]:
@@ -71,7 +71,7 @@ class RunFiles:
 
         return Hooks(
             validate=measure,
-            on_step=progress,
+            on_step=EpochProgress(),
             on_train=self.on_train,
             on_validation=self.on_validation,
             on_best=self.on_best,

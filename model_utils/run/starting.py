@@ -1,7 +1,6 @@
 """What happens before the first step: another run's files, the announcement, the place and its files."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,16 +9,16 @@ from typing import Any
 import torch
 
 from dataloader.errors import InputError
+from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs
+from model_utils.files.outputs import Outputs, checkpoints_in
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
-from model_utils.run.report import ProgressBar
 from model_utils.run.resuming import adopt, refuse_contradictions, require_complete, resumed_run, set_aside_damaged
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
@@ -56,7 +55,7 @@ def find_run(
                 f"{lone[0]} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
                 "away, or give --overwrite in place of --resume"
             )
-        if outputs.metrics.exists() and (others := sorted(outputs.checkpoint.parent.glob("*_checkpoint.pt"))):
+        if outputs.metrics.exists() and (others := checkpoints_in(outputs.checkpoint.parent)):
             raise InputError(
                 f"there is no {outputs.checkpoint}, but {others[0].name} of another run beside, whose records would be "
                 f"replaced; continue that one with --output_checkpoint {others[0]}, or give another place"
@@ -70,6 +69,7 @@ def find_run(
             f"{file.path} was trained with another model.json than {options.input_json}: {differences}; "
             "resume with the one beside the checkpoint"
         )
+    model_loader.check_descriptions(file, outputs)
     before = Outputs.of_checkpoint(file.path, file.content["train_state"]["config"])
     here = before.checkpoint.resolve() == outputs.checkpoint.resolve()
     if here and outputs.model.exists() and outputs.model.resolve() != before.model.resolve():
@@ -111,18 +111,28 @@ def default_dtype(checkpoint: WeightsFile | None, origin: Origin | None) -> torc
     return torch.float32 if origin is None else origin.source.file.dtype
 
 
-def announce(options: TrainOptions, outputs: Outputs, description: ModelDescription) -> None:
-    """Say what will be written where, before anything slow begins."""
+def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_on: bool, split: bool) -> None:
+    """Say what is minimised, and what will be written where: every file of a new run, the place of one that goes on."""
+    log.info(
+        "loss: %s, means of errors: E of energies per atom (eV), F of force components (eV/Å)%s",
+        loss.terms(),
+        ", S of stress components (eV/Å³)" if loss.stress_weight > 0 else "",
+    )
+    if options.dry_run:
+        return
+    if goes_on:
+        elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
+        log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)
+        return
+    named = {"bare_module": options.export_mace_model, "tensorboard": options.tensorboard, "split": split}
+    for path, what in outputs.announced(**named):
+        log.info("will write %s: %s", path, what)
+
+
+def announce(options: TrainOptions, description: ModelDescription) -> None:
+    """Say what is trained, before anything slow begins."""
     if options.dry_run:
         log.info("dry run: nothing is written")
-    else:
-        files = outputs.announced(
-            bare_module=options.export_mace_model,
-            tensorboard=options.tensorboard,
-            split=not (options.xyz_val or options.lmdb_val),
-        )
-        for path, what in files:
-            log.info("will write %s: %s", path, what)
     log.info(
         "model %s: %s, %s, r_max %g Å, %d element(s), hash %s…",
         options.input_json,
@@ -187,7 +197,8 @@ def open_files(
             state.progress.best_loss, state.progress.waited = float("inf"), 0
             state.progress.validated_step = -1
         authored = options.input_json if origin is None and continued is None else None
-        model_loader.write_description(outputs, description, authored, overwrite=options.overwrite)
+        replace = options.overwrite or continued is not None  # what lies there has been compared
+        model_loader.write_description(outputs, description, authored, overwrite=replace)
         if origin is not None and origin.source.description.hash() != description.hash():
             durable.write_text(outputs.source_json, origin.source.description.canonical_text())
         return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
@@ -198,8 +209,3 @@ def open_files(
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
         raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
-
-
-def progress_bar() -> ProgressBar:
-    """Shown on a terminal only."""
-    return ProgressBar(shown=sys.stderr.isatty())

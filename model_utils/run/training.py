@@ -61,7 +61,7 @@ def train_in_place(
         seed=options.seed,
         deterministic=options.deterministic,
     )
-    starting.announce(options, outputs, description)
+    starting.announce(options, description)
     if (limit := stop.limit(options.time_limit)) is not None:
         log.info(limit)
 
@@ -69,6 +69,8 @@ def train_in_place(
         data = origin.data.with_facts(description.facts())
     else:
         data = open_data.training_data(options, description.facts(), dtype, options.seed)
+    loss = assemble.loss_of(options)
+    starting.announce_files(options, outputs, loss, goes_on=stored is not None, split=data.was_split)
     module = model_loader.build(description, dtype, options.seed, str(options.input_json))
     if origin is not None:
         origin.put_into(module)
@@ -86,13 +88,16 @@ def train_in_place(
         rehearsal.report(largest, state, batches, plan, len(data.valid))
         return
     identity = data_identity(data)
-    history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)
+    history = []
+    if stored is not None:
+        steps = assemble.steps_per_epoch(options, batches)
+        history = resuming.take_over(stored, module, state, identity, changes, plan, steps)
     writer.begin_with(module)
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
     files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
-    validate = assemble.Evaluator(data.valid, options, device, stop.watch)
-    hooks = files.hooks(state.network, validate, starting.progress_bar())
+    validate = assemble.Evaluator(data.valid, options, device, stop.watch, what="validation")
+    hooks = files.hooks(state.network, validate)
     with stop.deferred():
         fit(state, batches, plan, hooks)
     log.info("training is over: %s", state.progress.finished)

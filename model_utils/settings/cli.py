@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
 
 ONLY_IN_YAML = ("sources",)
+YAML_ENDINGS = (".yaml", ".yml")
 
 
 def run(
@@ -91,6 +92,7 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     """
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     _refuse_unknown(argv, names)
+    argv = _with_named_config(argv, kind)
     _refuse_empty(argv, _paths_of(kind))
     config = _config_path(argv)
     settings = None if config is None else _read_yaml(config, kind, names)
@@ -213,6 +215,59 @@ def _refuse_empty(argv: Sequence[str], paths: Sequence[str]) -> None:
         flag = argument.partition("=")[0] if argument.startswith("--") else flag
         if argument in ("", f"{flag}=") and flag.removeprefix("--") in paths:
             raise InputError(f"{flag} is empty; give a path, or leave the flag out")
+
+
+def _with_named_config(argv: Sequence[str], kind: type) -> list[str]:
+    """The arguments with ``--config`` before the one that stands alone, where it ends as a YAML does.
+
+    Raises:
+        InputError: another argument stands alone, or two do: nothing that is typed is left aside.
+    """
+    alone = list(_alone(argv, kind))
+    if not alone:
+        return list(argv)
+    position, reason = alone[-1] if Path(argv[alone[0][0]]).suffix in YAML_ENDINGS else alone[0]
+    word = argv[position]
+    if len(alone) > 1 or Path(word).suffix not in YAML_ENDINGS:
+        raise InputError(
+            f"{word!r:.80} stands alone{reason}; only the path of a YAML file of settings may, everything else follows "
+            "its flag; see --help"
+        )
+    if (config := _config_path(argv)) is not None:
+        raise InputError(f"{word} is a second file of settings beside --config {config}; give one of the two")
+    return ["--config", word, *argv[:position], *argv[position + 1 :]]
+
+
+def _alone(argv: Sequence[str], kind: type) -> Iterator[tuple[int, str]]:
+    """Places of the arguments that are no flag's value, each with what its flag takes."""
+    flag, room, hints = "", 0.0, typing.get_type_hints(kind)
+    for position, argument in enumerate(argv):
+        if argument.startswith("--") and argument != "--":
+            flag, _, value = argument.partition("=")
+            room = _values_of(hints.get(flag[2:])) - (1 if value else 0)
+        elif argument.startswith("-") and argument != "--" and not _is_number(argument):
+            flag, room = argument, 0  # -h and mistakes, which the parser names
+        elif room > 0:
+            room -= 1
+        else:
+            takes = {0: "no value", 1: "one value"}.get(int(_values_of(hints.get(flag[2:]))) if flag else -1)
+            yield position, f", {flag} takes {takes}" if takes else ""
+
+
+def _values_of(hint: Any) -> float:
+    """How many values a flag takes: none where it is a switch (``--no_…`` too), any number where it is a list."""
+    text = str(hint)
+    if hint is None or text in ("<class 'bool'>", "bool | None"):
+        return 0
+    return float("inf") if "tuple[" in text else 1
+
+
+def _is_number(argument: str) -> bool:
+    try:
+        float(argument)
+    except ValueError:
+        return False
+    return True
 
 
 def _paths_of(kind: type) -> list[str]:

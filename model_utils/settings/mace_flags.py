@@ -99,6 +99,35 @@ OURS = {
 }
 
 
+# Its further settings (mace-torch 0.3.16), which have the same name here or no counterpart.
+OTHERS = frozenset(
+    (
+        *("add_local_electron_energy", "allow_random_padding_pt", "amsgrad", "atomic_multipoles_max_l"),
+        *("atomic_multipoles_smearing_width", "batch_size", "beta1_schedulefree", "beta2_schedulefree"),
+        *("clip_grad", "compute_atomic_dipole", "compute_forces", "compute_polarizability", "config", "device"),
+        *("downloads_dir", "dry_run", "elec_temp_key", "ema", "ema_decay", "enable_cueq", "enable_oeq"),
+        *("energy_key", "energy_weight", "field_feature_max_l", "field_feature_norms", "field_feature_widths"),
+        *("field_norm_factor", "field_readout_config", "field_si", "filter_type_pt", "fixedpoint_update_config"),
+        *("force_mh_ft_lr", "forces_key", "forces_weight", "foundation_filter_elements", "foundation_head"),
+        *("foundation_model_elements", "foundation_model_kwargs", "foundation_model_readout", "freeze"),
+        *("huber_delta", "include_electrostatic_self_interaction", "kspace_cutoff_factor", "les_arguments"),
+        *("lora_alpha", "lora_rank", "lr", "lr_factor", "lr_params_factors", "multi_processed_test"),
+        *("num_recursion_steps", "num_samples_pt", "num_workers", "only_cueq", "optimizer", "patience"),
+        *("plot_frequency", "plot_interaction_e", "polarizability_key", "polarizability_weight"),
+        *("pseudolabel_replay", "pseudolabel_replay_compute_stress", "pt_train_file", "pt_valid_file"),
+        *("quadrupole_feature_corrections", "real_pt_data_ratio_threshold", "return_electrostatic_potentials"),
+        *("scheduler", "scheduler_patience", "seed", "skip_evaluate_heads", "stress_key", "stress_weight"),
+        *("subselect_pt", "swa_dipole_weight", "swa_polarizability_weight", "swa_virials_weight", "valid_fraction"),
+        *("wandb_dir", "wandb_log_hypers", "weight_decay", "weight_pt_head"),
+    )
+)
+
+
+def is_known(name: str) -> bool:
+    """Whether mace_run_train has a setting of this name."""
+    return name in OURS or name in OTHERS
+
+
 def ours_for(name: str) -> str | None:
     """What to use in place of a flag of mace_run_train; None where it is not one that we know."""
     return OURS.get(name)

@@ -84,6 +84,8 @@ class FilterOptions:
     """Leave out structures with more atoms, and count them."""
     max_force: Positive | None = None
     """Leave out structures with a force (length, eV/Å) above it, and count them."""
+    max_neighbors: Count = 500
+    """Largest mean number of neighbours per atom that a structure may have; more is taken for a broken cell and is an error. A long r_max in a dense solid needs more."""
     drop_charged: bool = False
     """Leave out structures with a charge or spin for which the model has no input, and count them; unless given, they are an error (`--charge_key none --spin_key none`: they are taken as they are)."""
     verify: bool = False
@@ -295,7 +297,7 @@ class OutputOptions:
     """Where the run writes."""
 
     output_checkpoint: Path
-    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt."""
+    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth."""
     output_model: Path | None = None
     """The same for the best model, `run/run_model.pt`; beside the checkpoint unless given."""
     overwrite: bool = False
@@ -386,17 +388,17 @@ class ResumeOptions(CommonOptions):
     output_model: Path | None = None
     """The same for the best model."""
     epochs: Count | None = None
-    """Passes over the training data in all, those done included."""
+    """Passes over the training data in all, those done included. Without --lr or --reset_scheduler cosine and onecycle keep the end they had and hold their last rate, which must not be 0."""
     max_steps: Count | None = None
     """Optimizer steps in all, those done included."""
     patience: Count | None = None
     """Validations without a lower loss after which the run ends."""
     lr: Rate | None = None
-    """Another base rate: the optimizer's moments are kept, the schedule follows it."""
+    """Rate of the next step; later ones follow the schedule from there, and cosine and onecycle come down to --min_lr where the run now ends. A warm-up ends. The optimizer's moments are kept."""
     resume_new_lr: bool = False
     """Accepted with --lr, which does it alone."""
     reset_scheduler: bool = False
-    """Begin the schedule anew; cosine and onecycle then end where the run now ends."""
+    """Begin the schedule anew, with its warm-up, from the rate of --lr where that is given; cosine and onecycle then end where the run now ends."""
     resume_reset_scheduler: bool = False
     """The same."""
     resume_best: bool = False

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dataloader import data_check, parallel
 from dataloader.data_check import Finding, Looked, Set
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
+from dataloader.progress import Progress
 from dataloader.sources import Source, open_sources
 from dataloader.structure import Structure
 from model_utils.files import durable
@@ -96,8 +96,9 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
         log.info("%s: %d of %d structures are looked at (--samples, seed %d)", name, len(places), total, options.seed)
     slices = [_Slice(places[begin : begin + ROWS_AT_ONCE]) for begin in range(0, len(places), ROWS_AT_ONCE)]
     parts: dict[int, tuple[list[Looked], NDArray[np.uint16]]] = {}
-    with tqdm(total=len(places), desc=f"check {name}", unit="structures", disable=len(places) < 5000) as bar:
-        for number, part in parallel.in_children(partial(_look, sources=sources, r_max=r_max), slices):
+    look = partial(_look, sources=sources, r_max=r_max, max_neighbors=options.max_neighbors)
+    with Progress(f"check {name}", len(places)) as bar:
+        for number, part in parallel.in_children(look, slices):
             parts[number] = part
             bar.update(len(part[0]))
     rows = [row for number in sorted(parts) for row in parts[number][0]]
@@ -116,10 +117,12 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
     )
 
 
-def _look(part: _Slice, sources: Sequence[Source], r_max: float) -> tuple[list[Looked], NDArray[np.uint16]]:
+def _look(
+    part: _Slice, sources: Sequence[Source], r_max: float, max_neighbors: int
+) -> tuple[list[Looked], NDArray[np.uint16]]:
     structures: list[Structure] = [sources[int(s)].structure(int(i)) for s, i in part.places]
     counts = np.stack([data_check.counts_of(structure) for structure in structures])
-    return [data_check.look(structure, r_max) for structure in structures], counts
+    return [data_check.look(structure, r_max, max_neighbors) for structure in structures], counts
 
 
 def _judged(

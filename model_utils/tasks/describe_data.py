@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dataloader import progress
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.packing import epoch_order
@@ -22,6 +24,7 @@ from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, numbers_of, specs_of
 from model_utils.runtime import log, start_log
 from model_utils.settings.energies import given_energies, linear_references, of_all
+from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 
 PRESETS = {  # mace's foundation sizes: how far equivariant features go
@@ -104,6 +107,7 @@ def _load_yaml(path: Path) -> Mapping[str, Any]:
 def _from_mace_yaml(path: Path) -> dict[str, Any]:
     """Network fields of a configuration of mace_run_train; what is not of the network is named and left aside."""
     settings = _load_yaml(path)
+    _refuse_misspelt(settings, path)
     fields = {ours: settings[theirs] for theirs, ours in MACE_SETTINGS.items() if settings.get(theirs) is not None}
     try:
         if isinstance(fields.get("radial_MLP"), str):
@@ -121,6 +125,28 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
     aside = sorted(set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
     log.info("%s: left aside, not of the network: %s", path, ", ".join(map(str, aside)) or "nothing")
     return fields
+
+
+def _refuse_misspelt(settings: Mapping[str, Any], path: Path) -> None:
+    """A key that mace_run_train does not have and that is much like one of the network's is a mistake.
+
+    Raises:
+        InputError: naming the nearest.
+    """
+    theirs = [*MACE_SETTINGS, "model", "num_channels", "max_L"]
+    by_letters = {_letters(name): name for name in theirs}
+    ours = {field: name for name, field in MACE_SETTINGS.items()}
+    for key in map(str, settings):
+        if key in theirs or is_known(key):
+            continue
+        near = get_close_matches(_letters(key), by_letters, n=1)
+        name = ours.get(key) or (by_letters[near[0]] if near else None)
+        if name is not None:
+            raise InputError(f"{path}: mace_run_train has no {key!r}; did you mean {name}? if not, remove the line")
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
@@ -147,8 +173,13 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
             specs, needs=TO_EVALUATE, elements=wanted, max_dropped=options.max_dropped, filters=filters, say=_say_notes
         )
     census = LabelCensus()
-    structures = census.watch(structures)
-    sums = collect(structures, r_max, default_head=heads[0], free_atoms_only=options.train_on_free_atoms)
+    sums = collect(
+        census.watch(structures),
+        r_max,
+        default_head=heads[0],
+        free_atoms_only=options.train_on_free_atoms,
+        max_neighbors=options.max_neighbors,
+    )
     if sums.atoms == 0:
         raise InputError("no structures to measure; look at the files and at --elements")
     census.judge(allow_missing=options.allow_missing_labels)
@@ -233,7 +264,7 @@ def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Struc
     order = epoch_order(len(places), options.seed, epoch=0)
     places = [places[i] for i in np.sort(order[round(options.valid_fraction * len(places)) :])]
     isolated = chain.from_iterable(source.isolated_atoms for source in sources)
-    return chain(isolated, (source.structure(i) for source, i in places))
+    return chain(isolated, (source.structure(i) for source, i in progress.over(places, "statistics", len(places))))
 
 
 def measured_fields(

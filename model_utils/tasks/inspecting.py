@@ -1,7 +1,8 @@
 """What read_model.py does: take the model.json out of a weights file, check the two, say what is there, compare two."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from model_utils.errors import VerificationError
 from model_utils.files import durable
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
+from model_utils.models.build import build_module
 from model_utils.models.description import differing_fields
 from model_utils.runtime import dtype_name, log, start_log
 from model_utils.settings.options import DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
+from optimizer import describe_groups, parameter_groups
 
 SHOWN = 20  # differing tensors
 
@@ -83,6 +86,8 @@ def show(options: DescribeOptions) -> None:
     log.info("model.json hash %s", description.hash())
     if "code_version" in content:
         log.info("written by %s", ", ".join(f"{name} {version}" for name, version in content["code_version"].items()))
+    for line in describe_groups(_groups(file), {name: tensor.numel() for name, tensor in file.tensors.items()}):
+        log.info("%s", line)
     if options.samples:
         _show_samples(file)
 
@@ -106,6 +111,28 @@ def _show_samples(file: WeightsFile) -> None:
         for part in records:
             for key, row in zip(part["keys"], part["rows"], strict=True):
                 log.info("%s: %s key %s row %d", role, part["shard"], key, row)
+
+
+def _is_group(stored: object) -> bool:
+    """Whether a checkpoint's entry is as torch writes it; a forged one need not be."""
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("param_names"), list):
+        return False
+    numbers = all(isinstance(stored.get(name), float) for name in ("weight_decay", "lr"))
+    return numbers and "name" in stored and all(isinstance(name, str) for name in stored["param_names"])
+
+
+def _groups(file: WeightsFile) -> Sequence[Mapping[str, Any]]:
+    """The optimizer's groups of a checkpoint; of other weights those that a training would make, nothing frozen."""
+    state = file.content.get("train_state")
+    stored = state.get("optimizer") if isinstance(state, Mapping) else None
+    groups = stored.get("param_groups") if isinstance(stored, Mapping) else None
+    if isinstance(groups, list) and all(map(_is_group, groups)):
+        return groups
+    try:
+        module = build_module(file.description, file.dtype, str(file.path))
+    except InputError:  # this installation cannot build it; what stands in the file was said
+        return []
+    return parameter_groups(module, float("nan"))  # a training says how much
 
 
 _KINDS = {

@@ -32,6 +32,7 @@ def pack(options: PackOptions) -> None:
     recipe = Recipe(
         rows_per_shard=options.rows_per_shard,
         r_max=options.r_max,
+        max_neighbors=options.max_neighbors,
         id_key=options.id_key,
         group_key=options.group_key,
         shares=parse_shares(options.split),

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from dataloader.progress import Progress
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
@@ -40,7 +42,7 @@ def verify(options: VerifyResumeOptions) -> None:
     command = [sys.executable, str(TRAIN), "--config", str(settings), "--output_checkpoint"]
 
     log.info("%d steps straight, in %s", options.steps, straight.checkpoint.parent)
-    _run([*command, str(straight.checkpoint), "--overwrite"])
+    _run([*command, str(straight.checkpoint), "--overwrite"], straight, options.steps)
     log.info("%d steps with a kill -9 in the middle, in %s", options.steps, killed.checkpoint.parent)
     step = _run_and_kill([*command, str(killed.checkpoint), "--overwrite"], killed, options.steps // 2)
     found = checkpoint.read(killed.checkpoint).content["train_state"]["step"]
@@ -48,7 +50,7 @@ def verify(options: VerifyResumeOptions) -> None:
     if options.planted_fault is not None:
         plant(killed.checkpoint, options.planted_fault)
         log.info("planted: the checkpoint forgets its %s", options.planted_fault)
-    _run([*command, str(killed.checkpoint), "--resume", "auto"])
+    _run([*command, str(killed.checkpoint), "--resume", "auto"], killed, options.steps)
 
     differing = differences(straight, killed)
     for text in differing[:SHOWN]:
@@ -70,23 +72,32 @@ def _settings(options: VerifyResumeOptions) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k not in ours and v is not None and v != []}
 
 
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"a run ended with {done.returncode}: {done.stderr.strip() or done.stdout[-300:]}")
+def _run(command: Sequence[str], outputs: Outputs, steps: int) -> None:
+    """A run to its end, with progress by what it records."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with Progress(outputs.checkpoint.parent.name, steps, "steps") as progress:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                out, err = process.communicate(timeout=1.0)
+                break
+            progress.update(_steps_recorded(outputs.metrics) - progress.done)
+    if process.returncode:
+        raise InputError(f"a run ended with {process.returncode}: {err.strip() or out[-300:]}")
 
 
 def _run_and_kill(command: Sequence[str], outputs: Outputs, at: int) -> int:
     """Start a run and kill it once its records reach a step; returns the step."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        while process.poll() is None:
-            step = _steps_recorded(outputs.metrics)
-            if step >= at:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                return step
-            time.sleep(0.002)
+        with Progress(outputs.checkpoint.parent.name, at, "steps") as progress:
+            while process.poll() is None:
+                step = _steps_recorded(outputs.metrics)
+                progress.update(step - progress.done)
+                if step >= at:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    return step
+                time.sleep(0.002)
     finally:
         process.kill()
     assert process.stderr is not None

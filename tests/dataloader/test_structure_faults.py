@@ -168,7 +168,7 @@ def test_more_than_500_neighbours_per_atom_are_refused(write: Write, tmp_path: P
     crowded = record(numbers=np.array([1]), positions=[[0.0, 0, 0]], forces=np.zeros((1, 3)), cell=1.1 * np.eye(3))
     path = write(path_for(write, tmp_path), [crowded | {"positions": np.zeros((1, 3))}])
     facts = ModelFacts(atomic_numbers=(1,), heads=("Default",), atomic_energies=((0.0,),), r_max=6.0)
-    with pytest.raises(InputError, match=r"some\.(xyz#0|lmdb key 0): \d+ neighbours per atom \(limit 500\)"):
+    with pytest.raises(InputError, match=r"some\.(xyz#0|lmdb key 0): \d+ neighbours per atom, at most 500"):
         _ = Dataset([opened(path)], facts, torch.float64).n_edges
 
 

@@ -102,6 +102,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _compile(compiler: str, library: Path) -> None:
     start = time.monotonic()
+    log.info("compiling the kernels of the fast step, once for this machine: some ten seconds")
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
         built, done = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
         _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(built)])

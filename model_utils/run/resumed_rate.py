@@ -1,0 +1,148 @@
+"""The learning rate of a run that goes on: another rate, a schedule begun anew, and what it does until the end."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model_utils.errors import InputError
+from model_utils.run.fit import FitPlan
+from model_utils.run.train_state import TrainState
+from model_utils.runtime import log
+from optimizer import Schedule
+
+STANDSTILL = 1e-12  # a step of Adam moves a weight by about the rate, and a float32 weight of 1 rounds 3e-8 away
+CURVES = ("cosine", "onecycle")  # kinds that end
+REMEDY = "give resume.py a --lr, from which the schedule goes on to the end of the run, or --reset_scheduler"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """What is left of a run, in epochs or steps as its schedule counts them."""
+
+    now: float  # the schedule's time
+    end: float  # the same at the end of the run
+    governed: float  # the same where stage two takes over; the end without one to come
+    in_run: float  # what the schedule's time lacks to that of the run, where it was begun anew
+
+    @property
+    def last(self) -> float:
+        """Time of the last step that the schedule governs."""
+        return math.ceil(min(self.end, self.governed)) - 1.0
+
+
+def rest_of_run(state: TrainState, plan: FitPlan, steps_per_epoch: int) -> Rest:
+    """What is left of a run.
+
+    Args:
+        state: where it stands.
+        plan: how long it is.
+        steps_per_epoch: optimizer steps of an epoch; where batches have a budget, of the first.
+    """
+    progress, schedule = state.progress, state.schedule
+    by_steps, now = schedule.settings.unit == "step", schedule.time()
+
+    def until(epoch: int, steps: int | None = None) -> float:
+        left = (epoch - progress.epoch) * steps_per_epoch - progress.steps_in_epoch
+        left = left if steps is None else min(left, steps - progress.step)
+        return now + (left if by_steps else (left + progress.steps_in_epoch) / steps_per_epoch)
+
+    end = until(plan.epochs, plan.max_steps)
+    two = plan.stage_two if progress.stage == 1 else None
+    governed = end if two is None else until(progress.stage_two_epoch or two.start)
+    return Rest(now=now, end=end, governed=governed, in_run=(progress.step if by_steps else progress.epoch) - now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateChange:
+    """What a resumed run is to do with its learning rate; nothing unless asked."""
+
+    lr: float | None = None  # rate of the next step; with ``anew``, the one that the new schedule begins with
+    anew: bool = False  # begin the schedule at time zero
+
+
+def change_rate(
+    state: TrainState, plan: FitPlan, steps_per_epoch: int, stored: Mapping[str, Any], change: RateChange
+) -> list[str]:
+    """Put another rate or a new beginning into the schedule of a resumed run.
+
+    Args:
+        state: the run's, taken over.
+        plan: how long the run is now.
+        steps_per_epoch: see ``rest_of_run``.
+        stored: settings of the run until now.
+        change: asked for.
+
+    Returns:
+        Sentences for the log: what changes, and what the schedule does until the end.
+
+    Raises:
+        InputError: the run is made longer than its schedule, whose rate would stay 0.
+    """
+    schedule, rest = state.schedule, rest_of_run(state, plan, steps_per_epoch)
+    longer = _is_longer(plan, stored)
+    if change.anew:
+        schedule.restart(max(rest.end - rest.now, 1.0), change.lr)
+    elif change.lr is not None:
+        schedule.set_rate(change.lr, rest.end)
+    else:
+        _refuse_standstill(state, rest, longer=longer)
+        if not longer:
+            return []
+    rest = rest_of_run(state, plan, steps_per_epoch)
+    notes = [f"the {schedule.settings.kind} schedule starts anew"] if change.anew else []
+    notes += [f"--lr {change.lr:g}: the rate is now {schedule.rate():.4g}"] if change.lr is not None else []
+    return [*notes, _outlook(state, plan, rest)]
+
+
+def _is_longer(plan: FitPlan, stored: Mapping[str, Any]) -> bool:
+    before, now = (value or math.inf for value in (stored.get("max_steps"), plan.max_steps))
+    return plan.epochs > stored["epochs"] or now > before
+
+
+def _refuse_standstill(state: TrainState, rest: Rest, *, longer: bool) -> None:
+    """Going on at rate 0 is no training: refused where the run is made longer, else said."""
+    schedule, s = state.schedule, state.schedule.settings
+    since = max(rest.now, math.ceil(s.horizon)) if s.kind in CURVES else rest.now
+    lowest = schedule.rate_at(rest.last if s.kind in CURVES else rest.now)
+    if schedule.held is not None or since > rest.last or lowest >= STANDSTILL:
+        return
+    found = (
+        f"the {s.kind} schedule has come down to rate {lowest:.3g} by {s.unit} {since + rest.in_run:g} and stays "
+        f"there, so that all steps from there to {s.unit} {rest.end + rest.in_run:g}, the end of the run, would train "
+        "nothing"
+    )
+    if longer:
+        raise InputError(f"{found}; {REMEDY}")
+    if since == rest.now:
+        log.warning("warning: %s; %s", found, REMEDY)
+
+
+def _outlook(state: TrainState, plan: FitPlan, rest: Rest) -> str:
+    """What the rate does until the end of the run."""
+    schedule, s = state.schedule, state.schedule.settings
+    if rest.now >= rest.end:
+        return "the run is over, no step is left to take; --epochs or --max_steps makes it longer"
+    end = f"{s.unit} {rest.end + rest.in_run:g}, the end of the run"
+    if schedule.held is not None:
+        return f"stage two holds the rate {schedule.held:.4g} until {end}"
+    if rest.governed < rest.end and plan.stage_two is not None:
+        end = f"{s.unit} {rest.governed + rest.in_run:g}, where stage two begins with {plan.stage_two.lr:.4g}"
+    rise = ""
+    if schedule.is_warming_up():
+        rise = f"a warm-up to {schedule.base_rates[0]:.4g}, then "
+    elif schedule.set_at is not None and schedule.set_at > rest.now:
+        rise = f"held until {s.unit} {schedule.set_at + rest.in_run:g} in place of the warm-up, then "
+    return f"{s.kind} schedule: {schedule.rate():.4g} now, {rise}{_fall(schedule, rest)}, until {end}"
+
+
+def _fall(schedule: Schedule, rest: Rest) -> str:
+    s = schedule.settings
+    if s.kind == "plateau":
+        return f"times {s.factor:g} after more than {s.patience} validations without a lower loss"
+    if s.kind in CURVES and math.ceil(s.horizon) <= rest.last:
+        ends = f"{s.unit} {s.horizon + rest.in_run:g}"
+        return (
+            f"{schedule.rate_at(s.horizon):.4g} from {ends} on, where it keeps its end (--reset_scheduler begins anew)"
+        )
+    return f"{schedule.rate_at(rest.last):.4g} in the last {s.unit}"

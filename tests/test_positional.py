@@ -1,0 +1,76 @@
+"""Arguments that follow no flag: one YAML is --config, in every command; nothing else is left aside without a word."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import metadata
+import read_model
+from dataloader import pack
+from model_utils import evaluate, finetune, resume, train_mace, verify_resume
+from model_utils.settings import cli
+from model_utils.settings.options import TrainOptions
+
+Main = Callable[[Sequence[str]], int]
+COMMANDS: dict[str, tuple[Main, list[str]]] = {
+    "train": (train_mace.main, []),
+    "finetune": (finetune.main, []),
+    "resume": (resume.main, []),
+    "evaluate": (evaluate.main, []),
+    "verify_resume": (verify_resume.main, []),
+    "pack": (pack.main, []),
+    **{f"metadata {word}": (metadata.main, [word]) for word in ("init", "fit", "check")},
+    **{f"read_model {word}": (read_model.main, [word]) for word in ("export", "verify", "show", "diff", "convert")},
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("ending", [".yaml", ".yml"])
+def test_one_yaml_is_the_config(name: str, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main, words = COMMANDS[name]
+    path = tmp_path / f"settings{ending}"
+    path.write_text("no_such_setting: 1\n")
+    for arguments in ([*words, str(path)], [*words, "--debug", str(path)]):
+        assert main(arguments) == 2
+        assert f"unknown setting 'no_such_setting' in {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["train.xyz"], "train.xyz"),
+        (["runs/first"], "runs/first"),
+        (["settings.yaml", "more.yaml"], "more.yaml"),
+        (["settings.yaml", "train.xyz"], "train.xyz"),
+        (["train.xyz", "settings.yaml"], "train.xyz"),
+        (["--debug", "yes"], "yes"),
+        (["--config", "settings.yaml", "4"], "4"),
+    ],
+)
+def test_anything_else_is_refused(
+    name: str, arguments: list[str], culprit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, words = COMMANDS[name]
+    assert main([*words, *arguments]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: '{culprit}' stands alone")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_files_of_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main, words = COMMANDS[name]
+    assert main([*words, "one.yaml", "--config", "other.yaml"]) == 2
+    assert "one.yaml is a second file of settings beside --config other.yaml" in capsys.readouterr().err
+
+
+def test_values_are_not_mistaken_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("lr: 0.5\nbatch_size: 3\n")
+    words = ["--input_json", "m.json", "--output_checkpoint", "run", "--xyz_train", "a.xyz", "b.xyz"]
+    for arguments in ([str(path), *words], [*words, "--ema", str(path)], [*words, "--no_amsgrad", str(path)]):
+        options = cli.parse(TrainOptions, [*arguments, "--batch_size=4"])
+        assert options is not None
+        assert (options.config, options.lr, options.batch_size) == (path, 0.5, 4)
+        assert options.xyz_train == (Path("a.xyz"), Path("b.xyz"))

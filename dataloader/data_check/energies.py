@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.data_check.looking import MAX_Z, Finding, Level, Set
+from dataloader.atomic_energies import LOWEST
+from dataloader.data_check.looking import Finding, Level, Set
 from dataloader.structure import symbols
 
 # What an energy may be too large by, and what people then have in their files.
@@ -18,14 +19,6 @@ ENERGY_FACTORS = {
 }
 LEAST = 0.05  # eV/atom; what a fit by composition leaves is never an outlier below it
 ALIKE = (0.05, 0.95)  # quantiles between which another group's middle must lie to be of the same kind
-
-
-def lowest_energy(z: int) -> float:
-    """eV; no atom has less than all its electrons bound: −20.9 Z^(7/3) (Thomas and Fermi) with some room."""
-    return float(-20.9 * z ** (7 / 3) * 1.3 - 3)
-
-
-LOWEST = np.array([0.0, *(lowest_energy(z) for z in range(1, MAX_Z))])
 
 
 @dataclass(frozen=True)
@@ -136,7 +129,7 @@ def _outliers(data: Set, fit: EnergyFit) -> list[Finding]:
     residual = (energy - predicted) / n
     limit = max(12 * fit.spread, LEAST)
     outliers = np.isfinite(energy) & (np.abs(residual) > limit)
-    findings, named = _in_another_unit(data, predicted, outliers & (np.abs(predicted) / n > limit))
+    findings, named = _in_another_unit(data, predicted, outliers & (np.abs(predicted) / n > 4 * fit.spread))
     rest = outliers & ~named
     if not rest.any():
         return findings
@@ -171,26 +164,41 @@ def _in_another_unit(
 
 def _two_groups(data: Set, fit: EnergyFit) -> list[Finding]:
     """Energies per atom in two groups with nothing between, of structures that are alike: two references."""
-    energy, n = data.looked["energy"], data.n_atoms
-    rows = np.nonzero(np.isfinite(energy))[0]
-    residual = ((energy - data.counts @ fit.values) / n)[rows]
-    order = np.argsort(residual)
-    few = max(int(np.ceil(0.1 * len(rows))), 2)
-    steps = np.diff(residual[order])[few - 1 : len(rows) - few]
-    if not len(steps):
+    rows = np.nonzero(np.isfinite(data.looked["energy"]))[0]
+    fractions, target = data.fractions[rows], (data.looked["energy"] / data.n_atoms)[rows]
+    upper = _above_the_gap(target - fractions @ fit.values)
+    if upper is None:
         return []
-    cut = few + int(steps.argmax())
-    low, high = rows[order[:cut]], rows[order[cut:]]
-    widths = [float(np.ptp(np.quantile(residual[part], ALIKE))) for part in (order[:cut], order[cut:])]
-    clear = 3 if len(rows) >= 40 else 10  # few structures lie apart by chance
-    if steps.max() < max(0.3, clear * max(widths)) or not (alike(data, low, high) and alike(data, high, low)):
+    for _ in range(3):  # the first fit runs between the groups
+        values, residual = robust(np.hstack([fractions, upper[:, None]]), target)
+        apart = float(values[-1])
+        upper = residual + apart * upper > apart / 2
+        if min(upper.sum(), (~upper).sum()) < max(2, 0.1 * len(rows)):
+            return []
+    spread = spread_of(residual, fit.rank + 1)
+    rest = np.where(upper, residual + apart, residual)
+    gap = float(np.quantile(rest[upper], ALIKE[0]) - np.quantile(rest[~upper], ALIKE[1]))
+    if apart < max(0.3, 8 * spread) or gap < max(0.15, 4 * spread, 0.4 * apart):
         return []
-    apart = float(np.median(residual[order[cut:]]) - np.median(residual[order[:cut]]))
+    if not (alike(data, rows[upper], rows[~upper]) and alike(data, rows[~upper], rows[upper])):
+        return []
     text = (
-        f"energies form two groups {apart:.4g} eV/atom apart, {len(low)} and {len(high)} structures of the same kind: "
-        "two units, references or functionals in one head? give each a head of its own"
+        f"energies form two groups {apart:.4g} eV/atom apart, {(~upper).sum()} and {upper.sum()} structures of the "
+        "same kind: two units, references or functionals in one head? give each a head of its own"
     )
-    return [Finding(level="error", check="energies", text=text, data=data.name, factor=apart, keys=data.keys(high))]
+    keys = data.keys(rows[upper])
+    return [Finding(level="error", check="energies", text=text, data=data.name, factor=apart, keys=keys)]
+
+
+def _above_the_gap(residual: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+    """Which residuals lie above the widest gap between a tenth from below and a tenth from above."""
+    values = np.sort(residual)
+    few = max(int(np.ceil(0.1 * len(values))), 2)
+    steps = np.diff(values)[few - 1 : len(values) - few]
+    if not len(steps):
+        return None
+    at = few - 1 + int(steps.argmax())
+    return np.asarray(residual > (values[at] + values[at + 1]) / 2)
 
 
 def kinds(data: Set) -> NDArray[np.float64]:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader.atomic_energies import impossible
 from dataloader.data_check.energies import (
     ENERGY_FACTORS,
     LEAST,
-    LOWEST,
     EnergyFit,
     fit_energies,
     kinds,
@@ -20,9 +20,12 @@ from dataloader.structure import symbols
 
 # eV per atom that a structure lies above its free atoms. Tungsten is bound by 8.9; against the unpolarised atoms of
 # plane-wave programs, whose energy is about zero, by 13. A set whose middle lies above its free atoms does not exist.
-BOUND = (-15.0, 4.0)
+BOUND = (-15.0, 2.0)
+BOUND_ELEMENT = (-15.0, 4.0)  # the same of one element in a fit, which takes from one what it gives to another
 CERTAIN = 0.25  # eV; below this error of a fitted E0 the compositions tell it
-NOBLE = [2, 10, 18, 36, 54, 86]  # bound by nothing: they say nothing about what the references are
+FREE = 1.0  # eV; bound by less, an element has an E0 of a fit and not of its free atom
+# Noble gases and metals bound by less than 2 eV: their E0s do not tell free atoms from a fit.
+WEAK = {2, 10, 18, 36, 54, 86, 11, 12, 19, 20, 30, 37, 38, 48, 55, 56, 63, 70, 80}
 
 
 def against_references(data: Set, fit: EnergyFit | None, references: Mapping[int, float], whose: str) -> list[Finding]:
@@ -66,15 +69,12 @@ def _shifted(data: Set, fit: EnergyFit, given: NDArray[np.float64], residual: ND
     bound = {
         z: float(deviation[z])
         for z in telling
-        if not BOUND[0] <= deviation[z] <= BOUND[1] and len(present) > 1 and fit.errors[z] < abs(deviation[z]) / 10
+        if not BOUND_ELEMENT[0] <= deviation[z] <= BOUND_ELEMENT[1] and len(present) > 1
     }
-    if bound or len(telling) < len(present):
+    lone = None if bound else _only_one(data, present, residual, limit)
+    others = [z for z in telling if z != lone and z not in WEAK]
+    if lone not in telling or not others or (abs(deviation[others]) > FREE).any() or abs(deviation[lone]) < 0.05:
         return bound
-    lone = _only_one(data, present, residual, limit)
-    others = [z for z in present if z != lone and z not in NOBLE]
-    agree = [abs(deviation[z]) < max(4 * fit.errors[z], 0.3) for z in others]
-    if lone is None or not others or not all(agree) or abs(deviation[lone]) < 0.05:
-        return {}
     return {lone: float(robust(data.fractions[:, [lone]], residual)[0][0])}
 
 
@@ -101,18 +101,17 @@ def undetermined(data: Set, fit: EnergyFit | None, references: Mapping[str, Mapp
     if fit is None or fit.rank >= len(present):
         return []
     low = [
-        f"{symbols([z])} {values[z]:.4g} eV in {whose}"
+        f"{symbols([z])} {energy:.4g} eV in {whose}"
         for whose, values in references.items()
-        for z in present
-        if values.get(z, 0.0) < LOWEST[z]
+        for z, energy in impossible(values).items()
     ]
     if not low and any(set(present) <= set(values) for values in references.values()):
         return []
     text = (
-        f"the compositions determine {fit.rank} of {len(present)} E0s ({symbols(present)}): a fit gives energies of "
-        "these compositions only, none of fragments or reactions; give isolated atoms"
+        f"the compositions determine only {fit.rank} of {len(present)} E0s ({symbols(present)}): those of a fit give "
+        "energies of these compositions, none of others, of fragments or reactions; give isolated atoms"
     )
-    text = f"{text}; no atom has {low[0]}" if low else text
+    text = f"{text}; no atom has the E0 of {low[0]}" if low else text
     return [Finding(level="warning", check="E0s", text=text, data=data.name)]
 
 
@@ -154,7 +153,7 @@ def _another_reference(data: Set, train: Set, residual: NDArray[np.float64]) -> 
     largest = min(left, key=lambda z: left[z])  # the one element whose shift explains most
     middle = float(np.median(residual))
     same_kind = within(kinds(data), kinds(train)) and (abs(middle) > 0.3 or abs(shift[largest]) > 1.0)
-    level: Level = "error" if same_kind or not -BOUND[1] * 3 < middle < -BOUND[0] else "warning"
+    level: Level = "error" if same_kind or abs(middle) > -BOUND[0] else "warning"
     text = f"energies do not continue those of {train.name}: "
     if level == "warning":
         text += (

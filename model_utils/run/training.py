@@ -69,6 +69,8 @@ def train_in_place(
         data = origin.data.with_facts(description.facts())
     else:
         data = open_data.training_data(options, description.facts(), dtype, options.seed)
+    if stored is None:
+        open_data.compare_energies(data.train, starting.energies_remedy(options, fine_tuned=origin is not None))
     module = model_loader.build(description, dtype, options.seed, str(options.input_json))
     if origin is not None:
         origin.put_into(module)

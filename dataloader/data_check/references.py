@@ -21,7 +21,7 @@ from dataloader.structure import symbols
 # eV per atom that a structure lies above its free atoms. Tungsten is bound by 8.9; against the unpolarised atoms of
 # plane-wave programs, whose energy is about zero, by 13. A set whose middle lies above its free atoms does not exist.
 BOUND = (-15.0, 2.0)
-BOUND_ELEMENT = (-15.0, 4.0)  # the same of one element in a fit, which takes from one what it gives to another
+BOUND_ELEMENT = (-20.0, 8.0)  # the same of one element in a fit, which takes from one what it gives to another
 CERTAIN = 0.25  # eV; below this error of a fitted E0 the compositions tell it
 FREE = 1.0  # eV; bound by less, an element has an E0 of a fit and not of its free atom
 # Noble gases and metals bound by less than 2 eV: their E0s do not tell free atoms from a fit.
@@ -73,7 +73,9 @@ def _shifted(data: Set, fit: EnergyFit, given: NDArray[np.float64], residual: ND
     }
     lone = None if bound else _only_one(data, present, residual, limit)
     others = [z for z in telling if z != lone and z not in WEAK]
-    if lone not in telling or not others or (abs(deviation[others]) > FREE).any() or abs(deviation[lone]) < 0.05:
+    if lone not in telling or not others or abs(deviation[lone]) < 0.05:
+        return bound
+    if np.median(np.abs(deviation[others])) > FREE:
         return bound
     return {lone: float(robust(data.fractions[:, [lone]], residual)[0][0])}
 
@@ -132,7 +134,9 @@ def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Find
     residual = (energy - predicted) / n
     doubt = float(np.median(np.hypot(fit.error_of(data.fractions), fit.spread)))
     limit = max(12 * doubt, LEAST)
-    if np.abs(np.median(residual)) < limit and np.median(np.abs(residual)) < limit:
+    same_kind = within(kinds(data), kinds(train)) and within(data.fractions, train.fractions)
+    middle = np.median(np.abs(residual))
+    if middle < limit and not (same_kind and abs(np.median(residual)) > max(4 * doubt, 0.3)):
         return []
     if np.median(np.abs(predicted) / n) > limit:
         for factor, meaning in {**ENERGY_FACTORS, 0.0: "energies are per atom, those are not"}.items():

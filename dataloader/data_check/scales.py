@@ -7,6 +7,7 @@ from dataloader.data_check.looking import Finding, Level, Set
 
 GPA, KBAR = 160.2177, 1602.177  # of 1 eV/Å³
 HIGH_STRESS = 2.0  # eV/Å³, 320 GPa: the centre of the earth
+HIGH_WORK = 4.0  # eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
 COMPRESSED = 0.8  # closest distance over covalent radii, below which such a pressure is possible
 
 
@@ -36,7 +37,8 @@ def _stress(data: Set) -> list[Finding]:
         return []
     rms = float(np.sqrt(np.nanmean(np.square(traces))))
     text = f"rms of the mean normal stress {rms:.4g} eV/Å³ ({GPA * rms:.4g} GPa)"
-    if np.nanmedian(largest) <= HIGH_STRESS:
+    middle, work = np.nanmedian(largest), np.nanmedian(largest * data.looked["volume"])
+    if middle <= HIGH_STRESS and work <= HIGH_WORK:
         return [Finding(level="note", check="stress", text=text, data=data.name)]
     unit, factor = ("kbar", KBAR) if rms > 16 else ("GPa", GPA)
     close = np.median(data.looked["closest"][np.isfinite(largest)]) < COMPRESSED

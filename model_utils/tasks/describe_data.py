@@ -135,6 +135,7 @@ def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
 
 def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     """Read the data once; a network that names its heads must have those of the data."""
+    _refuse_existing(options)
     heads = network.get("heads")
     _refuse_broken(options, {**network, "heads": heads or [DEFAULT_HEAD]})
     r_max = float(network["r_max"])
@@ -275,7 +276,7 @@ def _energies_of_heads(
         return lambda _head, _name: values
     if options.E0s in METHODS:
         return lambda head, name: _fitted_energies(head, elements, options.E0s, name)
-    flag = f"--E0s {options.E0s:.40}"
+    flag = "--E0s" if options.E0s.lstrip().startswith("{") else f"--E0s {options.E0s}"
     given = given_energies(options.E0s, ", ".join(METHODS), label_keys(options))
     given.refuse_other_heads(heads, flag)
     log.info("E0s are those of %s", flag)
@@ -327,10 +328,15 @@ def write(options: MetadataOptions, fields: Mapping[str, Any]) -> ModelDescripti
     return description
 
 
-def _put(options: MetadataOptions, text: str) -> None:
+def _refuse_existing(options: MetadataOptions) -> None:
     path = options.output_json
     if path.exists() and not options.overwrite:
         raise InputError(f"--output_json {path} is there already; give another name or --overwrite")
+
+
+def _put(options: MetadataOptions, text: str) -> None:
+    _refuse_existing(options)
+    path = options.output_json
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write_text(path, text)

@@ -21,12 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def init(options: MetadataInitOptions) -> None:
-    """From data (and a preset or a mace YAML) to a complete model.json."""
+    """From data (and a preset or a mace YAML) to a complete model.json; without data, to the network alone."""
     from model_utils.tasks import describe_data as describe
 
     describe.start()
     network = describe.network_fields(options)
+    if not options.has_data:
+        describe.write_network(options, network)
+        return
     sums = describe.measure(options, network)
+    network["heads"] = describe.heads_of(sums)
     measured = describe.measured_fields(sums, network, options, zero_shift=describe.wants_zero_shift(options))
     describe.write(options, network | measured)
 

@@ -196,9 +196,33 @@ class Dataset:
                 shares.append(Share(rows=rows, taken=max(round(ratio * len(own)), 1)))
         return own, shares
 
+    def head_numbers(self) -> NDArray[np.int64]:
+        """Position of every structure's head among the model's, (len,); those that name none have the first."""
+        numbers = np.zeros(len(self), dtype=np.int64)
+        for s, source in enumerate(self.sources):
+            rows = np.nonzero(self.places[:, 0] == s)[0]
+            of_values = np.array([self.facts.heads.index(h or self.facts.heads[0]) for h in source.heads.values])
+            if len(rows):
+                numbers[rows] = of_values[source.heads.ids[self.places[rows, 1]]]
+        return numbers
+
+    def elements_by_head(self) -> dict[str, set[int]]:
+        """Atomic numbers that occur in the structures of each head; looks at values, not at every structure."""
+        occurring: dict[str, set[int]] = {}
+        numbers = self.head_numbers()
+        for s, source in enumerate(self.sources):
+            rows = np.nonzero(self.places[:, 0] == s)[0]
+            pairs = np.stack([numbers[rows], source.elements.ids[self.places[rows, 1]]], axis=1)
+            _, firsts = np.unique(pairs, axis=0, return_index=True)
+            for row in rows[firsts].tolist():
+                elements = source.elements[int(self.places[row, 1])]
+                occurring.setdefault(self.facts.heads[numbers[row]], set()).update(elements)
+        return occurring
+
     def by_source(self) -> dict[str, NDArray[np.int64]]:
         """Numbers of the structures of each source by its file name, and by head where the model has several."""
         owners, found, names = self.places[:, 0], dict[str, NDArray[np.int64]](), list[str]()
+        numbers = self.head_numbers()
         for s, source in enumerate(self.sources):
             name, rows = str(source.path), np.nonzero(owners == s)[0]
             names.append(name if name not in names else f"{name} ({s + 1})")
@@ -206,8 +230,7 @@ class Dataset:
             if len(self.facts.heads) == 1:
                 found[name] = rows
                 continue
-            heads = np.array([self.facts.heads.index(h or self.facts.heads[0]) for h in source.heads.values])
-            of_rows = heads[source.heads.ids[self.places[rows, 1]]]
+            of_rows = numbers[rows]
             found |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
         return found
 

@@ -7,11 +7,14 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from dataloader.atomic_energies import add_isolated, undetermined
 from dataloader.errors import InputError
 from dataloader.neighbors import MAX_NEIGHBORS, GraphFault, build_graph
 from dataloader.structure import Structure, symbols
 
 ROWS_PER_BLOCK = 4096
+LEAST_FORCE = 1e-3  # eV/Å; what relaxations and symmetry leave of forces is smaller
+LEAST_SPREAD = 1e-5  # eV/atom; of a thousand atoms at room temperature it is 1e-3
 MAX_Z = len(chemical_symbols)
 
 
@@ -57,6 +60,10 @@ class HeadSums:
     force_components: int = 0
     isolated: dict[int, float] = field(default_factory=dict)  # Z: eV
 
+    def has(self, z: int) -> bool:
+        """Whether a structure with an energy has the element."""
+        return bool(self.compositions.value()[:, z].any())
+
 
 @dataclass
 class DataSums:
@@ -97,22 +104,11 @@ def collect(
     for structure in structures:
         head = sums.heads.setdefault(structure.head or default_head, HeadSums())
         if structure.is_isolated_atom:
-            _add_isolated(head, structure)
+            add_isolated(head.isolated, structure)
             continue
         _add_labels(head, structure, free_atoms_only)
         _add_neighbors(sums, structure, r_max, max_neighbors)
     return sums
-
-
-def _add_isolated(head: HeadSums, atom: Structure) -> None:
-    z = int(atom.atomic_numbers[0])
-    if atom.energy is None:
-        raise InputError(f"{atom.identifier}: IsolatedAtom frame of {chemical_symbols[z]} has no energy")
-    if abs(head.isolated.setdefault(z, atom.energy) - atom.energy) > 1e-6:
-        raise InputError(
-            f"{atom.identifier}: IsolatedAtom frames of {chemical_symbols[z]} disagree: {head.isolated[z]} and "
-            f"{atom.energy} eV; keep one"
-        )
 
 
 def _add_labels(head: HeadSums, structure: Structure, free_atoms_only: bool) -> None:
@@ -147,10 +143,12 @@ class ReferenceEnergies:
 
     values: dict[int, float]  # Z: eV
     origin: str  # a sentence for the log
+    absent: tuple[int, ...] = ()  # elements that no structure has; theirs are 0
+    warning: str = ""
 
 
 def reference_energies(head: HeadSums, elements: Sequence[int], method: str) -> ReferenceEnergies:
-    """E0s of one head.
+    """E0s of one head; 0 for elements that none of its structures has.
 
     ``isolated`` takes the IsolatedAtom frames. ``lstsq`` fits total energies by composition. ``average`` is the same
     fit where compositions do not determine every element, with the shortest solution, as mace's "average". ``auto``
@@ -161,24 +159,28 @@ def reference_energies(head: HeadSums, elements: Sequence[int], method: str) -> 
     """
     isolated = {z: head.isolated[z] for z in elements if z in head.isolated} if method in ("auto", "isolated") else {}
     missing = [z for z in elements if z not in isolated]
+    if missing and head.energies == 0 and method != "isolated":
+        raise InputError("no energies to fit E0s to; name them with --energy_key or give --E0s as JSON")
+    absent = [z for z in missing if not head.has(z)] if head.energies else []
+    missing = [z for z in missing if z not in absent]
+    values = {**isolated, **dict.fromkeys(absent, 0.0)}
     if not missing:
-        return ReferenceEnergies(values=isolated, origin="from IsolatedAtom frames")
+        return ReferenceEnergies(values=values, origin="from IsolatedAtom frames", absent=tuple(absent))
     if method == "isolated":
         raise InputError(f"no IsolatedAtom frame of {symbols(missing)}; add them, or let --E0s auto fit these elements")
-    if head.energies == 0:
-        raise InputError("no energies to fit E0s to; name them with --energy_key or give --E0s as JSON")
     fitted, rank = _fit(head, missing, isolated)
+    origin, warning = f"least squares over {head.energies} energies", ""
     if rank < len(missing):
         if method == "lstsq":
             raise InputError(
                 f"compositions determine only {rank} of {len(missing)} E0s; use --E0s average, or add isolated atoms"
             )
         origin = f"average: compositions determine only {rank} of {len(missing)} elements, shortest solution taken"
-    else:
-        origin = f"least squares over {head.energies} energies"
+        warning = undetermined("E0s", rank, fitted)
     if isolated:
         origin = f"from IsolatedAtom frames for {symbols(list(isolated))}; {origin} for {symbols(missing)}"
-    return ReferenceEnergies(values={**isolated, **fitted}, origin=origin)
+    values |= fitted
+    return ReferenceEnergies(values=values, origin=origin, absent=tuple(absent), warning=warning)
 
 
 def _fit(head: HeadSums, missing: Sequence[int], known: Mapping[int, float]) -> tuple[dict[int, float], int]:
@@ -188,14 +190,45 @@ def _fit(head: HeadSums, missing: Sequence[int], known: Mapping[int, float]) -> 
     return dict(zip(missing, solution.tolist(), strict=True)), int(rank)
 
 
-def scale_and_shift(head: HeadSums, energies: Mapping[int, float], scaling: str) -> tuple[float, float]:
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Scale and shift of the interaction energy of one head."""
+
+    scale: float
+    shift: float  # eV
+    origin: str  # of the scale, for the log
+    warning: str = ""  # why it is not what was asked for
+
+
+def scale_and_shift(head: HeadSums, energies: Mapping[int, float], scaling: str) -> Scaling:
     """Scale and shift (eV) of the interaction energy per atom, as mace computes them.
 
     The shift is the mean over configurations of (E − ΣE0) / n_atoms. The scale is the root mean square of the force
-    components (``rms_forces``), the standard deviation of the same energies (``std``), or 1 (``none``, shift 0).
+    components (``rms_forces``), the standard deviation of the same energies (``std``), or 1 (``none``, shift 0). What
+    is asked for and no more than numerical noise, as the forces of perfect crystals, gives no scale: the other of the
+    two is taken, or 1, with a warning.
     """
     if scaling == "none":
-        return 1.0, 0.0
+        return Scaling(scale=1.0, shift=0.0, origin="no scaling")
+    shift, spread = _mean_and_spread(head, energies)
+    rms = (head.force_squares / head.force_components) ** 0.5 if head.force_components else 0.0
+    choices = {
+        "rms_forces": (rms, LEAST_FORCE, f"rms of the forces, {rms:.4g} eV/Å", "rms_forces scaling"),
+        "std": (spread, LEAST_SPREAD, f"spread of the energies, {spread:.4g} eV/atom", "std scaling"),
+    }
+    size, least, text, origin = choices.pop(scaling)
+    if size >= least:
+        return Scaling(scale=size, shift=shift, origin=origin)
+    ((other, enough, other_text, other_origin),) = choices.values()
+    reason = "there are no forces" if scaling == "rms_forces" and not head.force_components else f"the {text}, is noise"
+    if other >= max(enough, LEAST_FORCE):
+        warning = f"{reason} and gives no scale: the {other_text}, is taken in its place"
+        return Scaling(scale=other, shift=shift, origin=other_origin, warning=warning)
+    return Scaling(scale=1.0, shift=shift, origin="no scaling", warning=f"{reason} and gives no scale: 1 is taken")
+
+
+def _mean_and_spread(head: HeadSums, energies: Mapping[int, float]) -> tuple[float, float]:
+    """Mean and standard deviation over configurations of (E − ΣE0) / n_atoms, eV."""
     factor, weights = head.fractions.value(), np.zeros(MAX_Z + 2)
     weights[-1] = 1.0
     for z, energy in energies.items():
@@ -203,9 +236,5 @@ def scale_and_shift(head: HeadSums, energies: Mapping[int, float], scaling: str)
     residual = factor @ weights  # R-image of (E - ΣE0)/n of every configuration
     ones = factor[:, 0]  # R-image of the column of ones
     shift = float(residual @ ones / (ones @ ones)) if head.energies else 0.0
-    if scaling == "std":
-        spread = float(np.linalg.norm(residual - shift * ones))
-        scale = spread / max(head.energies - 1, 1) ** 0.5
-    else:
-        scale = (head.force_squares / head.force_components) ** 0.5 if head.force_components else 0.0
-    return (scale if scale > 0 else 1.0), shift
+    spread = float(np.linalg.norm(residual - shift * ones)) / max(head.energies - 1, 1) ** 0.5
+    return shift, spread

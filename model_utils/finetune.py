@@ -21,7 +21,7 @@ def finetune(options: FinetuneOptions) -> None:
     """A run from another model's weights."""
     with Interruption() as stop:
         from model_utils.files.outputs import Outputs
-        from model_utils.run import finetuning, replaying, starting, training
+        from model_utils.run import finetuning, new_energies, replaying, starting, training
 
         outputs = Outputs.named(options.output_checkpoint, options.output_model)
         with starting.place(options, outputs):
@@ -32,12 +32,12 @@ def finetune(options: FinetuneOptions) -> None:
                 return
             finetuning.refuse_place(options, outputs)
             with replaying.place(options, outputs) as replayed:
-                origin = finetuning.origin(options)
+                origin = new_energies.with_given(finetuning.origin(options), options)
                 settings = finetuning.settings(options, origin.description.heads, replayed)
                 if replayed is not None and options.replay_labels == "source":
                     replaying.label(options, origin.source, replayed, stop)
-                if options.E0s == "shift":
-                    origin = finetuning.shifted(origin, settings)
+                if options.E0s in new_energies.OF_DATA:
+                    origin = new_energies.of_data(origin, options, settings)
                 training.train_in_place(settings, outputs, origin.description, stop, origin=origin)
 
 

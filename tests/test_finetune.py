@@ -129,7 +129,9 @@ def test_fitted_reference_energies(
         str(tmp_path / "shifted.xyz"),
     )
     shown = capsys.readouterr().out
-    assert "do not determine every element's shift" in shown
+    assert (
+        "warning: the compositions determine only 1 of 2 shifts of E0s, and the shortest that fit were taken" in shown
+    )
     assert "E0 shift fitted to 10 structures" in shown
 
 
@@ -142,7 +144,7 @@ def test_what_does_not_fit_the_source(
     for flags, said in (
         (["--xyz_train", str(tmp_path / "iron.xyz")], "element Fe (Z=26) is not in model.json"),
         (["--E0s", '{"Fe": -1.0}'], "--E0s names Fe, which the source does not have"),
-        (["--E0s", "whatever"], "expected keep, shift, or JSON"),
+        (["--E0s", "whatever"], "there is no such file; expected keep, shift, isolated, a file of isolated atoms"),
         (["--freeze", "nothing.*"], "--freeze nothing.*: no parameter has such a name"),
         (["--freeze", "*"], "--freeze leaves nothing to train"),
         (["--lr_of", "readouts.*"], "is not PATTERN=RATE"),
@@ -339,7 +341,10 @@ def test_what_replay_refuses(
         (["--replay", old, "--replay_ratio", "1e9"], "--replay_ratio. Must be <= 1000"),
         (["--replay", str(tmp_path / "second.xyz")], "is what the run trains on already"),
         (["--replay_ratio", "2"], "--replay_ratio is given but not what to replay"),
-        (["--replay", old, "--elements", "H", "O"], "--replay_head replay: a head is copied"),
+        (
+            ["--replay", old, "--elements", "H", "O"],
+            "--replay_head replay: a head is not copied together with --elements",
+        ),
         (["--replay", str(tmp_path / "no.xyz")], "no.xyz does not exist"),
         (["--replay", str(tmp_path / "no.xyz"), "--replay_labels", "source"], "no.xyz does not exist"),
     ):

@@ -14,6 +14,7 @@ from ase.io import read, write
 
 import metadata
 from conftest import ROOT, waters
+from dataloader.atomic_energies import OC22
 from dataloader.sources import SourceSpec, stream
 from model_utils.models import description
 from model_utils.tasks.describe_data import MACE_SETTINGS
@@ -212,3 +213,160 @@ def test_statistics_can_leave_out_the_validation_part(file: Path, tmp_path: Path
     whole = init(tmp_path, "--xyz_train", str(file))
     part = init(tmp_path, "--xyz_train", str(file), "--valid_fraction", "0.3", "--overwrite")
     assert whole["atomic_inter_scale"] != part["atomic_inter_scale"]
+
+
+def test_the_heads_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One row of E0s, scale and shift for each, in the order of the data; an element that a head lacks is said."""
+    frames = waters(12)
+    for i, atoms in enumerate(frames):
+        atoms.info["head"] = "r2scan" if i < 6 else "pbe"
+        atoms.info["REF_energy"] -= 100.0 * len(atoms) * (i >= 6)
+    for atoms in frames[6:]:
+        atoms.numbers[:] = 1
+    atom = Atoms("O", info={"REF_energy": -430.0, "config_type": "IsolatedAtom", "head": "r2scan"})
+    write(tmp_path / "h.xyz", [atom, *frames], format="extxyz")
+    found = init(tmp_path, "--xyz_train", str(tmp_path / "h.xyz"))
+    shown = capsys.readouterr().out
+    assert found["heads"] == ["r2scan", "pbe"]
+    assert "heads: r2scan (6 structures), pbe (6 structures)" in shown
+    assert found["atomic_energies"][0][1] == -430.0  # type: ignore[index]
+    assert found["atomic_energies"][1][1] == 0.0  # type: ignore[index]
+    assert "head pbe: no structure has O: their E0s are 0" in shown
+    scales, shifts = found["atomic_inter_scale"], found["atomic_inter_shift"]
+    assert len(scales) == len(shifts) == 2  # type: ignore[arg-type]
+    del frames[0].info["head"]
+    write(tmp_path / "h.xyz", frames, format="extxyz")
+    found = init(tmp_path, "--xyz_train", str(tmp_path / "h.xyz"), "--overwrite")
+    assert found["heads"] == ["Default", "r2scan", "pbe"]
+    assert "1 structures name no head" in capsys.readouterr().out
+
+
+def test_isolated_atoms_without_a_head_are_those_of_the_only_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atoms = [Atoms(z, info={"REF_energy": e, "config_type": "IsolatedAtom"}) for z, e in (("H", -13.0), ("O", -420.0))]
+    frames = waters(6)
+    for frame in frames:
+        frame.info["head"] = "xtb"
+    write(tmp_path / "h.xyz", [*atoms, *frames], format="extxyz")
+    found = init(tmp_path, "--xyz_train", str(tmp_path / "h.xyz"))
+    assert (found["heads"], found["atomic_energies"]) == (["xtb"], [[-13.0, -420.0]])
+    for frame in frames[:3]:
+        frame.info["head"] = "other"
+    write(tmp_path / "h.xyz", [*atoms, *frames], format="extxyz")
+    init(tmp_path, "--xyz_train", str(tmp_path / "h.xyz"), "--overwrite")
+    assert "IsolatedAtom frames of H, O name no head and are left aside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [(), ("--config",)])
+def test_a_file_of_isolated_atoms(
+    flags: tuple[str, ...], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever its frames are called; from a YAML beside it too."""
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "atoms.xyz"
+    write(path, [Atoms("H", info={"REF_energy": -13.25}), Atoms("O", info={"REF_energy": -431.5})], format="extxyz")
+    (tmp_path / "sub" / "e.yaml").write_text("E0s: atoms.xyz\n")
+    given = ["--config", str(tmp_path / "sub/e.yaml")] if flags else ["--E0s", str(path)]
+    found = init(tmp_path, "--xyz_train", str(file), *given)
+    assert found["atomic_energies"] == [[-13.25, -431.5]]
+    write(path, [Atoms("H", info={"REF_energy": -13.25}), *waters(1)], format="extxyz")
+    init(tmp_path, "--xyz_train", str(file), "--overwrite", *given, code=2)
+    assert "atoms.xyz frame 1 has 3 atoms; expected isolated atoms only" in capsys.readouterr().err
+    write(path, [Atoms("H", info={"REF_energy": -13.25})], format="extxyz")
+    init(tmp_path, "--xyz_train", str(file), "--overwrite", *given, code=2)
+    assert "atoms.xyz gives none for O" in capsys.readouterr().err
+    write(path, [Atoms("H", info={"energy_dft": -13.25})], format="extxyz")
+    init(tmp_path, "--xyz_train", str(file), "--overwrite", *given, code=2)
+    assert "frame 0: energy missing (looked for the usual names)" in capsys.readouterr().err
+
+
+def test_energies_by_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = waters(8)
+    for i, atoms in enumerate(frames):
+        atoms.info["head"] = "ab"[i % 2]
+    write(tmp_path / "h.xyz", frames, format="extxyz")
+    flags = ["--xyz_train", str(tmp_path / "h.xyz"), "--overwrite", "--E0s"]
+    found = init(tmp_path, *flags, '{"a": {"H": -13, "O": -430}, "b": {"H": -12, "O": -431}}')
+    assert found["atomic_energies"] == [[-13.0, -430.0], [-12.0, -431.0]]
+    init(tmp_path, *flags, '{"a": {"H": -13, "O": -430}, "b": {"H": -12}}', code=2)
+    assert "head b, gives none for O" in capsys.readouterr().err
+    init(tmp_path, *flags, '{"a": {"H": -13, "O": -430}, "c": {"H": -12}}', code=2)
+    assert "names head 'c', but the heads are a, b" in capsys.readouterr().err
+    init(tmp_path, *flags, '{"a": {"H": -13, "O": -430}, "H": -12}', code=2)
+    assert "some energies are by head and some are not" in capsys.readouterr().err
+
+
+def crystal(forces: float, energies: float) -> list[Atoms]:
+    """Single atoms in cells of several sizes: forces and energies of the given spread, alternating in sign."""
+    frames = []
+    for i in range(6):
+        atoms = Atoms("Cu", cell=[2.5 + 0.1 * i] * 3, pbc=True)
+        atoms.info["REF_energy"] = energies * (-1) ** i
+        atoms.arrays["REF_forces"] = np.full((1, 3), forces * (-1) ** i)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("forces", "energies", "scaling", "scale", "said"),
+    [
+        (1e-8, 0.07, "rms_forces", 0.07 * 1.2**0.5, "the spread of the energies, 0.07668 eV/atom, is taken"),
+        (0.0, 0.07, "rms_forces", 0.07 * 1.2**0.5, "the rms of the forces, 0 eV/Å, is noise"),
+        (1e-8, 1e-9, "rms_forces", 1.0, "is noise and gives no scale: 1 is taken"),
+        (0.5, 1e-9, "std", 0.5, "the rms of the forces, 0.5 eV/Å, is taken"),
+        (1e-8, 1e-9, "std", 1.0, "is noise and gives no scale: 1 is taken"),
+        (0.5, 0.07, "rms_forces", 0.5, ""),
+        (0.004, 0.07, "rms_forces", 0.004, ""),
+        (1e-8, 0.07, "std", 0.07 * 1.2**0.5, ""),
+    ],
+)
+def test_noise_gives_no_scale(
+    forces: float,
+    energies: float,
+    scaling: str,
+    scale: float,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path / "c.xyz", crystal(forces, energies), format="extxyz")
+    found = init(tmp_path, "--xyz_train", str(tmp_path / "c.xyz"), "--scaling", scaling, "--r_max", "4")
+    assert found["atomic_inter_scale"] == pytest.approx([scale], rel=1e-6)
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("warning" in shown) == bool(said)
+
+
+def test_the_elements_of_oc22(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for, or where neither data nor --elements name any; data alone give their own."""
+    assert len(set(OC22)) == 57
+    found = init(tmp_path, "--xyz_train", str(file), "--elements", "oc22")
+    assert len(found["atomic_numbers"]) == 57  # type: ignore[arg-type]
+    assert "their E0s are 0 and say nothing" in capsys.readouterr().out
+    network = init(tmp_path, "--preset", "tiny", "--overwrite")
+    shown = capsys.readouterr().out
+    assert "neither data nor --elements name elements: the table is that of OC22" in shown
+    assert network["atomic_numbers"] == found["atomic_numbers"]
+    assert (network["hidden_irreps"], network["r_max"]) == ("16x0e", 4.0)
+    incomplete = str(tmp_path / "model.json")
+    flags = ["--input_json", incomplete, "--xyz_train", str(file), "--output_json", str(tmp_path / "whole.json")]
+    assert metadata.main(["fit", *flags]) == 0
+    assert description.read(tmp_path / "whole.json").atomic_numbers == found["atomic_numbers"]
+    assert init(tmp_path, "--elements", "H", "O", "--overwrite")["atomic_numbers"] == [1, 8]
+    assert init(tmp_path, "--xyz_train", str(file), "--overwrite")["atomic_numbers"] == [1, 8]
+
+
+def test_what_compositions_do_not_determine_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = waters(6)
+    for atoms in frames:
+        atoms.info["REF_energy"] -= 9000.0 * (len(atoms) // 3)
+    write(tmp_path / "w.xyz", frames, format="extxyz")
+    init(tmp_path, "--xyz_train", str(tmp_path / "w.xyz"))
+    shown = capsys.readouterr().out
+    assert "warning: head Default: the compositions determine only 1 of 2 E0s, and the shortest that fit" in shown
+    assert "(H -37" in shown
+    assert "energies of other compositions, of fragments and of reactions mean nothing with them" in shown
+    assert "warning: head Default: no atom has so low an E0: H -37" in shown
+    init(tmp_path, "--xyz_train", str(tmp_path / "w.xyz"), "--E0s", '{"H": -13, "O": -9430}', "--overwrite")
+    assert "the compositions determine" not in capsys.readouterr().out

@@ -1,8 +1,11 @@
-"""Weights of a network with several heads from those of one head: every head begins as a copy.
+"""Weights of a network with other heads than another's: every head begins as a copy of one of the source's.
 
 A head has a column of its own in every readout. In a readout with a hidden layer it also has hidden channels of its
-own, and e3nn divides by the root of their number, so the second map's weights are multiplied by √heads.
+own, and e3nn divides by the root of their number, so the second map's weights are multiplied by √(heads / source's).
+Weights between the channels of two heads are there, but mace masks them: they are left out.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +14,48 @@ from dataloader.errors import InputError
 from model_utils.models.build import ENERGIES, SCALE, SHIFT
 
 
-def with_copied_heads(source: nn.Module, target: nn.Module, n_heads: int) -> dict[str, Tensor]:
-    """The state of ``target``, which was built with ``n_heads`` heads and otherwise as the source with one.
+def with_copied_heads(source: nn.Module, target: nn.Module, parents: Sequence[int]) -> dict[str, Tensor]:
+    """The state of ``target``, which was built with other heads and otherwise as the source.
+
+    Args:
+        source: with at least one head.
+        target: freshly built, with as many heads as there are parents; its reference energies stay.
+        parents: for each of its heads, the position of the source's head that it begins as.
 
     Raises:
         InputError: a readout is not of a kind whose columns are known here.
     """
-    own, state = target.state_dict(), {}
+    own, state, chosen = target.state_dict(), {}, list(parents)
+    before = len(torch.atleast_2d(source.get_buffer(ENERGIES)))
     for name, tensor in source.state_dict().items():
-        if name in (ENERGIES, SCALE, SHIFT) or not name.startswith("readouts.") or tensor.shape == own[name].shape:
-            state[name] = own[name] if name == ENERGIES else tensor.expand_as(own[name]).clone()
-        elif name.endswith("bias"):
-            state[name] = tensor.repeat(n_heads)
-        elif name.endswith((".linear.weight", ".linear_1.weight")):
-            state[name] = torch.cat([view.repeat(1, n_heads).reshape(-1) for view in _views(source, name)])
-        elif name.endswith((".linear_mid.weight", ".linear_2.weight")):
-            blocks = [torch.block_diag(*[view * n_heads**0.5] * n_heads) for view in _views(source, name)]
-            state[name] = torch.cat([block.reshape(-1) for block in blocks])
-        elif name.endswith("output_mask"):
+        if name == ENERGIES or name.endswith("output_mask"):
             state[name] = own[name]
+        elif name in (SCALE, SHIFT):
+            state[name] = tensor.reshape(-1)[chosen].reshape(own[name].shape)
+        elif not name.startswith("readouts.") or tensor.shape == own[name].shape:
+            state[name] = tensor
+        elif name.endswith("bias"):
+            state[name] = tensor.reshape(before, -1)[chosen].reshape(-1)
+        elif name.endswith((".linear.weight", ".linear_1.weight")):
+            state[name] = torch.cat([_columns(view, before, chosen) for view in _views(source, name)])
+        elif name.endswith((".linear_mid.weight", ".linear_2.weight")):
+            scale = (len(chosen) / before) ** 0.5
+            state[name] = torch.cat([_blocks(view, before, chosen) * scale for view in _views(source, name)])
         else:
             raise InputError(f"--add_head: {name} belongs to a readout whose heads are not known here")
     return state
+
+
+def _columns(matrix: Tensor, before: int, chosen: list[int]) -> Tensor:
+    """Of a map to channels of each head: those of the chosen heads, flat."""
+    return matrix.reshape(len(matrix), before, -1)[:, chosen].reshape(-1)
+
+
+def _blocks(matrix: Tensor, before: int, chosen: list[int]) -> Tensor:
+    """Of a map from channels of each head to channels of each head: the blocks of the chosen heads, flat."""
+    rows, columns = matrix.shape[0] // before, matrix.shape[1] // before
+    blocks = [matrix[h * rows : (h + 1) * rows, h * columns : (h + 1) * columns] for h in chosen]
+    return torch.block_diag(*blocks).reshape(-1)
 
 
 def _views(module: nn.Module, name: str) -> list[Tensor]:

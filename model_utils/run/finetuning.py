@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataloader import progress
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
@@ -30,15 +29,12 @@ from model_utils.models.description import ModelDescription
 from model_utils.models.heads import with_copied_heads
 from model_utils.models.narrowing import narrowed
 from model_utils.models.network import Network, predict
-from model_utils.run import open_data
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
-from model_utils.runtime import dtype_of, log
+from model_utils.runtime import log
 from model_utils.settings import cli
-from model_utils.settings.energies import given_energies
 from model_utils.settings.options import FinetuneOptions, SourceOptions, TrainOptions
 
 COMPARED = 32  # structures
-FITTED = 1000  # structures
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative
 SMALLEST_FORCE = {torch.float64: 1e-3, torch.float32: 1.0}  # eV/Å; below it rounding is that of what cancels
 
@@ -49,12 +45,13 @@ class Origin:
 
     source: LoadedModel
     description: ModelDescription
+    parents: tuple[int, ...]  # for each head, the position of the source's head that it begins as
     data: TrainingData | None = None  # where they were opened already
 
     @property
     def copied(self) -> bool:
-        """Whether a head was added: both are then the source's one."""
-        return len(self.description.heads) != len(self.source.description.heads)
+        """Whether a head was added."""
+        return len(self.parents) != len(self.source.description.heads)
 
     @property
     def kept(self) -> list[int]:
@@ -65,11 +62,10 @@ class Origin:
     def put_into(self, module: nn.Module) -> None:
         """Give a freshly built module the source's weights; its own reference energies stay."""
         source = self.source.module.to(next(module.parameters()).dtype)
-        n_heads = len(self.description.heads)
         if self.description.atomic_numbers != self.source.description.atomic_numbers:
             module.load_state_dict(narrowed(source, module, self.kept))
         elif self.copied:
-            module.load_state_dict(with_copied_heads(source, module, n_heads))
+            module.load_state_dict(with_copied_heads(source, module, self.parents))
         else:
             module.load_state_dict({**source.state_dict(), ENERGIES: module.state_dict()[ENERGIES]})
 
@@ -85,13 +81,12 @@ class Origin:
             model_loader.network(self.source.module.to(dtype), step, self.source.description),
             model_loader.network(module, step, self.description),
         ]
-        old = np.array(self.source.description.atomic_energies)[:, self.kept]
-        old = np.repeat(old, len(self.description.heads), axis=0) if self.copied else old
+        old = np.array(self.source.description.atomic_energies)[:, self.kept][list(self.parents)]
         change = np.array(self.description.atomic_energies) - old
         worst = 0.0
         for i in indices:
             batch = data.batch([i])
-            found = [_predicted(forms[0], self.in_source(batch)), _predicted(forms[1], batch)]
+            found = [predicted(forms[0], self.in_source(batch)), predicted(forms[1], batch)]
             species, head = batch.species.numpy(), int(batch.head[0])
             before = float(found[0][0]) + old[head][species].sum()
             after = float(found[1][0]) + float(batch.reference_energy[0])
@@ -109,12 +104,11 @@ class Origin:
     def in_source(self, batch: Batch) -> Batch:
         """A batch of this model as the source takes it."""
         species = torch.tensor(self.kept)[batch.species]
-        return dataclasses.replace(
-            batch, species=species, head=torch.zeros_like(batch.head) if self.copied else batch.head
-        )
+        return dataclasses.replace(batch, species=species, head=torch.tensor(self.parents)[batch.head])
 
 
-def _predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+def predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Interaction energies (n_structures,), eV, and forces (n_atoms, 3), eV/Å."""
     found = predict(network, dict(network.module.named_parameters()), batch, stress=False, training=False)
     assert found.forces is not None
     return found.energy, found.forces
@@ -130,7 +124,7 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
     """
     place = Outputs.named(options.output_checkpoint, options.output_model)
     plain = {**cli.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
-    if len(heads) > 1 and (options.add_head or options.replay):
+    if len(heads) == 2 and (options.add_head or options.replay):  # of several heads, none is the usual one
         plain["head"] = options.head or heads[0]
     if replayed is not None:
         replay = SourceOptions(
@@ -186,65 +180,55 @@ def origin(options: FinetuneOptions) -> Origin:
         symbols(source.description.atomic_numbers),
         source.file.when(),
     )
-    heads, kept = _heads(source, options), _kept(source, options)
-    elements, old = source.description.atomic_numbers, source.description.atomic_energies
-    if options.E0s == "shift" and len(old) > 1:
-        raise InputError("--E0s shift: the source has several heads; give the energies as JSON")
+    heads, parents = _heads(source, options)
+    kept = _kept(source, options)
     if options.E0s != "keep" and options.replay is not None and options.replay_head in source.description.heads:
         raise InputError(
             f"--E0s changes the reference energies of head {options.replay_head}, in which the source's own structures "
             "would be replayed; give a new --replay_head, or keep the energies"
         )
-    new = old
-    if options.E0s not in ("keep", "shift"):
-        given = given_energies(options.E0s, "keep, shift")
-        foreign = sorted(set(given) - set(elements))
-        if foreign:
-            raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")
-        new = [[given.get(z, before) for z, before in zip(elements, row, strict=True)] for row in old]
-    begun = Origin(source=source, description=source.description)
-    if len(kept) == len(elements) and heads == source.description.heads:
-        return _with_energies(begun, new)
-    fields = {
-        **json.loads(source.description.canonical_text()),
-        "atomic_numbers": [elements[k] for k in kept],
-        "atomic_energies": [[row[k] for k in kept] for row in (old * len(heads) if len(old) < len(heads) else old)],
-        "heads": heads,
-    }
+    if len(kept) == len(source.description.atomic_numbers) and heads == source.description.heads:
+        return Origin(source=source, description=source.description, parents=parents)
+    fields = json.loads(source.description.canonical_text())
+    fields["atomic_numbers"] = [fields["atomic_numbers"][k] for k in kept]
+    fields["atomic_energies"] = [[fields["atomic_energies"][head][k] for k in kept] for head in parents]
+    fields["heads"] = heads
     for name in ("atomic_inter_scale", "atomic_inter_shift"):
-        if fields[name] is not None and len(fields[name]) != len(heads):
-            fields[name] = fields[name] * len(heads)
-    begun = Origin(source=source, description=model_json.parse(json.dumps(fields), str(options.input_model)))
-    return _with_energies(begun, [[row[k] for k in kept] for row in new])
+        if fields[name] is not None:
+            fields[name] = [fields[name][head] for head in parents]
+    description = model_json.parse(json.dumps(fields), str(options.input_model))
+    return Origin(source=source, description=description, parents=parents)
 
 
-def _with_energies(origin: Origin, energies: Sequence[Sequence[float]]) -> Origin:
-    """The same with other reference energies in the first heads, the source's own; says what changes."""
-    description, rows = origin.description, [list(row) for row in energies]
-    rows += description.atomic_energies[len(rows) :]
-    if rows == description.atomic_energies:
-        return origin
-    for head, before, after in zip(description.heads, description.atomic_energies, rows, strict=True):
-        for number, a, b in zip(description.atomic_numbers, before, after, strict=True):
-            if a != b:
-                log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
-    fields = {**json.loads(description.canonical_text()), "atomic_energies": rows}
-    return dataclasses.replace(origin, description=model_json.parse(json.dumps(fields), str(origin.source.file.path)))
+def _heads(source: LoadedModel, options: FinetuneOptions) -> tuple[list[str], tuple[int, ...]]:
+    """Heads of the new model, the source's and one more where it was asked for, and which of the source's each is.
 
-
-def _heads(source: LoadedModel, options: FinetuneOptions) -> list[str]:
-    """Heads of the new model: the source's, and a copy under a new name where one was asked for."""
+    Raises:
+        InputError: the name is taken, or there is no such head to copy.
+    """
     heads = source.description.heads
+    own = tuple(range(len(heads)))
     replay = options.replay_head if options.replay is not None else None
     flag, added = ("--replay_head", replay) if replay else ("--add_head", options.add_head)
+    copied = options.copy_head or heads[0]
+    if copied not in heads:
+        raise InputError(f"--copy_head {copied}: the source has {', '.join(heads)}")
     if added is None or (added in heads and replay):
-        return heads
-    if len(heads) > 1 or options.elements:
-        raise InputError(f"{flag} {added}: a head is copied where the source has one, and not together with --elements")
+        return heads, own
+    if options.elements:
+        raise InputError(f"{flag} {added}: a head is not copied together with --elements; do one after the other")
     if added in heads:
-        raise InputError(f"--add_head {added}: the source's own head has this name; give another")
-    log.info("heads: %s (the source's) and %s, a copy", heads[0], added)
-    return [*heads, added]
+        raise InputError(f"--add_head {added}: a head of the source has this name; give another")
+    if len(heads) > 1 and options.copy_head is None:
+        log.warning(
+            "warning: %s %s copies head %s, the first of %s; --copy_head names another", flag, added, *_of(heads)
+        )
+    log.info("heads: %s (the source's) and %s, a copy of %s", ", ".join(heads), added, copied)
+    return [*heads, added], (*own, heads.index(copied))
+
+
+def _of(heads: Sequence[str]) -> tuple[str, str]:
+    return heads[0], ", ".join(heads)
 
 
 def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
@@ -259,46 +243,6 @@ def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
     if len(kept) < len(table):
         log.info("the new model has %s of the source's %d elements", symbols([table[k] for k in kept]), len(table))
     return kept
-
-
-def shifted(origin: Origin, train: TrainOptions) -> Origin:
-    """With reference energies fitted to the source's errors on the new data, and the data, which are opened for it.
-
-    The shift is the least-squares fit of label − prediction by composition; elements that do not occur keep theirs.
-
-    Raises:
-        InputError: the data cannot be used, or hold no energy.
-    """
-    facts = origin.description.facts()
-    opened = open_data.training_data(train, facts, dtype_of(train.dtype, origin.source.file.dtype), train.seed)
-    data, own = opened.train, opened.train.shares()[0]
-    network = model_loader.network(origin.source.module.to(data.dtype), train.step, origin.source.description)
-    compositions, residuals = [], []
-    chosen = own[np.linspace(0, len(own) - 1, min(FITTED, len(own))).astype(int)].tolist()
-    for i in progress.over(chosen, "errors of the source", len(chosen)):
-        batch = data.batch([i])
-        if bool(batch.labels.energy_mask[0]) and int(batch.head[0]) == 0:
-            energy, _ = _predicted(network, origin.in_source(batch))
-            residuals.append(float(batch.labels.energy[0]) - float(energy[0]))
-            compositions.append(np.bincount(batch.species.numpy(), minlength=len(facts.atomic_numbers)))
-    if not residuals:
-        raise InputError("--E0s shift: no structure of the training data has an energy")
-    counts = np.array(compositions, dtype=float)
-    present = counts.any(axis=0)
-    fitted, _, rank, _ = np.linalg.lstsq(counts[:, present], np.array(residuals), rcond=None)
-    if rank < present.sum():
-        log.warning("the compositions do not determine every element's shift: the smallest that fit are taken")
-    change = np.zeros(len(facts.atomic_numbers))
-    change[present] = fitted
-    rest = np.array(residuals) - counts @ change
-    log.info(
-        "E0 shift fitted to %d structures: error per configuration %.3f → %.3f eV (rms)",
-        len(residuals),
-        np.sqrt(np.mean(np.square(residuals))),
-        np.sqrt(np.mean(rest**2)),
-    )
-    first = (np.array(origin.description.atomic_energies[0]) + change).tolist()
-    return dataclasses.replace(_with_energies(origin, [first]), data=opened)
 
 
 def continued(options: FinetuneOptions, outputs: Outputs) -> ModelDescription | None:

@@ -4,12 +4,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
 from ase.data import atomic_numbers as number_of_symbol
 
+from dataloader import atomic_energies
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample, split
 from dataloader.errors import InputError
@@ -277,12 +279,44 @@ def numbers_of(elements: Sequence[str]) -> list[int] | None:
         InputError: a word is neither a symbol nor a number of an element.
     """
     numbers = []
-    for word in elements:
+    for word in chain.from_iterable(atomic_energies.OC22 if word.casefold() == "oc22" else [word] for word in elements):
         number = number_of_symbol.get(word, int(word) if word.isdecimal() and len(word) < 4 else 0)
         if not 0 < number < 119:
-            raise InputError(f"--elements {word} is no element; expected symbols or atomic numbers, for example H C O")
+            raise InputError(
+                f"--elements {word} is no element; expected symbols or atomic numbers, for example H C O, or oc22"
+            )
         numbers.append(int(number))
     return numbers or None
+
+
+def compare_energies(data: Dataset, remedy: str) -> None:
+    """Say what isolated atoms of the data are beside the model's E0s, and which of these no atom can have.
+
+    Args:
+        data: to train on, with the facts of the model.
+        remedy: how the model gets other E0s.
+    """
+    facts = data.facts
+    own = {
+        head: dict(zip(facts.atomic_numbers, row, strict=True))
+        for head, row in zip(facts.heads, facts.atomic_energies, strict=True)
+    }
+    atoms = [atom for source in data.sources for atom in source.isolated_atoms if atom.energy is not None]
+    for head, isolated in atomic_energies.isolated_by_head(atoms, facts.heads[0]).items():
+        different = atomic_energies.differences(isolated, own.get(head, {}))
+        if different:
+            text = "IsolatedAtom frames are not what the E0s of head %s are: %s eV; the model's are used (%s)"
+            log.warning(f"warning: {text}", head, different, remedy)
+        elif set(isolated) & set(own.get(head, {})):
+            log.info("IsolatedAtom frames are the E0s of head %s", head)
+    for head, energies in own.items():
+        low = atomic_energies.impossible(energies)
+        if low:
+            text = (
+                "no atom has so low an E0 as head %s has: %s: of another unit, or fitted to compositions that do not "
+            )
+            text += "determine it; energies of other compositions, fragments and reactions mean nothing with it (%s)"
+            log.warning(f"warning: {text}", head, atomic_energies.shown(low), remedy)
 
 
 def describe(role: str, dataset: Dataset) -> None:
@@ -303,7 +337,7 @@ def describe(role: str, dataset: Dataset) -> None:
         for rule, count in getattr(source, "pbc_rules", {}).items():
             log.info("  pbc %s: %d records", rule, count)
         if source.isolated_atoms:
-            log.info("  %d IsolatedAtom frame(s) give reference energies and are left out", len(source.isolated_atoms))
+            log.info("  %d IsolatedAtom frame(s) are left out", len(source.isolated_atoms))
         if source.dropped:
             log.warning("  dropped %d: %s", source.dropped.total(), source.drop_report())  # type: ignore[attr-defined]
         if source.left_out:

@@ -20,6 +20,7 @@ from model_utils.run.report import EpochProgress, MetricsFile, TensorBoard, log_
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
 
+LARGE_FIRST_ERROR = 1.0  # eV/atom
 OF_THE_COMMAND = ("config", "resume", "overwrite", "dry_run", "debug")  # no settings of the run
 
 
@@ -92,9 +93,27 @@ class RunFiles:
     def on_validation(self, record: ValidationRecord) -> None:
         """A validation line."""
         log_validation(record)
+        if record.step == 0:
+            self._judge_first(record)
         self.metrics.validation(record)
         if self.events is not None:
             self.events.validation(record)
+
+    def _judge_first(self, record: ValidationRecord) -> None:
+        """One line of advice where the first errors are those of other reference energies, not of fresh weights."""
+        scales = self.writer.description.atomic_inter_scale or [1.0]
+        limit = max(LARGE_FIRST_ERROR, 2 * max(scales))
+        errors = [found.energy_rmse_per_atom or 0.0 for found in (record.metrics, *record.by_source.values())]
+        if max(errors) <= limit:
+            return
+        fine_tuned, where = self.record["source"] is not None, self.record["config"]["input_json"]
+        log.warning(
+            "warning: the first errors are %.3g eV/atom: E0s of another method or unit than the data have? "
+            "`metadata.py check --input_json %s` compares them with the data, %s",
+            max(errors),
+            where,
+            "`finetune.py --E0s shift` fits them" if fine_tuned else "`metadata.py fit` makes a model.json with theirs",
+        )
 
     def on_best(self, state: TrainState, found: Metrics) -> None:
         """A new best model."""

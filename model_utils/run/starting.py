@@ -111,6 +111,13 @@ def default_dtype(checkpoint: WeightsFile | None, origin: Origin | None) -> torc
     return torch.float32 if origin is None else origin.source.file.dtype
 
 
+def energies_remedy(options: TrainOptions, *, fine_tuned: bool) -> str:
+    """The command by which the model gets the E0s of the data."""
+    if fine_tuned:
+        return "finetune.py --E0s isolated takes those of the frames, --E0s shift fits the source's errors"
+    return f"metadata.py fit --input_json {options.input_json} with the data makes a model.json with theirs"
+
+
 def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_on: bool, split: bool) -> None:
     """Say what is minimised, and what will be written where: every file of a new run, the place of one that goes on."""
     log.info(

@@ -71,6 +71,8 @@ def train_in_place(
         data = open_data.training_data(options, description.facts(), dtype, options.seed)
     loss = assemble.loss_of(options)
     starting.announce_files(options, outputs, loss, goes_on=stored is not None, split=data.was_split)
+    if stored is None:
+        open_data.compare_energies(data.train, starting.energies_remedy(options, fine_tuned=origin is not None))
     module = model_loader.build(description, dtype, options.seed, str(options.input_json))
     if origin is not None:
         origin.put_into(module)

@@ -23,6 +23,7 @@ Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options
 
 ONLY_IN_YAML = ("sources",)
 YAML_ENDINGS = (".yaml", ".yml")
+PERHAPS_FILES = ("E0s",)  # names of settings that take a word, JSON or a file
 
 
 def run(
@@ -341,7 +342,8 @@ def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
     for name in paths:
         if settings.get(name) == "" or (isinstance(settings.get(name), list) and "" in settings[name]):
             raise InputError(f"{name} in {path} is empty; give a path, or leave the line out")
-    return {n: _relative_to(path.parent, v) if n in (*paths, "sources") else v for n, v in settings.items()}
+    files = [n for n in PERHAPS_FILES if isinstance(settings.get(n), str) and os.path.isfile(path.parent / settings[n])]
+    return {n: _relative_to(path.parent, v) if n in (*paths, *files, "sources") else v for n, v in settings.items()}
 
 
 def _is_list_of_files(value: Any) -> bool:

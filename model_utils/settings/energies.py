@@ -1,36 +1,79 @@
-"""Reference energies that a user gives: JSON by element, or a linear fit as OC20 and OMat24 publish it."""
+"""Reference energies that a user gives: JSON by element, a file of isolated atoms, or a published linear fit."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from dataloader.atomic_energies import read_isolated
 from dataloader.errors import InputError
+from dataloader.labels import LabelKeys
 from dataloader.structure import symbols
 from model_utils.models import description as model_json
 
+FORMS = "a file of isolated atoms (.xyz), or JSON like '{\"H\": -13.6}', by head where they have several"
 
-def given_energies(text: str, words: str, flag: str | None = None) -> dict[int, float]:
-    """E0s from JSON text or a JSON file: a mapping by element, as atomic number → eV.
+
+@dataclass(frozen=True)
+class GivenEnergies:
+    """E0s in eV by atomic number, for every head and for single ones."""
+
+    for_all: Mapping[int, float] = field(default_factory=dict)
+    by_head: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    def of(self, head: str) -> dict[int, float]:
+        """Those that hold for a head."""
+        return {**self.for_all, **self.by_head.get(head, {})}
+
+    @property
+    def elements(self) -> set[int]:
+        """All elements that are named."""
+        return {*self.for_all, *(z for values in self.by_head.values() for z in values)}
+
+    def refuse_other_heads(self, heads: Sequence[str], flag: str) -> None:
+        """Raise InputError where energies are given for a head that there is not."""
+        unknown = sorted(set(self.by_head) - set(heads))
+        if unknown:
+            raise InputError(f"{flag} names head {unknown[0]!r}, but the heads are {', '.join(heads)}")
+
+
+def given_energies(text: str, words: str, keys: LabelKeys, flag: str | None = None) -> GivenEnergies:
+    """E0s from JSON text, a JSON file or an extended-XYZ file of isolated atoms.
 
     Args:
-        text: the JSON, or the name of its file.
+        text: the JSON, or the name of a file.
         words: what else the flag takes, for messages.
+        keys: names of the labels in an xyz.
         flag: the flag as it was given, for messages; ``--E0s`` unless given.
 
     Raises:
-        InputError: it is neither JSON of that kind nor one of the words.
+        InputError: it is none of these, nor one of the words.
     """
-    flag = flag or f"--E0s {text[:40]}"
+    flag = flag or f"--E0s {text if len(text) <= 200 else text[:40] + '…'}"
+    is_text = text.lstrip().startswith("{")
+    if not is_text and not os.path.isfile(text):
+        raise InputError(f"{flag}: there is no such file; expected {words}, {FORMS}")
+    if not is_text and Path(text).suffix.lower() in (".xyz", ".extxyz"):
+        by_head = read_isolated(Path(text), keys)
+        return GivenEnergies(by_head.pop("", {}), by_head)
     try:
-        given = json.loads(Path(text).read_text(encoding="utf-8") if not text.lstrip().startswith("{") else text)
-        values = {model_json.number_of(str(key)): float(value) for key, value in given.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{flag}: {error}; expected {words}, or JSON like '{{\"H\": -13.6}}'") from None
-    if not np.isfinite(list(values.values())).all():
+        given = json.loads(text if is_text else Path(text).read_text(encoding="utf-8"))
+        nested = {head: _numbers(values) for head, values in given.items() if isinstance(values, dict)}
+        found = GivenEnergies({} if nested else _numbers(given), nested)
+        if nested and len(nested) != len(given):
+            raise ValueError("some energies are by head and some are not")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{flag}: {error!s:.120}; expected {words}, {FORMS}") from None
+    if not np.isfinite([*found.for_all.values(), *(e for row in found.by_head.values() for e in row.values())]).all():
         raise InputError(f"{flag}: an energy is not finite")
-    return values
+    return found
+
+
+def _numbers(given: Mapping[str, object]) -> dict[int, float]:
+    return {model_json.number_of(str(key)): float(value) for key, value in given.items()}  # type: ignore[arg-type]
 
 
 def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
@@ -48,7 +91,10 @@ def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
     if not isinstance(given, dict):
         raise InputError(f"--linear_references {path} holds a {type(given).__name__}, expected energies by element")
     flag = f"--linear_references {path}"
-    return of_all(given_energies(json.dumps(given), "energies by element", flag), elements, flag)
+    values = given_energies(json.dumps(given), "energies by element", LabelKeys(), flag)
+    if values.by_head:
+        raise InputError(f"{flag} holds energies by head, expected one for each element")
+    return of_all(values.for_all, elements, flag)
 
 
 def of_all(given: Mapping[int, float], elements: Sequence[int], flag: str) -> dict[int, float]:

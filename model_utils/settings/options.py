@@ -77,7 +77,7 @@ class FilterOptions:
     """Which structures are used."""
 
     elements: tuple[str, ...] = ()
-    """Keep only structures made of these elements (symbols or atomic numbers) and count the others. Unless given, an element that model.json lacks is an error."""
+    """Keep only structures made of these elements (symbols, atomic numbers, or `oc22` for the 57 of OC22) and count the others. Unless given, an element that model.json lacks is an error."""
     max_dropped: Fraction = 0.001
     """Largest share of an LMDB's records that may be faulty (missing label, NaN, broken cell); they are listed, more is an error. In xyz files the first faulty frame is an error."""
     max_atoms: Count | None = None
@@ -344,7 +344,9 @@ class FinetuneOptions(TrustOptions, TrainingOptions):
     input_json: Path | None = None
     """A model.json that the one of the weights must equal; needed where the file holds none."""
     add_head: str | None = None
-    """Give the network a second head of this name, a copy of the source's one with its E0s. Which structures are of it say the records (`head`) or the YAML's list of sources; all others are of the source's own head."""
+    """Give the network a further head of this name, a copy of one of the source's with its E0s. Which structures are of it say the records (`head`) or the YAML's list of sources; of a source with one head, all others are of that one."""
+    copy_head: str | None = None
+    """Head of the source that --add_head or a new --replay_head copies; its first unless given."""
     replay: Path | None = None
     """Extended-XYZ file or LMDBs of what the source was trained on, replayed beside the new data so that fine-tuning does not forget. Labels have the usual names; the YAML's list of sources says everything else."""
     replay_ratio: Ratio = 1.0
@@ -356,13 +358,15 @@ class FinetuneOptions(TrustOptions, TrainingOptions):
     replay_head: str = "replay"
     """Head of the replayed structures: a new name becomes a copy of the source's head with its E0s; the source's own name trains one head on both, where E0s are unchanged."""
     E0s: str = "keep"
-    """Reference energies (of the source's own head): `keep` the source's, `shift` them per element by a least-squares fit of its errors on the training data, or JSON by element. Changes are printed."""
+    """Reference energies: `keep` the source's, `shift` them by a least-squares fit of its errors on the training data, head by head, `isolated` takes those of the data's IsolatedAtom frames; or an xyz file of isolated atoms or JSON by element, for all of the source's own heads, or by head and element. A replayed head keeps the source's. Changes are printed."""
     lr: Rate = 1e-4
     """Learning rate; small, or the source is forgotten in the first steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("add_head", "replay_head"):
+        if self.copy_head is not None and self.add_head is None and self.replay is None:
+            raise InputError("--copy_head is given but no new head; name it with --add_head")
+        for name in ("add_head", "copy_head", "replay_head"):
             if getattr(self, name) == "":
                 raise InputError(f"--{name} is empty; give the head's name, or leave the flag out")
         if self.replay is not None and self.replay_labels == "file" and self.replay in self.xyz_train + self.lmdb_train:
@@ -489,11 +493,11 @@ class MetadataOptions(TrainDataOptions, CommonOptions):
     overwrite: bool = False
     """Replace it where it is there already."""
     E0s: str = "auto"
-    """Reference energies: `isolated` (IsolatedAtom frames), `lstsq` (least squares), `average` (the same where compositions do not determine all), `auto` (the first of these that works), or JSON by element."""
+    """Reference energies: `isolated` (IsolatedAtom frames), `lstsq` (least squares), `average` (the same where compositions do not determine all), `auto` (the first of these that works), an xyz file of isolated atoms, or JSON by element, by head and element where there are several heads."""
     linear_references: Path | None = None
     """JSON of linear reference energies (eV, by element or as a list by atomic number), which become the atomic_energies; in place of --E0s."""
     scaling: Literal["rms_forces", "std", "none"] = "rms_forces"
-    """Scale of the interaction energy: rms of the force components, spread of the energies per atom, or 1."""
+    """Scale of the interaction energy: rms of the force components, spread of the energies per atom, or 1. Where one is numerical noise the other is taken, with a warning."""
     zero_shift: bool = False
     """Shift 0 in place of the mean energy per atom, as `mace_run_train --model MACE`."""
     valid_fraction: Fraction = 0.0
@@ -502,17 +506,23 @@ class MetadataOptions(TrainDataOptions, CommonOptions):
     """Seed of that split."""
 
     def __post_init__(self) -> None:
-        _check_data(self)
+        self._check_data()
         if self.linear_references is not None and self.E0s != "auto":
             raise InputError("--linear_references and --E0s both say what the atomic_energies are; leave one out")
+
+    def _check_data(self) -> None:
+        _check_data(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataInitOptions(MetadataOptions):
-    """From a data file to a complete model.json: elements, E0s, avg_num_neighbors, scale and shift."""
+    """From a data file to a complete model.json: elements, heads, E0s, avg_num_neighbors, scale and shift.
 
-    preset: Literal["small", "medium", "large"] | None = None
-    """Size: 128x0e, 128x0e+128x1o, 128x0e+128x1o+128x2e."""
+    Without data: the network alone, for the elements of --elements or else of OC22, which `metadata.py fit` completes.
+    """
+
+    preset: Literal["tiny", "small", "medium", "large"] | None = None
+    """Size: 16x0e within 4 Å for a first try, 128x0e, 128x0e+128x1o, 128x0e+128x1o+128x2e."""
     mace_config: Path | None = None
     """YAML of mace_run_train that describes the network."""
     r_max: Positive | None = None
@@ -525,6 +535,15 @@ class MetadataInitOptions(MetadataOptions):
     """Correlation order (body order less one) of every layer."""
     num_interactions: Count | None = None
     """Number of layers."""
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.xyz_train or self.lmdb_train or self.xyz_val or self.lmdb_val or self.sources)
+
+    def _check_data(self) -> None:
+        if self.has_data:
+            super()._check_data()
 
 
 @dataclass(frozen=True, kw_only=True)

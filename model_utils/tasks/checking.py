@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import data_check, parallel
-from dataloader.data_check import Finding, Looked, Set
+from dataloader import parallel
+from dataloader.data_check import energies, labels, looking, references, repeats, scales, work
+from dataloader.data_check.looking import Finding, Looked, Set
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.progress import Progress
@@ -27,6 +28,9 @@ ROWS_AT_ONCE = 1000
 PAIRED = 600  # structures that are compared with one another
 NAMES: dict[Role, str] = {"train": "training", "val": "validation", "test": "test"}
 DEFAULTS = (128, 3, 2)  # channels, max_ell, layers where no model.json is given
+DEFAULT_HEAD = "Default"
+
+EnergiesByHead = Mapping[str, Mapping[str, Mapping[int, float]]]  # [head][whose][atomic number], eV
 
 
 def check(options: CheckOptions) -> None:
@@ -41,14 +45,17 @@ def check(options: CheckOptions) -> None:
     model = model_json.read(options.input_json) if options.input_json is not None else None
     r_max = options.r_max or (model.r_max if model is not None else 5.0)
     findings: list[Finding] = []
-    sets, isolated = [], []
+    sets, isolated, paths = [], [], dict[str, dict[int, str]]()
     for role, name in NAMES.items():
         sources = _opened(options, role, name, findings)
         isolated += [atom for source in sources for atom in source.isolated_atoms]
         if sum(map(len, sources)):
             sets.append(_looked_at(sources, name, options, r_max))
+            paths[name] = {number: source.path.name for number, source in enumerate(sources)}
     if sets:
-        findings += _judged(sets, model, isolated, options)
+        default = options.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
+        findings += _judged(sets, model, _references(model, isolated, default), paths, default)
+        findings.append(_memory(sets[0], model, options.batch_size or 10))
     _print(findings)
     if options.output_json is not None:
         content = {"findings": [dataclasses.asdict(finding) for finding in findings], "looked_at": _sizes(sets)}
@@ -67,7 +74,7 @@ def _sizes(sets: Sequence[Set]) -> dict[str, list[int]]:
 
 def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding]) -> list[Source]:
     """The sources of one role; what cannot be opened is a finding."""
-    found = []
+    opened = []
     for spec in specs_of(options, role):
         try:
             filters = filters_of(options, keep_charges=True)
@@ -78,8 +85,8 @@ def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding
         if source.dropped:
             text = f"{source.path}: {source.dropped.total()} records cannot be used: {source.drop_report()}"  # type: ignore[attr-defined]
             findings.append(Finding(level="error", check="reading", text=text, data=name))
-        found.append(source)
-    return found
+        opened.append(source)
+    return opened
 
 
 class _Slice(NamedTuple):
@@ -106,57 +113,91 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
         column: np.array([row[i] for row in rows], dtype=np.uint64 if column == "fingerprint" else None)
         for i, column in enumerate(Looked._fields)
     }
-    paired = [sources[int(s)].structure(int(i)) for s, i in places[: 4 * PAIRED : 1][:PAIRED]]
+    paired = [sources[int(s)].structure(int(i)) for s, i in _neighbours_in_time(places, sources)]
     return Set(
         name=name,
         total=total,
         names=lambda row: sources[int(places[row, 0])].identifier(int(places[row, 1])),
         looked=columns,
         counts=np.concatenate([parts[number][1] for number in sorted(parts)]),
+        files=places[:, 0],
         sampled=paired,
     )
+
+
+def _neighbours_in_time(places: NDArray[np.int64], sources: Sequence[Source]) -> NDArray[np.int64]:
+    """The first places of every file and head, which follow one another as in a trajectory."""
+    heads = np.array([sources[int(s)].heads.ids[int(i)] for s, i in places])
+    _, groups = np.unique(np.stack([places[:, 0], heads], axis=1), axis=0, return_inverse=True)
+    groups = groups.reshape(-1)
+    share = -(-PAIRED // (int(groups.max()) + 1))
+    return np.concatenate([places[groups == group][:share] for group in range(int(groups.max()) + 1)])
 
 
 def _look(
     part: _Slice, sources: Sequence[Source], r_max: float, max_neighbors: int
 ) -> tuple[list[Looked], NDArray[np.uint16]]:
     structures: list[Structure] = [sources[int(s)].structure(int(i)) for s, i in part.places]
-    counts = np.stack([data_check.counts_of(structure) for structure in structures])
-    return [data_check.look(structure, r_max, max_neighbors) for structure in structures], counts
+    counts = np.stack([looking.counts_of(structure) for structure in structures])
+    return [looking.look(structure, r_max, max_neighbors) for structure in structures], counts
 
 
 def _judged(
-    sets: Sequence[Set], model: ModelDescription | None, isolated: Sequence[Structure], options: CheckOptions
+    sets: Sequence[Set],
+    model: ModelDescription | None,
+    given: EnergiesByHead,
+    paths: Mapping[str, Mapping[int, str]],
+    default: str,
 ) -> list[Finding]:
-    found: list[Finding] = []
-    fits = [data_check.fit_energies(data) for data in sets]
-    for data, fit in zip(sets, fits, strict=True):
-        found += data_check.labels(data) + data_check.energies(data, fit) + data_check.energies_and_forces(data, fit)
-        found += data_check.scales(data) + data_check.stress_sign(data) + data_check.geometry(data)
-    for data in sets[1:]:
-        found += data_check.against_other_set(data, sets[0], fits[0])
-    for whose, references in _references(model, isolated):
-        found += data_check.against_references(sets[0], fits[0], references, whose)
-    found += data_check.elements(sets, model.atomic_numbers if model is not None else None)
-    found += data_check.repeats(sets)
-    channels, max_ell, layers = DEFAULTS if model is None else _size(model)
-    found.append(data_check.memory(sets[0], options.batch_size or 10, channels, max_ell, layers))
-    return found
+    """What is wrong with the sets, head by head where labels are concerned: heads share nothing but structures."""
+    findings: list[Finding] = []
+    trained = sets[0].by_head(default)
+    for data in sets:
+        findings += labels.geometry(data)
+        for part in data.by_head(default).values():
+            findings += _of_one_head(part, paths[data.name])
+    for head, train in trained.items():
+        fit = energies.fit_energies(train)
+        for data in sets[1:]:
+            if head in (parts := data.by_head(default)):
+                findings += references.against_other_set(parts[head], train, fit)
+        own = given.get(head, {})
+        findings += references.undetermined(train, fit, own)
+        for whose, values in own.items():
+            findings += references.against_references(train, fit, values, whose)
+    by_head = [data.by_head(default) for data in sets]
+    for head in dict.fromkeys(head for parts in by_head for head in parts):
+        findings += repeats.repeats([parts[head] for parts in by_head if head in parts])
+    findings += repeats.elements(sets, model.atomic_numbers if model is not None else None)
+    return findings + repeats.heads(sets, model.heads if model is not None else None)
 
 
-def _references(model: ModelDescription | None, isolated: Sequence[Structure]) -> list[tuple[str, dict[int, float]]]:
-    """E0s that are given: in the model.json, by isolated atoms."""
-    given: list[tuple[str, dict[int, float]]] = []
+def _of_one_head(data: Set, paths: Mapping[int, str]) -> list[Finding]:
+    fit, compared = energies.fit_energies(data), work.compare(data)
+    findings = labels.labels(data) + energies.energies(data, fit, totals=work.says_totals(compared))
+    findings += work.energies_and_forces(data, fit, compared) + references.between_files(data, paths)
+    return findings + scales.scales(data) + scales.stress_sign(data)
+
+
+def _references(model: ModelDescription | None, isolated: Iterable[Structure], default: str) -> EnergiesByHead:
+    """E0s that are given for each head: in the model.json, by isolated atoms."""
+    given: dict[str, dict[str, dict[int, float]]] = {}
     if model is not None:
-        facts = model.facts()
-        given.append(("model.json", dict(zip(facts.atomic_numbers, facts.atomic_energies[0], strict=True))))
-    alone = {int(atom.atomic_numbers[0]): atom.energy for atom in isolated if atom.energy is not None}
-    return [*given, ("the IsolatedAtom frames", alone)] if alone else given
+        for head, row in zip(model.heads, model.atomic_energies, strict=True):
+            given.setdefault(head, {})["model.json"] = dict(zip(model.atomic_numbers, row, strict=True))
+    for atom in isolated:
+        if atom.energy is not None:
+            of_head = given.setdefault(atom.head or default, {})
+            of_head.setdefault("the IsolatedAtom frames", {})[int(atom.atomic_numbers[0])] = atom.energy
+    return given
 
 
-def _size(model: ModelDescription) -> tuple[int, int, int]:
-    channels = int(str(model.hidden_irreps).partition("x")[0])
-    return channels, int(model.max_ell), int(model.num_interactions)
+def _memory(data: Set, model: ModelDescription | None, batch_size: int) -> Finding:
+    channels, max_ell, layers = DEFAULTS
+    if model is not None:
+        channels = int(str(model.hidden_irreps).partition("x")[0])
+        max_ell, layers = int(model.max_ell), int(model.num_interactions)
+    return repeats.memory(data, batch_size, channels, max_ell, layers)
 
 
 def _print(findings: Sequence[Finding]) -> None:

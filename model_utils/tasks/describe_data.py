@@ -1,8 +1,7 @@
 """From data and a network's fields to a model.json: the arithmetic's results put where the description wants them."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import yaml
 
 from dataloader import progress
+from dataloader.atomic_energies import impossible, shown
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.packing import epoch_order
@@ -21,18 +21,22 @@ from dataloader.structure import Structure, symbols
 from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.run.open_data import filters_of, numbers_of, specs_of
+from model_utils.run.open_data import filters_of, label_keys, numbers_of, specs_of
 from model_utils.runtime import log, start_log
 from model_utils.settings.energies import given_energies, linear_references, of_all
 from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
+from model_utils.tasks.label_census import LabelCensus
 
-PRESETS = {  # mace's foundation sizes: how far equivariant features go
+PRESETS: dict[str, dict[str, Any]] = {  # mace's foundation sizes: how far equivariant features go
+    "tiny": {"hidden_irreps": "16x0e", "r_max": 4.0},  # for a first try
     "small": {"hidden_irreps": "128x0e"},
     "medium": {"hidden_irreps": "128x0e+128x1o"},
     "large": {"hidden_irreps": "128x0e+128x1o+128x2e"},
 }
 R_MAX = 5.0  # Å, mace_run_train's default
+DEFAULT_HEAD = "Default"
+METHODS = ("auto", "isolated", "lstsq", "average")
 
 # Names of mace_run_train's settings that describe the network, and the fields of model.json they are.
 MACE_SETTINGS = {
@@ -76,7 +80,7 @@ def start() -> None:
 
 def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
     """The fields that say how the network looks: defaults, then preset, then the mace YAML, then flags."""
-    fields: dict[str, Any] = {"model_class": "ScaleShiftMACE", "r_max": R_MAX, "heads": ["Default"]}
+    fields: dict[str, Any] = {"model_class": "ScaleShiftMACE", "r_max": R_MAX}
     fields |= PRESETS[options.preset] if options.preset else {}
     fields |= _from_mace_yaml(options.mace_config) if options.mace_config else {}
     for name in ("r_max", "hidden_irreps", "max_ell", "correlation", "num_interactions"):
@@ -154,13 +158,15 @@ def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
     fields = model_json.load_fields(options.input_json)
     if not isinstance(fields.get("r_max"), int | float):
         raise InputError(f"{options.input_json}: r_max is missing, without which neighbours cannot be counted")
-    return {"heads": ["Default"], **fields}
+    return {"heads": [DEFAULT_HEAD], **fields}
 
 
 def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
-    """Read the data once."""
-    _refuse_broken(options, network)
-    r_max, heads = float(network["r_max"]), network["heads"]
+    """Read the data once; a network that names its heads must have those of the data."""
+    _refuse_existing(options)
+    heads = network.get("heads")
+    _refuse_broken(options, {**network, "heads": heads or [DEFAULT_HEAD]})
+    r_max = float(network["r_max"])
     specs, wanted = specs_of(options, "train"), numbers_of(options.elements)
     filters = filters_of(options, keep_charges=True)
     if options.valid_fraction > 0:  # which are set aside depends on how many there are
@@ -176,16 +182,19 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     sums = collect(
         census.watch(structures),
         r_max,
-        default_head=heads[0],
+        default_head=heads[0] if heads else DEFAULT_HEAD,
         free_atoms_only=options.train_on_free_atoms,
         max_neighbors=options.max_neighbors,
     )
     if sums.atoms == 0:
         raise InputError("no structures to measure; look at the files and at --elements")
     census.judge(allow_missing=options.allow_missing_labels)
-    unknown = set(sums.heads) - set(heads)
+    unknown = set(sums.heads) - set(heads or sums.heads)
     if unknown:
-        raise InputError(f"the data name head(s) {sorted(unknown)} but the model has {list(heads)}")
+        raise InputError(
+            f"the data name head(s) {sorted(unknown)} but the model has {heads}; write them into `heads` of the "
+            "model.json, or let `metadata.py init` make one"
+        )
     return sums
 
 
@@ -195,43 +204,28 @@ def _say_notes(census: Census) -> None:
         log.info("%s: %s: %d structures", census.path, text, count)
 
 
-class LabelCensus:
-    """Counts the labels of structures that go by: all of them have one, none has, or some lack it."""
-
-    def __init__(self) -> None:
-        self._structures = 0
-        self._labelled: Counter[str] = Counter()
-        self._first_without: dict[str, str] = {}
-
-    def watch(self, structures: Iterable[Structure]) -> Iterator[Structure]:
-        """The structures, each counted; isolated atoms are not."""
-        for structure in structures:
-            if not structure.is_isolated_atom:
-                self._structures += 1
-                for quantity in ("energy", "forces"):
-                    if getattr(structure, quantity) is not None:
-                        self._labelled[quantity] += 1
-                    else:
-                        self._first_without.setdefault(quantity, structure.identifier)
-            yield structure
-
-    def judge(self, *, allow_missing: bool) -> None:
-        """Say what no structure has.
-
-        Raises:
-            InputError: some lack a label that others have, and nobody said that this may be.
-        """
-        for quantity, identifier in self._first_without.items():
-            count = self._labelled[quantity]
-            if count == 0:
-                log.warning("no structure has %s; name the label with --%s_key where it is there", quantity, quantity)
-            elif allow_missing:
-                log.info("%d of %d structures have no %s", self._structures - count, self._structures, quantity)
-            else:
-                raise InputError(
-                    f"{self._structures - count} of {self._structures} structures have no {quantity} (first: "
-                    f"{identifier}); mend them, or take partly labelled data with --allow_missing_labels"
-                )
+def heads_of(sums: DataSums) -> list[str]:
+    """The heads of the structures, in their order; isolated atoms that name none go to the only one."""
+    heads = [name for name, head in sums.heads.items() if head.structures]
+    nameless = sums.heads.get(DEFAULT_HEAD)
+    if DEFAULT_HEAD not in heads and nameless is not None:
+        if len(heads) == 1 and not sums.heads[heads[0]].isolated:
+            sums.heads[heads[0]].isolated.update(nameless.isolated)
+        else:
+            atoms = symbols(list(nameless.isolated))
+            log.warning(
+                "warning: IsolatedAtom frames of %s name no head and are left aside; write `head` into them", atoms
+            )
+    if heads != [DEFAULT_HEAD]:
+        log.info("heads: %s", ", ".join(f"{name} ({sums.heads[name].structures} structures)" for name in heads))
+    if len(heads) > 1 and DEFAULT_HEAD in heads:
+        log.warning(
+            "warning: %d structures name no head and are of head %s; training needs --head %s for them",
+            sums.heads[DEFAULT_HEAD].structures,
+            DEFAULT_HEAD,
+            DEFAULT_HEAD,
+        )
+    return heads
 
 
 def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None:
@@ -289,20 +283,26 @@ def measured_fields(
         sums.atoms,
     )
     scales, shifts = [], []
+    energies_of = _energies_of_heads(options, elements, network["heads"])
     for name in network["heads"]:
         head = sums.heads.get(name, HeadSums())
-        energies = _energies(head, elements, options, name)
-        scale, shift = scale_and_shift(head, energies, options.scaling)
-        shift = 0.0 if zero_shift else shift
+        energies = energies_of(head, name)
+        low = impossible(energies)
+        if low:
+            log.warning("warning: head %s: no atom has so low an E0: %s", name, shown(low))
+        scaling = scale_and_shift(head, energies, options.scaling)
+        shift = 0.0 if zero_shift else scaling.shift
         found["atomic_energies"].append([energies[z] for z in elements])
-        scales.append(scale)
+        scales.append(scaling.scale)
         shifts.append(shift)
+        if scaling.warning:
+            log.warning("warning: head %s: %s", name, scaling.warning)
         log.info(
-            "head %s: scale %.6g, shift %.6g eV (%s scaling, %d structures)",
+            "head %s: scale %.6g, shift %.6g eV (%s, %d structures)",
             name,
-            scale,
+            scaling.scale,
             shift,
-            options.scaling,
+            scaling.origin,
             head.structures,
         )
     if network.get("model_class", "ScaleShiftMACE") == "ScaleShiftMACE":
@@ -310,31 +310,79 @@ def measured_fields(
     return found
 
 
-def _energies(head: HeadSums, elements: Sequence[int], options: MetadataOptions, name: str) -> dict[int, float]:
+def _energies_of_heads(
+    options: MetadataOptions, elements: Sequence[int], heads: Sequence[str]
+) -> Callable[[HeadSums, str], dict[int, float]]:
+    """What gives the E0s of a head: linear references, what the user gives, or the data."""
     if options.linear_references is not None:
         values = linear_references(options.linear_references, elements)
-        log.info("head %s: E0s are the linear references of %s", name, options.linear_references)
-        return values
-    if options.E0s not in ("auto", "isolated", "lstsq", "average"):
-        given = given_energies(options.E0s, "auto, isolated, lstsq, average")
-        return of_all(given, elements, "--E0s")
-    found = reference_energies(head, elements, options.E0s)
-    log.info("head %s: E0s %s", name, found.origin)
+        log.info("E0s are the linear references of %s", options.linear_references)
+        return lambda _head, _name: values
+    if options.E0s in METHODS:
+        return lambda head, name: _fitted_energies(head, elements, options.E0s, name)
+    flag = "--E0s" if options.E0s.lstrip().startswith("{") else f"--E0s {options.E0s}"
+    given = given_energies(options.E0s, ", ".join(METHODS), label_keys(options))
+    given.refuse_other_heads(heads, flag)
+    log.info("E0s are those of %s", flag)
+    return lambda _head, name: of_all(given.of(name), elements, f"{flag}, head {name}," if given.by_head else flag)
+
+
+def _fitted_energies(head: HeadSums, elements: Sequence[int], method: str, name: str) -> dict[int, float]:
+    references = reference_energies(head, elements, method)
+    log.info("head %s: E0s %s", name, references.origin)
     for z in elements:
-        log.info("  %-2s %.6f eV", symbols([z]), found.values[z])
-    return found.values
+        if z not in references.absent:
+            log.info("  %-2s %.6f eV", symbols([z]), references.values[z])
+    if references.absent:
+        log.warning(
+            "warning: head %s: no structure has %s: their E0s are 0 and say nothing; give --E0s as JSON, or isolated "
+            "atoms",
+            name,
+            symbols(references.absent),
+        )
+    if references.warning:
+        log.warning("warning: head %s: %s", name, references.warning)
+    return references.values
 
 
-def write(options: MetadataOptions, found: Mapping[str, Any]) -> ModelDescription:
+def write_network(options: MetadataInitOptions, network: Mapping[str, Any]) -> None:
+    """Without data: the network alone, for the elements of --elements or of OC22; `metadata.py fit` adds the rest."""
+    numbers = numbers_of(options.elements)
+    if numbers is None:
+        numbers = numbers_of(["oc22"])
+        log.info("neither data nor --elements name elements: the table is that of OC22")
+    assert numbers is not None
+    fields = {**network, "atomic_numbers": sorted(numbers)}
+    _refuse_broken(options, {"heads": [DEFAULT_HEAD], **fields})
+    log.info("elements: %s", symbols(numbers))
+    _put(options, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    log.warning(
+        "warning: %s lacks what data say (E0s, avg_num_neighbors, scale, shift): `metadata.py fit --input_json %s` "
+        "with the data puts it in",
+        options.output_json,
+        options.output_json,
+    )
+
+
+def write(options: MetadataOptions, fields: Mapping[str, Any]) -> ModelDescription:
     """Check the fields as a whole and write the canonical text."""
+    description = model_json.parse(json.dumps(dict(fields)), f"the model.json for {options.output_json}")
+    _put(options, description.canonical_text())
+    log.info("wrote %s, hash %s…", options.output_json, description.hash()[:12])
+    return description
+
+
+def _refuse_existing(options: MetadataOptions) -> None:
     path = options.output_json
     if path.exists() and not options.overwrite:
         raise InputError(f"--output_json {path} is there already; give another name or --overwrite")
-    description = model_json.parse(json.dumps(dict(found)), f"the model.json for {path}")
+
+
+def _put(options: MetadataOptions, text: str) -> None:
+    _refuse_existing(options)
+    path = options.output_json
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_text(path, description.canonical_text())
+        durable.write_text(path, text)
     except OSError as error:
         raise InputError(f"cannot write --output_json {path}: {error.strerror}") from None
-    log.info("wrote %s, hash %s…", path, description.hash()[:12])
-    return description

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
-from dataloader.packed import shard_writer
+from dataloader.packed import packed_manifest, shard_writer
 from dataloader.packed.shard_writer import Recipe
 from dataloader.packed.splitting import parse_shares
 from dataloader.sources import SourceSpec, open_sources
@@ -61,7 +61,20 @@ def pack(options: PackOptions) -> None:
         shard_writer.pack(sources, options.output_dir, recipe, log.info)
     except OSError as error:
         raise InputError(f"cannot write --output_dir {options.output_dir}: {error.strerror or error}") from None
-    log.info("packed into %s; read it with --lmdb_train %s", options.output_dir, options.output_dir)
+    log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
+
+
+def _flags(folder: Path, recipe: Recipe) -> str:
+    """The flags that read what was packed: of each part where it was split."""
+    parts = tuple(dict.fromkeys([*recipe.shares, *recipe.listed]))
+    written = [name for name in parts if (folder / name / packed_manifest.NAME).is_file()]
+    if not written:
+        return f"--lmdb_train {folder}"
+    roles = {"train": "train", "valid": "val", "val": "val", "validation": "val"}
+    otherwise = ["train", *["test"] * len(written)]  # the first is the pool
+    return " ".join(
+        f"--lmdb_{roles.get(name, other)} {folder / name}" for name, other in zip(written, otherwise, strict=False)
+    )
 
 
 def _ids(path: Path, split: str) -> frozenset[str]:

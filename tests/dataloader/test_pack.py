@@ -98,6 +98,9 @@ def test_nothing_is_in_two_splits(planted: Path, tmp_path: Path, run: Callable[.
         *("--split", "train=0.6", "valid=0.2", "test=0.2", "--rows_per_shard", 10, "--stages", 5, 20),
     )
     assert "12 structures repeat 12 others: planted.lmdb key 1000 = planted.lmdb key 0" in out
+    advice = out.partition("read it with ")[2].splitlines()[0].split()
+    assert advice[:6:2] == ["--lmdb_train", "--lmdb_val", "--lmdb_test"]
+    assert all(len(source(Path(path))) for path in advice[1:6:2])
     parts = {name: contents(tmp_path / "p" / name) for name in ("train", "valid", "test")}
     assert sum(map(len, parts.values())) == N + 12
     assert all(len(part) >= 8 for part in parts.values())

@@ -1,0 +1,47 @@
+"""Labels, distances and cells of one set: what is missing, zero, broken or too close."""
+
+import numpy as np
+
+from dataloader.data_check.looking import Finding, Level, Set
+
+
+def labels(data: Set) -> list[Finding]:
+    """Missing and zero labels."""
+    energy, forces = data.looked["energy"], data.looked["force_square"]
+    findings = []
+    for what, missing in (("energy", np.isnan(energy)), ("forces", np.isnan(forces))):
+        if missing.any():
+            level: Level = "error"
+            text = f"{what} missing in {missing.sum()} of {len(data)} structures"
+            findings.append(Finding(level=level, check="labels", text=text, data=data.name, keys=data.keys(missing)))
+    for what, zero in (("energy is exactly 0", energy == 0), ("all forces are exactly 0", data.looked["zero_forces"])):
+        if zero.any():
+            level = "error" if zero.mean() > 0.5 else "warning"
+            text = f"{what} in {zero.sum()} of {len(data)} structures: is it a label or a placeholder?"
+            findings.append(Finding(level=level, check="labels", text=text, data=data.name, keys=data.keys(zero)))
+    return findings
+
+
+def geometry(data: Set) -> list[Finding]:
+    """Distances, cells, lonely atoms."""
+    looked = data.looked
+    findings = []
+    broken = looked["fault"] != ""
+    if broken.any():
+        first = str(looked["fault"][np.argmax(broken)])
+        text = f"{broken.sum()} structures whose neighbour list shows that they are broken, the first: {first}"
+        findings.append(Finding(level="error", check="distances", text=text, data=data.name, keys=data.keys(broken)))
+    close = looked["closest"] < 0.5
+    if close.any():
+        text = f"{close.sum()} structures with two atoms closer than half the sum of their covalent radii"
+        findings.append(Finding(level="warning", check="distances", text=text, data=data.name, keys=data.keys(close)))
+    lonely = looked["lonely"] > 0
+    if lonely.any():
+        text = f"{lonely.sum()} structures with atoms that have no neighbour within the cutoff"
+        findings.append(Finding(level="warning", check="distances", text=text, data=data.name, keys=data.keys(lonely)))
+    volumes = looked["volume"]
+    if np.isfinite(volumes).any():
+        low, high = np.nanmin(volumes), np.nanmax(volumes)
+        text = f"volume per atom from {low:.3g} to {high:.3g} Å³"
+        findings.append(Finding(level="note", check="cells", text=text, data=data.name))
+    return findings

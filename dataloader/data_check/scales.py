@@ -1,0 +1,77 @@
+"""Forces and stress of one set by their size, and the sign of the stress."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.data_check.looking import Finding, Level, Set
+
+GPA, KBAR = 160.2177, 1602.177  # of 1 eV/Å³
+HIGH_STRESS = 2.0  # eV/Å³, 320 GPa: the centre of the earth
+HIGH_WORK = 4.0  # eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
+COMPRESSED = 0.8  # closest distance over covalent radii, below which such a pressure is possible
+
+
+def scales(data: Set) -> list[Finding]:
+    """Forces and stress by their size."""
+    return _forces(data) + _stress(data)
+
+
+def _forces(data: Set) -> list[Finding]:
+    squares = data.looked["force_square"]
+    if not np.isfinite(squares).any():
+        return []
+    rms = float(np.sqrt(np.nanmean(squares)))
+    text = f"rms of the force components {rms:.4g} eV/Å, largest force {np.nanmax(data.looked['max_force']):.4g}"
+    level: Level = "note"
+    if 0 < rms < 0.02:
+        level, text = "warning", f"{text}: small; Hartree/Bohr would make it {51.4221 * rms:.3g} eV/Å"
+    elif rms > 15:
+        level, text = "warning", f"{text}: large; from kcal/mol/Å it would be {rms / 23.0605:.3g} eV/Å"
+    return [Finding(level=level, check="forces", text=text, data=data.name)]
+
+
+def _stress(data: Set) -> list[Finding]:
+    """By size; a stress as in the earth's core is believed where atoms are pressed together as there."""
+    traces, largest = data.looked["trace"], data.looked["max_stress"]
+    if not np.isfinite(traces).any():
+        return []
+    rms = float(np.sqrt(np.nanmean(np.square(traces))))
+    text = f"rms of the mean normal stress {rms:.4g} eV/Å³ ({GPA * rms:.4g} GPa)"
+    middle, work = np.nanmedian(largest), np.nanmedian(largest * data.looked["volume"])
+    if middle <= HIGH_STRESS and work <= HIGH_WORK:
+        return [Finding(level="note", check="stress", text=text, data=data.name)]
+    unit, factor = ("kbar", KBAR) if rms > 16 else ("GPa", GPA)
+    close = np.median(data.looked["closest"][np.isfinite(largest)]) < COMPRESSED
+    text = f"{text}: {'large' if close else 'too large'}; is it in {unit}? divide by {factor:g}"
+    level: Level = "warning" if close and rms < 16 else "error"
+    return [Finding(level=level, check="stress", text=text, data=data.name, factor=factor)]
+
+
+def stress_sign(data: Set) -> list[Finding]:
+    """Compressed structures must be under pressure: of the most stressed tenth, the sign against the volume.
+
+    The volume is compared with that which the elements of the structure have in the other structures.
+    """
+    traces, volumes = data.looked["trace"], data.looked["volume"]
+    rows = np.nonzero(np.isfinite(traces) & np.isfinite(volumes))[0]
+    if len(rows) < 100:
+        return []
+    fractions = data.counts[rows] / data.n_atoms[rows, None]
+    present = fractions.any(axis=0)
+    target = np.log(volumes[rows])
+    residual = target - fractions[:, present] @ np.linalg.lstsq(fractions[:, present], target, rcond=None)[0]
+    size = np.abs(traces[rows])
+    most = size >= np.quantile(size, 0.9)
+    rho, n = _rank_correlation(residual[most], traces[rows][most]), int(most.sum())
+    if rho * np.sqrt(n - 1) < -3:
+        text = (
+            f"the sign of the stress is flipped: of the {n} most stressed structures the compressed ones are under "
+            f"tension (rank correlation {rho:.2f}, expected positive); ASE's sign is positive under tension"
+        )
+        return [Finding(level="error", check="stress", text=text, data=data.name, factor=-1.0)]
+    return [Finding(level="note", check="stress", text=f"sign agrees with the volumes ({rho:+.2f})", data=data.name)]
+
+
+def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    ranks = [np.argsort(np.argsort(x)).astype(float) for x in (a, b)]
+    return float(np.corrcoef(np.stack(ranks))[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0

@@ -1,0 +1,151 @@
+"""Reference energies of a fine-tuned model, by head: given, of isolated atoms, or fitted to the source's errors."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader import atomic_energies, progress
+from dataloader.dataset import Dataset
+from dataloader.errors import InputError
+from dataloader.structure import symbols
+from model_utils import model_loader
+from model_utils.models import description as model_json
+from model_utils.run import open_data
+from model_utils.run.finetuning import Origin, predicted
+from model_utils.runtime import dtype_of, log
+from model_utils.settings.energies import given_energies
+from model_utils.settings.options import FinetuneOptions, TrainOptions
+
+FITTED = 1000  # structures of each head
+OF_DATA = ("shift", "isolated")
+
+
+def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
+    """With the energies of --E0s as JSON or of a file: for all of the source's own heads, or by head for any.
+
+    Raises:
+        InputError: they are of elements or heads that the model does not have.
+    """
+    if options.E0s in ("keep", *OF_DATA):
+        return origin
+    heads, elements = origin.description.heads, origin.description.atomic_numbers
+    given = given_energies(options.E0s, "keep, shift, isolated", open_data.label_keys(options))
+    given.refuse_other_heads(heads, "--E0s")
+    foreign = sorted(given.elements - set(origin.source.description.atomic_numbers))
+    if foreign:
+        raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")
+    rows = []
+    for head, row in zip(heads, origin.description.atomic_energies, strict=True):
+        values = given.of(head) if head in origin.source.description.heads else given.by_head.get(head, {})
+        rows.append([values.get(z, before) for z, before in zip(elements, row, strict=True)])
+    return _with(origin, rows)
+
+
+def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Origin:
+    """With reference energies that the new data give, and the data, which are opened for it.
+
+    A head of which the data have nothing keeps its own, and so does the one whose structures are replayed.
+
+    Raises:
+        InputError: the data cannot be used, or give none.
+    """
+    facts = origin.description.facts()
+    opened = open_data.training_data(train, facts, dtype_of(train.dtype, origin.source.file.dtype), train.seed)
+    origin = dataclasses.replace(origin, data=opened)
+    replayed = options.replay_head if options.replay is not None else None
+    heads = [head for head in origin.description.heads if head != replayed]
+    if options.E0s == "isolated":
+        return _isolated(origin, opened.train, heads, train.head or heads[0])
+    return _shifted(origin, opened.train, heads, train.step)
+
+
+def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str) -> Origin:
+    """Energies of the IsolatedAtom frames; says which elements of the data have none."""
+    atoms = [atom for source in data.sources for atom in source.isolated_atoms]
+    by_head = atomic_energies.isolated_by_head(atoms, default)
+    unknown = sorted(set(by_head) - set(origin.description.heads))
+    if unknown:
+        raise InputError(f"--E0s isolated: IsolatedAtom frames name head {unknown[0]!r}, which the model does not have")
+    if not set(by_head) & set(heads):
+        raise InputError(
+            "--E0s isolated: the training data hold no IsolatedAtom frame; add them, give --E0s a file of isolated "
+            "atoms or JSON, or let --E0s shift fit the source's errors"
+        )
+    occurring, elements, rows = data.elements_by_head(), origin.description.atomic_numbers, []
+    for head, row in zip(origin.description.heads, origin.description.atomic_energies, strict=True):
+        values = by_head.get(head, {}) if head in heads else {}
+        rows.append([values.get(z, before) for z, before in zip(elements, row, strict=True)])
+        without = atomic_energies.lacking(sorted(occurring.get(head, ())), values)
+        if without and head in heads:
+            log.warning(
+                "warning: head %s: no IsolatedAtom frame of %s: they keep the source's E0s, which may be of another "
+                "method",
+                head,
+                without,
+            )
+    return _with(origin, rows)
+
+
+def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> Origin:
+    """With the least-squares fit of label − prediction by composition; elements that do not occur keep theirs."""
+    network = model_loader.network(origin.source.module.to(data.dtype), step, origin.source.description)
+    own = data.shares()[0]
+    numbers = data.head_numbers()[own]
+    rows = [list(row) for row in origin.description.atomic_energies]
+    fitted = 0
+    for position, head in enumerate(origin.description.heads):
+        of_head = own[numbers == position] if head in heads else own[:0]
+        chosen = of_head[np.linspace(0, len(of_head) - 1, min(FITTED, len(of_head))).astype(int)].tolist()
+        compositions, residuals = [], []
+        for i in progress.over(chosen, "errors of the source", len(chosen)):
+            batch = data.batch([i])
+            if bool(batch.labels.energy_mask[0]):
+                energy, _ = predicted(network, origin.in_source(batch))
+                residuals.append(float(batch.labels.energy[0]) - float(energy[0]))
+                compositions.append(np.bincount(batch.species.numpy(), minlength=len(rows[position])))
+        if residuals:
+            change = _fit(np.array(compositions, dtype=float), np.array(residuals), origin, head)
+            rows[position] = (np.array(rows[position]) + change).tolist()
+            fitted += 1
+    if not fitted:
+        raise InputError("--E0s shift: no structure of the training data has an energy")
+    return _with(origin, rows)
+
+
+def _fit(counts: NDArray[np.float64], residuals: NDArray[np.float64], origin: Origin, head: str) -> NDArray[np.float64]:
+    """Shift of every E0 of a head (eV); says how much of the error goes, and what compositions do not determine."""
+    present = counts.any(axis=0)
+    fitted, _, rank, _ = np.linalg.lstsq(counts[:, present], residuals, rcond=None)
+    change = np.zeros(counts.shape[1])
+    change[present] = fitted
+    elements = np.array(origin.description.atomic_numbers)[present].tolist()
+    name = f"head {head}: " if len(origin.description.heads) > 1 else ""
+    if rank < present.sum():
+        text = atomic_energies.undetermined(
+            "shifts of E0s", int(rank), dict(zip(elements, fitted.tolist(), strict=True))
+        )
+        log.warning("warning: %s%s", name, text.replace("or --E0s with", "and --E0s isolated, or --E0s with"))
+    log.info(
+        "%sE0 shift fitted to %d structures: error per configuration %.3f → %.3f eV (rms)",
+        name,
+        len(residuals),
+        np.sqrt(np.mean(np.square(residuals))),
+        np.sqrt(np.mean(np.square(residuals - counts @ change))),
+    )
+    return change
+
+
+def _with(origin: Origin, rows: Sequence[Sequence[float]]) -> Origin:
+    """The same with other reference energies, in the heads' order; says what changes."""
+    description = origin.description
+    if [list(row) for row in rows] == description.atomic_energies:
+        return origin
+    for head, before, after in zip(description.heads, description.atomic_energies, rows, strict=True):
+        for number, a, b in zip(description.atomic_numbers, before, after, strict=True):
+            if a != b:
+                log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
+    fields: Mapping[str, object] = {**json.loads(description.canonical_text()), "atomic_energies": [*map(list, rows)]}
+    return dataclasses.replace(origin, description=model_json.parse(json.dumps(fields), str(origin.source.file.path)))

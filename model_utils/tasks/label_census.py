@@ -1,0 +1,47 @@
+"""Which structures have labels, counted while they go by."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from dataloader.errors import InputError
+from dataloader.structure import Structure
+from model_utils.runtime import log
+
+
+class LabelCensus:
+    """Counts the labels of structures that go by: all of them have one, none has, or some lack it."""
+
+    def __init__(self) -> None:
+        self._structures = 0
+        self._labelled: Counter[str] = Counter()
+        self._first_without: dict[str, str] = {}
+
+    def watch(self, structures: Iterable[Structure]) -> Iterator[Structure]:
+        """The structures, each counted; isolated atoms are not."""
+        for structure in structures:
+            if not structure.is_isolated_atom:
+                self._structures += 1
+                for quantity in ("energy", "forces"):
+                    if getattr(structure, quantity) is not None:
+                        self._labelled[quantity] += 1
+                    else:
+                        self._first_without.setdefault(quantity, structure.identifier)
+            yield structure
+
+    def judge(self, *, allow_missing: bool) -> None:
+        """Say what no structure has.
+
+        Raises:
+            InputError: some lack a label that others have, and nobody said that this may be.
+        """
+        for quantity, identifier in self._first_without.items():
+            count = self._labelled[quantity]
+            if count == 0:
+                log.warning("no structure has %s; name the label with --%s_key where it is there", quantity, quantity)
+            elif allow_missing:
+                log.info("%d of %d structures have no %s", self._structures - count, self._structures, quantity)
+            else:
+                raise InputError(
+                    f"{self._structures - count} of {self._structures} structures have no {quantity} (first: "
+                    f"{identifier}); mend them, or take partly labelled data with --allow_missing_labels"
+                )

@@ -18,15 +18,15 @@ from model_utils.files import checkpoint, durable, trusted
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, sidecar
 from model_utils.models import description as model_json
-from model_utils.models import pickled
+from model_utils.models import pickled, pickled_compared
 from model_utils.models.accelerated import AcceleratedNetwork
-from model_utils.models.build import build_module, check_buffers, load_tensors
+from model_utils.models.build import build_module, check_buffers, in_precision, load_tensors
 from model_utils.models.description import ModelDescription
 from model_utils.models.fast.coverage import not_covered
 from model_utils.models.fast.network import FastNetwork
 from model_utils.models.network import Network
 from model_utils.models.reference import ReferenceNetwork
-from model_utils.runtime import log
+from model_utils.runtime import log, written_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,12 @@ def build(description: ModelDescription, dtype: torch.dtype, seed: int, where: s
 
 
 def load(
-    path: Path, *, dtype: torch.dtype | None = None, input_json: Path | None = None, trust_pickle: bool = False
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    input_json: Path | None = None,
+    trust_pickle: bool = False,
+    restore_sidecar: bool = False,
 ) -> LoadedModel:
     """A module with the weights of a file, on the CPU.
 
@@ -66,21 +71,24 @@ def load(
         dtype: working precision; the file's own unless given.
         input_json: a model.json that the file's own description must equal.
         trust_pickle: see ``weights_file``.
+        restore_sidecar: see ``check_sidecar``.
 
     Raises:
         InputError: a file cannot be read, or is of another kind.
-        VerificationError: digest, hash, sidecar, names, shapes or buffers do not agree.
+        VerificationError: digest, hash, sidecar, names, shapes, buffers or the pickled network do not agree.
     """
     expected = None if input_json is None else model_json.read(input_json)
     file = weights_file(path, expected, input_json, trust_pickle=trust_pickle)
     module = build_module(file.description, file.dtype, str(path))
     if file.is_ours:
-        check_sidecar(file)
+        check_sidecar(file, restore=restore_sidecar)
         load_tensors(module, file.tensors, file.description, str(path))
     else:
         file = _fitted(module, file)
-    if dtype is not None and dtype != file.dtype:
-        module = module.to(dtype)
+    if file.module is not None:
+        _must_be(file.module, module, file)
+    if dtype is not None:
+        module = in_precision(module, file.description, dtype)
     return LoadedModel(module=module, description=file.description, file=file)
 
 
@@ -207,8 +215,28 @@ def _fitted(module: nn.Module, file: WeightsFile) -> WeightsFile:
     return dataclasses.replace(file, tensors=state, content={**file.content, "absent": absent})
 
 
-def check_sidecar(file: WeightsFile) -> None:
-    """The model.json inside a weights file rules: one beside it that differs is refused, a missing one written again.
+def _must_be(stored: pickled.StubObject, module: nn.Module, file: WeightsFile) -> None:
+    """The pickled network of a file is the module that its description and its weights make.
+
+    Raises:
+        VerificationError: naming the first attribute that is another.
+    """
+    strict = written_here(file.content.get("code_version", {}))
+    built = checkpoint.stub_of(copied(module) if strict else module)  # a copy's compiled code has another text
+    found = next(pickled_compared.differences(stored, built, strict=strict), None)
+    if found is not None:
+        raise VerificationError(
+            f"{file.path}: the network in it, with which mace would compute, is not that of its model.json: {found}; "
+            "take the file from where it came, or make one of its weights anew (`read_model.py convert`)"
+        )
+
+
+def check_sidecar(file: WeightsFile, *, restore: bool) -> None:
+    """The model.json inside a weights file rules: one beside it that differs is refused, a missing one is said.
+
+    Args:
+        file: one of ours.
+        restore: write a missing one again, as commands do that write beside the model.
 
     Raises:
         VerificationError: the one beside differs, field by field.
@@ -221,6 +249,8 @@ def check_sidecar(file: WeightsFile) -> None:
             raise VerificationError(f"{error}; the one inside {file.path} rules: remove the damaged one") from None
         edited = "it was edited after training: restore it, or remove it to have it written again"
         _must_equal(file, beside, path, edited)
+    elif not restore:
+        log.info("%s is absent; the one inside %s is used", path, file.path.name)
     elif os.access(path.parent, os.W_OK):
         try:
             durable.write_text(path, file.content["model_json_text"])

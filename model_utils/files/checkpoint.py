@@ -17,7 +17,7 @@ from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.models.pickled import StubObject, stub_class
+from model_utils.models.pickled import StubObject, is_mace_module, stub_class, tensors_of
 
 FORMAT_VERSION = 1
 MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
@@ -33,6 +33,7 @@ class WeightsFile:
     description: ModelDescription
     weights: str  # "raw" or "ema"; "as saved" in files of mace, which do not say
     content: Mapping[str, Any]  # everything else that stands in the file
+    module: StubObject | None = None  # the network as it was pickled, inert; where the file holds one
 
     @property
     def is_ours(self) -> bool:
@@ -140,8 +141,7 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
     Raises:
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    stored = content.pop("digest")
-    content.pop("model", None)
+    stored, module = content.pop("digest"), content.pop("model", None)
     if _digest_of_read(path, content) != stored:
         raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
     if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:
@@ -175,7 +175,28 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         description=description,
         weights=content["weights"],
         content=content,
+        module=_as_verified(path, module, content["model_state_dict"]) if content["kind"] == "model" else None,
     )
+
+
+def _as_verified(path: Path, module: object, tensors: Mapping[str, Tensor]) -> StubObject:
+    """The pickled network of a ``*_model.pt``, which other programs compute with: its tensors are those of the digest.
+
+    Raises:
+        VerificationError: naming the first that is another.
+    """
+    if not is_mace_module(module):
+        raise VerificationError(f"{path} is not as we write it: its `model` is no network of mace")
+    theirs = tensors_of(module)
+    for name in {**tensors, **theirs}:
+        if name not in theirs or name not in tensors:
+            raise VerificationError(f"{path}: {name} is in {'its `model`' if name in theirs else 'the weights'} alone")
+        if theirs[name].dtype != tensors[name].dtype or not torch.equal(theirs[name], tensors[name]):
+            raise VerificationError(
+                f"{path}: {name} of its `model`, which mace would compute with, is not that of the verified weights; "
+                "take the file from where it came"
+            )
+    return module
 
 
 class Damaged(VerificationError):
@@ -229,8 +250,18 @@ def load_inert(path: Path) -> object:
         raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
 
 
+def stub_of(module: nn.Module) -> StubObject:
+    """A module as it is read from a file."""
+    data = io.BytesIO(serialise(module))
+    with _stub_modules(data):
+        data.seek(0)
+        stub = torch.load(data, weights_only=True)
+    assert isinstance(stub, StubObject)
+    return stub
+
+
 @contextmanager
-def _stub_modules(path: Path) -> Iterator[None]:
+def _stub_modules(path: Path | io.BytesIO) -> Iterator[None]:
     """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()

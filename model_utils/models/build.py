@@ -48,6 +48,34 @@ def accelerated_module(description: ModelDescription, dtype: torch.dtype, kind: 
         torch.random.set_rng_state(state)
 
 
+def in_precision(module: nn.Module, description: ModelDescription, dtype: torch.dtype) -> nn.Module:
+    """The same network in another precision, on the CPU; the module itself where it has that precision already.
+
+    Weights are rounded or widened. A buffer that holds what the description gives in the module's precision holds
+    afterwards what it gives in the new one: an E0 that is merely widened would be the number that was rounded before,
+    not that of model.json. Other buffers (a release of mace may have had another table) are cast like weights.
+
+    Args:
+        module: on the CPU; stays as it is.
+        description: of the module.
+        dtype: float32 or float64.
+    """
+    before = next(module.parameters()).dtype
+    if before == dtype:
+        return module
+    state = torch.random.get_rng_state()  # the weights drawn here are never used
+    try:
+        described = build_module(description, before).state_dict()
+        result = build_module(description, dtype)
+    finally:
+        torch.random.set_rng_state(state)
+    own, weights = result.state_dict(), {name for name, _ in module.named_parameters()}
+    for name, tensor in module.state_dict().items():
+        if name in weights or not torch.equal(tensor, described[name]):
+            own[name].copy_(tensor)
+    return result
+
+
 def _built(description: ModelDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
     if description.use_reduced_cg and not CUET_AVAILABLE:
         raise InputError(

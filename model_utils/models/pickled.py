@@ -6,7 +6,7 @@ Attribute names are those of mace-torch 0.3.0 to 0.3.16; what an older release d
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def class_name(stub: object) -> str:
     return f"{kind.__module__}.{kind.__name__}"
 
 
-def is_mace_module(content: object) -> bool:
+def is_mace_module(content: object) -> TypeGuard[StubObject]:
     """Whether a stub stands for one of mace's models."""
     return isinstance(content, StubObject) and class_name(content).startswith("mace.modules.")
 

@@ -32,7 +32,7 @@ def report_best(
     Raises:
         SaveError: the module or the last record could not be written; checkpoint and best model are.
     """
-    best = model_loader.load(outputs.model)
+    best = model_loader.load(outputs.model, restore_sidecar=True)
     failed = None
     if options.export_mace_model:
         try:

@@ -31,7 +31,7 @@ from model_utils.models.narrowing import narrowed
 from model_utils.models.network import Network, predict
 from model_utils.run import open_data
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
-from model_utils.runtime import dtype_of, log
+from model_utils.runtime import DTYPES, dtype_of, log
 from model_utils.settings import cli
 from model_utils.settings.energies import given_energies
 from model_utils.settings.options import FinetuneOptions, SourceOptions, TrainOptions
@@ -46,7 +46,7 @@ SMALLEST_FORCE = {torch.float64: 1e-3, torch.float32: 1.0}  # eV/Å; below it ro
 class Origin:
     """The model that a fine-tuning begins with, and the description of the one it makes."""
 
-    source: LoadedModel
+    source: LoadedModel  # in the precision of the run
     description: ModelDescription
     data: TrainingData | None = None  # where they were opened already
 
@@ -63,7 +63,7 @@ class Origin:
 
     def put_into(self, module: nn.Module) -> None:
         """Give a freshly built module the source's weights; its own reference energies stay."""
-        source = self.source.module.to(next(module.parameters()).dtype)
+        source = self.source.module
         n_heads = len(self.description.heads)
         if self.description.atomic_numbers != self.source.description.atomic_numbers:
             module.load_state_dict(narrowed(source, module, self.kept))
@@ -81,7 +81,7 @@ class Origin:
         indices = np.linspace(0, len(data) - 1, min(COMPARED, len(data))).astype(int).tolist()
         dtype = next(module.parameters()).dtype
         forms = [
-            model_loader.network(self.source.module.to(dtype), step, self.source.description),
+            model_loader.network(self.source.module, step, self.source.description),
             model_loader.network(module, step, self.description),
         ]
         old = np.array(self.source.description.atomic_energies)[:, self.kept]
@@ -176,7 +176,13 @@ def origin(options: FinetuneOptions) -> Origin:
         InputError: the source cannot be read, or what is asked for does not fit it.
         VerificationError: the source is damaged.
     """
-    source = model_loader.load(options.input_model, input_json=options.input_json, trust_pickle=options.trust_pickle)
+    source = model_loader.load(
+        options.input_model,
+        dtype=DTYPES.get(options.dtype or ""),
+        input_json=options.input_json,
+        trust_pickle=options.trust_pickle,
+        restore_sidecar=True,
+    )
     log.info(
         "source %s: %s, %s, elements %s, weights of %s",
         options.input_model,
@@ -271,7 +277,7 @@ def shifted(origin: Origin, train: TrainOptions) -> Origin:
     facts = origin.description.facts()
     opened = open_data.training_data(train, facts, dtype_of(train.dtype, origin.source.file.dtype), train.seed)
     data, own = opened.train, opened.train.shares()[0]
-    network = model_loader.network(origin.source.module.to(data.dtype), train.step, origin.source.description)
+    network = model_loader.network(origin.source.module, train.step, origin.source.description)
     compositions, residuals = [], []
     for i in own[np.linspace(0, len(own) - 1, min(FITTED, len(own))).astype(int)].tolist():
         batch = data.batch([i])

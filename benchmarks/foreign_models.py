@@ -49,6 +49,7 @@ BASE: dict[str, Any] = {
     "radial_MLP": [5],
     "atomic_inter_scale": 0.8041,
     "atomic_inter_shift": 0.1641,
+    "use_reduced_cg": False,  # as mace_run_train gives it; releases that do not know it have the same
 }
 OMAT = {"distance_transform": "Agnesi", "pair_repulsion": True}
 DENSITY = {
@@ -101,6 +102,7 @@ NETWORKS: dict[str, dict[str, Any]] = {  # what differs from BASE
         "embedding_specs": EMBEDDINGS,
         "use_embedding_readout": True,
     },
+    "constructor": {"use_reduced_cg": True},  # the constructor's default: without cuequivariance it has no effect
     "all_irreps": {"keep_last_layer_irreps": True},
     "element_dependent": {"interaction_cls": "ResidualElementDependentInteractionBlock"},
 }
@@ -221,10 +223,10 @@ def built(fields: dict[str, Any]) -> Any:
             arguments[key] = [arguments[key], arguments[key] + 0.25]
     if fields["model_class"] == "MACE":
         del arguments["atomic_inter_scale"], arguments["atomic_inter_shift"]
-    if not set(arguments) <= set(inspect.signature(modules.MACE.__init__).parameters) | {
-        "atomic_inter_scale",
-        "atomic_inter_shift",
-    }:
+    taken = {*inspect.signature(modules.MACE.__init__).parameters, "atomic_inter_scale", "atomic_inter_shift"}
+    if "use_reduced_cg" not in taken and not arguments["use_reduced_cg"]:
+        del arguments["use_reduced_cg"]
+    if not set(arguments) <= taken:
         return None
     torch.manual_seed(7)
     module = getattr(modules, fields["model_class"])(**arguments)

@@ -65,7 +65,12 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     if bad := next(_non_finite(content), None):
         raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
-    durable.write(path, serialise(_sealed("checkpoint", content)), previous=previous_generation(path))
+    durable.write(path, checkpoint_bytes(content), previous=previous_generation(path))
+
+
+def checkpoint_bytes(content: Mapping[str, Any]) -> bytes:
+    """What ``write_checkpoint`` writes."""
+    return serialise(_sealed("checkpoint", content))
 
 
 def write_model(path: Path, content: Mapping[str, Any], module: nn.Module) -> None:
@@ -117,14 +122,18 @@ def _has_counts(state: object) -> bool:
     return isinstance(state, dict) and all(isinstance(state.get(name), int) for name in ("epoch", "step"))
 
 
-def read(path: Path) -> WeightsFile:
+def read(path: Path, data: bytes | None = None) -> WeightsFile:
     """Read one of our own weights files, verified.
+
+    Args:
+        path: the file.
+        data: its content, where it is not written yet.
 
     Raises:
         InputError: there is no such file, or it is none of ours.
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    content = load_inert(path)
+    content = load_inert(path, data)
     if not is_ours(content):
         raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
     return verified(path, content)
@@ -203,23 +212,29 @@ class Damaged(VerificationError):
     """A file that is not whole."""
 
 
-def _begins_as_zip(path: Path) -> bool:
+def _begins_as_zip(path: Path, data: bytes | None) -> bool:
+    if data is not None:
+        return data.startswith(b"PK")
     with path.open("rb") as stream:
         return stream.read(2) == b"PK"
 
 
-def load_inert(path: Path) -> object:
+def load_inert(path: Path, data: bytes | None = None) -> object:
     """What a file holds, objects as inert stubs, without running code.
 
     ``torch.load`` checks no CRC, so that is done here.
+
+    Args:
+        path: the file.
+        data: its content, where it is not written yet.
 
     Raises:
         InputError: there is no such file, or it is TorchScript.
         VerificationError: it is damaged, or asks for something else than a network.
     """
     try:
-        size = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
+        size = path.stat().st_size if data is None else len(data)
+        with zipfile.ZipFile(_source(path, data)) as archive:
             records = archive.infolist()
             if any("/code/" in record.filename for record in records):
                 raise InputError(
@@ -235,27 +250,30 @@ def load_inert(path: Path) -> object:
             f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
         ) from None
     except zipfile.BadZipFile:
-        kind = Damaged if _begins_as_zip(path) else VerificationError  # torch's old form is none
+        kind = Damaged if _begins_as_zip(path, data) else VerificationError  # torch's old form is none
         raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
     except (InputError, VerificationError):
         raise
     except Exception as error:  # zipfile raises half a dozen more types on damaged directories
         raise VerificationError(f"{path} is damaged: {error}") from None
     try:
-        with _stub_modules(path):
-            content = torch.load(path, weights_only=True, map_location="cpu")
+        with _stub_modules(_source(path, data)):
+            content = torch.load(_source(path, data), weights_only=True, map_location="cpu")
         _refuse_odd_tensors(content)
         return content
     except Exception as error:  # ten types, one meaning
         raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
 
 
+def _source(path: Path, data: bytes | None) -> Path | io.BytesIO:
+    return path if data is None else io.BytesIO(data)
+
+
 def stub_of(module: nn.Module) -> StubObject:
     """A module as it is read from a file."""
-    data = io.BytesIO(serialise(module))
-    with _stub_modules(data):
-        data.seek(0)
-        stub = torch.load(data, weights_only=True)
+    data = serialise(module)
+    with _stub_modules(io.BytesIO(data)):
+        stub = torch.load(io.BytesIO(data), weights_only=True)
     assert isinstance(stub, StubObject)
     return stub
 

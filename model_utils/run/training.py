@@ -88,6 +88,8 @@ def train_in_place(
     identity = data_identity(data)
     history = [] if stored is None else resuming.take_over(stored, module, state, identity, changes)
     writer.begin_with(module)
+    if stored is None:
+        writer.prove(state.judged, module, state.state_dict())
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
     files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)

@@ -63,6 +63,8 @@ NETWORKS: dict[str, dict[str, Any]] = {  # what differs from BASE
     "gaussian": {"radial_type": "gaussian", "num_bessel": 6, "gate": "tanh"},
     "attention": {"interaction_cls": "RealAgnosticAttResidualInteractionBlock"},
     "three_layers": {"num_interactions": 3, "correlation": [3, 2, 1]},
+    "one_layer": {"num_interactions": 1},  # with vectors in its only product before 0.3.15
+    "chebyshev": {"radial_type": "chebyshev", "num_bessel": 2},
     "mp_0b": {"model_class": "MACE", "interaction_cls_first": FIRST, **OMAT},
     "soft": {"distance_transform": "Soft"},
     "density": DENSITY,
@@ -188,7 +190,9 @@ def leave_out_torchscript() -> None:
 
     def without(self: Any) -> dict[str, Any]:
         state = state_of(self)
-        return {**state, "__codegen__": dict.fromkeys(state["__codegen__"], b"left out")} if "__codegen__" in state else state
+        if "__codegen__" in state:
+            state["__codegen__"] = dict.fromkeys(state["__codegen__"], b"left out")
+        return state
 
     CodeGenMixin.__getstate__ = without
 

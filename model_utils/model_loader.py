@@ -409,7 +409,7 @@ class PairWriter:
             for path, data in files.items():
                 _opened(checkpoint.read(path, data))
         except VerificationError as error:
-            raise VerificationError(f"before the first step, what would be written: {error}; nothing was done") from None
+            raise VerificationError(f"before the first step, of what would be written: {error}") from None
         finally:
             torch.random.set_rng_state(generator)
 

@@ -1,8 +1,8 @@
-"""Weights of a network with several heads from those of one head, where every head begins as a copy; and of one of several.
+"""Weights of a network with several heads from those of one, each a copy; and of one head from those of several.
 
 A head has a column of its own in every readout. In a readout with a hidden layer it also has hidden channels of its
-own, and e3nn divides by the root of their number, so the second map's weights are multiplied by √heads. Between the maps mace sets the other heads' channels
-to zero, so that blocks between heads have no effect.
+own, and e3nn divides by the root of their number, so the second map's weights are multiplied by √heads. Between the
+maps mace sets the other heads' channels to zero, so that blocks between heads have no effect.
 """
 
 import torch

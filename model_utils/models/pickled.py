@@ -22,6 +22,7 @@ OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends 
     "pair_repulsion_fn.cutoff.r_max": "r_max",
     "pair_repulsion_fn.cutoff.p": "num_polynomial_cutoff",
 }
+OLD_GATE = ".equivariant_nonlin.mul.output_mask"  # of e3nn's Gate up to 0.3.15: ones, since every output is computed
 DEEPEST = 32  # modules in modules; mace has seven
 RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
@@ -112,6 +113,7 @@ def description_of(
         numbers = _atomic_numbers(root, where, elements, [] if expected is None else expected.atomic_numbers)
         _refuse_unknown_blocks(root, where)
         _refuse_old_soft_transform(root, where)
+        _refuse_mixed_heads(root, where)
         fields = _fields(root, numbers)
         text = json.dumps({**fields, "use_reduced_cg": fields["use_reduced_cg"] and reduced})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
@@ -177,6 +179,19 @@ def _refuse_old_soft_transform(root: StubObject, where: str) -> None:
             )
 
 
+def _refuse_mixed_heads(root: StubObject, where: str) -> None:
+    """mace 0.3.14 set the other heads' channels to zero after the second of this readout's maps only."""
+    readout, heads = _children(root, "readouts")[-1], _get(root, "heads") or []
+    if type(readout).__name__ != "NonLinearBiasReadoutBlock" or len(heads) < 2:
+        return
+    if "use_edge_irreps_first" in root.__dict__:  # since 0.3.15
+        return
+    raise InputError(
+        f"{where} is of mace-torch 0.3.14 and has a NonLinearBiasReadoutBlock of several heads, which later releases "
+        "compute otherwise: no energy of it can be had here; use it with mace-torch 0.3.14"
+    )
+
+
 def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
     interactions, products = _children(root, "interactions"), _children(root, "products")
     readout, radial = _children(root, "readouts")[-1], _child(root, "radial_embedding")
@@ -221,7 +236,7 @@ def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
         "use_embedding_readout": "embedding_readout" in _mapping(_get(root, "_modules")),
         "embedding_specs": None if specs is None else {name: dict(spec) for name, spec in specs.items()},
         "readout_cls": type(readout).__name__,
-        "keep_last_layer_irreps": len(products) > 1 and "+" in hidden and last == hidden,
+        "keep_last_layer_irreps": "+" in hidden and last == hidden,
     }
     if fields["model_class"] == "ScaleShiftMACE":
         for name in ("scale", "shift"):
@@ -356,13 +371,17 @@ def without_obsolete(
     Returns:
         The others, and what is not as the description says.
     """
-    faults = []
-    for name, field in OBSOLETE.items():
-        if description.pair_repulsion and name in tensors:
-            found, value = tensors[name], getattr(description, field)
-            if found.numel() != 1 or _number(found) != _number(torch.tensor(value, dtype=torch.float64).to(found.dtype)):
-                faults.append(f"{name} holds {found.reshape(-1).tolist()[:3]}, expected {field} = {value}")
-    kept = {name: tensor for name, tensor in tensors.items() if not (description.pair_repulsion and name in OBSOLETE)}
+    kept, faults = {}, []
+    for name, tensor in tensors.items():
+        if name.endswith(OLD_GATE):
+            value: float = 1
+        elif description.pair_repulsion and name in OBSOLETE:
+            value = getattr(description, OBSOLETE[name])
+        else:
+            kept[name] = tensor
+            continue
+        if not bool((tensor == torch.tensor(value, dtype=torch.float64).to(tensor.dtype)).all()):
+            faults.append(f"{name} holds {tensor.reshape(-1).tolist()[:3]}, expected {value}")
     return kept, faults
 
 

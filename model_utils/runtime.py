@@ -152,10 +152,18 @@ def not_bitwise(code: Mapping[str, str], before: Mapping[str, Any], now_on: Mapp
 
 def code_version() -> dict[str, str]:
     """Versions that a resumed run compares with its own; git's commit where the code is a checkout."""
+    return {"commit": _commit(), **_libraries()}
+
+
+def written_here(code_version: Mapping[str, str]) -> bool:
+    """Whether a file that records these versions was written by the libraries of this process."""
+    return {name: code_version.get(name) for name in _libraries()} == _libraries()
+
+
+def _libraries() -> dict[str, str]:
     from model_utils.models.mace_import import VERSIONS
 
     return {
-        "commit": _commit(),
         "torch": str(torch.__version__),
         **VERSIONS,
         "python": platform.python_version(),

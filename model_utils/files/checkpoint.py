@@ -17,7 +17,7 @@ from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.models.pickled import StubObject, stub_class
+from model_utils.models.pickled import StubObject, is_mace_module, stub_class, tensors_of
 
 FORMAT_VERSION = 1
 MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
@@ -33,6 +33,7 @@ class WeightsFile:
     description: ModelDescription
     weights: str  # "raw" or "ema"; "as saved" in files of mace, which do not say
     content: Mapping[str, Any]  # everything else that stands in the file
+    module: StubObject | None = None  # the network as it was pickled, inert; where the file holds one
 
     @property
     def is_ours(self) -> bool:
@@ -64,7 +65,12 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     if bad := next(_non_finite(content), None):
         raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
-    durable.write(path, serialise(_sealed("checkpoint", content)), previous=previous_generation(path))
+    durable.write(path, checkpoint_bytes(content), previous=previous_generation(path))
+
+
+def checkpoint_bytes(content: Mapping[str, Any]) -> bytes:
+    """What ``write_checkpoint`` writes."""
+    return serialise(_sealed("checkpoint", content))
 
 
 def write_model(path: Path, content: Mapping[str, Any], module: nn.Module) -> None:
@@ -126,14 +132,18 @@ def _has_counts(state: object) -> bool:
     return isinstance(state, dict) and all(isinstance(state.get(name), int) for name in ("epoch", "step"))
 
 
-def read(path: Path) -> WeightsFile:
+def read(path: Path, data: bytes | None = None) -> WeightsFile:
     """Read one of our own weights files, verified.
+
+    Args:
+        path: the file.
+        data: its content, where it is not written yet.
 
     Raises:
         InputError: there is no such file, or it is none of ours.
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    content = load_inert(path)
+    content = load_inert(path, data)
     if not is_ours(content):
         raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
     return verified(path, content)
@@ -150,8 +160,7 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
     Raises:
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    stored = content.pop("digest")
-    content.pop("model", None)
+    stored, module = content.pop("digest"), content.pop("model", None)
     if _digest_of_read(path, content) != stored:
         raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
     if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:
@@ -185,30 +194,57 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         description=description,
         weights=content["weights"],
         content=content,
+        module=_as_verified(path, module, content["model_state_dict"]) if content["kind"] == "model" else None,
     )
+
+
+def _as_verified(path: Path, module: object, tensors: Mapping[str, Tensor]) -> StubObject:
+    """The pickled network of a ``*_model.pt``, which other programs compute with: its tensors are those of the digest.
+
+    Raises:
+        VerificationError: naming the first that is another.
+    """
+    if not is_mace_module(module):
+        raise VerificationError(f"{path} is not as we write it: its `model` is no network of mace")
+    theirs = tensors_of(module)
+    for name in {**tensors, **theirs}:
+        if name not in theirs or name not in tensors:
+            raise VerificationError(f"{path}: {name} is in {'its `model`' if name in theirs else 'the weights'} alone")
+        if theirs[name].dtype != tensors[name].dtype or not torch.equal(theirs[name], tensors[name]):
+            raise VerificationError(
+                f"{path}: {name} of its `model`, which mace would compute with, is not that of the verified weights; "
+                "take the file from where it came"
+            )
+    return module
 
 
 class Damaged(VerificationError):
     """A file that is not whole."""
 
 
-def _begins_as_zip(path: Path) -> bool:
+def _begins_as_zip(path: Path, data: bytes | None) -> bool:
+    if data is not None:
+        return data.startswith(b"PK")
     with path.open("rb") as stream:
         return stream.read(2) == b"PK"
 
 
-def load_inert(path: Path) -> object:
+def load_inert(path: Path, data: bytes | None = None) -> object:
     """What a file holds, objects as inert stubs, without running code.
 
     ``torch.load`` checks no CRC, so that is done here.
+
+    Args:
+        path: the file.
+        data: its content, where it is not written yet.
 
     Raises:
         InputError: there is no such file, or it is TorchScript.
         VerificationError: it is damaged, or asks for something else than a network.
     """
     try:
-        size = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
+        size = path.stat().st_size if data is None else len(data)
+        with zipfile.ZipFile(_source(path, data)) as archive:
             records = archive.infolist()
             if any("/code/" in record.filename for record in records):
                 raise InputError(
@@ -224,23 +260,36 @@ def load_inert(path: Path) -> object:
             f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
         ) from None
     except zipfile.BadZipFile:
-        kind = Damaged if _begins_as_zip(path) else VerificationError  # torch's old form is none
+        kind = Damaged if _begins_as_zip(path, data) else VerificationError  # torch's old form is none
         raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
     except (InputError, VerificationError):
         raise
     except Exception as error:  # zipfile raises half a dozen more types on damaged directories
         raise VerificationError(f"{path} is damaged: {error}") from None
     try:
-        with _stub_modules(path):
-            content = torch.load(path, weights_only=True, map_location="cpu")
+        with _stub_modules(_source(path, data)):
+            content = torch.load(_source(path, data), weights_only=True, map_location="cpu")
         _refuse_odd_tensors(content)
         return content
     except Exception as error:  # ten types, one meaning
         raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
 
 
+def _source(path: Path, data: bytes | None) -> Path | io.BytesIO:
+    return path if data is None else io.BytesIO(data)
+
+
+def stub_of(module: nn.Module) -> StubObject:
+    """A module as it is read from a file."""
+    data = serialise(module)
+    with _stub_modules(io.BytesIO(data)):
+        stub = torch.load(io.BytesIO(data), weights_only=True)
+    assert isinstance(stub, StubObject)
+    return stub
+
+
 @contextmanager
-def _stub_modules(path: Path) -> Iterator[None]:
+def _stub_modules(path: Path | io.BytesIO) -> Iterator[None]:
     """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()

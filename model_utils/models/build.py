@@ -1,7 +1,7 @@
 """Build mace-torch's module from a description, and check that a module says what its description says."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,6 +15,13 @@ from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, accele
 
 ENERGIES = "atomic_energies_fn.atomic_energies"
 SCALE, SHIFT, R_MAX = "scale_shift.scale", "scale_shift.shift", "r_max"
+REPEATED = {  # buffers of parts of the network, where it has them, by the field they repeat
+    "num_interactions": "num_interactions",
+    "radial_embedding.bessel_fn.r_max": "r_max",
+    "radial_embedding.cutoff_fn.r_max": "r_max",
+    "radial_embedding.cutoff_fn.p": "num_polynomial_cutoff",
+    "pair_repulsion_fn.p": "num_polynomial_cutoff",
+}
 
 
 def build_module(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
@@ -46,6 +53,38 @@ def accelerated_module(description: ModelDescription, dtype: torch.dtype, kind: 
         ).to(device)
     finally:
         torch.random.set_rng_state(state)
+
+
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a module's buffers; of a fresh one, what the description gives in its precision."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def in_precision(
+    module: nn.Module, description: ModelDescription, dtype: torch.dtype, described: Mapping[str, torch.Tensor]
+) -> nn.Module:
+    """The same network in another precision, on the CPU.
+
+    Weights are rounded or widened. A buffer that holds what the description gives in the module's precision holds
+    afterwards what it gives in the new one: an E0 that is merely widened would be the number that was rounded before,
+    not that of model.json. Other buffers (a release of mace may have had another table) are cast like weights.
+
+    Args:
+        module: on the CPU; stays as it is.
+        description: of the module.
+        dtype: float32 or float64, not the module's.
+        described: ``buffers_of`` the module as it was freshly built, before it was filled.
+    """
+    state = torch.random.get_rng_state()  # the weights drawn here are never used
+    try:
+        result = build_module(description, dtype)
+    finally:
+        torch.random.set_rng_state(state)
+    own = result.state_dict()
+    for name, tensor in module.state_dict().items():
+        if name not in described or not torch.equal(tensor, described[name]):
+            own[name].copy_(tensor)
+    return result
 
 
 def _built(description: ModelDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
@@ -131,7 +170,9 @@ def check_buffers(module: nn.Module, description: ModelDescription, where: str) 
     if description.model_class == "ScaleShiftMACE":
         facts["atomic_inter_scale"] = (SCALE, description.atomic_inter_scale)
         facts["atomic_inter_shift"] = (SHIFT, description.atomic_inter_shift)
-    for field, (name, value) in facts.items():
+    checks = [(field, *fact) for field, fact in facts.items()]
+    checks += [(field, name, getattr(description, field)) for name, field in REPEATED.items() if name in buffers]
+    for field, name, value in checks:
         stored = buffers[name].detach().cpu()
         expected = torch.tensor(value, dtype=torch.float64).to(stored.dtype)
         if not torch.equal(stored.reshape(-1), expected.reshape(-1)):

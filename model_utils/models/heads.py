@@ -32,7 +32,7 @@ def with_copied_heads(source: nn.Module, target: nn.Module, parents: Sequence[in
             state[name] = own[name]
         elif name in (SCALE, SHIFT):
             state[name] = tensor.reshape(-1)[chosen].reshape(own[name].shape)
-        elif not name.startswith("readouts.") or tensor.shape == own[name].shape:
+        elif not name.startswith(("readouts.", "embedding_readout.")) or tensor.shape == own[name].shape:
             state[name] = tensor
         elif name.endswith("bias"):
             state[name] = tensor.reshape(before, -1)[chosen].reshape(-1)
@@ -42,7 +42,7 @@ def with_copied_heads(source: nn.Module, target: nn.Module, parents: Sequence[in
             scale = (len(chosen) / before) ** 0.5
             state[name] = torch.cat([_blocks(view, before, chosen) * scale for view in _views(source, name)])
         else:
-            raise InputError(f"--add_head: {name} belongs to a readout whose heads are not known here")
+            raise InputError(f"{name} belongs to a readout whose heads are not known here")
     return state
 
 

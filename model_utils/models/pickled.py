@@ -5,17 +5,24 @@ Attribute names are those of mace-torch 0.3.0 to 0.3.16; what an older release d
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dataloader.structure import symbols
 from model_utils.errors import InputError
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 
+OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends on, by the field they repeat
+    "pair_repulsion_fn.r_max": "r_max",
+    "pair_repulsion_fn.cutoff.r_max": "r_max",
+    "pair_repulsion_fn.cutoff.p": "num_polynomial_cutoff",
+}
+OLD_GATE = ".equivariant_nonlin.mul.output_mask"  # of e3nn's Gate up to 0.3.15: ones, since every output is computed
 DEEPEST = 32  # modules in modules; mace has seven
 RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
@@ -49,7 +56,7 @@ def class_name(stub: object) -> str:
     return f"{kind.__module__}.{kind.__name__}"
 
 
-def is_mace_module(content: object) -> bool:
+def is_mace_module(content: object) -> TypeGuard[StubObject]:
     """Whether a stub stands for one of mace's models."""
     return isinstance(content, StubObject) and class_name(content).startswith("mace.modules.")
 
@@ -73,20 +80,42 @@ def tensors_of(root: StubObject) -> dict[str, Tensor]:
     return found
 
 
-def description_of(root: StubObject, where: str, expected: ModelDescription | None = None) -> ModelDescription:
+def description_of(
+    root: StubObject,
+    where: str,
+    expected: ModelDescription | None = None,
+    elements: Sequence[int] = (),
+    *,
+    reduced: bool = True,
+) -> ModelDescription:
     """The description of which a pickled module was built; a field without effect on it takes its default.
 
     Such are the last readout's of a single layer, which is linear, and keep_last_layer_irreps where all are scalars.
     Numbers that lie in buffers have the buffers' precision; where ``expected`` differs by that alone, it is returned.
 
+    Args:
+        root: the module.
+        where: its file, for messages.
+        expected: what it should be.
+        elements: atomic numbers of a module that does not hold them, as mace wrote until 2022; else those of
+            ``expected`` are taken.
+        reduced: take a stored ``use_reduced_cg`` at its word; mace stores what was asked for, also where the package
+            that does it was not there.
+
     Raises:
-        InputError: a class that model.json does not describe, or an attribute that is not as mace has it.
+        InputError: a class or a formula that model.json does not describe, an attribute that is not as mace has it,
+            or elements that are missing or contradict those in the file.
     """
     name = class_name(root)
     if name.rpartition(".")[2] not in ("MACE", "ScaleShiftMACE"):
         raise InputError(f"{where} holds a {name}; models of class MACE and ScaleShiftMACE are supported")
     try:
-        text = json.dumps(_fields(root))
+        numbers = _atomic_numbers(root, where, elements, [] if expected is None else expected.atomic_numbers)
+        _refuse_unknown_blocks(root, where)
+        _refuse_old_soft_transform(root, where)
+        _refuse_mixed_heads(root, where)
+        fields = _fields(root, numbers)
+        text = json.dumps({**fields, "use_reduced_cg": fields["use_reduced_cg"] and reduced})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
     found = model_json.parse(text, f"the model in {where}")
@@ -108,10 +137,65 @@ def _same_in_buffers(found: ModelDescription, expected: ModelDescription, root: 
     return bool(plain[0] == plain[1])
 
 
-def _fields(root: StubObject) -> dict[str, Any]:
+def _atomic_numbers(root: StubObject, where: str, named: Sequence[int], described: Sequence[int]) -> list[int]:
+    """The module's own table; else the elements that were named, in mace's order, or those of a given description."""
+    table = _mapping(_get(root, "_buffers")).get("atomic_numbers")
+    if isinstance(table, Tensor):
+        own = [int(number) for number in table.tolist()]
+        if named and set(named) != set(own):
+            raise InputError(f"--elements {symbols(named)}: {where} says itself that it is of {symbols(own)}")
+        return own
+    n_elements = _tensor(_child(root, "atomic_energies_fn"), "atomic_energies").shape[-1]
+    given = sorted(named) or list(described)
+    if not given:
+        raise InputError(
+            f"{where} does not say which {n_elements} elements its weights are for, as modules of 2022 do not; name "
+            "them with `read_model.py export --elements …`, and give the model.json that it writes with --input_json"
+        )
+    if len(given) != n_elements:
+        raise InputError(f"{where} has weights for {n_elements} elements, and {len(given)} are given: {symbols(given)}")
+    return given
+
+
+def _refuse_unknown_blocks(root: StubObject, where: str) -> None:
+    for block in _children(root, "interactions"):
+        name = type(block).__name__
+        if name not in get_args(model_json.Interaction):
+            raise InputError(
+                f"{where} has a {name}, which model.json does not describe; mace-torch removed the blocks "
+                "AgnosticNonlinear…, AgnosticResidualNonlinear… and ResidualElementDependent… in 0.3.13: use the "
+                "model with the release that wrote it"
+            )
+
+
+def _refuse_old_soft_transform(root: StubObject, where: str) -> None:
+    transform = _mapping(_get(_child(root, "radial_embedding"), "_modules")).get("distance_transform")
+    if isinstance(transform, StubObject) and type(transform).__name__ == "SoftTransform":
+        names = {**_mapping(_get(transform, "_buffers")), **_mapping(_get(transform, "_parameters"))}
+        if "alpha" not in names:
+            raise InputError(
+                f"{where} has the Soft transform of mace-torch 0.3.5 to 0.3.9, another formula than the one that later "
+                "releases have under this name: no energy of it can be had here; use it with mace-torch 0.3.9"
+            )
+
+
+def _refuse_mixed_heads(root: StubObject, where: str) -> None:
+    """mace 0.3.14 set the other heads' channels to zero after the second of this readout's maps only."""
+    readout, heads = _children(root, "readouts")[-1], _get(root, "heads") or []
+    if type(readout).__name__ != "NonLinearBiasReadoutBlock" or len(heads) < 2:
+        return
+    if "use_edge_irreps_first" in root.__dict__:  # since 0.3.15
+        return
+    raise InputError(
+        f"{where} is of mace-torch 0.3.14 and has a NonLinearBiasReadoutBlock of several heads, which later releases "
+        "compute otherwise: no energy of it can be had here; use it with mace-torch 0.3.14"
+    )
+
+
+def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
     interactions, products = _children(root, "interactions"), _children(root, "products")
     readout, radial = _children(root, "readouts")[-1], _child(root, "radial_embedding")
-    first, numbers = interactions[0], _tensor(root, "atomic_numbers").tolist()
+    first = interactions[0]
     energies = _numbers(_tensor(_child(root, "atomic_energies_fn"), "atomic_energies"))
     heads = list(_get(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
     hidden = _irreps(_get(_child(products[0], "linear"), "irreps_out"))
@@ -127,7 +211,7 @@ def _fields(root: StubObject) -> dict[str, Any]:
         "atomic_energies": [energies] if _rows(energies) == 1 and not isinstance(energies[0], list) else energies,
         "avg_num_neighbors": _plain_number(_get(first, "avg_num_neighbors")),
         "num_bessel": int(_get(radial, "out_dim")),
-        "num_polynomial_cutoff": int(_number(_tensor(_child(radial, "cutoff_fn"), "p"))),
+        "num_polynomial_cutoff": _whole(_number(_tensor(_child(radial, "cutoff_fn"), "p"))),
         "max_ell": int(_get(_child(root, "spherical_harmonics"), "_lmax")),
         "interaction_cls_first": type(first).__name__,
         "interaction_cls": type(interactions[-1]).__name__,
@@ -152,7 +236,7 @@ def _fields(root: StubObject) -> dict[str, Any]:
         "use_embedding_readout": "embedding_readout" in _mapping(_get(root, "_modules")),
         "embedding_specs": None if specs is None else {name: dict(spec) for name, spec in specs.items()},
         "readout_cls": type(readout).__name__,
-        "keep_last_layer_irreps": len(products) > 1 and "+" in hidden and last == hidden,
+        "keep_last_layer_irreps": "+" in hidden and last == hidden,
     }
     if fields["model_class"] == "ScaleShiftMACE":
         for name in ("scale", "shift"):
@@ -194,6 +278,12 @@ def _number(tensor: Tensor) -> float:
     return float(tensor.detach().reshape(()).item())
 
 
+def _whole(number: float) -> int:
+    if number != int(number):
+        raise ValueError(f"{number} is no whole number")
+    return int(number)
+
+
 def _numbers(tensor: Tensor) -> list[Any]:
     return [_number(item) if item.ndim == 0 else _numbers(item) for item in tensor.detach()]
 
@@ -222,6 +312,16 @@ def _irreps(value: object) -> str:
         order, parity = _items(irrep)
         terms.append(f"{int(multiplicity)}x{int(order)}{'e' if parity == 1 else 'o'}")
     return "+".join(terms)
+
+
+def simplified(irreps: object) -> str:
+    """Irreps with neighbours of one kind together: ``2x0e+3x0e`` is ``5x0e`` (the weights of a map are the same)."""
+    terms: list[tuple[int, str]] = []
+    for term in _irreps(irreps).split("+"):
+        number, _, kind = term.partition("x")
+        before = terms.pop()[0] if terms and terms[-1][1] == kind else 0
+        terms.append((int(number or 0) + before, kind))
+    return "+".join(f"{number}x{kind}" for number, kind in terms)
 
 
 def _items(value: Any) -> tuple[Any, ...]:
@@ -261,6 +361,28 @@ def _gate(readout: StubObject) -> str:
 def _radial_mlp(interaction: StubObject) -> list[int]:
     stored = _get(interaction, "radial_MLP")
     return list(stored if stored is not None else _get(_child(interaction, "conv_tp_weights"), "hs")[1:-1])
+
+
+def without_obsolete(
+    tensors: Mapping[str, Tensor], description: ModelDescription
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors without those that older releases had and no energy depends on; and which of these contradict the rest.
+
+    Returns:
+        The others, and what is not as the description says.
+    """
+    kept, faults = {}, []
+    for name, tensor in tensors.items():
+        if name.endswith(OLD_GATE):
+            value: float = 1
+        elif description.pair_repulsion and name in OBSOLETE:
+            value = getattr(description, OBSOLETE[name])
+        else:
+            kept[name] = tensor
+            continue
+        if not bool((tensor == torch.tensor(value, dtype=torch.float64).to(tensor.dtype)).all()):
+            faults.append(f"{name} holds {tensor.reshape(-1).tolist()[:3]}, expected {value}")
+    return kept, faults
 
 
 def fit_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str]]:

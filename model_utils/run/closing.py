@@ -9,13 +9,16 @@ from losses import Loss, Metrics
 from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
+from model_utils.model_loader import LoadedModel
+from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
 from model_utils.run.assemble import Evaluator
 from model_utils.run.open_data import TrainingData
 from model_utils.run.report import table
 from model_utils.run.run_files import RunFiles
-from model_utils.runtime import log
+from model_utils.runtime import dtype_name, log
 from model_utils.settings.options import TrainOptions
 
+COMPARED, MOST_ATOMS = 2, 256  # structures and their atoms: less than a second of mace's forward pass for each
 MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
 
 
@@ -32,12 +35,11 @@ def report_best(
     Raises:
         SaveError: the module or the last record could not be written; checkpoint and best model are.
     """
-    best = model_loader.load(outputs.model)
+    best = model_loader.load(outputs.model, restore_sidecar=True)
     failed = None
     if options.export_mace_model:
         try:
-            model_loader.export_bare_module(outputs, best.module)  # before it leaves the CPU
-            log.info("wrote %s for mace's calculator", outputs.bare_module)
+            export_for_mace(outputs, best, data.train)  # before it leaves the CPU
         except OSError as error:
             failed = error
     module = best.module.to(device)
@@ -72,6 +74,45 @@ def report_best(
         raise SaveError(
             f"{failed}; checkpoint and best model are on the disk, start it again with --resume auto, or resume.py"
         )
+
+
+def export_for_mace(outputs: Outputs, best: LoadedModel, train: Dataset) -> None:
+    """Write the module for mace's calculator: in double precision where single would form other energies.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    dtype = best.file.dtype
+    error = FormingError(per_structure=0.0, per_atom=0.0)
+    if dtype == torch.float32:
+        error = forming_error(best.module, [train.batch([i]) for i in _largest(train)])
+    module = best.module
+    if error.matters:
+        dtype = torch.float64
+        module = model_loader.load(outputs.model, dtype=dtype).module
+    model_loader.export_bare_module(outputs, module)
+    log.info("wrote %s for mace's calculator, in %s", outputs.bare_module, dtype_name(dtype))
+    if error.matters:
+        log.warning(
+            "warning: mace adds E0s in the module's precision: in float32 its energies would differ from those judged "
+            'here by up to %s, so the module is float64; leave default_dtype out or give default_dtype="float64"',
+            error,
+        )
+    elif error.per_structure > WORTH_A_WORD:
+        log.info(
+            "mace adds E0s in float32 there: its energies differ from those judged here by up to %s; "
+            '`read_model.py convert --to module --dtype float64` and default_dtype="float64" give them',
+            error,
+        )
+
+
+def _largest(train: Dataset) -> list[int]:
+    """Structures on which to compare: the largest that are quick to compute, and some of the others."""
+    order = np.argsort(train.n_atoms, kind="stable")
+    quick = order[train.n_atoms[order] <= MOST_ATOMS]
+    chosen = quick[-COMPARED:] if len(quick) else order[:1]
+    spread = quick[np.linspace(0, len(quick) - 1, COMPARED).astype(int)] if len(quick) else chosen
+    return sorted({*chosen.tolist(), *spread.tolist()})
 
 
 def _some_of(train: Dataset, seed: int) -> Dataset:

@@ -30,7 +30,7 @@ from model_utils.models.heads import with_copied_heads
 from model_utils.models.narrowing import narrowed
 from model_utils.models.network import Network, predict
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
-from model_utils.runtime import log
+from model_utils.runtime import DTYPES, log
 from model_utils.settings import cli
 from model_utils.settings.options import FinetuneOptions, SourceOptions, TrainOptions
 
@@ -43,7 +43,7 @@ SMALLEST_FORCE = {torch.float64: 1e-3, torch.float32: 1.0}  # eV/Å; below it ro
 class Origin:
     """The model that a fine-tuning begins with, and the description of the one it makes."""
 
-    source: LoadedModel
+    source: LoadedModel  # in the precision of the run
     description: ModelDescription
     parents: tuple[int, ...]  # for each head, the position of the source's head that it begins as
     data: TrainingData | None = None  # where they were opened already
@@ -61,7 +61,7 @@ class Origin:
 
     def put_into(self, module: nn.Module) -> None:
         """Give a freshly built module the source's weights; its own reference energies stay."""
-        source = self.source.module.to(next(module.parameters()).dtype)
+        source = self.source.module
         if self.description.atomic_numbers != self.source.description.atomic_numbers:
             module.load_state_dict(narrowed(source, module, self.kept))
         elif self.copied:
@@ -78,7 +78,7 @@ class Origin:
         indices = np.linspace(0, len(data) - 1, min(COMPARED, len(data))).astype(int).tolist()
         dtype = next(module.parameters()).dtype
         forms = [
-            model_loader.network(self.source.module.to(dtype), step, self.source.description),
+            model_loader.network(self.source.module, step, self.source.description),
             model_loader.network(module, step, self.description),
         ]
         old = np.array(self.source.description.atomic_energies)[:, self.kept][list(self.parents)]
@@ -171,7 +171,13 @@ def origin(options: FinetuneOptions) -> Origin:
         InputError: the source cannot be read, or what is asked for does not fit it.
         VerificationError: the source is damaged.
     """
-    source = model_loader.load(options.input_model, input_json=options.input_json, trust_pickle=options.trust_pickle)
+    source = model_loader.load(
+        options.input_model,
+        dtype=DTYPES.get(options.dtype or ""),
+        input_json=options.input_json,
+        trust_pickle=options.trust_pickle,
+        restore_sidecar=True,
+    )
     log.info(
         "source %s: %s, %s, elements %s, weights of %s",
         options.input_model,

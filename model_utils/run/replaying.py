@@ -67,7 +67,7 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     description = source.description
     head = options.replay_head if options.replay_head in description.heads else description.heads[0]
     data = _unlabelled(options, source, head, dtype)
-    module = model_loader.copied(source.module).to(device=device, dtype=dtype)
+    module = model_loader.copied(source.module).to(device)
     network = model_loader.network(module, options.step, description)
     weights = model_loader.trainable(module)
     options = with_measured_evaluation_budget(options, network, weights, data, device)

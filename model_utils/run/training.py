@@ -95,6 +95,8 @@ def train_in_place(
         steps = assemble.steps_per_epoch(options, batches)
         history = resuming.take_over(stored, module, state, identity, changes, plan, steps)
     writer.begin_with(module)
+    if stored is None:
+        writer.prove(state.judged, module, state.state_dict())
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
     files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)

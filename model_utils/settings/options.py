@@ -660,9 +660,9 @@ class ConvertOptions(ShowOptions):
     output: Path
     """Where it goes."""
     head: str | None = None
-    """Head of a model with several; LAMMPS's forms have one."""
+    """Head of a model with several. LAMMPS's forms have one; with it `module` and `safetensors` become a model of this head alone."""
     dtype: Literal["float32", "float64"] | None = None
-    """Precision of the result; the file's own unless given."""
+    """Precision of the result. Unless given the file's own, but float64 where the other program, which adds E0s in it, would be off by more than 0.1 meV per atom."""
     overwrite: bool = False
     """Replace a file there."""
 
@@ -673,6 +673,8 @@ class ExportOptions(ShowOptions):
 
     output_json: Path
     """Where it goes."""
+    elements: tuple[str, ...] = ()
+    """Elements (symbols or atomic numbers) of a `.model` of 2022, which does not say them; its rows are taken to be in the order of atomic numbers, as mace had them."""
     overwrite: bool = False
     """Replace another file there."""
 

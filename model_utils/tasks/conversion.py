@@ -1,5 +1,6 @@
 """Weights in the forms that other programs take; each is compared with the source before it gets its name."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,17 @@ from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
 from model_utils.files.outputs import sidecar
 from model_utils.model_loader import LoadedModel
-from model_utils.models import lammps, pickled
+from model_utils.models import description as model_json
+from model_utils.models import heads, lammps, pickled
+from model_utils.models.formed import FormingError, forming_error
 from model_utils.models.network import predict
 from model_utils.runtime import DTYPES, log, start_log
 from model_utils.settings.options import ConvertOptions
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative: forms sum in other orders
 PROBE_ELEMENTS = 6
+LARGE = 4  # atoms along a side of the structures on which sums of E0s are compared: 64, as in a usual cell
+ADDS = {"module": "mace's calculator", "lammps": "LAMMPS", "mliap": "LAMMPS"}  # who forms energies with a form
 
 
 def convert(options: ConvertOptions) -> None:
@@ -33,18 +38,75 @@ def convert(options: ConvertOptions) -> None:
         VerificationError: the new form does not give the source's energies and forces; nothing was written.
     """
     start_log(None)
-    output = options.output
-    if output.exists() and not options.overwrite:
-        raise InputError(f"--output {output} is there already; give another name or --overwrite")
-    loaded = model_loader.load(
-        options.input_model,
-        dtype=DTYPES.get(options.dtype or ""),
-        input_json=options.input_json,
-        trust_pickle=options.trust_pickle,
-    )
+    if options.output.exists() and not options.overwrite:
+        raise InputError(f"--output {options.output} is there already; give another name or --overwrite")
+    loaded = _source(options, DTYPES.get(options.dtype or ""))
     head = _head(loaded, options.head, needed=options.to in ("lammps", "mliap"))
+    if (error := _forming_error(options, loaded, head)).matters and options.dtype is None:
+        loaded = _source(options, torch.float64)
+        log.warning(
+            "warning: %s adds E0s in the precision of the file: in float32 its energies would differ from those of "
+            "evaluate.py by up to %s, so the file is float64 (--dtype float32 keeps the precision)",
+            ADDS[options.to],
+            error,
+        )
+    elif error.matters:
+        log.warning(
+            "warning: %s adds E0s in float32: its energies differ from those of evaluate.py by up to %s; leave --dtype "
+            'out or give --dtype float64 (in mace\'s calculator with default_dtype="float64")',
+            ADDS[options.to],
+            error,
+        )
     probe = _probe(loaded, head)
     expected = _reference(loaded.module, loaded, probe)
+    if options.head is not None and options.to in ("module", "safetensors"):
+        loaded = of_one_head(loaded, options.head)
+        probe = _probe(loaded, head)
+    _write(options, loaded, head, probe, expected)
+
+
+def _source(options: ConvertOptions, dtype: torch.dtype | None) -> LoadedModel:
+    return model_loader.load(
+        options.input_model, dtype=dtype, input_json=options.input_json, trust_pickle=options.trust_pickle
+    )
+
+
+def _forming_error(options: ConvertOptions, loaded: LoadedModel, head: str) -> FormingError:
+    """How far energies are off where another program forms them in single precision; zero for a form without any."""
+    if options.to not in ADDS or next(loaded.module.parameters()).dtype == torch.float64:
+        return FormingError(per_structure=0.0, per_atom=0.0)
+    return forming_error(loaded.module, _probe(loaded, head, side=LARGE))
+
+
+def of_one_head(loaded: LoadedModel, head: str) -> LoadedModel:
+    """A model with one of the heads alone, which gives that head's energies and forces.
+
+    Raises:
+        InputError: a readout is of a kind whose heads cannot be taken apart.
+    """
+    before = loaded.description
+    if len(before.heads) == 1:
+        return loaded
+    k = before.heads.index(head)
+    fields = json.loads(before.canonical_text())
+    fields |= {"heads": [head], "atomic_energies": [before.atomic_energies[k]]}
+    for name in ("atomic_inter_scale", "atomic_inter_shift"):
+        fields[name] = None if fields[name] is None else [fields[name][k]]
+    description = model_json.parse(json.dumps(fields), f"head {head} of {loaded.file.path}")
+    module = model_loader.build_as(description, loaded.module)
+    module.load_state_dict(heads.with_copied_heads(loaded.module, module, [k]))
+    return LoadedModel(module=module, description=description, file=loaded.file)
+
+
+def _write(
+    options: ConvertOptions,
+    loaded: LoadedModel,
+    head: str,
+    probe: Sequence[Batch],
+    expected: tuple[Tensor, Tensor],
+) -> None:
+    """Write under another name, read it back, compare, and only then give it its name."""
+    output = options.output
     data, check = FORMS[options.to](loaded, head, probe)
     unchecked = output.with_name(f".{output.name}.unchecked")
     try:
@@ -57,11 +119,7 @@ def convert(options: ConvertOptions) -> None:
                 f"{options.to} of {options.input_model} deviates by {deviation:.2g} (at most {limit:g}); not written"
             )
         if options.to == "safetensors":
-            beside = sidecar(output)
-            text = loaded.description.canonical_text()
-            if beside.exists() and beside.read_text(encoding="utf-8") != text and not options.overwrite:
-                raise InputError(f"{beside} is there with other content; give another name or --overwrite")
-            durable.write_text(sidecar(output), loaded.description.canonical_text())
+            _write_description(options, loaded)
         os.replace(unchecked, output)
     except OSError as error:
         raise InputError(f"cannot write --output {output}: {error.strerror or error}") from None
@@ -70,13 +128,20 @@ def convert(options: ConvertOptions) -> None:
     log.info("wrote %s: energies and forces of a cluster and a crystal are the source's to %.2g", output, deviation)
 
 
+def _write_description(options: ConvertOptions, loaded: LoadedModel) -> None:
+    beside, text = sidecar(options.output), loaded.description.canonical_text()
+    if beside.exists() and beside.read_text(encoding="utf-8") != text and not options.overwrite:
+        raise InputError(f"{beside} is there with other content; give another name or --overwrite")
+    durable.write_text(beside, text)
+
+
 def _head(loaded: LoadedModel, head: str | None, *, needed: bool) -> str:
-    heads = loaded.description.heads
-    if needed and head is None and len(heads) > 1:
-        raise InputError(f"the model has the heads {', '.join(heads)}; name one with --head")
-    if head is not None and head not in heads:
-        raise InputError(f"--head {head} is none of the model's: {', '.join(heads)}")
-    return head or heads[0]
+    names = loaded.description.heads
+    if needed and head is None and len(names) > 1:
+        raise InputError(f"the model has the heads {', '.join(names)}; name one with --head")
+    if head is not None and head not in names:
+        raise InputError(f"--head {head} is none of the model's: {', '.join(names)}")
+    return head or names[0]
 
 
 Check = Callable[[Path], tuple[Tensor, Tensor]]  # energies and forces of the probe, from the file
@@ -178,19 +243,25 @@ def _deviation(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) ->
     return max(parts)
 
 
-def _probe(loaded: LoadedModel, head: str) -> list[Batch]:
-    """A cluster and a crystal of some of the model's elements at distances between a bond and the cutoff."""
+def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
+    """A cluster and a crystal of some of the model's elements at distances between a bond and the cutoff.
+
+    Args:
+        loaded: the model.
+        head: whose energies.
+        side: atoms along each of the three directions.
+    """
     facts, rng = loaded.description.facts(), np.random.default_rng(0)
     elements = rng.permutation(facts.atomic_numbers)[:PROBE_ELEMENTS]
     spacing = min(0.45 * facts.r_max, 2.0)
-    grid = spacing * np.stack(np.meshgrid(*[np.arange(2.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    grid = spacing * np.stack(np.meshgrid(*[np.arange(float(side))] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     structures = []
     for periodic in (False, True):
         structures.append(
             Structure(
                 atomic_numbers=rng.choice(elements, len(grid)).astype(np.int64),
                 positions=grid + rng.normal(0.0, 0.08 * spacing, grid.shape),
-                cell=2 * spacing * np.eye(3) if periodic else np.zeros((3, 3)),
+                cell=side * spacing * np.eye(3) if periodic else np.zeros((3, 3)),
                 pbc=(periodic,) * 3,
                 identifier="probe",
                 head=head,

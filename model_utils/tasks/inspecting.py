@@ -16,6 +16,7 @@ from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.build import build_module
 from model_utils.models.description import differing_fields
+from model_utils.run.open_data import numbers_of
 from model_utils.runtime import dtype_name, log, start_log
 from model_utils.settings.options import DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
 from optimizer import describe_groups, parameter_groups
@@ -32,7 +33,12 @@ def export(options: ExportOptions) -> None:
     """
     start_log(None)
     input_model, output_json, overwrite = options.input_model, options.output_json, options.overwrite
-    loaded = model_loader.load(input_model, input_json=options.input_json, trust_pickle=options.trust_pickle)
+    loaded = model_loader.load(
+        input_model,
+        input_json=options.input_json,
+        trust_pickle=options.trust_pickle,
+        elements=numbers_of(options.elements) or (),
+    )
     text = loaded.description.canonical_text()
     if output_json.is_dir():
         raise InputError(f"--output_json {output_json} is a directory; give a file name")

@@ -126,8 +126,9 @@ SOUND: dict[str, Callable[[], list[list[Atoms]]]] = {
     "dimers to validate on": lambda: [[*map(labelled, rattled(CUBE, 30))], [*map(labelled, DIMERS)]],
     "few structures": lambda: [[*map(labelled, alloys(5))], [*map(labelled, alloys(6, seed=3))]],
     "two charges of every geometry": lambda: [
-        [labelled(atoms, {"Cu": 3.0 * q}, charge=q) for atoms in rattled(Atoms("CuH", [[0, 0, 0], [0, 0, 1.5]]), 12)
-         for q in (0, 1)]
+        [labelled(atoms, {"Cu": 10.0 * charge}, charge=charge)
+         for atoms in rattled(Atoms("CuH", [[0, 0, 0], [0, 0, 1.5]]), 12, size=0.02)
+         for charge in (0, 1)]
     ],
 }  # fmt: skip
 

@@ -64,9 +64,9 @@ def compare(data: Set) -> Comparison | None:
     )
 
 
-def says_totals(found: Comparison | None) -> bool:
+def says_totals(compared: Comparison | None) -> bool:
     """Whether energies change as forces say, so that they are of whole structures."""
-    return found is not None and found.correlation > 0.6 and 0.3 < found.ratio < 3
+    return compared is not None and compared.correlation > 0.6 and 0.3 < compared.ratio < 3
 
 
 def energies_and_forces(data: Set, fit: EnergyFit | None, compared: Comparison | None) -> list[Finding]:

@@ -62,14 +62,16 @@ def given_energies(text: str, words: str, keys: LabelKeys, flag: str | None = No
     try:
         given = json.loads(text if is_text else Path(text).read_text(encoding="utf-8"))
         nested = {head: _numbers(values) for head, values in given.items() if isinstance(values, dict)}
-        found = GivenEnergies({} if nested else _numbers(given), nested)
+        energies = GivenEnergies({} if nested else _numbers(given), nested)
         if nested and len(nested) != len(given):
             raise ValueError("some energies are by head and some are not")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{flag}: {error!s:.120}; expected {words}, {FORMS}") from None
-    if not np.isfinite([*found.for_all.values(), *(e for row in found.by_head.values() for e in row.values())]).all():
+    if not np.isfinite(
+        [*energies.for_all.values(), *(e for row in energies.by_head.values() for e in row.values())]
+    ).all():
         raise InputError(f"{flag}: an energy is not finite")
-    return found
+    return energies
 
 
 def _numbers(given: Mapping[str, object]) -> dict[int, float]:

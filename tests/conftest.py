@@ -4,12 +4,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.io import write
+
+if TYPE_CHECKING:
+    from model_utils.models.description import ModelDescription
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
@@ -45,6 +49,25 @@ def _default_precision():
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+_prototypes: dict[tuple[str, torch.dtype], torch.nn.Module] = {}
+
+
+@pytest.fixture(autouse=True)
+def _networks_to_be_filled_are_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is only built to be filled from a file is built once and copied from then on, six times faster."""
+    from model_utils import model_loader
+
+    build, copied = model_loader.to_be_filled, model_loader.copied
+
+    def to_be_filled(description: "ModelDescription", dtype: torch.dtype, where: str = "model.json") -> torch.nn.Module:
+        key = (description.hash(), dtype)
+        if key not in _prototypes:
+            _prototypes[key] = build(description, dtype, where)
+        return copied(_prototypes[key])
+
+    monkeypatch.setattr(model_loader, "to_be_filled", to_be_filled)
 
 
 @pytest.fixture

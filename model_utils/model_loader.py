@@ -20,7 +20,7 @@ from model_utils.files.outputs import Outputs, sidecar
 from model_utils.models import description as model_json
 from model_utils.models import pickled, pickled_compared
 from model_utils.models.accelerated import AcceleratedNetwork
-from model_utils.models.build import buffers_of, build_module, check_buffers, in_precision, load_tensors
+from model_utils.models.build import buffers_of, build_module, check_buffers, fill_in_precision, load_tensors
 from model_utils.models.description import ModelDescription
 from model_utils.models.fast.coverage import not_covered
 from model_utils.models.fast.network import FastNetwork
@@ -88,17 +88,17 @@ def load(
 
 def _opened(file: WeightsFile, dtype: torch.dtype | None = None) -> LoadedModel:
     """Build the network of a file, fill it, and compare with all that the file says of it."""
-    module = build_module(file.description, file.dtype, str(file.path))
-    changed = dtype is not None and dtype != file.dtype
-    described = buffers_of(module) if changed else {}
+    module = to_be_filled(file.description, file.dtype, str(file.path))
+    described = {} if dtype in (None, file.dtype) else buffers_of(module)
     if file.is_ours:
         load_tensors(module, file.tensors, file.description, str(file.path))
     else:
         file = _fitted(module, file)
     if file.module is not None:
         _must_be(file.module, module, file)
-    if dtype is not None and changed:
-        module = in_precision(module, file.description, dtype, described)
+    if dtype is not None and dtype != file.dtype:
+        filled, module = module, to_be_filled(file.description, dtype, str(file.path))
+        fill_in_precision(module, filled, described)
     return LoadedModel(module=module, description=file.description, file=file)
 
 
@@ -186,7 +186,20 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def build_as(description: ModelDescription, like: nn.Module) -> nn.Module:
     """A module to be filled with stored tensors, in the precision of another one."""
-    return build_module(description, next(like.parameters()).dtype)
+    return to_be_filled(description, next(like.parameters()).dtype)
+
+
+def to_be_filled(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+    """A module on the CPU whose weights mean nothing yet; torch's generator is left as it was.
+
+    Raises:
+        InputError: this installation cannot build the structure.
+    """
+    generator = torch.random.get_rng_state()
+    try:
+        return build_module(description, dtype, where)
+    finally:
+        torch.random.set_rng_state(generator)
 
 
 def _of_mace(
@@ -223,7 +236,7 @@ def _what(content: object) -> str:
 
 
 def _fits(description: ModelDescription, tensors: Mapping[str, Tensor], path: Path) -> bool:
-    module = build_module(description, torch.float32, str(path))
+    module = to_be_filled(description, torch.float32, str(path))
     return not pickled.fit_tensors(module, pickled.without_obsolete(tensors, description)[0])[2]
 
 
@@ -428,14 +441,11 @@ class PairWriter:
             self.outputs.checkpoint: checkpoint.checkpoint_bytes(self._checkpoint_content(module, train_state)),
             self.outputs.model: checkpoint.model_bytes(best, self._module),
         }
-        generator = torch.random.get_rng_state()
         try:
             for path, data in files.items():
                 _opened(checkpoint.read(path, data))
         except VerificationError as error:
             raise VerificationError(f"before the first step, of what would be written: {error}") from None
-        finally:
-            torch.random.set_rng_state(generator)
 
     def save_checkpoint(self, module: nn.Module, train_state: Mapping[str, Any]) -> None:
         """Raw weights and the whole training state; never averaged weights. Before it, a best model that waits.

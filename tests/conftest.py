@@ -133,6 +133,7 @@ def _networks_are_built_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_loader, "build_module", built_once(model_loader.build_module))
+        patch.setattr(model_loader, "to_be_filled", filled_once(model_loader.to_be_filled))
         yield
 
 
@@ -153,6 +154,21 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         pristine, state = kept[key]
         torch.set_rng_state(state)
         return model_loader.copied(pristine)
+
+    return build_or_copy
+
+
+def filled_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``to_be_filled``, whose networks get their weights from a file, building each structure once."""
+    kept: dict[tuple[str, torch.dtype], nn.Module] = {}
+
+    def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+        from model_utils import model_loader
+
+        key = (description.hash(), dtype)
+        if key not in kept:
+            kept[key] = build(description, dtype, where)
+        return model_loader.copied(kept[key])
 
     return build_or_copy
 

@@ -254,6 +254,8 @@ def test_a_pickled_module_says_what_it_was_built_from(case: parity_cases.Case, t
     allowed += () if "+" in description.hidden_irreps else ("keep_last_layer_irreps",)
     assert all(text.startswith(allowed) for text in found), found
     loaded = model_loader.load(tmp_path / "it.model") if description.radial_type != "chebyshev" else None
+    described = pickled.description_of(stub, "it.model", description)
+    assert described.hash() == description.hash() or allowed == ("keep_last_layer_irreps",)
     assert loaded is None or all("._w3j_" in name for name in loaded.file.content["absent"]), "only constants"
 
 

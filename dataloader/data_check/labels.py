@@ -5,15 +5,26 @@ import numpy as np
 from dataloader.data_check.looking import Finding, Level, Set
 
 
-def labels(data: Set) -> list[Finding]:
-    """Missing and zero labels."""
+def labels(data: Set, *, allow_missing: bool = False) -> list[Finding]:
+    """Missing and zero labels.
+
+    Args:
+        data: the structures.
+        allow_missing: some may lack a label that others have.
+    """
     energy, forces = data.looked["energy"], data.looked["force_square"]
     findings = []
-    for what, missing in (("energy", np.isnan(energy)), ("forces", np.isnan(forces))):
-        if missing.any():
-            level: Level = "error"
-            text = f"{what} missing in {missing.sum()} of {len(data)} structures"
-            findings.append(Finding(level=level, check="labels", text=text, data=data.name, keys=data.keys(missing)))
+    without = {"energy": np.isnan(energy), "forces": np.isnan(forces)}
+    level: Level
+    for what, missing in without.items():
+        if not missing.any():
+            continue
+        text = f"{what} missing in {missing.sum()} of {len(data)} structures"
+        level = "note" if allow_missing else "error"
+        if missing.all() and not all(others.all() for others in without.values()):
+            level = "warning"
+            text = f"no structure has {what}: train with --{what}_weight 0, or name the label with --{what}_key"
+        findings.append(Finding(level=level, check="labels", text=text, data=data.name, keys=data.keys(missing)))
     for what, zero in (("energy is exactly 0", energy == 0), ("all forces are exactly 0", data.looked["zero_forces"])):
         if zero.any():
             level = "error" if zero.mean() > 0.5 else "warning"

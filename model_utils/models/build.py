@@ -60,31 +60,22 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def in_precision(
-    module: nn.Module, description: ModelDescription, dtype: torch.dtype, described: Mapping[str, torch.Tensor]
-) -> nn.Module:
-    """The same network in another precision, on the CPU.
+def fill_in_precision(target: nn.Module, module: nn.Module, described: Mapping[str, torch.Tensor]) -> None:
+    """Give a freshly built network of another precision the weights of a module.
 
-    Weights are rounded or widened. A buffer that holds what the description gives in the module's precision holds
-    afterwards what it gives in the new one: an E0 that is merely widened would be the number that was rounded before,
-    not that of model.json. Other buffers (a release of mace may have had another table) are cast like weights.
+    Weights are rounded or widened. A buffer that holds what the description gives in the module's precision stays what
+    it gives in the new one: an E0 that is merely widened would be the number that was rounded before, not that of
+    model.json. Other buffers (a release of mace may have had another table) are cast like weights.
 
     Args:
+        target: built from the module's description; gets its weights.
         module: on the CPU; stays as it is.
-        description: of the module.
-        dtype: float32 or float64, not the module's.
         described: ``buffers_of`` the module as it was freshly built, before it was filled.
     """
-    state = torch.random.get_rng_state()  # the weights drawn here are never used
-    try:
-        result = build_module(description, dtype)
-    finally:
-        torch.random.set_rng_state(state)
-    own = result.state_dict()
+    own = target.state_dict()
     for name, tensor in module.state_dict().items():
         if name not in described or not torch.equal(tensor, described[name]):
             own[name].copy_(tensor)
-    return result
 
 
 def _built(description: ModelDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:

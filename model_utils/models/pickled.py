@@ -25,6 +25,7 @@ OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends 
 OLD_GATE = ".equivariant_nonlin.mul.output_mask"  # of e3nn's Gate up to 0.3.15: ones, since every output is computed
 DEEPEST = 32  # modules in modules; mace has seven
 RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
+WITHOUT_EFFECT = ("readout_cls", "gate", "MLP_irreps", "hidden_irreps", "interaction_cls", "keep_last_layer_irreps")
 TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 
 
@@ -123,9 +124,14 @@ def description_of(
 
 
 def _same_in_buffers(found: ModelDescription, expected: ModelDescription, root: StubObject) -> bool:
-    """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds."""
+    """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds.
+
+    Of a single layer some fields have no effect, and a module does not tell them.
+    """
     dtype = _tensor(root, "r_max").dtype
     plain = [json.loads(description.canonical_text()) for description in (found, expected)]
+    if found.num_interactions == expected.num_interactions == 1:
+        plain = [{k: v for k, v in fields.items() if k not in WITHOUT_EFFECT} for fields in plain]
     for name in ("r_max", "atomic_energies", "atomic_inter_scale", "atomic_inter_shift"):
         a, b = (fields.pop(name) for fields in plain)
         if (a is None) != (b is None):

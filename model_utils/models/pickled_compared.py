@@ -15,7 +15,9 @@ from torch import Tensor, equal
 
 from model_utils.models.pickled import DEEPEST, OBSOLETE, StubObject, class_name, simplified
 
-WITHOUT_MEANING = {"training", "_profiling_str", "_prof_str"}  # a mode that mace has no use for; names for a profiler
+WITHOUT_MEANING = {  # a mode that mace has no use for, names for a profiler, by whom generated code was traced
+    *("training", "_profiling_str", "_prof_str", "_tracer_cls"),
+}
 CODE = "__codegen__"
 OF_CODE = {"instructions", "use_reduced_cg"}  # say what the code does; the second is what was asked for, not what is
 GONE = {name.rpartition(".")[0] for name in OBSOLETE if name.count(".") > 1}  # parts that older releases had besides

@@ -54,7 +54,9 @@ def check(options: CheckOptions) -> None:
             paths[name] = {number: source.path.name for number, source in enumerate(sources)}
     if sets:
         default = options.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
-        findings += _judged(sets, model, _references(model, isolated, default), paths, default)
+        given = _references(model, isolated, default)
+        allow = options.allow_missing_labels
+        findings += _judged(sets, model, given, paths, default, allow_missing=allow)
         findings.append(_memory(sets[0], model, options.batch_size or 10))
     _print(findings)
     if options.output_json is not None:
@@ -148,6 +150,8 @@ def _judged(
     given: EnergiesByHead,
     paths: Mapping[str, Mapping[int, str]],
     default: str,
+    *,
+    allow_missing: bool,
 ) -> list[Finding]:
     """What is wrong with the sets, head by head where labels are concerned: heads share nothing but structures."""
     findings: list[Finding] = []
@@ -155,7 +159,7 @@ def _judged(
     for data in sets:
         findings += labels.geometry(data)
         for part in data.by_head(default).values():
-            findings += _of_one_head(part, paths[data.name])
+            findings += _of_one_head(part, paths[data.name], allow_missing=allow_missing)
     for head, train in trained.items():
         fit = energies.fit_energies(train)
         for data in sets[1:]:
@@ -172,9 +176,10 @@ def _judged(
     return findings + repeats.heads(sets, model.heads if model is not None else None)
 
 
-def _of_one_head(data: Set, paths: Mapping[int, str]) -> list[Finding]:
+def _of_one_head(data: Set, paths: Mapping[int, str], *, allow_missing: bool) -> list[Finding]:
     fit, compared = energies.fit_energies(data), work.compare(data)
-    findings = labels.labels(data) + energies.energies(data, fit, totals=work.says_totals(compared))
+    findings = labels.labels(data, allow_missing=allow_missing)
+    findings += energies.energies(data, fit, totals=work.says_totals(compared))
     findings += work.energies_and_forces(data, fit, compared) + references.between_files(data, paths)
     return findings + scales.scales(data) + scales.stress_sign(data)
 

@@ -320,7 +320,7 @@ def test_nothing_is_wrong_with_the_sound_cases(
 def test_a_set_without_forces_is_sound_and_a_partly_labelled_one_where_that_is_said(
     check: Callable[..., Findings],
 ) -> None:
-    frames = alloys(8)
+    frames = [labelled(atoms) for atoms in alloys(8)]
     for atoms in frames[:3]:
         atoms.arrays.pop("REF_forces", None)
     assert any("forces missing in 3 of 8" in text for text in errors(check(frames)))

@@ -22,7 +22,7 @@ from ase.io import write
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-HANGING = 300.0  # s after which a process is taken to hang; proves nothing else
+HANGING = 1200.0  # s after which a process is taken to hang; proves nothing else
 STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 

@@ -28,7 +28,7 @@ from dataloader.lmdb_shards import restricted_pickle
 from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData, loads
 
 ROOT = Path(__file__).resolve().parents[2]
-HANGING = 300.0  # s, as in conftest.py, which imports more than a child of this file may
+HANGING = 1200.0  # s, as in conftest.py, which imports more than a child of this file may
 
 
 def run_child(task: str, *arguments: object) -> str:

@@ -203,6 +203,8 @@ def built(fields: dict[str, Any]) -> Any:
     from e3nn import o3
     from mace import modules
 
+    if fields.get("radial_type") == "chebyshev" and not hasattr(modules.radial, "ChebychevBasis"):
+        return None
     known = {}
     classes = {**modules.interaction_classes, "ResidualElementDependentInteractionBlock": None}
     classes.update(modules.interaction_classes)

@@ -115,6 +115,7 @@ def description_of(
         _refuse_unknown_blocks(root, where)
         _refuse_old_soft_transform(root, where)
         _refuse_mixed_heads(root, where)
+        _refuse_layer_of_vectors(root, where)
         fields = _fields(root, numbers)
         text = json.dumps({**fields, "use_reduced_cg": fields["use_reduced_cg"] and reduced})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
@@ -185,6 +186,16 @@ def _refuse_old_soft_transform(root: StubObject, where: str) -> None:
             )
 
 
+def _refuse_layer_of_vectors(root: StubObject, where: str) -> None:
+    products = _children(root, "products")
+    if len(products) == 1 and "+" in simplified(_get(_child(products[0], "linear"), "irreps_out")):
+        raise InputError(
+            f"{where} is one layer whose product has more than scalars, as mace-torch built it before 0.3.15; later "
+            "releases leave out the rest, which no energy depends on, and have no place for its weights: use it with "
+            "mace-torch 0.3.14"
+        )
+
+
 def _refuse_mixed_heads(root: StubObject, where: str) -> None:
     """mace 0.3.14 set the other heads' channels to zero after the second of this readout's maps only."""
     readout, heads = _children(root, "readouts")[-1], _get(root, "heads") or []
@@ -242,7 +253,7 @@ def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
         "use_embedding_readout": "embedding_readout" in _mapping(_get(root, "_modules")),
         "embedding_specs": None if specs is None else {name: dict(spec) for name, spec in specs.items()},
         "readout_cls": type(readout).__name__,
-        "keep_last_layer_irreps": "+" in hidden and last == hidden,
+        "keep_last_layer_irreps": len(products) > 1 and "+" in hidden and last == hidden,
     }
     if fields["model_class"] == "ScaleShiftMACE":
         for name in ("scale", "shift"):

@@ -61,6 +61,7 @@ class RunFiles:
         if data.was_split:
             names = [data.valid.name(i) for i in range(len(data.valid))]
             durable.write_text(outputs.valid_names, "\n".join(names) + "\n")
+        self.epoch_progress = EpochProgress()
         self.metrics = MetricsFile(outputs.metrics, offset=offset)
         self.events = TensorBoard(outputs.tensorboard, from_step=step + 1) if tensorboard else None
 
@@ -72,7 +73,7 @@ class RunFiles:
 
         return Hooks(
             validate=measure,
-            on_step=EpochProgress(),
+            on_step=self.epoch_progress,
             on_train=self.on_train,
             on_validation=self.on_validation,
             on_best=self.on_best,
@@ -151,6 +152,7 @@ class RunFiles:
         Raises:
             SaveError: it could not be written; the generations before are untouched.
         """
+        self.epoch_progress.close()  # the last epoch may have ended before its last step
         try:
             self._write(state, reason)
         except OSError as error:

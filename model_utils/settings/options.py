@@ -421,6 +421,8 @@ class ResumeOptions(CommonOptions):
     """Where the validation data are now."""
     lmdb_test: tuple[Path, ...] = ()
     """Test data; they may be others."""
+    max_neighbors: Count | None = None
+    """As in training."""
     device: str | None = None
     """As in training."""
     threads: Threads | None = None

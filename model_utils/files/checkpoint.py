@@ -184,12 +184,12 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         description=description,
         weights=content["weights"],
         content=content,
-        module=_as_verified(path, module, content["model_state_dict"]) if content["kind"] == "model" else None,
+        module=None if module is None else _as_verified(path, module, content["model_state_dict"]),
     )
 
 
 def _as_verified(path: Path, module: object, tensors: Mapping[str, Tensor]) -> StubObject:
-    """The pickled network of a ``*_model.pt``, which other programs compute with: its tensors are those of the digest.
+    """The pickled network in a file, which other programs compute with: its tensors are those of the digest.
 
     Raises:
         VerificationError: naming the first that is another.

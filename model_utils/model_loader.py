@@ -430,8 +430,9 @@ class PairWriter:
     def prove(self, parameters: Mapping[str, Tensor], module: nn.Module, train_state: Mapping[str, Any]) -> None:
         """Make both files as they would be now, in memory, and open them as every command does.
 
-        What this toolkit would refuse afterwards is refused here, before it has cost a training. Takes about as long
-        as loading the two files: 0.5 s for a small network, 5 s for 100 million weights.
+        What this toolkit would refuse afterwards is refused here, before it has cost a training. Takes as long as
+        loading the two files, which is mostly the building of the network: 2 s for 128x0e and 89 elements (3.8 million
+        weights), 3 s for 128x0e+128x1o+128x2e.
 
         Raises:
             VerificationError: one of them does not open.

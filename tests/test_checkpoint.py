@@ -117,6 +117,8 @@ def test_an_edited_model_json_beside_is_named_field_by_field(pair: Path, tmp_pat
         model_loader.load(tmp_path / "x_model.pt")
     (tmp_path / "x_model.json").unlink()
     model_loader.load(tmp_path / "x_model.pt")
+    assert not (tmp_path / "x_model.json").exists(), "commands that only read write nothing"
+    model_loader.load(tmp_path / "x_model.pt", restore_sidecar=True)
     assert (tmp_path / "x_model.json").read_bytes() == (pair / "x_model.json").read_bytes()
 
 

@@ -34,8 +34,8 @@ METALS = {  # no number of it is one of single precision
     "avg_num_neighbors": 12.1,
     "atomic_inter_scale": 1.1011446781,
     "atomic_inter_shift": 0.0123456789,
-    "hidden_irreps": "4x0e+4x1o",
-    "max_ell": 1,
+    "hidden_irreps": "4x0e+4x1o+4x2e",  # with couplings of e3nn among the tensors
+    "max_ell": 2,
     "correlation": 2,
     "radial_MLP": [8],
     "MLP_irreps": "4x0e",

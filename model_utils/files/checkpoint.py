@@ -20,6 +20,7 @@ from model_utils.models.description import ModelDescription
 from model_utils.models.pickled import StubObject, is_mace_module, stub_class, tensors_of
 
 FORMAT_VERSION = 1
+COMPILED = "._compiled_main"
 MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
 
 
@@ -194,12 +195,12 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         description=description,
         weights=content["weights"],
         content=content,
-        module=_as_verified(path, module, content["model_state_dict"]) if content["kind"] == "model" else None,
+        module=None if module is None else _as_verified(path, module, content["model_state_dict"]),
     )
 
 
 def _as_verified(path: Path, module: object, tensors: Mapping[str, Tensor]) -> StubObject:
-    """The pickled network of a ``*_model.pt``, which other programs compute with: its tensors are those of the digest.
+    """The pickled network in a file, which other programs compute with: its tensors are those of the digest.
 
     Raises:
         VerificationError: naming the first that is another.
@@ -208,6 +209,8 @@ def _as_verified(path: Path, module: object, tensors: Mapping[str, Tensor]) -> S
         raise VerificationError(f"{path} is not as we write it: its `model` is no network of mace")
     theirs = tensors_of(module)
     for name in {**tensors, **theirs}:
+        if COMPILED in name:  # constants of compiled functions, which are pickled with the code
+            continue
         if name not in theirs or name not in tensors:
             raise VerificationError(f"{path}: {name} is in {'its `model`' if name in theirs else 'the weights'} alone")
         if theirs[name].dtype != tensors[name].dtype or not torch.equal(theirs[name], tensors[name]):

@@ -168,7 +168,8 @@ def _source(code: object) -> object:
         return code
     try:
         with zipfile.ZipFile(io.BytesIO(code)) as archive:
-            records = [r for r in archive.infolist() if "/code/" in r.filename or "/constants" in r.filename]
+            kinds = ("/code/", "/constants", "/data/")
+            records = [r for r in archive.infolist() if any(kind in r.filename for kind in kinds)]
             records = [r for r in records if not r.filename.endswith(".debug_pkl")]
             if sum(record.file_size for record in records) > LARGEST_CODE:
                 return "too large"

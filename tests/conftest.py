@@ -133,7 +133,7 @@ def _networks_are_built_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_loader, "build_module", built_once(model_loader.build_module))
-        # patch.setattr(model_loader, "to_be_filled", filled_once(model_loader.to_be_filled))
+        patch.setattr(model_loader, "to_be_filled", filled_once(model_loader.to_be_filled))
         yield
 
 

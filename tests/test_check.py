@@ -199,9 +199,10 @@ def test_a_zero_cell_and_what_is_not_finite(check: Check, xyz: Callable[..., Pat
             forces = atoms.arrays["REF_forces"] if i != 3 else np.full((len(atoms), 3), np.nan)
             row = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "pbc": np.full(3, i == 5)}
             put.put(str(i).encode(), pickle.dumps(row | {"energy": atoms.info["REF_energy"], "forces": forces}))
-    (found,) = errors(check("--lmdb_train", path))
-    assert "forces of atom 0 are not finite (key 3)" in found["text"]
-    assert "the cell has a zero vector there (key 5)" in found["text"]
+    reading, labels = errors(check("--lmdb_train", path))
+    assert "the cell has a zero vector there (key 5)" in reading["text"]
+    assert labels["text"] == "forces missing in 1 of 11 structures", "NaN is how programs write what they do not know"
+    assert labels["keys"] == ["a.lmdb key 3"]
 
 
 def test_linear_references_become_the_atomic_energies(

@@ -12,7 +12,7 @@ from ase.io import write
 
 from conftest import TINY, waters
 from dataloader.batch import collate
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from dataloader.xyz import read_xyz
@@ -43,7 +43,7 @@ def two_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def structures(folder: Path, head: str) -> list[Structure]:
     write(folder / "s.xyz", waters(3), format="extxyz")
-    found = read_xyz(folder / "s.xyz", LabelKeys(), require_labels=True).structures
+    found = read_xyz(folder / "s.xyz", LabelKeys(), TO_TRAIN).structures
     return [dataclasses.replace(structure, head=head) for structure in found]
 
 

@@ -152,7 +152,7 @@ def test_omol_rows_are_refused_by_a_model_without_a_charge(tmp_path: Path, said:
     charged.write_text(json.dumps(TINY | {"embedding_specs": {"total_charge": charge}}))
     flags = ("--lmdb_train", path, "--epochs", 1, "--no_export_mace_model", "--output_checkpoint")
     text = said(train_mace, "--input_json", plain, *flags, tmp_path / "no", code=2)
-    assert "2 of 12 records have a charge (first: omol.aselmdb key 10), but model.json has no total_charge" in text
+    assert "2 of 12 structures have a charge (first: omol.aselmdb key 10), but model.json has no total_charge" in text
     text = said(train_mace, "--input_json", plain, *flags, tmp_path / "dropped", "--drop_charged")
     assert "left out 2: 2 × a charge for which the model has no input (keys 10, 11)" in text
     said(train_mace, "--input_json", charged, *flags, tmp_path / "used")

@@ -16,7 +16,7 @@ from lmdb_material import write_dicts
 import metadata
 from dataloader import pack
 from dataloader.errors import InputError
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import lmdb_index
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from model_utils import evaluate, train_mace
@@ -92,7 +92,7 @@ def test_counts_that_were_kept_where_more_were_allowed(place: Path, monkeypatch:
 
     def source(limit: int) -> LmdbSource:
         filters = Filters(max_neighbors=limit)
-        return LmdbSource(place / "cu.lmdb", LabelKeys(), require_labels=True, max_dropped=0.0, filters=filters)
+        return LmdbSource(place / "cu.lmdb", LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, filters=filters)
 
     assert source(700).edges(R_MAX).max() == 682
     assert lmdb_index._kept_edges(source(700).indexes[0], R_MAX) is not None

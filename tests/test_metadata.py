@@ -15,6 +15,7 @@ from ase.io import read, write
 import metadata
 from conftest import ROOT, waters
 from dataloader.atomic_energies import OC22
+from dataloader.labels import TO_TRAIN
 from dataloader.sources import SourceSpec, stream
 from model_utils.models import description
 from model_utils.tasks.describe_data import MACE_SETTINGS
@@ -100,7 +101,7 @@ def peak_of_reading(path: Path, n: int) -> int:
     When the collector comes by itself depends on all that the process has allocated before: up to hundreds of frames,
     which hold cycles, would be counted or not.
     """
-    frames = stream([SourceSpec(path=path, format="xyz")], elements=None, max_dropped=0.0)
+    frames = stream([SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, elements=None, max_dropped=0.0)
     gc.collect()
     gc.freeze()  # what was there before is not looked through after every frame
     gc.disable()

@@ -18,7 +18,7 @@ from ase.io import read
 import read_model
 from conftest import ROOT
 from dataloader import pack
-from dataloader.labels import LabelKeys
+from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import lmdb_index
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.neighbors import build_graph
@@ -137,7 +137,7 @@ def test_an_index_is_taken_as_it_is(place: Path, monkeypatch: pytest.MonkeyPatch
         if kept == lmdb_index.places(shard, lmdb_index.Recipe(LabelKeys()))[0]:
             monkeypatch.setattr(lmdb_index, "index_rows", reads_again)
             monkeypatch.setattr(lmdb_index, "_count_edges", reads_again)
-        found = LmdbSource(shard, LabelKeys(), require_labels=True, max_dropped=0.0)
+        found = LmdbSource(shard, LabelKeys(), needs=TO_TRAIN, max_dropped=0.0)
         assert found.n_atoms.tolist() == [found.structure(i).n_atoms for i in range(len(found))]
         if shard.name == "data.lmdb":
             assert len(found) == 16
@@ -153,7 +153,7 @@ def test_packed_shards_hold_what_was_packed(
     originals = {f"{name}#{i}": atoms for name, part in frames.items() for i, atoms in enumerate(part)}
     for part in ("train", "valid", "train/stage_6.json"):
         path = place / "packed" / part
-        source = LmdbSource(path, LabelKeys(), require_labels=True, max_dropped=0.0, keep=("origin",))
+        source = LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, keep=("origin",))
         for i in range(len(source)):
             structure = source.structure(i)
             atoms = originals[structure.extra["origin"]]

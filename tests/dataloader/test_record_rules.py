@@ -573,6 +573,7 @@ def test_a_packed_record_means_what_it_meant(tmp_path: Path) -> None:
     recipe = Recipe(
         rows_per_shard=10,
         r_max=None,
+        max_neighbors=500,
         id_key=None,
         group_key=None,
         shares={},

@@ -68,11 +68,19 @@ def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
                     parameter.grad = None
         return module
 
+    def filled_once(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+        """Never the network that is being trained: a file that is opened is loaded into it."""
+        return kept((description.hash(), dtype, "filled"), lambda: build(description, dtype, where))
+
     def copy_once(module: nn.Module) -> nn.Module:
         dtype = next(module.parameters()).dtype
-        return kept((str(id(module)), dtype, "copy"), lambda: copied(module))
+        copy = kept((str(id(module)), dtype, "copy"), lambda: copied(module))
+        if any(module is filled for (_, _, use), filled in _networks.items() if use == "filled"):
+            copy.load_state_dict(module.state_dict())
+        return copy
 
     monkeypatch.setattr(model_loader, "build_module", build_once)
+    monkeypatch.setattr(model_loader, "to_be_filled", filled_once)
     monkeypatch.setattr(model_loader, "copied", copy_once)
 
 

@@ -176,7 +176,7 @@ def origin(options: FinetuneOptions) -> Origin:
         dtype=DTYPES.get(options.dtype or ""),
         input_json=options.input_json,
         trust_pickle=options.trust_pickle,
-        restore_sidecar=True,
+        restore_sidecar=not options.dry_run,
     )
     log.info(
         "source %s: %s, %s, elements %s, weights of %s",

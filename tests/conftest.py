@@ -137,23 +137,29 @@ def _networks_are_built_once() -> Iterator[None]:
         yield
 
 
+def _copier() -> Callable[[nn.Module], nn.Module]:
+    """The product's own way to copy a network, whatever a test puts in its place later."""
+    from model_utils import model_loader
+
+    return model_loader.copied
+
+
 def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``build_module`` that keeps the last 32 networks with the state in which building left the generator."""
+    copied = _copier()
     kept: dict[tuple[str, torch.dtype, bytes], tuple[nn.Module, torch.Tensor]] = {}
 
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
-        from model_utils import model_loader
-
         key = (description.hash(), dtype, torch.get_rng_state().numpy().tobytes())
         if key not in kept:
             module = build(description, dtype, where)
-            kept[key] = (model_loader.copied(module), torch.get_rng_state())
+            kept[key] = (copied(module), torch.get_rng_state())
             if len(kept) > 32:
                 del kept[next(iter(kept))]
             return module
         pristine, state = kept[key]
         torch.set_rng_state(state)
-        return model_loader.copied(pristine)
+        return copied(pristine)
 
     return build_or_copy
 
@@ -161,14 +167,13 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 def filled_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``to_be_filled``, whose networks get their weights from a file, building each structure once."""
     kept: dict[tuple[str, torch.dtype], nn.Module] = {}
+    copied = _copier()
 
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
-        from model_utils import model_loader
-
         key = (description.hash(), dtype)
         if key not in kept:
             kept[key] = build(description, dtype, where)
-        return model_loader.copied(kept[key])
+        return copied(kept[key])
 
     return build_or_copy
 

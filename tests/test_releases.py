@@ -265,4 +265,4 @@ def test_a_head_whose_readout_is_not_known_is_refused(foreign: Path) -> None:
     target = model_loader.load(foreign / "0.3.7" / "scale_shift.model").module
     target.get_submodule("readouts.1").register_parameter("strange", nn.Parameter(torch.zeros(1)))
     with pytest.raises(InputError, match=r"readouts\.1\.strange belongs to a readout"):
-        heads.of_one_head(loaded.module, target, 0, 2)
+        heads.with_copied_heads(loaded.module, target, [0])

@@ -1,195 +1,262 @@
 """The loss and the error metrics: tensors in, sums and counts out, divided once at the end.
 
-loss = wE · mean over configurations of ℓ(ΔE / n_atoms) + wF · mean over force components of ℓ(ΔF)
-     + wS · mean over the nine stress components of ℓ(Δσ)
+loss = Σ over quantities of  weight · mean over labelled entries of ℓ(error)
 
-A mean is Σ w·ℓ / number of labelled entries, global over micro-batches and ranks: a mean of batch means would weigh
-small batches more. Metrics are root mean squares and mean magnitudes of the unweighted errors, from global sums.
+with errors of energies per atom, of force components, of the nine stress components. A mean is Σ w·ℓ / number of
+labelled entries, global over micro-batches and ranks: a mean of batch means would weigh small batches more. Metrics
+are root mean squares and mean magnitudes of the unweighted errors, from global sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from dataloader.batch import LabelCounts, Labels
+from dataloader.batch import Label, Rows
+from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 
-ElementLoss = Literal["mse", "huber", "mae"]
-ForcesLoss = Literal["mse", "huber", "mae", "l2norm"]
+COLUMNS = ("loss", "squared", "absolute", "undivided", "rows")  # sums that are kept of every quantity
+STRUCTURES = "structures"
+ATOMS = "atoms"
 
-SUMS = (
-    "energy_loss",
-    "forces_loss",
-    "stress_loss",
-    "energy_sse",
-    "energy_sae",
-    "energy_sae_cfg",
-    "forces_sse",
-    "forces_sae",
-    "stress_sse",
-    "stress_sae",
-    "energies",
-    "force_atoms",
-    "stresses",
-    "n_configs",
-    "n_atoms",
-)
+Prediction = Mapping[
+    str, Tensor
+]  # by quantity: (n_rows, *components), in its unit; energies without reference energies
+
+
+# Shapes of a term
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a network says of a batch; an output that was not computed is None."""
+class Shape:
+    """How errors of one quantity become numbers that are averaged.
 
-    energy: Tensor  # (n_structures,), eV, interaction energy
-    forces: Tensor | None  # (n_atoms, 3), eV/Å
-    stress: Tensor | None = None  # (n_structures, 3, 3), eV/Å³
+    Attributes:
+        of: errors (n_rows, numbers), labels (n_rows, numbers) and δ → (n_rows, numbers), or (n_rows,) where ``by_row``.
+        text: of the term in log lines, with ``{}`` for the quantity's symbol.
+        by_row: a row counts as one entry of the mean; otherwise each of its numbers does.
+    """
+
+    of: Callable[[Tensor, Tensor, float], Tensor]
+    text: str
+    by_row: bool = False
+
+
+def mse(error: Tensor, label: Tensor, delta: float) -> Tensor:
+    """e²."""
+    return error * error
+
+
+def mae(error: Tensor, label: Tensor, delta: float) -> Tensor:
+    """|e|."""
+    return error.abs()
+
+
+def huber(error: Tensor, label: Tensor, delta: float) -> Tensor:
+    """e²/2 up to δ and δ(|e| − δ/2) beyond (Huber, Ann. Math. Stat. 35, 73, 1964)."""
+    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
+
+
+def l2norm(error: Tensor, label: Tensor, delta: float) -> Tensor:
+    """Euclidean norm of a row's error (Chanussot et al., ACS Catal. 11, 6059, 2021).
+
+    Its gradient has the same length for every row, so a force error of 70 eV/Å cannot make training diverge.
+    """
+    return torch.linalg.vector_norm(error, dim=1)
+
+
+SHAPES: dict[str, Shape] = {
+    "mse": Shape(of=mse, text="{}²"),
+    "huber": Shape(of=huber, text="huber({})"),
+    "mae": Shape(of=mae, text="|{}|"),
+    "l2norm": Shape(of=l2norm, text="‖{}‖", by_row=True),
+}
+
+
+# The loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One quantity in the loss."""
+
+    weight: float = 0.0
+    shape: str = "mse"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Weights and shapes of the three terms.
+    """The terms of a loss by quantity; one that is not named has the weight 0."""
 
-    ``mse`` is e². ``huber`` is e²/2 up to δ and δ(|e| − δ/2) beyond (Huber 1964). ``mae`` is |e|. ``l2norm``, for
-    forces only, is the Euclidean norm of an atom's force error, averaged over atoms (Chanussot et al., ACS Catal. 11,
-    6059, 2021): its gradient has the same length for every atom, so a force of 70 eV/Å cannot make training diverge.
-    """
+    terms: Mapping[str, Term]
+    huber_delta: float = 0.01  # in the unit of the errors: eV per atom, eV/Å, eV/Å³
 
-    energy_weight: float = 1.0
-    forces_weight: float = 100.0
-    stress_weight: float = 0.0
-    energy_loss: ElementLoss = "mse"
-    forces_loss: ForcesLoss = "mse"
-    stress_loss: ElementLoss = "mse"
-    huber_delta: float = 0.01  # eV per atom, eV/Å, eV/Å³
+    @classmethod
+    def of(
+        cls,
+        *,
+        energy: float = 1.0,
+        forces: float = 100.0,
+        stress: float = 0.0,
+        shapes: Mapping[str, str] | None = None,
+        huber_delta: float = 0.01,
+    ) -> "Loss":
+        """A loss of energy, forces and stress with these weights; squared errors where no other shape is given."""
+        weights = {ENERGY.name: energy, FORCES.name: forces, STRESS.name: stress}
+        shape_of = {name: "mse" for name in weights} | dict(shapes or {})
+        terms = {name: Term(weight=weight, shape=shape_of[name]) for name, weight in weights.items()}
+        return cls(terms=terms, huber_delta=huber_delta)
 
-    def terms(self) -> str:
+    def weight(self, quantity: str) -> float:
+        """The weight of a quantity's term."""
+        return self.terms.get(quantity, Term()).weight
+
+    def text(self) -> str:
         """``1 E² + 100 F²``: E of the energy per atom, F of a force component, S of a stress component."""
-        shapes = {"mse": "{}²", "huber": "huber({})", "mae": "|{}|", "l2norm": "‖{}‖"}
-        weighted = [
-            (self.energy_weight, self.energy_loss, "E"),
-            (self.forces_weight, self.forces_loss, "F"),
-            (self.stress_weight, self.stress_loss, "S"),
-        ]
-        return " + ".join(f"{weight:g} {shapes[shape].format(name)}" for weight, shape, name in weighted if weight > 0)
-
-    def denominators(self, counts: LabelCounts) -> tuple[int, int, int]:
-        """Numbers of entries behind the three means; at least 1, so that an absent term is zero."""
-        force_entries = counts.force_atoms * (1 if self.forces_loss == "l2norm" else 3)
-        return max(counts.energies, 1), max(force_entries, 1), max(9 * counts.stresses, 1)
-
-    def total(self, sums: Tensor, counts: LabelCounts) -> Tensor:
-        """The loss from the first three sums (see ``SUMS``) and the counts behind them; differentiable."""
-        energy, forces, stress = self.denominators(counts)
-        return (
-            self.energy_weight / energy * sums[0]
-            + self.forces_weight / forces * sums[1]
-            + self.stress_weight / stress * sums[2]
+        return " + ".join(
+            f"{term.weight:g} {SHAPES[term.shape].text.format(QUANTITIES[name].symbol)}"
+            for name, term in self.terms.items()
+            if term.weight > 0
         )
 
+    def total(self, sums: Tensor, rows: Rows) -> Tensor:
+        """The loss from the sums of ``error_sums`` and the labelled rows behind them; differentiable.
 
-def error_sums(prediction: Prediction, labels: Labels, loss: Loss) -> Tensor:
-    """Sums over the labelled entries of a batch, in the order of ``SUMS``.
+        A term without a labelled row is zero.
+        """
+        parts = [
+            term.weight / max(rows[name] * entries_per_row(QUANTITIES[name], term), 1) * sums[position(name, "loss")]
+            for name, term in self.terms.items()
+        ]
+        return reduce(torch.add, parts)
+
+
+def entries_per_row(quantity: Quantity, term: Term) -> int:
+    """Entries of the mean of a term that one labelled row brings."""
+    return 1 if SHAPES[term.shape].by_row else quantity.numbers
+
+
+# Sums
+
+
+def sum_names() -> list[str]:
+    """Names of the sums in their order: those of every quantity, then structures and atoms."""
+    return [*(f"{name} {column}" for name in QUANTITIES for column in COLUMNS), STRUCTURES, ATOMS]
+
+
+def position(quantity: str, column: str) -> int:
+    """Where among the sums one of a quantity stands."""
+    return list(QUANTITIES).index(quantity) * len(COLUMNS) + COLUMNS.index(column)
+
+
+def no_sums(device: torch.device) -> Tensor:
+    """All sums zero, (n_sums,), float64."""
+    return torch.zeros(len(sum_names()), dtype=torch.float64, device=device)
+
+
+def error_sums(prediction: Prediction, labels: Mapping[str, Label], sizes: Tensor, loss: Loss) -> Tensor:
+    """Sums over the labelled entries of a batch.
+
+    Args:
+        prediction: what was computed; a quantity that is not there has no sums.
+        labels: of every quantity.
+        sizes: (n_structures,), float64, numbers of atoms.
+        loss: shapes of the terms.
 
     Returns:
-        (len(SUMS),), float64, on the batch's device; the first three carry the graph. Nothing here waits for a GPU.
+        (n_sums,), float64, on the batch's device, in the order of ``sum_names``; the first of each quantity carries
+        the graph. Nothing here waits for a GPU.
     """
-    energy_mask = labels.energy_mask.to(torch.float64)
-    total_error = (prediction.energy.to(torch.float64) - labels.energy) * energy_mask  # (n_structures,), eV
-    energy_error = total_error / labels.n_atoms
-    energy_term = (labels.energy_weight * _element(energy_error, loss.energy_loss, loss.huber_delta)).sum()
-
-    zero = torch.zeros((), dtype=torch.float64, device=total_error.device)
-    forces_term = forces_sse = forces_sae = stress_term = stress_sse = stress_sae = zero
-    force_atoms = stresses = zero
-    if prediction.forces is not None:
-        forces_mask = labels.forces_mask.to(torch.float64)
-        force_error = (prediction.forces.to(torch.float64) - labels.forces) * forces_mask[:, None]  # (n_atoms, 3), eV/Å
-        forces_term = (labels.forces_weight * _per_atom(force_error, loss)).sum()
-        forces_sse, forces_sae, force_atoms = _square(force_error), _absolute(force_error), forces_mask.sum()
-    if prediction.stress is not None:
-        stress_mask = labels.stress_mask.to(torch.float64)
-        difference = prediction.stress.to(torch.float64) - labels.stress
-        stress_error = torch.where(labels.stress_mask[:, None, None], difference, 0.0)  # (n_structures, 3, 3), eV/Å³
-        elements = _element(stress_error, loss.stress_loss, loss.huber_delta)
-        stress_term = (labels.stress_weight * elements.sum(dim=(1, 2))).sum()
-        stress_sse, stress_sae, stresses = _square(stress_error), _absolute(stress_error), stress_mask.sum()
-    return torch.stack(
-        [
-            energy_term,
-            forces_term,
-            stress_term,
-            _square(energy_error),
-            _absolute(energy_error),
-            _absolute(total_error),
-            forces_sse,
-            forces_sae,
-            stress_sse,
-            stress_sae,
-            energy_mask.sum(),
-            force_atoms,
-            stresses,
-            torch.full_like(zero, len(labels.n_atoms)),
-            labels.n_atoms.sum(),
-        ]
-    )
+    zero = torch.zeros((), dtype=torch.float64, device=sizes.device)
+    sums: list[Tensor] = []
+    for name, quantity in QUANTITIES.items():
+        if name in prediction:
+            sums += _sums_of(quantity, prediction[name], labels[name], sizes, loss)
+        else:
+            sums += [zero] * len(COLUMNS)
+    return torch.stack([*sums, torch.full_like(zero, len(sizes)), sizes.sum()])
 
 
-def _per_atom(force_error: Tensor, loss: Loss) -> Tensor:
-    if loss.forces_loss == "l2norm":
-        return torch.linalg.vector_norm(force_error, dim=1)
-    return _element(force_error, loss.forces_loss, loss.huber_delta).sum(dim=1)
+def _sums_of(quantity: Quantity, predicted: Tensor, label: Label, sizes: Tensor, loss: Loss) -> list[Tensor]:
+    """In the order of ``COLUMNS``."""
+    by_row = (len(label.mask), quantity.numbers)
+    target = label.value.reshape(by_row)
+    difference = predicted.to(torch.float64).reshape(by_row) - target
+    undivided = torch.where(label.mask[:, None], difference, 0.0)  # (n_rows, numbers)
+    error = undivided / sizes[:, None] if quantity.over_atoms else undivided
+    if quantity.over_atoms:
+        target = target / sizes[:, None]
+    term = loss.terms.get(quantity.name, Term())
+    entries = SHAPES[term.shape].of(error, target, loss.huber_delta)
+    per_row = entries if entries.ndim == 1 else entries.sum(dim=1)
+    seen = error.detach()
+    return [
+        (label.weight * per_row).sum(),
+        (seen**2).sum(),
+        seen.abs().sum(),
+        undivided.detach().abs().sum(),
+        label.mask.sum(dtype=torch.float64),
+    ]
 
 
-def _element(error: Tensor, kind: ElementLoss | ForcesLoss, delta: float) -> Tensor:
-    if kind == "mse":
-        return error * error
-    if kind == "mae":
-        return error.abs()
-    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
-
-
-def _square(error: Tensor) -> Tensor:
-    return (error.detach() ** 2).sum()
-
-
-def _absolute(error: Tensor) -> Tensor:
-    return error.detach().abs().sum()
+# Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Error metrics under the names used everywhere; None where nothing was labelled."""
+    """Error metrics under the names used everywhere.
+
+    Attributes:
+        loss: with the weights of the terms.
+        errors: of every quantity, ``<name>_rmse`` and ``<name>_mae`` in its unit, per atom and, besides, undivided
+            where a quantity is divided by the number of atoms (``energy_rmse_per_atom``, ``energy_mae_per_atom``,
+            ``energy_mae_cfg``); None where nothing was labelled.
+    """
 
     loss: float
-    energy_rmse_per_atom: float | None  # eV
-    energy_mae_per_atom: float | None  # eV
-    energy_mae_cfg: float | None  # eV, not divided by the number of atoms
-    forces_rmse: float | None  # eV/Å
-    forces_mae: float | None  # eV/Å
-    stress_rmse: float | None  # eV/Å³
-    stress_mae: float | None  # eV/Å³
+    errors: Mapping[str, float | None]
     n_configs: int
     n_atoms: int
 
+    def __getitem__(self, name: str) -> float | None:
+        """An error by its name: ``metrics["forces_rmse"]``."""
+        return self.errors[name]
+
+    def of(self, quantity: Quantity) -> dict[str, float | None]:
+        """The errors of one quantity by ``rmse``, ``mae`` and, where it is divided by atoms, ``mae_cfg``."""
+        return {short: self.errors[name] for short, name in error_names(quantity).items()}
+
+    def as_plain(self) -> dict[str, float | int | None]:
+        """All of it by name, as files have it."""
+        return {"loss": self.loss, **self.errors, "n_configs": self.n_configs, "n_atoms": self.n_atoms}
+
+
+def error_names(quantity: Quantity) -> dict[str, str]:
+    """Names of the metrics of a quantity by ``rmse``, ``mae`` and, where it is divided by atoms, ``mae_cfg``."""
+    per_atom = "_per_atom" if quantity.over_atoms else ""
+    names = {"rmse": f"{quantity.name}_rmse{per_atom}", "mae": f"{quantity.name}_mae{per_atom}"}
+    return {**names, "mae_cfg": f"{quantity.name}_mae_cfg"} if quantity.over_atoms else names
+
 
 def metrics(sums: Sequence[float], loss: Loss) -> Metrics:
-    """Divide global sums (in the order of ``SUMS``) by their counts."""
-    s = dict(zip(SUMS, sums, strict=True))
-    counts = LabelCounts(energies=int(s["energies"]), force_atoms=int(s["force_atoms"]), stresses=int(s["stresses"]))
-    components, elements = 3 * counts.force_atoms, 9 * counts.stresses
+    """Divide global sums, in the order of ``sum_names``, by their counts."""
+    rows = {name: int(sums[position(name, "rows")]) for name in QUANTITIES}
+    errors: dict[str, float | None] = {}
+    for name, quantity in QUANTITIES.items():
+        entries = rows[name] * quantity.numbers
+        names = error_names(quantity)
+        errors[names["rmse"]] = _root(sums[position(name, "squared")], entries)
+        errors[names["mae"]] = _mean(sums[position(name, "absolute")], entries)
+        if quantity.over_atoms:
+            errors[names["mae_cfg"]] = _mean(sums[position(name, "undivided")], entries)
+    of_all = dict(zip(sum_names(), sums, strict=True))
     return Metrics(
-        loss=float(loss.total(torch.tensor(list(sums), dtype=torch.float64), counts)),
-        energy_rmse_per_atom=_root(s["energy_sse"], counts.energies),
-        energy_mae_per_atom=_mean(s["energy_sae"], counts.energies),
-        energy_mae_cfg=_mean(s["energy_sae_cfg"], counts.energies),
-        forces_rmse=_root(s["forces_sse"], components),
-        forces_mae=_mean(s["forces_sae"], components),
-        stress_rmse=_root(s["stress_sse"], elements),
-        stress_mae=_mean(s["stress_sae"], elements),
-        n_configs=int(s["n_configs"]),
-        n_atoms=int(s["n_atoms"]),
+        loss=float(loss.total(torch.tensor(list(sums), dtype=torch.float64), rows)),
+        errors=errors,
+        n_configs=int(of_all[STRUCTURES]),
+        n_atoms=int(of_all[ATOMS]),
     )
 
 
@@ -199,3 +266,35 @@ def _mean(total: float, count: int) -> float | None:
 
 def _root(total: float, count: int) -> float | None:
     return (total / count) ** 0.5 if count else None
+
+
+# Sums by name: how they are stored
+
+BEFORE_QUANTITIES = (  # order of the sums in checkpoints that hold them as one tensor
+    "energy loss",
+    "forces loss",
+    "stress loss",
+    "energy squared",
+    "energy absolute",
+    "energy undivided",
+    "forces squared",
+    "forces absolute",
+    "stress squared",
+    "stress absolute",
+    "energy rows",
+    "forces rows",
+    "stress rows",
+    STRUCTURES,
+    ATOMS,
+)
+
+
+def named_sums(sums: Tensor) -> dict[str, float]:
+    """Sums by their names."""
+    return dict(zip(sum_names(), sums.tolist(), strict=True))
+
+
+def sums_of_named(stored: Mapping[str, float] | Tensor, device: torch.device) -> Tensor:
+    """Sums in their order from what a checkpoint holds; a quantity that it does not know has none yet."""
+    named = dict(zip(BEFORE_QUANTITIES, stored.tolist(), strict=True)) if isinstance(stored, Tensor) else stored
+    return torch.tensor([named.get(name, 0.0) for name in sum_names()], dtype=torch.float64, device=device)

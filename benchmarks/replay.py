@@ -79,7 +79,7 @@ def main() -> None:
             model = place / f"{place.name}_model.pt"
             found = [errors(model, test, KEYS, "Default")]
             found += [errors(model, others, LabelKeys(), head)] if head else []
-            cells = "".join(f"{1000 * m.energy_rmse_per_atom:12.1f}{1000 * m.forces_rmse:9.1f}" for m in found)
+            cells = "".join(f"{1000 * m['energy_rmse_per_atom']:12.1f}{1000 * m['forces_rmse']:9.1f}" for m in found)
             seconds = ended.children_user - began.children_user
             print(f"{name:34s}{cells:42s}{seconds:8.0f}", flush=True)
 
@@ -96,7 +96,7 @@ def errors(path: Path, xyz: Path, keys: LabelKeys, head: str) -> Metrics:
     data = Dataset(open_sources([spec], needs=TO_TRAIN, max_dropped=0.0), facts, loaded.file.dtype)
     network = model_loader.network(loaded.module, "fast", loaded.description)
     evaluate = Evaluator(data, BatchOptions(batch_size=5), torch.device("cpu"))
-    return evaluate(network, model_loader.trainable(loaded.module), Loss())[0]
+    return evaluate(network, model_loader.trainable(loaded.module), Loss.of())[0]
 
 
 def fresh(folder: Path) -> Path:

@@ -198,9 +198,9 @@ def prepared(args: argparse.Namespace) -> tuple[Callable[[], Any], int, int]:
 
     batch = made().to(device)
     if form in ("mace", "mace_cueq"):
-        step = mace_step(args, module, described, batch, structures, Loss())
+        step = mace_step(args, module, described, batch, structures, Loss.of())
     else:
-        step = our_step(args, module, described, batch, made, Loss())
+        step = our_step(args, module, described, batch, made, Loss.of())
     if device.type == "cpu":
         return step, batch.n_atoms, batch.n_edges
 
@@ -231,9 +231,9 @@ def our_step(
         now = made().to(batch.positions.device) if args.what == "loader" else replace(batch)
         with algebra():
             if args.what == "energy":
-                return network.energies(frozen, now, now.positions, now.shifts)
+                return network.outputs(frozen, now, now.positions, now.shifts)
             if args.what == "forces":
-                return predict(network, frozen, now, stress=False, training=False)
+                return predict(network, frozen, now, wanted=(), training=False)
             return loss_and_gradients(network, weights, [now], loss)
 
     return step
@@ -245,7 +245,7 @@ def mace_step(
     """mace-torch's module as its training calls it, on a dictionary made once; or on those of its own loader."""
     import torch
 
-    from losses import Prediction, error_sums
+    from losses import error_sums
 
     if args.forms[0] == "mace_cueq":
         from mace.cli.convert_e3nn_cueq import run
@@ -274,8 +274,8 @@ def mace_step(
         out = module({**given, "positions": given["positions"].clone()}, training=training, compute_force=forces)
         if not training:
             return out
-        prediction = Prediction(energy=out["interaction_energy"], forces=out["forces"], stress=None)
-        value = loss.total(error_sums(prediction, batch.labels, loss), batch.counts)
+        prediction = {"energy": out["interaction_energy"], "forces": out["forces"]}
+        value = loss.total(error_sums(prediction, batch.labels, batch.sizes, loss), batch.rows)
         return torch.autograd.grad(value, weights, allow_unused=True)
 
     return step
@@ -351,8 +351,7 @@ def labelled(atoms: Any, rng: Any) -> Any:
         cell=np.asarray(atoms.cell),
         pbc=tuple(bool(p) for p in atoms.pbc),
         identifier="generated",
-        energy=float(rng.normal()),
-        forces=rng.normal(size=positions.shape),
+        labels={"energy": float(rng.normal()), "forces": rng.normal(size=positions.shape)},
     )
 
 

@@ -1,6 +1,6 @@
 """Flat-array batches: what the step reads, made once per batch in the loader's workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataloader.neighbors import Graph
+from dataloader.quantities import ENERGY, QUANTITIES, Quantity
 from dataloader.structure import Structure
 
 
@@ -53,40 +54,28 @@ class ModelFacts:
         return table[atomic_numbers]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelCounts:
-    """Numbers of labelled entries, known on the host before any forward pass."""
-
-    energies: int = 0  # configurations
-    force_atoms: int = 0  # atoms whose three force components count
-    stresses: int = 0  # configurations; nine components each
-
-    def __add__(self, other: "LabelCounts") -> "LabelCounts":
-        return LabelCounts(
-            energies=self.energies + other.energies,
-            force_atoms=self.force_atoms + other.force_atoms,
-            stresses=self.stresses + other.stresses,
-        )
+Rows = Mapping[str, int]  # by quantity: labelled rows, known on the host before any forward pass
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """Targets in float64 with their weights; an entry of weight mask False is in neither sum of a mean.
+def added_rows(parts: Iterable[Rows]) -> dict[str, int]:
+    """The labelled rows of several batches together."""
+    total = dict.fromkeys(QUANTITIES, 0)
+    for rows in parts:
+        for name, count in rows.items():
+            total[name] += count
+    return total
 
-    The energy is the label minus the sum of reference energies, formed in float64 on the host: at 10⁵ eV a float32
-    step is 8 meV.
+
+class Label(NamedTuple):
+    """Targets of one quantity with their weights, a row for each atom or for each structure.
+
+    A row whose mask is False is in neither sum of a mean. The energy is the label minus the sum of reference energies,
+    formed in float64 on the host: at 10⁵ eV a float32 step is 8 meV.
     """
 
-    energy: Tensor  # (n_structures,), eV, interaction energy; 0 where unlabelled
-    energy_mask: Tensor  # (n_structures,), bool
-    energy_weight: Tensor  # (n_structures,)
-    forces: Tensor  # (n_atoms, 3), eV/Å; 0 where unlabelled
-    forces_mask: Tensor  # (n_atoms,), bool: labelled, and free to move where the data says so
-    forces_weight: Tensor  # (n_atoms,)
-    stress: Tensor  # (n_structures, 3, 3), eV/Å³; 0 where unlabelled
-    stress_mask: Tensor  # (n_structures,), bool
-    stress_weight: Tensor  # (n_structures,)
-    n_atoms: Tensor  # (n_structures,), float64
+    value: Tensor  # (n_rows, *components), float64, in the quantity's unit; 0 where unlabelled
+    mask: Tensor  # (n_rows,), bool: labelled, and of an atom that was free to move where that is asked for
+    weight: Tensor  # (n_rows,), float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +93,10 @@ class Batch:
     cell_shifts: Tensor  # (n_edges, 3), int32, whole lattice vectors crossed by the edge
     shifts: Tensor  # (n_edges, 3), Å, cell_shifts @ cell: vector = positions[receiver] - positions[sender] + shift
     reference_energy: Tensor  # (n_structures,), float64, eV, sum of the E0s
-    labels: Labels
+    sizes: Tensor  # (n_structures,), float64, numbers of atoms
+    labels: Mapping[str, Label]  # by quantity, of every one there is
+    rows: Rows  # behind the labels
     features: dict[str, Tensor]
-    counts: LabelCounts
     index: tuple[int, ...]  # of the structures in their dataset, to name them in messages
 
     @property
@@ -183,9 +173,9 @@ def _map_tensors(record: Any, function: Any) -> Any:
         value = getattr(record, item.name)
         if isinstance(value, Tensor | _Place):
             changed[item.name] = function(value)
-        elif isinstance(value, Labels):
-            changed[item.name] = _map_tensors(value, function)
-        elif isinstance(value, dict):
+        elif item.name == "labels":
+            changed[item.name] = {name: Label(*map(function, label)) for name, label in value.items()}
+        elif item.name == "features":
             changed[item.name] = {name: function(tensor) for name, tensor in value.items()}
     return replace(record, **changed)
 
@@ -218,7 +208,9 @@ def collate(
     cell_shifts = np.concatenate([g.shifts for g in graphs])
     shifts = np.concatenate([g.shifts @ s.cell for g, s in zip(graphs, structures, strict=True)])
     references = _reference_energies(species, ptr, heads, facts)
-    labels, counts = _labels(structures, references, free_atoms_only)
+    labels = {
+        quantity.name: _label(quantity, structures, references, free_atoms_only) for quantity in QUANTITIES.values()
+    }
     return Batch(
         positions=torch.from_numpy(np.concatenate([g.positions for g in graphs])).to(dtype),
         species=torch.from_numpy(species),
@@ -231,9 +223,10 @@ def collate(
         cell_shifts=torch.from_numpy(cell_shifts.astype(np.int32)),
         shifts=torch.from_numpy(shifts).to(dtype),
         reference_energy=torch.from_numpy(references),
+        sizes=torch.from_numpy(sizes.astype(np.float64)),
         labels=labels,
+        rows={name: int(label.mask.sum()) for name, label in labels.items()},
         features={spec.name: _feature(structures, spec, dtype) for spec in facts.features},
-        counts=counts,
         index=tuple(index),
     )
 
@@ -244,39 +237,31 @@ def _reference_energies(species: np.ndarray, ptr: np.ndarray, heads: np.ndarray,
     return np.add.reduceat(per_atom, ptr[:-1])
 
 
-def _labels(
-    structures: Sequence[Structure], references: np.ndarray, free_atoms_only: bool
-) -> tuple[Labels, LabelCounts]:
-    energy_mask = np.array([s.energy is not None for s in structures])
-    energy = np.array([s.energy or 0.0 for s in structures]) - np.where(energy_mask, references, 0.0)
-    forces_mask = np.concatenate([_force_mask(s, free_atoms_only) for s in structures])
-    stress_mask = np.array([s.stress is not None for s in structures])
-    labels = Labels(
-        energy=torch.from_numpy(energy),
-        energy_mask=torch.from_numpy(energy_mask),
-        energy_weight=torch.tensor([s.weight * s.energy_weight for s in structures], dtype=torch.float64),
-        forces=torch.from_numpy(
-            np.concatenate([np.zeros((s.n_atoms, 3)) if s.forces is None else s.forces for s in structures])
-        ),
-        forces_mask=torch.from_numpy(forces_mask),
-        forces_weight=torch.from_numpy(
-            np.concatenate([np.full(s.n_atoms, s.weight * s.forces_weight) for s in structures])
-        ),
-        stress=torch.from_numpy(np.stack([np.zeros((3, 3)) if s.stress is None else s.stress for s in structures])),
-        stress_mask=torch.from_numpy(stress_mask),
-        stress_weight=torch.tensor([s.weight * s.stress_weight for s in structures], dtype=torch.float64),
-        n_atoms=torch.tensor([s.n_atoms for s in structures], dtype=torch.float64),
+def _label(quantity: Quantity, structures: Sequence[Structure], references: np.ndarray, free_atoms_only: bool) -> Label:
+    values = [s.labels.get(quantity.name) for s in structures]
+    weights = np.array([s.weight_of(quantity.name) for s in structures])
+    if not quantity.per_atom:
+        labelled = np.array([value is not None for value in values])
+        zero = np.zeros(quantity.components)
+        stacked = np.stack([zero if value is None else np.asarray(value) for value in values])
+        if quantity == ENERGY:
+            stacked = stacked - np.where(labelled, references, 0.0)
+        return Label(torch.from_numpy(stacked), torch.from_numpy(labelled), torch.from_numpy(weights))
+    shapes = [quantity.shape(s.n_atoms) for s in structures]
+    rows = [np.zeros(shape) if value is None else value for value, shape in zip(values, shapes, strict=True)]
+    counted = [_counted_atoms(quantity, structure, free_atoms_only) for structure in structures]
+    return Label(
+        torch.from_numpy(np.concatenate(rows)),
+        torch.from_numpy(np.concatenate(counted)),
+        torch.from_numpy(np.repeat(weights, [s.n_atoms for s in structures])),
     )
-    counts = LabelCounts(
-        energies=int(energy_mask.sum()), force_atoms=int(forces_mask.sum()), stresses=int(stress_mask.sum())
-    )
-    return labels, counts
 
 
-def _force_mask(structure: Structure, free_atoms_only: bool) -> np.ndarray:
-    if structure.forces is None:
+def _counted_atoms(quantity: Quantity, structure: Structure, free_atoms_only: bool) -> np.ndarray:
+    """Which atoms' labels count, (n_atoms,)."""
+    if quantity.name not in structure.labels:
         return np.zeros(structure.n_atoms, dtype=bool)
-    if free_atoms_only and structure.free_atoms is not None:
+    if quantity.of_free_atoms and free_atoms_only and structure.free_atoms is not None:
         return structure.free_atoms
     return np.ones(structure.n_atoms, dtype=bool)
 

@@ -1,12 +1,11 @@
 """A batch in two, where a device does not hold it whole."""
 
-from dataclasses import fields
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataloader.batch import Batch, LabelCounts, Labels
+from dataloader.batch import Batch, Label
+from dataloader.quantities import QUANTITIES
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
@@ -33,12 +32,10 @@ def _part(batch: Batch, first: int, end: int, first_atom: np.ndarray, first_edge
     structures = slice(first, end)
     atoms = slice(int(first_atom[first]), int(first_atom[end]))
     edges = slice(int(first_edge[first]), int(first_edge[end]))
-    labels = Labels(
-        **{
-            item.name: getattr(batch.labels, item.name)[atoms if item.name.startswith("forces") else structures]
-            for item in fields(Labels)
-        }
-    )
+    labels = {
+        name: Label(*(tensor[atoms if QUANTITIES[name].per_atom else structures] for tensor in label))
+        for name, label in batch.labels.items()
+    }
     return Batch(
         positions=batch.positions[atoms],
         species=batch.species[atoms],
@@ -51,9 +48,10 @@ def _part(batch: Batch, first: int, end: int, first_atom: np.ndarray, first_edge
         cell_shifts=batch.cell_shifts[edges],
         shifts=batch.shifts[edges],
         reference_energy=batch.reference_energy[structures],
+        sizes=batch.sizes[structures],
         labels=labels,
+        rows={name: int(label.mask.sum()) for name, label in labels.items()},
         features={name: value[_rows(value, structures, atoms)] for name, value in batch.features.items()},
-        counts=_counts(labels),
         index=batch.index[structures],
     )
 
@@ -61,11 +59,3 @@ def _part(batch: Batch, first: int, end: int, first_atom: np.ndarray, first_edge
 def _rows(value: Tensor, structures: slice, atoms: slice) -> slice:
     """A feature of structures is a vector, one of atoms a matrix (``batch.collate``)."""
     return structures if value.ndim == 1 else atoms
-
-
-def _counts(labels: Labels) -> LabelCounts:
-    return LabelCounts(
-        energies=int(labels.energy_mask.sum()),
-        force_atoms=int(labels.forces_mask.sum()),
-        stresses=int(labels.stress_mask.sum()),
-    )

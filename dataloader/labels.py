@@ -1,28 +1,24 @@
-"""Find energy, forces and stress among the names people use, without guessing silently and without inventing zeros."""
+"""Find labels among the names people use, without guessing silently and without inventing zeros."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.names import Entries
+from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
+from dataloader.structure import LabelValue
 
-# REF_* names are mace's; y and force are OC20's. Order is preference: the first that is present is used.
-ENERGY_NAMES = ("REF_energy", "energy", "y")
 FREE_ENERGY_NAMES = ("REF_free_energy", "free_energy")
-FORCES_NAMES = ("REF_forces", "forces", "force")
-STRESS_NAMES = ("REF_stress", "stress")
 VIRIAL_NAMES = ("REF_virials", "REF_virial", "virials", "virial")
 CHARGE_NAMES = ("total_charge", "charge")  # the first is mace's, the second OMol25's
 SPIN_NAMES = ("total_spin", "spin", "multiplicity", "spin_multiplicity")
 
 NOT_READ = "none"  # of a key flag: the label is not looked for at all
-QUANTITIES = ("energy", "forces", "stress")
 
-LabelNames = tuple[str | None, str | None, str | None]  # of energy, forces and stress
+LabelNames = tuple[str | None, ...]  # under which the labels of a record were found, in the order of QUANTITIES
 
 
 class LabelError(ValueError):
@@ -41,12 +37,20 @@ class LabelKeys:
     stress: str | None = None
     charge: str | None = None
     spin: str | None = None
+    others: tuple[tuple[str, str], ...] = ()  # of quantities beside energy, forces and stress: quantity and name
     free_energy: bool = False  # take the free energy where no energy name was given
+
+    def of(self, quantity: str) -> str | None:
+        """The name that was given for a quantity, for ``charge`` or for ``spin``."""
+        if quantity in ("energy", "forces", "stress", "charge", "spin"):
+            name: str | None = getattr(self, quantity)
+            return name
+        return dict(self.others).get(quantity)
 
     def given(self) -> dict[str, str]:
         """The names that were given, by quantity; less those that are not to be looked for."""
-        named = {quantity: getattr(self, quantity) for quantity in (*QUANTITIES, "charge", "spin")}
-        return {quantity: name for quantity, name in named.items() if name not in (None, NOT_READ)}
+        named = {what: self.of(what) for what in (*QUANTITIES, "charge", "spin")}
+        return {what: name for what, name in named.items() if name is not None and name != NOT_READ}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +63,29 @@ class LabelNeeds:
     """
 
     required: frozenset[str]
-    judged: frozenset[str]
+    judged: frozenset[str] | None  # None: every quantity there is
+
+    def judges(self, quantity: str) -> bool:
+        """Whether a label of the quantity must be usable where it is there."""
+        return self.judged is None or quantity in self.judged
 
 
-ALL_QUANTITIES = frozenset(QUANTITIES)
-TO_TRAIN = LabelNeeds(required=frozenset({"energy", "forces"}), judged=ALL_QUANTITIES)
-TO_EVALUATE = LabelNeeds(required=frozenset(), judged=ALL_QUANTITIES)
+REQUIRED = tuple(quantity.name for quantity in (ENERGY, FORCES, STRESS) if quantity.required)
+TO_TRAIN = LabelNeeds(required=frozenset(REQUIRED), judged=None)
+TO_EVALUATE = LabelNeeds(required=frozenset(), judged=None)
 TO_PREDICT = LabelNeeds(required=frozenset(), judged=frozenset())
 
 
 def usual_names(keys: LabelKeys) -> frozenset[str]:
     """Every name under which `find_labels`, or charge and spin, may be found."""
-    usual = (ENERGY_NAMES, FREE_ENERGY_NAMES, FORCES_NAMES, STRESS_NAMES, VIRIAL_NAMES, CHARGE_NAMES, SPIN_NAMES)
-    return frozenset({*keys.given().values(), *(name for names in usual for name in names)})
+    usual = (FREE_ENERGY_NAMES, VIRIAL_NAMES, CHARGE_NAMES, SPIN_NAMES)
+    of_quantities = (quantity.names for quantity in QUANTITIES.values())
+    return frozenset({*keys.given().values(), *(name for names in (*usual, *of_quantities) for name in names)})
+
+
+def name_of(quantity: str, names: LabelNames) -> str | None:
+    """The name under which the label of a quantity was found."""
+    return names[list(QUANTITIES).index(quantity)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +93,12 @@ class Labels:
     """The labels of one record, the names under which they were found, and what is wrong with those that are unusable.
 
     Attributes:
-        energy: eV, of the whole structure.
-        forces: (n_atoms, 3), eV/Å.
-        stress: (3, 3), eV/Å³.
-        names: of energy, forces and stress.
-        faults: by quantity; such a label is None above.
+        values: by quantity, of those that are there and can be used; in the quantity's unit and shape.
+        names: of all quantities, in the order of ``QUANTITIES``; None where there is none.
+        faults: by quantity, of those that are there and cannot be used.
     """
 
-    energy: float | None
-    forces: NDArray[np.float64] | None
-    stress: NDArray[np.float64] | None
+    values: Mapping[str, LabelValue]
     names: LabelNames
     faults: Mapping[str, str] = field(default_factory=dict)
 
@@ -117,48 +127,106 @@ def find_labels(
         columns: the names that have a value for each atom, where the file tells them apart.
         scale: what the stated unit of a quantity is in ours.
     """
-    of_structure = Entries.of(values)
-    of_atoms = of_structure if columns is None else Entries.of(columns)
-    energy_names = FREE_ENERGY_NAMES if keys.free_energy else ENERGY_NAMES
+    record = _Record(
+        of_structure=Entries.of(values),
+        of_atoms=Entries.of(values if columns is None else columns),
+        keys=keys,
+        n_atoms=n_atoms,
+        volume=volume,
+        scale=scale,
+    )
+    usable: dict[str, LabelValue] = {}
+    names: list[str | None] = []
     faults: dict[str, str] = {}
-
-    def attempt(quantity: str, find: Callable[[], tuple[str | None, Any]]) -> tuple[str | None, Any]:
+    for quantity in QUANTITIES.values():
+        find = FINDERS.get(quantity.name, _find_other)
         try:
-            name, value = find()
+            name, value = find(quantity, record)
         except LabelError as error:
-            faults[quantity] = str(error)
-            given = keys.given().get(quantity)
-            return None if given is None else f"{given} (unusable)", None
-        if value is None or (math.isfinite(value) if isinstance(value, float) else np.isfinite(value).all()):
-            return name, value
-        if np.isnan(value).all():
-            return f"{name} (absent: NaN)", None
-        faults[quantity] = _not_finite(quantity, value)
-        return name, None
-
-    def energy() -> tuple[str | None, float | None]:
-        name = _choose(of_structure, keys.energy, energy_names, "energy")
-        return name, None if name is None else scale("energy") * _scalar(of_structure[name], name)
-
-    def forces() -> tuple[str | None, NDArray[np.float64] | None]:
-        place = of_atoms if columns is None or _is_there(of_atoms, keys.forces, FORCES_NAMES) else of_structure
-        name = _choose(place, keys.forces, FORCES_NAMES, "forces")
-        return name, None if name is None else scale("forces") * _forces(place[name], name, n_atoms)
-
-    def stress() -> tuple[str | None, NDArray[np.float64] | None]:
-        return _stress(of_structure, keys.stress, volume, scale)
-
-    energy_name, energy_value = attempt("energy", energy)
-    forces_name, forces_value = attempt("forces", forces)
-    stress_name, stress_value = attempt("stress", stress)
-    names = (energy_name, forces_name, stress_name)
-    return Labels(energy_value, forces_value, stress_value, names, faults)
+            faults[quantity.name] = str(error)
+            given = keys.given().get(quantity.name)
+            names.append(None if given is None else f"{given} (unusable)")
+            continue
+        if value is None:
+            names.append(name)
+        elif math.isfinite(value) if isinstance(value, float) else np.isfinite(value).all():
+            names.append(name)
+            usable[quantity.name] = value
+        elif np.isnan(value).all():
+            names.append(f"{name} (absent: NaN)")
+        else:
+            names.append(name)
+            faults[quantity.name] = _not_finite(quantity, value)
+    return Labels(usable, tuple(names), faults)
 
 
-def _not_finite(quantity: str, value: Any) -> str:
-    if quantity == "forces":
-        return f"forces of atom {int(np.nonzero(~np.isfinite(value).all(axis=1))[0][0])} are not finite"
-    return f"energy is {value}" if quantity == "energy" else f"{quantity} is not finite"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What the finders read: the entries of a record, and what is known of its structure."""
+
+    of_structure: Entries
+    of_atoms: Entries  # the same where the format does not tell them apart
+    keys: LabelKeys
+    n_atoms: int
+    volume: float  # Å³
+    scale: Scale
+
+
+Finding = tuple[str | None, LabelValue | None]  # the name of a label, and its value
+
+
+def _find_energy(quantity: Quantity, record: _Record) -> Finding:
+    usual = FREE_ENERGY_NAMES if record.keys.free_energy else quantity.names
+    name = _choose(record.of_structure, record.keys.energy, usual, quantity.name)
+    if name is None:
+        return None, None
+    return name, record.scale(quantity.name) * _scalar(record.of_structure[name], name, quantity)
+
+
+def _find_forces(quantity: Quantity, record: _Record) -> Finding:
+    """Among the columns, else among the entries of the structure."""
+    given = record.keys.forces
+    entries = record.of_atoms if _is_there(record.of_atoms, given, quantity.names) else record.of_structure
+    name = _choose(entries, given, quantity.names, quantity.name)
+    if name is None:
+        return None, None
+    return name, record.scale(quantity.name) * _rows(entries[name], name, quantity, record.n_atoms)
+
+
+def _find_stress(quantity: Quantity, record: _Record) -> Finding:
+    return _stress(record.of_structure, record.keys.stress, record.volume, record.scale)
+
+
+def _find_other(quantity: Quantity, record: _Record) -> Finding:
+    """A quantity without ways of its own: its numbers in its shape."""
+    given = record.keys.of(quantity.name)
+    entries = record.of_structure
+    if quantity.per_atom and _is_there(record.of_atoms, given, quantity.names):
+        entries = record.of_atoms
+    name = _choose(entries, given, quantity.names, quantity.name)
+    if name is None:
+        return None, None
+    if quantity.needs_volume and record.volume == 0:
+        return f"{name} (absent: no volume)", None
+    if quantity.per_atom or quantity.components:
+        return name, _rows(entries[name], name, quantity, record.n_atoms)
+    return name, _scalar(entries[name], name, quantity)
+
+
+FINDERS: dict[str, Callable[[Quantity, _Record], Finding]] = {  # of quantities with ways of their own
+    ENERGY.name: _find_energy,
+    FORCES.name: _find_forces,
+    STRESS.name: _find_stress,
+}
+
+
+def _not_finite(quantity: Quantity, value: LabelValue) -> str:
+    if isinstance(value, float):
+        return f"{quantity.name} is {value}"
+    if quantity.per_atom:
+        rows = np.isfinite(value).reshape(len(value), -1).all(axis=1)
+        return f"{quantity.name} of atom {int(np.nonzero(~rows)[0][0])} are not finite"
+    return f"{quantity.name} is not finite"
 
 
 def _is_there(entries: Entries, given: str | None, usual: tuple[str, ...]) -> bool:
@@ -175,8 +243,14 @@ def _choose(entries: Entries, given: str | None, usual: tuple[str, ...], what: s
     for other in present[1:]:
         first, second = _array(entries[present[0]], present[0]), _array(entries[other], other)
         if first.shape != second.shape or not _close(first, second):
-            raise LabelError(f"{present[0]} and {other} are both there and differ: say which with --{what}_key")
+            raise LabelError(f"{present[0]} and {other} are both there and differ: say which with {key_flag(what)}")
     return present[0] if present else None
+
+
+def key_flag(what: str) -> str:
+    """The flag that names a label, as a user writes it."""
+    own = what in ("energy", "forces", "stress", "charge", "spin")
+    return f"--{what}_key" if own else f"--label_keys {what}=NAME"
 
 
 def _close(first: NDArray[np.generic], second: NDArray[np.generic]) -> bool:
@@ -205,31 +279,37 @@ def _without_unit_axis(array: NDArray[np.float64]) -> NDArray[np.float64]:
     return array.squeeze(0) if array.ndim == 3 and len(array) == 1 else array
 
 
-def _scalar(value: object, name: str) -> float:
+def _scalar(value: object, name: str, quantity: Quantity) -> float:
     array = _numbers(value, name)
     if array.size != 1:
-        raise LabelError(f"{name} has {array.size} values, expected one energy of the whole structure in eV")
+        raise LabelError(
+            f"{name} has {array.size} values, expected one {quantity.name} of the whole structure in {quantity.unit}"
+        )
     return float(array.reshape(()))
 
 
-def _forces(value: object, name: str, n_atoms: int) -> NDArray[np.float64]:
+def _rows(value: object, name: str, quantity: Quantity, n_atoms: int) -> NDArray[np.float64]:
+    """The label in its shape; a leading axis of one, and one number of a row as a column, are taken for it."""
     array = _without_unit_axis(_numbers(value, name))
-    if array.shape != (n_atoms, 3):
-        raise LabelError(f"{name} has shape {array.shape}, expected ({n_atoms}, 3) in eV/Å")
+    expected = quantity.shape(n_atoms)
+    if array.shape == (1, *expected) or (array.shape == (*expected, 1) and not quantity.components):
+        array = array.reshape(expected)
+    if array.shape != expected:
+        raise LabelError(f"{name} has shape {array.shape}, expected {expected} in {quantity.unit}")
     return array
 
 
 def _stress(
     entries: Entries, given: str | None, volume: float, scale: Scale
 ) -> tuple[str | None, NDArray[np.float64] | None]:
-    name = _choose(entries, given, STRESS_NAMES, "stress")
+    name = _choose(entries, given, STRESS.names, STRESS.name)
     if name is not None and volume == 0:
         return f"{name} (absent: no volume)", None
     is_virial = name is not None and "virial" in name.lower()
     stress = None if name is None else scale("virial" if is_virial else "stress") * as_tensor(entries[name], name)
     if is_virial and stress is not None and volume > 0:
         stress = -stress / volume
-    virial = _choose(entries, None, VIRIAL_NAMES, "stress") if given is None and volume > 0 else None
+    virial = _choose(entries, None, VIRIAL_NAMES, STRESS.name) if given is None and volume > 0 else None
     if virial is None:
         return name, stress
     converted = -scale("virial") * as_tensor(entries[virial], virial) / volume

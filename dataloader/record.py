@@ -18,17 +18,18 @@ from dataloader.batch import FeatureSpec
 from dataloader.labels import (
     CHARGE_NAMES,
     NOT_READ,
-    QUANTITIES,
     SPIN_NAMES,
     LabelError,
     LabelKeys,
     LabelNames,
     Labels,
     find_labels,
+    key_flag,
     usual_names,
 )
 from dataloader.names import Entries, WantedNames
-from dataloader.structure import Edges, Structure, volume_of
+from dataloader.quantities import QUANTITIES
+from dataloader.structure import Edges, LabelValue, Structure, volume_of
 from dataloader.units import UnitError, factor_to_ours, parsed, stated_quantity
 
 NUMBER_NAMES = ("atomic_numbers", "numbers", "z", "Z")
@@ -48,7 +49,7 @@ NEAR_LATTICE_NAMES = ("unit_cell", "lattice_vectors", "cell_vectors", "box", "bo
 PBC_NAMES = ("pbc", "periodic", "periodicity", "periodic_boundary_conditions")
 HELD_NAME = "fixed"  # True where an atom was held, as OC20 has it
 MOVABLE_NAME = "move_mask"  # True where an atom was free to move, as ASE writes it into extended XYZ
-WEIGHT_NAMES = ("config_weight", "config_energy_weight", "config_forces_weight", "config_stress_weight")
+WEIGHT_NAME = "config_weight"
 ABSENT_TEXTS = {"", "none", "null", "nan", "n/a"}
 EVERYTHING: Literal["everything"] = "everything"  # of names to keep
 
@@ -79,7 +80,7 @@ class Reading(NamedTuple):
     """A structure, and what is to be known of how it was read."""
 
     structure: Structure
-    names: LabelNames  # under which energy, forces and stress were found
+    names: LabelNames  # under which the labels were found
     faults: tuple[tuple[str, str], ...]  # quantity and reason, of labels that are there and unusable
     pbc_rule: str
     notes: tuple[str, ...]  # what was converted or passed over, for the log
@@ -141,13 +142,9 @@ def read_record(
             spec.name: _feature(spec, of_atoms if spec.per_atom else of_structure, n_atoms, charge, spin)
             for spec in features
         },
-        energy=labels.energy,
-        forces=labels.forces,
-        stress=labels.stress if all(pbc) else None,  # without a volume a stress means nothing
-        weight=_weight(of_structure, "config_weight"),
-        energy_weight=_weight(of_structure, "config_energy_weight"),
-        forces_weight=_weight(of_structure, "config_forces_weight"),
-        stress_weight=_weight(of_structure, "config_stress_weight"),
+        labels=_meaningful(labels, pbc),
+        weight=_weight(of_structure, WEIGHT_NAME),
+        weights=_weights(of_structure),
         extra=_kept(raw, keep, labels, n_atoms),
         columns=_kept_columns(raw, keep, labels, n_atoms) if keep == EVERYTHING else {},
         edges=edges if isinstance(edges := raw.values.get("edges"), Edges) else None,
@@ -172,7 +169,7 @@ def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[s
         LATTICE_NAMES,
         NEAR_LATTICE_NAMES,
         PBC_NAMES,
-        WEIGHT_NAMES,
+        [WEIGHT_NAME, *(quantity.weight_name for quantity in QUANTITIES.values())],
         (HELD_NAME, MOVABLE_NAME, "head", "config_type", "edges"),
         [spec.name for spec in features],
         keep,
@@ -233,7 +230,7 @@ class _StatedUnits:
         if not foreign:
             return
         for quantity, name in zip(QUANTITIES, labels.names, strict=True):
-            if getattr(labels, quantity) is None:
+            if quantity not in labels.values or quantity not in _OURS:
                 continue
             stated = "virial" if quantity == "stress" and name and "virial" in name.lower() else quantity
             if name is not None and stated not in self._scales:
@@ -488,7 +485,7 @@ def _number_named(entries: Entries, given: str | None, usual: tuple[str, ...], w
         if array.size == 1 and not np.isnan(array).all():
             numbers[name] = float(array.reshape(()))
     if len(set(numbers.values())) > 1:
-        raise RecordError(f"{' and '.join(numbers)} are both there and differ: say which with --{what}_key")
+        raise RecordError(f"{' and '.join(numbers)} are both there and differ: say which with {key_flag(what)}")
     return next(iter(numbers.values()), None)
 
 
@@ -526,6 +523,19 @@ def _names_of_feature(spec: FeatureSpec) -> tuple[str, ...]:
 def _text(entries: Entries, usual: str) -> str | None:
     name = _first(entries, (usual,))
     return None if name is None else str(entries[name])[:_MOST_TEXT]
+
+
+def _meaningful(labels: Labels, pbc: Pbc) -> Mapping[str, LabelValue]:
+    """Less those that need a volume where there is none."""
+    if all(pbc):
+        return labels.values
+    return {name: value for name, value in labels.values.items() if not QUANTITIES[name].needs_volume}
+
+
+def _weights(entries: Entries) -> Mapping[str, float]:
+    """The weights of single quantities that are not 1."""
+    weights = {name: _weight(entries, quantity.weight_name) for name, quantity in QUANTITIES.items()}
+    return {name: weight for name, weight in weights.items() if weight != 1.0}
 
 
 def _weight(entries: Entries, usual: str) -> float:

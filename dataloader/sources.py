@@ -15,7 +15,7 @@ from dataloader import progress
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters, longest_force
-from dataloader.labels import QUANTITIES, LabelKeys, LabelNames, LabelNeeds
+from dataloader.labels import LabelKeys, LabelNames, LabelNeeds, name_of
 from dataloader.lmdb_shards.lmdb_source import LmdbSource, ShardRecords
 from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.record import Keep
@@ -266,8 +266,7 @@ def refuse_names_that_are_nowhere(specs: Sequence[SourceSpec], files: Sequence[C
 def _occurs(file: Census, quantity: str, name: str) -> bool:
     if quantity in ("charge", "spin"):
         return file.named[quantity] > 0
-    column = QUANTITIES.index(quantity)
-    return any((names[column] or "").split(" (")[0] == name for names in file.label_names)
+    return any((name_of(quantity, names) or "").split(" (")[0] == name for names in file.label_names)
 
 
 def stream(

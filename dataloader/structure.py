@@ -4,10 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import cast
 
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
+
+from dataloader.quantities import ENERGY, FORCES, STRESS
+
+LabelValue = float | NDArray[np.float64]
 
 MAX_OPEN_COORDINATE = 1e5  # Å; beyond it, without periodicity, a float32 position is worth less than 0.01 Å
 MIN_VOLUME_PER_ATOM = 1.0  # Å³; hydrogen at 500 GPa still has 1.5
@@ -37,16 +42,12 @@ class Structure:
     cell: NDArray[np.float64]  # (3, 3), Å, rows are the lattice vectors; zero rows where there is none
     pbc: tuple[bool, bool, bool]
     identifier: str
-    energy: float | None = None  # eV, of the whole configuration
-    forces: NDArray[np.float64] | None = None  # (n_atoms, 3), eV/Å
-    stress: NDArray[np.float64] | None = None  # (3, 3), eV/Å³, (1/V) dE/dstrain, positive under tension (ASE's sign)
+    labels: Mapping[str, LabelValue] = field(default_factory=dict)  # by quantity, in its unit and shape
     free_atoms: NDArray[np.bool_] | None = None  # (n_atoms,), True where the atom was free to move; None: all are
     charge: float | None = None  # of the whole structure, in elementary charges; None where the record names none
     spin: float | None = None  # multiplicity 2S + 1
     weight: float = 1.0
-    energy_weight: float = 1.0
-    forces_weight: float = 1.0
-    stress_weight: float = 1.0
+    weights: Mapping[str, float] = field(default_factory=dict)  # by quantity, where it is not 1
     head: str | None = None
     config_type: str = "Default"
     features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # inputs of embedding_specs, by name
@@ -55,6 +56,25 @@ class Structure:
         default_factory=dict
     )  # (n_atoms, …), where everything was asked for
     edges: Edges | None = None  # where the record holds a neighbour list; within its cutoff it is taken
+
+    @property
+    def energy(self) -> float | None:
+        """Label of the energy of the whole configuration, eV."""
+        return cast("float | None", self.labels.get(ENERGY.name))
+
+    @property
+    def forces(self) -> NDArray[np.float64] | None:
+        """Labels of the forces, (n_atoms, 3), eV/Å."""
+        return cast("NDArray[np.float64] | None", self.labels.get(FORCES.name))
+
+    @property
+    def stress(self) -> NDArray[np.float64] | None:
+        """Label of the stress, (3, 3), eV/Å³: (1/V) dE/dstrain, positive under tension (ASE's sign)."""
+        return cast("NDArray[np.float64] | None", self.labels.get(STRESS.name))
+
+    def weight_of(self, quantity: str) -> float:
+        """The structure's weight in the term of a quantity."""
+        return self.weight * self.weights.get(quantity, 1.0)
 
     @property
     def n_atoms(self) -> int:
@@ -186,8 +206,8 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 def weight_fault(structure: Structure) -> str | None:
     """What is wrong with a weight, as a phrase; None where all can be used."""
-    weights = (structure.weight, structure.energy_weight, structure.forces_weight, structure.stress_weight)
-    if all(np.isfinite(w) and w >= 0 for w in weights):
+    weights = (structure.weight, *structure.weights.values())
+    if all(math.isfinite(weight) and weight >= 0 for weight in weights):
         return None
     return "a configuration weight is negative or not finite"
 

@@ -9,8 +9,9 @@ from typing import BinaryIO, NamedTuple
 
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds
+from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds, key_flag
 from dataloader.progress import Progress
+from dataloader.quantities import QUANTITIES, Quantity
 from dataloader.record import Keep, Reading, periodic_with_a_lattice, read_record
 from dataloader.structure import Structure, geometry_fault, weight_fault
 from dataloader.xyz_text import parse_frame
@@ -60,7 +61,7 @@ class XyzFrame(NamedTuple):
         passed_over = [
             f"{reason.split(' (')[0]}: taken as absent, since the {quantity} is not looked at"
             for quantity, reason in self.reading.faults
-            if quantity not in needs.judged
+            if not needs.judges(quantity)
         ]
         return (*self.reading.notes, *passed_over)
 
@@ -193,21 +194,21 @@ def _refuse(reading: Reading, keys: LabelKeys, needs: LabelNeeds, entries: Seque
     fault = geometry_fault(structure) or weight_fault(structure)
     if fault:
         raise InputError(f"{where}: {fault}")
-    for quantity, reason in reading.faults:
-        if quantity in needs.judged:
+    for name_of_quantity, reason in reading.faults:
+        if needs.judges(name_of_quantity):
             raise InputError(f"{where}: {reason}")
-    for quantity, name in zip(("energy", "forces", "stress"), reading.names, strict=True):
-        if quantity not in needs.required or _may_be_absent(structure, quantity):
+    for quantity, name in zip(QUANTITIES.values(), reading.names, strict=True):
+        if quantity.name not in needs.required or _may_be_absent(structure, quantity):
             continue
-        if getattr(structure, quantity) is None:
-            raise InputError(f"{where}: {_missing(quantity, name, keys, entries)}")
+        if quantity.name not in structure.labels:
+            raise InputError(f"{where}: {_missing(quantity.name, name, keys, entries)}")
 
 
-def _may_be_absent(structure: Structure, quantity: str) -> bool:
+def _may_be_absent(structure: Structure, quantity: Quantity) -> bool:
     """An isolated atom gives a reference energy and nothing else; without a volume there is no stress."""
-    if structure.is_isolated_atom and quantity != "energy":
+    if structure.is_isolated_atom and not quantity.of_isolated_atoms:
         return True
-    return quantity == "stress" and not structure.periodic
+    return quantity.needs_volume and not structure.periodic
 
 
 def _missing(quantity: str, name: str | None, keys: LabelKeys, entries: Sequence[str]) -> str:
@@ -215,9 +216,9 @@ def _missing(quantity: str, name: str | None, keys: LabelKeys, entries: Sequence
         return (
             f"{quantity} is NaN, which says that it is not known; leave the frame out, or give --allow_missing_labels"
         )
-    looked = getattr(keys, quantity) or "the usual names"
+    looked = keys.of(quantity) or "the usual names"
     has = ", ".join(sorted(entries)) or "nothing"
     return (
-        f"{quantity} missing (looked for {looked}; the frame has: {has}); name it with --{quantity}_key, give its loss "
-        "the weight 0, or take partly labelled data with --allow_missing_labels"
+        f"{quantity} missing (looked for {looked}; the frame has: {has}); name it with {key_flag(quantity)}, give its "
+        "loss the weight 0, or take partly labelled data with --allow_missing_labels"
     )

@@ -470,7 +470,7 @@ class PairWriter:
         Raises:
             OSError: not written; the next checkpoint tries it again.
         """
-        measured = dataclasses.asdict(metrics)
+        measured = metrics.as_plain()
         self._unwritten = self._best_content(parameters, weights=weights, epoch=epoch, step=step, metrics=measured)
         self._write_best()
 

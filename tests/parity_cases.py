@@ -288,9 +288,11 @@ def structures(heads: Sequence[str]) -> list[Structure]:
                 cell=cell,
                 pbc=pbc,
                 identifier=name,
-                energy=float(rng.normal() * n_atoms),
-                forces=rng.normal(size=(n_atoms, 3)),
-                stress=stress + stress.T if all(pbc) else None,
+                labels={
+                    "energy": float(rng.normal() * n_atoms),
+                    "forces": rng.normal(size=(n_atoms, 3)),
+                    **({"stress": stress + stress.T} if all(pbc) else {}),
+                },
                 head=heads[number % len(heads)],
                 features={
                     "total_spin": np.array(float(number % 3 + 1)),

@@ -24,7 +24,7 @@ from model_utils.models.build import ENERGIES
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint and a best model of the tiny network, with their model.json."""
-    from losses import Loss, metrics
+    from losses import Loss, metrics, sum_names
 
     folder = tmp_path_factory.mktemp("pair")
     description = model_json.parse(json.dumps(TINY), "tiny")
@@ -34,7 +34,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model_loader.write_description(outputs, description, None, overwrite=False)
     writer.save_checkpoint(module, {"epoch": 1, "step": 2})
     writer.save_best(
-        model_loader.trainable(module), weights="raw", epoch=1, step=2, metrics=metrics([1.0] * 15, Loss())
+        model_loader.trainable(module),
+        weights="raw",
+        epoch=1,
+        step=2,
+        metrics=metrics([1.0] * len(sum_names()), Loss.of()),
     )
     return folder
 

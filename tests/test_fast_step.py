@@ -77,9 +77,8 @@ SWITCHES: dict[str, dict[str, Fields]] = {
     "widths": cases.SWITCHES["widths"] | {"one": {"radial_MLP": [16, 16, 16]}},
 }
 AXES = {**MAIN, **SWITCHES}
-LOSSES = {name: Loss(**{f"{n}_weight": float(n == name) for n in ("energy", "forces", "stress")}) for name in (
-    "energy", "forces", "stress",
-)}  # fmt: skip
+QUANTITIES = ("energy", "forces", "stress")
+LOSSES = {name: Loss.of(**{other: float(other == name) for other in QUANTITIES}) for name in QUANTITIES}
 
 
 def possible(case: Case) -> bool:
@@ -180,13 +179,13 @@ ALGEBRAS: dict[str, Callable[[], AbstractContextManager[None]]] = {"kernels": nu
 
 def check_outputs(both: Both, batch: Batch) -> None:
     weights = model_loader.trainable(both.module)
-    theirs = predict(both.reference, weights, batch, stress=True, training=False)
+    theirs = predict(both.reference, weights, batch, wanted=("stress",), training=False)
     for algebra, chosen in ALGEBRAS.items():
         with chosen():
-            ours = predict(both.fast, weights, batch, stress=True, training=False)
-        assert_close(ours.energy, theirs.energy, f"energies by {algebra}", floor=1.0)
+            ours = predict(both.fast, weights, batch, wanted=("stress",), training=False)
+        assert_close(ours["energy"], theirs["energy"], f"energies by {algebra}", floor=1.0)
         for name in ("forces", "stress"):
-            assert_close(getattr(ours, name), getattr(theirs, name), f"{name} by {algebra}")
+            assert_close(ours[name], theirs[name], f"{name} by {algebra}")
 
 
 def check_gradients(both: Both, batch: Batch, term: str) -> None:
@@ -233,24 +232,24 @@ def test_forces_and_stress_are_derivatives_of_the_energy() -> None:
     weights = model_loader.trainable(both.module)
 
     def energy(structure: Structure) -> float:
-        return float(predict(both.fast, weights, both.batch([structure]), stress=False, training=False).energy)
+        return float(predict(both.fast, weights, both.batch([structure]), wanted=(), training=False)["energy"])
 
     for structure in both.structures:
-        found = predict(both.fast, weights, both.batch([structure]), stress=True, training=False)
-        assert found.forces is not None
+        found = predict(both.fast, weights, both.batch([structure]), wanted=("stress",), training=False)
         direction = rng.normal(size=(structure.n_atoms, 3))
         ends = [replace(structure, positions=structure.positions + h * direction) for h in (step, -step)]
         slope = (energy(ends[0]) - energy(ends[1])) / (2 * step)
-        assert slope == pytest.approx(-float((found.forces.numpy() * direction).sum()), rel=1e-6, abs=1e-7)
+        assert slope == pytest.approx(-float((found["forces"].numpy() * direction).sum()), rel=1e-6, abs=1e-7)
         if structure.periodic:
-            assert found.stress is not None
             strain = rng.normal(size=(3, 3))
             strain += strain.T
             bent = [np.eye(3) + h * strain for h in (step, -step)]
             ends = [replace(structure, positions=structure.positions @ b, cell=structure.cell @ b) for b in bent]
             slope = (energy(ends[0]) - energy(ends[1])) / (2 * step)
             volume = abs(float(np.linalg.det(structure.cell)))
-            assert slope == pytest.approx(float((found.stress[0].numpy() * strain).sum()) * volume, rel=1e-6, abs=1e-7)
+            assert slope == pytest.approx(
+                float((found["stress"][0].numpy() * strain).sum()) * volume, rel=1e-6, abs=1e-7
+            )
 
 
 @pytest.mark.parametrize("radial", ["bessel", "gaussian"])
@@ -262,7 +261,7 @@ def test_second_derivatives_by_positions(radial: str) -> None:
     found = []
     for network in (both.fast, both.reference):
         positions = batch.positions.clone().requires_grad_(True)
-        energy = network.energies(weights, batch, positions, batch.shifts)
+        energy = network.outputs(weights, batch, positions, batch.shifts)["energy"]
         (forces,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
         found += torch.autograd.grad(forces, positions, direction)
     assert_close(*found, "Hessian")
@@ -280,7 +279,7 @@ def test_many_elements_and_few_of_them_present() -> None:
         atomic_numbers=np.array([*range(2, 19), 2]),
         positions=grid * 2.7 + rng.normal(scale=0.1, size=(18, 3)),
         cell=8.1 * np.eye(3) + 0.1,
-        forces=rng.normal(size=(18, 3)),
+        labels={**crystal.labels, "forces": rng.normal(size=(18, 3))},
         free_atoms=None,
         features={},
         head=None,
@@ -324,7 +323,7 @@ def test_fifty_steps_follow_the_reference() -> None:
         optimizer = torch.optim.Adam(list(weights.values()), lr=0.01, amsgrad=True)
         found = []
         for _ in range(50):
-            result = loss_and_gradients(network, weights, [batch], Loss(stress_weight=1.0))
+            result = loss_and_gradients(network, weights, [batch], Loss.of(stress=1.0))
             for parameter, gradient in zip(weights.values(), result.gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
@@ -404,7 +403,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypat
     product = kernels.multiply
     monkeypatch.setattr(kernels, "multiply", again_product)
     monkeypatch.setattr(kernels, "call", again)
-    loss_and_gradients(both.fast, weights, [batch], Loss(stress_weight=1.0))
+    loss_and_gradients(both.fast, weights, [batch], Loss.of(stress=1.0))
     assert {f"{kernel}{vjp}" for kernel in ("convolve", "contract") for vjp in ("", "_vjp", "_vjp_vjp")} <= seen
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import parity_cases as cases
 from conftest import ROOT, TINY, waters
-from dataloader.batch import Batch, LabelCounts, collate
+from dataloader.batch import Batch, collate
 from dataloader.dividing import halves
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
@@ -33,7 +33,7 @@ from model_utils.models.network import Network, Parameters
 from model_utils.run import evaluation, memory
 from model_utils.run.step import loss_and_gradients
 
-LOSS = Loss(energy_weight=1.0, forces_weight=10.0, stress_weight=5.0, forces_loss="huber")
+LOSS = Loss.of(energy=1.0, forces=10.0, stress=5.0, shapes={"forces": "huber"})
 
 
 def mixed_batch() -> tuple[Batch, Callable[[slice], Batch]]:
@@ -52,7 +52,7 @@ def mixed_batch() -> tuple[Batch, Callable[[slice], Batch]]:
 
 
 def tensors_of(batch: Batch) -> dict[str, Any]:
-    flat = {f"labels.{f.name}": getattr(batch.labels, f.name) for f in fields(batch.labels)}
+    flat = {f"{name}.{part}": getattr(label, part) for name, label in batch.labels.items() for part in label._fields}
     flat |= {f"features.{name}": value for name, value in batch.features.items()}
     return flat | {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("labels", "features")}
 
@@ -84,13 +84,14 @@ class Cramped:
 
     def __init__(self, inner: Network, edges: int) -> None:
         self.inner, self.module, self.kind, self.arithmetic = inner, inner.module, inner.kind, inner.arithmetic
+        self.gives = inner.gives
         self.edges, self.sizes = edges, list[int]()
 
-    def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
+    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         if batch.n_edges > self.edges:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.sizes.append(batch.n_structures)
-        return self.inner.energies(parameters, batch, positions, shifts)
+        return self.inner.outputs(parameters, batch, positions, shifts)
 
 
 @pytest.fixture(params=["fast", "reference"])
@@ -127,7 +128,7 @@ def test_a_divided_evaluation_has_the_same_errors(network: Network) -> None:
         def note(part: Batch, _: Prediction, seen: list[int] = seen) -> None:
             seen.extend(part.index)
 
-        sums = evaluation.evaluate(form, weights, [batch], LOSS, torch.device("cpu"), note, stress=True)
+        sums = evaluation.evaluate(form, weights, [batch], LOSS, torch.device("cpu"), note, everything=True)
         assert seen == list(batch.index)
         found.append(sums)
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
@@ -200,8 +201,7 @@ def many_waters(n: int) -> Batch:
             positions=atoms.positions,
             cell=np.zeros((3, 3)),
             pbc=np.zeros(3, dtype=bool),
-            energy=atoms.info["REF_energy"],
-            forces=atoms.arrays["REF_forces"],
+            labels={"energy": atoms.info["REF_energy"], "forces": atoms.arrays["REF_forces"]},
         )
         for i, atoms in enumerate(waters(n))
     ]
@@ -308,4 +308,3 @@ def test_auto_says_where_an_epoch_is_one_step(
 def test_auto_is_refused_where_it_means_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert train_mace.main(["--input_json", "m.json", "--xyz_train", "t.xyz", "--max_edges_per_batch", "much"]) == 2
     assert "expected" in capsys.readouterr().err
-    assert LabelCounts() + LabelCounts() == LabelCounts()

@@ -101,7 +101,7 @@ def our_batch(pair: Pair, structures: Sequence[Structure]) -> Batch:
 
 
 def our_prediction(pair: Pair, batch: Batch) -> Prediction:
-    return predict(ReferenceNetwork(pair.ours), trainable(pair.ours), batch, stress=True, training=False)
+    return predict(ReferenceNetwork(pair.ours), trainable(pair.ours), batch, wanted=("stress",), training=False)
 
 
 def check_same_tensors(ours: nn.Module, theirs: nn.Module) -> None:
@@ -131,15 +131,13 @@ def check_outputs(pair: Pair, structures: Sequence[Structure], batch: Batch | No
     theirs = cases.mace_batch(structures, pair.fields)
     assert batch.n_edges == theirs.edge_index.shape[1]
     mine, expected = our_prediction(pair, batch), cases.mace_outputs(pair.theirs, theirs, stress=True)
-    assert mine.forces is not None
-    assert mine.stress is not None
     for i, structure in enumerate(structures):
         name, atoms = structure.identifier, slice(int(batch.ptr[i]), int(batch.ptr[i + 1]))
-        total = mine.energy[i] + batch.reference_energy[i]
+        total = mine["energy"][i] + batch.reference_energy[i]
         assert_close(total, expected["energy"][i], ENERGY, f"energy of the {name}")
-        assert_close(mine.forces[atoms], expected["forces"][atoms], FORCES, f"forces of the {name}")
+        assert_close(mine["forces"][atoms], expected["forces"][atoms], FORCES, f"forces of the {name}")
         if structure.periodic:
-            assert_close(mine.stress[i], expected["stress"][i], STRESS, f"stress of the {name}")
+            assert_close(mine["stress"][i], expected["stress"][i], STRESS, f"stress of the {name}")
 
 
 def check_loss_and_gradients(pair: Pair, term: str) -> None:
@@ -147,7 +145,12 @@ def check_loss_and_gradients(pair: Pair, term: str) -> None:
     structures = [s for s in pair.structures if s.periodic or term != "stress"]
     parameters = trainable(pair.ours)
     weights: dict[str, Any] = {f"{name}_weight": float(name == term) for name in TERMS}
-    mine = loss_and_gradients(ReferenceNetwork(pair.ours), parameters, [our_batch(pair, structures)], Loss(**weights))
+    mine = loss_and_gradients(
+        ReferenceNetwork(pair.ours),
+        parameters,
+        [our_batch(pair, structures)],
+        Loss.of(**{name: float(name == term) for name in TERMS}),
+    )
     their_parameters = dict(pair.theirs.named_parameters())
     loss, gradients = cases.mace_loss_and_gradients(
         pair.theirs,

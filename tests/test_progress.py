@@ -11,7 +11,7 @@ import torch
 
 from dataloader import parallel, progress
 from dataloader.progress import Progress, over
-from losses import SUMS, Loss
+from losses import Loss, no_sums
 from model_utils import evaluate, runtime, train_mace
 from model_utils.run.report import EpochProgress
 from model_utils.run.train_state import Progress as Counters
@@ -128,7 +128,7 @@ def test_while_children_work(clock: Clock, lines: list[tuple[float, str]], monke
 
 
 def state_of_epoch() -> Any:
-    tally = SimpleNamespace(sums=torch.ones(len(SUMS), dtype=torch.float64))
+    tally = SimpleNamespace(sums=torch.ones_like(no_sums(torch.device("cpu"))))
     return SimpleNamespace(progress=Counters(epoch=2), tally=tally, schedule=SimpleNamespace(rate=lambda: 1e-3))
 
 
@@ -136,7 +136,7 @@ def epoch(state: Any, steps: int, clock: Clock, seconds: float, told: EpochProgr
     for _ in range(steps):
         clock.work(seconds)
         state.progress.steps_in_epoch += 1
-        told(state, steps, Loss())
+        told(state, steps, Loss.of())
     state.progress.epoch, state.progress.steps_in_epoch = state.progress.epoch + 1, 0
 
 

@@ -23,14 +23,18 @@ SOLVENT = {"atomic_numbers": [1, 6, 8], "atomic_energies": {"H": -10.7072, "C": 
 
 
 def test_metrics_do_not_depend_on_batches(shared_data: Path, tmp_path: Path) -> None:
-    from losses import Loss, metrics
+    from losses import Loss, metrics, sum_names
 
     description = model_json.read(write_json(tmp_path / "m.json", **SOLVENT))
     module = model_loader.build(description, torch.float64, seed=3)
     outputs = Outputs.named(tmp_path / "x_checkpoint.pt", None)
     writer = PairWriter(outputs, description, module, {})
     writer.save_best(
-        model_loader.trainable(module), weights="raw", epoch=1, step=1, metrics=metrics([1.0] * 15, Loss())
+        model_loader.trainable(module),
+        weights="raw",
+        epoch=1,
+        step=1,
+        metrics=metrics([1.0] * len(sum_names()), Loss.of()),
     )
     path, found = tmp_path / "clusters.xyz", []
     write(path, read(shared_data / "solvent_xtb" / "solvent_xtb_test.xyz", ":250"), format="extxyz")

@@ -21,6 +21,7 @@ from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.neighbors import too_many
 from dataloader.packed import packed_manifest
+from dataloader.quantities import QUANTITIES
 from dataloader.record import EVERYTHING, Keep
 from dataloader.structure import Structure
 
@@ -126,27 +127,27 @@ class LmdbSource:
         self.heads = Lookup(self._used(heads.ids), heads.values)
         self.free_components, self.labels = self._used(self._column("free_components")), self._used(labels)
 
-    def _drop_without_labels(self, usable: NDArray[np.bool_], labels: NDArray[np.uint8], needs: LabelNeeds) -> None:
+    def _drop_without_labels(self, usable: NDArray[np.bool_], labels: NDArray[np.uint32], needs: LabelNeeds) -> None:
         """Take out rows that lack a label that is required, or have one that is looked at and cannot be used."""
         isolated = labels & index_bits.ISOLATED > 0
-        for (quantity, reason), rows in self._unusable_labels().items():
+        for (faulty, reason), rows in self._unusable_labels().items():
             unknown = reason.endswith(index_bits.UNKNOWN)
             concerned = np.zeros(len(labels), dtype=bool)
             concerned[rows] = True
-            concerned &= ~isolated if quantity != "energy" else True
-            if quantity in needs.required or (quantity in needs.judged and not unknown):
+            concerned &= True if QUANTITIES[faulty].of_isolated_atoms else ~isolated
+            if faulty in needs.required or (needs.judges(faulty) and not unknown):
                 self._drop(usable, concerned, reason, self.dropped)
             elif not unknown:
-                self.notes[f"{reason}: taken as absent, since the {quantity} is not looked at"] += int(concerned.sum())
-        for quantity, bit in index_bits.LABEL_BITS.items():
-            if quantity not in needs.required:
+                self.notes[f"{reason}: taken as absent, since the {faulty} is not looked at"] += int(concerned.sum())
+        for quantity in QUANTITIES.values():
+            if quantity.name not in needs.required:
                 continue
-            absent = labels & bit == 0
-            if quantity != "energy":
+            absent = labels & index_bits.label_bit(quantity.name) == 0
+            if not quantity.of_isolated_atoms:
                 absent &= ~isolated
-            if quantity == "stress":
+            if quantity.needs_volume:
                 absent &= labels & index_bits.PERIODIC > 0
-            self._drop(usable, absent, f"{quantity} missing", self.dropped)
+            self._drop(usable, absent, f"{quantity.name} missing", self.dropped)
 
     def _unusable_labels(self) -> dict[tuple[str, str], NDArray[np.int64]]:
         """Rows whose label of a quantity gives no number, by quantity and reason."""

@@ -2,7 +2,8 @@
 
 All little-endian: the header; atomic numbers u1; positions f8; cell f8; then energy f8, forces f8, stress f8 and the
 mask of fixed atoms u1, each where its flag is set; the edges: cutoff f8, number of neighbours of each atom u4, senders
-u2 (u4 from 65536 atoms on), shifts i1 (i2 where a byte is too small); JSON with all else.
+u2 (u4 from 65536 atoms on), shifts i1 (i2 where a byte is too small); JSON with all else, labels of quantities that a
+plug-in added among it.
 """
 
 import json
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS
 from dataloader.structure import Edges, Structure
 
 MAGIC = b"MPK1"
@@ -21,10 +23,7 @@ _HEADER = struct.Struct("<4sIIII")  # magic, flags, atoms, edges, bytes of JSON
 _ENERGY, _FORCES, _STRESS, _FIXED, _EDGES, _WIDE_SHIFTS = (8 << i for i in range(6))  # the first three bits are pbc
 _MAX_BYTES = 64 * 2**20
 _MAX_JSON = 2**20
-_OPTIONAL = ("weight", "energy_weight", "forces_weight", "stress_weight")
-_RECORD_NAMES = {"weight": "config_weight"} | {
-    f"{x}_weight": f"config_{x}_weight" for x in ("energy", "forces", "stress")
-}
+_FLAGS = {ENERGY.name: _ENERGY, FORCES.name: _FORCES, STRESS.name: _STRESS}
 
 
 def dumps(structure: Structure, *, edges: Edges | None = None, extra: Mapping[str, object] | None = None) -> bytes:
@@ -38,10 +37,10 @@ def dumps(structure: Structure, *, edges: Edges | None = None, extra: Mapping[st
     s = structure
     flags = sum(1 << axis for axis in range(3) if s.pbc[axis])
     parts = [s.atomic_numbers.astype("u1"), s.positions.astype("<f8"), s.cell.astype("<f8")]
-    for flag, value in ((_ENERGY, s.energy), (_FORCES, s.forces), (_STRESS, s.stress)):
-        if value is not None:
+    for name, flag in _FLAGS.items():
+        if name in s.labels:
             flags |= flag
-            parts.append(np.asarray(value, dtype="<f8"))
+            parts.append(np.asarray(s.labels[name], dtype="<f8"))
     if s.free_atoms is not None:
         flags |= _FIXED
         parts.append((~s.free_atoms).astype("u1"))
@@ -54,7 +53,9 @@ def dumps(structure: Structure, *, edges: Edges | None = None, extra: Mapping[st
         parts.append(edges.senders.astype("<u2" if s.n_atoms < 2**16 else "<u4"))
         parts.append(edges.shifts.astype("<i2" if wide else "i1"))
     rest: dict[str, object] = {k: v for k, v in (extra or {}).items() if v is not None}
-    rest |= {f"config_{name}": getattr(s, name) for name in _OPTIONAL if getattr(s, name) != 1.0}
+    rest |= {"config_weight": s.weight} if s.weight != 1.0 else {}
+    rest |= {QUANTITIES[name].weight_name: weight for name, weight in s.weights.items()}
+    rest |= {QUANTITIES[name].names[0]: np.asarray(s.labels[name]).tolist() for name in s.labels if name not in _FLAGS}
     rest |= {"charge": s.charge} if s.charge is not None else {}
     rest |= {"spin": s.spin} if s.spin is not None else {}
     rest |= {"head": s.head} if s.head is not None else {}

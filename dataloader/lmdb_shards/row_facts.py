@@ -17,6 +17,8 @@ from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.similar_rows import Group, Patterns, has_a_kind
 from dataloader.neighbors import surely_apart
+from dataloader.quantities import QUANTITIES
+from dataloader.quantities import added as added_quantities
 from dataloader.record import Reading
 from dataloader.structure import surely_sound
 
@@ -24,7 +26,16 @@ SHOWN_OFFENDERS = 3
 MOST_REASONS = 200
 # Bits of `labels`:
 ENERGY, FORCES, STRESS, CHARGED, OPEN_SHELL, ISOLATED, FREE_MASK, PERIODIC = (1 << i for i in range(8))
-LABEL_BITS = {"energy": ENERGY, "forces": FORCES, "stress": STRESS}
+_FIRST_ADDED = 8  # bit of the first quantity beside energy, forces and stress
+
+
+def label_bit(quantity: str) -> int:
+    """The bit that says whether a record has a label of a quantity."""
+    own = {"energy": ENERGY, "forces": FORCES, "stress": STRESS}
+    names = [added.name for added in added_quantities()]
+    return own[quantity] if quantity in own else 1 << (_FIRST_ADDED + names.index(quantity))
+
+
 UNKNOWN = "is NaN"  # of a label: how programs write what they do not know
 
 _ROWS, _BYTES = 4096, 32 * 2**20  # of records that are looked at together
@@ -124,8 +135,8 @@ class _Waiting:
         s = found.structure
         if not has_a_kind(found):
             return False
-        absent = tuple(value is None for value in (s.energy, s.forces, s.stress, s.free_atoms))
-        kind = (s.n_atoms, s.pbc, absent, s.head, s.is_isolated_atom, s.charge, s.spin, *found.reading[1:], *found[1:])
+        present = (*s.labels, s.free_atoms is not None)
+        kind = (s.n_atoms, s.pbc, present, s.head, s.is_isolated_atom, s.charge, s.spin, *found.reading[1:], *found[1:])
         self._kinds[kind].append((row, found))
         self.n_atoms += s.n_atoms
         return True
@@ -146,7 +157,7 @@ class _Facts:
         self._arrays: dict[str, NDArray[Any]] = {
             "n_atoms": np.zeros(n, "u4"),
             "free_components": np.zeros(n, "u4"),
-            "labels": np.zeros(n, "u1"),
+            "labels": np.zeros(n, "u4"),
             "max_force": np.full(n, np.nan, "f4"),
             "heads": np.zeros(n, "u2"),
         }
@@ -247,17 +258,17 @@ def unusable_labels(reading: Reading) -> Iterator[tuple[str, str]]:
 
     Numbers in brackets at the end of a reason would tell its like apart.
     """
-    for quantity, reason in reading.faults:
-        yield quantity, reason.split(" (")[0]
-    for quantity, name in zip(("energy", "forces"), reading.names, strict=False):
-        if name is not None and "(absent: NaN)" in name:
-            yield quantity, f"{quantity} {UNKNOWN}"
+    for faulty, reason in reading.faults:
+        yield faulty, reason.split(" (")[0]
+    for quantity, name in zip(QUANTITIES.values(), reading.names, strict=True):
+        if quantity.unknown_is_fault and name is not None and "(absent: NaN)" in name:
+            yield quantity.name, f"{quantity.name} {UNKNOWN}"
 
 
 def _bits(found: Decoded) -> int:
     s = found.structure
-    present = ((s.energy, ENERGY), (s.forces, FORCES), (s.stress, STRESS), (s.free_atoms, FREE_MASK))
-    bits = sum(bit for value, bit in present if value is not None)
+    bits = sum(label_bit(quantity) for quantity in s.labels)
+    bits |= FREE_MASK if s.free_atoms is not None else 0
     bits |= CHARGED if s.charged else 0
     bits |= OPEN_SHELL if s.open_shell else 0
     bits |= PERIODIC if s.periodic else 0

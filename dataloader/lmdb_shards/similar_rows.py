@@ -22,6 +22,7 @@ from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of, wanted
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.names import folded, states_unit
 from dataloader.neighbors import MANY_ATOMS
+from dataloader.quantities import ENERGY, FORCES, STRESS
 from dataloader.record import HELD_NAME
 from dataloader.structure import MAX_LENGTH
 
@@ -59,10 +60,9 @@ class Group(NamedTuple):
 def has_a_kind(found: Decoded) -> bool:
     """Whether a structure is looked at together with others: what a `Group` has no place for is as it mostly is."""
     s = found.structure
-    weights = (s.weight, s.energy_weight, s.forces_weight, s.stress_weight)
-    return (
-        not found.reading.faults and weights == (1.0, 1.0, 1.0, 1.0) and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
-    )
+    unweighted = s.weight == 1.0 and not s.weights
+    usual = all(name in (ENERGY.name, FORCES.name, STRESS.name) for name in s.labels)
+    return not found.reading.faults and unweighted and usual and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
 
 
 class Patterns:
@@ -137,7 +137,7 @@ class _Pattern:
     def group(self, block: NDArray[np.uint8], rows: NDArray[np.intp]) -> tuple[Group, NDArray[np.bool_]]:
         """The structures of rows that fit, less those that `decode` might refuse; and which were taken."""
         like, m = self.like.structure, len(block)
-        energy_name, forces_name, stress_name = self.like.reading.names
+        energy_name, forces_name, stress_name = self.like.reading.names[:3]
         numbers = self._values(block, _present(self.record, NUMBER_NAMES)).reshape(m, -1)
         positions = self._values(block, _present(self.record, POSITION_NAMES)).reshape(m, -1, 3)
         sure = ((np.abs(numbers) < 2**31) & (numbers == np.rint(numbers))).all(axis=1)

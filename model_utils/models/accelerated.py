@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dataloader.batch import Batch
 from dataloader.errors import InputError
+from dataloader.quantities import ENERGY
 from model_utils.errors import VerificationError
 from model_utils.models.build import accelerated_module
 from model_utils.models.description import ModelDescription
@@ -34,6 +35,7 @@ class AcceleratedNetwork:
 
     def __init__(self, module: nn.Module, kind: str, description: ModelDescription) -> None:
         self.module, self.kind = module, kind
+        self.gives = frozenset({ENERGY.name})
         own = next(module.parameters())
         target = accelerated_module(description, own.dtype, kind, own.device)
         self._arranged = arrangement(module, target, kind)
@@ -46,8 +48,8 @@ class AcceleratedNetwork:
         """See ``network.Network.arithmetic``."""
         return self.kind
 
-    def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """See ``network.Network.energies``.
+    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+        """Interaction energies; arguments and result as in ``network.Network.outputs``.
 
         Raises:
             VerificationError: the first batch's energies, forces or gradients are not those of mace's plain module.
@@ -56,7 +58,7 @@ class AcceleratedNetwork:
             self._compare(self._plain, parameters, batch, positions, shifts)
             self._plain = None
         arranged = {name: arrange(parameters) for name, arrange in self._arranged.items()}
-        return self._form.energies(arranged, batch, positions, shifts)
+        return self._form.outputs(arranged, batch, positions, shifts)
 
     def _compare(
         self, plain: ReferenceNetwork, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
@@ -68,7 +70,7 @@ class AcceleratedNetwork:
         with torch.enable_grad():
             for form in (plain, self._form):
                 given = weights if form is plain else {n: a(weights) for n, a in self._arranged.items()}
-                energies = form.energies(given, batch, leaves["positions"], shifts.detach())
+                energies = form.outputs(given, batch, leaves["positions"], shifts.detach())[ENERGY.name]
                 gradients = torch.autograd.grad(energies.sum(), list(leaves.values()), allow_unused=True)
                 results.append({"energies": energies.detach(), **dict(zip(leaves, gradients, strict=True))})
         worst, where = 0.0, ""

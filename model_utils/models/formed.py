@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dataloader.batch import Batch
+from dataloader.quantities import ENERGY
 from model_utils.models.reference import ReferenceNetwork
 
 TOO_LARGE = 1e-4  # eV per atom; energies are judged to about a tenth of this
@@ -53,7 +54,7 @@ def forming_error(module: nn.Module, batches: Iterable[Batch]) -> FormingError:
     for batch in batches:
         with torch.no_grad():
             exact, formed = (
-                form.energies(weights, batch, batch.positions, batch.shifts).double()
+                form.outputs(weights, batch, batch.positions, batch.shifts)[ENERGY.name].double()
                 for form in (ReferenceNetwork(module), FormedNetwork(module))
             )
         error = (formed - exact - batch.reference_energy).abs()

@@ -1,30 +1,32 @@
 """What every form of the network offers, and how forces and stress follow from its energies."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dataloader.batch import Batch
+from dataloader.quantities import ENERGY, FORCES, STRESS
 from losses import Prediction
 
 Parameters = Mapping[str, Tensor]
 
 
 class Network(Protocol):
-    """A form of the network (mace's own module, later a fast one) that shares mace's parameters by name and shape."""
+    """What computes outputs from geometry, with parameters that are handed in; mace's own module or a faster form."""
 
     module: nn.Module
     kind: str  # what --step calls it, recorded in train_state
+    gives: frozenset[str]  # quantities that `outputs` returns; forces and stress follow from the energy
 
     @property
     def arithmetic(self) -> str:
         """What computes; another one gives other last bits."""
         ...
 
-    def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """Interaction energies (total minus E0s) of the structures.
+    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+        """The quantities of ``gives``, as a function of geometry that can be differentiated twice.
 
         Args:
             parameters: tensors by mace's names; the module's own or, for an evaluation, an average of them.
@@ -33,13 +35,16 @@ class Network(Protocol):
             shifts: (n_edges, 3), Å, added to positions[receiver] - positions[sender].
 
         Returns:
-            (n_structures,), eV, working precision.
+            By quantity (n_rows, *components) in its unit and working precision; the energy (n_structures,) is the
+            interaction energy: total minus E0s, eV.
         """
         ...
 
 
-def predict(network: Network, parameters: Parameters, batch: Batch, *, stress: bool, training: bool) -> Prediction:
-    """Energies, forces and, where asked, stress of a batch.
+def predict(
+    network: Network, parameters: Parameters, batch: Batch, *, wanted: Collection[str], training: bool
+) -> Prediction:
+    """What the network gives of a batch, the forces and, where wanted, the stress.
 
     Forces are −∂E/∂r. Stress is σ = (1/V) ∂E/∂ε with positions and shifts strained together by the symmetric part of ε
     (Knuth et al., Comput. Phys. Commun. 190, 33, 2015), so rotations do not enter. Volumes of structures that are not
@@ -49,27 +54,34 @@ def predict(network: Network, parameters: Parameters, batch: Batch, *, stress: b
         network: the form of the network.
         parameters: its tensors.
         batch: the structures.
-        stress: compute it.
+        wanted: quantities that are looked at; what costs more is left out where it is not.
         training: keep the graph, so that the loss of the forces can be differentiated by the parameters.
     """
+    stress = STRESS.name in wanted
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_(True)
-        strained, shifts, inputs = positions, batch.shifts, [positions]
+        strained = positions
+        shifts = batch.shifts
+        inputs = [positions]
         if stress:
             strain = torch.zeros_like(batch.cell).requires_grad_(True)  # (n_structures, 3, 3)
             symmetric = 0.5 * (strain + strain.transpose(1, 2))
             strained = positions + _deform(positions, symmetric[batch.structure])
             shifts = batch.shifts + _deform(batch.shifts, symmetric[batch.structure[batch.senders]])
             inputs = [positions, strain]
-        energy = network.energies(parameters, batch, strained, shifts)
-        gradients = torch.autograd.grad(energy.sum(), inputs, create_graph=training, allow_unused=True)
-    forces, *strain_gradient = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
-    volume = torch.linalg.det(batch.cell).abs()
-    return Prediction(
-        energy=energy if training else energy.detach(),
-        forces=-forces,
-        stress=strain_gradient[0] / volume[:, None, None] if stress else None,
-    )
+        outputs = network.outputs(parameters, batch, strained, shifts)
+        if ENERGY.name in outputs:
+            energy = outputs[ENERGY.name].sum()
+            gradients = torch.autograd.grad(energy, inputs, create_graph=training, allow_unused=True)
+    given = outputs if training else {name: output.detach() for name, output in outputs.items()}
+    if ENERGY.name not in outputs:
+        return given
+    slopes = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
+    predicted = {FORCES.name: -slopes[0], **given}  # forces that a network gives itself are taken
+    if stress:
+        volume = torch.linalg.det(batch.cell).abs()
+        predicted[STRESS.name] = slopes[1] / volume[:, None, None]
+    return predicted
 
 
 def _deform(vectors: Tensor, strain: Tensor) -> Tensor:

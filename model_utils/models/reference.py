@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dataloader.batch import Batch
+from dataloader.quantities import ENERGY
 from model_utils.models.build import ENERGIES, default_dtype
 from model_utils.models.network import Parameters
 
@@ -17,14 +18,15 @@ class ReferenceNetwork:
     """
 
     kind = "reference"
+    gives = frozenset({ENERGY.name})
     arithmetic = "mace-torch"
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._no_reference = {ENERGIES: torch.zeros_like(module.get_buffer(ENERGIES))}
 
-    def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """See ``network.Network.energies``."""
+    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+        """Interaction energies; arguments and result as in ``network.Network.outputs``."""
         n_elements = len(self.module.get_buffer("atomic_numbers"))
         data = {
             "positions": positions,
@@ -39,4 +41,5 @@ class ReferenceNetwork:
         }
         tensors = {**parameters, **self._no_reference}
         with default_dtype(positions.dtype):  # parts of mace's forward make constants in torch's default precision
-            return functional_call(self.module, tensors, (data,), {"training": True, "compute_force": False})["energy"]
+            computed = functional_call(self.module, tensors, (data,), {"training": True, "compute_force": False})
+        return {ENERGY.name: computed["energy"]}

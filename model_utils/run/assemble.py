@@ -15,7 +15,7 @@ from dataloader.dataset import Dataset
 from dataloader.loader import EpochBatches, Loader, Plan, evaluation_plan
 from dataloader.packing import Budget
 from dataloader.progress import Progress
-from losses import Loss, Metrics, metrics
+from losses import SHAPES, Loss, Metrics, Term, metrics
 from model_utils import model_loader
 from model_utils.errors import InputError, NonFiniteError
 from model_utils.files.checkpoint import WeightsFile
@@ -30,6 +30,7 @@ from model_utils.run.open_data import TrainingData
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.runtime import log
+from model_utils.settings import terms
 from model_utils.settings.options import BatchOptions, EvaluateOptions, FinetuneOptions, TrainOptions, rates_by_pattern
 from optimizer import Schedule, ScheduleSettings, build_optimizer
 
@@ -75,7 +76,7 @@ def with_measured_evaluation_budget(
         return options
 
     def step(batch: Batch) -> None:
-        evaluate(network, parameters, [batch], Loss(), device)
+        evaluate(network, parameters, [batch], Loss.of(), device)
 
     return replace(options, max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size))
 
@@ -103,7 +104,7 @@ class Evaluator:
         device: of the network.
         watch: is handed every stream of batches, and may break it off.
         what: the work, as progress names it.
-        stress: compute it for every batch.
+        everything: compute what costs more for every batch, not only where there is a label of it.
     """
 
     def __init__(
@@ -114,9 +115,13 @@ class Evaluator:
         watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
         *,
         what: str = "evaluation",
-        stress: bool = False,
+        everything: bool = False,
     ) -> None:
-        self.dataset, self.device, self.what, self.watch, self.stress = dataset, device, what, watch, stress
+        self.dataset = dataset
+        self.device = device
+        self.what = what
+        self.watch = watch
+        self.everything = everything
         sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
         self.plans = {name: evaluation_plan(dataset, indices, budget_of(options)) for name, indices in sources.items()}
         self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
@@ -138,7 +143,7 @@ class Evaluator:
 
             def sums_of(plan: Plan) -> Tensor:
                 batches = watched(plan)
-                return evaluate(network, parameters, batches, loss, self.device, on_batch, stress=self.stress)
+                return evaluate(network, parameters, batches, loss, self.device, on_batch, everything=self.everything)
 
             sums = {name: sums_of(plan) for name, plan in self.plans.items()}
         total = torch.stack(list(sums.values())).sum(dim=0)
@@ -159,15 +164,15 @@ class Evaluator:
 
 def loss_of(options: TrainOptions) -> Loss:
     """The loss of stage one."""
-    return Loss(
-        energy_weight=options.energy_weight,
-        forces_weight=options.forces_weight,
-        stress_weight=options.stress_weight,
-        energy_loss=options.energy_loss,
-        forces_loss=options.forces_loss,
-        stress_loss=options.stress_loss,
-        huber_delta=options.huber_delta,
-    )
+    return Loss(terms=_terms(options, terms.weights(options)), huber_delta=options.huber_delta)
+
+
+def _terms(options: TrainOptions, weights: Mapping[str, float]) -> dict[str, Term]:
+    shapes = terms.shapes(options)
+    for name, shape in shapes.items():
+        if shape not in SHAPES:
+            raise InputError(f"the loss shape {shape!r} of the {name} is not known; there are {', '.join(SHAPES)}")
+    return {name: Term(weight=weight, shape=shapes[name]) for name, weight in weights.items()}
 
 
 def fit_plan(options: TrainOptions, *, judge_first: bool = False) -> FitPlan:
@@ -175,16 +180,7 @@ def fit_plan(options: TrainOptions, *, judge_first: bool = False) -> FitPlan:
     stage_two = None
     if options.stage_two:
         start = options.start_stage_two or max(options.epochs // 4 * 3, 1)
-        one, stress = loss_of(options), options.stage_two_stress_weight
-        two = Loss(
-            energy_weight=options.stage_two_energy_weight,
-            forces_weight=options.stage_two_forces_weight,
-            stress_weight=one.stress_weight if stress is None else stress,
-            energy_loss=one.energy_loss,
-            forces_loss=one.forces_loss,
-            stress_loss=one.stress_loss,
-            huber_delta=one.huber_delta,
-        )
+        two = Loss(terms=_terms(options, terms.stage_two_weights(options)), huber_delta=options.huber_delta)
         stage_two = StageTwo(start=start, loss=two, lr=options.stage_two_lr)
         if start >= options.epochs:
             log.warning("stage two never starts: it begins after epoch %d of %d", start, options.epochs)

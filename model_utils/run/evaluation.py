@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dataloader.batch import Batch
-from losses import SUMS, Loss, Prediction, error_sums
+from losses import Loss, Prediction, error_sums, no_sums
 from model_utils.models.network import Network, Parameters, predict
 from model_utils.run.memory import in_parts
 
@@ -21,12 +21,12 @@ def evaluate(
     device: torch.device,
     on_batch: OnBatch | None = None,
     *,
-    stress: bool = False,
+    everything: bool = False,
 ) -> Tensor:
-    """Sums over all labelled entries of all batches (see ``losses.SUMS``).
+    """Sums over all labelled entries of all batches (see ``losses.error_sums``).
 
     Gradients exist only inside the prediction, for the forces; parameters carry none, and every output is detached at
-    once. Stress is computed where a batch has a label for it, or always where asked.
+    once. What costs more is computed where a batch has a label for it, or always where asked.
 
     Args:
         network: the form of the network.
@@ -35,10 +35,10 @@ def evaluate(
         loss: for the loss among the metrics.
         device: of the network.
         on_batch: sees every batch with its prediction, for tables and files.
-        stress: compute it for every batch.
+        everything: compute what costs more for every batch, not only where there is a label of it.
 
     Returns:
-        (len(SUMS),), float64, on the device; ``losses.metrics`` divides.
+        (n_sums,), float64, on the device; ``losses.metrics`` divides.
 
     Raises:
         TooLarge: a single structure does not fit into the memory.
@@ -46,13 +46,13 @@ def evaluate(
     frozen = {name: p.detach() for name, p in parameters.items()}
 
     def predicted(batch: Batch) -> tuple[Batch, Prediction]:
-        wanted = stress or batch.counts.stresses > 0
-        return batch, predict(network, frozen, batch, stress=wanted, training=False)
+        wanted = [name for name, count in batch.rows.items() if count > 0 or everything]
+        return batch, predict(network, frozen, batch, wanted=wanted, training=False)
 
-    total = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    total = no_sums(device)
     for on_host in batches:
         for batch, prediction in in_parts(predicted, on_host.to(device)):
-            total += error_sums(prediction, batch.labels, loss).detach()
+            total += error_sums(prediction, batch.labels, batch.sizes, loss).detach()
             if on_batch is not None:
                 on_batch(batch, prediction)
     return total

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
+from dataloader.quantities import ENERGY, FORCES
 from dataloader.structure import symbols
 from model_utils import model_loader
 from model_utils.errors import VerificationError
@@ -109,9 +110,8 @@ class Origin:
 
 def predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """Interaction energies (n_structures,), eV, and forces (n_atoms, 3), eV/Å."""
-    found = predict(network, dict(network.module.named_parameters()), batch, stress=False, training=False)
-    assert found.forces is not None
-    return found.energy, found.forces
+    found = predict(network, dict(network.module.named_parameters()), batch, wanted=(), training=False)
+    return found[ENERGY.name], found[FORCES.name]
 
 
 def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | None) -> TrainOptions:

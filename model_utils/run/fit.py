@@ -302,7 +302,7 @@ class _Run:
                 weights=state.judged_kind,
                 best=best,
                 seconds=time.monotonic() - began,
-                terms=self.loss.terms(),
+                terms=self.loss.text(),
             )
         )
 
@@ -320,7 +320,7 @@ class _Run:
             clipped_share=clipped / steps,
             whole_epoch=whole_epoch,
             seconds=time.monotonic() - self.epoch_began,
-            terms=self.loss.terms(),
+            terms=self.loss.text(),
         )
 
     def _save(self, reason: str) -> None:

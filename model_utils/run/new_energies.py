@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from dataloader import atomic_energies, progress
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
+from dataloader.quantities import ENERGY
 from dataloader.structure import symbols
 from model_utils import model_loader
 from model_utils.models import description as model_json
 from model_utils.run import open_data
 from model_utils.run.finetuning import Origin, predicted
 from model_utils.runtime import dtype_of, log
+from model_utils.settings import terms
 from model_utils.settings.energies import given_energies
 from model_utils.settings.options import FinetuneOptions, TrainOptions
 
@@ -32,7 +34,7 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
     if options.E0s in ("keep", *OF_DATA):
         return origin
     heads, elements = origin.description.heads, origin.description.atomic_numbers
-    given = given_energies(options.E0s, "keep, shift, isolated", open_data.label_keys(options))
+    given = given_energies(options.E0s, "keep, shift, isolated", terms.label_keys(options))
     given.refuse_other_heads(heads, "--E0s")
     foreign = sorted(given.elements - set(origin.source.description.atomic_numbers))
     if foreign:
@@ -102,9 +104,9 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
         compositions, residuals = [], []
         for i in progress.over(chosen, "errors of the source", len(chosen)):
             batch = data.batch([i])
-            if bool(batch.labels.energy_mask[0]):
+            if bool(batch.labels[ENERGY.name].mask[0]):
                 energy, _ = predicted(network, origin.in_source(batch))
-                residuals.append(float(batch.labels.energy[0]) - float(energy[0]))
+                residuals.append(float(batch.labels[ENERGY.name].value[0]) - float(energy[0]))
                 compositions.append(np.bincount(batch.species.numpy(), minlength=len(rows[position])))
         if residuals:
             change = _fit(np.array(compositions, dtype=float), np.array(residuals), origin, head)

@@ -16,16 +16,17 @@ from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample, split
 from dataloader.errors import InputError
 from dataloader.filters import Filters
-from dataloader.labels import NOT_READ, QUANTITIES, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds
+from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds, key_flag, name_of
 from dataloader.lmdb_shards.lmdb_file import SHARD_ENDINGS
 from dataloader.packed import packed_manifest
+from dataloader.quantities import QUANTITIES, STRESS
 from dataloader.record import EVERYTHING, Keep
 from dataloader.sources import DataFormat, Source, SourceSpec, open_sources
 from model_utils.runtime import log
+from model_utils.settings import terms
 from model_utils.settings.options import (
     EvaluateOptions,
     FilterOptions,
-    LabelOptions,
     TrainDataOptions,
     TrainingOptions,
 )
@@ -93,8 +94,8 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
     if len(train) == 0:
         raise InputError("no structure is left to train on; look at the files and at --elements")
     wants_stress = options.stress_key or getattr(options, "stress_weight", 0) > 0
-    found = [names[2] for source in train.sources for names in source.label_names if names[2]]
-    if wants_stress and options.stress_key != NOT_READ and all("absent" in name for name in found):
+    names = [name_of(STRESS.name, names) for source in train.sources for names in source.label_names]
+    if wants_stress and options.stress_key != NOT_READ and all(name is None or "absent" in name for name in names):
         looked = options.stress_key or "the usual names"
         raise InputError(
             f"no structure to train on has a stress (looked for {looked}); name it with --stress_key, or leave "
@@ -127,7 +128,7 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
 def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dtype) -> Dataset:
     """Open and check the structures to evaluate; labels may be absent."""
     data_format: DataFormat = "xyz" if options.xyz_path else "lmdb"
-    keys = label_keys(options)
+    keys = terms.label_keys(options)
     paths = options.xyz_path or options.lmdb_path
     keep: Keep = EVERYTHING if options.output_xyz is not None else ()
     specs = [SourceSpec(path=path, format=data_format, keys=keys, head=options.head, keep=keep) for path in paths]
@@ -178,7 +179,7 @@ def _say_nothing_is_compared(options: EvaluateOptions, sources: Sequence[Source]
 
 def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
     """The files of one role, from the flags and from the YAML's list of sources."""
-    keys, specs = label_keys(options), list[SourceSpec]()
+    keys, specs = terms.label_keys(options), list[SourceSpec]()
     formats: tuple[DataFormat, ...] = ("xyz", "lmdb")
     for data_format in formats:
         paths: Sequence[Path] = getattr(options, f"{data_format}_{role}")
@@ -191,6 +192,7 @@ def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
                 stress=_own_name(source.stress_key, keys.stress),
                 charge=_own_name(source.charge_key, keys.charge),
                 spin=_own_name(source.spin_key, keys.spin),
+                others=keys.others,
                 free_energy=keys.free_energy and source.energy_key != USUAL,
             )
             specs.append(
@@ -216,18 +218,6 @@ def format_of(path: Path) -> DataFormat:
     return "lmdb" if is_lmdb or any(character in str(path) for character in "*?[") else "xyz"
 
 
-def label_keys(options: LabelOptions) -> LabelKeys:
-    """Names of the labels that the user gave."""
-    return LabelKeys(
-        energy=options.energy_key,
-        forces=options.forces_key,
-        stress=options.stress_key,
-        charge=options.charge_key,
-        spin=options.spin_key,
-        free_energy=options.free_energy,
-    )
-
-
 def label_needs(options: TrainDataOptions) -> LabelNeeds:
     """Labels that a training needs: those whose loss weight is not zero in one of its stages.
 
@@ -236,17 +226,17 @@ def label_needs(options: TrainDataOptions) -> LabelNeeds:
     """
     weighted = set(QUANTITIES)
     if isinstance(options, TrainingOptions):
-        weights = {quantity: [getattr(options, f"{quantity}_weight")] for quantity in QUANTITIES}
+        stages = [terms.weights(options)]
         if options.stage_two:
-            for quantity in QUANTITIES:
-                weights[quantity].append(getattr(options, f"stage_two_{quantity}_weight") or 0.0)
-        weighted = {quantity for quantity in QUANTITIES if any(weights[quantity])}
-    for quantity in sorted(weighted):
-        if isinstance(options, TrainingOptions) and getattr(options, f"{quantity}_key") == NOT_READ:
-            raise InputError(
-                f"--{quantity}_key none: it is not looked for; --{quantity}_weight: it is trained on; give it the "
-                "weight 0, or name the label"
-            )
+            stages.append(terms.stage_two_weights(options))
+        weighted = {quantity for weights in stages for quantity, weight in weights.items() if weight > 0}
+        keys = terms.label_keys(options)
+        for quantity in sorted(weighted):
+            if keys.of(quantity) == NOT_READ:
+                raise InputError(
+                    f"{key_flag(quantity)} none: it is not looked for; --{quantity}_weight: it is trained on; give it "
+                    "the weight 0, or name the label"
+                )
     required = frozenset() if options.allow_missing_labels else frozenset(weighted)
     return LabelNeeds(required=required, judged=frozenset(weighted))
 
@@ -323,11 +313,9 @@ def describe(role: str, dataset: Dataset) -> None:
     """Log what a data set holds: counts, label names, rules that were applied, what was left out and why."""
     for source in dataset.sources:
         names: Counter[str] = Counter()
-        for (energy, forces, stress), count in source.label_names.items():
+        for names_of_record, count in source.label_names.items():
             found = [
-                f"{what} from {name}"
-                for what, name in zip(("energy", "forces", "stress"), (energy, forces, stress), strict=True)
-                if name
+                f"{quantity} from {name}" for quantity, name in zip(QUANTITIES, names_of_record, strict=True) if name
             ]
             names[", ".join(found) or "no labels"] += count
         labels = "; ".join(f"{text}{f' ({n})' if len(names) > 1 else ''}" for text, n in names.items())

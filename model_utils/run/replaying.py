@@ -14,6 +14,7 @@ from ase.io import write as write_ase
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
+from dataloader.frames import LABEL, bare_atoms, put
 from dataloader.labels import TO_PREDICT
 from dataloader.sources import SourceSpec, open_sources
 from losses import Loss, Prediction
@@ -24,6 +25,7 @@ from model_utils.model_loader import LoadedModel
 from model_utils.run import open_data
 from model_utils.run.assemble import Evaluator, with_measured_evaluation_budget
 from model_utils.run.interruption import Interruption
+from model_utils.run.predictions import of_structure, with_references
 from model_utils.runtime import log
 from model_utils.settings.options import FinetuneOptions
 
@@ -71,7 +73,7 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     network = model_loader.network(module, options.step, description)
     weights = model_loader.trainable(module)
     options = with_measured_evaluation_budget(options, network, weights, data, device)
-    evaluate = Evaluator(data, options, device, stop.watch, what="labels of the source", stress=True)
+    evaluate = Evaluator(data, options, device, stop.watch, what="labels of the source", everything=True)
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
 
@@ -80,7 +82,7 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
                 write_ase(text, list(_frames(data, batch, prediction)), format="extxyz")
                 stream.write(text.getvalue())
 
-            evaluate(network, weights, Loss(), write)
+            evaluate(network, weights, Loss.of(), write)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     log.info("replay: %d structures of %s have the labels of the source's head %s", len(data), options.replay, head)
@@ -105,18 +107,13 @@ def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype:
 
 
 def _frames(data: Dataset, batch: Batch, prediction: Prediction) -> Iterator[Atoms]:
-    assert prediction.forces is not None
-    assert prediction.stress is not None
-    energies = (prediction.energy.double() + batch.reference_energy).tolist()
-    forces, stress = prediction.forces.double().cpu().numpy(), prediction.stress.double().cpu().numpy()
+    predicted = with_references(batch, prediction)
     ptr = batch.ptr.tolist()
     for k, index in enumerate(batch.index):
         structure = data.structure(index)
-        atoms = Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
-        atoms.info |= {"identifier": data.name(index), "config_type": structure.config_type, "REF_energy": energies[k]}
-        atoms.arrays["REF_forces"] = forces[ptr[k] : ptr[k + 1]]
-        if structure.periodic:
-            atoms.info["REF_stress"] = stress[k].reshape(9)
+        atoms = bare_atoms(structure)
+        atoms.info |= {"identifier": data.name(index), "config_type": structure.config_type}
+        put(atoms, LABEL, of_structure(predicted, k, slice(ptr[k], ptr[k + 1])))
         for spec in data.facts.features:
             (atoms.arrays if spec.per_atom else atoms.info)[spec.name] = structure.features[spec.name]
         yield atoms

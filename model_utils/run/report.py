@@ -1,10 +1,10 @@
 """How a run speaks: log lines, tables, metrics.jsonl, TensorBoard, the progress bar."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from dataloader import progress
 from dataloader.dataset import OF_HEAD
-from losses import Loss, Metrics, metrics
+from dataloader.quantities import QUANTITIES, STRESS, Quantity
+from losses import Loss, Metrics, error_names, metrics
 from model_utils.files.durable import NotWritten
 from model_utils.run.fit import TrainRecord, ValidationRecord
 from model_utils.run.train_state import TrainState
@@ -24,13 +25,15 @@ MILLI = 1000.0
 def errors_text(m: Metrics, terms: str) -> str:
     """The errors of one line, in meV and meV/Å, and the loss with its terms, which are in eV and eV/Å."""
     parts = [f"loss {m.loss:.6g} ({terms})"]
-    if m.energy_rmse_per_atom is not None:
-        per_atom = f"E rmse {_milli(m.energy_rmse_per_atom)} mae {_milli(m.energy_mae_per_atom)} meV/atom"
-        parts.append(f"{per_atom}, mae {_milli(m.energy_mae_cfg)} meV/config")
-    if m.forces_rmse is not None:
-        parts.append(f"F rmse {_milli(m.forces_rmse)} mae {_milli(m.forces_mae)} meV/Å")
-    if m.stress_rmse is not None:
-        parts.append(f"S rmse {_milli(m.stress_rmse)} mae {_milli(m.stress_mae)} meV/Å³")
+    for quantity in QUANTITIES.values():
+        errors = m.of(quantity)
+        if errors["rmse"] is None:
+            continue
+        over = "/atom" if quantity.over_atoms else ""
+        text = f"{quantity.symbol} rmse {_milli(errors['rmse'])} mae {_milli(errors['mae'])} m{quantity.unit}{over}"
+        if quantity.over_atoms:
+            text += f", mae {_milli(errors['mae_cfg'])} m{quantity.unit}/config"
+        parts.append(text)
     return "  ".join(parts)
 
 
@@ -63,16 +66,12 @@ def table(rows: Mapping[str, Metrics]) -> str:
 
     Where names end in a head (``Dataset.by_source``), heads have a column of their own.
     """
-    columns: dict[str, Callable[[Metrics], str]] = {
-        "configs": lambda m: str(m.n_configs),
-        "E rmse/atom": lambda m: _milli(m.energy_rmse_per_atom),
-        "E mae/atom": lambda m: _milli(m.energy_mae_per_atom),
-        "|E| mae cfg": lambda m: _milli(m.energy_mae_cfg),
-        "F rmse": lambda m: _milli(m.forces_rmse),
-        "F mae": lambda m: _milli(m.forces_mae),
-    }
-    if any(m.stress_rmse is not None for m in rows.values()):
-        columns |= {"S rmse": lambda m: _milli(m.stress_rmse), "S mae": lambda m: _milli(m.stress_mae)}
+    shown = [q for q in QUANTITIES.values() if q.required or any(m.of(q)["rmse"] is not None for m in rows.values())]
+    columns: dict[str, Callable[[Metrics], str]] = {"configs": lambda m: str(m.n_configs)}
+    for quantity in shown:
+        for short, name in error_names(quantity).items():
+            columns[_heading(quantity, short)] = partial(_cell, name)
+    units = [f"m{quantity.unit}" for quantity in shown if quantity is not STRESS] + [f"m{STRESS.unit}"]
     names = [name.partition(OF_HEAD) for name in rows]
     cells = [["", "head", *columns]]
     cells += [
@@ -88,7 +87,18 @@ def table(rows: Mapping[str, Metrics]) -> str:
         )
         for row in cells
     ]
-    return "\n".join(["errors in meV, meV/Å and meV/Å³", lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([f"errors in {', '.join(units[:-1])} and {units[-1]}", lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cell(name: str, m: Metrics) -> str:
+    return _milli(m[name])
+
+
+def _heading(quantity: Quantity, short: str) -> str:
+    """``E rmse/atom``, ``|E| mae cfg``, ``F mae``."""
+    if short == "mae_cfg":
+        return f"|{quantity.symbol}| mae cfg"
+    return f"{quantity.symbol} {short}/atom" if quantity.over_atoms else f"{quantity.symbol} {short}"
 
 
 class MetricsFile:
@@ -114,7 +124,7 @@ class MetricsFile:
             epoch=record.epoch,
             step=record.step,
             lr=record.lr,
-            **dataclasses.asdict(record.metrics),
+            **record.metrics.as_plain(),
             gradient_norm=record.gradient_norm,
             gradient_norm_max=record.gradient_norm_max,
             clipped_share=record.clipped_share,
@@ -130,14 +140,14 @@ class MetricsFile:
             lr=record.lr,
             weights=record.weights,
             best=record.best,
-            **dataclasses.asdict(record.metrics),
-            by_source={source: dataclasses.asdict(m) for source, m in record.by_source.items()},
+            **record.metrics.as_plain(),
+            by_source={source: m.as_plain() for source, m in record.by_source.items()},
             perf={"seconds": record.seconds},
         )
 
     def final(self, rows: Mapping[str, Metrics]) -> None:
         """The table at the end."""
-        self._write(kind="final", **{name: dataclasses.asdict(m) for name, m in rows.items()})
+        self._write(kind="final", **{name: m.as_plain() for name, m in rows.items()})
 
     def _write(self, **record: Any) -> None:
         self._held += (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -203,7 +213,7 @@ class TensorBoard:
         self._writer.flush()
 
     def _scalars(self, part: str, found: Metrics, step: int) -> None:
-        for name, value in dataclasses.asdict(found).items():
+        for name, value in found.as_plain().items():
             if value is not None:
                 self._writer.add_scalar(f"{part}/{name}", value, step)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dataloader.errors import InputError
+from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import VerificationError
@@ -118,12 +119,27 @@ def energies_remedy(options: TrainOptions, *, fine_tuned: bool) -> str:
     return f"metadata.py fit --input_json {options.input_json} with the data makes a model.json with theirs"
 
 
+def said(quantity: Quantity, loss: Loss) -> bool:
+    """Whether a quantity is named where the loss is explained: usual ones always, others where they have a weight."""
+    return quantity.required or loss.weight(quantity.name) > 0
+
+
+def what_is_averaged(quantity: Quantity) -> str:
+    """``E of energies per atom (eV)``, ``F of force components (eV/Å)``."""
+    usual = {
+        ENERGY.name: "energies per atom",
+        FORCES.name: "force components",
+        STRESS.name: "stress components",
+    }
+    return f"{quantity.symbol} of {usual.get(quantity.name, f'{quantity.name} components')} ({quantity.unit})"
+
+
 def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_on: bool, split: bool) -> None:
     """Say what is minimised, and what will be written where: every file of a new run, the place of one that goes on."""
     log.info(
-        "loss: %s, means of errors: E of energies per atom (eV), F of force components (eV/Å)%s",
-        loss.terms(),
-        ", S of stress components (eV/Å³)" if loss.stress_weight > 0 else "",
+        "loss: %s, means of errors: %s",
+        loss.text(),
+        ", ".join(what_is_averaged(quantity) for quantity in QUANTITIES.values() if said(quantity, loss)),
     )
     if options.dry_run:
         return

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from dataloader.batch import Batch, LabelCounts
+from dataloader.batch import Batch, Rows, added_rows
 from losses import Loss, error_sums
 from model_utils.models.network import Network, Parameters, predict
 from model_utils.run.memory import in_parts
@@ -19,15 +19,15 @@ class StepResult:
 
     loss: Tensor  # (), float64
     gradients: list[Tensor]  # in the order of the parameters
-    sums: Tensor  # see losses.SUMS
+    sums: Tensor  # in the order of losses.sum_names
 
 
 def loss_and_gradients(network: Network, parameters: Parameters, batches: Sequence[Batch], loss: Loss) -> StepResult:
     """Loss of several micro-batches together and its gradient by every parameter.
 
-    The counts behind the means are known before the first backward pass, so any division into micro-batches gives the
-    loss of the undivided batch; one that the memory does not hold is divided further (``memory.in_parts``). There is
-    no ``.item()``, no branch on data and no wait for a GPU.
+    The labelled rows behind the means are known before the first backward pass, so any division into micro-batches
+    gives the loss of the undivided batch; one that the memory does not hold is divided further (``memory.in_parts``).
+    There is no ``.item()``, no branch on data and no wait for a GPU.
 
     Args:
         network: the form of the network.
@@ -38,11 +38,11 @@ def loss_and_gradients(network: Network, parameters: Parameters, batches: Sequen
     Raises:
         TooLarge: a single structure does not fit into the memory.
     """
-    counts = sum((batch.counts for batch in batches), LabelCounts())
+    rows = added_rows(batch.rows for batch in batches)
     tensors = list(parameters.values())
 
     def micro_step(batch: Batch) -> StepResult:
-        return _micro_step(network, parameters, tensors, batch, loss, counts)
+        return _micro_step(network, parameters, tensors, batch, loss, rows)
 
     return reduce(_added, (result for batch in batches for result in in_parts(micro_step, batch)))
 
@@ -56,12 +56,12 @@ def _added(total: StepResult, part: StepResult) -> StepResult:
 
 
 def _micro_step(
-    network: Network, parameters: Parameters, tensors: list[Tensor], batch: Batch, loss: Loss, counts: LabelCounts
+    network: Network, parameters: Parameters, tensors: list[Tensor], batch: Batch, loss: Loss, rows: Rows
 ) -> StepResult:
-    stress = loss.stress_weight > 0 and batch.counts.stresses > 0
-    prediction = predict(network, parameters, batch, stress=stress, training=True)
-    sums = error_sums(prediction, batch.labels, loss)
-    value = loss.total(sums, counts)
+    wanted = {name for name, count in batch.rows.items() if count > 0 and loss.weight(name) > 0}
+    prediction = predict(network, parameters, batch, wanted=wanted, training=True)
+    sums = error_sums(prediction, batch.labels, batch.sizes, loss)
+    value = loss.total(sums, rows)
     gradients = torch.autograd.grad(value, tensors, allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, tensors, strict=True)]
     return StepResult(loss=value.detach(), gradients=filled, sums=sums.detach())

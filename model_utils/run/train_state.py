@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses import SUMS
+from losses import named_sums, no_sums, sums_of_named
 from model_utils.errors import VerificationError
 from model_utils.models.network import Network
 from model_utils.run.ema import ExponentialMovingAverage
@@ -40,14 +40,14 @@ class Progress:
 class Tally:
     """Sums over the steps of an epoch, kept on the device so that no step waits for it."""
 
-    sums: Tensor  # see losses.SUMS
+    sums: Tensor  # in the order of losses.sum_names
     gradient: Tensor  # [sum of norms, largest norm, steps that were clipped, steps]
 
     @classmethod
     def empty(cls, device: torch.device) -> "Tally":
         """All zero."""
         return cls(
-            sums=torch.zeros(len(SUMS), dtype=torch.float64, device=device),
+            sums=no_sums(device),
             gradient=torch.zeros(4, dtype=torch.float64, device=device),
         )
 
@@ -93,7 +93,7 @@ class TrainState:
             "scheduler": self.schedule.state_dict(),
             "ema_state_dict": None if self.ema is None else _on_cpu(self.ema.state_dict()),
             **asdict(self.progress),
-            "tally": {"sums": self.tally.sums.cpu(), "gradient": self.tally.gradient.cpu()},
+            "tally": {"sums": named_sums(self.tally.sums), "gradient": self.tally.gradient.cpu()},
             "rng": _random_state(self.device),
             "computed_on": self.computed_on(),
         }
@@ -122,7 +122,10 @@ class TrainState:
             else:
                 self.ema.restart(self.parameters)
         self.progress = Progress(**{item.name: state[item.name] for item in fields(Progress) if item.name in state})
-        self.tally = Tally(**{name: tensor.to(self.device) for name, tensor in state["tally"].items()})
+        self.tally = Tally(
+            sums=sums_of_named(state["tally"]["sums"], self.device),
+            gradient=state["tally"]["gradient"].to(self.device),
+        )
         _restore_random_state(state["rng"], self.device)
 
 

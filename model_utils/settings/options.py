@@ -70,6 +70,8 @@ class LabelOptions:
     """Name of the spin multiplicity 2S + 1. Unless given: total_spin, spin, multiplicity, spin_multiplicity. `none`: as above."""
     free_energy: bool = False
     """Take the free energy as the energy where no energy name is given."""
+    label_keys: tuple[str, ...] = ()
+    """Names of the labels of quantities that a plug-in adds, as `dipole=REF_dipole`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,10 @@ class LossOptions:
     """Shape of the forces term; l2norm is the mean over atoms of the length of the force error."""
     stress_loss: Literal["mse", "huber", "mae"] = "mse"
     """Shape of the stress term."""
+    quantity_weights: tuple[str, ...] = ()
+    """Weights of the terms of quantities that a plug-in adds, as `dipole=10`; 0 unless given."""
+    quantity_losses: tuple[str, ...] = ()
+    """Shapes of these terms, as `dipole=huber`; mse unless given."""
     huber_delta: Positive = 0.01
     """Where Huber turns from square to linear, in eV/atom, eV/Å and eV/Å³."""
 
@@ -469,6 +475,8 @@ class EvaluateOptions(TrustOptions, LabelOptions, FilterOptions, BatchOptions, D
     """Weight of the forces in the loss that is printed."""
     stress_weight: NonNegative = 0.0
     """Weight of the stress in the loss that is printed."""
+    quantity_weights: tuple[str, ...] = ()
+    """Weights of quantities that a plug-in adds in the loss that is printed, as `dipole=10`."""
     step: Literal["fast", "reference", "cueq", "oeq"] = "fast"
     """Form of the network's arithmetic, as in training."""
     output_json: Path | None = None
@@ -756,7 +764,7 @@ def _check_run(options: TrainingOptions) -> None:
         )
     if options.start_stage_two is not None and not options.stage_two:
         raise InputError("--start_stage_two is given but --stage_two is not; add --stage_two or drop it")
-    if options.energy_weight == options.forces_weight == options.stress_weight == 0:
+    if options.energy_weight == options.forces_weight == options.stress_weight == 0 and not options.quantity_weights:
         raise InputError(
             "all loss weights are 0; give at least one of --energy_weight, --forces_weight, --stress_weight"
         )

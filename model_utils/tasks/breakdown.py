@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from numpy.typing import NDArray
 
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
+from dataloader.frames import LABEL, PREDICTION, bare_atoms, put
+from dataloader.quantities import ENERGY, FORCES
+from dataloader.structure import LabelValue
 from losses import Prediction
 from model_utils.files import durable
+from model_utils.run.predictions import of_structure, with_references
 
 SMALL_SET = 10  # structures; up to here each one's errors are printed
 MILLI = 1000.0
@@ -33,14 +38,16 @@ class Row:
     config_type: str
     n_atoms: int
     energy: float | None  # label, eV, total
-    predicted_energy: float  # eV, total
+    predicted_energy: float | None  # eV, total; None of a network that gives none
     forces_rmse: float | None  # eV/Å
     forces_max: float | None  # eV/Å, largest length of a force error
 
     @property
     def energy_error(self) -> float | None:
         """Prediction minus label, eV."""
-        return None if self.energy is None else self.predicted_energy - self.energy
+        if self.energy is None or self.predicted_energy is None:
+            return None
+        return self.predicted_energy - self.energy
 
 
 @dataclass
@@ -87,14 +94,11 @@ class Breakdown:
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
         """Take the structures of one batch."""
-        assert prediction.forces is not None
-        ptr, labels = batch.ptr.tolist(), batch.labels
-        forces = prediction.forces.double().cpu().numpy()
-        errors = forces - labels.forces.cpu().numpy()
-        counted = labels.forces_mask.cpu().numpy()
-        energies = (prediction.energy.double() + batch.reference_energy).cpu().numpy()
-        stress = None if prediction.stress is None else prediction.stress.double().cpu().numpy()
-        targets = (labels.energy + batch.reference_energy).cpu().numpy()
+        ptr = batch.ptr.tolist()
+        targets = with_references(batch, {name: label.value for name, label in batch.labels.items()})
+        predicted = with_references(batch, prediction)
+        counted = batch.labels[FORCES.name].mask.cpu().numpy() & (FORCES.name in predicted)
+        errors = predicted.get(FORCES.name, targets[FORCES.name]) - targets[FORCES.name]
         species = np.array(self._data.facts.atomic_numbers)[batch.species.cpu().numpy()]
         for number in np.unique(species[counted]):
             self.elements[chemical_symbols[number]].add(errors[counted & (species == number)])
@@ -104,21 +108,21 @@ class Breakdown:
                 index,
                 errors[atoms][counted[atoms]],
                 ptr[k + 1] - ptr[k],
-                float(energies[k]),
-                float(targets[k]) if labels.energy_mask[k] else None,
+                float(predicted[ENERGY.name][k]) if ENERGY.name in predicted else None,
+                float(targets[ENERGY.name][k]) if batch.labels[ENERGY.name].mask[k] else None,
             )
             if self._keep_rows:
                 self.rows.append(row)
             if self._keep_frames:
-                self.frames.append(
-                    self._frame(index, float(energies[k]), forces[atoms], None if stress is None else stress[k])
-                )
+                self.frames.append(self._frame(index, of_structure(predicted, k, atoms)))
 
-    def _row(self, index: int, errors: NDArray[np.float64], n_atoms: int, energy: float, target: float | None) -> Row:
+    def _row(
+        self, index: int, errors: NDArray[np.float64], n_atoms: int, energy: float | None, target: float | None
+    ) -> Row:
         kind = self._data.structure(index).config_type if self._data.in_memory(index) else "Default"
         sums = self.types[kind]
         sums.structures += 1
-        if target is not None:
+        if target is not None and energy is not None:
             error = (energy - target) / n_atoms
             sums.energy_squared += error * error  # overflows to infinity, where ** would raise
             sums.energies += 1
@@ -133,27 +137,18 @@ class Breakdown:
             forces_max=float(np.sqrt((errors**2).sum(axis=1)).max()) if errors.size else None,
         )
 
-    def _frame(
-        self, index: int, energy: float, forces: NDArray[np.float64], stress: NDArray[np.float64] | None
-    ) -> Atoms:
-        """Predictions as ``mace_…``, labels as ``REF_…``: neither can be taken for the other; all else as it was."""
+    def _frame(self, index: int, predicted: Mapping[str, LabelValue]) -> Atoms:
+        """Predictions as ``mace_…``, labels as ``REF_…``; all else as it was."""
         structure = self._data.structure(index)
-        atoms = Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+        atoms = bare_atoms(structure)
         atoms.info.update(structure.extra)
         atoms.arrays.update(structure.columns)
         atoms.info["config_type"] = structure.config_type
         atoms.info.setdefault("identifier", self._data.name(index))
         if structure.head is not None:
             atoms.info["head"] = structure.head
-        atoms.info["mace_energy"], atoms.arrays["mace_forces"] = energy, forces
-        if stress is not None and structure.periodic:
-            atoms.info["mace_stress"] = stress.reshape(9)
-        if structure.energy is not None:
-            atoms.info["REF_energy"] = structure.energy
-        if structure.forces is not None:
-            atoms.arrays["REF_forces"] = structure.forces
-        if structure.stress is not None:
-            atoms.info["REF_stress"] = structure.stress.reshape(9)
+        put(atoms, PREDICTION, predicted)
+        put(atoms, LABEL, structure.labels)
         return atoms
 
     def lines(self) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dataloader.batch import Batch, collate
 from dataloader.neighbors import build_graph
+from dataloader.quantities import ENERGY, FORCES
 from dataloader.structure import Structure
 from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
@@ -221,10 +222,9 @@ def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -
     network = model_loader.network(module, "reference", loaded.description)
     weights, energies, forces = model_loader.trainable(module), [], []
     for batch in probe:
-        found = predict(network, weights, batch, stress=False, training=False)
-        assert found.forces is not None
-        energies.append(found.energy.double() + batch.reference_energy)
-        forces.append(found.forces)
+        found = predict(network, weights, batch, wanted=(), training=False)
+        energies.append(found[ENERGY.name].double() + batch.reference_energy)
+        forces.append(found[FORCES.name])
     return torch.cat(energies), torch.cat(forces)
 
 

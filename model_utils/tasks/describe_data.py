@@ -21,8 +21,9 @@ from dataloader.structure import Structure, symbols
 from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.run.open_data import filters_of, label_keys, numbers_of, specs_of
+from model_utils.run.open_data import filters_of, numbers_of, specs_of
 from model_utils.runtime import log, start_log
+from model_utils.settings import terms
 from model_utils.settings.energies import given_energies, linear_references, of_all
 from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
@@ -321,7 +322,7 @@ def _energies_of_heads(
     if options.E0s in METHODS:
         return lambda head, name: _fitted_energies(head, elements, options.E0s, name)
     flag = "--E0s" if options.E0s.lstrip().startswith("{") else f"--E0s {options.E0s}"
-    given = given_energies(options.E0s, ", ".join(METHODS), label_keys(options))
+    given = given_energies(options.E0s, ", ".join(METHODS), terms.label_keys(options))
     given.refuse_other_heads(heads, flag)
     log.info("E0s are those of %s", flag)
     return lambda _head, name: of_all(given.of(name), elements, f"{flag}, head {name}," if given.by_head else flag)

@@ -1,6 +1,5 @@
 """What evaluate.py says and writes: which weights, the table, where the errors are, the files."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,11 +7,12 @@ from pathlib import Path
 import torch
 
 from dataloader.errors import InputError
-from losses import Loss, Metrics
+from losses import Loss, Metrics, Term
 from model_utils.files import durable
 from model_utils.model_loader import LoadedModel
 from model_utils.run.report import table
 from model_utils.runtime import dtype_name, log
+from model_utils.settings import terms
 from model_utils.settings.options import EvaluateOptions
 from model_utils.tasks.breakdown import Breakdown
 
@@ -48,9 +48,7 @@ def warn_of_wrong_forces(loaded: LoadedModel) -> None:
 
 def loss_of(options: EvaluateOptions) -> Loss:
     """The loss that is printed among the metrics."""
-    return Loss(
-        energy_weight=options.energy_weight, forces_weight=options.forces_weight, stress_weight=options.stress_weight
-    )
+    return Loss(terms={name: Term(weight=weight) for name, weight in terms.weights(options).items()})
 
 
 def print_all(total: Metrics, by_source: Mapping[str, Metrics], breakdown: Breakdown) -> None:
@@ -67,8 +65,8 @@ def write(options: EvaluateOptions, total: Metrics, by_source: Mapping[str, Metr
         InputError: one cannot be written.
     """
     content = {
-        **dataclasses.asdict(total),
-        "by_source": {source: dataclasses.asdict(found) for source, found in by_source.items()},
+        **total.as_plain(),
+        "by_source": {source: metrics.as_plain() for source, metrics in by_source.items()},
         **breakdown.as_plain(),
         "input_model": str(options.input_model),
     }

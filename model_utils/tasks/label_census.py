@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from dataloader.errors import InputError
+from dataloader.labels import REQUIRED
 from dataloader.structure import Structure
 from model_utils.runtime import log
 
@@ -21,8 +22,8 @@ class LabelCensus:
         for structure in structures:
             if not structure.is_isolated_atom:
                 self._structures += 1
-                for quantity in ("energy", "forces"):
-                    if getattr(structure, quantity) is not None:
+                for quantity in REQUIRED:
+                    if quantity in structure.labels:
                         self._labelled[quantity] += 1
                     else:
                         self._first_without.setdefault(quantity, structure.identifier)

@@ -8,8 +8,9 @@ from dataloader.packed import packed_manifest, shard_writer
 from dataloader.packed.shard_writer import Recipe
 from dataloader.packed.splitting import parse_shares
 from dataloader.sources import SourceSpec, open_sources
-from model_utils.run.open_data import filters_of, format_of, label_keys
+from model_utils.run.open_data import filters_of, format_of
 from model_utils.runtime import log, start_log
+from model_utils.settings import terms
 from model_utils.settings.options import PackOptions
 
 KEPT = ("sid", "fid")  # names that travel with a record, besides labels, charge, spin and weights
@@ -41,7 +42,7 @@ def pack(options: PackOptions) -> None:
         drop_duplicates=options.drop_duplicates,
         seed=options.seed,
     )
-    keys = label_keys(options)
+    keys = terms.label_keys(options)
     specs = [SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep) for path in options.input]
     sources = open_sources(
         specs,

@@ -46,7 +46,7 @@ def packed(atoms: Atoms) -> bytes:
     return packed_rows.dumps(
         Structure(
             atomic_numbers=atoms.numbers, positions=atoms.positions, cell=np.array(atoms.cell), pbc=(True,) * 3,
-            identifier="", **what,
+            identifier="", labels=what,
         ),
         extra={"sid": 3},
     )  # fmt: skip

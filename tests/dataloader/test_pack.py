@@ -232,5 +232,7 @@ def test_the_origin_and_tiny_noise_make_no_other_structure() -> None:
         pbc=(True,) * 3,
         identifier="",
     )
-    assert fingerprint(base) == fingerprint(dataclasses.replace(base, positions=base.positions + 1.0, energy=3.0))
+    assert fingerprint(base) == fingerprint(
+        dataclasses.replace(base, positions=base.positions + 1.0, labels={"energy": 3.0})
+    )
     assert fingerprint(base) != fingerprint(dataclasses.replace(base, positions=base.positions * 1.01))

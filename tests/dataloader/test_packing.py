@@ -73,18 +73,19 @@ def test_a_parcel_gives_its_batch_back() -> None:
     )
     pair = Structure(
         atomic_numbers=np.array([1, 8]), positions=np.eye(3)[:2], cell=np.zeros((3, 3)), pbc=(False,) * 3,
-        identifier="", energy=-443.0, forces=np.arange(6.0).reshape(2, 3),
+        identifier="", labels={"energy": -443.0, "forces": np.arange(6.0).reshape(2, 3)},
     )  # fmt: skip
     for structures in ([lonely], [pair, lonely, pair]):
         graphs = [build_graph(s, 3.0) for s in structures]
         numbers = range(len(structures))
         batch = collate(structures, graphs, numbers, facts, torch.float32, free_atoms_only=True)
         found = Parcel(batch).batch()
-        assert (found.counts, found.index) == (batch.counts, batch.index)
-        for ours, theirs in ((found, batch), (found.labels, batch.labels)):
-            for field in fields(theirs):
-                value = getattr(theirs, field.name)
-                if isinstance(value, torch.Tensor):
-                    same = getattr(ours, field.name)
-                    assert (same.dtype, same.shape) == (value.dtype, value.shape)
-                    assert torch.equal(same, value), field.name
+        assert (found.rows, found.index) == (batch.rows, batch.index)
+        assert found.labels.keys() == batch.labels.keys()
+        pairs = [(getattr(found, field.name), getattr(batch, field.name)) for field in fields(batch)]
+        pairs += [pair for name in batch.labels for pair in zip(found.labels[name], batch.labels[name], strict=True)]
+        tensors = [(ours, theirs) for ours, theirs in pairs if isinstance(theirs, torch.Tensor)]
+        assert len(tensors) > 15
+        for ours, theirs in tensors:
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            assert torch.equal(ours, theirs)

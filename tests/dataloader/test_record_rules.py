@@ -675,5 +675,4 @@ def test_a_dataset_counts_what_is_labelled(tmp_path: Path) -> None:
     facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((0.0, 0.0),), r_max=3.0)
     path = write_xyz(tmp_path / "some.xyz", [record(), record(forces=None), record(energy=None)])
     data = Dataset([open_with(path, LabelKeys(), TO_EVALUATE)], facts, torch.float64)
-    counts = data.batch([0, 1, 2]).counts
-    assert (counts.energies, counts.force_atoms) == (2, 6)
+    assert data.batch([0, 1, 2]).rows == {"energy": 2, "forces": 6, "stress": 0}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from conftest import TINY, pausing, wait_until
-from losses import Loss, metrics
+from losses import Loss, metrics, sum_names
 from model_utils import model_loader, runtime, train_mace
 from model_utils.errors import SaveError
 from model_utils.files import checkpoint, durable
@@ -34,7 +34,7 @@ from reliability.conftest import FULL, amount
 
 CODES = ("ENOSPC", "EIO", "EROFS", "EDQUOT")
 CALLS = ("open", "write", "fsync", "close", "replace", "link", "unlink")
-FOUND = metrics([1.0] * 15, Loss())
+FOUND = metrics([1.0] * len(sum_names()), Loss.of())
 FOR_EVER = 10**9
 WHOLE = {*range(150), *range(2_000, 20_000)}  # sizes that a short write takes all of: neither records nor whole files
 Train = Callable[..., Path]

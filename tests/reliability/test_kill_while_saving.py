@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from conftest import TINY
-from losses import Loss, metrics
+from losses import Loss, metrics, sum_names
 from model_utils import model_loader
 from model_utils.files import checkpoint, durable, run_lock
 from model_utils.files.outputs import Outputs
@@ -41,7 +41,7 @@ IN_A_WRITE = 0.003  # s from the begin of a write to the end: most of a save mak
 CALLS = ("open", "write", "fsync", "close", "replace", "link")  # to the system, in which a save may be killed
 EVERY_CALL = 24  # more than the records, the best model and the checkpoint of a step take
 MOMENTS = (0, 1_000, 100_000)  # numbers in the state besides the weights: files of 30 kB to 0.8 MB
-FOUND = metrics([1.0] * 15, Loss())
+FOUND = metrics([1.0] * len(sum_names()), Loss.of())
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.batch import Batch
+from dataloader.quantities import ENERGY
 from model_utils.models.fast import kernels
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
@@ -37,6 +38,7 @@ class FastNetwork:
     """The fast step over a module's own parameters; the network must be covered (``coverage.not_covered``)."""
 
     kind = "fast"
+    gives = frozenset({ENERGY.name})
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -50,10 +52,10 @@ class FastNetwork:
         """See ``network.Network.arithmetic``."""
         return "compiled kernels" if available(next(self.module.parameters())) else "plain torch"
 
-    def energies(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """See ``network.Network.energies``."""
+    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+        """Interaction energies; arguments and result as in ``network.Network.outputs``."""
         weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
-        return _Pass(self, weights, batch, self.graph(batch)).energies(positions, shifts)
+        return {ENERGY.name: _Pass(self, weights, batch, self.graph(batch)).energies(positions, shifts)}
 
     def graph(self, batch: Batch) -> Graph:
         """The orders of a batch; those of the latest one are kept."""

@@ -1,0 +1,36 @@
+"""Structures as ASE's atoms, with labels or predictions under names that cannot be taken for one another."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from ase import Atoms
+
+from dataloader.quantities import QUANTITIES
+from dataloader.structure import LabelValue, Structure
+
+LABEL = "REF_"  # before a quantity's name
+PREDICTION = "mace_"
+
+
+def bare_atoms(structure: Structure) -> Atoms:
+    """Its atoms and cell, without labels."""
+    return Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+
+
+def put(atoms: Atoms, prefix: str, values: Mapping[str, LabelValue]) -> None:
+    """Add labels or predictions to atoms: ``mace_energy``, ``REF_forces``.
+
+    Args:
+        atoms: of one structure.
+        prefix: ``LABEL`` or ``PREDICTION``.
+        values: by quantity, in its unit and shape; a matrix is laid out in one row, as extended XYZ has it. One that
+            needs a volume is left out where there is none.
+    """
+    for name, value in values.items():
+        quantity = QUANTITIES[name]
+        if quantity.needs_volume and not atoms.pbc.all():
+            continue
+        if quantity.per_atom:
+            atoms.arrays[f"{prefix}{name}"] = np.asarray(value)
+        else:
+            atoms.info[f"{prefix}{name}"] = value if isinstance(value, float) else np.asarray(value).reshape(-1)

@@ -1,0 +1,86 @@
+"""The settings of the loss by quantity, whether a flag of its own gives them or a list of ``quantity=value``."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from dataloader.errors import InputError
+from dataloader.labels import LabelKeys
+from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, added
+from model_utils.settings.options import EvaluateOptions, LabelOptions, LossOptions, TrainingOptions
+
+OWN_FLAGS = (
+    ENERGY.name,
+    FORCES.name,
+    STRESS.name,
+)  # quantities with flags of their own: --energy_weight, --energy_loss
+Value = TypeVar("Value")
+
+
+def weights(options: LossOptions | EvaluateOptions) -> dict[str, float]:
+    """The weight of every quantity in the loss; in training that of its first stage.
+
+    Raises:
+        InputError: ``--quantity_weights`` names no quantity that was added, or no number.
+    """
+    own: dict[str, float] = {name: getattr(options, f"{name}_weight") for name in OWN_FLAGS}
+    return own | {q.name: 0.0 for q in added()} | _listed("quantity_weights", options.quantity_weights, _weight)
+
+
+def stage_two_weights(options: TrainingOptions) -> dict[str, float]:
+    """The same in stage two; a weight that is not given is that of stage one."""
+    given = {name: getattr(options, f"stage_two_{name}_weight") for name in OWN_FLAGS}
+    return weights(options) | {name: weight for name, weight in given.items() if weight is not None}
+
+
+def shapes(options: LossOptions) -> dict[str, str]:
+    """The name of the loss shape of every quantity.
+
+    Raises:
+        InputError: ``--quantity_losses`` names no quantity that was added.
+    """
+    own: dict[str, str] = {name: getattr(options, f"{name}_loss") for name in OWN_FLAGS}
+    return own | {q.name: "mse" for q in added()} | _listed("quantity_losses", options.quantity_losses, str)
+
+
+def label_keys(options: LabelOptions) -> LabelKeys:
+    """Names of the labels that the user gave.
+
+    Raises:
+        InputError: ``--label_keys`` names no quantity that was added.
+    """
+    return LabelKeys(
+        energy=options.energy_key,
+        forces=options.forces_key,
+        stress=options.stress_key,
+        charge=options.charge_key,
+        spin=options.spin_key,
+        others=tuple(_listed("label_keys", options.label_keys, str).items()),
+        free_energy=options.free_energy,
+    )
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError
+    return weight
+
+
+def _listed(flag: str, texts: Sequence[str], convert: Callable[[str], Value]) -> dict[str, Value]:
+    """What a list of ``quantity=value`` says, by quantity."""
+    values: dict[str, Value] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name in OWN_FLAGS:
+            raise InputError(f"--{flag} {text}: the {name} has a flag of its own; see --help")
+        if name not in QUANTITIES:
+            known = ", ".join(q.name for q in added()) or "none is there; a --plugin adds them"
+            raise InputError(f"--{flag} {text}: no quantity {name!r} beside {', '.join(OWN_FLAGS)} ({known})")
+        try:
+            values[name] = convert(value)
+        except ValueError:
+            raise InputError(f"--{flag} {text}: {value!r} is no weight; expected a number, 0 or larger") from None
+        if value == "":
+            raise InputError(f"--{flag} {text}: nothing is given for {name}; expected {name}=…")
+    return values

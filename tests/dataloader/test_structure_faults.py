@@ -537,10 +537,10 @@ def test_labels_are_found_by_their_usual_names(names: Record, energy: str | None
 
 def test_the_free_energy_is_the_energy_only_when_asked() -> None:
     both = {"energy": -1.0, "free_energy": -2.0}
-    assert find_labels(both, LabelKeys(), MANY, 0.0).energy == -1.0
-    assert find_labels(both, LabelKeys(free_energy=True), MANY, 0.0).energy == -2.0
+    assert find_labels(both, LabelKeys(), MANY, 0.0).values["energy"] == -1.0
+    assert find_labels(both, LabelKeys(free_energy=True), MANY, 0.0).values["energy"] == -2.0
     assert find_labels({"energy": -1.0}, LabelKeys(free_energy=True), MANY, 0.0).values == {}
-    assert find_labels(both, LabelKeys(free_energy=True, energy="energy"), MANY, 0.0).energy == -1.0
+    assert find_labels(both, LabelKeys(free_energy=True, energy="energy"), MANY, 0.0).values["energy"] == -1.0
 
 
 @pytest.mark.parametrize(

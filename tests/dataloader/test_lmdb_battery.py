@@ -26,11 +26,11 @@ from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelError, LabelKeys
-from dataloader.lmdb_shards import lmdb_index, lmdb_source, packed_rows
-from dataloader.lmdb_shards.lmdb_index import places
+from dataloader.lmdb_shards import index_building, lmdb_source, packed_rows
 from dataloader.lmdb_shards.lmdb_record import decode, fault_of, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.lmdb_shards.shard_index import Recipe, places
 from dataloader.loader import Loader
 from dataloader.structure import Structure
 
@@ -188,11 +188,11 @@ def everything(path: Path, *, verify: bool) -> int:
 @pytest.mark.parametrize("verify", [False, True])
 def test_mutated_files_end_no_process(verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened, indexed and read in a child: with --verify against the index of the sound file, without it anew."""
-    monkeypatch.setattr(lmdb_index, "KEPT_FROM", 10)
+    monkeypatch.setattr(index_building, "KEPT_FROM", 10)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_dicts(tmp_path / "some.lmdb", labelled(60))
     content, rng = path.read_bytes(), random.Random(2)
-    index = places(path, lmdb_index.Recipe(LabelKeys()))[0]
+    index = places(path, Recipe(LabelKeys()))[0]
     assert everything(path, verify=True) == 0
     kept = index.read_bytes()
     codes = []

@@ -20,9 +20,10 @@ from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import array_file, lmdb_index
-from dataloader.lmdb_shards.lmdb_index import Recipe, open_indexes, places
+from dataloader.lmdb_shards import array_file, index_building
+from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
+from dataloader.lmdb_shards.shard_index import Recipe, places
 from dataloader.neighbors import build_graph
 
 RECIPE = Recipe(LabelKeys())
@@ -32,8 +33,8 @@ N = 60
 @pytest.fixture(autouse=True)
 def _kept_from_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Indexes of a few records are kept too, in parts of seven; the cache folder is the test's own."""
-    monkeypatch.setattr(lmdb_index, "KEPT_FROM", 10)
-    monkeypatch.setattr(lmdb_index, "MIN_PART", 7)
+    monkeypatch.setattr(index_building, "KEPT_FROM", 10)
+    monkeypatch.setattr(index_building, "MIN_PART", 7)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -51,13 +52,13 @@ def source(path: Path, *, max_dropped: float = 0.001, **filters: Any) -> LmdbSou
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many records each later call of the indexing reads; children tell through a pipe."""
     reading, writing = os.pipe()
-    index_rows = lmdb_index.index_rows
+    index_rows = index_building.index_rows
 
     def count(file: Path, keys: Any, recipe: Recipe) -> Any:
         os.write(writing, len(keys).to_bytes(4, "little"))
         return index_rows(file, keys, recipe)
 
-    monkeypatch.setattr(lmdb_index, "index_rows", count)
+    monkeypatch.setattr(index_building, "index_rows", count)
     os.set_blocking(reading, False)
 
     class Reader(list):  # type: ignore[type-arg]
@@ -158,7 +159,7 @@ def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest
     """
     whole = source(path).n_atoms.tolist()
     places(path, RECIPE)[0].unlink()
-    index_part = lmdb_index._index_part
+    index_part = index_building._index_part
 
     def failing(part: Any, recipe: Recipe) -> None:
         if part.begin >= 42:
@@ -166,16 +167,16 @@ def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest
             raise InputError("the disk fell off")
         index_part(part, recipe)
 
-    monkeypatch.setattr(lmdb_index, "_index_part", failing)
+    monkeypatch.setattr(index_building, "_index_part", failing)
     with pytest.raises(InputError, match="fell off"):
         source(path)
     assert not places(path, RECIPE)[0].exists()
     (work,) = path.parent.glob("*.building")
     assert len(parts_made(work)) == 6
-    monkeypatch.setattr(lmdb_index, "_index_part", index_part)
+    monkeypatch.setattr(index_building, "_index_part", index_part)
     reads: Any = counted(monkeypatch)
     assert source(path).n_atoms.tolist() == whole
-    assert reads.total() <= N - 42 + lmdb_index.SAMPLED_ROWS
+    assert reads.total() <= N - 42 + index_building.SAMPLED_ROWS
 
 
 def parts_made(work: Path) -> list[Path]:
@@ -186,15 +187,15 @@ def parts_made(work: Path) -> list[Path]:
 KILLED = """  # three parts are made, on the others it works until it is killed
 import sys, time
 from pathlib import Path
-from dataloader.lmdb_shards import array_file, lmdb_index
+from dataloader.lmdb_shards import array_file, index_building, lmdb_index
 from dataloader.labels import LabelKeys
-lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
-index_part = lmdb_index._index_part
+index_building.KEPT_FROM, index_building.MIN_PART = 10, 7
+index_part = index_building._index_part
 def without_end(part, recipe):
     if part.begin >= 21:
         time.sleep(3600)
     index_part(part, recipe)
-lmdb_index._index_part = without_end
+index_building._index_part = without_end
 lmdb_index.open_indexes([Path(sys.argv[1])], lmdb_index.Recipe(LabelKeys()))
 """
 
@@ -214,7 +215,7 @@ def test_killed_while_it_is_made_it_leaves_no_child_and_goes_on(
     assert len(parts_made(work)) == 3
     reads: Any = counted(monkeypatch)
     assert source(path).n_atoms.tolist() == [len(atoms) for atoms in labelled(N)]
-    assert reads.total() <= N - 21 + lmdb_index.SAMPLED_ROWS
+    assert reads.total() <= N - 21 + index_building.SAMPLED_ROWS
     assert not list(path.parent.glob("*.building"))
 
 
@@ -224,7 +225,7 @@ def test_a_child_that_dies_is_a_sentence_with_the_shard(path: Path, monkeypatch:
         parallel.note(str(path))
         os.kill(os.getpid(), signal.SIGBUS)
 
-    monkeypatch.setattr(lmdb_index, "_survey", dying)
+    monkeypatch.setattr(index_building, "_survey", dying)
     with pytest.raises(InputError, match=r"ended by SIGBUS while reading .*some\.lmdb: the file is damaged"):
         open_indexes([path], RECIPE)
 
@@ -272,7 +273,7 @@ def test_an_index_of_an_earlier_version_is_named_and_not_used(path: Path) -> Non
     contents = array_file.read(place)
     old = place.with_name(f"{path.name}.0123abcd.index")
     columns = {name: [array] for name, array in contents.arrays.items()}
-    array_file.write(old, contents.header | {"format": lmdb_index.FORMAT - 1}, columns)
+    array_file.write(old, contents.header | {"format": index_building.FORMAT - 1}, columns)
     place.unlink()
     again = source(path)
     assert again.n_atoms.tolist() == first.n_atoms.tolist()

@@ -26,10 +26,15 @@ class Overtaken(InputError):
 
 
 class WorkFolder:
-    """A folder that this process has."""
+    """A folder that this process has.
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
+    Attributes:
+        path: where it is.
+        alone: False where the file system has no locks, and others may work in it too.
+    """
+
+    def __init__(self, path: Path, descriptor: int, *, alone: bool) -> None:
+        self.path, self.alone = path, alone
         self._descriptor: int | None = descriptor
 
     def clear(self) -> None:
@@ -68,16 +73,22 @@ def take(path: Path) -> WorkFolder | None:
             descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:  # whoever had it has just removed it
             continue
-        if not _locked(descriptor):
+        alone = _locked(descriptor)
+        if alone is None:
             os.close(descriptor)
             return None
         if _lies_at(descriptor, path / LOCK):
             with contextlib.suppress(OSError):  # for people only
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            return WorkFolder(path, descriptor)
+            return WorkFolder(path, descriptor, alone=alone)
         os.close(descriptor)
     return None
+
+
+def own_name(path: Path) -> Path:
+    """The name under which this process writes a file that is not whole yet."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def holder(path: Path) -> str:
@@ -103,12 +114,12 @@ def overtaken(path: Path) -> Iterator[None]:
         raise Overtaken(f"{path} was removed while this process worked in it; start again") from None
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock a file; True too where the file system has no locks."""
+def _locked(descriptor: int) -> bool | None:
+    """Lock a file: True where it is done, None where another process has it, False where there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        return None if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else False
     return True
 
 

@@ -9,7 +9,6 @@ file could change its digest as well.
 import json
 import mmap
 import os
-import socket
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dataloader.work_folder import own_name
 
 _MAGIC = b"mace-pretrain arrays 2\n"
 _MAGIC_1 = b"mace-pretrain arrays 1\n"  # had no digests
@@ -53,7 +54,7 @@ def write(path: Path, header: Mapping[str, Any], columns: Mapping[str, Sequence[
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = own_name(path)
     try:
         with temporary.open("wb") as file:
             for piece in _pieces(header, columns):

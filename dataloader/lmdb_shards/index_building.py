@@ -5,7 +5,6 @@ one process has at a time (``work_folder``), and are laid end to end when all ar
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from dataloader.lmdb_shards.lmdb_file import FileState, LmdbFile, state_of
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, unreadable
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
-from dataloader.lmdb_shards.shard_index import FORMAT, Recipe, ShardIndex, digest_of, key_bytes, workplace
+from dataloader.lmdb_shards.shard_index import FORMAT, Recipe, ShardIndex, digest_of, key_bytes, workplace, write_whole
 from dataloader.progress import Progress, over
 from dataloader.work_folder import overtaken
 
@@ -222,8 +221,7 @@ def _assemble(parts: Sequence[_Part]) -> None:
         except Damaged as damage:
             raise InputError(f"{damage}; start again, that part is made anew") from None
         header, columns = _joined(parts, contents)
-        array_file.write(work / "whole", header | about, columns)
-        os.replace(work / "whole", parts[0].place)
+        write_whole(parts[0].place, header | about, columns)
 
 
 def _joined(

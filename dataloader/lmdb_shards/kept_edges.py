@@ -19,7 +19,7 @@ from dataloader.lmdb_shards.index_building import cuts
 from dataloader.lmdb_shards.lmdb_file import LmdbFile
 from dataloader.lmdb_shards.lmdb_record import decode
 from dataloader.lmdb_shards.restricted_pickle import RowError
-from dataloader.lmdb_shards.shard_index import Recipe, ShardIndex, key_bytes, workplace
+from dataloader.lmdb_shards.shard_index import Recipe, ShardIndex, key_bytes, workplace, write_whole
 from dataloader.neighbors import GraphFault, count_edges
 from dataloader.progress import Progress, log
 
@@ -73,6 +73,8 @@ def _kept(index: ShardIndex, r_max: float) -> NDArray[np.uint32] | None:
     try:
         contents = array_file.read(place)
         if contents.header == {"identity": index.identity} and len(contents.arrays["n_edges"]) == len(index):
+            if workplace(place).exists():  # of a process that was killed at the end
+                shutil.rmtree(workplace(place), ignore_errors=True)
             return contents.arrays["n_edges"]
     except OSError:
         pass
@@ -85,7 +87,8 @@ def _keep(index: ShardIndex, r_max: float, counts: NDArray[np.uint32]) -> None:
     place = _place(index, r_max)
     if place is not None:
         with contextlib.suppress(OSError):
-            array_file.write(place, {"identity": index.identity}, {"n_edges": [counts]})
+            workplace(place).mkdir(exist_ok=True)
+            write_whole(place, {"identity": index.identity}, {"n_edges": [counts]})
             shutil.rmtree(workplace(place), ignore_errors=True)
 
 

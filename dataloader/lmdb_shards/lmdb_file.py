@@ -1,5 +1,6 @@
 """One LMDB opened for reading, safe to fork and to pickle, refused in one sentence where it is none or is cut off."""
 
+import errno
 import glob
 import os
 import struct
@@ -189,16 +190,23 @@ def write_lmdb(path: Path, rows: Iterable[tuple[bytes, bytes]]) -> int:
 
     Returns:
         The number of rows.
+
+    Raises:
+        OSError: it cannot be written.
     """
     count = 0
-    with (
-        lmdb.open(str(path), subdir=False, map_size=2**40, lock=False, max_dbs=0) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for key, value in rows:
-            if not transaction.put(key, value, append=True):
-                raise ValueError(f"key {key!r} stands twice")
-            count += 1
+    try:
+        with (
+            lmdb.open(str(path), subdir=False, map_size=2**40, lock=False, max_dbs=0) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for key, value in rows:
+                if not transaction.put(key, value, append=True):
+                    raise ValueError(f"key {key!r} stands twice")
+                count += 1
+    except lmdb.Error as error:
+        code = getattr(error, "code", 0)
+        raise OSError(code if code > 0 else errno.EIO, os.strerror(code) if code > 0 else str(error), path) from None
     return count
 
 

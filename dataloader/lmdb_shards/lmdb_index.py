@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,7 @@ def open_indexes(
         state_of(path)
     digests = _verified(paths, recipe) if verify else {}
     indexes = _kept_indexes(paths, recipe)
+    _remove_leftovers(indexes.values())
     waited, overtaken = False, 0
     while missing := [path for path in paths if not _is_complete(indexes.get(path), verify or hashed)]:
         with _free(missing, recipe) as mine:
@@ -240,6 +241,16 @@ def _writable_places(path: Path, recipe: Recipe) -> Iterator[Path]:
             place.parent.mkdir(exist_ok=True, mode=0o700)
             if place.parent.stat().st_mode & 0o222 and os.access(place.parent, os.W_OK):
                 yield place
+
+
+def _remove_leftovers(indexes: Iterable[ShardIndex]) -> None:
+    """What a process left that was killed when its index had its name already."""
+    for index in indexes:
+        if index.place is not None and workplace(index.place).exists():
+            with contextlib.suppress(OSError):
+                folder = take(workplace(index.place))
+                if folder is not None:
+                    folder.finish()
 
 
 def _wait_for(path: Path, recipe: Recipe, *, aloud: bool) -> None:

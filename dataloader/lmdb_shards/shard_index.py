@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ class ShardIndex:
         self.header["sha256"] = digest
         if self.place is not None:
             with contextlib.suppress(OSError):
-                array_file.write(self.place, self.header, {name: [array] for name, array in self._arrays.items()})
+                workplace(self.place).mkdir(exist_ok=True)
+                write_whole(self.place, self.header, {name: [array] for name, array in self._arrays.items()})
+                workplace(self.place).rmdir()  # if nobody works there
 
     def record_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which records of the shard some rows are, counted in the order of its keys, faulty ones included."""
@@ -150,6 +153,17 @@ def places(path: Path, recipe: Recipe) -> list[Path]:
 def workplace(place: Path) -> Path:
     """Where the parts of a file lie until it is whole."""
     return place.with_name(f"{place.name}.building")
+
+
+def write_whole(place: Path, header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> None:
+    """Write an index, or what belongs to one, in its work folder, and give it its name: a kill leaves nothing beside.
+
+    Raises:
+        OSError: it cannot be written; the work folder is gone, for one.
+    """
+    work = workplace(place)
+    array_file.write(work / "whole", header, columns)
+    os.replace(work / "whole", place)
 
 
 def outdated(path: Path) -> list[Path]:

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from lmdb_material import ase_row, dict_row, labelled, put, write_dicts
+from lmdb_material import ase_row, dict_row, in_child, labelled, put, write_dicts
 
 from conftest import HANGING, ROOT
 from dataloader import parallel
@@ -82,23 +81,6 @@ def mutated(row: bytes, rng: random.Random) -> bytes:
         else:
             data[place : place + 4] = rng.choice((b"\xff\xff\xff\x7f", b"\x00\x00\x00\x00", b"1e99", b"9999"))
     return zlib.compress(bytes(data), 1) if inside else bytes(data)
-
-
-def in_child(task: Callable[[], int], memory: int | None = None) -> int:
-    """Exit code of a task in a forked child; negative after a signal."""
-    child = os.fork()
-    if child == 0:
-        faulthandler.disable()
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(int(HANGING))
-        code = 99
-        try:
-            if memory:
-                resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-            code = task()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_mutated_rows_are_refused_or_read_and_nothing_else(request: pytest.FixtureRequest) -> None:

@@ -2,11 +2,14 @@
 
 import faulthandler
 import hashlib
+import json
+import logging
 import os
 import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.lmdb_shards.shard_index import Recipe, places
 from dataloader.neighbors import build_graph
 
+FULL = os.environ.get("BATTERY") in ("full", "product")
 RECIPE = Recipe(LabelKeys())
 N = 60
 
@@ -137,6 +141,170 @@ def test_a_damaged_index_is_made_again(damage: str, path: Path) -> None:
     )
     assert source(path).n_atoms.tolist() == whole
     assert place.read_bytes() == content
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """What was logged as a warning since the last call."""
+    log = logging.getLogger("mace_pretrain")
+    log.addHandler(caplog.handler)
+
+    def since() -> list[str]:
+        said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        caplog.clear()
+        return said
+
+    yield since
+    log.removeHandler(caplog.handler)
+
+
+def flip(file: Path, offset: int, bit: int = 0) -> None:
+    """Change one bit, in a new file in the place of the old one."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1 << bit
+    file.unlink()
+    file.write_bytes(content)
+
+
+def offsets(file: Path) -> dict[str, tuple[int, int]]:
+    """First and last byte of everything in a file of arrays; padding, which means nothing, is left out."""
+    content = file.read_bytes()
+    head = 35 + int.from_bytes(content[23:31], "little")
+    begin = -(-head // 64) * 64
+    layout = json.loads(content[35:head])["arrays"]
+    sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for _, kind, shape, _, _ in layout]
+    arrays = {
+        name: (begin + position, begin + position + size - 1)
+        for (name, _, _, position, _), size in zip(layout, sizes, strict=True)
+        if size
+    }
+    return {"magic": (0, 22), "length": (23, 30), "digest of the header": (31, 34), "header": (35, head - 1)} | arrays
+
+
+def damaging(n: int = N) -> list[Any]:
+    """Structures whose records fill every array of an index."""
+    rows = {str(i).encode(): dict_row(atoms) for i, atoms in enumerate(labelled(n))}
+    rows[b"3"] = pickle.dumps([1])
+    rows[b"8"] = dict_row(labelled(n)[8], energy=float("nan"))
+    return list(rows.items())
+
+
+def columns_of(path: Path) -> list[Any]:
+    index = source(path, max_dropped=0.2).indexes[0]
+    return [json.dumps(index.header)] + [array.tolist() for array in index._arrays.values()]
+
+
+EVERYTHING = {
+    *("magic", "length", "digest of the header", "header", "keys", "n_atoms", "free_components", "labels", "max_force"),
+    *("elements", "heads", "unusable_rows", "unusable_kinds", "refused_rows", "element_sets"),
+}
+
+
+def test_a_flipped_bit_anywhere_in_an_index_is_noticed_and_mended(tmp_path: Path, lines: Any) -> None:
+    """First, last and a byte in between of everything that is in the file: one line, and the same index as before."""
+    (tmp_path / "data").mkdir()
+    path = put(tmp_path / "data" / "some.lmdb", dict(damaging()))
+    whole, place = columns_of(path), places(path, RECIPE)[0]
+    content, parts = place.read_bytes(), offsets(place)
+    assert set(parts) == EVERYTHING
+    for number, (first, last) in enumerate(parts.values()):
+        for offset in {first, (first + last) // 2, last} if FULL else {(first, last)[number % 2]}:
+            for bit in range(8) if FULL else [number % 8]:
+                flip(place, offset, bit)
+                assert columns_of(path) == whole
+                (line,) = lines()
+                assert line.startswith(str(place))
+                assert line.endswith("; it is made again")
+                assert place.read_bytes() == content
+    assert columns_of(path) == whole
+    assert lines() == []
+
+
+def test_an_index_that_lost_its_end_or_a_block_is_mended(path: Path, lines: Any) -> None:
+    source(path)
+    place = places(path, RECIPE)[0]
+    content = place.read_bytes()
+    for damaged in (content[:-70], content[:2000], content[:30], b"", bytes(len(content)), content[:1024] + bytes(512)
+                    + content[1536:]):  # fmt: skip
+        place.unlink()
+        place.write_bytes(damaged)
+        assert len(source(path)) == N
+        assert len(lines()) == 1
+        assert place.read_bytes() == content
+
+
+def test_counted_edges_that_are_damaged_are_counted_again(path: Path, lines: Any) -> None:
+    whole = source(path).edges(3.0).tolist()
+    (place,) = path.parent.glob("*.edges-3.0")
+    content = place.read_bytes()
+    for offset in (0, 24, 32, 40, len(content) - 64, len(content) - 41, len(content) - 17):
+        flip(place, offset, 2)
+        assert source(path).edges(3.0).tolist() == whole
+        if place.read_bytes() != content:  # padding
+            assert offset == len(content) - 17
+            place.write_bytes(content)
+        else:
+            assert len(lines()) <= 1
+
+
+def test_damaged_parts_of_an_interrupted_index_are_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part with a flipped bit, an empty one and one that is cut off; the sound ones are not made again."""
+    whole = source(path).n_atoms.tolist()
+    place = places(path, RECIPE)[0]
+    place.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(index_building, "_assemble", failing)
+        with pytest.raises(InputError, match="the disk fell off"):
+            source(path)
+    parts = sorted(parts_made(place.with_name(f"{place.name}.building")))
+    assert len(parts) == -(-N // 7)
+    flip(parts[1], len(parts[1].read_bytes()) // 2)
+    parts[3].write_bytes(b"")
+    parts[4].write_bytes(parts[4].read_bytes()[:-100])
+    reads: Any = counted(monkeypatch)
+    assert source(path).n_atoms.tolist() == whole
+    assert reads.total() == 3 * 7 + index_building.SAMPLED_ROWS
+
+
+def failing(*_: Any) -> None:
+    raise InputError("the disk fell off")
+
+
+def test_the_hash_of_the_file_outlives_a_damaged_index_and_an_earlier_version(path: Path, lines: Any) -> None:
+    """Once kept, --verify compares with it, also where arrays had to be made again or the index has another form."""
+    kept = source(path, verify=True).indexes[0].sha256
+    place = places(path, RECIPE)[0]
+    flip(place, offsets(place)["n_atoms"][0])
+    assert source(path).indexes[0].sha256 == kept
+    assert len(lines()) == 1
+    contents = array_file.read(place)
+    old = place.with_name(f"{path.name}.0123abcd.index")
+    columns = {name: [array] for name, array in contents.arrays.items()}
+    array_file.write(old, contents.header | {"format": index_building.FORMAT - 1}, columns)
+    place.unlink()
+    assert source(path).indexes[0].sha256 == kept
+    place.unlink()
+    put(path, {b"200": dict_row(labelled(1)[0])})
+    assert source(path).indexes[0].sha256 is None, "of another version of the file"
+
+
+def test_a_file_of_the_form_without_digests_is_named_and_not_believed(path: Path) -> None:
+    """As every index was written before."""
+    source(path)
+    place = places(path, RECIPE)[0]
+    content = place.read_bytes()
+    head = 35 + int.from_bytes(content[23:31], "little")
+    layout = json.loads(content[35:head])
+    layout["header"]["format"] = 3
+    text = json.dumps(layout | {"arrays": [entry[:-1] for entry in layout["arrays"]]}).encode()
+    before = b"mace-pretrain arrays 1\n" + len(text).to_bytes(8, "little") + text
+    old = place.with_name(f"{path.name}.0123abcd.index")
+    old.write_bytes(before + bytes(-len(before) % 64) + content[-(-head // 64) * 64 :])
+    assert source(path).warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]
+    contents = array_file.look(old)
+    assert contents.arrays["n_atoms"].tolist() == array_file.look(place).arrays["n_atoms"].tolist()
+    with pytest.raises(array_file.Damaged, match="has no digests"):
+        array_file.read(old)
 
 
 def test_verify_keeps_the_hash_of_the_whole_file_and_compares(path: Path) -> None:

@@ -29,6 +29,8 @@ from dataloader.lmdb_shards.shard_index import (
 from dataloader.progress import log, over
 from dataloader.work_folder import LOOK_EVERY, TRIES, Overtaken, WorkFolder, holder, take
 
+MOST_AT_ONCE = 256  # shards whose indexes one process makes together: each has an open file
+
 
 class _Building(NamedTuple):
     """The right to make the index of a shard."""
@@ -209,13 +211,15 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _free(paths: Sequence[Path], recipe: Recipe) -> Iterator[dict[Path, _Building]]:
-    """Those of some shards whose index nobody else is making; until the end nobody else makes it."""
+    """Some of the shards whose index nobody else is making; until the end nobody else makes it."""
     mine: dict[Path, _Building] = {}
     try:
         for path in paths:
             building = _taken(path, recipe)
             if building is not None:
                 mine[path] = building
+            if len(mine) == MOST_AT_ONCE:
+                break
         yield mine
     finally:
         for building in mine.values():

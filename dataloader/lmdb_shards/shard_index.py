@@ -140,7 +140,7 @@ def digest_of(value: bytes) -> str:
 def places(path: Path, recipe: Recipe) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the user's cache folder, where there is one."""
     ending = f"{recipe.digest()}.index"
-    absolute = path.resolve()
+    absolute = Path(os.path.realpath(path))
     beside = absolute.with_name(f"{absolute.name}.{ending}")
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -169,7 +169,7 @@ def write_whole(place: Path, header: Mapping[str, Any], columns: Mapping[str, Se
 def outdated(path: Path) -> list[Path]:
     """Indexes of earlier versions beside a shard, which are not used any more."""
     of_earlier_versions = []
-    absolute = path.resolve()
+    absolute = Path(os.path.realpath(path))
     for place in sorted(absolute.parent.glob(f"{glob.escape(absolute.name)}.*.index")):
         with contextlib.suppress(OSError, Damaged, KeyError, TypeError):
             if array_file.look(place).header["format"] < FORMAT:

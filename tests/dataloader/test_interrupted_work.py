@@ -14,10 +14,10 @@ import pytest
 from lmdb_material import in_child, labelled, write_dicts
 
 from conftest import wait_until
-from dataloader import pack, work_folder
+from dataloader import pack, parallel, work_folder
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import index_building
+from dataloader.lmdb_shards import array_file, index_building, kept_edges, lmdb_index
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.lmdb_shards.shard_index import Recipe, places
@@ -96,12 +96,15 @@ def killed_at(n: int, folder: Path, task: Callable[[], int], *, worker: bool) ->
 
 
 def boundaries(where: int) -> range:
-    """Numbers of the changes at which a process is killed: all of them, or in the default tests every seventh."""
-    return range(1, 400) if FULL else range(1 + where, 400, 7)
+    """Numbers of the changes at which a process is killed: all of them, or in the default tests a few."""
+    return range(1, 400) if FULL else range(1 + where, 400, 12)
 
 
 @pytest.mark.parametrize("worker", [False, True])
-def test_indexing_killed_at_any_call_goes_on_and_leaves_nothing(worker: bool, tmp_path: Path) -> None:
+def test_indexing_killed_at_any_call_goes_on_and_leaves_nothing(
+    worker: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "n_cores", lambda: 1)  # one worker makes all parts, in the same order everywhere
     folder, reached = tmp_path / "data", 0
     shards(tmp_path / "data", 2)
     for n in boundaries(2 * worker):
@@ -117,7 +120,7 @@ def test_indexing_killed_at_any_call_goes_on_and_leaves_nothing(worker: bool, tm
             break
         for made in folder.glob("*.index*"):
             made.unlink()
-    assert reached > (8 if FULL else 2)
+    assert reached > (12 if FULL else 1)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +139,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("worker", [False, True])
 def test_packing_killed_at_any_call_goes_on_and_leaves_nothing(
-    worker: bool, tmp_path: Path, packing: tuple[list[str], dict[str, bytes]]
+    worker: bool, tmp_path: Path, packing: tuple[list[str], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(parallel, "n_cores", lambda: 1)
     words, whole = packing
     output, reached = tmp_path / "packed", 0
     for n in boundaries(2 * worker):
@@ -150,7 +154,7 @@ def test_packing_killed_at_any_call_goes_on_and_leaves_nothing(
         shutil.rmtree(output)
         if code == 0:
             break
-    assert reached > (8 if FULL else 1)
+    assert reached > (12 if FULL else 1)
 
 
 BARE: dict[str, Callable[[Path], object]] = {
@@ -223,8 +227,6 @@ def refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / str(os.getpid())).touch()
         return taken
 
-    from dataloader.lmdb_shards import lmdb_index
-
     monkeypatch.setattr(lmdb_index, "take", noting)
     monkeypatch.setattr(shard_writer, "take", noting)
     return folder
@@ -269,6 +271,47 @@ def test_two_processes_index_one_shard_once(
     assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(
         [*(path.name for path in paths), *(places(path, RECIPE)[0].name for path in paths)]
     )
+
+
+def test_two_processes_count_edges_of_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is in the midst of its parts when the first finishes and removes the folder of the parts."""
+    paths = shards(tmp_path / "data")
+    sizes(paths)
+    kept = places(paths[0], RECIPE)[0]
+    kept = kept.with_name(f"{kept.name}.edges-3.0")
+    count = kept_edges.count_edges
+
+    def second() -> int:
+        def waiting(*words: Any) -> int:
+            (tmp_path / "begun").touch()
+            wait_until(kept.exists, "the counts of the first")
+            return count(*words)
+
+        monkeypatch.setattr(kept_edges, "count_edges", waiting)
+        return indexing(paths)
+
+    def first() -> int:
+        wait_until((tmp_path / "begun").exists, "the other process")
+        return indexing(paths)
+
+    assert together([first, second]) == [0, 0]
+    assert array_file.read(kept).arrays["n_edges"].all()
+    assert not list(paths[0].parent.glob("*.building"))
+
+
+def test_many_shards_are_made_a_number_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not more than a process may have open files."""
+    held: list[int] = []
+    completed = lmdb_index._completed
+
+    def counting(mine: Any, *words: Any, **more: Any) -> Any:
+        held.append(len(mine))
+        return completed(mine, *words, **more)
+
+    monkeypatch.setattr(lmdb_index, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(lmdb_index, "_completed", counting)
+    assert sizes(shards(tmp_path / "data", 3)) == expected(3)
+    assert held == [2, 1]
 
 
 @pytest.fixture

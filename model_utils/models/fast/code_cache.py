@@ -92,7 +92,7 @@ def seal(seal_file: Path, names: Sequence[str]) -> None:
         _close(path)
         with _own(path) as file:
             os.fsync(file.fileno())
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+            lines.append(_line(hashlib.file_digest(file, "sha256").hexdigest(), name))
     temporary = seal_file.with_name(f"{seal_file.name}.{os.getpid()}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as text:
@@ -123,16 +123,20 @@ def _sealed(seal_file: Path) -> list[tuple[str, str]]:
     """Digests and names of the files of a seal."""
     try:
         with _own(seal_file) as file:
-            lines = file.read(_MAX_SEAL).decode().splitlines()
+            text = file.read(_MAX_SEAL).decode()
     except FileNotFoundError:
         raise Unfit("has no digest") from None
     except UnicodeDecodeError:
-        lines = []
-    entries = [(digest, name) for digest, separator, name in (line.partition("  ") for line in lines) if separator]
-    inside = all(not Path(name).is_absolute() and not {"..", "\0"} & {*Path(name).parts, *name} for _, name in entries)
-    if not entries or len(entries) != len(lines) or not inside:
+        text = ""
+    entries = [(line[:64], line[66:]) for line in text.split("\n")[:-1]]
+    inside = all(name and not Path(name).is_absolute() and ".." not in Path(name).parts for _, name in entries)
+    if not entries or not inside or "\0" in text or text != "".join(map(_line, *zip(*entries, strict=True))):
         raise Unfit("has a damaged digest")
     return entries
+
+
+def _line(digest: str, name: str) -> str:
+    return f"{digest}  {name}\n"
 
 
 @contextlib.contextmanager

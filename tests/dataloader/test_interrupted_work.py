@@ -232,6 +232,11 @@ def refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def is_second() -> bool:
+    """In a process of the tests below, or a worker of it."""
+    return "SECOND" in os.environ
+
+
 def made(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
@@ -246,8 +251,8 @@ def test_two_processes_index_one_shard_once(
 
     def slowly(part: Any, recipe: Recipe) -> None:
         (tmp_path / f"{part.path.name}-{part.begin}-{os.getpid()}").touch()
-        if part.path == paths[0]:
-            wait_until(lambda: made(refusals), "the other process")
+        if part.path == paths[0] and not is_second():
+            wait_until(lambda: made(refusals) or (tmp_path / "ended").exists(), "the other process")
         index_part(part, recipe)
 
     monkeypatch.setattr(index_building, "_index_part", slowly)
@@ -257,11 +262,13 @@ def test_two_processes_index_one_shard_once(
 
     def second() -> int:
         wait_until(lambda: list(tmp_path.glob("0.lmdb-*")), "the first part")
+        os.environ["SECOND"] = "1"
         if other == "cache folder":
             os.environ["XDG_CACHE_HOME"] = str(tmp_path / "other_cache")
         its = paths if other == "cache folder" else paths[:1]
         hashed = other == "hashes"
         indexes = open_indexes(its, RECIPE, hashed=hashed)
+        (tmp_path / "ended").touch()
         same = [index.n_atoms.tolist() for index in indexes] == expected(len(its))
         return not same or (indexes[0].sha256 is None) == hashed
 
@@ -378,16 +385,17 @@ def test_two_packings_into_one_folder(
 
     def slowly(task: Any, **more: Any) -> Any:
         (tmp_path / f"{task.split}-{task.number}-{os.getpid()}").touch()
-        wait_until(lambda: made(refusals) or (tmp_path / "refused").exists(), "the other process")
+        if not is_second():
+            wait_until(lambda: made(refusals) or (tmp_path / "ended").exists(), "the other process")
         return write(task, **more)
 
     monkeypatch.setattr(shard_writer, "_write_shard", slowly)
 
     def second() -> int:
         wait_until(lambda: list(tmp_path.glob("train-*")), "the first shard")
+        os.environ["SECOND"] = "1"
         code = pack.main([*words, *([] if same else ["--seed", "77"]), "--output_dir", str(output)])
-        if code:
-            (tmp_path / "refused").touch()
+        (tmp_path / "ended").touch()
         return code
 
     assert together([packed(words, output), second]) == [0, 0 if same else 2]

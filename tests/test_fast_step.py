@@ -424,9 +424,9 @@ def fake_compiler(folder: Path, name: str, text: str, monkeypatch: pytest.Monkey
 @needs_compiler
 def test_the_cache_is_the_users_alone_and_compiles_once(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
-    right = compiler._compile
+    right = compiler._compiled
     monkeypatch.setattr(compiler, "FLAGS", [*compiler.FLAGS, "-O0"])  # fast to compile
-    monkeypatch.setattr(compiler, "_compile", lambda *args: (compiled.append(args), right(*args)))
+    monkeypatch.setattr(compiler, "_compiled", lambda *args: (compiled.append(args), right(*args))[1])
     compiler.build()
     compiler.build()
     assert len(compiled) == 1
@@ -436,24 +436,7 @@ def test_the_cache_is_the_users_alone_and_compiles_once(fresh_cache: Path, monke
     compiler.build()
     assert len(compiled) == 2
     assert len(list(fresh_cache.glob("*.so"))) == 2
-    assert not list(fresh_cache.glob("build-*"))
-
-
-def test_a_cache_open_to_others_is_closed(fresh_cache: Path) -> None:
-    fresh_cache.mkdir(parents=True)
-    fresh_cache.chmod(0o777)
-    with compiler._cache() as folder:
-        assert folder == fresh_cache
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def test_a_cache_that_is_a_link_is_not_used(fresh_cache: Path, tmp_path: Path) -> None:
-    fresh_cache.parent.mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    fresh_cache.symlink_to(tmp_path / "elsewhere")
-    with compiler._cache() as folder:
-        assert folder != fresh_cache
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {path.suffix for path in fresh_cache.iterdir()} == {".so", ".sha256"}
 
 
 @pytest.mark.parametrize(
@@ -481,7 +464,7 @@ def test_a_compiler_that_fails_is_one_loud_line(
     assert len({id(record) for record in caplog.records if record.levelno >= logging.WARNING}) == 1
     assert "plain torch" in caplog.text
     assert reason in caplog.text
-    assert list(fresh_cache.glob("*.so")) == []
+    assert list(fresh_cache.glob("*")) == []
 
 
 @pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64"])

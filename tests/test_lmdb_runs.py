@@ -88,14 +88,14 @@ def test_the_same_seed_draws_the_same_whatever_the_workers(tmp_path: Path, said:
 
 SLOW_INDEX = """  # two parts are made, on the others it works until it is stopped
 import sys, time
-from dataloader.lmdb_shards import lmdb_index
-lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
-index_part = lmdb_index._index_part
+from dataloader.lmdb_shards import index_building
+index_building.KEPT_FROM, index_building.MIN_PART = 10, 7
+index_part = index_building._index_part
 def without_end(part, recipe):
     if part.begin >= 14:
         time.sleep(3600)
     index_part(part, recipe)
-lmdb_index._index_part = without_end
+index_building._index_part = without_end
 from model_utils import train_mace
 from model_utils.run.interruption import leave
 leave(train_mace.main(sys.argv[1:]))

@@ -17,7 +17,7 @@ import metadata
 from dataloader import pack
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import lmdb_index
+from dataloader.lmdb_shards import index_building, kept_edges
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from model_utils import evaluate, train_mace
 
@@ -88,13 +88,13 @@ def test_check_finds_it_and_takes_the_flag(place: Path, capsys: pytest.CaptureFi
 
 
 def test_counts_that_were_kept_where_more_were_allowed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_index, "KEPT_FROM", 1)
+    monkeypatch.setattr(index_building, "KEPT_FROM", 1)
 
     def source(limit: int) -> LmdbSource:
         filters = Filters(max_neighbors=limit)
         return LmdbSource(place / "cu.lmdb", LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, filters=filters)
 
     assert source(700).edges(R_MAX).max() == 682
-    assert lmdb_index._kept_edges(source(700).indexes[0], R_MAX) is not None
+    assert kept_edges._kept(source(700).indexes[0], R_MAX) is not None
     with pytest.raises(InputError, match=r"cu\.lmdb key 0: 682 neighbours per atom, at most 500"):
         source(500).edges(R_MAX)

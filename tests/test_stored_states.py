@@ -19,7 +19,7 @@ import read_model
 from conftest import ROOT
 from dataloader import pack
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import lmdb_index
+from dataloader.lmdb_shards import index_building, kept_edges, shard_index
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.neighbors import build_graph
 from model_utils import evaluate, finetune, resume, train_mace
@@ -134,9 +134,9 @@ def test_an_index_is_taken_as_it_is(place: Path, monkeypatch: pytest.MonkeyPatch
     assert len(shards) == 4
     for shard in shards:
         [kept] = [path for path in shard.parent.glob(f"{shard.name}.*.index")]
-        if kept == lmdb_index.places(shard, lmdb_index.Recipe(LabelKeys()))[0]:
-            monkeypatch.setattr(lmdb_index, "index_rows", reads_again)
-            monkeypatch.setattr(lmdb_index, "_count_edges", reads_again)
+        if kept == shard_index.places(shard, shard_index.Recipe(LabelKeys()))[0]:
+            monkeypatch.setattr(index_building, "index_rows", reads_again)
+            monkeypatch.setattr(kept_edges, "_count_edges", reads_again)
         found = LmdbSource(shard, LabelKeys(), needs=TO_TRAIN, max_dropped=0.0)
         assert found.n_atoms.tolist() == [found.structure(i).n_atoms for i in range(len(found))]
         if shard.name == "data.lmdb":

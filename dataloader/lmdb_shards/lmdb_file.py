@@ -1,5 +1,6 @@
 """One LMDB opened for reading, safe to fork and to pickle, refused in one sentence where it is none or is cut off."""
 
+import errno
 import glob
 import os
 import struct
@@ -19,7 +20,8 @@ from dataloader.errors import InputError
 _OPEN: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDictionary()
 
 _MAGIC = struct.pack("=I", 0xBEEFC0DE)
-_META = struct.Struct("=16x4sI16xI92xQQ")  # page header, magic, version, …, page size, …, last page, transaction
+# page header, magic, version, …, page size, …, entries of the main database, its root, last page, transaction
+_META = struct.Struct("=16x4sI16xI76xQ8xQQ")
 _MIN_PAGE, _MAX_PAGE = 256, 65536
 
 _OTHER_FILES = {
@@ -144,6 +146,15 @@ def state_of(path: Path) -> FileState:
     return FileState(size, meta.transaction)
 
 
+def n_entries_of(path: Path) -> int:
+    """Records of all kinds, as the file itself counts them; it is not mapped.
+
+    Raises:
+        InputError: it is no LMDB, or cut off.
+    """
+    return _whole_lmdb(data_file_of(path))[0].n_entries
+
+
 SHARD_ENDINGS = (".lmdb", ".aselmdb", ".mdb")
 
 
@@ -179,16 +190,23 @@ def write_lmdb(path: Path, rows: Iterable[tuple[bytes, bytes]]) -> int:
 
     Returns:
         The number of rows.
+
+    Raises:
+        OSError: it cannot be written.
     """
     count = 0
-    with (
-        lmdb.open(str(path), subdir=False, map_size=2**40, lock=False, max_dbs=0) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for key, value in rows:
-            if not transaction.put(key, value, append=True):
-                raise ValueError(f"key {key!r} stands twice")
-            count += 1
+    try:
+        with (
+            lmdb.open(str(path), subdir=False, map_size=2**40, lock=False, max_dbs=0) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for key, value in rows:
+                if not transaction.put(key, value, append=True):
+                    raise ValueError(f"key {key!r} stands twice")
+                count += 1
+    except lmdb.Error as error:
+        code = getattr(error, "code", 0)
+        raise OSError(code if code > 0 else errno.EIO, os.strerror(code) if code > 0 else str(error), path) from None
     return count
 
 
@@ -252,6 +270,7 @@ class _Meta(NamedTuple):
     transaction: int
     page_size: int
     n_pages: int
+    n_entries: int
 
 
 def _whole_lmdb(path: Path) -> tuple[_Meta, int]:
@@ -285,10 +304,10 @@ def _meta(page: bytes) -> _Meta | None:
     """Decode the beginning of a meta page of LMDB 0.9; None where it is none."""
     if len(page) < _META.size:
         return None
-    magic, _version, page_size, last_page, transaction = _META.unpack(page)
+    magic, _version, page_size, n_entries, last_page, transaction = _META.unpack(page)
     if magic != _MAGIC or not _MIN_PAGE <= page_size <= _MAX_PAGE:
         return None
-    return _Meta(transaction, page_size, last_page + 1)
+    return _Meta(transaction, page_size, last_page + 1, n_entries)
 
 
 def _what_it_is(head: bytes) -> str:

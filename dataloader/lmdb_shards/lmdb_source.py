@@ -14,11 +14,13 @@ from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters
 from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds
 from dataloader.lmdb_shards import row_facts as index_bits
+from dataloader.lmdb_shards.kept_edges import edge_counts
 from dataloader.lmdb_shards.lmdb_file import LmdbFile, shards_of
-from dataloader.lmdb_shards.lmdb_index import Recipe, ShardIndex, edge_counts, open_indexes, outdated
+from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, record_of, unreadable
 from dataloader.lmdb_shards.lookup import Elements, Lookup
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.lmdb_shards.shard_index import Recipe, outdated
 from dataloader.neighbors import too_many
 from dataloader.packed import packed_manifest
 from dataloader.quantities import QUANTITIES
@@ -166,8 +168,6 @@ class LmdbSource:
 
     def _all_elements(self) -> Elements:
         """Numbers of element sets, common to all shards."""
-        for index in self.indexes:
-            self._check_numbers(index, index.elements, len(index.element_sets))
         if len(self.indexes) == 1:
             return Elements(self.indexes[0].elements, self.indexes[0].element_sets)
         sets = np.concatenate([index.element_sets for index in self.indexes])
@@ -184,15 +184,10 @@ class LmdbSource:
         names: dict[str | None, int] = {}
         columns = []
         for index in self.indexes:
-            self._check_numbers(index, index.heads, len(index.head_names))
             table = [names.setdefault(name, len(names)) for name in index.head_names]
             same = table == list(range(len(table)))
             columns.append(index.heads if same else np.array(table, dtype=index.heads.dtype)[index.heads])
         return Lookup(columns[0] if len(columns) == 1 else np.concatenate(columns), list(names))
-
-    def _check_numbers(self, index: ShardIndex, column: NDArray[Any], n: int) -> None:
-        if len(column) and int(column.max()) >= n:
-            raise InputError(f"the index {index.place} of {index.path} is damaged; remove it, it is made again")
 
     def _used(self, column: NDArray[Any]) -> NDArray[Any]:
         return column if self._rows is None else column[self._rows]

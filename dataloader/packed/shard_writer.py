@@ -1,10 +1,11 @@
 """Any sources to packed shards: looked through once, dealt out, written in parallel, continued after a kill."""
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,6 +26,7 @@ from dataloader.packed.splitting import Assignment, assign
 from dataloader.progress import Progress
 from dataloader.sources import Source
 from dataloader.structure import Structure
+from dataloader.work_folder import LOCK, LOOK_EVERY, TRIES, Overtaken, WorkFolder, holder, overtaken, own_name, take
 
 ROWS_AT_ONCE = 2000
 SHOWN = 5
@@ -80,35 +82,51 @@ def pack(sources: Sequence[Source], output: Path, recipe: Recipe, say: Callable[
         OSError: the folder cannot be written.
     """
     asked = _asked(sources, recipe)
-    work = output / WORK
-    if _finished(output, asked):
-        say(f"{output} is packed already")
-        return dict(json.loads((output / "report.json").read_text(encoding="utf-8")))
-    _refuse_another(output, work, asked)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    survey = _survey(sources, recipe)
-    assignment, report = _deal(survey, sources, recipe)
-    for line in report["lines"]:
-        say(line)
-    folders = {name: output / name if len(assignment.names) > 1 else output for name in assignment.names}
-    tasks = [task for name in assignment.names for task in _shards(name, folders[name], work, assignment, recipe)]
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
-    entries: dict[_Shard, dict[str, Any]] = {}
-    with Progress("pack", sum(task.n for task in tasks)) as bar:
+    tries = 0
+    while not _finished(output, asked):
+        _refuse_another(output, asked)
+        with _alone(output, say) as work:
+            try:
+                if not _finished(output, asked):
+                    _refuse_another(output, asked)  # what was made while this process waited
+                    return _pack(sources, output, recipe, work, say)
+            except Overtaken:
+                tries += 1
+                if tries == TRIES:
+                    raise
+    _remove_leftovers(output / WORK)
+    say(f"{output} is packed already")
+    return dict(json.loads((output / "report.json").read_text(encoding="utf-8")))
+
+
+def _pack(
+    sources: Sequence[Source], output: Path, recipe: Recipe, folder: WorkFolder, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Pack in a folder that this process has."""
+    asked, work = _asked(sources, recipe), folder.path
+    with overtaken(work):
+        if folder.alone:
+            for begun in work.glob("*.tmp"):
+                begun.unlink(missing_ok=True)
+        _write_json(work / "asked.json", asked, work)
+        survey = _survey(sources, recipe)
+        assignment, report = _deal(survey, sources, recipe)
+        for line in report["lines"]:
+            say(line)
+        folders = {name: output / name if len(assignment.names) > 1 else output for name in assignment.names}
+        tasks = [task for name in assignment.names for task in _shards(name, folders[name], work, assignment, recipe)]
+        for path in folders.values():
+            path.mkdir(parents=True, exist_ok=True)
         write = partial(_write_shard, sources=sources, survey=survey, recipe=recipe, work=work)
-        for number, entry in parallel.in_children(write, tasks):
-            entries[tasks[number]] = entry
-            bar.update(tasks[number].n)
-    for name in assignment.names:
-        mine = [entries[task] for task in tasks if task.split == name]
-        if not mine:
-            raise InputError(f"no structure falls to {name}; give it a larger share, or leave it out")
-        stages = recipe.stages if name == assignment.names[0] else ()
-        _write_manifests(folders[name], name, mine, asked, stages)
-    _write_json(output / "report.json", report | {"asked": asked})
-    shutil.rmtree(work)
+        entries = _written(tasks, write)
+        for name in assignment.names:
+            mine = [entries[task] for task in tasks if task.split == name]
+            if not mine:
+                raise InputError(f"no structure falls to {name}; give it a larger share, or leave it out")
+            stages = recipe.stages if name == assignment.names[0] else ()
+            _write_manifests(folders[name], name, mine, asked, stages, work)
+        _write_json(output / "report.json", report | {"asked": asked}, work)
+    folder.finish()
     return report
 
 
@@ -137,18 +155,53 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> bool:
         return False
 
 
-def _refuse_another(output: Path, work: Path, asked: Mapping[str, Any]) -> None:
-    if not output.exists() or not any(output.iterdir()):
+def _refuse_another(output: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a folder with anything in it but an unfinished packing of the same data with the same settings.
+
+    A folder in which a packing left nothing but its lock, because it was killed before it had said a word, is empty.
+    """
+    work = output / WORK
+    entries = [entry.name for entry in output.iterdir()] if output.exists() else []
+    if not entries:
         return
     try:
         begun = json.loads((work / "asked.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         begun = None
+    if begun is None and entries == [WORK] and work.is_dir() and all(map(_says_nothing, work.iterdir())):
+        return
     if begun != asked:
         raise InputError(
             f"--output_dir {output} holds something else than an unfinished packing of these data with these settings; "
             "give an empty folder, or the settings it was begun with"
         )
+
+
+def _says_nothing(entry: Path) -> bool:
+    """Whether a file in the work folder was there before anything else was."""
+    return entry.name in (LOCK, "asked.json") or (entry.name.startswith("asked.json.") and entry.suffix == ".tmp")
+
+
+@contextlib.contextmanager
+def _alone(output: Path, say: Callable[[str], None]) -> Iterator[WorkFolder]:
+    """Have the work folder, after waiting for another process that packs there."""
+    work, waiting = output / WORK, False
+    while (folder := take(work)) is None:
+        if not waiting:
+            say(f"waiting for {holder(work)}, which packs into {output}")
+            waiting = True
+        time.sleep(LOOK_EVERY)
+    try:
+        yield folder
+    finally:
+        folder.release()
+
+
+def _remove_leftovers(work: Path) -> None:
+    """What a process left that was killed when all was done."""
+    with contextlib.suppress(OSError):
+        if work.is_dir() and (folder := take(work)) is not None:
+            folder.finish()
 
 
 # ---- looking through
@@ -290,6 +343,16 @@ def _shards(split: str, folder: Path, work: Path, found: Assignment, recipe: Rec
     ]
 
 
+def _written(tasks: Sequence[_Shard], write: Callable[[_Shard], dict[str, Any]]) -> dict[_Shard, dict[str, Any]]:
+    """All shards, in parallel; their entries in the manifest."""
+    entries = {}
+    with Progress("pack", sum(task.n for task in tasks)) as bar:
+        for number, entry in parallel.in_children(write, tasks):
+            entries[tasks[number]] = entry
+            bar.update(tasks[number].n)
+    return entries
+
+
 def _write_shard(task: _Shard, sources: Sequence[Source], survey: Survey, recipe: Recipe, work: Path) -> dict[str, Any]:
     """Write one shard; its entry in the manifest."""
     name = f"shard_{task.number:05d}.lmdb"
@@ -300,18 +363,33 @@ def _write_shard(task: _Shard, sources: Sequence[Source], survey: Survey, recipe
             return dict(entry)
     except (OSError, ValueError, KeyError):
         pass
-    rows = array_file.read(task.plan).arrays["rows"][task.begin : task.begin + task.n]
-    temporary = work / f"{task.split}-{name}"
-    temporary.unlink(missing_ok=True)
+    with overtaken(work):
+        rows = array_file.look(task.plan).arrays["rows"][task.begin : task.begin + task.n]
     n_atoms = [0]
-    write_lmdb(temporary, _packed(rows, sources, survey, recipe, n_atoms))
+    written = _packed(rows, sources, survey, recipe, n_atoms)
+    try:
+        with overtaken(work):
+            size, digest = _write_file(path, own_name(work / f"{task.split}-{name}"), written)
+            entry = {"file": name, "rows": len(rows), "atoms": n_atoms[0], "bytes": size, "sha256": digest}
+            _write_json(note, entry, work)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; make room and start again with the same settings, it "
+            "goes on where it was"
+        ) from None
+    return entry
+
+
+def _write_file(path: Path, temporary: Path, rows: Iterable[tuple[bytes, bytes]]) -> tuple[int, str]:
+    """Write an LMDB under a temporary name, bring it to disk, and give it its name; bytes and sha256."""
+    temporary.unlink(missing_ok=True)
+    write_lmdb(temporary, rows)
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    entry = {"file": name, "rows": len(rows), "atoms": n_atoms[0], "bytes": temporary.stat().st_size, "sha256": digest}
+    size = temporary.stat().st_size
     os.replace(temporary, path)
-    _write_json(note, entry)
-    return entry
+    return size, digest
 
 
 def _packed(
@@ -333,18 +411,24 @@ def _packed(
 
 
 def _write_manifests(
-    folder: Path, split: str, entries: Sequence[dict[str, Any]], asked: Mapping[str, Any], stages: Sequence[int]
+    folder: Path,
+    split: str,
+    entries: Sequence[dict[str, Any]],
+    asked: Mapping[str, Any],
+    stages: Sequence[int],
+    work: Path,
 ) -> None:
     content = {"format": packed_manifest.FORMAT, "split": split, "asked": asked}
     rows = np.cumsum([entry["rows"] for entry in entries])
     for size in stages:
         part = list(entries[: int(np.searchsorted(rows, size)) + 1])
-        _write_json(folder / f"stage_{size}.json", content | {"rows": size, "shards": part})
-    _write_json(folder / packed_manifest.NAME, content | {"rows": int(rows[-1]), "shards": list(entries)})
+        _write_json(folder / f"stage_{size}.json", content | {"rows": size, "shards": part}, work)
+    _write_json(folder / packed_manifest.NAME, content | {"rows": int(rows[-1]), "shards": list(entries)}, work)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _write_json(path: Path, content: Mapping[str, Any], work: Path) -> None:
+    """Written in the work folder, which goes when all is done, and named when it is on the disk."""
+    temporary = own_name(work / path.name)
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, sort_keys=True)
         file.flush()

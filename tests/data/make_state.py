@@ -23,7 +23,7 @@ from ase.calculators.emt import EMT
 from ase.io import write
 
 from dataloader import pack
-from dataloader.lmdb_shards import lmdb_index
+from dataloader.lmdb_shards import index_building
 from model_utils import evaluate, train_mace
 from model_utils.files import checkpoint
 from model_utils.run import fit
@@ -132,7 +132,7 @@ def main(folder: Path) -> None:
     write("train.xyz", clusters(12, seed=1), format="extxyz")
     write("valid.xyz", clusters(4, seed=2), format="extxyz")
     write_lmdb(Path("data.lmdb"), clusters(16, seed=3))
-    lmdb_index.KEPT_FROM = 4  # so that these few records leave an index too
+    index_building.KEPT_FROM = 4  # so that these few records leave an index too
     expected: dict[str, Any] = {"code_version": code_version(), "runs": {}}
     for name, words in RUNS.items():
         command = [*COMMON, *words, "--output_checkpoint"]

@@ -1,9 +1,13 @@
 """Small LMDBs in every layout, for the tests of what reads them."""
 
+import faulthandler
 import json
+import os
 import pickle
+import resource
+import signal
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.jsonio import encode
 
-from conftest import waters
+from conftest import HANGING, waters
 
 
 def put(path: Path, rows: dict[bytes, bytes]) -> Path:
@@ -71,3 +75,20 @@ def write_ase(path: Path, frames: Sequence[Atoms], data: Sequence[dict[str, Any]
     database.close()
     path.with_name(f"{path.name}-lock").unlink(missing_ok=True)
     return path
+
+
+def in_child(task: Callable[[], int], memory: int | None = None) -> int:
+    """Exit code of a task in a forked child; negative after a signal."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(HANGING))
+        code = 99
+        try:
+            if memory:
+                resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            code = task()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

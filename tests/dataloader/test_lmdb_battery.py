@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from lmdb_material import ase_row, dict_row, labelled, put, write_dicts
+from lmdb_material import ase_row, dict_row, in_child, labelled, put, write_dicts
 
 from conftest import HANGING, ROOT
 from dataloader import parallel
@@ -26,11 +25,11 @@ from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelError, LabelKeys
-from dataloader.lmdb_shards import lmdb_index, lmdb_source, packed_rows
-from dataloader.lmdb_shards.lmdb_index import places
+from dataloader.lmdb_shards import index_building, lmdb_source, packed_rows
 from dataloader.lmdb_shards.lmdb_record import decode, fault_of, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.lmdb_shards.shard_index import Recipe, places
 from dataloader.loader import Loader
 from dataloader.structure import Structure
 
@@ -82,23 +81,6 @@ def mutated(row: bytes, rng: random.Random) -> bytes:
         else:
             data[place : place + 4] = rng.choice((b"\xff\xff\xff\x7f", b"\x00\x00\x00\x00", b"1e99", b"9999"))
     return zlib.compress(bytes(data), 1) if inside else bytes(data)
-
-
-def in_child(task: Callable[[], int], memory: int | None = None) -> int:
-    """Exit code of a task in a forked child; negative after a signal."""
-    child = os.fork()
-    if child == 0:
-        faulthandler.disable()
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(int(HANGING))
-        code = 99
-        try:
-            if memory:
-                resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-            code = task()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_mutated_rows_are_refused_or_read_and_nothing_else(request: pytest.FixtureRequest) -> None:
@@ -188,11 +170,11 @@ def everything(path: Path, *, verify: bool) -> int:
 @pytest.mark.parametrize("verify", [False, True])
 def test_mutated_files_end_no_process(verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened, indexed and read in a child: with --verify against the index of the sound file, without it anew."""
-    monkeypatch.setattr(lmdb_index, "KEPT_FROM", 10)
+    monkeypatch.setattr(index_building, "KEPT_FROM", 10)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_dicts(tmp_path / "some.lmdb", labelled(60))
     content, rng = path.read_bytes(), random.Random(2)
-    index = places(path, lmdb_index.Recipe(LabelKeys()))[0]
+    index = places(path, Recipe(LabelKeys()))[0]
     assert everything(path, verify=True) == 0
     kept = index.read_bytes()
     codes = []

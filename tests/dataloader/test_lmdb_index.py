@@ -2,11 +2,15 @@
 
 import faulthandler
 import hashlib
+import json
+import logging
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,13 @@ from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import array_file, lmdb_index
-from dataloader.lmdb_shards.lmdb_index import Recipe, open_indexes, places
+from dataloader.lmdb_shards import array_file, index_building
+from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
+from dataloader.lmdb_shards.shard_index import Recipe, places
 from dataloader.neighbors import build_graph
 
+FULL = os.environ.get("BATTERY") in ("full", "product")
 RECIPE = Recipe(LabelKeys())
 N = 60
 
@@ -32,8 +38,8 @@ N = 60
 @pytest.fixture(autouse=True)
 def _kept_from_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Indexes of a few records are kept too, in parts of seven; the cache folder is the test's own."""
-    monkeypatch.setattr(lmdb_index, "KEPT_FROM", 10)
-    monkeypatch.setattr(lmdb_index, "MIN_PART", 7)
+    monkeypatch.setattr(index_building, "KEPT_FROM", 10)
+    monkeypatch.setattr(index_building, "MIN_PART", 7)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -51,13 +57,13 @@ def source(path: Path, *, max_dropped: float = 0.001, **filters: Any) -> LmdbSou
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many records each later call of the indexing reads; children tell through a pipe."""
     reading, writing = os.pipe()
-    index_rows = lmdb_index.index_rows
+    index_rows = index_building.index_rows
 
     def count(file: Path, keys: Any, recipe: Recipe) -> Any:
         os.write(writing, len(keys).to_bytes(4, "little"))
         return index_rows(file, keys, recipe)
 
-    monkeypatch.setattr(lmdb_index, "index_rows", count)
+    monkeypatch.setattr(index_building, "index_rows", count)
     os.set_blocking(reading, False)
 
     class Reader(list):  # type: ignore[type-arg]
@@ -138,6 +144,183 @@ def test_a_damaged_index_is_made_again(damage: str, path: Path) -> None:
     assert place.read_bytes() == content
 
 
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """What was logged as a warning since the last call."""
+    log = logging.getLogger("mace_pretrain")
+    log.addHandler(caplog.handler)
+
+    def since() -> list[str]:
+        said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        caplog.clear()
+        return said
+
+    yield since
+    log.removeHandler(caplog.handler)
+
+
+def flip(file: Path, offset: int, bit: int = 0) -> None:
+    """Change one bit, in a new file in the place of the old one."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1 << bit
+    file.unlink()
+    file.write_bytes(content)
+
+
+def offsets(file: Path) -> dict[str, tuple[int, int]]:
+    """First and last byte of everything in a file of arrays; padding, which means nothing, is left out."""
+    content = file.read_bytes()
+    head = 35 + int.from_bytes(content[23:31], "little")
+    begin = -(-head // 64) * 64
+    layout = json.loads(content[35:head])["arrays"]
+    sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for _, kind, shape, _, _ in layout]
+    arrays = {
+        name: (begin + position, begin + position + size - 1)
+        for (name, _, _, position, _), size in zip(layout, sizes, strict=True)
+        if size
+    }
+    return {"magic": (0, 22), "length": (23, 30), "digest of the header": (31, 34), "header": (35, head - 1)} | arrays
+
+
+def damaging(n: int = N) -> list[Any]:
+    """Structures whose records fill every array of an index."""
+    rows = {str(i).encode(): dict_row(atoms) for i, atoms in enumerate(labelled(n))}
+    rows[b"3"] = pickle.dumps([1])
+    rows[b"8"] = dict_row(labelled(n)[8], energy=float("nan"))
+    return list(rows.items())
+
+
+def columns_of(path: Path) -> list[Any]:
+    index = source(path, max_dropped=0.2).indexes[0]
+    return [json.dumps(index.header)] + [array.tolist() for array in index._arrays.values()]
+
+
+EVERYTHING = {
+    *("magic", "length", "digest of the header", "header", "keys", "n_atoms", "free_components", "labels", "max_force"),
+    *("elements", "heads", "unusable_rows", "unusable_kinds", "refused_rows", "element_sets"),
+}
+
+
+def test_a_flipped_bit_anywhere_in_an_index_is_noticed(tmp_path: Path) -> None:
+    """Of everything that is in the file; every byte of it in the battery, here first and last ones and some between."""
+    path = put(tmp_path / "some.lmdb", dict(damaging()))
+    source(path, max_dropped=0.2)
+    place, copy = places(path, RECIPE)[0], tmp_path / "copy"
+    parts = offsets(place)
+    assert set(parts) == EVERYTHING
+    for first, last in parts.values():
+        some = {first, last, *range(first, last + 1, 1 if FULL else 11)}
+        for offset in some:
+            shutil.copyfile(place, copy)
+            flip(copy, offset, offset % 8)
+            with pytest.raises(array_file.Damaged):
+                array_file.read(copy)
+
+
+@pytest.mark.parametrize("what", sorted(EVERYTHING) if FULL else ["header", "keys", "max_force"])
+def test_an_index_with_a_flipped_bit_is_made_again(what: str, tmp_path: Path, lines: Any) -> None:
+    """With one line, and it is the same as before to the byte."""
+    (tmp_path / "data").mkdir()
+    path = put(tmp_path / "data" / "some.lmdb", dict(damaging()))
+    whole, place = columns_of(path), places(path, RECIPE)[0]
+    content = place.read_bytes()
+    flip(place, offsets(place)[what][1])
+    assert columns_of(path) == whole
+    (line,) = lines()
+    assert line.startswith(str(place))
+    assert line.endswith("; it is made again")
+    assert place.read_bytes() == content
+    assert columns_of(path) == whole
+    assert lines() == []
+
+
+def test_an_index_that_lost_its_end_or_a_block_is_mended(path: Path, lines: Any) -> None:
+    source(path)
+    place = places(path, RECIPE)[0]
+    content = place.read_bytes()
+    for damaged in (content[:-70], content[:-2048] + bytes(512) + content[-1536:]):
+        place.unlink()
+        place.write_bytes(damaged)
+        assert len(source(path)) == N
+        assert len(lines()) == 1
+        assert place.read_bytes() == content
+
+
+def test_counted_edges_that_are_damaged_are_counted_again(path: Path, lines: Any) -> None:
+    whole = source(path).edges(3.0).tolist()
+    (place,) = path.parent.glob("*.edges-3.0")
+    content, parts = place.read_bytes(), offsets(place)
+    for what in parts if FULL else ("header", "n_edges"):
+        flip(place, parts[what][1], 2)
+        assert source(path).edges(3.0).tolist() == whole
+        (line,) = lines()
+        assert line.startswith(str(place))
+        assert line.endswith("; neighbours are counted again")
+        assert place.read_bytes() == content
+    assert source(path).edges(3.0).tolist() == whole
+    assert lines() == []
+
+
+def test_damaged_parts_of_an_interrupted_index_are_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part with a flipped bit, an empty one and one that is cut off; the sound ones are not made again."""
+    whole = source(path).n_atoms.tolist()
+    place = places(path, RECIPE)[0]
+    place.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(index_building, "_assemble", failing)
+        with pytest.raises(InputError, match="the disk fell off"):
+            source(path)
+    parts = sorted(parts_made(place.with_name(f"{place.name}.building")))
+    assert len(parts) == -(-N // 7)
+    flip(parts[1], len(parts[1].read_bytes()) // 2)
+    parts[3].write_bytes(b"")
+    parts[4].write_bytes(parts[4].read_bytes()[:-100])
+    reads: Any = counted(monkeypatch)
+    assert source(path).n_atoms.tolist() == whole
+    assert reads.total() == 3 * 7 + index_building.SAMPLED_ROWS
+
+
+def failing(*_: Any) -> None:
+    raise InputError("the disk fell off")
+
+
+def test_the_hash_of_the_file_outlives_a_damaged_index_and_an_earlier_version(path: Path, lines: Any) -> None:
+    """Once kept, --verify compares with it, also where arrays had to be made again or the index has another form."""
+    kept = source(path, verify=True).indexes[0].sha256
+    place = places(path, RECIPE)[0]
+    flip(place, offsets(place)["n_atoms"][0])
+    assert source(path).indexes[0].sha256 == kept
+    assert len(lines()) == 1
+    contents = array_file.read(place)
+    old = place.with_name(f"{path.name}.0123abcd.index")
+    columns = {name: [array] for name, array in contents.arrays.items()}
+    array_file.write(old, contents.header | {"format": index_building.FORMAT - 1}, columns)
+    place.unlink()
+    assert source(path).indexes[0].sha256 == kept
+    place.unlink()
+    put(path, {b"200": dict_row(labelled(1)[0])})
+    assert source(path).indexes[0].sha256 is None, "of another version of the file"
+
+
+def test_a_file_of_the_form_without_digests_is_named_and_not_believed(path: Path) -> None:
+    """As every index was written before."""
+    source(path)
+    place = places(path, RECIPE)[0]
+    content = place.read_bytes()
+    head = 35 + int.from_bytes(content[23:31], "little")
+    layout = json.loads(content[35:head])
+    layout["header"]["format"] = 3
+    text = json.dumps(layout | {"arrays": [entry[:-1] for entry in layout["arrays"]]}).encode()
+    before = b"mace-pretrain arrays 1\n" + len(text).to_bytes(8, "little") + text
+    old = place.with_name(f"{path.name}.0123abcd.index")
+    old.write_bytes(before + bytes(-len(before) % 64) + content[-(-head // 64) * 64 :])
+    assert source(path).warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]
+    contents = array_file.look(old)
+    assert contents.arrays["n_atoms"].tolist() == array_file.look(place).arrays["n_atoms"].tolist()
+    with pytest.raises(array_file.Damaged, match="has no digests"):
+        array_file.read(old)
+
+
 def test_verify_keeps_the_hash_of_the_whole_file_and_compares(path: Path) -> None:
     assert source(path).indexes[0].sha256 is None, "nobody has asked: it takes reading everything again"
     kept = source(path, verify=True).indexes[0].sha256
@@ -158,7 +341,7 @@ def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest
     """
     whole = source(path).n_atoms.tolist()
     places(path, RECIPE)[0].unlink()
-    index_part = lmdb_index._index_part
+    index_part = index_building._index_part
 
     def failing(part: Any, recipe: Recipe) -> None:
         if part.begin >= 42:
@@ -166,16 +349,16 @@ def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest
             raise InputError("the disk fell off")
         index_part(part, recipe)
 
-    monkeypatch.setattr(lmdb_index, "_index_part", failing)
+    monkeypatch.setattr(index_building, "_index_part", failing)
     with pytest.raises(InputError, match="fell off"):
         source(path)
     assert not places(path, RECIPE)[0].exists()
     (work,) = path.parent.glob("*.building")
     assert len(parts_made(work)) == 6
-    monkeypatch.setattr(lmdb_index, "_index_part", index_part)
+    monkeypatch.setattr(index_building, "_index_part", index_part)
     reads: Any = counted(monkeypatch)
     assert source(path).n_atoms.tolist() == whole
-    assert reads.total() <= N - 42 + lmdb_index.SAMPLED_ROWS
+    assert reads.total() <= N - 42 + index_building.SAMPLED_ROWS
 
 
 def parts_made(work: Path) -> list[Path]:
@@ -186,15 +369,15 @@ def parts_made(work: Path) -> list[Path]:
 KILLED = """  # three parts are made, on the others it works until it is killed
 import sys, time
 from pathlib import Path
-from dataloader.lmdb_shards import array_file, lmdb_index
+from dataloader.lmdb_shards import array_file, index_building, lmdb_index
 from dataloader.labels import LabelKeys
-lmdb_index.KEPT_FROM, lmdb_index.MIN_PART = 10, 7
-index_part = lmdb_index._index_part
+index_building.KEPT_FROM, index_building.MIN_PART = 10, 7
+index_part = index_building._index_part
 def without_end(part, recipe):
     if part.begin >= 21:
         time.sleep(3600)
     index_part(part, recipe)
-lmdb_index._index_part = without_end
+index_building._index_part = without_end
 lmdb_index.open_indexes([Path(sys.argv[1])], lmdb_index.Recipe(LabelKeys()))
 """
 
@@ -214,7 +397,7 @@ def test_killed_while_it_is_made_it_leaves_no_child_and_goes_on(
     assert len(parts_made(work)) == 3
     reads: Any = counted(monkeypatch)
     assert source(path).n_atoms.tolist() == [len(atoms) for atoms in labelled(N)]
-    assert reads.total() <= N - 21 + lmdb_index.SAMPLED_ROWS
+    assert reads.total() <= N - 21 + index_building.SAMPLED_ROWS
     assert not list(path.parent.glob("*.building"))
 
 
@@ -224,7 +407,7 @@ def test_a_child_that_dies_is_a_sentence_with_the_shard(path: Path, monkeypatch:
         parallel.note(str(path))
         os.kill(os.getpid(), signal.SIGBUS)
 
-    monkeypatch.setattr(lmdb_index, "_survey", dying)
+    monkeypatch.setattr(index_building, "_survey", dying)
     with pytest.raises(InputError, match=r"ended by SIGBUS while reading .*some\.lmdb: the file is damaged"):
         open_indexes([path], RECIPE)
 
@@ -272,7 +455,7 @@ def test_an_index_of_an_earlier_version_is_named_and_not_used(path: Path) -> Non
     contents = array_file.read(place)
     old = place.with_name(f"{path.name}.0123abcd.index")
     columns = {name: [array] for name, array in contents.arrays.items()}
-    array_file.write(old, contents.header | {"format": lmdb_index.FORMAT - 1}, columns)
+    array_file.write(old, contents.header | {"format": index_building.FORMAT - 1}, columns)
     place.unlink()
     again = source(path)
     assert again.n_atoms.tolist() == first.n_atoms.tolist()

@@ -1,24 +1,25 @@
 """Compile ``kernels.cpp`` on first use and keep the result for this user, compiler and CPU.
 
 The compiled library is code: it lies in a directory of mode 0700 that belongs to the user (``$XDG_CACHE_HOME`` or
-``~/.cache``), never in a run's folder. Its name is the hash of all that it depends on, so a node with another CPU or
-another compiler makes its own; it appears by an atomic rename, and a lock lets several processes wait for one of them.
+``~/.cache``), never in a run's folder, and is loaded only where its digest fits (``code_cache``). Its name is the hash
+of all that it depends on, so a node with another CPU or another compiler makes its own; one process at a time compiles,
+and the others wait for it.
 """
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+from dataloader import work_folder
+from dataloader.work_folder import WorkFolder
+from model_utils.models.fast import code_cache
 from model_utils.runtime import log
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -33,21 +34,79 @@ class BuildError(Exception):
 
 
 def build() -> ctypes.CDLL:
-    """The compiled kernels, from the cache where they are there.
+    """The compiled kernels, from the cache where they are there and whole.
 
     Raises:
         BuildError: they cannot be made here.
     """
     compiler = _compiler()
-    with _cache() as folder:
-        library = folder / f"kernels-{_key(compiler)}.so"
-        with _lock(library.with_suffix(".lock")):
-            if not library.exists():
-                _compile(compiler, library)
-        try:
-            return ctypes.CDLL(str(library))
-        except OSError as error:
-            raise BuildError(f"{library} does not load: {error}") from None
+    name = f"kernels-{_key(compiler)}.so"
+    try:
+        return _kept(compiler, code_cache.private_folder(code_cache.cache_home() / "mace-pretrain") / name)
+    except OSError as error:
+        log.warning("the kernels of the fast step are compiled for this process alone: %s", error)
+    with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as folder:
+        return _loaded(_compiled(compiler, Path(folder)))
+
+
+def _kept(compiler: str, library: Path) -> ctypes.CDLL:
+    """The library from its place in the cache, where it is made when there is none that may be loaded.
+
+    Raises:
+        OSError: it cannot be kept there.
+    """
+    if _why_not(library) is None:
+        return _loaded(library)
+    work = _taken(library.with_suffix(".building"))
+    try:
+        reason = _why_not(library)  # another process may have made it by now
+        if reason is not None:
+            if library.exists():
+                log.warning("%s %s; it is compiled again", library, reason)
+            work.clear()
+            code_cache.keep(_compiled(compiler, work.path), library)
+    except code_cache.Unfit as unfit:
+        raise PermissionError(f"{library} {unfit}") from None
+    finally:
+        work.finish()
+    return _loaded(library)
+
+
+def _why_not(library: Path) -> str | None:
+    """Why a library must not be loaded, or cannot be; None where all is well."""
+    try:
+        code_cache.check(library.with_suffix(".sha256"))
+        ctypes.CDLL(str(library))
+    except code_cache.Unfit as unfit:
+        return str(unfit)
+    except OSError as error:
+        return f"does not load ({error})"
+    return None
+
+
+def _loaded(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise BuildError(f"{library} does not load: {error}") from None
+
+
+def _taken(path: Path) -> WorkFolder:
+    """The folder in which one process at a time compiles.
+
+    Raises:
+        OSError: it cannot be made, or another process has been compiling for longer than that can take.
+    """
+    end = time.monotonic() + 2 * LONGEST
+    waiting = False
+    while (folder := work_folder.take(path)) is None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{work_folder.holder(path)} has not finished compiling {path.stem}")
+        if not waiting:
+            log.info("waiting for %s, which compiles the kernels of the fast step", work_folder.holder(path))
+            waiting = True
+        time.sleep(work_folder.LOOK_EVERY)
+    return folder
 
 
 def _compiler() -> str:
@@ -73,47 +132,25 @@ def _cpu() -> str:
     return platform.processor()
 
 
-@contextlib.contextmanager
-def _cache() -> Iterator[Path]:
-    """The user's own directory; where there can be none, one for this process alone."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mace-pretrain"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat(follow_symlinks=False)
-        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or not os.access(folder, os.W_OK):
-            raise PermissionError
-        if stat.S_IMODE(found.st_mode) != 0o700:
-            folder.chmod(0o700)
-    except (OSError, RuntimeError):
-        with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as private:
-            yield Path(private)
-    else:
-        yield folder
+def _compiled(compiler: str, work: Path) -> Path:
+    """A library that loads, made in an own folder in ``work``.
 
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process compiles, others wait; without locks on this file system all compile, and the last rename wins."""
-    with path.open("w") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _compile(compiler: str, library: Path) -> None:
+    Raises:
+        BuildError: the compiler makes none.
+        OSError: there is no place.
+    """
     start = time.monotonic()
     log.info("compiling the kernels of the fast step, once for this machine: some ten seconds")
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
-        built, done = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(built)])
-        # first without an OpenMP of its own: torch's is loaded, and two would wait for each other's threads
-        for openmp in ([], ["-fopenmp"]):
-            _run([compiler, "-shared", str(built), "-o", str(done), *openmp])
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(done))
-                os.replace(done, library)
-                log.info("compiled the kernels of the fast step in %.1f s: %s", time.monotonic() - start, library)
-                return
+    folder = Path(tempfile.mkdtemp(dir=work, prefix="build-"))
+    objects, library = folder / "kernels.o", folder / "kernels.so"
+    _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(objects)])
+    # first without an OpenMP of its own: torch's is loaded, and two would wait for each other's threads
+    for openmp in ([], ["-fopenmp"]):
+        _run([compiler, "-shared", str(objects), "-o", str(library), *openmp])
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(library))
+            log.info("compiled the kernels of the fast step in %.1f s", time.monotonic() - start)
+            return library
     raise BuildError(f"what {compiler} makes of {SOURCE.name} does not load")
 
 

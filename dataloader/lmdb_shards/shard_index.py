@@ -1,0 +1,177 @@
+"""The index of one shard: what is known of its records without reading them, on what that depends, where it lies.
+
+The index lies beside the shard, or in a per-user folder where that place cannot be written. It holds for one size, one
+last transaction and one hash of sampled rows of the shard, and for one choice of label names and model inputs.
+"""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.batch import FeatureSpec
+from dataloader.labels import LabelKeys
+from dataloader.lmdb_shards import array_file
+from dataloader.lmdb_shards.array_file import Contents, Damaged
+
+FORMAT = 4  # 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an index depends on besides the file."""
+
+    keys: LabelKeys
+    features: tuple[FeatureSpec, ...] = ()
+
+    def digest(self) -> str:
+        """Eight letters for a file name."""
+        text = json.dumps([FORMAT, asdict(self.keys), [asdict(spec) for spec in self.features]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class ShardIndex:
+    """The index of one shard: arrays with a row for every sound record, counts of the rest.
+
+    Attributes:
+        path: of the shard.
+        place: file of the index; None where it is kept nowhere.
+        keys: of the records, (n,) uint64, or bytes where a key has leading zeros.
+        n_atoms, free_components: (n,) uint32; components of forces on free atoms.
+        labels: (n,) uint8, the bits of row_facts.
+        max_force: (n,) float32, eV/Å, largest length of a force; NaN where there are none.
+        elements: (n,) uint32 into ``element_sets``.
+        heads: (n,) uint16 into ``head_names``.
+        unusable_rows, unusable_kinds: of labels that are there and give no number: the row, and an index into
+            ``unusable``, which has quantity and reason.
+        refused_rows: (n_refused,) uint64, in order: which of all records of the shard are faulty and have no row here.
+    """
+
+    def __init__(self, path: Path, place: Path | None, contents: Contents) -> None:
+        self.path, self.place, self.header = path, place, contents.header
+        arrays = self._arrays = contents.arrays
+        self.keys, self.n_atoms, self.free_components = (arrays[n] for n in ("keys", "n_atoms", "free_components"))
+        self.labels, self.max_force = arrays["labels"], arrays["max_force"]
+        self.elements, self.heads = arrays["elements"], arrays["heads"]
+        self.element_sets = arrays["element_sets"]
+        self.head_names: list[str | None] = contents.header["heads"]
+        self.unusable_rows, self.unusable_kinds = arrays["unusable_rows"], arrays["unusable_kinds"]
+        self.refused_rows = arrays["refused_rows"]
+        self.unusable: list[tuple[str, str]] = [(quantity, reason) for quantity, reason in contents.header["unusable"]]
+        self.faults: dict[str, tuple[int, list[str]]] = {k: (n, o) for k, (n, o) in contents.header["faults"].items()}
+
+    def check(self) -> None:
+        """See whether the arrays fit each other.
+
+        Raises:
+            Damaged: they do not.
+        """
+        columns = (self.n_atoms, self.free_components, self.labels, self.max_force, self.elements, self.heads)
+        if any(len(column) != len(self) for column in columns) or len(self.unusable_rows) != len(self.unusable_kinds):
+            raise Damaged("arrays of unequal length")
+        for numbers, n in (
+            (self.elements, len(self.element_sets)),
+            (self.heads, len(self.head_names)),
+            (self.unusable_rows, len(self)),
+            (self.unusable_kinds, len(self.unusable)),
+        ):
+            if len(numbers) and int(numbers.max()) >= n:
+                raise Damaged("numbers of what is not there")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def n_records(self) -> int:
+        """Records of the shard, faulty ones included."""
+        return len(self.keys) + sum(count for count, _ in self.faults.values())
+
+    @property
+    def identity(self) -> str:
+        """What tells the shard from others: size, last transaction and hashes of the sampled rows."""
+        about = [self.header["state"], self.header["sampled"]]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the shard's file; None where nobody has asked for it."""
+        kept = self.header["sha256"]
+        return None if kept is None else str(kept)
+
+    def keep_sha256(self, digest: str) -> None:
+        """From now on the index has it."""
+        if self.header["sha256"] == digest:
+            return
+        self.header["sha256"] = digest
+        if self.place is not None:
+            with contextlib.suppress(OSError):
+                workplace(self.place).mkdir(exist_ok=True)
+                write_whole(self.place, self.header, {name: [array] for name, array in self._arrays.items()})
+                workplace(self.place).rmdir()  # if nobody works there
+
+    def record_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which records of the shard some rows are, counted in the order of its keys, faulty ones included."""
+        before = self.refused_rows.astype(np.int64) - np.arange(len(self.refused_rows))  # sound ones before each faulty
+        return rows + np.searchsorted(before, rows, side="right")
+
+    def key(self, row: int) -> bytes:
+        """The LMDB's key of a row."""
+        return key_bytes(self.keys[row])
+
+
+def key_bytes(stored: Any) -> bytes:
+    """A key from its entry in an array of keys."""
+    return bytes(stored) if isinstance(stored, bytes) else str(int(stored)).encode()
+
+
+def digest_of(value: bytes) -> str:
+    """What an index keeps of a sampled record."""
+    return hashlib.blake2b(value, digest_size=16).hexdigest()
+
+
+def places(path: Path, recipe: Recipe) -> list[Path]:
+    """Where the index of a shard may lie: beside it, or in the user's cache folder, where there is one."""
+    ending = f"{recipe.digest()}.index"
+    absolute = Path(os.path.realpath(path))
+    beside = absolute.with_name(f"{absolute.name}.{ending}")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither HOME nor an entry for this user
+        return [beside]
+    name = f"{hashlib.sha256(str(absolute).encode()).hexdigest()[:16]}-{absolute.name}.{ending}"
+    return [beside, cache / "mace-pretrain" / "lmdb_index" / name]
+
+
+def workplace(place: Path) -> Path:
+    """Where the parts of a file lie until it is whole."""
+    return place.with_name(f"{place.name}.building")
+
+
+def write_whole(place: Path, header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> None:
+    """Write an index, or what belongs to one, in its work folder, and give it its name: a kill leaves nothing beside.
+
+    Raises:
+        OSError: it cannot be written; the work folder is gone, for one.
+    """
+    work = workplace(place)
+    array_file.write(work / "whole", header, columns)
+    os.replace(work / "whole", place)
+
+
+def outdated(path: Path) -> list[Path]:
+    """Indexes of earlier versions beside a shard, which are not used any more."""
+    of_earlier_versions = []
+    absolute = Path(os.path.realpath(path))
+    for place in sorted(absolute.parent.glob(f"{glob.escape(absolute.name)}.*.index")):
+        with contextlib.suppress(OSError, Damaged, KeyError, TypeError):
+            if array_file.look(place).header["format"] < FORMAT:
+                of_earlier_versions.append(place)
+    return of_earlier_versions

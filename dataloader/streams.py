@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakSet
 
-HELD = 2**20  # bytes that wait for one file, ten thousand lines; what comes after them is counted, and lost
+HELD = 2**20  # bytes that wait for a stream or a log, ten thousand lines; later lines are counted, and lost
 STREAMS = ("stdout", "stderr")
 
 
@@ -25,11 +25,12 @@ class PatientFile(io.RawIOBase):
         descriptor: open for writing.
         name: of the file, for messages.
         path: where to open it again when its handle has become stale (NFS); None where it has no place.
+        most: bytes that may wait.
     """
 
-    def __init__(self, descriptor: int, name: str, path: Path | None = None) -> None:
+    def __init__(self, descriptor: int, name: str, path: Path | None = None, most: float = HELD) -> None:
         super().__init__()
-        self.name, self.is_product = name, False
+        self.name, self.most, self.is_product = name, most, False
         self.refused: OSError | None = None  # why what waits could not be written
         self._descriptor, self._path = descriptor, path
         self._waiting = b""
@@ -38,13 +39,13 @@ class PatientFile(io.RawIOBase):
         _files.add(self)
 
     @classmethod
-    def adding_to(cls, path: Path) -> "PatientFile":
+    def adding_to(cls, path: Path, most: float = HELD) -> "PatientFile":
         """Open a file to add lines to; a last line that was torn by a kill is closed first.
 
         Raises:
             OSError: it cannot be opened.
         """
-        file = cls(_opened(path), str(path), path)
+        file = cls(_opened(path), str(path), path, most)
         size = os.fstat(file._descriptor).st_size
         if size and os.pread(file._descriptor, 1, size - 1) != b"\n":
             file.write(b"\n")
@@ -69,7 +70,7 @@ class PatientFile(io.RawIOBase):
             ReaderLeft: nobody reads, and what is written is all that the command makes.
         """
         new = bytes(data)
-        if self.is_product or len(self._waiting) + len(new) <= HELD:
+        if self.is_product or len(self._waiting) + len(new) <= self.most:
             self._waiting += new
         else:
             self._lost += max(new.count(b"\n"), 1)
@@ -159,7 +160,7 @@ def guard() -> None:
             continue
         encoding = "utf-8" if own is None else own.encoding
         file = PatientFile(number, name)
-        patient = io.TextIOWrapper(file, encoding, errors="backslashreplace", line_buffering=True)  # type: ignore[type-var]
+        patient = io.TextIOWrapper(file, encoding, errors="backslashreplace", line_buffering=True)
         setattr(sys, name, patient)
 
 
@@ -193,5 +194,5 @@ def news() -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Text with ``?`` for every character that steers a terminal instead of being shown: names in data may hold such."""
+    """Text with ``?`` for what steers a terminal instead of being shown, which names in data may hold."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

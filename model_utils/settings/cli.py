@@ -16,7 +16,7 @@ from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from dataloader import streams
-from dataloader.errors import InputError
+from dataloader.errors import AwayError, InputError, is_away
 from model_utils.settings.mace_flags import ours_for
 
 Options = TypeVar("Options")
@@ -62,6 +62,8 @@ def run(
     except streams.ReaderLeft as left:
         return left.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and is_away(error):
+            error = AwayError(f"{error.filename or 'a file'}: {error.strerror}; is its file system there?")
         code = getattr(type(error), "exit_code", 1)
         if "--debug" in arguments or code == 1:
             traceback.print_exc()

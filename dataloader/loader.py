@@ -146,7 +146,7 @@ class _Workers:
         self._processes = list(iterator._workers)  # type: ignore[attr-defined]
         if self._ending is None or not self._ending.alive:
             self._ending = weakref.finalize(iterator, _kill, self._processes)
-        return iterator  # type: ignore[return-value]
+        return iterator
 
     def _raise_for_the_dead(self, timeout: float) -> None:
         gone = wait([process.sentinel for process in self._processes], timeout=timeout) if self._processes else []

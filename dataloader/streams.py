@@ -70,6 +70,8 @@ class PatientFile(io.RawIOBase):
             ReaderLeft: nobody reads, and what is written is all that the command makes.
         """
         new = bytes(data)
+        if self._waiting:
+            self.flush()  # room may be there again
         if self.is_product or len(self._waiting) + len(new) <= self.most:
             self._waiting += new
         else:

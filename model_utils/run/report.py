@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dataloader import progress, streams
 from dataloader.dataset import OF_HEAD
 from losses import Loss, Metrics, metrics
@@ -154,9 +152,8 @@ class MetricsFile:
         self._write(kind="final", **{name: dataclasses.asdict(m) for name, m in rows.items()})
 
     def _write(self, **record: Any) -> None:
-        self._held += (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode(
-            "utf-8", "backslashreplace"
-        )
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        self._held += text.encode("utf-8", "backslashreplace")  # a file's name need not be UTF-8
         with suppress(OSError):  # on a full disk the record waits; the next checkpoint must bring it to the disk
             self._flush()
 
@@ -229,8 +226,8 @@ def _mended(path: Path, offset: int, step: int) -> bool:
     kept = [line for line, start in zip(lines, starts, strict=False) if _is_of_the_past(line, start, offset, step)]
     durable.write(path, b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept))
     log.warning(
-        "warning: %s was cut or edited since the checkpoint, which knows %d bytes of it: %d whole records up to step %d "
-        "are kept, %d other lines are removed",
+        "warning: %s was cut or edited since the checkpoint, which knows %d bytes of it: %d whole records up to step "
+        "%d are kept, %d other lines are removed",
         *(path, offset, len(kept), step, len(lines) - len(kept)),
     )
     return True
@@ -312,7 +309,7 @@ class EpochProgress:
     REFRESH = 0.5  # s; reading the loss waits for a GPU
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._bar: progress.Bar | None = None
         self._next = 0.0
         self._began: float | None = None
         self._said: float | None = None
@@ -338,7 +335,7 @@ class EpochProgress:
     def _begin(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> None:
         self._began, self._said, self._first = progress.clock(), None, state.progress.steps_in_epoch
         if progress.on_a_terminal():
-            self._bar = tqdm(total=steps_of_epoch, initial=self._first, unit="step", leave=False)
+            self._bar = progress.Bar(total=steps_of_epoch, initial=self._first, unit="step", leave=False)
             self._atoms = metrics(state.tally.sums.tolist(), loss).n_atoms
 
     def _refresh(self, state: TrainState, loss: Loss) -> None:

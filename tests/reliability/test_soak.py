@@ -167,10 +167,12 @@ class Soak:
         """One life, disturbed every few seconds, then signalled; its exit code."""
         life, until = begin(words, errors), time.monotonic() + seconds
         self.resident.append([])
+        before = saved_at(place)
         next_one = time.monotonic() + self.rng.uniform(2.0, 8.0)
         while life.poll() is None and time.monotonic() < until:
             drain(life)
-            self._look(life)
+            if saved_at(place) != before:  # start-up is over
+                self._look(life)
             if time.monotonic() >= next_one:
                 disturb = self.rng.choice(DISTURBANCES)
                 self.met[disturb.__name__] += disturb(life, place, self.rng, lambda: self._pause(life))
@@ -194,8 +196,15 @@ class Soak:
             self.resident[-1].append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
 
+def saved_at(place: Place) -> int:
+    """When the run was saved last, ns; 0 before."""
+    with suppress(OSError):
+        return outputs_in(place.folder).checkpoint.stat().st_mtime_ns
+    return 0
+
+
 def growth(resident: list[float]) -> float:
-    """Last quarter of a life against the one before: start-up is over by half of it."""
+    """Memory in the last quarter of a life's training against the one before."""
     quarter = len(resident) // 4
     return mean(resident[-quarter:]) / mean(resident[-2 * quarter : -quarter])
 

@@ -21,23 +21,29 @@ from model_utils.tasks.comparison import differences
 from reliability.conftest import amount
 from reliability.test_failing_calls import outputs_in
 
-CODES = ("ENOSPC", "EPIPE", "EIO", "EAGAIN", "EDQUOT", "ESTALE")
+CODES = ("ENOSPC", "EPIPE", "EIO", "EAGAIN", "EDQUOT")
 Train = Callable[..., Path]
 
 
 class Refusing:
-    """Stands in for ``os``: refuses some of the writes to files of a name."""
+    """Stands in for ``os``: refuses some of the writes to files of a name; a stale handle, until it is replaced."""
 
     def __init__(self, name: str, refused: range, code: str) -> None:
         self.name, self.refused, self.code, self.calls = name, refused, getattr(errno, code), 0
+        self.replaced = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
+    def dup2(self, fresh: int, descriptor: int, inheritable: bool = True) -> int:
+        self.replaced = True
+        return os.dup2(fresh, descriptor, inheritable)
+
     def write(self, descriptor: int, data: bytes) -> int:
         if self.name in os.readlink(f"/proc/self/fd/{descriptor}"):
             self.calls += 1
-            if self.calls in self.refused:
+            stale = self.code == errno.ESTALE and self.calls >= self.refused.start
+            if self.calls in self.refused if not stale else not self.replaced:
                 raise OSError(self.code, os.strerror(self.code))
             return os.write(descriptor, data[: max(len(data) // 2, 1)])  # and takes half of what it is given
         return os.write(descriptor, data)

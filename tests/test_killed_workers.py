@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY
 from dataloader import loader, parallel
 from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
@@ -25,7 +24,6 @@ from model_utils.run.run_files import RunFiles
 from model_utils.tasks.comparison import differences
 
 PLAN = [np.array([i, i + 1]) for i in range(0, 12, 2)]
-assert TINY["r_max"] == 3.0
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Batches in a given order, made in worker processes where asked, pinned where they go to a GPU."""
 
+import logging
 import signal
 import threading
 import weakref
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +18,18 @@ from torch.utils.data import DataLoader, Sampler
 from dataloader import parallel
 from dataloader.batch import Batch, Parcel
 from dataloader.dataset import Dataset
-from dataloader.errors import InputError
+from dataloader.errors import AwayError, InputError
 from dataloader.packing import Batches, Budget, epoch_order, mixed_order, pack, refuse_oversized
 
+log = logging.getLogger("mace_pretrain")  # the one that commands configure
 Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch
+
+
+class Fault(NamedTuple):
+    """Why a batch could not be made: a worker's exception would arrive wrapped in a traceback."""
+
+    text: str
+    is_away: bool
 
 
 class Loader:
@@ -33,21 +43,21 @@ class Loader:
         self._plan = _PlanSampler()
         self._fetch = _Fetch(dataset, travels=num_workers > 0)
         self._board = parallel.Board(num_workers)
-        self._ending: weakref.finalize[[list[BaseProcess]], object] | None = None
-        self._workers: DataLoader[Parcel] | None = (
-            DataLoader(
-                self._fetch,  # type: ignore[arg-type]
-                sampler=self._plan,
-                batch_size=None,
-                num_workers=num_workers,
-                pin_memory=pin_memory,
-                persistent_workers=True,
-                generator=torch.Generator(),  # or every epoch would draw a seed from the global one
-                worker_init_fn=partial(_begin, board=self._board),
-            )
-            if num_workers
-            else None
+        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self._workers = self._new_workers() if num_workers else None
+
+    def _new_workers(self) -> "_Workers":
+        loader: DataLoader[Parcel] = DataLoader(
+            self._fetch,  # type: ignore[arg-type]
+            sampler=self._plan,
+            batch_size=None,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            persistent_workers=True,
+            generator=torch.Generator(),  # or every epoch would draw a seed from the global one
+            worker_init_fn=partial(_begin, board=self._board),
         )
+        return _Workers(loader)
 
     def batches(self, plan: Plan) -> Iterator[Batch]:
         """The batches of a plan, in its order.
@@ -55,42 +65,103 @@ class Loader:
         Raises:
             InputError: a record could not be read; it names file and key. Or a worker died; it names the file.
         """
-        self._plan.plan = plan
-        fetched = self._by_workers() if self._workers is not None else (self._fetch[indices] for indices in plan)
+        fetched = self._by_workers(plan) if self._workers is not None else (self._fetch[indices] for indices in plan)
         for item in fetched:
-            if isinstance(item, str):
-                raise InputError(item)
+            if isinstance(item, Fault):
+                raise (AwayError if item.is_away else InputError)(item.text)
             yield item.batch() if isinstance(item, Parcel) else item
 
-    def _by_workers(self) -> Iterator[Parcel | str]:
-        """What the workers make; the death of one is met here, within five seconds, and not by a handler anywhere."""
+    def _by_workers(self, plan: Plan) -> Iterator[Parcel | Fault]:
+        """What the workers make; after one was killed, others make what is left of the plan, so that nothing differs.
+
+        Raises:
+            InputError: a worker died of what it read, or was killed again before the next batch was there.
+        """
         assert self._workers is not None
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        done, retried = 0, -1
+        while True:
+            self._plan.plan = plan[done:]
+            try:
+                for item in self._workers.items():
+                    yield item
+                    done += 1
+                return
+            except _WorkerDied as death:
+                number, sentence = death.worker, parallel.death(death.exitcode, self._board.read(death.worker))
+                if death.exitcode not in parallel.FROM_OUTSIDE or retried == done:
+                    raise InputError(sentence) from None
+            retried = done
+            log.warning("warning: worker %d: %s; new ones do its work", number, sentence)
+            self._workers.end()
+            self._workers = self._new_workers()
+
+
+class _WorkerDied(Exception):
+    """A worker ended before its work."""
+
+    def __init__(self, worker: int, exitcode: int | None) -> None:
+        super().__init__(worker, exitcode)
+        self.worker, self.exitcode = worker, exitcode
+
+
+class _Workers:
+    """The processes of a DataLoader, whose death is met here, within five seconds, and not by a handler anywhere."""
+
+    def __init__(self, loader: DataLoader[Parcel]) -> None:
+        self._loader = loader
+        self._processes: list[BaseProcess] = []
+        self._ending: weakref.finalize[[list[BaseProcess]], object] | None = None
+
+    def items(self) -> Iterator[Parcel | Fault]:
+        """What they make of the sampler's plan of the moment.
+
+        Raises:
+            _WorkerDied: one is dead, since before or during this.
+        """
         try:
-            iterator = iter(self._workers)
-            if in_main_thread:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would raise in the middle of a step
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        workers = list(iterator._workers)  # type: ignore[attr-defined]
-        if self._ending is None or not self._ending.alive:
-            self._ending = weakref.finalize(iterator, _kill, workers)
+            self._raise_for_the_dead(timeout=0)
+            iterator = self._started()
+        except (RuntimeError, OSError, EOFError):
+            self._raise_for_the_dead(timeout=2)
+            raise
         while True:
             try:
                 item = next(iterator)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError):  # the last two: what it had sent is gone with it
-                gone = wait([worker.sentinel for worker in workers], timeout=2)
-                for worker in workers:  # its files are closed before it can be asked how it ended
-                    if worker.sentinel in gone:
-                        worker.join(timeout=5)
-                dead = [(i, w.exitcode) for i, w in enumerate(workers) if not w.is_alive()]
-                if not dead:
-                    raise
-                raise InputError(parallel.death(dead[0][1], self._board.read(dead[0][0]))) from None
+                self._raise_for_the_dead(timeout=2)
+                raise
             yield item
+
+    def _started(self) -> Iterator[Parcel | Fault]:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            iterator = iter(self._loader)
+            if in_main_thread:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would raise in the middle of a step
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._processes = list(iterator._workers)  # type: ignore[attr-defined]
+        if self._ending is None or not self._ending.alive:
+            self._ending = weakref.finalize(iterator, _kill, self._processes)
+        return iterator
+
+    def _raise_for_the_dead(self, timeout: float) -> None:
+        gone = wait([process.sentinel for process in self._processes], timeout=timeout) if self._processes else []
+        for process in self._processes:  # its files are closed before it can be asked how it ended
+            if process.sentinel in gone:
+                process.join(timeout=5)
+        for number, process in enumerate(self._processes):
+            if not process.is_alive():
+                raise _WorkerDied(number, process.exitcode)
+
+    def end(self) -> None:
+        """End those that are left; torch then has nobody to wait for."""
+        _kill(self._processes)
+        for process in self._processes:
+            process.join()
 
 
 def _kill(workers: list[BaseProcess]) -> None:
@@ -114,7 +185,7 @@ class _PlanSampler(Sampler[NDArray[np.int64]]):
 
 
 class _Fetch:
-    """Makes one batch; an input error travels as its text: a worker's exception arrives wrapped in a traceback."""
+    """Makes one batch, or says why it cannot be made."""
 
     def __init__(self, dataset: Dataset, *, travels: bool) -> None:
         self.dataset, self.travels = dataset, travels
@@ -122,12 +193,12 @@ class _Fetch:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | Parcel | str:
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | Parcel | Fault:
         try:
             batch = self.dataset.batch(indices.tolist())
             return Parcel(batch) if self.travels else batch
         except InputError as error:
-            return str(error)
+            return Fault(str(error), is_away=isinstance(error, AwayError))
 
 
 def _begin(worker: int, board: parallel.Board) -> None:

@@ -1,6 +1,7 @@
 """Work in child processes that end with this one, and whose death is one sentence that names the file."""
 
 import ctypes
+import logging
 import mmap
 import multiprocessing
 import os
@@ -13,13 +14,15 @@ from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
 from dataloader import progress
-from dataloader.errors import InputError
+from dataloader.errors import AwayError, InputError, is_away
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+log = logging.getLogger("mace_pretrain")  # the one that commands configure
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 LOOK_EVERY = 2.0  # s
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)  # how a process ends that did nothing wrong itself
 _SLOT = 1024  # bytes of a board for one process
 _board: "Board | None" = None  # of this process, where its parent looks at one
 _slot = 0
@@ -91,51 +94,78 @@ def in_children(
 ) -> Iterator[tuple[int, Result]]:
     """Do the tasks in forked processes; yields (number of the task, its result) as they are done.
 
-    Whatever ends this generator (an error, a request to stop, the caller) ends the processes.
+    Whatever ends this generator (an error, a request to stop, the caller) ends the processes. A task whose process
+    was killed from outside is begun once more in another.
 
     Raises:
         InputError: what a task raised, or that a process died, with the file it was reading.
     """
     count = min(processes or n_cores(), len(tasks))
-    context, board = multiprocessing.get_context("fork"), Board(count)
-    children: list[tuple[ForkProcess, Connection]] = []
-    waiting = iter(range(len(tasks)))
-    busy: dict[Connection, int] = {}  # the slot that works behind it
+    board = Board(count)
+    waiting, begun_again = iter(range(len(tasks))), set[int]()
+    children: dict[int, tuple[ForkProcess, Connection]] = {}  # by slot
+    busy: dict[Connection, tuple[int, int]] = {}  # slot and task that work behind it
+
+    def begin(slot: int, task: int) -> None:
+        _, pipe = children[slot] = _child(work, tasks, board, slot)
+        busy[pipe] = (slot, task)
+        pipe.send(task)
+
     try:
         for slot in range(count):
-            ours, theirs = context.Pipe()
-            child = context.Process(target=_serve, args=(work, tasks, theirs, ours, board, slot), daemon=True)
-            child.start()
-            theirs.close()
-            children.append((child, ours))
-            busy[ours] = slot
-            ours.send(next(waiting))
+            begin(slot, next(waiting))
         while busy:
             while not (done := wait(list(busy), timeout=LOOK_EVERY)):
                 progress.look()
             for ready in done:
                 assert isinstance(ready, Connection)
-                slot = busy[ready]
+                slot, task = busy.pop(ready)
                 try:
                     number, result, error = ready.recv()
                 except (EOFError, OSError):
-                    children[slot][0].join()
-                    raise InputError(death(children[slot][0].exitcode, board.read(slot))) from None
+                    ready.close()
+                    _refuse_death(children[slot][0], board.read(slot), again=task not in begun_again)
+                    begun_again.add(task)
+                    begin(slot, task)
+                    continue
                 if error is not None:
                     raise error
                 following = next(waiting, None)
                 if following is None:
-                    del busy[ready]
                     ready.close()
                 else:
+                    busy[ready] = (slot, following)
                     ready.send(following)
                 yield number, result
     finally:
-        for child, pipe in children:
+        for child, pipe in children.values():
             child.kill()
             pipe.close()
-        for child, _ in children:
+        for child, _ in children.values():
             child.join()
+
+
+def _child(work: Callable[[Any], Any], tasks: Sequence[Any], board: Board, slot: int) -> tuple[ForkProcess, Connection]:
+    """A process that waits for numbers of tasks, and our end of the pipe to it."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_serve, args=(work, tasks, theirs, ours, board, slot), daemon=True)
+    child.start()
+    theirs.close()
+    return child, ours
+
+
+def _refuse_death(child: ForkProcess, path: str, *, again: bool) -> None:
+    """Say that a process was killed, where its task can be begun again.
+
+    Raises:
+        InputError: it cannot.
+    """
+    child.join()
+    sentence = death(child.exitcode, path)
+    if not again or child.exitcode not in FROM_OUTSIDE:
+        raise InputError(sentence)
+    log.warning("warning: %s; its work begins again", sentence)
 
 
 def _serve(
@@ -156,7 +186,8 @@ def _serve(
         except InputError as error:
             answer = (number, None, error)
         except OSError as error:
-            answer = (number, None, InputError(f"{error.strerror or error} ({error.filename or board.read(slot)})"))
+            kind = AwayError if is_away(error) else InputError
+            answer = (number, None, kind(f"{error.strerror or error} ({error.filename or board.read(slot)})"))
         except MemoryError:
             answer = (number, None, InputError(f"there is not enough memory to read {board.read(slot)}"))
         except Exception:

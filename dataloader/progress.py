@@ -51,6 +51,17 @@ def lasting(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+class Bar(tqdm):
+    """tqdm's bar on a clock that nobody sets: after the time of day was set back, its own would stand still as long."""
+
+    monitor_interval = 0  # its thread looks at the time of day
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**words)
+        self._time = clock
+        self.start_t = self.last_print_t = clock()
+
+
 class Progress:
     """How far some work has come; nothing is shown of what is done within a second (bar) or ten (lines).
 
@@ -66,13 +77,13 @@ class Progress:
         self._before = 0  # done already when it began
         self._began = clock()
         self._said: float | None = None
-        self._bar: tqdm[Any] | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
         self._began = clock()
         if on_a_terminal():
             is_size = self.unit == "B"
-            self._bar = tqdm(
+            self._bar = Bar(
                 total=self.total, desc=self.what, leave=False, delay=DELAY, unit=self.unit, unit_scale=is_size
             )
         _running.append(self)

@@ -8,16 +8,17 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dataloader import progress
+from dataloader import progress, streams
 from dataloader.errors import InputError
 
 log = logging.getLogger("mace_pretrain")
-logging.raiseExceptions = False  # a log file on a full disk must not print a traceback per line
+logging.raiseExceptions = False  # a line that cannot be written must not print a traceback
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -84,7 +85,7 @@ def start_log(path: Path | None) -> None:
         handler.close()
     log.addHandler(_formatted(_BesideProgress()))
     if path is not None:
-        log.addHandler(_formatted(logging.FileHandler(path, encoding="utf-8")))
+        log.addHandler(_formatted(_LogFile(path)))
 
 
 def hold_log() -> None:
@@ -99,7 +100,7 @@ def write_log(path: Path) -> None:
     Raises:
         OSError: it cannot be opened.
     """
-    file = _formatted(logging.FileHandler(path, encoding="utf-8"))
+    file = _formatted(_LogFile(path))
     for held in [h for h in log.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
         held.setTarget(file)
         held.close()  # hands its lines on
@@ -108,19 +109,54 @@ def write_log(path: Path) -> None:
 
 
 def _formatted(handler: logging.Handler) -> logging.Handler:
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_OneLine("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return handler
+
+
+class _OneLine(logging.Formatter):
+    """Names in data may hold line ends and codes that steer a terminal; neither gets into the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of printable characters."""
+        return streams.printable(super().format(record))
 
 
 class _BesideProgress(logging.Handler):
     """Writes above tqdm's bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line to stdout."""
+        """Write one line to stdout; where that fails, the run goes on."""
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
+        with suppress(OSError, ValueError):  # of a stream that is not the process's own, see ``streams.guard``
+            tqdm.write(self.format(record), file=sys.stdout)
         progress.spoken()
+        for sentence in streams.news():
+            log.warning("warning: %s", sentence)
+
+
+class _LogFile(logging.Handler):
+    """Adds lines to a file; those that a full disk refuses are written later, in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = streams.PatientFile.adding_to(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or keep it."""
+        self._file.write(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+        if (sentence := self._file.news()) is not None:
+            log.warning("warning: %s", sentence)
+
+    def flush(self) -> None:
+        """Try again to write what waits."""
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 def computing(device: torch.device) -> dict[str, Any]:

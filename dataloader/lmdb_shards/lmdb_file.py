@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import lmdb
 
 from dataloader import parallel
-from dataloader.errors import InputError
+from dataloader.errors import AwayError, InputError, is_away
 
 # Environments open now, by (process, device, inode): py-lmdb refuses to open a file twice in one process, and the same
 # file may well be asked for twice, as training and as test set.
@@ -123,6 +123,9 @@ class LmdbFile:
         try:
             yield
         except (lmdb.Error, OSError) as error:
+            self.close()  # the next read opens it anew
+            if is_away(error):
+                raise AwayError(f"{self.path} cannot be read{where} ({error}); is its file system there?") from error
             raise InputError(
                 f"{self.path} cannot be read as an LMDB{where} ({error}); check its permissions, or copy it again"
             ) from error

@@ -21,6 +21,7 @@ from dataloader.batch import FeatureSpec
 from dataloader.labels import LabelKeys
 from dataloader.lmdb_shards import array_file
 from dataloader.lmdb_shards.array_file import Contents, Damaged
+from dataloader.quantities import added
 
 FORMAT = 4  # 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests
 
@@ -34,7 +35,8 @@ class Recipe:
 
     def digest(self) -> str:
         """Eight letters for a file name."""
-        text = json.dumps([FORMAT, asdict(self.keys), [asdict(spec) for spec in self.features]], sort_keys=True)
+        depends = [FORMAT, asdict(self.keys), [asdict(spec) for spec in self.features], [asdict(q) for q in added()]]
+        text = json.dumps(depends, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -46,7 +48,7 @@ class ShardIndex:
         place: file of the index; None where it is kept nowhere.
         keys: of the records, (n,) uint64, or bytes where a key has leading zeros.
         n_atoms, free_components: (n,) uint32; components of forces on free atoms.
-        labels: (n,) uint8, the bits of row_facts.
+        labels: (n,) uint32, the bits of row_facts.
         max_force: (n,) float32, eV/Å, largest length of a force; NaN where there are none.
         elements: (n,) uint32 into ``element_sets``.
         heads: (n,) uint16 into ``head_names``.

@@ -379,7 +379,7 @@ def _feed(hasher: Any, value: object) -> None:
     elif type(value) is float:
         hasher.update(b"float " + struct.pack("<d", value))
     elif value is None or type(value) in (bool, int, str):  # not their subclasses: numpy's float64 is one
-        text = str(value).encode()
+        text = str(value).encode("utf-8", "surrogatepass")
         hasher.update(f"{type(value).__name__} {len(text)};".encode() + text)
     else:
         raise TypeError(f"a {type(value).__name__} may not stand in a checkpoint: it would need an allow-list to load")

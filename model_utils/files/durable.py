@@ -58,8 +58,8 @@ def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """``write`` for text, in UTF-8."""
-    write(path, text.encode())
+    """``write`` for text, in UTF-8; bytes of a file's name that are none are escaped."""
+    write(path, text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

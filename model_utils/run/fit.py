@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dataloader.batch import Batch
 from losses import Loss, Metrics, metrics
-from model_utils.errors import NonFiniteError, Preempted, StopRequested
+from model_utils.errors import InputError, NonFiniteError, Preempted, SaveError, StopRequested
 from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.train_state import Tally, TrainState
@@ -117,9 +118,11 @@ def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
     """Train until the plan is fulfilled.
 
     A request to stop is met between steps, between the batches of a validation, and while data are waited for; the
-    state is then that of the last step, with a validation that was broken off still due.
+    state is then that of the last step, with a validation that was broken off still due. So it is, and is saved, where
+    data can no longer be read.
 
     Raises:
+        InputError: data could not be read.
         NonFiniteError: loss or gradients are no numbers; nothing of it was saved.
         Preempted: the run was asked to stop; the state was saved.
         SaveError: the last state could not be written.
@@ -134,6 +137,10 @@ def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
             f"{request}: saved at step {progress.step}, epoch {progress.epoch + 1}; "
             "go on with --resume auto, or with resume.py"
         ) from None
+    except InputError:
+        with suppress(SaveError):  # what was wrong first is what a person must know
+            run.save_last("data")
+        raise
     state.progress.finished = reason
     run.save_last(reason)
 

@@ -75,9 +75,9 @@ class Interruption:
         ends = []
         if minutes is not None:
             ends.append((self._began + 60 * minutes, "time limit"))
-        allocation = scheduler_end()
-        if allocation is not None:
-            ends.append((time.monotonic() + allocation - time.time(), "end of the scheduler's allocation"))
+        left = scheduler_left()
+        if left is not None:
+            ends.append((time.monotonic() + left, "end of the scheduler's allocation"))
         if not ends:
             return None
         self._end, self._limit_name = min(ends)
@@ -185,17 +185,29 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def scheduler_end() -> float | None:
-    """When SLURM ends this job, in seconds since 1970; None outside a job or where it has no limit."""
-    if known := os.environ.get("SLURM_JOB_END_TIME"):
-        return float(known) if known.isdecimal() else None
+def scheduler_left() -> float | None:
+    """Seconds until SLURM ends this job; None outside a job or where it has no limit.
+
+    Where the clock of this machine disagrees with the job's own times, as before it was set, SLURM itself is asked.
+    """
+    end, start = (os.environ.get(f"SLURM_JOB_{name}_TIME", "") for name in ("END", "START"))
+    if end.isdecimal():
+        left = float(end) - time.time()
+        longest = float(end) - float(start) if start.isdecimal() else float("inf")
+        return left if 0 < left <= longest else _left_by_squeue()
+    return None if end else _left_by_squeue()  # SLURM before 23.02 does not tell the job
+
+
+def _left_by_squeue() -> float | None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return None
-    try:  # SLURM before 23.02 does not tell the job
+    try:
         asked = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job, "--format", "%e"], capture_output=True, text=True, timeout=10
+            ["squeue", "--noheader", "--jobs", job, "--format", "%L"], capture_output=True, text=True, timeout=10
         )
-        return datetime.fromisoformat(asked.stdout.strip()).timestamp()
-    except (OSError, subprocess.SubprocessError, ValueError):  # no squeue here, no answer, or N/A: no limit
+        days, _, clock = asked.stdout.strip().rpartition("-")
+        seconds = [float(part) for part in clock.split(":")]
+    except (OSError, subprocess.SubprocessError, ValueError):  # no squeue here, no answer, or UNLIMITED
         return None
+    return 86400 * float(days or 0) + sum(60**power * part for power, part in enumerate(reversed(seconds)))

@@ -1,19 +1,22 @@
 """How a run speaks: log lines, tables, metrics.jsonl, TensorBoard, the progress bar."""
 
+import errno
+import itertools
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from dataloader import progress
+from dataloader import progress, streams
 from dataloader.dataset import OF_HEAD
 from dataloader.quantities import QUANTITIES, STRESS, Quantity
 from losses import Loss, Metrics, error_names, metrics
+from model_utils.files import durable
 from model_utils.files.durable import NotWritten
 from model_utils.run.fit import TrainRecord, ValidationRecord
 from model_utils.run.train_state import TrainState
@@ -104,18 +107,27 @@ def _heading(quantity: Quantity, short: str) -> str:
 class MetricsFile:
     """metrics.jsonl: one object per record; what depends on the clock or the machine stands in one ``perf`` object."""
 
-    def __init__(self, path: Path, offset: int | None = None) -> None:
-        """Open for adding; with an offset, what was written beyond it by a run that was killed is cut off first."""
+    def __init__(self, path: Path, offset: int | None = None, step: int = 0) -> None:
+        """Open for adding.
+
+        Args:
+            path: the file.
+            offset: bytes of the records that a checkpoint knows; what a run that was killed wrote beyond is cut off.
+            step: of that checkpoint, by which the records are told where the file was cut or edited since.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
         self._path = path
+        self.mended = offset is not None and _mended(path, offset, step)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._size = os.fstat(self._descriptor).st_size
         self._held = b""  # records that a full disk refused
         self._unsynced = b""  # records that were written but not yet brought to the disk
-        if offset is not None and offset < self._size:
+        if not self.mended and offset is not None and offset < self._size:
+            log.info("%s: the %d bytes after the checkpoint are cut off and made again", path, self._size - offset)
             os.ftruncate(self._descriptor, offset)
             self._size = offset
-        elif offset is not None and offset > self._size:
-            log.warning("warning: %s lacks the last %d bytes of the run's records", path, offset - self._size)
 
     def train(self, record: TrainRecord) -> None:
         """A training record."""
@@ -150,15 +162,35 @@ class MetricsFile:
         self._write(kind="final", **{name: m.as_plain() for name, m in rows.items()})
 
     def _write(self, **record: Any) -> None:
-        self._held += (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        self._held += text.encode("utf-8", "backslashreplace")  # a file's name need not be UTF-8
         with suppress(OSError):  # on a full disk the record waits; the next checkpoint must bring it to the disk
             self._flush()
 
     def _flush(self) -> None:
         while self._held:
-            written = os.write(self._descriptor, self._held)
+            try:
+                written = os.write(self._descriptor, self._held)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                self._open_again(error)
+                continue
             self._unsynced += self._held[:written]
             self._held, self._size = self._held[written:], self._size + written
+
+    def _open_again(self, stale: OSError) -> None:
+        """Get a new handle where that of a network file system is stale, and write again what may have been lost."""
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            self._size -= len(self._unsynced)
+            self._held, self._unsynced = self._unsynced + self._held, b""
+            if os.fstat(descriptor).st_size < self._size:
+                raise stale  # another file has the name now
+            os.ftruncate(descriptor, self._size)
+            os.dup2(descriptor, self._descriptor, inheritable=False)
+        finally:
+            os.close(descriptor)
 
     def offset(self) -> int:
         """Bytes written so far, all of them on the disk; a checkpoint remembers it.
@@ -192,30 +224,93 @@ class MetricsFile:
             os.close(self._descriptor)
 
 
+def _mended(path: Path, offset: int, step: int) -> bool:
+    """Keep the whole records of a checkpoint's past where the file is not as it was left; whether that was needed.
+
+    The run saves at once when it was: the checkpoint's offset would cut the new file in the wrong place.
+    """
+    if offset == 0 or (path.exists() and _ends_a_line(path, offset)):
+        return False
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    starts = itertools.accumulate((len(line) for line in lines), initial=0)
+    kept = [line for line, start in zip(lines, starts, strict=False) if _is_of_the_past(line, start, offset, step)]
+    durable.write(path, b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept))
+    log.warning(
+        "warning: %s was cut or edited since the checkpoint, which knows %d bytes of it: %d whole records up to step "
+        "%d are kept, %d other lines are removed",
+        *(path, offset, len(kept), step, len(lines) - len(kept)),
+    )
+    return True
+
+
+def _ends_a_line(path: Path, offset: int) -> bool:
+    """Whether a line of a file ends at an offset."""
+    with path.open("rb") as file:
+        file.seek(offset - 1)
+        return file.read(1) == b"\n"
+
+
+def _is_of_the_past(line: bytes, start: int, offset: int, step: int) -> bool:
+    """Whether a line is a whole record that was written before the checkpoint of a step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    of_step = record.get("step") if isinstance(record, dict) else None
+    return isinstance(of_step, int) and (of_step < step or (of_step == step and start < offset))
+
+
 class TensorBoard:
-    """The same numbers as TensorBoard events."""
+    """The same numbers as TensorBoard events; those that a full disk refuses are written later, in order."""
 
     def __init__(self, folder: Path, *, from_step: int) -> None:
-        """Open for adding; what a run that was killed wrote from this step on is hidden."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Open a new file beside the others; what a run that was killed wrote from this step on is hidden.
 
-        self._writer = SummaryWriter(str(folder), purge_step=from_step)
+        Raises:
+            OSError: it cannot be made.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._file = streams.PatientFile.adding_to(_next_events_file(folder), most=float("inf"))
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        self._add(step=from_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **event: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **event).SerializeToString())
 
     def train(self, record: TrainRecord) -> None:
         """A training record."""
         self._scalars("train", record.metrics, record.step)
-        self._writer.add_scalar("lr", record.lr, record.step)
-        self._writer.add_scalar("gradient_norm", record.gradient_norm, record.step)
+        self._scalar("lr", record.lr, record.step)
+        self._scalar("gradient_norm", record.gradient_norm, record.step)
 
     def validation(self, record: ValidationRecord) -> None:
         """A validation record."""
         self._scalars("valid", record.metrics, record.step)
-        self._writer.flush()
 
     def _scalars(self, part: str, found: Metrics, step: int) -> None:
         for name, value in found.as_plain().items():
             if value is not None:
-                self._writer.add_scalar(f"{part}/{name}", value, step)
+                self._scalar(f"{part}/{name}", value, step)
+
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        from torch.utils.tensorboard.summary import scalar
+
+        self._add(step=step, summary=scalar(tag, value))
+
+
+def _next_events_file(folder: Path) -> Path:
+    """A name that TensorBoard reads after those that are there, also where the clock was set back since.
+
+    It reads files in the order of their names, and hides what the later ones replace.
+    """
+    times = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")]
+    after = max((int(text) for text in times if text.isdecimal()), default=0) + 1
+    return folder / f"events.out.tfevents.{max(int(time.time()), after):010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
 class EpochProgress:
@@ -224,7 +319,7 @@ class EpochProgress:
     REFRESH = 0.5  # s; reading the loss waits for a GPU
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._bar: progress.Bar | None = None
         self._next = 0.0
         self._began: float | None = None
         self._said: float | None = None
@@ -250,7 +345,7 @@ class EpochProgress:
     def _begin(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> None:
         self._began, self._said, self._first = progress.clock(), None, state.progress.steps_in_epoch
         if progress.on_a_terminal():
-            self._bar = tqdm(total=steps_of_epoch, initial=self._first, unit="step", leave=False)
+            self._bar = progress.Bar(total=steps_of_epoch, initial=self._first, unit="step", leave=False)
             self._atoms = metrics(state.tally.sums.tolist(), loss).n_atoms
 
     def _refresh(self, state: TrainState, loss: Loss) -> None:

@@ -244,7 +244,7 @@ def _start_from_best(best_model: Path, module: nn.Module, state: TrainState) -> 
     return f"weights of {best_model} (epoch {best.content['epoch']}, {best.weights}), moments start anew"
 
 
-def adopt(source: Outputs, outputs: Outputs, metrics_offset: int) -> None:
+def adopt(source: Outputs, outputs: Outputs) -> None:
     """Bring what belongs to a run to the place where it goes on: best models, and its records so far.
 
     Raises:
@@ -254,4 +254,4 @@ def adopt(source: Outputs, outputs: Outputs, metrics_offset: int) -> None:
         if old.exists() and old.resolve() != new.resolve():
             durable.write(new, old.read_bytes())
     if source.metrics.exists() and source.metrics.resolve() != outputs.metrics.resolve():
-        durable.write(outputs.metrics, source.metrics.read_bytes()[:metrics_offset])
+        durable.write(outputs.metrics, source.metrics.read_bytes())

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from dataloader.errors import is_away
 from losses import Loss, Metrics
 from model_utils.errors import SaveError, VerificationError
 from model_utils.files import durable
@@ -20,6 +21,7 @@ from model_utils.run.report import EpochProgress, MetricsFile, TensorBoard, log_
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
 
+PAUSES = (0.5, 2.0, 5.0)  # s before the last save is tried again where a network file system does not answer
 LARGE_FIRST_ERROR = 1.0  # eV/atom
 OF_THE_COMMAND = ("config", "resume", "overwrite", "dry_run", "debug")  # no settings of the run
 
@@ -62,7 +64,7 @@ class RunFiles:
             names = [data.valid.name(i) for i in range(len(data.valid))]
             durable.write_text(outputs.valid_names, "\n".join(names) + "\n")
         self.epoch_progress = EpochProgress()
-        self.metrics = MetricsFile(outputs.metrics, offset=offset)
+        self.metrics = MetricsFile(outputs.metrics, offset, step)
         self.events = TensorBoard(outputs.tensorboard, from_step=step + 1) if tensorboard else None
 
     def hooks(self, network: Network, validate: Evaluator) -> Hooks:
@@ -153,10 +155,14 @@ class RunFiles:
             SaveError: it could not be written; the generations before are untouched.
         """
         self.epoch_progress.close()  # the last epoch may have ended before its last step
-        try:
-            self._write(state, reason)
-        except OSError as error:
-            raise SaveError(f"step {state.progress.step} is not saved: {error}; older files are intact") from None
+        for pause in (*PAUSES, None):
+            try:
+                return self._write(state, reason)
+            except OSError as error:
+                if pause is None or not is_away(error):
+                    text = f"step {state.progress.step} is not saved: {error}; older files are intact"
+                    raise SaveError(text) from None
+                time.sleep(pause)
 
     def _write(self, state: TrainState, reason: str) -> None:
         began = time.monotonic()

@@ -213,7 +213,7 @@ def open_files(
             outputs.remove_another_run()
         if continued is not None and stored is not None:
             set_aside_damaged(continued, outputs)
-            adopt(Outputs.of_checkpoint(continued.path, stored["config"]), outputs, stored["metrics_offset"])
+            adopt(Outputs.of_checkpoint(continued.path, stored["config"]), outputs)
         write_log(outputs.log)
         if continued is not None and not outputs.model.exists() and state.progress.best_step > 0:
             log.warning("warning: %s is gone: the best model is looked for anew", outputs.model)
@@ -224,7 +224,10 @@ def open_files(
         model_loader.write_description(outputs, description, authored, overwrite=replace)
         if origin is not None and origin.source.description.hash() != description.hash():
             durable.write_text(outputs.source_json, origin.source.description.canonical_text())
-        return RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
+        files = RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
+        if files.metrics.mended:
+            files.save(state, "records")
+        return files
     except OSError as error:
         if options.resume is None:
             with suppress(OSError):

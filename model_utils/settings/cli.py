@@ -15,7 +15,8 @@ from cyclopts import App, Parameter
 from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
-from dataloader.errors import InputError
+from dataloader import streams
+from dataloader.errors import AwayError, InputError, is_away
 from model_utils.settings.mace_flags import ours_for
 
 Options = TypeVar("Options")
@@ -45,28 +46,57 @@ def run(
         The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says (``model_utils.errors``).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.guard()
+    streams.say_product(True)
     try:
         _refuse_elsewhere(arguments, elsewhere or {})
         options = parse(kind, arguments)
-        if options is None:  # --help was printed
-            return 0
-        command(options)
+        if options is not None:  # else --help was printed
+            streams.say_product(not _writes_files(options))
+            command(options)
+        _judge_stdout(is_product=options is None or not _writes_files(options))
         return 0
     except KeyboardInterrupt:
         print("stopped: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except streams.ReaderLeft as left:
+        return left.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and is_away(error):
+            error = AwayError(f"{error.filename or 'a file'}: {error.strerror}; is its file system there?")
         code = getattr(type(error), "exit_code", 1)
         if "--debug" in arguments or code == 1:
             traceback.print_exc()
         if code != 1:
-            line = " ".join(str(error).split())
-            line = "".join(c if c.isprintable() else "?" for c in line)  # names in files may hold escape codes
-            print(f"{'stopped' if code == 75 else 'error'}: {line}", file=sys.stderr)
+            _say_why(error, code)
         return int(code)
+
+
+def _say_why(error: Exception, code: int) -> None:
+    line = streams.printable(" ".join(str(error).split()))
+    print(f"{'stopped' if code == 75 else 'error'}: {line}", file=sys.stderr)
+
+
+def _writes_files(options: Any) -> bool:
+    """Whether a command was asked for files; otherwise what it says is what it makes."""
+    if getattr(options, "dry_run", False):
+        return False
+    names = [field.name for field in dataclasses.fields(options) if field.name.startswith("output_")]
+    return any(getattr(options, name) is not None for name in names)
+
+
+def _judge_stdout(*, is_product: bool) -> None:
+    """Say that lines are missing from stdout, on a full disk; where nobody reads it, that is the reader's choice.
+
+    Raises:
+        InputError: what is missing is all that the command makes.
+    """
+    refused = streams.refused_by_stdout()
+    if refused is None:
+        return
+    if is_product:
+        raise InputError(f"stdout cannot be written: {refused.strerror}; lines of the answer are missing there")
+    print(f"warning: stdout cannot be written: {refused.strerror}; lines are missing there", file=sys.stderr)
 
 
 def run_subcommand(commands: Commands, doc: str, argv: Sequence[str] | None = None) -> int:
@@ -75,14 +105,27 @@ def run_subcommand(commands: Commands, doc: str, argv: Sequence[str] | None = No
     if arguments and arguments[0] in commands:
         kind, command = commands[arguments[0]]
         return run(kind, command, arguments[1:])
+    streams.guard()
     lines = [f"  {name:8s} {kind.__doc__}" for name, (kind, _) in commands.items()]
     if not arguments or arguments[0] in ("--help", "-h"):
-        print("\n".join([doc, "", *lines]))
-        return 0
+        return _shown([doc, "", *lines])
     near = difflib.get_close_matches(arguments[0], commands, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(commands)}"
     print(f"error: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
     return 2
+
+
+def _shown(lines: Sequence[str]) -> int:
+    """Print what was asked for; the exit code."""
+    streams.say_product(True)
+    try:
+        print("\n".join(lines))
+        _judge_stdout(is_product=True)
+    except (streams.ReaderLeft, InputError) as error:
+        if isinstance(error, InputError):
+            _say_why(error, error.exit_code)
+        return error.exit_code
+    return 0
 
 
 def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:

@@ -189,7 +189,10 @@ class TensorBoard:
         """Open for adding; what a run that was killed wrote from this step on is hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=from_step)
+        folder.mkdir(exist_ok=True)
+        # the writer opens its file by name for every event: by a name that stays where the run's folder is moved
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._writer = SummaryWriter(f"/proc/self/fd/{self._descriptor}", purge_step=from_step)
 
     def train(self, record: TrainRecord) -> None:
         """A training record."""

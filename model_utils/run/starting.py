@@ -156,20 +156,23 @@ def announce(options: TrainOptions, description: ModelDescription) -> None:
 
 
 @contextmanager
-def place(options: TrainingOptions, outputs: Outputs) -> Iterator[None]:
+def place(options: TrainingOptions, outputs: Outputs) -> Iterator[Outputs]:
     """Make the folders and be the only writer of the run; a dry run needs neither.
+
+    Yields:
+        The names of what is written, which follow folders that are moved while the run lasts.
 
     Raises:
         InputError: another process writes this run, or the place cannot be written.
     """
     if options.dry_run:
         start_log(None)
-        yield
+        yield outputs
         return
     hold_log()
     outputs.make_folders()
-    with run_lock.held(outputs.lock, wait=options.resume is not None, folders=[outputs.model.parent]):
-        yield
+    with run_lock.run_held(outputs, wait=options.resume is not None) as held:
+        yield held
 
 
 def open_files(

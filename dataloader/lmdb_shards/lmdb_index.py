@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dataloader import parallel
 from dataloader.batch import FeatureSpec
+from dataloader.cache_folder import cache_folder
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import array_file, ase_rows
@@ -223,7 +224,7 @@ def places(path: Path, recipe: Recipe) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the user's cache folder."""
     ending = f"{recipe.digest()}.index"
     absolute = path.resolve()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mace-pretrain" / "lmdb_index"
+    home = cache_folder() / "lmdb_index"
     name = f"{hashlib.sha256(str(absolute).encode()).hexdigest()[:16]}-{absolute.name}.{ending}"
     return [absolute.with_name(f"{absolute.name}.{ending}"), home / name]
 

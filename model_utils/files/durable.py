@@ -1,6 +1,7 @@
 """Write files so that a kill or a power failure leaves the old one or the new one, never a piece."""
 
 import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+LONGEST_IN_TEMPORARY = 100  # bytes of a file's name that are repeated in that of its temporary file
 
 
 class NotWritten(OSError):
@@ -87,7 +90,11 @@ def temporary_files(folder: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """Beside a file, in any case a shorter name than a file system takes: 255 bytes, of which a host takes up to 64."""
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_IN_TEMPORARY:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return path.with_name(f".{name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def _keep(name: str, link: str, previous: str, directory: int) -> None:

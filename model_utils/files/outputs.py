@@ -1,5 +1,6 @@
 """Where a run writes: all names from two options, announced up front, and never over another run's files."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from dataloader.errors import InputError
 from model_utils.files.checkpoint import is_best_model, previous_generation
 from model_utils.files.held_folder import HeldFolder
 
+NAME_MAX = 255  # bytes, of most file systems
 ENDINGS = (".pt", ".pth")  # of weights files; a path with another is a directory
 
 
@@ -22,9 +24,7 @@ class Outputs:
             asking for one raises SaveError where its folder is gone.
     """
 
-    def __init__(
-        self, *, checkpoint: Path, model: Path, folders: tuple[HeldFolder, HeldFolder] | None = None
-    ) -> None:
+    def __init__(self, *, checkpoint: Path, model: Path, folders: tuple[HeldFolder, HeldFolder] | None = None) -> None:
         self._checkpoint, self._model, self._folders = checkpoint, model, folders
 
     def __eq__(self, other: object) -> bool:
@@ -35,6 +35,28 @@ class Outputs:
 
     def _names(self) -> tuple[Path, Path]:
         return self._checkpoint, self._model
+
+    def _refuse_long_names(self) -> None:
+        """A run must not find out after its first stage that the name of the best model of it is too long.
+
+        Raises:
+            InputError: a file that the run may write has a longer name than a file system takes.
+        """
+        longest = max(self._all_named_after_the_run(), key=lambda path: len(os.fsencode(path.name)))
+        size = len(os.fsencode(longest.name))
+        if size > NAME_MAX:
+            of_checkpoint = longest.parent == self.checkpoint.parent
+            raise InputError(
+                f"--output_{'checkpoint' if of_checkpoint else 'model'}: {longest.name:.30}…{longest.name[-40:]}, a "
+                f"file of the run, would have a name of {size} bytes, and file systems take {NAME_MAX}; give a shorter "
+                "name"
+            )
+
+    def _all_named_after_the_run(self) -> Iterator[Path]:
+        yield from (self.checkpoint, previous_generation(self.checkpoint), damaged(self.checkpoint))
+        yield from (self.model, self.stage_one_model, self.bare_module, self.source_json)
+        yield from (self.replay, self.replay_before, *self.locks)
+        yield from (path.with_suffix(".input.json") for path in self.model_jsons)
 
     @property
     def checkpoint(self) -> Path:
@@ -58,7 +80,9 @@ class Outputs:
         own = {_real(path) for path in (checkpoint, previous_generation(checkpoint), damaged(checkpoint))}
         if _real(model) in own:
             raise InputError(f"--output_checkpoint and --output_model are both {model}; give them different names")
-        return cls(checkpoint=checkpoint, model=model)
+        outputs = cls(checkpoint=checkpoint, model=model)
+        outputs._refuse_long_names()
+        return outputs
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path, config: Mapping[str, Any]) -> "Outputs":

@@ -15,8 +15,10 @@ from cyclopts import App, Parameter
 from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
+from dataloader.cache_folder import settle
 from dataloader.errors import InputError
 from model_utils.settings.mace_flags import ours_for
+from model_utils.settings.usable_paths import refuse_unusable
 
 Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
@@ -50,6 +52,7 @@ def run(
         options = parse(kind, arguments)
         if options is None:  # --help was printed
             return 0
+        settle()
         command(options)
         return 0
     except KeyboardInterrupt:
@@ -144,12 +147,14 @@ def _parsed(
     app.default(_identity(kind))
     try:
         parsed: Options | None = app(list(argv), exit_on_error=False, print_error=False)
-        return parsed
     except MissingArgumentError as error:
         name = error.argument.name if error.argument is not None else "an option"
         raise InputError(f"{name} is missing; see --help") from None
     except CycloptsError as error:
         raise InputError(_one_line(error, config)) from None
+    if parsed is not None:
+        refuse_unusable(parsed)
+    return parsed
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:

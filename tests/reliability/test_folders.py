@@ -225,7 +225,9 @@ def test_one_folder_by_two_paths_is_locked_once(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("model", ["link/run_checkpoint.pt", "run/../run/run_checkpoint.pt", "run/run_checkpoint.prev.pt"])
+@pytest.mark.parametrize(
+    "model", ["link/run_checkpoint.pt", "run/../run/run_checkpoint.pt", "run/run_checkpoint.prev.pt"]
+)
 def test_checkpoint_and_model_are_two_files(model: str, tmp_path: Path) -> None:
     from model_utils.errors import InputError
 

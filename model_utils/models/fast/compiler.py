@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dataloader.cache_folder import cache_folder
 from model_utils.runtime import log
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -76,7 +77,7 @@ def _cpu() -> str:
 @contextlib.contextmanager
 def _cache() -> Iterator[Path]:
     """The user's own directory; where there can be none, one for this process alone."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mace-pretrain"
+    folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat(follow_symlinks=False)
@@ -84,7 +85,7 @@ def _cache() -> Iterator[Path]:
             raise PermissionError
         if stat.S_IMODE(found.st_mode) != 0o700:
             folder.chmod(0o700)
-    except (OSError, RuntimeError):
+    except OSError:
         with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as private:
             yield Path(private)
     else:

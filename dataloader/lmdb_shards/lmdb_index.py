@@ -223,7 +223,7 @@ def _kept(path: Path, recipe: Recipe) -> ShardIndex | None:
 def places(path: Path, recipe: Recipe) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the user's cache folder."""
     ending = f"{recipe.digest()}.index"
-    absolute = path.resolve()
+    absolute = Path(os.path.realpath(path))
     home = cache_folder() / "lmdb_index"
     name = f"{hashlib.sha256(str(absolute).encode()).hexdigest()[:16]}-{absolute.name}.{ending}"
     return [absolute.with_name(f"{absolute.name}.{ending}"), home / name]
@@ -232,7 +232,7 @@ def places(path: Path, recipe: Recipe) -> list[Path]:
 def outdated(path: Path) -> list[Path]:
     """Indexes of earlier versions beside a shard, which are not used any more."""
     found = []
-    absolute = path.resolve()
+    absolute = Path(os.path.realpath(path))
     for place in sorted(absolute.parent.glob(f"{glob.escape(absolute.name)}.*.index")):
         with contextlib.suppress(OSError, Damaged, KeyError, TypeError):
             if array_file.read(place).header["format"] < FORMAT:
@@ -252,7 +252,7 @@ def _writable_place(path: Path, recipe: Recipe) -> Path | None:
 @contextlib.contextmanager
 def _alone(paths: Sequence[Path], recipe: Recipe) -> Iterator[None]:
     """Let one process at a time make an index; the others wait and then find it."""
-    text = "\n".join(str(path.resolve()) for path in paths)
+    text = "\n".join(str(Path(os.path.realpath(path))) for path in paths)
     home = places(paths[0], recipe)[1].parent
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)

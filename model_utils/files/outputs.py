@@ -77,8 +77,8 @@ class Outputs:
         """A path ending in .pt or .pth is that file; anything else a directory, ``run/``: ``run/run_checkpoint.pt``."""
         checkpoint = _file(output_checkpoint, "checkpoint")
         model = _file(output_model, "model") if output_model else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
-        own = {_real(path) for path in (checkpoint, previous_generation(checkpoint), damaged(checkpoint))}
-        if _real(model) in own:
+        own = {_place(path) for path in (checkpoint, previous_generation(checkpoint), damaged(checkpoint))}
+        if _place(model) in own:
             raise InputError(f"--output_checkpoint and --output_model are both {model}; give them different names")
         outputs = cls(checkpoint=checkpoint, model=model)
         outputs._refuse_long_names()
@@ -98,7 +98,7 @@ class Outputs:
             return beside
         named = cls.named(current, Path(config["output_model"]))
         begun_at = config.get("output_checkpoint")
-        if begun_at and cls.named(Path(begun_at), None).checkpoint.resolve() == current.resolve():
+        if begun_at and real(cls.named(Path(begun_at), None).checkpoint) == real(current):
             return named
         here = current.with_name(named.model.name)  # in a copy of the folder its own best model
         places = (model for model in (beside.model, here, named.model) if model.exists() and model != current)
@@ -229,9 +229,14 @@ class Outputs:
                 ) from None
 
 
-def _real(path: Path) -> Path:
+def real(path: Path) -> Path:
+    """Where a path leads; one whose links lead in a circle leads to itself, while ``Path.resolve`` raises."""
+    return Path(os.path.realpath(path))
+
+
+def _place(path: Path) -> Path:
     """A file by the one name of its folder; a link in its place is replaced, not followed."""
-    return path.parent.resolve() / path.name
+    return real(path.parent) / path.name
 
 
 def _lock_of_name(weights: Path) -> Path:
@@ -289,7 +294,7 @@ def _named(given: Path, role: str) -> Path:
         return given
     if given.exists() and not given.is_dir():
         raise InputError(f"{given} is a file; expected a directory or a path ending in .pt or .pth")
-    return given / f"{given.resolve().name or 'run'}_{role}.pt"
+    return given / f"{real(given).name or 'run'}_{role}.pt"
 
 
 def _stem(path: Path) -> str:

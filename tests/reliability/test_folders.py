@@ -1,19 +1,20 @@
 """A run knows its folders and is alone in them: moved, removed, or shared with another run, no file is mixed."""
 
+import errno
+import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from conftest import HANGING, pausing, wait_until
-from model_utils import train_mace
-from model_utils.files import checkpoint, durable, run_lock
+from model_utils import finetune, resume, train_mace
+from model_utils.errors import InputError
+from model_utils.files import durable, run_lock
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.outputs import Outputs
 from model_utils.run.run_files import RunFiles
@@ -54,25 +55,21 @@ def paused(material: Path, tmp_path: Path, *flags: object, step: int = 3) -> Ite
 
 def test_a_moved_run_goes_on_where_it_is_and_leaves_a_new_one_alone(material: Path, tmp_path: Path) -> None:
     """A second run begins and ends at the old path while the first lasts: each has its own files, and only those."""
-    flags = ("--tensorboard", "--checkpoint_every_steps", "1", "--resume", "auto")
-    whole, place, moved = tmp_path / "whole" / "run", tmp_path / "run", tmp_path / "moved"
-    assert train_mace.main(words_of(material, *flags, "--output_checkpoint", whole)) == 0
-    with paused(material, tmp_path, *flags, "--output_checkpoint", place) as (process, over):
+    place, moved = tmp_path / "run", tmp_path / "moved"
+    flags = ("--tensorboard", "--checkpoint_every_steps", "1", "--resume", "auto", "--output_checkpoint", place)
+    with paused(material, tmp_path, *flags) as (process, over):
         place.rename(moved)
-        assert train_mace.main(words_of(material, *flags, "--output_checkpoint", place)) == 0
+        assert train_mace.main(words_of(material, *flags)) == 0
         second = content(place)
-        other = outputs_in(place).locks
         with run_lock.run_held(outputs_in(place), wait=False):
             over.touch()
             said, failed = process.communicate(timeout=HANGING)
-            assert all(lock.exists() for lock in other), "the first run removed the second's locks"
+            assert all(lock.exists() for lock in outputs_in(place).locks), "the first run removed the second's locks"
     assert (process.returncode, failed) == (0, "")
     assert said.count(f"was moved while the run writes it; the run goes on in {moved}") == 1
     assert content(place) == second
-    for folder in (place, moved):
-        assert differences(outputs_in(whole), outputs_in(folder)) == []
-    names = {path.name for path in whole.iterdir()}
-    assert {path.name for path in moved.iterdir()} == names, "its locks went with it and are removed there"
+    assert differences(outputs_in(place), outputs_in(moved)) == []
+    assert {path.name for path in moved.iterdir()} == {path.name for path in place.iterdir()}, "and its locks are gone"
     assert len(list((moved / "tensorboard").iterdir())) == len(list((place / "tensorboard").iterdir())) == 1
     assert (moved / "train.log").read_text().count("training is over") == 1
 
@@ -127,18 +124,22 @@ def test_a_folder_moved_within_a_save(call: str, tmp_path: Path, monkeypatch: py
     assert content(moved) == {"x.pt": b"new", "x.prev.pt": b"old"}
 
 
-def test_a_run_whose_folder_is_removed_ends_in_one_line(material: Path, tmp_path: Path) -> None:
+def test_a_run_whose_folder_is_removed_ends_in_one_line(
+    material: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where another run began at its path: nothing of the first comes into its files."""
-    place = tmp_path / "run"
-    flags = ("--checkpoint_every_steps", "1", "--output_checkpoint", place)
-    with paused(material, tmp_path, *flags) as (process, over):
-        shutil.rmtree(place)
-        place.mkdir()
-        (place / "metrics.jsonl").write_text("of another\n")
-        over.touch()
-        _, failed = process.communicate(timeout=HANGING)
-    assert process.returncode == 5
-    (line,) = failed.splitlines()
+    save, place = RunFiles.save, tmp_path / "run"
+
+    def remove_and_save(self: RunFiles, state: TrainState, reason: str) -> bool:
+        if reason == "epoch":
+            shutil.rmtree(place)
+            place.mkdir()
+            (place / "metrics.jsonl").write_text("of another\n")
+        return save(self, state, reason)
+
+    monkeypatch.setattr(RunFiles, "save", remove_and_save)
+    assert train_mace.main(words_of(material, "--output_checkpoint", place)) == 5
+    (line,) = capsys.readouterr().err.splitlines()
     assert f"{place}, a folder of this run, was removed or moved to another file system" in line
     assert content(place) == {"metrics.jsonl": b"of another\n"}
 
@@ -146,9 +147,6 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(material: Path, tmp_path
 def test_a_folder_that_does_not_answer_for_now_is_not_taken_for_a_removed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-    import os
-
     with HeldFolder(tmp_path) as folder:
 
         def stale(path: object, **_: object) -> None:
@@ -181,8 +179,6 @@ SHARED = {  # names of two best models in one folder
 
 @pytest.mark.parametrize("names", SHARED.values(), ids=SHARED)
 def test_two_runs_with_a_file_in_common(names: tuple[str, str], tmp_path: Path) -> None:
-    from model_utils.errors import InputError
-
     first, second = models_of(tmp_path, *names)
     with (
         run_lock.run_held(first, wait=False),
@@ -195,6 +191,28 @@ def test_two_runs_with_a_file_in_common(names: tuple[str, str], tmp_path: Path) 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_every_command_that_trains_keeps_off_a_model_that_another_writes(
+    train: Train, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, model = train("source", "--max_steps", "1"), tmp_path / "models" / "x_model.pt"
+    first = Outputs.named(tmp_path / "first", model)
+    first.make_folders()
+    monkeypatch.setattr(run_lock, "WAIT", 0.0)
+    data = ["--xyz_train", material / "train.xyz", "--xyz_val", material / "val.xyz", "--overwrite"]
+    commands = {
+        train_mace: ["--input_json", material / "tiny.json", *data],
+        finetune: ["--input_model", source / "source_model.pt", *data],
+        resume: ["--input_model", source, "--epochs", "3"],
+    }
+    capsys.readouterr()
+    for command, words in commands.items():
+        place = ["--output_checkpoint", tmp_path / command.__name__, "--output_model", model]
+        with run_lock.run_held(first, wait=False):
+            assert command.main([str(word) for word in (*words, *place)]) == 2
+        assert f"{model} is being written by process {os.getpid()} on" in capsys.readouterr().err
+    assert list(model.parent.iterdir()) == []
+
+
 def test_runs_of_other_names_share_a_folder_of_models(tmp_path: Path) -> None:
     first, second = models_of(tmp_path, "x_model.pt", "y_model.pt")
     with run_lock.run_held(first, wait=False), run_lock.run_held(second, wait=False):
@@ -202,8 +220,6 @@ def test_runs_of_other_names_share_a_folder_of_models(tmp_path: Path) -> None:
 
 
 def test_a_best_model_in_the_folder_of_another_run(tmp_path: Path) -> None:
-    from model_utils.errors import InputError
-
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     own = Outputs.named(tmp_path / "b" / "b_checkpoint.pt", None)
@@ -229,8 +245,6 @@ def test_one_folder_by_two_paths_is_locked_once(tmp_path: Path) -> None:
     "model", ["link/run_checkpoint.pt", "run/../run/run_checkpoint.pt", "run/run_checkpoint.prev.pt"]
 )
 def test_checkpoint_and_model_are_two_files(model: str, tmp_path: Path) -> None:
-    from model_utils.errors import InputError
-
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with pytest.raises(InputError, match="give them different names"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,14 +102,15 @@ def test_killed_within_the_removal_of_another_run(
     train: Train, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before every file that --overwrite removes: the old run goes on as it was or not at all, the new one begins."""
-    flags = ["--batch_size", "4", "--checkpoint_every_steps", "1", "--export_mace_model"]
+    flags = ["--batch_size", "4", "--checkpoint_every_steps", "1", *(["--export_mace_model"] if FULL else [])]
     new = [*flags, "--seed", "1", "--overwrite"]
     other = train("other/run", "--seed", "1", *flags)
     old = train("run", *flags, "--max_steps", "6")
     n_files = len(outputs_in(old).of_another_run())
-    assert n_files >= 7
+    assert n_files >= 6
     kept = shutil.copytree(old, tmp_path / "kept")
-    assert resume.main(["--input_model", str(old), "--max_steps", "8"]) == 0
+    if FULL:
+        assert resume.main(["--input_model", str(old), "--max_steps", "8"]) == 0
     continued = shutil.copytree(old, tmp_path / "continued" / "run")
     for n in range(n_files) if FULL else (1, 2):
         shutil.rmtree(old)
@@ -129,7 +131,7 @@ def test_killed_within_the_removal_of_another_run(
 
         words = [str(w) for w in ("--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz")]
         words += ["--xyz_val", str(material / "val.xyz"), "--epochs", "2", "--output_checkpoint", str(old)]
-        assert killed(lambda: train_mace.main([*words, *new]), prepare) == KILLED
+        assert killed(partial(train_mace.main, [*words, *new]), prepare) == KILLED
         half = shutil.copytree(old, tmp_path / f"half{n}")
         capsys.readouterr()
         code = resume.main(["--input_model", str(old), "--max_steps", "8"])

@@ -24,7 +24,7 @@ def finetune(options: FinetuneOptions) -> None:
         from model_utils.run import finetuning, new_energies, replaying, starting, training
 
         outputs = Outputs.named(options.output_checkpoint, options.output_model)
-        with starting.place(options, outputs):
+        with starting.place(options, outputs) as outputs:
             begun = finetuning.continued(options, outputs)
             if begun is not None:
                 settings = finetuning.settings(options, begun.heads, replaying.kept(options, outputs))

@@ -16,7 +16,7 @@ from losses import Metrics
 from model_utils.errors import VerificationError
 from model_utils.files import checkpoint, durable, trusted
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, sidecar
+from model_utils.files.outputs import Outputs, real, sidecar
 from model_utils.models import description as model_json
 from model_utils.models import pickled, pickled_compared
 from model_utils.models.accelerated import AcceleratedNetwork
@@ -307,11 +307,11 @@ def check_descriptions(file: WeightsFile, outputs: Outputs) -> None:
         VerificationError: one beside the checkpoint was edited, field by field.
         InputError: at another place there is one of something else.
     """
-    text, own = file.description.canonical_text(), file.path.resolve().parent
+    text, own = file.description.canonical_text(), real(file.path).parent
     for path in outputs.model_jsons:
         if not path.exists() or _holds(path, text):
             continue
-        if path.resolve().parent == own:
+        if real(path).parent == own:
             _refuse_edited(file, path)
         else:
             raise InputError(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.batch import FeatureSpec
+from dataloader.cache_folder import cache_folder
 from dataloader.labels import LabelKeys
 from dataloader.lmdb_shards import array_file
 from dataloader.lmdb_shards.array_file import Contents, Damaged
@@ -140,16 +141,12 @@ def digest_of(value: bytes) -> str:
 
 
 def places(path: Path, recipe: Recipe) -> list[Path]:
-    """Where the index of a shard may lie: beside it, or in the user's cache folder, where there is one."""
+    """Where the index of a shard may lie: beside it, or in the user's cache folder."""
     ending = f"{recipe.digest()}.index"
     absolute = Path(os.path.realpath(path))
     beside = absolute.with_name(f"{absolute.name}.{ending}")
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # neither HOME nor an entry for this user
-        return [beside]
     name = f"{hashlib.sha256(str(absolute).encode()).hexdigest()[:16]}-{absolute.name}.{ending}"
-    return [beside, cache / "mace-pretrain" / "lmdb_index" / name]
+    return [beside, cache_folder() / "lmdb_index" / name]
 
 
 def workplace(place: Path) -> Path:

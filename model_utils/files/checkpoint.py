@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -225,11 +226,8 @@ class Damaged(VerificationError):
     """A file that is not whole."""
 
 
-def _begins_as_zip(path: Path, data: bytes | None) -> bool:
-    if data is not None:
-        return data.startswith(b"PK")
-    with path.open("rb") as stream:
-        return stream.read(2) == b"PK"
+def _begins_as_zip(stream: BinaryIO) -> bool:
+    return _rewound(stream).read(2) == b"PK"
 
 
 def load_inert(path: Path, data: bytes | None = None) -> object:
@@ -246,8 +244,19 @@ def load_inert(path: Path, data: bytes | None = None) -> object:
         VerificationError: it is damaged, or asks for something else than a network.
     """
     try:
-        size = path.stat().st_size if data is None else len(data)
-        with zipfile.ZipFile(_source(path, data)) as archive:
+        # opened once: a training beside replaces the file, and what is checked must be what is read
+        with path.open("rb") if data is None else io.BytesIO(data) as stream:
+            return _loaded(path, stream)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
+        ) from None
+
+
+def _loaded(path: Path, stream: BinaryIO) -> object:
+    try:
+        size = stream.seek(0, os.SEEK_END)
+        with zipfile.ZipFile(stream) as archive:
             records = archive.infolist()
             if any("/code/" in record.filename for record in records):
                 raise InputError(
@@ -258,28 +267,25 @@ def load_inert(path: Path, data: bytes | None = None) -> object:
                 raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
             if damaged := archive.testzip():
                 raise Damaged(f"{path} is damaged: record {damaged} fails its checksum")
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
-        ) from None
     except zipfile.BadZipFile:
-        kind = Damaged if _begins_as_zip(path, data) else VerificationError  # torch's old form is none
+        kind = Damaged if _begins_as_zip(stream) else VerificationError  # torch's old form is none
         raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
-    except (InputError, VerificationError):
+    except (OSError, InputError, VerificationError):
         raise
     except Exception as error:  # zipfile raises half a dozen more types on damaged directories
         raise VerificationError(f"{path} is damaged: {error}") from None
     try:
-        with _stub_modules(_source(path, data)):
-            content = torch.load(_source(path, data), weights_only=True, map_location="cpu")
+        with _stub_modules(_rewound(stream)):
+            content = torch.load(_rewound(stream), weights_only=True, map_location="cpu")
         _refuse_odd_tensors(content)
         return content
     except Exception as error:  # ten types, one meaning
         raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
 
 
-def _source(path: Path, data: bytes | None) -> Path | io.BytesIO:
-    return path if data is None else io.BytesIO(data)
+def _rewound(stream: BinaryIO) -> BinaryIO:
+    stream.seek(0)
+    return stream
 
 
 def stub_of(module: nn.Module) -> StubObject:
@@ -292,12 +298,12 @@ def stub_of(module: nn.Module) -> StubObject:
 
 
 @contextmanager
-def _stub_modules(path: Path | io.BytesIO) -> Iterator[None]:
+def _stub_modules(stream: BinaryIO) -> Iterator[None]:
     """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
         foreign = [name for name in names if not name.startswith(MODULE_NAMESPACES) and name != "builtins.getattr"]
         if foreign:
             raise ValueError(f"it asks to run code ({foreign[0]})")

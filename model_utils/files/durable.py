@@ -1,6 +1,7 @@
 """Write files so that a kill or a power failure leaves the old one or the new one, never a piece."""
 
 import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+LONGEST_IN_TEMPORARY = 100  # bytes of a file's name that are repeated in that of its temporary file
 
 
 class NotWritten(OSError):
@@ -36,25 +39,23 @@ def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
         NotWritten: with the errno of the call that failed. ``path`` holds the old content, or, where only the last
             step failed, the new one.
     """
-    temporary = _temporary(path)
+    temporary = _temporary(path).name
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)  # NFS reports a full quota here
-        if previous is not None and path.exists():
-            _keep(path, previous)
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        with _directory(path.parent) as directory, _removed_at_last(temporary, directory):
+            descriptor = _new(temporary, directory)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)  # NFS reports a full quota here
+            if previous is not None and _is_there(path.name, directory):
+                _keep(path.name, _temporary(previous).name, previous.name, directory)
+            os.replace(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            os.fsync(directory)
     except OSError as error:  # an fsync is never tried again: the kernel has forgotten the failed pages
         raise NotWritten(path, len(data), error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,20 +70,18 @@ def text_stream(path: Path) -> Iterator[TextIO]:
     Raises:
         NotWritten: what stood there before is untouched.
     """
-    temporary, written = _temporary(path), 0
+    temporary, written = _temporary(path).name, 0
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            written = stream.tell()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        with _directory(path.parent) as directory, _removed_at_last(temporary, directory):
+            with open(_new(temporary, directory), "w", encoding="utf-8") as stream:
+                yield stream
+                stream.flush()
+                written = stream.tell()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            os.fsync(directory)
     except OSError as error:
         raise NotWritten(path, written, error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def temporary_files(folder: Path) -> Iterator[Path]:
@@ -91,32 +90,58 @@ def temporary_files(folder: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """Beside a file, in any case a shorter name than a file system takes: 255 bytes, of which a host takes up to 64."""
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_IN_TEMPORARY:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return path.with_name(f".{name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
-def _keep(path: Path, previous: Path) -> None:
+def _keep(name: str, link: str, previous: str, directory: int) -> None:
     """Give the file of today a second name, by link and rename so that ``previous`` always exists as well."""
-    link = _temporary(previous)
     with suppress(FileNotFoundError):
-        link.unlink()
+        os.unlink(link, dir_fd=directory)
+    with _removed_at_last(link, directory):
+        try:
+            os.link(name, link, src_dir_fd=directory, dst_dir_fd=directory)
+            os.replace(link, previous, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+            # no hard links here: for a moment only the generation before exists
+            os.replace(name, previous, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _new(name: str, directory: int) -> int:
+    return os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory)
+
+
+def _is_there(name: str, directory: int) -> bool:
     try:
-        os.link(path, link)
-        os.replace(link, previous)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise
-        os.replace(path, previous)  # no hard links here: for a moment only the generation before exists
+        os.stat(name, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    """A folder by descriptor: what is begun in it is ended in it, though somebody moves it meanwhile."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        with suppress(OSError):  # nothing was written through it
+            os.close(descriptor)
+
+
+@contextmanager
+def _removed_at_last(name: str, directory: int) -> Iterator[None]:
+    try:
+        yield
     finally:
         with suppress(OSError):
-            link.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            os.unlink(name, dir_fd=directory)
 
 
 def _free(folder: Path) -> str:

@@ -1,31 +1,88 @@
 """Where a run writes: all names from two options, announced up front, and never over another run's files."""
 
+import os
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
 from model_utils.files.checkpoint import is_best_model, previous_generation
+from model_utils.files.held_folder import HeldFolder
 
+NAME_MAX = 255  # bytes, of most file systems
 ENDINGS = (".pt", ".pth")  # of weights files; a path with another is a directory
 
 
-@dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Names of everything one run writes."""
+    """Names of everything one run writes.
 
-    checkpoint: Path
-    model: Path
+    Args:
+        checkpoint: of the raw weights and the whole state.
+        model: of the best weights.
+        folders: those of the two files, where the run holds them: the names then follow folders that are moved, and
+            asking for one raises SaveError where its folder is gone.
+    """
+
+    def __init__(self, *, checkpoint: Path, model: Path, folders: tuple[HeldFolder, HeldFolder] | None = None) -> None:
+        self._checkpoint, self._model, self._folders = checkpoint, model, folders
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Outputs) and self._names() == other._names()
+
+    def __hash__(self) -> int:
+        return hash(self._names())
+
+    def _names(self) -> tuple[Path, Path]:
+        return self._checkpoint, self._model
+
+    def _refuse_long_names(self) -> None:
+        """A run must not find out after its first stage that the name of the best model of it is too long.
+
+        Raises:
+            InputError: a file that the run may write has a longer name than a file system takes.
+        """
+        longest = max(self._all_named_after_the_run(), key=lambda path: len(os.fsencode(path.name)))
+        size = len(os.fsencode(longest.name))
+        if size > NAME_MAX:
+            of_checkpoint = longest.parent == self.checkpoint.parent
+            raise InputError(
+                f"--output_{'checkpoint' if of_checkpoint else 'model'}: {longest.name:.30}…{longest.name[-40:]}, a "
+                f"file of the run, would have a name of {size} bytes, and file systems take {NAME_MAX}; give a shorter "
+                "name"
+            )
+
+    def _all_named_after_the_run(self) -> Iterator[Path]:
+        yield from (self.checkpoint, previous_generation(self.checkpoint), damaged(self.checkpoint))
+        yield from (self.model, self.stage_one_model, self.bare_module, self.source_json)
+        yield from (self.replay, self.replay_before, *self.locks)
+        yield from (path.with_suffix(".input.json") for path in self.model_jsons)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Raw weights and the whole state, resumable."""
+        return self._checkpoint if self._folders is None else self._folders[0].path() / self._checkpoint.name
+
+    @property
+    def model(self) -> Path:
+        """Best weights."""
+        return self._model if self._folders is None else self._folders[1].path() / self._model.name
+
+    def held_in(self, of_checkpoint: HeldFolder, of_model: HeldFolder) -> "Outputs":
+        """The same names, in folders that are followed."""
+        return Outputs(checkpoint=self._checkpoint, model=self._model, folders=(of_checkpoint, of_model))
 
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
         """A path ending in .pt or .pth is that file; anything else a directory, ``run/``: ``run/run_checkpoint.pt``."""
         checkpoint = _file(output_checkpoint, "checkpoint")
         model = _file(output_model, "model") if output_model else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
-        if checkpoint == model:
+        own = {_place(path) for path in (checkpoint, previous_generation(checkpoint), damaged(checkpoint))}
+        if _place(model) in own:
             raise InputError(f"--output_checkpoint and --output_model are both {model}; give them different names")
-        return cls(checkpoint=checkpoint, model=model)
+        outputs = cls(checkpoint=checkpoint, model=model)
+        outputs._refuse_long_names()
+        return outputs
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path, config: Mapping[str, Any]) -> "Outputs":
@@ -41,7 +98,7 @@ class Outputs:
             return beside
         named = cls.named(current, Path(config["output_model"]))
         begun_at = config.get("output_checkpoint")
-        if begun_at and cls.named(Path(begun_at), None).checkpoint.resolve() == current.resolve():
+        if begun_at and real(cls.named(Path(begun_at), None).checkpoint) == real(current):
             return named
         here = current.with_name(named.model.name)  # in a copy of the folder its own best model
         places = (model for model in (beside.model, here, named.model) if model.exists() and model != current)
@@ -112,6 +169,16 @@ class Outputs:
         """Held by the process that writes the run."""
         return self.checkpoint.with_name(".run.lock")  # of the folder: metrics.jsonl and train.log are the folder's
 
+    @property
+    def locks(self) -> dict[Path, Path]:
+        """Every lock that a run holds, and what it is for: the folder of its records, and each name of weights.
+
+        ``X_model.pt``, ``X_model.json``, ``X.model``, ``X_stage_one_model.pt`` and ``X_source_model.json`` are files
+        of one name, X: best models of several runs may lie in one folder, two of one name may not.
+        """
+        weights = {_lock_of_name(path): path for path in (self.checkpoint, self.model)}
+        return {self.lock: self.checkpoint.parent, **weights}
+
     def announced(self, *, bare_module: bool, tensorboard: bool, split: bool) -> Iterator[tuple[Path, str]]:
         """Every path with one phrase on what it is."""
         yield self.checkpoint, "raw weights and the whole state, resumable"
@@ -160,6 +227,20 @@ class Outputs:
                 raise InputError(
                     f"cannot create {folder}: {error.strerror}; give another --output_checkpoint or --output_model"
                 ) from None
+
+
+def real(path: Path) -> Path:
+    """Where a path leads; one whose links lead in a circle leads to itself, while ``Path.resolve`` raises."""
+    return Path(os.path.realpath(path))
+
+
+def _place(path: Path) -> Path:
+    """A file by the one name of its folder; a link in its place is replaced, not followed."""
+    return real(path.parent) / path.name
+
+
+def _lock_of_name(weights: Path) -> Path:
+    return weights.with_name(f".{re.sub(r'(_stage_one|_source)+$', '', _stem(weights))}.run.lock")
 
 
 def damaged(checkpoint: Path) -> Path:
@@ -213,7 +294,7 @@ def _named(given: Path, role: str) -> Path:
         return given
     if given.exists() and not given.is_dir():
         raise InputError(f"{given} is a file; expected a directory or a path ending in .pt or .pth")
-    return given / f"{given.resolve().name or 'run'}_{role}.pt"
+    return given / f"{real(given).name or 'run'}_{role}.pt"
 
 
 def _stem(path: Path) -> str:

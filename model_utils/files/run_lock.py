@@ -1,4 +1,4 @@
-"""One writer per run: a lock file beside the checkpoint, held by the kernel, so that a dead holder's is free."""
+"""One writer per run: lock files beside what it writes, held by the kernel, so that a dead holder's are free."""
 
 import errno
 import fcntl
@@ -6,12 +6,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dataloader.errors import InputError
 from model_utils.files import durable
+from model_utils.files.held_folder import HeldFolder
+from model_utils.files.outputs import Outputs
 from model_utils.runtime import log
 
 WAIT = 10.0  # s that a requeued job gives the one before it to end
@@ -19,71 +21,118 @@ _held: set[int] = set()
 
 
 @contextmanager
-def held(path: Path, *, wait: bool, folders: Iterable[Path] = ()) -> Iterator[None]:
-    """Hold the lock of a run.
+def run_held(outputs: Outputs, *, wait: bool) -> Iterator[Outputs]:
+    """Be the only writer of every folder and file of a run.
+
+    Half-written files of dead processes are removed from its folders.
+
+    Args:
+        outputs: of the run; its folders are there.
+        wait: see ``held``.
+
+    Yields:
+        The same names, which follow folders that are moved.
+
+    Raises:
+        InputError: another process writes this run or a file of it, or a lock cannot be made.
+    """
+    patience = WAIT if wait else 0.0
+    with ExitStack() as stack:
+        of_checkpoint = _opened(stack, outputs.checkpoint.parent)
+        of_model = _opened(stack, outputs.model.parent)
+        of_model = of_checkpoint if of_model.identity == of_checkpoint.identity else of_model
+        folders = {outputs.model.parent: of_model, outputs.checkpoint.parent: of_checkpoint}
+        locks = {(folders[lock.parent].identity, lock.name): (lock, place) for lock, place in outputs.locks.items()}
+        for _, (lock, place) in sorted(locks.items()):  # in one order, or two runs might wait for each other
+            stack.enter_context(_locked(folders[lock.parent], lock, place, patience))
+        for folder in folders:
+            _remove_leftovers(folder)
+        yield outputs.held_in(of_checkpoint, of_model)
+
+
+def _opened(stack: ExitStack, folder: Path) -> HeldFolder:
+    try:
+        return stack.enter_context(HeldFolder(folder))
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+@contextmanager
+def held(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold one lock.
 
     The file says who holds it. Where the file system has no locks (Lustre without ``flock``), that text decides: a
     holder on this machine that is dead, or a former start of this very job, is stale.
 
     Args:
-        path: the lock file; removed at the end.
+        path: the lock file; removed at the end, from its folder wherever that is then, and only if it is still ours.
         wait: give a holder ten seconds to end, as after a requeue.
-        folders: where else the run writes; half-written files of dead processes are removed there too.
 
     Raises:
-        InputError: another process writes this run, or the file cannot be made.
+        InputError: another process holds it, or the file cannot be made.
     """
-    descriptor = _acquire(path, WAIT if wait else 0.0)
+    with ExitStack() as stack:
+        folder = _opened(stack, path.parent)
+        stack.enter_context(_locked(folder, path, path.parent, WAIT if wait else 0.0))
+        _remove_leftovers(path.parent)
+        yield
+
+
+@contextmanager
+def _locked(folder: HeldFolder, path: Path, place: Path, patience: float) -> Iterator[None]:
+    descriptor = _acquire(folder, path, place, patience)
     _held.add(descriptor)
     try:
-        for folder in {path.parent, *folders}:
-            _remove_leftovers(folder)
         with suppress(OSError):  # on a full disk: the kernel's lock counts, the text is for people
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
         yield
     finally:
         with suppress(OSError):
-            path.unlink()
+            if _still_there(descriptor, folder, path.name):
+                os.unlink(path.name, dir_fd=folder.descriptor)
         _held.discard(descriptor)
         os.close(descriptor)
 
 
-def _acquire(path: Path, patience: float) -> int:
+def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float) -> int:
     end, waiting = time.monotonic() + patience, False
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            descriptor = os.open(path.name, flags, 0o644, dir_fd=folder.descriptor)
         except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}; give another --output_checkpoint or --output_model"
-            ) from None
+            raise _cannot_write(path, error) from None
         holder, free = _read(descriptor), False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = True
         except OSError as error:
             free = error.errno not in (errno.EWOULDBLOCK, errno.EACCES) and _is_stale(holder)
-        if free and _still_there(descriptor, path):
-            if holder:
+        if free and _still_there(descriptor, folder, path.name):
+            if holder and place == path.parent:  # once for a run
                 log.info("the lock of %s is stale and taken over", _words(holder))
             return descriptor
         os.close(descriptor)
         if not free and time.monotonic() >= end:
             raise InputError(
-                f"{path.parent} is being written by {_words(holder)}; wait for its end, or give another "
-                "--output_checkpoint"
+                f"{place} is being written by {_words(holder)}; wait for its end, or give another "
+                f"{'--output_checkpoint' if place == path.parent else '--output_model'}"
             )
         if not waiting and not free:
-            log.info("waiting for %s, which writes this run, to end", _words(holder))
+            log.info("waiting for %s, which writes %s, to end", _words(holder), place)
             waiting = True
         time.sleep(0.1)
 
 
-def _still_there(descriptor: int, path: Path) -> bool:
-    """Whether the file that is locked is the one at the path: its holder removes it at the end."""
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror}; give another --output_checkpoint or --output_model")
+
+
+def _still_there(descriptor: int, folder: HeldFolder, name: str) -> bool:
+    """Whether the file that is locked is the one in the folder: its holder removes it at the end."""
     try:
-        return os.fstat(descriptor).st_ino == path.stat().st_ino
+        return os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=folder.descriptor))
     except FileNotFoundError:
         return False
 

@@ -22,7 +22,7 @@ from dataloader.quantities import ENERGY, FORCES
 from dataloader.structure import symbols
 from model_utils import model_loader
 from model_utils.errors import VerificationError
-from model_utils.files.outputs import Outputs, sidecar
+from model_utils.files.outputs import Outputs, real, sidecar
 from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json
 from model_utils.models.build import ENERGIES
@@ -148,11 +148,11 @@ def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
     """
     if options.dry_run:
         return
-    own = {path.resolve() for path in (*outputs.of_another_run(), *outputs.model_jsons, outputs.replay)}
+    own = {real(path) for path in (*outputs.of_another_run(), *outputs.model_jsons, outputs.replay)}
     source = [options.input_model, sidecar(options.input_model), options.input_json]
     data = [*options.xyz_train, *options.xyz_val, *options.xyz_test, *(item.path for item in options.sources)]
     for path in [*source, options.replay, *data]:
-        if path is not None and path.exists() and path.resolve() in own:
+        if path is not None and path.exists() and real(path) in own:
             what = "the source" if path in source else "read"
             raise InputError(f"{path} is {what}, and this run would write over it; give another --output_checkpoint")
     if options.resume is None and not options.overwrite:

@@ -20,6 +20,7 @@ from dataloader.sources import SourceSpec, open_sources
 from losses import Loss, Prediction
 from model_utils import model_loader, runtime
 from model_utils.files import durable
+from model_utils.files.checkpoint import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.run import open_data
@@ -54,6 +55,34 @@ def place(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
                 os.replace(before, outputs.replay)
             elif not outputs.of_another_run():
                 outputs.replay.unlink(missing_ok=True)
+
+
+def take_back(outputs: Outputs) -> None:
+    """Give a run that goes on the labels it was trained with, where a fine-tuning that was to replace it was killed.
+
+    The labels of a run that is to be overwritten wait beside the new ones until all other files of it are removed.
+
+    Args:
+        outputs: of the run, held by this process.
+
+    Raises:
+        InputError: the file cannot be given its name.
+    """
+    before, generations = outputs.replay_before, (outputs.checkpoint, previous_generation(outputs.checkpoint))
+    if not before.exists() or not any(path.exists() for path in generations):
+        return
+    try:
+        os.replace(before, outputs.replay)
+    except OSError as error:
+        raise InputError(
+            f"{before} holds the labels that the run replays, and cannot be named {outputs.replay.name} "
+            f"({error.strerror}); rename it, then resume"
+        ) from None
+    log.warning(
+        "warning: a fine-tuning that was to replace this run was killed before its first step: %s is again what this "
+        "run replays",
+        outputs.replay,
+    )
 
 
 def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Interruption) -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from model_utils.errors import InputError
+from model_utils.files import run_lock
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, checkpoints_in, sidecar
+from model_utils.run import replaying
 from model_utils.run.resuming import Changes, newest_checkpoint, require_complete
 from model_utils.settings import cli
 from model_utils.settings.options import ResumeOptions, TrainOptions
@@ -27,7 +29,12 @@ def stored_run(input_model: Path) -> WeightsFile:
     file = newest_checkpoint(path)
     if file is None:
         raise InputError(f"there is no {path}; expected the directory of a run or its *_checkpoint.pt")
-    return require_complete(file)
+    file = require_complete(file)
+    place = Outputs.of_checkpoint(file.path, file.content["train_state"]["config"])
+    if place.replay_before.exists():
+        with run_lock.run_held(place, wait=False) as held:
+            replaying.take_back(held)
+    return file
 
 
 def _checkpoint_in(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from model_utils import runtime
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, damaged, is_previous
+from model_utils.files.outputs import Outputs, damaged, is_previous, real
 from model_utils.models.build import load_tensors
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.data_identity import require_same_data
@@ -111,13 +111,13 @@ def resumed_run(outputs: Outputs, begin_with: Path | None) -> WeightsFile | None
 
 def _same_run(one: Path, other: Path) -> bool:
     first, second = Outputs.of_checkpoint(one, {}), Outputs.of_checkpoint(other, {})
-    return first.checkpoint.resolve() == second.checkpoint.resolve()
+    return real(first.checkpoint) == real(second.checkpoint)
 
 
 def set_aside_damaged(used: WeightsFile, outputs: Outputs) -> None:
     """Rename a damaged newest generation, or the next save would make it the generation before."""
     newest = outputs.checkpoint
-    if newest.exists() and used.path.resolve() != newest.resolve():
+    if newest.exists() and real(used.path) != real(newest):
         try:
             checkpoint.read(newest)
         except VerificationError:
@@ -251,7 +251,7 @@ def adopt(source: Outputs, outputs: Outputs) -> None:
         OSError: a file cannot be written.
     """
     for old, new in ((source.model, outputs.model), (source.stage_one_model, outputs.stage_one_model)):
-        if old.exists() and old.resolve() != new.resolve():
+        if old.exists() and real(old) != real(new):
             durable.write(new, old.read_bytes())
-    if source.metrics.exists() and source.metrics.resolve() != outputs.metrics.resolve():
+    if source.metrics.exists() and real(source.metrics) != real(outputs.metrics):
         durable.write(outputs.metrics, source.metrics.read_bytes())

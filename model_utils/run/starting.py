@@ -15,8 +15,9 @@ from model_utils import model_loader
 from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, checkpoints_in
+from model_utils.files.outputs import Outputs, checkpoints_in, real
 from model_utils.models.description import ModelDescription, differing_fields
+from model_utils.run import replaying
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
@@ -72,8 +73,8 @@ def find_run(
         )
     model_loader.check_descriptions(file, outputs)
     before = Outputs.of_checkpoint(file.path, file.content["train_state"]["config"])
-    here = before.checkpoint.resolve() == outputs.checkpoint.resolve()
-    if here and outputs.model.exists() and outputs.model.resolve() != before.model.resolve():
+    here = real(before.checkpoint) == real(outputs.checkpoint)
+    if here and outputs.model.exists() and real(outputs.model) != real(before.model):
         raise InputError(f"--output_model {outputs.model} is there and not of this run; give another place")
     if begin_with is None:
         refuse_contradictions(file, cli.as_plain(options))
@@ -172,20 +173,25 @@ def announce(options: TrainOptions, description: ModelDescription) -> None:
 
 
 @contextmanager
-def place(options: TrainingOptions, outputs: Outputs) -> Iterator[None]:
+def place(options: TrainingOptions, outputs: Outputs) -> Iterator[Outputs]:
     """Make the folders and be the only writer of the run; a dry run needs neither.
+
+    Yields:
+        The names of what is written, which follow folders that are moved while the run lasts.
 
     Raises:
         InputError: another process writes this run, or the place cannot be written.
     """
     if options.dry_run:
         start_log(None)
-        yield
+        yield outputs
         return
     hold_log()
     outputs.make_folders()
-    with run_lock.held(outputs.lock, wait=options.resume is not None, folders=[outputs.model.parent]):
-        yield
+    with run_lock.run_held(outputs, wait=options.resume is not None) as held:
+        if options.resume is not None:
+            replaying.take_back(held)
+        yield held
 
 
 def open_files(
@@ -211,6 +217,8 @@ def open_files(
     try:
         if options.overwrite:
             outputs.remove_another_run()
+        if continued is None:
+            outputs.replay_before.unlink(missing_ok=True)  # of a run whose removal was broken off
         if continued is not None and stored is not None:
             set_aside_damaged(continued, outputs)
             adopt(Outputs.of_checkpoint(continued.path, stored["config"]), outputs)

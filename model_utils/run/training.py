@@ -26,7 +26,7 @@ def train(
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
     outputs = Outputs.named(options.output_checkpoint, options.output_model)
-    with starting.place(options, outputs):
+    with starting.place(options, outputs) as outputs:
         train_in_place(options, outputs, description, stop, changes)
 
 

@@ -16,8 +16,10 @@ from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from dataloader import streams
+from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils.settings.mace_flags import ours_for
+from model_utils.settings.usable_paths import refuse_unusable
 
 Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
@@ -52,6 +54,7 @@ def run(
         _refuse_elsewhere(arguments, elsewhere or {})
         options = parse(kind, arguments)
         if options is not None:  # else --help was printed
+            settle()
             streams.say_product(not _writes_files(options))
             command(options)
         _judge_stdout(is_product=options is None or not _writes_files(options))
@@ -187,12 +190,14 @@ def _parsed(
     app.default(_identity(kind))
     try:
         parsed: Options | None = app(list(argv), exit_on_error=False, print_error=False)
-        return parsed
     except MissingArgumentError as error:
         name = error.argument.name if error.argument is not None else "an option"
         raise InputError(f"{name} is missing; see --help") from None
     except CycloptsError as error:
         raise InputError(_one_line(error, config)) from None
+    if parsed is not None:
+        refuse_unusable(parsed)
+    return parsed
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:

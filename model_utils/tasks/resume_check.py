@@ -36,9 +36,12 @@ def verify(options: VerifyResumeOptions) -> None:
     start_log(None)
     folder = options.output_checkpoint
     straight, killed = (Outputs.named(folder / name / "run_checkpoint.pt", None) for name in ("straight", "killed"))
-    folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "settings.yaml"
-    settings.write_text(yaml.safe_dump(_settings(options)), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings.write_text(yaml.safe_dump(_settings(options)), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {settings}: {error.strerror}; give a folder as --output_checkpoint") from None
     command = [sys.executable, str(TRAIN), "--config", str(settings), "--output_checkpoint"]
 
     log.info("%d steps straight, in %s", options.steps, straight.checkpoint.parent)

@@ -250,7 +250,8 @@ def test_a_save_that_fails_is_one_warning_and_no_loss(
         failed += not saved
         kept = n if saved else kept  # a save whose last step failed may have come to the disk all the same
         assert newest_step(outputs) in range(kept, n + 1)
-        assert temporary_files(outputs.checkpoint.parent) == [] or "unlink" in refused
+        left = temporary_files(outputs.checkpoint.parent)  # by a try before, where not even the folder opens now
+        assert left == [] or {"unlink", "open"} & set(refused)
         if not refused:
             break
         if n % 3 and not saved:
@@ -279,7 +280,7 @@ def test_the_last_save_that_fails_says_what_it_needs(
     disk.spare()
     files.save_last(state, "done")
     silent = []
-    last = disk.calls + 1  # with a record to write; the last call unlinks what was renamed already
+    last = disk.calls  # with a record to write; the last two unlink what was renamed already and close the folder
     for n in range(1, last + 1):
         state.progress.step = n
         disk.refuse(1, code, FOR_EVER)
@@ -401,7 +402,7 @@ def outputs_in(folder: Path) -> Outputs:
     return Outputs.named(folder / "run_checkpoint.pt", None)
 
 
-@pytest.mark.parametrize("times", [1, 6], ids=how_long)
+@pytest.mark.parametrize("times", [1, 3], ids=["once", "for a while"])
 def test_the_best_model_of_stage_one_outlives_a_full_disk(
     times: int, disk: Disk, train: Train, quick_build: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,7 +271,7 @@ class WithoutLinks:
         return getattr(os, name)
 
     @staticmethod
-    def link(source: Path, target: Path) -> None:
+    def link(source: str, target: str, **_: int) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(source), None, str(target))
 
 

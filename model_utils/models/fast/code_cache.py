@@ -24,18 +24,6 @@ class Unfit(Exception):
     """Code that must not be loaded; says why, in words that follow a file's name."""
 
 
-def cache_home() -> Path:
-    """Where this user's caches lie.
-
-    Raises:
-        OSError: nowhere.
-    """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        raise FileNotFoundError("this user has no home folder") from None
-
-
 def private_folder(folder: Path) -> Path:
     """Make a folder that is this user's alone, or make it so; what others could have put there loses its seals.
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from dataloader import work_folder
+from dataloader.cache_folder import cache_folder
 from dataloader.work_folder import WorkFolder
 from model_utils.models.fast import code_cache
 from model_utils.runtime import log
@@ -42,7 +43,7 @@ def build() -> ctypes.CDLL:
     compiler = _compiler()
     name = f"kernels-{_key(compiler)}.so"
     try:
-        return _kept(compiler, code_cache.private_folder(code_cache.cache_home() / "mace-pretrain") / name)
+        return _kept(compiler, code_cache.private_folder(cache_folder()) / name)
     except OSError as error:
         log.warning("the kernels of the fast step are compiled for this process alone: %s", error)
     with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as folder:

@@ -10,10 +10,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader import input_files, plain_json
+from dataloader.limits import ARRAY_AXES
+
 _MAGIC = b"mace-pretrain arrays 1\n"
 _ALIGNMENT = 64
 _MAX_HEADER = 64 * 2**20
 _KINDS = "biufS"
+MAX_KIND = 16  # letters of a dtype
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -79,7 +83,7 @@ def read(path: Path) -> Contents:
         Damaged: it is no such file or not whole.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with input_files.opened(path) as file:
         if os.fstat(file.fileno()).st_size < len(_MAGIC) + 8:
             raise Damaged(f"{path} is too short")
         return decoded(_mapped(file), str(path))
@@ -104,8 +108,10 @@ def decoded(data: bytes | mmap.mmap, name: str) -> Contents:
     begin = -(-(start + n_header) // _ALIGNMENT) * _ALIGNMENT
     arrays: dict[str, NDArray[Any]] = {}
     try:
-        content = json.loads(data[start : start + n_header])
+        content = plain_json.loads(data[start : start + n_header])
         for array_name, kind, shape, position in content["arrays"]:
+            if len(shape) > ARRAY_AXES or not isinstance(kind, str) or len(kind) > MAX_KIND:
+                raise Damaged(f"{name} holds an array of an unknown form")
             dtype, count = np.dtype(kind), int(np.prod(shape, dtype=object))
             if dtype.kind not in _KINDS or min([position, *shape]) < 0:
                 raise Damaged(f"{name} holds an array of {kind}")

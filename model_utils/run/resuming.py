@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dataloader import input_files
 from model_utils import runtime
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
@@ -254,4 +255,5 @@ def adopt(source: Outputs, outputs: Outputs, metrics_offset: int) -> None:
         if old.exists() and old.resolve() != new.resolve():
             durable.write(new, old.read_bytes())
     if source.metrics.exists() and source.metrics.resolve() != outputs.metrics.resolve():
-        durable.write(outputs.metrics, source.metrics.read_bytes()[:metrics_offset])
+        with input_files.opened(source.metrics) as file:
+            durable.write(outputs.metrics, file.read(metrics_offset))

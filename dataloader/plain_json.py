@@ -20,7 +20,7 @@ def loads(text: str | bytes, constant: Callable[[str], Any] | None = None) -> An
         ValueError: it is not JSON, or not plain; the message is a phrase. Nothing else is raised, whatever the text.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=constant)
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=integer, parse_constant=constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     refuse_depth(value)
@@ -44,7 +44,12 @@ def repeated(names: list[str]) -> str:
     raise ValueError("every name is there once")
 
 
-def _integer(digits: str) -> int:
+def integer(digits: str) -> int:
+    """A whole number of JSON, no longer than any that is in use; Python's own may have 4300 digits.
+
+    Raises:
+        ValueError: it is longer.
+    """
     if len(digits.lstrip("-")) > _MAX_DIGITS:
         raise ValueError(
             f"a whole number of {len(digits)} digits, which nothing here has (more than {INTEGER_BITS} bits)"

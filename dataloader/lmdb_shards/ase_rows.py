@@ -88,7 +88,7 @@ def plain(data: bytes) -> object:
     if items > _MAX_ITEMS:
         raise RowError(f"row holds too many values ({items}, at most {_MAX_ITEMS})")
     try:
-        return _value(json.loads(text, object_pairs_hook=_without_repeats), 0)
+        return _value(json.loads(text, object_pairs_hook=_without_repeats, parse_int=plain_json.integer), 0)
     except RowError:
         raise
     except (MemoryError, RecursionError) as error:

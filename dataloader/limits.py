@@ -4,9 +4,9 @@ A bound stands here where something small could ask for endless time or memory. 
 none: a checkpoint of 10 GB may take its minute. Rows of LMDBs have further bounds of their own where they are decoded.
 """
 
-# Text of settings. PyYAML, in Python, takes 4 to 10 µs and 150 bytes of memory for each byte: 2.5 s at this size. The
+# Text of settings. PyYAML, in Python, takes 4 to 10 µs and 150 bytes of memory for each byte: 1 s at this size. The
 # longest honest file lists sources, 50 bytes each.
-SETTINGS_BYTES = 256 * 2**10
+SETTINGS_BYTES = 128 * 2**10
 SETTINGS_DEPTH = 16  # `sources` needs three; PyYAML and the parser of options recurse
 # A model.json of 89 elements and 20 heads has 60 kB.
 MODEL_JSON_BYTES = 2**20
@@ -22,7 +22,6 @@ XYZ_COMMENT_KEYS = 10_000  # each costs 1 kB and 5 µs; people write ten
 XYZ_COLUMNS = 10_000  # per atom, all entries of Properties together; descriptors have up to a few thousand
 XYZ_LINE_BYTES = 64 * XYZ_COLUMNS  # of an atom
 XYZ_ATOMS = 10_000_000  # per frame; MACE on the largest GPU takes some 10⁵
-XYZ_ATOM_BYTES = 8  # the least that an atom takes in the file, "H 0 0 0" and the end of its line
 
 # Weights files. A network of mace makes 10⁴ opcodes, 70 records and 45 names; a checkpoint 6000, 160 and 8.
 PICKLE_NAMES = 512  # torch looks a name up in a list each time it is used

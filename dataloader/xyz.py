@@ -1,6 +1,5 @@
 """Read extended-XYZ files into structures, frame by frame, with every refusal naming file and frame."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from dataloader import input_files
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds
-from dataloader.limits import XYZ_ATOM_BYTES, XYZ_ATOMS, XYZ_COMMENT_BYTES, XYZ_LINE_BYTES
+from dataloader.limits import XYZ_ATOMS, XYZ_COMMENT_BYTES, XYZ_LINE_BYTES
 from dataloader.progress import Progress
 from dataloader.record import Keep, Reading, periodic_with_a_lattice, read_record
 from dataloader.structure import Structure, geometry_fault, weight_fault
@@ -144,14 +143,13 @@ def _refuse_other_texts(path: Path, beginning: bytes) -> None:
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
     """The lines of each frame; every frame has its number of atoms and as many lines, without gaps."""
-    size = os.fstat(stream.fileno()).st_size
     frame, number = 0, 1  # number: of the line, from 1
     while line := stream.readline(XYZ_LINE_BYTES):
         where = f"{path} frame {frame}, line {number}"
         if not line.strip():
             _refuse_what_follows(path, stream, number + 1)
             return
-        n_atoms = _number_of_atoms(line, where, size - stream.tell())
+        n_atoms = _number_of_atoms(line, where)
         comment = stream.readline(XYZ_COMMENT_BYTES + 1)
         if len(comment) > XYZ_COMMENT_BYTES:
             raise InputError(f"{where}: its comment has more than {XYZ_COMMENT_BYTES} bytes; take large entries out")
@@ -171,14 +169,12 @@ def _refuse_what_follows(path: Path, stream: BinaryIO, number: int) -> None:
         number += 1
 
 
-def _number_of_atoms(line: bytes, where: str, n_bytes_left: int) -> int:
-    """The first line of a frame, which no more atoms follow than the rest of the file can hold."""
+def _number_of_atoms(line: bytes, where: str) -> int:
+    """The first line of a frame."""
     digits = line.strip()
     if not digits.isdigit():
         raise InputError(f"{where}: expected a number of atoms as in extended XYZ, found {_shown(line[:80])}")
     n_atoms = int(digits[:18])
-    if n_atoms > XYZ_ATOMS and n_atoms * XYZ_ATOM_BYTES > n_bytes_left:
-        raise InputError(f"{where}: expected {n_atoms} atoms, and {n_bytes_left} bytes of the file follow")
     if n_atoms > XYZ_ATOMS or len(digits) > 18:
         raise InputError(f"{where}: {_shown(line[:80])} atoms in a frame; at most {XYZ_ATOMS} are read")
     return n_atoms

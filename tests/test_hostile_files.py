@@ -13,84 +13,88 @@ from pathlib import Path
 
 import hostile_files as hostile
 import pytest
+from test_bad_input import furnished
 
 import metadata
 import read_model
 from dataloader import pack
+from dataloader.labels import TO_EVALUATE, LabelKeys
+from dataloader.xyz import stream_xyz
 from model_utils import evaluate, finetune, resume, train_mace
-from test_bad_input import furnished
 
 Main = Callable[[Sequence[str]], int]
-Words = Callable[[Path, Path], list[str]]  # of the hostile file and a folder of sound ones
 SECONDS, BYTES, HANGING = 5, 2**30, 120  # of CPU; of memory; of waiting for nothing, which ends the child
 
 
-def _fit(flag: str, file: Path, place: Path) -> list[str]:
-    return ["fit", "--input_json", f"{place}/m.json", "--xyz_train", f"{place}/t.xyz", flag, str(file)]
-
-
-READERS: dict[str, list[tuple[Main, Words]]] = {
+COMMANDS: dict[str, Main] = {
+    "train_mace": train_mace.main,
+    "finetune": finetune.main,
+    "resume": resume.main,
+    "evaluate": evaluate.main,
+    "metadata": metadata.main,
+    "read_model": read_model.main,
+    "pack": pack.main,
+}
+FIT = "metadata fit --input_json {place}/m.json --xyz_train {place}/t.xyz --output_json {place}/o.json"
+READERS = {  # {file} is the hostile one, {place} a folder of sound ones
     "weights": [
-        (evaluate.main, lambda f, p: ["--input_model", f"{f}", "--xyz_path", f"{p}/t.xyz"]),
-        (resume.main, lambda f, p: ["--input_model", f"{f}"]),
-        (finetune.main, lambda f, p: ["--input_model", f"{f}", "--xyz_train", f"{p}/t.xyz", "--output_checkpoint", f"{p}/r"]),
-        (read_model.main, lambda f, p: ["show", "--input_model", f"{f}"]),
+        "evaluate --input_model {file} --xyz_path {place}/t.xyz",
+        "resume --input_model {file}",
+        "finetune --input_model {file} --xyz_train {place}/t.xyz --output_checkpoint {place}/r",
+        "read_model show --input_model {file}",
     ],
-    "config": [
-        (train_mace.main, lambda f, p: ["--config", f"{f}"]),
-        (pack.main, lambda f, p: [f"{f}"]),
-    ],
-    "mace_config": [
-        (metadata.main, lambda f, p: ["init", "--mace_config", f"{f}", "--xyz_train", f"{p}/t.xyz", "--output_json", f"{p}/o.json"]),
-    ],
+    "config": ["train_mace --config {file}", "pack {file}"],
+    "mace_config": ["metadata init --mace_config {file} --xyz_train {place}/t.xyz --output_json {place}/o.json"],
     "model.json": [
-        (train_mace.main, lambda f, p: ["--input_json", f"{f}", "--xyz_train", f"{p}/t.xyz", "--output_checkpoint", f"{p}/r"]),
-        (metadata.main, lambda f, p: ["fit", "--input_json", f"{f}", "--xyz_train", f"{p}/t.xyz", "--output_json", f"{p}/o.json"]),
-        (read_model.main, lambda f, p: ["verify", "--input_model", f"{p}/none.pt", "--input_json", f"{f}"]),
+        "train_mace --input_json {file} --xyz_train {place}/t.xyz --output_checkpoint {place}/r",
+        "metadata fit --input_json {file} --xyz_train {place}/t.xyz --output_json {place}/o.json",
+        "read_model verify --input_model {place}/none.pt --input_json {file}",
     ],
-    "energies": [
-        (metadata.main, lambda f, p: [*_fit("--E0s", f, p), "--output_json", f"{p}/o.json"]),
-        (metadata.main, lambda f, p: [*_fit("--linear_references", f, p), "--output_json", f"{p}/o.json"]),
-    ],
+    "energies": [f"{FIT} --E0s {{file}}", f"{FIT} --linear_references {{file}}"],
     "xyz": [
-        (train_mace.main, lambda f, p: ["--input_json", f"{p}/m.json", "--xyz_train", f"{f}", "--output_checkpoint", f"{p}/r"]),
-        (metadata.main, lambda f, p: ["init", "--r_max", "4", "--xyz_train", f"{f}", "--output_json", f"{p}/o.json"]),
-        (metadata.main, lambda f, p: ["check", "--xyz_train", f"{f}"]),
-        (pack.main, lambda f, p: ["--input", f"{f}", "--output_dir", f"{p}/packed"]),
+        "train_mace --input_json {place}/m.json --xyz_train {file} --output_checkpoint {place}/r",
+        "metadata init --r_max 4 --xyz_train {file} --output_json {place}/o.json",
+        "metadata check --xyz_train {file}",
+        "pack --input {file} --output_dir {place}/packed",
     ],
     "lmdb": [
-        (train_mace.main, lambda f, p: ["--input_json", f"{p}/m.json", "--data_format", "lmdb", "--lmdb_train", f"{f}", "--output_checkpoint", f"{p}/r"]),
-        (pack.main, lambda f, p: ["--input", f"{f}", "--output_dir", f"{p}/packed"]),
+        "train_mace --input_json {place}/m.json --data_format lmdb --lmdb_train {file} --output_checkpoint {place}/r",
+        "pack --input {file} --output_dir {place}/packed",
     ],
     "ids": [
-        (pack.main, lambda f, p: ["--input", f"{p}/t.xyz", "--output_dir", f"{p}/packed", "--id_key", "sid", "--split", "train=0.5", "valid=0.5", "--valid_ids", f"{f}"]),
+        "pack --input {place}/t.xyz --output_dir {place}/packed --id_key sid --split train=0.5 valid=0.5 "
+        "--valid_ids {file}"
     ],
-}  # fmt: skip
+}
 
 FILES: dict[str, tuple[str, hostile.Make]] = {
-    **{f"weights: {n}": ("weights", lambda d, m=m: hostile.of_text("x.pt", m())(d)) for n, m in hostile.PICKLES.items()},
+    **{f"weights: {n}": ("weights", hostile.of_text("x.pt", make)) for n, make in hostile.PICKLES.items()},
     "weights: a header of 2^60 bytes": ("weights", hostile.of_text("x.safetensors", struct.pack("<Q", 2**60) + b"{}")),
     **{f"--config: {n}": ("config", hostile.of_text("c.yaml", t)) for n, t in hostile.yamls().items()},
-    **{f"--mace_config: {n}": ("mace_config", hostile.of_text("c.yaml", t)) for n, t in hostile.yamls().items()},
+    **{
+        f"--mace_config: {n}": ("mace_config", hostile.of_text("c.yaml", hostile.yamls()[n]))
+        for n in ("aliases", "a key twice", "nested", "a long number")
+    },
     **{f"model.json: {n}": ("model.json", hostile.of_text("x.json", t)) for n, t in hostile.jsons().items()},
     **{f"energies: {n}": ("energies", hostile.of_text("e.json", t)) for n, t in hostile.jsons().items()},
     **{f"xyz: {n}": ("xyz", hostile.of_text("x.xyz", t)) for n, t in hostile.xyzs().items()},
     **{f"lmdb: {n}": ("lmdb", make) for n, make in hostile.lmdbs().items()},
     **{
-        f"{kind}: {what}": (kind, make)
+        f"{what} in the place of {name}": (kind, make)
         for kind, name in (
             *(("weights", "x.pt"), ("weights", "x.safetensors"), ("config", "c.yaml"), ("mace_config", "c.yaml")),
             *(("model.json", "x.json"), ("energies", "e.json"), ("xyz", "x.xyz"), ("lmdb", "x.lmdb"), ("ids", "ids")),
         )
         for what, make in hostile.no_files(name).items()
+        if what == "a pipe" or name in ("x.pt", "c.yaml", "x.xyz", "x.lmdb")
     },
 }  # fmt: skip
 
 
-def readers_of(name: str) -> list[tuple[Main, Words]]:
+def readers_of(name: str) -> list[str]:
     """One command for each file, in turn; a pipe, at which anyone might wait, is given to all, as all are in full."""
     readers = READERS[FILES[name][0]]
-    if os.environ.get("BATTERY") == "full" or name.endswith("a pipe"):
+    if os.environ.get("BATTERY") == "full" or name.startswith("a pipe"):
         return readers
     return [readers[list(FILES).index(name) % len(readers)]]
 
@@ -100,12 +104,25 @@ def test_a_hostile_file_is_refused_in_one_line(name: str, tmp_path_factory: pyte
     _, make = FILES[name]
     place = furnished(tmp_path_factory.mktemp("place"))
     file = make(tmp_path_factory.mktemp("hostile"))
-    for main, words in readers_of(name):
-        arguments = words(file, place)
-        code, lines = bounded(main, arguments, place / "said")
-        assert code in (2, 3), (arguments, code, lines)
-        assert len(lines) == 1, (arguments, lines)
+    for command in readers_of(name):
+        program, *arguments = command.format(file=file, place=place).split()
+        code, lines = bounded(COMMANDS[program], arguments, place / "said")
+        assert code in (2, 3), (command, code, lines)
+        assert len(lines) == 1, (command, lines)
         assert lines[0].startswith("error: "), lines
+
+
+def test_large_honest_frames_are_read(tmp_path: Path) -> None:
+    """A Hessian of 100 atoms in the comment, and a frame of 20,000 atoms; descriptors of 500 columns."""
+    hessian = " ".join(["-0.1234567890123456789"] * 90_000)
+    path = tmp_path / "large.xyz"
+    path.write_text(
+        f'1\nProperties=species:S:1:pos:R:3:soap:R:500 energy=-1 hessian="{hessian}"\nH 0 0 0 {"0.5 " * 500}\n'
+        f"20000\nProperties=species:S:1:pos:R:3 energy=-1\n"
+        + "".join(f"H {i % 20}.0 {i // 20 % 20}.0 {i // 400}.0\n" for i in range(20_000))
+    )
+    frames = list(stream_xyz(path, LabelKeys(), TO_EVALUATE))
+    assert [frame.structure.n_atoms for frame in frames] == [1, 20_000]
 
 
 def bounded(main: Main, arguments: Sequence[str], said: Path) -> tuple[int, list[str]]:

@@ -312,8 +312,8 @@ def _loaded(stream: BinaryIO, walk: Walk, size: int) -> object:
         with _stub_modules(stream, walk.names):
             stream.seek(0)
             content = torch.load(stream, weights_only=True, map_location="cpu")
-        _refuse_odd_tensors(content)
         refuse_unfolding(content, size, walk.n_bytes)
+        _refuse_odd_tensors(content)
         return content
     except Exception as error:  # ten types, one meaning
         raise _Refused(_first_line(error)) from None

@@ -121,8 +121,8 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
             fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
     elif settings["model"] != "ScaleShiftMACE":
         raise InputError(f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE")
-    aside = sorted(set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
-    log.info("%s: left aside, not of the network: %s", path, ", ".join(map(str, aside)) or "nothing")
+    aside = sorted(map(str, set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"}))
+    log.info("%s: left aside, not of the network: %s", path, ", ".join(aside) or "nothing")
     return fields
 
 

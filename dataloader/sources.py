@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import progress
+from dataloader import input_files, progress
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters, longest_force
@@ -142,7 +142,8 @@ class XyzSource:
 
     def content(self) -> bytes:
         """A hash of the file."""
-        return hashlib.sha256(self.path.read_bytes()).digest()
+        with input_files.opened(self.path) as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
     def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
         """None: the frames are of no LMDB."""

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from dataloader import input_files
 from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds, key_flag
+from dataloader.limits import XYZ_ATOMS, XYZ_COMMENT_BYTES, XYZ_LINE_BYTES
 from dataloader.progress import Progress
 from dataloader.quantities import QUANTITIES, Quantity
 from dataloader.record import Keep, Reading, periodic_with_a_lattice, read_record
@@ -121,7 +122,7 @@ def stream_xyz(
 def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """The lines of each frame, and what is to be said of their text."""
     try:
-        with path.open("rb") as stream, Progress(f"reading {path.name}", path.stat().st_size, "B") as bar:
+        with input_files.opened(path) as stream, Progress(f"reading {path.name}", path.stat().st_size, "B") as bar:
             beginning = stream.peek(4)[:4]
             if beginning.startswith(b"\xef\xbb\xbf"):
                 stream.read(3)
@@ -143,24 +144,41 @@ def _refuse_other_texts(path: Path, beginning: bytes) -> None:
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
     """The lines of each frame; every frame has its number of atoms and as many lines, without gaps."""
-    lines = enumerate(stream, start=1)
-    for frame, (number, line) in enumerate(lines):
-        where = f"{path} frame {frame}"
+    frame, number = 0, 1  # number: of the line, from 1
+    while line := stream.readline(XYZ_LINE_BYTES):
+        where = f"{path} frame {frame}, line {number}"
         if not line.strip():
-            for number, line in lines:
-                if line.strip():
-                    raise InputError(f"{path} line {number}: after a blank line, which would end the file; remove it")
+            _refuse_what_follows(path, stream, number + 1)
             return
-        if not line.strip().isdigit():
-            raise InputError(
-                f"{where}, line {number}: expected a number of atoms as in extended XYZ, found {_shown(line)}"
-            )
-        n_atoms = int(line.strip()[:18])
-        rest = [text for _, text in islice(lines, n_atoms + 1)]
-        if len(rest) <= n_atoms:
-            missing = n_atoms + 1 - len(rest)
-            raise InputError(f"{where}, line {number}: expected {n_atoms} atoms, the file ends {missing} lines short")
-        yield [line, *rest]
+        n_atoms = _number_of_atoms(line, where)
+        comment = stream.readline(XYZ_COMMENT_BYTES + 1)
+        if len(comment) > XYZ_COMMENT_BYTES:
+            raise InputError(f"{where}: its comment has more than {XYZ_COMMENT_BYTES} bytes; take large entries out")
+        rest = [text for _ in range(n_atoms) if (text := stream.readline(XYZ_LINE_BYTES))]
+        if not comment or len(rest) < n_atoms:
+            missing = n_atoms - len(rest) + (not comment)
+            raise InputError(f"{where}: expected {n_atoms} atoms, the file ends {missing} lines short")
+        yield [line, comment, *rest]
+        frame, number = frame + 1, number + n_atoms + 2
+
+
+def _refuse_what_follows(path: Path, stream: BinaryIO, number: int) -> None:
+    """Raise InputError where text follows a blank line, at which other programs end."""
+    while line := stream.readline(XYZ_LINE_BYTES):
+        if line.strip():
+            raise InputError(f"{path} line {number}: after a blank line, which would end the file; remove it")
+        number += 1
+
+
+def _number_of_atoms(line: bytes, where: str) -> int:
+    """The first line of a frame."""
+    digits = line.strip()
+    if not digits.isdigit():
+        raise InputError(f"{where}: expected a number of atoms as in extended XYZ, found {_shown(line[:80])}")
+    n_atoms = int(digits[:18])
+    if n_atoms > XYZ_ATOMS or len(digits) > 18:
+        raise InputError(f"{where}: {_shown(line[:80])} atoms in a frame; at most {XYZ_ATOMS} are read")
+    return n_atoms
 
 
 def _shown(line: bytes) -> str:

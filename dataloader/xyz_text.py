@@ -4,14 +4,15 @@ The grammar is that of extended XYZ (github.com/libAtoms/extxyz) in the dialect 
 ``key=value`` with quotes or brackets, ``Properties=name:type:columns:…`` for the columns of the atoms.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader import plain_json
+from dataloader.limits import XYZ_COLUMNS, XYZ_COMMENT_KEYS
 from dataloader.names import folded
 from dataloader.record import (
     FRACTIONAL_NAMES,
@@ -23,10 +24,10 @@ from dataloader.record import (
 )
 
 PLAIN = "species:S:1:pos:R:3"  # where no Properties are declared
-MAX_COLUMNS = 10_000
-_QUOTED = r'"(?:[^"\\]|\\.)*"' + r"|'(?:[^'\\]|\\.)*'"
-_BRACKETS = r"\{[^{}]*\}" + r"|\[(?:[^\[\]]|\[[^\[\]]*\])*\]"
-_PAIR = re.compile(rf"\s*(?P<key>{_QUOTED}|[^\s=]+)(?:\s*=\s*(?P<value>{_QUOTED}|{_BRACKETS}|[^\s]*))?")
+_QUOTED = r'"(?:[^"\\]++|\\.)*+"' + r"|'(?:[^'\\]++|\\.)*+'"
+_BRACKETS = r"\{[^{}]*\}" + r"|\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]"
+_SPACES = re.compile(r"\s*")
+_PAIR = re.compile(rf"(?P<key>{_QUOTED}|[^\s=]+)(?:\s*=\s*(?P<value>{_QUOTED}|{_BRACKETS}|[^\s]*))?")
 _TRUTHS = {"T": True, "F": False, "true": True, "false": False, "True": True, "False": False}
 _TRUTHS |= {"TRUE": True, "FALSE": False}
 _ZEROS_BEFORE = re.compile(r"[+-]?0\d+$")  # 0012 is a name and no number
@@ -75,21 +76,33 @@ def parse_comment(comment: str) -> dict[str, object]:
         RecordError: a key is there twice, be it in another case.
     """
     values: dict[str, object] = {}
-    texts: dict[str, str] = {}
-    for match in _PAIR.finditer(comment.strip()):
+    texts: dict[str, tuple[str, str]] = {}  # by the key in one case
+    for count, match in enumerate(_pairs(comment.strip())):
+        if count == XYZ_COMMENT_KEYS:
+            raise RecordError(f"the comment has more than {XYZ_COMMENT_KEYS} entries; is a line of another file here?")
         key = _unquoted(match["key"])
         if match["value"] is None:
             values.setdefault(key, True)
             continue
         text = _unquoted(match["value"])
-        before = next((name for name in texts if folded(name) == folded(key)), None)
+        before = texts.get(folded(key))
         if before is not None:
-            raise RecordError(
-                f"{key} is there twice, {_shown(before, texts[before])} and {_shown(key, text)}; remove one"
-            )
-        texts[key] = text
+            raise RecordError(f"{key} is there twice, {_shown(*before)} and {_shown(key, text)}; remove one")
+        texts[folded(key)] = (key, text)
         values[key] = text if key.casefold() in _NAMES_OF_RECORDS else parse_value(text)
     return values
+
+
+def _pairs(text: str) -> Iterator[re.Match[str]]:
+    """Every key with its value; a stray ``=`` is passed over. Each letter is looked at a bounded number of times."""
+    position = 0
+    while match := _SPACES.match(text, position):
+        pair = _PAIR.match(text, match.end())
+        if pair is not None:
+            yield pair
+        position = match.end() + 1 if pair is None else pair.end()
+        if position >= len(text):
+            return
 
 
 def _shown(key: str, text: str) -> str:
@@ -134,8 +147,8 @@ def _numbers(words: Sequence[str]) -> NDArray[np.generic] | None:
 
 def _from_json(text: str) -> object:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = plain_json.loads(text)
+    except ValueError:
         return text
     if isinstance(value, list):
         try:
@@ -157,14 +170,18 @@ def parse_properties(text: str) -> list[Column]:
     if len(fields) % 3 or not all(fields[::3]):
         raise RecordError(f"Properties is {text!r:.80}, {expected}")
     columns: list[Column] = []
+    seen: set[str] = set()
     begin = 0
     for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
-        if kind.upper() not in _TYPES or not width.isdecimal() or not 0 < int(width[:6]) <= MAX_COLUMNS:
-            raise RecordError(f"Properties has {name}:{kind}:{width!r:.20}, {expected}")
-        if any(folded(column.name) == folded(name) for column in columns):
+        if kind.upper() not in _TYPES or not width.isdecimal() or not 0 < int(width[:6]) <= XYZ_COLUMNS:
+            raise RecordError(f"Properties has {f'{name}:{kind}'!s:.60}:{width!r:.20}, {expected}")
+        if folded(name) in seen:
             raise RecordError(f"Properties names {name} twice; remove or rename one")
+        seen.add(folded(name))
         columns.append(Column(name, kind.upper(), begin, begin + int(width)))
         begin += int(width)
+        if begin > XYZ_COLUMNS:
+            raise RecordError(f"Properties declares more than {XYZ_COLUMNS} columns; leave large entries out")
     return columns
 
 

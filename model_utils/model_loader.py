@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dataloader import input_files
 from dataloader.errors import InputError
+from dataloader.limits import MODEL_JSON_BYTES
 from losses import Metrics
 from model_utils.errors import VerificationError
 from model_utils.files import checkpoint, durable, trusted
@@ -175,6 +177,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        input_files.require_regular(path)
         with safe_open(str(path), framework="pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
             return {name: file.get_tensor(name) for name in names}, metadata.get("model_json_hash")
@@ -370,11 +373,10 @@ def write_description(outputs: Outputs, description: ModelDescription, source: P
     text = description.canonical_text()
     for path in outputs.model_jsons:
         if path.exists():
-            present = path.read_bytes()
-            if present == text.encode():
+            if _holds(path, text):
                 continue
             if source is not None and path.samefile(source):
-                durable.write(path.with_suffix(".input.json"), present)
+                durable.write(path.with_suffix(".input.json"), input_files.read_bytes(path, MODEL_JSON_BYTES))
             elif not overwrite:
                 raise InputError(
                     f"{path} is there with other content than the model of this run; move it away or give --overwrite"
@@ -393,7 +395,7 @@ def refuse_other_description(outputs: Outputs, description: ModelDescription, so
 
 
 def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
+    return input_files.holds(path, text.encode())
 
 
 class PairWriter:

@@ -153,7 +153,7 @@ def texts() -> dict[str, Any]:
         "too high an order": (with_(max_ell=11, correlation=6), "max_ell 11 with correlation 6 is too large"),
         "5000 digits": (good.replace("3.0", "9" * 5000), "is not a model.json"),
         "nested without end": ("[" * 100_000, "nested too deeply"),
-        "two megabytes": (" " * 2**21, "far more than any model.json"),
+        "two megabytes": (" " * 2**21, "it has more than 1048576 bytes; expected a model.json"),
         "binary": (bytes(range(256)), "is not text", "read_model.py export"),
         "no such gate": (with_(gate="relu"), "gate", "'silu'", "found 'relu'"),
         "irreps that are none": (with_(hidden_irreps="128x0"), "'128x0' is no irrep, expected for example 128x0e"),

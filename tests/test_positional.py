@@ -65,6 +65,14 @@ def test_two_files_of_settings(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert "one.yaml is a second file of settings beside --config other.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--xyz_train", "--elements", "--lmdb_val"])
+def test_a_yaml_after_a_list_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be one of the list's values, and whoever typed it meant --config."""
+    assert train_mace.main(["--output_checkpoint", "run", flag, "a.xyz", "settings.yaml"]) == 2
+    line = f"error: 'settings.yaml' follows {flag}, which takes any number of values, and would be one of them; "
+    assert line + "write --config settings.yaml, or put it before all flags\n" == capsys.readouterr().err
+
+
 def test_values_are_not_mistaken_for_it(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("lr: 0.5\nbatch_size: 3\n")

@@ -124,11 +124,13 @@ def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS)
     except GraphFault as error:
         fault = str(error)
     forces, stress = structure.forces, structure.stress
+    with np.errstate(over="ignore"):  # a force of 10²⁰⁰ eV/Å is reported as what it is, infinite when squared
+        squares = None if forces is None else np.square(forces).sum(axis=1)  # (n_atoms,), (eV/Å)²
     return Looked(
         fingerprint=_fingerprint(structure),
         energy=nan if structure.energy is None else structure.energy,
-        force_square=nan if forces is None else float(np.square(forces).mean()),
-        max_force=nan if forces is None else float(np.sqrt(np.square(forces).sum(axis=1).max())),
+        force_square=nan if squares is None else float(squares.mean()) / 3,
+        max_force=nan if squares is None else float(np.sqrt(squares.max())),
         zero_forces=forces is not None and structure.n_atoms > 1 and not balanced and not forces.any(),
         trace=nan if stress is None else float(np.trace(stress)) / 3,
         max_stress=nan if stress is None else float(np.abs(stress).max()),

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader import input_files, plain_json
+from dataloader.limits import ARRAY_AXES
 from dataloader.work_folder import own_name
 
 _MAGIC = b"mace-pretrain arrays 2\n"
@@ -26,6 +28,7 @@ _HEAD_1 = len(_MAGIC_1) + 8
 _ALIGNMENT = 64
 _MAX_HEADER = 64 * 2**20
 _KINDS = "biufS"
+MAX_KIND = 16  # letters of a dtype
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -114,7 +117,7 @@ def look(path: Path) -> Contents:
         Damaged: it is no such file, or cut off, or its header is damaged.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with input_files.opened(path) as file:
         if os.fstat(file.fileno()).st_size < _HEAD:
             raise Damaged(f"{path} is too short")
         return decoded(_mapped(file), str(path))
@@ -148,8 +151,10 @@ def decoded(data: bytes | mmap.mmap, name: str) -> Contents:
     arrays: dict[str, NDArray[Any]] = {}
     digests: dict[str, int | None] = {}
     try:
-        content = json.loads(text)
+        content = plain_json.loads(text)
         for array_name, kind, shape, position, *digest in content["arrays"]:
+            if len(shape) > ARRAY_AXES or not isinstance(kind, str) or len(kind) > MAX_KIND:
+                raise Damaged(f"{name} holds an array of an unknown form")
             dtype, count = np.dtype(kind), int(np.prod(shape, dtype=object))
             if dtype.kind not in _KINDS or min([position, *shape]) < 0:
                 raise Damaged(f"{name} holds an array of {kind}")

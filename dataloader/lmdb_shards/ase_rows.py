@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader import plain_json
+from dataloader.limits import ROW_SPARE_BYTES, ROW_UNFOLDING
 from dataloader.lmdb_shards.restricted_pickle import RowError
 
 MAX_BYTES = 64 * 2**20  # of a row, packed or unpacked
@@ -86,7 +88,7 @@ def plain(data: bytes) -> object:
     if items > _MAX_ITEMS:
         raise RowError(f"row holds too many values ({items}, at most {_MAX_ITEMS})")
     try:
-        return _value(json.loads(text, object_pairs_hook=_without_repeats), 0)
+        return _value(json.loads(text, object_pairs_hook=_without_repeats, parse_int=plain_json.integer), 0)
     except RowError:
         raise
     except (MemoryError, RecursionError) as error:
@@ -99,9 +101,8 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object; of a name that is there twice json itself would take the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        shown = " and ".join(_short(value) for name, value in pairs if name == repeated)
+        repeated = plain_json.repeated([name for name, _ in pairs])
+        shown = " and ".join(_short(value) for name, value in pairs if name == repeated)[:120]
         raise RowError(f"{_printable(repeated)} is there twice in the row, {shown}; remove one")
     return values
 
@@ -109,13 +110,14 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _unpacked(data: bytes) -> bytes:
     if len(data) > MAX_BYTES:
         raise RowError(f"row is too large ({len(data)} bytes, at most {MAX_BYTES} are read)")
+    most = min(MAX_BYTES, ROW_UNFOLDING * len(data) + ROW_SPARE_BYTES)
     stream = zlib.decompressobj()
     try:
-        text = stream.decompress(data, MAX_BYTES)
+        text = stream.decompress(data, most)
     except zlib.error as error:
         raise RowError(f"damaged zlib stream ({_printable(str(error))})") from None
     if stream.unconsumed_tail:
-        raise RowError(f"row unfolds to too much (more than {MAX_BYTES} bytes)")
+        raise RowError(f"row unfolds to too much (more than {most} bytes out of {len(data)})")
     if not stream.eof:
         raise RowError(f"zlib stream is cut off ({len(data)} bytes)")
     return text

@@ -12,8 +12,9 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
-from dataloader import parallel
+from dataloader import input_files, parallel
 from dataloader.errors import AwayError, InputError, is_away
+from dataloader.limits import LMDB_ENTRY_BYTES
 
 # Environments open now, by (process, device, inode): py-lmdb refuses to open a file twice in one process, and the same
 # file may well be asked for twice, as training and as test set.
@@ -110,7 +111,13 @@ class LmdbFile:
     def _keys(self) -> Iterator[bytes]:
         parallel.note(str(self.path))
         with self._explained(), self._open().begin() as transaction:
-            yield from transaction.cursor().iternext(keys=True, values=False)
+            stated = transaction.stat()["entries"]
+            if stated > data_file_of(self.path).stat().st_size // LMDB_ENTRY_BYTES:
+                raise InputError(f"{self.path} is damaged: it counts {stated} records, more than it can hold")
+            for count, key in enumerate(transaction.cursor().iternext(keys=True, values=False)):
+                if count == stated:  # a damaged tree can lead to the same page again and again
+                    raise InputError(f"{self.path} is damaged: it has more records than the {stated} that it counts")
+                yield key
 
     def _open(self) -> lmdb.Environment:
         """The environment of this process."""
@@ -173,8 +180,13 @@ def shards_of(path: Path) -> list[Path]:
             raise InputError(f"{path} matches no file; expected a pattern for LMDBs")
         return found
     if path.is_dir() and not (path / "data.mdb").is_file():
-        found = sorted(entry for entry in path.iterdir() if entry.suffix in SHARD_ENDINGS and _may_be_lmdb(entry))
-        if found:
+        named = sorted(entry for entry in path.iterdir() if entry.suffix in SHARD_ENDINGS)
+        for entry in named:
+            if not entry.is_file() and not entry.is_dir():
+                raise InputError(
+                    f"{entry} is a broken link or no regular file; restore it, or remove it if its data are not wanted"
+                )
+        if found := [entry for entry in named if _may_be_lmdb(entry)]:
             return found
     data_file_of(path)
     return [path]
@@ -282,7 +294,7 @@ def _whole_lmdb(path: Path) -> tuple[_Meta, int]:
     A read beyond the end of a mapped file is no error but SIGBUS, and the process is gone without a word.
     """
     try:
-        file = path.open("rb")
+        file = input_files.opened(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected an LMDB") from None
     with file:

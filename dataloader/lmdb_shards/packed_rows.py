@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader import plain_json
 from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS
 from dataloader.structure import Edges, Structure
@@ -101,8 +102,8 @@ def loads(data: bytes) -> dict[str, object]:
 
 def _rest(text: bytes) -> dict[str, object]:
     try:
-        rest = json.loads(text)
-    except (ValueError, RecursionError):
+        rest = plain_json.loads(text)
+    except ValueError:
         raise RowError("packed row holds damaged JSON") from None
     if not isinstance(rest, dict):
         raise RowError("packed row holds JSON that is no object")

@@ -1,16 +1,16 @@
 """The manifest of a packed data set: its shards with their checksums, and from what and how they were made."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataloader import input_files, plain_json
 from dataloader.errors import InputError
+from dataloader.limits import JSON_BYTES
 
 NAME = "manifest.json"
 FORMAT = 1
-_MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,15 @@ def beside(path: Path) -> Manifest | None:
         InputError: it is damaged, or names a file outside its directory.
     """
     file = path / NAME if path.is_dir() else path
-    if not is_name(file.name) or not file.is_file():
+    if not is_name(file.name) or not file.exists():
         return None
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise ValueError("too large")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = plain_json.loads(input_files.read_text(file, JSON_BYTES))
         shards = content["shards"]
         names = [shard["file"] for shard in shards if isinstance(shard["sha256"], str)]
         if content["format"] != FORMAT or not names or len(names) != len(shards):
             raise ValueError("another format")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is no manifest of dataloader/pack.py ({error}); pack the data again") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):

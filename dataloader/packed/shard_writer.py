@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import parallel
+from dataloader import input_files, parallel, plain_json
 from dataloader.errors import InputError
+from dataloader.limits import JSON_BYTES
 from dataloader.lmdb_shards import array_file, packed_rows
 from dataloader.lmdb_shards.lmdb_file import write_lmdb
 from dataloader.neighbors import GraphFault, build_graph, stored_edges
@@ -96,7 +97,7 @@ def pack(sources: Sequence[Source], output: Path, recipe: Recipe, say: Callable[
                     raise
     _remove_leftovers(output / WORK)
     say(f"{output} is packed already")
-    return dict(json.loads((output / "report.json").read_text(encoding="utf-8")))
+    return dict(plain_json.loads(input_files.read_text(output / "report.json", JSON_BYTES)))
 
 
 def _pack(
@@ -150,7 +151,7 @@ def _asked(sources: Sequence[Source], recipe: Recipe) -> dict[str, Any]:
 
 def _finished(output: Path, asked: Mapping[str, Any]) -> bool:
     try:
-        return bool(json.loads((output / "report.json").read_text(encoding="utf-8"))["asked"] == asked)
+        return bool(plain_json.loads(input_files.read_text(output / "report.json", JSON_BYTES))["asked"] == asked)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -165,7 +166,7 @@ def _refuse_another(output: Path, asked: Mapping[str, Any]) -> None:
     if not entries:
         return
     try:
-        begun = json.loads((work / "asked.json").read_text(encoding="utf-8"))
+        begun = plain_json.loads(input_files.read_text(work / "asked.json", JSON_BYTES))
     except (OSError, ValueError):
         begun = None
     if begun is None and entries == [WORK] and work.is_dir() and all(map(_says_nothing, work.iterdir())):
@@ -358,7 +359,7 @@ def _write_shard(task: _Shard, sources: Sequence[Source], survey: Survey, recipe
     name = f"shard_{task.number:05d}.lmdb"
     note, path = work / f"{task.split}-{name}.json", task.folder / name
     try:
-        entry = json.loads(note.read_text(encoding="utf-8"))
+        entry = plain_json.loads(input_files.read_text(note, JSON_BYTES))
         if path.stat().st_size == entry["bytes"]:
             return dict(entry)
     except (OSError, ValueError, KeyError):

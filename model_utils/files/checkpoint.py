@@ -14,8 +14,12 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from dataloader import input_files
+from dataloader.limits import ZIP_RECORDS
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files import durable
+from model_utils.files.pickle_walk import Walk, is_called
+from model_utils.files.sharing import refuse_unfolding
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.models.pickled import StubObject, is_mace_module, stub_class, tensors_of
@@ -101,10 +105,12 @@ def previous_generation(path: Path) -> Path:
 def is_best_model(path: Path) -> bool:
     """Whether a weights file holds no training state, by a look at its names; False where it is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            [record] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        with input_files.opened(path) as stream, zipfile.ZipFile(stream) as archive:
+            [record] = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
+            if record.compress_type != zipfile.ZIP_STORED:  # else a few kB unfold to any size
+                return False
             return b"train_state" not in archive.read(record)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except Exception:  # zipfile raises half a dozen types on damaged directories
         return False
 
 
@@ -245,42 +251,79 @@ def load_inert(path: Path, data: bytes | None = None) -> object:
     """
     try:
         # opened once: a training beside replaces the file, and what is checked must be what is read
-        with path.open("rb") if data is None else io.BytesIO(data) as stream:
-            return _loaded(path, stream)
+        with _opened(path, data) as stream:
+            return _whole(path, stream)
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
         ) from None
 
 
-def _loaded(path: Path, stream: BinaryIO) -> object:
+def _whole(path: Path, stream: BinaryIO) -> object:
+    """The content of an archive, which is looked through before it is read."""
     try:
         size = stream.seek(0, os.SEEK_END)
         with zipfile.ZipFile(stream) as archive:
-            records = archive.infolist()
-            if any("/code/" in record.filename for record in records):
-                raise InputError(
-                    f"{path} is TorchScript, made for LAMMPS or by compilation: it is code, not a module; give the "
-                    "eager .model it was made from"
-                )
-            if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
-                raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
-            if damaged := archive.testzip():
-                raise Damaged(f"{path} is damaged: record {damaged} fails its checksum")
+            _refuse_foreign_records(path, archive, size)
+            walk = _walked(archive)
+        return _loaded(stream, walk, size)
     except zipfile.BadZipFile:
         kind = Damaged if _begins_as_zip(stream) else VerificationError  # torch's old form is none
         raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
     except (OSError, InputError, VerificationError):
         raise
+    except _Refused as error:
+        raise VerificationError(f"{path} is damaged or foreign: {error}") from None
     except Exception as error:  # zipfile raises half a dozen more types on damaged directories
-        raise VerificationError(f"{path} is damaged: {error}") from None
+        raise VerificationError(f"{path} is damaged: {_first_line(error)}") from None
+
+
+class _Refused(Exception):
+    """What is in the archive is not read; the message is a phrase."""
+
+
+def _refuse_foreign_records(path: Path, archive: zipfile.ZipFile, size: int) -> None:
+    """Raise where the records are not as torch writes them, before any of them is read."""
+    records = archive.infolist()
+    if len(records) > ZIP_RECORDS:
+        raise VerificationError(f"{path} has {len(records)} records; expected at most {ZIP_RECORDS}")
+    if any("/code/" in record.filename for record in records):
+        raise InputError(
+            f"{path} is TorchScript, made for LAMMPS or by compilation: it is code, not a module; give the "
+            "eager .model it was made from"
+        )
+    if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
+        raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
+    if len({record.filename.casefold() for record in records}) < len(records):  # torch reads another of the two
+        raise VerificationError(f"{path} is not as we write it: two records have one name")
+    if damaged := archive.testzip():
+        raise Damaged(f"{path} is damaged: record {damaged} fails its checksum")
+
+
+def _walked(archive: zipfile.ZipFile) -> Walk:
+    """What the pickle of an archive would do."""
+    pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise _Refused(f"it has {len(pickles)} records data.pkl, expected one")
     try:
-        with _stub_modules(_rewound(stream)):
-            content = torch.load(_rewound(stream), weights_only=True, map_location="cpu")
+        return Walk(archive.read(pickles[0]))
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+
+
+def _loaded(stream: BinaryIO, walk: Walk, size: int) -> object:
+    """The content of an archive that was looked through."""
+    try:
+        with _stub_modules(stream, walk.names):
+            stream.seek(0)
+            content = torch.load(stream, weights_only=True, map_location="cpu")
+        refuse_unfolding(content, size, walk.n_bytes)
         _refuse_odd_tensors(content)
         return content
+    except OSError:
+        raise
     except Exception as error:  # ten types, one meaning
-        raise VerificationError(f"{path} is damaged or foreign: {_first_line(error)}") from None
+        raise _Refused(_first_line(error)) from None
 
 
 def _rewound(stream: BinaryIO) -> BinaryIO:
@@ -288,26 +331,42 @@ def _rewound(stream: BinaryIO) -> BinaryIO:
     return stream
 
 
+def _opened(path: Path, data: bytes | None) -> BinaryIO:
+    return input_files.opened(path) if data is None else io.BytesIO(data)
+
+
 def stub_of(module: nn.Module) -> StubObject:
     """A module as it is read from a file."""
-    data = serialise(module)
-    with _stub_modules(io.BytesIO(data)):
-        stub = torch.load(io.BytesIO(data), weights_only=True)
+    stream = io.BytesIO(serialise(module))
+    with zipfile.ZipFile(stream) as archive:
+        walk = _walked(archive)
+    with _stub_modules(stream, walk.names):
+        stream.seek(0)
+        stub = torch.load(stream, weights_only=True)
     assert isinstance(stub, StubObject)
     return stub
 
 
 @contextmanager
-def _stub_modules(stream: BinaryIO) -> Iterator[None]:
-    """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first."""
+def _stub_modules(stream: BinaryIO, names: set[str]) -> Iterator[None]:
+    """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first.
+
+    Args:
+        stream: the archive.
+        names: all globals that its pickle asks for.
+    """
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
-        foreign = [name for name in names if not name.startswith(MODULE_NAMESPACES) and name != "builtins.getattr"]
+        stream.seek(0)
+        stubs = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
+        foreign = [name for name in stubs if not name.startswith(MODULE_NAMESPACES) and name != "builtins.getattr"]
         if foreign:
             raise ValueError(f"it asks to run code ({foreign[0]})")
-        with torch.serialization.safe_globals([(stub_class(name), name) for name in names]):
+        odd = sorted(name for name in names - set(stubs) if not is_called(name))
+        if odd:
+            raise ValueError(f"it asks for {odd[0]}, which no network has")
+        with torch.serialization.safe_globals([(stub_class(name), name) for name in stubs]):
             yield
     finally:
         torch.serialization.clear_safe_globals()

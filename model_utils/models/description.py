@@ -16,10 +16,11 @@ from ase.data import atomic_numbers as number_of_symbol
 from ase.data import chemical_symbols
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from dataloader import input_files, plain_json
 from dataloader.batch import FeatureSpec, ModelFacts
 from dataloader.errors import InputError
+from dataloader.limits import MODEL_JSON_BYTES
 
-MAX_BYTES = 2**20
 MAX_CHANNELS = 4096
 MAX_WEIGHTS = 10**9  # 4 GB in single precision; Adam and its gradients take five times that
 MAX_PRODUCT_SIZE = (
@@ -328,24 +329,15 @@ def parse(text: str, where: str) -> ModelDescription:
 
 
 def _load_json(text: str, where: str) -> dict[str, Any]:
-    if len(text) > MAX_BYTES:
-        raise InputError(f"{where} has {len(text)} bytes, far more than any model.json (limit {MAX_BYTES})")
+    if len(text) > MODEL_JSON_BYTES:
+        raise InputError(f"{where} has {len(text)} bytes, far more than any model.json (limit {MODEL_JSON_BYTES})")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{where} is not a model.json: {detail}") from None
+        value = plain_json.loads(text, _no_constant)
+    except ValueError as error:
+        raise InputError(f"{where} is not a model.json: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a model.json: expected an object {{…}}, found {type(value).__name__}")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen = dict(pairs)
-    if len(seen) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"{next(k for k in names if names.count(k) > 1)!r} stands twice")
-    return seen
 
 
 def _no_constant(name: str) -> float:
@@ -400,11 +392,7 @@ def load_fields(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(
-                f"{path} has {path.stat().st_size} bytes, far more than any model.json (limit {MAX_BYTES})"
-            )
-        return path.read_bytes().decode("utf-8")
+        return input_files.read_bytes(path, MODEL_JSON_BYTES).decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a model.json") from None
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dataloader import input_files
 from model_utils import runtime
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
@@ -254,4 +255,5 @@ def adopt(source: Outputs, outputs: Outputs) -> None:
         if old.exists() and real(old) != real(new):
             durable.write(new, old.read_bytes())
     if source.metrics.exists() and real(source.metrics) != real(outputs.metrics):
-        durable.write(outputs.metrics, source.metrics.read_bytes())
+        with input_files.opened(source.metrics) as file:
+            durable.write(outputs.metrics, file.read())

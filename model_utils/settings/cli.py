@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from cyclopts import App, Parameter
 from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
@@ -18,6 +17,7 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError
 from dataloader import streams
 from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
+from model_utils.settings import plain_yaml
 from model_utils.settings.mace_flags import ours_for
 from model_utils.settings.usable_paths import refuse_unusable
 
@@ -297,6 +297,11 @@ def _alone(argv: Sequence[str], kind: type) -> Iterator[tuple[int, str]]:
         elif argument.startswith("-") and argument != "--" and not _is_number(argument):
             flag, room = argument, 0  # -h and mistakes, which the parser names
         elif room > 0:
+            if room == float("inf") and Path(argument).suffix in YAML_ENDINGS:
+                raise InputError(
+                    f"{argument!r:.80} follows {flag}, which takes any number of values, and would be one of them; "
+                    f"write --config {argument:.80}, or put it before all flags"
+                )
             room -= 1
         else:
             takes = {0: "no value", 1: "one value"}.get(int(_values_of(hints.get(flag[2:]))) if flag else -1)
@@ -343,39 +348,9 @@ def _config_path(argv: Sequence[str]) -> Path | None:
     return path  # the last, as of every flag
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (PyYAML keeps the last one silently) and aliases (expansion bombs)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping with every key once."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node; no alias."""
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not supported", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-
 def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
     """Settings of a YAML file, checked names, paths made relative to the file."""
-    try:
-        settings = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; expected a YAML file of settings") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # PyYAML's constructors let int(), float() and date() speak for themselves
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, Mapping):
-        raise InputError(f"{path} holds a {type(settings).__name__}, expected lines like `lr: 0.01`")
+    settings = plain_yaml.read(path, "a YAML file of settings", "lr: 0.01")
     if settings.get("config") is not None:
         raise InputError(f"config in {path} names another file of settings; a file cannot lead to a further one")
     settings = {name: value for name, value in settings.items() if name != "config"}

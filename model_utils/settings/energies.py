@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dataloader import input_files, plain_json
 from dataloader.atomic_energies import read_isolated
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
+from dataloader.limits import MODEL_JSON_BYTES
 from dataloader.structure import symbols
 from model_utils.models import description as model_json
 
@@ -55,17 +57,18 @@ def given_energies(text: str, words: str, keys: LabelKeys, flag: str | None = No
     flag = flag or f"--E0s {text if len(text) <= 200 else text[:40] + '…'}"
     is_text = text.lstrip().startswith("{")
     if not is_text and not os.path.isfile(text):
-        raise InputError(f"{flag}: there is no such file; expected {words}, {FORMS}")
+        there = "that is no regular file" if os.path.exists(text) else "there is no such file"
+        raise InputError(f"{flag}: {there}; expected {words}, {FORMS}")
     if not is_text and Path(text).suffix.lower() in (".xyz", ".extxyz"):
         by_head = read_isolated(Path(text), keys)
         return GivenEnergies(by_head.pop("", {}), by_head)
     try:
-        given = json.loads(text if is_text else Path(text).read_text(encoding="utf-8"))
+        given = plain_json.loads(text if is_text else input_files.read_text(Path(text), MODEL_JSON_BYTES))
         nested = {head: _numbers(values) for head, values in given.items() if isinstance(values, dict)}
         energies = GivenEnergies({} if nested else _numbers(given), nested)
         if nested and len(nested) != len(given):
             raise ValueError("some energies are by head and some are not")
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
         raise InputError(f"{flag}: {error!s:.120}; expected {words}, {FORMS}") from None
     if not np.isfinite(
         [*energies.for_all.values(), *(e for row in energies.by_head.values() for e in row.values())]
@@ -85,8 +88,8 @@ def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
         InputError: the file is something else, or lacks an element.
     """
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        given = plain_json.loads(input_files.read_text(path, MODEL_JSON_BYTES))
+    except (OSError, ValueError) as error:
         raise InputError(f"--linear_references {path}: {error}; expected JSON of energies by element") from None
     if isinstance(given, list):
         given = {str(z): energy for z, energy in enumerate(given) if z and energy is not None}

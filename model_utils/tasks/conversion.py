@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dataloader import input_files
 from dataloader.batch import Batch, collate
 from dataloader.neighbors import build_graph
 from dataloader.quantities import ENERGY, FORCES
@@ -131,7 +132,7 @@ def _write(
 
 def _write_description(options: ConvertOptions, loaded: LoadedModel) -> None:
     beside, text = sidecar(options.output), loaded.description.canonical_text()
-    if beside.exists() and beside.read_text(encoding="utf-8") != text and not options.overwrite:
+    if beside.exists() and not input_files.holds(beside, text.encode()) and not options.overwrite:
         raise InputError(f"{beside} is there with other content; give another name or --overwrite")
     durable.write_text(beside, text)
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from dataloader import progress
+from dataloader import plain_json, progress
 from dataloader.atomic_energies import impossible, shown
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
@@ -23,7 +22,7 @@ from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, numbers_of, specs_of
 from model_utils.runtime import log, start_log
-from model_utils.settings import terms
+from model_utils.settings import plain_yaml, terms
 from model_utils.settings.energies import given_energies, linear_references, of_all
 from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
@@ -98,13 +97,8 @@ def wants_zero_shift(options: MetadataInitOptions) -> bool:
 
 
 def _load_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; expected a YAML of mace_run_train") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, Mapping):
+    settings = plain_yaml.read(path, "a YAML of mace_run_train", "r_max: 5.0")
+    if not settings:
         raise InputError(f"{path} is no YAML of mace_run_train; expected lines like `r_max: 5.0`")
     return settings
 
@@ -116,19 +110,19 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
     fields = {ours: settings[theirs] for theirs, ours in MACE_SETTINGS.items() if settings.get(theirs) is not None}
     try:
         if isinstance(fields.get("radial_MLP"), str):
-            fields["radial_MLP"] = json.loads(fields["radial_MLP"])
+            fields["radial_MLP"] = plain_json.loads(fields["radial_MLP"])
         if "num_channels" in settings or "max_L" in settings:
             channels, max_order = int(settings.get("num_channels", 128)), min(int(settings.get("max_L", 1)), 99)
             fields["hidden_irreps"] = "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})") from None
     if settings.get("model", "MACE") == "MACE":  # mace builds ScaleShiftMACE with this first block (and shift 0)
         if "Density" not in str(fields.get("interaction_cls_first")):
             fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
     elif settings["model"] != "ScaleShiftMACE":
         raise InputError(f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE")
-    aside = sorted(set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
-    log.info("%s: left aside, not of the network: %s", path, ", ".join(map(str, aside)) or "nothing")
+    aside = sorted(map(str, set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"}))
+    log.info("%s: left aside, not of the network: %s", path, ", ".join(aside) or "nothing")
     return fields
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataloader import input_files
 from dataloader.errors import InputError
 from dataloader.structure import symbols
 from model_utils import model_loader
@@ -42,7 +43,7 @@ def export(options: ExportOptions) -> None:
     text = loaded.description.canonical_text()
     if output_json.is_dir():
         raise InputError(f"--output_json {output_json} is a directory; give a file name")
-    if output_json.exists() and output_json.read_bytes() != text.encode() and not overwrite:
+    if output_json.exists() and not input_files.holds(output_json, text.encode()) and not overwrite:
         raise InputError(f"--output_json {output_json} is there with other content; give another name or --overwrite")
     try:
         output_json.parent.mkdir(parents=True, exist_ok=True)

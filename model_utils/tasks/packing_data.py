@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dataloader import input_files
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
 from dataloader.packed import packed_manifest, shard_writer
@@ -85,9 +86,8 @@ def _ids(path: Path, split: str) -> frozenset[str]:
         InputError: it cannot be read or holds none.
     """
     try:
-        if path.stat().st_size > MAX_ID_FILE:
-            raise InputError(f"--{split}_ids {path} has {path.stat().st_size} bytes; expected one identifier a line")
-        found = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        text = input_files.read_text(path, MAX_ID_FILE)
+        found = frozenset(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read --{split}_ids {path}: {error}; expected one identifier on each line") from None
     if not found:

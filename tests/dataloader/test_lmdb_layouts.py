@@ -185,7 +185,7 @@ HOSTILE = {
     "text in an array": (raw_row(numbers={"__ndarray__": [[1], "int64", ["8"]]}), "holds something else than numbers"),
     "a flexible dtype": (raw_row(numbers={"__ndarray__": [[1], "S1000000000", [8]]}), "is not allowed"),
     "nesting": (zlib.compress(b"[" * 10**5), "row cannot be unfolded"),
-    "brackets without end": (zlib.compress(b"[" + b"[]," * 3 * 10**6 + b"0]"), "row holds too many values"),
+    "brackets without end": (zlib.compress(b"[" + b"[]," * 3 * 10**6 + b"0]", 0), "row holds too many values"),
     "a long number": (zlib.compress(b'{"numbers": ' + b"9" * 5000 + b"}"), "damaged JSON (ValueError"),
     "a list": (zlib.compress(b"[1]"), "row is a JSON list, expected an object"),
     "cut off": (ase_row(labelled(1)[0])[:-9], "zlib stream is cut off"),

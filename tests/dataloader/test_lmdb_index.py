@@ -144,19 +144,28 @@ def test_a_damaged_index_is_made_again(damage: str, path: Path) -> None:
     assert place.read_bytes() == content
 
 
+class Heard(logging.Handler):
+    """Keeps what is logged as a warning."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def since(self) -> list[str]:
+        """The lines since the last call."""
+        lines, self.lines = self.lines, []
+        return lines
+
+
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """What was logged as a warning since the last call."""
-    log = logging.getLogger("mace_pretrain")
-    log.addHandler(caplog.handler)
-
-    def since() -> list[str]:
-        said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-        caplog.clear()
-        return said
-
-    yield since
-    log.removeHandler(caplog.handler)
+def lines() -> Iterator[Callable[[], list[str]]]:
+    heard = Heard()
+    logging.getLogger("mace_pretrain").addHandler(heard)
+    yield heard.since
+    logging.getLogger("mace_pretrain").removeHandler(heard)
 
 
 def flip(file: Path, offset: int, bit: int = 0) -> None:

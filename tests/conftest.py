@@ -6,6 +6,7 @@ limits of time stand only where a process might hang.
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     if not any("test_cuda" in str(word) for word in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` and nohup ignore it, for children too
 
 
 def wait_until(reached: Callable[[], object], what: str) -> None:

@@ -461,7 +461,7 @@ def _truths(stored: object, name: str, n_atoms: int) -> NDArray[np.bool_]:
         raise RecordError(f"{name} has {values.size} entries for {n_atoms} atoms, expected a column of true or false")
     if values.dtype.kind not in "biuf" or not _are_truths(values):
         raise RecordError(f"{name} holds other values than 0 and 1, expected a column of true or false")
-    return values.astype(bool).reshape(n_atoms, -1)
+    return values.astype(bool).reshape(n_atoms, 3 if values.shape == (n_atoms, 3) else 1)
 
 
 def _number_named(entries: Entries, given: str | None, usual: tuple[str, ...], what: str) -> float | None:

@@ -192,6 +192,7 @@ def xyzs() -> dict[str, str]:
         "a number of a million digits": f"{'1' * 10**6}\n{properties}\n{ATOM}",
         "a million columns": f"1\n{properties}:a:R:1000000\n{ATOM}",
         "fifty thousand entries": f"1\n{properties}:{many}\n{ATOM}",
+        "no atoms and a mask": f"0\n{properties}:move_mask:L:1 energy=1\n",
         "a row of 20 MB": f"1\n{properties}\n{'1 ' * 10**7}\n",
     }
 

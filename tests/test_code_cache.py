@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import wait_until
-from dataloader import work_folder
+from dataloader import cache_folder, work_folder
 from model_utils import runtime
 from model_utils.models.fast import code_cache, compiler
 from model_utils.models.fast.code_cache import Unfit
@@ -229,16 +230,22 @@ def test_a_folder_that_is_not_the_users_own_is_not_used(
 
 
 @needs_compiler
-def test_without_a_home_it_is_compiled_for_this_process(
-    cache: Cache, lines: list[str], monkeypatch: pytest.MonkeyPatch
+def test_without_a_home_it_is_kept_in_a_folder_of_the_users_own(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(code_cache.Path, "home", nowhere)
-    assert compiler.build().answer() == 42
-    assert "no home folder" in lines[0]
+    monkeypatch.setattr(cache_folder.Path, "home", nowhere)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cache_folder._in_temporary.cache_clear()
+    try:
+        assert compiler.build().answer() == 42
+        (kept,) = (tmp_path / f"mace-pretrain-{os.getuid()}").rglob("*.so")
+        assert kept.stat().st_uid == os.getuid()
+    finally:
+        cache_folder._in_temporary.cache_clear()
 
 
 @needs_compiler

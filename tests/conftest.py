@@ -25,6 +25,8 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 HANGING = 1200.0  # s after which a process is taken to hang; proves nothing else
 STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
+LONG = os.environ.get("BATTERY") in ("full", "product")  # every case of what has many: `make battery`
+in_the_battery = pytest.mark.skipif(not LONG, reason="one more case of its kind: make battery")
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 
 TINY = {

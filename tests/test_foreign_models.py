@@ -19,7 +19,7 @@ from ase.io import read, write
 
 import parity_cases
 import read_model
-from conftest import ROOT
+from conftest import ROOT, in_the_battery
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.labels import TO_EVALUATE
@@ -371,14 +371,20 @@ class Doing:
         return exec, (self.statement,)
 
 
+def of_battery(*values: object) -> object:
+    return pytest.param(*values, marks=in_the_battery)
+
+
 @pytest.mark.parametrize(
     ("statement", "code", "said"),
     [
-        ("import os; os._exit(0)", 3, "executed: its process ended with code 0 and said nothing"),
-        ("import os; os.kill(os.getpid(), 9)", 3, "executed: its process ended with code -9 and said nothing"),
+        of_battery("import os; os._exit(0)", 3, "executed: its process ended with code 0 and said nothing"),
+        of_battery(
+            "import os; os.kill(os.getpid(), 9)", 3, "executed: its process ended with code -9 and said nothing"
+        ),
         ("import os, sys; open(sys.argv[2], 'w').write('x'); os._exit(0)", 3, "executed: what came of it is cut off"),
         ("raise KeyboardInterrupt", 3, "executed: KeyboardInterrupt"),
-        ("", 2, "executed: InputError: its model is a NoneType, no weights by name"),
+        of_battery("", 2, "executed: InputError: its model is a NoneType, no weights by name"),
     ],
 )
 def test_whatever_such_code_does_is_one_line(

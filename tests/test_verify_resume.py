@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import pausing
+from conftest import in_the_battery, pausing
 from model_utils import verify_resume
 from model_utils.tasks import resume_check
 
@@ -36,6 +36,7 @@ def test_a_killed_run_is_equal(flags: list[str], capsys: pytest.CaptureFixture[s
     assert "equal to the last bit" in capsys.readouterr().out
 
 
+@in_the_battery
 def test_a_planted_fault_is_found(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert verify_resume.main([*flags, "--planted_fault", "moments"]) == 0
     shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 log = logging.getLogger("mace_pretrain")  # the one that commands configure
 clock = time.monotonic
 QUIET = 10.0  # s without a word before a line is written
-BETWEEN = 30.0  # s from one line of the same work to the next
+BETWEEN = 10.0  # s from one line of the same work to the next
 DELAY = 1.0  # s before a bar appears
 
 _spoken = clock()  # when a line was written last, by anybody

@@ -158,7 +158,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "a.pt"
     durable.write(path, b"old")
 
-    def full(*_: object) -> int:
+    def full(*_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
     for call in ("write", "fsync", "replace"):

@@ -836,7 +836,7 @@ def test_weights_that_do_not_fit_their_model_json(own: Path, refused: Refused) -
     name = next(name for name in tensors if name.startswith("readouts"))
     path.write_bytes(forged(path, model_state_dict={n: t for n, t in tensors.items() if n != name}))
     refused(evaluate.main, evaluation(own, path), str(path), f"{name} is missing", code=3)
-    path.write_bytes(forged(path, model_state_dict=tensors | {"r_max": torch.tensor(4.0)}))
+    path.write_bytes(forged(path, model_state_dict=tensors | {"r_max": torch.tensor(4.0, dtype=torch.float32)}))
     refused(evaluate.main, evaluation(own, path), str(path), "r_max", "[4.0]", "[3.0]", code=3)
 
 

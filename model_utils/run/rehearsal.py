@@ -8,10 +8,10 @@ from dataloader.batch import Batch
 from dataloader.loader import EpochBatches
 from model_utils.run import memory
 from model_utils.run.fit import FitPlan
+from model_utils.run.log_lines import describe_groups
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
-from optimizer import describe_groups
 
 EPOCHS_LOOKED_AT = 5
 
@@ -36,7 +36,7 @@ def try_batch(batch: Batch, state: TrainState, batches: EpochBatches, plan: FitP
         InputError: one of its structures does not fit into the memory.
     """
     with memory.naming(batches.dataset.names):
-        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], plan.loss)
+        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], plan.stage(1).loss)
 
 
 def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPlan, n_valid: int) -> None:

@@ -64,7 +64,8 @@ def with_measured_budget(
     if stored is not None:
         return replace(options, max_edges_per_batch=stored.content["train_state"]["config"]["max_edges_per_batch"])
     network = model_loader.network(module.to(device), options.step, description)
-    parameters, loss = model_loader.trainable(module), loss_of(options)
+    parameters = model_loader.trainable(module)
+    loss = loss_of(options)
 
     def step(batch: Batch) -> None:
         loss_and_gradients(network, parameters, [batch], loss)
@@ -84,7 +85,10 @@ Batching = TypeVar("Batching", EvaluateOptions, FinetuneOptions)
 def with_measured_evaluation_budget(
     options: Batching, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
 ) -> Batching:
-    """The same for an evaluation, which needs less memory per edge."""
+    """The options with a number in place of ``--max_edges_per_batch auto``, measured for an evaluation.
+
+    An evaluation needs less memory per edge than a training.
+    """
     if options.max_edges_per_batch != "auto":
         return options
 

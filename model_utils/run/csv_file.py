@@ -105,7 +105,8 @@ def _rows(path: Path) -> list[Row]:
 
 def _is_of_the_past(row: Row, step: int, n_records: int) -> bool:
     """Whether a row was written before the checkpoint of a step."""
-    number, of_step = row.get("record", ""), row.get("step", "")
+    number = row.get("record", "")
+    of_step = row.get("step", "")
     if not (number.isdecimal() and of_step.isdecimal()):
         return False
     return int(of_step) < step or (int(of_step) == step and int(number) <= n_records)

@@ -36,7 +36,9 @@ class EpochProgress:
             self.close()
 
     def _begin(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> None:
-        self._began, self._said, self._first = progress.clock(), None, state.progress.steps_in_epoch
+        self._began = progress.clock()
+        self._said = None
+        self._first = state.progress.steps_in_epoch
         if progress.on_a_terminal():
             self._bar = progress.Bar(total=steps_of_epoch, initial=self._first, unit="step", leave=False)
             self._atoms = metrics(state.tally.sums.tolist(), loss).n_atoms

@@ -39,8 +39,10 @@ def rest_of_run(state: TrainState, plan: FitPlan, steps_per_epoch: int) -> Rest:
         plan: how long it is.
         steps_per_epoch: optimizer steps of an epoch; where batches have a budget, of the first.
     """
-    progress, schedule = state.progress, state.schedule
-    by_steps, now = schedule.settings.unit == "step", schedule.time()
+    progress = state.progress
+    schedule = state.schedule
+    by_steps = schedule.settings.unit == "step"
+    now = schedule.time()
 
     def until(epoch: int, steps: int | None = None) -> float:
         left = (epoch - progress.epoch) * steps_per_epoch - progress.steps_in_epoch
@@ -86,7 +88,8 @@ def change_rate(
     Raises:
         InputError: the run is made longer than its schedule, whose rate would stay 0.
     """
-    schedule, rest = state.schedule, rest_of_run(state, plan, steps_per_epoch)
+    schedule = state.schedule
+    rest = rest_of_run(state, plan, steps_per_epoch)
     longer = _is_longer(plan, stored)
     if change.anew:
         schedule.restart(max(rest.end - rest.now, 1.0), change.lr)
@@ -109,25 +112,27 @@ def _is_longer(plan: FitPlan, stored: Mapping[str, Any]) -> bool:
 
 def _refuse_standstill(state: TrainState, rest: Rest, *, longer: bool) -> None:
     """Going on at rate 0 is no training: refused where the run is made longer, else said."""
-    schedule, s = state.schedule, state.schedule.settings
+    schedule = state.schedule
+    s = schedule.settings
     since = max(rest.now, math.ceil(s.horizon)) if schedule.kind.has_end else rest.now
     lowest = schedule.rate_at(rest.last if schedule.kind.has_end else rest.now)
     if schedule.held is not None or since > rest.last or lowest >= STANDSTILL:
         return
-    found = (
+    standstill = (
         f"the {s.kind} schedule has come down to rate {lowest:.3g} by {s.unit} {since + rest.in_run:g} and stays "
         f"there, so that all steps from there to {s.unit} {rest.end + rest.in_run:g}, the end of the run, would train "
         "nothing"
     )
     if longer:
-        raise InputError(f"{found}; {REMEDY}")
+        raise InputError(f"{standstill}; {REMEDY}")
     if since == rest.now:
-        log.warning("warning: %s; %s", found, REMEDY)
+        log.warning("warning: %s; %s", standstill, REMEDY)
 
 
 def _outlook(state: TrainState, plan: FitPlan, rest: Rest) -> str:
     """What the rate does until the end of the run."""
-    schedule, s = state.schedule, state.schedule.settings
+    schedule = state.schedule
+    s = schedule.settings
     if rest.now >= rest.end:
         return "the run is over, no step is left to take; --epochs or --max_steps makes it longer"
     end = f"{s.unit} {rest.end + rest.in_run:g}, the end of the run"

@@ -1,5 +1,8 @@
 """The loss and the error metrics: tensors in, sums and counts out, divided once at the end.
 
+Two tables are open to additions, of a plug-in too: `SHAPES`, what becomes of the errors of one quantity, and `LOSSES`,
+whole losses. Their keys are what a user types after ``--forces_loss`` and ``--loss``.
+
 loss = Σ over quantities of  weight · mean over labelled entries of ℓ(error)
 
 with errors of energies per atom, of force components, of the nine stress components. A mean is Σ w·ℓ / number of
@@ -8,7 +11,7 @@ are root mean squares and mean magnitudes of the unweighted errors, from global 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
@@ -67,11 +70,28 @@ def l2norm(error: Tensor, label: Tensor, delta: float) -> Tensor:
     return torch.linalg.vector_norm(error, dim=1)
 
 
+def conditional_huber(error: Tensor, label: Tensor, delta: float) -> Tensor:
+    """Huber with a δ that shrinks where the label is large, so that violent structures weigh less (MACE-MP-0).
+
+    δ is whole below a length of the label's row of 100 (eV/Å for forces), and 0.7, 0.4 and 0.1 of it from 100, 200 and
+    300 on, as in mace-torch's ``conditional_huber_forces``.
+    """
+    length = torch.linalg.vector_norm(label, dim=1, keepdim=True)  # (n_rows, 1)
+    delta_of_row = torch.full_like(length, delta)
+    for bound, share in DELTA_OF_LARGE_LABELS.items():  # scalars, so that nothing is copied to a GPU
+        delta_of_row = torch.where(length >= bound, share * delta, delta_of_row)
+    size = error.abs()
+    linear = delta_of_row * (size - 0.5 * delta_of_row)
+    return torch.where(size < delta_of_row, 0.5 * error * error, linear)
+
+
+DELTA_OF_LARGE_LABELS = {100.0: 0.7, 200.0: 0.4, 300.0: 0.1}  # from this length of a row on: part of δ
 SHAPES: dict[str, Shape] = {
     "mse": Shape(of=mse, text="{}²"),
     "huber": Shape(of=huber, text="huber({})"),
     "mae": Shape(of=mae, text="|{}|"),
     "l2norm": Shape(of=l2norm, text="‖{}‖", by_row=True),
+    "conditional_huber": Shape(of=conditional_huber, text="conditional_huber({})"),
 }
 
 
@@ -131,6 +151,64 @@ class Loss:
             for name, term in self.terms.items()
         ]
         return reduce(torch.add, parts)
+
+
+# Whole losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """What a named loss is built from.
+
+    Attributes:
+        weights: of the terms by quantity.
+        shapes: names of their shapes by quantity, where the user chooses them; squared errors otherwise.
+        huber_delta: see `Loss`.
+    """
+
+    weights: Mapping[str, float]
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    huber_delta: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedLoss:
+    """A whole loss under the name that a user gives after ``--loss``.
+
+    Attributes:
+        build: settings → the loss; a `Loss`, or one with another ``total`` of the same sums.
+        own_shapes: it brings the shapes of its terms, and takes none from the settings.
+    """
+
+    build: Callable[[LossSettings], Loss]
+    own_shapes: bool = False
+
+
+def terms_loss(settings: LossSettings) -> Loss:
+    """Every term has the shape that its own option gives it."""
+    terms = {
+        name: Term(weight=weight, shape=settings.shapes.get(name, "mse")) for name, weight in settings.weights.items()
+    }
+    return Loss(terms=terms, huber_delta=settings.huber_delta)
+
+
+def universal_loss(settings: LossSettings) -> Loss:
+    """Huber of all errors, of forces with a δ that shrinks with the label: mace-torch's ``UniversalLoss``.
+
+    mace multiplies labels and predictions with a structure's weight before it compares them with δ; here the weight
+    multiplies the term, as in every other loss. With weights of 1 the two are equal.
+    """
+    terms = {
+        name: Term(weight=weight, shape="conditional_huber" if name == FORCES.name else "huber")
+        for name, weight in settings.weights.items()
+    }
+    return Loss(terms=terms, huber_delta=settings.huber_delta)
+
+
+LOSSES: dict[str, NamedLoss] = {
+    "terms": NamedLoss(build=terms_loss),
+    "universal": NamedLoss(build=universal_loss, own_shapes=True),
+}
 
 
 def entries_per_row(quantity: Quantity, term: Term) -> int:

@@ -1,17 +1,51 @@
-"""Which parameters decay and why, the optimizer, and the learning-rate schedule behind one closure."""
+"""Which parameters move and which decay, the optimizers, and the learning-rate schedules.
+
+Two tables are open to additions, of a plug-in too: `OPTIMIZERS`, how each is built, and `SCHEDULES`, what each makes of
+the learning rate. Their keys are what a user types after ``--optimizer`` and ``--scheduler``.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dataloader.errors import InputError
+
 NO_DECAY_WORDS = ("bias", "norm", "scale", "shift")
 
-ScheduleKind = Literal["plateau", "step", "exponential", "cosine", "onecycle", "constant"]
+
+# Which parameters move
+
+
+def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Take parameters out of the training by patterns of their names, as ``interactions.0.*``.
+
+    Raises:
+        InputError: a pattern fits no parameter, or none is left to train.
+    """
+    for pattern in patterns:
+        fitting = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern) and p.numel()]
+        if not fitting:
+            modules = sorted({name.rpartition(".")[0] for name in _trainable(module)})
+            raise InputError(
+                f"--freeze {pattern}: no parameter has such a name; there are those of {', '.join(modules[:6])} …"
+            )
+        for parameter in fitting:
+            parameter.requires_grad_(False)
+    if patterns and not _trainable(module):
+        raise InputError("--freeze leaves nothing to train; name fewer parameters")
+
+
+def _trainable(module: nn.Module) -> list[str]:
+    """Names of the parameters that are trained; those without elements have no gradient."""
+    return [name for name, p in module.named_parameters() if p.requires_grad and p.numel()]
+
+
+# Which parameters decay
 
 
 def decays(name: str, parameter: Tensor, owner: nn.Module | None = None) -> bool:
@@ -56,67 +90,163 @@ def parameter_groups(
     ]
 
 
-def describe_groups(groups: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> Iterator[str]:
-    """Lines that say which parameters decay and how fast each group moves.
+# Optimizers
 
-    Args:
-        groups: of ``parameter_groups``, of an optimizer or of its stored state: ``name``, ``param_names``,
-            ``weight_decay`` and, where it is known, ``lr``.
-        sizes: numbers in each parameter.
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """What an optimizer is built from.
+
+    Attributes:
+        kind: its name in `OPTIMIZERS`.
+        lr: learning rate of the parameters that have no rate of their own.
+        weight_decay: of the parameters that decay.
+        amsgrad: keep the largest second moment (Reddi et al., ICLR 2018).
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        rates: learning rates of their own by patterns of parameters' names.
     """
-    for group in groups:
-        names = list(group["param_names"])
-        rate = f", lr {group['lr']:.4g}" if "lr" in group else ""
-        count = sum(sizes.get(name, 0) for name in names)
-        yield f"group {group['name']}: {len(names)} parameters, {count} numbers, {_decay_text(group)}{rate}"
-        by_module: dict[str, list[str]] = {}
-        for name in names:
-            module = ".".join(name.split(".")[:2])
-            by_module.setdefault(module, []).append(name.removeprefix(f"{module}."))
-        for module, members in by_module.items():
-            yield f"  {module}: {', '.join(members)}"
+
+    kind: str = "adam"
+    lr: float
+    weight_decay: float = 0.0
+    amsgrad: bool = True
+    beta1: float = 0.9
+    beta2: float = 0.999
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
-def _decay_text(group: Mapping[str, Any]) -> str:
-    if not group["weight_decay"]:
-        return "no weight decay"
-    return "weight decay" if math.isnan(group["weight_decay"]) else f"weight decay {group['weight_decay']:g}"
+# groups of parameters (``parameter_groups``), settings → an optimizer whose ``step()`` takes no closure
+OptimizerBuilder = Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim.Optimizer]
 
 
-def build_optimizer(
-    module: nn.Module,
-    *,
-    kind: Literal["adam", "adamw"],
-    lr: float,
-    weight_decay: float,
-    amsgrad: bool = True,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    rates: Mapping[str, float] | None = None,
-) -> torch.optim.Optimizer:
-    """Adam (decay added to the gradient, as mace) or AdamW (decay of the weight itself) over ``parameter_groups``."""
-    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
-    return cls(parameter_groups(module, weight_decay, rates), lr=lr, betas=(beta1, beta2), amsgrad=amsgrad)
+def adam(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Adam as mace has it: the decay is added to the gradient (Kingma & Ba, ICLR 2015)."""
+    return torch.optim.Adam(groups, **_moments(settings))
+
+
+def adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Adam with the decay taken from the weight itself (Loshchilov & Hutter, ICLR 2019)."""
+    return torch.optim.AdamW(groups, **_moments(settings))
+
+
+def _moments(settings: OptimizerSettings) -> dict[str, Any]:
+    betas = (settings.beta1, settings.beta2)
+    return {"lr": settings.lr, "betas": betas, "amsgrad": settings.amsgrad}
+
+
+OPTIMIZERS: dict[str, OptimizerBuilder] = {"adam": adam, "adamw": adamw}
+
+
+def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer of the settings over the ``parameter_groups`` of a module."""
+    groups = parameter_groups(module, settings.weight_decay, settings.rates)
+    return OPTIMIZERS[settings.kind](groups, settings)
+
+
+# Schedules
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
-    """A learning-rate schedule; times are epochs or optimizer steps, by ``unit``.
+    """A learning-rate schedule by its name in `SCHEDULES`, and its numbers; times are in ``unit``.
 
-    plateau: times ``factor`` after ``patience`` validations without a lower loss. step: times ``factor`` every
-    ``period``. exponential: times ``factor`` every unit. cosine: half a cosine from lr to ``min_lr`` over the horizon
-    (Loshchilov & Hutter 2017). onecycle: linear rise over ``warmup`` (or 30 % of the horizon), then a cosine down to
-    ``min_lr`` (after Smith & Topin 2018). Every kind begins with a linear warm-up of ``warmup`` units.
+    Each kind begins with a linear warm-up of ``warmup`` units, and none goes below ``min_lr``. Which of the other
+    numbers a kind looks at, its entry in the table says.
     """
 
-    kind: ScheduleKind = "plateau"
+    kind: str = "plateau"
     unit: Literal["epoch", "step"] = "epoch"
     factor: float = 0.8
     patience: int = 50
     period: int = 1
     min_lr: float = 0.0
     warmup: float = 0.0
-    horizon: float = 1.0  # units from start to end of cosine and onecycle
+    horizon: float = 1.0  # units from the start of the run to its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleTime:
+    """Where a schedule stands; times are in its unit.
+
+    Attributes:
+        now: not before ``start``.
+        start: since when the rate follows the schedule: after the warm-up, or since a rate was set in the run.
+        left: how much of the way to the horizon is left, 1 to 0.
+        left_at_start: the same at ``start``; below 1 where a rate was set in the run.
+        reductions: how often a plateau reduced the rate.
+    """
+
+    now: float
+    start: float
+    left: float
+    left_at_start: float
+    reductions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleKind:
+    """What a kind of schedule makes of the learning rate after its warm-up.
+
+    The factor must be a closed form of the time, 1 at ``start``: a run that is resumed is then where an unbroken one
+    would be.
+
+    Attributes:
+        factor: settings, time → factor of the base rate; with an end, the part of the way from ``min_lr`` up to the
+            base rate, which is 0 at the horizon.
+        has_end: it comes down to ``min_lr`` at its horizon, which it keeps when a resumed run is made longer.
+        waits: it reduces the rate after validations without a lower loss, which are counted for it.
+        warmup_share: part of the horizon that is its warm-up where none is given.
+        uses: the option behind each number of the settings that ``factor`` looks at.
+    """
+
+    factor: Callable[[ScheduleSettings, ScheduleTime], float]
+    has_end: bool = False
+    waits: bool = False
+    warmup_share: float = 0.0
+    uses: Mapping[str, str] = field(default_factory=dict)
+
+
+def plateau_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
+    """Times ``factor`` after more than ``patience`` validations without a lower loss."""
+    return settings.factor ** float(time.reductions)
+
+
+def step_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
+    """Times ``factor`` every ``period``, counted from the end of the warm-up."""
+    periods = (time.now - settings.warmup) // settings.period
+    before = (time.start - settings.warmup) // settings.period
+    return settings.factor ** float(periods - before)
+
+
+def exponential_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
+    """Times ``factor`` every unit."""
+    return settings.factor ** (time.now - time.start)
+
+
+def cosine_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
+    """Half a cosine down to ``min_lr`` at the horizon (Loshchilov & Hutter, ICLR 2017), or what is left of it."""
+    height = math.sin(math.pi / 2 * time.left)
+    highest = math.sin(math.pi / 2 * time.left_at_start)
+    return (height / highest) ** 2  # (1 + cos x) / 2 = sin²((π - x) / 2)
+
+
+def constant_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
+    """The base rate from the end of the warm-up on."""
+    return 1.0
+
+
+SCHEDULES: dict[str, ScheduleKind] = {
+    "plateau": ScheduleKind(
+        factor=plateau_factor, waits=True, uses={"factor": "lr_factor", "patience": "scheduler_patience"}
+    ),
+    "step": ScheduleKind(factor=step_factor, uses={"factor": "lr_factor", "period": "lr_step"}),
+    "exponential": ScheduleKind(factor=exponential_factor, uses={"factor": "lr_gamma"}),
+    "cosine": ScheduleKind(factor=cosine_factor, has_end=True),
+    # a linear rise and then a cosine, after Smith & Topin 2018
+    "onecycle": ScheduleKind(factor=cosine_factor, has_end=True, warmup_share=0.3),
+    "constant": ScheduleKind(factor=constant_factor),
+}
 
 
 class Schedule:
@@ -127,14 +257,15 @@ class Schedule:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: ScheduleSettings) -> None:
-        self.optimizer, self.settings = optimizer, settings
+        self.optimizer = optimizer
+        self.settings = settings
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.steps = 0
         self.epochs = 0
         self.best = math.inf
         self.waited = 0
         self.reductions = 0
-        self.held: float | None = None  # stage two: this rate, whatever the time
+        self.held: float | None = None  # by a stage of the run: this rate, whatever the time
         self.set_at: float | None = None  # the base rates are those of this time on, where ``set_rate`` gave them
         self.set_left = 1.0  # how much of its curve a cosine or one-cycle had before it then
         self._apply()
@@ -150,17 +281,24 @@ class Schedule:
         self._apply()
 
     def after_validation(self, loss: float) -> None:
-        """A validation gave this loss; only a plateau looks at it."""
+        """A validation gave this loss; only a schedule that waits for lower ones looks at it."""
         if loss < self.best:
-            self.best, self.waited = loss, 0
-        elif self.settings.kind == "plateau":
+            self.best = loss
+            self.waited = 0
+        elif self.kind.waits:
             self.waited += 1
             if self.waited > self.settings.patience:
-                self.reductions, self.waited = self.reductions + 1, 0
+                self.reductions += 1
+                self.waited = 0
         self._apply()
 
+    def forget_losses(self) -> None:
+        """Losses from now on are of another kind than those before, and not compared with them."""
+        self.best = math.inf
+        self.waited = 0
+
     def hold(self, rate: float) -> None:
-        """Stage two: a constant rate takes the place of the schedule."""
+        """A stage of the run has a rate of its own, which takes the place of the schedule."""
         self.held = rate
         self._apply()
 
@@ -195,16 +333,22 @@ class Schedule:
             self._scale_to(rate)
         self.settings = replace(self.settings, horizon=horizon)
         self.steps = self.epochs = self.waited = self.reductions = 0
-        self.set_at, self.set_left = None, 1.0
+        self.set_at = None
+        self.set_left = 1.0
         self.best = math.inf
         self._apply()
+
+    @property
+    def kind(self) -> ScheduleKind:
+        """What the schedule makes of the rate."""
+        return SCHEDULES[self.settings.kind]
 
     def rate(self) -> float:
         """Learning rate of the first group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def rate_at(self, time: float) -> float:
-        """The same at a time, in epochs or steps by the schedule's unit; a plateau's as it is now."""
+        """Learning rate of the first group at a time, in epochs or steps; a plateau's as it is now."""
         return self.held if self.held is not None else self._rate(self.base_rates[0], time)
 
     def is_warming_up(self) -> bool:
@@ -240,7 +384,8 @@ class Schedule:
         self.settings = replace(self.settings, horizon=state["horizon"])
         for name in ("base_rates", "steps", "epochs", "best", "waited", "reductions", "held"):
             setattr(self, name, state[name])
-        self.set_at, self.set_left = state.get("set_at"), state.get("set_left", 1.0)
+        self.set_at = state.get("set_at")
+        self.set_left = state.get("set_left", 1.0)
         self._apply()
 
     def _scale_to(self, rate: float) -> None:
@@ -249,7 +394,8 @@ class Schedule:
         self.held = rate if self.held is not None else None
 
     def _apply(self) -> None:
-        first, time = self.base_rates[0], self.time()
+        first = self.base_rates[0]
+        time = self.time()
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             if self.held is None:
                 group["lr"] = self._rate(base, time)
@@ -258,34 +404,32 @@ class Schedule:
 
     def _start(self) -> float:
         """When the rate begins to follow the schedule: after the warm-up, or after what ``set_rate`` made of it."""
-        s = self.settings
         if self.set_at is not None:
             return self.set_at
-        return s.warmup or (0.3 * s.horizon if s.kind == "onecycle" else 0.0)
+        return self.settings.warmup or self.kind.warmup_share * self.settings.horizon
 
     def _left(self, time: float) -> float:
-        """How much of its curve a cosine or one-cycle has before it, 1 to 0."""
+        """How much of the way to the horizon is left at a time, 1 to 0."""
         start = self._start()
         passed = max(time - start, 0.0) / max(self.settings.horizon - start, 1e-12)
         return self.set_left * (1.0 - min(passed, 1.0))
 
     def _rate(self, base: float, time: float) -> float:
-        s, start = self.settings, self._start()
+        start = self._start()
         if self.set_at is None and time < start:
             return base * (time + 1.0) / (start + 1.0)
-        lowest = min(s.min_lr, base)
-        if s.kind in ("cosine", "onecycle"):
-            height, highest = (math.sin(math.pi / 2 * left) for left in (self._left(time), self.set_left))
-            share = (height / highest) ** 2  # of half a cosine: (1 + cos x) / 2 = sin²((π - x) / 2)
-            return lowest + (base - lowest) * share if share < 1.0 else base
-        since = max(time, start)
-        exponent = {
-            "plateau": float(self.reductions),
-            "step": float((since - s.warmup) // s.period - (start - s.warmup) // s.period),
-            "exponential": since - start,
-            "constant": 0.0,
-        }[s.kind]
-        return max(base * s.factor**exponent, lowest)
+        stands = ScheduleTime(
+            now=max(time, start),
+            start=start,
+            left=self._left(time),
+            left_at_start=self.set_left,
+            reductions=self.reductions,
+        )
+        factor = self.kind.factor(self.settings, stands)
+        lowest = min(self.settings.min_lr, base)
+        if self.kind.has_end:
+            return lowest + (base - lowest) * factor if factor < 1.0 else base
+        return max(base * factor, lowest)
 
 
 def scheduler_step(schedule: Schedule) -> Callable[..., None]:

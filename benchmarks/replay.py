@@ -26,7 +26,7 @@ from dataloader.labels import TO_TRAIN, LabelKeys  # noqa: E402
 from dataloader.sources import SourceSpec, open_sources  # noqa: E402
 from losses import Loss, Metrics  # noqa: E402
 from model_utils import model_loader  # noqa: E402
-from model_utils.run.assemble import Evaluator  # noqa: E402
+from model_utils.run.assemble import evaluator  # noqa: E402
 from model_utils.settings.options import BatchOptions  # noqa: E402
 
 DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "data"))
@@ -95,7 +95,7 @@ def errors(path: Path, xyz: Path, keys: LabelKeys, head: str) -> Metrics:
     spec = SourceSpec(path=xyz, format="xyz", keys=keys, head=head)
     data = Dataset(open_sources([spec], needs=TO_TRAIN, max_dropped=0.0), facts, loaded.file.dtype)
     network = model_loader.network(loaded.module, "fast", loaded.description)
-    evaluate = Evaluator(data, BatchOptions(batch_size=5), torch.device("cpu"))
+    evaluate = evaluator(data, BatchOptions(batch_size=5), torch.device("cpu"))
     return evaluate(network, model_loader.trainable(loaded.module), Loss.of())[0]
 
 

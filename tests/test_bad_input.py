@@ -321,7 +321,6 @@ MACES_FLAGS = {
     "max_L": "hidden_irreps",
     "hidden_irreps": "model.json",
     "model": "model_class",
-    "loss": "--forces_loss",
     "valid_batch_size": "--batch_size",
     "eval_interval": "--validate_every",
     "config_type_weights": "config_weight",

@@ -9,7 +9,7 @@ from torch import nn
 from conftest import TINY
 from model_utils.models import description
 from model_utils.models.build import build_module
-from optimizer import Schedule, ScheduleSettings, build_optimizer, parameter_groups, scheduler_step
+from optimizer import OptimizerSettings, Schedule, ScheduleSettings, build_optimizer, parameter_groups, scheduler_step
 
 
 def module_of(**changes: object) -> nn.Module:
@@ -56,7 +56,7 @@ def test_biases_norms_and_scalars_do_not_decay() -> None:
 def test_decay_shrinks_only_the_decaying_group() -> None:
     module = nn.ModuleDict({"linear": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = build_optimizer(module, kind="adamw", lr=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(module, OptimizerSettings(kind="adamw", lr=0.1, weight_decay=0.5))
     for p in module.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()

@@ -13,7 +13,7 @@ from dataloader import parallel, progress
 from dataloader.progress import Progress, over
 from losses import Loss, no_sums
 from model_utils import evaluate, runtime, train_mace
-from model_utils.run.report import EpochProgress
+from model_utils.run.epoch_progress import EpochProgress
 from model_utils.run.train_state import Progress as Counters
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from losses import Loss
 from model_utils.errors import InputError
-from model_utils.run.fit import FitPlan, StageTwo
+from model_utils.run.fit import FitPlan, Stage
 from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.train_state import Progress
 from optimizer import Schedule, ScheduleSettings
@@ -29,7 +29,7 @@ class Run:
         self.settings = ScheduleSettings(kind=kind, unit=unit, horizon=horizon, **(usual | settings))  # type: ignore[arg-type]
         self.schedule, self.progress = self._fresh(), Progress()
         self.epochs, self.stored = epochs, {"epochs": epochs, "max_steps": None}
-        self.two: StageTwo | None = None
+        self.later: tuple[Stage, ...] = ()
         self.taken: list[float] = []
 
     def _fresh(self) -> Schedule:
@@ -57,7 +57,7 @@ class Run:
         state, self.schedule = self.schedule.state_dict(), self._fresh()
         self.schedule.load_state_dict(state)
         self.epochs = epochs or self.epochs
-        plan = FitPlan(epochs=self.epochs, loss=Loss.of(), stage_two=self.two)
+        plan = FitPlan(epochs=self.epochs, stages=(Stage(loss=Loss.of()), *self.later))
         stored, self.stored = self.stored, {**self.stored, "epochs": self.epochs}
         run: Any = SimpleNamespace(schedule=self.schedule, progress=self.progress)
         return change_rate(run, plan, PER_EPOCH, stored, RateChange(**change)) if new else []
@@ -194,7 +194,8 @@ def test_anew_it_is_the_schedule_of_a_new_run(kind: str, unit: str, lr: float | 
 @pytest.mark.parametrize("kind", KINDS)
 def test_within_stage_two_the_rate_is_held(kind: str) -> None:
     run = Run(kind, "epoch").to(4)
-    run.two, run.progress.stage = StageTwo(start=4, loss=Loss.of(), lr=1e-3), 2
+    run.later = (Stage(start=4, loss=Loss.of(), lr=1e-3),)
+    run.progress.stage = 2
     run.schedule.hold(1e-3)
     run.to(6).taken.clear()
     assert run.resumed(12, lr=X)[-1] == "stage two holds the rate 0.0003 until epoch 12, the end of the run"
@@ -203,7 +204,7 @@ def test_within_stage_two_the_rate_is_held(kind: str) -> None:
 
 def test_before_stage_two_its_own_rate_is_named() -> None:
     run = Run("cosine", "epoch").to(3)
-    run.two = StageTwo(start=6, loss=Loss.of(), lr=1e-3)
+    run.later = (Stage(start=6, loss=Loss.of(), lr=1e-3),)
     assert "until epoch 6, where stage two begins with 0.001" in run.resumed(lr=X)[-1]
 
 
@@ -219,7 +220,7 @@ def test_a_longer_run_that_would_stand_still_is_refused(kind: str, unit: str, be
     run.taken.clear()
     assert run.to(20).taken[-1] == 1e-4
     run = Run(kind, unit).to(begin)
-    run.two = StageTwo(start=8, loss=Loss.of(), lr=1e-3)
+    run.later = (Stage(start=8, loss=Loss.of(), lr=1e-3),)
     assert "where stage two begins" in run.resumed(20)[-1] or begin == 8, "stage two takes over where it ends"
 
 

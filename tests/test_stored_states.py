@@ -89,7 +89,10 @@ def test_an_interrupted_run_goes_on_to_what_the_unbroken_one_came_to(
     assert (folder / "metrics.jsonl").read_bytes().startswith(written)
     file, best = checkpoint.read(folder / "run_checkpoint.pt"), checkpoint.read(folder / "run_model.pt")
     state = file.content["train_state"]
-    assert_close(state, {k: v for k, v in expected["state"].items() if k != "scheduler"}, 0.0)
+    counters = {k: v for k, v in expected["state"].items() if k not in ("scheduler", "stage_two_epoch")}
+    assert_close(state, counters, 0.0)
+    stage_two = expected["state"]["stage_two_epoch"]  # by which stages were known when there were two at most
+    assert state["stage_starts"] == ([0] if stage_two is None else [0, stage_two])
     schedule = expected["state"]["scheduler"]
     assert_close(state["scheduler"], {k: v for k, v in schedule.items() if k != "best"}, 1e-12)
     assert state["ema_state_dict"]["updates"] == expected["updates"]

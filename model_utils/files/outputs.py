@@ -160,9 +160,9 @@ class Outputs:
         return self.checkpoint.with_name("valid_structures.txt")
 
     @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard events."""
-        return self.checkpoint.with_name("tensorboard")
+    def metrics_table(self) -> Path:
+        """What the logger ``csv`` writes, where the run has it."""
+        return self.metrics.with_suffix(".csv")
 
     @property
     def lock(self) -> Path:
@@ -179,7 +179,7 @@ class Outputs:
         weights = {_lock_of_name(path): path for path in (self.checkpoint, self.model)}
         return {self.lock: self.checkpoint.parent, **weights}
 
-    def announced(self, *, bare_module: bool, tensorboard: bool, split: bool) -> Iterator[tuple[Path, str]]:
+    def announced(self, *, bare_module: bool, split: bool) -> Iterator[tuple[Path, str]]:
         """Every path with one phrase on what it is."""
         yield self.checkpoint, "raw weights and the whole state, resumable"
         yield self.model, "best weights"
@@ -192,15 +192,13 @@ class Outputs:
         yield self.config, "all settings as used"
         if split:
             yield self.valid_names, "structures set aside for validation"
-        if tensorboard:
-            yield self.tensorboard, "TensorBoard events"
 
     def of_another_run(self) -> list[Path]:
         """Files of a run that lie at these places already."""
         own = (
             *(self.checkpoint, previous_generation(self.checkpoint), self.model, self.stage_one_model),
             *(self.bare_module, self.metrics, self.config, self.log, self.valid_names, damaged(self.checkpoint)),
-            self.replay_before,
+            *(self.metrics_table, self.replay_before),
         )
         return [path for path in own if path.exists()]
 

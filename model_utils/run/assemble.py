@@ -1,38 +1,51 @@
-"""From options to the objects a run is made of: batches, evaluator, state, plan. Nothing below this takes options."""
+"""From options to the objects a run is made of: batches, evaluator, loss, stages, optimizer, schedule, state, plan."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import chain
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
-from dataloader.loader import EpochBatches, Loader, Plan, evaluation_plan
+from dataloader.loader import EpochBatches, Loader
 from dataloader.packing import Budget
-from dataloader.progress import Progress
-from losses import SHAPES, Loss, Metrics, Term, metrics
+from losses import LOSSES, SHAPES, Loss, LossSettings, Term
 from model_utils import model_loader
-from model_utils.errors import InputError, NonFiniteError
+from model_utils.errors import InputError
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, Parameters
 from model_utils.run.budget import measured_edges
 from model_utils.run.ema import ExponentialMovingAverage
-from model_utils.run.evaluation import OnBatch, evaluate
-from model_utils.run.fit import FitPlan, StageTwo
-from model_utils.run.memory import naming
+from model_utils.run.evaluation import EvaluatedData, Evaluator, evaluate
+from model_utils.run.fit import FitPlan, Stage
 from model_utils.run.open_data import TrainingData
 from model_utils.run.step import loss_and_gradients
+from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.runtime import log
 from model_utils.settings import terms
-from model_utils.settings.options import BatchOptions, EvaluateOptions, FinetuneOptions, TrainOptions, rates_by_pattern
-from optimizer import Schedule, ScheduleSettings, build_optimizer
+from model_utils.settings.options import (
+    BatchOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    TrainingOptions,
+    TrainOptions,
+    rates_by_pattern,
+)
+from optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    OptimizerSettings,
+    Schedule,
+    ScheduleSettings,
+    build_optimizer,
+    freeze,
+)
 
 DEFAULT_BATCH_SIZE = 10
 
@@ -51,7 +64,8 @@ def with_measured_budget(
     if stored is not None:
         return replace(options, max_edges_per_batch=stored.content["train_state"]["config"]["max_edges_per_batch"])
     network = model_loader.network(module.to(device), options.step, description)
-    parameters, loss = model_loader.trainable(module), loss_of(options)
+    parameters = model_loader.trainable(module)
+    loss = loss_of(options)
 
     def step(batch: Batch) -> None:
         loss_and_gradients(network, parameters, [batch], loss)
@@ -71,7 +85,10 @@ Batching = TypeVar("Batching", EvaluateOptions, FinetuneOptions)
 def with_measured_evaluation_budget(
     options: Batching, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
 ) -> Batching:
-    """The same for an evaluation, which needs less memory per edge."""
+    """The options with a number in place of ``--max_edges_per_batch auto``, measured for an evaluation.
+
+    An evaluation needs less memory per edge than a training.
+    """
     if options.max_edges_per_batch != "auto":
         return options
 
@@ -95,100 +112,64 @@ def training_batches(options: TrainOptions, data: TrainingData, device: torch.de
     return EpochBatches(data.train, budget_of(options), options.seed, loader)
 
 
-class Evaluator:
-    """Evaluates one data set again and again; the batches' plan is made once, no batch mixes sources.
+def evaluator(
+    dataset: Dataset,
+    options: BatchOptions,
+    device: torch.device,
+    watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+    *,
+    what: str = "evaluation",
+    everything: bool = False,
+) -> Evaluator:
+    """What evaluates a data set in batches within the limits of the options; see `Evaluator`."""
+    loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
+    evaluated = EvaluatedData(dataset, budget_of(options), loader)
+    return Evaluator(evaluated, device, watch, what=what, everything=everything)
 
-    Args:
-        dataset: the structures.
-        options: limits of a batch, workers.
-        device: of the network.
-        watch: is handed every stream of batches, and may break it off.
-        what: the work, as progress names it.
-        everything: compute what costs more for every batch, not only where there is a label of it.
+
+def loss_of(options: TrainingOptions) -> Loss:
+    """The loss of the first stage."""
+    return _named_loss(options, terms.weights(options))
+
+
+def _named_loss(options: TrainingOptions, weights: Mapping[str, float]) -> Loss:
+    """The loss that --loss names, with these weights.
+
+    Raises:
+        InputError: a loss or the shape of a term has no such name, or the loss brings shapes of its own.
     """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        options: BatchOptions,
-        device: torch.device,
-        watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
-        *,
-        what: str = "evaluation",
-        everything: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self.device = device
-        self.what = what
-        self.watch = watch
-        self.everything = everything
-        sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
-        self.plans = {name: evaluation_plan(dataset, indices, budget_of(options)) for name, indices in sources.items()}
-        self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
-
-    def __call__(
-        self, network: Network, parameters: Parameters, loss: Loss, on_batch: OnBatch | None = None
-    ) -> tuple[Metrics, dict[str, Metrics]]:
-        """Metrics of the whole data set and of each source.
-
-        Raises:
-            NonFiniteError: naming the structures of the first batch whose errors are no numbers.
-        """
-        with Progress(self.what, len(self.dataset)) as progress, naming(self.dataset.names):
-
-            def watched(plan: Plan) -> Iterator[Batch]:
-                for batch in self.watch(self.loader.batches(plan)):
-                    yield batch
-                    progress.update(batch.n_structures)
-
-            def sums_of(plan: Plan) -> Tensor:
-                batches = watched(plan)
-                return evaluate(network, parameters, batches, loss, self.device, on_batch, everything=self.everything)
-
-            sums = {name: sums_of(plan) for name, plan in self.plans.items()}
-        total = torch.stack(list(sums.values())).sum(dim=0)
-        if not torch.isfinite(total).all():
-            raise NonFiniteError(
-                f"the errors are not finite for the batch of {self._culprits(network, parameters, loss)}; nothing "
-                "of it was saved: look at these structures, at energies, scale and shift in model.json, or lower --lr"
-            )
-        return metrics(total.tolist(), loss), {name: metrics(s.tolist(), loss) for name, s in sums.items()}
-
-    def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
-        for indices in chain.from_iterable(self.plans.values()):
-            sums = evaluate(network, parameters, self.loader.batches([indices]), loss, self.device)
-            if not torch.isfinite(sums).all():
-                return self.dataset.names(indices.tolist())
-        return "all structures together"
-
-
-def loss_of(options: TrainOptions) -> Loss:
-    """The loss of stage one."""
-    return Loss(terms=_terms(options, terms.weights(options)), huber_delta=options.huber_delta)
-
-
-def _terms(options: TrainOptions, weights: Mapping[str, float]) -> dict[str, Term]:
+    named = entry_of(LOSSES, options.loss, "--loss")
     shapes = terms.shapes(options)
     for name, shape in shapes.items():
         if shape not in SHAPES:
             raise InputError(f"the loss shape {shape!r} of the {name} is not known; there are {', '.join(SHAPES)}")
-    return {name: Term(weight=weight, shape=shapes[name]) for name, weight in weights.items()}
+        if named.own_shapes and shape != Term().shape:
+            raise InputError(
+                f"--loss {options.loss} has shapes of its own, and {shape} is given for the {name}; leave one of the "
+                "two out"
+            )
+    settings = LossSettings(weights=weights, shapes=shapes, huber_delta=options.huber_delta)
+    return named.build(settings)
 
 
-def fit_plan(options: TrainOptions, *, judge_first: bool = False) -> FitPlan:
-    """How long to train and what to do when; a stage two that never starts is one warning."""
-    stage_two = None
-    if options.stage_two:
-        start = options.start_stage_two or max(options.epochs // 4 * 3, 1)
-        two = Loss(terms=_terms(options, terms.stage_two_weights(options)), huber_delta=options.huber_delta)
-        stage_two = StageTwo(start=start, loss=two, lr=options.stage_two_lr)
-        if start >= options.epochs:
-            log.warning("stage two never starts: it begins after epoch %d of %d", start, options.epochs)
+def stages(options: TrainingOptions) -> tuple[Stage, ...]:
+    """The stages of a run; one that never starts is one warning."""
+    first = Stage(loss=loss_of(options))
+    if not options.stage_two:
+        return (first,)
+    start = options.start_stage_two or max(options.epochs // 4 * 3, 1)
+    if start >= options.epochs:
+        log.warning("stage two never starts: it begins after epoch %d of %d", start, options.epochs)
+    loss = _named_loss(options, terms.stage_two_weights(options))
+    return (first, Stage(start=start, loss=loss, lr=options.stage_two_lr))
+
+
+def fit_plan(options: TrainingOptions, *, judge_first: bool = False) -> FitPlan:
+    """How long to train and what to do when."""
     return FitPlan(
         epochs=options.epochs,
-        loss=loss_of(options),
+        stages=stages(options),
         max_steps=options.max_steps,
-        stage_two=stage_two,
         accumulate=options.accumulate_batches,
         clip_grad=options.clip_grad,
         patience=options.patience,
@@ -213,78 +194,79 @@ def training_state(
     Raises:
         InputError: a pattern of --freeze or --lr_of fits no parameter, or none is left to train.
     """
-    freeze(module, options.freeze)
-    rates = rates_by_pattern(options)
-    for pattern in rates:
-        if not any(fnmatchcase(name, pattern) for name in model_loader.trainable(module)):
-            raise InputError(
-                f"--lr_of {pattern}: no trainable parameter has such a name; `read_model.py show` lists them"
-            )
+    _freeze(module, options.freeze)
+    settings = optimizer_settings(options)
+    _require_names(module, settings.rates)
     module.to(device)
     parameters = model_loader.trainable(module)
-    moved = build_optimizer(
-        module,
-        kind=options.optimizer,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        amsgrad=options.amsgrad,
-        beta1=options.beta1,
-        beta2=options.beta2,
-        rates=rates,
-    )
+    optimizer = build_optimizer(module, settings)
     return TrainState(
         network=model_loader.network(module, options.step, description),
         parameters=parameters,
-        optimizer=moved,
-        schedule=Schedule(moved, schedule_settings(options, batches)),
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, schedule_settings(options, batches)),
         ema=ExponentialMovingAverage(parameters, options.ema_decay) if options.ema else None,
         tally=Tally.empty(device),
         device=device,
     )
 
 
-def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
-    """Take parameters out of the training by patterns of their names.
+def _freeze(module: nn.Module, patterns: Sequence[str]) -> None:
+    freeze(module, patterns)
+    if patterns:
+        everything = sum(p.numel() for p in module.parameters())
+        trained = sum(p.numel() for p in model_loader.trainable(module).values())
+        log.info("%d of the parameters are frozen, %d are trained", everything - trained, trained)
+
+
+def _require_names(module: nn.Module, rates: Mapping[str, float]) -> None:
+    names = model_loader.trainable(module)
+    for pattern in rates:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"--lr_of {pattern}: no trainable parameter has such a name; `read_model.py show` lists them"
+            )
+
+
+def optimizer_settings(options: TrainingOptions) -> OptimizerSettings:
+    """What the optimizer is built from.
 
     Raises:
-        InputError: a pattern fits no parameter, or none is left.
+        InputError: there is no optimizer of that name, or a rate of --lr_of is none.
     """
-    for pattern in patterns:
-        fitting = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern) and p.numel()]
-        if not fitting:
-            names = ", ".join(sorted({name.rpartition(".")[0] for name in model_loader.trainable(module)})[:6])
-            raise InputError(f"--freeze {pattern}: no parameter has such a name; there are those of {names} …")
-        for parameter in fitting:
-            parameter.requires_grad_(False)
-    if patterns:
-        left = model_loader.trainable(module)
-        if not left:
-            raise InputError("--freeze leaves nothing to train; name fewer parameters")
-        log.info("%d of the parameters are frozen, %d are trained", *_sizes(module, left))
+    entry_of(OPTIMIZERS, options.optimizer, "--optimizer")
+    return OptimizerSettings(
+        kind=options.optimizer,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        amsgrad=options.amsgrad,
+        beta1=options.beta1,
+        beta2=options.beta2,
+        rates=rates_by_pattern(options),
+    )
 
 
-def _sizes(module: nn.Module, left: Mapping[str, Tensor]) -> tuple[int, int]:
-    moved = sum(p.numel() for p in left.values())
-    return sum(p.numel() for p in module.parameters()) - moved, moved
-
-
-def steps_per_epoch(options: TrainOptions, batches: EpochBatches) -> int:
+def steps_per_epoch(options: TrainingOptions, batches: EpochBatches) -> int:
     """Optimizer steps of the first epoch; later ones have about as many where batches have a budget."""
     return math.ceil(len(batches.plan(0)) / options.accumulate_batches)
 
 
-def schedule_settings(options: TrainOptions, batches: EpochBatches) -> ScheduleSettings:
-    """The schedule; cosine and onecycle end where the run ends."""
+def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> ScheduleSettings:
+    """The schedule, with the numbers that its kind uses; one with an end has it where the run ends.
+
+    Raises:
+        InputError: there is no schedule of that name.
+    """
+    kind = entry_of(SCHEDULES, options.scheduler, "--scheduler")
     per_epoch = steps_per_epoch(options, batches)
     steps = min(options.epochs * per_epoch, options.max_steps or options.epochs * per_epoch)
     horizon = steps if options.scheduler_unit == "step" else steps / per_epoch
+    used = {name: getattr(options, option) for name, option in kind.uses.items()}
     return ScheduleSettings(
         kind=options.scheduler,
         unit=options.scheduler_unit,
-        factor=options.lr_gamma if options.scheduler == "exponential" else options.lr_factor,
-        patience=options.scheduler_patience,
-        period=options.lr_step,
         min_lr=options.min_lr,
         warmup=options.warmup,
         horizon=float(horizon),
+        **used,
     )

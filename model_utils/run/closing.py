@@ -11,14 +11,16 @@ from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
-from model_utils.run.assemble import Evaluator
+from model_utils.run import assemble
+from model_utils.run.fit import FinalRecord
 from model_utils.run.open_data import TrainingData
-from model_utils.run.report import table
 from model_utils.run.run_files import RunFiles
+from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
 from model_utils.settings.options import TrainOptions
 
-COMPARED, MOST_ATOMS = 2, 256  # structures and their atoms: less than a second of mace's forward pass for each
+COMPARED = 2  # structures
+MOST_ATOMS = 256  # of one of them: less than a second of mace's forward pass
 MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
 
 
@@ -27,8 +29,8 @@ def report_best(
     outputs: Outputs,
     data: TrainingData,
     files: RunFiles,
+    state: TrainState,
     loss: Loss,
-    device: torch.device,
 ) -> None:
     """Evaluate the best model, as it lies on the disk, on training (at most a sample), validation and test data.
 
@@ -42,19 +44,22 @@ def report_best(
             export_for_mace(outputs, best, data.train)  # before it leaves the CPU
         except OSError as error:
             failed = error
+    device = state.device
     module = best.module.to(device)
     network = model_loader.network(module, options.step, best.description)
     parameters = model_loader.trainable(module)
     sets = {"train": _some_of(data.train, options.seed), "valid": data.valid}
     sets |= {"test": data.test} if data.test is not None else {}
-    rows, parts = dict[str, Metrics](), dict[str, Metrics]()
+    errors: dict[str, Metrics] = {}
+    rows: dict[str, Metrics] = {}
     for name, dataset in sets.items():
-        evaluator = Evaluator(dataset, options, device, what=f"errors of the best model, {name}")
-        rows[name], by_source = evaluator(network, parameters, loss)
+        evaluator = assemble.evaluator(dataset, options, device, what=f"errors of the best model, {name}")
+        errors[name], by_source = evaluator(network, parameters, loss)
         if len(by_source) == 1:
-            parts[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = rows[name]
+            rows[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = errors[name]
         else:
-            parts |= {name: rows[name]} | {f"{name} {source}": found for source, found in by_source.items()}
+            rows[name] = errors[name]
+            rows |= {f"{name} {source}": of_source for source, of_source in by_source.items()}
     content = best.file.content
     log.info(
         "best model: epoch %d, step %d, %s weights, %s",
@@ -63,9 +68,8 @@ def report_best(
         best.file.weights,
         outputs.model,
     )
-    for line in table(parts).splitlines():
-        log.info("%s", line)
-    files.metrics.final(rows)
+    progress = state.progress
+    files.final(FinalRecord(epoch=progress.epoch, step=progress.step, sets=errors, rows=rows))
     try:
         files.close()
     except OSError as error:

@@ -1,14 +1,20 @@
 """The one evaluation: validation during training, the table at the end and evaluate.py all come through here."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from dataloader.batch import Batch
-from losses import Loss, Prediction, error_sums, no_sums
+from dataloader.dataset import Dataset
+from dataloader.loader import Loader, Plan, evaluation_plan
+from dataloader.packing import Budget
+from dataloader.progress import Progress
+from losses import Loss, Metrics, Prediction, error_sums, metrics, no_sums
+from model_utils.errors import NonFiniteError
 from model_utils.models.network import Network, Parameters, predict
-from model_utils.run.memory import in_parts
+from model_utils.run.memory import in_parts, naming
 
 OnBatch = Callable[[Batch, Prediction], None]
 
@@ -56,3 +62,81 @@ def evaluate(
             if on_batch is not None:
                 on_batch(batch, prediction)
     return total
+
+
+class EvaluatedData:
+    """A data set and the batches in which it is evaluated; no batch mixes sources.
+
+    Args:
+        dataset: the structures.
+        budget: limits of a batch.
+        loader: makes the batches.
+    """
+
+    def __init__(self, dataset: Dataset, budget: Budget, loader: Loader) -> None:
+        self.dataset = dataset
+        self.loader = loader
+        sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
+        self.plans = {name: evaluation_plan(dataset, indices, budget) for name, indices in sources.items()}
+
+
+class Evaluator:
+    """Evaluates one data set again and again.
+
+    Args:
+        data: the structures in batches.
+        device: of the network.
+        watch: is handed every stream of batches, and may break it off.
+        what: the work, as progress names it.
+        everything: compute what costs more for every batch, not only where there is a label of it.
+    """
+
+    def __init__(
+        self,
+        data: EvaluatedData,
+        device: torch.device,
+        watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
+        *,
+        what: str = "evaluation",
+        everything: bool = False,
+    ) -> None:
+        self.data = data
+        self.device = device
+        self.what = what
+        self.watch = watch
+        self.everything = everything
+
+    def __call__(
+        self, network: Network, parameters: Parameters, loss: Loss, on_batch: OnBatch | None = None
+    ) -> tuple[Metrics, dict[str, Metrics]]:
+        """Metrics of the whole data set and of each source.
+
+        Raises:
+            NonFiniteError: naming the structures of the first batch whose errors are no numbers.
+        """
+        with Progress(self.what, len(self.data.dataset)) as progress, naming(self.data.dataset.names):
+
+            def watched(plan: Plan) -> Iterator[Batch]:
+                for batch in self.watch(self.data.loader.batches(plan)):
+                    yield batch
+                    progress.update(batch.n_structures)
+
+            def sums_of(plan: Plan) -> Tensor:
+                batches = watched(plan)
+                return evaluate(network, parameters, batches, loss, self.device, on_batch, everything=self.everything)
+
+            sums = {name: sums_of(plan) for name, plan in self.data.plans.items()}
+        total = torch.stack(list(sums.values())).sum(dim=0)
+        if not torch.isfinite(total).all():
+            raise NonFiniteError(
+                f"the errors are not finite for the batch of {self._culprits(network, parameters, loss)}; nothing "
+                "of it was saved: look at these structures, at energies, scale and shift in model.json, or lower --lr"
+            )
+        return metrics(total.tolist(), loss), {name: metrics(s.tolist(), loss) for name, s in sums.items()}
+
+    def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
+        for indices in chain.from_iterable(self.data.plans.values()):
+            sums = evaluate(network, parameters, self.data.loader.batches([indices]), loss, self.device)
+            if not torch.isfinite(sums).all():
+                return self.data.dataset.names(indices.tolist())
+        return "all structures together"

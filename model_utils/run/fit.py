@@ -1,5 +1,6 @@
 """The only training loop. It gets a state, batches, a plan and hooks; it builds nothing and opens no file."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +21,8 @@ from model_utils.run.train_state import Tally, TrainState
 from optimizer import scheduler_step
 
 CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
-FIRST_RETRY, LAST_RETRY = 30.0, 600.0  # s until a save that failed is tried again
+FIRST_RETRY = 30.0  # s until a save that failed is tried again, doubled each time up to
+LAST_RETRY = 600.0
 
 
 class Batches(Protocol):
@@ -36,12 +38,20 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageTwo:
-    """When the second stage begins, and what changes: losses before and after cannot be compared."""
+class Stage:
+    """A part of a run with a loss of its own.
 
-    start: int  # finished epochs
+    Attributes:
+        loss: that is minimised in it.
+        start: finished epochs after which it begins; earlier where the stage before runs out of patience.
+        lr: rate of its steps, in place of the schedule's; None: the rate goes on as it was.
+        new_best: its losses cannot be compared with those before, so the best model is looked for anew.
+    """
+
     loss: Loss
-    lr: float
+    start: int = 0
+    lr: float | None = None
+    new_best: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +59,8 @@ class FitPlan:
     """How long to train and what to do when."""
 
     epochs: int
-    loss: Loss
+    stages: tuple[Stage, ...]  # in their order, at least one; the first begins with the run
     max_steps: int | None = None
-    stage_two: StageTwo | None = None
     accumulate: int = 1
     clip_grad: float = 0.0
     patience: int | None = None
@@ -62,9 +71,13 @@ class FitPlan:
     log_every_steps: int | None = None
     judge_first: bool = False  # the weights before the first step may be the best: those of a fine-tuning's source
 
-    def loss_of_stage(self, stage: int) -> Loss:
-        """The loss of stage one or two."""
-        return self.stage_two.loss if self.stage_two is not None and stage == 2 else self.loss
+    def stage(self, number: int) -> Stage:
+        """A stage by its number, from 1 on; the last one for all numbers beyond."""
+        return self.stages[min(number, len(self.stages)) - 1]
+
+    def to_come(self, number: int) -> tuple[Stage, ...]:
+        """The stages after the one with a number."""
+        return self.stages[number:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +112,16 @@ class ValidationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinalRecord:
+    """Errors of the best model at the end of a run."""
+
+    epoch: int  # of the last step of the run
+    step: int
+    sets: Mapping[str, Metrics]  # by train, valid and test
+    rows: Mapping[str, Metrics]  # of the table: of every set, and of each of its sources where there are several
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What happens outside: the terminal, the files, the clock of a scheduler."""
 
@@ -107,7 +130,7 @@ class Hooks:
     on_train: Callable[[TrainRecord], None]
     on_validation: Callable[[ValidationRecord], None]
     on_best: Callable[[TrainState, Metrics], None]
-    on_stage_two: Callable[[TrainState], None]
+    on_stage: Callable[[TrainState, Stage], None]  # which begins; the state is still that of the stage before
     save: Callable[[TrainState, str], bool]  # state, reason; False: not now, it is tried again later
     save_last: Callable[[TrainState, str], None]  # the same where no later try will come; raises SaveError
     watch: Callable[[Iterator[Batch]], Iterator[Batch]]  # the same batches; raises StopRequested between two of them
@@ -149,12 +172,17 @@ class _Run:
     """One call of ``fit``; whatever must survive it is in the state."""
 
     def __init__(self, state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
-        self.state, self.data, self.plan, self.hooks = state, data, plan, hooks
+        self.state = state
+        self.data = data
+        self.plan = plan
+        self.hooks = hooks
         self.scheduler_step = scheduler_step(state.schedule)
         self.unchecked: list[tuple[Tensor, tuple[int, ...]]] = []
         self.check_every = CHECK_EVERY_ON_GPU if state.device.type == "cuda" else 1
-        self.saved_at = self.epoch_began = time.monotonic()
-        self.retry_at, self.retry_after = float("inf"), FIRST_RETRY
+        self.saved_at = time.monotonic()
+        self.epoch_began = self.saved_at
+        self.retry_at = math.inf
+        self.retry_after = FIRST_RETRY
 
     def to_the_end(self) -> str:
         """Everything from where the state stands; returns why training is over."""
@@ -165,7 +193,7 @@ class _Run:
         if progress.validation_due:
             self.validate(judge=progress.step > 0 or self.plan.judge_first)  # bad E0s show before the first step
         while (reason := self.finish_reason()) is None:
-            self.enter_stage_two_when_due()
+            self.enter_stages_when_due()
             self.train_epoch()
         if progress.validated_step != progress.step:
             self.validate()
@@ -174,7 +202,7 @@ class _Run:
     @property
     def loss(self) -> Loss:
         """Loss of the stage."""
-        return self.plan.loss_of_stage(self.state.progress.stage)
+        return self.plan.stage(self.state.progress.stage).loss
 
     def finish_reason(self) -> str | None:
         """Why training is over, or None."""
@@ -183,31 +211,45 @@ class _Run:
             return "max_steps reached"
         if progress.epoch >= self.plan.epochs:
             return "epochs done"
-        if self._out_of_patience() and (progress.stage == 2 or self.plan.stage_two is None):
+        if self._out_of_patience() and not self.plan.to_come(progress.stage):
             return f"no lower validation loss for {progress.waited} validations"
         return None
 
     def _out_of_patience(self) -> bool:
         return self.plan.patience is not None and self.state.progress.waited >= self.plan.patience
 
-    def enter_stage_two_when_due(self) -> None:
-        """Change loss and rate, and begin to look for a best model anew."""
-        progress, two = self.state.progress, self.plan.stage_two
-        if two is None or progress.stage == 2 or progress.steps_in_epoch > 0:
+    def enter_stages_when_due(self) -> None:
+        """Go on to the stage whose epoch has come, or to the next one where the stage runs out of patience."""
+        progress = self.state.progress
+        if progress.steps_in_epoch > 0:
             return
-        if progress.stage_two_epoch is None:
-            progress.stage_two_epoch = two.start  # kept when a resumed run is made longer
-        if progress.epoch < progress.stage_two_epoch and not self._out_of_patience():
-            return
-        self.hooks.on_stage_two(self.state)
-        progress.stage = 2
-        progress.best_loss, progress.waited = float("inf"), 0
-        self.state.schedule.hold(two.lr)
+        if not progress.stage_starts:
+            progress.stage_starts = [stage.start for stage in self.plan.stages]  # kept when the run is made longer
+        for stage in self.plan.to_come(progress.stage):
+            if progress.epoch < progress.start_of(progress.stage + 1, stage.start) and not self._out_of_patience():
+                return
+            self._enter(stage)
+
+    def _enter(self, stage: Stage) -> None:
+        """Change loss and rate, and begin to look for a best model anew where losses cannot be compared."""
+        progress = self.state.progress
+        schedule = self.state.schedule
+        self.hooks.on_stage(self.state, stage)
+        progress.stage += 1
+        progress.waited = 0
+        if stage.new_best:
+            progress.best_loss = math.inf
+        if stage.lr is not None:
+            schedule.hold(stage.lr)
+        elif stage.new_best:
+            schedule.forget_losses()
 
     def train_epoch(self) -> None:
         """The rest of an epoch, its lines, validation and checkpoint; stops early at ``max_steps``."""
-        progress, self.epoch_began = self.state.progress, time.monotonic()
-        batch_plan, size = self.data.plan(progress.epoch), self.plan.accumulate
+        progress = self.state.progress
+        self.epoch_began = time.monotonic()
+        batch_plan = self.data.plan(progress.epoch)
+        size = self.plan.accumulate
         groups = [batch_plan[i : i + size] for i in range(0, len(batch_plan), size)]
         rest = groups[progress.steps_in_epoch :]
         batches = self.hooks.watch(self.data.batches([indices for group in rest for indices in group]))
@@ -220,7 +262,8 @@ class _Run:
         self._end_epoch()
 
     def _optimizer_step(self, batches: Sequence[Batch]) -> None:
-        state, progress = self.state, self.state.progress
+        state = self.state
+        progress = state.progress
         with naming(self.hooks.names):
             result = loss_and_gradients(state.network, state.parameters, batches, self.loss)
         norm = torch.nn.utils.get_total_norm(result.gradients)
@@ -259,7 +302,8 @@ class _Run:
         self.unchecked.clear()
 
     def _after_step(self) -> None:
-        plan, progress = self.plan, self.state.progress
+        plan = self.plan
+        progress = self.state.progress
         if plan.log_every_steps and progress.step % plan.log_every_steps == 0:
             self.hooks.on_train(self._train_record(whole_epoch=False))
         if plan.validate_every_steps and progress.step % plan.validate_every_steps == 0:
@@ -273,7 +317,8 @@ class _Run:
     def _end_epoch(self) -> None:
         progress = self.state.progress
         self.hooks.on_train(self._train_record(whole_epoch=True))
-        progress.epoch, progress.steps_in_epoch = progress.epoch + 1, 0
+        progress.epoch += 1
+        progress.steps_in_epoch = 0
         self.state.tally = Tally.empty(self.state.device)
         self.scheduler_step(epoch_done=True)
         last = progress.epoch == self.plan.epochs
@@ -285,26 +330,32 @@ class _Run:
     def validate(self, *, judge: bool = True) -> None:
         """Measure the judged weights; a lower loss makes them the best model."""
         self._refuse_non_finite()
-        state, progress, began = self.state, self.state.progress, time.monotonic()
+        state = self.state
+        progress = state.progress
+        began = time.monotonic()
         progress.validation_due = True
-        found, by_source = self.hooks.validate(state.judged, self.loss)
-        if not np.isfinite(found.loss):
-            raise NonFiniteError(f"validation loss is {found.loss} after step {progress.step}; nothing of it was saved")
-        best = judge and found.loss < progress.best_loss
+        errors, by_source = self.hooks.validate(state.judged, self.loss)
+        if not np.isfinite(errors.loss):
+            raise NonFiniteError(
+                f"validation loss is {errors.loss} after step {progress.step}; nothing of it was saved"
+            )
+        best = judge and errors.loss < progress.best_loss
         if judge:
             progress.validated_step = progress.step
             progress.waited = 0 if best else progress.waited + 1
-            self.scheduler_step(found.loss)
+            self.scheduler_step(errors.loss)
         if best:
-            progress.best_loss, progress.best_epoch, progress.best_step = found.loss, progress.epoch, progress.step
-            self.hooks.on_best(state, found)
+            progress.best_loss = errors.loss
+            progress.best_epoch = progress.epoch
+            progress.best_step = progress.step
+            self.hooks.on_best(state, errors)
         progress.validation_due = False
         self.hooks.on_validation(
             ValidationRecord(
                 epoch=progress.epoch,
                 step=progress.step,
                 lr=state.schedule.rate(),
-                metrics=found,
+                metrics=errors,
                 by_source=by_source,
                 weights=state.judged_kind,
                 best=best,
@@ -315,7 +366,8 @@ class _Run:
 
     def _train_record(self, *, whole_epoch: bool) -> TrainRecord:
         self._refuse_non_finite()
-        tally, progress = self.state.tally, self.state.progress
+        tally = self.state.tally
+        progress = self.state.progress
         norms, largest, clipped, steps = tally.gradient.tolist()
         return TrainRecord(
             epoch=progress.epoch + 1,
@@ -333,14 +385,16 @@ class _Run:
     def _save(self, reason: str) -> None:
         """Save; where that fails, train on and try again later, less and less often."""
         now = time.monotonic()
-        if self.retry_at != float("inf") and now < self.retry_at:
+        if self.retry_at != math.inf and now < self.retry_at:
             return
         self._refuse_non_finite()
         if self.hooks.save(self.state, reason):
             self.saved_at = time.monotonic()
-            self.retry_at, self.retry_after = float("inf"), FIRST_RETRY
+            self.retry_at = math.inf
+            self.retry_after = FIRST_RETRY
         else:
-            self.retry_at, self.retry_after = now + self.retry_after, min(2 * self.retry_after, LAST_RETRY)
+            self.retry_at = now + self.retry_after
+            self.retry_after = min(2 * self.retry_after, LAST_RETRY)
 
     def save_last(self, reason: str) -> None:
         """Save where no later try will come."""

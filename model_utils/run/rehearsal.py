@@ -8,10 +8,10 @@ from dataloader.batch import Batch
 from dataloader.loader import EpochBatches
 from model_utils.run import memory
 from model_utils.run.fit import FitPlan
+from model_utils.run.log_lines import describe_groups
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
-from optimizer import describe_groups
 
 EPOCHS_LOOKED_AT = 5
 
@@ -19,12 +19,14 @@ EPOCHS_LOOKED_AT = 5
 def largest_batch(batches: EpochBatches, epochs: int) -> Batch:
     """The largest batch of the first epochs: by edges where they are counted already, by atoms where not."""
     sizes = batches.dataset.n_edges if batches.budget.edges is not None else batches.dataset.n_atoms
-    largest, size = np.zeros(0, np.int64), -1
+    largest = np.zeros(0, np.int64)
+    size = -1
     for epoch in range(min(epochs, EPOCHS_LOOKED_AT)):
         plan = batches.plan(epoch)
         totals = plan.totals(sizes)
         if totals.max() > size:
-            largest, size = plan[int(totals.argmax())].copy(), int(totals.max())  # a view would keep the whole plan
+            largest = plan[int(totals.argmax())].copy()  # a view would keep the whole plan
+            size = int(totals.max())
     [batch] = batches.batches([largest])
     return batch
 
@@ -36,7 +38,7 @@ def try_batch(batch: Batch, state: TrainState, batches: EpochBatches, plan: FitP
         InputError: one of its structures does not fit into the memory.
     """
     with memory.naming(batches.dataset.names):
-        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], plan.loss)
+        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], plan.stage(1).loss)
 
 
 def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPlan, n_valid: int) -> None:
@@ -44,7 +46,8 @@ def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPl
     began = time.monotonic()
     value = float(try_batch(largest, state, batches, plan).loss)  # waits for a GPU
     seconds = time.monotonic() - began
-    batch_plan, n_edges = batches.plan(0), batches.dataset.n_edges
+    batch_plan = batches.plan(0)
+    n_edges = batches.dataset.n_edges
     sizes = batch_plan.totals(np.ones_like(n_edges))
     edges = batch_plan.totals(n_edges)
     epoch = seconds / max(largest.n_edges, 1) * float(edges.sum())

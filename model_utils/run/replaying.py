@@ -24,7 +24,7 @@ from model_utils.files.checkpoint import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.run import open_data
-from model_utils.run.assemble import Evaluator, with_measured_evaluation_budget
+from model_utils.run.assemble import evaluator, with_measured_evaluation_budget
 from model_utils.run.interruption import Interruption
 from model_utils.run.predictions import of_structure, with_references
 from model_utils.runtime import log
@@ -102,7 +102,7 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     network = model_loader.network(module, options.step, description)
     weights = model_loader.trainable(module)
     options = with_measured_evaluation_budget(options, network, weights, data, device)
-    evaluate = Evaluator(data, options, device, stop.watch, what="labels of the source", everything=True)
+    evaluate = evaluator(data, options, device, stop.watch, what="labels of the source", everything=True)
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
 

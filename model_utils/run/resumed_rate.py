@@ -7,12 +7,12 @@ from typing import Any
 
 from model_utils.errors import InputError
 from model_utils.run.fit import FitPlan
+from model_utils.run.log_lines import number_word
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import log
 from optimizer import Schedule
 
 STANDSTILL = 1e-12  # a step of Adam moves a weight by about the rate, and a float32 weight of 1 rounds 3e-8 away
-CURVES = ("cosine", "onecycle")  # kinds that end
 REMEDY = "give resume.py a --lr, from which the schedule goes on to the end of the run, or --reset_scheduler"
 
 
@@ -22,7 +22,7 @@ class Rest:
 
     now: float  # the schedule's time
     end: float  # the same at the end of the run
-    governed: float  # the same where stage two takes over; the end without one to come
+    governed: float  # the same where a stage with a rate of its own takes over; the end without one to come
     in_run: float  # what the schedule's time lacks to that of the run, where it was begun anew
 
     @property
@@ -39,8 +39,10 @@ def rest_of_run(state: TrainState, plan: FitPlan, steps_per_epoch: int) -> Rest:
         plan: how long it is.
         steps_per_epoch: optimizer steps of an epoch; where batches have a budget, of the first.
     """
-    progress, schedule = state.progress, state.schedule
-    by_steps, now = schedule.settings.unit == "step", schedule.time()
+    progress = state.progress
+    schedule = state.schedule
+    by_steps = schedule.settings.unit == "step"
+    now = schedule.time()
 
     def until(epoch: int, steps: int | None = None) -> float:
         left = (epoch - progress.epoch) * steps_per_epoch - progress.steps_in_epoch
@@ -48,9 +50,16 @@ def rest_of_run(state: TrainState, plan: FitPlan, steps_per_epoch: int) -> Rest:
         return now + (left if by_steps else (left + progress.steps_in_epoch) / steps_per_epoch)
 
     end = until(plan.epochs, plan.max_steps)
-    two = plan.stage_two if progress.stage == 1 else None
-    governed = end if two is None else until(progress.stage_two_epoch or two.start)
+    number = next_with_a_rate(state, plan)
+    governed = end if number is None else until(progress.start_of(number, plan.stage(number).start))
     return Rest(now=now, end=end, governed=governed, in_run=(progress.step if by_steps else progress.epoch) - now)
+
+
+def next_with_a_rate(state: TrainState, plan: FitPlan) -> int | None:
+    """Number of the stage to come that will take the rate from the schedule; None without one."""
+    reached = state.progress.stage
+    numbers = range(reached + 1, len(plan.stages) + 1)
+    return next((number for number in numbers if plan.stage(number).lr is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,8 @@ def change_rate(
     Raises:
         InputError: the run is made longer than its schedule, whose rate would stay 0.
     """
-    schedule, rest = state.schedule, rest_of_run(state, plan, steps_per_epoch)
+    schedule = state.schedule
+    rest = rest_of_run(state, plan, steps_per_epoch)
     longer = _is_longer(plan, stored)
     if change.anew:
         schedule.restart(max(rest.end - rest.now, 1.0), change.lr)
@@ -102,32 +112,36 @@ def _is_longer(plan: FitPlan, stored: Mapping[str, Any]) -> bool:
 
 def _refuse_standstill(state: TrainState, rest: Rest, *, longer: bool) -> None:
     """Going on at rate 0 is no training: refused where the run is made longer, else said."""
-    schedule, s = state.schedule, state.schedule.settings
-    since = max(rest.now, math.ceil(s.horizon)) if s.kind in CURVES else rest.now
-    lowest = schedule.rate_at(rest.last if s.kind in CURVES else rest.now)
+    schedule = state.schedule
+    s = schedule.settings
+    since = max(rest.now, math.ceil(s.horizon)) if schedule.kind.has_end else rest.now
+    lowest = schedule.rate_at(rest.last if schedule.kind.has_end else rest.now)
     if schedule.held is not None or since > rest.last or lowest >= STANDSTILL:
         return
-    found = (
+    standstill = (
         f"the {s.kind} schedule has come down to rate {lowest:.3g} by {s.unit} {since + rest.in_run:g} and stays "
         f"there, so that all steps from there to {s.unit} {rest.end + rest.in_run:g}, the end of the run, would train "
         "nothing"
     )
     if longer:
-        raise InputError(f"{found}; {REMEDY}")
+        raise InputError(f"{standstill}; {REMEDY}")
     if since == rest.now:
-        log.warning("warning: %s; %s", found, REMEDY)
+        log.warning("warning: %s; %s", standstill, REMEDY)
 
 
 def _outlook(state: TrainState, plan: FitPlan, rest: Rest) -> str:
     """What the rate does until the end of the run."""
-    schedule, s = state.schedule, state.schedule.settings
+    schedule = state.schedule
+    s = schedule.settings
     if rest.now >= rest.end:
         return "the run is over, no step is left to take; --epochs or --max_steps makes it longer"
     end = f"{s.unit} {rest.end + rest.in_run:g}, the end of the run"
     if schedule.held is not None:
-        return f"stage two holds the rate {schedule.held:.4g} until {end}"
-    if rest.governed < rest.end and plan.stage_two is not None:
-        end = f"{s.unit} {rest.governed + rest.in_run:g}, where stage two begins with {plan.stage_two.lr:.4g}"
+        return f"stage {number_word(state.progress.stage)} holds the rate {schedule.held:.4g} until {end}"
+    number = next_with_a_rate(state, plan)
+    if rest.governed < rest.end and number is not None:
+        begins = f"stage {number_word(number)} begins with {plan.stage(number).lr:.4g}"
+        end = f"{s.unit} {rest.governed + rest.in_run:g}, where {begins}"
     rise = ""
     if schedule.is_warming_up():
         rise = f"a warm-up to {schedule.base_rates[0]:.4g}, then "
@@ -138,9 +152,9 @@ def _outlook(state: TrainState, plan: FitPlan, rest: Rest) -> str:
 
 def _fall(schedule: Schedule, rest: Rest) -> str:
     s = schedule.settings
-    if s.kind == "plateau":
+    if schedule.kind.waits:
         return f"times {s.factor:g} after more than {s.patience} validations without a lower loss"
-    if s.kind in CURVES and math.ceil(s.horizon) <= rest.last:
+    if schedule.kind.has_end and math.ceil(s.horizon) <= rest.last:
         ends = f"{s.unit} {s.horizon + rest.in_run:g}"
         return (
             f"{schedule.rate_at(s.horizon):.4g} from {ends} on, where it keeps its end (--reset_scheduler begins anew)"

@@ -25,7 +25,7 @@ from model_utils.runtime import log
 # Settings that a continued run may change without a word: none of them is part of what a step computes.
 MAY_CHANGE = {
     *("config", "debug", "resume", "overwrite", "dry_run", "input_json", "data_format"),
-    *("output_checkpoint", "output_model", "export_mace_model", "tensorboard"),
+    *("output_checkpoint", "output_model", "export_mace_model", "tensorboard", "loggers"),
     *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources"),
     *("max_dropped", "max_neighbors", "verify"),
     *("epochs", "max_steps", "patience", "time_limit"),

@@ -1,7 +1,7 @@
 """The files of a run while it lasts: what the loop's hooks write."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,11 +13,14 @@ from model_utils.files import durable
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models.network import Network, Parameters
-from model_utils.run.assemble import Evaluator
-from model_utils.run.fit import Hooks, TrainRecord, ValidationRecord
+from model_utils.run.epoch_progress import EpochProgress
+from model_utils.run.evaluation import Evaluator
+from model_utils.run.fit import FinalRecord, Hooks, Stage, TrainRecord, ValidationRecord
 from model_utils.run.interruption import Interruption
+from model_utils.run.log_lines import number_word
+from model_utils.run.loggers import LoggedRun, Loggers
+from model_utils.run.metrics_file import MetricsFile
 from model_utils.run.open_data import TrainingData
-from model_utils.run.report import EpochProgress, MetricsFile, TensorBoard, log_train, log_validation
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
 
@@ -27,7 +30,7 @@ OF_THE_COMMAND = ("config", "resume", "overwrite", "dry_run", "debug")  # no set
 
 
 class RunFiles:
-    """Writes checkpoint, best model, metrics and events of one run.
+    """Writes checkpoint, best model and metrics of one run, and tells its loggers.
 
     Args:
         outputs: their places.
@@ -36,7 +39,7 @@ class RunFiles:
         record: what every checkpoint repeats: settings (``config``), identity of the data, history of continuations.
         stop: is asked between batches, and told how long a save takes.
         continued: train_state of the checkpoint that is continued.
-        tensorboard: write events too.
+        loggers: names of those that hear of every record (``loggers.chosen``).
     """
 
     def __init__(
@@ -48,10 +51,14 @@ class RunFiles:
         stop: Interruption,
         *,
         continued: Mapping[str, Any] | None,
-        tensorboard: bool,
+        loggers: Sequence[str],
     ) -> None:
-        self.outputs, self.writer, self.data, self.record, self.stop = outputs, writer, data, record, stop
-        offset, step = (continued["metrics_offset"], continued["step"]) if continued is not None else (0, 0)
+        self.outputs = outputs
+        self.writer = writer
+        self.data = data
+        self.record = record
+        self.stop = stop
+        step = 0 if continued is None else continued["step"]
         durable.write_text(
             outputs.config,
             yaml.safe_dump(
@@ -64,8 +71,15 @@ class RunFiles:
             names = [data.valid.name(i) for i in range(len(data.valid))]
             durable.write_text(outputs.valid_names, "\n".join(names) + "\n")
         self.epoch_progress = EpochProgress()
-        self.metrics = MetricsFile(outputs.metrics, offset, step)
-        self.events = TensorBoard(outputs.tensorboard, from_step=step + 1) if tensorboard else None
+        self.metrics = MetricsFile(outputs.metrics, 0 if continued is None else continued["metrics_offset"], step)
+        logged = LoggedRun(
+            folder=outputs.checkpoint.parent,
+            name=outputs.run_name,
+            step=step,
+            n_records=self.metrics.n_records(),
+            settings=record["config"],
+        )
+        self.loggers = Loggers(loggers, logged)
 
     def hooks(self, network: Network, validate: Evaluator) -> Hooks:
         """The loop's hooks, writing here."""
@@ -79,7 +93,7 @@ class RunFiles:
             on_train=self.on_train,
             on_validation=self.on_validation,
             on_best=self.on_best,
-            on_stage_two=self.on_stage_two,
+            on_stage=self.on_stage,
             save=self.save,
             save_last=self.save_last,
             watch=self.stop.watch,
@@ -88,28 +102,31 @@ class RunFiles:
 
     def on_train(self, record: TrainRecord) -> None:
         """A training line."""
-        log_train(record)
         self.metrics.train(record)
-        if self.events is not None:
-            self.events.train(record)
+        self.loggers.train(record)
 
     def on_validation(self, record: ValidationRecord) -> None:
         """A validation line."""
-        log_validation(record)
+        self.metrics.validation(record)
+        self.loggers.validation(record)
         if record.step == 0:
             self._judge_first(record)
-        self.metrics.validation(record)
-        if self.events is not None:
-            self.events.validation(record)
+
+    def final(self, record: FinalRecord) -> None:
+        """The table at the end."""
+        self.metrics.final(record)
+        self.loggers.final(record)
 
     def _judge_first(self, record: ValidationRecord) -> None:
         """One line of advice where the first errors are those of other reference energies, not of fresh weights."""
         scales = self.writer.description.atomic_inter_scale or [1.0]
         limit = max(LARGE_FIRST_ERROR, 2 * max(scales))
-        errors = [found["energy_rmse_per_atom"] or 0.0 for found in (record.metrics, *record.by_source.values())]
+        judged = (record.metrics, *record.by_source.values())
+        errors = [metrics["energy_rmse_per_atom"] or 0.0 for metrics in judged]
         if max(errors) <= limit:
             return
-        fine_tuned, where = self.record["source"] is not None, self.record["config"]["input_json"]
+        fine_tuned = self.record["source"] is not None
+        where = self.record["config"]["input_json"]
         log.warning(
             "warning: the first errors are %.3g eV/atom: E0s of another method or unit than the data have? "
             "`metadata.py check --input_json %s` compares them with the data, %s",
@@ -118,25 +135,30 @@ class RunFiles:
             "`finetune.py --E0s shift` fits them" if fine_tuned else "`metadata.py fit` makes a model.json with theirs",
         )
 
-    def on_best(self, state: TrainState, found: Metrics) -> None:
+    def on_best(self, state: TrainState, errors: Metrics) -> None:
         """A new best model."""
         progress = state.progress
         try:
             self.writer.save_best(
-                state.judged, weights=state.judged_kind, epoch=progress.epoch, step=progress.step, metrics=found
+                state.judged, weights=state.judged_kind, epoch=progress.epoch, step=progress.step, metrics=errors
             )
         except OSError as error:
             log.warning("warning: the best model of step %d waits: %s", progress.step, error)
 
-    def on_stage_two(self, state: TrainState) -> None:
-        """Stage two begins."""
-        try:
-            self.writer.keep_stage_one(state.progress.best_step)
-        except (OSError, VerificationError) as error:
-            log.warning("warning: the best model of stage one waits: %s", error)
+    def on_stage(self, state: TrainState, stage: Stage) -> None:
+        """A stage begins; where its losses cannot be compared, the best model of stage one is kept."""
+        progress = state.progress
+        if progress.stage == 1 and stage.new_best:
+            try:
+                self.writer.keep_stage_one(progress.best_step)
+            except (OSError, VerificationError) as error:
+                log.warning("warning: the best model of stage one waits: %s", error)
         log.info(
-            "stage two begins after epoch %d: loss weights and rate change, the best model starts anew",
-            state.progress.epoch,
+            "stage %s begins after epoch %d: loss weights%s change%s",
+            number_word(progress.stage + 1),
+            progress.epoch,
+            "" if stage.lr is None else " and rate",
+            ", the best model starts anew" if stage.new_best else "",
         )
 
     def save(self, state: TrainState, reason: str) -> bool:
@@ -177,5 +199,10 @@ class RunFiles:
         self.stop.save_seconds = max(self.stop.save_seconds, time.monotonic() - began)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the records and every logger.
+
+        Raises:
+            NotWritten: records could not be written.
+        """
+        self.loggers.close()
         self.metrics.close()

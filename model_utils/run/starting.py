@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from model_utils.files import durable, run_lock
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, checkpoints_in, real
 from model_utils.models.description import ModelDescription, differing_fields
-from model_utils.run import replaying
+from model_utils.run import loggers, replaying
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
@@ -148,13 +149,23 @@ def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_
         elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
         log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)
         return
-    named = {"bare_module": options.export_mace_model, "tensorboard": options.tensorboard, "split": split}
-    for path, what in outputs.announced(**named):
+    files = outputs.announced(bare_module=options.export_mace_model, split=split)
+    for path, what in chain(files, loggers.announced(logger_names(options), outputs.checkpoint.parent)):
         log.info("will write %s: %s", path, what)
 
 
+def logger_names(options: TrainingOptions) -> tuple[str, ...]:
+    """The loggers of a run; --tensorboard is short for --loggers tensorboard."""
+    return loggers.chosen([*(["tensorboard"] if options.tensorboard else []), *options.loggers])
+
+
 def announce(options: TrainOptions, description: ModelDescription) -> None:
-    """Say what is trained, before anything slow begins."""
+    """Say what is trained, before anything slow begins.
+
+    Raises:
+        InputError: a logger that was asked for cannot be had.
+    """
+    logger_names(options)
     if options.dry_run:
         log.info("dry run: nothing is written")
     log.info(
@@ -232,7 +243,7 @@ def open_files(
         model_loader.write_description(outputs, description, authored, overwrite=replace)
         if origin is not None and origin.source.description.hash() != description.hash():
             durable.write_text(outputs.source_json, origin.source.description.canonical_text())
-        files = RunFiles(outputs, writer, data, record, stop, continued=stored, tensorboard=options.tensorboard)
+        files = RunFiles(outputs, writer, data, record, stop, continued=stored, loggers=logger_names(options))
         if files.metrics.mended:
             files.save(state, "records")
         return files

@@ -25,8 +25,8 @@ class Progress:
     steps_in_epoch: int = 0  # optimizer steps of the epoch that has begun
     step: int = 0  # optimizer steps of the run
     samples: int = 0  # structures seen
-    stage: int = 1
-    stage_two_epoch: int | None = None  # epochs of stage one, fixed when the run began
+    stage: int = 1  # of FitPlan.stages, counted from 1
+    stage_starts: list[int] = field(default_factory=list)  # finished epochs before each stage, fixed as the run began
     validated_step: int = -1
     validation_due: bool = True  # before the first step, and where one was broken off
     best_loss: float = math.inf  # within the stage
@@ -34,6 +34,18 @@ class Progress:
     best_step: int = 0
     waited: int = 0  # validations since the best
     finished: str | None = None  # why the run is over
+
+    def start_of(self, stage: int, planned: int) -> int:
+        """Finished epochs before a stage (from 1): as fixed when the run began, else as planned now."""
+        return self.stage_starts[stage - 1] if stage <= len(self.stage_starts) else planned
+
+    @classmethod
+    def of_stored(cls, state: Mapping[str, Any]) -> "Progress":
+        """The counters of a stored run; runs of two stages at most knew the start of the second only."""
+        known = {item.name: state[item.name] for item in fields(cls) if item.name in state}
+        if "stage_starts" not in known and state.get("stage_two_epoch") is not None:
+            known["stage_starts"] = [0, state["stage_two_epoch"]]
+        return cls(**known)
 
 
 @dataclass
@@ -121,7 +133,7 @@ class TrainState:
                 self.ema.load_state_dict(state["ema_state_dict"])
             else:
                 self.ema.restart(self.parameters)
-        self.progress = Progress(**{item.name: state[item.name] for item in fields(Progress) if item.name in state})
+        self.progress = Progress.of_stored(state)
         self.tally = Tally(
             sums=sums_of_named(state["tally"]["sums"], self.device),
             gradient=state["tally"]["gradient"].to(self.device),

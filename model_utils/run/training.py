@@ -100,9 +100,12 @@ def train_in_place(
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
     files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
-    validate = assemble.Evaluator(data.valid, options, device, stop.watch, what="validation")
+    validate = assemble.evaluator(data.valid, options, device, stop.watch, what="validation")
     hooks = files.hooks(state.network, validate)
-    with stop.deferred():
-        fit(state, batches, plan, hooks)
-    log.info("training is over: %s", state.progress.finished)
-    closing.report_best(options, outputs, data, files, plan.loss_of_stage(state.progress.stage), device)
+    try:
+        with stop.deferred():
+            fit(state, batches, plan, hooks)
+        log.info("training is over: %s", state.progress.finished)
+        closing.report_best(options, outputs, data, files, state, plan.stage(state.progress.stage).loss)
+    finally:
+        files.loggers.close()  # those of a run that is preempted or fails too

@@ -180,6 +180,8 @@ class BatchOptions:
 class LossOptions:
     """Weights and shapes of the loss terms."""
 
+    loss: str = "terms"
+    """The whole loss: `terms`, every term with the shape that --energy_loss, --forces_loss … give it; `universal`, mace-torch's: Huber of all errors, of forces with a smaller --huber_delta where the label is large."""
     energy_weight: NonNegative = 1.0
     """Weight of the mean over configurations of the loss of (ΔE / atoms)."""
     forces_weight: NonNegative = 100.0
@@ -293,7 +295,9 @@ class RunOptions:
     time_limit: Duration | None = None
     """Stop in time, saved and with exit code 75, when the run has lasted so long: minutes, or HH:MM:SS."""
     tensorboard: bool = False
-    """Write TensorBoard events beside the checkpoint."""
+    """Write TensorBoard events beside the checkpoint; short for `--loggers tensorboard`."""
+    loggers: tuple[str, ...] = ()
+    """What hears of the run's records besides the log and metrics.jsonl: `tensorboard`, events; `csv`, the table `metrics.csv`. One that fails is reported once and never stops the run."""
     dry_run: bool = False
     """Build everything, take one step on the largest batch, print sizes, memory and time, write nothing."""
 
@@ -445,6 +449,8 @@ class ResumeOptions(CommonOptions):
     """As in training; the limit of the stored run does not count."""
     tensorboard: bool | None = None
     """As in training."""
+    loggers: tuple[str, ...] = ()
+    """As in training; those of the run unless given."""
 
     def __post_init__(self) -> None:
         if self.resume_new_lr and self.lr is None:

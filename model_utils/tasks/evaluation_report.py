@@ -10,7 +10,7 @@ from dataloader.errors import InputError
 from losses import Loss, Metrics, Term
 from model_utils.files import durable
 from model_utils.model_loader import LoadedModel
-from model_utils.run.report import table
+from model_utils.run.error_table import table
 from model_utils.runtime import dtype_name, log
 from model_utils.settings import terms
 from model_utils.settings.options import EvaluateOptions

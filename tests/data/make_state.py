@@ -113,13 +113,15 @@ def outcome(folder: Path) -> dict[str, Any]:
     file = checkpoint.read(folder / "run_checkpoint.pt")
     state, best = file.content["train_state"], checkpoint.read(folder / "run_model.pt")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    counters = ("epoch", "step", "samples", "stage", "stage_two_epoch", "best_step", "waited", "scheduler")
+    counters = ("epoch", "step", "samples", "stage", "best_step", "waited", "scheduler")
+    starts = state.get("stage_starts") or [0, state.get("stage_two_epoch")]
+    stage_two = starts[1] if len(starts) > 1 else None
     return {
         "weights": {name: tensor.flatten().tolist() for name, tensor in file.tensors.items() if tensor.numel()},
         "average": {name: t.flatten().tolist() for name, t in state["ema_state_dict"]["shadow"].items()},
         "updates": state["ema_state_dict"]["updates"],
         "best": {name: tensor.flatten().tolist() for name, tensor in best.tensors.items() if tensor.numel()},
-        "state": {name: state[name] for name in counters},
+        "state": {"stage_two_epoch": stage_two, **{name: state[name] for name in counters}},
         "records": [{k: v for k, v in record.items() if k not in ("perf", "by_source")} for record in records],
     }
 

@@ -25,7 +25,7 @@ from model_utils.files import checkpoint, durable
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
-from model_utils.run import fit, report, resuming, training
+from model_utils.run import fit, metrics_file, resuming, training
 from model_utils.run.fit import TrainRecord
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
@@ -84,7 +84,7 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
     monkeypatch.setattr(durable, "os", disk)
-    monkeypatch.setattr(report, "os", disk)
+    monkeypatch.setattr(metrics_file, "os", disk)
     unlink = os.unlink
 
     def unlink_temporary(path: Any, **names: Any) -> None:  # pathlib's way to it
@@ -408,13 +408,13 @@ def test_the_best_model_of_stage_one_outlives_a_full_disk(
 ) -> None:
     """The disk is full just when stage two begins, and soon no more."""
     flags = ["--batch_size", "4", "--stage_two", "--start_stage_two", "1"]
-    whole, begin = train("whole/run", *flags), RunFiles.on_stage_two
+    whole, begin = train("whole/run", *flags), RunFiles.on_stage
 
-    def begin_on_a_full_disk(self: RunFiles, state: TrainState) -> None:
+    def begin_on_a_full_disk(self: RunFiles, state: TrainState, stage: fit.Stage) -> None:
         disk.refuse(1, "ENOSPC", times)
-        begin(self, state)
+        begin(self, state, stage)
 
-    monkeypatch.setattr(RunFiles, "on_stage_two", begin_on_a_full_disk)
+    monkeypatch.setattr(RunFiles, "on_stage", begin_on_a_full_disk)
     folder = train("run", *flags)
     assert disk.refused
     assert differences(outputs_in(whole), outputs_in(folder)) == []

@@ -30,9 +30,9 @@ from model_utils.files import checkpoint, durable, run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
-from model_utils.run import report, resuming
+from model_utils.run import metrics_file, resuming
 from model_utils.run.fit import TrainRecord
-from model_utils.run.report import MetricsFile
+from model_utils.run.metrics_file import MetricsFile
 from reliability.conftest import FULL, amount
 
 MESSAGE = struct.Struct("<cq")  # what has happened, and its step
@@ -89,7 +89,7 @@ class Run:
 
         durable.write = write_and_tell  # in this child only
         if self.fatal_call:
-            durable.os = report.os = Deadly(durable.os, self.fatal_call)  # type: ignore[attr-defined]
+            durable.os = metrics_file.os = Deadly(durable.os, self.fatal_call)  # type: ignore[attr-defined]
         with run_lock.held(self.outputs.lock, wait=False):
             records = MetricsFile(self.outputs.metrics, offset=offset)
             tell(b"r", 0)

@@ -21,7 +21,7 @@ from conftest import HANGING, living, wait_until
 from model_utils import train_mace
 from model_utils.files import checkpoint, durable
 from model_utils.files.outputs import Outputs
-from model_utils.run import assemble, fit, interruption, open_data, run_files
+from model_utils.run import evaluation, fit, interruption, open_data, run_files
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
@@ -59,7 +59,7 @@ def in_a_step(patch: pytest.MonkeyPatch, meeting: Meeting) -> None:
 
 def in_a_validation(patch: pytest.MonkeyPatch, meeting: Meeting) -> None:
     """In every batch of the validation after the first step; the first of them is the last."""
-    steps, evaluate = [], assemble.evaluate
+    steps, evaluate = [], evaluation.evaluate
     gradients = fit.loss_and_gradients
     patch.setattr(fit, "loss_and_gradients", lambda *words: (steps.append(1), gradients(*words))[1])
 
@@ -72,7 +72,7 @@ def in_a_validation(patch: pytest.MonkeyPatch, meeting: Meeting) -> None:
     def evaluate_slowly(network: Any, weights: Any, batches: Any, *rest: Any, **named: Any) -> Any:
         return evaluate(network, weights, slowly(batches), *rest, **named)
 
-    patch.setattr(assemble, "evaluate", evaluate_slowly)
+    patch.setattr(evaluation, "evaluate", evaluate_slowly)
 
 
 def in_a_data_stall(patch: pytest.MonkeyPatch, meeting: Meeting) -> None:
@@ -304,7 +304,7 @@ def test_time_limit_holds_where_validation_is_longer_than_steps(
     clock = Clock(tmp_path / "clock")
 
     def slow(patch: pytest.MonkeyPatch) -> None:
-        evaluate = assemble.evaluate
+        evaluate = evaluation.evaluate
 
         def slowly(batches: Iterable[Any]) -> Iterator[Any]:
             for batch in batches:
@@ -314,7 +314,7 @@ def test_time_limit_holds_where_validation_is_longer_than_steps(
         def evaluate_slowly(network: Any, weights: Any, batches: Any, *rest: Any, **named: Any) -> Any:
             return evaluate(network, weights, slowly(batches), *rest, **named)
 
-        patch.setattr(assemble, "evaluate", evaluate_slowly)
+        patch.setattr(evaluation, "evaluate", evaluate_slowly)
         clock.rules(patch)
 
     flags = ["--validate_every_steps", "1", "--epochs", "500", "--time_limit", "0:06"]

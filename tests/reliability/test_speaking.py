@@ -16,7 +16,7 @@ from dataloader import streams
 from dataloader.streams import PatientFile
 from model_utils import evaluate, train_mace
 from model_utils.files.outputs import Outputs
-from model_utils.run import report
+from model_utils.run import metrics_file, tensorboard
 from model_utils.tasks.comparison import differences
 from reliability.conftest import amount
 from reliability.test_failing_calls import outputs_in
@@ -127,7 +127,7 @@ def undisturbed(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_file_that_is_refused_for_a_while_has_everything_in_the_end(
     name: str, code: str, undisturbed: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (streams, report):
+    for module in (streams, metrics_file):
         monkeypatch.setattr(module, "os", Refusing(name, range(2, 5), code))
     folder = train("run", "--tensorboard", "--batch_size", "4")
     assert differences(outputs_in(undisturbed), outputs_in(folder)) == []
@@ -142,8 +142,8 @@ def test_events_of_a_resumed_run_replace_those_after_its_checkpoint_whatever_the
     """The clock is set back by a day between the two."""
     words = ("--tensorboard", "--batch_size", "4")
     folder = train("run", *words, "--epochs", "2")
-    now = report.time.time()
-    monkeypatch.setattr(report.time, "time", lambda: now - 86400.0)
+    now = tensorboard.time.time()
+    monkeypatch.setattr(tensorboard.time, "time", lambda: now - 86400.0)
     train("run", *words, "--epochs", "3", "--resume", "auto")
     first, second = sorted((folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert first.name < second.name

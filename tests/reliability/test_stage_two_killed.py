@@ -9,6 +9,7 @@ import pytest
 
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
+from model_utils.run.fit import Stage
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
@@ -36,8 +37,8 @@ def when_it_is_done(act: Act) -> Act:
 def in_its_first_best_model(act: Act) -> Act:
     """That is on the disk, and no checkpoint of stage two yet."""
 
-    def act_and_be_ready(self: RunFiles, state: TrainState) -> None:
-        act(self, state)
+    def act_and_be_ready(self: RunFiles, state: TrainState, stage: Stage) -> None:
+        act(self, state, stage)
         self.writer.save_best = when_it_is_done(self.writer.save_best)  # type: ignore[method-assign]
         self.writer.save_checkpoint = lambda *_: None  # type: ignore[method-assign]
 
@@ -50,7 +51,7 @@ def test_killed_where_stage_two_begins(moment: Callable[[Act], Act], train: Trai
     whole, broken = train("whole/run", *flags), tmp_path / "run"
     child = os.fork()
     if child == 0:
-        RunFiles.on_stage_two = moment(RunFiles.on_stage_two)  # type: ignore[method-assign]
+        RunFiles.on_stage = moment(RunFiles.on_stage)  # type: ignore[method-assign]
         train("run", *flags)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED

@@ -1,0 +1,277 @@
+"""The loop by itself, in memory: order of an epoch, stages, patience, accumulation, requests to stop, failing saves.
+
+Nothing is read or written, and the clock is only looked at, where a test has put one of its own in its place.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from loop_in_memory import Told, Waters, state_of
+
+from dataloader.batch import Batch
+from losses import Loss
+from model_utils.errors import InputError, NonFiniteError, Preempted, SaveError, StopRequested
+from model_utils.run import fit as loop
+from model_utils.run.fit import FitPlan, Stage, fit
+from model_utils.run.train_state import Progress, TrainState
+from optimizer import ScheduleSettings
+
+ENERGY = Loss.of(energy=1.0, forces=0.0)
+FIRST = Stage(loss=ENERGY)
+
+
+def plan_of(epochs: int, *later: Stage, **more: Any) -> FitPlan:
+    return FitPlan(epochs=epochs, stages=(FIRST, *later), **more)
+
+
+def trained(plan: FitPlan, told: Told | None = None, state: TrainState | None = None, n: int = 4) -> TrainState:
+    state = state or state_of()
+    data = Waters(n)
+    told = Told() if told is None else told
+    fit(state, data, plan, told.hooks(state, data))
+    return state
+
+
+def weights(state: TrainState) -> list[float]:
+    return state.parameters["weight"].tolist()
+
+
+def test_order_of_an_epoch() -> None:
+    told = Told()
+    trained(plan_of(2), told)
+    epoch = ["step", "step", "train", "best", "valid"]
+    assert told.kinds() == ["save", "valid", *epoch, "save", *epoch, "last"]
+    assert told.of("save") == [("start",), ("epoch",)]
+    assert told.of("last") == [("epochs done",)]
+    assert [(epoch, best) for epoch, best, _ in told.of("valid")] == [(0, False), (1, True), (2, True)]
+
+
+def test_weights_before_the_first_step_may_be_the_best() -> None:
+    told = Told(losses=[1.0, 2.0])
+    state = trained(plan_of(1, judge_first=True), told)
+    assert [best for _, best, _ in told.of("valid")] == [True, False]
+    assert (state.progress.best_step, state.progress.best_loss) == (0, 1.0)
+
+
+def test_stage_two_changes_loss_and_rate_and_looks_for_the_best_anew() -> None:
+    told = Told(losses=[9.0, 1.0, 1.0, 5.0, 4.0])
+    two = Stage(start=2, loss=Loss.of(energy=1000.0, forces=0.0), lr=0.001)
+    state = trained(plan_of(4, two), told)
+    assert [lr for _, lr, _ in told.of("train")] == [0.01, 0.01, 0.001, 0.001]
+    assert told.of("stage") == [(2, 2)]
+    assert [best for _, best, _ in told.of("valid")] == [False, True, False, True, True]
+    assert (state.progress.stage, state.progress.best_loss) == (2, 4.0)
+    _, second, third, _ = [loss for _, _, loss in told.of("train")]
+    assert third > 500 * second, "the training line is of the stage's own loss"
+
+
+def test_more_stages_than_two_follow_one_another() -> None:
+    told = Told()
+    later = [Stage(start=start, loss=ENERGY, lr=lr) for start, lr in ((1, 0.004), (2, None), (4, 0.002))]
+    state = trained(plan_of(5, *later), told)
+    assert told.of("stage") == [(2, 1), (3, 2), (4, 4)]
+    assert [lr for _, lr, _ in told.of("train")] == [0.01, 0.004, 0.004, 0.004, 0.002]
+    assert state.progress.stage_starts == [0, 1, 2, 4]
+
+
+def test_a_stage_whose_losses_can_be_compared_keeps_the_best() -> None:
+    told = Told(losses=[9.0, 1.0, 5.0, 4.0])
+    state = trained(plan_of(3, Stage(start=1, loss=ENERGY, new_best=False)), told)
+    assert [best for _, best, _ in told.of("valid")] == [False, True, False, False]
+    assert (state.progress.best_loss, state.progress.best_epoch) == (1.0, 1)
+
+
+def test_a_plateau_does_not_compare_losses_of_two_stages() -> None:
+    """Higher weights are no reason to reduce the rate, where the stage leaves the rate to the schedule."""
+    told = Told(losses=[9.0, 1.0, 50.0, 40.0])
+    state = state_of(settings=ScheduleSettings(kind="plateau", factor=0.5, patience=0))
+    trained(plan_of(3, Stage(start=1, loss=ENERGY)), told, state)
+    assert state.schedule.rate() == 0.01
+
+
+def test_patience_ends_a_run() -> None:
+    told = Told(losses=[9.0, 1.0, 2.0, 2.0, 2.0])
+    state = trained(plan_of(50, patience=3), told)
+    assert state.progress.finished == "no lower validation loss for 3 validations"
+    assert state.progress.epoch == 4
+
+
+def test_patience_goes_on_to_the_next_stage_and_ends_the_last() -> None:
+    told = Told(losses=[9.0, 1.0, 2.0, 2.0, 7.0, 8.0, 8.0])
+    state = trained(plan_of(50, Stage(start=40, loss=ENERGY, lr=0.001), patience=2), told)
+    assert told.of("stage") == [(2, 3)]
+    assert (state.progress.epoch, state.progress.stage) == (6, 2)
+    assert state.progress.finished == "no lower validation loss for 2 validations"
+
+
+def test_accumulated_batches_are_one_large_batch() -> None:
+    """Two batches of unequal sizes in a step: the loss and the step are those of all structures at once."""
+    parts = Told()
+    state = trained(plan_of(1, accumulate=2), parts)
+    data = Waters(4)
+    data.plan = lambda epoch: [torch.arange(4).numpy()]  # type: ignore[method-assign]
+    whole = state_of()
+    fit(whole, data, plan_of(1), Told().hooks(whole, data))
+    assert (state.progress.step, whole.progress.step) == (1, 1)
+    assert weights(state) == pytest.approx(weights(whole), rel=1e-14)
+    assert state.progress.samples == 4
+
+
+def test_max_steps_ends_within_an_epoch_and_validates() -> None:
+    told = Told()
+    state = trained(plan_of(9, max_steps=3), told)
+    assert told.kinds()[-4:] == ["step", "best", "valid", "last"]
+    assert (state.progress.step, state.progress.epoch, state.progress.steps_in_epoch) == (3, 1, 1)
+    assert state.progress.finished == "max_steps reached"
+    assert told.of("train")[0][0] == 1
+    assert len(told.of("train")) == 1, "half an epoch has no line of its own"
+
+
+def test_counted_in_steps() -> None:
+    told = Told()
+    trained(plan_of(2, validate_every_steps=3, checkpoint_every_steps=2, log_every_steps=1), told, n=4)
+    assert [reason for (reason,) in told.of("save")] == ["start", "interval", "epoch", "interval"]
+    assert len(told.of("valid")) == 3, "before the first step, at step 3, at the end"
+    assert len(told.of("train")) == 4 + 2
+
+
+def test_a_request_to_stop_saves_the_last_whole_step_and_the_rest_follows() -> None:
+    whole = trained(plan_of(3), n=6)
+    state = state_of()
+    data = Waters(6)
+    taken = 0
+
+    def watch(batches: Iterator[Batch]) -> Iterator[Batch]:
+        nonlocal taken
+        for batch in batches:
+            if state.progress.step == 4:
+                raise StopRequested("SIGUSR1")
+            taken += 1
+            yield batch
+
+    told = Told(watch=watch)
+    with pytest.raises(Preempted, match="SIGUSR1: saved at step 4, epoch 2; go on with --resume auto"):
+        fit(state, data, plan_of(3), told.hooks(state, data))
+    assert told.events[-1] == ("last", "SIGUSR1")
+    assert (state.progress.step, state.progress.steps_in_epoch) == (4, 1)
+    fit(state, data, plan_of(3), Told().hooks(state, data))
+    assert weights(state) == weights(whole)
+    assert state.progress == whole.progress
+
+
+def test_a_validation_that_was_broken_off_is_still_due() -> None:
+    state = state_of()
+    data = Waters(4)
+
+    def watch(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if state.progress.validation_due and state.progress.step == 2:
+                raise StopRequested("time limit")
+            yield batch
+
+    told = Told(watch=watch)
+    with pytest.raises(Preempted):
+        fit(state, data, plan_of(1), told.hooks(state, data))
+    assert state.progress.validation_due
+    again = Told()
+    fit(state, data, plan_of(1), again.hooks(state, data))
+    assert again.kinds() == ["best", "valid", "last"]
+    assert state.progress.validated_step == 2
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched() -> None:
+    state = state_of()
+    data = Waters(4, broken=1)
+    told = Told(losses=[1.0])
+    with pytest.raises(NonFiniteError, match="not finite after step 0 for the batch of 0 and 1; nothing of it was"):
+        fit(state, data, plan_of(1), told.hooks(state, data))
+    assert weights(state) == [0.0, 0.0]
+    assert "last" not in told.kinds()
+
+
+def test_a_validation_that_is_no_number_is_not_saved() -> None:
+    told = Told(losses=[math.nan])
+    with pytest.raises(NonFiniteError, match="validation loss is nan after step 0"):
+        trained(plan_of(1), told)
+    assert told.kinds() == ["save"]
+
+
+def test_a_save_that_fails_is_tried_again_later_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock moves by 20 s with each step: 30 s after the first failure, then 60 s."""
+    told = Told(saves=[True, False, False, True])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 20.0 * len(told.of("step")))
+    trained(plan_of(9, checkpoint_every_steps=1, validate_every=100), told, n=2)
+    tries = [len([e for e in told.events[:i] if e[0] == "step"]) for i, e in enumerate(told.events) if e[0] == "save"]
+    assert tries[:4] == [0, 1, 3, 6], "steps before each try: at once, after 30 s, after 60 s"
+    assert tries[4:6] == [6, 7], "then as before"
+
+
+def test_data_that_cannot_be_read_save_what_there_is() -> None:
+    state = state_of()
+    data = Waters(4)
+
+    def watch(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if state.progress.step == 1:
+                raise InputError("the disk is gone")
+            yield batch
+
+    told = Told(watch=watch)
+    with pytest.raises(InputError, match="the disk is gone"):
+        fit(state, data, plan_of(1), told.hooks(state, data))
+    assert told.events[-1] == ("last", "data")
+
+
+def test_a_last_save_that_fails_is_an_error() -> None:
+    state = state_of()
+    data = Waters(2)
+    hooks = Told().hooks(state, data)
+
+    def refuse(_: TrainState, reason: str) -> None:
+        raise SaveError("the disk is full")
+
+    object.__setattr__(hooks, "save_last", refuse)
+    with pytest.raises(SaveError):
+        fit(state, data, plan_of(1), hooks)
+
+
+def test_averaged_weights_are_judged() -> None:
+    state = state_of(ema=True)
+    data = Waters(4)
+    seen: list[bool] = []
+    hooks = Told().hooks(state, data)
+    validate = hooks.validate
+
+    def look(parameters: Any, loss: Loss) -> Any:
+        seen.append(parameters is state.ema.shadow)  # type: ignore[union-attr]
+        return validate(parameters, loss)
+
+    object.__setattr__(hooks, "validate", look)
+    fit(state, data, plan_of(1), hooks)
+    assert seen == [True, True]
+
+
+def test_a_run_that_is_over_takes_no_step() -> None:
+    state = trained(plan_of(1))
+    before = weights(state)
+    told = Told()
+    trained(plan_of(1), told, state)
+    assert told.kinds() == ["last"]
+    assert weights(state) == before
+
+
+def test_a_stage_keeps_its_start_where_the_run_is_made_longer() -> None:
+    state = trained(plan_of(2, Stage(start=3, loss=ENERGY, lr=0.001)))
+    told = Told()
+    trained(plan_of(8, Stage(start=6, loss=ENERGY, lr=0.001)), told, state)
+    assert told.of("stage") == [(2, 3)]
+
+
+def test_counters_of_runs_that_knew_two_stages_are_read() -> None:
+    stored = {"epoch": 3, "step": 12, "stage": 2, "stage_two_epoch": 2, "optimizer": {}}
+    progress = Progress.of_stored(stored)
+    assert (progress.epoch, progress.stage, progress.stage_starts) == (3, 2, [0, 2])
+    assert Progress.of_stored({"stage": 1, "stage_two_epoch": None}).stage_starts == []

@@ -1,0 +1,249 @@
+"""What a plug-in may add, added from here and used through the functions of a run; and mace's own universal loss."""
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import losses
+import optimizer
+from conftest import ROOT
+from dataloader.batch import Label
+from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, Term, error_sums
+from model_utils.errors import InputError
+from model_utils.run import assemble, loggers
+from model_utils.run.fit import FitPlan, Stage
+from model_utils.run.loggers import LOGGERS
+from model_utils.run.resumed_rate import RateChange, change_rate
+from model_utils.run.table_entry import entry_of
+from model_utils.run.train_state import Progress
+from model_utils.settings.options import TrainOptions
+from optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    OptimizerSettings,
+    Schedule,
+    ScheduleKind,
+    ScheduleSettings,
+    ScheduleTime,
+    build_optimizer,
+)
+
+Batches = SimpleNamespace(plan=lambda epoch: [None] * 6)  # six batches to an epoch
+
+
+def options_of(tmp_path: Any, **settings: Any) -> TrainOptions:
+    return TrainOptions(input_json=tmp_path, output_checkpoint=tmp_path, xyz_train=(tmp_path,), **settings)
+
+
+@pytest.fixture
+def polynomial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule that comes down as a power of what is left; the power is that of --lr_factor."""
+
+    def power(settings: ScheduleSettings, time: ScheduleTime) -> float:
+        return (time.left / time.left_at_start) ** settings.factor
+
+    kind = ScheduleKind(factor=power, has_end=True, uses={"factor": "lr_factor"})
+    monkeypatch.setitem(SCHEDULES, "polynomial", kind)
+
+
+@pytest.mark.usefixtures("polynomial")
+def test_a_schedule_that_was_added_runs_resumes_and_has_an_end(tmp_path: Any) -> None:
+    options = options_of(tmp_path, scheduler="polynomial", lr_factor=0.5, min_lr=0.2, epochs=4)
+    settings = assemble.schedule_settings(options, Batches)  # type: ignore[arg-type]
+    assert (settings.factor, settings.horizon) == (0.5, 4.0)
+    schedule = Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), settings)
+    rates = [schedule.rate()]
+    for _ in range(5):
+        schedule.after_epoch()
+        rates.append(schedule.rate())
+    expected = [0.2 + 0.8 * (max(4 - epoch, 0) / 4) ** 0.5 for epoch in range(6)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+    again = Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), settings)
+    again.load_state_dict(schedule.state_dict())
+    assert again.rate() == schedule.rate()
+
+
+@pytest.mark.usefixtures("polynomial")
+def test_a_longer_run_would_stand_still_after_the_end_of_an_added_schedule() -> None:
+    """What resumes a run asks the entry whether the schedule ends; it knows no names of kinds."""
+    settings = ScheduleSettings(kind="polynomial", factor=1.0, horizon=4)
+    schedule = Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), settings)
+    schedule.after_epoch()
+    run: Any = SimpleNamespace(schedule=schedule, progress=Progress(epoch=1, step=6))
+    plan = FitPlan(epochs=9, stages=(Stage(loss=Loss.of()),))
+    stored = {"epochs": 4, "max_steps": None}
+    with pytest.raises(InputError, match="the polynomial schedule has come down to rate 0 by epoch 4 and stays"):
+        change_rate(run, plan, 6, stored, RateChange())
+    notes = change_rate(run, plan, 6, stored, RateChange(lr=0.5))
+    assert notes[-1].startswith("polynomial schedule: 0.5 now, 0.0625 in the last epoch")
+
+
+def test_an_optimizer_that_was_added_moves_weights(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def momentum(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1)
+
+    monkeypatch.setitem(OPTIMIZERS, "momentum", momentum)
+    options = options_of(tmp_path, optimizer="momentum", lr=0.5, beta1=0.25, lr_of=("bias=0.125",))
+    module = nn.Linear(2, 2)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    built = build_optimizer(module, assemble.optimizer_settings(options))
+    assert [group["momentum"] for group in built.param_groups] == [0.25, 0.25]
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built.step()
+    assert torch.allclose(before["weight"] - module.weight, torch.tensor(0.5))
+    assert torch.allclose(before["bias"] - module.bias, torch.tensor(0.125))
+
+
+def labelled(n_atoms: int, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Label], Tensor]:
+    """Prediction, labels and sizes of two fully labelled structures; errors small and large, forces up to 400 eV/Å."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    forces = numbers(n_atoms, 3)
+    lengths = torch.linspace(0.5, 400.0, n_atoms, dtype=torch.float64)
+    lengths[n_atoms // 2] = 200.0  # where δ changes
+    forces = forces / forces.norm(dim=1, keepdim=True) * lengths[:, None]
+    values = {"energy": 10 * numbers(2), "forces": forces, "stress": numbers(2, 3, 3)}
+    sizes = torch.tensor([n_atoms // 3, n_atoms - n_atoms // 3], dtype=torch.float64)
+    errors = {name: 0.02 * numbers(*value.shape) for name, value in values.items()}
+    errors["energy"] = errors["energy"] * sizes
+    prediction = {name: (value + errors[name]).requires_grad_(True) for name, value in values.items()}
+    ones = {name: torch.ones(len(value), dtype=torch.float64) for name, value in values.items()}
+    labels = {name: Label(value, ones[name] > 0, ones[name]) for name, value in values.items()}
+    return prediction, labels, sizes
+
+
+def value_of(loss: Loss, prediction: dict[str, Tensor], labels: dict[str, Label], sizes: Tensor) -> Tensor:
+    rows = {name: len(label.mask) for name, label in labels.items()}
+    return loss.total(error_sums(prediction, labels, sizes, loss), rows)
+
+
+def test_the_universal_loss_is_maces() -> None:
+    from mace.modules.loss import UniversalLoss
+
+    prediction, labels, sizes = labelled(30)
+    weights = {"energy": 1.5, "forces": 10.0, "stress": 3.0}
+    ours = LOSSES["universal"].build(LossSettings(weights=weights, huber_delta=0.01))
+    value = value_of(ours, prediction, labels, sizes)
+    gradients = torch.autograd.grad(value, list(prediction.values()))
+
+    torch.set_default_dtype(torch.float64)
+    theirs = UniversalLoss(1.5, 10.0, 3.0, huber_delta=0.01)
+    reference = {name: label.value for name, label in labels.items()}
+    ends = torch.tensor([0, *sizes.cumsum(0).int().tolist()])
+
+    class Batch(dict[str, Tensor]):
+        ptr = ends
+        energy_weight = torch.ones(2)
+        forces_weight = torch.ones(2)
+        stress_weight = torch.ones(2)
+
+    expected = theirs(Batch(reference), prediction)
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-10, abs=0)
+    for ours_, theirs_ in zip(gradients, torch.autograd.grad(expected, list(prediction.values())), strict=True):
+        assert (ours_ - theirs_).abs().max() <= 1e-10 * theirs_.abs().max()
+
+
+def test_the_shape_of_a_term_sees_the_label() -> None:
+    """The same error counts less where the label is large, and δ changes exactly at 100, 200 and 300."""
+    error = torch.full((5, 3), 1.0, dtype=torch.float64)
+    label = torch.tensor([[99.999, 0, 0], [100, 0, 0], [0, 200, 0], [0, 0, 300], [0, 0, 0]], dtype=torch.float64)
+    found = SHAPES["conditional_huber"].of(error, label, 0.01)[:, 0].tolist()
+    expected = [delta * (1 - delta / 2) for delta in (0.01, 0.007, 0.004, 0.001, 0.01)]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_shape_that_was_added_is_a_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative errors, which only a shape that sees the label can have; a row counts once."""
+
+    def relative(error: Tensor, label: Tensor, delta: float) -> Tensor:
+        return error.norm(dim=1) / (label.norm(dim=1) + delta)
+
+    monkeypatch.setitem(SHAPES, "relative", Shape(of=relative, text="relative({})", by_row=True))
+    prediction, labels, sizes = labelled(6)
+    loss = Loss.of(energy=0.0, forces=2.0, shapes={"forces": "relative"}, huber_delta=0.5)
+    forces = labels["forces"].value
+    expected = 2.0 * ((prediction["forces"] - forces).norm(dim=1) / (forces.norm(dim=1) + 0.5)).mean()
+    assert float(value_of(loss, prediction, labels, sizes)) == pytest.approx(float(expected), rel=1e-12)
+    assert loss.text() == "2 relative(F)"
+
+
+def test_a_whole_loss_that_was_added_has_its_own_total(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Logarithmic(Loss):
+        def total(self, sums: Tensor, rows: Any) -> Tensor:
+            return super().total(sums, rows).log()
+
+    def build(settings: LossSettings) -> Loss:
+        terms = {name: Term(weight=weight) for name, weight in settings.weights.items()}
+        return Logarithmic(terms=terms)
+
+    monkeypatch.setitem(LOSSES, "logarithmic", NamedLoss(build=build, own_shapes=True))
+    prediction, labels, sizes = labelled(6)
+    options = options_of(tmp_path, loss="logarithmic", forces_weight=7.0, stage_two=True, start_stage_two=3)
+    first, second = assemble.stages(options)
+    plain = Loss.of(energy=1.0, forces=7.0)
+    expected = value_of(plain, prediction, labels, sizes).log()
+    assert float(value_of(first.loss, prediction, labels, sizes)) == float(expected)
+    assert isinstance(second.loss, Logarithmic)
+    assert (second.start, second.lr, second.new_best) == (3, 0.001, True)
+
+
+def test_a_loss_with_shapes_of_its_own_takes_no_other(tmp_path: Any) -> None:
+    options = options_of(tmp_path, loss="universal", forces_loss="mae")
+    with pytest.raises(InputError, match="--loss universal has shapes of its own, and mae is given for the forces"):
+        assemble.loss_of(options)
+    assert "conditional_huber(F)" in assemble.loss_of(options_of(tmp_path, loss="universal")).text()
+
+
+@pytest.mark.parametrize(
+    ("build", "setting", "words"),
+    [
+        (assemble.loss_of, {"loss": "univeral"}, "--loss 'univeral' is not known; did you mean universal? there are"),
+        (assemble.optimizer_settings, {"optimizer": "adamq"}, "--optimizer 'adamq' is not known; did you mean adam"),
+        (lambda o: assemble.schedule_settings(o, Batches), {"scheduler": "cos"}, "--scheduler 'cos' is not known"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_name_that_no_table_has(build: Callable[[Any], Any], setting: Any, words: str, tmp_path: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        build(options_of(tmp_path, **setting))
+
+
+def test_an_entry_is_found_by_its_name() -> None:
+    assert entry_of({"a": 1}, "a", "--letter") == 1
+    with pytest.raises(InputError, match="--letter 'c' is not known; there are a, b"):
+        entry_of({"a": 1, "b": 2}, "c", "--letter")
+
+
+@pytest.mark.parametrize(
+    ("option", "table"),
+    [("loss", LOSSES), ("loggers", {name: kind for name, kind in LOGGERS.items() if name != "console"})],
+)
+def test_the_help_of_an_option_names_what_the_table_has(option: str, table: Any) -> None:
+    text = (ROOT / "Parameters.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith(f"| `--{option}` |"))
+    assert [name for name in table if f"`{name}`" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "table"),
+    [(optimizer, "SCHEDULES"), (optimizer, "OPTIMIZERS"), (losses, "SHAPES"), (losses, "LOSSES"), (loggers, "LOGGERS")],
+)
+def test_a_table_is_a_plain_dict_with_its_names_written_out(module: Any, table: str) -> None:
+    """So that names can be read from the text, without the seconds that torch takes to import."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    [declared] = [
+        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table
+    ]
+    assert isinstance(declared, ast.Dict)
+    assert [ast.literal_eval(key) for key in declared.keys if key is not None] == list(getattr(module, table))

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from model_utils.run.step import loss_and_gradients
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.runtime import log
 from model_utils.settings import terms
-from model_utils.settings.options import BatchOptions, EvaluateOptions, FinetuneOptions, TrainOptions, rates_by_pattern
+from model_utils.settings.options import BatchOptions, LossOptions, TrainOptions
 from optimizer import Schedule, ScheduleSettings, build_optimizer
 
 DEFAULT_BATCH_SIZE = 10
@@ -46,32 +45,32 @@ def with_measured_budget(
     stored: WeightsFile | None,
 ) -> TrainOptions:
     """The options with a number in place of ``--max_edges_per_batch auto``: a continued run's, else a measured one."""
-    if options.max_edges_per_batch != "auto":
+    batches = options.batches
+    if batches.max_edges_per_batch != "auto":
         return options
     if stored is not None:
-        return replace(options, max_edges_per_batch=stored.content["train_state"]["config"]["max_edges_per_batch"])
-    network = model_loader.network(module.to(device), options.step, description)
-    parameters, loss = model_loader.trainable(module), loss_of(options)
+        edges = stored.content["train_state"]["config"]["max_edges_per_batch"]
+        return replace(options, batches=replace(batches, max_edges_per_batch=edges))
+    network = model_loader.network(module.to(device), options.run.step, description)
+    parameters = model_loader.trainable(module)
+    loss = loss_of(options.loss)
 
     def step(batch: Batch) -> None:
         loss_and_gradients(network, parameters, [batch], loss)
 
-    edges = measured_edges(step, dataset, device, options.batch_size)
-    if options.batch_size is None and options.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
+    edges = measured_edges(step, dataset, device, batches.batch_size)
+    if batches.batch_size is None and batches.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
         log.warning(
             "warning: the memory holds all of the training data as one batch, so an epoch is one step; "
             "--batch_size limits batches as well"
         )
-    return replace(options, max_edges_per_batch=edges)
-
-
-Batching = TypeVar("Batching", EvaluateOptions, FinetuneOptions)
+    return replace(options, batches=replace(batches, max_edges_per_batch=edges))
 
 
 def with_measured_evaluation_budget(
-    options: Batching, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
-) -> Batching:
-    """The same for an evaluation, which needs less memory per edge."""
+    options: BatchOptions, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
+) -> BatchOptions:
+    """The options with a measured number in place of ``auto`` for an evaluation, which needs less memory per edge."""
     if options.max_edges_per_batch != "auto":
         return options
 
@@ -91,8 +90,8 @@ def budget_of(options: BatchOptions) -> Budget:
 
 def training_batches(options: TrainOptions, data: TrainingData, device: torch.device) -> EpochBatches:
     """The training batches, made by workers where asked."""
-    loader = Loader(data.train, num_workers=options.num_workers, pin_memory=device.type == "cuda")
-    return EpochBatches(data.train, budget_of(options), options.seed, loader)
+    loader = Loader(data.train, num_workers=options.batches.num_workers, pin_memory=device.type == "cuda")
+    return EpochBatches(data.train, budget_of(options.batches), options.run.seed, loader)
 
 
 class Evaluator:
@@ -162,12 +161,12 @@ class Evaluator:
         return "all structures together"
 
 
-def loss_of(options: TrainOptions) -> Loss:
+def loss_of(options: LossOptions) -> Loss:
     """The loss of stage one."""
     return Loss(terms=_terms(options, terms.weights(options)), huber_delta=options.huber_delta)
 
 
-def _terms(options: TrainOptions, weights: Mapping[str, float]) -> dict[str, Term]:
+def _terms(options: LossOptions, weights: Mapping[str, float]) -> dict[str, Term]:
     shapes = terms.shapes(options)
     for name, shape in shapes.items():
         if shape not in SHAPES:
@@ -178,25 +177,28 @@ def _terms(options: TrainOptions, weights: Mapping[str, float]) -> dict[str, Ter
 def fit_plan(options: TrainOptions, *, judge_first: bool = False) -> FitPlan:
     """How long to train and what to do when; a stage two that never starts is one warning."""
     stage_two = None
-    if options.stage_two:
-        start = options.start_stage_two or max(options.epochs // 4 * 3, 1)
-        two = Loss(terms=_terms(options, terms.stage_two_weights(options)), huber_delta=options.huber_delta)
-        stage_two = StageTwo(start=start, loss=two, lr=options.stage_two_lr)
-        if start >= options.epochs:
-            log.warning("stage two never starts: it begins after epoch %d of %d", start, options.epochs)
+    run = options.run
+    second = options.stage_two
+    if second.stage_two:
+        start = second.start_stage_two or max(run.epochs // 4 * 3, 1)
+        weights = terms.stage_two_weights(options.loss, second)
+        loss = Loss(terms=_terms(options.loss, weights), huber_delta=options.loss.huber_delta)
+        stage_two = StageTwo(start=start, loss=loss, lr=second.stage_two_lr)
+        if start >= run.epochs:
+            log.warning("stage two never starts: it begins after epoch %d of %d", start, run.epochs)
     return FitPlan(
-        epochs=options.epochs,
-        loss=loss_of(options),
-        max_steps=options.max_steps,
+        epochs=run.epochs,
+        loss=loss_of(options.loss),
+        max_steps=run.max_steps,
         stage_two=stage_two,
-        accumulate=options.accumulate_batches,
-        clip_grad=options.clip_grad,
-        patience=options.patience,
-        validate_every=options.validate_every,
-        validate_every_steps=options.validate_every_steps,
-        checkpoint_every_steps=options.checkpoint_every_steps,
-        checkpoint_every_minutes=options.checkpoint_every_minutes,
-        log_every_steps=options.log_every_steps,
+        accumulate=options.optimizer.accumulate_batches,
+        clip_grad=options.optimizer.clip_grad,
+        patience=run.patience,
+        validate_every=run.validate_every,
+        validate_every_steps=run.validate_every_steps,
+        checkpoint_every_steps=run.checkpoint_every_steps,
+        checkpoint_every_minutes=run.checkpoint_every_minutes,
+        log_every_steps=run.log_every_steps,
         judge_first=judge_first,
     )
 
@@ -213,8 +215,9 @@ def training_state(
     Raises:
         InputError: a pattern of --freeze or --lr_of fits no parameter, or none is left to train.
     """
-    freeze(module, options.freeze)
-    rates = rates_by_pattern(options)
+    chosen = options.optimizer
+    freeze(module, chosen.freeze)
+    rates = chosen.rates_by_pattern()
     for pattern in rates:
         if not any(fnmatchcase(name, pattern) for name in model_loader.trainable(module)):
             raise InputError(
@@ -222,22 +225,22 @@ def training_state(
             )
     module.to(device)
     parameters = model_loader.trainable(module)
-    moved = build_optimizer(
+    optimizer = build_optimizer(
         module,
-        kind=options.optimizer,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        amsgrad=options.amsgrad,
-        beta1=options.beta1,
-        beta2=options.beta2,
+        kind=chosen.optimizer,
+        lr=chosen.lr,
+        weight_decay=chosen.weight_decay,
+        amsgrad=chosen.amsgrad,
+        beta1=chosen.beta1,
+        beta2=chosen.beta2,
         rates=rates,
     )
     return TrainState(
-        network=model_loader.network(module, options.step, description),
+        network=model_loader.network(module, options.run.step, description),
         parameters=parameters,
-        optimizer=moved,
-        schedule=Schedule(moved, schedule_settings(options, batches)),
-        ema=ExponentialMovingAverage(parameters, options.ema_decay) if options.ema else None,
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, schedule_settings(options, batches)),
+        ema=ExponentialMovingAverage(parameters, chosen.ema_decay) if chosen.ema else None,
         tally=Tally.empty(device),
         device=device,
     )
@@ -270,21 +273,23 @@ def _sizes(module: nn.Module, left: Mapping[str, Tensor]) -> tuple[int, int]:
 
 def steps_per_epoch(options: TrainOptions, batches: EpochBatches) -> int:
     """Optimizer steps of the first epoch; later ones have about as many where batches have a budget."""
-    return math.ceil(len(batches.plan(0)) / options.accumulate_batches)
+    return math.ceil(len(batches.plan(0)) / options.optimizer.accumulate_batches)
 
 
 def schedule_settings(options: TrainOptions, batches: EpochBatches) -> ScheduleSettings:
     """The schedule; cosine and onecycle end where the run ends."""
     per_epoch = steps_per_epoch(options, batches)
-    steps = min(options.epochs * per_epoch, options.max_steps or options.epochs * per_epoch)
-    horizon = steps if options.scheduler_unit == "step" else steps / per_epoch
+    steps = options.run.epochs * per_epoch
+    steps = min(steps, options.run.max_steps or steps)
+    chosen = options.optimizer
+    horizon = steps if chosen.scheduler_unit == "step" else steps / per_epoch
     return ScheduleSettings(
-        kind=options.scheduler,
-        unit=options.scheduler_unit,
-        factor=options.lr_gamma if options.scheduler == "exponential" else options.lr_factor,
-        patience=options.scheduler_patience,
-        period=options.lr_step,
-        min_lr=options.min_lr,
-        warmup=options.warmup,
+        kind=chosen.scheduler,
+        unit=chosen.scheduler_unit,
+        factor=chosen.lr_gamma if chosen.scheduler == "exponential" else chosen.lr_factor,
+        patience=chosen.scheduler_patience,
+        period=chosen.lr_step,
+        min_lr=chosen.min_lr,
+        warmup=chosen.warmup,
         horizon=float(horizon),
     )

@@ -1,10 +1,9 @@
 """Options of read_model.py: export, verify, show, diff and convert."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dataloader.errors import InputError
 from model_utils.settings.declared import OF_THE_COMMAND, panel
 from model_utils.settings.options.common import CommonOptions, TrustOptions
 
@@ -35,9 +34,8 @@ class DescribeOptions(ShowOptions):
 class VerifyOptions(ShowOptions):
     """Check a weights file against a model.json: hash, names, shapes, buffers, outputs."""
 
-    def __post_init__(self) -> None:
-        if self.input_json is None:
-            raise InputError("--input_json is missing; see --help")
+    input_json: Path = field()
+    """The model.json that the one of the weights must equal."""
 
 
 @panel("What is done with it", 6, nature=OF_THE_COMMAND)

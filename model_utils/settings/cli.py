@@ -2,37 +2,21 @@
 
 import dataclasses
 import difflib
-import inspect
 import os
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-
-from cyclopts import App, Group, Parameter, Token
-from cyclopts.config import Dict
-from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from dataloader import streams
 from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils.settings import plain_yaml
-from model_utils.settings.declared import (
-    OnlyInYaml,
-    Option,
-    Panel,
-    bare,
-    composed,
-    declared,
-    flat,
-    names_of,
-)
+from model_utils.settings.declared import bare, composed, declared, flat, names_of
 from model_utils.settings.mace_flags import ours_for
+from model_utils.settings.parser import parsed_values
 from model_utils.settings.synonyms import known_word, nearest
-from model_utils.settings.table_names import NamesOf
 from model_utils.settings.usable_paths import refuse_unusable
 
 Options = TypeVar("Options")
@@ -188,85 +172,12 @@ def _without_none(value: Any) -> Any:
 def _parsed(
     kind: type[Options], argv: Sequence[str], settings: Mapping[str, Any] | None, config: Path | None
 ) -> Options | None:
-    app = _parser(kind)
-    if settings is not None:
-        app.config = Dict(dict(settings), source=str(config))
-    try:
-        values = app(list(argv), exit_on_error=False, print_error=False)
-    except MissingArgumentError as error:
-        name = error.argument.name if error.argument is not None else "an option"
-        raise InputError(f"{name} is missing; see --help") from None
-    except CycloptsError as error:
-        raise InputError(_one_line(error, config)) from None
+    values = parsed_values(kind, argv, settings, config)
     if values is None:
         return None
-    parsed = composed(kind, values)
-    refuse_unusable(parsed)
-    return parsed
-
-
-def _parser(kind: type) -> App:
-    """The parser of a command, which gives the options that are set as a flat dict."""
-    app = App(
-        name=Path(sys.argv[0]).name,
-        help=kind.__doc__,
-        default_parameter=Parameter(
-            name_transform=lambda name: name,
-            negative_bool=("no_",),
-            negative_iterable=(),
-            consume_multiple=True,
-        ),
-        help_format="plaintext",
-        version_flags=[],
-        result_action="return_value",
-    )
-    last = max((option.panel for option in declared(kind)), key=lambda panel: panel.position)
-    app["--help"].group = _group(last)
-
-    def take(**values: Any) -> dict[str, Any]:
-        return values
-
-    parameters = [_parameter(option) for option in declared(kind)]
-    # what the parser reads of a function: the options, whatever groups they are in
-    take.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    take.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.default(take)
-    return app
-
-
-def _parameter(option: Option) -> inspect.Parameter:
-    """An option as the parser takes it: what is declared, with its panel and its choices of today."""
-    hint = option.type
-    shown: dict[str, Any] = {}
-    choices = option.marker(NamesOf)
-    if choices is not None:
-        hint = typing.Literal[choices.names()]
-        shown["converter"] = _converter(choices)
-    extra = Parameter(
-        help=option.help,
-        group=_group(option.shown_in),
-        show=option.marker(OnlyInYaml) is None,
-        show_default=None if option.default != () else False,
-        **shown,
-    )
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if option.required else option.default,
-        annotation=typing.Annotated[hint, extra],
-    )
-
-
-def _converter(choices: NamesOf) -> Callable[[type, Sequence[Token]], str]:
-    def one_of(_: type, tokens: Sequence[Token]) -> str:
-        return choices.checked(str(tokens[0].value))
-
-    return one_of
-
-
-@cache
-def _group(panel: Panel) -> Group:
-    return Group(panel.title, sort_key=panel.position)
+    options = composed(kind, values)
+    refuse_unusable(options)
+    return options
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -278,15 +189,6 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
         groups[-1].append(argument)
     last = {group[0].partition("=")[0].removeprefix("--").removeprefix("no_"): group for group in groups}
     return [argument for group in groups if any(group is kept for kept in last.values()) for argument in group]
-
-
-def _one_line(error: CycloptsError, config: Path | None) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error.__cause__, InputError):
-        return str(error.__cause__)
-    if config is not None and "[" in text.partition(":")[0] and str(config) not in text:  # so cyclopts shows a key
-        text = f"{text} in {config}"
-    return text[0].lower() + text[1:].rstrip(".") + "; see --help"
 
 
 def _refuse_elsewhere(argv: Sequence[str], elsewhere: Mapping[str, str]) -> None:
@@ -346,7 +248,8 @@ def _alone(argv: Sequence[str], kind: type) -> Iterator[tuple[int, str]]:
             flag, _, value = argument.partition("=")
             room = _values_of(hints.get(flag[2:])) - (1 if value else 0)
         elif argument.startswith("-") and argument != "--" and not _is_number(argument):
-            flag, room = argument, 0  # -h and mistakes, which the parser names
+            flag = argument
+            room = 0  # -h and mistakes, which the parser names
         elif room > 0:
             if room == float("inf") and Path(argument).suffix in YAML_ENDINGS:
                 raise InputError(

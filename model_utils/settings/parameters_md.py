@@ -57,7 +57,8 @@ def main() -> None:
 def with_tables(text: str) -> str:
     """The document with every table as the declarations have it today."""
     for name, kind in TABLES.items():
-        begin, end = f"<!-- options: {name} -->", "<!-- end of options -->"
+        begin = f"<!-- options: {name} -->"
+        end = "<!-- end of options -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"Parameters.md has no markers for {name}")

@@ -29,7 +29,7 @@ class NamesOf:
     table: str
 
     def names(self) -> tuple[str, ...]:
-        """Those there are now."""
+        """The names that the table has now."""
         module = sys.modules.get(self.module)
         if module is not None and hasattr(module, self.table):
             return tuple(getattr(module, self.table))

@@ -16,6 +16,8 @@ from typing import Annotated, Any, TypeVar
 
 from docstring_parser import parse_from_object
 
+from model_utils.settings.table_names import NamesOf
+
 Kind = TypeVar("Kind")
 NO_DEFAULT = dataclasses.MISSING
 
@@ -61,6 +63,7 @@ class Panel:
 
 
 REQUIRED = Panel("Required", 0)
+MARKERS = (Nature, InResume, OnlyInYaml, NamesOf)  # beside the type of an option, for us and not for the parser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +236,11 @@ def changeable(kind: type, name: str) -> type:
 def _unset(option: Option) -> Option:
     said = option.marker(InResume)
     is_list = typing.get_origin(bare(option.type)) is tuple
+    markers = [m for m in getattr(option.type, "__metadata__", ()) if isinstance(m, MARKERS)]
+    unset_type: Any = Annotated[option.type | None, *markers]
     return dataclasses.replace(
         option,
-        type=option.type if is_list else option.type | None,
+        type=option.type if is_list else unset_type,
         default=() if is_list else None,
         help=option.help if said is None else said.help,
     )

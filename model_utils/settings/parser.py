@@ -13,7 +13,7 @@ from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from dataloader.errors import InputError
-from model_utils.settings.declared import OnlyInYaml, Option, Panel, declared
+from model_utils.settings.declared import OnlyInYaml, Option, Panel, bare, declared
 from model_utils.settings.table_names import NamesOf
 
 
@@ -79,8 +79,10 @@ def _parameter(option: Option) -> inspect.Parameter:
     shown: dict[str, Any] = {}
     choices = option.marker(NamesOf)
     if choices is not None:
-        hint = typing.Literal[choices.names()]
-        shown["converter"] = _converter(choices)
+        is_list = typing.get_origin(bare(hint)) is tuple
+        names: Any = typing.Literal[choices.names()]
+        hint = tuple[names, ...] if is_list else names
+        shown["converter"] = _list_converter(choices, option.name) if is_list else _converter(choices)
     extra = Parameter(
         help=option.help,
         group=_group(option.shown_in),
@@ -101,6 +103,19 @@ def _converter(choices: NamesOf) -> Callable[[type, Sequence[Token]], str]:
         return choices.checked(str(tokens[0].value))
 
     return one_of
+
+
+def _list_converter(choices: NamesOf, name: str) -> Callable[[type, Sequence[Token]], tuple[str, ...]]:
+    def checked(word: str) -> str:
+        try:
+            return choices.checked(word)
+        except ValueError as error:  # the parser says neither the flag of a list nor the word
+            raise ValueError(f"--{name} {word!r}: {error}") from None
+
+    def all_of(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
+        return tuple(checked(str(token.value)) for token in tokens)
+
+    return all_of
 
 
 @cache

@@ -105,7 +105,8 @@ def test_resume_options_are_those_of_training_but_for_their_default() -> None:
         assert option.help == (theirs.help if said is None else said.help)
         assert option.panel == theirs.panel
         assert option.default in (None, ())
-        assert option.type in (theirs.type, theirs.type | None)
+        kept = declared.bare(option.type)
+        assert kept in (declared.bare(theirs.type), theirs.type | None)
 
 
 @pytest.mark.parametrize("name", sorted(FIXED_IN_A_RUN))
@@ -262,6 +263,24 @@ def test_a_name_that_is_none_is_answered_with_the_nearest_and_all(
     line = capsys.readouterr().err
     assert "did you mean huber?" in line
     assert str(path) in line
+
+
+def test_a_list_of_names_is_checked_name_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "more_ideas.py").write_text("TABLE = {'red': 1, 'green': 2}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @declared.panel("Some", 1)
+    @dataclass(frozen=True, kw_only=True)
+    class Chosen:
+        """Some options."""
+
+        colours: Annotated[tuple[str, ...], NamesOf("more_ideas", "TABLE"), FIXED] = ()
+        """Colours."""
+
+    assert cli.parse(Chosen, ["--colours", "green", "red"]) == Chosen(colours=("green", "red"))
+    with pytest.raises(InputError, match=r"--colours.*did you mean green\? there are red, green"):
+        cli.parse(Chosen, ["--colours", "red", "gren"])
+    assert cli.from_plain(Chosen, {"colours": ["red"]}, Path("here")).colours == ("red",)
 
 
 def test_names_that_are_written_and_not_a_dict_are_our_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

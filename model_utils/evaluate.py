@@ -28,12 +28,12 @@ def evaluate(options: EvaluateOptions) -> None:
     evaluation_report.refuse_existing(options)
     loaded = model_loader.load(
         options.input_model,
-        dtype=runtime.DTYPES.get(options.dtype or ""),
+        dtype=runtime.DTYPES.get(options.device.dtype or ""),
         input_json=options.input_json,
-        trust_pickle=options.trust_pickle,
+        trust_pickle=options.trust.trust_pickle,
     )
-    dtype = runtime.dtype_of(options.dtype, loaded.file.dtype)
-    device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=0)
+    dtype = runtime.dtype_of(options.device.dtype, loaded.file.dtype)
+    device = runtime.start(device=options.device.device, dtype=dtype, threads=options.device.threads, seed=0)
     evaluation_report.say_what_is_used(loaded, dtype, device)
     evaluation_report.warn_of_wrong_forces(loaded)
 
@@ -41,11 +41,11 @@ def evaluate(options: EvaluateOptions) -> None:
     module = loaded.module.to(device)
     network = model_loader.network(module, options.step, loaded.description)
     weights = model_loader.trainable(module)
-    loss = evaluation_report.loss_of(options)
+    loss = evaluation_report.loss_of(options.loss)
     wants_frames = options.output_xyz is not None
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
-    options = assemble.with_measured_evaluation_budget(options, network, weights, data, device)
-    evaluator = assemble.evaluator(data, options, device, everything=wants_frames)
+    batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, device)
+    evaluator = assemble.evaluator(data, batches, device, everything=wants_frames)
     total, by_source = evaluator(network, weights, loss, breakdown)
     evaluation_report.print_all(total, by_source, breakdown)
     evaluation_report.write(options, total, by_source, breakdown)

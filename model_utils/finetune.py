@@ -23,7 +23,7 @@ def finetune(options: FinetuneOptions) -> None:
         from model_utils.files.outputs import Outputs
         from model_utils.run import finetuning, new_energies, replaying, starting, training
 
-        outputs = Outputs.named(options.output_checkpoint, options.output_model)
+        outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
         with starting.place(options, outputs) as outputs:
             begun = finetuning.continued(options, outputs)
             if begun is not None:

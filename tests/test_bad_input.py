@@ -27,7 +27,7 @@ from dataloader.errors import InputError
 from model_utils import evaluate, train_mace
 from model_utils.files import checkpoint
 from model_utils.settings import cli
-from model_utils.settings.options import TrainOptions
+from model_utils.settings.options import CommonOptions, TrainOptions
 
 NETWORK = TINY | {"hidden_irreps": "4x0e", "correlation": 1, "num_interactions": 1}
 WATER = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
@@ -284,7 +284,7 @@ def test_the_resolved_settings_can_be_given_back(trained: Path, place: Path) -> 
     (place / "again.yaml").write_bytes((trained / "run/config.resolved.yaml").read_bytes())
     again = cli.parse(TrainOptions, ["--config", str(place / "again.yaml")])
     assert again is not None
-    assert dataclasses.replace(again, config=None) == cli.parse(TrainOptions, training(trained))
+    assert dataclasses.replace(again, common=CommonOptions()) == cli.parse(TrainOptions, training(trained))
 
 
 def test_a_yaml_that_names_a_further_one(place: Path, refused: Refused) -> None:
@@ -298,7 +298,7 @@ def test_the_last_config_wins_like_any_flag(place: Path) -> None:
     (place / "b.yaml").write_text(GOOD_YAML + "lr: 0.25\n")
     options = cli.parse(TrainOptions, ["--config", str(place / "a.yaml"), "--config", str(place / "b.yaml")])
     assert options is not None
-    assert options.lr == 0.25
+    assert options.optimizer.lr == 0.25
 
 
 # Flags

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from model_utils.models import description
 from model_utils.settings import cli, parameters_md
+from model_utils.settings.declared import names_of
 from model_utils.settings.mace_flags import OURS
 from model_utils.settings.options import TrainOptions
 
@@ -23,7 +24,7 @@ def test_every_configuration_parses_and_names_files_that_are_there(path: Path) -
     options = cli.parse(TrainOptions, ["--config", str(path), "--output_checkpoint", "run", "--xyz_train", "x.xyz"])
     assert options is not None
     assert description.read(options.input_json)
-    assert all(file.exists() for file in (*options.xyz_val, *options.xyz_test))
+    assert all(file.exists() for file in (*options.data.xyz_val, *options.data.xyz_test))
 
 
 def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path) -> None:
@@ -33,15 +34,17 @@ def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path)
     for argv in (["--lr", "0.5", "--config", f"{tmp_path}/a.yaml"], [f"--config={tmp_path}/a.yaml", "--lr", "0.5"]):
         options = cli.parse(TrainOptions, argv)
         assert options is not None
-        assert (options.lr, options.epochs) == (0.5, 7)
-        assert (options.input_json, options.xyz_train) == (tmp_path / "m.json", (tmp_path / "t.xyz",))
-    assert cli.parse(TrainOptions, ["--config", f"{tmp_path}/a.yaml"]).lr == 1e-3  # type: ignore[union-attr]
+        assert (options.optimizer.lr, options.run.epochs) == (0.5, 7)
+        assert (options.input_json, options.data.xyz_train) == (tmp_path / "m.json", (tmp_path / "t.xyz",))
+    options = cli.parse(TrainOptions, ["--config", f"{tmp_path}/a.yaml"])
+    assert options is not None
+    assert options.optimizer.lr == 1e-3
 
 
 def test_hints_for_mace_flags_name_flags_that_exist() -> None:
-    ours = set(TrainOptions.__dataclass_fields__) | {"scaling", "input_model"}
+    ours = set(names_of(TrainOptions)) | {"scaling", "input_model"}
     for name, hint in OURS.items():
-        assert name not in TrainOptions.__dataclass_fields__, f"--{name} is ours and needs no hint"
+        assert name not in names_of(TrainOptions), f"--{name} is ours and needs no hint"
         for flag in re.findall(r"--(\w+)", hint):
             assert flag in ours, (name, hint)
 

@@ -21,7 +21,7 @@ HOME = {  # third party: the only modules that may import it
     "e3nn": ["model_utils.models.mace_import"],
     "lmdb": ["dataloader.lmdb_shards.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
-    "cyclopts": ["model_utils.settings.cli", "model_utils.settings.options", "model_utils.settings.option_types"],
+    "cyclopts": ["model_utils.settings.parser", "model_utils.settings.option_types"],
     "pydantic": ["model_utils.models.description"],
     "pickle": ["dataloader.lmdb_shards.restricted_pickle"],
 }

@@ -80,5 +80,5 @@ def test_values_are_not_mistaken_for_it(tmp_path: Path) -> None:
     for arguments in ([str(path), *words], [*words, "--ema", str(path)], [*words, "--no_amsgrad", str(path)]):
         options = cli.parse(TrainOptions, [*arguments, "--batch_size=4"])
         assert options is not None
-        assert (options.config, options.lr, options.batch_size) == (path, 0.5, 4)
-        assert options.xyz_train == (Path("a.xyz"), Path("b.xyz"))
+        assert (options.common.config, options.optimizer.lr, options.batches.batch_size) == (path, 0.5, 4)
+        assert options.data.xyz_train == (Path("a.xyz"), Path("b.xyz"))

@@ -20,8 +20,6 @@ from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.run import fit
-from model_utils.run.resume_settings import NOT_SETTINGS
-from model_utils.settings.options import ResumeOptions, TrainOptions
 from model_utils.tasks.comparison import differences
 
 Make = Callable[..., Path]
@@ -60,11 +58,6 @@ def state_of(folder: Path) -> dict[str, object]:
 
 def outputs_in(folder: Path) -> Outputs:
     return Outputs.named(folder / "run_checkpoint.pt", None)
-
-
-def test_every_option_is_a_setting_of_training() -> None:
-    ours, training = (set(kind.__dataclass_fields__) for kind in (ResumeOptions, TrainOptions))
-    assert ours - NOT_SETTINGS <= training
 
 
 def test_from_another_folder_by_directory_or_file(

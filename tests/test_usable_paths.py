@@ -1,7 +1,6 @@
 """Every path of every command that can be none is refused in one line; long names, no home and where caches lie."""
 
 import ast
-import dataclasses
 import importlib
 import os
 import pwd
@@ -9,7 +8,6 @@ import re
 import stat
 import subprocess
 import sys
-import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from model_utils.errors import InputError
 from model_utils.files import durable
 from model_utils.files.outputs import Outputs
 from model_utils.settings import options as settings
+from model_utils.settings.declared import bare, declared
 
 COMMANDS = {
     "model_utils.train_mace": {"": settings.TrainOptions},
@@ -47,17 +46,17 @@ UNUSABLE = {  # of any command, whatever lies there
 def every_path() -> Iterator[tuple[str, str, type, str]]:
     for module, kinds in COMMANDS.items():
         for word, kind in kinds.items():
-            for name, hint in typing.get_type_hints(kind).items():
-                if "Path" in str(hint) and name != "config":
-                    yield module, word, kind, name
+            for option in declared(kind):
+                if "Path" in str(bare(option.type)) and option.name != "config":
+                    yield module, word, kind, option.name
 
 
 def arguments(word: str, kind: type, name: str, given: str) -> list[str]:
     """A command line that is whole, with one path as given."""
-    fields = dataclasses.fields(kind)
-    needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    options = declared(kind)
+    needed = [option.name for option in options if option.required]
     data = "lmdb" if name.startswith("lmdb") else "xyz"
-    needed += [f.name for f in fields if f.name in (f"{data}_train", f"{data}_path")]
+    needed += [option.name for option in options if option.name in (f"{data}_train", f"{data}_path")]
     needed += ["id_key"] if name.endswith("_ids") else ["input_json"] if word == "verify" else []
     words = {needs: "module" if needs == "to" else f"some_{needs}" for needs in needed} | {name: given}
     return [*([word] if word else []), *(text for flag, value in words.items() for text in (f"--{flag}", value))]

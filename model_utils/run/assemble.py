@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -31,11 +30,10 @@ from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (
     BatchOptions,
-    EvaluateOptions,
-    FinetuneOptions,
+    LossOptions,
+    OptimizerOptions,
     TrainingOptions,
     TrainOptions,
-    rates_by_pattern,
 )
 from optimizer import (
     OPTIMIZERS,
@@ -59,36 +57,32 @@ def with_measured_budget(
     stored: WeightsFile | None,
 ) -> TrainOptions:
     """The options with a number in place of ``--max_edges_per_batch auto``: a continued run's, else a measured one."""
-    if options.max_edges_per_batch != "auto":
+    batches = options.batches
+    if batches.max_edges_per_batch != "auto":
         return options
     if stored is not None:
-        return replace(options, max_edges_per_batch=stored.content["train_state"]["config"]["max_edges_per_batch"])
-    network = model_loader.network(module.to(device), options.step, description)
+        edges = stored.content["train_state"]["config"]["max_edges_per_batch"]
+        return replace(options, batches=replace(batches, max_edges_per_batch=edges))
+    network = model_loader.network(module.to(device), options.run.step, description)
     parameters = model_loader.trainable(module)
-    loss = loss_of(options)
+    loss = loss_of(options.loss)
 
     def step(batch: Batch) -> None:
         loss_and_gradients(network, parameters, [batch], loss)
 
-    edges = measured_edges(step, dataset, device, options.batch_size)
-    if options.batch_size is None and options.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
+    edges = measured_edges(step, dataset, device, batches.batch_size)
+    if batches.batch_size is None and batches.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
         log.warning(
             "warning: the memory holds all of the training data as one batch, so an epoch is one step; "
             "--batch_size limits batches as well"
         )
-    return replace(options, max_edges_per_batch=edges)
-
-
-Batching = TypeVar("Batching", EvaluateOptions, FinetuneOptions)
+    return replace(options, batches=replace(batches, max_edges_per_batch=edges))
 
 
 def with_measured_evaluation_budget(
-    options: Batching, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
-) -> Batching:
-    """The options with a number in place of ``--max_edges_per_batch auto``, measured for an evaluation.
-
-    An evaluation needs less memory per edge than a training.
-    """
+    options: BatchOptions, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
+) -> BatchOptions:
+    """The options with a measured number in place of ``auto`` for an evaluation, which needs less memory per edge."""
     if options.max_edges_per_batch != "auto":
         return options
 
@@ -108,8 +102,8 @@ def budget_of(options: BatchOptions) -> Budget:
 
 def training_batches(options: TrainOptions, data: TrainingData, device: torch.device) -> EpochBatches:
     """The training batches, made by workers where asked."""
-    loader = Loader(data.train, num_workers=options.num_workers, pin_memory=device.type == "cuda")
-    return EpochBatches(data.train, budget_of(options), options.seed, loader)
+    loader = Loader(data.train, num_workers=options.batches.num_workers, pin_memory=device.type == "cuda")
+    return EpochBatches(data.train, budget_of(options.batches), options.run.seed, loader)
 
 
 def evaluator(
@@ -127,17 +121,18 @@ def evaluator(
     return Evaluator(evaluated, device, watch, what=what, everything=everything)
 
 
-def loss_of(options: TrainingOptions) -> Loss:
+def loss_of(options: LossOptions) -> Loss:
     """The loss of the first stage."""
     return _named_loss(options, terms.weights(options))
 
 
-def _named_loss(options: TrainingOptions, weights: Mapping[str, float]) -> Loss:
+def _named_loss(options: LossOptions, weights: Mapping[str, float]) -> Loss:
     """The loss that --loss names, with these weights.
 
     Raises:
         InputError: a loss or the shape of a term has no such name, or the loss brings shapes of its own.
     """
+
     named = entry_of(LOSSES, options.loss, "--loss")
     shapes = terms.shapes(options)
     for name, shape in shapes.items():
@@ -154,30 +149,33 @@ def _named_loss(options: TrainingOptions, weights: Mapping[str, float]) -> Loss:
 
 def stages(options: TrainingOptions) -> tuple[Stage, ...]:
     """The stages of a run; one that never starts is one warning."""
-    first = Stage(loss=loss_of(options))
-    if not options.stage_two:
+    first = Stage(loss=loss_of(options.loss))
+    second = options.stage_two
+    if not second.stage_two:
         return (first,)
-    start = options.start_stage_two or max(options.epochs // 4 * 3, 1)
-    if start >= options.epochs:
-        log.warning("stage two never starts: it begins after epoch %d of %d", start, options.epochs)
-    loss = _named_loss(options, terms.stage_two_weights(options))
-    return (first, Stage(start=start, loss=loss, lr=options.stage_two_lr))
+    epochs = options.run.epochs
+    start = second.start_stage_two or max(epochs // 4 * 3, 1)
+    if start >= epochs:
+        log.warning("stage two never starts: it begins after epoch %d of %d", start, epochs)
+    loss = _named_loss(options.loss, terms.stage_two_weights(options.loss, second))
+    return (first, Stage(start=start, loss=loss, lr=second.stage_two_lr))
 
 
 def fit_plan(options: TrainingOptions, *, judge_first: bool = False) -> FitPlan:
     """How long to train and what to do when."""
+    run = options.run
     return FitPlan(
-        epochs=options.epochs,
+        epochs=run.epochs,
         stages=stages(options),
-        max_steps=options.max_steps,
-        accumulate=options.accumulate_batches,
-        clip_grad=options.clip_grad,
-        patience=options.patience,
-        validate_every=options.validate_every,
-        validate_every_steps=options.validate_every_steps,
-        checkpoint_every_steps=options.checkpoint_every_steps,
-        checkpoint_every_minutes=options.checkpoint_every_minutes,
-        log_every_steps=options.log_every_steps,
+        max_steps=run.max_steps,
+        accumulate=options.optimizer.accumulate_batches,
+        clip_grad=options.optimizer.clip_grad,
+        patience=run.patience,
+        validate_every=run.validate_every,
+        validate_every_steps=run.validate_every_steps,
+        checkpoint_every_steps=run.checkpoint_every_steps,
+        checkpoint_every_minutes=run.checkpoint_every_minutes,
+        log_every_steps=run.log_every_steps,
         judge_first=judge_first,
     )
 
@@ -194,18 +192,19 @@ def training_state(
     Raises:
         InputError: a pattern of --freeze or --lr_of fits no parameter, or none is left to train.
     """
-    _freeze(module, options.freeze)
-    settings = optimizer_settings(options)
+    chosen = options.optimizer
+    _freeze(module, chosen.freeze)
+    settings = optimizer_settings(chosen)
     _require_names(module, settings.rates)
     module.to(device)
     parameters = model_loader.trainable(module)
     optimizer = build_optimizer(module, settings)
     return TrainState(
-        network=model_loader.network(module, options.step, description),
+        network=model_loader.network(module, options.run.step, description),
         parameters=parameters,
         optimizer=optimizer,
         schedule=Schedule(optimizer, schedule_settings(options, batches)),
-        ema=ExponentialMovingAverage(parameters, options.ema_decay) if options.ema else None,
+        ema=ExponentialMovingAverage(parameters, chosen.ema_decay) if chosen.ema else None,
         tally=Tally.empty(device),
         device=device,
     )
@@ -228,7 +227,7 @@ def _require_names(module: nn.Module, rates: Mapping[str, float]) -> None:
             )
 
 
-def optimizer_settings(options: TrainingOptions) -> OptimizerSettings:
+def optimizer_settings(options: OptimizerOptions) -> OptimizerSettings:
     """What the optimizer is built from.
 
     Raises:
@@ -242,13 +241,13 @@ def optimizer_settings(options: TrainingOptions) -> OptimizerSettings:
         amsgrad=options.amsgrad,
         beta1=options.beta1,
         beta2=options.beta2,
-        rates=rates_by_pattern(options),
+        rates=options.rates_by_pattern(),
     )
 
 
 def steps_per_epoch(options: TrainingOptions, batches: EpochBatches) -> int:
     """Optimizer steps of the first epoch; later ones have about as many where batches have a budget."""
-    return math.ceil(len(batches.plan(0)) / options.accumulate_batches)
+    return math.ceil(len(batches.plan(0)) / options.optimizer.accumulate_batches)
 
 
 def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> ScheduleSettings:
@@ -257,16 +256,18 @@ def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> Schedu
     Raises:
         InputError: there is no schedule of that name.
     """
-    kind = entry_of(SCHEDULES, options.scheduler, "--scheduler")
+    chosen = options.optimizer
+    kind = entry_of(SCHEDULES, chosen.scheduler, "--scheduler")
     per_epoch = steps_per_epoch(options, batches)
-    steps = min(options.epochs * per_epoch, options.max_steps or options.epochs * per_epoch)
-    horizon = steps if options.scheduler_unit == "step" else steps / per_epoch
-    used = {name: getattr(options, option) for name, option in kind.uses.items()}
+    steps = options.run.epochs * per_epoch
+    steps = min(steps, options.run.max_steps or steps)
+    horizon = steps if chosen.scheduler_unit == "step" else steps / per_epoch
+    used = {name: getattr(chosen, option) for name, option in kind.uses.items()}
     return ScheduleSettings(
-        kind=options.scheduler,
-        unit=options.scheduler_unit,
-        min_lr=options.min_lr,
-        warmup=options.warmup,
+        kind=chosen.scheduler,
+        unit=chosen.scheduler_unit,
+        min_lr=chosen.min_lr,
+        warmup=chosen.warmup,
         horizon=float(horizon),
         **used,
     )

@@ -39,21 +39,21 @@ def report_best(
     """
     best = model_loader.load(outputs.model, restore_sidecar=True)
     failed = None
-    if options.export_mace_model:
+    if options.output.export_mace_model:
         try:
             export_for_mace(outputs, best, data.train)  # before it leaves the CPU
         except OSError as error:
             failed = error
     device = state.device
     module = best.module.to(device)
-    network = model_loader.network(module, options.step, best.description)
+    network = model_loader.network(module, options.run.step, best.description)
     parameters = model_loader.trainable(module)
-    sets = {"train": _some_of(data.train, options.seed), "valid": data.valid}
+    sets = {"train": _some_of(data.train, options.run.seed), "valid": data.valid}
     sets |= {"test": data.test} if data.test is not None else {}
     errors: dict[str, Metrics] = {}
     rows: dict[str, Metrics] = {}
     for name, dataset in sets.items():
-        evaluator = assemble.evaluator(dataset, options, device, what=f"errors of the best model, {name}")
+        evaluator = assemble.evaluator(dataset, options.batches, device, what=f"errors of the best model, {name}")
         errors[name], by_source = evaluator(network, parameters, loss)
         if len(by_source) == 1:
             rows[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = errors[name]

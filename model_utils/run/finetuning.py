@@ -122,10 +122,10 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
         heads: of the model it makes.
         replayed: the labelled structures to replay.
     """
-    place = Outputs.named(options.output_checkpoint, options.output_model)
+    place = Outputs.named(options.output.output_checkpoint, options.output.output_model)
     plain = {**cli.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
     if len(heads) == 2 and (options.add_head or options.replay):  # of several heads, none is the usual one
-        plain["head"] = options.head or heads[0]
+        plain["head"] = options.data.head or heads[0]
     if replayed is not None:
         replay = SourceOptions(
             path=replayed,
@@ -146,16 +146,17 @@ def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
     Raises:
         InputError: naming the file.
     """
-    if options.dry_run:
+    if options.run.dry_run:
         return
     own = {real(path) for path in (*outputs.of_another_run(), *outputs.model_jsons, outputs.replay)}
     source = [options.input_model, sidecar(options.input_model), options.input_json]
-    data = [*options.xyz_train, *options.xyz_val, *options.xyz_test, *(item.path for item in options.sources)]
+    given = options.data
+    data = [*given.xyz_train, *given.xyz_val, *given.xyz_test, *(item.path for item in given.sources)]
     for path in [*source, options.replay, *data]:
         if path is not None and path.exists() and real(path) in own:
             what = "the source" if path in source else "read"
             raise InputError(f"{path} is {what}, and this run would write over it; give another --output_checkpoint")
-    if options.resume is None and not options.overwrite:
+    if options.output.resume is None and not options.output.overwrite:
         outputs.refuse_another_run()
         if options.replay_labels == "source" and outputs.replay.exists():
             raise InputError(
@@ -173,10 +174,10 @@ def origin(options: FinetuneOptions) -> Origin:
     """
     source = model_loader.load(
         options.input_model,
-        dtype=DTYPES.get(options.dtype or ""),
+        dtype=DTYPES.get(options.device.dtype or ""),
         input_json=options.input_json,
-        trust_pickle=options.trust_pickle,
-        restore_sidecar=not options.dry_run,
+        trust_pickle=options.trust.trust_pickle,
+        restore_sidecar=not options.run.dry_run,
     )
     log.info(
         "source %s: %s, %s, elements %s, weights of %s",
@@ -221,7 +222,7 @@ def _heads(source: LoadedModel, options: FinetuneOptions) -> tuple[list[str], tu
         raise InputError(f"--copy_head {copied}: the source has {', '.join(heads)}")
     if added is None or (added in heads and replay):
         return heads, own
-    if options.elements:
+    if options.data.filters.elements:
         raise InputError(f"{flag} {added}: a head is not copied together with --elements; do one after the other")
     if added in heads:
         raise InputError(f"--add_head {added}: a head of the source has this name; give another")
@@ -239,7 +240,7 @@ def _of(heads: Sequence[str]) -> tuple[str, str]:
 
 def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
     """Positions in the source's table of the elements that the new model has: all, or those of --elements."""
-    table, asked = source.description.atomic_numbers, numbers_of(options.elements)
+    table, asked = source.description.atomic_numbers, numbers_of(options.data.filters.elements)
     if asked is None:
         return list(range(len(table)))
     foreign = sorted(set(asked) - set(table))
@@ -255,7 +256,7 @@ def continued(options: FinetuneOptions, outputs: Outputs) -> ModelDescription | 
     """The description of a fine-tuning that was begun at the place before; None where --resume finds none."""
     from model_utils.run.resuming import newest_checkpoint
 
-    if options.resume is None:
+    if options.output.resume is None:
         return None
     file = newest_checkpoint(outputs.checkpoint)
     return None if file is None else file.description

@@ -34,7 +34,7 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
     if options.E0s in ("keep", *OF_DATA):
         return origin
     heads, elements = origin.description.heads, origin.description.atomic_numbers
-    given = given_energies(options.E0s, "keep, shift, isolated", terms.label_keys(options))
+    given = given_energies(options.E0s, "keep, shift, isolated", terms.label_keys(options.data.labels))
     given.refuse_other_heads(heads, "--E0s")
     foreign = sorted(given.elements - set(origin.source.description.atomic_numbers))
     if foreign:
@@ -55,13 +55,14 @@ def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Or
         InputError: the data cannot be used, or give none.
     """
     facts = origin.description.facts()
-    opened = open_data.training_data(train, facts, dtype_of(train.dtype, origin.source.file.dtype), train.seed)
+    dtype = dtype_of(train.device.dtype, origin.source.file.dtype)
+    opened = open_data.training_data(train, facts, dtype, train.run.seed)
     origin = dataclasses.replace(origin, data=opened)
     replayed = options.replay_head if options.replay is not None else None
     heads = [head for head in origin.description.heads if head != replayed]
     if options.E0s == "isolated":
-        return _isolated(origin, opened.train, heads, train.head or heads[0])
-    return _shifted(origin, opened.train, heads, train.step)
+        return _isolated(origin, opened.train, heads, train.data.head or heads[0])
+    return _shifted(origin, opened.train, heads, train.run.step)
 
 
 def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str) -> Origin:

@@ -25,9 +25,9 @@ from dataloader.sources import DataFormat, Source, SourceSpec, open_sources
 from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (
+    DataOptions,
     EvaluateOptions,
     FilterOptions,
-    TrainDataOptions,
     TrainingOptions,
 )
 
@@ -54,15 +54,16 @@ class TrainingData:
         return dataclasses.replace(self, **changed)
 
 
-def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dtype, seed: int) -> TrainingData:
+def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dtype, seed: int) -> TrainingData:
     """Open, check and split the data; says what was found and what was left out.
 
     Raises:
         InputError: a file, a structure or a label cannot be used.
     """
-    needs = label_needs(options)
+    options = training.data
+    needs = label_needs(training)
     opened = {role: _open(options, specs_of(options, role), facts, needs) for role in ("train", "val", "test")}
-    elements = numbers_of(options.elements)
+    elements = numbers_of(options.filters.elements)
 
     def dataset(role: str, *, free_atoms_only: bool) -> Dataset:
         found = Dataset(
@@ -71,7 +72,7 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
             dtype,
             elements=elements,
             free_atoms_only=free_atoms_only,
-            max_neighbors=options.max_neighbors,
+            max_neighbors=options.filters.max_neighbors,
         )
         if all(source.in_memory for source in found.sources):
             _ = found.n_edges  # the graphs are kept; two atoms in one place are refused now and not in the first epoch
@@ -93,10 +94,11 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
     train = sampled("train", dataset("train", free_atoms_only=options.train_on_free_atoms))
     if len(train) == 0:
         raise InputError("no structure is left to train on; look at the files and at --elements")
-    wants_stress = options.stress_key or getattr(options, "stress_weight", 0) > 0
+    stress_key = options.labels.stress_key
+    wants_stress = stress_key or training.loss.stress_weight > 0
     names = [name_of(STRESS.name, names) for source in train.sources for names in source.label_names]
-    if wants_stress and options.stress_key != NOT_READ and all(name is None or "absent" in name for name in names):
-        looked = options.stress_key or "the usual names"
+    if wants_stress and stress_key != NOT_READ and all(name is None or "absent" in name for name in names):
+        looked = stress_key or "the usual names"
         raise InputError(
             f"no structure to train on has a stress (looked for {looked}); name it with --stress_key, or leave "
             "--stress_key and --stress_weight out"
@@ -128,24 +130,24 @@ def training_data(options: TrainDataOptions, facts: ModelFacts, dtype: torch.dty
 def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dtype) -> Dataset:
     """Open and check the structures to evaluate; labels may be absent."""
     data_format: DataFormat = "xyz" if options.xyz_path else "lmdb"
-    keys = terms.label_keys(options)
+    keys = terms.label_keys(options.labels)
     paths = options.xyz_path or options.lmdb_path
     keep: Keep = EVERYTHING if options.output_xyz is not None else ()
     specs = [SourceSpec(path=path, format=data_format, keys=keys, head=options.head, keep=keep) for path in paths]
     sources = open_sources(
         specs,
         needs=TO_EVALUATE,
-        max_dropped=options.max_dropped,
+        max_dropped=options.filters.max_dropped,
         features=facts.features,
-        filters=filters_of(options),
+        filters=filters_of(options.filters),
     )
     found = Dataset(
         sources,
         facts,
         dtype,
-        elements=numbers_of(options.elements),
+        elements=numbers_of(options.filters.elements),
         free_atoms_only=options.eval_on_free_atoms,
-        max_neighbors=options.max_neighbors,
+        max_neighbors=options.filters.max_neighbors,
     )
     describe("evaluate", found)
     if len(found) == 0:
@@ -177,9 +179,10 @@ def _say_nothing_is_compared(options: EvaluateOptions, sources: Sequence[Source]
     log.info("no structure has a label (%s): this is inference, nothing is compared", has)
 
 
-def specs_of(options: TrainDataOptions, role: Role) -> list[SourceSpec]:
+def specs_of(options: DataOptions, role: Role) -> list[SourceSpec]:
     """The files of one role, from the flags and from the YAML's list of sources."""
-    keys, specs = terms.label_keys(options), list[SourceSpec]()
+    keys = terms.label_keys(options.labels)
+    specs: list[SourceSpec] = []
     formats: tuple[DataFormat, ...] = ("xyz", "lmdb")
     for data_format in formats:
         paths: Sequence[Path] = getattr(options, f"{data_format}_{role}")
@@ -218,36 +221,34 @@ def format_of(path: Path) -> DataFormat:
     return "lmdb" if is_lmdb or any(character in str(path) for character in "*?[") else "xyz"
 
 
-def label_needs(options: TrainDataOptions) -> LabelNeeds:
+def label_needs(options: TrainingOptions) -> LabelNeeds:
     """Labels that a training needs: those whose loss weight is not zero in one of its stages.
 
     Raises:
         InputError: a label is trained on and not to be looked for.
     """
-    weighted = set(QUANTITIES)
-    if isinstance(options, TrainingOptions):
-        stages = [terms.weights(options)]
-        if options.stage_two:
-            stages.append(terms.stage_two_weights(options))
-        weighted = {quantity for weights in stages for quantity, weight in weights.items() if weight > 0}
-        keys = terms.label_keys(options)
-        for quantity in sorted(weighted):
-            if keys.of(quantity) == NOT_READ:
-                raise InputError(
-                    f"{key_flag(quantity)} none: it is not looked for; --{quantity}_weight: it is trained on; give it "
-                    "the weight 0, or name the label"
-                )
-    required = frozenset() if options.allow_missing_labels else frozenset(weighted)
+    stages = [terms.weights(options.loss)]
+    if options.stage_two.stage_two:
+        stages.append(terms.stage_two_weights(options.loss, options.stage_two))
+    weighted = {quantity for weights in stages for quantity, weight in weights.items() if weight > 0}
+    keys = terms.label_keys(options.data.labels)
+    for quantity in sorted(weighted):
+        if keys.of(quantity) == NOT_READ:
+            raise InputError(
+                f"{key_flag(quantity)} none: it is not looked for; --{quantity}_weight: it is trained on; give it "
+                "the weight 0, or name the label"
+            )
+    required = frozenset() if options.data.allow_missing_labels else frozenset(weighted)
     return LabelNeeds(required=required, judged=frozenset(weighted))
 
 
-def _open(options: TrainDataOptions, specs: Sequence[SourceSpec], facts: ModelFacts, needs: LabelNeeds) -> list[Source]:
+def _open(options: DataOptions, specs: Sequence[SourceSpec], facts: ModelFacts, needs: LabelNeeds) -> list[Source]:
     return open_sources(
         specs,
         needs=needs,
-        max_dropped=options.max_dropped,
+        max_dropped=options.filters.max_dropped,
         features=facts.features,
-        filters=filters_of(options),
+        filters=filters_of(options.filters),
     )
 
 

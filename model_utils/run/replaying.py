@@ -41,17 +41,17 @@ def place(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
     """The same before the source has labelled it. Where no training begins, the place is left as it was."""
     if options.replay_labels == "file":
         yield options.replay
-    elif options.dry_run:  # writes nothing that stays
+    elif options.run.dry_run:  # writes nothing that stays
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / outputs.replay.name
     else:
         before = outputs.replay_before  # goes with the other run's files
-        if options.overwrite and outputs.replay.exists() and not before.exists():
+        if options.output.overwrite and outputs.replay.exists() and not before.exists():
             os.replace(outputs.replay, before)
         try:
             yield outputs.replay
         finally:
-            if options.overwrite and before.exists():
+            if options.output.overwrite and before.exists():
                 os.replace(before, outputs.replay)
             elif not outputs.of_another_run():
                 outputs.replay.unlink(missing_ok=True)
@@ -93,16 +93,18 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
         NonFiniteError: the source gives no numbers for one of them.
     """
     assert options.replay is not None
-    dtype = runtime.dtype_of(options.dtype, source.file.dtype)
-    device = runtime.start(device=options.device, dtype=dtype, threads=options.threads, seed=options.seed)
+    dtype = runtime.dtype_of(options.device.dtype, source.file.dtype)
+    device = runtime.start(
+        device=options.device.device, dtype=dtype, threads=options.device.threads, seed=options.run.seed
+    )
     description = source.description
     head = options.replay_head if options.replay_head in description.heads else description.heads[0]
     data = _unlabelled(options, source, head, dtype)
     module = model_loader.copied(source.module).to(device)
-    network = model_loader.network(module, options.step, description)
+    network = model_loader.network(module, options.run.step, description)
     weights = model_loader.trainable(module)
-    options = with_measured_evaluation_budget(options, network, weights, data, device)
-    evaluate = evaluator(data, options, device, stop.watch, what="labels of the source", everything=True)
+    batches = with_measured_evaluation_budget(options.batches, network, weights, data, device)
+    evaluate = evaluator(data, batches, device, stop.watch, what="labels of the source", everything=True)
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
 
@@ -124,12 +126,12 @@ def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype:
     sources = open_sources(
         [spec],
         needs=TO_PREDICT,
-        max_dropped=options.max_dropped,
+        max_dropped=options.data.filters.max_dropped,
         features=facts.features,
-        filters=open_data.filters_of(options),
+        filters=open_data.filters_of(options.data.filters),
     )
-    elements = open_data.numbers_of(options.elements)
-    data = Dataset(sources, facts, dtype, elements=elements, max_neighbors=options.max_neighbors)
+    elements = open_data.numbers_of(options.data.filters.elements)
+    data = Dataset(sources, facts, dtype, elements=elements, max_neighbors=options.data.filters.max_neighbors)
     if len(data) == 0:
         raise InputError(f"{options.replay}: no structure is left to replay; look at the file and at --elements")
     return data

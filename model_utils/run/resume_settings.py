@@ -10,9 +10,8 @@ from model_utils.files.outputs import Outputs, checkpoints_in, sidecar
 from model_utils.run import replaying
 from model_utils.run.resuming import Changes, newest_checkpoint, require_complete
 from model_utils.settings import cli
+from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
 from model_utils.settings.options import ResumeOptions, TrainOptions
-
-NOT_SETTINGS = {"input_model", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler", "resume_best", "config"}
 
 
 def stored_run(input_model: Path) -> WeightsFile:
@@ -55,10 +54,11 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
     """
     state = file.content["train_state"]
     place = Outputs.of_checkpoint(file.path, state["config"])
+    settings_of_a_run = names_of(TrainOptions, MAY_CHANGE, FIXED)
     given = {
         name: value
         for name, value in cli.as_plain(options).items()
-        if name not in NOT_SETTINGS and value is not None and value != []
+        if name in settings_of_a_run and value is not None and value != []
     }
     for name in ("epochs", "max_steps"):
         done = state["epoch"] if name == "epochs" else state["step"]
@@ -78,7 +78,7 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
         **given,
         "resume": "auto",
     }
-    if options.output_checkpoint is not None and options.output_model is None:
+    if "output_checkpoint" in given and "output_model" not in given:
         settings["output_model"] = None  # beside the new checkpoint
     return cli.from_plain(TrainOptions, settings, file.path)
 

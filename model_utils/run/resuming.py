@@ -21,17 +21,8 @@ from model_utils.run.fit import FitPlan
 from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import log
-
-# Settings that a continued run may change without a word: none of them is part of what a step computes.
-MAY_CHANGE = {
-    *("config", "debug", "resume", "overwrite", "dry_run", "input_json", "data_format"),
-    *("output_checkpoint", "output_model", "export_mace_model", "tensorboard", "loggers"),
-    *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources"),
-    *("max_dropped", "max_neighbors", "verify"),
-    *("epochs", "max_steps", "patience", "time_limit"),
-    *("checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps"),
-    *("device", "threads", "num_workers", "deterministic"),
-}
+from model_utils.settings.declared import FIXED, names_of
+from model_utils.settings.options import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +131,9 @@ def refuse_contradictions(file: WeightsFile, config: Mapping[str, Any]) -> None:
         InputError: naming the first one.
     """
     stored = file.content["train_state"]["config"]
+    fixed = names_of(TrainOptions, FIXED)  # the others are no part of what a step computes
     for name, now in config.items():
-        if name in MAY_CHANGE or name not in stored or now is None or stored[name] == now:
+        if name not in fixed or name not in stored or now is None or stored[name] == now:
             continue
         if now == _effective(name, stored, file.content["train_state"]):  # the default, written out
             continue

@@ -23,10 +23,11 @@ from model_utils.run.metrics_file import MetricsFile
 from model_utils.run.open_data import TrainingData
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
+from model_utils.settings.declared import OF_THE_COMMAND, names_of
+from model_utils.settings.options import TrainOptions
 
 PAUSES = (0.5, 2.0, 5.0)  # s before the last save is tried again where a network file system does not answer
 LARGE_FIRST_ERROR = 1.0  # eV/atom
-OF_THE_COMMAND = ("config", "resume", "overwrite", "dry_run", "debug")  # no settings of the run
 
 
 class RunFiles:
@@ -62,7 +63,7 @@ class RunFiles:
         durable.write_text(
             outputs.config,
             yaml.safe_dump(
-                {k: v for k, v in record["config"].items() if k not in OF_THE_COMMAND},
+                {k: v for k, v in record["config"].items() if k not in names_of(TrainOptions, OF_THE_COMMAND)},
                 sort_keys=False,
                 allow_unicode=True,
             ),

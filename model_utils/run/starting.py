@@ -27,7 +27,7 @@ from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import DTYPES, hold_log, log, start_log, write_log
 from model_utils.settings import cli
-from model_utils.settings.options import TrainingOptions, TrainOptions
+from model_utils.settings.options import DeviceOptions, TrainingOptions, TrainOptions
 
 
 def find_run(
@@ -44,8 +44,8 @@ def find_run(
             contradict those of the run.
         VerificationError: the run there is of another network, or all of its checkpoints are damaged.
     """
-    if options.resume is None:
-        if not options.overwrite and not options.dry_run:
+    if options.output.resume is None:
+        if not options.output.overwrite and not options.run.dry_run:
             outputs.refuse_another_run()
             authored = options.input_json if origin is None else None
             model_loader.refuse_other_description(outputs, description, authored)
@@ -99,7 +99,7 @@ def history_of_structures(origin: Origin | None, checkpoint: WeightsFile | None)
     return [] if origin is None else [origin.source.description.hash()]
 
 
-def threads(options: TrainOptions, file: WeightsFile | None) -> int | None:
+def threads(options: DeviceOptions, file: WeightsFile | None) -> int | None:
     """Those asked for; else, in a continued run, as many as it had, where this process has so many cores."""
     if options.threads is not None or file is None:
         return options.threads
@@ -143,20 +143,20 @@ def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_
         loss.text(),
         ", ".join(what_is_averaged(quantity) for quantity in QUANTITIES.values() if said(quantity, loss)),
     )
-    if options.dry_run:
+    if options.run.dry_run:
         return
     if goes_on:
         elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
         log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)
         return
-    files = outputs.announced(bare_module=options.export_mace_model, split=split)
+    files = outputs.announced(bare_module=options.output.export_mace_model, split=split)
     for path, what in chain(files, loggers.announced(logger_names(options), outputs.checkpoint.parent)):
         log.info("will write %s: %s", path, what)
 
 
 def logger_names(options: TrainingOptions) -> tuple[str, ...]:
     """The loggers of a run; --tensorboard is short for --loggers tensorboard."""
-    return loggers.chosen([*(["tensorboard"] if options.tensorboard else []), *options.loggers])
+    return loggers.chosen([*(["tensorboard"] if options.run.tensorboard else []), *options.run.loggers])
 
 
 def announce(options: TrainOptions, description: ModelDescription) -> None:
@@ -166,7 +166,7 @@ def announce(options: TrainOptions, description: ModelDescription) -> None:
         InputError: a logger that was asked for cannot be had.
     """
     logger_names(options)
-    if options.dry_run:
+    if options.run.dry_run:
         log.info("dry run: nothing is written")
     log.info(
         "model %s: %s, %s, r_max %g Å, %d element(s), hash %s…",
@@ -193,14 +193,14 @@ def place(options: TrainingOptions, outputs: Outputs) -> Iterator[Outputs]:
     Raises:
         InputError: another process writes this run, or the place cannot be written.
     """
-    if options.dry_run:
+    if options.run.dry_run:
         start_log(None)
         yield outputs
         return
     hold_log()
     outputs.make_folders()
-    with run_lock.run_held(outputs, wait=options.resume is not None) as held:
-        if options.resume is not None:
+    with run_lock.run_held(outputs, wait=options.output.resume is not None) as held:
+        if options.output.resume is not None:
             replaying.take_back(held)
         yield held
 
@@ -226,7 +226,7 @@ def open_files(
     """
     stored = None if continued is None else continued.content["train_state"]
     try:
-        if options.overwrite:
+        if options.output.overwrite:
             outputs.remove_another_run()
         if continued is None:
             outputs.replay_before.unlink(missing_ok=True)  # of a run whose removal was broken off
@@ -239,7 +239,7 @@ def open_files(
             state.progress.best_loss, state.progress.waited = float("inf"), 0
             state.progress.validated_step = -1
         authored = options.input_json if origin is None and continued is None else None
-        replace = options.overwrite or continued is not None  # what lies there has been compared
+        replace = options.output.overwrite or continued is not None  # what lies there has been compared
         model_loader.write_description(outputs, description, authored, overwrite=replace)
         if origin is not None and origin.source.description.hash() != description.hash():
             durable.write_text(outputs.source_json, origin.source.description.canonical_text())
@@ -248,7 +248,7 @@ def open_files(
             files.save(state, "records")
         return files
     except OSError as error:
-        if options.resume is None:
+        if options.output.resume is None:
             with suppress(OSError):
                 outputs.remove_another_run()  # what was begun just now: it must not stand in the way of the next try
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent

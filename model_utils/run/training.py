@@ -25,7 +25,7 @@ def train(
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
-    outputs = Outputs.named(options.output_checkpoint, options.output_model)
+    outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
     with starting.place(options, outputs) as outputs:
         train_in_place(options, outputs, description, stop, changes)
 
@@ -53,30 +53,30 @@ def train_in_place(
     """
     changes = changes or Changes()
     stored = starting.find_run(options, outputs, description, changes.begin_with, origin)
-    dtype = runtime.dtype_of(options.dtype, starting.default_dtype(stored, origin))
+    dtype = runtime.dtype_of(options.device.dtype, starting.default_dtype(stored, origin))
     device = runtime.start(
-        device=options.device,
+        device=options.device.device,
         dtype=dtype,
-        threads=starting.threads(options, stored),
-        seed=options.seed,
-        deterministic=options.deterministic,
+        threads=starting.threads(options.device, stored),
+        seed=options.run.seed,
+        deterministic=options.run.deterministic,
     )
     starting.announce(options, description)
-    if (limit := stop.limit(options.time_limit)) is not None:
+    if (limit := stop.limit(options.run.time_limit)) is not None:
         log.info(limit)
 
     if origin is not None and origin.data is not None:
         data = origin.data.with_facts(description.facts())
     else:
-        data = open_data.training_data(options, description.facts(), dtype, options.seed)
-    loss = assemble.loss_of(options)
+        data = open_data.training_data(options, description.facts(), dtype, options.run.seed)
+    loss = assemble.loss_of(options.loss)
     starting.announce_files(options, outputs, loss, goes_on=stored is not None, split=data.was_split)
     if stored is None:
         open_data.compare_energies(data.train, starting.energies_remedy(options, fine_tuned=origin is not None))
-    module = model_loader.build(description, dtype, options.seed, str(options.input_json))
+    module = model_loader.build(description, dtype, options.run.seed, str(options.input_json))
     if origin is not None:
         origin.put_into(module)
-        origin.check(module, data.train, options.step)
+        origin.check(module, data.train, options.run.step)
     hashes = starting.history_of_structures(origin, stored)
     writer = model_loader.PairWriter(outputs, description, module, runtime.code_version(), hashes)
     options = assemble.with_measured_budget(options, module, description, data.train, device, stored)
@@ -86,7 +86,7 @@ def train_in_place(
     plan = assemble.fit_plan(options, judge_first=source is not None)
     largest = rehearsal.largest_batch(batches, plan.epochs)
     rehearsal.try_batch(largest, state, batches, plan)
-    if options.dry_run:
+    if options.run.dry_run:
         rehearsal.report(largest, state, batches, plan, len(data.valid))
         return
     identity = data_identity(data)
@@ -100,7 +100,7 @@ def train_in_place(
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
     files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
-    validate = assemble.evaluator(data.valid, options, device, stop.watch, what="validation")
+    validate = assemble.evaluator(data.valid, options.batches, device, stop.watch, what="validation")
     hooks = files.hooks(state.network, validate)
     try:
         with stop.deferred():

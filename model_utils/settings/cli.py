@@ -5,26 +5,23 @@ import difflib
 import os
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-
-from cyclopts import App, Parameter
-from cyclopts.config import Dict
-from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from dataloader import streams
 from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils.settings import plain_yaml
+from model_utils.settings.declared import bare, composed, declared, flat, names_of
 from model_utils.settings.mace_flags import ours_for
+from model_utils.settings.parser import parsed_values
+from model_utils.settings.synonyms import known_word, nearest
 from model_utils.settings.usable_paths import refuse_unusable
 
 Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
 
-ONLY_IN_YAML = ("sources",)
 YAML_ENDINGS = (".yaml", ".yml")
 PERHAPS_FILES = ("E0s",)  # names of settings that take a word, JSON or a file
 
@@ -82,10 +79,10 @@ def _say_why(error: Exception, code: int) -> None:
 
 def _writes_files(options: Any) -> bool:
     """Whether a command was asked for files; otherwise what it says is what it makes."""
-    if getattr(options, "dry_run", False):
+    values = flat(options)
+    if values.get("dry_run"):
         return False
-    names = [field.name for field in dataclasses.fields(options) if field.name.startswith("output_")]
-    return any(getattr(options, name) is not None for name in names)
+    return any(name.startswith("output_") and value is not None for name, value in values.items())
 
 
 def _judge_stdout(*, is_product: bool) -> None:
@@ -137,7 +134,7 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     Raises:
         InputError: an unknown flag or key, a wrong value, a missing or contradictory option.
     """
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = names_of(kind)
     _refuse_unknown(argv, names)
     argv = _with_named_config(argv, kind)
     _refuse_empty(argv, _paths_of(kind))
@@ -157,7 +154,7 @@ def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -
     Raises:
         InputError: a value is not allowed.
     """
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    names = names_of(kind)
     given = {name: _without_none(value) for name, value in settings.items() if name in names}
     parsed = _parsed(kind, [], {k: v for k, v in given.items() if v is not None and v != []}, source)
     assert parsed is not None
@@ -175,29 +172,12 @@ def _without_none(value: Any) -> Any:
 def _parsed(
     kind: type[Options], argv: Sequence[str], settings: Mapping[str, Any] | None, config: Path | None
 ) -> Options | None:
-    app = App(
-        name=Path(sys.argv[0]).name,
-        help=kind.__doc__,
-        default_parameter=Parameter(
-            name_transform=lambda name: name, negative_bool=("no_",), negative_iterable=(), consume_multiple=True
-        ),
-        help_format="plaintext",
-        version_flags=[],
-        result_action="return_value",
-    )
-    if settings is not None:
-        app.config = Dict(dict(settings), source=str(config))
-    app.default(_identity(kind))
-    try:
-        parsed: Options | None = app(list(argv), exit_on_error=False, print_error=False)
-    except MissingArgumentError as error:
-        name = error.argument.name if error.argument is not None else "an option"
-        raise InputError(f"{name} is missing; see --help") from None
-    except CycloptsError as error:
-        raise InputError(_one_line(error, config)) from None
-    if parsed is not None:
-        refuse_unusable(parsed)
-    return parsed
+    values = parsed_values(kind, argv, settings, config)
+    if values is None:
+        return None
+    options = composed(kind, values)
+    refuse_unusable(options)
+    return options
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -209,35 +189,6 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
         groups[-1].append(argument)
     last = {group[0].partition("=")[0].removeprefix("--").removeprefix("no_"): group for group in groups}
     return [argument for group in groups if any(group is kept for kept in last.values()) for argument in group]
-
-
-def _identity(kind: type[Options]) -> Callable[..., Options]:
-    required = any(
-        item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        for item in dataclasses.fields(kind)  # type: ignore[arg-type]
-    )
-    if not required:  # then cyclopts wants to know what nothing at all means
-
-        def take_any(options: Any = None) -> Any:
-            return kind() if options is None else options
-
-        take_any.__annotations__ = {"options": typing.Annotated[kind | None, Parameter(name="*")]}
-        return take_any
-
-    def take(options: Any) -> Any:
-        return options
-
-    take.__annotations__ = {"options": typing.Annotated[kind, Parameter(name="*")]}
-    return take
-
-
-def _one_line(error: CycloptsError, config: Path | None) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error.__cause__, InputError):
-        return str(error.__cause__)
-    if config is not None and "[" in text.partition(":")[0] and str(config) not in text:  # so cyclopts shows a key
-        text = f"{text} in {config}"
-    return text[0].lower() + text[1:].rstrip(".") + "; see --help"
 
 
 def _refuse_elsewhere(argv: Sequence[str], elsewhere: Mapping[str, str]) -> None:
@@ -289,13 +240,16 @@ def _with_named_config(argv: Sequence[str], kind: type) -> list[str]:
 
 def _alone(argv: Sequence[str], kind: type) -> Iterator[tuple[int, str]]:
     """Places of the arguments that are no flag's value, each with what its flag takes."""
-    flag, room, hints = "", 0.0, typing.get_type_hints(kind)
+    flag = ""
+    room = 0.0
+    hints = _hints(kind)
     for position, argument in enumerate(argv):
         if argument.startswith("--") and argument != "--":
             flag, _, value = argument.partition("=")
             room = _values_of(hints.get(flag[2:])) - (1 if value else 0)
         elif argument.startswith("-") and argument != "--" and not _is_number(argument):
-            flag, room = argument, 0  # -h and mistakes, which the parser names
+            flag = argument
+            room = 0  # -h and mistakes, which the parser names
         elif room > 0:
             if room == float("inf") and Path(argument).suffix in YAML_ENDINGS:
                 raise InputError(
@@ -325,15 +279,26 @@ def _is_number(argument: str) -> bool:
 
 
 def _paths_of(kind: type) -> list[str]:
-    return [name for name, hint in typing.get_type_hints(kind).items() if "Path" in str(hint)]
+    return [name for name, hint in _hints(kind).items() if "Path" in str(hint)]
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the options by name, without converters and markers at the outside."""
+    return {option.name: bare(option.type) for option in declared(kind)}
 
 
 def _remedy(name: str, names: Sequence[str], dashes: str) -> str:
-    ours = ours_for(name.replace("-", "_"))
-    if ours:
-        return f", which is mace_run_train's: {ours}"
-    near = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
-    return f"; did you mean {dashes}{near[0]}?" if near else "; see --help"
+    """What is said of a name that a command has not: what it is called here, or where to look."""
+    written = name.replace("-", "_")
+    meant = known_word(written, names)
+    is_ours = meant in names and (written in names or "epochs" not in names)
+    theirs = ours_for(written)
+    if theirs and not is_ours:  # who trains here has trained there
+        return f", which is mace_run_train's: {theirs}"
+    meant = meant or nearest(written, names)
+    if meant is not None and meant in names:
+        return f"; did you mean {dashes}{meant}?"
+    return f"; {meant}" if meant is not None else "; see --help"
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
@@ -359,7 +324,7 @@ def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"unknown setting {name!r} in {path}{_remedy(str(name), names, '')}")
         if name == "sources" and not _is_list_of_files(value):
             raise InputError(f"sources in {path} holds {value!r:.60}, expected a list of files with their settings")
-        if isinstance(value, Mapping) or (name not in ONLY_IN_YAML and _nested(value)):
+        if isinstance(value, Mapping) or (name not in ("sources",) and _nested(value)):
             raise InputError(f"{name} in {path} holds {value!r:.60}, expected a plain value")
     paths = _paths_of(kind)
     for name in paths:
@@ -387,7 +352,7 @@ def _relative_to(folder: Path, value: Any) -> Any:
 
 def as_plain(options: Any) -> dict[str, Any]:
     """Options as plain values for a checkpoint or a YAML file: paths as text, tuples as lists."""
-    return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    return {name: _plain(value) for name, value in flat(options).items()}
 
 
 def _plain(value: Any) -> Any:

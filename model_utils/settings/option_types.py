@@ -1,11 +1,12 @@
-"""Converters for option values: stricter than the parser's own, and a duration."""
+"""Types of option values: converters stricter than the parser's own, and bounds."""
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
+from cyclopts.validators import Number
 
 
 def whole_number(_: type, tokens: Sequence[Token]) -> int:
@@ -61,11 +62,32 @@ def minutes(_: type, tokens: Sequence[Token]) -> float:
 
 
 def _text(tokens: Sequence[Token]) -> str:
-    return str(_value(tokens[0])).strip()
-
-
-def _value(token: Token) -> Any:
-    return token.value
+    value: Any = tokens[0].value
+    return str(value).strip()
 
 
 Duration = Annotated[float, Parameter(converter=minutes)]
+CountOrAuto = Annotated[int | Literal["auto"], Parameter(converter=whole_number_or_auto)]
+
+
+def _whole(**bounds: float) -> Parameter:
+    return Parameter(converter=whole_number, validator=Number(**bounds))
+
+
+def _real(**bounds: float) -> Parameter:
+    return Parameter(converter=finite_number, validator=Number(**bounds))
+
+
+Count = Annotated[int, _whole(gte=1, lt=2**53)]
+NonNegativeInt = Annotated[int, _whole(gte=0, lt=2**53)]
+Threads = Annotated[int, _whole(gte=1, lte=4096)]
+StepsOfProof = Annotated[int, _whole(gte=4, lt=2**53)]
+Positive = Annotated[float, _real(gt=0)]
+NonNegative = Annotated[float, _real(gte=0)]
+Fraction = Annotated[float, _real(gte=0, lt=1)]
+Factor = Annotated[float, _real(gt=0, lte=1)]
+Decay = Annotated[float, _real(gt=0, lt=1)]
+Rate = Annotated[float, _real(gt=0, lte=1e30)]  # a float32 holds 3e38
+WeightDecay = Annotated[float, _real(gte=0, lte=1e30)]
+# of structures in an epoch, whose order is made in memory
+Ratio = Annotated[float, _real(gt=0, lte=1000)]

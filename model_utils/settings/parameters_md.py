@@ -1,17 +1,15 @@
 """Parameters.md from the option declarations: ``python model_utils/settings/parameters_md.py`` rewrites its tables."""
 
-import dataclasses
-import inspect
 import re
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from docstring_parser import parse_from_object
-
+from model_utils.settings.declared import OnlyInYaml, Option, Panel, declared
 from model_utils.settings.options import (
     CheckOptions,
     ConvertOptions,
@@ -29,6 +27,7 @@ from model_utils.settings.options import (
     VerifyOptions,
     VerifyResumeOptions,
 )
+from model_utils.settings.table_names import NamesOf
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "Parameters.md"
 TABLES: dict[str, type] = {
@@ -58,7 +57,8 @@ def main() -> None:
 def with_tables(text: str) -> str:
     """The document with every table as the declarations have it today."""
     for name, kind in TABLES.items():
-        begin, end = f"<!-- options: {name} -->", "<!-- end of options -->"
+        begin = f"<!-- options: {name} -->"
+        end = "<!-- end of options -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"Parameters.md has no markers for {name}")
@@ -68,47 +68,38 @@ def with_tables(text: str) -> str:
 
 
 def table(kind: type) -> str:
-    """Flag, type, default and help of every option, own options of the command first."""
-    hints, helps = typing.get_type_hints(kind), _helps(kind)
-    rows = ["| flag | type | default | meaning |", "|---|---|---|---|"]
-    known = ALSO_TAKES.get(kind)
-    for item in reversed(_by_class(kind)):
-        if known is not None and item.name in {f.name: f for f in dataclasses.fields(known) if not _redefined(kind, f)}:
-            continue
-        default = "required" if item.default is dataclasses.MISSING else _shown(item.default)
-        flag = f"`--{item.name}`" if item.name != "sources" else "`sources:`"
-        rows.append(f"| {flag} | {_type_name(hints[item.name])} | {default} | {_escaped(helps[item.name])} |")
+    """The options of a command, a titled table for every panel of its ``--help``."""
+    panels: dict[Panel, list[Option]] = {}
+    for option in declared(kind):
+        if not _is_said_elsewhere(option, ALSO_TAKES.get(kind)):
+            panels.setdefault(option.shown_in, []).append(option)
+    ordered = sorted(panels, key=lambda panel: panel.position)
+    return "\n\n".join(_titled(panel.title, panels[panel]) for panel in ordered)
+
+
+def _is_said_elsewhere(option: Option, other: type | None) -> bool:
+    """Whether another command, whose options are not repeated, has this one with the same default."""
+    if other is None:
+        return False
+    return any(option.name == theirs.name and option.default == theirs.default for theirs in declared(other))
+
+
+def _titled(title: str, options: Sequence[Option]) -> str:
+    rows = [f"**{title}**", "", "| flag | type | default | meaning |", "|---|---|---|---|"]
+    for option in options:
+        default = "required" if option.required else _shown(option.default)
+        in_yaml = option.marker(OnlyInYaml) is not None
+        flag = f"`{option.name}:`" if in_yaml else f"`--{option.name}`"
+        rows.append(f"| {flag} | {_values(option)} | {default} | {_escaped(option.help)} |")
     return "\n".join(rows)
 
 
-def _redefined(kind: type, inherited: dataclasses.Field[object]) -> bool:
-    """Whether a class gives an option it inherits another default."""
-    own = {field.name: field for field in dataclasses.fields(kind)}[inherited.name]
-    return own.default != inherited.default
-
-
-def _by_class(kind: type) -> list[dataclasses.Field[object]]:
-    """Fields grouped by the class that declares them; the caller reverses, so that a command's own come first."""
-    groups: list[list[dataclasses.Field[object]]] = []
-    all_fields = {item.name: item for item in dataclasses.fields(kind)}
-    for cls in reversed(kind.__mro__):
-        own = [all_fields[name] for name in inspect.get_annotations(cls) if name in all_fields]
-        groups.append(list(reversed(own)))
-    seen: dict[str, dataclasses.Field[object]] = {}
-    for group in groups:
-        for item in group:
-            seen.pop(item.name, None)
-            seen[item.name] = item
-    return list(seen.values())
-
-
-def _helps(kind: type) -> dict[str, str]:
-    helps: dict[str, str] = {}
-    for cls in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(cls):
-            for parameter in parse_from_object(cls).params:
-                helps[parameter.arg_name] = parameter.description or ""
-    return helps
+def _values(option: Option) -> str:
+    """Which values an option takes: the names of a table, or what its type says."""
+    choices = option.marker(NamesOf)
+    if choices is not None:
+        return ", ".join(f"`{name}`" for name in choices.names())
+    return _type_name(option.type)
 
 
 def _type_name(hint: object) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, added
-from model_utils.settings.options import EvaluateOptions, LabelOptions, LossOptions, TrainingOptions
+from model_utils.settings.options import LabelOptions, LossOptions, PrintedLossOptions, StageTwoOptions
 
 OWN_FLAGS = (
     ENERGY.name,
@@ -17,7 +17,7 @@ OWN_FLAGS = (
 Value = TypeVar("Value")
 
 
-def weights(options: LossOptions | EvaluateOptions) -> dict[str, float]:
+def weights(options: LossOptions | PrintedLossOptions) -> dict[str, float]:
     """The weight of every quantity in the loss; in training that of its first stage.
 
     Raises:
@@ -27,10 +27,10 @@ def weights(options: LossOptions | EvaluateOptions) -> dict[str, float]:
     return own | {q.name: 0.0 for q in added()} | _listed("quantity_weights", options.quantity_weights, _weight)
 
 
-def stage_two_weights(options: TrainingOptions) -> dict[str, float]:
-    """The same in stage two; a weight that is not given is that of stage one."""
+def stage_two_weights(loss: LossOptions, options: StageTwoOptions) -> dict[str, float]:
+    """The weight of every quantity in stage two; one that is not given is that of stage one."""
     given = {name: getattr(options, f"stage_two_{name}_weight") for name in OWN_FLAGS}
-    return weights(options) | {name: weight for name, weight in given.items() if weight is not None}
+    return weights(loss) | {name: weight for name, weight in given.items() if weight is not None}
 
 
 def shapes(options: LossOptions) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
+from model_utils.settings.declared import flat
 
 LONGEST_OUTPUT = 230  # bytes; file systems take 255, and names beside it get endings: X_model.json, .X.unchecked
 OF_A_RUN = ("output_checkpoint", "output_model", "output_dir")  # name several files, or a folder: judged where made
@@ -45,13 +46,12 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _paths(options: Any) -> Iterator[tuple[str, Path]]:
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
+    for name, value in flat(options).items():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, Path):
-                yield field.name, item
+                yield name, item
             elif dataclasses.is_dataclass(item):
-                yield from ((f"{field.name}: {inner}", path) for inner, path in _paths(item))
+                yield from ((f"{name}: {inner}", path) for inner, path in _paths(item))
 
 
 def _short(path: Path) -> str:

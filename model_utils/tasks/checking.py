@@ -53,9 +53,9 @@ def check(options: CheckOptions) -> None:
             sets.append(_looked_at(sources, name, options, r_max))
             paths[name] = {number: source.path.name for number, source in enumerate(sources)}
     if sets:
-        default = options.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
+        default = options.data.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
         given = _references(model, isolated, default)
-        allow = options.allow_missing_labels
+        allow = options.data.allow_missing_labels
         findings += _judged(sets, model, given, paths, default, allow_missing=allow)
         findings.append(_memory(sets[0], model, options.batch_size or 10))
     _print(findings)
@@ -77,9 +77,9 @@ def _sizes(sets: Sequence[Set]) -> dict[str, list[int]]:
 def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding]) -> list[Source]:
     """The sources of one role; what cannot be opened is a finding."""
     opened = []
-    for spec in specs_of(options, role):
+    for spec in specs_of(options.data, role):
         try:
-            filters = filters_of(options, keep_charges=True)
+            filters = filters_of(options.data.filters, keep_charges=True)
             (source,) = open_sources([spec], needs=TO_EVALUATE, max_dropped=1.0, filters=filters)
         except InputError as error:
             findings.append(Finding(level="error", check="reading", text=str(error), data=name))
@@ -105,7 +105,7 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
         log.info("%s: %d of %d structures are looked at (--samples, seed %d)", name, len(places), total, options.seed)
     slices = [_Slice(places[begin : begin + ROWS_AT_ONCE]) for begin in range(0, len(places), ROWS_AT_ONCE)]
     parts: dict[int, tuple[list[Looked], NDArray[np.uint16]]] = {}
-    look = partial(_look, sources=sources, r_max=r_max, max_neighbors=options.max_neighbors)
+    look = partial(_look, sources=sources, r_max=r_max, max_neighbors=options.data.filters.max_neighbors)
     with Progress(f"check {name}", len(places)) as bar:
         for number, part in parallel.in_children(look, slices):
             parts[number] = part

@@ -69,7 +69,7 @@ def convert(options: ConvertOptions) -> None:
 
 def _source(options: ConvertOptions, dtype: torch.dtype | None) -> LoadedModel:
     return model_loader.load(
-        options.input_model, dtype=dtype, input_json=options.input_json, trust_pickle=options.trust_pickle
+        options.input_model, dtype=dtype, input_json=options.input_json, trust_pickle=options.trust.trust_pickle
     )
 
 

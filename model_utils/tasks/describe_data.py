@@ -162,28 +162,33 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     heads = network.get("heads")
     _refuse_broken(options, {**network, "heads": heads or [DEFAULT_HEAD]})
     r_max = float(network["r_max"])
-    specs, wanted = specs_of(options, "train"), numbers_of(options.elements)
-    filters = filters_of(options, keep_charges=True)
-    if options.valid_fraction > 0:  # which are set aside depends on how many there are
-        sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=options.max_dropped, filters=filters)
+    specs, wanted = specs_of(options.data, "train"), numbers_of(options.data.filters.elements)
+    filters = filters_of(options.data.filters, keep_charges=True)
+    if options.data.valid_fraction > 0:  # which are set aside depends on how many there are
+        sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=options.data.filters.max_dropped, filters=filters)
         for source in sources:
             _say_notes(source)
         structures = _kept(sources, options)
     else:
         structures = stream(
-            specs, needs=TO_EVALUATE, elements=wanted, max_dropped=options.max_dropped, filters=filters, say=_say_notes
+            specs,
+            needs=TO_EVALUATE,
+            elements=wanted,
+            max_dropped=options.data.filters.max_dropped,
+            filters=filters,
+            say=_say_notes,
         )
     census = LabelCensus()
     sums = collect(
         census.watch(structures),
         r_max,
         default_head=heads[0] if heads else DEFAULT_HEAD,
-        free_atoms_only=options.train_on_free_atoms,
-        max_neighbors=options.max_neighbors,
+        free_atoms_only=options.data.train_on_free_atoms,
+        max_neighbors=options.data.filters.max_neighbors,
     )
     if sums.atoms == 0:
         raise InputError("no structures to measure; look at the files and at --elements")
-    census.judge(allow_missing=options.allow_missing_labels)
+    census.judge(allow_missing=options.data.allow_missing_labels)
     unknown = set(sums.heads) - set(heads or sums.heads)
     if unknown:
         raise InputError(
@@ -243,7 +248,7 @@ def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None
 
 def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Structure]:
     """Isolated atoms, and structures inside --elements less those that training would set aside for validation."""
-    wanted = numbers_of(options.elements)
+    wanted = numbers_of(options.data.filters.elements)
     places = [
         (source, i)
         for source in sources
@@ -251,7 +256,7 @@ def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Struc
         if wanted is None or source.elements[i] <= set(wanted)
     ]
     order = epoch_order(len(places), options.seed, epoch=0)
-    places = [places[i] for i in np.sort(order[round(options.valid_fraction * len(places)) :])]
+    places = [places[i] for i in np.sort(order[round(options.data.valid_fraction * len(places)) :])]
     isolated = chain.from_iterable(source.isolated_atoms for source in sources)
     return chain(isolated, (source.structure(i) for source, i in progress.over(places, "statistics", len(places))))
 
@@ -260,7 +265,7 @@ def measured_fields(
     sums: DataSums, network: Mapping[str, Any], options: MetadataOptions, *, zero_shift: bool
 ) -> dict[str, Any]:
     """The fields that the data determine, each said in the log."""
-    elements = network.get("atomic_numbers") or numbers_of(options.elements) or sorted(sums.elements)
+    elements = network.get("atomic_numbers") or numbers_of(options.data.filters.elements) or sorted(sums.elements)
     unknown = sums.elements - set(elements)
     if unknown:
         raise InputError(f"the data hold {symbols(list(unknown))}, which atomic_numbers of the model lack")
@@ -316,7 +321,7 @@ def _energies_of_heads(
     if options.E0s in METHODS:
         return lambda head, name: _fitted_energies(head, elements, options.E0s, name)
     flag = "--E0s" if options.E0s.lstrip().startswith("{") else f"--E0s {options.E0s}"
-    given = given_energies(options.E0s, ", ".join(METHODS), terms.label_keys(options))
+    given = given_energies(options.E0s, ", ".join(METHODS), terms.label_keys(options.data.labels))
     given.refuse_other_heads(heads, flag)
     log.info("E0s are those of %s", flag)
     return lambda _head, name: of_all(given.of(name), elements, f"{flag}, head {name}," if given.by_head else flag)
@@ -342,7 +347,7 @@ def _fitted_energies(head: HeadSums, elements: Sequence[int], method: str, name:
 
 def write_network(options: MetadataInitOptions, network: Mapping[str, Any]) -> None:
     """Without data: the network alone, for the elements of --elements or of OC22; `metadata.py fit` adds the rest."""
-    numbers = numbers_of(options.elements)
+    numbers = numbers_of(options.data.filters.elements)
     if numbers is None:
         numbers = numbers_of(["oc22"])
         log.info("neither data nor --elements name elements: the table is that of OC22")

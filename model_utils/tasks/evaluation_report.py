@@ -13,7 +13,7 @@ from model_utils.model_loader import LoadedModel
 from model_utils.run.error_table import table
 from model_utils.runtime import dtype_name, log
 from model_utils.settings import terms
-from model_utils.settings.options import EvaluateOptions
+from model_utils.settings.options import EvaluateOptions, PrintedLossOptions
 from model_utils.tasks.breakdown import Breakdown
 
 
@@ -46,7 +46,7 @@ def warn_of_wrong_forces(loaded: LoadedModel) -> None:
         log.warning("radial_type chebyshev: torch does not differentiate it, so these forces lack the radial part")
 
 
-def loss_of(options: EvaluateOptions) -> Loss:
+def loss_of(options: PrintedLossOptions) -> Loss:
     """The loss that is printed among the metrics."""
     return Loss(terms={name: Term(weight=weight) for name, weight in terms.weights(options).items()})
 

@@ -38,7 +38,7 @@ def export(options: ExportOptions) -> None:
     loaded = model_loader.load(
         input_model,
         input_json=options.input_json,
-        trust_pickle=options.trust_pickle,
+        trust_pickle=options.trust.trust_pickle,
         elements=numbers_of(options.elements) or (),
     )
     text = loaded.description.canonical_text()
@@ -62,7 +62,7 @@ def verify(options: VerifyOptions) -> None:
     """
     start_log(None)
     input_model, input_json = options.input_model, options.input_json
-    loaded = model_loader.load(input_model, input_json=input_json, trust_pickle=options.trust_pickle)
+    loaded = model_loader.load(input_model, input_json=input_json, trust_pickle=options.trust.trust_pickle)
     absent = loaded.file.content.get("absent", [])
     if absent:
         log.info("derived buffers that the file lacks and that were computed: %s", ", ".join(absent))
@@ -75,7 +75,7 @@ def show(options: DescribeOptions) -> None:
     """Class, elements, cutoff, size, where the weights come from."""
     start_log(None)
     input_model = options.input_model
-    file = _file(input_model, options.input_json, options.trust_pickle)
+    file = _file(input_model, options.input_json, options.trust.trust_pickle)
     description, content = file.description, file.content
     if file.is_ours:
         log.info("%s: a %s of run %s, %s weights", input_model, file.kind, content["run_name"], file.weights)
@@ -158,7 +158,7 @@ def diff(options: DiffOptions) -> None:
         VerificationError: they do.
     """
     start_log(None)
-    one, other, trust = options.input_model, options.other_model, options.trust_pickle
+    one, other, trust = options.input_model, options.other_model, options.trust.trust_pickle
     files = [_file(one, options.input_json, trust), _file(other, options.other_json, trust)]
     fields = differing_fields(files[0].description, files[1].description)
     for text in fields:

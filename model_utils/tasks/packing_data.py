@@ -34,7 +34,7 @@ def pack(options: PackOptions) -> None:
     recipe = Recipe(
         rows_per_shard=options.rows_per_shard,
         r_max=options.r_max,
-        max_neighbors=options.max_neighbors,
+        max_neighbors=options.filters.max_neighbors,
         id_key=options.id_key,
         group_key=options.group_key,
         shares=parse_shares(options.split),
@@ -43,13 +43,13 @@ def pack(options: PackOptions) -> None:
         drop_duplicates=options.drop_duplicates,
         seed=options.seed,
     )
-    keys = terms.label_keys(options)
+    keys = terms.label_keys(options.labels)
     specs = [SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep) for path in options.input]
     sources = open_sources(
         specs,
         needs=TO_EVALUATE if options.allow_missing_labels else TO_TRAIN,
-        max_dropped=options.max_dropped,
-        filters=filters_of(options, keep_charges=True),
+        max_dropped=options.filters.max_dropped,
+        filters=filters_of(options.filters, keep_charges=True),
     )
     for source in sources:
         log.info("%s: %d structures, %d atoms", source.path, len(source), source.n_atoms.sum())

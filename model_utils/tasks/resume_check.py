@@ -34,7 +34,7 @@ def verify(options: VerifyResumeOptions) -> None:
         VerificationError: the two differ, or a planted fault was not noticed.
     """
     start_log(None)
-    folder = options.output_checkpoint
+    folder = options.output.output_checkpoint
     straight, killed = (Outputs.named(folder / name / "run_checkpoint.pt", None) for name in ("straight", "killed"))
     settings = folder / "settings.yaml"
     try:

@@ -1,0 +1,67 @@
+"""Every setting of every command: declared once, with type, default, help and what it is to a run."""
+
+from model_utils.settings.options.common import CommonOptions, DeviceOptions, TrustOptions
+from model_utils.settings.options.data import BatchOptions, DataOptions, FilterOptions, LabelOptions, SourceOptions
+from model_utils.settings.options.describing import (
+    CheckOptions,
+    MetadataFitOptions,
+    MetadataInitOptions,
+    MetadataOptions,
+)
+from model_utils.settings.options.evaluation import EvaluateOptions, PrintedLossOptions
+from model_utils.settings.options.finetuning import FinetuneOptions
+from model_utils.settings.options.models import (
+    ConvertOptions,
+    DescribeOptions,
+    DiffOptions,
+    ExportOptions,
+    ShowOptions,
+    VerifyOptions,
+)
+from model_utils.settings.options.packing import PackOptions
+from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
+from model_utils.settings.options.training import (
+    LossOptions,
+    OptimizerOptions,
+    OutputOptions,
+    RunOptions,
+    StageTwoOptions,
+    TrainingOptions,
+    TrainOptions,
+    VerifyResumeOptions,
+)
+
+__all__ = [
+    "FIXED_IN_A_RUN",
+    "BatchOptions",
+    "CheckOptions",
+    "CommonOptions",
+    "ConvertOptions",
+    "DataOptions",
+    "DescribeOptions",
+    "DeviceOptions",
+    "DiffOptions",
+    "EvaluateOptions",
+    "ExportOptions",
+    "FilterOptions",
+    "FinetuneOptions",
+    "LabelOptions",
+    "LossOptions",
+    "MetadataFitOptions",
+    "MetadataInitOptions",
+    "MetadataOptions",
+    "OptimizerOptions",
+    "OutputOptions",
+    "PackOptions",
+    "PrintedLossOptions",
+    "ResumeOptions",
+    "RunOptions",
+    "ShowOptions",
+    "SourceOptions",
+    "StageTwoOptions",
+    "TrainOptions",
+    "TrainingOptions",
+    "TrustOptions",
+    "VerifyOptions",
+    "VerifyResumeOptions",
+]

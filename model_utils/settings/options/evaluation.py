@@ -1,0 +1,69 @@
+"""Options of evaluate.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dataloader.errors import InputError
+from model_utils.settings.declared import OF_THE_COMMAND, panel
+from model_utils.settings.option_types import NonNegative
+from model_utils.settings.options.common import CommonOptions, DeviceOptions, TrustOptions
+from model_utils.settings.options.data import BatchOptions, FilterOptions, LabelOptions, check_format
+
+
+@panel("Loss that is printed", 30, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
+class PrintedLossOptions:
+    """Weights of the loss that is printed beside the errors."""
+
+    energy_weight: NonNegative = 1.0
+    """Weight of the energy in the loss that is printed."""
+    forces_weight: NonNegative = 100.0
+    """Weight of the forces in the loss that is printed."""
+    stress_weight: NonNegative = 0.0
+    """Weight of the stress in the loss that is printed."""
+    quantity_weights: tuple[str, ...] = ()
+    """Weights of quantities that a plug-in adds in the loss that is printed, as `dipole=10`."""
+
+
+@panel("What is evaluated, and what is written", 5, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Evaluate a trained model on labelled structures."""
+
+    common: CommonOptions
+    device: DeviceOptions
+    batches: BatchOptions
+    filters: FilterOptions
+    labels: LabelOptions
+    trust: TrustOptions
+    input_model: Path
+    """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors; which was used is printed."""
+    input_json: Path | None = None
+    """A model.json that the one inside the weights file must equal; needed where the file holds none (mace's training checkpoint)."""
+    data_format: Literal["xyz", "lmdb"] | None = None
+    """Format of the data; follows from the flag that names the files unless given."""
+    xyz_path: tuple[Path, ...] = ()
+    """Extended-XYZ files."""
+    lmdb_path: tuple[Path, ...] = ()
+    """LMDBs."""
+    head: str | None = None
+    """Head of the model for structures that name none."""
+    eval_on_free_atoms: bool = True
+    """Where records say which atoms were held fixed, only force components of free atoms count."""
+    loss: PrintedLossOptions
+    step: Literal["fast", "reference", "cueq", "oeq"] = "fast"
+    """Form of the network's arithmetic, as in training."""
+    output_json: Path | None = None
+    """Write the metrics as JSON, metrics as top-level keys."""
+    output_table: Path | None = None
+    """Write a CSV with one row per structure: identifier, atoms, energies, force RMSE, largest force error."""
+    output_xyz: Path | None = None
+    """Write the structures with predictions (`mace_energy`, `mace_forces`, `mace_stress`) beside labels (`REF_…`)."""
+    overwrite: bool = False
+    """Replace an output file that is already there."""
+
+    def __post_init__(self) -> None:
+        if bool(self.xyz_path) == bool(self.lmdb_path):
+            raise InputError("name the data with either --xyz_path or --lmdb_path")
+        check_format(self.data_format, xyz=self.xyz_path, lmdb=self.lmdb_path)

@@ -1,0 +1,50 @@
+"""Options of dataloader/pack.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloader.errors import InputError
+from model_utils.settings.declared import OF_THE_COMMAND, panel
+from model_utils.settings.option_types import Count, NonNegativeInt, Positive
+from model_utils.settings.options.common import CommonOptions
+from model_utils.settings.options.data import FilterOptions, LabelOptions
+
+
+@panel("What is packed, and how", 5, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Pack data into shards of compact arrays with checksums, split without leaks."""
+
+    common: CommonOptions
+    filters: FilterOptions
+    labels: LabelOptions
+    input: tuple[Path, ...]
+    """What to pack: extended-XYZ files, LMDBs, directories or patterns of shards, packed data."""
+    output_dir: Path
+    """A new folder; with --split it gets one folder for each part. Repeated after a kill, the command goes on."""
+    rows_per_shard: Count = 20000
+    """Structures of one shard."""
+    r_max: Positive | None = None
+    """Store the neighbour lists within this cutoff (Å); models with it or a shorter one need not compute them."""
+    split: tuple[str, ...] = ()
+    """Shares, for example `train=0.8 valid=0.1 test=0.1`; the first is the pool."""
+    id_key: str | None = None
+    """Name of the records' identifier; equal ones stay together, and ID files speak of it."""
+    group_key: str | None = None
+    """Name of an entry (trajectory, system); records of one group stay in one part."""
+    valid_ids: Path | None = None
+    """File of the identifiers, one on each line, that are the fixed validation set."""
+    test_ids: Path | None = None
+    """The same for the final test set."""
+    stages: tuple[Count, ...] = ()
+    """Sizes of nested subsets of the pool; each becomes `stage_<size>.json` beside its manifest, which --lmdb_train takes."""
+    drop_duplicates: bool = False
+    """Leave out structures that repeat another; they are reported in any case."""
+    allow_missing_labels: bool = False
+    """Pack structures without energy or forces too."""
+    seed: NonNegativeInt = 123
+    """Seed of the split and of the pool's order."""
+
+    def __post_init__(self) -> None:
+        if (self.valid_ids or self.test_ids) and self.id_key is None:
+            raise InputError("ID files are given but not what they speak of; name the identifier with --id_key")

@@ -1,0 +1,132 @@
+"""The parser of a command, made from the declarations of its options: flags and settings to values by name."""
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, Group, Parameter, Token
+from cyclopts.config import Dict
+from cyclopts.exceptions import CycloptsError, MissingArgumentError
+
+from dataloader.errors import InputError
+from model_utils.settings.declared import OnlyInYaml, Option, Panel, bare, declared
+from model_utils.settings.table_names import NamesOf
+
+
+def parsed_values(
+    kind: type, argv: Sequence[str], settings: Mapping[str, Any] | None, source: Path | None
+) -> dict[str, Any] | None:
+    """Values of the options that are given, by name; None where help was asked for and printed.
+
+    Args:
+        kind: dataclass of the options.
+        argv: flags and their values, which win over the settings.
+        settings: by name, as a YAML file or a checkpoint has them.
+        source: where the settings stand, for messages.
+
+    Raises:
+        InputError: a value is not allowed, or a required one is missing.
+    """
+    app = _parser(kind)
+    if settings is not None:
+        app.config = Dict(dict(settings), source=str(source))
+    try:
+        values: dict[str, Any] | None = app(list(argv), exit_on_error=False, print_error=False)
+    except MissingArgumentError as error:
+        name = error.argument.name if error.argument is not None else "an option"
+        raise InputError(f"{name} is missing; see --help") from None
+    except CycloptsError as error:
+        raise InputError(_one_line(error, source)) from None
+    return values
+
+
+def _parser(kind: type) -> App:
+    """The parser of a command, which gives the options that are set as a flat dict."""
+    app = App(
+        name=Path(sys.argv[0]).name,
+        help=kind.__doc__,
+        default_parameter=Parameter(
+            name_transform=lambda name: name,
+            negative_bool=("no_",),
+            negative_iterable=(),
+            consume_multiple=True,
+        ),
+        help_format="plaintext",
+        version_flags=[],
+        result_action="return_value",
+    )
+    last = max((option.panel for option in declared(kind)), key=lambda panel: panel.position)
+    app["--help"].group = _group(last)
+
+    def take(**values: Any) -> dict[str, Any]:
+        return values
+
+    parameters = [_parameter(option) for option in declared(kind)]
+    # what the parser reads of a function: the options, whatever groups they are in
+    take.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    take.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.default(take)
+    return app
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """An option as the parser takes it: what is declared, with its panel and its choices of today."""
+    hint = option.type
+    shown: dict[str, Any] = {}
+    choices = option.marker(NamesOf)
+    if choices is not None:
+        is_list = typing.get_origin(bare(hint)) is tuple
+        names: Any = typing.Literal[choices.names()]
+        hint = tuple[names, ...] if is_list else names
+        shown["converter"] = _list_converter(choices, option.name) if is_list else _converter(choices)
+    extra = Parameter(
+        help=option.help,
+        group=_group(option.shown_in),
+        show=option.marker(OnlyInYaml) is None,
+        show_default=None if option.default != () else False,
+        **shown,
+    )
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if option.required else option.default,
+        annotation=typing.Annotated[hint, extra],
+    )
+
+
+def _converter(choices: NamesOf) -> Callable[[type, Sequence[Token]], str]:
+    def one_of(_: type, tokens: Sequence[Token]) -> str:
+        return choices.checked(str(tokens[0].value))
+
+    return one_of
+
+
+def _list_converter(choices: NamesOf, name: str) -> Callable[[type, Sequence[Token]], tuple[str, ...]]:
+    def checked(word: str) -> str:
+        try:
+            return choices.checked(word)
+        except ValueError as error:  # the parser says neither the flag of a list nor the word
+            raise ValueError(f"--{name} {word!r}: {error}") from None
+
+    def all_of(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
+        return tuple(checked(str(token.value)) for token in tokens)
+
+    return all_of
+
+
+@cache
+def _group(panel: Panel) -> Group:
+    return Group(panel.title, sort_key=panel.position)
+
+
+def _one_line(error: CycloptsError, source: Path | None) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error.__cause__, InputError):
+        return str(error.__cause__)
+    if source is not None and "[" in text.partition(":")[0] and str(source) not in text:  # so cyclopts shows a key
+        text = f"{text} in {source}"
+    return text[0].lower() + text[1:].rstrip(".") + "; see --help"

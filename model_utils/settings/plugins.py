@@ -1,0 +1,141 @@
+"""A user's own Python files that add to the tables of this project: ``--plugin my_code.py``.
+
+A plug-in adds an entry to a plain dictionary: a loss shape (``losses.SHAPES``), a schedule or an optimizer
+(``optimizer``), a logger, a format of files, a labelled quantity, an architecture. It is imported before options are
+read, so that its names are known there. The file is what the user typed, on the command line or in the file of
+settings that the command line names. No path that is stored in a checkpoint is ever followed; a checkpoint keeps the
+sha256, and who goes on with it or evaluates it names the file again.
+"""
+
+import hashlib
+import importlib
+import sys
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataloader import input_files
+from dataloader.errors import InputError
+
+MOST_BYTES = 2**20  # of a plug-in
+TABLES = {  # module: names of its tables that a plug-in may add to, and may not change otherwise
+    "dataloader.quantities": ("QUANTITIES",),
+    "losses": ("SHAPES",),
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A file that was imported."""
+
+    path: Path
+    sha256: str
+
+    def as_plain(self) -> dict[str, str]:
+        """Name and digest, as a checkpoint keeps them."""
+        return {"name": self.path.name, "sha256": self.sha256}
+
+
+_loaded: list[Plugin] = []  # in the order in which they were imported
+
+
+def loaded() -> list[dict[str, str]]:
+    """The plug-ins of this process, for a checkpoint."""
+    return [plugin.as_plain() for plugin in _loaded]
+
+
+def load(paths: Sequence[Path]) -> None:
+    """Import plug-ins, each once.
+
+    Raises:
+        InputError: one cannot be read, is no Python, fails while it is imported, or changes an entry of a table.
+    """
+    for path in paths:
+        code = _read(path)
+        digest = hashlib.sha256(code).hexdigest()
+        if digest in {plugin.sha256 for plugin in _loaded}:
+            continue
+        for module in TABLES:
+            importlib.import_module(module)
+        before = _entries()
+        _run(path, code)
+        _refuse_changes(path, before)
+        _loaded.append(Plugin(path, digest))
+
+
+def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
+    """See that what made a file is here as well.
+
+    Args:
+        stored: plug-ins that the file remembers.
+        source: the file, for messages.
+
+    Raises:
+        InputError: one is missing, or is another file than it was.
+    """
+    here = {plugin.sha256 for plugin in _loaded}
+    names = {plugin.path.name: plugin.sha256 for plugin in _loaded}
+    for plugin in stored:
+        name, digest = plugin["name"], plugin["sha256"]
+        if digest in here:
+            continue
+        if name in names:
+            raise InputError(
+                f"--plugin {name} is not the file that made {source}: its sha256 is {names[name][:12]}…, there "
+                f"{digest[:12]}…; give the file as it was"
+            )
+        raise InputError(
+            f"{source} was made with --plugin {name} (sha256 {digest[:12]}…); name that file again with --plugin"
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with input_files.opened(path) as file:
+            code = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read --plugin {path}: {error.strerror or error}; expected a Python file") from None
+    if len(code) > MOST_BYTES:
+        raise InputError(f"--plugin {path} has more than {MOST_BYTES} bytes; expected a Python file of a few pages")
+    return code
+
+
+def _run(path: Path, code: bytes) -> None:
+    """Execute the bytes that were read: what is hashed is what runs."""
+    module = types.ModuleType(f"plugin_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickles of its classes look there
+    try:
+        exec(compile(code, str(path), "exec"), module.__dict__)
+    except SyntaxError as error:
+        raise InputError(f"--plugin {path} line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise InputError(f"--plugin {path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """`` line 3`` where the error passed through a line of the plug-in."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" line {lines[-1]}" if lines else ""
+
+
+def _entries() -> dict[tuple[str, str], Any]:
+    """The entries of all tables."""
+    return {(place, name): entry for place, table in _tables() for name, entry in table.items()}
+
+
+def _tables() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for module, names in TABLES.items():
+        for name in names:
+            yield f"{module}.{name}", getattr(sys.modules[module], name)
+
+
+def _refuse_changes(path: Path, before: Mapping[tuple[str, str], Any]) -> None:
+    """Raise where an entry that was there is another one now: runs of the same settings would differ unnoticed."""
+    after = _entries()
+    for (table, name), entry in before.items():
+        if after.get((table, name)) is not entry:
+            raise InputError(f"--plugin {path} replaces {name!r} of {table}; add it under a name of its own")

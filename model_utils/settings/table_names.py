@@ -1,0 +1,68 @@
+"""Choices of an option that are the names of a table, looked up when options are read and not before.
+
+A table is a plain dict in the module that owns the idea. Such a module may need torch, whose import takes seconds,
+while ``--help`` and mistakes in flags are answered in a fraction of one. So long as nobody has imported the module,
+nobody can have added to its table: then the names are those that its text declares, which is parsed and not executed.
+Afterwards they are those that the table has, plug-ins' among them.
+"""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class NamesOf:
+    """Marks a text option whose values are the names of a table.
+
+    Attributes:
+        module: that owns the table.
+        table: name of the dict in it.
+    """
+
+    module: str
+    table: str
+
+    def names(self) -> tuple[str, ...]:
+        """The names that the table has now."""
+        module = sys.modules.get(self.module)
+        if module is not None and hasattr(module, self.table):
+            return tuple(getattr(module, self.table))
+        return _declared(self.module, self.table)
+
+    def checked(self, name: str) -> str:
+        """The name, which is one of the table's.
+
+        Raises:
+            ValueError: naming the nearest and all that there are.
+        """
+        names = self.names()
+        if name not in names:
+            raise ValueError(unknown(name, names))
+        return name
+
+
+def unknown(name: str, names: Sequence[str]) -> str:
+    """What is said of a name that no table has."""
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}there are {', '.join(names)}"
+
+
+@cache
+def _declared(module: str, table: str) -> tuple[str, ...]:
+    """The names in the text of a module: the keys of the dict that is assigned to the table's name."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"there is no module {module}"
+    assert spec.origin is not None, f"{module} has no file"
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Dict) and any(isinstance(t, ast.Name) and t.id == table for t in targets):
+            return tuple(ast.literal_eval(key) for key in value.keys if key is not None)
+    raise AssertionError(f"{module} declares no table {table}: a dict with its names written out")

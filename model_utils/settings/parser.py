@@ -1,4 +1,4 @@
-"""The parser of a command, made from the declarations of its options: flags and settings to values by name."""
+"""The parser of a command, made from its options: flags and settings to values by name."""
 
 import inspect
 import sys

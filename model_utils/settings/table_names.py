@@ -52,7 +52,7 @@ def unknown(name: str, names: Sequence[str]) -> str:
     """What is said of a name that no table has."""
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}there are {', '.join(names)}"
+    return f"{name!r} is not known; {hint}there are {', '.join(names)}"
 
 
 @cache

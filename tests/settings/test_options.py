@@ -279,7 +279,7 @@ def test_a_list_of_names_is_checked_name_by_name(monkeypatch: pytest.MonkeyPatch
         """Colours."""
 
     assert cli.parse(Chosen, ["--colours", "green", "red"]) == Chosen(colours=("green", "red"))
-    with pytest.raises(InputError, match="--colours 'gren' is not known; did you mean green. there are red, green"):
+    with pytest.raises(InputError, match=r"--colours 'gren' is not known; did you mean green. there are red, green"):
         cli.parse(Chosen, ["--colours", "red", "gren"])
     assert cli.from_plain(Chosen, {"colours": ["red"]}, Path("here")).colours == ("red",)
 

@@ -1,8 +1,9 @@
-"""What an option is, read from where it is declared: name, type, default, help, panel of --help and nature.
+"""What an option is, read from its declaration: name, type, default, help, panel and nature.
 
-The options of a command are a frozen dataclass whose fields are options or groups of options (dataclasses
-themselves). Groups are for the code, which hands each of its parts the group it needs; whoever types a flag or a YAML
-key sees names without groups. Everything that needs to know the options of a command iterates over ``declared``.
+The options of a command are a frozen dataclass whose fields are options or groups of options
+(dataclasses themselves). Groups are for the code, which hands each of its parts the group it needs;
+whoever types a flag or a YAML key sees names without groups. Everything that needs to know the options
+of a command iterates over ``declared``.
 """
 
 import dataclasses
@@ -63,7 +64,8 @@ class Panel:
 
 
 REQUIRED = Panel("Required", 0)
-MARKERS = (Nature, InResume, OnlyInYaml, NamesOf)  # beside the type of an option, for us and not for the parser
+# what may stand beside the type of an option for us, and not for the parser
+MARKERS = (Nature, InResume, OnlyInYaml, NamesOf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,9 @@ def panel(title: str, position: int, nature: Nature | None = None) -> Callable[[
 
 @cache
 def declared(kind: type) -> tuple[Option, ...]:
-    """All options of a command or group, those of its groups in their place, in the order of the stored settings.
+    """All options of a command or group, in the order in which checkpoints store them.
+
+    Those of a group stand where the group does.
 
     Raises:
         TypeError: an option has no nature, or two have one name.
@@ -188,7 +192,7 @@ def names_of(kind: type, *natures: Nature) -> tuple[str, ...]:
 
 
 def composed(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """The options of a command from values by name; what is not among them has its default.
+    """The options of a command from values by name; the others have their defaults.
 
     Raises:
         InputError: values contradict one another.
@@ -218,7 +222,7 @@ def flat(options: Any) -> dict[str, Any]:
 
 
 def changeable(kind: type, name: str) -> type:
-    """A group of the options of a command that may change in a resumed run; none of them is set unless it is given.
+    """A group of the options of a command that may change in a resumed run, all of them unset.
 
     Args:
         kind: the command whose run is resumed.

@@ -1,4 +1,4 @@
-"""The parser of a command, made from the declarations of its options: flags and settings to values by name."""
+"""The parser of a command, made from its options: flags and settings to values by name."""
 
 import inspect
 import sys
@@ -109,8 +109,8 @@ def _list_converter(choices: NamesOf, name: str) -> Callable[[type, Sequence[Tok
     def checked(word: str) -> str:
         try:
             return choices.checked(word)
-        except ValueError as error:  # the parser says neither the flag of a list nor the word
-            raise ValueError(f"--{name} {word!r}: {error}") from None
+        except ValueError as error:  # the parser does not say the flag of a list
+            raise ValueError(f"--{name} {error}") from None
 
     def all_of(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
         return tuple(checked(str(token.value)) for token in tokens)

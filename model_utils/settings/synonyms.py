@@ -1,7 +1,7 @@
 """What people type who come from other programs of the field, and what it is called here.
 
-The words are those of graph-pes, NequIP and Allegro, PyTorch Lightning, the Hugging Face trainer, fairchem and OCP,
-SchNetPack, DeePMD, Slurm scripts and habit. Flags of ``mace_run_train`` are in ``mace_flags``.
+The words are those of graph-pes, NequIP and Allegro, PyTorch Lightning, the Hugging Face trainer,
+fairchem and OCP, SchNetPack, DeePMD and habit. Flags of ``mace_run_train`` are in ``mace_flags``.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 # Of several names of ours the first that the command at hand has.
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "lr": ("learning_rate", "learningrate", "lrate", "initial_lr", "init_lr", "base_lr", "max_lr", "eta"),
+    "lr": ("learning_rate", "learningrate", "lrate", "initial_lr", "init_lr", "base_lr", "max_lr"),
     "epochs": (
         *("max_epochs", "max_num_epochs", "num_epochs", "n_epochs", "nepochs", "num_train_epochs", "epoch_num"),
         *("total_epochs", "train_epochs"),
@@ -29,7 +29,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "max_atoms_per_batch": ("max_atoms_batch", "max_num_atoms", "max_n_nodes", "max_nodes_per_batch"),
     "max_edges_per_batch": ("max_edges", "max_n_edges", "max_num_edges"),
     "num_workers": ("workers", "n_workers", "dataloader_num_workers", "num_dataloader_workers", "nworkers", "jobs"),
-    "weight_decay": ("wd", "l2", "l2_regularization", "decay"),
+    "weight_decay": ("wd", "l2", "l2_regularization"),
     "clip_grad": (
         *("gradient_clip_val", "gradient_clip", "grad_clip", "clip_grad_norm", "max_grad_norm", "gradient_clipping"),
         *("clip", "grad_norm"),
@@ -56,7 +56,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     ),
     "forces_weight": (
         *("force_weight", "force_coefficient", "forces_coefficient", "f_weight", "weight_forces", "w_forces"),
-        *("forces_loss_weight", "force_loss_weight", "lambda_f", "rho", "loss_weight_force"),
+        *("forces_loss_weight", "force_loss_weight", "lambda_f", "loss_weight_force"),
     ),
     "stress_weight": ("stress_coefficient", "s_weight", "weight_stress", "stress_loss_weight", "virial_weight"),
     "forces_loss": ("force_loss", "loss_fn", "loss_function", "loss_type", "criterion"),
@@ -82,7 +82,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "valid_fraction": ("val_fraction", "validation_split", "val_split", "val_ratio", "valid_ratio", "val_frac"),
     "data_format": ("dataset_format", "file_format", "dataset_type"),
     "device": ("gpus", "gpu", "accelerator", "cuda", "cpu", "use_cuda", "use_gpu", "devices", "gpu_id", "no_cuda"),
-    "dtype": ("precision", "floating_point", "float_precision", "model_dtype", "fp16", "bf16", "amp", "fp32", "fp64"),
+    "dtype": ("precision", "floating_point", "float_precision", "model_dtype", "fp32", "fp64"),
     "threads": ("num_threads", "n_threads", "torch_threads", "cpu_threads", "omp_num_threads", "nthreads"),
     "seed": ("random_seed", "rng_seed", "manual_seed", "seed_everything", "random_state", "dataset_seed"),
     "deterministic": ("cudnn_deterministic", "reproducible", "use_deterministic_algorithms"),
@@ -93,7 +93,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "validate_every_steps": ("val_check_interval", "eval_steps", "evaluate_every_steps", "disp_freq"),
     "checkpoint_every_steps": ("save_steps", "save_every", "save_interval", "save_freq", "every_n_train_steps"),
     "log_every_steps": ("log_every_n_steps", "logging_steps", "log_interval", "print_every", "log_freq", "log_every"),
-    "time_limit": ("max_time", "timeout", "walltime", "wall_time", "time"),
+    "time_limit": ("max_time", "timeout", "walltime", "wall_time"),
     "tensorboard": ("tb", "use_tensorboard", "tensorboard_dir", "logger", "log_tensorboard"),
     "stage_two": ("swa", "stage2", "two_stage", "stagetwo"),
     "start_stage_two": ("start_swa", "stage_two_start", "swa_epoch_start", "stage_two_epoch", "swa_start_epoch"),
@@ -101,7 +101,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         *("resume_from", "resume_from_checkpoint", "restart", "continue", "auto_resume", "ckpt_path", "restart_from"),
         *("continue_from", "init_from_checkpoint", "checkpoint_path"),
     ),
-    "overwrite": ("force", "overwrite_output_dir", "clobber", "exist_ok"),
+    "overwrite": ("overwrite_output_dir", "clobber", "exist_ok"),
     "dry_run": ("fast_dev_run", "dryrun", "sanity_check", "test_run", "debug_run"),
     "output_checkpoint": (
         *("output_dir", "out_dir", "save_dir", "run_dir", "results_dir", "workdir", "work_dir", "exp_name"),
@@ -124,20 +124,25 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "output_json": ("out_json", "metrics_file", "results_file", "output_metrics", "output", "out"),
     "output_table": ("out_csv", "csv", "output_csv"),
     "freeze": ("freeze_layers", "frozen_layers", "freeze_params", "freeze_parameters", "freeze_pattern"),
-    "E0s": ("e0", "atomic_energies", "reference_energies", "atomrefs", "shifts", "e0s_method"),
+    "E0s": ("e0", "atomic_energies", "reference_energies", "atomrefs", "e0s_method"),
     "config": ("config_file", "cfg", "config_yaml", "settings", "yaml", "config_path", "config_yml", "config_name"),
     "debug": ("verbose", "traceback", "verbosity", "print_traceback"),
     "step": ("backend", "kernel", "engine", "enable_cueq", "use_cueq", "only_cueq"),
     "elements": ("species", "chemical_symbols", "type_names", "atom_types", "type_map", "zs"),
     "r_max": ("cutoff", "rcut", "r_cut", "cutoff_radius", "radial_cutoff", "rmax", "max_radius"),
     "head": ("head_name", "default_head"),
-    "trust_pickle": ("unsafe", "allow_pickle", "no_weights_only", "weights_only", "trust_remote_code"),
+    "trust_pickle": ("allow_pickle", "trust_remote_code"),
     "reset_scheduler": ("new_scheduler", "restart_scheduler", "reset_lr_scheduler"),
     "resume_best": ("from_best", "start_from_best", "use_best"),
     "to": ("convert_to", "target", "export_format", "target_format"),
 }
 # Words for what no flag of ours does.
 ANSWERS: dict[str, str] = {
+    "amp": "mixed precision is not offered; --dtype is float32 or float64",
+    "bf16": "mixed precision is not offered; --dtype is float32 or float64",
+    "fp16": "mixed precision is not offered; --dtype is float32 or float64",
+    "weights_only": "files are read as data alone, always; --trust_pickle is the one exception",
+    "normalize_y": "`metadata.py init` puts E0s, scale and shift of the data into model.json",
     "num_nodes": "one process on one device for now; see --help",
     "nnodes": "one process on one device for now; see --help",
     "strategy": "one process on one device for now; see --help",

@@ -1,9 +1,10 @@
-"""Choices of an option that are the names of a table, looked up when options are read and not before.
+"""Choices of an option that are the names of a table, looked up when options are read.
 
-A table is a plain dict in the module that owns the idea. Such a module may need torch, whose import takes seconds,
-while ``--help`` and mistakes in flags are answered in a fraction of one. So long as nobody has imported the module,
-nobody can have added to its table: then the names are those that its text declares, which is parsed and not executed.
-Afterwards they are those that the table has, plug-ins' among them.
+A table is a plain dict in the module that owns the idea. Such a module may need torch, whose import
+takes seconds, while ``--help`` and mistakes in flags are answered in a fraction of one. So long as
+nobody has imported the module, nobody can have added to its table: then the names are those that its
+text declares, which is parsed and not executed. Afterwards they are those that the table has, with
+what plug-ins added.
 """
 
 import ast
@@ -51,12 +52,12 @@ def unknown(name: str, names: Sequence[str]) -> str:
     """What is said of a name that no table has."""
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}there are {', '.join(names)}"
+    return f"{name!r} is not known; {hint}there are {', '.join(names)}"
 
 
 @cache
 def _declared(module: str, table: str) -> tuple[str, ...]:
-    """The names in the text of a module: the keys of the dict that is assigned to the table's name."""
+    """The names in the text of a module: keys of the dict that is assigned to the table's name."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
     assert spec.origin is not None, f"{module} has no file"

@@ -121,8 +121,9 @@ def test_what_is_fixed_is_refused(name: str, capsys: pytest.CaptureFixture[str])
 def example(option: Option) -> Any:
     """A value that is not the default."""
     hint = str(option.type)
-    if option.marker(NamesOf) is not None:
-        return "mae"
+    table = option.marker(NamesOf)
+    if table is not None:
+        return list(table.names()) if "tuple" in hint else table.names()[-1]
     if "bool" in hint:
         return not option.default
     if "SourceOptions" in hint:
@@ -256,7 +257,7 @@ def test_a_name_that_is_none_is_answered_with_the_nearest_and_all(
     assert train_mace.main([*words, "--energy_loss", "hubber"]) == 2
     line = capsys.readouterr().err
     assert "--energy_loss" in line
-    assert "did you mean huber? there are mse, huber, mae, l2norm" in line
+    assert "'hubber' is not known; did you mean huber? there are mse, huber, mae, l2norm" in line
     path = tmp_path / "a.yaml"
     path.write_text("energy_loss: hubber\n")
     assert train_mace.main([str(path), *words]) == 2
@@ -278,7 +279,7 @@ def test_a_list_of_names_is_checked_name_by_name(monkeypatch: pytest.MonkeyPatch
         """Colours."""
 
     assert cli.parse(Chosen, ["--colours", "green", "red"]) == Chosen(colours=("green", "red"))
-    with pytest.raises(InputError, match=r"--colours.*did you mean green\? there are red, green"):
+    with pytest.raises(InputError, match=r"--colours 'gren' is not known; did you mean green. there are red, green"):
         cli.parse(Chosen, ["--colours", "red", "gren"])
     assert cli.from_plain(Chosen, {"colours": ["red"]}, Path("here")).colours == ("red",)
 

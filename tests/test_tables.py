@@ -1,6 +1,7 @@
 """What a plug-in may add, added from here and used through the functions of a run; and mace's own universal loss."""
 
 import ast
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from model_utils.run.loggers import LOGGERS
 from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Progress
+from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
 from optimizer import (
     OPTIMIZERS,
@@ -39,7 +41,17 @@ Batches = SimpleNamespace(plan=lambda epoch: [None] * 6)  # six batches to an ep
 
 
 def options_of(tmp_path: Any, **settings: Any) -> TrainOptions:
-    return TrainOptions(input_json=tmp_path, output_checkpoint=tmp_path, xyz_train=(tmp_path,), **settings)
+    """The options of a run, some of them other than by default and as if no flag had been read for them."""
+    place = str(tmp_path)
+    options = cli.parse(TrainOptions, ["--input_json", place, "--output_checkpoint", place, "--xyz_train", place])
+    assert options is not None
+    for name, value in settings.items():
+        group = next(
+            group for group in ("loss", "optimizer", "stage_two", "run") if hasattr(getattr(options, group), name)
+        )
+        changed = dataclasses.replace(getattr(options, group), **{name: value})
+        options = dataclasses.replace(options, **{group: changed})
+    return options
 
 
 @pytest.fixture
@@ -94,7 +106,7 @@ def test_an_optimizer_that_was_added_moves_weights(tmp_path: Any, monkeypatch: p
     options = options_of(tmp_path, optimizer="momentum", lr=0.5, beta1=0.25, lr_of=("bias=0.125",))
     module = nn.Linear(2, 2)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    built = build_optimizer(module, assemble.optimizer_settings(options))
+    built = build_optimizer(module, assemble.optimizer_settings(options.optimizer))
     assert [group["momentum"] for group in built.param_groups] == [0.25, 0.25]
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -202,15 +214,23 @@ def test_a_whole_loss_that_was_added_has_its_own_total(tmp_path: Any, monkeypatc
 def test_a_loss_with_shapes_of_its_own_takes_no_other(tmp_path: Any) -> None:
     options = options_of(tmp_path, loss="universal", forces_loss="mae")
     with pytest.raises(InputError, match="--loss universal has shapes of its own, and mae is given for the forces"):
-        assemble.loss_of(options)
-    assert "conditional_huber(F)" in assemble.loss_of(options_of(tmp_path, loss="universal")).text()
+        assemble.loss_of(options.loss)
+    assert "conditional_huber(F)" in assemble.loss_of(options_of(tmp_path, loss="universal").loss).text()
 
 
 @pytest.mark.parametrize(
     ("build", "setting", "words"),
     [
-        (assemble.loss_of, {"loss": "univeral"}, "--loss 'univeral' is not known; did you mean universal? there are"),
-        (assemble.optimizer_settings, {"optimizer": "adamq"}, "--optimizer 'adamq' is not known; did you mean adam"),
+        (
+            lambda o: assemble.loss_of(o.loss),
+            {"loss": "univeral"},
+            "--loss 'univeral' is not known; did you mean universal? there are",
+        ),
+        (
+            lambda o: assemble.optimizer_settings(o.optimizer),
+            {"optimizer": "adamq"},
+            "--optimizer 'adamq' is not known; did you mean adam",
+        ),
         (lambda o: assemble.schedule_settings(o, Batches), {"scheduler": "cos"}, "--scheduler 'cos' is not known"),  # type: ignore[arg-type]
     ],
 )

@@ -23,7 +23,7 @@ HOME = {  # third party: the only modules that may import it
     "vesin": ["dataloader.neighbors"],
     "cyclopts": ["model_utils.settings.cli", "model_utils.settings.options", "model_utils.settings.option_types"],
     "pydantic": ["model_utils.models.description"],
-    "pickle": ["dataloader.lmdb_shards.restricted_pickle"],
+    "pickle": ["dataloader.lmdb_shards.restricted_pickle", "dataloader.lmdb_shards.pickle_scanner"],
 }
 
 

@@ -22,7 +22,7 @@ HOME = {  # third party: the only modules that may import it
     "lmdb": ["dataloader.lmdb_shards.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
     "cyclopts": ["model_utils.settings.cli", "model_utils.settings.options", "model_utils.settings.option_types"],
-    "pydantic": ["model_utils.models.description"],
+    "pydantic": ["model_utils.models.schema", "model_utils.models.mace_description"],
     "pickle": ["dataloader.lmdb_shards.restricted_pickle", "dataloader.lmdb_shards.pickle_scanner"],
 }
 

@@ -21,8 +21,9 @@ from model_utils.files import durable
 from model_utils.files.pickle_walk import Walk, is_called
 from model_utils.files.sharing import refuse_unfolding
 from model_utils.models import description as model_json
+from model_utils.models.architecture import architecture_of, namespaces
 from model_utils.models.description import ModelDescription
-from model_utils.models.pickled import StubObject, is_mace_module, stub_class, tensors_of
+from model_utils.models.pickled import StubObject, class_name, stub_class, tensors_of
 
 FORMAT_VERSION = 1
 COMPILED = "._compiled_main"
@@ -202,18 +203,22 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         description=description,
         weights=content["weights"],
         content=content,
-        module=None if module is None else _as_verified(path, module, content["model_state_dict"]),
+        module=None if module is None else _as_verified(path, module, content["model_state_dict"], description),
     )
 
 
-def _as_verified(path: Path, module: object, tensors: Mapping[str, Tensor]) -> StubObject:
+def _as_verified(
+    path: Path, module: object, tensors: Mapping[str, Tensor], description: ModelDescription
+) -> StubObject:
     """The pickled network in a file, which other programs compute with: its tensors are those of the digest.
 
     Raises:
         VerificationError: naming the first that is another.
     """
-    if not is_mace_module(module):
-        raise VerificationError(f"{path} is not as we write it: its `model` is no network of mace")
+    own = architecture_of(description).namespaces
+    if not isinstance(module, StubObject) or not class_name(module).startswith(own):
+        family = own[0].partition(".")[0]
+        raise VerificationError(f"{path} is not as we write it: its `model` is no network of {family}")
     theirs = tensors_of(module)
     for name in {**tensors, **theirs}:
         if COMPILED in name:  # constants of compiled functions, which are pickled with the code
@@ -360,7 +365,8 @@ def _stub_modules(stream: BinaryIO, names: set[str]) -> Iterator[None]:
     try:
         stream.seek(0)
         stubs = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
-        foreign = [name for name in stubs if not name.startswith(MODULE_NAMESPACES) and name != "builtins.getattr"]
+        known = (*MODULE_NAMESPACES, *namespaces())
+        foreign = [name for name in stubs if not name.startswith(known) and name != "builtins.getattr"]
         if foreign:
             raise ValueError(f"it asks to run code ({foreign[0]})")
         odd = sorted(name for name in names - set(stubs) if not is_called(name))

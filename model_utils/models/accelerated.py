@@ -16,7 +16,7 @@ from dataloader.errors import InputError
 from dataloader.quantities import ENERGY
 from model_utils.errors import VerificationError
 from model_utils.models.build import accelerated_module
-from model_utils.models.description import ModelDescription
+from model_utils.models.mace_description import MaceDescription
 from model_utils.models.network import Parameters
 from model_utils.models.reference import ReferenceNetwork
 from model_utils.runtime import log
@@ -33,7 +33,7 @@ class AcceleratedNetwork:
             cannot be arranged for it.
     """
 
-    def __init__(self, module: nn.Module, kind: str, description: ModelDescription) -> None:
+    def __init__(self, module: nn.Module, kind: str, description: MaceDescription) -> None:
         self.module, self.kind = module, kind
         self.gives = frozenset({ENERGY.name})
         own = next(module.parameters())
@@ -47,6 +47,10 @@ class AcceleratedNetwork:
     def arithmetic(self) -> str:
         """See ``network.Network.arithmetic``."""
         return self.kind
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Nothing is needed besides the batch's arrays."""
+        return batch
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """Interaction energies; arguments and result as in ``network.Network.outputs``.

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dataloader.structure import symbols
 from model_utils.errors import InputError
 from model_utils.models import description as model_json
-from model_utils.models.description import ModelDescription
+from model_utils.models.mace_description import Interaction, MaceDescription
+from model_utils.models.schema import ModelDescription
 
 OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends on, by the field they repeat
     "pair_repulsion_fn.r_max": "r_max",
@@ -121,10 +122,12 @@ def description_of(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
     found = model_json.parse(text, f"the model in {where}")
-    return expected if expected is not None and _same_in_buffers(found, expected, root) else found
+    assert isinstance(found, MaceDescription)
+    same = isinstance(expected, MaceDescription) and _same_in_buffers(found, expected, root)
+    return expected if expected is not None and same else found
 
 
-def _same_in_buffers(found: ModelDescription, expected: ModelDescription, root: StubObject) -> bool:
+def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: StubObject) -> bool:
     """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds.
 
     Of a single layer some fields have no effect, and a module does not tell them.
@@ -167,7 +170,7 @@ def _atomic_numbers(root: StubObject, where: str, named: Sequence[int], describe
 def _refuse_unknown_blocks(root: StubObject, where: str) -> None:
     for block in _children(root, "interactions"):
         name = type(block).__name__
-        if name not in get_args(model_json.Interaction):
+        if name not in get_args(Interaction):
             raise InputError(
                 f"{where} has a {name}, which model.json does not describe; mace-torch removed the blocks "
                 "AgnosticNonlinear…, AgnosticResidualNonlinear… and ResidualElementDependent… in 0.3.13: use the "
@@ -392,7 +395,7 @@ def without_obsolete(
     for name, tensor in tensors.items():
         if name.endswith(OLD_GATE):
             value: float = 1
-        elif description.pair_repulsion and name in OBSOLETE:
+        elif name in OBSOLETE and isinstance(description, MaceDescription) and description.pair_repulsion:
             value = getattr(description, OBSOLETE[name])
         else:
             kept[name] = tensor

@@ -89,9 +89,11 @@ def budget_of(options: BatchOptions) -> Budget:
     return Budget(structures=size, atoms=options.max_atoms_per_batch, edges=options.max_edges_per_batch)
 
 
-def training_batches(options: TrainOptions, data: TrainingData, device: torch.device) -> EpochBatches:
-    """The training batches, made by workers where asked."""
-    loader = Loader(data.train, num_workers=options.num_workers, pin_memory=device.type == "cuda")
+def training_batches(
+    options: TrainOptions, data: TrainingData, device: torch.device, prepare: Callable[[Batch], Batch] | None = None
+) -> EpochBatches:
+    """The training batches, made by workers where asked; ``prepare`` adds what the network needs besides."""
+    loader = Loader(data.train, num_workers=options.num_workers, pin_memory=device.type == "cuda", prepare=prepare)
     return EpochBatches(data.train, budget_of(options), options.seed, loader)
 
 
@@ -105,6 +107,7 @@ class Evaluator:
         watch: is handed every stream of batches, and may break it off.
         what: the work, as progress names it.
         everything: compute what costs more for every batch, not only where there is a label of it.
+        prepare: adds to every batch what the network needs besides.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Evaluator:
         *,
         what: str = "evaluation",
         everything: bool = False,
+        prepare: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.dataset = dataset
         self.device = device
@@ -124,7 +128,8 @@ class Evaluator:
         self.everything = everything
         sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
         self.plans = {name: evaluation_plan(dataset, indices, budget_of(options)) for name, indices in sources.items()}
-        self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        self.loader = Loader(dataset, num_workers=options.num_workers, pin_memory=pinned, prepare=prepare)
 
     def __call__(
         self, network: Network, parameters: Parameters, loss: Loss, on_batch: OnBatch | None = None

@@ -10,6 +10,7 @@ from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
+from model_utils.models.architecture import architecture_of
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
 from model_utils.run.assemble import Evaluator
 from model_utils.run.open_data import TrainingData
@@ -37,7 +38,7 @@ def report_best(
     """
     best = model_loader.load(outputs.model, restore_sidecar=True)
     failed = None
-    if options.export_mace_model:
+    if options.export_mace_model and "module" in architecture_of(best.description).exports:
         try:
             export_for_mace(outputs, best, data.train)  # before it leaves the CPU
         except OSError as error:
@@ -49,7 +50,8 @@ def report_best(
     sets |= {"test": data.test} if data.test is not None else {}
     rows, parts = dict[str, Metrics](), dict[str, Metrics]()
     for name, dataset in sets.items():
-        evaluator = Evaluator(dataset, options, device, what=f"errors of the best model, {name}")
+        what = f"errors of the best model, {name}"
+        evaluator = Evaluator(dataset, options, device, what=what, prepare=network.prepared)
         rows[name], by_source = evaluator(network, parameters, loss)
         if len(by_source) == 1:
             parts[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = rows[name]

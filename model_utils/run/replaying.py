@@ -102,7 +102,9 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     network = model_loader.network(module, options.step, description)
     weights = model_loader.trainable(module)
     options = with_measured_evaluation_budget(options, network, weights, data, device)
-    evaluate = Evaluator(data, options, device, stop.watch, what="labels of the source", everything=True)
+    evaluate = Evaluator(
+        data, options, device, stop.watch, what="labels of the source", everything=True, prepare=network.prepared
+    )
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
 

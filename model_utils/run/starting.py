@@ -158,18 +158,15 @@ def announce(options: TrainOptions, description: ModelDescription) -> None:
     if options.dry_run:
         log.info("dry run: nothing is written")
     log.info(
-        "model %s: %s, %s, r_max %g Å, %d element(s), hash %s…",
+        "model %s: %s, r_max %g Å, %d element(s), hash %s…",
         options.input_json,
-        description.model_class,
-        description.hidden_irreps,
+        description.summary(),
         description.r_max,
         len(description.atomic_numbers),
         description.hash()[:12],
     )
-    if description.model_class == "MACE":
-        log.info(
-            "model_class MACE is not what `mace_run_train --model MACE` builds: that is ScaleShiftMACE with shift 0"
-        )
+    for note in description.notes():
+        log.info("%s", note)
 
 
 @contextmanager

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import backend_of
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import directions
 from model_utils.models.fast.graph import Graph, prepare
-from model_utils.models.fast.kernels import available
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
+from model_utils.models.fast.orders import prepared
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
 from model_utils.models.fast.products import matmul
 from model_utils.models.network import Parameters
@@ -44,13 +44,18 @@ class FastNetwork:
         self.module = module
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
-        kernels.available(next(module.parameters()))  # where they are not compiled yet, not within the first step
+        backend_of(next(module.parameters()))  # where kernels are not compiled yet, not within the first step
         self._latest: tuple[weakref.ref[Batch], Graph] | None = None
 
     @property
     def arithmetic(self) -> str:
         """See ``network.Network.arithmetic``."""
-        return "compiled kernels" if available(next(self.module.parameters())) else "plain torch"
+        backend = backend_of(next(self.module.parameters()))
+        return "plain torch" if backend is None else backend.name
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch with its orders (``orders``)."""
+        return prepared(batch)
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """Interaction energies; arguments and result as in ``network.Network.outputs``."""

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataloader import input_files
 from dataloader.limits import ZIP_RECORDS
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files import durable
+from model_utils.files.digest import digest, non_finite
 from model_utils.files.pickle_walk import Walk, is_called
 from model_utils.files.sharing import refuse_unfolding
 from model_utils.models import description as model_json
@@ -70,7 +70,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         OSError: it could not be written; the old generations are untouched.
         NonFiniteError: a tensor holds a number that is none; nothing was written.
     """
-    if bad := next(_non_finite(content), None):
+    if bad := next(non_finite(content), None):
         raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
     durable.write(path, checkpoint_bytes(content), previous=previous_generation(path))
 
@@ -411,46 +411,3 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
         inner = value.__dict__ if isinstance(value, StubObject) else value
         for item in inner.values() if isinstance(inner, Mapping) else inner:
             yield from _tensors(item, seen)
-
-
-def digest(value: object) -> str:
-    """sha256 over types, shapes and bytes of nested content; survives copying and renaming, unlike a file time."""
-    hasher = hashlib.sha256()
-    _feed(hasher, value)
-    return hasher.hexdigest()
-
-
-def _non_finite(value: object, name: str = "") -> Iterator[str]:
-    """Names of tensors that hold NaN or infinity."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            yield name
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _non_finite(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for position, item in enumerate(value):
-            yield from _non_finite(item, f"{name}.{position}")
-
-
-def _feed(hasher: Any, value: object) -> None:
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        hasher.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    elif isinstance(value, Mapping):
-        hasher.update(f"dict {len(value)};".encode())
-        for key, item in value.items():
-            _feed(hasher, key)
-            _feed(hasher, item)
-    elif isinstance(value, list | tuple):
-        hasher.update(f"{type(value).__name__} {len(value)};".encode())
-        for item in value:
-            _feed(hasher, item)
-    elif type(value) is float:
-        hasher.update(b"float " + struct.pack("<d", value))
-    elif value is None or type(value) in (bool, int, str):  # not their subclasses: numpy's float64 is one
-        text = str(value).encode("utf-8", "surrogatepass")
-        hasher.update(f"{type(value).__name__} {len(text)};".encode() + text)
-    else:
-        raise TypeError(f"a {type(value).__name__} may not stand in a checkpoint: it would need an allow-list to load")

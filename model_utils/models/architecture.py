@@ -71,6 +71,11 @@ def _form(kind: str, description: ModelDescription) -> tuple[Form, str | None]:
     return (forms[kind], None) if reason is None else (forms["reference"], reason)
 
 
+def opens_in_mace(description: ModelDescription) -> bool:
+    """Whether mace's calculator opens the bare module, so that a run writes one at its end."""
+    return "module" in architecture_of(description).exports
+
+
 def namespaces() -> tuple[str, ...]:
     """How the full names of all families' classes begin."""
     return tuple({name: None for family in ARCHITECTURES.values() for name in family.namespaces})

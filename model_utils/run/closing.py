@@ -10,7 +10,7 @@ from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
-from model_utils.models.architecture import architecture_of
+from model_utils.models.architecture import opens_in_mace
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
 from model_utils.run.assemble import Evaluator
 from model_utils.run.open_data import TrainingData
@@ -38,7 +38,7 @@ def report_best(
     """
     best = model_loader.load(outputs.model, restore_sidecar=True)
     failed = None
-    if options.export_mace_model and "module" in architecture_of(best.description).exports:
+    if options.export_mace_model and opens_in_mace(best.description):
         try:
             export_for_mace(outputs, best, data.train)  # before it leaves the CPU
         except OSError as error:

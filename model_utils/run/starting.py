@@ -16,6 +16,7 @@ from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, checkpoints_in, real
+from model_utils.models.architecture import opens_in_mace
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run import replaying
 from model_utils.run.finetuning import Origin
@@ -135,7 +136,9 @@ def what_is_averaged(quantity: Quantity) -> str:
     return f"{quantity.symbol} of {usual.get(quantity.name, f'{quantity.name} components')} ({quantity.unit})"
 
 
-def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_on: bool, split: bool) -> None:
+def announce_files(
+    options: TrainOptions, outputs: Outputs, description: ModelDescription, loss: Loss, *, goes_on: bool, split: bool
+) -> None:
     """Say what is minimised, and what will be written where: every file of a new run, the place of one that goes on."""
     log.info(
         "loss: %s, means of errors: %s",
@@ -148,7 +151,8 @@ def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_
         elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
         log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)
         return
-    named = {"bare_module": options.export_mace_model, "tensorboard": options.tensorboard, "split": split}
+    bare_module = options.export_mace_model and opens_in_mace(description)
+    named = {"bare_module": bare_module, "tensorboard": options.tensorboard, "split": split}
     for path, what in outputs.announced(**named):
         log.info("will write %s: %s", path, what)
 

@@ -71,7 +71,7 @@ def train_in_place(
     else:
         data = open_data.training_data(options, description.facts(), dtype, options.seed)
     loss = assemble.loss_of(options)
-    starting.announce_files(options, outputs, loss, goes_on=stored is not None, split=data.was_split)
+    starting.announce_files(options, outputs, description, loss, goes_on=stored is not None, split=data.was_split)
     if stored is None:
         open_data.compare_energies(data.train, starting.energies_remedy(options, fine_tuned=origin is not None))
     module = model_loader.build(description, dtype, options.seed, str(options.input_json))

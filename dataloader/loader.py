@@ -97,7 +97,8 @@ class Loader:
             InputError: a worker died of what it read, or was killed again before the next batch was there.
         """
         assert self._workers is not None
-        done, retried = 0, -1
+        done = 0
+        retried = -1
         while True:
             self._plan.plan = plan[done:]
             try:
@@ -106,7 +107,8 @@ class Loader:
                     done += 1
                 return
             except _WorkerDied as death:
-                number, sentence = death.worker, parallel.death(death.exitcode, self._board.read(death.worker))
+                number = death.worker
+                sentence = parallel.death(death.exitcode, self._board.read(death.worker))
                 if death.exitcode not in parallel.FROM_OUTSIDE or retried == done:
                     raise InputError(sentence) from None
             retried = done
@@ -120,7 +122,8 @@ class _WorkerDied(Exception):
 
     def __init__(self, worker: int, exitcode: int | None) -> None:
         super().__init__(worker, exitcode)
-        self.worker, self.exitcode = worker, exitcode
+        self.worker = worker
+        self.exitcode = exitcode
 
 
 class _Workers:
@@ -237,7 +240,10 @@ class EpochBatches:
     """The training batches of any epoch: order from (seed, epoch), cut by the budget."""
 
     def __init__(self, dataset: Dataset, budget: Budget, seed: int, loader: Loader) -> None:
-        self.dataset, self.budget, self.seed, self.loader = dataset, budget, seed, loader
+        self.dataset = dataset
+        self.budget = budget
+        self.seed = seed
+        self.loader = loader
         n_edges = dataset.n_edges if budget.edges is not None else None
         self._sizes = (dataset.n_atoms, n_edges)
         self._own, self._shares = dataset.shares()

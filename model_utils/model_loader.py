@@ -135,7 +135,8 @@ def _opened(file: WeightsFile, dtype: torch.dtype | None = None) -> LoadedModel:
     if file.module is not None:
         _must_be(file.module, module, file)
     if dtype is not None and dtype != file.dtype:
-        filled, module = module, to_be_filled(file.description, dtype, str(file.path))
+        filled = module
+        module = to_be_filled(file.description, dtype, str(file.path))
         fill_in_precision(module, filled, described)
     return LoadedModel(module=module, description=file.description, file=file)
 
@@ -215,7 +216,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         input_files.require_regular(path)
         with safe_open(str(path), framework="pt") as file:
-            names, metadata = list(file.keys()), file.metadata() or {}
+            names = list(file.keys())
+            metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in names}, metadata.get("model_json_hash")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
@@ -346,7 +348,8 @@ def check_descriptions(file: WeightsFile, outputs: Outputs) -> None:
         VerificationError: one beside the checkpoint was edited, field by field.
         InputError: at another place there is one of something else.
     """
-    text, own = file.description.canonical_text(), real(file.path).parent
+    text = file.description.canonical_text()
+    own = real(file.path).parent
     for path in outputs.model_jsons:
         if not path.exists() or pair.holds(path, text):
             continue

@@ -51,7 +51,7 @@ def train(pairs_json: Path, water_xyz: Make, tmp_path: Path) -> Callable[..., Pa
 
 
 def test_it_trains_resumes_evaluates_and_exports(train: Make, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    whole = train("whole", "--epochs", "4", "--num_workers", "1")
+    whole = train("whole", "--epochs", "4")
     said = capfd.readouterr().out
     assert "Pairs, 6 gaussians" in said
     assert "a toy: nothing that it predicts is physics" in said

@@ -48,7 +48,8 @@ _LENGTH_BYTES = _table(
 )
 _PUT_BYTES = _table({1: "MEMOIZE", 2: "BINPUT", 5: "LONG_BINPUT"})
 _GET_BYTES = _table({2: "BINGET", 5: "LONG_BINGET"})
-_TUPLE, _OTHER = 2, 1
+_TUPLE = 2
+_OTHER = 1
 _MAKES = _table(
     {
         _TUPLE: "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3",
@@ -71,7 +72,11 @@ def scan(data: bytes) -> None:
 
     On a real OC20 row this loop takes 0.03 ms, a bare `pickletools.genops` 0.06 ms and all the rest 0.05 ms.
     """
-    widths, makes, put_bytes, get_bytes, length_bytes = _WIDTHS, _MAKES, _PUT_BYTES, _GET_BYTES, _LENGTH_BYTES
+    widths = _WIDTHS
+    makes = _MAKES
+    put_bytes = _PUT_BYTES
+    get_bytes = _GET_BYTES
+    length_bytes = _LENGTH_BYTES
     position = last = puts = n_tuples = n_shared = 0
     tuples: set[int] = set()  # memo entries that are tuples
     try:

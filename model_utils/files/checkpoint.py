@@ -169,7 +169,8 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
     Raises:
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    stored, module = content.pop("digest"), content.pop("model", None)
+    stored = content.pop("digest")
+    module = content.pop("model", None)
     if _digest_of_read(path, content) != stored:
         raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
     if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:

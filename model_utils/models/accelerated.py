@@ -34,7 +34,8 @@ class AcceleratedNetwork:
     """
 
     def __init__(self, module: nn.Module, kind: str, description: MaceDescription) -> None:
-        self.module, self.kind = module, kind
+        self.module = module
+        self.kind = kind
         self.gives = frozenset({ENERGY.name})
         own = next(module.parameters())
         target = accelerated_module(description, own.dtype, kind, own.device)
@@ -45,7 +46,7 @@ class AcceleratedNetwork:
 
     @property
     def arithmetic(self) -> str:
-        """See ``network.Network.arithmetic``."""
+        """The library whose kernels compute; another one gives other last bits."""
         return self.kind
 
     def prepared(self, batch: Batch) -> Batch:
@@ -77,14 +78,16 @@ class AcceleratedNetwork:
                 energies = form.outputs(given, batch, leaves["positions"], shifts.detach())[ENERGY.name]
                 gradients = torch.autograd.grad(energies.sum(), list(leaves.values()), allow_unused=True)
                 results.append({"energies": energies.detach(), **dict(zip(leaves, gradients, strict=True))})
-        worst, where = 0.0, ""
+        worst = 0.0
+        where = ""
         for name, expected in results[0].items():
             found = results[1][name]
             if expected is None or found is None:
                 continue
             error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
             if not error <= worst:
-                worst, where = error, name
+                worst = error
+                where = name
         if not worst <= TOLERANCE[positions.dtype]:
             raise VerificationError(
                 f"--step {self.kind} computes something else than mace's plain module: on the first batch {where} "
@@ -100,7 +103,8 @@ def arrangement(module: nn.Module, target: nn.Module, kind: str) -> dict[str, Ca
     for name, parameter in target.named_parameters():
         if not parameter.numel():
             continue
-        sources, shape = [name], parameter.shape
+        sources = [name]
+        shape = parameter.shape
         if name not in own and name.endswith(f"{CONTRACTIONS}.weight"):
             sources = _contraction_weights(own, name.removesuffix(".weight"))
         given = [own.get(source) for source in sources]

@@ -14,7 +14,9 @@ from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, accele
 from model_utils.models.seams import Repeated
 
 ENERGIES = "atomic_energies_fn.atomic_energies"
-SCALE, SHIFT, R_MAX = "scale_shift.scale", "scale_shift.shift", "r_max"
+SCALE = "scale_shift.scale"
+SHIFT = "scale_shift.shift"
+R_MAX = "r_max"
 REPEATED = {  # buffers of parts of the network, where it has them, by the field they repeat
     "num_interactions": "num_interactions",
     "radial_embedding.bessel_fn.r_max": "r_max",

@@ -37,7 +37,9 @@ def _irreps(value: object) -> object:
         match = re.fullmatch(r"(?:(\d{1,5})x)?(\d{1,2})([eo])", term)
         if not match:
             raise ValueError(f"{term!r} is no irrep, expected for example 128x0e")
-        multiplicity, order, parity = int(match[1] or 1), int(match[2]), match[3]
+        multiplicity = int(match[1] or 1)
+        order = int(match[2])
+        parity = match[3]
         if not 1 <= multiplicity <= MAX_CHANNELS or order > 11:
             raise ValueError(f"{term!r} is out of range (1 to {MAX_CHANNELS} channels, l up to 11)")
         parts.append(f"{multiplicity}x{order}{parity}")

@@ -141,7 +141,8 @@ def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: St
         if (a is None) != (b is None):
             return False
         if a is not None:
-            one, other = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+            one = torch.tensor(a, dtype=torch.float64)
+            other = torch.tensor(b, dtype=torch.float64)
             if one.shape != other.shape or not torch.equal(one.to(dtype), other.to(dtype)):
                 return False
     return bool(plain[0] == plain[1])
@@ -201,7 +202,8 @@ def _refuse_layer_of_vectors(root: StubObject, where: str) -> None:
 
 def _refuse_mixed_heads(root: StubObject, where: str) -> None:
     """mace 0.3.14 set the other heads' channels to zero after the second of this readout's maps only."""
-    readout, heads = _children(root, "readouts")[-1], _get(root, "heads") or []
+    readout = _children(root, "readouts")[-1]
+    heads = _get(root, "heads") or []
     if type(readout).__name__ != "NonLinearBiasReadoutBlock" or len(heads) < 2:
         return
     if "use_edge_irreps_first" in root.__dict__:  # since 0.3.15
@@ -213,8 +215,10 @@ def _refuse_mixed_heads(root: StubObject, where: str) -> None:
 
 
 def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
-    interactions, products = _children(root, "interactions"), _children(root, "products")
-    readout, radial = _children(root, "readouts")[-1], _child(root, "radial_embedding")
+    interactions = _children(root, "interactions")
+    products = _children(root, "products")
+    readout = _children(root, "readouts")[-1]
+    radial = _child(root, "radial_embedding")
     first = interactions[0]
     energies = _numbers(_tensor(_child(root, "atomic_energies_fn"), "atomic_energies"))
     heads = list(_get(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
@@ -345,7 +349,7 @@ def simplified(irreps: object) -> str:
 
 
 def _items(value: Any) -> tuple[Any, ...]:
-    """Of a tuple, or of a stub of a subclass of tuple."""
+    """The items of a tuple, or of a stub of a subclass of tuple."""
     if isinstance(value, StubObject):
         arguments = value.__dict__["stub_arguments"]
         return _items(arguments[0]) if len(arguments) == 1 else arguments
@@ -391,7 +395,8 @@ def without_obsolete(
     Returns:
         The others, and what is not as the description says.
     """
-    kept, faults = {}, []
+    kept = {}
+    faults = []
     for name, tensor in tensors.items():
         if name.endswith(OLD_GATE):
             value: float = 1
@@ -417,7 +422,9 @@ def fit_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[
     """
     own = module.state_dict()
     parameters = {name for name, _ in module.named_parameters()}
-    state, absent, faults = {}, [], []
+    state = {}
+    absent = []
+    faults = []
     for name, mine in own.items():
         theirs = tensors.get(name)
         if theirs is None and (name not in parameters or mine.numel() == 0):

@@ -143,7 +143,8 @@ def _is_irreps(value: object) -> bool:
 
 def _gates(old: StubObject, new: StubObject, name: str) -> Iterator[str]:
     """e3nn's gate and the one that mace has in its place: irreps and activations."""
-    a, b = _plain(old), _plain(new)
+    a = _plain(old)
+    b = _plain(new)
     for key in ("irreps_scalars", "irreps_gates", "irreps_gated", "_irreps_in"):
         if not (_is_irreps(a.get(key)) and _is_irreps(b.get(key)) and simplified(a[key]) == simplified(b[key])):
             yield f"{name}.{key} is not as mace builds it"

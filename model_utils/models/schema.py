@@ -180,7 +180,8 @@ def _energies_of_elements(energies: object, numbers: object) -> object:
     if not isinstance(energies, dict) or not isinstance(numbers, list) or not all(type(z) is int for z in numbers):
         return energies
     by_number = {number_of(key): value for key, value in energies.items()}
-    missing, extra = set(numbers) - set(by_number), set(by_number) - set(numbers)
+    missing = set(numbers) - set(by_number)
+    extra = set(by_number) - set(numbers)
     if missing or extra or len(by_number) != len(energies):
         raise ValueError(f"atomic_energies name {sorted(by_number)} but atomic_numbers are {sorted(numbers)!s:.300}")
     return [by_number[z] for z in numbers]

@@ -39,7 +39,7 @@ class Architecture(Protocol):
 
     @property
     def description(self) -> type[ModelDescription]:
-        """Its model.json."""
+        """The class of its model.json."""
         ...
 
     @property

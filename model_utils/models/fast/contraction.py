@@ -140,7 +140,7 @@ class Contraction:
         return outer_ptr, outer, inner, last
 
     def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
-        """The same in plain torch, one batched product over channels per element and output order."""
+        """The products in plain torch, one batched product over channels per element and output order."""
         by_channel = x.permute(2, 1, 0)  # (n_channels, n_atoms, components)
         outputs = [table(by_channel, weight, graph.species_bounds) for table in self._tables]
         return torch.cat(outputs, dim=2).permute(2, 1, 0)
@@ -222,7 +222,9 @@ class _Table:
 
     def __call__(self, x: Tensor, weight: Callable[[str], Tensor], bounds: tuple[int, ...]) -> Tensor:
         """(n_channels, n_atoms, n_out) from features (n_channels, n_atoms, n_in) of atoms sorted by element."""
-        n_channels, n_in, n_rows = x.shape[0], x.shape[2], self.left.shape[1]
+        n_channels = x.shape[0]
+        n_in = x.shape[2]
+        n_rows = self.left.shape[1]
         key = x.device, x.dtype
         if key not in self.kept:  # copying them every time would make a GPU wait
             tables = self.first, self.second, self.third, self.left, self.right, self.sums

@@ -65,9 +65,12 @@ class Convolution:
         """The paths of e3nn's TensorProduct."""
         tp = tensor_product
         orders = [[ir.l for _, ir in irreps] for irreps in (tp.irreps_in1, tp.irreps_in2, tp.irreps_out)]
-        paths, seen = [], [0] * (max_ell + 1)
+        paths = []
+        seen = [0] * (max_ell + 1)
         for i in tp.instructions:
-            l1, l2, l3 = orders[0][i.i_in1], orders[1][i.i_in2], orders[2][i.i_out]
+            l1 = orders[0][i.i_in1]
+            l2 = orders[1][i.i_in2]
+            l3 = orders[2][i.i_out]
             coefficients = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * i.path_weight
             paths.append(Path(l1=l1, l2=l2, l3=l3, place=seen[l3], coefficients=coefficients))
             seen[l3] += 1
@@ -85,7 +88,7 @@ class Convolution:
         return tuple(ends.count(order) * self.n_channels for order in range(self.max_ell + 1))
 
     def __call__(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
-        """A in blocks.
+        """The one-particle basis A of a batch, in blocks.
 
         Args:
             graph: orders of the batch.
@@ -103,9 +106,12 @@ class Convolution:
         return _Convolve.apply(*inputs, graph, self, backend)
 
     def by_torch(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
-        """The same in plain torch: rows padded to one length, one batched product per path over (edge, m1)."""
-        slots, n_atoms, n_channels = graph.rows, graph.n_atoms, self.n_channels
-        width, dtype = slots.pair.shape[1], h.dtype
+        """A in plain torch: rows padded to one length, one batched product per path over (edge, m1)."""
+        slots = graph.rows
+        n_atoms = graph.n_atoms
+        n_channels = self.n_channels
+        width = slots.pair.shape[1]
+        dtype = h.dtype
         h_slots = gather(h.transpose(0, 1).contiguous(), slots.sender.view(-1), slots.of_sender)
         w_slots = gather(weights.view(graph.n_pairs, len(self.paths), n_channels), slots.pair.view(-1), slots.of_pair)
         y_slots = signed_harmonics(graph, harmonics, self.max_ell)

@@ -4,7 +4,10 @@ import re
 
 from model_utils.models.mace_description import MaceDescription
 
-MAX_ELL, MAX_HIDDEN, MAX_CORRELATION = 3, 2, 3  # the orders that the kernels' tables and unrolled loops know
+# The orders that the kernels' tables and unrolled loops know.
+MAX_ELL = 3
+MAX_HIDDEN = 2
+MAX_CORRELATION = 3
 
 RESIDUAL = ("RealAgnosticResidualInteractionBlock", "RealAgnosticDensityResidualInteractionBlock")
 INTERACTIONS = (*RESIDUAL, "RealAgnosticInteractionBlock", "RealAgnosticDensityInteractionBlock")

@@ -60,12 +60,15 @@ class FirstLayer:
             ((max_ell + 1)², n_atoms, n_channels).
         """
         sums = self.segment_sums(graph, radial, harmonics)
-        n_channels, n_atoms = h.shape[1], graph.n_atoms
-        n_radial, orders = radial.shape[1], []
+        n_channels = h.shape[1]
+        n_atoms = graph.n_atoms
+        n_radial = radial.shape[1]
+        orders = []
         sums_by_order = sums.split([2 * order + 1 for order in range(len(self.scales))])
         matrices = path_matrix.split(n_channels, dim=1)
         for order, scale in enumerate(self.scales):
-            w_l, s_l = matrices[order] * scale, sums_by_order[order]
+            w_l = matrices[order] * scale
+            s_l = sums_by_order[order]
             if graph.dense_segments:
                 folded = matmul((h[:, None, :] * w_l).view(-1, n_channels), maps[order])
                 x = matmul(s_l.reshape(-1, graph.n_present * n_radial), folded)
@@ -87,7 +90,7 @@ class FirstLayer:
         return _SegmentSums.apply(radial.contiguous(), harmonics.contiguous(), runs)
 
     def by_torch(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
-        """The same in plain torch: segments padded to one length, one batched product over their edges."""
+        """S in plain torch: segments padded to one length, one batched product over their edges."""
         slots = graph.segments
         left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
         right = gather(radial, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1)

@@ -21,7 +21,7 @@ def directions(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
 
 
 def by_torch(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
+    """Lengths and harmonics of vectors in plain torch."""
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return lengths, spherical_harmonics(vectors, lengths, max_ell)
 
@@ -97,7 +97,8 @@ def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tenso
     one = [x, y, z]
     columns += [math.sqrt(3.0) * c for c in one]
     if max_ell >= 2:
-        x2z2, y2 = x * x + z * z, y * y
+        x2z2 = x * x + z * z
+        y2 = y * y
         two = [
             math.sqrt(3.0) * x * z,
             math.sqrt(3.0) * x * y,

@@ -15,7 +15,8 @@ from torch import Tensor
 from model_utils.models.fast.compiler import BuildError, build
 from model_utils.runtime import log
 
-_int, _pointer = ctypes.c_int64, ctypes.c_void_p
+_int = ctypes.c_int64
+_pointer = ctypes.c_void_p
 _suffix = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -136,7 +137,8 @@ def _keep_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
+        mmap_threshold = -3  # M_MMAP_THRESHOLD
         for limit in (2**30, 2**25):  # bytes; some versions accept no more than the second
             if mallopt(mmap_threshold, limit):
                 break

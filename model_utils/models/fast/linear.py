@@ -48,11 +48,15 @@ class Blocks:
 
     def pairs(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
         """Every part with its block of an input and of an output, as views ((2l + 1) n_atoms, channels)."""
-        starts, at = [], 0
+        starts = []
+        at = 0
         for order, width in enumerate(self.widths):
             starts.append(at)
             at += (2 * order + 1) * n_atoms * width
-        x, y, at, found = x.view(-1), y.view(-1), 0, []
+        x = x.view(-1)
+        y = y.view(-1)
+        at = 0
+        found = []
         for part in self.parts:
             rows = (2 * part.order + 1) * n_atoms
             start = starts[part.order]

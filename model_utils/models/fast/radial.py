@@ -57,7 +57,7 @@ class Radial:
         return self.by_torch(lengths, numbers)
 
     def by_torch(self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """The same in plain torch."""
+        """Radial features of pairs in plain torch; arguments and result as of ``features``."""
         embedding = self.module
         cutoff_fn = embedding.cutoff_fn
         cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, self.power)
@@ -100,7 +100,9 @@ class Radial:
         """(1 + a u^q / (1 + u^(q − p)))⁻¹ with u = r/r₀, r₀ the mean covalent radius (J. Chem. Phys. 159, 044116)."""
         fn = self.module.distance_transform
         radii: Tensor = fn.covalent_radii
-        a, p, q = fn.a, fn.p, fn.q
+        a = fn.a
+        p = fn.p
+        q = fn.q
         u = r / (0.5 * (radii[numbers[0]] + radii[numbers[1]]))
         return 1.0 / (1.0 + a * u**q / (1.0 + u ** (q - p)))
 

@@ -216,14 +216,14 @@ def our_step(
 ) -> Callable[[], Any]:
     """A form of ours."""
     from model_utils import model_loader
-    from model_utils.models.fast import kernels
+    from model_utils.models.fast import backends
     from model_utils.models.network import predict
     from model_utils.run.step import loss_and_gradients
 
     form = args.forms[0]
     network = model_loader.network(module, "fast" if form == "torch" else form, described)
     assert network.kind == ("fast" if form == "torch" else form)
-    algebra = kernels.plain_torch if form == "torch" else nullcontext
+    algebra = backends.plain_torch if form == "torch" else nullcontext
     weights = model_loader.trainable(module)
     frozen = {name: p.detach() for name, p in weights.items()}
 

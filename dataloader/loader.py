@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -36,14 +36,28 @@ class Loader:
     """Yields the batches of a plan; workers live as long as the loader.
 
     The content and order of the batches are the plan's alone: the number of workers changes nothing but the time.
+
+    Args:
+        dataset: the structures.
+        num_workers: processes that make batches; 0 makes them here.
+        pin_memory: put them where a GPU copies from without waiting.
+        prepare: adds to every batch what the network needs besides, where the batch is made.
     """
 
-    def __init__(self, dataset: Dataset, *, num_workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prepare: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         self.dataset = dataset
         self._plan = _PlanSampler()
-        self._fetch = _Fetch(dataset, travels=num_workers > 0)
+        self._fetch = _Fetch(dataset, prepare, in_one_buffer=num_workers > 0 or pin_memory)
         self._board = parallel.Board(num_workers)
-        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
         self._workers = self._new_workers() if num_workers else None
 
     def _new_workers(self) -> "_Workers":
@@ -65,11 +79,16 @@ class Loader:
         Raises:
             InputError: a record could not be read; it names file and key. Or a worker died; it names the file.
         """
-        fetched = self._by_workers(plan) if self._workers is not None else (self._fetch[indices] for indices in plan)
+        fetched = self._by_workers(plan) if self._workers is not None else self._made_here(plan)
         for item in fetched:
             if isinstance(item, Fault):
                 raise (AwayError if item.is_away else InputError)(item.text)
             yield item.batch() if isinstance(item, Parcel) else item
+
+    def _made_here(self, plan: Plan) -> Iterator[Batch | Parcel | Fault]:
+        for indices in plan:
+            item = self._fetch[indices]
+            yield item.pin_memory() if self._pin_memory and isinstance(item, Parcel) else item
 
     def _by_workers(self, plan: Plan) -> Iterator[Parcel | Fault]:
         """What the workers make; after one was killed, others make what is left of the plan, so that nothing differs.
@@ -78,7 +97,8 @@ class Loader:
             InputError: a worker died of what it read, or was killed again before the next batch was there.
         """
         assert self._workers is not None
-        done, retried = 0, -1
+        done = 0
+        retried = -1
         while True:
             self._plan.plan = plan[done:]
             try:
@@ -87,7 +107,8 @@ class Loader:
                     done += 1
                 return
             except _WorkerDied as death:
-                number, sentence = death.worker, parallel.death(death.exitcode, self._board.read(death.worker))
+                number = death.worker
+                sentence = parallel.death(death.exitcode, self._board.read(death.worker))
                 if death.exitcode not in parallel.FROM_OUTSIDE or retried == done:
                     raise InputError(sentence) from None
             retried = done
@@ -101,7 +122,8 @@ class _WorkerDied(Exception):
 
     def __init__(self, worker: int, exitcode: int | None) -> None:
         super().__init__(worker, exitcode)
-        self.worker, self.exitcode = worker, exitcode
+        self.worker = worker
+        self.exitcode = exitcode
 
 
 class _Workers:
@@ -187,8 +209,10 @@ class _PlanSampler(Sampler[NDArray[np.int64]]):
 class _Fetch:
     """Makes one batch, or says why it cannot be made."""
 
-    def __init__(self, dataset: Dataset, *, travels: bool) -> None:
-        self.dataset, self.travels = dataset, travels
+    def __init__(self, dataset: Dataset, prepare: Callable[[Batch], Batch] | None, *, in_one_buffer: bool) -> None:
+        self.dataset = dataset
+        self.prepare = prepare
+        self.in_one_buffer = in_one_buffer
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -196,9 +220,13 @@ class _Fetch:
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch | Parcel | Fault:
         try:
             batch = self.dataset.batch(indices.tolist())
-            return Parcel(batch) if self.travels else batch
         except InputError as error:
             return Fault(str(error), is_away=isinstance(error, AwayError))
+        try:
+            batch = batch if self.prepare is None else self.prepare(batch)
+        except ValueError as error:
+            return Fault(f"{self.dataset.names(batch.index)}: {error}", is_away=False)
+        return Parcel(batch) if self.in_one_buffer else batch
 
 
 def _begin(worker: int, board: parallel.Board) -> None:
@@ -212,7 +240,10 @@ class EpochBatches:
     """The training batches of any epoch: order from (seed, epoch), cut by the budget."""
 
     def __init__(self, dataset: Dataset, budget: Budget, seed: int, loader: Loader) -> None:
-        self.dataset, self.budget, self.seed, self.loader = dataset, budget, seed, loader
+        self.dataset = dataset
+        self.budget = budget
+        self.seed = seed
+        self.loader = loader
         n_edges = dataset.n_edges if budget.edges is not None else None
         self._sizes = (dataset.n_atoms, n_edges)
         self._own, self._shares = dataset.shares()

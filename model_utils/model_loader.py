@@ -1,6 +1,5 @@
 """The one door to models: build from a description, load with every check, save the pair of files."""
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -13,22 +12,42 @@ from torch import Tensor, nn
 
 from dataloader import input_files
 from dataloader.errors import InputError
-from dataloader.limits import MODEL_JSON_BYTES
-from losses import Metrics
 from model_utils.errors import VerificationError
-from model_utils.files import checkpoint, durable, trusted
+from model_utils.files import checkpoint, durable, pair, trusted
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, real, sidecar
+from model_utils.files.pair import PairWriter, export_bare_module, refuse_other_description, write_description
 from model_utils.models import description as model_json
 from model_utils.models import pickled, pickled_compared
-from model_utils.models.accelerated import AcceleratedNetwork
-from model_utils.models.build import buffers_of, build_module, check_buffers, fill_in_precision, load_tensors
+from model_utils.models.architecture import build_module, network, preparation
 from model_utils.models.description import ModelDescription
-from model_utils.models.fast.coverage import not_covered
-from model_utils.models.fast.network import FastNetwork
-from model_utils.models.network import Network
-from model_utils.models.reference import ReferenceNetwork
-from model_utils.runtime import log, written_here
+from model_utils.models.mace_description import MaceDescription
+from model_utils.models.versions import written_here
+from model_utils.models.weights import buffers_of, check_buffers, copied, fill_in_precision, load_tensors, trainable
+from model_utils.runtime import log
+
+__all__ = [
+    "LoadedModel",
+    "PairWriter",
+    "build",
+    "build_as",
+    "build_module",
+    "check_descriptions",
+    "check_sidecar",
+    "copied",
+    "export_bare_module",
+    "load",
+    "load_tensors",
+    "network",
+    "preparation",
+    "prove",
+    "read_safetensors",
+    "refuse_other_description",
+    "to_be_filled",
+    "trainable",
+    "weights_file",
+    "write_description",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +65,9 @@ def build(description: ModelDescription, dtype: torch.dtype, seed: int, where: s
     Raises:
         InputError: this installation cannot build the structure.
     """
-    if description.radial_type == "chebyshev":
-        raise InputError(
-            "radial_type chebyshev cannot be trained: torch does not differentiate chebyshev_polynomial_t, so mace's "
-            "forces lack the radial part; use bessel or gaussian"
-        )
+    reason = description.why_untrainable()
+    if reason is not None:
+        raise InputError(reason)
     torch.manual_seed(seed)
     module = build_module(description, dtype, where)
     check_buffers(module, description, "freshly built model")
@@ -88,6 +105,25 @@ def load(
     return _opened(file, dtype)
 
 
+def prove(
+    writer: PairWriter, parameters: Mapping[str, Tensor], module: nn.Module, train_state: Mapping[str, Any]
+) -> None:
+    """Make both files of a run as they would be now, in memory, and open them as every command does.
+
+    What this toolkit would refuse afterwards is refused here, before it has cost a training. Takes as long as
+    loading the two files, which is mostly the building of the network: 2 s for 128x0e and 89 elements (3.8 million
+    weights), 3 s for 128x0e+128x1o+128x2e.
+
+    Raises:
+        VerificationError: one of them does not open.
+    """
+    try:
+        for file in writer.in_memory(parameters, module, train_state):
+            _opened(file)
+    except VerificationError as error:
+        raise VerificationError(f"before the first step, of what would be written: {error}") from None
+
+
 def _opened(file: WeightsFile, dtype: torch.dtype | None = None) -> LoadedModel:
     """Build the network of a file, fill it, and compare with all that the file says of it."""
     module = to_be_filled(file.description, file.dtype, str(file.path))
@@ -99,7 +135,8 @@ def _opened(file: WeightsFile, dtype: torch.dtype | None = None) -> LoadedModel:
     if file.module is not None:
         _must_be(file.module, module, file)
     if dtype is not None and dtype != file.dtype:
-        filled, module = module, to_be_filled(file.description, dtype, str(file.path))
+        filled = module
+        module = to_be_filled(file.description, dtype, str(file.path))
         fill_in_precision(module, filled, described)
     return LoadedModel(module=module, description=file.description, file=file)
 
@@ -133,7 +170,7 @@ def weights_file(
     elif pickled.is_mace_module(content):
         tensors = pickled.tensors_of(content)
         description = pickled.description_of(content, str(path), expected, elements)
-        if description.use_reduced_cg:
+        if isinstance(description, MaceDescription) and description.use_reduced_cg:
             full = pickled.description_of(content, str(path), expected, elements, reduced=False)
             description = full if _fits(full, tensors, path) else description
         file = dataclasses.replace(_of_mace(path, "module", tensors, description, {}), module=content)
@@ -179,7 +216,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         input_files.require_regular(path)
         with safe_open(str(path), framework="pt") as file:
-            names, metadata = list(file.keys()), file.metadata() or {}
+            names = list(file.keys())
+            metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in names}, metadata.get("model_json_hash")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
@@ -261,7 +299,7 @@ def _must_be(stored: pickled.StubObject, module: nn.Module, file: WeightsFile) -
     Raises:
         VerificationError: naming the first attribute that is another.
     """
-    strict = written_here(file.content.get("code_version", {}))
+    strict = written_here(file.content.get("code_version", {}), file.description)
     built = checkpoint.stub_of(copied(module) if strict else module)  # a copy's compiled code has another text
     found = next(pickled_compared.differences(stored, built, strict=strict), None)
     if found is not None:
@@ -310,9 +348,10 @@ def check_descriptions(file: WeightsFile, outputs: Outputs) -> None:
         VerificationError: one beside the checkpoint was edited, field by field.
         InputError: at another place there is one of something else.
     """
-    text, own = file.description.canonical_text(), real(file.path).parent
+    text = file.description.canonical_text()
+    own = real(file.path).parent
     for path in outputs.model_jsons:
-        if not path.exists() or _holds(path, text):
+        if not path.exists() or pair.holds(path, text):
             continue
         if real(path).parent == own:
             _refuse_edited(file, path)
@@ -330,184 +369,3 @@ def _must_equal(file: WeightsFile, other: ModelDescription, path: Path, remedy: 
             f"{path} (hash {other.hash()[:12]}…) is not the model.json of {file.path} "
             f"({file.description.hash()[:12]}…): {'; '.join(differences[:3])}; {remedy}"
         )
-
-
-def network(module: nn.Module, kind: str, description: ModelDescription) -> Network:
-    """The form of the network that ``--step`` names, over the module's own parameters.
-
-    A network that the fast step does not cover runs the reference step, and the log says why.
-
-    Raises:
-        InputError: an accelerated form cannot be had here, or not for this network.
-    """
-    if kind in ("cueq", "oeq"):
-        return AcceleratedNetwork(module, kind, description)
-    if kind == "fast":
-        reason = not_covered(description)
-        if reason is None:
-            return FastNetwork(module)
-        log.info("step: reference, since the fast one does not cover this network: %s", reason)
-    return ReferenceNetwork(module)
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """An independent copy; mace's parameters of couplings that do not exist cannot be copied by deepcopy itself."""
-    fixed = {id(p): type(p)(p.detach().clone()) for p in module.parameters() if not p.requires_grad}
-    return copy.deepcopy(module, fixed)
-
-
-def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters by mace's names; parameters without elements have no gradient and are left out."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
-
-
-def write_description(outputs: Outputs, description: ModelDescription, source: Path | None, *, overwrite: bool) -> None:
-    """Write the canonical model.json beside both weights files.
-
-    Where the place is the input itself (a user keeps model.json in the run's folder), the author's text stays as
-    ``<name>_model.input.json``.
-
-    Raises:
-        InputError: another file with other content is there, and ``overwrite`` is not given.
-    """
-    text = description.canonical_text()
-    for path in outputs.model_jsons:
-        if path.exists():
-            if _holds(path, text):
-                continue
-            if source is not None and path.samefile(source):
-                durable.write(path.with_suffix(".input.json"), input_files.read_bytes(path, MODEL_JSON_BYTES))
-            elif not overwrite:
-                raise InputError(
-                    f"{path} is there with other content than the model of this run; move it away or give --overwrite"
-                )
-        durable.write_text(path, text)
-
-
-def refuse_other_description(outputs: Outputs, description: ModelDescription, source: Path | None) -> None:
-    """Raise what ``write_description`` would raise, before anything is written."""
-    for path in outputs.model_jsons:
-        known = source is not None and source.exists() and path.exists() and path.samefile(source)
-        if path.exists() and not known and not _holds(path, description.canonical_text()):
-            raise InputError(
-                f"{path} is there with other content than the model of this run; move it away or give --overwrite"
-            )
-
-
-def _holds(path: Path, text: str) -> bool:
-    return input_files.holds(path, text.encode())
-
-
-class PairWriter:
-    """Writes a run's checkpoint and its best model, with the description in both.
-
-    The module under ``model`` is a copy made on the CPU before training, filled with the best weights: a module that
-    was moved from CUDA does not open on a CPU, since e3nn keeps the device in it.
-    """
-
-    def __init__(
-        self,
-        outputs: Outputs,
-        description: ModelDescription,
-        module: nn.Module,
-        version: Mapping[str, str],
-        source_hashes: Sequence[str] = (),
-    ) -> None:
-        self.outputs, self.description = outputs, description
-        self._module = copied(module)
-        self._unwritten: dict[str, Any] | None = None  # a best model that a full disk refused
-        self._stage_one: bytes | None = None  # the same of stage one's, as its file will be
-        self._common = {
-            "model_json_text": description.canonical_text(),
-            "model_json_hash": description.hash(),
-            "model_json_history": [*source_hashes, description.hash()],
-            "code_version": dict(version),
-            "run_name": outputs.run_name,
-        }
-
-    def begin_with(self, module: nn.Module) -> None:
-        """Take all tensors of the module as they are before the first step; frozen ones are never written again."""
-        self._module.load_state_dict({name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
-
-    def prove(self, parameters: Mapping[str, Tensor], module: nn.Module, train_state: Mapping[str, Any]) -> None:
-        """Make both files as they would be now, in memory, and open them as every command does.
-
-        What this toolkit would refuse afterwards is refused here, before it has cost a training. Takes as long as
-        loading the two files, which is mostly the building of the network: 2 s for 128x0e and 89 elements (3.8 million
-        weights), 3 s for 128x0e+128x1o+128x2e.
-
-        Raises:
-            VerificationError: one of them does not open.
-        """
-        best = self._best_content(parameters, weights="raw", epoch=0, step=0, metrics={})
-        files = {
-            self.outputs.checkpoint: checkpoint.checkpoint_bytes(self._checkpoint_content(module, train_state)),
-            self.outputs.model: checkpoint.model_bytes(best, self._module),
-        }
-        try:
-            for path, data in files.items():
-                _opened(checkpoint.read(path, data))
-        except VerificationError as error:
-            raise VerificationError(f"before the first step, of what would be written: {error}") from None
-
-    def save_checkpoint(self, module: nn.Module, train_state: Mapping[str, Any]) -> None:
-        """Raw weights and the whole training state; never averaged weights. Before it, a best model that waits.
-
-        Raises:
-            OSError: not written; what was there is untouched.
-            NonFiniteError: a number of the state is none.
-        """
-        self._write_best()
-        checkpoint.write_checkpoint(self.outputs.checkpoint, self._checkpoint_content(module, train_state))
-
-    def _checkpoint_content(self, module: nn.Module, train_state: Mapping[str, Any]) -> dict[str, Any]:
-        tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-        return {"model_state_dict": tensors, "weights": "raw", "train_state": train_state, **self._common}
-
-    def save_best(
-        self, parameters: Mapping[str, Tensor], *, weights: str, epoch: int, step: int, metrics: Metrics
-    ) -> None:
-        """The best weights so far, averaged ones where there is an average.
-
-        Raises:
-            OSError: not written; the next checkpoint tries it again.
-        """
-        measured = metrics.as_plain()
-        self._unwritten = self._best_content(parameters, weights=weights, epoch=epoch, step=step, metrics=measured)
-        self._write_best()
-
-    def _best_content(self, parameters: Mapping[str, Tensor], **facts: Any) -> dict[str, Any]:
-        own = self._module.state_dict()
-        for name, tensor in parameters.items():
-            own[name].copy_(tensor.detach().cpu())
-        return {"model_state_dict": dict(own), **facts, **self._common}
-
-    def _write_best(self) -> None:
-        if self._stage_one is not None:
-            durable.write(self.outputs.stage_one_model, self._stage_one)
-            self._stage_one = None
-        if self._unwritten is not None:
-            checkpoint.write_model(self.outputs.model, self._unwritten, self._module)
-            self._unwritten = None
-
-    def keep_stage_one(self, best_step: int) -> None:
-        """Keep the best model of stage one under its own name.
-
-        A run that was killed in its second stage before a checkpoint left that stage's best model; the one of stage
-        one is then kept already.
-
-        Raises:
-            OSError: not written; the next checkpoint tries it again.
-        """
-        model = self.outputs.model
-        if self._unwritten is not None:
-            self._stage_one = checkpoint.model_bytes(self._unwritten, self._module)
-            self._unwritten = None
-        elif model.exists() and checkpoint.read(model).content["step"] == best_step:
-            self._stage_one = model.read_bytes()
-        self._write_best()
-
-
-def export_bare_module(outputs: Outputs, module: nn.Module) -> None:
-    """The best model as mace's calculator opens it; the module must be on the CPU and never have left it."""
-    checkpoint.write_bare_module(outputs.bare_module, module)

@@ -3,9 +3,7 @@
 import logging
 import logging.handlers
 import os
-import platform
 import random
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -170,51 +168,20 @@ def computing(device: torch.device) -> dict[str, Any]:
     }
 
 
-def not_bitwise(code: Mapping[str, str], before: Mapping[str, Any], now_on: Mapping[str, Any]) -> Iterator[str]:
+def not_bitwise(
+    code: Mapping[str, str], code_now: Mapping[str, str], before: Mapping[str, Any], now_on: Mapping[str, Any]
+) -> Iterator[str]:
     """Why a continued run need not equal the unbroken one in the last bits, one reason at a time.
 
     Args:
-        code: ``code_version`` of the checkpoint.
+        code: ``versions.code_version`` of the checkpoint.
+        code_now: that of this process.
         before: ``TrainState.computed_on`` of the checkpoint.
         now_on: the same of now.
     """
-    now: dict[str, Any] = {**code_version(), **now_on}
+    now: dict[str, Any] = {**code_now, **now_on}
     for name, was in {**code, **before}.items():
         if name in now and now[name] != was:
             yield f"{name.replace('_', ' ')} {was} → {now[name]}"
     if not now["deterministic"]:
         yield "sums on CUDA have no fixed order without --deterministic"
-
-
-def code_version() -> dict[str, str]:
-    """Versions that a resumed run compares with its own; git's commit where the code is a checkout."""
-    return {"commit": _commit(), **_libraries()}
-
-
-def written_here(code_version: Mapping[str, str]) -> bool:
-    """Whether a file that records these versions was written by the libraries of this process."""
-    return {name: code_version.get(name) for name in _libraries()} == _libraries()
-
-
-def _libraries() -> dict[str, str]:
-    from model_utils.models.mace_import import VERSIONS
-
-    return {
-        "torch": str(torch.__version__),
-        **VERSIONS,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return "unknown"
-    try:
-        out = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return out.stdout.strip() or "unknown"

@@ -35,6 +35,7 @@ from model_utils.models import description as model_json
 from model_utils.models.build import build_module
 from model_utils.models.description import ModelDescription
 from model_utils.models.fast import compiler, contraction, convolution, first_layer, kernels, linear
+from model_utils.models.fast.backends import backend_of, plain_torch
 from model_utils.models.fast.coverage import not_covered
 from model_utils.models.fast.graph import prepare
 from model_utils.models.fast.network import FastNetwork
@@ -174,7 +175,7 @@ def assert_close(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-3, t
     assert error <= tolerance * scale, f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
 
 
-ALGEBRAS: dict[str, Callable[[], AbstractContextManager[None]]] = {"kernels": nullcontext, "torch": kernels.plain_torch}
+ALGEBRAS: dict[str, Callable[[], AbstractContextManager[None]]] = {"kernels": nullcontext, "torch": plain_torch}
 
 
 def check_outputs(both: Both, batch: Batch) -> None:
@@ -374,7 +375,7 @@ def test_what_is_not_covered_runs_the_reference_and_says_so(
 @needs_compiler
 def test_kernels_are_compiled_here() -> None:
     """Otherwise the tests above compare plain torch with itself."""
-    assert kernels.available(torch.zeros(1))
+    assert backend_of(torch.zeros(1)) is not None
 
 
 @needs_compiler
@@ -454,8 +455,8 @@ def test_a_compiler_that_fails_is_one_loud_line(
     runtime.log.addHandler(caplog.handler)
     kernels._library.cache_clear()
     try:
-        assert not kernels.available(torch.zeros(1))
-        assert not kernels.available(torch.zeros(1))
+        assert backend_of(torch.zeros(1)) is None
+        assert backend_of(torch.zeros(1)) is None
         both = Both.of(fields_of({}))
         check_outputs(both, both.batch())
     finally:

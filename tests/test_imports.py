@@ -22,8 +22,8 @@ HOME = {  # third party: the only modules that may import it
     "lmdb": ["dataloader.lmdb_shards.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
     "cyclopts": ["model_utils.settings.parser", "model_utils.settings.option_types"],
-    "pydantic": ["model_utils.models.description"],
-    "pickle": ["dataloader.lmdb_shards.restricted_pickle"],
+    "pydantic": ["model_utils.models.schema", "model_utils.models.mace_description"],
+    "pickle": ["dataloader.lmdb_shards.restricted_pickle", "dataloader.lmdb_shards.pickle_scanner"],
 }
 
 

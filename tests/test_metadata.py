@@ -18,6 +18,7 @@ from dataloader.atomic_energies import OC22
 from dataloader.labels import TO_TRAIN
 from dataloader.sources import SourceSpec, stream
 from model_utils.models import description
+from model_utils.models.mace_description import MaceDescription
 from model_utils.tasks.describe_data import MACE_SETTINGS
 
 
@@ -124,7 +125,7 @@ def peak_of_reading(path: Path, n: int) -> int:
 
 def test_one_command_gives_a_complete_description(file: Path, tmp_path: Path) -> None:
     found = init(tmp_path, "--xyz_train", str(file), "--preset", "small")
-    assert set(found) == set(description.ModelDescription.model_fields)
+    assert set(found) == set(MaceDescription.model_fields)
     assert (found["atomic_numbers"], found["hidden_irreps"]) == ([1, 8], "128x0e")
 
 

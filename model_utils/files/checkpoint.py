@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +17,13 @@ from dataloader import input_files
 from dataloader.limits import ZIP_RECORDS
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files import durable
+from model_utils.files.digest import digest, non_finite
 from model_utils.files.pickle_walk import Walk, is_called
 from model_utils.files.sharing import refuse_unfolding
 from model_utils.models import description as model_json
+from model_utils.models.architecture import architecture_of, namespaces
 from model_utils.models.description import ModelDescription
-from model_utils.models.pickled import StubObject, is_mace_module, stub_class, tensors_of
+from model_utils.models.pickled import StubObject, class_name, stub_class, tensors_of
 
 FORMAT_VERSION = 1
 COMPILED = "._compiled_main"
@@ -69,7 +70,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         OSError: it could not be written; the old generations are untouched.
         NonFiniteError: a tensor holds a number that is none; nothing was written.
     """
-    if bad := next(_non_finite(content), None):
+    if bad := next(non_finite(content), None):
         raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
     durable.write(path, checkpoint_bytes(content), previous=previous_generation(path))
 
@@ -168,7 +169,8 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
     Raises:
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    stored, module = content.pop("digest"), content.pop("model", None)
+    stored = content.pop("digest")
+    module = content.pop("model", None)
     if _digest_of_read(path, content) != stored:
         raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
     if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:
@@ -202,18 +204,22 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         description=description,
         weights=content["weights"],
         content=content,
-        module=None if module is None else _as_verified(path, module, content["model_state_dict"]),
+        module=None if module is None else _as_verified(path, module, content["model_state_dict"], description),
     )
 
 
-def _as_verified(path: Path, module: object, tensors: Mapping[str, Tensor]) -> StubObject:
+def _as_verified(
+    path: Path, module: object, tensors: Mapping[str, Tensor], description: ModelDescription
+) -> StubObject:
     """The pickled network in a file, which other programs compute with: its tensors are those of the digest.
 
     Raises:
         VerificationError: naming the first that is another.
     """
-    if not is_mace_module(module):
-        raise VerificationError(f"{path} is not as we write it: its `model` is no network of mace")
+    own = architecture_of(description).namespaces
+    if not isinstance(module, StubObject) or not class_name(module).startswith(own):
+        family = own[0].partition(".")[0]
+        raise VerificationError(f"{path} is not as we write it: its `model` is no network of {family}")
     theirs = tensors_of(module)
     for name in {**tensors, **theirs}:
         if COMPILED in name:  # constants of compiled functions, which are pickled with the code
@@ -360,7 +366,8 @@ def _stub_modules(stream: BinaryIO, names: set[str]) -> Iterator[None]:
     try:
         stream.seek(0)
         stubs = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
-        foreign = [name for name in stubs if not name.startswith(MODULE_NAMESPACES) and name != "builtins.getattr"]
+        known = (*MODULE_NAMESPACES, *namespaces())
+        foreign = [name for name in stubs if not name.startswith(known) and name != "builtins.getattr"]
         if foreign:
             raise ValueError(f"it asks to run code ({foreign[0]})")
         odd = sorted(name for name in names - set(stubs) if not is_called(name))
@@ -405,46 +412,3 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
         inner = value.__dict__ if isinstance(value, StubObject) else value
         for item in inner.values() if isinstance(inner, Mapping) else inner:
             yield from _tensors(item, seen)
-
-
-def digest(value: object) -> str:
-    """sha256 over types, shapes and bytes of nested content; survives copying and renaming, unlike a file time."""
-    hasher = hashlib.sha256()
-    _feed(hasher, value)
-    return hasher.hexdigest()
-
-
-def _non_finite(value: object, name: str = "") -> Iterator[str]:
-    """Names of tensors that hold NaN or infinity."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            yield name
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _non_finite(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for position, item in enumerate(value):
-            yield from _non_finite(item, f"{name}.{position}")
-
-
-def _feed(hasher: Any, value: object) -> None:
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        hasher.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    elif isinstance(value, Mapping):
-        hasher.update(f"dict {len(value)};".encode())
-        for key, item in value.items():
-            _feed(hasher, key)
-            _feed(hasher, item)
-    elif isinstance(value, list | tuple):
-        hasher.update(f"{type(value).__name__} {len(value)};".encode())
-        for item in value:
-            _feed(hasher, item)
-    elif type(value) is float:
-        hasher.update(b"float " + struct.pack("<d", value))
-    elif value is None or type(value) in (bool, int, str):  # not their subclasses: numpy's float64 is one
-        text = str(value).encode("utf-8", "surrogatepass")
-        hasher.update(f"{type(value).__name__} {len(text)};".encode() + text)
-    else:
-        raise TypeError(f"a {type(value).__name__} may not stand in a checkpoint: it would need an allow-list to load")

@@ -16,7 +16,7 @@ from dataloader.errors import InputError
 from dataloader.quantities import ENERGY
 from model_utils.errors import VerificationError
 from model_utils.models.build import accelerated_module
-from model_utils.models.description import ModelDescription
+from model_utils.models.mace_description import MaceDescription
 from model_utils.models.network import Parameters
 from model_utils.models.reference import ReferenceNetwork
 from model_utils.runtime import log
@@ -33,8 +33,9 @@ class AcceleratedNetwork:
             cannot be arranged for it.
     """
 
-    def __init__(self, module: nn.Module, kind: str, description: ModelDescription) -> None:
-        self.module, self.kind = module, kind
+    def __init__(self, module: nn.Module, kind: str, description: MaceDescription) -> None:
+        self.module = module
+        self.kind = kind
         self.gives = frozenset({ENERGY.name})
         own = next(module.parameters())
         target = accelerated_module(description, own.dtype, kind, own.device)
@@ -45,8 +46,12 @@ class AcceleratedNetwork:
 
     @property
     def arithmetic(self) -> str:
-        """See ``network.Network.arithmetic``."""
+        """The library whose kernels compute; another one gives other last bits."""
         return self.kind
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Nothing is needed besides the batch's arrays."""
+        return batch
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """Interaction energies; arguments and result as in ``network.Network.outputs``.
@@ -73,14 +78,16 @@ class AcceleratedNetwork:
                 energies = form.outputs(given, batch, leaves["positions"], shifts.detach())[ENERGY.name]
                 gradients = torch.autograd.grad(energies.sum(), list(leaves.values()), allow_unused=True)
                 results.append({"energies": energies.detach(), **dict(zip(leaves, gradients, strict=True))})
-        worst, where = 0.0, ""
+        worst = 0.0
+        where = ""
         for name, expected in results[0].items():
             found = results[1][name]
             if expected is None or found is None:
                 continue
             error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
             if not error <= worst:
-                worst, where = error, name
+                worst = error
+                where = name
         if not worst <= TOLERANCE[positions.dtype]:
             raise VerificationError(
                 f"--step {self.kind} computes something else than mace's plain module: on the first batch {where} "
@@ -96,7 +103,8 @@ def arrangement(module: nn.Module, target: nn.Module, kind: str) -> dict[str, Ca
     for name, parameter in target.named_parameters():
         if not parameter.numel():
             continue
-        sources, shape = [name], parameter.shape
+        sources = [name]
+        shape = parameter.shape
         if name not in own and name.endswith(f"{CONTRACTIONS}.weight"):
             sources = _contraction_weights(own, name.removesuffix(".weight"))
         given = [own.get(source) for source in sources]

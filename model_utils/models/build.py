@@ -1,7 +1,7 @@
-"""Build mace-torch's module from a description, and check that a module says what its description says."""
+"""Build mace-torch's module from a description, and say which of its buffers repeat the description."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from dataloader.errors import InputError
-from model_utils.errors import VerificationError
-from model_utils.models.description import ModelDescription
+from model_utils.models.mace_description import MaceDescription
 from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, acceleration_config, mace, o3
+from model_utils.models.seams import Repeated
 
 ENERGIES = "atomic_energies_fn.atomic_energies"
-SCALE, SHIFT, R_MAX = "scale_shift.scale", "scale_shift.shift", "r_max"
+SCALE = "scale_shift.scale"
+SHIFT = "scale_shift.shift"
+R_MAX = "r_max"
 REPEATED = {  # buffers of parts of the network, where it has them, by the field they repeat
     "num_interactions": "num_interactions",
     "radial_embedding.bessel_fn.r_max": "r_max",
@@ -24,7 +26,7 @@ REPEATED = {  # buffers of parts of the network, where it has them, by the field
 }
 
 
-def build_module(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+def build_module(description: MaceDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
     """mace-torch's own module on the CPU, with weights drawn from torch's generator.
 
     Raises:
@@ -33,7 +35,7 @@ def build_module(description: ModelDescription, dtype: torch.dtype, where: str =
     return _built(description, dtype, where)
 
 
-def accelerated_module(description: ModelDescription, dtype: torch.dtype, kind: str, device: torch.device) -> nn.Module:
+def accelerated_module(description: MaceDescription, dtype: torch.dtype, kind: str, device: torch.device) -> nn.Module:
     """mace-torch's module over cuequivariance (``cueq``) or openequivariance (``oeq``) on a device, weights at random.
 
     Raises:
@@ -55,30 +57,7 @@ def accelerated_module(description: ModelDescription, dtype: torch.dtype, kind: 
         torch.random.set_rng_state(state)
 
 
-def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of a module's buffers; of a fresh one, what the description gives in its precision."""
-    return {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-
-def fill_in_precision(target: nn.Module, module: nn.Module, described: Mapping[str, torch.Tensor]) -> None:
-    """Give a freshly built network of another precision the weights of a module.
-
-    Weights are rounded or widened. A buffer that holds what the description gives in the module's precision stays what
-    it gives in the new one: an E0 that is merely widened would be the number that was rounded before, not that of
-    model.json. Other buffers (a release of mace may have had another table) are cast like weights.
-
-    Args:
-        target: built from the module's description; gets its weights.
-        module: on the CPU; stays as it is.
-        described: ``buffers_of`` the module as it was freshly built, before it was filled.
-    """
-    own = target.state_dict()
-    for name, tensor in module.state_dict().items():
-        if name not in described or not torch.equal(tensor, described[name]):
-            own[name].copy_(tensor)
-
-
-def _built(description: ModelDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
+def _built(description: MaceDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
     if description.use_reduced_cg and not CUET_AVAILABLE:
         raise InputError(
             f"{where} asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
@@ -96,7 +75,7 @@ def _built(description: ModelDescription, dtype: torch.dtype, where: str, **acce
             ) from error
 
 
-def _arguments(d: ModelDescription) -> dict[str, object]:
+def _arguments(d: MaceDescription) -> dict[str, object]:
     """The constructor's arguments; every one is given, so a changed default of mace changes nothing."""
     arguments: dict[str, object] = {
         name: getattr(d, name)
@@ -146,54 +125,19 @@ def _arguments(d: ModelDescription) -> dict[str, object]:
     return arguments
 
 
-def check_buffers(module: nn.Module, description: ModelDescription, where: str) -> None:
-    """Compare the buffers that repeat facts of the description with it, each cast to the buffer's precision.
-
-    Raises:
-        VerificationError: naming the field, both values and the file.
-    """
-    buffers = dict(module.named_buffers())
-    facts: dict[str, tuple[str, object]] = {
-        "atomic_energies": (ENERGIES, description.atomic_energies),
-        "r_max": (R_MAX, description.r_max),
-        "atomic_numbers": ("atomic_numbers", description.atomic_numbers),
-    }
-    if description.model_class == "ScaleShiftMACE":
-        facts["atomic_inter_scale"] = (SCALE, description.atomic_inter_scale)
-        facts["atomic_inter_shift"] = (SHIFT, description.atomic_inter_shift)
-    checks = [(field, *fact) for field, fact in facts.items()]
-    checks += [(field, name, getattr(description, field)) for name, field in REPEATED.items() if name in buffers]
-    for field, name, value in checks:
-        stored = buffers[name].detach().cpu()
-        expected = torch.tensor(value, dtype=torch.float64).to(stored.dtype)
-        if not torch.equal(stored.reshape(-1), expected.reshape(-1)):
-            raise VerificationError(
-                f"{where}: buffer {name} holds {stored.reshape(-1).tolist()[:4]} but model.json says {field} = "
-                f"{expected.reshape(-1).tolist()[:4]}; one of the two was changed after training"
-            )
-
-
-def load_tensors(
-    module: nn.Module, tensors: dict[str, torch.Tensor], description: ModelDescription, where: str
-) -> None:
-    """Put stored tensors into a built module: names and shapes must match exactly, then the buffers' facts.
-
-    Raises:
-        VerificationError: naming the first tensors that differ.
-    """
-    own = module.state_dict()
-    faults = [f"{name} is missing" for name in own if name not in tensors]
-    faults += [f"{name} is unknown" for name in tensors if name not in own]
-    faults += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+def repeated(description: MaceDescription, module: nn.Module) -> list[Repeated]:
+    """The buffers of a module of mace that must say what its description says."""
+    facts = [
+        Repeated("atomic_energies", ENERGIES, description.atomic_energies),
+        Repeated("r_max", R_MAX, description.r_max),
+        Repeated("atomic_numbers", "atomic_numbers", description.atomic_numbers),
     ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise VerificationError(f"{where}: weights do not fit model.json: {'; '.join(faults[:3])}{more}")
-    module.load_state_dict(tensors)
-    check_buffers(module, description, where)
+    if description.model_class == "ScaleShiftMACE":
+        facts.append(Repeated("atomic_inter_scale", SCALE, description.atomic_inter_scale))
+        facts.append(Repeated("atomic_inter_shift", SHIFT, description.atomic_inter_shift))
+    buffers = dict(module.named_buffers())
+    parts = [Repeated(field, name, getattr(description, field)) for name, field in REPEATED.items() if name in buffers]
+    return facts + parts
 
 
 @contextmanager

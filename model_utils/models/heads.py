@@ -25,7 +25,9 @@ def with_copied_heads(source: nn.Module, target: nn.Module, parents: Sequence[in
     Raises:
         InputError: a readout is not of a kind whose columns are known here.
     """
-    own, state, chosen = target.state_dict(), {}, list(parents)
+    own = target.state_dict()
+    state = {}
+    chosen = list(parents)
     before = len(torch.atleast_2d(source.get_buffer(ENERGIES)))
     for name, tensor in source.state_dict().items():
         if name == ENERGIES or name.endswith("output_mask"):
@@ -47,13 +49,14 @@ def with_copied_heads(source: nn.Module, target: nn.Module, parents: Sequence[in
 
 
 def _columns(matrix: Tensor, before: int, chosen: list[int]) -> Tensor:
-    """Of a map to channels of each head: those of the chosen heads, flat."""
+    """Columns of the chosen heads, flat, of a map to channels of each head."""
     return matrix.reshape(len(matrix), before, -1)[:, chosen].reshape(-1)
 
 
 def _blocks(matrix: Tensor, before: int, chosen: list[int]) -> Tensor:
-    """Of a map from channels of each head to channels of each head: the blocks of the chosen heads, flat."""
-    rows, columns = matrix.shape[0] // before, matrix.shape[1] // before
+    """Blocks of the chosen heads, flat, of a map from channels of each head to channels of each head."""
+    rows = matrix.shape[0] // before
+    columns = matrix.shape[1] // before
     blocks = [matrix[h * rows : (h + 1) * rows, h * columns : (h + 1) * columns] for h in chosen]
     return torch.block_diag(*blocks).reshape(-1)
 

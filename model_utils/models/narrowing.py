@@ -26,7 +26,8 @@ def narrowed(source: nn.Module, target: nn.Module, kept: Sequence[int]) -> dict[
     Raises:
         InputError: a tensor depends on the elements in a way that is not known here.
     """
-    own, all_elements = target.state_dict(), len(source.get_buffer(NUMBERS))
+    own = target.state_dict()
+    all_elements = len(source.get_buffer(NUMBERS))
     scale = (len(kept) / all_elements) ** 0.5
     index = list(kept)
     state = {}

@@ -25,6 +25,10 @@ class Network(Protocol):
         """What computes; another one gives other last bits."""
         ...
 
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch with what this form needs besides its arrays; the loader calls it where batches are made."""
+        ...
+
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """The quantities of ``gives``, as a function of geometry that can be differentiated twice.
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dataloader.structure import symbols
 from model_utils.errors import InputError
 from model_utils.models import description as model_json
-from model_utils.models.description import ModelDescription
+from model_utils.models.mace_description import Interaction, MaceDescription
+from model_utils.models.schema import ModelDescription
 
 OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends on, by the field they repeat
     "pair_repulsion_fn.r_max": "r_max",
@@ -121,10 +122,12 @@ def description_of(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
     found = model_json.parse(text, f"the model in {where}")
-    return expected if expected is not None and _same_in_buffers(found, expected, root) else found
+    assert isinstance(found, MaceDescription)
+    same = isinstance(expected, MaceDescription) and _same_in_buffers(found, expected, root)
+    return expected if expected is not None and same else found
 
 
-def _same_in_buffers(found: ModelDescription, expected: ModelDescription, root: StubObject) -> bool:
+def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: StubObject) -> bool:
     """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds.
 
     Of a single layer some fields have no effect, and a module does not tell them.
@@ -138,7 +141,8 @@ def _same_in_buffers(found: ModelDescription, expected: ModelDescription, root: 
         if (a is None) != (b is None):
             return False
         if a is not None:
-            one, other = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+            one = torch.tensor(a, dtype=torch.float64)
+            other = torch.tensor(b, dtype=torch.float64)
             if one.shape != other.shape or not torch.equal(one.to(dtype), other.to(dtype)):
                 return False
     return bool(plain[0] == plain[1])
@@ -167,7 +171,7 @@ def _atomic_numbers(root: StubObject, where: str, named: Sequence[int], describe
 def _refuse_unknown_blocks(root: StubObject, where: str) -> None:
     for block in _children(root, "interactions"):
         name = type(block).__name__
-        if name not in get_args(model_json.Interaction):
+        if name not in get_args(Interaction):
             raise InputError(
                 f"{where} has a {name}, which model.json does not describe; mace-torch removed the blocks "
                 "AgnosticNonlinear…, AgnosticResidualNonlinear… and ResidualElementDependent… in 0.3.13: use the "
@@ -198,7 +202,8 @@ def _refuse_layer_of_vectors(root: StubObject, where: str) -> None:
 
 def _refuse_mixed_heads(root: StubObject, where: str) -> None:
     """mace 0.3.14 set the other heads' channels to zero after the second of this readout's maps only."""
-    readout, heads = _children(root, "readouts")[-1], _get(root, "heads") or []
+    readout = _children(root, "readouts")[-1]
+    heads = _get(root, "heads") or []
     if type(readout).__name__ != "NonLinearBiasReadoutBlock" or len(heads) < 2:
         return
     if "use_edge_irreps_first" in root.__dict__:  # since 0.3.15
@@ -210,8 +215,10 @@ def _refuse_mixed_heads(root: StubObject, where: str) -> None:
 
 
 def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
-    interactions, products = _children(root, "interactions"), _children(root, "products")
-    readout, radial = _children(root, "readouts")[-1], _child(root, "radial_embedding")
+    interactions = _children(root, "interactions")
+    products = _children(root, "products")
+    readout = _children(root, "readouts")[-1]
+    radial = _child(root, "radial_embedding")
     first = interactions[0]
     energies = _numbers(_tensor(_child(root, "atomic_energies_fn"), "atomic_energies"))
     heads = list(_get(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
@@ -342,7 +349,7 @@ def simplified(irreps: object) -> str:
 
 
 def _items(value: Any) -> tuple[Any, ...]:
-    """Of a tuple, or of a stub of a subclass of tuple."""
+    """The items of a tuple, or of a stub of a subclass of tuple."""
     if isinstance(value, StubObject):
         arguments = value.__dict__["stub_arguments"]
         return _items(arguments[0]) if len(arguments) == 1 else arguments
@@ -388,11 +395,12 @@ def without_obsolete(
     Returns:
         The others, and what is not as the description says.
     """
-    kept, faults = {}, []
+    kept = {}
+    faults = []
     for name, tensor in tensors.items():
         if name.endswith(OLD_GATE):
             value: float = 1
-        elif description.pair_repulsion and name in OBSOLETE:
+        elif name in OBSOLETE and isinstance(description, MaceDescription) and description.pair_repulsion:
             value = getattr(description, OBSOLETE[name])
         else:
             kept[name] = tensor
@@ -414,7 +422,9 @@ def fit_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[
     """
     own = module.state_dict()
     parameters = {name for name, _ in module.named_parameters()}
-    state, absent, faults = {}, [], []
+    state = {}
+    absent = []
+    faults = []
     for name, mine in own.items():
         theirs = tensors.get(name)
         if theirs is None and (name not in parameters or mine.numel() == 0):

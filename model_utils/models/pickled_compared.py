@@ -8,7 +8,7 @@ import io
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, equal
@@ -49,41 +49,55 @@ class _Comparison:
         self.seen: set[tuple[int, int]] = set()
 
     def of(self, a: object, b: object, name: str, depth: int) -> Iterator[str]:
-        if isinstance(a, StubObject | Mapping | list | tuple):
-            if (id(a), id(b)) in self.seen or depth > 4 * DEEPEST:
-                return
-            self.seen.add((id(a), id(b)))
+        """What one value has otherwise than the other."""
+        if isinstance(a, StubObject | Mapping | list | tuple) and self._was_met(a, b, depth):
+            return
         if _is_irreps(a) and _is_irreps(b):
-            if a != b and simplified(a) != simplified(b):
-                yield f"{name} is {simplified(a)}, expected {simplified(b)}"
-        elif isinstance(a, StubObject) and isinstance(b, StubObject):
-            if not self.strict and (class_name(a), class_name(b)) == GATES:
-                yield from _gates(a, b, name)
+            yield from _irreps(a, b, name)
+            return
+        for kind, compare in self._ways:
+            if isinstance(a, kind) and isinstance(b, kind):
+                yield from compare(a, b, name, depth)
                 return
-            if class_name(a) != class_name(b):
-                yield f"{name or 'it'} is a {class_name(a)}, expected {class_name(b)}"
-                return
-            if not self.strict and class_name(a).startswith(GENERATED):
-                return
-            yield from self._entries(_plain(a), _plain(b), name, depth)
-        elif isinstance(a, Tensor) and isinstance(b, Tensor):
-            yield from _tensors(a if self.strict else _like(a, b), b, name)
-        elif isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from self._entries(a, b, name, depth)
-        elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
-            if len(a) != len(b):
-                yield f"{name} has {len(a)} entries, expected {len(b)}"
-                return
-            for position, (x, y) in enumerate(zip(a, b, strict=True)):
-                yield from self.of(x, y, f"{name}.{position}", depth + 1)
-        elif isinstance(a, type) and isinstance(b, type):
-            if class_name(a) != class_name(b):
-                yield f"{name} is {class_name(a)}, expected {class_name(b)}"
-        elif isinstance(a, float) and isinstance(b, float):
-            if not math.isclose(a, b, rel_tol=ROUNDING):
-                yield f"{name} is {a!r}, expected {b!r}"
-        elif type(a) is not type(b) or a != b:
+        if type(a) is not type(b) or a != b:
             yield f"{name} is {_shown(a)}, expected {_shown(b)}"
+
+    @property
+    def _ways(self) -> tuple[tuple[Any, Callable[[Any, Any, str, int], Iterator[str]]], ...]:
+        """How two values of one kind are compared; the first kind that fits both counts."""
+        return (
+            (StubObject, self._stubs),
+            (Tensor, self._tensors),
+            (Mapping, self._entries),
+            (list | tuple, self._sequences),
+            (type, _classes),
+            (float, _floats),
+        )
+
+    def _was_met(self, a: object, b: object, depth: int) -> bool:
+        """Whether two containers were compared before or lie deeper than any network has them; notes that they were."""
+        if (id(a), id(b)) in self.seen or depth > 4 * DEEPEST:
+            return True
+        self.seen.add((id(a), id(b)))
+        return False
+
+    def _stubs(self, a: StubObject, b: StubObject, name: str, depth: int) -> Iterator[str]:
+        if not self.strict and (class_name(a), class_name(b)) == GATES:
+            yield from _gates(a, b, name)
+        elif class_name(a) != class_name(b):
+            yield f"{name or 'it'} is a {class_name(a)}, expected {class_name(b)}"
+        elif self.strict or not class_name(a).startswith(GENERATED):
+            yield from self._entries(_plain(a), _plain(b), name, depth)
+
+    def _tensors(self, a: Tensor, b: Tensor, name: str, depth: int) -> Iterator[str]:
+        yield from _tensors(a if self.strict else _like(a, b), b, name)
+
+    def _sequences(self, a: Sequence[object], b: Sequence[object], name: str, depth: int) -> Iterator[str]:
+        if len(a) != len(b):
+            yield f"{name} has {len(a)} entries, expected {len(b)}"
+            return
+        for position, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from self.of(x, y, f"{name}.{position}", depth + 1)
 
     def _entries(self, a: Mapping[Any, Any], b: Mapping[Any, Any], name: str, depth: int) -> Iterator[str]:
         for key in {**a, **b}:
@@ -106,6 +120,21 @@ class _Comparison:
         yield from (f"{name}: the compiled code of {key} is another" for key in b if _source(a[key]) != _source(b[key]))
 
 
+def _irreps(a: object, b: object, name: str) -> Iterator[str]:
+    if a != b and simplified(a) != simplified(b):
+        yield f"{name} is {simplified(a)}, expected {simplified(b)}"
+
+
+def _classes(a: type, b: type, name: str, depth: int) -> Iterator[str]:
+    if class_name(a) != class_name(b):
+        yield f"{name} is {class_name(a)}, expected {class_name(b)}"
+
+
+def _floats(a: float, b: float, name: str, depth: int) -> Iterator[str]:
+    if not math.isclose(a, b, rel_tol=ROUNDING):
+        yield f"{name} is {a!r}, expected {b!r}"
+
+
 def _is_irreps(value: object) -> bool:
     """Of e3nn, or as text: mace keeps those of the last layer's scalars so."""
     text = isinstance(value, str) and re.fullmatch(r"\d+x\d+[eo](\+\d+x\d+[eo])*", value) is not None
@@ -114,7 +143,8 @@ def _is_irreps(value: object) -> bool:
 
 def _gates(old: StubObject, new: StubObject, name: str) -> Iterator[str]:
     """e3nn's gate and the one that mace has in its place: irreps and activations."""
-    a, b = _plain(old), _plain(new)
+    a = _plain(old)
+    b = _plain(new)
     for key in ("irreps_scalars", "irreps_gates", "irreps_gated", "_irreps_in"):
         if not (_is_irreps(a.get(key)) and _is_irreps(b.get(key)) and simplified(a[key]) == simplified(b[key])):
             yield f"{name}.{key} is not as mace builds it"

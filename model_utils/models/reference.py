@@ -25,6 +25,10 @@ class ReferenceNetwork:
         self.module = module
         self._no_reference = {ENERGIES: torch.zeros_like(module.get_buffer(ENERGIES))}
 
+    def prepared(self, batch: Batch) -> Batch:
+        """Nothing is needed besides the batch's arrays."""
+        return batch
+
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """Interaction energies; arguments and result as in ``network.Network.outputs``."""
         n_elements = len(self.module.get_buffer("atomic_numbers"))

@@ -100,9 +100,15 @@ def budget_of(options: BatchOptions) -> Budget:
     return Budget(structures=size, atoms=options.max_atoms_per_batch, edges=options.max_edges_per_batch)
 
 
-def training_batches(options: TrainOptions, data: TrainingData, device: torch.device) -> EpochBatches:
-    """The training batches, made by workers where asked."""
-    loader = Loader(data.train, num_workers=options.batches.num_workers, pin_memory=device.type == "cuda")
+Prepare = Callable[[Batch], Batch]  # adds to a batch what the network needs besides
+
+
+def training_batches(
+    options: TrainOptions, data: TrainingData, device: torch.device, prepare: Prepare | None = None
+) -> EpochBatches:
+    """The training batches, made by workers where asked; ``prepare`` adds what the network needs besides."""
+    workers = options.batches.num_workers
+    loader = Loader(data.train, num_workers=workers, pin_memory=device.type == "cuda", prepare=prepare)
     return EpochBatches(data.train, budget_of(options.batches), options.run.seed, loader)
 
 
@@ -114,9 +120,11 @@ def evaluator(
     *,
     what: str = "evaluation",
     everything: bool = False,
+    prepare: Prepare | None = None,
 ) -> Evaluator:
     """What evaluates a data set in batches within the limits of the options; see `Evaluator`."""
-    loader = Loader(dataset, num_workers=options.num_workers, pin_memory=device.type == "cuda")
+    pinned = device.type == "cuda"
+    loader = Loader(dataset, num_workers=options.num_workers, pin_memory=pinned, prepare=prepare)
     evaluated = EvaluatedData(dataset, budget_of(options), loader)
     return Evaluator(evaluated, device, watch, what=what, everything=everything)
 
@@ -132,7 +140,6 @@ def _named_loss(options: LossOptions, weights: Mapping[str, float]) -> Loss:
     Raises:
         InputError: a loss or the shape of a term has no such name, or the loss brings shapes of its own.
     """
-
     named = entry_of(LOSSES, options.loss, "--loss")
     shapes = terms.shapes(options)
     for name, shape in shapes.items():

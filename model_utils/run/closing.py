@@ -10,6 +10,7 @@ from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
+from model_utils.models.architecture import opens_in_mace
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
 from model_utils.run import assemble
 from model_utils.run.fit import FinalRecord
@@ -39,7 +40,7 @@ def report_best(
     """
     best = model_loader.load(outputs.model, restore_sidecar=True)
     failed = None
-    if options.output.export_mace_model:
+    if options.output.export_mace_model and opens_in_mace(best.description):
         try:
             export_for_mace(outputs, best, data.train)  # before it leaves the CPU
         except OSError as error:
@@ -53,7 +54,8 @@ def report_best(
     errors: dict[str, Metrics] = {}
     rows: dict[str, Metrics] = {}
     for name, dataset in sets.items():
-        evaluator = assemble.evaluator(dataset, options.batches, device, what=f"errors of the best model, {name}")
+        what = f"errors of the best model, {name}"
+        evaluator = assemble.evaluator(dataset, options.batches, device, what=what, prepare=network.prepared)
         errors[name], by_source = evaluator(network, parameters, loss)
         if len(by_source) == 1:
             rows[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = errors[name]

@@ -25,10 +25,8 @@ from model_utils.errors import VerificationError
 from model_utils.files.outputs import Outputs, real, sidecar
 from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json
-from model_utils.models.build import ENERGIES
+from model_utils.models.architecture import architecture_of
 from model_utils.models.description import ModelDescription
-from model_utils.models.heads import with_copied_heads
-from model_utils.models.narrowing import narrowed
 from model_utils.models.network import Network, predict
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
 from model_utils.runtime import DTYPES, log
@@ -63,12 +61,14 @@ class Origin:
     def put_into(self, module: nn.Module) -> None:
         """Give a freshly built module the source's weights; its own reference energies stay."""
         source = self.source.module
+        family = architecture_of(self.description)
         if self.description.atomic_numbers != self.source.description.atomic_numbers:
-            module.load_state_dict(narrowed(source, module, self.kept))
+            module.load_state_dict(family.narrowed(source, module, self.kept))
         elif self.copied:
-            module.load_state_dict(with_copied_heads(source, module, self.parents))
+            module.load_state_dict(family.with_copied_heads(source, module, self.parents))
         else:
-            module.load_state_dict({**source.state_dict(), ENERGIES: module.state_dict()[ENERGIES]})
+            own = family.reference_energies
+            module.load_state_dict({**source.state_dict(), own: module.state_dict()[own]})
 
     def check(self, module: nn.Module, data: Dataset, step: str) -> None:
         """Compare with the source on structures of the training data, both in the form of the network that is trained.
@@ -105,7 +105,8 @@ class Origin:
     def in_source(self, batch: Batch) -> Batch:
         """A batch of this model as the source takes it."""
         species = torch.tensor(self.kept)[batch.species]
-        return dataclasses.replace(batch, species=species, head=torch.tensor(self.parents)[batch.head])
+        head = torch.tensor(self.parents)[batch.head]
+        return dataclasses.replace(batch, species=species, head=head, orders={})
 
 
 def predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -180,10 +181,9 @@ def origin(options: FinetuneOptions) -> Origin:
         restore_sidecar=not options.run.dry_run,
     )
     log.info(
-        "source %s: %s, %s, elements %s, weights of %s",
+        "source %s: %s, elements %s, weights of %s",
         options.input_model,
-        source.description.model_class,
-        source.description.hidden_irreps,
+        source.description.summary(),
         symbols(source.description.atomic_numbers),
         source.file.when(),
     )
@@ -196,13 +196,7 @@ def origin(options: FinetuneOptions) -> Origin:
         )
     if len(kept) == len(source.description.atomic_numbers) and heads == source.description.heads:
         return Origin(source=source, description=source.description, parents=parents)
-    fields = json.loads(source.description.canonical_text())
-    fields["atomic_numbers"] = [fields["atomic_numbers"][k] for k in kept]
-    fields["atomic_energies"] = [[fields["atomic_energies"][head][k] for k in kept] for head in parents]
-    fields["heads"] = heads
-    for name in ("atomic_inter_scale", "atomic_inter_shift"):
-        if fields[name] is not None:
-            fields[name] = [fields[name][head] for head in parents]
+    fields = source.description.for_heads(heads, parents, kept)
     description = model_json.parse(json.dumps(fields), str(options.input_model))
     return Origin(source=source, description=description, parents=parents)
 

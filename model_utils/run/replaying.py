@@ -104,7 +104,9 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     network = model_loader.network(module, options.run.step, description)
     weights = model_loader.trainable(module)
     batches = with_measured_evaluation_budget(options.batches, network, weights, data, device)
-    evaluate = evaluator(data, batches, device, stop.watch, what="labels of the source", everything=True)
+    evaluate = evaluator(
+        data, batches, device, stop.watch, what="labels of the source", everything=True, prepare=network.prepared
+    )
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
 

@@ -14,7 +14,8 @@ from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint, durable
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, damaged, is_previous, real
-from model_utils.models.build import load_tensors
+from model_utils.models.versions import code_version
+from model_utils.models.weights import load_tensors
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.data_identity import require_same_data
 from model_utils.run.fit import FitPlan
@@ -206,7 +207,9 @@ def take_over(
         notes.append("the optimizer's moments are kept")
     for note in notes:
         log.info("  %s", note)
-    for reason in runtime.not_bitwise(file.content["code_version"], stored["computed_on"], state.computed_on()):
+    code = file.content["code_version"]
+    code_now = code_version(file.description)
+    for reason in runtime.not_bitwise(code, code_now, stored["computed_on"], state.computed_on()):
         log.warning("  not bitwise: %s", reason)
     if changes.begin_with is not None and not begun_before and not applied:
         history.append({"step": progress.step, "from": os.path.abspath(changes.begin_with), **entry})

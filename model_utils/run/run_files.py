@@ -120,7 +120,7 @@ class RunFiles:
 
     def _judge_first(self, record: ValidationRecord) -> None:
         """One line of advice where the first errors are those of other reference energies, not of fresh weights."""
-        scales = self.writer.description.atomic_inter_scale or [1.0]
+        scales = self.writer.description.energy_scales()
         limit = max(LARGE_FIRST_ERROR, 2 * max(scales))
         judged = (record.metrics, *record.by_source.values())
         errors = [metrics["energy_rmse_per_atom"] or 0.0 for metrics in judged]

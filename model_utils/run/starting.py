@@ -17,6 +17,7 @@ from model_utils.errors import VerificationError
 from model_utils.files import durable, run_lock
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, checkpoints_in, real
+from model_utils.models.architecture import opens_in_mace
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run import loggers, replaying
 from model_utils.run.finetuning import Origin
@@ -136,7 +137,9 @@ def what_is_averaged(quantity: Quantity) -> str:
     return f"{quantity.symbol} of {usual.get(quantity.name, f'{quantity.name} components')} ({quantity.unit})"
 
 
-def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_on: bool, split: bool) -> None:
+def announce_files(
+    options: TrainOptions, outputs: Outputs, description: ModelDescription, loss: Loss, *, goes_on: bool, split: bool
+) -> None:
     """Say what is minimised, and what will be written where: every file of a new run, the place of one that goes on."""
     log.info(
         "loss: %s, means of errors: %s",
@@ -149,7 +152,8 @@ def announce_files(options: TrainOptions, outputs: Outputs, loss: Loss, *, goes_
         elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
         log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)
         return
-    files = outputs.announced(bare_module=options.output.export_mace_model, split=split)
+    bare_module = options.output.export_mace_model and opens_in_mace(description)
+    files = outputs.announced(bare_module=bare_module, split=split)
     for path, what in chain(files, loggers.announced(logger_names(options), outputs.checkpoint.parent)):
         log.info("will write %s: %s", path, what)
 
@@ -169,18 +173,15 @@ def announce(options: TrainOptions, description: ModelDescription) -> None:
     if options.run.dry_run:
         log.info("dry run: nothing is written")
     log.info(
-        "model %s: %s, %s, r_max %g Å, %d element(s), hash %s…",
+        "model %s: %s, r_max %g Å, %d element(s), hash %s…",
         options.input_json,
-        description.model_class,
-        description.hidden_irreps,
+        description.summary(),
         description.r_max,
         len(description.atomic_numbers),
         description.hash()[:12],
     )
-    if description.model_class == "MACE":
-        log.info(
-            "model_class MACE is not what `mace_run_train --model MACE` builds: that is ScaleShiftMACE with shift 0"
-        )
+    for note in description.notes():
+        log.info("%s", note)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
+from model_utils.models.versions import code_version
 from model_utils.run import assemble, closing, open_data, rehearsal, resuming, starting
 from model_utils.run.data_identity import data_identity
 from model_utils.run.finetuning import Origin
@@ -70,7 +71,7 @@ def train_in_place(
     else:
         data = open_data.training_data(options, description.facts(), dtype, options.run.seed)
     loss = assemble.loss_of(options.loss)
-    starting.announce_files(options, outputs, loss, goes_on=stored is not None, split=data.was_split)
+    starting.announce_files(options, outputs, description, loss, goes_on=stored is not None, split=data.was_split)
     if stored is None:
         open_data.compare_energies(data.train, starting.energies_remedy(options, fine_tuned=origin is not None))
     module = model_loader.build(description, dtype, options.run.seed, str(options.input_json))
@@ -78,9 +79,10 @@ def train_in_place(
         origin.put_into(module)
         origin.check(module, data.train, options.run.step)
     hashes = starting.history_of_structures(origin, stored)
-    writer = model_loader.PairWriter(outputs, description, module, runtime.code_version(), hashes)
+    writer = model_loader.PairWriter(outputs, description, module, code_version(description), hashes)
     options = assemble.with_measured_budget(options, module, description, data.train, device, stored)
-    batches = assemble.training_batches(options, data, device)
+    prepare = model_loader.preparation(options.run.step, description)
+    batches = assemble.training_batches(options, data, device, prepare)
     state = assemble.training_state(options, module, description, device, batches)
     source = starting.source_of(origin, stored)
     plan = assemble.fit_plan(options, judge_first=source is not None)
@@ -96,11 +98,11 @@ def train_in_place(
         history = resuming.take_over(stored, module, state, identity, changes, plan, steps)
     writer.begin_with(module)
     if stored is None:
-        writer.prove(state.judged, module, state.state_dict())
+        model_loader.prove(writer, state.judged, module, state.state_dict())
 
     record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
     files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
-    validate = assemble.evaluator(data.valid, options.batches, device, stop.watch, what="validation")
+    validate = assemble.evaluator(data.valid, options.batches, device, stop.watch, what="validation", prepare=prepare)
     hooks = files.hooks(state.network, validate)
     try:
         with stop.deferred():

@@ -198,11 +198,8 @@ def _references(model: ModelDescription | None, isolated: Iterable[Structure], d
 
 
 def _memory(data: Set, model: ModelDescription | None, batch_size: int) -> Finding:
-    channels, max_ell, layers = DEFAULTS
-    if model is not None:
-        channels = int(str(model.hidden_irreps).partition("x")[0])
-        max_ell, layers = int(model.max_ell), int(model.num_interactions)
-    return repeats.memory(data, batch_size, channels, max_ell, layers)
+    sizes = None if model is None else model.memory_sizes()
+    return repeats.memory(data, batch_size, *(sizes or DEFAULTS))
 
 
 def _print(findings: Sequence[Finding]) -> None:

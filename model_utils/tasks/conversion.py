@@ -20,7 +20,8 @@ from model_utils.files import checkpoint, durable
 from model_utils.files.outputs import sidecar
 from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json
-from model_utils.models import heads, lammps, pickled
+from model_utils.models import lammps, pickled
+from model_utils.models.architecture import architecture_of
 from model_utils.models.formed import FormingError, forming_error
 from model_utils.models.network import predict
 from model_utils.runtime import DTYPES, log, start_log
@@ -43,6 +44,7 @@ def convert(options: ConvertOptions) -> None:
     if options.output.exists() and not options.overwrite:
         raise InputError(f"--output {options.output} is there already; give another name or --overwrite")
     loaded = _source(options, DTYPES.get(options.dtype or ""))
+    _refuse_unknown_form(options, loaded)
     head = _head(loaded, options.head, needed=options.to in ("lammps", "mliap"))
     if (error := _forming_error(options, loaded, head)).matters and options.dtype is None:
         loaded = _source(options, torch.float64)
@@ -65,6 +67,14 @@ def convert(options: ConvertOptions) -> None:
         loaded = of_one_head(loaded, options.head)
         probe = _probe(loaded, head)
     _write(options, loaded, head, probe, expected)
+
+
+def _refuse_unknown_form(options: ConvertOptions, loaded: LoadedModel) -> None:
+    forms = architecture_of(loaded.description).exports
+    if options.to not in forms:
+        raise InputError(
+            f"--to {options.to}: there is no such form of {loaded.description.model_class}; there is {', '.join(forms)}"
+        )
 
 
 def _source(options: ConvertOptions, dtype: torch.dtype | None) -> LoadedModel:
@@ -90,13 +100,10 @@ def of_one_head(loaded: LoadedModel, head: str) -> LoadedModel:
     if len(before.heads) == 1:
         return loaded
     k = before.heads.index(head)
-    fields = json.loads(before.canonical_text())
-    fields |= {"heads": [head], "atomic_energies": [before.atomic_energies[k]]}
-    for name in ("atomic_inter_scale", "atomic_inter_shift"):
-        fields[name] = None if fields[name] is None else [fields[name][k]]
+    fields = before.for_heads([head], [k], range(len(before.atomic_numbers)))
     description = model_json.parse(json.dumps(fields), f"head {head} of {loaded.file.path}")
     module = model_loader.build_as(description, loaded.module)
-    module.load_state_dict(heads.with_copied_heads(loaded.module, module, [k]))
+    module.load_state_dict(architecture_of(description).with_copied_heads(loaded.module, module, [k]))
     return LoadedModel(module=module, description=description, file=loaded.file)
 
 

@@ -232,14 +232,13 @@ def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None
     """What would be refused at the end is refused now, before the data are read."""
     numbers, heads = network.get("atomic_numbers") or [1], network["heads"]
     elements, n_heads = [len(x) if isinstance(x, list) else 1 for x in (numbers, heads)]
-    scales = [1.0] * n_heads if network.get("model_class", "ScaleShiftMACE") == "ScaleShiftMACE" else None
-    measured = {
+    measured: dict[str, Any] = {
         "atomic_numbers": numbers,
         "atomic_energies": [[0.0] * elements] * n_heads,
         "avg_num_neighbors": 1.0,
-        "atomic_inter_scale": scales,
-        "atomic_inter_shift": scales,
     }
+    if model_json.scales_energies(network):
+        measured |= {"atomic_inter_scale": [1.0] * n_heads, "atomic_inter_shift": [1.0] * n_heads}
     where = getattr(options, "input_json", None) or getattr(options, "mace_config", None)
     model_json.parse(
         json.dumps({**network, **measured}, default=str), str(where or f"the model.json for {options.output_json}")
@@ -305,7 +304,7 @@ def measured_fields(
             scaling.origin,
             head.structures,
         )
-    if network.get("model_class", "ScaleShiftMACE") == "ScaleShiftMACE":
+    if model_json.scales_energies(network):
         found |= {"atomic_inter_scale": scales, "atomic_inter_shift": shifts}
     return found
 

@@ -41,9 +41,9 @@ def say_what_is_used(loaded: LoadedModel, dtype: torch.dtype, device: torch.devi
 
 
 def warn_of_wrong_forces(loaded: LoadedModel) -> None:
-    """Say where mace's own forces are known not to be the slope of its energies."""
-    if loaded.description.radial_type == "chebyshev":
-        log.warning("radial_type chebyshev: torch does not differentiate it, so these forces lack the radial part")
+    """Say what is known to be wrong with what the network computes, for example where its forces are no slope."""
+    for warning in loaded.description.warnings():
+        log.warning("%s", warning)
 
 
 def loss_of(options: PrintedLossOptions) -> Loss:

@@ -15,7 +15,7 @@ from model_utils.errors import VerificationError
 from model_utils.files import durable
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
-from model_utils.models.build import build_module
+from model_utils.models.architecture import build_module
 from model_utils.models.description import differing_fields
 from model_utils.run.log_lines import describe_groups
 from model_utils.run.open_data import numbers_of
@@ -81,8 +81,8 @@ def show(options: DescribeOptions) -> None:
         log.info("%s: a %s of run %s, %s weights", input_model, file.kind, content["run_name"], file.weights)
     else:
         log.info("%s: %s", input_model, _KINDS[file.kind])
-    log.info("%s, %s, %d layers", description.model_class, description.hidden_irreps, description.num_interactions)
-    log.info("blocks %s, then %s", description.interaction_cls_first, description.interaction_cls)
+    for line in description.details():
+        log.info("%s", line)
     log.info(
         "elements %s; r_max %g Å; heads %s",
         symbols(description.atomic_numbers),

@@ -24,7 +24,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from dataloader.lmdb_shards import restricted_pickle
+from dataloader.lmdb_shards import pickle_stand_ins
 from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData, loads
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -454,8 +454,8 @@ DANGEROUS = """
     numpy.ma.core._mareconstruct numpy.random._pickle.__randomstate_ctor collections.namedtuple collections.Counter
     collections.OrderedDict.update collections.defaultdict _codecs.decode _codecs.register codecs.open
     dataloader.lmdb_shards.restricted_pickle.loads dataloader.lmdb_shards.restricted_pickle._Unpickler
-    dataloader.lmdb_shards.restricted_pickle._Data
-    dataloader.lmdb_shards.restricted_pickle._GLOBALS.clear ase.db.connect ase.io.read pymatgen.core.Structure
+    dataloader.lmdb_shards.pickle_stand_ins.Data
+    dataloader.lmdb_shards.pickle_stand_ins.GLOBALS.clear ase.db.connect ase.io.read pymatgen.core.Structure
 """.split()  # noqa: SIM905 (a list of 130 strings would hide them)
 
 
@@ -549,9 +549,9 @@ def test_hostile_rows_run_nothing() -> None:
     assert {"pickle.find_class", "os.listdir"} <= set(report["oracle"]), "the hook must see what a trusting read does"
 
 
-@pytest.mark.parametrize(("module", "name"), restricted_pickle._GLOBALS)
+@pytest.mark.parametrize(("module", "name"), pickle_stand_ins.GLOBALS)
 def test_no_row_changes_a_stand_in(module: str, name: str) -> None:
-    stand_in = restricted_pickle._GLOBALS[module, name]
+    stand_in = pickle_stand_ins.GLOBALS[module, name]
     before = [dict(vars(base)) for base in stand_in.__mro__]
     code = a_global(module, name)
     states = [

@@ -143,7 +143,8 @@ def _compiled(compiler: str, work: Path) -> Path:
     start = time.monotonic()
     log.info("compiling the kernels of the fast step, once for this machine: some ten seconds")
     folder = Path(tempfile.mkdtemp(dir=work, prefix="build-"))
-    objects, library = folder / "kernels.o", folder / "kernels.so"
+    objects = folder / "kernels.o"
+    library = folder / "kernels.so"
     _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(objects)])
     # first without an OpenMP of its own: torch's is loaded, and two would wait for each other's threads
     for openmp in ([], ["-fopenmp"]):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.graph import Graph
 from model_utils.models.fast.needed import needed
 
@@ -47,6 +47,7 @@ class Contraction:
     orders: tuple[tuple[Monomials, ...], ...]  # per output order, degrees ascending
     n_in: int  # components of the features
     n_channels: int
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)  # what a backend made of it
 
     @classmethod
     def of(cls, module: Any, prefix: str) -> "Contraction":
@@ -78,9 +79,10 @@ class Contraction:
         Returns:
             (components of all output orders, n_atoms, n_channels).
         """
-        if kernels.available(x):
-            return _Contract.apply(x.contiguous(), self.terms(x.dtype, weight), graph, self)
-        return self.by_torch(graph, x, weight)
+        backend = backend_of(x)
+        if backend is None:
+            return self.by_torch(graph, x, weight)
+        return _Contract.apply(x.contiguous(), self.terms(x.dtype, weight), graph, self, backend)
 
     def terms(self, dtype: torch.dtype, weight: Callable[[str], Tensor]) -> Tensor:
         """T of the elements that occur, (n_present, n_terms, n_channels): the polynomial's coefficients."""
@@ -100,14 +102,19 @@ class Contraction:
         return len(self.orders) ** 2
 
     @property
-    def polynomial(self) -> kernels.Polynomial:
-        """What the kernels read."""
-        return self._nested[0]
+    def n_terms(self) -> int:
+        """Terms of all output orders."""
+        return sum(len(m.rows) for degrees in self.orders for m in degrees)
 
-    @cached_property
-    def _nested(self) -> tuple[kernels.Polynomial, list[np.ndarray]]:
-        """The terms nested by their factors, numbered as ``terms`` lays them out, and the arrays behind them."""
-        outer_ptr, outer = [0], []
+    def nested(self) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, ...]], list[int]]:
+        """The terms nested by their factors, numbered as ``terms`` lays them out; −1 where a factor has no term.
+
+        Returns:
+            First entry of every output component in the next; (a, term of T1, first and end of its entries) of the
+            next; (b, term of T2, first and end of its entries, first term of T3) of the last, which lists d.
+        """
+        outer_ptr = [0]
+        outer: list[tuple[int, ...]] = []
         inner: list[tuple[int, ...]] = []
         last: list[int] = []
         offset = 0
@@ -130,12 +137,10 @@ class Contraction:
                         inner.append((b, number.get((w, a, b), -1), len(last), len(last) + len(ds), cubic))
                         last += ds
                 outer_ptr.append(len(outer))
-        arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in (outer_ptr, outer, inner, last)]
-        pointers = (x.ctypes.data for x in arrays)
-        return kernels.Polynomial(self.n_channels, self.n_in, self.n_out, offset, *pointers), arrays
+        return outer_ptr, outer, inner, last
 
     def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
-        """The same in plain torch, one batched product over channels per element and output order."""
+        """The products in plain torch, one batched product over channels per element and output order."""
         by_channel = x.permute(2, 1, 0)  # (n_channels, n_atoms, components)
         outputs = [table(by_channel, weight, graph.species_bounds) for table in self._tables]
         return torch.cat(outputs, dim=2).permute(2, 1, 0)
@@ -217,7 +222,9 @@ class _Table:
 
     def __call__(self, x: Tensor, weight: Callable[[str], Tensor], bounds: tuple[int, ...]) -> Tensor:
         """(n_channels, n_atoms, n_out) from features (n_channels, n_atoms, n_in) of atoms sorted by element."""
-        n_channels, n_in, n_rows = x.shape[0], x.shape[2], self.left.shape[1]
+        n_channels = x.shape[0]
+        n_in = x.shape[2]
+        n_rows = self.left.shape[1]
         key = x.device, x.dtype
         if key not in self.kept:  # copying them every time would make a GPU wait
             tables = self.first, self.second, self.third, self.left, self.right, self.sums
@@ -245,29 +252,37 @@ class _Table:
 
 class _Contract(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, graph: Graph, contraction: Contraction) -> Tensor:
+    def forward(ctx: Any, x: Tensor, t: Tensor, graph: Graph, contraction: Contraction, backend: Backend) -> Tensor:
         ctx.save_for_backward(x, t)
-        ctx.rest = graph, contraction
+        ctx.rest = graph, contraction, backend
         y = x.new_empty(contraction.n_out, *x.shape[1:])
-        kernels.call("contract", x.dtype, contraction.polynomial, graph.atoms, x, t, y)
+        backend.contract(graph, contraction, (x, t), (y,))
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gx, gt = _ContractVjp.apply(*ctx.saved_tensors, g.contiguous(), *ctx.rest, needed(ctx, 1))
-        return gx, gt, None, None
+        return gx, gt, None, None, None
 
 
 class _ContractVjp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, t: Tensor, g: Tensor, graph: Graph, contraction: Contraction, by_t: bool
+        ctx: Any,
+        x: Tensor,
+        t: Tensor,
+        g: Tensor,
+        graph: Graph,
+        contraction: Contraction,
+        backend: Backend,
+        by_t: bool,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(x, t, g)
         ctx.set_materialize_grads(False)
-        ctx.rest = graph, contraction
-        gx, gt = torch.empty_like(x), torch.empty_like(t) if by_t else None
-        kernels.call("contract_vjp", x.dtype, contraction.polynomial, graph.atoms, x, t, g, gx, gt)
+        ctx.rest = graph, contraction, backend
+        gx = torch.empty_like(x)
+        gt = torch.empty_like(t) if by_t else None
+        backend.contract_vjp(graph, contraction, (x, t, g), (gx, gt))
         return gx, gt
 
     @staticmethod
@@ -276,10 +291,11 @@ class _ContractVjp(torch.autograd.Function):
         if at is not None:
             raise NotImplementedError("the gradient by coefficients is not differentiated again; use plain torch")
         x, t, g = ctx.saved_tensors
-        graph, contraction = ctx.rest
+        graph, contraction, backend = ctx.rest
         if ax is None:
-            return None, None, None, None, None, None
-        dx, dt, dg = torch.empty_like(x), torch.empty_like(t), torch.empty_like(g)
-        tables = contraction.polynomial, graph.atoms
-        kernels.call("contract_vjp_vjp", x.dtype, *tables, x, t, g, ax.contiguous(), dx, dt, dg)
-        return dx, dt, dg, None, None, None
+            return None, None, None, None, None, None, None
+        dx = torch.empty_like(x)
+        dt = torch.empty_like(t)
+        dg = torch.empty_like(g)
+        backend.contract_vjp_vjp(graph, contraction, (x, t, g, ax.contiguous()), (dx, dt, dg))
+        return dx, dt, dg, None, None, None, None

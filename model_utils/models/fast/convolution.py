@@ -17,7 +17,6 @@ part of the batch; the parts, which do not depend on the number of threads, are 
 write w̄ and Ȳ in a fixed order.
 """
 
-import ctypes
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.graph import Graph
@@ -66,13 +65,21 @@ class Convolution:
         """The paths of e3nn's TensorProduct."""
         tp = tensor_product
         orders = [[ir.l for _, ir in irreps] for irreps in (tp.irreps_in1, tp.irreps_in2, tp.irreps_out)]
-        paths, seen = [], [0] * (max_ell + 1)
+        paths = []
+        seen = [0] * (max_ell + 1)
         for i in tp.instructions:
-            l1, l2, l3 = orders[0][i.i_in1], orders[1][i.i_in2], orders[2][i.i_out]
+            l1 = orders[0][i.i_in1]
+            l2 = orders[1][i.i_in2]
+            l3 = orders[2][i.i_out]
             coefficients = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * i.path_weight
             paths.append(Path(l1=l1, l2=l2, l3=l3, place=seen[l3], coefficients=coefficients))
             seen[l3] += 1
         return cls(tuple(paths), tp.irreps_in1[0].mul, max_ell)
+
+    @property
+    def odd(self) -> list[bool]:
+        """For every column of the spherical harmonics: whether it changes sign with the vector."""
+        return odd(self.max_ell)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
@@ -81,7 +88,7 @@ class Convolution:
         return tuple(ends.count(order) * self.n_channels for order in range(self.max_ell + 1))
 
     def __call__(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
-        """A in blocks.
+        """The one-particle basis A of a batch, in blocks.
 
         Args:
             graph: orders of the batch.
@@ -92,14 +99,19 @@ class Convolution:
         Returns:
             Flat blocks; block l is ((2l + 1), n_atoms, its paths, n_channels).
         """
-        if kernels.available(h):
-            return _Convolve.apply(h.contiguous(), harmonics.contiguous(), weights.contiguous(), graph, self)
-        return self.by_torch(graph, h, harmonics, weights)
+        backend = backend_of(h)
+        if backend is None:
+            return self.by_torch(graph, h, harmonics, weights)
+        inputs = h.contiguous(), harmonics.contiguous(), weights.contiguous()
+        return _Convolve.apply(*inputs, graph, self, backend)
 
     def by_torch(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
-        """The same in plain torch: rows padded to one length, one batched product per path over (edge, m1)."""
-        slots, n_atoms, n_channels = graph.rows, graph.n_atoms, self.n_channels
-        width, dtype = slots.pair.shape[1], h.dtype
+        """A in plain torch: rows padded to one length, one batched product per path over (edge, m1)."""
+        slots = graph.rows
+        n_atoms = graph.n_atoms
+        n_channels = self.n_channels
+        width = slots.pair.shape[1]
+        dtype = h.dtype
         h_slots = gather(h.transpose(0, 1).contiguous(), slots.sender.view(-1), slots.of_sender)
         w_slots = gather(weights.view(graph.n_pairs, len(self.paths), n_channels), slots.pair.view(-1), slots.of_pair)
         y_slots = signed_harmonics(graph, harmonics, self.max_ell)
@@ -114,91 +126,61 @@ class Convolution:
             blocks[path.l3].append(torch.bmm(left, right))
         return torch.cat([torch.stack(block, dim=2).transpose(0, 1).reshape(-1) for block in blocks])
 
-    def tables(self, graph: Graph) -> kernels.Convolution:
-        """What the kernels read."""
-        key = "convolution", id(self)
-        if key not in graph.kept:
-            graph.kept[key] = _Tables.of(self, graph.n_atoms)
-        return graph.kept[key].all
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """The kernels' tables of a convolution, with the arrays that they point to."""
-
-    all: kernels.Convolution
-    arrays: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, convolution: Convolution, n_atoms: int) -> "_Tables":
-        widths, n_channels = convolution.widths, convolution.n_channels
-        starts = [sum((2 * low + 1) * n_atoms * widths[low] for low in range(order)) for order in range(len(widths))]
-        paths: list[kernels.Path] = []
-        couplings: list[kernels.Coupling] = []
-        matrix = 0
-        for index, p in enumerate(convolution.paths):
-            d1, _, d3 = p.coefficients.shape
-            first = len(couplings)
-            for m1, m2, m3 in (p.coefficients.abs() > 1e-9).nonzero().tolist():
-                entry = kernels.Coupling(m1 * d3 + m3, p.l2**2 + m2, float(p.coefficients[m1, m2, m3]))
-                couplings.append(entry)
-            width = widths[p.l3]
-            out = starts[p.l3] + p.place * n_channels
-            place = (p.l1**2, d1, d3, index, matrix, out, n_atoms * width, width, first, len(couplings))
-            paths.append(kernels.Path(*place))
-            matrix += d1 * d3
-        is_odd = odd(convolution.max_ell)
-        arrays = (
-            (kernels.Path * len(paths))(*paths),
-            (kernels.Coupling * len(couplings))(*couplings),
-            (ctypes.c_int8 * len(is_odd))(*is_odd),
-        )
-        n_components = (max(p.l1 for p in convolution.paths) + 1) ** 2
-        sizes = n_channels, len(paths), n_components, matrix, len(is_odd)
-        return cls(kernels.Convolution(*sizes, *(ctypes.addressof(a) for a in arrays)), arrays)
-
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, y: Tensor, w: Tensor, graph: Graph, convolution: Convolution) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, y: Tensor, w: Tensor, graph: Graph, convolution: Convolution, backend: Backend
+    ) -> Tensor:
         ctx.save_for_backward(h, y, w)
-        ctx.rest = graph, convolution
+        ctx.rest = graph, convolution, backend
         components = sum((2 * order + 1) * width for order, width in enumerate(convolution.widths))
         out = h.new_empty(components * graph.n_atoms)
-        kernels.call("convolve", h.dtype, graph.edges, convolution.tables(graph), h, y, w, out)
+        backend.convolve(graph, convolution, (h, y, w), (out,))
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         derivatives = _ConvolveVjp.apply(*ctx.saved_tensors, g.contiguous(), *ctx.rest, needed(ctx, 1))
-        return *derivatives, None, None
+        return *derivatives, None, None, None
 
 
 class _ConvolveVjp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, y: Tensor, w: Tensor, g: Tensor, graph: Graph, convolution: Convolution, by_y: bool
+        ctx: Any,
+        h: Tensor,
+        y: Tensor,
+        w: Tensor,
+        g: Tensor,
+        graph: Graph,
+        convolution: Convolution,
+        backend: Backend,
+        by_y: bool,
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(h, y, w, g)
         ctx.set_materialize_grads(False)
-        ctx.rest = graph, convolution
-        gh, gy, gw = torch.empty_like(h), torch.empty_like(y) if by_y else None, torch.empty_like(w)
-        kernels.call("convolve_vjp", h.dtype, graph.edges, convolution.tables(graph), h, y, w, g, gh, gy, gw)
+        ctx.rest = graph, convolution, backend
+        gh = torch.empty_like(h)
+        gy = torch.empty_like(y) if by_y else None
+        gw = torch.empty_like(w)
+        backend.convolve_vjp(graph, convolution, (h, y, w, g), (gh, gy, gw))
         return gh, gy, gw
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *adjoints: Tensor | None) -> tuple[Tensor | None, ...]:
         h, y, w, g = ctx.saved_tensors
-        graph, convolution = ctx.rest
+        graph, convolution, backend = ctx.rest
         ah, ay, aw = (
             torch.zeros_like(t) if a is None else a.contiguous() for a, t in zip(adjoints, (h, y, w), strict=True)
         )
-        dh, dw, dg = torch.empty_like(h), torch.empty_like(w), torch.empty_like(g)
+        dh = torch.empty_like(h)
         dy = torch.empty_like(y) if needed(ctx, 1) else None
-        inputs = h, y, w, g, ah, ay, aw
-        kernels.call("convolve_vjp_vjp", h.dtype, graph.edges, convolution.tables(graph), *inputs, dh, dy, dw, dg)
-        return dh, dy, dw, dg, None, None, None
+        dw = torch.empty_like(w)
+        dg = torch.empty_like(g)
+        backend.convolve_vjp_vjp(graph, convolution, (h, y, w, g, ah, ay, aw), (dh, dy, dw, dg))
+        return dh, dy, dw, dg, None, None, None, None
 
 
 def signed_harmonics(graph: Graph, harmonics: Tensor, max_ell: int, *, segments: bool = False) -> Tensor:

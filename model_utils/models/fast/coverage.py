@@ -2,15 +2,18 @@
 
 import re
 
-from model_utils.models.description import ModelDescription
+from model_utils.models.mace_description import MaceDescription
 
-MAX_ELL, MAX_HIDDEN, MAX_CORRELATION = 3, 2, 3  # the orders that the kernels' tables and unrolled loops know
+# The orders that the kernels' tables and unrolled loops know.
+MAX_ELL = 3
+MAX_HIDDEN = 2
+MAX_CORRELATION = 3
 
 RESIDUAL = ("RealAgnosticResidualInteractionBlock", "RealAgnosticDensityResidualInteractionBlock")
 INTERACTIONS = (*RESIDUAL, "RealAgnosticInteractionBlock", "RealAgnosticDensityInteractionBlock")
 
 
-def not_covered(description: ModelDescription) -> str | None:
+def not_covered(description: MaceDescription) -> str | None:
     """Why a network runs the reference step, as a phrase; None where the fast step computes it."""
     d = description
     for cls in (d.interaction_cls_first, d.interaction_cls):

@@ -10,16 +10,14 @@ no array of edges × channels is ever made, and W_l, h_z and the linear map behi
 and order.
 """
 
-import ctypes
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.convolution import signed_harmonics
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import odd
@@ -62,12 +60,15 @@ class FirstLayer:
             ((max_ell + 1)², n_atoms, n_channels).
         """
         sums = self.segment_sums(graph, radial, harmonics)
-        n_channels, n_atoms = h.shape[1], graph.n_atoms
-        n_radial, orders = radial.shape[1], []
+        n_channels = h.shape[1]
+        n_atoms = graph.n_atoms
+        n_radial = radial.shape[1]
+        orders = []
         sums_by_order = sums.split([2 * order + 1 for order in range(len(self.scales))])
         matrices = path_matrix.split(n_channels, dim=1)
         for order, scale in enumerate(self.scales):
-            w_l, s_l = matrices[order] * scale, sums_by_order[order]
+            w_l = matrices[order] * scale
+            s_l = sums_by_order[order]
             if graph.dense_segments:
                 folded = matmul((h[:, None, :] * w_l).view(-1, n_channels), maps[order])
                 x = matmul(s_l.reshape(-1, graph.n_present * n_radial), folded)
@@ -82,17 +83,14 @@ class FirstLayer:
 
     def segment_sums(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
         """S, ((max_ell + 1)², n_segments, n_radial)."""
-        if kernels.available(radial):
-            return _SegmentSums.apply(radial.contiguous(), harmonics.contiguous(), _Runs(graph, graph.runs(self._odd)))
-        return self.by_torch(graph, radial, harmonics)
-
-    @cached_property
-    def _odd(self) -> "ctypes.Array[ctypes.c_int8]":
-        is_odd = odd(self.max_ell)
-        return (ctypes.c_int8 * len(is_odd))(*is_odd)
+        backend = backend_of(radial)
+        if backend is None:
+            return self.by_torch(graph, radial, harmonics)
+        runs = _Runs(graph, odd(self.max_ell), backend)
+        return _SegmentSums.apply(radial.contiguous(), harmonics.contiguous(), runs)
 
     def by_torch(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
-        """The same in plain torch: segments padded to one length, one batched product over their edges."""
+        """S in plain torch: segments padded to one length, one batched product over their edges."""
         slots = graph.segments
         left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
         right = gather(radial, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1)
@@ -101,16 +99,17 @@ class FirstLayer:
 
 @dataclass(frozen=True)
 class _Runs:
-    """The kernels' table of segments, with the graph that holds its arrays."""
+    """Segments of a batch and what sums over them."""
 
     graph: Graph
-    all: kernels.Segments
+    odd: list[bool]  # of the spherical harmonics: which change sign with the vector
+    backend: Backend
 
 
 def _sums(runs: _Runs, r: Tensor, y: Tensor, ar: Tensor | None = None, ay: Tensor | None = None) -> Tensor:
     """S of R and Y, or S of (ar, Y) plus S of (R, ay)."""
-    out = r.new_empty(y.shape[1], runs.all.n_segments, r.shape[1])
-    kernels.call("segment_sums", r.dtype, runs.all, y.shape[1], r.shape[1], r, y, ar, ay, out)
+    out = r.new_empty(y.shape[1], runs.graph.n_segments, r.shape[1])
+    runs.backend.segment_sums(runs.graph, runs.odd, (r, y, ar, ay), (out,))
     return out
 
 
@@ -147,6 +146,7 @@ class _SegmentSumsVjp(torch.autograd.Function):
 
 
 def _vjp(runs: _Runs, r: Tensor, y: Tensor, g: Tensor, by_y: bool) -> tuple[Tensor, Tensor | None]:
-    gr, gy = torch.empty_like(r), torch.empty_like(y) if by_y else None
-    kernels.call("segment_sums_vjp", r.dtype, runs.all, y.shape[1], r.shape[1], r, y, g, gr, gy)
+    gr = torch.empty_like(r)
+    gy = torch.empty_like(y) if by_y else None
+    runs.backend.segment_sums_vjp(runs.graph, runs.odd, (r, y, g), (gr, gy))
     return gr, gy

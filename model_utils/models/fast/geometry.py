@@ -8,62 +8,67 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.needed import needed
 
 
 def directions(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
     """Lengths (n_pairs, 1), Å, and spherical harmonics (n_pairs, (max_ell + 1)²) of vectors (n_pairs, 3), Å."""
-    if kernels.available(vectors):
-        return _Directions.apply(vectors.contiguous(), max_ell)
-    return by_torch(vectors, max_ell)
+    backend = backend_of(vectors)
+    if backend is None:
+        return by_torch(vectors, max_ell)
+    return _Directions.apply(vectors.contiguous(), max_ell, backend)
 
 
 def by_torch(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
+    """Lengths and harmonics of vectors in plain torch."""
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return lengths, spherical_harmonics(vectors, lengths, max_ell)
 
 
 class _Directions(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
-        n = (max_ell + 1) ** 2
-        lengths, harmonics = vectors.new_empty(len(vectors), 1), vectors.new_empty(len(vectors), n)
-        kernels.call("directions", vectors.dtype, len(vectors), n, vectors, lengths, harmonics)
+    def forward(ctx: Any, vectors: Tensor, max_ell: int, backend: Backend) -> tuple[Tensor, Tensor]:
+        lengths = vectors.new_empty(len(vectors), 1)
+        harmonics = vectors.new_empty(len(vectors), (max_ell + 1) ** 2)
+        backend.directions(vectors, lengths, harmonics)
         ctx.save_for_backward(vectors, lengths)
-        ctx.max_ell = max_ell
+        ctx.rest = max_ell, backend
         return lengths, harmonics
 
     @staticmethod
-    def backward(ctx: Any, gr: Tensor, gy: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, gr: Tensor, gy: Tensor) -> tuple[Tensor | None, None, None]:
         if not needed(ctx, 0):  # the last pass of a training step wants parameters alone
-            return None, None
+            return None, None, None
         vectors, lengths = ctx.saved_tensors
-        return _DirectionsVjp.apply(vectors, lengths, gr.contiguous(), gy.contiguous(), ctx.max_ell), None
+        return _DirectionsVjp.apply(vectors, lengths, gr.contiguous(), gy.contiguous(), *ctx.rest), None, None
 
 
 class _DirectionsVjp(torch.autograd.Function):
     """By the vectors themselves the second derivative is left to plain torch: training does not ask for it."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, lengths: Tensor, gr: Tensor, gy: Tensor, max_ell: int) -> Tensor:
+    def forward(
+        ctx: Any, vectors: Tensor, lengths: Tensor, gr: Tensor, gy: Tensor, max_ell: int, backend: Backend
+    ) -> Tensor:
         ctx.save_for_backward(vectors, lengths, gr, gy)
-        ctx.max_ell = max_ell
+        ctx.rest = max_ell, backend
         out = torch.empty_like(vectors)
-        kernels.call("directions_vjp", gy.dtype, len(vectors), gy.shape[1], vectors, lengths, gr, gy, out)
+        backend.directions_vjp((vectors, lengths, gr, gy), out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
         vectors, lengths, gr, gy = ctx.saved_tensors
-        dr, dy = torch.empty_like(gr), torch.empty_like(gy)
-        kernels.call("directions_jvp", gy.dtype, len(vectors), gy.shape[1], vectors, lengths, a.contiguous(), dr, dy)
+        max_ell, backend = ctx.rest
+        dr = torch.empty_like(gr)
+        dy = torch.empty_like(gy)
+        backend.directions_jvp((vectors, lengths, a.contiguous()), dr, dy)
         dv = None
         if needed(ctx, 0):
-            dv = second_derivative(lambda v: by_torch(v, ctx.max_ell), vectors, (gr, gy), a)
-        return dv, None, dr, dy, None
+            dv = second_derivative(lambda v: by_torch(v, max_ell), vectors, (gr, gy), a)
+        return dv, None, dr, dy, None, None
 
 
 def second_derivative(
@@ -92,7 +97,8 @@ def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tenso
     one = [x, y, z]
     columns += [math.sqrt(3.0) * c for c in one]
     if max_ell >= 2:
-        x2z2, y2 = x * x + z * z, y * y
+        x2z2 = x * x + z * z
+        y2 = y * y
         two = [
             math.sqrt(3.0) * x * z,
             math.sqrt(3.0) * x * y,

@@ -1,4 +1,4 @@
-"""The compiled kernels as Python calls; where there are none the same algebra runs in plain torch.
+"""The compiled kernels as Python calls, for the C++ backend alone (``backends/cpp``).
 
 A kernel is called with tensors, which must be contiguous CPU tensors of one precision, and with the structures below,
 which mirror those of ``kernels.cpp``.
@@ -6,7 +6,6 @@ which mirror those of ``kernels.cpp``.
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch import Tensor
 from model_utils.models.fast.compiler import BuildError, build
 from model_utils.runtime import log
 
-_int, _pointer = ctypes.c_int64, ctypes.c_void_p
+_int = ctypes.c_int64
+_pointer = ctypes.c_void_p
 _suffix = {torch.float32: "f32", torch.float64: "f64"}
-_forced_plain = False
 
 
 class Edges(ctypes.Structure):
@@ -77,18 +76,14 @@ class Atoms(ctypes.Structure):
     _fields_ = (("n_atoms", _int), ("n_present", _int), ("species_ptr", _pointer))
 
 
-def available(tensor: Tensor) -> bool:
-    """Whether kernels compute with such tensors here; the first call compiles them."""
-    return not _forced_plain and tensor.device.type == "cpu" and tensor.dtype in _suffix and _library() is not None
-
-
-def wide(tensor: Tensor) -> bool:
-    """Whether kernels compute with such tensors here in vectors of 512 bits."""
-    return available(tensor) and _vector_bytes() == 64
+def computes(dtype: torch.dtype) -> bool:
+    """Whether there are kernels of this precision here; the first call compiles them."""
+    return dtype in _suffix and _library() is not None
 
 
 @cache
-def _vector_bytes() -> int:
+def vector_bytes() -> int:
+    """Width of the vectors that the kernels were compiled for, 0 where there are none."""
     library = _library()
     return 0 if library is None else int(library.vector_bytes())
 
@@ -142,19 +137,9 @@ def _keep_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
+        mmap_threshold = -3  # M_MMAP_THRESHOLD
         for limit in (2**30, 2**25):  # bytes; some versions accept no more than the second
             if mallopt(mmap_threshold, limit):
                 break
         mallopt(trim_threshold, 2**31 - 1)
-
-
-@contextlib.contextmanager
-def plain_torch() -> Iterator[None]:
-    """Compute without kernels meanwhile."""
-    global _forced_plain
-    before, _forced_plain = _forced_plain, True
-    try:
-        yield
-    finally:
-        _forced_plain = before

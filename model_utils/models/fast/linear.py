@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import backend_of
 from model_utils.models.fast.needed import needed
 from model_utils.models.fast.products import matmul, product
 
@@ -48,11 +48,15 @@ class Blocks:
 
     def pairs(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
         """Every part with its block of an input and of an output, as views ((2l + 1) n_atoms, channels)."""
-        starts, at = [], 0
+        starts = []
+        at = 0
         for order, width in enumerate(self.widths):
             starts.append(at)
             at += (2 * order + 1) * n_atoms * width
-        x, y, at, found = x.view(-1), y.view(-1), 0, []
+        x = x.view(-1)
+        y = y.view(-1)
+        at = 0
+        found = []
         for part in self.parts:
             rows = (2 * part.order + 1) * n_atoms
             start = starts[part.order]
@@ -211,10 +215,11 @@ class _SiluVjp(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, s: Tensor, g: Tensor, gain: float) -> Tensor:
         ctx.save_for_backward(z, s, g)
         ctx.gain = gain
-        if not kernels.available(z):
+        backend = backend_of(z)
+        if backend is None:
             return g * first_slope(z, s).mul_(gain)
         gz = torch.empty_like(z)
-        kernels.call("silu_vjp", z.dtype, z.numel(), gain, z, s, g, gz)
+        backend.silu_vjp(gain, (z, s, g), gz)
         return gz
 
     @staticmethod
@@ -222,11 +227,13 @@ class _SiluVjp(torch.autograd.Function):
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
         """s is a function of z, so all of the derivative goes to z."""
         z, s, g = ctx.saved_tensors
-        if not kernels.available(z):
+        backend = backend_of(z)
+        if backend is None:
             scaled = a * ctx.gain
             return scaled * g * second_slope(z, s), None, scaled * first_slope(z, s), None
-        dz, dg = torch.empty_like(z), torch.empty_like(z)
-        kernels.call("silu_vjp_vjp", z.dtype, z.numel(), ctx.gain, z, s, g, a.contiguous(), dz, dg)
+        dz = torch.empty_like(z)
+        dg = torch.empty_like(z)
+        backend.silu_vjp_vjp(ctx.gain, (z, s, g, a.contiguous()), (dz, dg))
         return dz, None, dg, None
 
 

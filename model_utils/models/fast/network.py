@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import backend_of
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import directions
 from model_utils.models.fast.graph import Graph, prepare
-from model_utils.models.fast.kernels import available
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
+from model_utils.models.fast.orders import prepared
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
 from model_utils.models.fast.products import matmul
 from model_utils.models.network import Parameters
@@ -44,13 +44,18 @@ class FastNetwork:
         self.module = module
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
-        kernels.available(next(module.parameters()))  # where they are not compiled yet, not within the first step
+        backend_of(next(module.parameters()))  # where kernels are not compiled yet, not within the first step
         self._latest: tuple[weakref.ref[Batch], Graph] | None = None
 
     @property
     def arithmetic(self) -> str:
-        """See ``network.Network.arithmetic``."""
-        return "compiled kernels" if available(next(self.module.parameters())) else "plain torch"
+        """The backend that computes, or plain torch; another one gives other last bits."""
+        backend = backend_of(next(self.module.parameters()))
+        return "plain torch" if backend is None else backend.name
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch with its orders (``orders``)."""
+        return prepared(batch)
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """Interaction energies; arguments and result as in ``network.Network.outputs``."""
@@ -68,15 +73,19 @@ class _Pass:
     """One evaluation: weights, batch and its orders, so that the layers read as formulas."""
 
     def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: Graph) -> None:
-        self.plan, self.module = network.plan, network.module
-        self.weights, self.batch, self.graph = weights, batch, graph
+        self.plan = network.plan
+        self.module = network.module
+        self.weights = weights
+        self.batch = batch
+        self.graph = graph
         everything = graph.n_present == len(self.module.get_buffer("atomic_numbers"))
         self.select: Callable[[Tensor, int], Tensor] = (
             (lambda w, axis: w) if everything else (lambda w, axis: w.index_select(axis, graph.present))
         )
 
     def energies(self, positions: Tensor, shifts: Tensor) -> Tensor:
-        graph, plan = self.graph, self.plan
+        graph = self.graph
+        plan = self.plan
         vectors = (
             positions.index_select(0, graph.pair_receiver)
             - positions.index_select(0, graph.pair_sender)
@@ -116,7 +125,8 @@ class _Pass:
         cutoff: Tensor | None,
     ) -> Tensor:
         """One interaction with its product block: (components, n_atoms, n_channels)."""
-        graph, n_atoms = self.graph, self.graph.n_atoms
+        graph = self.graph
+        n_atoms = self.graph.n_atoms
         density = None if interaction.density is None else self.density(interaction, features, cutoff)
         factor = 1.0 if density is not None else 1.0 / interaction.norm
         last = self.weights[interaction.last.name] * interaction.last.scale
@@ -157,7 +167,8 @@ class _Pass:
     def add_skip(self, y: Tensor, blocks: Blocks, h: Tensor | None, h_element: Tensor) -> Tensor:
         """y and the features that came in, mapped per element; those of the first layer are one row per element."""
         if h is None:
-            graph, part = self.graph, blocks.parts[0]
+            graph = self.graph
+            part = blocks.parts[0]
             matrices = self.weights[blocks.name].view(part.n_in, part.n_elements, part.n_out)
             matrices = self.select(matrices, 1).transpose(0, 1)
             rows = torch.bmm(h_element.unsqueeze(1), matrices).squeeze(1) * part.scale
@@ -171,7 +182,8 @@ class _Pass:
 
     def readout(self, readout: Readout, h: Tensor) -> Tensor:
         """Energies of atoms by one layer's scalars, each by its head's column; (n_atoms,), eV before scaling."""
-        x, n_heads = h[0], self.plan.n_heads
+        x = h[0]
+        n_heads = self.plan.n_heads
         for index, (blocks, bias) in enumerate(zip(readout.maps, readout.biases, strict=True)):
             part = blocks.parts[0]
             x = x @ (self.weights[blocks.name].view(part.n_in, part.n_out) * part.scale)
@@ -185,11 +197,13 @@ class _Pass:
 
     def total(self, node_energy: Tensor, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
         """Energies of structures: scaled, shifted sums over atoms and the repulsion of pairs; (n_structures,), eV."""
-        graph, batch = self.graph, self.batch
+        graph = self.graph
+        batch = self.batch
         buffers = dict(self.module.named_buffers()) if hasattr(self.module, "scale_shift") else {}
         scale, shift = (buffers.get(f"scale_shift.{name}") for name in ("scale", "shift"))
         if scale is not None and shift is not None:
-            scale, shift = torch.atleast_1d(scale), torch.atleast_1d(shift)
+            scale = torch.atleast_1d(scale)
+            shift = torch.atleast_1d(shift)
             node_energy = scale[graph.head] * node_energy + shift[graph.head]
         total = node_energy.new_zeros(batch.n_structures).index_add(0, graph.structure, node_energy)
         if self.plan.radial.repulsion is not None:

@@ -111,9 +111,11 @@ def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
     """e3nn: x ← √var_out act(x W/√(h_in var_in)), without activation x ← x W √(var_out/(h_in var_in))."""
     layers = []
     for index, layer in enumerate(net):
-        scale, gain = (layer.h_in * layer.var_in) ** -0.5, layer.var_out**0.5
+        scale = (layer.h_in * layer.var_in) ** -0.5
+        gain = layer.var_out**0.5
         if layer.act is None:
-            scale, gain = scale * gain, 1.0
+            scale = scale * gain
+            gain = 1.0
         else:
             gain *= layer.act.cst
         layers.append(Dense(name=f"{name}.layer{index}.weight", scale=float(scale), gain=float(gain)))
@@ -145,7 +147,8 @@ def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Bl
 
 def _per_element(name: str, product: Any) -> Blocks:
     """The matrices of e3nn's FullyConnectedTensorProduct with one-hot elements: (n_in, n_elements, n_out) per order."""
-    parts, offset = [], 0
+    parts = []
+    offset = 0
     for i in product.instructions:
         n_in, n_elements, n_out = i.path_shape
         order = product.irreps_in1[i.i_in1].ir.l

@@ -1,4 +1,4 @@
-"""Matrix products, twice differentiable, by the kernels where their vectors are wider than those of torch's library.
+"""Matrix products, twice differentiable, by a backend where its products are faster than those of torch's library.
 
 MKL, which torch uses, keeps to 256-bit vectors on other makers' CPUs; with 512-bit ones a product takes half the time,
 and an entry is summed in one order whatever the number of threads.
@@ -9,22 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.needed import needed
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """A B of matrices of any strides, not differentiable; ``out`` has contiguous rows."""
     out = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
-    if kernels.wide(a):
-        kernels.multiply(a, b, out)
-        return out
-    return torch.mm(a, b, out=out)
+    backend = _multiplying(a)
+    if backend is None:
+        return torch.mm(a, b, out=out)
+    backend.multiply(a, b, out)
+    return out
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """A B; with C̄ the gradient by it, Ā = C̄ Bᵀ and B̄ = Aᵀ C̄, products again."""
-    return _Matmul.apply(a, b) if kernels.wide(a) else a @ b
+    return a @ b if _multiplying(a) is None else _Matmul.apply(a, b)
+
+
+def _multiplying(tensor: Tensor) -> Backend | None:
+    """The backend whose products are to be taken before torch's."""
+    backend = backend_of(tensor)
+    return backend if backend is not None and backend.multiplies else None
 
 
 class _Matmul(torch.autograd.Function):

@@ -1,13 +1,14 @@
 """Functions of the pairs' lengths: cutoff, radial basis, the Agnesi transform, the ZBL repulsion."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast import kernels
+from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.geometry import second_derivative
 from model_utils.models.fast.needed import needed
 
@@ -25,6 +26,7 @@ class Radial:
     gaussian: bool
     agnesi: bool
     cutoff_on_basis: bool
+    constants: dict[str, float] = field(default_factory=dict)  # of the embedding, by name
 
     @classmethod
     def of(cls, module: Any) -> "Radial":
@@ -49,28 +51,41 @@ class Radial:
         Returns:
             (n_pairs, n_basis) and (n_pairs, 1) or None.
         """
-        if kernels.available(lengths) and not (self.agnesi or self.gaussian) and self.cutoff_on_basis:
-            return _Bessel.apply(lengths, self), None
+        backend = backend_of(lengths)
+        if backend is not None and not (self.agnesi or self.gaussian) and self.cutoff_on_basis:
+            return _Bessel.apply(lengths, self, backend), None
         return self.by_torch(lengths, numbers)
 
     def by_torch(self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """The same in plain torch."""
+        """Radial features of pairs in plain torch; arguments and result as of ``features``."""
         embedding = self.module
         cutoff_fn = embedding.cutoff_fn
-        cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, int(cutoff_fn.p))
+        cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, self.power)
         argument = self._agnesi(lengths, numbers) if self.agnesi and numbers is not None else lengths
         basis = self._gaussian(argument) if self.gaussian else self._bessel(argument)
         return (basis * cutoff, None) if self.cutoff_on_basis else (basis, cutoff)
 
-    def bessel_slopes(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def bessel_slopes(self, lengths: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
         """Bessel functions times the cutoff and their derivatives by the length, (n_pairs, n_basis) each."""
-        fn, cutoff_fn = self.module.bessel_fn, self.module.cutoff_fn
+        fn = self.module.bessel_fn
         frequencies = fn.bessel_weights.to(lengths.dtype).contiguous()
-        value, slope = (lengths.new_empty(len(lengths), len(frequencies)) for _ in range(2))
-        constants = int(cutoff_fn.p), float(cutoff_fn.r_max), float(fn.prefactor)
-        sizes = len(lengths), len(frequencies)
-        kernels.call("bessel", lengths.dtype, *sizes, *constants, lengths, frequencies, value, slope)
+        value = lengths.new_empty(len(lengths), len(frequencies))
+        slope = torch.empty_like(value)
+        constants = self.power, self.constant("cutoff_fn.r_max"), self.constant("bessel_fn.prefactor")
+        backend.bessel(constants, (lengths, frequencies), (value, slope))
         return value, slope
+
+    @cached_property
+    def power(self) -> int:
+        """The power of the cutoff."""
+        return int(self.constant("cutoff_fn.p"))
+
+    def constant(self, name: str) -> float:
+        """A number that a module of the embedding holds, read once: on a GPU each reading waits for the step."""
+        if name not in self.constants:
+            part, _, own = name.rpartition(".")
+            self.constants[name] = float(getattr(self.module.get_submodule(part), own))
+        return self.constants[name]
 
     def _bessel(self, r: Tensor) -> Tensor:
         """√(2/r_max) sin(nπr/r_max)/r."""
@@ -85,7 +100,9 @@ class Radial:
         """(1 + a u^q / (1 + u^(q − p)))⁻¹ with u = r/r₀, r₀ the mean covalent radius (J. Chem. Phys. 159, 044116)."""
         fn = self.module.distance_transform
         radii: Tensor = fn.covalent_radii
-        a, p, q = fn.a, fn.p, fn.q
+        a = fn.a
+        p = fn.p
+        q = fn.q
         u = r / (0.5 * (radii[numbers[0]] + radii[numbers[1]]))
         return 1.0 / (1.0 + a * u**q / (1.0 + u ** (q - p)))
 
@@ -118,16 +135,16 @@ class _Bessel(torch.autograd.Function):
     """r̄ = Σ_k ḡ_k B′_k(r), and for the adjoint a of it Δḡ_k = a B′_k(r)."""
 
     @staticmethod
-    def forward(ctx: Any, lengths: Tensor, radial: Radial) -> Tensor:
+    def forward(ctx: Any, lengths: Tensor, radial: Radial, backend: Backend) -> Tensor:
         lengths = lengths.contiguous()
-        value, slope = radial.bessel_slopes(lengths)
+        value, slope = radial.bessel_slopes(lengths, backend)
         ctx.save_for_backward(lengths, slope)
         ctx.radial = radial
         return value
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None]:
-        return _BesselVjp.apply(*ctx.saved_tensors, g, ctx.radial) if needed(ctx, 0) else None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None]:
+        return _BesselVjp.apply(*ctx.saved_tensors, g, ctx.radial) if needed(ctx, 0) else None, None, None
 
 
 class _BesselVjp(torch.autograd.Function):

@@ -1,0 +1,145 @@
+"""Where the sums of the fast step are computed: one interface, a table of backends, and the one place that chooses.
+
+The algebra (``convolution``, ``contraction``, ``first_layer`` …) states every sum with its VJP and the VJP of that, and
+has each of them in plain torch. A backend computes the same on tensors of some device, faster.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from model_utils.models.fast.backends.cpp import Cpp
+
+if TYPE_CHECKING:  # tables of the algebra, whose modules ask here for a backend
+    from model_utils.models.fast.contraction import Contraction
+    from model_utils.models.fast.convolution import Convolution
+    from model_utils.models.fast.graph import Graph
+
+
+class Backend(Protocol):
+    """Kernels of the fast step on tensors of one kind. A method fills the tensors after ``out`` and waits for nobody.
+
+    All tensors are contiguous, on one device, of one precision. Letters are those of the modules that state the sums;
+    a tensor to be filled that is None is left out. No sum may depend on the number of threads.
+    """
+
+    @property
+    def name(self) -> str:
+        """Recorded as what computes: another one gives other last bits."""
+        ...
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether its products of matrices are to be taken before torch's."""
+        ...
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether it computes with such tensors here; the first call may compile, and says in the log if it cannot."""
+        ...
+
+    def convolve(
+        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> None:
+        """A from (h, Y, w)."""
+        ...
+
+    def convolve_vjp(
+        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> None:
+        """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
+        ...
+
+    def convolve_vjp_vjp(
+        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> None:
+        """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
+        ...
+
+    def contract(
+        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> None:
+        """The contraction y from (x, T)."""
+        ...
+
+    def contract_vjp(
+        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> None:
+        """(x̄, T̄) from (x, T, ȳ)."""
+        ...
+
+    def contract_vjp_vjp(
+        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+    ) -> None:
+        """The gradients by (x, T, ȳ) from (x, T, ȳ) and the adjoint of x̄."""
+        ...
+
+    def segment_sums(
+        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+    ) -> None:
+        """S from (R, Y, None, None), or from (R, Y) and adjoints (aR, aY) S(aR, Y) + S(R, aY)."""
+        ...
+
+    def segment_sums_vjp(
+        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+    ) -> None:
+        """(R̄, Ȳ) from (R, Y, S̄)."""
+        ...
+
+    def directions(self, vectors: Tensor, lengths: Tensor, harmonics: Tensor) -> None:
+        """Lengths and spherical harmonics of vectors."""
+        ...
+
+    def directions_vjp(self, inputs: Sequence[Tensor], out: Tensor) -> None:
+        """The gradient by vectors from (vectors, lengths, gradients of lengths and of harmonics)."""
+        ...
+
+    def directions_jvp(self, inputs: Sequence[Tensor], lengths: Tensor, harmonics: Tensor) -> None:
+        """Changes of lengths and harmonics from (vectors, lengths, change of vectors)."""
+        ...
+
+    def bessel(self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """Radial functions times the cutoff, and their slopes, from (lengths, frequencies).
+
+        Args:
+            constants: power of the cutoff, r_max (Å), prefactor.
+            inputs: (n_pairs, 1), Å, and (n_basis,).
+            out: (n_pairs, n_basis) each.
+        """
+        ...
+
+    def silu_vjp(self, gain: float, inputs: Sequence[Tensor], out: Tensor) -> None:
+        """z̄ from (z, logistic function of z, ȳ)."""
+        ...
+
+    def silu_vjp_vjp(self, gain: float, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """The gradients by z and ȳ from (z, logistic function of z, ȳ, adjoint of z̄)."""
+        ...
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """A product of matrices of any strides into contiguous rows."""
+        ...
+
+
+BACKENDS: dict[str, Backend] = {"cpp": Cpp()}
+_forced_plain = False
+
+
+def backend_of(tensor: Tensor) -> Backend | None:
+    """The backend that computes with such tensors here; None: plain torch."""
+    if _forced_plain:
+        return None
+    return next((backend for backend in BACKENDS.values() if backend.takes(tensor)), None)
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Compute without kernels meanwhile."""
+    global _forced_plain
+    before = _forced_plain
+    _forced_plain = True
+    try:
+        yield
+    finally:
+        _forced_plain = before

@@ -1,0 +1,85 @@
+"""Weights into a module and out of it, whatever its family: names, shapes, precision, facts of model.json."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from model_utils.errors import VerificationError
+from model_utils.models.architecture import architecture_of
+from model_utils.models.schema import ModelDescription
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters by the module's names; those without elements have no gradient and are left out."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """An independent copy; mace's parameters of couplings that do not exist cannot be copied by deepcopy itself."""
+    fixed = {id(p): type(p)(p.detach().clone()) for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, fixed)
+
+
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a module's buffers; of a fresh one, what the description gives in its precision."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def fill_in_precision(target: nn.Module, module: nn.Module, described: Mapping[str, torch.Tensor]) -> None:
+    """Give a freshly built network of another precision the weights of a module.
+
+    Weights are rounded or widened. A buffer that holds what the description gives in the module's precision stays what
+    it gives in the new one: an E0 that is merely widened would be the number that was rounded before, not that of
+    model.json. Other buffers (a release of mace may have had another table) are cast like weights.
+
+    Args:
+        target: built from the module's description; gets its weights.
+        module: on the CPU; stays as it is.
+        described: ``buffers_of`` the module as it was freshly built, before it was filled.
+    """
+    own = target.state_dict()
+    for name, tensor in module.state_dict().items():
+        if name not in described or not torch.equal(tensor, described[name]):
+            own[name].copy_(tensor)
+
+
+def check_buffers(module: nn.Module, description: ModelDescription, where: str) -> None:
+    """Compare the buffers that repeat facts of the description with it, each cast to the buffer's precision.
+
+    Raises:
+        VerificationError: naming the field, both values and the file.
+    """
+    buffers = dict(module.named_buffers())
+    for field, name, value in architecture_of(description).repeated(description, module):
+        stored = buffers[name].detach().cpu()
+        expected = torch.tensor(value, dtype=torch.float64).to(stored.dtype)
+        if not torch.equal(stored.reshape(-1), expected.reshape(-1)):
+            raise VerificationError(
+                f"{where}: buffer {name} holds {stored.reshape(-1).tolist()[:4]} but model.json says {field} = "
+                f"{expected.reshape(-1).tolist()[:4]}; one of the two was changed after training"
+            )
+
+
+def load_tensors(
+    module: nn.Module, tensors: dict[str, torch.Tensor], description: ModelDescription, where: str
+) -> None:
+    """Put stored tensors into a built module: names and shapes must match exactly, then the buffers' facts.
+
+    Raises:
+        VerificationError: naming the first tensors that differ.
+    """
+    own = module.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in tensors]
+    faults += [f"{name} is unknown" for name in tensors if name not in own]
+    faults += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise VerificationError(f"{where}: weights do not fit model.json: {'; '.join(faults[:3])}{more}")
+    module.load_state_dict(tensors)
+    check_buffers(module, description, where)

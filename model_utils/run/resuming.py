@@ -27,6 +27,7 @@ MAY_CHANGE = {
     *("config", "debug", "resume", "overwrite", "dry_run", "input_json", "data_format"),
     *("output_checkpoint", "output_model", "export_mace_model", "tensorboard"),
     *("xyz_train", "xyz_val", "xyz_test", "lmdb_train", "lmdb_val", "lmdb_test", "sources"),
+    *("train_file", "valid_file", "test_file"),
     *("max_dropped", "max_neighbors", "verify"),
     *("epochs", "max_steps", "patience", "time_limit"),
     *("checkpoint_every_steps", "checkpoint_every_minutes", "log_every_steps"),

@@ -24,6 +24,11 @@ Ratio = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=
 Decay = Annotated[float, Parameter(converter=finite_number, validator=Number(gt=0, lt=1))]
 
 
+Role = Literal["train", "val", "test"]
+FORMAT_FLAGS = ("xyz", "lmdb")  # formats with flags of their own, as --xyz_train
+GENERAL_FLAGS: dict[Role, str] = {"train": "train_file", "val": "valid_file", "test": "test_file"}  # of any format
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """What every command takes."""
@@ -100,10 +105,10 @@ class SourceOptions:
 
     path: Path
     """The file."""
-    role: Literal["train", "val", "test"] = "train"
+    role: Role = "train"
     """What it is for."""
-    format: Literal["xyz", "lmdb"] | None = None
-    """xyz or lmdb; by the file's ending unless given."""
+    format: str | None = None
+    """xyz, lmdb, hdf5, ase or one that a plug-in adds; by ending or content unless given."""
     head: str | None = None
     """Head of the model for structures that name none."""
     weight: NonNegative = 1.0
@@ -124,14 +129,21 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.ratio is not None and self.role != "train":
             raise InputError(f"ratio of {self.path}: only files to train on have one; leave it out")
+        _check_format_name(self.format, f"format of {self.path}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDataOptions(LabelOptions, FilterOptions):
     """Training, validation and test data."""
 
-    data_format: Literal["xyz", "lmdb"] | None = None
-    """Format of the data; follows from the flags that name files unless given."""
+    data_format: str | None = None
+    """Format of the data: xyz, lmdb, hdf5, ase or one that a plug-in adds; follows from the flags that name files, or from these, unless given."""
+    train_file: tuple[Path, ...] = ()
+    """Data of any format to train on, known by ending or content: extended XYZ, LMDBs, HDF5 of mace_prepare_data, files of ASE (.traj, .db), outputs of VASP (OUTCAR, vasprun.xml), Quantum Espresso, CP2K, FHI-aims; files, folders of them, patterns with * ? [ ]."""
+    valid_file: tuple[Path, ...] = ()
+    """The same to validate on."""
+    test_file: tuple[Path, ...] = ()
+    """The same to test the best model on at the end."""
     xyz_train: tuple[Path, ...] = ()
     """Extended-XYZ files to train on."""
     xyz_val: tuple[Path, ...] = ()
@@ -160,6 +172,15 @@ class TrainDataOptions(LabelOptions, FilterOptions):
     """The same for validation and test metrics."""
     allow_missing_labels: bool = False
     """Take structures that lack a label whose loss weight is not 0; each counts in the terms it has labels for, and the numbers are printed."""
+
+    def files(self, role: Role) -> tuple[SourceOptions, ...]:
+        """The files of one role, whichever flag or list names them; nobody else knows the flags' names."""
+        general = GENERAL_FLAGS[role]
+        flags = [*((name, f"{name}_{role}") for name in FORMAT_FLAGS), (self.data_format, general)]
+        named = [
+            SourceOptions(path=path, role=role, format=name) for name, flag in flags for path in getattr(self, flag)
+        ]
+        return (*named, *(source for source in self.sources if source.role == role))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +375,7 @@ class FinetuneOptions(TrustOptions, TrainingOptions):
     copy_head: str | None = None
     """Head of the source that --add_head or a new --replay_head copies; its first unless given."""
     replay: Path | None = None
-    """Extended-XYZ file or LMDBs of what the source was trained on, replayed beside the new data so that fine-tuning does not forget. Labels have the usual names; the YAML's list of sources says everything else."""
+    """Data, of any format, of what the source was trained on, replayed beside the new data so that fine-tuning does not forget. Labels have the usual names; the YAML's list of sources says everything else."""
     replay_ratio: Ratio = 1.0
     """Replayed structures in an epoch for each one of the new data."""
     replay_weight: NonNegative = 1.0
@@ -375,7 +396,8 @@ class FinetuneOptions(TrustOptions, TrainingOptions):
         for name in ("add_head", "copy_head", "replay_head"):
             if getattr(self, name) == "":
                 raise InputError(f"--{name} is empty; give the head's name, or leave the flag out")
-        if self.replay is not None and self.replay_labels == "file" and self.replay in self.xyz_train + self.lmdb_train:
+        trained_on = [source.path for source in self.files("train")]
+        if self.replay is not None and self.replay_labels == "file" and self.replay in trained_on:
             raise InputError(
                 f"--replay {self.replay} is what the run trains on already; name data that the source was trained on, "
                 "or let it label them anew with --replay_labels source"
@@ -427,6 +449,12 @@ class ResumeOptions(CommonOptions):
     """Where the validation data are now."""
     lmdb_test: tuple[Path, ...] = ()
     """Test data; they may be others."""
+    train_file: tuple[Path, ...] = ()
+    """Where the training data are now; they must be the same."""
+    valid_file: tuple[Path, ...] = ()
+    """Where the validation data are now."""
+    test_file: tuple[Path, ...] = ()
+    """Test data; they may be others."""
     max_neighbors: Count | None = None
     """As in training."""
     device: str | None = None
@@ -459,8 +487,10 @@ class EvaluateOptions(TrustOptions, LabelOptions, FilterOptions, BatchOptions, D
     """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors; which was used is printed."""
     input_json: Path | None = None
     """A model.json that the one inside the weights file must equal; needed where the file holds none (mace's training checkpoint)."""
-    data_format: Literal["xyz", "lmdb"] | None = None
-    """Format of the data; follows from the flag that names the files unless given."""
+    data_format: str | None = None
+    """Format of the data: xyz, lmdb, hdf5, ase or one that a plug-in adds; follows from the flag that names the files, or from these, unless given."""
+    data: tuple[Path, ...] = ()
+    """Data of any format, known by ending or content, as --train_file takes them: files, folders of them, patterns with * ? [ ]. Structures without labels (cif, POSCAR) are predicted and not compared."""
     xyz_path: tuple[Path, ...] = ()
     """Extended-XYZ files."""
     lmdb_path: tuple[Path, ...] = ()
@@ -489,9 +519,14 @@ class EvaluateOptions(TrustOptions, LabelOptions, FilterOptions, BatchOptions, D
     """Replace an output file that is already there."""
 
     def __post_init__(self) -> None:
-        if bool(self.xyz_path) == bool(self.lmdb_path):
-            raise InputError("name the data with either --xyz_path or --lmdb_path")
+        if sum(map(bool, (self.data, self.xyz_path, self.lmdb_path))) != 1:
+            raise InputError("name the data with either --xyz_path or --lmdb_path, or with --data alone")
         _check_format(self.data_format, xyz=self.xyz_path, lmdb=self.lmdb_path)
+
+    def files(self) -> tuple[tuple[str | None, Path], ...]:
+        """The files, each with its format where that is given."""
+        flags = [*((name, f"{name}_path") for name in FORMAT_FLAGS), (self.data_format, "data")]
+        return tuple((name, path) for name, flag in flags for path in getattr(self, flag))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -549,7 +584,7 @@ class MetadataInitOptions(MetadataOptions):
     @property
     def has_data(self) -> bool:
         """Whether there is anything to measure."""
-        return bool(self.xyz_train or self.lmdb_train or self.xyz_val or self.lmdb_val or self.sources)
+        return bool(self.files("train") or self.files("val") or self.sources)
 
     def _check_data(self) -> None:
         if self.has_data:
@@ -592,7 +627,7 @@ class PackOptions(LabelOptions, FilterOptions, CommonOptions):
     """Pack data into shards of compact arrays with checksums, split without leaks."""
 
     input: tuple[Path, ...]
-    """What to pack: extended-XYZ files, LMDBs, directories or patterns of shards, packed data."""
+    """What to pack: data of any format, known by ending or content: extended-XYZ files, LMDBs, directories or patterns of shards, packed data, HDF5 of mace_prepare_data, files of ASE, outputs of VASP, Quantum Espresso, CP2K, FHI-aims."""
     output_dir: Path
     """A new folder; with --split it gets one folder for each part. Repeated after a kill, the command goes on."""
     rows_per_shard: Count = 20000
@@ -712,15 +747,17 @@ FIXED_IN_A_RUN = {
 
 
 def _check_data(options: TrainDataOptions) -> None:
-    xyz = options.xyz_train + options.xyz_val + options.xyz_test
-    lmdb = options.lmdb_train + options.lmdb_val + options.lmdb_test
-    _check_format(options.data_format, xyz=xyz, lmdb=lmdb)
+    of_flags = {
+        name: tuple(path for role in GENERAL_FLAGS for path in getattr(options, f"{name}_{role}"))
+        for name in FORMAT_FLAGS
+    }
+    _check_format(options.data_format, **of_flags)
     _check_names(options)
-    if not (options.xyz_train or options.lmdb_train or any(s.role == "train" for s in options.sources)):
-        raise InputError("no training data: name them with --xyz_train or --lmdb_train")
-    if not (
-        options.xyz_train or options.lmdb_train or any(s.role == "train" and s.ratio is None for s in options.sources)
-    ):
+    train = options.files("train")
+    if not train:
+        flags = " or ".join(f"--{name}_train" for name in FORMAT_FLAGS)
+        raise InputError(f"no training data: name them with {flags}, or with --train_file")
+    if all(source.ratio is not None for source in train):
         raise InputError("every source has a ratio, and none is what they relate to; leave it out of one of them")
 
 
@@ -730,7 +767,20 @@ def _check_names(options: LabelOptions) -> None:
             raise InputError(f"--{name} is empty; give the label's name, or leave the flag out")
 
 
+def _check_format_name(name: str | None, where: str) -> None:
+    """Raise InputError where a format is named that there is not."""
+    if name is None:
+        return
+    from dataloader.formats import format_named  # which imports readers; --help does without them
+
+    try:
+        format_named(name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def _check_format(data_format: str | None, **paths: tuple[Path, ...]) -> None:
+    _check_format_name(data_format, "--data_format")
     for name, given in paths.items():
         if given and data_format is not None and data_format != name:
             raise InputError(

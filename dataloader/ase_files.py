@@ -19,6 +19,7 @@ from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.record import RawRecord, periodic_with_a_volume
 
 LOOKED_AT = 64 * 2**10  # bytes at the beginning of a file; job scripts print before the program does
+DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # what damaged numbers and names raise
 WHAT = "a file of ASE, VASP, Quantum Espresso, CP2K or FHI-aims"
 
 
@@ -91,7 +92,7 @@ KINDS: dict[str, Kind] = {
             what="an output of FHI-aims",
             takes=lambda path, beginning: b"Invoking FHI-aims" in beginning,
             records=outputs.aims_output,
-            note="eV, Å; the energy is the one without the entropy; forces are those of the free energy",
+            note="eV, Å; the energy is the electronic free energy, to which forces belong",
         ),
         Kind(
             name="cp2k-output",
@@ -183,9 +184,16 @@ def raw_frames(path: Path) -> Iterator[RawFrame]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; expected {kind.what}") from None
     except (LabelError, RowError) as error:
-        raise InputError(f"cannot read {path} behind frame {number}: {error}; expected {kind.what}") from None
+        raise InputError(f"cannot read {path}{_after(number)}: {error}; expected {kind.what}") from None
+    except DAMAGED as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise InputError(f"cannot read {path}{_after(number)}: damaged ({reason}); expected {kind.what}") from None
     if number < 0:
         raise InputError(f"{path} holds no structure with results; expected {kind.what} with at least one")
+
+
+def _after(number: int) -> str:
+    return f" after frame {number}" if number >= 0 else ""
 
 
 def _require_readable(path: Path) -> None:

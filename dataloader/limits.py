@@ -46,5 +46,6 @@ HDF5_VALUES = 3 * XYZ_ATOMS
 
 # Files of ASE. A folder or a pattern names 10⁵ runs; a .traj or .db states sizes that are compared with its own.
 ASE_TEXT_BYTES = 4 * 2**30  # of an output that is read as text; those of long molecular dynamics have 1 GB
+ASE_HEADER_BYTES = 16 * 2**20  # at the beginning of an output, with the number of atoms
 ASE_STRUCTURE_BYTES = 64 * 2**20  # of a file with one structure: cif, POSCAR
 ASE_JSON_BYTES = 64 * 2**20  # of an item of a .traj, of an entry of a .db

@@ -7,6 +7,7 @@ but structures. What it raises on a damaged file becomes one sentence, and a fil
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +19,12 @@ from ase.constraints import FixAtoms, FixCartesian
 from numpy.typing import NDArray
 
 from dataloader import input_files
-from dataloader.limits import ASE_STRUCTURE_BYTES, ASE_TEXT_BYTES
+from dataloader.limits import ASE_HEADER_BYTES, ASE_STRUCTURE_BYTES, ASE_TEXT_BYTES
 from dataloader.record import RawRecord, RecordError
 
 _EMPTY_READS = 1000  # at the end of a file, after which a reader is taken to wait for what never comes
 _LABELS = ("energy", "free_energy", "forces", "stress", "dipole")
 NOWHERE = "/dev/null/"  # a folder that cannot be: readers that look for a further file beside theirs find none
-HELD_ELSEWHERE = "held atoms are those of CONTCAR or POSCAR beside"
 
 
 class _Text(io.TextIOWrapper):
@@ -49,6 +49,9 @@ class _Text(io.TextIOWrapper):
                 raise RecordError("it ends too early")
         return line
 
+
+_OUTCAR_ATOMS = re.compile(rb"ions per type =([\d ]+)")
+_AIMS_ATOMS = re.compile(rb"\| Number of atoms +: *(\d+)")
 
 Parse = Callable[[Any], Any]  # of a text: one structure, or several
 
@@ -119,6 +122,7 @@ def vasp_outcar(path: Path) -> Iterator[RawRecord]:
     from ase.io.vasp import iread_vasp_out
 
     held: NDArray[np.bool_] | None = None
+    _refuse_more_atoms_than_bytes(path, _OUTCAR_ATOMS)
     for number, atoms in enumerate(frames(path, lambda text: iread_vasp_out(text, index=slice(None)))):
         if number == 0:
             held = _held_beside(path, len(atoms))
@@ -135,6 +139,16 @@ def _held_beside(path: Path, n_atoms: int) -> NDArray[np.bool_] | None:
             beside = next(frames(place, _poscar, most=ASE_STRUCTURE_BYTES))
             return held_by(beside) if len(beside) == n_atoms else None
     return None
+
+
+def _refuse_more_atoms_than_bytes(path: Path, stated: re.Pattern[bytes]) -> None:
+    """Raise RecordError where a file states more atoms than it can hold: readers take memory for as many as it says."""
+    with input_files.opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        for match in stated.finditer(file.read(ASE_HEADER_BYTES)):
+            words = match[1].split()
+            if sum(int(word[:18]) for word in words) > size or any(len(word) > 18 for word in words):
+                raise RecordError(f"it states {match[1].decode().strip()[:60]} atoms and has {size} bytes")
 
 
 def vasp_xml(path: Path) -> Iterator[RawRecord]:
@@ -157,6 +171,7 @@ def aims_output(path: Path) -> Iterator[RawRecord]:
     """Every structure of an output of FHI-aims; one that did not converge is refused."""
     from ase.io.aims import read_aims_output
 
+    _refuse_more_atoms_than_bytes(path, _AIMS_ATOMS)
     for atoms in frames(path, lambda text: read_aims_output(text, index=slice(None))):
         yield record_of(atoms)
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class LmdbSource:
         self.files = [LmdbFile(shard) for shard in self.shards]
         self._edges: dict[float, NDArray[Any]] = {}
         self._ends = np.cumsum([len(index) for index in self.indexes])
-        self.census = Census(path=path, first_names=self._first_names)
+        self.census = Census(path=path, first_names=partial(_names_of_first, self.files))
         for shard, index in enumerate(self.indexes):
             for reason, (count, offenders) in index.faults.items():
                 self._count(self.census.dropped, reason, count, [self._shown_key(shard, key) for key in offenders])
@@ -230,15 +231,6 @@ class LmdbSource:
             f"--allow_missing_labels, or raise --max_dropped {max_dropped:g}"
         )
 
-    def _first_names(self) -> tuple[str, ...]:
-        """Names in the first record that can be read."""
-        for file in self.files:
-            for key in file.sample_keys()[:SHOWN_OFFENDERS]:
-                with contextlib.suppress(RowError):
-                    record, _ = record_of(file.get(key))
-                    return tuple(sorted(str(name) for name, value in record.items() if value is not None))[:40]
-        return ()
-
     def __len__(self) -> int:
         return len(self.n_atoms)
 
@@ -315,6 +307,16 @@ class LmdbSource:
     def content(self) -> bytes:
         """What tells these data from others."""
         return b"".join(f"{index.identity}{len(index)}".encode() for index in self.indexes)
+
+
+def _names_of_first(files: Sequence[LmdbFile]) -> tuple[str, ...]:
+    """Names in the first record that can be read."""
+    for file in files:
+        for key in file.sample_keys()[:SHOWN_OFFENDERS]:
+            with contextlib.suppress(RowError):
+                record, _ = record_of(file.get(key))
+                return tuple(sorted(str(name) for name, value in record.items() if value is not None))[:40]
+    return ()
 
 
 def _opened(spec: SourceSpec, wanted: Wanted) -> LmdbSource:

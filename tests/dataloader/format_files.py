@@ -18,7 +18,7 @@ h5py = pytest.importorskip("h5py")
 QE = create_units("2006")
 CP2K = create_units("2018")
 BOX = 8.0
-STRESS = np.array([0.01, 0.02, 0.03, 0.004, 0.005, 0.006])  # eV/Å³, in ASE's order xx, yy, zz, yz, xz, xy
+STRESS = np.array([0.001, 0.002, 0.003, 0.0004, 0.0005, 0.0006])  # eV/Å³, in ASE's order xx, yy, zz, yz, xz, xy
 Frames = Sequence[Atoms]
 
 

@@ -84,7 +84,7 @@ def main() -> int:
                 assert np.array_equal(ours, theirs), (i, name, layout)
                 compared += 1
             assert np.array_equal(source.structure(i).positions, expected[f"{i}/pos"])
-    print(f"torch_geometric {version}: {ROWS} rows, {compared} values equal; layouts {dict(source.layouts)}")
+    print(f"torch_geometric {version}: {ROWS} rows, {compared} values equal; layouts {dict(source.census.layouts)}")
     return 0
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from dataloader import progress
 from dataloader.batch import Batch, ModelFacts, collate
+from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.neighbors import MAX_NEIGHBORS, Graph, GraphFault, build_graph
 from dataloader.packing import Share, epoch_order
-from dataloader.sources import Source
 from dataloader.structure import Structure, symbols
 
 CACHED_EDGES = 20_000_000  # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
@@ -187,7 +187,7 @@ class Dataset:
 
     def shares(self) -> tuple[NDArray[np.int64], list[Share]]:
         """The structures of which an epoch has all, and for every source with a ratio how many it takes of it."""
-        ratios = [getattr(source, "ratio", None) for source in self.sources]
+        ratios = [source.ratio for source in self.sources]
         has_ratio = np.array([ratio is not None for ratio in ratios], dtype=bool)[self.places[:, 0]]
         own, shares = np.nonzero(~has_ratio)[0], []
         for s, ratio in enumerate(ratios):
@@ -251,7 +251,7 @@ def sample(dataset: Dataset, n: int, seed: int) -> Dataset:
     Raises:
         InputError: there are fewer.
     """
-    whole = [source.in_memory or getattr(source, "ratio", None) is not None for source in dataset.sources]
+    whole = [source.in_memory or source.ratio is not None for source in dataset.sources]
     kept = np.array(whole, dtype=bool)[dataset.places[:, 0]]
     rows = np.nonzero(~kept)[0]
     if n > len(rows):

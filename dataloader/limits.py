@@ -40,3 +40,12 @@ LMDB_ENTRY_BYTES = 8
 ROW_UNFOLDING = 400
 ROW_SPARE_BYTES = 4 * 2**20
 ARRAY_AXES = 4  # in a file of arrays; ours have two
+
+# HDF5: a data set may be compressed to nothing, and its size is what its header says. The forces of 10⁷ atoms.
+HDF5_VALUES = 3 * XYZ_ATOMS
+
+# Files of ASE. A folder or a pattern names 10⁵ runs; a .traj or .db states sizes that are compared with its own.
+ASE_TEXT_BYTES = 4 * 2**30  # of an output that is read as text; those of long molecular dynamics have 1 GB
+ASE_HEADER_BYTES = 16 * 2**20  # at the beginning of an output, with the number of atoms
+ASE_STRUCTURE_BYTES = 64 * 2**20  # of a file with one structure: cif, POSCAR
+ASE_JSON_BYTES = 64 * 2**20  # of an item of a .traj, of an entry of a .db

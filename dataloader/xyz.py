@@ -1,120 +1,53 @@
 """Read extended-XYZ files into structures, frame by frame, with every refusal naming file and frame."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from dataloader import input_files
-from dataloader.batch import FeatureSpec
+from dataloader.data_file import SourceSpec
 from dataloader.errors import InputError
-from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds, key_flag
+from dataloader.in_memory import Frame, RawFrame, judged, kept_format
+from dataloader.labels import LabelError, LabelKeys, LabelNeeds
 from dataloader.limits import XYZ_ATOMS, XYZ_COMMENT_BYTES, XYZ_LINE_BYTES
 from dataloader.progress import Progress
-from dataloader.quantities import QUANTITIES, Quantity
-from dataloader.record import Keep, Reading, periodic_with_a_lattice, read_record
-from dataloader.structure import Structure, geometry_fault, weight_fault
 from dataloader.xyz_text import parse_frame
 
-NOT_LABELS = {"numbers", "positions", "pos", "species", "z", "config_type", "head", "fixed", "lattice", "pbc"}
+ENDINGS = (".xyz", ".extxyz")
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # at the beginning of a text
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK")
 LATIN = "a comment that is not UTF-8 was read as Latin-1"
 
 
-@dataclass
-class XyzFile:
-    """The frames of one file: those to train on, the isolated atoms that give E0s, and what is to be said of them."""
-
-    path: Path
-    structures: list[Structure] = field(default_factory=list)
-    isolated_atoms: list[Structure] = field(default_factory=list)
-    label_names: Counter[LabelNames] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    named: Counter[str] = field(default_factory=Counter)  # frames that name a charge, a spin
-    first_names: tuple[str, ...] = ()  # of the first frame
-
-    def count(self, frame: "XyzFrame", needs: LabelNeeds) -> None:
-        """Take the names of one frame, and what is to be said of it."""
-        self.notes.update(frame.notes(needs))
-        if frame.structure.is_isolated_atom:
-            return
-        self.first_names = self.first_names or frame.entries
-        self.label_names[frame.reading.names] += 1
-        self.named["charge"] += frame.structure.charge is not None
-        self.named["spin"] += frame.structure.spin is not None
-
-
-class XyzFrame(NamedTuple):
-    """One frame, and what is to be known of how it was read."""
-
-    reading: Reading
-    entries: tuple[str, ...]  # names in the frame
-
-    @property
-    def structure(self) -> Structure:
-        """The structure."""
-        return self.reading.structure
-
-    def notes(self, needs: LabelNeeds) -> tuple[str, ...]:
-        """What is to be said of the frame; a label that cannot be used is said where it is not looked at."""
-        passed_over = [
-            f"{reason.split(' (')[0]}: taken as absent, since the {quantity} is not looked at"
-            for quantity, reason in self.reading.faults
-            if not needs.judges(quantity)
-        ]
-        return (*self.reading.notes, *passed_over)
-
-
-def read_xyz(
-    path: Path,
-    keys: LabelKeys,
-    needs: LabelNeeds,
-    features: Sequence[FeatureSpec] = (),
-    keep: Keep = (),
-) -> XyzFile:
-    """All frames of one extended-XYZ file; arguments and errors are those of ``stream_xyz``."""
-    file = XyzFile(path)
-    for frame in stream_xyz(path, keys, needs, features, keep):
-        file.count(frame, needs)
-        structures = file.isolated_atoms if frame.structure.is_isolated_atom else file.structures
-        structures.append(frame.structure)
-    return file
-
-
-def stream_xyz(
-    path: Path,
-    keys: LabelKeys,
-    needs: LabelNeeds,
-    features: Sequence[FeatureSpec] = (),
-    keep: Keep = (),
-) -> Iterator[XyzFrame]:
-    """The frames of one extended-XYZ file, one after another.
+def stream_xyz(path: Path, keys: LabelKeys, needs: LabelNeeds) -> Iterator[Frame]:
+    """The frames of one extended-XYZ file as structures, one after another, isolated atoms among them.
 
     Args:
         path: the file; always parsed as extended XYZ, whatever its name.
         keys: label names given by the user.
         needs: labels that must be there, and those whose values must be usable.
-        features: embedding inputs that each frame must carry.
-        keep: names of further entries to keep with each structure.
 
     Raises:
         InputError: the file cannot be read, or a frame is faulty; an xyz file is small enough to be mended, so the
             first fault stops the run (in LMDBs faulty records are dropped and counted instead).
+    """
+    return judged(raw_frames(path), SourceSpec(path=path, format=XYZ.name, keys=keys), needs)
+
+
+def raw_frames(path: Path) -> Iterator[RawFrame]:
+    """The frames of one extended-XYZ file, one after another, as names and values.
+
+    Raises:
+        InputError: the file cannot be read, or a frame is not written as extended XYZ.
     """
     frame = -1
     for frame, (text, notes) in enumerate(_frames(path)):
         where = f"{path} frame {frame}"
         try:
             raw = parse_frame(text[1], text[2:])
-            reading = read_record(raw, f"{path.name}#{frame}", keys, features, keep, periodic_with_a_lattice)
         except LabelError as error:
             raise InputError(f"{where}: {error}") from None
-        columns = raw.columns or {}
-        entries = tuple(name for name in (*raw.values, *columns) if name.casefold() not in NOT_LABELS)
-        _refuse(reading, keys, needs, entries, where)
-        yield XyzFrame(reading._replace(notes=(*reading.notes, *notes)), entries)
+        yield RawFrame(raw, f"{path.name}#{frame}", where, notes)
     if frame < 0:
         raise InputError(f"{path} holds no frames; expected an extended-XYZ file with at least one")
 
@@ -207,36 +140,10 @@ def _decoded(lines: Sequence[bytes], where: str) -> tuple[list[str], tuple[str, 
     return texts, (LATIN,)
 
 
-def _refuse(reading: Reading, keys: LabelKeys, needs: LabelNeeds, entries: Sequence[str], where: str) -> None:
-    structure = reading.structure
-    fault = geometry_fault(structure) or weight_fault(structure)
-    if fault:
-        raise InputError(f"{where}: {fault}")
-    for name_of_quantity, reason in reading.faults:
-        if needs.judges(name_of_quantity):
-            raise InputError(f"{where}: {reason}")
-    for quantity, name in zip(QUANTITIES.values(), reading.names, strict=True):
-        if quantity.name not in needs.required or _may_be_absent(structure, quantity):
-            continue
-        if quantity.name not in structure.labels:
-            raise InputError(f"{where}: {_missing(quantity.name, name, keys, entries)}")
-
-
-def _may_be_absent(structure: Structure, quantity: Quantity) -> bool:
-    """An isolated atom gives a reference energy and nothing else; without a volume there is no stress."""
-    if structure.is_isolated_atom and not quantity.of_isolated_atoms:
-        return True
-    return quantity.needs_volume and not structure.periodic
-
-
-def _missing(quantity: str, name: str | None, keys: LabelKeys, entries: Sequence[str]) -> str:
-    if name is not None and "NaN" in name:
-        return (
-            f"{quantity} is NaN, which says that it is not known; leave the frame out, or give --allow_missing_labels"
-        )
-    looked = keys.of(quantity) or "the usual names"
-    has = ", ".join(sorted(entries)) or "nothing"
-    return (
-        f"{quantity} missing (looked for {looked}; the frame has: {has}); name it with {key_flag(quantity)}, give its "
-        "loss the weight 0, or take partly labelled data with --allow_missing_labels"
-    )
+XYZ = kept_format(
+    name="xyz",
+    what="an extended-XYZ file",
+    takes=lambda path: path.suffix in ENDINGS,
+    frames=raw_frames,
+    endings=ENDINGS,
+)

@@ -304,9 +304,7 @@ def test_the_last_config_wins_like_any_flag(place: Path) -> None:
 # Flags
 
 MACES_FLAGS = {
-    "train_file": "--xyz_train",
-    "valid_file": "--xyz_val",
-    "test_file": "--xyz_test",
+    "test_dir": "--test_file with the folder",
     "max_num_epochs": "--epochs",
     "default_dtype": "--dtype",
     "foundation_model": "finetune.py --input_model",
@@ -357,7 +355,7 @@ FLAGS: dict[str, Any] = {
     "a place without a name": (("--output_checkpoint", ""), "--output_checkpoint is empty"),
     "a model without a name": (("--output_model=",), "--output_model is empty"),
     "a duration": (("--time_limit", "soon"), "--time_limit", "'soon'"),
-    "a format": (("--data_format", "hdf5"), "--data_format", '"xyz", "lmdb"'),
+    "a format": (("--data_format", "hdf"), "--data_format", "did you mean hdf5?", "xyz, lmdb, hdf5, ase"),
     "format and files": (("--data_format", "lmdb"), "--data_format lmdb", "t.xyz", "drop one of the two"),
     "resume and overwrite": (("--resume", "auto", "--overwrite"), "--resume and --overwrite contradict"),
     "half a stage two": (("--start_stage_two", 3), "--start_stage_two", "add --stage_two or drop it"),
@@ -456,8 +454,10 @@ def test_data_that_are_absent(flag: str, place: Path, refused: Refused) -> None:
 
 
 def test_directories_and_texts_in_place_of_data(place: Path, refused: Refused) -> None:
+    (place / "none").mkdir()
     with untouched(place, new=("run/train.log",)):
-        refused(train_mace.main, training(place, "--xyz_val", place), str(place), "Is a directory", "extended-XYZ")
+        words = ("without a file to read", "extended-XYZ", "by a pattern")
+        refused(train_mace.main, training(place, "--xyz_val", place / "none"), str(place / "none"), *words)
     shutil.rmtree(place / "run")
     with untouched(place, new=("run/train.log",)):
         refused(train_mace.main, training(place, "--lmdb_val", place), str(place), "a directory without a data.mdb")

@@ -15,7 +15,7 @@ from dataloader.batch import collate
 from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
-from dataloader.xyz import read_xyz
+from dataloader.xyz import stream_xyz
 from model_utils import finetune, model_loader
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
@@ -43,7 +43,7 @@ def two_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def structures(folder: Path, head: str) -> list[Structure]:
     write(folder / "s.xyz", waters(3), format="extxyz")
-    found = read_xyz(folder / "s.xyz", LabelKeys(), TO_TRAIN).structures
+    found = [frame.structure for frame in stream_xyz(folder / "s.xyz", LabelKeys(), TO_TRAIN)]
     return [dataclasses.replace(structure, head=head) for structure in found]
 
 

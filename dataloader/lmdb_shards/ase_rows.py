@@ -19,7 +19,7 @@ MAX_BYTES = 64 * 2**20  # of a row, packed or unpacked
 _MAX_ITEMS = 2**21  # values of a row; each costs up to 64 bytes once parsed. 10⁴ atoms have 10⁵
 _MAX_NDIM = 4
 _MAX_DEPTH = 32
-_DTYPES = {
+DTYPES = {
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 }
@@ -51,7 +51,7 @@ def loads(data: bytes) -> dict[str, object]:
             record.update(part)
     record.update(row)  # what ASE itself reads; mace's writer leaves results of other rows in `data` beside it
     if record.get("fixed") is None:
-        record["fixed"] = _held(record)
+        record["fixed"] = held_components(record)
     return record
 
 
@@ -83,7 +83,15 @@ def plain(data: bytes) -> object:
     Raises:
         RowError: whatever is wrong.
     """
-    text = _unpacked(data)
+    return from_json(_unpacked(data))
+
+
+def from_json(text: bytes) -> object:
+    """A JSON value as ASE writes it, with ``__ndarray__`` as arrays; nothing else becomes an object.
+
+    Raises:
+        RowError: whatever is wrong.
+    """
     items = text.count(b",") + text.count(b"[") + text.count(b"{")
     if items > _MAX_ITEMS:
         raise RowError(f"row holds too many values ({items}, at most {_MAX_ITEMS})")
@@ -142,7 +150,7 @@ def _array(stored: object) -> NDArray[np.generic]:
             pass
         case _:
             raise RowError("__ndarray__ is not [shape, dtype, values]")
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise RowError(f"__ndarray__ of dtype {_printable(dtype)} is not allowed")
     if len(shape) > _MAX_NDIM or not all(type(n) is int and 0 <= n <= _MAX_ITEMS for n in shape):
         raise RowError(f"__ndarray__ has no shape of at most {_MAX_NDIM} numbers")
@@ -155,7 +163,7 @@ def _array(stored: object) -> NDArray[np.generic]:
         return values.astype(dtype).reshape(shape)
 
 
-def _held(record: Mapping[str, object]) -> NDArray[np.bool_] | None:
+def held_components(record: Mapping[str, object]) -> NDArray[np.bool_] | None:
     """Which components of which atoms were held, (n_atoms, 3), by FixAtoms and FixCartesian; None where none was."""
     constraints = record.get("constraints")
     numbers = record.get("numbers")

@@ -2,20 +2,24 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloader import progress
 from dataloader.batch import FeatureSpec
+from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
 from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters
-from dataloader.labels import LabelError, LabelKeys, LabelNames, LabelNeeds
+from dataloader.labels import LabelError, LabelKeys, LabelNeeds
 from dataloader.lmdb_shards import row_facts as index_bits
 from dataloader.lmdb_shards.kept_edges import edge_counts
-from dataloader.lmdb_shards.lmdb_file import LmdbFile, shards_of
+from dataloader.lmdb_shards.lmdb_file import SHARD_ENDINGS, LmdbFile, shards_of
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, record_of, unreadable
 from dataloader.lmdb_shards.lookup import Elements, Lookup
@@ -27,21 +31,14 @@ from dataloader.quantities import QUANTITIES
 from dataloader.record import EVERYTHING, Keep
 from dataloader.structure import Structure
 
-SHOWN_OFFENDERS, SHOWN_REASONS = index_bits.SHOWN_OFFENDERS, 5
-
-
-class ShardRecords(NamedTuple):
-    """Some records of one shard."""
-
-    shard: Path
-    keys: tuple[str, ...]
-    rows: tuple[int, ...]  # places among all keys of the shard, in numerical order
+SHOWN_OFFENDERS = index_bits.SHOWN_OFFENDERS
 
 
 class LmdbSource:
     """The usable records of one LMDB or of a directory, pattern or manifest of shards."""
 
     in_memory = False
+    ratio: float | None = None
 
     def __init__(
         self,
@@ -65,12 +62,10 @@ class LmdbSource:
         self.files = [LmdbFile(shard) for shard in self.shards]
         self._edges: dict[float, NDArray[Any]] = {}
         self._ends = np.cumsum([len(index) for index in self.indexes])
-        self.dropped: Counter[str] = Counter()  # faulty
-        self.left_out: Counter[str] = Counter()  # by choice
-        self.offenders: dict[str, list[str]] = {}
+        self.census = Census(path=path, first_names=partial(_names_of_first, self.files))
         for shard, index in enumerate(self.indexes):
             for reason, (count, offenders) in index.faults.items():
-                self._count(self.dropped, reason, count, [self._shown_key(shard, key) for key in offenders])
+                self._count(self.census.dropped, reason, count, [self._shown_key(shard, key) for key in offenders])
         self._collect_names()
         self._choose(needs, filters)
         self._refuse_too_many_drops(max_dropped, needs)
@@ -78,24 +73,18 @@ class LmdbSource:
 
     def _collect_names(self) -> None:
         """Counts and values by row, laid end to end over the shards."""
-        self.label_names: Counter[LabelNames] = Counter()
-        self.notes: Counter[str] = Counter()
-        self.named: Counter[str] = Counter()  # records that name a charge, a spin
-        self.pbc_rules: Counter[str] = Counter()
-        self.layouts: Counter[str] = Counter()
+        census = self.census
         for index in self.indexes:
             for names, count in index.header["names"]:
-                self.label_names[tuple(names)] += count
-            self.pbc_rules.update(index.header["pbc_rules"])
-            self.layouts.update(index.header["layouts"])
-            self.notes.update(index.header["notes"])
-            self.named.update(index.header["named"])
-        self.warnings = [
-            f"{index.path.name}: {text}" for index in self.indexes for text in index.header.get("warnings", ())
-        ]
+                census.label_names[tuple(names)] += count
+            census.pbc_rules.update(index.header["pbc_rules"])
+            census.layouts.update(index.header["layouts"])
+            census.notes.update(index.header["notes"])
+            census.named.update(index.header["named"])
+            census.warnings += [f"{index.path.name}: {text}" for text in index.header.get("warnings", ())]
         for shard in self.shards:
             for place in outdated(shard):
-                self.warnings.append(f"{place} was made by an earlier version and is not used any more: remove it")
+                census.warnings.append(f"{place} was made by an earlier version and is not used any more: remove it")
 
     def _choose(self, needs: LabelNeeds, filters: Filters) -> None:
         """Rows that are used; why the others are not."""
@@ -116,7 +105,7 @@ class LmdbSource:
             filters,
             self.recipe.features,
             usable=lambda: usable,
-            drop=lambda has, reason: self._drop(usable, has, reason, self.left_out),
+            drop=lambda has, reason: self._drop(usable, has, reason, self.census.left_out),
             where=self._place,
             path=self.path,
         )
@@ -138,9 +127,11 @@ class LmdbSource:
             concerned[rows] = True
             concerned &= True if QUANTITIES[faulty].of_isolated_atoms else ~isolated
             if faulty in needs.required or (needs.judges(faulty) and not unknown):
-                self._drop(usable, concerned, reason, self.dropped)
+                self._drop(usable, concerned, reason, self.census.dropped)
             elif not unknown:
-                self.notes[f"{reason}: taken as absent, since the {faulty} is not looked at"] += int(concerned.sum())
+                self.census.notes[f"{reason}: taken as absent, since the {faulty} is not looked at"] += int(
+                    concerned.sum()
+                )
         for quantity in QUANTITIES.values():
             if quantity.name not in needs.required:
                 continue
@@ -149,7 +140,7 @@ class LmdbSource:
                 absent &= ~isolated
             if quantity.needs_volume:
                 absent &= labels & index_bits.PERIODIC > 0
-            self._drop(usable, absent, f"{quantity.name} missing", self.dropped)
+            self._drop(usable, absent, f"{quantity.name} missing", self.census.dropped)
 
     def _unusable_labels(self) -> dict[tuple[str, str], NDArray[np.int64]]:
         """Rows whose label of a quantity gives no number, by quantity and reason."""
@@ -203,67 +194,42 @@ class LmdbSource:
 
     def _count(self, into: Counter[str], reason: str, count: int, offenders: list[str]) -> None:
         into[reason] += count
-        self.offenders[reason] = [*self.offenders.get(reason, []), *offenders][:SHOWN_OFFENDERS]
+        shown = self.census.offenders.get(reason, [])
+        self.census.offenders[reason] = [*shown, *offenders][:SHOWN_OFFENDERS]
 
     def _shown_key(self, shard: int, key: str | int) -> str:
         text = key if isinstance(key, str) else self.indexes[shard].key(key).decode()
         return text if len(self.shards) == 1 else f"{self.shards[shard].name}:{text}"
 
     def _refuse_too_many_drops(self, max_dropped: float, needs: LabelNeeds) -> None:
-        dropped = self.dropped.total()
+        census = self.census
+        dropped = census.dropped.total()
         total = sum(index.n_records for index in self.indexes)
         if total == 0:
             raise InputError(f"{self.path} holds no samples (keys 0, 1, 2 …)")
-        useless = not len(self) and not self.left_out and not len(self._isolated)
+        useless = not len(self) and not census.left_out and not len(self._isolated)
         if dropped <= max_dropped * total and not useless:
             return
         relaxed = sum(index.header["is2re"] for index in self.indexes)
-        missing = self.dropped["forces missing"] + self.dropped["energy missing"]
+        missing = census.dropped["forces missing"] + census.dropped["energy missing"]
         if needs.required and relaxed and missing >= relaxed:
             raise InputError(
                 f"{self.path}: {relaxed} of {total} records are IS2RE rows (y_relaxed, pos_relaxed) without energy "
-                f"and forces of the positions they hold ({self.drop_report()}); take an S2EF set"
+                f"and forces of the positions they hold ({census.drop_report()}); take an S2EF set"
             )
-        if any(NO_LAYOUT in reason for reason in self.dropped):
+        if any(NO_LAYOUT in reason for reason in census.dropped):
             raise InputError(
-                f"{self.path}: {dropped} of {total} records cannot be read ({self.drop_report()}); "
-                f"{unreadable(self.path, self.dropped)}"
+                f"{self.path}: {dropped} of {total} records cannot be read ({census.drop_report()}); "
+                f"{unreadable(self.path, census.dropped)}"
             )
         has = ""
-        if any(reason.endswith(" missing") for reason in self.dropped):
-            has = f"; the first record has: {', '.join(self.first_names) or 'nothing'}"
+        if any(reason.endswith(" missing") for reason in census.dropped):
+            has = f"; the first record has: {', '.join(census.first_names()) or 'nothing'}"
         raise InputError(
-            f"{self.path}: {dropped} of {total} records cannot be used ({self.drop_report()}){has}; mend them, name "
+            f"{self.path}: {dropped} of {total} records cannot be used ({census.drop_report()}){has}; mend them, name "
             "the labels with --energy_key/--forces_key, give a loss the weight 0, take partly labelled data with "
             f"--allow_missing_labels, or raise --max_dropped {max_dropped:g}"
         )
-
-    @property
-    def first_names(self) -> tuple[str, ...]:
-        """Names in the first record that can be read."""
-        for file in self.files:
-            for key in file.sample_keys()[:SHOWN_OFFENDERS]:
-                with contextlib.suppress(RowError):
-                    record, _ = record_of(file.get(key))
-                    return tuple(sorted(str(name) for name, value in record.items() if value is not None))[:40]
-        return ()
-
-    def drop_report(self) -> str:
-        """Reasons with counts and the first keys: ``3 × forces missing (keys 7, 12, 19)``."""
-        return self._report(self.dropped)
-
-    def left_out_report(self) -> str:
-        """The same of what was left out by choice."""
-        return self._report(self.left_out)
-
-    def _report(self, counts: Mapping[str, int]) -> str:
-        ordered = sorted(counts.items(), key=lambda item: -item[1])
-        shown = [
-            f"{count} × {reason} (key{'s' if count > 1 else ''} {', '.join(self.offenders[reason])})"
-            for reason, count in ordered[:SHOWN_REASONS]
-        ]
-        more = len(ordered) - len(shown)
-        return "; ".join([*shown, f"and {more} other reasons"] if more else shown)
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -341,3 +307,56 @@ class LmdbSource:
     def content(self) -> bytes:
         """What tells these data from others."""
         return b"".join(f"{index.identity}{len(index)}".encode() for index in self.indexes)
+
+
+def _names_of_first(files: Sequence[LmdbFile]) -> tuple[str, ...]:
+    """Names in the first record that can be read."""
+    for file in files:
+        for key in file.sample_keys()[:SHOWN_OFFENDERS]:
+            with contextlib.suppress(RowError):
+                record, _ = record_of(file.get(key))
+                return tuple(sorted(str(name) for name, value in record.items() if value is not None))[:40]
+    return ()
+
+
+def _opened(spec: SourceSpec, wanted: Wanted) -> LmdbSource:
+    return LmdbSource(
+        spec.path,
+        spec.keys,
+        needs=wanted.needs,
+        max_dropped=wanted.max_dropped,
+        features=wanted.features,
+        filters=wanted.filters,
+        keep=spec.keep,
+    )
+
+
+def _streamed(spec: SourceSpec, wanted: Wanted) -> Streamed:
+    source = _opened(spec, wanted)
+    rows = np.arange(len(source)) if wanted.elements is None else np.nonzero(source.elements.within(wanted.elements))[0]
+    shown = progress.over(rows, "statistics", len(rows))
+    return Streamed(source.census, chain(source.isolated_atoms, (source.structure(int(row)) for row in shown)))
+
+
+def _takes(path: Path) -> bool:
+    """Whether a name is that of an LMDB, of a directory of shards, or of a packed data set."""
+    if path.suffix in SHARD_ENDINGS or packed_manifest.is_name(path.name):
+        return True
+    if not path.is_dir():
+        return False
+    if (path / "data.mdb").exists() or (path / packed_manifest.NAME).exists():
+        return True
+    try:
+        return any(entry.suffix in SHARD_ENDINGS for entry in path.iterdir())
+    except OSError:
+        return True  # which then says why it cannot be listed
+
+
+LMDB = Format(
+    name="lmdb",
+    what="an LMDB",
+    takes=_takes,
+    opened=_opened,
+    streamed=_streamed,
+    endings=SHARD_ENDINGS,
+)

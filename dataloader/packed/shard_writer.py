@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files, parallel, plain_json
+from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.limits import JSON_BYTES
 from dataloader.lmdb_shards import array_file, packed_rows
@@ -25,7 +26,6 @@ from dataloader.packed import packed_manifest
 from dataloader.packed.duplicates import components, fingerprint, hashed
 from dataloader.packed.splitting import Assignment, assign
 from dataloader.progress import Progress
-from dataloader.sources import Source
 from dataloader.structure import Structure
 from dataloader.work_folder import LOCK, LOOK_EVERY, TRIES, Overtaken, WorkFolder, holder, overtaken, own_name, take
 

@@ -31,7 +31,7 @@ from model_utils.models.network import Network, predict
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
 from model_utils.runtime import DTYPES, log
 from model_utils.settings import cli
-from model_utils.settings.options import FinetuneOptions, SourceOptions, TrainOptions
+from model_utils.settings.options import GENERAL_FLAGS, FinetuneOptions, SourceOptions, TrainOptions
 
 COMPARED = 32  # structures
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative
@@ -151,8 +151,7 @@ def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
         return
     own = {real(path) for path in (*outputs.of_another_run(), *outputs.model_jsons, outputs.replay)}
     source = [options.input_model, sidecar(options.input_model), options.input_json]
-    given = options.data
-    data = [*given.xyz_train, *given.xyz_val, *given.xyz_test, *(item.path for item in given.sources)]
+    data = [source.path for role in GENERAL_FLAGS for source in options.data.files(role)]
     for path in [*source, options.replay, *data]:
         if path is not None and path.exists() and real(path) in own:
             what = "the source" if path in source else "read"

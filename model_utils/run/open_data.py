@@ -5,33 +5,31 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Literal
 
 import torch
 from ase.data import atomic_numbers as number_of_symbol
 
 from dataloader import atomic_energies
 from dataloader.batch import ModelFacts
+from dataloader.data_file import Census, Source, SourceSpec
 from dataloader.dataset import Dataset, sample, split
 from dataloader.errors import InputError
 from dataloader.filters import Filters
+from dataloader.formats import format_of
 from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds, key_flag, name_of
-from dataloader.lmdb_shards.lmdb_file import SHARD_ENDINGS
-from dataloader.packed import packed_manifest
 from dataloader.quantities import QUANTITIES, STRESS
 from dataloader.record import EVERYTHING, Keep
-from dataloader.sources import DataFormat, Source, SourceSpec, open_sources
+from dataloader.sources import open_sources
 from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (
     DataOptions,
     EvaluateOptions,
     FilterOptions,
+    Role,
     TrainingOptions,
 )
 
-Role = Literal["train", "val", "test"]
 USUAL = "auto"  # of a source's label: the usual names, whatever the run's own key
 
 
@@ -96,7 +94,7 @@ def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dty
         raise InputError("no structure is left to train on; look at the files and at --elements")
     stress_key = options.labels.stress_key
     wants_stress = stress_key or training.loss.stress_weight > 0
-    names = [name_of(STRESS.name, names) for source in train.sources for names in source.label_names]
+    names = [name_of(STRESS.name, names) for source in train.sources for names in source.census.label_names]
     if wants_stress and stress_key != NOT_READ and all(name is None or "absent" in name for name in names):
         looked = stress_key or "the usual names"
         raise InputError(
@@ -129,11 +127,12 @@ def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dty
 
 def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dtype) -> Dataset:
     """Open and check the structures to evaluate; labels may be absent."""
-    data_format: DataFormat = "xyz" if options.xyz_path else "lmdb"
     keys = terms.label_keys(options.labels)
-    paths = options.xyz_path or options.lmdb_path
     keep: Keep = EVERYTHING if options.output_xyz is not None else ()
-    specs = [SourceSpec(path=path, format=data_format, keys=keys, head=options.head, keep=keep) for path in paths]
+    specs = [
+        SourceSpec(path=path, format=name or format_of(path), keys=keys, head=options.head, keep=keep)
+        for name, path in options.files()
+    ]
     sources = open_sources(
         specs,
         needs=TO_EVALUATE,
@@ -152,7 +151,7 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
     describe("evaluate", found)
     if len(found) == 0:
         raise InputError("no structure is left to evaluate; look at the files and at --elements")
-    if not any(is_labelled(names) for source in sources for names in source.label_names):
+    if not any(is_labelled(names) for source in sources for names in source.census.label_names):
         _say_nothing_is_compared(options, sources)
     return found
 
@@ -168,9 +167,10 @@ def _say_nothing_is_compared(options: EvaluateOptions, sources: Sequence[Source]
     Raises:
         InputError: they lie in LMDBs and no predictions are to be written: nothing would come of it.
     """
-    there = next((names for source in sources if (names := source.first_names)), ())
+    there = next((names for source in sources if (names := source.census.first_names())), ())
     has = f"the first has: {', '.join(there) or 'nothing'}"
-    if options.lmdb_path and options.output_xyz is None and options.output_table is None:
+    large = any(not source.in_memory for source in sources)
+    if large and options.output_xyz is None and options.output_table is None:
         raise InputError(
             f"no record of {', '.join(str(source.path) for source in sources)} has an energy, forces or a stress "
             f"({has}): there is nothing to compare with; name the labels with --energy_key, --forces_key, or write "
@@ -182,14 +182,11 @@ def _say_nothing_is_compared(options: EvaluateOptions, sources: Sequence[Source]
 def specs_of(options: DataOptions, role: Role) -> list[SourceSpec]:
     """The files of one role, from the flags and from the YAML's list of sources."""
     keys = terms.label_keys(options.labels)
-    specs: list[SourceSpec] = []
-    formats: tuple[DataFormat, ...] = ("xyz", "lmdb")
-    for data_format in formats:
-        paths: Sequence[Path] = getattr(options, f"{data_format}_{role}")
-        specs += [SourceSpec(path=path, format=data_format, keys=keys, head=options.head) for path in paths]
-    for source in options.sources:
-        if source.role == role:
-            own = LabelKeys(
+    return [
+        SourceSpec(
+            path=source.path,
+            format=source.format or format_of(source.path),
+            keys=LabelKeys(
                 energy=_own_name(source.energy_key, keys.energy),
                 forces=_own_name(source.forces_key, keys.forces),
                 stress=_own_name(source.stress_key, keys.stress),
@@ -197,28 +194,17 @@ def specs_of(options: DataOptions, role: Role) -> list[SourceSpec]:
                 spin=_own_name(source.spin_key, keys.spin),
                 others=keys.others,
                 free_energy=keys.free_energy and source.energy_key != USUAL,
-            )
-            specs.append(
-                SourceSpec(
-                    path=source.path,
-                    format=source.format or format_of(source.path),
-                    keys=own,
-                    head=source.head or options.head,
-                    weight=source.weight,
-                    ratio=source.ratio,
-                )
-            )
-    return specs
+            ),
+            head=source.head or options.head,
+            weight=source.weight,
+            ratio=source.ratio,
+        )
+        for source in options.files(role)
+    ]
 
 
 def _own_name(given: str | None, otherwise: str | None) -> str | None:
     return None if given == USUAL else given or otherwise
-
-
-def format_of(path: Path) -> DataFormat:
-    """xyz or lmdb, by the name."""
-    is_lmdb = path.suffix in SHARD_ENDINGS or packed_manifest.is_name(path.name) or path.is_dir()
-    return "lmdb" if is_lmdb or any(character in str(path) for character in "*?[") else "xyz"
 
 
 def label_needs(options: TrainingOptions) -> LabelNeeds:
@@ -310,36 +296,50 @@ def compare_energies(data: Dataset, remedy: str) -> None:
             log.warning(f"warning: {text}", head, atomic_energies.shown(low), remedy)
 
 
+def _label_texts(census: Census) -> str:
+    """Which quantities were found under which names, with counts where records differ."""
+    names: Counter[str] = Counter()
+    for names_of_record, count in census.label_names.items():
+        labels = [f"{quantity} from {name}" for quantity, name in zip(QUANTITIES, names_of_record, strict=True) if name]
+        names[", ".join(labels) or "no labels"] += count
+    return "; ".join(f"{text}{f' ({n})' if len(names) > 1 else ''}" for text, n in names.items())
+
+
+def describe_source(source: Source, isolated: str = "are left out") -> None:
+    """Log what a source says of its records beside their number.
+
+    Args:
+        source: an opened one.
+        isolated: what becomes of its isolated atoms.
+    """
+    census = source.census
+    for layout, count in census.layouts.items():
+        log.info("  layout %s: %d records", layout, count)
+    for rule, count in census.pbc_rules.items():
+        log.info("  pbc %s: %d records", rule, count)
+    if source.isolated_atoms:
+        log.info("  %d IsolatedAtom frame(s) %s", len(source.isolated_atoms), isolated)
+    if census.dropped:
+        log.warning("  dropped %d: %s", census.dropped.total(), census.drop_report())
+    if census.left_out:
+        log.info("  left out %d: %s", census.left_out.total(), census.left_out_report())
+    for text in census.warnings:
+        log.warning("  %s", text)
+
+
 def describe(role: str, dataset: Dataset) -> None:
     """Log what a data set holds: counts, label names, rules that were applied, what was left out and why."""
     for source in dataset.sources:
-        names: Counter[str] = Counter()
-        for names_of_record, count in source.label_names.items():
-            found = [
-                f"{quantity} from {name}" for quantity, name in zip(QUANTITIES, names_of_record, strict=True) if name
-            ]
-            names[", ".join(found) or "no labels"] += count
-        labels = "; ".join(f"{text}{f' ({n})' if len(names) > 1 else ''}" for text, n in names.items())
+        labels = _label_texts(source.census)
         log.info("%s: %s: %d structures, %d atoms; %s", role, source.path, len(source), source.n_atoms.sum(), labels)
-        for layout, count in getattr(source, "layouts", {}).items():
-            log.info("  layout %s: %d records", layout, count)
-        for rule, count in getattr(source, "pbc_rules", {}).items():
-            log.info("  pbc %s: %d records", rule, count)
-        if source.isolated_atoms:
-            log.info("  %d IsolatedAtom frame(s) are left out", len(source.isolated_atoms))
-        if source.dropped:
-            log.warning("  dropped %d: %s", source.dropped.total(), source.drop_report())  # type: ignore[attr-defined]
-        if source.left_out:
-            log.info("  left out %d: %s", source.left_out.total(), source.left_out_report())  # type: ignore[attr-defined]
-        for text in getattr(source, "warnings", ()):
-            log.warning("  %s", text)
+        describe_source(source)
     own, shares = dataset.shares()
     for share in shares:
         path = dataset.sources[int(dataset.places[share.rows[0], 0])].path
         log.info("  an epoch takes %d of the %d of %s beside %d others", share.taken, len(share.rows), path, len(own))
     for reason, count in dataset.left_out.items():
         log.info("  %d structures left out: %s", count, reason)
-        for text, count in source.notes.items():
+        for text, count in source.census.notes.items():
             log.info("  %s: %d structures", text, count)
     if dataset.free_atoms_only and any(
         dataset.sources[s].structure(int(i)).free_atoms is not None for s, i in dataset.places[:1]

@@ -12,11 +12,13 @@ from ase import Atoms
 from ase.io import write as write_ase
 
 from dataloader.batch import Batch
+from dataloader.data_file import SourceSpec
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
+from dataloader.formats import format_of
 from dataloader.frames import LABEL, bare_atoms, put
 from dataloader.labels import TO_PREDICT
-from dataloader.sources import SourceSpec, open_sources
+from dataloader.sources import open_sources
 from losses import Loss, Prediction
 from model_utils import model_loader, runtime
 from model_utils.files import durable
@@ -124,7 +126,7 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
 def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype: torch.dtype) -> Dataset:
     assert options.replay is not None
     facts = source.description.facts()
-    spec = SourceSpec(path=options.replay, format=open_data.format_of(options.replay), head=head)
+    spec = SourceSpec(path=options.replay, format=format_of(options.replay), head=head)
     sources = open_sources(
         [spec],
         needs=TO_PREDICT,

@@ -3,10 +3,7 @@
 IN_MODEL_JSON = "the network is described in model.json"
 
 OURS = {
-    "train_file": "use --xyz_train (or --lmdb_train)",
-    "valid_file": "use --xyz_val (or --lmdb_val)",
-    "test_file": "use --xyz_test (or --lmdb_test)",
-    "test_dir": "use --xyz_test with all its files",
+    "test_dir": "use --test_file with the folder",
     "max_num_epochs": "use --epochs",
     "default_dtype": "use --dtype",
     "eval_interval": "use --validate_every",
@@ -116,6 +113,7 @@ OTHERS = frozenset(
         *("pseudolabel_replay", "pseudolabel_replay_compute_stress", "pt_train_file", "pt_valid_file"),
         *("quadrupole_feature_corrections", "real_pt_data_ratio_threshold", "return_electrostatic_potentials"),
         *("scheduler", "scheduler_patience", "seed", "skip_evaluate_heads", "stress_key", "stress_weight"),
+        *("train_file", "valid_file", "test_file"),
         *("subselect_pt", "swa_dipole_weight", "swa_polarizability_weight", "swa_virials_weight", "valid_fraction"),
         *("wandb_dir", "wandb_log_hypers", "weight_decay", "weight_pt_head"),
     )

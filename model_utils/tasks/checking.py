@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from dataloader import parallel
 from dataloader.data_check import energies, labels, looking, references, repeats, scales, work
 from dataloader.data_check.looking import Finding, Looked, Set
+from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.progress import Progress
-from dataloader.sources import Source, open_sources
+from dataloader.sources import open_sources
 from dataloader.structure import Structure
 from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.run.open_data import Role, filters_of, specs_of
+from model_utils.run.open_data import filters_of, specs_of
 from model_utils.runtime import log, start_log
-from model_utils.settings.options import CheckOptions
+from model_utils.settings.options import CheckOptions, Role
 
 ROWS_AT_ONCE = 1000
 PAIRED = 600  # structures that are compared with one another
@@ -84,8 +85,9 @@ def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding
         except InputError as error:
             findings.append(Finding(level="error", check="reading", text=str(error), data=name))
             continue
-        if source.dropped:
-            text = f"{source.path}: {source.dropped.total()} records cannot be used: {source.drop_report()}"  # type: ignore[attr-defined]
+        dropped = source.census.dropped
+        if dropped:
+            text = f"{source.path}: {dropped.total()} records cannot be used: {source.census.drop_report()}"
             findings.append(Finding(level="error", check="reading", text=text, data=name))
         opened.append(source)
     return opened

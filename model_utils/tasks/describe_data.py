@@ -11,10 +11,11 @@ import numpy as np
 
 from dataloader import plain_json, progress
 from dataloader.atomic_energies import impossible, shown
+from dataloader.data_file import Census, Source
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.packing import epoch_order
-from dataloader.sources import Census, Source, open_sources, stream
+from dataloader.sources import open_sources, stream
 from dataloader.statistics import DataSums, HeadSums, collect, reference_energies, scale_and_shift
 from dataloader.structure import Structure, symbols
 from model_utils.files import durable
@@ -167,7 +168,7 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     if options.data.valid_fraction > 0:  # which are set aside depends on how many there are
         sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=options.data.filters.max_dropped, filters=filters)
         for source in sources:
-            _say_notes(source)
+            _say_notes(source.census)
         structures = _kept(sources, options)
     else:
         structures = stream(

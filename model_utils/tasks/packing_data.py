@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from dataloader import input_files
+from dataloader.data_file import SourceSpec
 from dataloader.errors import InputError
+from dataloader.formats import format_of
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
 from dataloader.packed import packed_manifest, shard_writer
 from dataloader.packed.shard_writer import Recipe
 from dataloader.packed.splitting import parse_shares
-from dataloader.sources import SourceSpec, open_sources
-from model_utils.run.open_data import filters_of, format_of
+from dataloader.sources import open_sources
+from model_utils.run.open_data import describe_source, filters_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.options import PackOptions
@@ -53,12 +55,9 @@ def pack(options: PackOptions) -> None:
     )
     for source in sources:
         log.info("%s: %d structures, %d atoms", source.path, len(source), source.n_atoms.sum())
-        if source.isolated_atoms:
-            log.info("  %d IsolatedAtom frame(s) are not packed: give them to metadata.py", len(source.isolated_atoms))
-        if source.dropped:
-            log.warning("  dropped %d: %s", source.dropped.total(), source.drop_report())  # type: ignore[attr-defined]
-        if source.left_out:
-            log.info("  left out %d: %s", source.left_out.total(), source.left_out_report())  # type: ignore[attr-defined]
+        describe_source(source, "are not packed: give them to metadata.py")
+        for text, count in source.census.notes.items():
+            log.info("  %s: %d structures", text, count)
     try:
         shard_writer.pack(sources, options.output_dir, recipe, log.info)
     except OSError as error:

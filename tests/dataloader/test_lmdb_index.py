@@ -323,7 +323,7 @@ def test_a_file_of_the_form_without_digests_is_named_and_not_believed(path: Path
     before = b"mace-pretrain arrays 1\n" + len(text).to_bytes(8, "little") + text
     old = place.with_name(f"{path.name}.0123abcd.index")
     old.write_bytes(before + bytes(-len(before) % 64) + content[-(-head // 64) * 64 :])
-    assert source(path).warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]
+    assert source(path).census.warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]
     contents = array_file.look(old)
     assert contents.arrays["n_atoms"].tolist() == array_file.look(place).arrays["n_atoms"].tolist()
     with pytest.raises(array_file.Damaged, match="has no digests"):
@@ -429,14 +429,14 @@ def test_what_is_left_out_is_counted_by_reason_with_the_first_keys(tmp_path: Pat
     rows[b"9"] = pickle.dumps([1])
     rows[b"12"] = dict_row(frames[12], forces=np.full((3, 3), 99.0))
     found = source(put(tmp_path / "a.lmdb", rows), max_dropped=0.1, max_atoms=3, max_force=50.0)
-    assert dict(found.dropped) == {
+    assert dict(found.census.dropped) == {
         "energy is NaN": 1,
         "record is a list, expected a torch_geometric Data or a dict": 1,
         "forces missing": 1,
     }
-    assert dict(found.left_out) == {"more than 3 atoms": 18, "a force above 50 eV/Å": 1}
-    assert "1 × forces missing (key 3)" in found.drop_report()
-    assert "18 × more than 3 atoms (keys 1, 5, 7)" in found.left_out_report()
+    assert dict(found.census.left_out) == {"more than 3 atoms": 18, "a force above 50 eV/Å": 1}
+    assert "1 × forces missing (key 3)" in found.census.drop_report()
+    assert "18 × more than 3 atoms (keys 1, 5, 7)" in found.census.left_out_report()
     assert len(found) == 40 - 3 - 19
 
 
@@ -468,4 +468,4 @@ def test_an_index_of_an_earlier_version_is_named_and_not_used(path: Path) -> Non
     place.unlink()
     again = source(path)
     assert again.n_atoms.tolist() == first.n_atoms.tolist()
-    assert again.warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]
+    assert again.census.warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]

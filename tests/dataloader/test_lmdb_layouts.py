@@ -42,7 +42,7 @@ def refused(path: Path, **options: Any) -> str:
 def test_an_aselmdb_of_mptrj_equals_the_frames_it_was_made_of(shared_data: Path, tmp_path: Path) -> None:
     frames = read(shared_data / "mptrj/mptrj-random-1k.xyz", ":200")
     found = source(write_ase(tmp_path / "mptrj.aselmdb", frames))
-    assert found.layouts == {ASE: 200}
+    assert found.census.layouts == {ASE: 200}
     for i, atoms in enumerate(frames):
         s = found.structure(i)
         assert found.identifier(i) == f"mptrj.aselmdb key {i + 1}"
@@ -63,13 +63,13 @@ def test_what_ase_has_deleted_is_not_read(tmp_path: Path) -> None:
     database.close()
     found = source(path)
     assert [found.identifier(i) for i in range(len(found))] == [f"a.aselmdb key {i}" for i in (1, 3, 4, 6)]
-    assert not found.warnings
+    assert not found.census.warnings
 
 
 def test_lips_equals_a_trusting_reading(shared_data: Path) -> None:
     path = shared_data / "lips/data.lmdb"
     found = source(path)
-    assert found.layouts == {DICTS: 200}
+    assert found.census.layouts == {DICTS: 200}
     with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment, environment.begin() as reading:
         rows = {i: pickle.loads(reading.get(str(i).encode())) for i in (0, 57, 199)}
     for i, theirs in rows.items():
@@ -81,8 +81,8 @@ def test_lips_equals_a_trusting_reading(shared_data: Path) -> None:
 
 def test_oc20_is_named_with_its_version_of_torch_geometric(shared_data: Path) -> None:
     found = source(shared_data / "oc20/s2ef_val_20_data.lmdb")
-    assert found.layouts == {PYG_1: 20}
-    assert found.pbc_rules == {"not stored; torch_geometric rows are periodic in three directions": 20}
+    assert found.census.layouts == {PYG_1: 20}
+    assert found.census.pbc_rules == {"not stored; torch_geometric rows are periodic in three directions": 20}
 
 
 # ---- several shards
@@ -97,7 +97,7 @@ def test_a_directory_a_pattern_and_both_kinds_of_lmdb(tmp_path: Path) -> None:
     for path in (folder, folder / "*lmdb"):
         found = source(path)
         assert [found.identifier(i) for i in range(len(found))] == names
-        assert found.layouts == {ASE: 2, DICTS: 3}
+        assert found.census.layouts == {ASE: 2, DICTS: 3}
         assert found.structure(2).energy == labelled(3)[0].calc.results["energy"]
     assert "matches no file" in refused(folder / "*.nothing")
 
@@ -116,7 +116,7 @@ def test_charge_and_spin_are_kept_and_refused_where_the_model_cannot_use_them(tm
     assert "--drop_charged" in text
     dropping = source(path, filters=Filters(charges="drop"))
     assert [dropping.identifier(i) for i in range(len(dropping))] == ["omol.aselmdb key 1", "omol.aselmdb key 3"]
-    assert "a charge for which the model has no input (key 2)" in dropping.left_out_report()
+    assert "a charge for which the model has no input (key 2)" in dropping.census.left_out_report()
     spin = FeatureSpec(name="total_spin", per_atom=False, classes=(1, 5))
     using = source(path, features=(CHARGE, spin))
     assert [float(using.structure(i).features["total_charge"]) for i in range(4)] == [0, -1, 0, 0]
@@ -129,7 +129,7 @@ def test_isolated_atoms_of_an_lmdb_give_reference_energies(tmp_path: Path) -> No
     found = source(put(tmp_path / "a.lmdb", rows))
     assert len(found) == 3
     assert [(s.energy, s.atomic_numbers.tolist()) for s in found.isolated_atoms] == [(-430.5, [8])]
-    assert not found.dropped
+    assert not found.census.dropped
 
 
 def test_atoms_held_by_ase_are_not_free(tmp_path: Path) -> None:

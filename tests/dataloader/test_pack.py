@@ -65,7 +65,7 @@ def test_packed_records_equal_their_source(shared_data: Path, tmp_path: Path, ru
         "--input", *inputs, tmp_path / "mptrj.xyz", "--output_dir", tmp_path / "p", "--rows_per_shard", 50, "--r_max", 4
     )
     packed = source(tmp_path / "p")
-    assert packed.layouts == {PACKED: 280}
+    assert packed.census.layouts == {PACKED: 280}
     originals = [s.structure(i) for s in map(source, inputs) for i in range(len(s))]
     for i, theirs in enumerate(originals):
         ours = packed.structure(i)

@@ -237,7 +237,7 @@ def test_stated_units_are_converted_and_said(write: Write, tmp_path: Path) -> No
     structure = source.structure(0)
     assert structure.energy == pytest.approx(good["energy"], rel=1e-9)
     assert structure.forces == pytest.approx(good["forces"], rel=1e-9)
-    said = " ".join(source.notes)
+    said = " ".join(source.census.notes)
     assert "energy converted to eV: × 27.2113862 (energy_unit hartree)" in said
     assert "forces converted to eV/Å: × 51.42206" in said
 
@@ -246,7 +246,7 @@ def test_stated_units_are_converted_and_said(write: Write, tmp_path: Path) -> No
 def test_units_that_are_ours_are_taken_without_a_word(write: Write, tmp_path: Path) -> None:
     source = one(write, tmp_path, energy_unit="eV", forces_unit="eV/Ang", units="metal")
     assert source.structure(0).energy == record()["energy"]
-    assert not source.notes
+    assert not source.census.notes
 
 
 @EACH
@@ -306,7 +306,7 @@ def test_rows_of_one_length_with_other_units_are_not_taken_for_one_another(write
     source = opened(write(tmp_path / "some.lmdb", rows))
     factors = [source.structure(i).energy / (-17.0 - i) for i in range(40)]  # type: ignore[operator]
     assert factors == pytest.approx([1.0, HARTREE / 2] * 20, rel=1e-7)
-    assert [source.notes[note] for note in source.notes if note.startswith("energy")] == [20]
+    assert [source.census.notes[note] for note in source.census.notes if note.startswith("energy")] == [20]
 
 
 # Keys that are there twice.
@@ -363,7 +363,7 @@ def test_rows_of_maces_own_writer_are_read(tmp_path: Path) -> None:
     boxed = {"cell": (9.0 * np.eye(3)).tolist(), "pbc": [True] * 3}
     path = write_rows(tmp_path / "some.lmdb", [zlib.compress(json.dumps(row | boxed | {"data": data}).encode())])
     source = opened(path)
-    assert list(source.label_names) == [("REF_energy", "REF_forces", "REF_stress")]
+    assert list(source.census.label_names) == [("REF_energy", "REF_forces", "REF_stress")]
 
 
 # Charge and spin.
@@ -382,7 +382,7 @@ def test_charge_and_spin_have_one_set_of_names(
         opened(path)
     dropping = open_with(path, LabelKeys(), filters=Filters(charges="drop"))
     assert len(dropping) == 1
-    assert dropping.left_out.total() == 1
+    assert dropping.census.left_out.total() == 1
     ignoring = open_with(path, LabelKeys(charge="none", spin="none"))
     assert len(ignoring) == 2
     using = open_with(path, LabelKeys(), filters=Filters(charges="keep"))
@@ -471,7 +471,7 @@ def test_an_atom_that_is_held_in_part_is_free_and_that_is_said(write: Write, tmp
     mask = np.array([[False, False, False], [True, True, False], [True, True, True]])
     source = one(write, tmp_path, move_mask=mask)
     assert source.structure(0).free_atoms.tolist() == [False, True, True]  # type: ignore[union-attr]
-    assert dict(source.notes) == {"atoms that were held in some directions only count as free": 1}
+    assert dict(source.census.notes) == {"atoms that were held in some directions only count as free": 1}
 
 
 @EACH
@@ -490,8 +490,8 @@ NO_STRESS = [np.full(9, np.nan), np.full(6, np.nan), np.full((3, 3), np.nan)]
 def test_a_stress_of_nan_is_absent(stress: np.ndarray, write: Write, tmp_path: Path) -> None:
     source = one(write, tmp_path, stress=stress)
     assert source.structure(0).stress is None
-    assert list(source.label_names) == [("energy", "forces", "stress (absent: NaN)")]
-    assert not source.dropped
+    assert list(source.census.label_names) == [("energy", "forces", "stress (absent: NaN)")]
+    assert not source.census.dropped
 
 
 @EACH
@@ -503,7 +503,7 @@ def test_a_stress_that_nobody_looks_at_stops_nothing(stress: np.ndarray, write: 
     needs = LabelNeeds(required=TO_TRAIN.required, judged=TO_TRAIN.required)
     source = open_with(path, LabelKeys(), needs)
     assert source.structure(0).stress is None
-    assert "taken as absent, since the stress is not looked at" in " ".join(source.notes)
+    assert "taken as absent, since the stress is not looked at" in " ".join(source.census.notes)
     assert open_with(path, LabelKeys(stress="none")).structure(0).stress is None
 
 
@@ -605,7 +605,7 @@ def test_a_comment_in_latin_1_is_read_and_said(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
     path.write_bytes(frame(record()).replace(" energy=", " cutoff_unit=Å energy=").encode("latin-1"))
     source = opened(path)
-    assert dict(source.notes) == {"a comment that is not UTF-8 was read as Latin-1": 1}
+    assert dict(source.census.notes) == {"a comment that is not UTF-8 was read as Latin-1": 1}
 
 
 def test_other_encodings_are_named(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_lmdb_drops_and_counts_by_reason_with_keys(fault: str, write: Write, tmp
     path = write(tmp_path / "some.lmdb", [record(), bad, record(), bad])
     source = opened(path, max_dropped=0.5)
     assert [source.identifier(i) for i in range(len(source))] == ["some.lmdb key 0", "some.lmdb key 2"]
-    assert list(source.dropped.values()) == [2]
-    report = source.drop_report()  # type: ignore[attr-defined]
+    assert list(source.census.dropped.values()) == [2]
+    report = source.census.drop_report()
     assert report.startswith("2 × ")
     assert report.endswith("(keys 1, 3)")
     assert message.split(" (")[0] in report, "brackets hold what differs between records"
@@ -153,7 +153,7 @@ def test_xyz_with_atoms_too_close_is_refused(distance: float, tmp_path: Path) ->
 @pytest.mark.parametrize("distance", TOO_CLOSE.values(), ids=TOO_CLOSE)
 def test_lmdb_drops_atoms_too_close(distance: float, write: Write, tmp_path: Path) -> None:
     path = write(tmp_path / "some.lmdb", [record(), record(positions=moved(1, 0, distance))])
-    assert opened(path, max_dropped=0.5).dropped == {"two atoms closer than 0.1 Å": 1}
+    assert opened(path, max_dropped=0.5).census.dropped == {"two atoms closer than 0.1 Å": 1}
 
 
 @FILES
@@ -240,8 +240,8 @@ def test_lmdb_drops_rows_that_are_no_structure(case: str, tmp_path: Path, monkey
     good = pickle.dumps(plain_row(record()))
     source = opened(write_rows(tmp_path / "some.lmdb", [good, row, good]), max_dropped=0.5)
     assert len(source) == 2
-    assert message.split(" (")[0] in source.drop_report()  # type: ignore[attr-defined]
-    assert "(key 1)" in source.drop_report()  # type: ignore[attr-defined]
+    assert message.split(" (")[0] in source.census.drop_report()
+    assert "(key 1)" in source.census.drop_report()
     assert not (tmp_path / "ran").exists()
 
 
@@ -426,7 +426,7 @@ def test_odd_but_sound_structures_are_taken(case: str, write: Write, tmp_path: P
     odd, n_edges = ODD_BUT_SOUND[case]
     data = dataset(write(path_for(write, tmp_path), [odd]))
     assert data.n_edges.tolist() == [n_edges]
-    assert not data.sources[0].dropped
+    assert not data.sources[0].census.dropped
     batch = data.batch([0])
     references = {1: -13.6, 8: -430.0}
     assert batch.reference_energy.item() == pytest.approx(sum(references[int(z)] for z in odd["numbers"]), abs=1e-10)
@@ -573,7 +573,7 @@ def test_results_of_a_calculator_that_differ_from_the_columns_are_an_error(plain
     good = record()
     same = record(REF_energy=good["energy"], REF_forces=good["forces"])
     source = opened(write_xyz(tmp_path / "same.xyz", [same]))
-    assert list(source.label_names) == [("REF_energy", "REF_forces", None)]
+    assert list(source.census.label_names) == [("REF_energy", "REF_forces", None)]
     path = write_xyz(tmp_path / "other.xyz", [same | {plain: good[plain] + 1.0}])
     with pytest.raises(InputError, match=rf"other\.xyz frame 0: REF_{plain} and {plain} are both there and differ"):
         opened(path)
@@ -628,7 +628,7 @@ def test_a_virial_becomes_a_stress(name: str, write: Write, tmp_path: Path) -> N
     path = write(path_for(write, tmp_path), [record(**{name: -8.0 * STRESS})])
     source = opened(path)
     assert np.allclose(source.structure(0).stress, 0.008 * STRESS, rtol=1e-12), "−virial / V with V = 1000 Å³"
-    assert next(iter(source.label_names))[2] == name, "which is printed"
+    assert next(iter(source.census.label_names))[2] == name, "which is printed"
 
 
 @FILES
@@ -658,7 +658,7 @@ def test_a_slab_without_a_stress_counts_none(write: Write, tmp_path: Path) -> No
 
 def test_a_stress_treated_as_absent_is_not_said_to_be_used(tmp_path: Path) -> None:
     source = opened(write_xyz(tmp_path / "some.xyz", [record(REF_stress=STRESS, pbc=SLAB)]))
-    assert ("energy", "forces", "REF_stress") not in source.label_names
+    assert ("energy", "forces", "REF_stress") not in source.census.label_names
 
 
 def test_xyz_refuses_a_plain_stress_that_is_not_symmetric(tmp_path: Path) -> None:

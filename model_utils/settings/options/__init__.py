@@ -1,7 +1,17 @@
 """Every setting of every command: declared once, with type, default, help and what it is to a run."""
 
 from model_utils.settings.options.common import CommonOptions, DeviceOptions, TrustOptions
-from model_utils.settings.options.data import BatchOptions, DataOptions, FilterOptions, LabelOptions, SourceOptions
+from model_utils.settings.options.data import (
+    FORMAT_FLAGS,
+    GENERAL_FLAGS,
+    NAMES_OF_FORMATS,
+    BatchOptions,
+    DataOptions,
+    FilterOptions,
+    LabelOptions,
+    Role,
+    SourceOptions,
+)
 from model_utils.settings.options.describing import (
     CheckOptions,
     MetadataFitOptions,
@@ -33,6 +43,9 @@ from model_utils.settings.options.training import (
 
 __all__ = [
     "FIXED_IN_A_RUN",
+    "FORMAT_FLAGS",
+    "GENERAL_FLAGS",
+    "NAMES_OF_FORMATS",
     "BatchOptions",
     "CheckOptions",
     "CommonOptions",
@@ -55,6 +68,7 @@ __all__ = [
     "PackOptions",
     "PrintedLossOptions",
     "ResumeOptions",
+    "Role",
     "RunOptions",
     "ShowOptions",
     "SourceOptions",

@@ -15,6 +15,12 @@ from model_utils.settings.option_types import (
     Positive,
     Ratio,
 )
+from model_utils.settings.table_names import NamesOf
+
+Role = Literal["train", "val", "test"]
+FORMAT_FLAGS = ("xyz", "lmdb")  # formats with flags of their own, as --xyz_train
+GENERAL_FLAGS: dict[Role, str] = {"train": "train_file", "val": "valid_file", "test": "test_file"}  # of any format
+NAMES_OF_FORMATS = NamesOf("dataloader.formats", "FORMATS")
 
 
 @panel("Names of the labels", 12)
@@ -70,10 +76,10 @@ class SourceOptions:
 
     path: Path
     """The file."""
-    role: Literal["train", "val", "test"] = "train"
+    role: Role = "train"
     """What it is for."""
-    format: Literal["xyz", "lmdb"] | None = None
-    """xyz or lmdb; by the file's ending unless given."""
+    format: str | None = None
+    """xyz, lmdb, hdf5, ase or one that a plug-in adds; by ending or content unless given."""
     head: str | None = None
     """Head of the model for structures that name none."""
     weight: NonNegative = 1.0
@@ -94,6 +100,11 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.ratio is not None and self.role != "train":
             raise InputError(f"ratio of {self.path}: only files to train on have one; leave it out")
+        if self.format is not None:
+            try:
+                NAMES_OF_FORMATS.checked(self.format)
+            except ValueError as error:
+                raise InputError(f"format of {self.path}: there is no format {self.format!r:.40}; {error}") from None
 
 
 @panel("Data", 10)
@@ -103,8 +114,26 @@ class DataOptions:
 
     filters: FilterOptions
     labels: LabelOptions
-    data_format: Annotated[Literal["xyz", "lmdb"] | None, MAY_CHANGE] = None
-    """Format of the data; follows from the flags that name files unless given."""
+    data_format: Annotated[str | None, NAMES_OF_FORMATS, MAY_CHANGE] = None
+    """Format of the data; follows from the flags that name files, or from these, unless given."""
+    train_file: Annotated[
+        tuple[Path, ...],
+        MAY_CHANGE,
+        InResume("Where the training data are now; they must be the same."),
+    ] = ()
+    """Data of any format to train on, known by ending or content: extended XYZ, LMDBs, HDF5 of mace_prepare_data, files of ASE (.traj, .db), outputs of VASP (OUTCAR, vasprun.xml), Quantum Espresso, CP2K, FHI-aims; files, folders of them, patterns with * ? [ ]."""
+    valid_file: Annotated[
+        tuple[Path, ...],
+        MAY_CHANGE,
+        InResume("Where the validation data are now."),
+    ] = ()
+    """Data of any format to validate on."""
+    test_file: Annotated[
+        tuple[Path, ...],
+        MAY_CHANGE,
+        InResume("Test data; they may be others."),
+    ] = ()
+    """Data of any format to test the best model on at the end."""
     xyz_train: Annotated[
         tuple[Path, ...],
         MAY_CHANGE,
@@ -164,15 +193,26 @@ class DataOptions:
         Raises:
             InputError: naming the flags.
         """
-        xyz = self.xyz_train + self.xyz_val + self.xyz_test
-        lmdb = self.lmdb_train + self.lmdb_val + self.lmdb_test
-        check_format(self.data_format, xyz=xyz, lmdb=lmdb)
-        trained_on = [source for source in self.sources if source.role == "train"]
-        if not (self.xyz_train or self.lmdb_train or trained_on):
-            raise InputError("no training data: name them with --xyz_train or --lmdb_train")
-        own = [source for source in trained_on if source.ratio is None]
-        if not (self.xyz_train or self.lmdb_train or own):
+        of_flags = {
+            name: tuple(path for role in GENERAL_FLAGS for path in getattr(self, f"{name}_{role}"))
+            for name in FORMAT_FLAGS
+        }
+        check_format(self.data_format, **of_flags)
+        trained_on = self.files("train")
+        if not trained_on:
+            flags = " or ".join(f"--{name}_train" for name in FORMAT_FLAGS)
+            raise InputError(f"no training data: name them with {flags}, or with --train_file")
+        if all(source.ratio is not None for source in trained_on):
             raise InputError("every source has a ratio, and none is what they relate to; leave it out of one of them")
+
+    def files(self, role: Role) -> tuple[SourceOptions, ...]:
+        """The files of one role, whichever flag or list names them; nobody else knows the flags' names."""
+        general = GENERAL_FLAGS[role]
+        flags = [*((name, f"{name}_{role}") for name in FORMAT_FLAGS), (self.data_format, general)]
+        named = [
+            SourceOptions(path=path, role=role, format=name) for name, flag in flags for path in getattr(self, flag)
+        ]
+        return (*named, *(source for source in self.sources if source.role == role))
 
 
 @panel("Batches", 16)

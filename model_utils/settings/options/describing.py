@@ -76,9 +76,7 @@ class MetadataInitOptions(MetadataOptions):
     @property
     def has_data(self) -> bool:
         """Whether there is anything to measure."""
-        return bool(
-            self.data.xyz_train or self.data.lmdb_train or self.data.xyz_val or self.data.lmdb_val or self.data.sources
-        )
+        return bool(self.data.files("train") or self.data.files("val") or self.data.sources)
 
     def _check_data(self) -> None:
         if self.has_data:

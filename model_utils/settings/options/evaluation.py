@@ -2,13 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dataloader.errors import InputError
 from model_utils.settings.declared import OF_THE_COMMAND, panel
 from model_utils.settings.option_types import NonNegative
 from model_utils.settings.options.common import CommonOptions, DeviceOptions, TrustOptions
-from model_utils.settings.options.data import BatchOptions, FilterOptions, LabelOptions, check_format
+from model_utils.settings.options.data import (
+    FORMAT_FLAGS,
+    NAMES_OF_FORMATS,
+    BatchOptions,
+    FilterOptions,
+    LabelOptions,
+    check_format,
+)
 
 
 @panel("Loss that is printed", 30, nature=OF_THE_COMMAND)
@@ -41,8 +48,10 @@ class EvaluateOptions:
     """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors; which was used is printed."""
     input_json: Path | None = None
     """A model.json that the one inside the weights file must equal; needed where the file holds none (mace's training checkpoint)."""
-    data_format: Literal["xyz", "lmdb"] | None = None
-    """Format of the data; follows from the flag that names the files unless given."""
+    data_format: Annotated[str | None, NAMES_OF_FORMATS] = None
+    """Format of the data; follows from the flag that names the files, or from these, unless given."""
+    data: tuple[Path, ...] = ()
+    """Data of any format, known by ending or content, as --train_file takes them: files, folders of them, patterns with * ? [ ]. Structures without labels (cif, POSCAR) are predicted and not compared."""
     xyz_path: tuple[Path, ...] = ()
     """Extended-XYZ files."""
     lmdb_path: tuple[Path, ...] = ()
@@ -64,6 +73,11 @@ class EvaluateOptions:
     """Replace an output file that is already there."""
 
     def __post_init__(self) -> None:
-        if bool(self.xyz_path) == bool(self.lmdb_path):
-            raise InputError("name the data with either --xyz_path or --lmdb_path")
+        if sum(map(bool, (self.data, self.xyz_path, self.lmdb_path))) != 1:
+            raise InputError("name the data with either --xyz_path or --lmdb_path, or with --data alone")
         check_format(self.data_format, xyz=self.xyz_path, lmdb=self.lmdb_path)
+
+    def files(self) -> tuple[tuple[str | None, Path], ...]:
+        """The files, each with its format where that is given."""
+        flags = [*((name, f"{name}_path") for name in FORMAT_FLAGS), (self.data_format, "data")]
+        return tuple((name, path) for name, flag in flags for path in getattr(self, flag))

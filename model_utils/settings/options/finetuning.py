@@ -35,7 +35,7 @@ class FinetuneOptions(TrainingOptions):
     copy_head: str | None = None
     """Head of the source that --add_head or a new --replay_head copies; its first unless given."""
     replay: Path | None = None
-    """Extended-XYZ file or LMDBs of what the source was trained on, replayed beside the new data so that fine-tuning does not forget. Labels have the usual names; the YAML's list of sources says everything else."""
+    """Data, of any format, of what the source was trained on, replayed beside the new data so that fine-tuning does not forget. Labels have the usual names; the YAML's list of sources says everything else."""
     replay_ratio: Ratio = 1.0
     """Replayed structures in an epoch for each one of the new data."""
     replay_weight: NonNegative = 1.0
@@ -57,7 +57,7 @@ class FinetuneOptions(TrainingOptions):
         if (
             self.replay is not None
             and self.replay_labels == "file"
-            and self.replay in self.data.xyz_train + self.data.lmdb_train
+            and self.replay in [source.path for source in self.data.files("train")]
         ):
             raise InputError(
                 f"--replay {self.replay} is what the run trains on already; name data that the source was trained on, "

@@ -19,7 +19,7 @@ class PackOptions:
     filters: FilterOptions
     labels: LabelOptions
     input: tuple[Path, ...]
-    """What to pack: extended-XYZ files, LMDBs, directories or patterns of shards, packed data."""
+    """What to pack: data of any format, known by ending or content: extended-XYZ files, LMDBs, directories or patterns of shards, packed data, HDF5 of mace_prepare_data, files of ASE, outputs of VASP, Quantum Espresso, CP2K, FHI-aims."""
     output_dir: Path
     """A new folder; with --split it gets one folder for each part. Repeated after a kill, the command goes on."""
     rows_per_shard: Count = 20000

@@ -23,7 +23,11 @@ from dataloader.errors import InputError
 MOST_BYTES = 2**20  # of a plug-in
 TABLES = {  # module: names of its tables that a plug-in may add to, and may not change otherwise
     "dataloader.quantities": ("QUANTITIES",),
-    "losses": ("SHAPES",),
+    "dataloader.formats": ("FORMATS",),
+    "losses": ("SHAPES", "LOSSES"),
+    "optimizer": ("OPTIMIZERS", "SCHEDULES"),
+    "model_utils.run.loggers": ("LOGGERS",),
+    "model_utils.models.architecture": ("ARCHITECTURES",),
 }
 
 
@@ -58,8 +62,6 @@ def load(paths: Sequence[Path]) -> None:
         digest = hashlib.sha256(code).hexdigest()
         if digest in {plugin.sha256 for plugin in _loaded}:
             continue
-        for module in TABLES:
-            importlib.import_module(module)
         before = _entries()
         _run(path, code)
         _refuse_changes(path, before)
@@ -129,8 +131,9 @@ def _entries() -> dict[tuple[str, str], Any]:
 
 def _tables() -> Iterator[tuple[str, Mapping[str, Any]]]:
     for module, names in TABLES.items():
+        owner = importlib.import_module(module)
         for name in names:
-            yield f"{module}.{name}", getattr(sys.modules[module], name)
+            yield f"{module}.{name}", getattr(owner, name)
 
 
 def _refuse_changes(path: Path, before: Mapping[tuple[str, str], Any]) -> None:

@@ -151,10 +151,10 @@ def _copier() -> Callable[[nn.Module], nn.Module]:
 def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``build_module`` that keeps the last 32 networks with the state in which building left the generator."""
     copied = _copier()
-    kept: dict[tuple[str, torch.dtype, bytes], tuple[nn.Module, torch.Tensor]] = {}
+    kept: dict[tuple[type, str, torch.dtype, bytes], tuple[nn.Module, torch.Tensor]] = {}
 
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
-        key = (description.hash(), dtype, torch.get_rng_state().numpy().tobytes())
+        key = (type(description), description.hash(), dtype, torch.get_rng_state().numpy().tobytes())
         if key not in kept:
             module = build(description, dtype, where)
             kept[key] = (copied(module), torch.get_rng_state())
@@ -170,11 +170,11 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 def filled_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``to_be_filled``, whose networks get their weights from a file, building each structure once."""
-    kept: dict[tuple[str, torch.dtype], nn.Module] = {}
+    kept: dict[tuple[type, str, torch.dtype], nn.Module] = {}
     copied = _copier()
 
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
-        key = (description.hash(), dtype)
+        key = (type(description), description.hash(), dtype)
         if key not in kept:
             kept[key] = build(description, dtype, where)
         return copied(kept[key])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dataloader import input_files
 from dataloader.limits import ZIP_RECORDS
+from model_utils import plugins
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files import durable
 from model_utils.files.digest import digest, non_finite
@@ -137,6 +138,13 @@ _WHEN = {  # does it say from when the weights are?
 }
 
 
+def _are_plugins(stored: object) -> bool:
+    """Whether an entry is what ``plugins.loaded`` gave: names and digests."""
+    if not isinstance(stored, list):
+        return False
+    return all(isinstance(p, dict) and all(isinstance(p.get(key), str) for key in ("name", "sha256")) for p in stored)
+
+
 def _has_counts(state: object) -> bool:
     return isinstance(state, dict) and all(isinstance(state.get(name), int) for name in ("epoch", "step"))
 
@@ -186,8 +194,11 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         and any(tensor.is_floating_point() for tensor in tensors.values())
     ):
         missing.append("tensors of model_state_dict")
+    if not _are_plugins(content.get("plugins", [])):
+        missing.append("plugins")
     if missing:
         raise VerificationError(f"{path} is not as we write it: {', '.join(missing)} missing or of another kind")
+    plugins.compare(content.get("plugins", []), path)
     text = content["model_json_text"]
     if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
         raise VerificationError(

@@ -10,6 +10,7 @@ from dataloader import input_files
 from dataloader.errors import InputError
 from dataloader.limits import MODEL_JSON_BYTES
 from losses import Metrics
+from model_utils import plugins
 from model_utils.files import checkpoint, durable
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs
@@ -75,13 +76,15 @@ class PairWriter:
         self._module = copied(module)
         self._unwritten: dict[str, Any] | None = None  # a best model that a full disk refused
         self._stage_one: bytes | None = None  # the same of stage one's, as its file will be
-        self._common = {
+        self._common: dict[str, Any] = {
             "model_json_text": description.canonical_text(),
             "model_json_hash": description.hash(),
             "model_json_history": [*source_hashes, description.hash()],
             "code_version": dict(version),
             "run_name": outputs.run_name,
         }
+        if plugins.loaded():
+            self._common["plugins"] = plugins.loaded()
 
     def begin_with(self, module: nn.Module) -> None:
         """Take all tensors of the module as they are before the first step; frozen ones are never written again."""

@@ -74,6 +74,7 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
         "output_model": None if place == Outputs.named(place.checkpoint, None) else str(place.model),
         "input_json": str(sidecar(place.checkpoint)),
         "dry_run": False,
+        "plugin": cli.as_plain(options)["plugin"],  # a path that is stored is never followed
         "overwrite": False,
         **given,
         "resume": "auto",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from dataloader import streams
 from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
+from model_utils import plugins
 from model_utils.settings import plain_yaml
 from model_utils.settings.declared import bare, composed, declared, flat, names_of
 from model_utils.settings.mace_flags import ours_for
@@ -140,6 +141,7 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     _refuse_empty(argv, _paths_of(kind))
     config = _config_path(argv)
     settings = None if config is None else _read_yaml(config, kind, names)
+    plugins.load(_plugin_paths(argv, settings or {}))  # before the names of tables are looked at
     return _parsed(kind, _last_of_each(argv), settings, config)
 
 
@@ -311,6 +313,21 @@ def _config_path(argv: Sequence[str]) -> Path | None:
                 raise InputError("--config needs a file name")
             path = Path(argv[position + 1])
     return path  # the last, as of every flag
+
+
+def _plugin_paths(argv: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
+    """The plug-ins that the command line names; else those of the file of settings that it names."""
+    typed: list[str] = []
+    is_open = False  # whether the flag before takes what comes
+    for argument in argv:
+        if argument.startswith("--"):
+            flag, _, value = argument.partition("=")
+            is_open = flag == "--plugin"
+            typed = [value] * bool(value) if is_open else typed  # the last, as of every flag
+        elif is_open:
+            typed.append(argument)
+    in_file = settings.get("plugin") or []
+    return [Path(path) for path in typed or ([in_file] if isinstance(in_file, str) else in_file)]
 
 
 def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:

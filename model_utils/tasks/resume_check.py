@@ -148,7 +148,9 @@ def _updates(state: dict[str, Any]) -> None:
 
 
 def _tally(state: dict[str, Any]) -> None:
-    state["tally"] = {name: torch.zeros_like(tensor) for name, tensor in state["tally"].items()}
+    tally = state["tally"]
+    tally["sums"] = dict.fromkeys(tally["sums"], 0.0)
+    tally["gradient"] = torch.zeros_like(tally["gradient"])
 
 
 def _generators(state: dict[str, Any]) -> None:

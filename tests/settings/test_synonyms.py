@@ -50,7 +50,12 @@ MEANT: list[tuple[Main, list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("main", "words", "ours"), MEANT, ids=lambda value: str(value))
+def id_of(value: object) -> str:
+    """The module of a command, which has no address in it as the text of a function has."""
+    return getattr(value, "__module__", None) or str(value)
+
+
+@pytest.mark.parametrize(("main", "words", "ours"), MEANT, ids=id_of)
 def test_a_word_of_other_programs(main: Main, words: list[str], ours: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "3"]) == 2
     [line] = capsys.readouterr().err.splitlines()

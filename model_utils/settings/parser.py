@@ -81,10 +81,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     if choices is not None:
         is_list = typing.get_origin(bare(hint)) is tuple
         names: Any = typing.Literal[choices.names()]
-        if not is_list:
-            hint = names if option.default is not None else names | None
-        else:
-            hint = tuple[names, ...]
+        one = names if option.default is not None else names | None
+        hint = tuple[names, ...] if is_list else one
         shown["converter"] = _list_converter(choices, option.name) if is_list else _converter(choices)
     extra = Parameter(
         help=option.help,

@@ -200,10 +200,9 @@ class RunFiles:
         self.stop.save_seconds = max(self.stop.save_seconds, time.monotonic() - began)
 
     def close(self) -> None:
-        """Close the records and every logger.
+        """Close the records; the loggers are closed however the run ends (``training``).
 
         Raises:
             NotWritten: records could not be written.
         """
-        self.loggers.close()
         self.metrics.close()

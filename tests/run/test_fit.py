@@ -107,6 +107,14 @@ def test_patience_goes_on_to_the_next_stage_and_ends_the_last() -> None:
     assert state.progress.finished == "no lower validation loss for 2 validations"
 
 
+def test_patience_begins_anew_with_each_stage() -> None:
+    told = Told(losses=[9.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    later = [Stage(start=40, loss=ENERGY, new_best=False), Stage(start=50, loss=ENERGY, new_best=False)]
+    trained(plan_of(60, *later, patience=2), told)
+    assert told.of("stage") == [(2, 3), (3, 5)]
+    assert told.of("last") == [("no lower validation loss for 2 validations",)]
+
+
 def test_accumulated_batches_are_one_large_batch() -> None:
     """Two batches of unequal sizes in a step: the loss and the step are those of all structures at once."""
     parts = Told()

@@ -64,12 +64,13 @@ class Notebook:
     """A logger that writes down what it hears, and raises where it is told to."""
 
     fails_at: str = ""
+    fails_too: str = ""
     error: BaseException = field(default_factory=lambda: ConnectionError("the server\ndoes not answer"))
     heard: list[str] = field(default_factory=list)
 
     def note(self, method: str) -> None:
         self.heard.append(method)
-        if method == self.fails_at:
+        if method in (self.fails_at, self.fails_too):
             raise self.error
 
     def opened(self, run: LoggedRun) -> "Notebook":
@@ -133,6 +134,15 @@ def test_one_that_raises_warns_once_and_is_left_out(
     assert broken.heard.count(method) == 1, "it is not asked again"
     assert (broken.heard[-1] == "close") == (method != "opened"), "what was opened is closed"
     assert sound.heard[-2:] == ["final", "close"]
+
+
+def test_one_that_cannot_be_closed_either_warns_once(
+    added: Callable[..., Notebook], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = added("broken", fails_at="train", fails_too="close")
+    whole_run(["broken"], tmp_path)
+    assert broken.heard == ["opened", "train", "close"]
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
 def test_a_request_to_stop_is_no_fault_of_a_logger(added: Callable[..., Notebook], tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def arguments(word: str, kind: type, name: str, given: str) -> list[str]:
     fields = dataclasses.fields(kind)
     needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     data = "lmdb" if name.startswith("lmdb") else "xyz"
-    needed += [f.name for f in fields if f.name in (f"{data}_train", f"{data}_path")]
+    if name != "data":  # which stands alone
+        needed += [f.name for f in fields if f.name in (f"{data}_train", f"{data}_path")]
     needed += ["id_key"] if name.endswith("_ids") else []
     words = {needs: "module" if needs == "to" else f"some_{needs}" for needs in needed} | {name: given}
     return [*([word] if word else []), *(text for flag, value in words.items() for text in (f"--{flag}", value))]

@@ -239,7 +239,8 @@ def _of_all(files: Sequence[Path], frames: RawFrames) -> Iterator[RawFrame]:
 
 def _passes(structure: Structure, wanted: Wanted) -> bool:
     """Whether neither elements nor filters leave a structure out; charges are of no matter to statistics."""
-    elements, filters = (wanted.elements, wanted.filters)
+    elements = wanted.elements
+    filters = wanted.filters
     if elements is not None and not set(structure.atomic_numbers.tolist()) <= set(elements):
         return False
     if filters.max_atoms is not None and structure.n_atoms > filters.max_atoms:

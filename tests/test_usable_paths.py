@@ -56,8 +56,9 @@ def arguments(word: str, kind: type, name: str, given: str) -> list[str]:
     options = declared(kind)
     needed = [option.name for option in options if option.required]
     data = "lmdb" if name.startswith("lmdb") else "xyz"
-    needed += [option.name for option in options if option.name in (f"{data}_train", f"{data}_path")]
-    needed += ["id_key"] if name.endswith("_ids") else ["input_json"] if word == "verify" else []
+    if name != "data":  # which stands alone
+        needed += [option.name for option in options if option.name in (f"{data}_train", f"{data}_path")]
+    needed += ["id_key"] if name.endswith("_ids") else []
     words = {needs: "module" if needs == "to" else f"some_{needs}" for needs in needed} | {name: given}
     return [*([word] if word else []), *(text for flag, value in words.items() for text in (f"--{flag}", value))]
 

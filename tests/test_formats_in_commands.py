@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.io import read, write
 from format_files import FILES, boxed_waters, energy_of, forces_of
 
@@ -47,7 +48,9 @@ def losses(run: Path) -> list[float]:
 def every(place: Path) -> Path:
     """A run that was trained on all of them, each file as often as the others."""
     valid = ["--valid_file", place / "waters.xyz"]
+    precision = torch.get_default_dtype()
     assert train_mace.main(training(place, "every", "--train_file", *files(place), *valid)) == 0
+    torch.set_default_dtype(precision)  # a fixture of a module comes before the one that restores it for each test
     return place / "every"
 
 

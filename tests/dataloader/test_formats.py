@@ -39,12 +39,13 @@ from format_files import (
 from conftest import waters
 from dataloader import formats
 from dataloader.ase_files import KINDS
+from dataloader.ase_formats import outputs
 from dataloader.data_file import SourceSpec, Wanted
 from dataloader.errors import InputError
 from dataloader.formats import FORMATS, format_named, format_of
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.labels import TO_EVALUATE, TO_TRAIN, LabelKeys, LabelNeeds
-from dataloader.record import RawRecord
+from dataloader.record import RawRecord, RecordError
 from dataloader.sources import Source, open_sources, stream
 
 h5py = pytest.importorskip("h5py")
@@ -568,3 +569,13 @@ def test_pipes_and_folders_in_place_of_files_are_refused(tmp_path: Path) -> None
                 needs=TO_EVALUATE,
                 max_dropped=0,
             )
+
+
+def test_a_reader_that_waits_at_the_end_of_a_file_is_stopped(tmp_path: Path) -> None:
+    def waiting(text: Any) -> None:
+        for _ in range(100_000):  # in ASE: while the line is not there
+            assert "never" not in text.readline()
+
+    (tmp_path / "some.out").write_text("a line\n")
+    with pytest.raises(RecordError, match="ends too early"):
+        list(outputs.frames(tmp_path / "some.out", waiting))

@@ -123,7 +123,7 @@ def test_sources_of_a_yaml_name_any_format(place: Path, capsys: pytest.CaptureFi
     assert train_mace.main(training(place, "none", "--config", place / "s.yaml")) == 2
     error = capsys.readouterr().err
     assert f"format of {place / 'old.hdf5'}" in error
-    assert "no format 'h5'; did you mean hdf5? known are xyz, lmdb, hdf5, ase" in error
+    assert "'h5' is not known; did you mean hdf5? there are xyz, lmdb, hdf5, ase" in error
 
 
 def test_help_names_every_format(capsys: pytest.CaptureFixture) -> None:

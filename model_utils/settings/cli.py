@@ -18,7 +18,7 @@ from model_utils.settings.declared import bare, composed, declared, flat, names_
 from model_utils.settings.mace_flags import ours_for
 from model_utils.settings.parser import parsed_values
 from model_utils.settings.synonyms import known_word, nearest
-from model_utils.settings.usable_paths import refuse_unusable
+from model_utils.settings.usable_paths import refuse_unusable, refuse_unusable_path
 
 Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
@@ -141,7 +141,10 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     _refuse_empty(argv, _paths_of(kind))
     config = _config_path(argv)
     settings = None if config is None else _read_yaml(config, kind, names)
-    plugins.load(_plugin_paths(argv, settings or {}))  # before the names of tables are looked at
+    own_files = _plugin_paths(argv, settings or {})
+    for path in own_files:
+        refuse_unusable_path("plugin", path)
+    plugins.load(own_files)  # before the names of tables are looked at
     return _parsed(kind, _last_of_each(argv), settings, config)
 
 

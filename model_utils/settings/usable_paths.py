@@ -21,17 +21,22 @@ def refuse_unusable(options: Any) -> None:
         InputError: naming the flag and the path.
     """
     for name, path in _paths(options):
-        try:
-            os.stat(path)
-        except (OSError, ValueError) as error:
-            if reason := _reason(error):
-                raise InputError(f"--{name} {_short(path)} {reason}") from None
+        refuse_unusable_path(name, path)
         size = len(os.fsencode(path.name))
         if name.startswith("output") and name not in OF_A_RUN and size > LONGEST_OUTPUT:
             raise InputError(
                 f"--{name} {_short(path)}: a name of {size} bytes leaves no room for the endings of what is written "
                 f"beside it; give one of at most {LONGEST_OUTPUT}"
             )
+
+
+def refuse_unusable_path(name: str, path: Path) -> None:
+    """Raise InputError where a path that a flag gives can be none; one that is not there may still be made."""
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:
+        if reason := _reason(error):
+            raise InputError(f"--{name} {_short(path)} {reason}") from None
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -76,7 +76,14 @@ def test_options_of_a_training_say_it_one_by_one() -> None:
 
 def test_what_a_step_computes_is_fixed() -> None:
     """The list is short on purpose: only what no number of a run depends on may change without a word."""
-    assert names_of(TrainOptions, OF_THE_COMMAND) == ("config", "debug", "dry_run", "overwrite", "resume")
+    assert names_of(TrainOptions, OF_THE_COMMAND) == (
+        "config",
+        "plugin",
+        "debug",
+        "dry_run",
+        "overwrite",
+        "resume",
+    )
     fixed = names_of(TrainOptions, FIXED)
     assert {"seed", "lr", "dtype", "batch_size", "energy_loss", "forces_weight", "scheduler", "ema"} <= set(fixed)
     assert len(fixed) > 50
@@ -91,7 +98,9 @@ def test_resume_takes_what_may_change_and_nothing_else_of_a_training() -> None:
     may_change = set(names_of(TrainingOptions, MAY_CHANGE))
     taken = set(names_of(ResumeOptions)) & set(names_of(TrainingOptions))
     assert may_change <= own
-    assert taken - may_change == {"config", "debug", "lr", "ema"}, "these two act on the state that is taken over"
+    assert taken - may_change == {"config", "plugin", "debug", "lr", "ema"}, (
+        "these two act on the state that is taken over"
+    )
     assert set(FIXED_IN_A_RUN) == set(names_of(TrainOptions)) - set(names_of(ResumeOptions))
 
 
@@ -145,7 +154,7 @@ def example(option: Option) -> Any:
 SPECIAL: dict[str, dict[str, Any]] = {
     "": {"resume": None, "lr_of": ["readouts.*=0.001"], "label_keys": ["dipole=d"], "data_format": None},
     "FinetuneOptions": {"add_head": None},
-    "EvaluateOptions": {"lmdb_path": []},
+    "EvaluateOptions": {"lmdb_path": [], "data": []},
     "MetadataInitOptions": {"E0s": "auto"},
     "MetadataFitOptions": {"E0s": "auto"},
 }
@@ -208,7 +217,7 @@ def test_help_has_titled_panels_the_required_first_and_the_command_last(
     first, last = (shown.split(f"╭─ {title} ─")[1].split("╰")[0] for title in (titles[0], titles[-1]))
     required = {option.name for option in declared.declared(kind) if option.required}
     assert set(re.findall(r"│ \*? +--(\w+)", first)) == required
-    assert set(re.findall(r"│ \*? *--(\w+)", last)) == {"config", "debug", "help"}
+    assert set(re.findall(r"│ \*? *--(\w+)", last)) == {"config", "plugin", "debug", "help"}
 
 
 def test_help_and_mistakes_import_no_torch() -> None:

@@ -104,7 +104,7 @@ class SourceOptions:
             try:
                 NAMES_OF_FORMATS.checked(self.format)
             except ValueError as error:
-                raise InputError(f"format of {self.path}: there is no format {self.format!r:.40}; {error}") from None
+                raise InputError(f"format of {self.path}: {error}") from None
 
 
 @panel("Data", 10)

@@ -114,7 +114,8 @@ def _list_converter(choices: NamesOf, name: str) -> Callable[[type, Sequence[Tok
             raise ValueError(f"--{name} {error}") from None
 
     def all_of(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
-        return tuple(checked(str(token.value)) for token in tokens)
+        words = [str(token.value) for token in tokens]
+        return tuple(checked(word) for word in words if word)  # an empty list comes as one empty word
 
     return all_of
 

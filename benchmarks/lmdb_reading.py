@@ -72,9 +72,11 @@ def timed(what: str, rows: int) -> Iterator[None]:
             for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
         )
 
-    began, before = time.perf_counter(), spent()
+    began = time.perf_counter()
+    before = spent()
     yield
-    wall, busy = time.perf_counter() - began, spent() - before
+    wall = time.perf_counter() - began
+    busy = spent() - before
     print(
         f"{what}: {rows} rows, {wall:.1f} s, {rows / wall:.0f} rows/s, {rows / busy:.0f} rows/s of one core", flush=True
     )
@@ -267,9 +269,8 @@ def loaders(folder: Path, share: float) -> None:
                 if done.returncode:
                     print(f"{name}: {done.stderr.strip().splitlines()[-1:]}")
                     continue
-                found: list[Any] = json.loads(done.stdout.strip().splitlines()[-1])
-                rates.setdefault(name, []).append(found[0])
-                edges = found[1]
+                rate, edges = json.loads(done.stdout.strip().splitlines()[-1])
+                rates.setdefault(name, []).append(rate)
         medians = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
         ratio = medians.get("ours", 0) / medians["mace-torch"] if "mace-torch" in medians else float("nan")
         text = ", ".join(f"{name} {rate:.0f}/s" for name, rate in medians.items())

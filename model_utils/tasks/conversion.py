@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -224,7 +224,9 @@ def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byte
     return checkpoint.serialise(lammps.mliap(model_loader.copied(loaded.module), head)), check
 
 
-FORMS: Mapping[str, Callable[[LoadedModel, str, Sequence[Batch]], tuple[bytes, Check]]] = {
+# model, head, structures to compare on → the file, and what reads it back; the names are those of ``--to``
+Form = Callable[[LoadedModel, str, Sequence[Batch]], tuple[bytes, Check]]
+FORMS: dict[str, Form] = {
     "safetensors": _safetensors,
     "module": _module,
     "lammps": _lammps,

@@ -24,9 +24,8 @@ COLUMNS = ("loss", "squared", "absolute", "undivided", "rows")  # sums that are 
 STRUCTURES = "structures"
 ATOMS = "atoms"
 
-Prediction = Mapping[
-    str, Tensor
-]  # by quantity: (n_rows, *components), in its unit; energies without reference energies
+# by quantity: (n_rows, *components), in its unit; energies without reference energies
+Prediction = Mapping[str, Tensor]
 
 
 # Shapes of a term
@@ -100,7 +99,7 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One quantity in the loss."""
+    """The part that one quantity has in the loss: its weight, and a name in ``SHAPES``."""
 
     weight: float = 0.0
     shape: str = "mse"
@@ -220,7 +219,7 @@ def entries_per_row(quantity: Quantity, term: Term) -> int:
 
 
 def sum_names() -> list[str]:
-    """Names of the sums in their order: those of every quantity, then structures and atoms."""
+    """Names of the sums in their order, ``<quantity> <column>`` of every quantity, then structures and atoms."""
     return [*(f"{name} {column}" for name in QUANTITIES for column in COLUMNS), STRUCTURES, ATOMS]
 
 
@@ -258,8 +257,9 @@ def error_sums(prediction: Prediction, labels: Mapping[str, Label], sizes: Tenso
 
 
 def _sums_of(quantity: Quantity, predicted: Tensor, label: Label, sizes: Tensor, loss: Loss) -> list[Tensor]:
-    """In the order of ``COLUMNS``."""
+    """The sums of one quantity in the order of ``COLUMNS``, scalars in float64; the first carries the graph."""
     by_row = (len(label.mask), quantity.numbers)
+    # differences in float64: at 10⁵ eV a float32 step is 8 meV
     target = label.value.reshape(by_row)
     difference = predicted.to(torch.float64).reshape(by_row) - target
     undivided = torch.where(label.mask[:, None], difference, 0.0)  # (n_rows, numbers)
@@ -269,7 +269,7 @@ def _sums_of(quantity: Quantity, predicted: Tensor, label: Label, sizes: Tensor,
     term = loss.terms.get(quantity.name, Term())
     entries = SHAPES[term.shape].of(error, target, loss.huber_delta)
     per_row = entries if entries.ndim == 1 else entries.sum(dim=1)
-    seen = error.detach()
+    seen = error.detach()  # metrics have no gradient
     return [
         (label.weight * per_row).sum(),
         (seen**2).sum(),
@@ -319,7 +319,15 @@ def error_names(quantity: Quantity) -> dict[str, str]:
 
 
 def metrics(sums: Sequence[float], loss: Loss) -> Metrics:
-    """Divide global sums, in the order of ``sum_names``, by their counts."""
+    """Divide global sums by their counts, once.
+
+    Args:
+        sums: over all batches and ranks, in the order of ``sum_names``.
+        loss: with which ``error_sums`` made them.
+
+    Returns:
+        Errors in the unit of each quantity; None where nothing was labelled.
+    """
     rows = {name: int(sums[position(name, "rows")]) for name in QUANTITIES}
     errors: dict[str, float | None] = {}
     for name, quantity in QUANTITIES.items():
@@ -348,6 +356,7 @@ def _root(total: float, count: int) -> float | None:
 
 # Sums by name: how they are stored
 
+# A checkpoint stores sums by name, so that one more quantity does not move the others.
 BEFORE_QUANTITIES = (  # order of the sums in checkpoints that hold them as one tensor
     "energy loss",
     "forces loss",

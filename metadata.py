@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def init(options: MetadataInitOptions) -> None:
-    """From data (and a preset or a mace YAML) to a complete model.json; without data, to the network alone."""
+    """Write a complete model.json from data (and a preset or a mace YAML); without data, the network alone."""
     from model_utils.tasks import describe_data as describe
 
     describe.start()
@@ -36,17 +36,18 @@ def init(options: MetadataInitOptions) -> None:
 
 
 def fit(options: MetadataFitOptions) -> None:
-    """The same numbers into an existing model.json."""
+    """Measure the data and put the numbers into a model.json that is there."""
     from model_utils.tasks import describe_data as describe
 
     describe.start()
     network = describe.existing_fields(options)
     sums = describe.measure(options, network)
-    describe.write(options, network | describe.measured_fields(sums, network, options, zero_shift=options.zero_shift))
+    measured = describe.measured_fields(sums, network, options, zero_shift=options.zero_shift)
+    describe.write(options, network | measured)
 
 
 def check(options: CheckOptions) -> None:
-    """What is wrong with the data, as a table and as JSON."""
+    """Say what is wrong with the data, as a table and as JSON."""
     from model_utils.tasks import checking
 
     checking.check(options)

@@ -139,7 +139,7 @@ OPTIMIZERS: dict[str, OptimizerBuilder] = {"adam": adam, "adamw": adamw}
 
 
 def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer of the settings over the ``parameter_groups`` of a module."""
+    """The optimizer that settings name, over the ``parameter_groups`` of a module."""
     groups = parameter_groups(module, settings.weight_decay, settings.rates)
     return OPTIMIZERS[settings.kind](groups, settings)
 

@@ -25,7 +25,7 @@ DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "d
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The same training for both sides."""
+    """One training, as both sides are told to do it."""
 
     train: Path
     test: Path
@@ -74,8 +74,8 @@ def main() -> None:
                     seconds, cpu, energy, forces = run(SETTINGS[asked.settings], seed, Path(folder))
                 rows.setdefault(who, []).append((seconds, energy, forces))
                 print(f"{who:15s}  {seed}  {seconds:7.1f}  {cpu:6.1f}  {energy:15.2f}  {forces:12.2f}", flush=True)
-    for who, found in rows.items():
-        seconds, energy, forces = (statistics.median(column) for column in zip(*found, strict=True))
+    for who, runs in rows.items():
+        seconds, energy, forces = (statistics.median(column) for column in zip(*runs, strict=True))
         print(f"{who:15s}  median {seconds:5.1f}          {energy:15.2f}  {forces:12.2f}")
 
 
@@ -106,10 +106,12 @@ def mace(settings: Settings, seed: int, folder: Path) -> tuple[float, float, flo
 
 def timed(command: list[str], folder: Path) -> tuple[float, float, str]:
     """Wall seconds, CPU seconds and output of a process."""
-    before, began = os.times(), time.monotonic()
+    before = os.times()
+    began = time.monotonic()
     env = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=env)
-    seconds, after = time.monotonic() - began, os.times()
+    seconds = time.monotonic() - began
+    after = os.times()
     if done.returncode:
         sys.exit(f"{command[0]} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system

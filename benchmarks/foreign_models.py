@@ -26,7 +26,8 @@ RELEASES = [f"0.3.{n}" for n in range(3, 17)]
 HERE = Path(__file__).resolve()
 ELEMENTS = [1, 6, 8]
 ENERGIES = [-13.6, -1029.4, -2042.0]  # eV
-FIRST, LATER = "RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock"
+FIRST = "RealAgnosticInteractionBlock"
+LATER = "RealAgnosticResidualInteractionBlock"
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 EMBEDDINGS = {
     "total_spin": {"type": "categorical", "per": "graph", "num_classes": 7, "emb_dim": 4},
@@ -174,11 +175,14 @@ def write_networks(folder: Path) -> None:
         torch.save(module, folder / f"{name}.model")
         heads = fields.get("heads", ["Default"])
         try:
-            found = [[computed(module, s, fields, head) for s in expected["structures"]] for head in range(len(heads))]
+            results = [
+                [computed(module, structure, fields, head) for structure in expected["structures"]]
+                for head in range(len(heads))
+            ]
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # built, but not run by this release
             print(f"{mace.__version__} cannot run {name}: {str(error).splitlines()[0]:.120}")
-            found = None
-        expected["networks"][name] = {"fields": fields, "heads": heads, "results": found}
+            results = None
+        expected["networks"][name] = {"fields": fields, "heads": heads, "results": results}
     (folder / "expected.json").write_text(json.dumps(expected, sort_keys=True))
 
 
@@ -222,7 +226,8 @@ def built(fields: dict[str, Any]) -> Any:
     heads = fields.get("heads", ["Default"])
     energies = np.array([ENERGIES, [e - 1.5 for e in ENERGIES]][: len(heads)])
     known["atomic_energies"] = energies if len(heads) > 1 else energies[0]
-    known["atomic_numbers"], known["num_elements"] = ELEMENTS, len(ELEMENTS)
+    known["atomic_numbers"] = ELEMENTS
+    known["num_elements"] = len(ELEMENTS)
     arguments = {**{k: v for k, v in fields.items() if k != "model_class"}, **known}
     if len(heads) > 1:
         for key in ("atomic_inter_scale", "atomic_inter_shift"):
@@ -247,11 +252,11 @@ def structures() -> list[dict[str, Any]]:
     """A molecule and a crystal: positions and cell in Å."""
     rng = np.random.default_rng(3)
     grid = 1.4 * np.stack(np.meshgrid(*[np.arange(2.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    found = []
+    probes: list[dict[str, Any]] = []
     for periodic in (False, True):
         positions = grid + rng.normal(0.0, 0.12, grid.shape)
         cell = np.array([[3.0, 0.0, 0.0], [0.4, 3.1, 0.0], [0.0, -0.3, 2.9]]) if periodic else np.zeros((3, 3))
-        found.append(
+        probes.append(
             {
                 "numbers": rng.choice(ELEMENTS, len(grid)).tolist(),
                 "positions": positions.round(6).tolist(),
@@ -261,14 +266,15 @@ def structures() -> list[dict[str, Any]]:
                 "total_spin": 2,
             }
         )
-    return found
+    return probes
 
 
 def computed(module: Any, structure: dict[str, Any], fields: dict[str, Any], head: int) -> dict[str, Any]:
     """Energy (eV) and forces (eV/Å) by the release's own forward pass."""
     import torch
 
-    positions, cell = np.array(structure["positions"]), np.array(structure["cell"])
+    positions = np.array(structure["positions"])
+    cell = np.array(structure["cell"])
     edges, shifts, units = neighbours(positions, cell, structure["periodic"], fields["r_max"])
     species = torch.tensor([ELEMENTS.index(z) for z in structure["numbers"]])
     data = {
@@ -292,7 +298,8 @@ def neighbours(positions: np.ndarray, cell: np.ndarray, periodic: bool, r_max: f
     """Every pair within r_max by looking at all images: (sender, receiver), shift in Å, shift in cells."""
     images = np.stack(np.meshgrid(*[np.arange(-2.0, 3.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     images = images if periodic else np.zeros((1, 3))
-    edges, units = [], []
+    edges = []
+    units = []
     for image in images:
         vectors = positions[None, :] + image @ cell - positions[:, None]
         distances = np.linalg.norm(vectors, axis=-1)

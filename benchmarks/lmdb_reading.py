@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 R_MAX = 5.0
@@ -72,9 +71,11 @@ def timed(what: str, rows: int) -> Iterator[None]:
             for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
         )
 
-    began, before = time.perf_counter(), spent()
+    began = time.perf_counter()
+    before = spent()
     yield
-    wall, busy = time.perf_counter() - began, spent() - before
+    wall = time.perf_counter() - began
+    busy = spent() - before
     print(
         f"{what}: {rows} rows, {wall:.1f} s, {rows / wall:.0f} rows/s, {rows / busy:.0f} rows/s of one core", flush=True
     )
@@ -267,9 +268,8 @@ def loaders(folder: Path, share: float) -> None:
                 if done.returncode:
                     print(f"{name}: {done.stderr.strip().splitlines()[-1:]}")
                     continue
-                found: list[Any] = json.loads(done.stdout.strip().splitlines()[-1])
-                rates.setdefault(name, []).append(found[0])
-                edges = found[1]
+                rate, edges = json.loads(done.stdout.strip().splitlines()[-1])
+                rates.setdefault(name, []).append(rate)
         medians = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
         ratio = medians.get("ours", 0) / medians["mace-torch"] if "mace-torch" in medians else float("nan")
         text = ", ".join(f"{name} {rate:.0f}/s" for name, rate in medians.items())

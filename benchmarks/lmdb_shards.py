@@ -90,7 +90,8 @@ def _oc20(rng: np.random.Generator) -> Iterator[bytes]:
     sys.modules["torch_geometric.data.data"].Data = data  # type: ignore[attr-defined]
     rows = []
     for _ in range(TEMPLATES):
-        n, n_edges = int(rng.integers(44, 65)), int(rng.integers(2400, 3601))
+        n = int(rng.integers(44, 65))
+        n_edges = int(rng.integers(2400, 3601))
         positions, cell = crystal(rng, n, 12.0)
         row = data()
         row.__dict__.update(

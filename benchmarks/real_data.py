@@ -37,7 +37,9 @@ def main() -> None:
 def row(name: str, epochs: int, folder: Path) -> str:
     """Make a model.json from the data, train, and compare with a network that predicts no forces."""
     file, kind, records, settings = SETS[name]
-    data, model, run = [f"--{kind}_train", str(DATA / file)], folder / "model.json", folder / "run"
+    data = [f"--{kind}_train", str(DATA / file)]
+    model = folder / "model.json"
+    run = folder / "run"
     command(
         "metadata.py", "init", *data, "--output_json", str(model), "--hidden_irreps", "16x0e+16x1o", "--max_ell", "2"
     )

@@ -49,7 +49,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        replay, others, test = folder / "replayed.xyz", folder / "others.xyz", folder / "test.xyz"
+        replay = folder / "replayed.xyz"
+        others = folder / "others.xyz"
+        test = folder / "test.xyz"
         frames = frames_of(DATA / "mptrj/mptrj-random-1k.xyz")
         replay.write_text("".join(frames[:50]))
         others.write_text("".join(frames[50:250]))
@@ -77,15 +79,18 @@ def main() -> None:
             command(*words, *DATA_FLAGS, *RUN_FLAGS, "--output_checkpoint", str(place))
             ended = os.times()
             model = place / f"{place.name}_model.pt"
-            found = [errors(model, test, KEYS, "Default")]
-            found += [errors(model, others, LabelKeys(), head)] if head else []
-            cells = "".join(f"{1000 * m['energy_rmse_per_atom']:12.1f}{1000 * m['forces_rmse']:9.1f}" for m in found)
+            measured = [errors(model, test, KEYS, "Default")]
+            measured += [errors(model, others, LabelKeys(), head)] if head else []
+            cells = "".join(
+                f"{1000 * metrics['energy_rmse_per_atom']:12.1f}{1000 * metrics['forces_rmse']:9.1f}"
+                for metrics in measured
+            )
             seconds = ended.children_user - began.children_user
             print(f"{name:34s}{cells:42s}{seconds:8.0f}", flush=True)
 
 
 def errors(path: Path, xyz: Path, keys: LabelKeys, head: str) -> Metrics:
-    """Of the best weights on a file; MPtrj's energies (which have the usual names) on the source's E0s."""
+    """Errors of the best weights on a file; MPtrj's energies (which have the usual names) on the source's E0s."""
     loaded = model_loader.load(path)
     facts = loaded.description.facts()
     if keys.energy is None:
@@ -113,7 +118,9 @@ def fresh(folder: Path) -> Path:
 
 def frames_of(path: Path) -> list[str]:
     """The frames of an extended-XYZ file as text."""
-    lines, frames, first = path.read_text().splitlines(keepends=True), [], 0
+    lines = path.read_text().splitlines(keepends=True)
+    frames = []
+    first = 0
     while first < len(lines):
         last = first + int(lines[first]) + 2
         frames.append("".join(lines[first:last]))

@@ -28,7 +28,8 @@ def main() -> None:
     print("structures  resident MB  CPU s")
     for n in [int(word) for word in sys.argv[1:]] or [1000, 1_000_000]:
         with tempfile.TemporaryDirectory() as folder:
-            data, out = Path(folder) / "dimers.xyz", Path(folder) / "model.json"
+            data = Path(folder) / "dimers.xyz"
+            out = Path(folder) / "model.json"
             write_dimers(data, n)
             words = ["init", "--xyz_train", str(data), "--output_json", str(out)]
             done = subprocess.run(

@@ -67,19 +67,23 @@ def main() -> int:
     from dataloader.lmdb_shards.lmdb_source import LmdbSource
 
     with tempfile.TemporaryDirectory() as folder:
-        path, arrays = Path(folder, "rows.lmdb"), Path(folder, "expected.npz")
+        path = Path(folder, "rows.lmdb")
+        arrays = Path(folder, "expected.npz")
         environment = os.environ | {"PYTHONPATH": sys.argv[1], "PYTORCH_JIT": "0"}
         command = [sys.executable, "-c", WRITER, str(path), str(arrays), str(ROWS)]
         version = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         assert "torch_geometric" not in sys.modules
-        expected, compared = np.load(arrays), 0
-        file, source = LmdbFile(path), LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.0)
+        expected = np.load(arrays)
+        compared = 0
+        file = LmdbFile(path)
+        source = LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.0)
         for i in range(ROWS):
             record, layout = record_of(file.get(str(i).encode()))
             names = [name.partition("/")[2] for name in expected if name.startswith(f"{i}/")]
             assert set(names) == set(record), (set(names) ^ set(record), i)
             for name in names:
-                theirs, ours = expected[f"{i}/{name}"], np.asarray(record[name])
+                theirs = expected[f"{i}/{name}"]
+                ours = np.asarray(record[name])
                 assert ours.dtype == theirs.dtype, (i, name, layout)
                 assert np.array_equal(ours, theirs), (i, name, layout)
                 compared += 1

@@ -105,17 +105,17 @@ def report(model: str, data: str, rows: dict[str, list[dict[str, Any]]]) -> None
     """One line per form; the ratio to the first form only where the stretches of both were clean."""
     medians: dict[str, float] = {}
     quiet = True
-    for form, found in rows.items():
-        steps = sorted(s for row in found for s in row["steps"])
-        quiet = quiet and all(row["clean"] for row in found)
+    for form, runs in rows.items():
+        steps = sorted(seconds for run in runs for seconds in run["steps"])
+        quiet = quiet and all(run["clean"] for run in runs)
         medians[form] = median = steps[len(steps) // 2]
-        one = found[0]
+        first = runs[0]
         ratio = f"{next(iter(medians.values())) / median:6.2f}" if quiet else "no ratio: the machine was busy"
         print(
             f"{model:5s} {data:9s} {form:9s} {median:9.4f} ({steps[0]:.4f} … {steps[-1]:.4f}) {1 / median:10.2f} "
-            f"{one['atoms'] / median:8.0f} {one['edges'] / median:9.0f} "
-            f"{sum(r['cpu'] for r in found) / len(found):10.4f} {max(r['extra'] for r in found):10.0f} "
-            f"{found[0]['first']:8.2f}  {ratio}",
+            f"{first['atoms'] / median:8.0f} {first['edges'] / median:9.0f} "
+            f"{sum(run['cpu'] for run in runs) / len(runs):10.4f} {max(run['extra'] for run in runs):10.0f} "
+            f"{first['first']:8.2f}  {ratio}",
             flush=True,
         )
 
@@ -141,10 +141,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     cpu = 0.0
     deadline = time.monotonic() + args.patience
     while len(clean) < args.stretches and (time.monotonic() < deadline or len(every) < args.stretches):
-        others, own, start = busy(), own_cpu(), clock()
+        others = busy()
+        own = own_cpu()
+        start = clock()
         for _ in range(per_stretch):
             step()
-        wall, own = clock() - start, own_cpu() - own
+        wall = clock() - start
+        own = own_cpu() - own
         every.append(wall / per_stretch)
         if args.cpu_time or (busy() - others - own) / wall < CLEAN:
             clean.append(wall / per_stretch)
@@ -174,7 +177,8 @@ def prepared(args: argparse.Namespace) -> tuple[Callable[[], Any], int, int]:
     from model_utils import model_loader, runtime
     from model_utils.models import description as model_json
 
-    dtype, form = runtime.DTYPES[args.dtype], args.forms[0]
+    dtype = runtime.DTYPES[args.dtype]
+    form = args.forms[0]
     device = runtime.start(device=args.device, dtype=dtype, threads=args.threads, seed=3)
     structures, numbers = (molecules if args.data == ["molecules"] else crystals)(
         np.random.default_rng(5), args.elements
@@ -270,7 +274,8 @@ def mace_step(
 
     def step() -> Any:
         given = data if batches is None else next(batches).to(args.device).to_dict()
-        training, forces = args.what in ("step", "loader"), args.what != "energy"
+        training = args.what in ("step", "loader")
+        forces = args.what != "energy"
         out = module({**given, "positions": given["positions"].clone()}, training=training, compute_force=forces)
         if not training:
             return out
@@ -312,25 +317,26 @@ def molecules(rng: Any, table: int) -> tuple[list[Any], list[int]]:
     from ase.build import molecule
 
     names = [("C6H6", "CH3CH2OH"), ("C4H4NH", "CH3CONH2"), ("CH3CH2OCH3", "C5H5N"), ("C5H8", "C4H4O")] * 2
-    found = []
+    pairs = []
     for first, second in names:
-        a, b = molecule(first), molecule(second)
-        b.positions += [0.0, 0.0, 4.5]
-        found.append(a + b)
-    return [labelled(a, rng) for a in found], elements([1, 6, 7, 8], table)
+        lower = molecule(first)
+        upper = molecule(second)
+        upper.positions += [0.0, 0.0, 4.5]
+        pairs.append(lower + upper)
+    return [labelled(atoms, rng) for atoms in pairs], elements([1, 6, 7, 8], table)
 
 
 def crystals(rng: Any, table: int) -> tuple[list[Any], list[int]]:
     """Two rattled supercells of MgO, 108 atoms with 56 neighbours each; of 17 elements for the large table."""
     from ase.build import bulk
 
-    found = []
+    supercells = []
     for _ in range(2):
         a = bulk("MgO", "rocksalt", a=4.21) * (3, 3, 6)
         if table:
             a.numbers = rng.choice(range(3, 20), size=len(a))
-        found.append(a)
-    return [labelled(a, rng) for a in found], elements([8, 12], table)
+        supercells.append(a)
+    return [labelled(a, rng) for a in supercells], elements([8, 12], table)
 
 
 def elements(few: list[int], table: int) -> list[int]:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from conftest import ROOT
 from dataloader.batch import Label
 from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, Term, error_sums
 from model_utils.errors import InputError
+from model_utils.models import architecture
 from model_utils.run import assemble, loggers
 from model_utils.run.fit import FitPlan, Stage
 from model_utils.run.loggers import LOGGERS
@@ -25,7 +27,10 @@ from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Progress
 from model_utils.settings import cli
-from model_utils.settings.options import TrainOptions
+from model_utils.settings.declared import declared
+from model_utils.settings.options import ConvertOptions, TrainOptions
+from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
+from model_utils.tasks import conversion
 from optimizer import (
     OPTIMIZERS,
     SCHEDULES,
@@ -267,3 +272,35 @@ def test_a_table_is_a_plain_dict_with_its_names_written_out(module: Any, table: 
     ]
     assert isinstance(declared, ast.Dict)
     assert [ast.literal_eval(key) for key in declared.keys if key is not None] == list(getattr(module, table))
+
+
+def test_step_takes_what_families_of_networks_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is imported the names are those of MACE's text; afterwards a plug-in's family adds its own."""
+    of_mace = ("fast", "reference", "cueq", "oeq")
+    assert tuple(architecture.ARCHITECTURES["MACE"].forms) == of_mace
+    with monkeypatch.context() as bare:
+        for module in ("model_utils.models.architecture", "model_utils.models.mace_architecture"):
+            bare.delitem(sys.modules, module)
+        assert FORMS_OF_STEP.names() == of_mace
+    monkeypatch.setitem(architecture.ARCHITECTURES, "Toy", SimpleNamespace(forms={"reference": None, "triton": None}))
+    assert FORMS_OF_STEP.names() == (*of_mace, "triton")
+    words = ["--input_json", "x", "--output_checkpoint", "y", "--xyz_train", "z", "--step"]
+    options = cli.parse(TrainOptions, [*words, "triton"])
+    assert options is not None
+    assert options.run.step == "triton"
+    with pytest.raises(InputError, match="'tritn' is not known; did you mean triton"):
+        cli.parse(TrainOptions, [*words, "tritn"])
+
+
+def test_convert_takes_every_form_that_maces_family_offers() -> None:
+    assert tuple(conversion.FORMS) == tuple(architecture.ARCHITECTURES["MACE"].exports)
+    assert next(option for option in declared(ConvertOptions) if option.name == "to").marker(NamesOf) is not None
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_form_whose_numbers_are_none_is_never_taken_for_equal(part: int) -> None:
+    """Of energies and forces either may be NaN; Python's max would pass over the second."""
+    expected = (torch.ones(2), torch.ones(2, 3))
+    computed = [tensor.clone() for tensor in expected]
+    computed[part][0] = torch.nan
+    assert not conversion._deviation(expected, (computed[0], computed[1])) <= 1.0

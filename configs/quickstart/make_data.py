@@ -87,7 +87,8 @@ def labelled(frame: Atoms, config_type: str, multiplicity: int | None = None) ->
     positions = np.round(frame.positions - frame.get_center_of_mass(), 6)  # (n_atoms, 3), Å
     atoms = Atoms(frame.symbols, positions)
     atoms.calc = xtb(accuracy=0.01, multiplicity=multiplicity)
-    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    energy = atoms.get_potential_energy()
+    forces = atoms.get_forces()
     atoms.calc = None
     atoms.info = {"REF_energy": round(float(energy), 6), "config_type": config_type}
     # Adding 0.0 turns -0.0 into 0.0.

@@ -14,7 +14,8 @@ def main() -> None:
     """Run the two commands a user would type, and show them."""
     began = time.monotonic()
     folder = RUN.relative_to(ROOT)
-    model, errors_file = f"{folder}/quickstart_model.pt", f"{folder}/test_errors.json"
+    model = f"{folder}/quickstart_model.pt"
+    errors_file = f"{folder}/test_errors.json"
     command(f"model_utils/train_mace.py --config configs/quickstart.yaml --output_checkpoint {folder} --overwrite")
     command(
         f"model_utils/evaluate.py --input_model {model} --xyz_path configs/quickstart/test.xyz "

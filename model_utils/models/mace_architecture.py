@@ -37,18 +37,21 @@ def _oeq(module: nn.Module, description: MaceDescription) -> Network:
     return AcceleratedNetwork(module, "oeq", description)
 
 
+FORMS: dict[str, Form] = {
+    "fast": Form(network=_fast, prepare=prepared, why_not=not_covered),
+    "reference": Form(network=_reference),
+    "cueq": Form(network=_cueq),
+    "oeq": Form(network=_oeq),
+}
+
+
 class MaceArchitecture:
     """mace-torch's classes MACE and ScaleShiftMACE."""
 
     description = MaceDescription
     reference_energies = "atomic_energies_fn.atomic_energies"
     namespaces = ("mace.modules.",)
-    forms: ClassVar = {
-        "fast": Form(network=_fast, prepare=prepared, why_not=not_covered),
-        "reference": Form(network=_reference),
-        "cueq": Form(network=_cueq),
-        "oeq": Form(network=_oeq),
-    }
+    forms: ClassVar = FORMS
     exports = ("safetensors", "module", "lammps", "mliap")
 
     def build(self, description: MaceDescription, dtype: torch.dtype, where: str) -> nn.Module:

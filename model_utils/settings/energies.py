@@ -27,7 +27,7 @@ class GivenEnergies:
     by_head: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def of(self, head: str) -> dict[int, float]:
-        """Those that hold for a head."""
+        """E0s of one head, eV by atomic number; what is given for it goes before what is given for all."""
         return {**self.for_all, **self.by_head.get(head, {})}
 
     @property
@@ -64,20 +64,20 @@ def given_energies(text: str, words: str, keys: LabelKeys, flag: str | None = No
         return GivenEnergies(by_head.pop("", {}), by_head)
     try:
         given = plain_json.loads(text if is_text else input_files.read_text(Path(text), MODEL_JSON_BYTES))
-        nested = {head: _numbers(values) for head, values in given.items() if isinstance(values, dict)}
-        energies = GivenEnergies({} if nested else _numbers(given), nested)
+        nested = {head: _by_number(values) for head, values in given.items() if isinstance(values, dict)}
+        energies = GivenEnergies({} if nested else _by_number(given), nested)
         if nested and len(nested) != len(given):
             raise ValueError("some energies are by head and some are not")
     except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
         raise InputError(f"{flag}: {error!s:.120}; expected {words}, {FORMS}") from None
-    if not np.isfinite(
-        [*energies.for_all.values(), *(e for row in energies.by_head.values() for e in row.values())]
-    ).all():
+    of_heads = [energy for row in energies.by_head.values() for energy in row.values()]
+    if not np.isfinite([*energies.for_all.values(), *of_heads]).all():
         raise InputError(f"{flag}: an energy is not finite")
     return energies
 
 
-def _numbers(given: Mapping[str, object]) -> dict[int, float]:
+def _by_number(given: Mapping[str, object]) -> dict[int, float]:
+    """Energies by atomic number, where the user has symbols or numbers."""
     return {model_json.number_of(str(key)): float(value) for key, value in given.items()}  # type: ignore[arg-type]
 
 
@@ -99,11 +99,16 @@ def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
     values = given_energies(json.dumps(given), "energies by element", LabelKeys(), flag)
     if values.by_head:
         raise InputError(f"{flag} holds energies by head, expected one for each element")
-    return of_all(values.for_all, elements, flag)
+    return energies_for(elements, values.for_all, flag)
 
 
-def of_all(given: Mapping[int, float], elements: Sequence[int], flag: str) -> dict[int, float]:
-    """Those of the elements.
+def energies_for(elements: Sequence[int], given: Mapping[int, float], flag: str) -> dict[int, float]:
+    """The given energy of every element, eV by atomic number; an element without one is an error.
+
+    Args:
+        elements: atomic numbers.
+        given: eV by atomic number, perhaps of further elements.
+        flag: as the user gave it, for the message.
 
     Raises:
         InputError: naming the elements that have none.

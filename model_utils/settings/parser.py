@@ -81,8 +81,8 @@ def _parameter(option: Option) -> inspect.Parameter:
     if choices is not None:
         is_list = typing.get_origin(bare(hint)) is tuple
         names: Any = typing.Literal[choices.names()]
-        one = names if option.default is not None else names | None
-        hint = tuple[names, ...] if is_list else one
+        single = names if option.default is not None else names | None
+        hint = tuple[names, ...] if is_list else single
         shown["converter"] = _list_converter(choices, option.name) if is_list else _converter(choices)
     extra = Parameter(
         help=option.help,
@@ -100,6 +100,8 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 def _converter(choices: NamesOf) -> Callable[[type, Sequence[Token]], str]:
+    """What turns a word of the command line into a name of a table, or refuses it."""
+
     def one_of(_: type, tokens: Sequence[Token]) -> str:
         return choices.checked(str(tokens[0].value))
 
@@ -107,6 +109,8 @@ def _converter(choices: NamesOf) -> Callable[[type, Sequence[Token]], str]:
 
 
 def _list_converter(choices: NamesOf, name: str) -> Callable[[type, Sequence[Token]], tuple[str, ...]]:
+    """What turns the words after a flag into names of a table, or refuses the first that is none."""
+
     def checked(word: str) -> str:
         try:
             return choices.checked(word)
@@ -126,6 +130,7 @@ def _group(panel: Panel) -> Group:
 
 
 def _one_line(error: CycloptsError, source: Path | None) -> str:
+    """The parser's complaint as a sentence of ours, with the file where the value stands in one."""
     text = " ".join(str(error).split())
     if isinstance(error.__cause__, InputError):
         return str(error.__cause__)

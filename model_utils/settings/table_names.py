@@ -48,6 +48,37 @@ class NamesOf:
         return name
 
 
+@dataclass(frozen=True)
+class OfFamilies(NamesOf):
+    """Marks an option whose values are names that families of networks offer, each its own.
+
+    Until somebody imports the table of families it has MACE alone, and the names are those of the
+    table of MACE's that ``module`` and ``table`` name.
+
+    Attributes:
+        families: module with the table ``ARCHITECTURES``.
+        offer: attribute of a family that holds its names.
+    """
+
+    families: str
+    offer: str
+
+    def names(self) -> tuple[str, ...]:
+        """The names that any family offers now; whether the network at hand has one, is judged when it is built."""
+        table = getattr(sys.modules.get(self.families), "ARCHITECTURES", None)
+        if table is None:
+            return super().names()
+        return tuple(dict.fromkeys(name for family in table.values() for name in getattr(family, self.offer)))
+
+
+FORMS_OF_STEP = OfFamilies(
+    module="model_utils.models.mace_architecture",
+    table="FORMS",
+    families="model_utils.models.architecture",
+    offer="forms",
+)
+
+
 def unknown(name: str, names: Sequence[str]) -> str:
     """What is said of a name that no table has."""
     near = get_close_matches(name, names, n=1)

@@ -9,11 +9,8 @@ from dataloader.labels import LabelKeys
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, added
 from model_utils.settings.options import LabelOptions, LossOptions, PrintedLossOptions, StageTwoOptions
 
-OWN_FLAGS = (
-    ENERGY.name,
-    FORCES.name,
-    STRESS.name,
-)  # quantities with flags of their own: --energy_weight, --energy_loss
+# quantities with flags of their own: --energy_weight, --energy_loss
+OWN_FLAGS = (ENERGY.name, FORCES.name, STRESS.name)
 Value = TypeVar("Value")
 
 
@@ -61,6 +58,7 @@ def label_keys(options: LabelOptions) -> LabelKeys:
 
 
 def _weight(text: str) -> float:
+    """A weight, finite and not negative; anything else is a ValueError, which the caller turns into a sentence."""
     weight = float(text)
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError

@@ -1,1 +1,1 @@
-"""What the other commands do."""
+"""What the commands do that do not train: describe, check, pack, inspect and convert, judge."""

@@ -89,7 +89,8 @@ class Breakdown:
 
     def __init__(self, data: Dataset, *, keep_rows: bool, keep_frames: bool) -> None:
         self._data = data
-        self._keep_rows, self._keep_frames = keep_rows or len(data) <= SMALL_SET, keep_frames
+        self._keep_rows = keep_rows or len(data) <= SMALL_SET
+        self._keep_frames = keep_frames
         self.rows: list[Row] = []
         self.frames: list[Atoms] = []
         self.types: dict[str, TypeSums] = defaultdict(TypeSums)
@@ -97,15 +98,19 @@ class Breakdown:
         self.elements: dict[str, ForceSums] = defaultdict(ForceSums)
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
-        """Take the structures of one batch."""
+        """Take the structures of one batch.
+
+        Args:
+            batch: with its labels, on any device.
+            prediction: of every quantity that the network gives; energies without reference energies.
+        """
         ptr = batch.ptr.tolist()
+        # a NumPy copy once a batch: structures are judged one by one, and nothing waits for these numbers
         targets = with_references(batch, {name: label.value for name, label in batch.labels.items()})
         predicted = with_references(batch, prediction)
-        counted = batch.labels[FORCES.name].mask.cpu().numpy() & (FORCES.name in predicted)
-        errors = predicted.get(FORCES.name, targets[FORCES.name]) - targets[FORCES.name]
-        species = np.array(self._data.facts.atomic_numbers)[batch.species.cpu().numpy()]
-        for number in np.unique(species[counted]):
-            self.elements[chemical_symbols[number]].add(errors[counted & (species == number)])
+        counted = batch.labels[FORCES.name].mask.cpu().numpy() & (FORCES.name in predicted)  # (n_atoms,)
+        errors = predicted.get(FORCES.name, targets[FORCES.name]) - targets[FORCES.name]  # (n_atoms, 3), eV/Å
+        self._add_by_element(batch, errors, counted)
         for k, index in enumerate(batch.index):
             atoms = slice(ptr[k], ptr[k + 1])
             row = self._row(
@@ -120,9 +125,26 @@ class Breakdown:
             if self._keep_frames:
                 self.frames.append(self._frame(index, of_structure(predicted, k, atoms)))
 
+    def _add_by_element(self, batch: Batch, errors: NDArray[np.float64], counted: NDArray[np.bool_]) -> None:
+        """Force errors (n_atoms, 3), eV/Å, of the atoms that count, to the sums of their elements."""
+        atomic_numbers = np.array(self._data.facts.atomic_numbers)[batch.species.cpu().numpy()]
+        for number in np.unique(atomic_numbers[counted]):
+            of_element = counted & (atomic_numbers == number)
+            self.elements[chemical_symbols[number]].add(errors[of_element])
+
     def _row(
         self, index: int, errors: NDArray[np.float64], n_atoms: int, energy: float | None, target: float | None
     ) -> Row:
+        """The errors of one structure, which are added to the sums of its config_type.
+
+        Args:
+            index: of the structure in the data set.
+            errors: of its forces that count, (n, 3), eV/Å.
+            n_atoms: of the structure.
+            energy: predicted, eV, reference energies included; None where the network gives none.
+            target: its label, likewise; None where there is none.
+        """
+        # a record of an LMDB has no config_type that is known without reading it once more
         kind = self._data.structure(index).config_type if self._data.in_memory(index) else "Default"
         sums = self.types[kind]
         sums.structures += 1
@@ -157,7 +179,7 @@ class Breakdown:
 
     def lines(self) -> list[str]:
         """Forces by element, errors by config_type where there are several, each structure of a small set."""
-        found = [
+        said = [
             f"forces on {symbol}: rmse {_root(sums)} mae {MILLI * sums.absolute / sums.components:.2f} meV/Å "
             f"({sums.components} components)"
             for symbol, sums in sorted(self.elements.items())
@@ -166,30 +188,40 @@ class Breakdown:
             for kind, sums in sorted(self.types.items()):
                 energy = f"{MILLI * (sums.energy_squared / sums.energies) ** 0.5:.2f}" if sums.energies else "-"
                 forces = _root(self.type_forces[kind]) if self.type_forces[kind].components else "-"
-                found.append(f"{kind}: {sums.structures} configs, E rmse {energy} meV/atom, F rmse {forces} meV/Å")
+                said.append(f"{kind}: {sums.structures} configs, E rmse {energy} meV/atom, F rmse {forces} meV/Å")
         if len(self._data) <= SMALL_SET:
-            found += [
+            said += [
                 f"{row.identifier}  ΔE {_milli(row.energy_error)} meV  F rmse {_milli(row.forces_rmse)} meV/Å"
                 for row in self.rows
             ]
-        return found
+        return said
 
     def as_plain(self) -> dict[str, dict[str, dict[str, float | int | None]]]:
         """Errors by element and by config_type, for a JSON file; eV, eV/Å."""
         return {
             "by_element": {
-                symbol: {"forces_rmse": (s.squared / s.components) ** 0.5, "forces_mae": s.absolute / s.components}
-                for symbol, s in sorted(self.elements.items())
+                symbol: {
+                    "forces_rmse": (sums.squared / sums.components) ** 0.5,
+                    "forces_mae": sums.absolute / sums.components,
+                }
+                for symbol, sums in sorted(self.elements.items())
             },
             "by_config_type": {kind: self._of_type(kind) for kind in sorted(self.types)},
         }
 
     def _of_type(self, kind: str) -> dict[str, float | int | None]:
-        energies, forces = self.types[kind], self.type_forces[kind]
+        energies = self.types[kind]
+        forces = self.type_forces[kind]
+        energy_rmse = None
+        if energies.energies:
+            energy_rmse = (energies.energy_squared / energies.energies) ** 0.5
+        forces_rmse = None
+        if forces.components:
+            forces_rmse = (forces.squared / forces.components) ** 0.5
         return {
             "n_configs": energies.structures,
-            "energy_rmse_per_atom": (energies.energy_squared / energies.energies) ** 0.5 if energies.energies else None,
-            "forces_rmse": (forces.squared / forces.components) ** 0.5 if forces.components else None,
+            "energy_rmse_per_atom": energy_rmse,
+            "forces_rmse": forces_rmse,
         }
 
     def write_table(self, path: Path) -> None:
@@ -223,8 +255,10 @@ def csv_text(text: str) -> str:
 
 
 def _root(sums: ForceSums) -> str:
+    """Root mean square of force errors, meV/Å."""
     return f"{MILLI * (sums.squared / sums.components) ** 0.5:.2f}"
 
 
 def _milli(value: float | None) -> str:
+    """A number in a thousandth of its unit; a dash where there is none."""
     return "-" if value is None else f"{MILLI * value:.2f}"

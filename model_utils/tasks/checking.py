@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ ROWS_AT_ONCE = 1000
 PAIRED = 600  # structures that are compared with one another
 NAMES: dict[Role, str] = {"train": "training", "val": "validation", "test": "test"}
 DEFAULTS = (128, 3, 2)  # channels, max_ell, layers where no model.json is given
+R_MAX = 5.0  # Å, likewise
+BATCH_SIZE = 10  # structures, for the estimate of memory
 DEFAULT_HEAD = "Default"
 
 EnergiesByHead = Mapping[str, Mapping[str, Mapping[int, float]]]  # [head][whose][atomic number], eV
@@ -44,9 +47,22 @@ def check(options: CheckOptions) -> None:
     if options.output_json is not None and options.output_json.exists() and not options.overwrite:
         raise InputError(f"--output_json {options.output_json} is there already; give another name or --overwrite")
     model = model_json.read(options.input_json) if options.input_json is not None else None
-    r_max = options.r_max or (model.r_max if model is not None else 5.0)
+    findings, sets = _findings(options, model)
+    _print(findings)
+    if options.output_json is not None:
+        _write(options.output_json, findings, sets)
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        raise InputError(f"{len(errors)} error(s) found in the data, the first: {errors[0].data}: {errors[0].text}")
+
+
+def _findings(options: CheckOptions, model: ModelDescription | None) -> tuple[list[Finding], list[Set]]:
+    """What is wrong with the data of every role, and what was looked at."""
+    r_max = options.r_max or (model.r_max if model is not None else R_MAX)
     findings: list[Finding] = []
-    sets, isolated, paths = [], [], dict[str, dict[int, str]]()
+    sets: list[Set] = []
+    isolated: list[Structure] = []
+    paths: dict[str, dict[int, str]] = {}  # names of files by set and number
     for role, name in NAMES.items():
         sources = _opened(options, role, name, findings)
         isolated += [atom for source in sources for atom in source.isolated_atoms]
@@ -58,17 +74,20 @@ def check(options: CheckOptions) -> None:
         given = _references(model, isolated, default)
         allow = options.data.allow_missing_labels
         findings += _judged(sets, model, given, paths, default, allow_missing=allow)
-        findings.append(_memory(sets[0], model, options.batch_size or 10))
-    _print(findings)
-    if options.output_json is not None:
-        content = {"findings": [dataclasses.asdict(finding) for finding in findings], "looked_at": _sizes(sets)}
-        try:
-            durable.write_text(options.output_json, json.dumps(content, indent=1, default=float))
-        except OSError as error:
-            raise InputError(f"cannot write --output_json {options.output_json}: {error.strerror}") from None
-    errors = [finding for finding in findings if finding.level == "error"]
-    if errors:
-        raise InputError(f"{len(errors)} error(s) found in the data, the first: {errors[0].data}: {errors[0].text}")
+        findings.append(_memory(sets[0], model, options.batch_size or BATCH_SIZE))
+    return findings, sets
+
+
+def _write(path: Path, findings: Sequence[Finding], sets: Sequence[Set]) -> None:
+    """The findings, and how many structures of each set were looked at, as JSON."""
+    content = {
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "looked_at": _sizes(sets),
+    }
+    try:
+        durable.write_text(path, json.dumps(content, indent=1, default=float))
+    except OSError as error:
+        raise InputError(f"cannot write --output_json {path}: {error.strerror}") from None
 
 
 def _sizes(sets: Sequence[Set]) -> dict[str, list[int]]:
@@ -94,13 +113,27 @@ def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding
 
 
 class _Slice(NamedTuple):
+    """Structures that one child process looks at in one go."""
+
     places: NDArray[np.int64]  # (n, 2): source, structure
 
 
 def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_max: float) -> Set:
-    """Look at all structures of a set, or at a sample of them."""
+    """Look at all structures of a set, or at a sample of them, in child processes.
+
+    Args:
+        sources: the files of the set.
+        name: of the set.
+        options: how many structures to look at, and with which seed they are drawn.
+        r_max: cutoff of neighbours, Å.
+    """
     total = sum(map(len, sources))
-    places = np.concatenate([np.stack([np.full(len(s), n), np.arange(len(s))], axis=1) for n, s in enumerate(sources)])
+    places = np.concatenate(  # (n_structures, 2): source, structure in it
+        [
+            np.stack([np.full(len(source), number), np.arange(len(source))], axis=1)
+            for number, source in enumerate(sources)
+        ]
+    )
     if options.samples < total:
         chosen = np.random.default_rng([options.seed, 0]).choice(total, options.samples, replace=False, shuffle=False)
         places = places[np.sort(chosen)]
@@ -142,6 +175,7 @@ def _look(
     part: _Slice, sources: Sequence[Source], r_max: float, max_neighbors: int
 ) -> tuple[list[Looked], NDArray[np.uint16]]:
     structures: list[Structure] = [sources[int(s)].structure(int(i)) for s, i in part.places]
+    # (n_structures, numbers of elements)
     counts = np.stack([looking.counts_of(structure) for structure in structures])
     return [looking.look(structure, r_max, max_neighbors) for structure in structures], counts
 
@@ -179,11 +213,15 @@ def _judged(
 
 
 def _of_one_head(data: Set, paths: Mapping[int, str], *, allow_missing: bool) -> list[Finding]:
-    fit, compared = energies.fit_energies(data), work.compare(data)
+    """What is wrong with the labels of the structures of one head."""
+    fit = energies.fit_energies(data)
+    compared = work.compare(data)
     findings = labels.labels(data, allow_missing=allow_missing)
     findings += energies.energies(data, fit, totals=work.says_totals(compared))
-    findings += work.energies_and_forces(data, fit, compared) + references.between_files(data, paths)
-    return findings + scales.scales(data) + scales.stress_sign(data)
+    findings += work.energies_and_forces(data, fit, compared)
+    findings += references.between_files(data, paths)
+    findings += scales.scales(data)
+    return findings + scales.stress_sign(data)
 
 
 def _references(model: ModelDescription | None, isolated: Iterable[Structure], default: str) -> EnergiesByHead:
@@ -200,6 +238,7 @@ def _references(model: ModelDescription | None, isolated: Iterable[Structure], d
 
 
 def _memory(data: Set, model: ModelDescription | None, batch_size: int) -> Finding:
+    """An estimate of what a training step on these structures takes."""
     sizes = None if model is None else model.memory_sizes()
     return repeats.memory(data, batch_size, *(sizes or DEFAULTS))
 

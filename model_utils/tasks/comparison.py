@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 
+# entries of a checkpoint's state that say where and how a run was made, and are no part of its result
 PLACE_AND_HISTORY = {
     "config",
     "history",
@@ -19,33 +21,37 @@ PLACE_AND_HISTORY = {
     "data",
     "computed_on",
     "source",
-}  # not part of the result
+}
 
 
-def differences(one: Outputs, other: Outputs) -> list[str]:
+def differences(run: Outputs, other: Outputs) -> list[str]:
     """What differs between two runs, the earliest first: records, then checkpoint, then best models.
 
     Times and rates (``perf``) are left out; everything else must be equal to the last bit.
     """
-    found = list(_records(one, other))
+    differing = list(_records(run, other))
     for name in ("checkpoint", "model", "stage_one_model"):
-        first, second = getattr(one, name), getattr(other, name)
+        first = getattr(run, name)
+        second = getattr(other, name)
         if first.exists() != second.exists():
-            found.append(f"{name}: {'missing' if first.exists() else 'only'} in {second.parent}")
+            differing.append(f"{name}: {'missing' if first.exists() else 'only'} in {second.parent}")
         elif first.exists():
-            found.extend(f"{name}: {text}" for text in _different(_content(first), _content(second)))
-    return found
+            differing.extend(f"{name}: {text}" for text in _different(_content(first), _content(second)))
+    return differing
 
 
-def _content(path: Any) -> dict[str, Any]:
+def _content(path: Path) -> dict[str, Any]:
+    """What a file holds of the result of its run, without its name, version, place and history."""
     file = checkpoint.read(path)
     content = {k: v for k, v in file.content.items() if k not in ("run_name", "code_version", "train_state")}
     state = file.content.get("train_state", {})
     return content | {"train_state": {k: v for k, v in state.items() if k not in PLACE_AND_HISTORY}}
 
 
-def _records(one: Outputs, other: Outputs) -> Iterator[str]:
-    first, second = (_without_times(outputs) for outputs in (one, other))
+def _records(run: Outputs, other: Outputs) -> Iterator[str]:
+    """The first record of metrics.jsonl that differs; without one, a difference in their number."""
+    first = _without_times(run)
+    second = _without_times(other)
     for a, b in zip(first, second, strict=False):
         if a != b:
             where = f"{a.get('kind')} record of step {a.get('step')}"
@@ -56,11 +62,15 @@ def _records(one: Outputs, other: Outputs) -> Iterator[str]:
 
 
 def _without_times(outputs: Outputs) -> list[dict[str, Any]]:
-    lines = outputs.metrics.read_text(encoding="utf-8").splitlines() if outputs.metrics.exists() else []
+    """The records of a run, none where it wrote none, without what depends on the clock."""
+    if not outputs.metrics.exists():
+        return []
+    lines = outputs.metrics.read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "perf"} for line in lines]
 
 
 def _different(a: Any, b: Any, name: str = "") -> Iterator[str]:
+    """Where two nested values differ: tensors in type, shape or any bit, everything else where it is unequal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.dtype != b.dtype or a.shape != b.shape:
             yield f"{name}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from model_utils.settings.options import ConvertOptions
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative: forms sum in other orders
 PROBE_ELEMENTS = 6
 LARGE = 4  # atoms along a side of the structures on which sums of E0s are compared: 64, as in a usual cell
+OF_ONE_HEAD = ("lammps", "mliap")  # forms that give the energies of a single head
 ADDS = {"module": "mace's calculator", "lammps": "LAMMPS", "mliap": "LAMMPS"}  # who forms energies with a form
 
 
@@ -45,7 +46,21 @@ def convert(options: ConvertOptions) -> None:
         raise InputError(f"--output {options.output} is there already; give another name or --overwrite")
     loaded = _source(options, DTYPES.get(options.dtype or ""))
     _refuse_unknown_form(options, loaded)
-    head = _head(loaded, options.head, needed=options.to in ("lammps", "mliap"))
+    head = _head(loaded, options.head, needed=options.to in OF_ONE_HEAD)
+    loaded = _precise_enough(options, loaded, head)
+    probe = _probe(loaded, head)
+    expected = _reference(loaded.module, loaded, probe)
+    if options.head is not None and options.to not in OF_ONE_HEAD:
+        loaded = of_one_head(loaded, options.head)
+        probe = _probe(loaded, head)
+    _write(options, loaded, head, probe, expected)
+
+
+def _precise_enough(options: ConvertOptions, loaded: LoadedModel, head: str) -> LoadedModel:
+    """The model in a precision in which the other program's sums of E0s are right, unless the user gave one.
+
+    What is widened takes E0s, scale and shift from the model.json, which is exact.
+    """
     if (error := _forming_error(options, loaded, head)).matters and options.dtype is None:
         loaded = _source(options, torch.float64)
         log.warning(
@@ -61,15 +76,11 @@ def convert(options: ConvertOptions) -> None:
             ADDS[options.to],
             error,
         )
-    probe = _probe(loaded, head)
-    expected = _reference(loaded.module, loaded, probe)
-    if options.head is not None and options.to in ("module", "safetensors"):
-        loaded = of_one_head(loaded, options.head)
-        probe = _probe(loaded, head)
-    _write(options, loaded, head, probe, expected)
+    return loaded
 
 
 def _refuse_unknown_form(options: ConvertOptions, loaded: LoadedModel) -> None:
+    """Raise InputError where the network's family has no such form."""
     forms = architecture_of(loaded.description).exports
     if options.to not in forms:
         raise InputError(
@@ -138,13 +149,16 @@ def _write(
 
 
 def _write_description(options: ConvertOptions, loaded: LoadedModel) -> None:
-    beside, text = sidecar(options.output), loaded.description.canonical_text()
+    """The model.json beside a safetensors file, which holds tensors alone."""
+    beside = sidecar(options.output)
+    text = loaded.description.canonical_text()
     if beside.exists() and not input_files.holds(beside, text.encode()) and not options.overwrite:
         raise InputError(f"{beside} is there with other content; give another name or --overwrite")
     durable.write_text(beside, text)
 
 
 def _head(loaded: LoadedModel, head: str | None, *, needed: bool) -> str:
+    """The head that is meant, which must be named where the form has one and the model several."""
     names = loaded.description.heads
     if needed and head is None and len(names) > 1:
         raise InputError(f"the model has the heads {', '.join(names)}; name one with --head")
@@ -157,6 +171,7 @@ Check = Callable[[Path], tuple[Tensor, Tensor]]  # energies and forces of the pr
 
 
 def _safetensors(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
+    """Tensors by name; read back into a module that is built anew."""
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in loaded.module.state_dict().items()}
@@ -170,6 +185,8 @@ def _safetensors(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tupl
 
 
 def _module(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
+    """The module as mace's calculator opens it; read back through inert stubs and rebuilt, never unpickled."""
+
     def check(path: Path) -> tuple[Tensor, Tensor]:
         stub = checkpoint.load_inert(path)
         assert isinstance(stub, pickled.StubObject)
@@ -179,12 +196,16 @@ def _module(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
 
 
 def _lammps(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
+    """TorchScript with mace's wrapper for LAMMPS; the compiled code itself is run for the comparison."""
     data = lammps.torchscript(model_loader.copied(loaded.module), head)
     n_elements = len(loaded.description.atomic_numbers)
 
     def check(path: Path) -> tuple[Tensor, Tensor]:
-        found = [lammps.run_torchscript(path.read_bytes(), batch, n_elements) for batch in probe]  # one at a time
-        return torch.cat([energy for energy, _ in found]), torch.cat([forces for _, forces in found])
+        script = path.read_bytes()
+        results = [lammps.run_torchscript(script, batch, n_elements) for batch in probe]
+        energies = torch.cat([energy for energy, _ in results])
+        forces = torch.cat([forces for _, forces in results])
+        return energies, forces
 
     return data, check
 
@@ -195,15 +216,17 @@ def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byte
     def check(path: Path) -> tuple[Tensor, Tensor]:
         stub: object = checkpoint.load_inert(path)
         for name in ("model", "model"):  # the wrapper's edge-force module, and mace's module in it
-            found = getattr(stub, "__dict__", {})
-            stub = found.get(name) or found.get("_modules", {}).get(name)
+            attributes = getattr(stub, "__dict__", {})
+            stub = attributes.get(name) or attributes.get("_modules", {}).get(name)
         assert isinstance(stub, pickled.StubObject)
         return _rebuilt(stub, path, loaded, probe)
 
     return checkpoint.serialise(lammps.mliap(model_loader.copied(loaded.module), head)), check
 
 
-FORMS: Mapping[str, Callable[[LoadedModel, str, Sequence[Batch]], tuple[bytes, Check]]] = {
+# model, head, structures to compare on → the file, and what reads it back; the names are those of ``--to``
+Form = Callable[[LoadedModel, str, Sequence[Batch]], tuple[bytes, Check]]
+FORMS: dict[str, Form] = {
     "safetensors": _safetensors,
     "module": _module,
     "lammps": _lammps,
@@ -214,6 +237,11 @@ FORMS: Mapping[str, Callable[[LoadedModel, str, Sequence[Batch]], tuple[bytes, C
 def _rebuilt(
     stub: pickled.StubObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]
 ) -> tuple[Tensor, Tensor]:
+    """Energies and forces of the probe by a module that is built from what a pickle says.
+
+    Raises:
+        VerificationError: it describes another network, or its tensors do not fit.
+    """
     description = pickled.description_of(stub, str(path), loaded.description)
     if description.hash() != loaded.description.hash():
         raise VerificationError(f"what was made of {loaded.file.path} does not describe its network; nothing was kept")
@@ -228,11 +256,13 @@ def _rebuilt(
 def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """Total energies and forces by the form of the network that is mace's own."""
     network = model_loader.network(module, "reference", loaded.description)
-    weights, energies, forces = model_loader.trainable(module), [], []
+    weights = model_loader.trainable(module)
+    energies: list[Tensor] = []
+    forces: list[Tensor] = []
     for batch in probe:
-        found = predict(network, weights, batch, wanted=(), training=False)
-        energies.append(found[ENERGY.name].double() + batch.reference_energy)
-        forces.append(found[FORCES.name])
+        prediction = predict(network, weights, batch, wanted=(), training=False)
+        energies.append(prediction[ENERGY.name].double() + batch.reference_energy)
+        forces.append(prediction[FORCES.name])
     return torch.cat(energies), torch.cat(forces)
 
 
@@ -242,13 +272,16 @@ def deviation(module: nn.Module, loaded: LoadedModel) -> float:
     return _deviation(_reference(loaded.module, loaded, probe), _reference(module, loaded, probe))
 
 
-def _deviation(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> float:
-    """Largest deviation relative to the largest energy and force."""
-    parts = [
-        float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-30))
-        for a, b in zip(expected, found, strict=True)
-    ]
-    return max(parts)
+def _deviation(expected: tuple[Tensor, Tensor], computed: tuple[Tensor, Tensor]) -> float:
+    """Largest deviation relative to the largest energy and force; NaN where one of the numbers is."""
+    parts = [_relative(a.double(), b.double()) for a, b in zip(expected, computed, strict=True)]
+    return float(torch.tensor(parts, dtype=torch.float64).max())  # Python's own max may pass a NaN over
+
+
+def _relative(expected: Tensor, computed: Tensor) -> float:
+    """Largest deviation relative to the largest number that is expected."""
+    largest = expected.abs().max().clamp(min=1e-30)
+    return float((expected - computed).abs().max() / largest)
 
 
 def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
@@ -259,23 +292,23 @@ def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
         head: whose energies.
         side: atoms along each of the three directions.
     """
-    facts, rng = loaded.description.facts(), np.random.default_rng(0)
+    facts = loaded.description.facts()
+    rng = np.random.default_rng(0)
     elements = rng.permutation(facts.atomic_numbers)[:PROBE_ELEMENTS]
     spacing = min(0.45 * facts.r_max, 2.0)
     grid = spacing * np.stack(np.meshgrid(*[np.arange(float(side))] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    structures = []
-    for periodic in (False, True):
-        structures.append(
-            Structure(
-                atomic_numbers=rng.choice(elements, len(grid)).astype(np.int64),
-                positions=grid + rng.normal(0.0, 0.08 * spacing, grid.shape),
-                cell=side * spacing * np.eye(3) if periodic else np.zeros((3, 3)),
-                pbc=(periodic,) * 3,
-                identifier="probe",
-                head=head,
-                features={f.name: _feature(f.per_atom, f.width, len(grid)) for f in facts.features},
-            )
+    structures = [
+        Structure(
+            atomic_numbers=rng.choice(elements, len(grid)).astype(np.int64),
+            positions=grid + rng.normal(0.0, 0.08 * spacing, grid.shape),
+            cell=side * spacing * np.eye(3) if is_periodic else np.zeros((3, 3)),
+            pbc=(is_periodic,) * 3,
+            identifier="probe",
+            head=head,
+            features={f.name: _feature(f.per_atom, f.width, len(grid)) for f in facts.features},
         )
+        for is_periodic in (False, True)
+    ]
     dtype = next(loaded.module.parameters()).dtype
     return [
         collate([structure], [build_graph(structure, facts.r_max)], [0], facts, dtype, free_atoms_only=False)
@@ -284,4 +317,5 @@ def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
 
 
 def _feature(per_atom: bool, width: int, n_atoms: int) -> np.ndarray:
+    """An input of the network besides elements and positions, such as a charge: ones everywhere."""
     return np.ones((n_atoms, width)) if per_atom else np.ones(1)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.packing import epoch_order
 from dataloader.sources import open_sources, stream
-from dataloader.statistics import DataSums, HeadSums, collect, reference_energies, scale_and_shift
+from dataloader.statistics import DataSums, HeadSums, Scaling, collect, reference_energies, scale_and_shift
 from dataloader.structure import Structure, symbols
 from model_utils.files import durable
 from model_utils.models import description as model_json
@@ -24,7 +25,7 @@ from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, numbers_of, specs_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import plain_yaml, terms
-from model_utils.settings.energies import given_energies, linear_references, of_all
+from model_utils.settings.energies import energies_for, given_energies, linear_references
 from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 from model_utils.tasks.label_census import LabelCensus
@@ -80,7 +81,7 @@ def start() -> None:
 
 
 def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
-    """The fields that say how the network looks: defaults, then preset, then the mace YAML, then flags."""
+    """Fields of model.json that say how the network looks: defaults, then preset, then the mace YAML, then flags."""
     fields: dict[str, Any] = {"model_class": "ScaleShiftMACE", "r_max": R_MAX}
     fields |= PRESETS[options.preset] if options.preset else {}
     fields |= _from_mace_yaml(options.mace_config) if options.mace_config else {}
@@ -91,13 +92,14 @@ def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
 
 
 def wants_zero_shift(options: MetadataInitOptions) -> bool:
-    """Asked for, or the mace YAML's model is MACE, which mace_run_train builds with shift 0."""
+    """Whether the shift is to be 0: where that is asked for, or the mace YAML's model is MACE, which has none."""
     if options.zero_shift or options.mace_config is None:
         return options.zero_shift
     return _load_yaml(options.mace_config).get("model", "MACE") == "MACE"
 
 
 def _load_yaml(path: Path) -> Mapping[str, Any]:
+    """The settings of a YAML of mace_run_train, which is not empty."""
     settings = plain_yaml.read(path, "a YAML of mace_run_train", "r_max: 5.0")
     if not settings:
         raise InputError(f"{path} is no YAML of mace_run_train; expected lines like `r_max: 5.0`")
@@ -113,8 +115,9 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
         if isinstance(fields.get("radial_MLP"), str):
             fields["radial_MLP"] = plain_json.loads(fields["radial_MLP"])
         if "num_channels" in settings or "max_L" in settings:
-            channels, max_order = int(settings.get("num_channels", 128)), min(int(settings.get("max_L", 1)), 99)
-            fields["hidden_irreps"] = "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
+            channels = int(settings.get("num_channels", 128))
+            max_order = min(int(settings.get("max_L", 1)), 99)
+            fields["hidden_irreps"] = _irreps(channels, max_order)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})") from None
     if settings.get("model", "MACE") == "MACE":  # mace builds ScaleShiftMACE with this first block (and shift 0)
@@ -127,8 +130,13 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
     return fields
 
 
+def _irreps(channels: int, max_order: int) -> str:
+    """So many channels of every order of spherical harmonics, with its natural parity: ``128x0e+128x1o``."""
+    return "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
+
+
 def _refuse_misspelt(settings: Mapping[str, Any], path: Path) -> None:
-    """A key that mace_run_train does not have and that is much like one of the network's is a mistake.
+    """Take a key that mace_run_train does not have, and that is much like one of the network's, for a mistake.
 
     Raises:
         InputError: naming the nearest.
@@ -150,7 +158,11 @@ def _letters(name: str) -> str:
 
 
 def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
-    """Fields of a model.json that may lack what is measured."""
+    """The fields of a model.json that may lack what is measured, with the usual head where it names none.
+
+    Raises:
+        InputError: it cannot be read, or lacks the cutoff.
+    """
     fields = model_json.load_fields(options.input_json)
     if not isinstance(fields.get("r_max"), int | float):
         raise InputError(f"{options.input_json}: r_max is missing, without which neighbours cannot be counted")
@@ -158,31 +170,18 @@ def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
 
 
 def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
-    """Read the data once; a network that names its heads must have those of the data."""
+    """Read the data once, and sum up what the fields of a model.json need.
+
+    Raises:
+        InputError: the output is there, the data cannot be used, or they name a head that the network lacks.
+    """
     _refuse_existing(options)
     heads = network.get("heads")
     _refuse_broken(options, {**network, "heads": heads or [DEFAULT_HEAD]})
-    r_max = float(network["r_max"])
-    specs, wanted = specs_of(options.data, "train"), numbers_of(options.data.filters.elements)
-    filters = filters_of(options.data.filters, keep_charges=True)
-    if options.data.valid_fraction > 0:  # which are set aside depends on how many there are
-        sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=options.data.filters.max_dropped, filters=filters)
-        for source in sources:
-            _say_notes(source.census)
-        structures = _kept(sources, options)
-    else:
-        structures = stream(
-            specs,
-            needs=TO_EVALUATE,
-            elements=wanted,
-            max_dropped=options.data.filters.max_dropped,
-            filters=filters,
-            say=_say_notes,
-        )
     census = LabelCensus()
     sums = collect(
-        census.watch(structures),
-        r_max,
+        census.watch(_structures(options)),
+        float(network["r_max"]),
         default_head=heads[0] if heads else DEFAULT_HEAD,
         free_atoms_only=options.data.train_on_free_atoms,
         max_neighbors=options.data.filters.max_neighbors,
@@ -199,8 +198,29 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
     return sums
 
 
+def _structures(options: MetadataOptions) -> Iterator[Structure]:
+    """The structures that a training with these options would train on, and isolated atoms."""
+    specs = specs_of(options.data, "train")
+    filters = filters_of(options.data.filters, keep_charges=True)
+    max_dropped = options.data.filters.max_dropped
+    if options.data.valid_fraction == 0:  # then no file has to be opened before it is read
+        return stream(
+            specs,
+            needs=TO_EVALUATE,
+            elements=numbers_of(options.data.filters.elements),
+            max_dropped=max_dropped,
+            filters=filters,
+            say=_say_notes,
+        )
+    # which structures are set aside depends on how many there are
+    sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=max_dropped, filters=filters)
+    for source in sources:
+        _say_notes(source.census)
+    return _trained_on(sources, options)
+
+
 def _say_notes(census: Census) -> None:
-    """What was converted or passed over in a file."""
+    """Log what was converted or passed over in a file, with counts."""
     for text, count in census.notes.items():
         log.info("%s: %s: %d structures", census.path, text, count)
 
@@ -230,12 +250,17 @@ def heads_of(sums: DataSums) -> list[str]:
 
 
 def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None:
-    """What would be refused at the end is refused now, before the data are read."""
-    numbers, heads = network.get("atomic_numbers") or [1], network["heads"]
-    elements, n_heads = [len(x) if isinstance(x, list) else 1 for x in (numbers, heads)]
+    """Refuse now, before the data are read, what would be refused at the end.
+
+    What is measured is stood in for by numbers that no check refuses.
+    """
+    numbers = network.get("atomic_numbers") or [1]
+    heads = network["heads"]
+    n_elements = len(numbers) if isinstance(numbers, list) else 1
+    n_heads = len(heads) if isinstance(heads, list) else 1
     measured: dict[str, Any] = {
         "atomic_numbers": numbers,
-        "atomic_energies": [[0.0] * elements] * n_heads,
+        "atomic_energies": [[0.0] * n_elements] * n_heads,
         "avg_num_neighbors": 1.0,
     }
     if model_json.scales_energies(network):
@@ -246,7 +271,7 @@ def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None
     )
 
 
-def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Structure]:
+def _trained_on(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Structure]:
     """Isolated atoms, and structures inside --elements less those that training would set aside for validation."""
     wanted = numbers_of(options.data.filters.elements)
     places = [
@@ -264,16 +289,21 @@ def _kept(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Struc
 def measured_fields(
     sums: DataSums, network: Mapping[str, Any], options: MetadataOptions, *, zero_shift: bool
 ) -> dict[str, Any]:
-    """The fields that the data determine, each said in the log."""
+    """The fields of model.json that the data determine, each said in the log.
+
+    Args:
+        sums: of the data.
+        network: the other fields, its heads among them.
+        options: where E0s come from, and how energies are scaled.
+        zero_shift: the shift is 0 whatever the data say.
+
+    Raises:
+        InputError: the data hold an element that the network lacks, or E0s cannot be had.
+    """
     elements = network.get("atomic_numbers") or numbers_of(options.data.filters.elements) or sorted(sums.elements)
     unknown = sums.elements - set(elements)
     if unknown:
         raise InputError(f"the data hold {symbols(list(unknown))}, which atomic_numbers of the model lack")
-    found: dict[str, Any] = {
-        "atomic_numbers": elements,
-        "atomic_energies": [],
-        "avg_num_neighbors": sums.avg_num_neighbors,
-    }
     log.info("elements: %s", symbols(elements))
     log.info(
         "avg_num_neighbors: %.6g within %g Å, over %d of %d atoms (those with neighbours)",
@@ -282,32 +312,46 @@ def measured_fields(
         sums.atoms_with_neighbors,
         sums.atoms,
     )
-    scales, shifts = [], []
     energies_of = _energies_of_heads(options, elements, network["heads"])
+    rows: list[list[float]] = []  # E0s by head and element
+    scales: list[float] = []
+    shifts: list[float] = []
     for name in network["heads"]:
         head = sums.heads.get(name, HeadSums())
         energies = energies_of(head, name)
-        low = impossible(energies)
-        if low:
-            log.warning("warning: head %s: no atom has so low an E0: %s", name, shown(low))
-        scaling = scale_and_shift(head, energies, options.scaling)
-        shift = 0.0 if zero_shift else scaling.shift
-        found["atomic_energies"].append([energies[z] for z in elements])
+        scaling = _scaling(head, energies, options.scaling, name, zero_shift=zero_shift)
+        rows.append([energies[z] for z in elements])
         scales.append(scaling.scale)
-        shifts.append(shift)
-        if scaling.warning:
-            log.warning("warning: head %s: %s", name, scaling.warning)
-        log.info(
-            "head %s: scale %.6g, shift %.6g eV (%s, %d structures)",
-            name,
-            scaling.scale,
-            shift,
-            scaling.origin,
-            head.structures,
-        )
+        shifts.append(scaling.shift)
+    fields: dict[str, Any] = {
+        "atomic_numbers": elements,
+        "atomic_energies": rows,
+        "avg_num_neighbors": sums.avg_num_neighbors,
+    }
     if model_json.scales_energies(network):
-        found |= {"atomic_inter_scale": scales, "atomic_inter_shift": shifts}
-    return found
+        fields |= {"atomic_inter_scale": scales, "atomic_inter_shift": shifts}
+    return fields
+
+
+def _scaling(head: HeadSums, energies: Mapping[int, float], method: str, name: str, *, zero_shift: bool) -> Scaling:
+    """Scale and shift of a head of this name, said in the log together with E0s that no atom can have."""
+    low = impossible(energies)
+    if low:
+        log.warning("warning: head %s: no atom has so low an E0: %s", name, shown(low))
+    scaling = scale_and_shift(head, energies, method)
+    if zero_shift:
+        scaling = replace(scaling, shift=0.0)
+    if scaling.warning:
+        log.warning("warning: head %s: %s", name, scaling.warning)
+    log.info(
+        "head %s: scale %.6g, shift %.6g eV (%s, %d structures)",
+        name,
+        scaling.scale,
+        scaling.shift,
+        scaling.origin,
+        head.structures,
+    )
+    return scaling
 
 
 def _energies_of_heads(
@@ -324,10 +368,16 @@ def _energies_of_heads(
     given = given_energies(options.E0s, ", ".join(METHODS), terms.label_keys(options.data.labels))
     given.refuse_other_heads(heads, flag)
     log.info("E0s are those of %s", flag)
-    return lambda _head, name: of_all(given.of(name), elements, f"{flag}, head {name}," if given.by_head else flag)
+
+    def of_head(_head: HeadSums, name: str) -> dict[int, float]:
+        where = f"{flag}, head {name}," if given.by_head else flag
+        return energies_for(elements, given.of(name), where)
+
+    return of_head
 
 
 def _fitted_energies(head: HeadSums, elements: Sequence[int], method: str, name: str) -> dict[int, float]:
+    """E0s of a head by a method of ``METHODS``, eV by atomic number, each said in the log."""
     references = reference_energies(head, elements, method)
     log.info("head %s: E0s %s", name, references.origin)
     for z in elements:
@@ -346,7 +396,10 @@ def _fitted_energies(head: HeadSums, elements: Sequence[int], method: str, name:
 
 
 def write_network(options: MetadataInitOptions, network: Mapping[str, Any]) -> None:
-    """Without data: the network alone, for the elements of --elements or of OC22; `metadata.py fit` adds the rest."""
+    """Write the network alone, where there are no data, for the elements of --elements or of OC22.
+
+    `metadata.py fit` adds the rest.
+    """
     numbers = numbers_of(options.data.filters.elements)
     if numbers is None:
         numbers = numbers_of(["oc22"])
@@ -365,7 +418,11 @@ def write_network(options: MetadataInitOptions, network: Mapping[str, Any]) -> N
 
 
 def write(options: MetadataOptions, fields: Mapping[str, Any]) -> ModelDescription:
-    """Check the fields as a whole and write the canonical text."""
+    """Check the fields as a whole and write the canonical text.
+
+    Raises:
+        InputError: they contradict one another, or the file is there or cannot be written.
+    """
     description = model_json.parse(json.dumps(dict(fields)), f"the model.json for {options.output_json}")
     _put(options, description.canonical_text())
     log.info("wrote %s, hash %s…", options.output_json, description.hash()[:12])
@@ -379,6 +436,7 @@ def _refuse_existing(options: MetadataOptions) -> None:
 
 
 def _put(options: MetadataOptions, text: str) -> None:
+    """Write a model.json, and never over one that nobody gave up."""
     _refuse_existing(options)
     path = options.output_json
     try:

@@ -34,49 +34,57 @@ def export(options: ExportOptions) -> None:
         VerificationError: the weights file is damaged.
     """
     start_log(None)
-    input_model, output_json, overwrite = options.input_model, options.output_json, options.overwrite
     loaded = model_loader.load(
-        input_model,
+        options.input_model,
         input_json=options.input_json,
         trust_pickle=options.trust.trust_pickle,
         elements=numbers_of(options.elements) or (),
     )
     text = loaded.description.canonical_text()
+    output_json = options.output_json
     if output_json.is_dir():
         raise InputError(f"--output_json {output_json} is a directory; give a file name")
-    if output_json.exists() and not input_files.holds(output_json, text.encode()) and not overwrite:
+    if output_json.exists() and not input_files.holds(output_json, text.encode()) and not options.overwrite:
         raise InputError(f"--output_json {output_json} is there with other content; give another name or --overwrite")
     try:
         output_json.parent.mkdir(parents=True, exist_ok=True)
         durable.write_text(output_json, text)
     except OSError as error:
         raise InputError(f"cannot write --output_json {output_json}: {error.strerror}") from None
-    log.info("wrote %s: every tensor of %s fits it", output_json, input_model)
+    log.info("wrote %s: every tensor of %s fits it", output_json, options.input_model)
 
 
 def verify(options: VerifyOptions) -> None:
-    """Hash, then names and shapes of all tensors, then the buffers that repeat facts of the description.
+    """Compare a weights file with a model.json: hash, names and shapes of all tensors, buffers that repeat its facts.
 
     Raises:
         VerificationError: naming what differs first.
     """
     start_log(None)
-    input_model, input_json = options.input_model, options.input_json
-    loaded = model_loader.load(input_model, input_json=input_json, trust_pickle=options.trust.trust_pickle)
+    loaded = model_loader.load(
+        options.input_model,
+        input_json=options.input_json,
+        trust_pickle=options.trust.trust_pickle,
+    )
     absent = loaded.file.content.get("absent", [])
     if absent:
         log.info("derived buffers that the file lacks and that were computed: %s", ", ".join(absent))
     log.info(
-        "%s fits %s: hash %s, %d tensors", input_model, input_json, loaded.description.hash(), len(loaded.file.tensors)
+        "%s fits %s: hash %s, %d tensors",
+        options.input_model,
+        options.input_json,
+        loaded.description.hash(),
+        len(loaded.file.tensors),
     )
 
 
 def show(options: DescribeOptions) -> None:
-    """Class, elements, cutoff, size, where the weights come from."""
+    """Say what a weights file is: class, elements, cutoff, size, where the weights come from."""
     start_log(None)
     input_model = options.input_model
     file = _file(input_model, options.input_json, options.trust.trust_pickle)
-    description, content = file.description, file.content
+    description = file.description
+    content = file.content
     if file.is_ours:
         log.info("%s: a %s of run %s, %s weights", input_model, file.kind, content["run_name"], file.weights)
     else:
@@ -158,36 +166,52 @@ def diff(options: DiffOptions) -> None:
         VerificationError: they do.
     """
     start_log(None)
-    one, other, trust = options.input_model, options.other_model, options.trust.trust_pickle
-    files = [_file(one, options.input_json, trust), _file(other, options.other_json, trust)]
-    fields = differing_fields(files[0].description, files[1].description)
+    trust = options.trust.trust_pickle
+    first = _file(options.input_model, options.input_json, trust)
+    second = _file(options.other_model, options.other_json, trust)
+    fields = differing_fields(first.description, second.description)
     for text in fields:
         log.info("model.json: %s", text)
-    tensors = list(_differing_tensors(files[0].tensors, files[1].tensors))
+    tensors = _differing_tensors(first.tensors, second.tensors)
     for text in tensors[:SHOWN]:
         log.info("%s", text)
     if len(tensors) > SHOWN:
         log.info("and %d more", len(tensors) - SHOWN)
     if fields or tensors:
-        raise VerificationError(f"{one} and {other} differ in {len(fields)} fields and {len(tensors)} tensors")
-    log.info("equal: structure and all %d tensors", len(files[0].tensors))
+        raise VerificationError(
+            f"{options.input_model} and {options.other_model} differ in {len(fields)} fields and {len(tensors)} tensors"
+        )
+    log.info("equal: structure and all %d tensors", len(first.tensors))
 
 
-def _differing_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    found = []
-    for name in {**one, **other}:
-        a, b = one.get(name), other.get(name)
-        if a is None or b is None:
-            if (a if b is None else b).numel():  # type: ignore[union-attr]
-                found.append(f"{name}: only in the {'first' if b is None else 'second'}")
-        elif a.numel() != b.numel():
-            found.append(f"{name}: shape {tuple(a.shape)} against {tuple(b.shape)}")
-        elif not torch.equal(a.reshape(-1).double(), b.reshape(-1).double()):
-            difference = (a.reshape(-1).double() - b.reshape(-1).double()).abs().max()
-            found.append(f"{name}: differs by up to {difference:.3g}")
-    return found
+def _differing_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """A line for every tensor that only one file has or that differs; those without elements say nothing."""
+    differing = []
+    for name in {**first, **second}:
+        difference = _difference(first.get(name), second.get(name))
+        if difference is not None:
+            differing.append(f"{name}: {difference}")
+    return differing
+
+
+def _difference(a: Tensor | None, b: Tensor | None) -> str | None:
+    """How a tensor of the first file differs from the second's; None where it does not.
+
+    Numbers are compared in float64, which holds both precisions, and without their shape: mace's versions store the
+    same weights flat or not.
+    """
+    if a is None or b is None:
+        present = a if b is None else b
+        is_empty = present is None or not present.numel()
+        return None if is_empty else f"only in the {'first' if b is None else 'second'}"
+    if a.numel() != b.numel():
+        return f"shape {tuple(a.shape)} against {tuple(b.shape)}"
+    a = a.reshape(-1).double()
+    b = b.reshape(-1).double()
+    return None if torch.equal(a, b) else f"differs by up to {(a - b).abs().max():.3g}"
 
 
 def _file(path: Path, input_json: Path | None, trust_pickle: bool) -> WeightsFile:
+    """A weights file, checked against a model.json where one is given."""
     expected = None if input_json is None else model_json.read(input_json)
     return model_loader.weights_file(path, expected, input_json, trust_pickle=trust_pickle)

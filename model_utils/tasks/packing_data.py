@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dataloader import input_files
-from dataloader.data_file import SourceSpec
+from dataloader.data_file import Source, SourceSpec
 from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
@@ -27,13 +27,28 @@ def pack(options: PackOptions) -> None:
         InputError: an input cannot be used, or the folder cannot be written.
     """
     start_log(None)
-    keep = tuple(dict.fromkeys([*KEPT, *(name for name in (options.id_key, options.group_key) if name)]))
+    recipe = _recipe(options)
+    sources = _sources(options)
+    for source in sources:
+        log.info("%s: %d structures, %d atoms", source.path, len(source), source.n_atoms.sum())
+        describe_source(source, "are not packed: give them to metadata.py")
+        for text, count in source.census.notes.items():
+            log.info("  %s: %d structures", text, count)
+    try:
+        shard_writer.pack(sources, options.output_dir, recipe, log.info)
+    except OSError as error:
+        raise InputError(f"cannot write --output_dir {options.output_dir}: {error.strerror or error}") from None
+    log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
+
+
+def _recipe(options: PackOptions) -> Recipe:
+    """How the structures are to be split and written, with the identifiers of the sets that are fixed."""
     listed = {
         split: _ids(path, split)
         for split, path in (("valid", options.valid_ids), ("test", options.test_ids))
         if path is not None
     }
-    recipe = Recipe(
+    return Recipe(
         rows_per_shard=options.rows_per_shard,
         r_max=options.r_max,
         max_neighbors=options.filters.max_neighbors,
@@ -45,24 +60,19 @@ def pack(options: PackOptions) -> None:
         drop_duplicates=options.drop_duplicates,
         seed=options.seed,
     )
+
+
+def _sources(options: PackOptions) -> list[Source]:
+    """The data, opened and filtered; structures with a charge are kept, whatever model will read them."""
+    keep = tuple(dict.fromkeys([*KEPT, *(name for name in (options.id_key, options.group_key) if name)]))
     keys = terms.label_keys(options.labels)
     specs = [SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep) for path in options.input]
-    sources = open_sources(
+    return open_sources(
         specs,
         needs=TO_EVALUATE if options.allow_missing_labels else TO_TRAIN,
         max_dropped=options.filters.max_dropped,
         filters=filters_of(options.filters, keep_charges=True),
     )
-    for source in sources:
-        log.info("%s: %d structures, %d atoms", source.path, len(source), source.n_atoms.sum())
-        describe_source(source, "are not packed: give them to metadata.py")
-        for text, count in source.census.notes.items():
-            log.info("  %s: %d structures", text, count)
-    try:
-        shard_writer.pack(sources, options.output_dir, recipe, log.info)
-    except OSError as error:
-        raise InputError(f"cannot write --output_dir {options.output_dir}: {error.strerror or error}") from None
-    log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
 
 
 def _flags(folder: Path, recipe: Recipe) -> str:
@@ -86,9 +96,9 @@ def _ids(path: Path, split: str) -> frozenset[str]:
     """
     try:
         text = input_files.read_text(path, MAX_ID_FILE)
-        found = frozenset(line.strip() for line in text.splitlines() if line.strip())
+        identifiers = frozenset(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read --{split}_ids {path}: {error}; expected one identifier on each line") from None
-    if not found:
+    if not identifiers:
         raise InputError(f"--{split}_ids {path} is empty; expected one identifier on each line")
-    return found
+    return identifiers

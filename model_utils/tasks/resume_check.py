@@ -27,7 +27,7 @@ SHOWN = 5  # differences
 
 
 def verify(options: VerifyResumeOptions) -> None:
-    """Run N steps straight, N steps with a kill in the middle, and compare.
+    """Run some steps straight, as many with a kill in the middle, and compare the two.
 
     Raises:
         InputError: a run fails by itself, or ends before it can be killed.
@@ -35,44 +35,62 @@ def verify(options: VerifyResumeOptions) -> None:
     """
     start_log(None)
     folder = options.output.output_checkpoint
-    straight, killed = (Outputs.named(folder / name / "run_checkpoint.pt", None) for name in ("straight", "killed"))
+    straight = Outputs.named(folder / "straight" / "run_checkpoint.pt", None)
+    killed = Outputs.named(folder / "killed" / "run_checkpoint.pt", None)
+    command = _command(options, folder)
+
+    log.info("%d steps straight, in %s", options.steps, straight.checkpoint.parent)
+    _run([*command, str(straight.checkpoint), "--overwrite"], straight, options.steps)
+    log.info("%d steps with a kill -9 in the middle, in %s", options.steps, killed.checkpoint.parent)
+    step = _run_and_kill([*command, str(killed.checkpoint), "--overwrite"], killed, options.steps // 2)
+    saved_step = checkpoint.read(killed.checkpoint).content["train_state"]["step"]
+    log.info("killed after step %d, the checkpoint is of step %d", step, saved_step)
+    if options.planted_fault is not None:
+        plant(killed.checkpoint, options.planted_fault)
+        log.info("planted: the checkpoint forgets its %s", options.planted_fault)
+    _run([*command, str(killed.checkpoint), "--resume", "auto"], killed, options.steps)
+    _judge(differences(straight, killed), options.planted_fault)
+
+
+def _judge(differing: Sequence[str], planted_fault: str | None) -> None:
+    """Say what differs, and whether it should.
+
+    Raises:
+        VerificationError: the runs differ, or a planted fault was not noticed.
+    """
+    for text in differing[:SHOWN]:
+        log.info("  %s", text)
+    if len(differing) > SHOWN:
+        log.info("  and %d more", len(differing) - SHOWN)
+    if bool(differing) == (planted_fault is not None):
+        log.info("the planted fault was found" if differing else "equal to the last bit: records, state, best model")
+    elif differing:
+        raise VerificationError(f"the resumed run differs from the straight one; first {differing[0]}")
+    else:
+        raise VerificationError(f"the planted fault ({planted_fault}) was not noticed")
+
+
+def _command(options: VerifyResumeOptions, folder: Path) -> list[str]:
+    """The training command up to the place of its checkpoint; its settings are written into a file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     settings = folder / "settings.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(yaml.safe_dump(_settings(options)), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {settings}: {error.strerror}; give a folder as --output_checkpoint") from None
-    command = [sys.executable, str(TRAIN), "--config", str(settings), "--output_checkpoint"]
-
-    log.info("%d steps straight, in %s", options.steps, straight.checkpoint.parent)
-    _run([*command, str(straight.checkpoint), "--overwrite"], straight, options.steps)
-    log.info("%d steps with a kill -9 in the middle, in %s", options.steps, killed.checkpoint.parent)
-    step = _run_and_kill([*command, str(killed.checkpoint), "--overwrite"], killed, options.steps // 2)
-    found = checkpoint.read(killed.checkpoint).content["train_state"]["step"]
-    log.info("killed after step %d, the checkpoint is of step %d", step, found)
-    if options.planted_fault is not None:
-        plant(killed.checkpoint, options.planted_fault)
-        log.info("planted: the checkpoint forgets its %s", options.planted_fault)
-    _run([*command, str(killed.checkpoint), "--resume", "auto"], killed, options.steps)
-
-    differing = differences(straight, killed)
-    for text in differing[:SHOWN]:
-        log.info("  %s", text)
-    if len(differing) > SHOWN:
-        log.info("  and %d more", len(differing) - SHOWN)
-    if bool(differing) == (options.planted_fault is not None):
-        log.info("the planted fault was found" if differing else "equal to the last bit: records, state, best model")
-    elif differing:
-        raise VerificationError(f"the resumed run differs from the straight one; first {differing[0]}")
-    else:
-        raise VerificationError(f"the planted fault ({options.planted_fault}) was not noticed")
+    return [sys.executable, str(TRAIN), "--config", str(settings), "--output_checkpoint"]
 
 
 def _settings(options: VerifyResumeOptions) -> dict[str, Any]:
+    """Settings of the two runs: the user's, with so many checkpoints that the kill falls between two."""
     every = {"max_steps": options.steps, "checkpoint_every_steps": max(options.steps // 4, 1), "log_every_steps": 1}
     ours = {"config", "steps", "planted_fault", "output_checkpoint", "output_model", "resume", "overwrite"}
     plain = {**cli.as_plain(options), **every, "export_mace_model": False}
-    return {k: v for k, v in plain.items() if k not in ours and v is not None and v != []}
+    return {name: value for name, value in plain.items() if name not in ours and value is not None and value != []}
 
 
 def _run(command: Sequence[str], outputs: Outputs, steps: int) -> None:
@@ -103,7 +121,7 @@ def _run_and_kill(command: Sequence[str], outputs: Outputs, at: int) -> int:
                 time.sleep(0.002)
     finally:
         process.kill()
-    assert process.stderr is not None
+    assert process.stderr is not None  # a pipe, as asked for above
     raise InputError(
         f"the run ended with {process.returncode} before it could be killed at step {at}: "
         f"{process.stderr.read().strip() or 'give more --steps'}"
@@ -111,6 +129,7 @@ def _run_and_kill(command: Sequence[str], outputs: Outputs, at: int) -> int:
 
 
 def _steps_recorded(metrics: Path) -> int:
+    """The step of the last whole record of metrics.jsonl; 0 where there is none."""
     if not metrics.exists():
         return 0
     lines = metrics.read_bytes().split(b"\n")[:-1]  # the last one may be half written
@@ -124,6 +143,9 @@ def plant(path: Path, item: str) -> None:
     for name in ("format_version", "kind"):
         content.pop(name)
     checkpoint.write_checkpoint(path, content)
+
+
+# What a checkpoint can forget: each changes the state of a run (``train_state``) in place.
 
 
 def _moments(state: dict[str, Any]) -> None:
@@ -158,6 +180,7 @@ def _generators(state: dict[str, Any]) -> None:
 
 
 def _with(**values: Any) -> Callable[[dict[str, Any]], None]:
+    """Forget single numbers: they become what is given."""
     return lambda state: state.update(values)
 
 

@@ -44,12 +44,17 @@ def main(path: Path, plain: Path) -> int:
 
 
 def _write_module(module: nn.Module, plain: Path) -> None:
+    """Write a module as one of classes that the inert reader knows, and compare the two.
+
+    Raises:
+        VerificationError: they give other energies or forces.
+    """
     with _as_known_classes(module):
         plain.write_bytes(checkpoint.serialise(module))
     loaded = model_loader.load(plain)
-    found = conversion.deviation(module, loaded)
-    if not found <= conversion.TOLERANCE[loaded.file.dtype]:
-        raise VerificationError(f"the module computes otherwise than mace's own of its weights (by {found:.2g})")
+    deviation = conversion.deviation(module, loaded)
+    if not deviation <= conversion.TOLERANCE[loaded.file.dtype]:  # NaN too
+        raise VerificationError(f"the module computes otherwise than mace's own of its weights (by {deviation:.2g})")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from dataloader.errors import InputError
 from model_utils.settings.declared import OF_THE_COMMAND, panel
@@ -16,6 +16,7 @@ from model_utils.settings.options.data import (
     LabelOptions,
     check_format,
 )
+from model_utils.settings.table_names import FORMS_OF_STEP
 
 
 @panel("Loss that is printed", 30, nature=OF_THE_COMMAND)
@@ -61,7 +62,7 @@ class EvaluateOptions:
     eval_on_free_atoms: bool = True
     """Where records say which atoms were held fixed, only force components of free atoms count."""
     loss: PrintedLossOptions
-    step: Literal["fast", "reference", "cueq", "oeq"] = "fast"
+    step: Annotated[str, FORMS_OF_STEP] = "fast"
     """Form of the network's arithmetic, as in training."""
     output_json: Path | None = None
     """Write the metrics as JSON, metrics as top-level keys."""

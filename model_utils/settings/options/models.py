@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from model_utils.settings.declared import OF_THE_COMMAND, panel
 from model_utils.settings.options.common import CommonOptions, TrustOptions
+from model_utils.settings.table_names import NamesOf
 
 
 @panel("The model", 5, nature=OF_THE_COMMAND)
@@ -54,7 +55,7 @@ class DiffOptions(ShowOptions):
 class ConvertOptions(ShowOptions):
     """Write weights in another form, checked against the source on structures before it is kept."""
 
-    to: Literal["safetensors", "module", "lammps", "mliap"]
+    to: Annotated[str, NamesOf("model_utils.tasks.conversion", "FORMS")]
     """`safetensors` with model.json beside; `module` for mace's calculator; `lammps` TorchScript; `mliap`, pickled, for LAMMPS's ML-IAP."""
     output: Path
     """Where it goes."""

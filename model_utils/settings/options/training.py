@@ -20,7 +20,7 @@ from model_utils.settings.option_types import (
 )
 from model_utils.settings.options.common import CommonOptions, DeviceOptions
 from model_utils.settings.options.data import BatchOptions, DataOptions
-from model_utils.settings.table_names import NamesOf
+from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
 
 
 @panel("Loss: weights and shapes of its terms", 30)
@@ -173,7 +173,7 @@ class RunOptions:
     """Stop (or go on to stage two) after this many validations without a lower loss."""
     seed: Annotated[NonNegativeInt, FIXED] = 123
     """Seed of initial weights, order and split."""
-    step: Annotated[Literal["fast", "reference", "cueq", "oeq"], FIXED] = "fast"
+    step: Annotated[str, FORMS_OF_STEP, FIXED] = "fast"
     """Form of the network's arithmetic: `fast` does the same in less time, on the same weights; `reference` is mace-torch's own module; `cueq` and `oeq` are its modules over cuequivariance and openequivariance, for CUDA, compared with the reference on the first batch. A network that the fast one does not cover runs the reference, and the log says so."""
     deterministic: Annotated[bool, MAY_CHANGE] = False
     """On CUDA: only operations whose sums have a fixed order, at some cost. The CPU's always have."""

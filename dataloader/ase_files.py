@@ -12,10 +12,9 @@ from pathlib import Path
 
 from dataloader import input_files
 from dataloader.ase_formats import cp2k, database, outputs, trajectory
-from dataloader.errors import InputError
+from dataloader.errors import InputError, RowError
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.labels import LabelError
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.record import RawRecord, periodic_with_a_volume
 
 LOOKED_AT = 64 * 2**10  # bytes at the beginning of a file; job scripts print before the program does

@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from dataloader import progress
-from dataloader.batch import Batch, ModelFacts, collate
+from dataloader.batch import Batch, collate
+from dataloader.batching import Share, epoch_order
 from dataloader.data_file import Source
 from dataloader.errors import InputError
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import MAX_NEIGHBORS, Graph, GraphFault, build_graph
-from dataloader.packing import Share, epoch_order
 from dataloader.structure import Structure, symbols
 
 CACHED_EDGES = 20_000_000  # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MAX_NEIGHBORS
 from dataloader.structure import Structure
 

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
-from dataloader.batch import FeatureSpec
 from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
 from dataloader.errors import InputError
 from dataloader.filters import FilterColumns, Filters, apply_filters, longest_force
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds, key_flag
-from dataloader.lmdb_shards.lookup import Elements, Lookup
+from dataloader.lookup import Elements, Lookup
+from dataloader.needs import FeatureSpec
 from dataloader.quantities import QUANTITIES, Quantity
 from dataloader.record import PbcRule, RawRecord, Reading, periodic_with_a_lattice, read_record
 from dataloader.structure import Structure, geometry_fault, weight_fault

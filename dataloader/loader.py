@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from dataloader import parallel
 from dataloader.batch import Batch, Parcel
+from dataloader.batching import Batches, Budget, epoch_order, mixed_order, pack, refuse_oversized
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
-from dataloader.packing import Batches, Budget, epoch_order, mixed_order, pack, refuse_oversized
 
 log = logging.getLogger("mace_pretrain")  # the one that commands configure
 Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch

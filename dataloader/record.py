@@ -14,7 +14,6 @@ import numpy as np
 from ase.data import atomic_numbers as number_of_symbol
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
 from dataloader.labels import (
     CHARGE_NAMES,
     NOT_READ,
@@ -28,6 +27,7 @@ from dataloader.labels import (
     usual_names,
 )
 from dataloader.names import Entries, WantedNames
+from dataloader.needs import FeatureSpec
 from dataloader.quantities import QUANTITIES
 from dataloader.structure import Edges, LabelValue, Structure, volume_of
 from dataloader.units import UnitError, factor_to_ours, parsed, stated_quantity

@@ -19,7 +19,7 @@ COMMANDS = (ROOT, ROOT / "model_utils", ROOT / "dataloader")  # where entry scri
 HOME = {  # third party: the only modules that may import it
     "mace": ["model_utils.models.mace_import"],
     "e3nn": ["model_utils.models.mace_import"],
-    "lmdb": ["dataloader.lmdb_shards.lmdb_file"],
+    "lmdb": ["dataloader.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
     "cyclopts": ["model_utils.settings.parser", "model_utils.settings.option_types"],
     "pydantic": ["model_utils.models.schema", "model_utils.models.mace_description"],

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from dataloader import cache_folder
+from dataloader import cache_folder, durable
 from dataloader.lmdb_shards import lmdb_index
 from model_utils import evaluate, train_mace
 from model_utils.errors import InputError
-from model_utils.files import durable
 from model_utils.files.outputs import Outputs
 from model_utils.settings import options as settings
 from model_utils.settings.declared import bare, declared

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import plain_json
+from dataloader.errors import RowError
 from dataloader.limits import ROW_SPARE_BYTES, ROW_UNFOLDING
-from dataloader.lmdb_shards.restricted_pickle import RowError
 
 MAX_BYTES = 64 * 2**20  # of a row, packed or unpacked
 _MAX_ITEMS = 2**21  # values of a row; each costs up to 64 bytes once parsed. 10⁴ atoms have 10⁵

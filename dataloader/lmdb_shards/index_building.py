@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import parallel
-from dataloader.errors import InputError
-from dataloader.lmdb_shards import array_file, ase_rows
-from dataloader.lmdb_shards.array_file import Contents, Damaged
-from dataloader.lmdb_shards.lmdb_file import FileState, LmdbFile, state_of
+from dataloader import array_file, parallel
+from dataloader.array_file import Contents, Damaged
+from dataloader.errors import InputError, RowError
+from dataloader.lmdb_file import FileState, LmdbFile, state_of
+from dataloader.lmdb_shards import ase_rows
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, unreadable
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
 from dataloader.lmdb_shards.shard_index import FORMAT, Recipe, ShardIndex, digest_of, key_bytes, workplace, write_whole
 from dataloader.progress import Progress, over

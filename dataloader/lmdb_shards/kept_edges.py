@@ -10,15 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import parallel
-from dataloader.errors import InputError
+from dataloader import array_file, parallel
+from dataloader.array_file import Damaged
+from dataloader.errors import InputError, RowError
 from dataloader.labels import LabelError
-from dataloader.lmdb_shards import array_file
-from dataloader.lmdb_shards.array_file import Damaged
+from dataloader.lmdb_file import LmdbFile
 from dataloader.lmdb_shards.index_building import cuts
-from dataloader.lmdb_shards.lmdb_file import LmdbFile
 from dataloader.lmdb_shards.lmdb_record import decode
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.shard_index import Recipe, ShardIndex, key_bytes, workplace, write_whole
 from dataloader.neighbors import GraphFault, count_edges
 from dataloader.progress import Progress, log

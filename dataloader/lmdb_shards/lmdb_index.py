@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataloader import parallel
+from dataloader import array_file, parallel
+from dataloader.array_file import Damaged
 from dataloader.errors import InputError
-from dataloader.lmdb_shards import array_file, index_building
-from dataloader.lmdb_shards.array_file import Damaged
-from dataloader.lmdb_shards.lmdb_file import LmdbFile, data_file_of, n_entries_of, state_of
+from dataloader.lmdb_file import LmdbFile, data_file_of, n_entries_of, state_of
+from dataloader.lmdb_shards import index_building
 from dataloader.lmdb_shards.shard_index import (
     FORMAT,
     Recipe,

@@ -5,12 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dataloader.batch import FeatureSpec
+from dataloader.errors import RowError
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_shards import ase_rows, packed_rows, restricted_pickle
-from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData
+from dataloader.lmdb_shards import ase_rows, restricted_pickle
+from dataloader.lmdb_shards.restricted_pickle import TorchGeometricData
 from dataloader.names import WantedNames
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MIN_DISTANCE, closest_pair, surely_apart
+from dataloader.packed import packed_rows
 from dataloader.record import (
     EVERYTHING,
     Keep,

@@ -12,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import progress
-from dataloader.batch import FeatureSpec
 from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
-from dataloader.errors import InputError
+from dataloader.errors import InputError, RowError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds
+from dataloader.lmdb_file import SHARD_ENDINGS, LmdbFile, shards_of
 from dataloader.lmdb_shards import row_facts as index_bits
 from dataloader.lmdb_shards.kept_edges import edge_counts
-from dataloader.lmdb_shards.lmdb_file import SHARD_ENDINGS, LmdbFile, shards_of
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, record_of, unreadable
-from dataloader.lmdb_shards.lookup import Elements, Lookup
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.shard_index import Recipe, outdated
+from dataloader.lookup import Elements, Lookup
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import too_many
 from dataloader.packed import packed_manifest
 from dataloader.quantities import QUANTITIES

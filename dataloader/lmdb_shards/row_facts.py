@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
+from dataloader.errors import RowError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.similar_rows import Group, Patterns, has_a_kind
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import surely_apart
 from dataloader.quantities import QUANTITIES
 from dataloader.quantities import added as added_quantities

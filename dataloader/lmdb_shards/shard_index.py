@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
+from dataloader import array_file
+from dataloader.array_file import Contents, Damaged
 from dataloader.cache_folder import cache_folder
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_shards import array_file
-from dataloader.lmdb_shards.array_file import Contents, Damaged
+from dataloader.needs import FeatureSpec
 from dataloader.quantities import added
 
 FORMAT = 4  # 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import record as record_names
-from dataloader.batch import FeatureSpec
+from dataloader.errors import RowError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import restricted_pickle
 from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of, wanted_names
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.names import folded, states_unit
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MANY_ATOMS
 from dataloader.quantities import ENERGY, FORCES, STRESS
 from dataloader.record import HELD_NAME

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import input_files, parallel, plain_json
+from dataloader import array_file, input_files, parallel, plain_json
 from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.limits import JSON_BYTES
-from dataloader.lmdb_shards import array_file, packed_rows
-from dataloader.lmdb_shards.lmdb_file import write_lmdb
+from dataloader.lmdb_file import write_lmdb
 from dataloader.neighbors import GraphFault, build_graph, stored_edges
-from dataloader.packed import packed_manifest
+from dataloader.packed import packed_manifest, packed_rows
 from dataloader.packed.duplicates import components, fingerprint, hashed
 from dataloader.packed.splitting import Assignment, assign
 from dataloader.progress import Progress

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from dataloader import durable
 from dataloader.errors import InputError
-from model_utils.files import durable
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.outputs import Outputs
 from model_utils.runtime import log

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from dataloader.batch import Batch
+from dataloader.batching import Budget, epoch_order, pack
 from dataloader.dataset import Dataset
-from dataloader.packing import Budget, epoch_order, pack
 from dataloader.progress import Progress
 from model_utils.run import memory
 from model_utils.runtime import log

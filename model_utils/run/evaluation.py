@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dataloader.batch import Batch
+from dataloader.batching import Budget
 from dataloader.dataset import Dataset
 from dataloader.loader import Loader, Plan, evaluation_plan
-from dataloader.packing import Budget
 from dataloader.progress import Progress
 from losses import Loss, Metrics, Prediction, error_sums, metrics, no_sums
 from model_utils.errors import NonFiniteError

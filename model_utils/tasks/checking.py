@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import parallel
+from dataloader import durable, parallel
 from dataloader.data_check import energies, labels, looking, references, repeats, scales, work
 from dataloader.data_check.looking import Finding, Looked, Set
 from dataloader.data_file import Source
@@ -18,7 +18,6 @@ from dataloader.labels import TO_EVALUATE
 from dataloader.progress import Progress
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
-from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, specs_of

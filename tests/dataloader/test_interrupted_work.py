@@ -14,10 +14,10 @@ import pytest
 from lmdb_material import in_child, labelled, write_dicts
 
 from conftest import wait_until
-from dataloader import pack, parallel, work_folder
+from dataloader import array_file, pack, parallel, work_folder
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import array_file, index_building, kept_edges, lmdb_index
+from dataloader.lmdb_shards import index_building, kept_edges, lmdb_index
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.lmdb_shards.shard_index import Recipe, places

@@ -19,15 +19,15 @@ import pytest
 from lmdb_material import dict_row, labelled, put, write_dicts
 
 from conftest import HANGING, ROOT, living, wait_until
-from dataloader import parallel
-from dataloader.batch import ModelFacts
+from dataloader import array_file, parallel
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import array_file, index_building
+from dataloader.lmdb_shards import index_building
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
 from dataloader.lmdb_shards.shard_index import Recipe, places
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
@@ -378,7 +378,8 @@ def parts_made(work: Path) -> list[Path]:
 KILLED = """  # three parts are made, on the others it works until it is killed
 import sys, time
 from pathlib import Path
-from dataloader.lmdb_shards import array_file, index_building, lmdb_index
+from dataloader import array_file
+from dataloader.lmdb_shards import index_building, lmdb_index
 from dataloader.labels import LabelKeys
 index_building.KEPT_FROM, index_building.MIN_PART = 10, 7
 index_part = index_building._index_part

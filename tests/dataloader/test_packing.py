@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.batch import ModelFacts, Parcel, collate
+from dataloader.batch import Parcel, collate
+from dataloader.batching import Budget, Share, epoch_order, mixed_order, pack, refuse_oversized
 from dataloader.errors import InputError
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
-from dataloader.packing import Budget, Share, epoch_order, mixed_order, pack, refuse_oversized
 from dataloader.structure import Structure
 
 

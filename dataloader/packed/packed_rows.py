@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import plain_json
-from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.errors import RowError
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS
 from dataloader.structure import Edges, Structure
 

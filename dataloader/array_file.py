@@ -17,9 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import input_files, plain_json
+from dataloader import durable, input_files, plain_json
 from dataloader.limits import ARRAY_AXES
-from dataloader.work_folder import own_name
 
 _MAGIC = b"mace-pretrain arrays 2\n"
 _MAGIC_1 = b"mace-pretrain arrays 1\n"  # had no digests
@@ -29,8 +28,6 @@ _ALIGNMENT = 64
 _MAX_HEADER = 64 * 2**20
 _KINDS = "biufS"
 MAX_KIND = 16  # letters of a dtype
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 class Contents(NamedTuple):
@@ -46,27 +43,27 @@ class Damaged(Exception):
     """The file is not one of these, or not whole; whoever made it makes it again."""
 
 
-def write(path: Path, header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> None:
-    """Write a file under a temporary name, bring it to disk, and give it its name.
+def write(
+    path: Path,
+    header: Mapping[str, Any],
+    columns: Mapping[str, Sequence[NDArray[Any]]],
+    *,
+    made_in: Path | None = None,
+) -> None:
+    """Write a file, which gets its name when all of it is on the disk.
 
     Args:
         path: where.
         header: plain JSON.
         columns: pieces of each array, which are laid end to end; all of one dtype.
+        made_in: folder where the file lies until it is whole; that of ``path`` where none is given.
 
     Raises:
-        OSError: it cannot be written.
+        NotWritten: an OSError: it cannot be written; what stood there before is untouched.
     """
-    temporary = own_name(path)
-    try:
-        with temporary.open("wb") as file:
-            for piece in _pieces(header, columns):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable.byte_stream(path, made_in=made_in) as file:
+        for piece in _pieces(header, columns):
+            file.write(piece)
 
 
 def encoded(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> bytes:

@@ -160,9 +160,7 @@ def write_whole(place: Path, header: Mapping[str, Any], columns: Mapping[str, Se
     Raises:
         OSError: it cannot be written; the work folder is gone, for one.
     """
-    work = workplace(place)
-    array_file.write(work / "whole", header, columns)
-    os.replace(work / "whole", place)
+    array_file.write(place, header, columns, made_in=workplace(place))
 
 
 def outdated(path: Path) -> list[Path]:

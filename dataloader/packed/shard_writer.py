@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import array_file, input_files, parallel, plain_json
+from dataloader import array_file, durable, input_files, parallel, plain_json
 from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.limits import JSON_BYTES
@@ -179,7 +178,8 @@ def _refuse_another(output: Path, asked: Mapping[str, Any]) -> None:
 
 def _says_nothing(entry: Path) -> bool:
     """Whether a file in the work folder was there before anything else was."""
-    return entry.name in (LOCK, "asked.json") or (entry.name.startswith("asked.json.") and entry.suffix == ".tmp")
+    begun = entry.name.removeprefix(".").startswith("asked.json.") and entry.suffix == ".tmp"
+    return begun or entry.name in (LOCK, "asked.json")
 
 
 @contextlib.contextmanager
@@ -386,9 +386,8 @@ def _write_file(path: Path, temporary: Path, rows: Iterable[tuple[bytes, bytes]]
     write_lmdb(temporary, rows)
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
     size = temporary.stat().st_size
-    os.replace(temporary, path)
+    durable.give_name(temporary, path)
     return size, digest
 
 
@@ -428,9 +427,5 @@ def _write_manifests(
 
 def _write_json(path: Path, content: Mapping[str, Any], work: Path) -> None:
     """Written in the work folder, which goes when all is done, and named when it is on the disk."""
-    temporary = own_name(work / path.name)
-    with temporary.open("w", encoding="utf-8") as file:
+    with durable.text_stream(path, made_in=work) as file:
         json.dump(content, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -14,7 +14,7 @@ import pytest
 from lmdb_material import in_child, labelled, write_dicts
 
 from conftest import wait_until
-from dataloader import array_file, pack, parallel, work_folder
+from dataloader import array_file, file_lock, pack, parallel, work_folder
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import index_building, kept_edges, lmdb_index
@@ -161,7 +161,10 @@ BARE: dict[str, Callable[[Path], object]] = {
     "the folder": lambda output: output.mkdir(),
     "the work folder": lambda output: (output / "packing").mkdir(parents=True),
     "the lock": lambda output: put(output / "packing" / "lock", "process 1 on nowhere"),
-    "half a temporary file": lambda output: put(output / "packing" / "asked.json.node.12.tmp", "{"),
+    "half a temporary file": lambda output: put(output / "packing" / ".asked.json.node.12.tmp", "{"),
+    "an older temporary file": lambda output: put(
+        output / "packing" / "asked.json.node.12.tmp", "{"
+    ),
     "an empty first file": lambda output: put(output / "packing" / "asked.json", ""),
     "half a first file": lambda output: put(output / "packing" / "asked.json", '{"data": ['),
 }
@@ -326,7 +329,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(work_folder.fcntl, "flock", refused)
+    monkeypatch.setattr(file_lock.fcntl, "flock", refused)
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -72,9 +72,12 @@ def encoded(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[An
 
 
 def _pieces(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> Iterable[bytes]:
-    layout, position = [], 0
+    layout = []
+    position = 0
     for name, pieces in columns.items():
-        count, first, digest = sum(map(len, pieces)), pieces[0], 0
+        count = sum(map(len, pieces))
+        first = pieces[0]
+        digest = 0
         for piece in pieces:
             digest = zlib.crc32(_stored(piece).data, digest)
         layout.append([name, first.dtype.newbyteorder("<").str, [count, *first.shape[1:]], position, digest])
@@ -152,7 +155,8 @@ def decoded(data: bytes | mmap.mmap, name: str) -> Contents:
         for array_name, kind, shape, position, *digest in content["arrays"]:
             if len(shape) > ARRAY_AXES or not isinstance(kind, str) or len(kind) > MAX_KIND:
                 raise Damaged(f"{name} holds an array of an unknown form")
-            dtype, count = np.dtype(kind), int(np.prod(shape, dtype=object))
+            dtype = np.dtype(kind)
+            count = int(np.prod(shape, dtype=object))
             if dtype.kind not in _KINDS or min([position, *shape]) < 0:
                 raise Damaged(f"{name} holds an array of {kind}")
             if begin + position + count * dtype.itemsize > len(data):

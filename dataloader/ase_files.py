@@ -15,7 +15,8 @@ from dataloader.ase_formats import cp2k, database, outputs, trajectory
 from dataloader.errors import InputError, RowError
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.labels import LabelError
-from dataloader.record import RawRecord, periodic_with_a_volume
+from dataloader.record import RawRecord
+from dataloader.record_geometry import periodic_with_a_volume
 
 LOOKED_AT = 64 * 2**10  # bytes at the beginning of a file; job scripts print before the program does
 DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # what damaged numbers and names raise

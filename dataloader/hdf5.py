@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.entry_values import RecordError
 from dataloader.errors import InputError
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.limits import HDF5_VALUES
 from dataloader.names import Entries
 from dataloader.progress import Progress
-from dataloader.record import Pbc, RawRecord, RecordError
+from dataloader.record import RawRecord
+from dataloader.record_geometry import Pbc
 
 ENDINGS = (".h5", ".hdf5")
 BEGINS = b"\x89HDF\r\n\x1a\n"

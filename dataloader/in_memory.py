@@ -19,7 +19,8 @@ from dataloader.labels import LabelError, LabelKeys, LabelNeeds, key_flag
 from dataloader.lookup import Elements, Lookup
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import QUANTITIES, Quantity
-from dataloader.record import PbcRule, RawRecord, Reading, periodic_with_a_lattice, read_record
+from dataloader.record import RawRecord, Reading, read_record
+from dataloader.record_geometry import PbcRule, periodic_with_a_lattice
 from dataloader.structure import Structure, geometry_fault, weight_fault
 
 NOT_LABELS = {"numbers", "positions", "pos", "species", "z", "config_type", "head", "fixed", "lattice", "pbc"}

@@ -38,7 +38,9 @@ class Board:
     def use(self, slot: int) -> None:
         """In a child: note here from now on."""
         global _board, _slot, _noted
-        _board, _slot, _noted = self, slot, ""
+        _board = self
+        _slot = slot
+        _noted = ""
 
     def write(self, slot: int, text: str) -> None:
         """Note a file."""
@@ -102,7 +104,8 @@ def in_children(
     """
     count = min(processes or n_cores(), len(tasks))
     board = Board(count)
-    waiting, begun_again = iter(range(len(tasks))), set[int]()
+    waiting = iter(range(len(tasks)))
+    begun_again = set[int]()
     children: dict[int, tuple[ForkProcess, Connection]] = {}  # by slot
     busy: dict[Connection, tuple[int, int]] = {}  # slot and task that work behind it
 

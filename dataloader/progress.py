@@ -72,7 +72,9 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int | None = None, unit: str = "structures") -> None:
-        self.what, self.total, self.unit = what, total, unit
+        self.what = what
+        self.total = total
+        self.unit = unit
         self.done = 0
         self._before = 0  # done already when it began
         self._began = clock()
@@ -119,7 +121,8 @@ class Progress:
 
     def text(self) -> str:
         """How far it is, since when, and how much longer it will take."""
-        passed, new = clock() - self._began, self.done - self._before
+        passed = clock() - self._began
+        new = self.done - self._before
         if self.total is None:
             return f"{self.what}: {self.done} {self.unit} in {lasting(passed)}"
         share = f"{self.done} of {self.total} {self.unit}, " if self.unit != "B" else ""

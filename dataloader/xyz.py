@@ -77,7 +77,8 @@ def _refuse_other_texts(path: Path, beginning: bytes) -> None:
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
     """The lines of each frame; every frame has its number of atoms and as many lines, without gaps."""
-    frame, number = 0, 1  # number: of the line, from 1
+    frame = 0
+    number = 1  # number: of the line, from 1
     while line := stream.readline(XYZ_LINE_BYTES):
         where = f"{path} frame {frame}, line {number}"
         if not line.strip():
@@ -92,7 +93,8 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
             missing = n_atoms - len(rest) + (not comment)
             raise InputError(f"{where}: expected {n_atoms} atoms, the file ends {missing} lines short")
         yield [line, comment, *rest]
-        frame, number = frame + 1, number + n_atoms + 2
+        frame = frame + 1
+        number = number + n_atoms + 2
 
 
 def _refuse_what_follows(path: Path, stream: BinaryIO, number: int) -> None:

@@ -19,8 +19,9 @@ from ase.constraints import FixAtoms, FixCartesian
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.entry_values import RecordError
 from dataloader.limits import ASE_HEADER_BYTES, ASE_STRUCTURE_BYTES, ASE_TEXT_BYTES
-from dataloader.record import RawRecord, RecordError
+from dataloader.record import RawRecord
 
 _EMPTY_READS = 1000  # at the end of a file, after which a reader is taken to wait for what never comes
 _LABELS = ("energy", "free_energy", "forces", "stress", "dipole")

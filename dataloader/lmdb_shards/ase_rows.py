@@ -60,7 +60,8 @@ def _refuse_another_meaning(
 ) -> None:
     """Raise RowError where two parts of a row give one name two values, and the row itself none."""
     for name in record.keys() & part.keys() - row.keys():
-        before, now = record[name], part[name]
+        before = record[name]
+        now = part[name]
         if before is None or now is None or _equal(before, now):
             continue
         raise RowError(f"{name} is there twice in the row, {_short(before)} and {_short(now)}; remove one")

@@ -28,7 +28,9 @@ from dataloader.work_folder import overtaken
 
 KEPT_FROM = 2000  # records; a smaller LMDB is looked at in a second and leaves nothing behind
 SAMPLED_ROWS = 16
-MIN_PART, MAX_PART, PARTS = 2000, 200_000, 200  # records of a part; parts of a shard
+MIN_PART = 2000
+MAX_PART = 200_000
+PARTS = 200  # records of a part; parts of a shard
 
 
 class _Survey(NamedTuple):

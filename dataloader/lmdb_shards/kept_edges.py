@@ -96,7 +96,8 @@ def _count_edges(part: _Part, recipe: Recipe, r_max: float, max_neighbors: int) 
     if file is not None:
         with contextlib.suppress(OSError, Damaged, KeyError):
             return array_file.read(file).arrays["n_edges"].copy()
-    path, keys = part.shard.path, part.shard.keys[part.begin : part.end]
+    path = part.shard.path
+    keys = part.shard.keys[part.begin : part.end]
     counts = np.zeros(len(keys), dtype=np.uint32)
     for row, value in enumerate(LmdbFile(path, in_order=True).get_all(map(key_bytes, keys))):
         where = f"{path} key {key_bytes(keys[row]).decode()}"

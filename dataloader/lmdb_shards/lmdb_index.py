@@ -58,7 +58,8 @@ def open_indexes(
     digests = _verified(paths, recipe) if verify else {}
     indexes = _kept_indexes(paths, recipe)
     _remove_leftovers(indexes.values())
-    waited, overtaken = False, 0
+    waited = False
+    overtaken = 0
     while missing := [path for path in paths if not _is_complete(indexes.get(path), verify or hashed)]:
         with _free(missing, recipe) as mine:
             if not mine:

@@ -18,17 +18,19 @@ from dataloader.record import (
     Keep,
     RawRecord,
     Reading,
-    always_periodic,
     names_read,
-    periodic_with_a_volume,
     read_record,
 )
+from dataloader.record_geometry import always_periodic, periodic_with_a_volume
 from dataloader.structure import Structure, geometry_fault, weight_fault
 
 IS2RE_NAMES = ("y_relaxed", "pos_relaxed")
 
-PYG_1, PYG_2 = "torch_geometric 1.x Data (pickle)", "torch_geometric 2.x Data (pickle)"
-DICTS, ASE, PACKED = "plain dicts (pickle)", "ASE rows (zlib, JSON)", "packed by dataloader/pack.py"
+PYG_1 = "torch_geometric 1.x Data (pickle)"
+PYG_2 = "torch_geometric 2.x Data (pickle)"
+DICTS = "plain dicts (pickle)"
+ASE = "ASE rows (zlib, JSON)"
+PACKED = "packed by dataloader/pack.py"
 NO_LAYOUT = "none of the layouts that are read"
 SUPPORTED = f"{PYG_1}, {PYG_2}, {DICTS}, {ASE}, {PACKED}"
 

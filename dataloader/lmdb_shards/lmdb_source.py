@@ -52,7 +52,8 @@ class LmdbSource:
     ) -> None:
         self.keep: Keep = keep if keep == EVERYTHING else tuple(keep)
         self.max_neighbors = filters.max_neighbors
-        self.path, self.recipe = path, Recipe(keys, tuple(features))
+        self.path = path
+        self.recipe = Recipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
         self.indexes = open_indexes(self.shards, self.recipe, verify=filters.verify, hashed=manifest is not None)
@@ -115,7 +116,8 @@ class LmdbSource:
         self.elements = Elements(self._used(elements.ids), elements.bits)
         heads = self._all_heads()
         self.heads = Lookup(self._used(heads.ids), heads.values)
-        self.free_components, self.labels = self._used(self._column("free_components")), self._used(labels)
+        self.free_components = self._used(self._column("free_components"))
+        self.labels = self._used(labels)
 
     def _drop_without_labels(self, usable: NDArray[np.bool_], labels: NDArray[np.uint32], needs: LabelNeeds) -> None:
         """Take out rows that lack a label that is required, or have one that is looked at and cannot be used."""

@@ -38,7 +38,8 @@ def label_bit(quantity: str) -> int:
 
 UNKNOWN = "is NaN"  # of a label: how programs write what they do not know
 
-_ROWS, _BYTES = 4096, 32 * 2**20  # of records that are looked at together
+_ROWS = 4096
+_BYTES = 32 * 2**20  # of records that are looked at together
 _ATOMS = 2**18  # of structures that wait for others like them
 
 
@@ -60,7 +61,9 @@ def facts_of(
         labels: names of the labels.
         features: inputs that the model takes.
     """
-    patterns, waiting, facts = Patterns(labels, features), _Waiting(), _Facts(n)
+    patterns = Patterns(labels, features)
+    waiting = _Waiting()
+    facts = _Facts(n)
 
     def look_at(groups: Sequence[Group]) -> None:
         for group in groups:
@@ -91,13 +94,17 @@ def facts_of(
 
 def _chunks(values: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
     """Records in bounded memory, with the number of the first."""
-    first, chunk, n_bytes = 0, list[bytes](), 0
+    first = 0
+    chunk = list[bytes]()
+    n_bytes = 0
     for value in values:
         chunk.append(value)
         n_bytes += len(value)
         if len(chunk) == _ROWS or n_bytes >= _BYTES:
             yield first, chunk
-            first, chunk, n_bytes = first + len(chunk), [], 0
+            first = first + len(chunk)
+            chunk = []
+            n_bytes = 0
     yield first, chunk
 
 
@@ -182,7 +189,9 @@ class _Facts:
 
     def keep(self, group: Group, sound: NDArray[np.bool_]) -> None:
         """The sound records of a group."""
-        rows, like, n_atoms = group.rows[sound], group.like, group.numbers.shape[1]
+        rows = group.rows[sound]
+        like = group.like
+        n_atoms = group.numbers.shape[1]
         count = len(rows)
         if count == 0:
             return

@@ -59,14 +59,19 @@ class ShardIndex:
     """
 
     def __init__(self, path: Path, place: Path | None, contents: Contents) -> None:
-        self.path, self.place, self.header = path, place, contents.header
+        self.path = path
+        self.place = place
+        self.header = contents.header
         arrays = self._arrays = contents.arrays
         self.keys, self.n_atoms, self.free_components = (arrays[n] for n in ("keys", "n_atoms", "free_components"))
-        self.labels, self.max_force = arrays["labels"], arrays["max_force"]
-        self.elements, self.heads = arrays["elements"], arrays["heads"]
+        self.labels = arrays["labels"]
+        self.max_force = arrays["max_force"]
+        self.elements = arrays["elements"]
+        self.heads = arrays["heads"]
         self.element_sets = arrays["element_sets"]
         self.head_names: list[str | None] = contents.header["heads"]
-        self.unusable_rows, self.unusable_kinds = arrays["unusable_rows"], arrays["unusable_kinds"]
+        self.unusable_rows = arrays["unusable_rows"]
+        self.unusable_kinds = arrays["unusable_kinds"]
         self.refused_rows = arrays["refused_rows"]
         self.unusable: list[tuple[str, str]] = [(quantity, reason) for quantity, reason in contents.header["unusable"]]
         self.faults: dict[str, tuple[int, list[str]]] = {k: (n, o) for k, (n, o) in contents.header["faults"].items()}

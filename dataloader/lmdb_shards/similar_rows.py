@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import record as record_names
+from dataloader import record_geometry as geometry
 from dataloader.errors import RowError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import restricted_pickle
@@ -23,7 +23,7 @@ from dataloader.names import folded, states_unit
 from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MANY_ATOMS
 from dataloader.quantities import ENERGY, FORCES, STRESS
-from dataloader.record import HELD_NAME
+from dataloader.record_details import HELD_NAME, MOVABLE_NAME
 from dataloader.structure import MAX_LENGTH
 
 NUMBER_NAMES = ("atomic_numbers", "numbers", "z")
@@ -33,9 +33,9 @@ MOST_TRIES = 4  # for one length; where more are needed, rows are not similar
 MOST_LENGTHS = 256
 MOST_BYTES = 2**16  # longer rows are seldom as long as one another
 _OTHER_GEOMETRY = (
-    frozenset(map(folded, (*record_names.NUMBER_NAMES, *record_names.SPECIES_NAMES, *record_names.POSITION_NAMES)))
-    | frozenset(map(folded, (*record_names.LATTICE_NAMES, *record_names.NEAR_LATTICE_NAMES, *record_names.PBC_NAMES)))
-    | {HELD_NAME, record_names.MOVABLE_NAME}
+    frozenset(map(folded, (*geometry.NUMBER_NAMES, *geometry.SPECIES_NAMES, *geometry.POSITION_NAMES)))
+    | frozenset(map(folded, (*geometry.LATTICE_NAMES, *geometry.NEAR_LATTICE_NAMES, *geometry.PBC_NAMES)))
+    | {HELD_NAME, MOVABLE_NAME}
 )
 _PICKLE = b"\x80"
 _ARRAYS = frozenset({"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"})
@@ -69,7 +69,8 @@ class Patterns:
     """Learns what rows have in common, and reads those that have it."""
 
     def __init__(self, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> None:
-        self.keys, self.features = keys, features
+        self.keys = keys
+        self.features = features
         self._known: dict[int, list[_Pattern | None]] = {}  # by the length of a row
 
     def read(self, values: Sequence[bytes]) -> tuple[list[Group], list[int]]:
@@ -103,7 +104,8 @@ class Patterns:
                 fits = pattern.fits(block)
                 group, fits[fits] = pattern.group(block[fits], rows[fits])
                 groups.append(group)
-                block, rows = block[~fits], rows[~fits]
+                block = block[~fits]
+                rows = rows[~fits]
         return [group for group in groups if len(group.rows)], rows.tolist()
 
 
@@ -122,8 +124,12 @@ class _Pattern:
     def __init__(
         self, row: bytes, record: Mapping[str, Any], like: Decoded, holes: Mapping[str, _Hole], texts: Sequence[slice]
     ) -> None:
-        self.record, self.like, self.holes, self.texts = record, like, holes, texts
-        self.row, self.fixed = np.frombuffer(row, np.uint8), np.full(len(row), 0xFF, dtype=np.uint8)
+        self.record = record
+        self.like = like
+        self.holes = holes
+        self.texts = texts
+        self.row = np.frombuffer(row, np.uint8)
+        self.fixed = np.full(len(row), 0xFF, dtype=np.uint8)
         for place in [slice(hole.begin, hole.end) for hole in holes.values()] + list(texts):
             self.fixed[place] = 0
 
@@ -136,7 +142,8 @@ class _Pattern:
 
     def group(self, block: NDArray[np.uint8], rows: NDArray[np.intp]) -> tuple[Group, NDArray[np.bool_]]:
         """The structures of rows that fit, less those that `decode` might refuse; and which were taken."""
-        like, m = self.like.structure, len(block)
+        like = self.like.structure
+        m = len(block)
         energy_name, forces_name, stress_name = self.like.reading.names[:3]
         numbers = self._values(block, _present(self.record, NUMBER_NAMES)).reshape(m, -1)
         positions = self._values(block, _present(self.record, POSITION_NAMES)).reshape(m, -1, 3)
@@ -186,7 +193,8 @@ def _present(record: Mapping[str, Any], names: Sequence[str]) -> str:
 def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> _Pattern | None:
     """The pattern of a row; None where it cannot be read, or is of a kind that is read one by one."""
     try:
-        record, like = restricted_pickle.loads(row), decode(row, "", keys, features)
+        record = restricted_pickle.loads(row)
+        like = decode(row, "", keys, features)
     except (RowError, LabelError):
         return None
     wanted = wanted_names(keys, features, ())
@@ -260,9 +268,11 @@ def _what_lies_there(
     if len(different) != 1:
         return None
     (name,) = different
-    before, after = record[name], changed[name]
+    before = record[name]
+    after = changed[name]
     if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and opcode in _ARRAYS:
-        dtype, shape = before.dtype, before.shape
+        dtype = before.dtype
+        shape = before.shape
         if after.dtype != dtype or after.shape != shape or before.nbytes != len(there):
             return None
         as_read = [

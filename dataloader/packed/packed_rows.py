@@ -125,7 +125,8 @@ class _Cursor:
     """Arrays one after another out of a row; each owns its memory."""
 
     def __init__(self, data: bytes, position: int) -> None:
-        self.data, self.position = data, position
+        self.data = data
+        self.position = position
 
     def take(self, dtype: str, *shape: int) -> NDArray[Any]:
         count = int(np.prod(shape, dtype=object))

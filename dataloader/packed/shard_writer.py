@@ -102,7 +102,8 @@ def _pack(
     sources: Sequence[Source], output: Path, recipe: Recipe, folder: WorkFolder, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Pack in a folder that this process has."""
-    asked, work = _asked(sources, recipe), folder.path
+    asked = _asked(sources, recipe)
+    work = folder.path
     with overtaken(work):
         if folder.alone:
             for begun in work.glob("*.tmp"):
@@ -185,7 +186,8 @@ def _says_nothing(entry: Path) -> bool:
 @contextlib.contextmanager
 def _alone(output: Path, say: Callable[[str], None]) -> Iterator[WorkFolder]:
     """Have the work folder, after waiting for another process that packs there."""
-    work, waiting = output / WORK, False
+    work = output / WORK
+    waiting = False
     while (folder := take(work)) is None:
         if not waiting:
             say(f"waiting for {holder(work)}, which packs into {output}")
@@ -356,7 +358,8 @@ def _written(tasks: Sequence[_Shard], write: Callable[[_Shard], dict[str, Any]])
 def _write_shard(task: _Shard, sources: Sequence[Source], survey: Survey, recipe: Recipe, work: Path) -> dict[str, Any]:
     """Write one shard; its entry in the manifest."""
     name = f"shard_{task.number:05d}.lmdb"
-    note, path = work / f"{task.split}-{name}.json", task.folder / name
+    note = work / f"{task.split}-{name}.json"
+    path = task.folder / name
     try:
         entry = plain_json.loads(input_files.read_text(note, JSON_BYTES))
         if path.stat().st_size == entry["bytes"]:

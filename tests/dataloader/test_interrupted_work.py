@@ -62,7 +62,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 def changes(event: str, words: tuple[Any, ...], folder: str) -> bool:
     """Whether an audited call is about to change something in a folder."""
-    if not words or not isinstance(words[0], str | os.PathLike) or not os.fspath(words[0]).startswith(folder):
+    if not words or not isinstance(words[0], str | os.PathLike):
+        return False
+    name = os.fspath(words[0])
+    half_written = name.startswith(".") and name.endswith(".tmp")  # durable names them relative to an open folder
+    if not name.startswith(folder) and not half_written:
         return False
     if event == "open":
         return bool((words[2] or 0) & WRITING)

@@ -17,7 +17,7 @@ from conftest import wait_until
 from dataloader import array_file, file_lock, pack, parallel, work_folder
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import index_building, kept_edges, lmdb_index
+from dataloader.lmdb_shards import index_building, index_turns, kept_edges, lmdb_index
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.lmdb_shards.shard_index import Recipe, places
@@ -322,7 +322,7 @@ def test_many_shards_are_made_a_number_at_a_time(tmp_path: Path, monkeypatch: py
         held.append(len(mine))
         return completed(mine, *words, **more)
 
-    monkeypatch.setattr(lmdb_index, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(index_turns, "MOST_AT_ONCE", 2)
     monkeypatch.setattr(lmdb_index, "_completed", counting)
     assert sizes(shards(tmp_path / "data", 3)) == expected(3)
     assert held == [2, 1]

@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from dataloader.data_check.looking import Finding, Level, Set
 
@@ -80,5 +81,7 @@ def stress_sign(data: Set) -> list[Finding]:
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    ranks = [np.argsort(np.argsort(x)).astype(float) for x in (a, b)]
-    return float(np.corrcoef(np.stack(ranks))[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+    """Spearman's; 0 where all values of one are equal."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(spearmanr(a, b).statistic)

@@ -67,7 +67,7 @@ def write(
 
 
 def encoded(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> bytes:
-    """The same as bytes."""
+    """A whole file of arrays as bytes, for what is sent to another process and not kept."""
     return b"".join(_pieces(header, columns))
 
 
@@ -92,7 +92,7 @@ def _pieces(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[An
 
 
 def _stored(piece: NDArray[Any]) -> NDArray[Any]:
-    """As its bytes lie in the file."""
+    """An array with its bytes as they lie in the file: contiguous and little-endian."""
     return np.ascontiguousarray(piece, dtype=piece.dtype.newbyteorder("<"))
 
 
@@ -142,7 +142,7 @@ def _mapped(file: BinaryIO) -> mmap.mmap:
 
 
 def decoded(data: bytes | mmap.mmap, name: str) -> Contents:
-    """The same as ``look`` gives, from bytes.
+    """A file of arrays from its bytes; the arrays are views of them, and only the header is checked.
 
     Raises:
         Damaged: they are not what ``encoded`` gives.

@@ -139,8 +139,8 @@ class Parcel:
 
     def batch(self) -> Batch:
         """The batch; its tensors are parts of the buffer."""
-        found: Batch = _map_tensors(self.form, self._part)
-        return found
+        batch: Batch = _map_tensors(self.form, self._part)
+        return batch
 
     def _part(self, place: _Place) -> Tensor:
         return self.buffer[place.begin : place.end].view(place.dtype).reshape(place.shape)

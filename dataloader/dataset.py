@@ -68,9 +68,9 @@ class Dataset:
             usable &= source.elements.within(elements)
             if not usable.all():
                 self.left_out["an element outside --elements"] += int((~usable).sum())
-        for found in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
-            if found is not None:
-                raise InputError(found)
+        for fault in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
+            if fault is not None:
+                raise InputError(fault)
         rows = np.nonzero(usable)[0].astype(np.int32)
         return np.stack([np.full_like(rows, s), rows], axis=1)
 
@@ -179,7 +179,7 @@ class Dataset:
         )
 
     def subset(self, indices: NDArray[np.int64]) -> "Dataset":
-        """The same data set with only these structures, in this order; sources and graphs are shared."""
+        """A data set of only the structures of these numbers, in this order; sources and graphs are shared."""
         part = object.__new__(Dataset)
         part.__dict__.update(self.__dict__)
         part.places = self.places[indices]
@@ -187,7 +187,7 @@ class Dataset:
         return part
 
     def with_facts(self, facts: ModelFacts) -> "Dataset":
-        """The same structures for a model of the same elements and cutoff with other reference energies."""
+        """This data set for a model of the same elements and cutoff that has other reference energies."""
         other = self.subset(np.arange(len(self)))
         other.facts = facts
         other._n_edges = self._n_edges
@@ -231,7 +231,7 @@ class Dataset:
     def by_source(self) -> dict[str, NDArray[np.int64]]:
         """Numbers of the structures of each source by its file name, and by head where the model has several."""
         owners = self.places[:, 0]
-        found = dict[str, NDArray[np.int64]]()
+        rows_of_part = dict[str, NDArray[np.int64]]()
         names = list[str]()
         numbers = self.head_numbers()
         for s, source in enumerate(self.sources):
@@ -240,11 +240,11 @@ class Dataset:
             names.append(name if name not in names else f"{name} ({s + 1})")
             name = names[-1]
             if len(self.facts.heads) == 1:
-                found[name] = rows
+                rows_of_part[name] = rows
                 continue
             of_rows = numbers[rows]
-            found |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
-        return found
+            rows_of_part |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
+        return rows_of_part
 
 
 def _first(usable: NDArray[np.bool_], ids: NDArray[np.integer], bad: Sequence[bool]) -> int | None:

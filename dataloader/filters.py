@@ -47,7 +47,7 @@ class FilterColumns:
 
     @classmethod
     def of(cls, structures: Sequence[Structure]) -> "FilterColumns":
-        """Of structures in memory."""
+        """The columns of structures that are in memory."""
         return cls(
             n_atoms=np.array([s.n_atoms for s in structures], dtype=np.int64),
             max_force=np.array([longest_force(s) for s in structures]),

@@ -52,7 +52,7 @@ class Frame(NamedTuple):
 
     @property
     def structure(self) -> Structure:
-        """The structure."""
+        """The structure with its labels, in eV and Å."""
         return self.reading.structure
 
     def notes(self, needs: LabelNeeds) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class KeptSource:
     def _chosen(
         self, structures: list[Structure], filters: Filters, features: Sequence[FeatureSpec]
     ) -> list[Structure]:
-        """Those that the filters leave; the others are counted."""
+        """The structures that the filters leave; the others are counted in the census."""
         usable = np.ones(len(structures), dtype=bool)
 
         def drop(concerned: NDArray[np.bool_], reason: str) -> None:

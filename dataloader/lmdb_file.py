@@ -178,10 +178,10 @@ def shards_of(path: Path) -> list[Path]:
         InputError: there are none.
     """
     if not path.exists() and any(character in str(path) for character in "*?["):
-        found = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
-        if not found:
+        shards = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
+        if not shards:
             raise InputError(f"{path} matches no file; expected a pattern for LMDBs")
-        return found
+        return shards
     if path.is_dir() and not (path / "data.mdb").is_file():
         named = sorted(entry for entry in path.iterdir() if entry.suffix in SHARD_ENDINGS)
         for entry in named:

@@ -86,8 +86,8 @@ def count_edges(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
 def _pairs(structure: Structure, positions: NDArray[np.float64], r_max: float, quantities: str) -> list[NDArray[Any]]:
     """Every pair of atoms or images once; to mirror them here takes half the time of asking for both directions."""
     neighbors = NeighborList(cutoff=r_max, full_list=False, n_threads=1)  # workers share the cores
-    found: list[NDArray[Any]] = neighbors.compute(positions, structure.cell, structure.pbc, quantities)
-    return found
+    pairs: list[NDArray[Any]] = neighbors.compute(positions, structure.cell, structure.pbc, quantities)
+    return pairs
 
 
 def _order(

@@ -138,19 +138,19 @@ def _pbc(stored: object, name: str) -> Pbc:
 
 
 def periodic_with_a_lattice(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
-    """Of extended XYZ: periodic in three directions where there is a lattice (ASE's rule)."""
+    """The rule of extended XYZ: periodic in three directions where there is a lattice (ASE's rule)."""
     periodic = bool(cell.any()) or not np.isfinite(cell).all()
     return (periodic,) * 3, "not stored; periodic where there is a Lattice"
 
 
 def periodic_with_a_volume(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
-    """Of plain dicts and ASE rows: periodic where the cell has a volume; a cell that is not finite is refused later."""
+    """The rule of plain dicts and ASE rows: periodic where the cell has a volume; one not finite is refused later."""
     periodic = volume_of(cell, (True, True, True)) > 0 or not np.isfinite(cell).all()
     return (periodic,) * 3, "not stored; periodic where the cell has a volume"
 
 
 def always_periodic(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
-    """Of torch_geometric rows, which store none.
+    """The rule of torch_geometric rows, which store no periodicity: periodic in three directions.
 
     Taken periodic in three directions OC20 rows reproduce the edges stored in them exactly, taken as clusters 60 %.
     """

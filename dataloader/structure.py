@@ -16,8 +16,8 @@ LabelValue = float | NDArray[np.float64]
 
 MAX_OPEN_COORDINATE = 1e5  # Å; beyond it, without periodicity, a float32 position is worth less than 0.01 Å
 MIN_VOLUME_PER_ATOM = 1.0  # Å³; hydrogen at 500 GPa still has 1.5
-MIN_EDGE = 0.1
-MIN_FACE = 0.1  # Å, Å² of a cell; below it a neighbour list has 10⁵ edges per atom and more
+MIN_EDGE = 0.1  # Å, of a cell; below it a neighbour list has 10⁵ edges per atom and more
+MIN_FACE = 0.1  # Å²
 MAX_LENGTH = 1e8  # Å; a float64 position is worth 1e-8 Å there, and beyond it neighbour lists overflow
 
 

@@ -77,8 +77,8 @@ def frames(path: Path, parse: Parse, *, most: int = ASE_TEXT_BYTES, binary: bool
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = parse(stream)
-                yield from [found] if isinstance(found, Atoms) else found
+                parsed = parse(stream)
+                yield from [parsed] if isinstance(parsed, Atoms) else parsed
         except (OSError, RecordError):
             raise
         except Exception as error:  # readers of ASE raise whatever a line makes of their arithmetic

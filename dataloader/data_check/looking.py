@@ -163,7 +163,7 @@ def _distances(structure: Structure, graph: Graph, r_max: float) -> tuple[float,
 
 
 def _fingerprint(structure: Structure) -> int:
-    """That of the geometry, and of charge and spin where the record has them."""
+    """A hash of 64 bits of the geometry, and of charge and spin where the record has them."""
     states = structure.charge or 0.0, structure.spin or 0.0
     geometry = fingerprint(structure)
     return hashed(f"{geometry}{states}".encode()) if any(states) else geometry

@@ -6,8 +6,8 @@ from scipy.stats import spearmanr
 
 from dataloader.data_check.looking import Finding, Level, Set
 
-GPA = 160.2177
-KBAR = 1602.177  # of 1 eV/Å³
+GPA = 160.2177  # of 1 eV/Å³
+KBAR = 1602.177
 HIGH_STRESS = 2.0  # eV/Å³, 320 GPa: the centre of the earth
 HIGH_WORK = 4.0  # eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
 COMPRESSED = 0.8  # closest distance over covalent radii, below which such a pressure is possible

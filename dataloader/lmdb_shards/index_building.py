@@ -28,9 +28,9 @@ from dataloader.work_folder import overtaken
 
 KEPT_FROM = 2000  # records; a smaller LMDB is looked at in a second and leaves nothing behind
 SAMPLED_ROWS = 16
-MIN_PART = 2000
+MIN_PART = 2000  # records of a part
 MAX_PART = 200_000
-PARTS = 200  # records of a part; parts of a shard
+PARTS = 200  # of a shard, where the bounds of a part allow it
 
 
 class _Survey(NamedTuple):

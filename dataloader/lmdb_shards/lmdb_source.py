@@ -278,15 +278,15 @@ class LmdbSource:
         key = index.key(local)
         value = self.files[shard].get(key)
         try:
-            found = decode(value, self._place(row), self.recipe.keys, self.recipe.features, self.keep).structure
+            structure = decode(value, self._place(row), self.recipe.keys, self.recipe.features, self.keep).structure
         except (RowError, LabelError) as error:
             raise InputError(f"{index.path} key {key.decode()}: {error}; did the file change?") from None
-        if found.n_atoms != index.n_atoms[local]:
+        if structure.n_atoms != index.n_atoms[local]:
             raise InputError(
-                f"{index.path} key {key.decode()}: has {found.n_atoms} atoms where its index has "
+                f"{index.path} key {key.decode()}: has {structure.n_atoms} atoms where its index has "
                 f"{index.n_atoms[local]}; did the file change? remove {index.place}"
             )
-        return found
+        return structure
 
     def edges(self, r_max: float) -> NDArray[np.uint32]:
         """Directed edges of every usable record, (len,); counted in parallel once, and kept beside the index.
@@ -296,13 +296,13 @@ class LmdbSource:
         """
         if r_max not in self._edges:
             counts = edge_counts(self.indexes, self.recipe, r_max, self.max_neighbors)
-            found = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
-            many = found > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)  # counted where more may be
+            n_edges = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+            many = n_edges > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)  # counted where more may be
             if many.any():
                 i = int(many.argmax())
-                fault = too_many(int(found[i]), int(self.n_atoms[i]), self.max_neighbors)
+                fault = too_many(int(n_edges[i]), int(self.n_atoms[i]), self.max_neighbors)
                 raise InputError(f"{self.path}: {self.identifier(i)}: {fault}")
-            self._edges[r_max] = found
+            self._edges[r_max] = n_edges
         return self._edges[r_max]
 
     def content(self) -> bytes:

@@ -38,8 +38,8 @@ def label_bit(quantity: str) -> int:
 
 UNKNOWN = "is NaN"  # of a label: how programs write what they do not know
 
-_ROWS = 4096
-_BYTES = 32 * 2**20  # of records that are looked at together
+_ROWS = 4096  # records that are looked at together
+_BYTES = 32 * 2**20  # of their values
 _ATOMS = 2**18  # of structures that wait for others like them
 
 
@@ -74,12 +74,12 @@ def facts_of(
 
     def look_at_one(row: int, value: bytes, *, alone: bool) -> None:
         try:
-            found = decode(value, "", labels, features)
+            decoded = decode(value, "", labels, features)
         except (RowError, LabelError) as error:
             facts.refuse(row, str(error))
             return
-        if alone or not waiting.take(row, found):
-            facts.keep_or_refuse(row, found)
+        if alone or not waiting.take(row, decoded):
+            facts.keep_or_refuse(row, decoded)
 
     for first, chunk in _chunks(values):
         groups, others = patterns.read(chunk)
@@ -119,15 +119,15 @@ def _surely_sound(group: Group) -> NDArray[np.bool_]:
     return sound
 
 
-def _group(rows: Sequence[int], found: Sequence[Decoded]) -> Group:
-    structures = [one.structure for one in found]
+def _group(rows: Sequence[int], group: Sequence[Decoded]) -> Group:
+    structures = [decoded.structure for decoded in group]
 
     def stacked(name: str) -> Any:
         values = [getattr(s, name) for s in structures]
         return None if values[0] is None else np.array(values)
 
     names = ("atomic_numbers", "positions", "cell", "energy", "forces", "free_atoms")
-    return Group(np.array(rows), found[0], *map(stacked, names))
+    return Group(np.array(rows), group[0], *map(stacked, names))
 
 
 class _Waiting:
@@ -137,14 +137,24 @@ class _Waiting:
         self.n_atoms = 0
         self._kinds: dict[tuple[object, ...], list[tuple[int, Decoded]]] = defaultdict(list)
 
-    def take(self, row: int, found: Decoded) -> bool:
+    def take(self, row: int, decoded: Decoded) -> bool:
         """Whether the structure is of a kind that is looked at with others."""
-        s = found.structure
-        if not has_a_kind(found):
+        s = decoded.structure
+        if not has_a_kind(decoded):
             return False
         present = (*s.labels, s.free_atoms is not None)
-        kind = (s.n_atoms, s.pbc, present, s.head, s.is_isolated_atom, s.charge, s.spin, *found.reading[1:], *found[1:])
-        self._kinds[kind].append((row, found))
+        kind = (
+            s.n_atoms,
+            s.pbc,
+            present,
+            s.head,
+            s.is_isolated_atom,
+            s.charge,
+            s.spin,
+            *decoded.reading[1:],
+            *decoded[1:],
+        )
+        self._kinds[kind].append((row, decoded))
         self.n_atoms += s.n_atoms
         return True
 
@@ -179,13 +189,13 @@ class _Facts:
         """Count a record that cannot be used; numbers in brackets at the end of a fault tell its like apart no more."""
         self._refused.append((row, fault.split(" (")[0]))
 
-    def keep_or_refuse(self, row: int, found: Decoded) -> None:
+    def keep_or_refuse(self, row: int, decoded: Decoded) -> None:
         """One record that was looked at by itself."""
-        fault = fault_of(found.structure)
+        fault = fault_of(decoded.structure)
         if fault:
             self.refuse(row, fault)
         else:
-            self.keep(_group([row], [found]), np.ones(1, dtype=bool))
+            self.keep(_group([row], [decoded]), np.ones(1, dtype=bool))
 
     def keep(self, group: Group, sound: NDArray[np.bool_]) -> None:
         """The sound records of a group."""
@@ -274,8 +284,8 @@ def unusable_labels(reading: Reading) -> Iterator[tuple[str, str]]:
             yield quantity.name, f"{quantity.name} {UNKNOWN}"
 
 
-def _bits(found: Decoded) -> int:
-    s = found.structure
+def _bits(decoded: Decoded) -> int:
+    s = decoded.structure
     bits = sum(label_bit(quantity) for quantity in s.labels)
     bits |= FREE_MASK if s.free_atoms is not None else 0
     bits |= CHARGED if s.charged else 0

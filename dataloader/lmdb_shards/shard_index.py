@@ -110,12 +110,12 @@ class ShardIndex:
 
     @property
     def sha256(self) -> str | None:
-        """Of the shard's file; None where nobody has asked for it."""
+        """The sha256 of the shard's file; None where nobody has asked for it."""
         kept = self.header["sha256"]
         return None if kept is None else str(kept)
 
     def keep_sha256(self, digest: str) -> None:
-        """From now on the index has it."""
+        """Put the sha256 of the shard's file into the index, also where it lies."""
         if self.header["sha256"] == digest:
             return
         self.header["sha256"] = digest

@@ -4,6 +4,10 @@ In a shard of plain dicts most rows of one length are the same bytes but for the
 pickle has no jumps: where all other bytes are equal, so are its opcodes, and the restricted reader would give the same
 record with these numbers in it. Which bytes are the numbers of which name is not assumed but found out with that reader
 itself, by changing them and looking at what has changed in the record.
+
+It makes the index of such a shard 4 to 6 times as fast, once per shard: 11,600 to 18,000 rows a second on one core in
+place of 2,900. That is worth its length from some 10⁷ rows of this one layout on; nothing else may depend on it, and
+without it (`Patterns.read` that gives all rows back) every index is the same.
 """
 
 import pickletools
@@ -14,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import record_geometry as geometry
+from dataloader import record_geometry
 from dataloader.errors import RowError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import restricted_pickle
@@ -33,8 +37,12 @@ MOST_TRIES = 4  # for one length; where more are needed, rows are not similar
 MOST_LENGTHS = 256
 MOST_BYTES = 2**16  # longer rows are seldom as long as one another
 _OTHER_GEOMETRY = (
-    frozenset(map(folded, (*geometry.NUMBER_NAMES, *geometry.SPECIES_NAMES, *geometry.POSITION_NAMES)))
-    | frozenset(map(folded, (*geometry.LATTICE_NAMES, *geometry.NEAR_LATTICE_NAMES, *geometry.PBC_NAMES)))
+    frozenset(
+        map(folded, (*record_geometry.NUMBER_NAMES, *record_geometry.SPECIES_NAMES, *record_geometry.POSITION_NAMES))
+    )
+    | frozenset(
+        map(folded, (*record_geometry.LATTICE_NAMES, *record_geometry.NEAR_LATTICE_NAMES, *record_geometry.PBC_NAMES))
+    )
     | {HELD_NAME, MOVABLE_NAME}
 )
 _PICKLE = b"\x80"
@@ -57,12 +65,12 @@ class Group(NamedTuple):
     free: NDArray[np.bool_] | None  # (m, n_atoms)
 
 
-def has_a_kind(found: Decoded) -> bool:
+def has_a_kind(decoded: Decoded) -> bool:
     """Whether a structure is looked at together with others: what a `Group` has no place for is as it mostly is."""
-    s = found.structure
+    s = decoded.structure
     unweighted = s.weight == 1.0 and not s.weights
     usual = all(name in (ENERGY.name, FORCES.name, STRESS.name) for name in s.labels)
-    return not found.reading.faults and unweighted and usual and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
+    return not decoded.reading.faults and unweighted and usual and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
 
 
 class Patterns:
@@ -84,8 +92,8 @@ class Patterns:
             known = self._known.get(length, [])
             if len(rows) >= WORTH_IT and 0 < length <= MOST_BYTES and (known or len(self._known) < MOST_LENGTHS):
                 self._known[length] = known
-                found, rows = self._read_block(known, values, np.array(rows))
-                groups += found
+                groups_of_length, rows = self._read_block(known, values, np.array(rows))
+                groups += groups_of_length
             others += rows
         return groups, sorted(others)
 
@@ -212,10 +220,10 @@ def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> 
     holes: dict[str, _Hole] = {}
     texts: list[slice] = []
     for begin, end, opcode in _candidates(row):
-        found = _what_lies_there(row, record, begin, end, opcode)
-        if found is None or found[0] in read:
+        entry = _what_lies_there(row, record, begin, end, opcode)
+        if entry is None or entry[0] in read:
             continue
-        name, dtype, shape = found
+        name, dtype, shape = entry
         if dtype is None:
             texts.append(slice(begin, end))
         else:

@@ -165,11 +165,11 @@ class _Shard(NamedTuple):
     plan: Path
 
 
-def _shards(split: str, folder: Path, work: Path, found: Assignment, recipe: Recipe) -> list[_Shard]:
+def _shards(split: str, folder: Path, work: Path, assignment: Assignment, recipe: Recipe) -> list[_Shard]:
     """Shards of one split; the pool lies in random order, and its shards end where a stage ends."""
-    rows = np.nonzero(found.split == found.names.index(split))[0]
+    rows = np.nonzero(assignment.split == assignment.names.index(split))[0]
     cuts = {0, len(rows)}
-    if split == found.names[0] and recipe.stages:
+    if split == assignment.names[0] and recipe.stages:
         rows = np.random.default_rng([recipe.seed, 1]).permutation(rows)
         if max(recipe.stages) > len(rows):
             raise InputError(f"--stages {max(recipe.stages)} is more than the {len(rows)} structures of {split}")

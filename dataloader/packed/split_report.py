@@ -31,7 +31,7 @@ def deal_out(survey: Survey, sources: Sequence[Source], recipe: Recipe) -> tuple
         split: _listed(survey.identifier, ids, split, recipe.id_key) for split, ids in recipe.listed.items() if ids
     }
     shares = recipe.shares or {"train": 1.0}
-    found = assign(belongs, listed, shares, recipe.seed)
+    assignment = assign(belongs, listed, shares, recipe.seed)
     same = components([survey.geometry])
     repeated = np.nonzero(same != np.arange(len(same)))[0]
     sets = np.unique(same[repeated])
@@ -39,17 +39,17 @@ def deal_out(survey: Survey, sources: Sequence[Source], recipe: Recipe) -> tuple
     if not len(repeated):
         lines = ["no structure repeats another"]
     if recipe.drop_duplicates and len(repeated):
-        gone = repeated[found.split[repeated] != -1]
-        found.split[gone] = -1
+        gone = repeated[assignment.split[repeated] != -1]
+        assignment.split[gone] = -1
         lines.append(f"{len(gone)} repeated structures are left out")
-    for reason, rows in found.left_out.items():
+    for reason, rows in assignment.left_out.items():
         lines.append(f"{len(rows)} left out: {reason} ({', '.join(map(name, rows[:SHOWN]))})")
-    counts = {split: int((found.split == number).sum()) for number, split in enumerate(found.names)}
+    counts = {split: int((assignment.split == number).sum()) for number, split in enumerate(assignment.names)}
     lines += [f"{split}: {count} structures" for split, count in counts.items()]
     shown = [[name(int(same[row])), name(int(row))] for row in repeated[:1000]]
     report = {"structures": counts, "repeated": len(repeated), "repeated_pairs": shown, "lines": lines}
-    report["leaks"] = _leaks(belongs, found.split)
-    return found, report
+    report["leaks"] = _leaks(belongs, assignment.split)
+    return assignment, report
 
 
 def _pairs(same: NDArray[np.int64], repeated: NDArray[np.int64], name: Callable[[int], str]) -> str:

@@ -73,11 +73,11 @@ def _deal(
     rows = np.nonzero(free)[0]
     if not len(rows):
         return
-    found, numbers, sizes = np.unique(belongs[rows], return_inverse=True, return_counts=True)
-    order = np.random.default_rng([seed, 0]).permutation(len(found))
+    components, numbers, sizes = np.unique(belongs[rows], return_inverse=True, return_counts=True)
+    order = np.random.default_rng([seed, 0]).permutation(len(components))
     middle = np.cumsum(sizes[order]) - sizes[order] / 2
     ends = np.cumsum(list(shares.values())) * len(rows)
-    dealt = np.zeros(len(found), dtype=np.int64)
+    dealt = np.zeros(len(components), dtype=np.int64)
     dealt[order] = np.minimum(np.searchsorted(ends, middle, side="left"), len(shares) - 1)
     split[rows] = np.array([names.index(name) for name in shares], dtype=np.int8)[dealt][numbers]
 

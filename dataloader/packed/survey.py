@@ -49,9 +49,9 @@ def survey_of(sources: Sequence[Source], recipe: Recipe) -> Survey:
     columns = np.zeros((3, total), dtype=np.uint64)
     first = np.concatenate([[0], np.cumsum([len(source) for source in sources])])
     with Progress("look through", total) as bar:
-        for number, found in parallel.in_children(partial(_look, sources=sources, recipe=recipe), slices):
+        for number, numbers in parallel.in_children(partial(_look, sources=sources, recipe=recipe), slices):
             part = slices[number]
-            columns[:, first[part.source] + part.begin : first[part.source] + part.end] = found
+            columns[:, first[part.source] + part.begin : first[part.source] + part.end] = numbers
             bar.update(part.end - part.begin)
     lengths = [len(source) for source in sources]
     return Survey(
@@ -63,14 +63,14 @@ def survey_of(sources: Sequence[Source], recipe: Recipe) -> Survey:
 
 def _look(part: _Slice, sources: Sequence[Source], recipe: Recipe) -> NDArray[np.uint64]:
     """Fingerprint, identifier and group of some structures."""
-    found = np.zeros((3, part.end - part.begin), dtype=np.uint64)
+    numbers = np.zeros((3, part.end - part.begin), dtype=np.uint64)
     for column, row in enumerate(range(part.begin, part.end)):
         structure = sources[part.source].structure(row)
-        found[0, column] = fingerprint(structure)
+        numbers[0, column] = fingerprint(structure)
         for line, name in ((1, recipe.id_key), (2, recipe.group_key)):
             if name is not None:
-                found[line, column] = hashed(name_in(structure, name).encode())
-    return found
+                numbers[line, column] = hashed(name_in(structure, name).encode())
+    return numbers
 
 
 def name_in(structure: Structure, key: str) -> str:

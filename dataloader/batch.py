@@ -119,7 +119,7 @@ class _Place(NamedTuple):
     shape: torch.Size
 
 
-class Parcel:
+class BatchBuffer:
     """A batch with its tensors in one buffer: between processes each tensor would cost 0.1 ms, and there are thirty."""
 
     def __init__(self, batch: Batch) -> None:
@@ -145,7 +145,7 @@ class Parcel:
     def _part(self, place: _Place) -> Tensor:
         return self.buffer[place.begin : place.end].view(place.dtype).reshape(place.shape)
 
-    def pin_memory(self) -> "Parcel":
+    def pin_memory(self) -> "BatchBuffer":
         """In pinned host memory; called by torch's DataLoader."""
         self.buffer = self.buffer.pin_memory()
         return self

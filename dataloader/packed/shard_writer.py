@@ -21,7 +21,7 @@ from dataloader.lmdb_file import write_lmdb
 from dataloader.neighbors import GraphFault, build_graph, stored_edges
 from dataloader.packed import packed_manifest, packed_rows
 from dataloader.packed.recipe import Recipe, asked_for
-from dataloader.packed.split_report import deal_out
+from dataloader.packed.split_report import split_survey
 from dataloader.packed.splitting import Assignment
 from dataloader.packed.survey import Survey, survey_of
 from dataloader.progress import Progress
@@ -76,7 +76,7 @@ def _pack(
                 begun.unlink(missing_ok=True)
         _write_json(work / "asked.json", asked, work)
         survey = survey_of(sources, recipe)
-        assignment, report = deal_out(survey, sources, recipe)
+        assignment, report = split_survey(survey, sources, recipe)
         for line in report["lines"]:
             say(line)
         folders = {name: output / name if len(assignment.names) > 1 else output for name in assignment.names}

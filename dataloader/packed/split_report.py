@@ -16,7 +16,7 @@ from dataloader.packed.survey import Survey
 SHOWN = 5
 
 
-def deal_out(survey: Survey, sources: Sequence[Source], recipe: Recipe) -> tuple[Assignment, dict[str, Any]]:
+def split_survey(survey: Survey, sources: Sequence[Source], recipe: Recipe) -> tuple[Assignment, dict[str, Any]]:
     """The split of every structure, and the report on it; its ``lines`` are for the log.
 
     Raises:

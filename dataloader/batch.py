@@ -85,10 +85,6 @@ class Batch:
             return self
         return _map_tensors(self, _Mover(device))
 
-    def pin_memory(self) -> "Batch":
-        """The batch in pinned host memory; called by torch's DataLoader."""
-        return _map_tensors(self, lambda tensor: tensor.pin_memory())
-
 
 class _Mover:
     """Copies tensors to a device, and a buffer in which several of them lie once."""

@@ -179,9 +179,7 @@ BARE: dict[str, Callable[[Path], object]] = {
     "the work folder": lambda output: (output / "packing").mkdir(parents=True),
     "the lock": lambda output: put(output / "packing" / "lock", "process 1 on nowhere"),
     "half a temporary file": lambda output: put(output / "packing" / ".asked.json.node.12.tmp", "{"),
-    "an older temporary file": lambda output: put(
-        output / "packing" / "asked.json.node.12.tmp", "{"
-    ),
+    "an older temporary file": lambda output: put(output / "packing" / "asked.json.node.12.tmp", "{"),
     "an empty first file": lambda output: put(output / "packing" / "asked.json", ""),
     "half a first file": lambda output: put(output / "packing" / "asked.json", '{"data": ['),
 }

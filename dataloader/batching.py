@@ -63,7 +63,7 @@ def mixed_order(rows: NDArray[np.int64], shares: Sequence[Share], seed: int, epo
 
 def pack(
     order: NDArray[np.int64], n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget
-) -> "Batches":
+) -> "PlannedBatches":
     """Cut an order into batches: each takes structures until the next one would break the budget.
 
     Args:
@@ -74,7 +74,7 @@ def pack(
     """
     if budget.atoms is None and budget.edges is None:
         size = budget.structures or max(len(order), 1)
-        return Batches(order, np.arange(0, len(order), size))
+        return PlannedBatches(order, np.arange(0, len(order), size))
     totals = [np.cumsum(np.asarray(sizes, dtype=np.int64)[order]) for sizes in (n_atoms, n_edges) if sizes is not None]
     limits = [limit for limit, sizes in ((budget.atoms, n_atoms), (budget.edges, n_edges)) if sizes is not None]
     starts = []
@@ -87,10 +87,10 @@ def pack(
                 before = int(total[start - 1]) if start else 0
                 ends.append(int(np.searchsorted(total, before + limit, side="right")))
         start = max(min(ends), start + 1)
-    return Batches(order, np.array(starts, dtype=np.int64))
+    return PlannedBatches(order, np.array(starts, dtype=np.int64))
 
 
-class Batches(Sequence[NDArray[np.int64]]):
+class PlannedBatches(Sequence[NDArray[np.int64]]):
     """The batches of an order: where each begins; a batch is made when it is asked for, 10⁷ of them cost 80 MB."""
 
     def __init__(self, order: NDArray[np.int64], starts: NDArray[np.int64]) -> None:

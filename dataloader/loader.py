@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dataloader import parallel
 from dataloader.batch import Batch, BatchBuffer
-from dataloader.batching import Batches, Budget, epoch_order, mixed_order, pack, refuse_oversized
+from dataloader.batching import Budget, PlannedBatches, epoch_order, mixed_order, pack, refuse_oversized
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
 
@@ -249,7 +249,7 @@ class EpochBatches:
         self._own, self._shares = dataset.shares()
         refuse_oversized(*self._sizes, budget, dataset.name)
 
-    def plan(self, epoch: int) -> Batches:
+    def plan(self, epoch: int) -> PlannedBatches:
         """Indices of the structures of every batch of an epoch."""
         if self._shares:
             order = mixed_order(self._own, self._shares, self.seed, epoch)

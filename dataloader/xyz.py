@@ -10,7 +10,7 @@ from dataloader.errors import InputError
 from dataloader.in_memory import Frame, RawFrame, judged, kept_format
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds
 from dataloader.limits import XYZ_ATOMS, XYZ_COMMENT_BYTES, XYZ_LINE_BYTES
-from dataloader.progress import Progress
+from dataloader.progress import ProgressBar
 from dataloader.xyz_text import parse_frame
 
 ENDINGS = (".xyz", ".extxyz")
@@ -55,7 +55,7 @@ def raw_frames(path: Path) -> Iterator[RawFrame]:
 def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """The lines of each frame, and what is to be said of their text."""
     try:
-        with input_files.opened(path) as stream, Progress(f"reading {path.name}", path.stat().st_size, "B") as bar:
+        with input_files.opened(path) as stream, ProgressBar(f"reading {path.name}", path.stat().st_size, "B") as bar:
             beginning = stream.peek(4)[:4]
             if beginning.startswith(b"\xef\xbb\xbf"):
                 stream.read(3)

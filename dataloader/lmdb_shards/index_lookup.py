@@ -7,11 +7,11 @@ from pathlib import Path
 from dataloader import array_file, parallel
 from dataloader.array_file import Damaged
 from dataloader.lmdb_file import LmdbFile, state_of
-from dataloader.lmdb_shards.shard_index import FORMAT, Recipe, ShardIndex, digest_of, places
+from dataloader.lmdb_shards.shard_index import FORMAT, IndexRecipe, ShardIndex, digest_of, places
 from dataloader.progress import log, over
 
 
-def kept_indexes(paths: Sequence[Path], recipe: Recipe, *, aloud: bool = False) -> dict[Path, ShardIndex]:
+def kept_indexes(paths: Sequence[Path], recipe: IndexRecipe, *, aloud: bool = False) -> dict[Path, ShardIndex]:
     """Indexes that are whole and those of the shards as they are; ``aloud`` says which are damaged.
 
     All of them is read and compared with its digests, 27 bytes a record; in parallel, a shard at a time.
@@ -29,7 +29,7 @@ def kept_indexes(paths: Sequence[Path], recipe: Recipe, *, aloud: bool = False) 
     return indexes
 
 
-def _sound_place(task: tuple[Path, Recipe]) -> tuple[Path | None, list[str]]:
+def _sound_place(task: tuple[Path, IndexRecipe]) -> tuple[Path | None, list[str]]:
     """Where the index of a shard lies that is whole and the shard's own; what is damaged of those that are there."""
     path, recipe = task
     damages: list[str] = []

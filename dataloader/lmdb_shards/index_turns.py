@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from dataloader.lmdb_file import n_entries_of
 from dataloader.lmdb_shards import index_building
-from dataloader.lmdb_shards.shard_index import Recipe, ShardIndex, places, workplace
+from dataloader.lmdb_shards.shard_index import IndexRecipe, ShardIndex, places, workplace
 from dataloader.progress import log
 from dataloader.work_folder import LOOK_EVERY, WorkFolder, holder, take
 
@@ -24,7 +24,7 @@ class Building(NamedTuple):
 
 
 @contextlib.contextmanager
-def free_shards(paths: Sequence[Path], recipe: Recipe) -> Iterator[dict[Path, Building]]:
+def free_shards(paths: Sequence[Path], recipe: IndexRecipe) -> Iterator[dict[Path, Building]]:
     """Some of the shards whose index nobody else is making; until the end nobody else makes it."""
     mine: dict[Path, Building] = {}
     try:
@@ -41,7 +41,7 @@ def free_shards(paths: Sequence[Path], recipe: Recipe) -> Iterator[dict[Path, Bu
                 building.folder.release()
 
 
-def _taken(path: Path, recipe: Recipe) -> Building | None:
+def _taken(path: Path, recipe: IndexRecipe) -> Building | None:
     """The right to make an index; None where another process has it."""
     if n_entries_of(path) < index_building.KEPT_FROM:
         return Building(None, None)
@@ -52,7 +52,7 @@ def _taken(path: Path, recipe: Recipe) -> Building | None:
     return Building(None, None)
 
 
-def _writable_places(path: Path, recipe: Recipe) -> Iterator[Path]:
+def _writable_places(path: Path, recipe: IndexRecipe) -> Iterator[Path]:
     for place in places(path, recipe):
         with contextlib.suppress(OSError):
             place.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -71,7 +71,7 @@ def remove_leftovers(indexes: Iterable[ShardIndex]) -> None:
                     folder.finish()
 
 
-def wait_for(path: Path, recipe: Recipe, *, aloud: bool) -> None:
+def wait_for(path: Path, recipe: IndexRecipe, *, aloud: bool) -> None:
     """Wait a moment for the process that makes an index; ``aloud`` says in the log for whom."""
     if aloud:
         holders = [holder(workplace(place)) for place in places(path, recipe) if workplace(place).is_dir()]

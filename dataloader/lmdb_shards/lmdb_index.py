@@ -12,12 +12,12 @@ from dataloader.lmdb_shards import index_building
 from dataloader.lmdb_shards.index_lookup import kept_indexes
 from dataloader.lmdb_shards.index_turns import Building, free_shards, remove_leftovers, wait_for
 from dataloader.lmdb_shards.shard_hashes import hashes_kept_before, keep_hashes, verified_hashes
-from dataloader.lmdb_shards.shard_index import Recipe, ShardIndex
+from dataloader.lmdb_shards.shard_index import IndexRecipe, ShardIndex
 from dataloader.work_folder import TRIES, Overtaken
 
 
 def open_indexes(
-    paths: Sequence[Path], recipe: Recipe, *, verify: bool = False, hashed: bool = False
+    paths: Sequence[Path], recipe: IndexRecipe, *, verify: bool = False, hashed: bool = False
 ) -> list[ShardIndex]:
     """The index of every shard; those that are not there, damaged, or of another version of the file, are made.
 
@@ -56,7 +56,7 @@ def _is_complete(index: ShardIndex | None, hashed: bool) -> bool:
 
 
 def _completed(
-    mine: Mapping[Path, Building], recipe: Recipe, digests: Mapping[Path, str], *, hashed: bool
+    mine: Mapping[Path, Building], recipe: IndexRecipe, digests: Mapping[Path, str], *, hashed: bool
 ) -> dict[Path, ShardIndex]:
     """The indexes of shards that this process has: another one may have made them by now, or they are made."""
     indexes = kept_indexes(list(mine), recipe, aloud=True)

@@ -21,7 +21,7 @@ from dataloader.lmdb_shards import row_facts as index_bits
 from dataloader.lmdb_shards.kept_edges import edge_counts
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, record_of, unreadable
-from dataloader.lmdb_shards.shard_index import Recipe, outdated
+from dataloader.lmdb_shards.shard_index import IndexRecipe, outdated
 from dataloader.lookup import Elements, Lookup
 from dataloader.needs import FeatureSpec
 from dataloader.neighbors import too_many
@@ -53,7 +53,7 @@ class LmdbSource:
         self.keep: Keep = keep if keep == EVERYTHING else tuple(keep)
         self.max_neighbors = filters.max_neighbors
         self.path = path
-        self.recipe = Recipe(keys, tuple(features))
+        self.recipe = IndexRecipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
         self.indexes = open_indexes(self.shards, self.recipe, verify=filters.verify, hashed=manifest is not None)

@@ -11,11 +11,11 @@ from dataloader.array_file import Damaged
 from dataloader.errors import InputError
 from dataloader.lmdb_file import data_file_of, state_of
 from dataloader.lmdb_shards.index_lookup import sampled_rows_are
-from dataloader.lmdb_shards.shard_index import Recipe, ShardIndex, outdated, places
+from dataloader.lmdb_shards.shard_index import IndexRecipe, ShardIndex, outdated, places
 from dataloader.progress import over
 
 
-def verified_hashes(paths: Sequence[Path], recipe: Recipe) -> dict[Path, str]:
+def verified_hashes(paths: Sequence[Path], recipe: IndexRecipe) -> dict[Path, str]:
     """The hash of every file, equal to that in the index that lies there, of whatever version of the file it is."""
     kept = {path: stored for path in paths if (stored := _stored_sha256(path, recipe)) is not None}
     hashed = over(parallel.in_children(_sha256, paths), "sha256 of all files", len(paths), "shards")
@@ -40,7 +40,7 @@ def keep_hashes(indexes: Sequence[ShardIndex], known: Mapping[Path, str]) -> Non
         missing[number].keep_sha256(digest)
 
 
-def _stored_sha256(path: Path, recipe: Recipe) -> tuple[Path, str] | None:
+def _stored_sha256(path: Path, recipe: IndexRecipe) -> tuple[Path, str] | None:
     """The hash in the index that lies there, even one whose arrays are damaged or that is of an earlier version."""
     for place in [*places(path, recipe), *outdated(path)]:
         with contextlib.suppress(OSError, Damaged, KeyError):
@@ -49,7 +49,7 @@ def _stored_sha256(path: Path, recipe: Recipe) -> tuple[Path, str] | None:
     return None
 
 
-def hashes_kept_before(paths: Sequence[Path], recipe: Recipe) -> dict[Path, str]:
+def hashes_kept_before(paths: Sequence[Path], recipe: IndexRecipe) -> dict[Path, str]:
     """Hashes in indexes that are not used, damaged ones or of an earlier version, of these very files."""
     headers = []
     for path in paths:

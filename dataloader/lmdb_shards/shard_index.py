@@ -28,7 +28,7 @@ FORMAT = 4  # 2 did not know of stated units, spellings of names and labels that
 
 
 @dataclass(frozen=True)
-class Recipe:
+class IndexRecipe:
     """What an index depends on besides the file."""
 
     keys: LabelKeys
@@ -145,7 +145,7 @@ def digest_of(value: bytes) -> str:
     return hashlib.blake2b(value, digest_size=16).hexdigest()
 
 
-def places(path: Path, recipe: Recipe) -> list[Path]:
+def places(path: Path, recipe: IndexRecipe) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the user's cache folder."""
     ending = f"{recipe.digest()}.index"
     absolute = Path(os.path.realpath(path))

@@ -9,7 +9,7 @@ from dataloader.data_file import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PackingRecipe:
     """How to pack."""
 
     rows_per_shard: int
@@ -24,7 +24,7 @@ class Recipe:
     seed: int
 
 
-def asked_for(sources: Sequence[Source], recipe: Recipe) -> dict[str, Any]:
+def asked_for(sources: Sequence[Source], recipe: PackingRecipe) -> dict[str, Any]:
     """What determines the shards: the data and the settings."""
     listed = {name: hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest() for name, ids in recipe.listed.items()}
     return {

@@ -20,17 +20,17 @@ from dataloader.limits import JSON_BYTES
 from dataloader.lmdb_file import write_lmdb
 from dataloader.neighbors import GraphFault, build_graph, stored_edges
 from dataloader.packed import packed_manifest, packed_rows
-from dataloader.packed.recipe import Recipe, asked_for
+from dataloader.packed.recipe import PackingRecipe, asked_for
 from dataloader.packed.split_report import split_survey
 from dataloader.packed.splitting import Assignment
 from dataloader.packed.survey import Survey, survey_of
-from dataloader.progress import Progress
+from dataloader.progress import ProgressBar
 from dataloader.work_folder import LOCK, LOOK_EVERY, TRIES, Overtaken, WorkFolder, holder, overtaken, own_name, take
 
 WORK = "packing"  # folder of what is not finished; removed at the end
 
 
-def pack(sources: Sequence[Source], output: Path, recipe: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
+def pack(sources: Sequence[Source], output: Path, recipe: PackingRecipe, say: Callable[[str], None]) -> dict[str, Any]:
     """Pack all structures of the sources; what an earlier try has finished is taken over.
 
     Args:
@@ -65,7 +65,7 @@ def pack(sources: Sequence[Source], output: Path, recipe: Recipe, say: Callable[
 
 
 def _pack(
-    sources: Sequence[Source], output: Path, recipe: Recipe, folder: WorkFolder, say: Callable[[str], None]
+    sources: Sequence[Source], output: Path, recipe: PackingRecipe, folder: WorkFolder, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Pack in a folder that this process has."""
     asked = asked_for(sources, recipe)
@@ -165,7 +165,7 @@ class _Shard(NamedTuple):
     plan: Path
 
 
-def _shards(split: str, folder: Path, work: Path, assignment: Assignment, recipe: Recipe) -> list[_Shard]:
+def _shards(split: str, folder: Path, work: Path, assignment: Assignment, recipe: PackingRecipe) -> list[_Shard]:
     """Shards of one split; the pool lies in random order, and its shards end where a stage ends."""
     rows = np.nonzero(assignment.split == assignment.names.index(split))[0]
     cuts = {0, len(rows)}
@@ -188,14 +188,16 @@ def _shards(split: str, folder: Path, work: Path, assignment: Assignment, recipe
 def _written(tasks: Sequence[_Shard], write: Callable[[_Shard], dict[str, Any]]) -> dict[_Shard, dict[str, Any]]:
     """All shards, in parallel; their entries in the manifest."""
     entries = {}
-    with Progress("pack", sum(task.n for task in tasks)) as bar:
+    with ProgressBar("pack", sum(task.n for task in tasks)) as bar:
         for number, entry in parallel.in_children(write, tasks):
             entries[tasks[number]] = entry
             bar.update(tasks[number].n)
     return entries
 
 
-def _write_shard(task: _Shard, sources: Sequence[Source], survey: Survey, recipe: Recipe, work: Path) -> dict[str, Any]:
+def _write_shard(
+    task: _Shard, sources: Sequence[Source], survey: Survey, recipe: PackingRecipe, work: Path
+) -> dict[str, Any]:
     """Write one shard; its entry in the manifest."""
     name = f"shard_{task.number:05d}.lmdb"
     note = work / f"{task.split}-{name}.json"
@@ -235,7 +237,7 @@ def _write_file(path: Path, temporary: Path, rows: Iterable[tuple[bytes, bytes]]
 
 
 def _packed(
-    rows: NDArray[np.int64], sources: Sequence[Source], survey: Survey, recipe: Recipe, n_atoms: list[int]
+    rows: NDArray[np.int64], sources: Sequence[Source], survey: Survey, recipe: PackingRecipe, n_atoms: list[int]
 ) -> Iterator[tuple[bytes, bytes]]:
     for number, row in enumerate(rows):
         structure = sources[survey.source[row]].structure(int(survey.row[row]))

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.packed.duplicates import components, hashed
-from dataloader.packed.recipe import Recipe
+from dataloader.packed.recipe import PackingRecipe
 from dataloader.packed.splitting import Assignment, assign
 from dataloader.packed.survey import Survey
 
 SHOWN = 5
 
 
-def split_survey(survey: Survey, sources: Sequence[Source], recipe: Recipe) -> tuple[Assignment, dict[str, Any]]:
+def split_survey(survey: Survey, sources: Sequence[Source], recipe: PackingRecipe) -> tuple[Assignment, dict[str, Any]]:
     """The split of every structure, and the report on it; its ``lines`` are for the log.
 
     Raises:

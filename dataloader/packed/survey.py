@@ -11,8 +11,8 @@ from dataloader import parallel
 from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.packed.duplicates import fingerprint, hashed
-from dataloader.packed.recipe import Recipe
-from dataloader.progress import Progress
+from dataloader.packed.recipe import PackingRecipe
+from dataloader.progress import ProgressBar
 from dataloader.structure import Structure
 
 ROWS_AT_ONCE = 2000
@@ -34,7 +34,7 @@ class _Slice(NamedTuple):
     end: int
 
 
-def survey_of(sources: Sequence[Source], recipe: Recipe) -> Survey:
+def survey_of(sources: Sequence[Source], recipe: PackingRecipe) -> Survey:
     """Look at every structure of the sources, in parallel.
 
     Raises:
@@ -48,7 +48,7 @@ def survey_of(sources: Sequence[Source], recipe: Recipe) -> Survey:
     total = sum(map(len, sources))
     columns = np.zeros((3, total), dtype=np.uint64)
     first = np.concatenate([[0], np.cumsum([len(source) for source in sources])])
-    with Progress("look through", total) as bar:
+    with ProgressBar("look through", total) as bar:
         for number, numbers in parallel.in_children(partial(_look, sources=sources, recipe=recipe), slices):
             part = slices[number]
             columns[:, first[part.source] + part.begin : first[part.source] + part.end] = numbers
@@ -61,7 +61,7 @@ def survey_of(sources: Sequence[Source], recipe: Recipe) -> Survey:
     )
 
 
-def _look(part: _Slice, sources: Sequence[Source], recipe: Recipe) -> NDArray[np.uint64]:
+def _look(part: _Slice, sources: Sequence[Source], recipe: PackingRecipe) -> NDArray[np.uint64]:
     """Fingerprint, identifier and group of some structures."""
     numbers = np.zeros((3, part.end - part.begin), dtype=np.uint64)
     for column, row in enumerate(range(part.begin, part.end)):

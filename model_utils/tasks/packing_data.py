@@ -8,7 +8,7 @@ from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
 from dataloader.packed import packed_manifest, shard_writer
-from dataloader.packed.shard_writer import Recipe
+from dataloader.packed.recipe import PackingRecipe
 from dataloader.packed.splitting import parse_shares
 from dataloader.sources import open_sources
 from model_utils.run.open_data import describe_source, filters_of
@@ -33,7 +33,7 @@ def pack(options: PackOptions) -> None:
         for split, path in (("valid", options.valid_ids), ("test", options.test_ids))
         if path is not None
     }
-    recipe = Recipe(
+    recipe = PackingRecipe(
         rows_per_shard=options.rows_per_shard,
         r_max=options.r_max,
         max_neighbors=options.filters.max_neighbors,
@@ -65,7 +65,7 @@ def pack(options: PackOptions) -> None:
     log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
 
 
-def _flags(folder: Path, recipe: Recipe) -> str:
+def _flags(folder: Path, recipe: PackingRecipe) -> str:
     """The flags that read what was packed: of each part where it was split."""
     parts = tuple(dict.fromkeys([*recipe.shares, *recipe.listed]))
     written = [name for name in parts if (folder / name / packed_manifest.NAME).is_file()]

@@ -20,11 +20,11 @@ from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import index_building, index_turns, kept_edges, lmdb_index
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
-from dataloader.lmdb_shards.shard_index import Recipe, places
+from dataloader.lmdb_shards.shard_index import IndexRecipe, places
 from dataloader.packed import shard_writer
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
-RECIPE = Recipe(LabelKeys())
+RECIPE = IndexRecipe(LabelKeys())
 N = 30
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -267,7 +267,7 @@ def test_two_processes_index_one_shard_once(
     paths = shards(tmp_path / "data", 2)
     index_part = index_building._index_part
 
-    def slowly(part: Any, recipe: Recipe) -> None:
+    def slowly(part: Any, recipe: IndexRecipe) -> None:
         (tmp_path / f"{part.path.name}-{part.begin}-{os.getpid()}").touch()
         if part.path == paths[0] and not is_second():
             wait_until(lambda: made(refusals) or (tmp_path / "ended").exists(), "the other process")
@@ -357,7 +357,7 @@ def test_without_locks_one_that_is_overtaken_uses_what_the_other_made(
     index_part = index_building._index_part
 
     def second() -> int:
-        def waiting(part: Any, recipe: Recipe) -> None:
+        def waiting(part: Any, recipe: IndexRecipe) -> None:
             (tmp_path / "begun").touch()
             wait_until(index.is_file, "the index")
             wait_until(lambda: not index.with_name(f"{index.name}.building").exists(), "the end of the other")

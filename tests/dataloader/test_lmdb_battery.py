@@ -27,7 +27,7 @@ from dataloader.labels import TO_TRAIN, LabelError, LabelKeys
 from dataloader.lmdb_shards import index_building, lmdb_source
 from dataloader.lmdb_shards.lmdb_record import decode, fault_of, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
-from dataloader.lmdb_shards.shard_index import Recipe, places
+from dataloader.lmdb_shards.shard_index import IndexRecipe, places
 from dataloader.loader import Loader
 from dataloader.needs import ModelFacts
 from dataloader.packed import packed_rows
@@ -174,7 +174,7 @@ def test_mutated_files_end_no_process(verify: bool, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_dicts(tmp_path / "some.lmdb", labelled(60))
     content, rng = path.read_bytes(), random.Random(2)
-    index = places(path, Recipe(LabelKeys()))[0]
+    index = places(path, IndexRecipe(LabelKeys()))[0]
     assert everything(path, verify=True) == 0
     kept = index.read_bytes()
     codes = []

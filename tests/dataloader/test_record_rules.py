@@ -35,7 +35,7 @@ from dataloader.labels import TO_EVALUATE, TO_PREDICT, TO_TRAIN, LabelKeys, Labe
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.needs import FeatureSpec
 from dataloader.neighbors import build_graph
-from dataloader.packed.shard_writer import Recipe, pack
+from dataloader.packed.shard_writer import PackingRecipe, pack
 from dataloader.record import EVERYTHING
 from dataloader.sources import Source, SourceSpec, open_sources
 from dataloader.units import UnitError, factor_to_ours, stated_quantity
@@ -570,7 +570,7 @@ def test_a_packed_record_means_what_it_meant(tmp_path: Path) -> None:
     path = write_xyz(tmp_path / "some.xyz", [theirs])
     keep = Filters(charges="keep")
     sources = open_sources([SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, max_dropped=0.0, filters=keep)
-    recipe = Recipe(
+    recipe = PackingRecipe(
         rows_per_shard=10,
         r_max=None,
         max_neighbors=500,

@@ -201,7 +201,7 @@ OURS = """
 import sys, time, json
 import torch, numpy as np
 from pathlib import Path
-from dataloader.batch import ModelFacts
+from dataloader.needs import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards.lmdb_source import LmdbSource

@@ -62,7 +62,7 @@ def main() -> int:
     import numpy as np
 
     from dataloader.labels import TO_TRAIN, LabelKeys
-    from dataloader.lmdb_shards.lmdb_file import LmdbFile
+    from dataloader.lmdb_file import LmdbFile
     from dataloader.lmdb_shards.lmdb_record import record_of
     from dataloader.lmdb_shards.lmdb_source import LmdbSource
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from dataloader import input_files
 from dataloader.ase_formats import cp2k, database, outputs, trajectory
-from dataloader.errors import InputError
+from dataloader.errors import InputError, RowError
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.labels import LabelError
-from dataloader.lmdb_shards.restricted_pickle import RowError
-from dataloader.record import RawRecord, periodic_with_a_volume
+from dataloader.record import RawRecord
+from dataloader.record_geometry import periodic_with_a_volume
 
 LOOKED_AT = 64 * 2**10  # bytes at the beginning of a file; job scripts print before the program does
 DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # what damaged numbers and names raise

@@ -33,7 +33,7 @@ LOWEST = np.array([0.0, *(_lowest(z) for z in range(1, len(chemical_symbols)))])
 
 
 def impossible(energies: Mapping[int, float]) -> dict[int, float]:
-    """Those of the energies (eV, by atomic number) that are lower than any atom's."""
+    """The energies that no atom can have, of some by atomic number (eV): lower than with all its electrons."""
     return {z: energy for z, energy in energies.items() if energy < LOWEST[z]}
 
 

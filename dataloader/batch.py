@@ -6,53 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from dataloader.needs import FeatureSpec, ModelFacts
 from dataloader.neighbors import Graph
 from dataloader.quantities import ENERGY, QUANTITIES, Quantity
 from dataloader.structure import Structure
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureSpec:
-    """An input of the network besides species, as the data must hold it."""
-
-    name: str
-    per_atom: bool  # one row per atom; otherwise one number per structure
-    width: int = 1  # numbers per row
-    classes: tuple[int, int] | None = None  # smallest and largest value of a class; None: any real number
-
-    def fault(self, value: NDArray[np.float64], n_atoms: int) -> str | None:
-        """What is wrong with a value, as a phrase; None where it fits."""
-        shapes = [(n_atoms, self.width)] + ([(n_atoms,)] if self.width == 1 else []) if self.per_atom else [(), (1,)]
-        if value.shape not in shapes:
-            return f"{self.name} has shape {value.shape}, expected {shapes[0]}"
-        if not np.isfinite(value).all():
-            return f"{self.name} is not finite"
-        if self.classes is not None:
-            low, high = self.classes
-            if (value != np.round(value)).any() or (value < low).any() or (value > high).any():
-                return f"{self.name} must be a whole number from {low} to {high}"
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What the data path must know of the model: element order, heads, reference energies, cutoff, inputs."""
-
-    atomic_numbers: tuple[int, ...]
-    heads: tuple[str, ...]
-    atomic_energies: tuple[tuple[float, ...], ...]  # [head][element], eV
-    r_max: float  # Å
-    features: tuple[FeatureSpec, ...] = ()  # inputs of the embeddings
-
-    def species_of(self, atomic_numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Position of every atomic number in the model's order; all of them must be in it."""
-        table = np.full(max(self.atomic_numbers) + 1, -1, dtype=np.int64)
-        table[list(self.atomic_numbers)] = np.arange(len(self.atomic_numbers))
-        return table[atomic_numbers]
-
 
 Rows = Mapping[str, int]  # by quantity: labelled rows, known on the host before any forward pass
 
@@ -126,10 +85,6 @@ class Batch:
             return self
         return _map_tensors(self, _Mover(device))
 
-    def pin_memory(self) -> "Batch":
-        """The batch in pinned host memory; called by torch's DataLoader."""
-        return _map_tensors(self, lambda tensor: tensor.pin_memory())
-
 
 class _Mover:
     """Copies tensors to a device, and a buffer in which several of them lie once."""
@@ -160,7 +115,7 @@ class _Place(NamedTuple):
     shape: torch.Size
 
 
-class Parcel:
+class BatchBuffer:
     """A batch with its tensors in one buffer: between processes each tensor would cost 0.1 ms, and there are thirty."""
 
     def __init__(self, batch: Batch) -> None:
@@ -180,13 +135,13 @@ class Parcel:
 
     def batch(self) -> Batch:
         """The batch; its tensors are parts of the buffer."""
-        found: Batch = _map_tensors(self.form, self._part)
-        return found
+        batch: Batch = _map_tensors(self.form, self._part)
+        return batch
 
     def _part(self, place: _Place) -> Tensor:
         return self.buffer[place.begin : place.end].view(place.dtype).reshape(place.shape)
 
-    def pin_memory(self) -> "Parcel":
+    def pin_memory(self) -> "BatchBuffer":
         """In pinned host memory; called by torch's DataLoader."""
         self.buffer = self.buffer.pin_memory()
         return self

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
 from dataloader.filters import NO_FILTERS, Filters
 from dataloader.labels import LabelKeys, LabelNames, LabelNeeds
-from dataloader.lmdb_shards.lookup import Elements, Lookup
+from dataloader.lookup import Elements, Lookup
+from dataloader.needs import FeatureSpec
 from dataloader.record import Keep
 from dataloader.structure import Structure
 

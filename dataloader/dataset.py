@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from dataloader import progress
-from dataloader.batch import Batch, ModelFacts, collate
+from dataloader.batch import Batch, collate
+from dataloader.batching import Share, epoch_order
 from dataloader.data_file import Source
 from dataloader.errors import InputError
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import MAX_NEIGHBORS, Graph, GraphFault, build_graph
-from dataloader.packing import Share, epoch_order
 from dataloader.structure import Structure, symbols
 
 CACHED_EDGES = 20_000_000  # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
@@ -47,7 +48,10 @@ class Dataset:
         free_atoms_only: bool = True,
         max_neighbors: int = MAX_NEIGHBORS,
     ) -> None:
-        self.sources, self.facts, self.dtype, self.free_atoms_only = list(sources), facts, dtype, free_atoms_only
+        self.sources = list(sources)
+        self.facts = facts
+        self.dtype = dtype
+        self.free_atoms_only = free_atoms_only
         self.max_neighbors = max_neighbors
         self.left_out: Counter[str] = Counter()
         self._graphs: dict[tuple[int, int], Graph] = {}
@@ -64,9 +68,9 @@ class Dataset:
             usable &= source.elements.within(elements)
             if not usable.all():
                 self.left_out["an element outside --elements"] += int((~usable).sum())
-        for found in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
-            if found is not None:
-                raise InputError(found)
+        for fault in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
+            if fault is not None:
+                raise InputError(fault)
         rows = np.nonzero(usable)[0].astype(np.int32)
         return np.stack([np.full_like(rows, s), rows], axis=1)
 
@@ -84,7 +88,8 @@ class Dataset:
         )
 
     def _unknown_head(self, source: Source, usable: NDArray[np.bool_]) -> str | None:
-        heads, several = self.facts.heads, len(self.facts.heads) > 1
+        heads = self.facts.heads
+        several = len(self.facts.heads) > 1
         bad = [(head is None and several) or (head is not None and head not in heads) for head in source.heads.values]
         i = _first(usable, source.heads.ids, bad)
         if i is None:
@@ -152,7 +157,8 @@ class Dataset:
 
     def graph(self, i: int, structure: Structure | None = None) -> Graph:
         """Neighbour list of the i-th structure; kept where the data are in memory and small enough."""
-        s, local = int(self.places[i][0]), int(self.places[i][1])
+        s = int(self.places[i][0])
+        local = int(self.places[i][1])
         if (s, local) in self._graphs:
             return self._graphs[s, local]
         try:
@@ -173,23 +179,26 @@ class Dataset:
         )
 
     def subset(self, indices: NDArray[np.int64]) -> "Dataset":
-        """The same data set with only these structures, in this order; sources and graphs are shared."""
+        """A data set of only the structures of these numbers, in this order; sources and graphs are shared."""
         part = object.__new__(Dataset)
         part.__dict__.update(self.__dict__)
-        part.places, part._n_edges = self.places[indices], None
+        part.places = self.places[indices]
+        part._n_edges = None
         return part
 
     def with_facts(self, facts: ModelFacts) -> "Dataset":
-        """The same structures for a model of the same elements and cutoff with other reference energies."""
+        """This data set for a model of the same elements and cutoff that has other reference energies."""
         other = self.subset(np.arange(len(self)))
-        other.facts, other._n_edges = facts, self._n_edges
+        other.facts = facts
+        other._n_edges = self._n_edges
         return other
 
     def shares(self) -> tuple[NDArray[np.int64], list[Share]]:
         """The structures of which an epoch has all, and for every source with a ratio how many it takes of it."""
         ratios = [source.ratio for source in self.sources]
         has_ratio = np.array([ratio is not None for ratio in ratios], dtype=bool)[self.places[:, 0]]
-        own, shares = np.nonzero(~has_ratio)[0], []
+        own = np.nonzero(~has_ratio)[0]
+        shares = []
         for s, ratio in enumerate(ratios):
             rows = np.nonzero(self.places[:, 0] == s)[0]
             if ratio is not None and len(rows):
@@ -221,18 +230,21 @@ class Dataset:
 
     def by_source(self) -> dict[str, NDArray[np.int64]]:
         """Numbers of the structures of each source by its file name, and by head where the model has several."""
-        owners, found, names = self.places[:, 0], dict[str, NDArray[np.int64]](), list[str]()
+        owners = self.places[:, 0]
+        rows_of_part = dict[str, NDArray[np.int64]]()
+        names = list[str]()
         numbers = self.head_numbers()
         for s, source in enumerate(self.sources):
-            name, rows = str(source.path), np.nonzero(owners == s)[0]
+            name = str(source.path)
+            rows = np.nonzero(owners == s)[0]
             names.append(name if name not in names else f"{name} ({s + 1})")
             name = names[-1]
             if len(self.facts.heads) == 1:
-                found[name] = rows
+                rows_of_part[name] = rows
                 continue
             of_rows = numbers[rows]
-            found |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
-        return found
+            rows_of_part |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
+        return rows_of_part
 
 
 def _first(usable: NDArray[np.bool_], ids: NDArray[np.integer], bad: Sequence[bool]) -> int | None:
@@ -279,7 +291,8 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     parts = [(own, n_valid)]
     for share in shares:
         parts.append((share.rows, min(round(fraction * len(share.rows)), round(n_valid * share.taken / len(own)))))
-    train, valid = [], []
+    train = []
+    valid = []
     for rows, n in parts:
         order = epoch_order(len(rows), seed, epoch=0)
         train.append(rows[order[n:]])

@@ -27,3 +27,7 @@ def is_away(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in AWAY
     return any(os.strerror(number) in str(error) for number in AWAY)
+
+
+class RowError(ValueError):
+    """A row is refused or damaged; the message names the global or the fault, numbers in brackets at its end."""

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
 from dataloader.errors import InputError
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MAX_NEIGHBORS
 from dataloader.structure import Structure
 
@@ -47,7 +47,7 @@ class FilterColumns:
 
     @classmethod
     def of(cls, structures: Sequence[Structure]) -> "FilterColumns":
-        """Of structures in memory."""
+        """The columns of structures that are in memory."""
         return cls(
             n_atoms=np.array([s.n_atoms for s in structures], dtype=np.int64),
             max_force=np.array([longest_force(s) for s in structures]),

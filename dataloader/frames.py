@@ -13,7 +13,7 @@ PREDICTION = "mace_"
 
 
 def bare_atoms(structure: Structure) -> Atoms:
-    """Its atoms and cell, without labels."""
+    """A structure as ASE's atoms with its cell, without labels."""
     return Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
 
 

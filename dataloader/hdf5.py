@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.entry_values import RecordError
 from dataloader.errors import InputError
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.limits import HDF5_VALUES
 from dataloader.names import Entries
-from dataloader.progress import Progress
-from dataloader.record import Pbc, RawRecord, RecordError
+from dataloader.progress import ProgressBar
+from dataloader.record import RawRecord
+from dataloader.record_geometry import Pbc
 
 ENDINGS = (".h5", ".hdf5")
 BEGINS = b"\x89HDF\r\n\x1a\n"
@@ -49,7 +51,7 @@ def raw_frames(path: Path) -> Iterator[RawFrame]:
         input_files.require_regular(path)
         with h5py.File(path, "r") as file:
             places = _places(file, path)
-            with Progress(f"reading {path.name}", len(places)) as bar:
+            with ProgressBar(f"reading {path.name}", len(places)) as bar:
                 for place in places:
                     where = f"{path} {place}"
                     yield _frame(h5py, file[place], f"{path.name}#{place}", where)

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
-from dataloader.batch import FeatureSpec
 from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
 from dataloader.errors import InputError
 from dataloader.filters import FilterColumns, Filters, apply_filters, longest_force
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds, key_flag
-from dataloader.lmdb_shards.lookup import Elements, Lookup
+from dataloader.lookup import Elements, Lookup
+from dataloader.needs import FeatureSpec
 from dataloader.quantities import QUANTITIES, Quantity
-from dataloader.record import PbcRule, RawRecord, Reading, periodic_with_a_lattice, read_record
+from dataloader.record import RawRecord, Reading, read_record
+from dataloader.record_geometry import PbcRule, periodic_with_a_lattice
 from dataloader.structure import Structure, geometry_fault, weight_fault
 
 NOT_LABELS = {"numbers", "positions", "pos", "species", "z", "config_type", "head", "fixed", "lattice", "pbc"}
@@ -51,7 +52,7 @@ class Frame(NamedTuple):
 
     @property
     def structure(self) -> Structure:
-        """The structure."""
+        """The structure with its labels, in eV and Å."""
         return self.reading.structure
 
     def notes(self, needs: LabelNeeds) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ class KeptSource:
     def _chosen(
         self, structures: list[Structure], filters: Filters, features: Sequence[FeatureSpec]
     ) -> list[Structure]:
-        """Those that the filters leave; the others are counted."""
+        """The structures that the filters leave; the others are counted in the census."""
         usable = np.ones(len(structures), dtype=bool)
 
         def drop(concerned: NDArray[np.bool_], reason: str) -> None:

@@ -65,7 +65,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """The same as text, with line ends as Python reads them.
+    """All of a regular file as text, with line ends as Python reads them.
 
     Raises:
         OSError: as ``read_bytes``.

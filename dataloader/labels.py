@@ -241,7 +241,8 @@ def _choose(entries: Entries, given: str | None, usual: tuple[str, ...], what: s
         return given if entries.get(given) is not None else None
     present = entries.present(usual)
     for other in present[1:]:
-        first, second = _array(entries[present[0]], present[0]), _array(entries[other], other)
+        first = _array(entries[present[0]], present[0])
+        second = _array(entries[other], other)
         if first.shape != second.shape or not _close(first, second):
             raise LabelError(f"{present[0]} and {other} are both there and differ: say which with {key_flag(what)}")
     return present[0] if present else None

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from dataloader import parallel
-from dataloader.batch import Batch, Parcel
+from dataloader.batch import Batch, BatchBuffer
+from dataloader.batching import Budget, PlannedBatches, epoch_order, mixed_order, pack, refuse_oversized
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
-from dataloader.packing import Batches, Budget, epoch_order, mixed_order, pack, refuse_oversized
 
 log = logging.getLogger("mace_pretrain")  # the one that commands configure
 Plan = Sequence[NDArray[np.int64]]  # indices of the structures of each batch
@@ -55,13 +55,13 @@ class Loader:
         self.dataset = dataset
         self._plan = _PlanSampler()
         self._fetch = _Fetch(dataset, prepare, in_one_buffer=num_workers > 0 or pin_memory)
-        self._board = parallel.Board(num_workers)
+        self._notes = parallel.SharedNotes(num_workers)
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._workers = self._new_workers() if num_workers else None
 
     def _new_workers(self) -> "_Workers":
-        loader: DataLoader[Parcel] = DataLoader(
+        loader: DataLoader[BatchBuffer] = DataLoader(
             self._fetch,  # type: ignore[arg-type]
             sampler=self._plan,
             batch_size=None,
@@ -69,7 +69,7 @@ class Loader:
             pin_memory=self._pin_memory,
             persistent_workers=True,
             generator=torch.Generator(),  # or every epoch would draw a seed from the global one
-            worker_init_fn=partial(_begin, board=self._board),
+            worker_init_fn=partial(_begin, notes=self._notes),
         )
         return _Workers(loader)
 
@@ -83,14 +83,14 @@ class Loader:
         for item in fetched:
             if isinstance(item, Fault):
                 raise (AwayError if item.is_away else InputError)(item.text)
-            yield item.batch() if isinstance(item, Parcel) else item
+            yield item.batch() if isinstance(item, BatchBuffer) else item
 
-    def _made_here(self, plan: Plan) -> Iterator[Batch | Parcel | Fault]:
+    def _made_here(self, plan: Plan) -> Iterator[Batch | BatchBuffer | Fault]:
         for indices in plan:
             item = self._fetch[indices]
-            yield item.pin_memory() if self._pin_memory and isinstance(item, Parcel) else item
+            yield item.pin_memory() if self._pin_memory and isinstance(item, BatchBuffer) else item
 
-    def _by_workers(self, plan: Plan) -> Iterator[Parcel | Fault]:
+    def _by_workers(self, plan: Plan) -> Iterator[BatchBuffer | Fault]:
         """What the workers make; after one was killed, others make what is left of the plan, so that nothing differs.
 
         Raises:
@@ -108,7 +108,7 @@ class Loader:
                 return
             except _WorkerDied as death:
                 number = death.worker
-                sentence = parallel.death(death.exitcode, self._board.read(death.worker))
+                sentence = parallel.death(death.exitcode, self._notes.read(death.worker))
                 if death.exitcode not in parallel.FROM_OUTSIDE or retried == done:
                     raise InputError(sentence) from None
             retried = done
@@ -129,12 +129,12 @@ class _WorkerDied(Exception):
 class _Workers:
     """The processes of a DataLoader, whose death is met here, within five seconds, and not by a handler anywhere."""
 
-    def __init__(self, loader: DataLoader[Parcel]) -> None:
+    def __init__(self, loader: DataLoader[BatchBuffer]) -> None:
         self._loader = loader
         self._processes: list[BaseProcess] = []
         self._ending: weakref.finalize[[list[BaseProcess]], object] | None = None
 
-    def items(self) -> Iterator[Parcel | Fault]:
+    def items(self) -> Iterator[BatchBuffer | Fault]:
         """What they make of the sampler's plan of the moment.
 
         Raises:
@@ -156,7 +156,7 @@ class _Workers:
                 raise
             yield item
 
-    def _started(self) -> Iterator[Parcel | Fault]:
+    def _started(self) -> Iterator[BatchBuffer | Fault]:
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         try:
@@ -217,7 +217,7 @@ class _Fetch:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | Parcel | Fault:
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch | BatchBuffer | Fault:
         try:
             batch = self.dataset.batch(indices.tolist())
         except InputError as error:
@@ -226,13 +226,13 @@ class _Fetch:
             batch = batch if self.prepare is None else self.prepare(batch)
         except ValueError as error:
             return Fault(f"{self.dataset.names(batch.index)}: {error}", is_away=False)
-        return Parcel(batch) if self.in_one_buffer else batch
+        return BatchBuffer(batch) if self.in_one_buffer else batch
 
 
-def _begin(worker: int, board: parallel.Board) -> None:
+def _begin(worker: int, notes: parallel.SharedNotes) -> None:
     """In a worker: outlive signals to the process group, note what is read, leave the cores to the others."""
     parallel.live_and_die_with_the_run()
-    board.use(worker)
+    notes.use(worker)
     torch.set_num_threads(1)
 
 
@@ -249,7 +249,7 @@ class EpochBatches:
         self._own, self._shares = dataset.shares()
         refuse_oversized(*self._sizes, budget, dataset.name)
 
-    def plan(self, epoch: int) -> Batches:
+    def plan(self, epoch: int) -> PlannedBatches:
         """Indices of the structures of every batch of an epoch."""
         if self._shares:
             order = mixed_order(self._own, self._shares, self.seed, epoch)

@@ -19,7 +19,7 @@ class Entries(Mapping[str, object]):
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "Entries":
-        """The same again where it is one already."""
+        """Entries of a mapping; what has been made into entries before is given back."""
         return values if isinstance(values, cls) else cls(values)
 
     def __getitem__(self, name: str) -> object:

@@ -53,7 +53,8 @@ def build_graph(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
     _refuse_close(i, j, distances)
     if len(shifts) and max(shifts.max(), -shifts.min()) > np.iinfo(np.int16).max:
         raise GraphFault("the cell is so skewed that neighbours lie 32768 lattice vectors apart: reduce it")
-    senders, receivers = np.concatenate([i, j], dtype=np.int32), np.concatenate([j, i], dtype=np.int32)
+    senders = np.concatenate([i, j], dtype=np.int32)
+    receivers = np.concatenate([j, i], dtype=np.int32)
     shifts = np.concatenate([shifts, -shifts], dtype=np.int16)
     order = _order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order])
@@ -85,8 +86,8 @@ def count_edges(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
 def _pairs(structure: Structure, positions: NDArray[np.float64], r_max: float, quantities: str) -> list[NDArray[Any]]:
     """Every pair of atoms or images once; to mirror them here takes half the time of asking for both directions."""
     neighbors = NeighborList(cutoff=r_max, full_list=False, n_threads=1)  # workers share the cores
-    found: list[NDArray[Any]] = neighbors.compute(positions, structure.cell, structure.pbc, quantities)
-    return found
+    pairs: list[NDArray[Any]] = neighbors.compute(positions, structure.cell, structure.pbc, quantities)
+    return pairs
 
 
 def _order(
@@ -126,10 +127,12 @@ def surely_apart(positions: NDArray[np.float64], cells: NDArray[np.float64] | No
     if cells is None:
         low = positions.min(axis=1, keepdims=True)
         box = 2.0 * (positions.max(axis=1) - low[:, 0] + 1.0)  # twice the extent: nothing meets across its border
-        fractions, limits = (positions - low) / box[:, None], 1.001 * MIN_DISTANCE / box
+        fractions = (positions - low) / box[:, None]
+        limits = 1.001 * MIN_DISTANCE / box
     else:
         inverse = np.linalg.inv(cells)
-        fractions, limits = positions @ inverse, 1.001 * MIN_DISTANCE * np.sqrt(np.square(inverse).sum(axis=1))
+        fractions = positions @ inverse
+        limits = 1.001 * MIN_DISTANCE * np.sqrt(np.square(inverse).sum(axis=1))
     high = limits.max(axis=1) < 0.5  # heights of the cell; else an atom may be near its own image
     places = np.rint(fractions * 2.0**32).astype(np.int64).astype(np.uint32)
     reach = np.where(high[:, None], np.ceil(limits * 2.0**32) + 2, 0).astype(np.uint32)
@@ -138,7 +141,8 @@ def surely_apart(positions: NDArray[np.float64], cells: NDArray[np.float64] | No
         part = slice(begin, begin + at_once)
         close = np.ones((len(places[part]), n_atoms, n_atoms), dtype=bool)
         for axis in range(3):
-            column, most = places[part, :, axis], reach[part, axis][:, None]
+            column = places[part, :, axis]
+            most = reach[part, axis][:, None]
             close &= ((column + most)[:, :, None] - column[:, None, :]) <= 2 * most[:, :, None]
         apart[part] = np.count_nonzero(close, axis=(1, 2)) == n_atoms  # each atom and itself
     return apart & high
@@ -156,14 +160,17 @@ def stored_edges(structure: Structure, graph: Graph, r_max: float) -> Edges:
 def _from_stored(structure: Structure, edges: Edges, r_max: float, max_neighbors: int) -> Graph:
     """The graph out of stored edges, cut where the cutoff is shorter than theirs."""
     positions, whole = _wrapped(structure)
-    senders, receivers = edges.senders, edges.receivers
+    senders = edges.senders
+    receivers = edges.receivers
     shifts = edges.shifts + (whole[receivers] - whole[senders])
     vectors = positions[receivers] - positions[senders] + shifts @ structure.cell
     distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     _refuse_close(senders, receivers, distances)
     if edges.r_max > r_max:
         near = distances < r_max
-        senders, receivers, shifts = senders[near], receivers[near], shifts[near]
+        senders = senders[near]
+        receivers = receivers[near]
+        shifts = shifts[near]
     _refuse_many(len(senders), structure.n_atoms, max_neighbors)
     order = _order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order].astype(np.int16))
@@ -171,7 +178,8 @@ def _from_stored(structure: Structure, edges: Edges, r_max: float, max_neighbors
 
 def _wrapped(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Positions inside the cell and centred, and the whole lattice vectors (n_atoms, 3) taken from each."""
-    positions, whole = structure.positions, np.zeros((structure.n_atoms, 3), dtype=np.int64)
+    positions = structure.positions
+    whole = np.zeros((structure.n_atoms, 3), dtype=np.int64)
     if any(structure.pbc):
         pbc = np.array(structure.pbc)
         vectors = structure.cell[pbc]

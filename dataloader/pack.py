@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pack(options: PackOptions) -> None:
-    """Look through the inputs, deal them out, write the shards; repeated after a kill, it goes on."""
+    """Look through the inputs, split them, write the shards; repeated after a kill, it goes on."""
     with Interruption():
         from model_utils.tasks import packing_data
 

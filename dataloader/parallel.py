@@ -23,13 +23,13 @@ log = logging.getLogger("mace_pretrain")  # the one that commands configure
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 LOOK_EVERY = 2.0  # s
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)  # how a process ends that did nothing wrong itself
-_SLOT = 1024  # bytes of a board for one process
-_board: "Board | None" = None  # of this process, where its parent looks at one
+_SLOT = 1024  # bytes for the note of one process
+_notes: "SharedNotes | None" = None  # where this process writes what it reads, if its parent looks there
 _slot = 0
 _noted = ""
 
 
-class Board:
+class SharedNotes:
     """Shared memory on which each child notes the file it is about to read: a dead one cannot tell."""
 
     def __init__(self, n_children: int) -> None:
@@ -37,8 +37,10 @@ class Board:
 
     def use(self, slot: int) -> None:
         """In a child: note here from now on."""
-        global _board, _slot, _noted
-        _board, _slot, _noted = self, slot, ""
+        global _notes, _slot, _noted
+        _notes = self
+        _slot = slot
+        _noted = ""
 
     def write(self, slot: int, text: str) -> None:
         """Note a file."""
@@ -51,10 +53,10 @@ class Board:
 
 
 def note(path: str) -> None:
-    """Say which file this process is about to read; costs nothing in a process at whose board nobody looks."""
+    """Say which file this process is about to read; costs nothing where nobody looks at the notes."""
     global _noted
-    if _board is not None and path != _noted:
-        _board.write(_slot, path)
+    if _notes is not None and path != _noted:
+        _notes.write(_slot, path)
         _noted = path
 
 
@@ -101,13 +103,14 @@ def in_children(
         InputError: what a task raised, or that a process died, with the file it was reading.
     """
     count = min(processes or n_cores(), len(tasks))
-    board = Board(count)
-    waiting, begun_again = iter(range(len(tasks))), set[int]()
+    notes = SharedNotes(count)
+    waiting = iter(range(len(tasks)))
+    begun_again = set[int]()
     children: dict[int, tuple[ForkProcess, Connection]] = {}  # by slot
     busy: dict[Connection, tuple[int, int]] = {}  # slot and task that work behind it
 
     def begin(slot: int, task: int) -> None:
-        _, pipe = children[slot] = _child(work, tasks, board, slot)
+        _, pipe = children[slot] = _child(work, tasks, notes, slot)
         busy[pipe] = (slot, task)
         pipe.send(task)
 
@@ -124,7 +127,7 @@ def in_children(
                     number, result, error = ready.recv()
                 except (EOFError, OSError):
                     ready.close()
-                    _refuse_death(children[slot][0], board.read(slot), again=task not in begun_again)
+                    _refuse_death(children[slot][0], notes.read(slot), again=task not in begun_again)
                     begun_again.add(task)
                     begin(slot, task)
                     continue
@@ -145,11 +148,13 @@ def in_children(
             child.join()
 
 
-def _child(work: Callable[[Any], Any], tasks: Sequence[Any], board: Board, slot: int) -> tuple[ForkProcess, Connection]:
+def _child(
+    work: Callable[[Any], Any], tasks: Sequence[Any], notes: SharedNotes, slot: int
+) -> tuple[ForkProcess, Connection]:
     """A process that waits for numbers of tasks, and our end of the pipe to it."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    child = context.Process(target=_serve, args=(work, tasks, theirs, ours, board, slot), daemon=True)
+    child = context.Process(target=_serve, args=(work, tasks, theirs, ours, notes, slot), daemon=True)
     child.start()
     theirs.close()
     return child, ours
@@ -169,12 +174,17 @@ def _refuse_death(child: ForkProcess, path: str, *, again: bool) -> None:
 
 
 def _serve(
-    work: Callable[[Any], Any], tasks: Sequence[Any], pipe: Connection, parents: Connection, board: Board, slot: int
+    work: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    pipe: Connection,
+    parents: Connection,
+    notes: SharedNotes,
+    slot: int,
 ) -> None:
     """A child: numbers of tasks in, results or errors out, until the pipe is closed."""
     live_and_die_with_the_run()
     parents.close()
-    board.use(slot)
+    notes.use(slot)
     while True:
         try:
             number = pipe.recv()
@@ -187,9 +197,9 @@ def _serve(
             answer = (number, None, error)
         except OSError as error:
             kind = AwayError if is_away(error) else InputError
-            answer = (number, None, kind(f"{error.strerror or error} ({error.filename or board.read(slot)})"))
+            answer = (number, None, kind(f"{error.strerror or error} ({error.filename or notes.read(slot)})"))
         except MemoryError:
-            answer = (number, None, InputError(f"there is not enough memory to read {board.read(slot)}"))
+            answer = (number, None, InputError(f"there is not enough memory to read {notes.read(slot)}"))
         except Exception:
             answer = (number, None, RuntimeError(f"in a child process:\n{traceback.format_exc()}"))
         try:

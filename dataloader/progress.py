@@ -18,7 +18,7 @@ BETWEEN = 10.0  # s from one line of the same work to the next
 DELAY = 1.0  # s before a bar appears
 
 _spoken = clock()  # when a line was written last, by anybody
-_running: list["Progress"] = []
+_running: list["ProgressBar"] = []
 
 
 def spoken() -> None:
@@ -62,7 +62,7 @@ class Bar(tqdm):
         self.start_t = self.last_print_t = clock()
 
 
-class Progress:
+class ProgressBar:
     """How far some work has come; nothing is shown of what is done within a second (bar) or ten (lines).
 
     Args:
@@ -72,14 +72,16 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int | None = None, unit: str = "structures") -> None:
-        self.what, self.total, self.unit = what, total, unit
+        self.what = what
+        self.total = total
+        self.unit = unit
         self.done = 0
         self._before = 0  # done already when it began
         self._began = clock()
         self._said: float | None = None
         self._bar: Bar | None = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         self._began = clock()
         if on_a_terminal():
             is_size = self.unit == "B"
@@ -119,7 +121,8 @@ class Progress:
 
     def text(self) -> str:
         """How far it is, since when, and how much longer it will take."""
-        passed, new = clock() - self._began, self.done - self._before
+        passed = clock() - self._began
+        new = self.done - self._before
         if self.total is None:
             return f"{self.what}: {self.done} {self.unit} in {lasting(passed)}"
         share = f"{self.done} of {self.total} {self.unit}, " if self.unit != "B" else ""
@@ -130,7 +133,7 @@ class Progress:
 
 def over(items: Iterable[Item], what: str, total: int | None = None, unit: str = "structures") -> Iterator[Item]:
     """The items, with progress; one that is handed out counts when the next is asked for."""
-    with Progress(what, total, unit) as progress:
+    with ProgressBar(what, total, unit) as progress:
         for item in items:
             yield item
             progress.update()

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
 from dataloader.data_file import Census, ShardRecords, Source, SourceSpec, Wanted
 from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, Filters
 from dataloader.formats import format_named
 from dataloader.in_memory import is_pattern
 from dataloader.labels import LabelKeys, LabelNeeds, name_of
-from dataloader.lmdb_shards.lookup import Lookup
+from dataloader.lookup import Lookup
+from dataloader.needs import FeatureSpec
 from dataloader.structure import Structure
 
 

@@ -169,7 +169,8 @@ def reference_energies(head: HeadSums, elements: Sequence[int], method: str) -> 
     if method == "isolated":
         raise InputError(f"no IsolatedAtom frame of {symbols(missing)}; add them, or let --E0s auto fit these elements")
     fitted, rank = _fit(head, missing, isolated)
-    origin, warning = f"least squares over {head.energies} energies", ""
+    origin = f"least squares over {head.energies} energies"
+    warning = ""
     if rank < len(missing):
         if method == "lstsq":
             raise InputError(
@@ -229,7 +230,8 @@ def scale_and_shift(head: HeadSums, energies: Mapping[int, float], scaling: str)
 
 def _mean_and_spread(head: HeadSums, energies: Mapping[int, float]) -> tuple[float, float]:
     """Mean and standard deviation over configurations of (E − ΣE0) / n_atoms, eV."""
-    factor, weights = head.fractions.value(), np.zeros(MAX_Z + 2)
+    factor = head.fractions.value()
+    weights = np.zeros(MAX_Z + 2)
     weights[-1] = 1.0
     for z, energy in energies.items():
         weights[1 + z] = -energy

@@ -30,9 +30,12 @@ class PatientFile(io.RawIOBase):
 
     def __init__(self, descriptor: int, name: str, path: Path | None = None, most: float = HELD) -> None:
         super().__init__()
-        self.name, self.most, self.is_product = name, most, False
+        self.name = name
+        self.most = most
+        self.is_product = False
         self.refused: OSError | None = None  # why what waits could not be written
-        self._descriptor, self._path = descriptor, path
+        self._descriptor = descriptor
+        self._path = path
         self._waiting = b""
         self._lost = 0  # lines
         self._told = False
@@ -84,13 +87,15 @@ class PatientFile(io.RawIOBase):
         try:
             self._write_waiting()
             if self._lost:
-                self._waiting, self._lost = f"… {self._lost} lines could not be kept …\n".encode(), 0
+                self._waiting = f"… {self._lost} lines could not be kept …\n".encode()
+                self._lost = 0
                 self._write_waiting()
             self.refused = None
         except OSError as error:
             self.refused = error
             if error.errno == errno.EPIPE and self.is_product:
-                self._waiting, self.is_product = b"", False
+                self._waiting = b""
+                self.is_product = False
                 raise ReaderLeft from None
 
     def _write_waiting(self) -> None:
@@ -127,7 +132,8 @@ class PatientFile(io.RawIOBase):
 
     def forget(self) -> None:
         """Let go what waits."""
-        self._waiting, self._lost = b"", 0
+        self._waiting = b""
+        self._lost = 0
 
 
 _files: WeakSet[PatientFile] = WeakSet()

@@ -16,7 +16,8 @@ LabelValue = float | NDArray[np.float64]
 
 MAX_OPEN_COORDINATE = 1e5  # Å; beyond it, without periodicity, a float32 position is worth less than 0.01 Å
 MIN_VOLUME_PER_ATOM = 1.0  # Å³; hydrogen at 500 GPa still has 1.5
-MIN_EDGE, MIN_FACE = 0.1, 0.1  # Å, Å² of a cell; below it a neighbour list has 10⁵ edges per atom and more
+MIN_EDGE = 0.1  # Å, of a cell; below it a neighbour list has 10⁵ edges per atom and more
+MIN_FACE = 0.1  # Å²
 MAX_LENGTH = 1e8  # Å; a float64 position is worth 1e-8 Å there, and beyond it neighbour lists overflow
 
 
@@ -122,7 +123,9 @@ def geometry_fault(structure: Structure) -> str | None:
     mace-torch builds finite energies from several of these (a zero periodic cell becomes a 1 Å cube, a NaN position
     an isolated atom), so they are refused here, before any graph is built.
     """
-    positions, cell, pbc = structure.positions, structure.cell, np.array(structure.pbc)
+    positions = structure.positions
+    cell = structure.cell
+    pbc = np.array(structure.pbc)
     if structure.n_atoms == 0:
         return "no atoms"
     if structure.atomic_numbers.min() < 1 or structure.atomic_numbers.max() >= len(chemical_symbols):
@@ -161,9 +164,12 @@ def surely_sound(
     with np.errstate(invalid="ignore", over="ignore"):
         if not periodic:
             return sound & (np.ptp(positions, axis=1).max(axis=1) <= MAX_OPEN_COORDINATE)
-        a, b, c = cells[:, 0], cells[:, 1], cells[:, 2]
+        a = cells[:, 0]
+        b = cells[:, 1]
+        c = cells[:, 2]
         normals = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
-        lengths, faces = np.sqrt(np.square(cells).sum(axis=2)), np.sqrt(np.square(normals).sum(axis=2))
+        lengths = np.sqrt(np.square(cells).sum(axis=2))
+        faces = np.sqrt(np.square(normals).sum(axis=2))
         volumes = np.abs((a * normals[:, 0]).sum(axis=1))
         more = 1 + 1e-9  # what rounding could turn is in doubt
         sound &= (lengths.min(axis=1) >= more * MIN_EDGE) & (faces.min(axis=1) >= more * MIN_FACE)

@@ -7,14 +7,15 @@ file whole under its name, and who finds the folder gone (``Overtaken``) looks w
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from dataloader import file_lock
 from dataloader.errors import InputError
+from dataloader.file_lock import Lock
 
 LOCK = "lock"
 LOOK_EVERY = 0.2  # s, of a process that waits for another
@@ -34,7 +35,8 @@ class WorkFolder:
     """
 
     def __init__(self, path: Path, descriptor: int, *, alone: bool) -> None:
-        self.path, self.alone = path, alone
+        self.path = path
+        self.alone = alone
         self._descriptor: int | None = descriptor
 
     def clear(self) -> None:
@@ -73,15 +75,15 @@ def take(path: Path) -> WorkFolder | None:
             descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:  # whoever had it has just removed it
             continue
-        alone = _locked(descriptor)
-        if alone is None:
+        lock = file_lock.ask(descriptor)
+        if lock is Lock.HELD:
             os.close(descriptor)
             return None
         if _lies_at(descriptor, path / LOCK):
             with contextlib.suppress(OSError):  # for people only
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            return WorkFolder(path, descriptor, alone=alone)
+            return WorkFolder(path, descriptor, alone=lock is Lock.OURS)
         os.close(descriptor)
     return None
 
@@ -106,21 +108,14 @@ def overtaken(path: Path) -> Iterator[None]:
     """Around work in a folder: that a file of it is gone means that another process has finished.
 
     Raises:
-        Overtaken: in place of a FileNotFoundError.
+        Overtaken: in place of an OSError that says so: FileNotFoundError, or ``NotWritten`` for that cause.
     """
     try:
         yield
-    except FileNotFoundError:
-        raise Overtaken(f"{path} was removed while this process worked in it; start again") from None
-
-
-def _locked(descriptor: int) -> bool | None:
-    """Lock a file: True where it is done, None where another process has it, False where there are no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return None if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else False
-    return True
+        if error.errno != errno.ENOENT:
+            raise
+        raise Overtaken(f"{path} was removed while this process worked in it; start again") from None
 
 
 def _lies_at(descriptor: int, path: Path) -> bool:

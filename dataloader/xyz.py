@@ -10,7 +10,7 @@ from dataloader.errors import InputError
 from dataloader.in_memory import Frame, RawFrame, judged, kept_format
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds
 from dataloader.limits import XYZ_ATOMS, XYZ_COMMENT_BYTES, XYZ_LINE_BYTES
-from dataloader.progress import Progress
+from dataloader.progress import ProgressBar
 from dataloader.xyz_text import parse_frame
 
 ENDINGS = (".xyz", ".extxyz")
@@ -55,7 +55,7 @@ def raw_frames(path: Path) -> Iterator[RawFrame]:
 def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """The lines of each frame, and what is to be said of their text."""
     try:
-        with input_files.opened(path) as stream, Progress(f"reading {path.name}", path.stat().st_size, "B") as bar:
+        with input_files.opened(path) as stream, ProgressBar(f"reading {path.name}", path.stat().st_size, "B") as bar:
             beginning = stream.peek(4)[:4]
             if beginning.startswith(b"\xef\xbb\xbf"):
                 stream.read(3)
@@ -77,7 +77,8 @@ def _refuse_other_texts(path: Path, beginning: bytes) -> None:
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
     """The lines of each frame; every frame has its number of atoms and as many lines, without gaps."""
-    frame, number = 0, 1  # number: of the line, from 1
+    frame = 0
+    number = 1  # number: of the line, from 1
     while line := stream.readline(XYZ_LINE_BYTES):
         where = f"{path} frame {frame}, line {number}"
         if not line.strip():
@@ -92,7 +93,8 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
             missing = n_atoms - len(rest) + (not comment)
             raise InputError(f"{where}: expected {n_atoms} atoms, the file ends {missing} lines short")
         yield [line, comment, *rest]
-        frame, number = frame + 1, number + n_atoms + 2
+        frame = frame + 1
+        number = number + n_atoms + 2
 
 
 def _refuse_what_follows(path: Path, stream: BinaryIO, number: int) -> None:

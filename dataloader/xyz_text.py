@@ -12,16 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import plain_json
+from dataloader.entry_values import RecordError
 from dataloader.limits import XYZ_COLUMNS, XYZ_COMMENT_KEYS
 from dataloader.names import folded
-from dataloader.record import (
-    FRACTIONAL_NAMES,
-    NUMBER_NAMES,
-    POSITION_NAMES,
-    SPECIES_NAMES,
-    RawRecord,
-    RecordError,
-)
+from dataloader.record import RawRecord
+from dataloader.record_geometry import FRACTIONAL_NAMES, NUMBER_NAMES, POSITION_NAMES, SPECIES_NAMES
 
 PLAIN = "species:S:1:pos:R:3"  # where no Properties are declared
 _QUOTED = r'"(?:[^"\\]++|\\.)*+"' + r"|'(?:[^'\\]++|\\.)*+'"

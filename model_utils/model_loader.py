@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataloader import input_files
+from dataloader import durable, input_files
 from dataloader.errors import InputError
 from model_utils.errors import VerificationError
-from model_utils.files import checkpoint, durable, pair, trusted
+from model_utils.files import checkpoint, pair, trusted
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, real, sidecar
 from model_utils.files.pair import PairWriter, export_bare_module, refuse_other_description, write_description

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from dataloader.lmdb_shards import packed_rows
-from dataloader.lmdb_shards.lmdb_file import write_lmdb
+from dataloader.lmdb_file import write_lmdb
+from dataloader.packed import packed_rows
 
 Make = Callable[[Path], Path]
 MERSENNE = 2**61 - 1  # Python hashes every multiple of it to 0

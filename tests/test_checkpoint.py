@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from conftest import TINY
+from dataloader import durable
 from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
-from model_utils.files import checkpoint, durable
+from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import wait_until
-from dataloader import cache_folder, work_folder
+from dataloader import cache_folder, file_lock, work_folder
 from model_utils import runtime
 from model_utils.models.fast import code_cache, compiler
 from model_utils.models.fast.code_cache import Unfit
@@ -300,7 +300,7 @@ def test_without_locks_each_makes_its_own_and_all_load(cache: Cache, monkeypatch
     def no_locks(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(work_folder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(file_lock.fcntl, "flock", no_locks)
     flipped(0.5)(cache)
     assert compiler.build().answer() == 42
     assert cache.compiled == 2

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ COMMANDS = (ROOT, ROOT / "model_utils", ROOT / "dataloader")  # where entry scri
 HOME = {  # third party: the only modules that may import it
     "mace": ["model_utils.models.mace_import"],
     "e3nn": ["model_utils.models.mace_import"],
-    "lmdb": ["dataloader.lmdb_shards.lmdb_file"],
+    "lmdb": ["dataloader.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
     "cyclopts": ["model_utils.settings.parser", "model_utils.settings.option_types"],
     "pydantic": ["model_utils.models.schema", "model_utils.models.mace_description"],
@@ -68,6 +69,35 @@ def test_directions(path: Path) -> None:
     for library, homes in HOME.items():
         if any(f == library or f.startswith(f"{library}.") for f in found):
             assert name in homes, f"{library} is imported only in {homes}"
+
+
+def part_of_the_data_package(module: str) -> str:
+    """A folder of dataloader/ is one part, and so is each module that lies beside the folders."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_parts_of_the_data_package_stand_on_each_other_in_no_circle() -> None:
+    paths = [path for path in FILES if module_name(path).startswith("dataloader.") and module_name(path) not in ENTRY]
+    parts = {part_of_the_data_package(module_name(path)) for path in paths}
+    stands_on: dict[str, set[str]] = {part: set() for part in parts}
+    for path in paths:
+        part = part_of_the_data_package(module_name(path))
+        stands_on[part] |= {part_of_the_data_package(name) for name in imports_of(path)} & parts - {part}
+    floors = list(TopologicalSorter(stands_on).static_order())  # CycleError names the parts of a circle
+    assert floors.index("dataloader.durable") < floors.index("dataloader.array_file")
+    assert floors.index("dataloader.packed") < floors.index("dataloader.lmdb_shards")
+    for reader in ("dataloader.labels", "dataloader.record", "dataloader.xyz", "dataloader.lmdb_shards"):
+        assert "dataloader.batch" not in stands_on[reader], "who reads a file knows no batches"
+
+
+def test_one_module_writes_whole_files() -> None:
+    """Everyone else's file would be lost by a power failure that the one writer survives."""
+    elsewhere = {"model_utils.models.fast.code_cache", "model_utils.tasks.conversion"}  # name what is checked first
+    elsewhere |= {"model_utils.run.replaying", "model_utils.run.resuming"}  # set whole files aside
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert "os.replace(" not in text or module_name(path) in {"dataloader.durable", *elsewhere}, path
+        assert "flock(" not in text or module_name(path) == "dataloader.file_lock", path
 
 
 def test_the_entry_scripts_are_the_commands_of_the_readme() -> None:

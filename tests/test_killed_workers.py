@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dataloader import loader, parallel
-from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
 from dataloader.labels import TO_TRAIN
 from dataloader.loader import Loader
+from dataloader.needs import ModelFacts
 from dataloader.sources import SourceSpec, open_sources
 from model_utils import resume, train_mace
 from model_utils.files import checkpoint

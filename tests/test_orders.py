@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataloader.batch import Batch, Parcel, _map_tensors, _Mover
+from dataloader.batch import Batch, BatchBuffer, _map_tensors, _Mover
 from dataloader.dataset import Dataset
 from dataloader.dividing import halves
 from dataloader.errors import InputError
@@ -54,7 +54,7 @@ def test_loader_brings_orders_wherever_batches_are_made(data: Dataset, num_worke
 
 def test_orders_lie_in_the_buffer_of_their_batch_and_move_as_one_copy(data: Dataset) -> None:
     batch = prepared(data.batch([0, 1, 2]))
-    packed = Parcel(batch).batch()
+    packed = BatchBuffer(batch).batch()
     addresses = {value.untyped_storage().data_ptr() for value in packed.orders.values() if isinstance(value, Tensor)}
     assert addresses == {packed.positions.untyped_storage().data_ptr()}
     mover = _Mover(torch.device("cpu"))

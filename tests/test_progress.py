@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dataloader import parallel, progress
-from dataloader.progress import Progress, over
+from dataloader.progress import ProgressBar, over
 from losses import Loss, no_sums
 from model_utils import evaluate, runtime, train_mace
 from model_utils.run.epoch_progress import EpochProgress
@@ -95,10 +95,10 @@ def test_the_log_tells_of_its_lines(clock: Clock, capsys: pytest.CaptureFixture[
 
 
 def test_sizes_and_unknown_totals(clock: Clock, lines: list[tuple[float, str]]) -> None:
-    with Progress("reading a.xyz", 4000, "B") as reading:
+    with ProgressBar("reading a.xyz", 4000, "B") as reading:
         clock.work(12.0)
         reading.update(1000)
-    with Progress("what the memory holds", unit="trial batches") as trials:
+    with ProgressBar("what the memory holds", unit="trial batches") as trials:
         clock.work(7000.0)
         trials.update()
     assert [text for _, text in lines] == [
@@ -108,7 +108,7 @@ def test_sizes_and_unknown_totals(clock: Clock, lines: list[tuple[float, str]]) 
 
 
 def test_work_that_was_begun_before_says_how_long_the_rest_takes(clock: Clock, lines: list[tuple[float, str]]) -> None:
-    with Progress("index", 100, "records") as bar:
+    with ProgressBar("index", 100, "records") as bar:
         bar.begin_at(80)
         clock.work(10.0)
         bar.update(10)

@@ -137,7 +137,7 @@ def test_an_index_is_taken_as_it_is(place: Path, monkeypatch: pytest.MonkeyPatch
     assert len(shards) == 4
     for shard in shards:
         [kept] = [path for path in shard.parent.glob(f"{shard.name}.*.index")]
-        if kept == shard_index.places(shard, shard_index.Recipe(LabelKeys()))[0]:
+        if kept == shard_index.places(shard, shard_index.IndexRecipe(LabelKeys()))[0]:
             monkeypatch.setattr(index_building, "index_rows", reads_again)
             monkeypatch.setattr(kept_edges, "_count_edges", reads_again)
         found = LmdbSource(shard, LabelKeys(), needs=TO_TRAIN, max_dropped=0.0)

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from dataloader import cache_folder
-from dataloader.lmdb_shards import lmdb_index
+from dataloader import cache_folder, durable
+from dataloader.lmdb_shards import shard_index
 from model_utils import evaluate, train_mace
 from model_utils.errors import InputError
-from model_utils.files import durable
 from model_utils.files.outputs import Outputs
 from model_utils.settings import options as settings
 from model_utils.settings.declared import bare, declared
@@ -164,7 +163,7 @@ def test_a_cache_without_a_home(homeless: Path) -> None:
     assert cache_folder.cache_folder() == own / ".cache" / "mace-pretrain"
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
     recipe = type("Recipe", (), {"digest": lambda self: "x"})()
-    assert lmdb_index.places(homeless / "a.lmdb", recipe)[1].is_relative_to(own)
+    assert shard_index.places(homeless / "a.lmdb", recipe)[1].is_relative_to(own)
     cache_folder.settle()
     assert os.environ["HOME"] == str(own)
     assert cache_folder.cache_folder() == own / ".cache" / "mace-pretrain"

@@ -14,8 +14,9 @@ from ase.units import create_units
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.entry_values import RecordError
 from dataloader.limits import ASE_TEXT_BYTES, XYZ_LINE_BYTES
-from dataloader.record import RawRecord, RecordError
+from dataloader.record import RawRecord
 
 BEGINS = b"CP2K| version string"
 _UNITS = create_units("2018")  # CP2K takes CODATA 2006 to 2010, which differ by 1e-8

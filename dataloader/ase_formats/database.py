@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.errors import RowError
 from dataloader.limits import ASE_JSON_BYTES, HDF5_VALUES
 from dataloader.lmdb_shards import ase_rows
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.record import RawRecord
 
 BEGINS = b"SQLite format 3\0"

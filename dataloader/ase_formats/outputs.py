@@ -19,8 +19,9 @@ from ase.constraints import FixAtoms, FixCartesian
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.entry_values import RecordError
 from dataloader.limits import ASE_HEADER_BYTES, ASE_STRUCTURE_BYTES, ASE_TEXT_BYTES
-from dataloader.record import RawRecord, RecordError
+from dataloader.record import RawRecord
 
 _EMPTY_READS = 1000  # at the end of a file, after which a reader is taken to wait for what never comes
 _LABELS = ("energy", "free_energy", "forces", "stress", "dipole")
@@ -76,8 +77,8 @@ def frames(path: Path, parse: Parse, *, most: int = ASE_TEXT_BYTES, binary: bool
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = parse(stream)
-                yield from [found] if isinstance(found, Atoms) else found
+                parsed = parse(stream)
+                yield from [parsed] if isinstance(parsed, Atoms) else parsed
         except (OSError, RecordError):
             raise
         except Exception as error:  # readers of ASE raise whatever a line makes of their arithmetic

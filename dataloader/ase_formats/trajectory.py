@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.errors import RowError
 from dataloader.limits import ASE_JSON_BYTES
 from dataloader.lmdb_shards import ase_rows
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.record import RawRecord
 
 BEGINS = (b"- of UlmASE-Trajectory", b"AFFormatASE-Trajectory")

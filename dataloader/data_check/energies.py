@@ -42,7 +42,8 @@ class EnergyFit:
 
 def fit_energies(data: Set) -> EnergyFit | None:
     """Least absolute deviations per atom, so that structures with a wrong label do not bend it; None with too few."""
-    energy, n = data.looked["energy"], data.n_atoms
+    energy = data.looked["energy"]
+    n = data.n_atoms
     rows = np.isfinite(energy)
     fractions = data.fractions[rows]
     rank, covariance, row_space = _reach(fractions)
@@ -87,7 +88,8 @@ def _explains(fit: tuple[NDArray[np.float64], float], data: Set, target: NDArray
 def robust(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coefficients (columns of the matrix,) with the least sum of absolute residuals, and the residuals."""
     present = matrix.any(axis=0)
-    columns, weights = matrix[:, present], np.ones(len(target))
+    columns = matrix[:, present]
+    weights = np.ones(len(target))
     solution = np.zeros(present.sum())
     for _ in range(30):
         root = np.sqrt(weights)[:, None]
@@ -124,7 +126,8 @@ def energies(data: Set, fit: EnergyFit | None, *, totals: bool) -> list[Finding]
 
 def _outliers(data: Set, fit: EnergyFit) -> list[Finding]:
     """Single energies far from the fit: in another unit by their ratio, or merely far."""
-    energy, n = data.looked["energy"], data.n_atoms
+    energy = data.looked["energy"]
+    n = data.n_atoms
     predicted = data.counts @ fit.values
     residual = (energy - predicted) / n
     limit = max(12 * fit.spread, LEAST)
@@ -145,7 +148,9 @@ def _in_another_unit(
     data: Set, predicted: NDArray[np.float64], outliers: NDArray[np.bool_]
 ) -> tuple[list[Finding], NDArray[np.bool_]]:
     """Findings, and which of the outliers they name."""
-    n, findings, named = data.n_atoms, [], np.zeros(len(data), dtype=bool)
+    n = data.n_atoms
+    findings = []
+    named = np.zeros(len(data), dtype=bool)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = data.looked["energy"] / predicted
     for factor, meaning in {**ENERGY_FACTORS, 0.0: "per atom"}.items():
@@ -165,7 +170,8 @@ def _in_another_unit(
 def _two_groups(data: Set, fit: EnergyFit) -> list[Finding]:
     """Energies per atom in two groups with nothing between, of structures that are alike: two references."""
     rows = np.nonzero(np.isfinite(data.looked["energy"]))[0]
-    fractions, target = data.fractions[rows], (data.looked["energy"] / data.n_atoms)[rows]
+    fractions = data.fractions[rows]
+    target = (data.looked["energy"] / data.n_atoms)[rows]
     upper = _above_the_gap(target - fractions @ fit.values)
     if upper is None:
         return []
@@ -217,7 +223,8 @@ def within(some: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
     """Whether the medians of the columns of one table lie within the range of the other's, with some room."""
     with np.errstate(invalid="ignore"):
         low, high = np.quantile(others, ALIKE, axis=0)
-        middle, room = np.median(some, axis=0), 0.1 * np.abs(np.median(others, axis=0)) + 1e-3
+        middle = np.median(some, axis=0)
+        room = 0.1 * np.abs(np.median(others, axis=0)) + 1e-3
         outside = (middle < low - room) | (middle > high + room)
     return not outside.any()
 

@@ -12,7 +12,8 @@ def labels(data: Set, *, allow_missing: bool = False) -> list[Finding]:
         data: the structures.
         allow_missing: some may lack a label that others have.
     """
-    energy, forces = data.looked["energy"], data.looked["force_square"]
+    energy = data.looked["energy"]
+    forces = data.looked["force_square"]
     findings = []
     without = {"energy": np.isnan(energy), "forces": np.isnan(forces)}
     level: Level
@@ -52,7 +53,8 @@ def geometry(data: Set) -> list[Finding]:
         findings.append(Finding(level="warning", check="distances", text=text, data=data.name, keys=data.keys(lonely)))
     volumes = looked["volume"]
     if np.isfinite(volumes).any():
-        low, high = np.nanmin(volumes), np.nanmax(volumes)
+        low = np.nanmin(volumes)
+        high = np.nanmax(volumes)
         text = f"volume per atom from {low:.3g} to {high:.3g} Å³"
         findings.append(Finding(level="note", check="cells", text=text, data=data.name))
     return findings

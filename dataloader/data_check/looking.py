@@ -114,7 +114,11 @@ class Set:
 def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS) -> Looked:
     """The numbers of one structure; neighbours are those within ``r_max`` (Å), more than so many per atom a fault."""
     nan = float("nan")
-    closest, lonely, n_edges, fault, balanced = float("inf"), 0, 0, "", True
+    closest = float("inf")
+    lonely = 0
+    n_edges = 0
+    fault = ""
+    balanced = True
     try:
         graph = build_graph(structure, r_max, max_neighbors)
         n_edges = graph.n_edges
@@ -123,7 +127,8 @@ def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS)
             closest, balanced = _distances(structure, graph, r_max)
     except GraphFault as error:
         fault = str(error)
-    forces, stress = structure.forces, structure.stress
+    forces = structure.forces
+    stress = structure.stress
     with np.errstate(over="ignore"):  # a force of 10²⁰⁰ eV/Å is reported as what it is, infinite when squared
         squares = None if forces is None else np.square(forces).sum(axis=1)  # (n_atoms,), (eV/Å)²
     return Looked(
@@ -158,7 +163,7 @@ def _distances(structure: Structure, graph: Graph, r_max: float) -> tuple[float,
 
 
 def _fingerprint(structure: Structure) -> int:
-    """That of the geometry, and of charge and spin where the record has them."""
+    """A hash of 64 bits of the geometry, and of charge and spin where the record has them."""
     states = structure.charge or 0.0, structure.spin or 0.0
     geometry = fingerprint(structure)
     return hashed(f"{geometry}{states}".encode()) if any(states) else geometry

@@ -35,9 +35,11 @@ def against_references(data: Set, fit: EnergyFit | None, references: Mapping[int
     composition, a shifted E0 cannot be told from it. Fitted E0s leave nothing, so where the compositions tell them and
     all but one agree with a fit, that one is shifted.
     """
-    energy, n = data.looked["energy"], data.n_atoms
+    energy = data.looked["energy"]
+    n = data.n_atoms
     rows = np.isfinite(energy)
-    given, known = np.zeros(MAX_Z), np.isin(np.arange(MAX_Z), list(references))
+    given = np.zeros(MAX_Z)
+    known = np.isin(np.arange(MAX_Z), list(references))
     given[list(references)] = list(references.values())
     if not rows.any() or (data.counts.any(axis=0) & ~known).any() or (fit is not None and fit.per_atom):
         return []
@@ -122,14 +124,16 @@ def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Find
 
     Structures of another kind (hotter, smaller, more open) may have other energies per atom: that is a warning.
     """
-    energy, n = data.looked["energy"], data.n_atoms
+    energy = data.looked["energy"]
+    n = data.n_atoms
     if fit is None or fit.per_atom or np.isfinite(energy).sum() < 5:
         return []
     known = np.isfinite(energy) & np.isfinite(fit.error_of(data.fractions))
     if known.sum() < 5:
         return []
     data = data.part(known, data.name)
-    energy, n = energy[known], n[known]
+    energy = energy[known]
+    n = n[known]
     predicted = data.counts @ fit.values
     residual = (energy - predicted) / n
     doubt = float(np.median(np.hypot(fit.error_of(data.fractions), fit.spread)))
@@ -150,10 +154,12 @@ def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Find
 
 
 def _another_reference(data: Set, train: Set, residual: NDArray[np.float64]) -> Finding:
-    shift, left = {}, {}
+    shift = {}
+    left = {}
     for z in np.nonzero(data.counts.any(axis=0))[0].tolist():
         values, rest = robust(data.fractions[:, [z]], residual)
-        shift[z], left[z] = float(values[0]), float(np.median(np.abs(rest)))
+        shift[z] = float(values[0])
+        left[z] = float(np.median(np.abs(rest)))
     largest = min(left, key=lambda z: left[z])  # the one element whose shift explains most
     middle = float(np.median(residual))
     same_kind = within(kinds(data), kinds(train)) and (abs(middle) > 0.3 or abs(shift[largest]) > 1.0)

@@ -2,10 +2,12 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from dataloader.data_check.looking import Finding, Level, Set
 
-GPA, KBAR = 160.2177, 1602.177  # of 1 eV/Å³
+GPA = 160.2177  # of 1 eV/Å³
+KBAR = 1602.177
 HIGH_STRESS = 2.0  # eV/Å³, 320 GPa: the centre of the earth
 HIGH_WORK = 4.0  # eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
 COMPRESSED = 0.8  # closest distance over covalent radii, below which such a pressure is possible
@@ -24,20 +26,24 @@ def _forces(data: Set) -> list[Finding]:
     text = f"rms of the force components {rms:.4g} eV/Å, largest force {np.nanmax(data.looked['max_force']):.4g}"
     level: Level = "note"
     if 0 < rms < 0.02:
-        level, text = "warning", f"{text}: small; Hartree/Bohr would make it {51.4221 * rms:.3g} eV/Å"
+        level = "warning"
+        text = f"{text}: small; Hartree/Bohr would make it {51.4221 * rms:.3g} eV/Å"
     elif rms > 15:
-        level, text = "warning", f"{text}: large; from kcal/mol/Å it would be {rms / 23.0605:.3g} eV/Å"
+        level = "warning"
+        text = f"{text}: large; from kcal/mol/Å it would be {rms / 23.0605:.3g} eV/Å"
     return [Finding(level=level, check="forces", text=text, data=data.name)]
 
 
 def _stress(data: Set) -> list[Finding]:
     """By size; a stress as in the earth's core is believed where atoms are pressed together as there."""
-    traces, largest = data.looked["trace"], data.looked["max_stress"]
+    traces = data.looked["trace"]
+    largest = data.looked["max_stress"]
     if not np.isfinite(traces).any():
         return []
     rms = float(np.sqrt(np.nanmean(np.square(traces))))
     text = f"rms of the mean normal stress {rms:.4g} eV/Å³ ({GPA * rms:.4g} GPa)"
-    middle, work = np.nanmedian(largest), np.nanmedian(largest * data.looked["volume"])
+    middle = np.nanmedian(largest)
+    work = np.nanmedian(largest * data.looked["volume"])
     if middle <= HIGH_STRESS and work <= HIGH_WORK:
         return [Finding(level="note", check="stress", text=text, data=data.name)]
     unit, factor = ("kbar", KBAR) if rms > 16 else ("GPa", GPA)
@@ -52,7 +58,8 @@ def stress_sign(data: Set) -> list[Finding]:
 
     The volume is compared with that which the elements of the structure have in the other structures.
     """
-    traces, volumes = data.looked["trace"], data.looked["volume"]
+    traces = data.looked["trace"]
+    volumes = data.looked["volume"]
     rows = np.nonzero(np.isfinite(traces) & np.isfinite(volumes))[0]
     if len(rows) < 100:
         return []
@@ -62,7 +69,8 @@ def stress_sign(data: Set) -> list[Finding]:
     residual = target - fractions[:, present] @ np.linalg.lstsq(fractions[:, present], target, rcond=None)[0]
     size = np.abs(traces[rows])
     most = size >= np.quantile(size, 0.9)
-    rho, n = _rank_correlation(residual[most], traces[rows][most]), int(most.sum())
+    rho = _rank_correlation(residual[most], traces[rows][most])
+    n = int(most.sum())
     if rho * np.sqrt(n - 1) < -3:
         text = (
             f"the sign of the stress is flipped: of the {n} most stressed structures the compressed ones are under "
@@ -73,5 +81,7 @@ def stress_sign(data: Set) -> list[Finding]:
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    ranks = [np.argsort(np.argsort(x)).astype(float) for x in (a, b)]
-    return float(np.corrcoef(np.stack(ranks))[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+    """Spearman's; 0 where all values of one are equal."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(spearmanr(a, b).statistic)

@@ -51,7 +51,8 @@ def compare(data: Set) -> Comparison | None:
         return None
     distance, work, difference, sizes, most = np.array(pairs).T
     weight = np.maximum(distance, 0.02) ** -6
-    both, own = (weight * work * difference).sum(), (weight * work * work).sum()
+    both = (weight * work * difference).sum()
+    own = (weight * work * work).sum()
     energy = (weight * difference**2).sum()
     if own == 0 or energy == 0:
         return None
@@ -75,7 +76,9 @@ def energies_and_forces(data: Set, fit: EnergyFit | None, compared: Comparison |
         return []
     if abs(compared.correlation) < 0.6:
         return _jumps(data, compared)
-    slope, ratio, n = compared.slope, compared.ratio, compared.n_atoms
+    slope = compared.slope
+    ratio = compared.ratio
+    n = compared.n_atoms
     if slope < 0:
         text = f"energies rise along the forces (ratio {slope:.3g}): are the forces gradients? their sign is flipped"
         return [Finding(level="error", check="forces", text=text, data=data.name, factor=-1.0)]
@@ -147,7 +150,8 @@ def _displacement(a: Structure, b: Structure) -> tuple[NDArray[np.float64], NDAr
         vectors = a.cell[np.array(a.pbc)]
         displacement = b.positions - a.positions
         return displacement - np.rint(displacement @ np.linalg.pinv(vectors)) @ vectors, np.eye(3)
-    first, second = a.positions - a.positions.mean(axis=0), b.positions - b.positions.mean(axis=0)
+    first = a.positions - a.positions.mean(axis=0)
+    second = b.positions - b.positions.mean(axis=0)
     u, _, vt = np.linalg.svd(first.T @ second)
     rotation = (u * [1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
     return second - first @ rotation, rotation

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import plain_json
+from dataloader.errors import RowError
 from dataloader.limits import ROW_SPARE_BYTES, ROW_UNFOLDING
-from dataloader.lmdb_shards.restricted_pickle import RowError
 
 MAX_BYTES = 64 * 2**20  # of a row, packed or unpacked
 _MAX_ITEMS = 2**21  # values of a row; each costs up to 64 bytes once parsed. 10⁴ atoms have 10⁵
@@ -60,7 +60,8 @@ def _refuse_another_meaning(
 ) -> None:
     """Raise RowError where two parts of a row give one name two values, and the row itself none."""
     for name in record.keys() & part.keys() - row.keys():
-        before, now = record[name], part[name]
+        before = record[name]
+        now = part[name]
         if before is None or now is None or _equal(before, now):
             continue
         raise RowError(f"{name} is there twice in the row, {_short(before)} and {_short(now)}; remove one")

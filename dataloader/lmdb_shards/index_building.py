@@ -15,21 +15,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import parallel
-from dataloader.errors import InputError
-from dataloader.lmdb_shards import array_file, ase_rows
-from dataloader.lmdb_shards.array_file import Contents, Damaged
-from dataloader.lmdb_shards.lmdb_file import FileState, LmdbFile, state_of
+from dataloader import array_file, parallel
+from dataloader.array_file import Contents, Damaged
+from dataloader.errors import InputError, RowError
+from dataloader.lmdb_file import FileState, LmdbFile, state_of
+from dataloader.lmdb_shards import ase_rows
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, unreadable
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
-from dataloader.lmdb_shards.shard_index import FORMAT, Recipe, ShardIndex, digest_of, key_bytes, workplace, write_whole
-from dataloader.progress import Progress, over
+from dataloader.lmdb_shards.shard_index import (
+    FORMAT,
+    IndexRecipe,
+    ShardIndex,
+    digest_of,
+    key_bytes,
+    workplace,
+    write_whole,
+)
+from dataloader.progress import ProgressBar, over
 from dataloader.work_folder import overtaken
 
 KEPT_FROM = 2000  # records; a smaller LMDB is looked at in a second and leaves nothing behind
 SAMPLED_ROWS = 16
-MIN_PART, MAX_PART, PARTS = 2000, 200_000, 200  # records of a part; parts of a shard
+MIN_PART = 2000  # records of a part
+MAX_PART = 200_000
+PARTS = 200  # of a shard, where the bounds of a part allow it
 
 
 class _Survey(NamedTuple):
@@ -56,7 +65,7 @@ class _Part(NamedTuple):
         return self.end - self.begin
 
 
-def build(wanted: Mapping[Path, Path | None], recipe: Recipe) -> dict[Path, ShardIndex]:
+def build(wanted: Mapping[Path, Path | None], recipe: IndexRecipe) -> dict[Path, ShardIndex]:
     """Index some shards; parts that are there already count.
 
     Args:
@@ -86,12 +95,12 @@ def build(wanted: Mapping[Path, Path | None], recipe: Recipe) -> dict[Path, Shar
     return indexes
 
 
-def _make(parts: Sequence[_Part], recipe: Recipe) -> None:
+def _make(parts: Sequence[_Part], recipe: IndexRecipe) -> None:
     """Index the parts that are not there, or not whole."""
     there = [part for part in parts if part.file.exists()]
     sound = {there[number] for number, whole in parallel.in_children(_is_whole, there) if whole}
     missing = [part for part in parts if part not in sound]
-    with Progress("index", sum(part.n for part in parts), "records") as bar:
+    with ProgressBar("index", sum(part.n for part in parts), "records") as bar:
         bar.begin_at(sum(part.n for part in sound))
         for number, _ in parallel.in_children(partial(_index_part, recipe=recipe), missing):
             bar.update(missing[number].n)
@@ -103,7 +112,7 @@ def cuts(n: int) -> list[tuple[int, int]]:
     return list(pairwise([*range(0, n, size), n]))
 
 
-def _survey(task: tuple[Path, Path | None, Recipe]) -> _Survey:
+def _survey(task: tuple[Path, Path | None, IndexRecipe]) -> _Survey:
     """List the records; index them at once where they are few, or where there is no place to keep an index."""
     path, place, recipe = task
     keys, warned = _sample_keys(LmdbFile(path))
@@ -135,7 +144,7 @@ def _is_whole(part: _Part) -> bool:
     return True
 
 
-def _refuse_what_is_no_layout(path: Path, keys: NDArray[Any], recipe: Recipe) -> None:
+def _refuse_what_is_no_layout(path: Path, keys: NDArray[Any], recipe: IndexRecipe) -> None:
     """Say at once, and not after hours, that no record is of a layout that is read."""
     header, columns = index_rows(path, keys[:SAMPLED_ROWS], recipe)
     faults = header["faults"]
@@ -187,7 +196,7 @@ def _about(path: Path, keys: NDArray[Any], state: FileState, warnings: list[str]
     }
 
 
-def _index_part(part: _Part, recipe: Recipe) -> None:
+def _index_part(part: _Part, recipe: IndexRecipe) -> None:
     with overtaken(workplace(part.place)):
         keys = array_file.look(workplace(part.place) / "keys").arrays["keys"][part.begin : part.end]
         header, columns = index_rows(part.path, keys, recipe)
@@ -195,7 +204,7 @@ def _index_part(part: _Part, recipe: Recipe) -> None:
 
 
 def index_rows(
-    path: Path, keys: NDArray[Any], recipe: Recipe
+    path: Path, keys: NDArray[Any], recipe: IndexRecipe
 ) -> tuple[dict[str, Any], dict[str, Sequence[NDArray[Any]]]]:
     """Header and columns of the index of some records."""
     file = LmdbFile(path, in_order=True)

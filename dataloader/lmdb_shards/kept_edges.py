@@ -10,18 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import parallel
-from dataloader.errors import InputError
+from dataloader import array_file, parallel
+from dataloader.array_file import Damaged
+from dataloader.errors import InputError, RowError
 from dataloader.labels import LabelError
-from dataloader.lmdb_shards import array_file
-from dataloader.lmdb_shards.array_file import Damaged
+from dataloader.lmdb_file import LmdbFile
 from dataloader.lmdb_shards.index_building import cuts
-from dataloader.lmdb_shards.lmdb_file import LmdbFile
 from dataloader.lmdb_shards.lmdb_record import decode
-from dataloader.lmdb_shards.restricted_pickle import RowError
-from dataloader.lmdb_shards.shard_index import Recipe, ShardIndex, key_bytes, workplace, write_whole
+from dataloader.lmdb_shards.shard_index import IndexRecipe, ShardIndex, key_bytes, workplace, write_whole
 from dataloader.neighbors import GraphFault, count_edges
-from dataloader.progress import Progress, log
+from dataloader.progress import ProgressBar, log
 
 
 class _Part(NamedTuple):
@@ -33,7 +31,7 @@ class _Part(NamedTuple):
 
 
 def edge_counts(
-    indexes: Sequence[ShardIndex], recipe: Recipe, r_max: float, max_neighbors: int
+    indexes: Sequence[ShardIndex], recipe: IndexRecipe, r_max: float, max_neighbors: int
 ) -> list[NDArray[np.uint32]]:
     """Directed edges within ``r_max`` (Å) of every row of every index; counted in parallel once, and kept.
 
@@ -51,7 +49,7 @@ def edge_counts(
             continue
         parts += [(number, _Part(index, begin, end)) for begin, end in (cuts(len(index)) if len(index) else [])]
         counts[number] = np.zeros(len(index), dtype=np.uint32)
-    with Progress("neighbours", sum(part.end - part.begin for _, part in parts), "records") as bar:
+    with ProgressBar("neighbours", sum(part.end - part.begin for _, part in parts), "records") as bar:
         work = partial(_count_edges, recipe=recipe, r_max=r_max, max_neighbors=max_neighbors)
         for done, counted in parallel.in_children(work, [part for _, part in parts]):
             number, part = parts[done]
@@ -92,13 +90,14 @@ def _keep(index: ShardIndex, r_max: float, counts: NDArray[np.uint32]) -> None:
             shutil.rmtree(workplace(place), ignore_errors=True)
 
 
-def _count_edges(part: _Part, recipe: Recipe, r_max: float, max_neighbors: int) -> NDArray[np.uint32]:
+def _count_edges(part: _Part, recipe: IndexRecipe, r_max: float, max_neighbors: int) -> NDArray[np.uint32]:
     """The edges of some records; kept in a part file, so that what is counted stays counted."""
     file = _part_file(part, r_max)
     if file is not None:
         with contextlib.suppress(OSError, Damaged, KeyError):
             return array_file.read(file).arrays["n_edges"].copy()
-    path, keys = part.shard.path, part.shard.keys[part.begin : part.end]
+    path = part.shard.path
+    keys = part.shard.keys[part.begin : part.end]
     counts = np.zeros(len(keys), dtype=np.uint32)
     for row, value in enumerate(LmdbFile(path, in_order=True).get_all(map(key_bytes, keys))):
         where = f"{path} key {key_bytes(keys[row]).decode()}"

@@ -5,28 +5,32 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from dataloader.batch import FeatureSpec
+from dataloader.errors import RowError
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_shards import ase_rows, packed_rows, restricted_pickle
-from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData
+from dataloader.lmdb_shards import ase_rows, restricted_pickle
+from dataloader.lmdb_shards.restricted_pickle import TorchGeometricData
 from dataloader.names import WantedNames
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MIN_DISTANCE, closest_pair, surely_apart
+from dataloader.packed import packed_rows
 from dataloader.record import (
     EVERYTHING,
     Keep,
     RawRecord,
     Reading,
-    always_periodic,
     names_read,
-    periodic_with_a_volume,
     read_record,
 )
+from dataloader.record_geometry import always_periodic, periodic_with_a_volume
 from dataloader.structure import Structure, geometry_fault, weight_fault
 
 IS2RE_NAMES = ("y_relaxed", "pos_relaxed")
 
-PYG_1, PYG_2 = "torch_geometric 1.x Data (pickle)", "torch_geometric 2.x Data (pickle)"
-DICTS, ASE, PACKED = "plain dicts (pickle)", "ASE rows (zlib, JSON)", "packed by dataloader/pack.py"
+PYG_1 = "torch_geometric 1.x Data (pickle)"
+PYG_2 = "torch_geometric 2.x Data (pickle)"
+DICTS = "plain dicts (pickle)"
+ASE = "ASE rows (zlib, JSON)"
+PACKED = "packed by dataloader/pack.py"
 NO_LAYOUT = "none of the layouts that are read"
 SUPPORTED = f"{PYG_1}, {PYG_2}, {DICTS}, {ASE}, {PACKED}"
 

@@ -12,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import progress
-from dataloader.batch import FeatureSpec
 from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
-from dataloader.errors import InputError
+from dataloader.errors import InputError, RowError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds
+from dataloader.lmdb_file import SHARD_ENDINGS, LmdbFile, shards_of
 from dataloader.lmdb_shards import row_facts as index_bits
 from dataloader.lmdb_shards.kept_edges import edge_counts
-from dataloader.lmdb_shards.lmdb_file import SHARD_ENDINGS, LmdbFile, shards_of
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, decode, record_of, unreadable
-from dataloader.lmdb_shards.lookup import Elements, Lookup
-from dataloader.lmdb_shards.restricted_pickle import RowError
-from dataloader.lmdb_shards.shard_index import Recipe, outdated
+from dataloader.lmdb_shards.shard_index import IndexRecipe, outdated
+from dataloader.lookup import Elements, Lookup
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import too_many
 from dataloader.packed import packed_manifest
 from dataloader.quantities import QUANTITIES
@@ -53,7 +52,8 @@ class LmdbSource:
     ) -> None:
         self.keep: Keep = keep if keep == EVERYTHING else tuple(keep)
         self.max_neighbors = filters.max_neighbors
-        self.path, self.recipe = path, Recipe(keys, tuple(features))
+        self.path = path
+        self.recipe = IndexRecipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
         self.indexes = open_indexes(self.shards, self.recipe, verify=filters.verify, hashed=manifest is not None)
@@ -116,7 +116,8 @@ class LmdbSource:
         self.elements = Elements(self._used(elements.ids), elements.bits)
         heads = self._all_heads()
         self.heads = Lookup(self._used(heads.ids), heads.values)
-        self.free_components, self.labels = self._used(self._column("free_components")), self._used(labels)
+        self.free_components = self._used(self._column("free_components"))
+        self.labels = self._used(labels)
 
     def _drop_without_labels(self, usable: NDArray[np.bool_], labels: NDArray[np.uint32], needs: LabelNeeds) -> None:
         """Take out rows that lack a label that is required, or have one that is looked at and cannot be used."""
@@ -277,15 +278,15 @@ class LmdbSource:
         key = index.key(local)
         value = self.files[shard].get(key)
         try:
-            found = decode(value, self._place(row), self.recipe.keys, self.recipe.features, self.keep).structure
+            structure = decode(value, self._place(row), self.recipe.keys, self.recipe.features, self.keep).structure
         except (RowError, LabelError) as error:
             raise InputError(f"{index.path} key {key.decode()}: {error}; did the file change?") from None
-        if found.n_atoms != index.n_atoms[local]:
+        if structure.n_atoms != index.n_atoms[local]:
             raise InputError(
-                f"{index.path} key {key.decode()}: has {found.n_atoms} atoms where its index has "
+                f"{index.path} key {key.decode()}: has {structure.n_atoms} atoms where its index has "
                 f"{index.n_atoms[local]}; did the file change? remove {index.place}"
             )
-        return found
+        return structure
 
     def edges(self, r_max: float) -> NDArray[np.uint32]:
         """Directed edges of every usable record, (len,); counted in parallel once, and kept beside the index.
@@ -295,13 +296,13 @@ class LmdbSource:
         """
         if r_max not in self._edges:
             counts = edge_counts(self.indexes, self.recipe, r_max, self.max_neighbors)
-            found = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
-            many = found > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)  # counted where more may be
+            n_edges = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
+            many = n_edges > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)  # counted where more may be
             if many.any():
                 i = int(many.argmax())
-                fault = too_many(int(found[i]), int(self.n_atoms[i]), self.max_neighbors)
+                fault = too_many(int(n_edges[i]), int(self.n_atoms[i]), self.max_neighbors)
                 raise InputError(f"{self.path}: {self.identifier(i)}: {fault}")
-            self._edges[r_max] = found
+            self._edges[r_max] = n_edges
         return self._edges[r_max]
 
     def content(self) -> bytes:

@@ -7,15 +7,13 @@ import pickle
 import pickletools
 from typing import NoReturn
 
+from dataloader.errors import RowError
+
 MAX_OPCODES = 2**18  # a real OC20 row has 340; each costs some 100 bytes and 1 µs, so this bounds memory and time
 _MAX_TUPLES = 2**13  # hashing nested tuples recurses in C without a check: the process dies at some 10⁵ levels
 _MAX_SHARED_TUPLES = 16  # tuples of one tuple twice, and again: the cost of a hash doubles with every level
 _MAX_INT_BYTES = 9  # holds a uint64; long ints are slow to hash, and multiples of 2⁶¹−1 all collide
 _MAX_NAME = 256  # bytes of a module or class name
-
-
-class RowError(ValueError):
-    """A row is refused or damaged; the message names the global or the fault, numbers in brackets at its end."""
 
 
 def printable(text: str) -> str:

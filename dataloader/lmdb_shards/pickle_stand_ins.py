@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.lmdb_shards.pickle_scanner import RowError, printable
+from dataloader.errors import RowError
+from dataloader.lmdb_shards.pickle_scanner import printable
 
 _MAX_NDIM = 4
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.lmdb_shards.pickle_scanner import MAX_OPCODES, RowError
+from dataloader.errors import RowError
+from dataloader.lmdb_shards.pickle_scanner import MAX_OPCODES
 from dataloader.lmdb_shards.pickle_stand_ins import (
     Data,
     GlobalStorage,

@@ -8,7 +8,8 @@ import pickle
 from collections.abc import Collection
 from typing import NoReturn
 
-from dataloader.lmdb_shards.pickle_scanner import RowError, printable, scan
+from dataloader.errors import RowError
+from dataloader.lmdb_shards.pickle_scanner import printable, scan
 from dataloader.lmdb_shards.pickle_stand_ins import GLOBALS
 from dataloader.lmdb_shards.plain_values import PlainValues, TorchGeometricData
 

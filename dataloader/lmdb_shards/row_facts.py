@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
+from dataloader.errors import RowError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.lmdb_shards.similar_rows import Group, Patterns, has_a_kind
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import surely_apart
 from dataloader.quantities import QUANTITIES
 from dataloader.quantities import added as added_quantities
@@ -38,7 +38,8 @@ def label_bit(quantity: str) -> int:
 
 UNKNOWN = "is NaN"  # of a label: how programs write what they do not know
 
-_ROWS, _BYTES = 4096, 32 * 2**20  # of records that are looked at together
+_ROWS = 4096  # records that are looked at together
+_BYTES = 32 * 2**20  # of their values
 _ATOMS = 2**18  # of structures that wait for others like them
 
 
@@ -60,7 +61,9 @@ def facts_of(
         labels: names of the labels.
         features: inputs that the model takes.
     """
-    patterns, waiting, facts = Patterns(labels, features), _Waiting(), _Facts(n)
+    patterns = Patterns(labels, features)
+    waiting = _Waiting()
+    facts = _Facts(n)
 
     def look_at(groups: Sequence[Group]) -> None:
         for group in groups:
@@ -71,12 +74,12 @@ def facts_of(
 
     def look_at_one(row: int, value: bytes, *, alone: bool) -> None:
         try:
-            found = decode(value, "", labels, features)
+            decoded = decode(value, "", labels, features)
         except (RowError, LabelError) as error:
             facts.refuse(row, str(error))
             return
-        if alone or not waiting.take(row, found):
-            facts.keep_or_refuse(row, found)
+        if alone or not waiting.take(row, decoded):
+            facts.keep_or_refuse(row, decoded)
 
     for first, chunk in _chunks(values):
         groups, others = patterns.read(chunk)
@@ -91,13 +94,17 @@ def facts_of(
 
 def _chunks(values: Iterable[bytes]) -> Iterator[tuple[int, list[bytes]]]:
     """Records in bounded memory, with the number of the first."""
-    first, chunk, n_bytes = 0, list[bytes](), 0
+    first = 0
+    chunk = list[bytes]()
+    n_bytes = 0
     for value in values:
         chunk.append(value)
         n_bytes += len(value)
         if len(chunk) == _ROWS or n_bytes >= _BYTES:
             yield first, chunk
-            first, chunk, n_bytes = first + len(chunk), [], 0
+            first = first + len(chunk)
+            chunk = []
+            n_bytes = 0
     yield first, chunk
 
 
@@ -112,15 +119,15 @@ def _surely_sound(group: Group) -> NDArray[np.bool_]:
     return sound
 
 
-def _group(rows: Sequence[int], found: Sequence[Decoded]) -> Group:
-    structures = [one.structure for one in found]
+def _group(rows: Sequence[int], group: Sequence[Decoded]) -> Group:
+    structures = [decoded.structure for decoded in group]
 
     def stacked(name: str) -> Any:
         values = [getattr(s, name) for s in structures]
         return None if values[0] is None else np.array(values)
 
     names = ("atomic_numbers", "positions", "cell", "energy", "forces", "free_atoms")
-    return Group(np.array(rows), found[0], *map(stacked, names))
+    return Group(np.array(rows), group[0], *map(stacked, names))
 
 
 class _Waiting:
@@ -130,14 +137,24 @@ class _Waiting:
         self.n_atoms = 0
         self._kinds: dict[tuple[object, ...], list[tuple[int, Decoded]]] = defaultdict(list)
 
-    def take(self, row: int, found: Decoded) -> bool:
+    def take(self, row: int, decoded: Decoded) -> bool:
         """Whether the structure is of a kind that is looked at with others."""
-        s = found.structure
-        if not has_a_kind(found):
+        s = decoded.structure
+        if not has_a_kind(decoded):
             return False
         present = (*s.labels, s.free_atoms is not None)
-        kind = (s.n_atoms, s.pbc, present, s.head, s.is_isolated_atom, s.charge, s.spin, *found.reading[1:], *found[1:])
-        self._kinds[kind].append((row, found))
+        kind = (
+            s.n_atoms,
+            s.pbc,
+            present,
+            s.head,
+            s.is_isolated_atom,
+            s.charge,
+            s.spin,
+            *decoded.reading[1:],
+            *decoded[1:],
+        )
+        self._kinds[kind].append((row, decoded))
         self.n_atoms += s.n_atoms
         return True
 
@@ -172,17 +189,19 @@ class _Facts:
         """Count a record that cannot be used; numbers in brackets at the end of a fault tell its like apart no more."""
         self._refused.append((row, fault.split(" (")[0]))
 
-    def keep_or_refuse(self, row: int, found: Decoded) -> None:
+    def keep_or_refuse(self, row: int, decoded: Decoded) -> None:
         """One record that was looked at by itself."""
-        fault = fault_of(found.structure)
+        fault = fault_of(decoded.structure)
         if fault:
             self.refuse(row, fault)
         else:
-            self.keep(_group([row], [found]), np.ones(1, dtype=bool))
+            self.keep(_group([row], [decoded]), np.ones(1, dtype=bool))
 
     def keep(self, group: Group, sound: NDArray[np.bool_]) -> None:
         """The sound records of a group."""
-        rows, like, n_atoms = group.rows[sound], group.like, group.numbers.shape[1]
+        rows = group.rows[sound]
+        like = group.like
+        n_atoms = group.numbers.shape[1]
         count = len(rows)
         if count == 0:
             return
@@ -265,8 +284,8 @@ def unusable_labels(reading: Reading) -> Iterator[tuple[str, str]]:
             yield quantity.name, f"{quantity.name} {UNKNOWN}"
 
 
-def _bits(found: Decoded) -> int:
-    s = found.structure
+def _bits(decoded: Decoded) -> int:
+    s = decoded.structure
     bits = sum(label_bit(quantity) for quantity in s.labels)
     bits |= FREE_MASK if s.free_atoms is not None else 0
     bits |= CHARGED if s.charged else 0

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.batch import FeatureSpec
+from dataloader import array_file
+from dataloader.array_file import Contents, Damaged
 from dataloader.cache_folder import cache_folder
 from dataloader.labels import LabelKeys
-from dataloader.lmdb_shards import array_file
-from dataloader.lmdb_shards.array_file import Contents, Damaged
+from dataloader.needs import FeatureSpec
 from dataloader.quantities import added
 
 FORMAT = 4  # 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests
 
 
 @dataclass(frozen=True)
-class Recipe:
+class IndexRecipe:
     """What an index depends on besides the file."""
 
     keys: LabelKeys
@@ -59,14 +59,19 @@ class ShardIndex:
     """
 
     def __init__(self, path: Path, place: Path | None, contents: Contents) -> None:
-        self.path, self.place, self.header = path, place, contents.header
+        self.path = path
+        self.place = place
+        self.header = contents.header
         arrays = self._arrays = contents.arrays
         self.keys, self.n_atoms, self.free_components = (arrays[n] for n in ("keys", "n_atoms", "free_components"))
-        self.labels, self.max_force = arrays["labels"], arrays["max_force"]
-        self.elements, self.heads = arrays["elements"], arrays["heads"]
+        self.labels = arrays["labels"]
+        self.max_force = arrays["max_force"]
+        self.elements = arrays["elements"]
+        self.heads = arrays["heads"]
         self.element_sets = arrays["element_sets"]
         self.head_names: list[str | None] = contents.header["heads"]
-        self.unusable_rows, self.unusable_kinds = arrays["unusable_rows"], arrays["unusable_kinds"]
+        self.unusable_rows = arrays["unusable_rows"]
+        self.unusable_kinds = arrays["unusable_kinds"]
         self.refused_rows = arrays["refused_rows"]
         self.unusable: list[tuple[str, str]] = [(quantity, reason) for quantity, reason in contents.header["unusable"]]
         self.faults: dict[str, tuple[int, list[str]]] = {k: (n, o) for k, (n, o) in contents.header["faults"].items()}
@@ -105,12 +110,12 @@ class ShardIndex:
 
     @property
     def sha256(self) -> str | None:
-        """Of the shard's file; None where nobody has asked for it."""
+        """The sha256 of the shard's file; None where nobody has asked for it."""
         kept = self.header["sha256"]
         return None if kept is None else str(kept)
 
     def keep_sha256(self, digest: str) -> None:
-        """From now on the index has it."""
+        """Put the sha256 of the shard's file into the index, also where it lies."""
         if self.header["sha256"] == digest:
             return
         self.header["sha256"] = digest
@@ -140,7 +145,7 @@ def digest_of(value: bytes) -> str:
     return hashlib.blake2b(value, digest_size=16).hexdigest()
 
 
-def places(path: Path, recipe: Recipe) -> list[Path]:
+def places(path: Path, recipe: IndexRecipe) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the user's cache folder."""
     ending = f"{recipe.digest()}.index"
     absolute = Path(os.path.realpath(path))
@@ -160,9 +165,7 @@ def write_whole(place: Path, header: Mapping[str, Any], columns: Mapping[str, Se
     Raises:
         OSError: it cannot be written; the work folder is gone, for one.
     """
-    work = workplace(place)
-    array_file.write(work / "whole", header, columns)
-    os.replace(work / "whole", place)
+    array_file.write(place, header, columns, made_in=workplace(place))
 
 
 def outdated(path: Path) -> list[Path]:

@@ -4,6 +4,10 @@ In a shard of plain dicts most rows of one length are the same bytes but for the
 pickle has no jumps: where all other bytes are equal, so are its opcodes, and the restricted reader would give the same
 record with these numbers in it. Which bytes are the numbers of which name is not assumed but found out with that reader
 itself, by changing them and looking at what has changed in the record.
+
+It makes the index of such a shard 4 to 6 times as fast, once per shard: 11,600 to 18,000 rows a second on one core in
+place of 2,900. That is worth its length from some 10⁷ rows of this one layout on; nothing else may depend on it, and
+without it (`Patterns.read` that gives all rows back) every index is the same.
 """
 
 import pickletools
@@ -14,16 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import record as record_names
-from dataloader.batch import FeatureSpec
+from dataloader import record_geometry
+from dataloader.errors import RowError
 from dataloader.labels import LabelError, LabelKeys
 from dataloader.lmdb_shards import restricted_pickle
 from dataloader.lmdb_shards.lmdb_record import Decoded, decode, fault_of, wanted_names
-from dataloader.lmdb_shards.restricted_pickle import RowError
 from dataloader.names import folded, states_unit
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MANY_ATOMS
 from dataloader.quantities import ENERGY, FORCES, STRESS
-from dataloader.record import HELD_NAME
+from dataloader.record_details import HELD_NAME, MOVABLE_NAME
 from dataloader.structure import MAX_LENGTH
 
 NUMBER_NAMES = ("atomic_numbers", "numbers", "z")
@@ -33,9 +37,13 @@ MOST_TRIES = 4  # for one length; where more are needed, rows are not similar
 MOST_LENGTHS = 256
 MOST_BYTES = 2**16  # longer rows are seldom as long as one another
 _OTHER_GEOMETRY = (
-    frozenset(map(folded, (*record_names.NUMBER_NAMES, *record_names.SPECIES_NAMES, *record_names.POSITION_NAMES)))
-    | frozenset(map(folded, (*record_names.LATTICE_NAMES, *record_names.NEAR_LATTICE_NAMES, *record_names.PBC_NAMES)))
-    | {HELD_NAME, record_names.MOVABLE_NAME}
+    frozenset(
+        map(folded, (*record_geometry.NUMBER_NAMES, *record_geometry.SPECIES_NAMES, *record_geometry.POSITION_NAMES))
+    )
+    | frozenset(
+        map(folded, (*record_geometry.LATTICE_NAMES, *record_geometry.NEAR_LATTICE_NAMES, *record_geometry.PBC_NAMES))
+    )
+    | {HELD_NAME, MOVABLE_NAME}
 )
 _PICKLE = b"\x80"
 _ARRAYS = frozenset({"SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"})
@@ -57,19 +65,20 @@ class Group(NamedTuple):
     free: NDArray[np.bool_] | None  # (m, n_atoms)
 
 
-def has_a_kind(found: Decoded) -> bool:
+def has_a_kind(decoded: Decoded) -> bool:
     """Whether a structure is looked at together with others: what a `Group` has no place for is as it mostly is."""
-    s = found.structure
+    s = decoded.structure
     unweighted = s.weight == 1.0 and not s.weights
     usual = all(name in (ENERGY.name, FORCES.name, STRESS.name) for name in s.labels)
-    return not found.reading.faults and unweighted and usual and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
+    return not decoded.reading.faults and unweighted and usual and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
 
 
 class Patterns:
     """Learns what rows have in common, and reads those that have it."""
 
     def __init__(self, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> None:
-        self.keys, self.features = keys, features
+        self.keys = keys
+        self.features = features
         self._known: dict[int, list[_Pattern | None]] = {}  # by the length of a row
 
     def read(self, values: Sequence[bytes]) -> tuple[list[Group], list[int]]:
@@ -83,8 +92,8 @@ class Patterns:
             known = self._known.get(length, [])
             if len(rows) >= WORTH_IT and 0 < length <= MOST_BYTES and (known or len(self._known) < MOST_LENGTHS):
                 self._known[length] = known
-                found, rows = self._read_block(known, values, np.array(rows))
-                groups += found
+                groups_of_length, rows = self._read_block(known, values, np.array(rows))
+                groups += groups_of_length
             others += rows
         return groups, sorted(others)
 
@@ -103,7 +112,8 @@ class Patterns:
                 fits = pattern.fits(block)
                 group, fits[fits] = pattern.group(block[fits], rows[fits])
                 groups.append(group)
-                block, rows = block[~fits], rows[~fits]
+                block = block[~fits]
+                rows = rows[~fits]
         return [group for group in groups if len(group.rows)], rows.tolist()
 
 
@@ -122,8 +132,12 @@ class _Pattern:
     def __init__(
         self, row: bytes, record: Mapping[str, Any], like: Decoded, holes: Mapping[str, _Hole], texts: Sequence[slice]
     ) -> None:
-        self.record, self.like, self.holes, self.texts = record, like, holes, texts
-        self.row, self.fixed = np.frombuffer(row, np.uint8), np.full(len(row), 0xFF, dtype=np.uint8)
+        self.record = record
+        self.like = like
+        self.holes = holes
+        self.texts = texts
+        self.row = np.frombuffer(row, np.uint8)
+        self.fixed = np.full(len(row), 0xFF, dtype=np.uint8)
         for place in [slice(hole.begin, hole.end) for hole in holes.values()] + list(texts):
             self.fixed[place] = 0
 
@@ -136,7 +150,8 @@ class _Pattern:
 
     def group(self, block: NDArray[np.uint8], rows: NDArray[np.intp]) -> tuple[Group, NDArray[np.bool_]]:
         """The structures of rows that fit, less those that `decode` might refuse; and which were taken."""
-        like, m = self.like.structure, len(block)
+        like = self.like.structure
+        m = len(block)
         energy_name, forces_name, stress_name = self.like.reading.names[:3]
         numbers = self._values(block, _present(self.record, NUMBER_NAMES)).reshape(m, -1)
         positions = self._values(block, _present(self.record, POSITION_NAMES)).reshape(m, -1, 3)
@@ -186,7 +201,8 @@ def _present(record: Mapping[str, Any], names: Sequence[str]) -> str:
 def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> _Pattern | None:
     """The pattern of a row; None where it cannot be read, or is of a kind that is read one by one."""
     try:
-        record, like = restricted_pickle.loads(row), decode(row, "", keys, features)
+        record = restricted_pickle.loads(row)
+        like = decode(row, "", keys, features)
     except (RowError, LabelError):
         return None
     wanted = wanted_names(keys, features, ())
@@ -204,10 +220,10 @@ def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> 
     holes: dict[str, _Hole] = {}
     texts: list[slice] = []
     for begin, end, opcode in _candidates(row):
-        found = _what_lies_there(row, record, begin, end, opcode)
-        if found is None or found[0] in read:
+        entry = _what_lies_there(row, record, begin, end, opcode)
+        if entry is None or entry[0] in read:
             continue
-        name, dtype, shape = found
+        name, dtype, shape = entry
         if dtype is None:
             texts.append(slice(begin, end))
         else:
@@ -260,9 +276,11 @@ def _what_lies_there(
     if len(different) != 1:
         return None
     (name,) = different
-    before, after = record[name], changed[name]
+    before = record[name]
+    after = changed[name]
     if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and opcode in _ARRAYS:
-        dtype, shape = before.dtype, before.shape
+        dtype = before.dtype
+        shape = before.shape
         if after.dtype != dtype or after.shape != shape or before.nbytes != len(there):
             return None
         as_read = [

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dataloader.structure import Structure
 
@@ -21,7 +23,7 @@ def fingerprint(structure: Structure) -> int:
 
 
 def hashed(data: bytes) -> int:
-    """64 bits."""
+    """A hash of some bytes as a number of 64 bits."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
@@ -32,21 +34,17 @@ def components(columns: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:
         (n,) the smallest row of each row's component.
     """
     n = len(columns[0])
-    parent = np.arange(n)
-    links = [_links(column) for column in columns]
-    pairs = np.concatenate(links) if links else np.zeros((0, 2), dtype=np.int64)
-    while True:  # labels fall along the links until nothing changes; chains are short
-        before = parent.copy()
-        low = np.minimum(parent[pairs[:, 0]], parent[pairs[:, 1]])
-        np.minimum.at(parent, pairs[:, 0], low)
-        np.minimum.at(parent, pairs[:, 1], low)
-        parent = parent[parent]
-        if (parent == before).all():
-            return parent
+    if n == 0:
+        return np.zeros(0, dtype=np.int64)
+    pairs = np.concatenate([_links(column) for column in columns])
+    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, labels = connected_components(graph, directed=False)
+    _, smallest_row = np.unique(labels, return_index=True)
+    return smallest_row[labels].astype(np.int64)
 
 
 def _links(column: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Each row with the first row of the same value."""
+    """Pairs (n_pairs, 2) of rows: the first row of a value, and each other row that has the value."""
     order = np.argsort(column, kind="stable")
     values = column[order]
     starts = np.concatenate([[True], values[1:] != values[:-1]]) if len(values) else np.zeros(0, dtype=bool)

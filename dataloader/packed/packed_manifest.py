@@ -25,13 +25,13 @@ class Manifest:
         """Files of the shards, in order."""
         return [self.folder / shard["file"] for shard in self.content["shards"]]
 
-    def compare(self, found: Sequence[str | None]) -> None:
+    def compare(self, digests: Sequence[str | None]) -> None:
         """Compare the sha256 of the shards, as their indexes have them, with those of the manifest.
 
         Raises:
             InputError: a shard is another than the one that was packed.
         """
-        for shard, digest in zip(self.content["shards"], found, strict=True):
+        for shard, digest in zip(self.content["shards"], digests, strict=True):
             if shard["sha256"] != digest:
                 raise InputError(
                     f"{self.folder / shard['file']} is not the shard that was packed: its sha256 is {digest}, "

@@ -32,7 +32,7 @@ def assign(
         belongs: (n,) component of each row.
         listed: rows that an ID file names for a split.
         shares: of the rest, for each split; they add up to one.
-        seed: of the order in which components are dealt out.
+        seed: of the order in which components are given to splits.
 
     Raises:
         InputError: two files name records that belong together.
@@ -57,11 +57,11 @@ def assign(
     if held.any():
         left_out["the same structure, identifier or group as a record of an ID file"] = np.nonzero(held)[0]
     free = (owner[belongs] == LEFT_OUT) & (split == LEFT_OUT)
-    _deal(split, belongs, free, names, shares, seed)
+    _split_free_rows(split, belongs, free, names, shares, seed)
     return Assignment(names, split, left_out)
 
 
-def _deal(
+def _split_free_rows(
     split: NDArray[np.int8],
     belongs: NDArray[np.int64],
     free: NDArray[np.bool_],
@@ -73,13 +73,13 @@ def _deal(
     rows = np.nonzero(free)[0]
     if not len(rows):
         return
-    found, numbers, sizes = np.unique(belongs[rows], return_inverse=True, return_counts=True)
-    order = np.random.default_rng([seed, 0]).permutation(len(found))
+    components, numbers, sizes = np.unique(belongs[rows], return_inverse=True, return_counts=True)
+    order = np.random.default_rng([seed, 0]).permutation(len(components))
     middle = np.cumsum(sizes[order]) - sizes[order] / 2
     ends = np.cumsum(list(shares.values())) * len(rows)
-    dealt = np.zeros(len(found), dtype=np.int64)
-    dealt[order] = np.minimum(np.searchsorted(ends, middle, side="left"), len(shares) - 1)
-    split[rows] = np.array([names.index(name) for name in shares], dtype=np.int8)[dealt][numbers]
+    number_of_share = np.zeros(len(components), dtype=np.int64)
+    number_of_share[order] = np.minimum(np.searchsorted(ends, middle, side="left"), len(shares) - 1)
+    split[rows] = np.array([names.index(name) for name in shares], dtype=np.int8)[number_of_share][numbers]
 
 
 def parse_shares(words: Sequence[str]) -> dict[str, float]:

@@ -13,11 +13,10 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from dataloader import input_files
+from dataloader import durable, input_files
 from dataloader.limits import ZIP_RECORDS
 from model_utils import plugins
 from model_utils.errors import InputError, NonFiniteError, VerificationError
-from model_utils.files import durable
 from model_utils.files.digest import digest, non_finite
 from model_utils.files.pickle_walk import Walk, is_called
 from model_utils.files.sharing import refuse_unfolding

@@ -1,7 +1,5 @@
 """One writer per run: lock files beside what it writes, held by the kernel, so that a dead holder's are free."""
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -10,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from dataloader import durable, file_lock
 from dataloader.errors import InputError
-from model_utils.files import durable
+from dataloader.file_lock import Lock
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.outputs import Outputs
 from model_utils.runtime import log
@@ -103,12 +102,9 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float) -> in
             descriptor = os.open(path.name, flags, 0o644, dir_fd=folder.descriptor)
         except OSError as error:
             raise _cannot_write(path, error) from None
-        holder, free = _read(descriptor), False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except OSError as error:
-            free = error.errno not in (errno.EWOULDBLOCK, errno.EACCES) and _is_stale(holder)
+        holder = _read(descriptor)
+        lock = file_lock.ask(descriptor)
+        free = lock is Lock.OURS or (lock is Lock.NONE and _is_stale(holder))
         if free and _still_there(descriptor, folder, path.name):
             if holder and place == path.parent:  # once for a run
                 log.info("the lock of %s is stale and taken over", _words(holder))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dataloader.batch import FeatureSpec
+from dataloader.needs import FeatureSpec
 from model_utils.models.schema import MAX_CHANNELS, SHARED_RULES, ModelDescription, PerHead, Rule, Size
 
 MAX_WEIGHTS = 10**9  # 4 GB in single precision; Adam and its gradients take five times that

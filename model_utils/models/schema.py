@@ -14,8 +14,8 @@ from ase.data import atomic_numbers as number_of_symbol
 from ase.data import chemical_symbols
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from dataloader.batch import FeatureSpec, ModelFacts
 from dataloader.errors import InputError
+from dataloader.needs import FeatureSpec, ModelFacts
 
 MAX_CHANNELS = 4096
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from dataloader.batch import Batch
+from dataloader.batching import Budget
 from dataloader.dataset import Dataset
 from dataloader.loader import EpochBatches, Loader
-from dataloader.packing import Budget
 from losses import LOSSES, SHAPES, Loss, LossSettings, Term
 from model_utils import model_loader
 from model_utils.errors import InputError

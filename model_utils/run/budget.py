@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from dataloader.batch import Batch
+from dataloader.batching import Budget, epoch_order, pack
 from dataloader.dataset import Dataset
-from dataloader.packing import Budget, epoch_order, pack
-from dataloader.progress import Progress
+from dataloader.progress import ProgressBar
 from model_utils.run import memory
 from model_utils.runtime import log
 
@@ -41,7 +41,7 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
     allowed = SHARE[device.type] * memory.free(device)
     began = time.monotonic()
     edges = max(FIRST_PROBE, smallest)
-    with memory.naming(dataset.names), Progress("what the memory holds", unit="trial batches") as progress:
+    with memory.naming(dataset.names), ProgressBar("what the memory holds", unit="trial batches") as progress:
         while True:
             batch = _first_batch(dataset, order, n_edges, edges, structures)
             before = memory.peak(device, since_now=True)  # what earlier steps left behind is not of this one

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from dataloader.batching import epoch_order
 from dataloader.dataset import OF_HEAD, Dataset
-from dataloader.packing import epoch_order
 from losses import Loss, Metrics
 from model_utils import model_loader
 from model_utils.errors import SaveError

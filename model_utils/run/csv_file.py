@@ -5,10 +5,9 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from dataloader import streams
+from dataloader import durable, streams
 from dataloader.quantities import QUANTITIES
 from losses import Metrics, error_names
-from model_utils.files import durable
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 
 Row = dict[str, str]

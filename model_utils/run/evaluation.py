@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from dataloader.batch import Batch
+from dataloader.batching import Budget
 from dataloader.dataset import Dataset
 from dataloader.loader import Loader, Plan, evaluation_plan
-from dataloader.packing import Budget
-from dataloader.progress import Progress
+from dataloader.progress import ProgressBar
 from losses import Loss, Metrics, Prediction, error_sums, metrics, no_sums
 from model_utils.errors import NonFiniteError
 from model_utils.models.network import Network, Parameters, predict
@@ -114,7 +114,7 @@ class Evaluator:
         Raises:
             NonFiniteError: naming the structures of the first batch whose errors are no numbers.
         """
-        with Progress(self.what, len(self.data.dataset)) as progress, naming(self.data.dataset.names):
+        with ProgressBar(self.what, len(self.data.dataset)) as progress, naming(self.data.dataset.names):
 
             def watched(plan: Plan) -> Iterator[Batch]:
                 for batch in self.watch(self.data.loader.batches(plan)):

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from model_utils.files import durable
-from model_utils.files.durable import NotWritten
+from dataloader import durable
+from dataloader.durable import NotWritten
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.runtime import log
 

@@ -10,13 +10,13 @@ import torch
 from ase.data import atomic_numbers as number_of_symbol
 
 from dataloader import atomic_energies
-from dataloader.batch import ModelFacts
 from dataloader.data_file import Census, Source, SourceSpec
 from dataloader.dataset import Dataset, sample, split
 from dataloader.errors import InputError
 from dataloader.filters import Filters
 from dataloader.formats import format_of
 from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds, key_flag, name_of
+from dataloader.needs import ModelFacts
 from dataloader.quantities import QUANTITIES, STRESS
 from dataloader.record import EVERYTHING, Keep
 from dataloader.sources import open_sources

@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 from ase.io import write as write_ase
 
+from dataloader import durable
 from dataloader.batch import Batch
 from dataloader.data_file import SourceSpec
 from dataloader.dataset import Dataset
@@ -21,7 +22,6 @@ from dataloader.labels import TO_PREDICT
 from dataloader.sources import open_sources
 from losses import Loss, Prediction
 from model_utils import model_loader, runtime
-from model_utils.files import durable
 from model_utils.files.checkpoint import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel

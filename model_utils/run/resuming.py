@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from dataloader import input_files
+from dataloader import durable, input_files
 from model_utils import runtime
 from model_utils.errors import InputError, VerificationError
-from model_utils.files import checkpoint, durable
+from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, damaged, is_previous, real
 from model_utils.models.versions import code_version

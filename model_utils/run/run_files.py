@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from dataloader import durable
 from dataloader.errors import is_away
 from losses import Loss, Metrics
 from model_utils.errors import SaveError, VerificationError
-from model_utils.files import durable
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models.network import Network, Parameters

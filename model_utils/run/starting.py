@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from dataloader import durable
 from dataloader.errors import InputError
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import VerificationError
-from model_utils.files import durable, run_lock
+from model_utils.files import run_lock
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, checkpoints_in, real
 from model_utils.models.architecture import opens_in_mace

@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from ase.io import write as write_ase
 from numpy.typing import NDArray
 
+from dataloader import durable
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.frames import LABEL, PREDICTION, bare_atoms, put
@@ -21,7 +22,6 @@ from dataloader.quantities import ENERGY, FORCES
 from dataloader.streams import printable
 from dataloader.structure import LabelValue
 from losses import Prediction
-from model_utils.files import durable
 from model_utils.run.predictions import of_structure, with_references
 
 SMALL_SET = 10  # structures; up to here each one's errors are printed

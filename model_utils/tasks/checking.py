@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import parallel
+from dataloader import durable, parallel
 from dataloader.data_check import energies, labels, looking, references, repeats, scales, work
 from dataloader.data_check.looking import Finding, Looked, Set
 from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
-from dataloader.progress import Progress
+from dataloader.progress import ProgressBar
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
-from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, specs_of
@@ -141,7 +140,7 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
     slices = [_Slice(places[begin : begin + ROWS_AT_ONCE]) for begin in range(0, len(places), ROWS_AT_ONCE)]
     parts: dict[int, tuple[list[Looked], NDArray[np.uint16]]] = {}
     look = partial(_look, sources=sources, r_max=r_max, max_neighbors=options.data.filters.max_neighbors)
-    with Progress(f"check {name}", len(places)) as bar:
+    with ProgressBar(f"check {name}", len(places)) as bar:
         for number, part in parallel.in_children(look, slices):
             parts[number] = part
             bar.update(len(part[0]))

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataloader import input_files
+from dataloader import durable, input_files
 from dataloader.batch import Batch, collate
 from dataloader.neighbors import build_graph
 from dataloader.quantities import ENERGY, FORCES
 from dataloader.structure import Structure
 from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
-from model_utils.files import checkpoint, durable
+from model_utils.files import checkpoint
 from model_utils.files.outputs import sidecar
 from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json

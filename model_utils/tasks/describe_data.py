@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from dataloader import plain_json, progress
+from dataloader import durable, plain_json, progress
 from dataloader.atomic_energies import impossible, shown
+from dataloader.batching import epoch_order
 from dataloader.data_file import Census, Source
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
-from dataloader.packing import epoch_order
 from dataloader.sources import open_sources, stream
 from dataloader.statistics import DataSums, HeadSums, Scaling, collect, reference_energies, scale_and_shift
 from dataloader.structure import Structure, symbols
-from model_utils.files import durable
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.run.open_data import filters_of, numbers_of, specs_of

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from dataloader import durable
 from dataloader.errors import InputError
 from losses import Loss, Metrics, Term
-from model_utils.files import durable
 from model_utils.model_loader import LoadedModel
 from model_utils.run.error_table import table
 from model_utils.runtime import dtype_name, log

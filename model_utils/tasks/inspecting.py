@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataloader import input_files
+from dataloader import durable, input_files
 from dataloader.errors import InputError
 from dataloader.structure import symbols
 from model_utils import model_loader
 from model_utils.errors import VerificationError
-from model_utils.files import durable
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.architecture import build_module

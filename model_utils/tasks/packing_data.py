@@ -8,7 +8,7 @@ from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
 from dataloader.packed import packed_manifest, shard_writer
-from dataloader.packed.shard_writer import Recipe
+from dataloader.packed.recipe import PackingRecipe
 from dataloader.packed.splitting import parse_shares
 from dataloader.sources import open_sources
 from model_utils.run.open_data import describe_source, filters_of
@@ -41,14 +41,14 @@ def pack(options: PackOptions) -> None:
     log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
 
 
-def _recipe(options: PackOptions) -> Recipe:
+def _recipe(options: PackOptions) -> PackingRecipe:
     """How the structures are to be split and written, with the identifiers of the sets that are fixed."""
     listed = {
         split: _ids(path, split)
         for split, path in (("valid", options.valid_ids), ("test", options.test_ids))
         if path is not None
     }
-    return Recipe(
+    return PackingRecipe(
         rows_per_shard=options.rows_per_shard,
         r_max=options.r_max,
         max_neighbors=options.filters.max_neighbors,
@@ -75,7 +75,7 @@ def _sources(options: PackOptions) -> list[Source]:
     )
 
 
-def _flags(folder: Path, recipe: Recipe) -> str:
+def _flags(folder: Path, recipe: PackingRecipe) -> str:
     """The flags that read what was packed: of each part where it was split."""
     parts = tuple(dict.fromkeys([*recipe.shares, *recipe.listed]))
     written = [name for name in parts if (folder / name / packed_manifest.NAME).is_file()]

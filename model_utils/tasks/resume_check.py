@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from dataloader.progress import Progress
+from dataloader.progress import ProgressBar
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
@@ -96,7 +96,7 @@ def _settings(options: VerifyResumeOptions) -> dict[str, Any]:
 def _run(command: Sequence[str], outputs: Outputs, steps: int) -> None:
     """A run to its end, with progress by what it records."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with Progress(outputs.checkpoint.parent.name, steps, "steps") as progress:
+    with ProgressBar(outputs.checkpoint.parent.name, steps, "steps") as progress:
         while True:
             with suppress(subprocess.TimeoutExpired):
                 out, err = process.communicate(timeout=1.0)
@@ -110,7 +110,7 @@ def _run_and_kill(command: Sequence[str], outputs: Outputs, at: int) -> int:
     """Start a run and kill it once its records reach a step; returns the step."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        with Progress(outputs.checkpoint.parent.name, at, "steps") as progress:
+        with ProgressBar(outputs.checkpoint.parent.name, at, "steps") as progress:
             while process.poll() is None:
                 step = _steps_recorded(outputs.metrics)
                 progress.update(step - progress.done)

@@ -21,16 +21,16 @@ from lmdb_material import ase_row, dict_row, in_child, labelled, put, write_dict
 
 from conftest import HANGING, ROOT
 from dataloader import parallel
-from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
-from dataloader.errors import InputError
+from dataloader.errors import InputError, RowError
 from dataloader.labels import TO_TRAIN, LabelError, LabelKeys
-from dataloader.lmdb_shards import index_building, lmdb_source, packed_rows
+from dataloader.lmdb_shards import index_building, lmdb_source
 from dataloader.lmdb_shards.lmdb_record import decode, fault_of, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
-from dataloader.lmdb_shards.restricted_pickle import RowError
-from dataloader.lmdb_shards.shard_index import Recipe, places
+from dataloader.lmdb_shards.shard_index import IndexRecipe, places
 from dataloader.loader import Loader
+from dataloader.needs import ModelFacts
+from dataloader.packed import packed_rows
 from dataloader.structure import Structure
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
@@ -174,7 +174,7 @@ def test_mutated_files_end_no_process(verify: bool, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_dicts(tmp_path / "some.lmdb", labelled(60))
     content, rng = path.read_bytes(), random.Random(2)
-    index = places(path, Recipe(LabelKeys()))[0]
+    index = places(path, IndexRecipe(LabelKeys()))[0]
     assert everything(path, verify=True) == 0
     kept = index.read_bytes()
     codes = []
@@ -260,7 +260,7 @@ def test_a_process_ends_with_workers_at_hand(tmp_path: Path) -> None:
     code = (
         "import sys, torch, numpy as np\n"
         "from pathlib import Path\n"
-        "from dataloader.batch import ModelFacts\n"
+        "from dataloader.needs import ModelFacts\n"
         "from dataloader.dataset import Dataset\n"
         "from dataloader.labels import TO_TRAIN, LabelKeys\n"
         "from dataloader.lmdb_shards.lmdb_source import LmdbSource\n"

@@ -14,7 +14,7 @@ import lmdb
 import pytest
 
 from dataloader.errors import InputError
-from dataloader.lmdb_shards.lmdb_file import LmdbFile, shards_of
+from dataloader.lmdb_file import LmdbFile, shards_of
 
 N_SAMPLES = 12
 

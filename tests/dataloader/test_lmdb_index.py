@@ -19,19 +19,19 @@ import pytest
 from lmdb_material import dict_row, labelled, put, write_dicts
 
 from conftest import HANGING, ROOT, living, wait_until
-from dataloader import parallel
-from dataloader.batch import ModelFacts
+from dataloader import array_file, parallel
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
-from dataloader.lmdb_shards import array_file, index_building
+from dataloader.lmdb_shards import index_building
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
-from dataloader.lmdb_shards.shard_index import Recipe, places
+from dataloader.lmdb_shards.shard_index import IndexRecipe, places
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
-RECIPE = Recipe(LabelKeys())
+RECIPE = IndexRecipe(LabelKeys())
 N = 60
 
 
@@ -59,7 +59,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     reading, writing = os.pipe()
     index_rows = index_building.index_rows
 
-    def count(file: Path, keys: Any, recipe: Recipe) -> Any:
+    def count(file: Path, keys: Any, recipe: IndexRecipe) -> Any:
         os.write(writing, len(keys).to_bytes(4, "little"))
         return index_rows(file, keys, recipe)
 
@@ -352,7 +352,7 @@ def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest
     places(path, RECIPE)[0].unlink()
     index_part = index_building._index_part
 
-    def failing(part: Any, recipe: Recipe) -> None:
+    def failing(part: Any, recipe: IndexRecipe) -> None:
         if part.begin >= 42:
             wait_until(lambda: len(parts_made(part.file.parent)) == 6, "the parts before")
             raise InputError("the disk fell off")
@@ -378,7 +378,8 @@ def parts_made(work: Path) -> list[Path]:
 KILLED = """  # three parts are made, on the others it works until it is killed
 import sys, time
 from pathlib import Path
-from dataloader.lmdb_shards import array_file, index_building, lmdb_index
+from dataloader import array_file
+from dataloader.lmdb_shards import index_building, lmdb_index
 from dataloader.labels import LabelKeys
 index_building.KEPT_FROM, index_building.MIN_PART = 10, 7
 index_part = index_building._index_part
@@ -387,7 +388,7 @@ def without_end(part, recipe):
         time.sleep(3600)
     index_part(part, recipe)
 index_building._index_part = without_end
-lmdb_index.open_indexes([Path(sys.argv[1])], lmdb_index.Recipe(LabelKeys()))
+lmdb_index.open_indexes([Path(sys.argv[1])], lmdb_index.IndexRecipe(LabelKeys()))
 """
 
 

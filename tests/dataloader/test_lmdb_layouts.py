@@ -13,13 +13,12 @@ import pytest
 from ase.io import read
 from lmdb_material import ase_row, dict_row, labelled, put, raw_row, write_ase, write_dicts
 
-from dataloader.batch import FeatureSpec
-from dataloader.errors import InputError
+from dataloader.errors import InputError, RowError
 from dataloader.labels import TO_EVALUATE, TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import ase_rows
 from dataloader.lmdb_shards.lmdb_record import ASE, DICTS, PYG_1, record_of
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
-from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.needs import FeatureSpec
 
 CHARGE = FeatureSpec(name="total_charge", per_atom=False, classes=(-10, 10))
 

@@ -16,12 +16,12 @@ from lmdb_material import dict_row, labelled, put
 
 from conftest import ROOT, living, wait_until
 from dataloader import pack
-from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards.lmdb_record import PACKED
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
 from dataloader.packed.duplicates import components, fingerprint
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dataloader.batch import ModelFacts, Parcel, collate
+from dataloader.batch import BatchBuffer, collate
+from dataloader.batching import Budget, Share, epoch_order, mixed_order, pack, refuse_oversized
 from dataloader.errors import InputError
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
-from dataloader.packing import Budget, Share, epoch_order, mixed_order, pack, refuse_oversized
 from dataloader.structure import Structure
 
 
@@ -79,7 +80,7 @@ def test_a_parcel_gives_its_batch_back() -> None:
         graphs = [build_graph(s, 3.0) for s in structures]
         numbers = range(len(structures))
         batch = collate(structures, graphs, numbers, facts, torch.float32, free_atoms_only=True)
-        found = Parcel(batch).batch()
+        found = BatchBuffer(batch).batch()
         assert (found.rows, found.index) == (batch.rows, batch.index)
         assert found.labels.keys() == batch.labels.keys()
         pairs = [(getattr(found, field.name), getattr(batch, field.name)) for field in fields(batch)]

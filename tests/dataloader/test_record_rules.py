@@ -28,14 +28,14 @@ from record_files import (
     write_xyz,
 )
 
-from dataloader.batch import FeatureSpec
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.filters import Filters
 from dataloader.labels import TO_EVALUATE, TO_PREDICT, TO_TRAIN, LabelKeys, LabelNeeds
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
+from dataloader.needs import FeatureSpec
 from dataloader.neighbors import build_graph
-from dataloader.packed.shard_writer import Recipe, pack
+from dataloader.packed.shard_writer import PackingRecipe, pack
 from dataloader.record import EVERYTHING
 from dataloader.sources import Source, SourceSpec, open_sources
 from dataloader.units import UnitError, factor_to_ours, stated_quantity
@@ -570,7 +570,7 @@ def test_a_packed_record_means_what_it_meant(tmp_path: Path) -> None:
     path = write_xyz(tmp_path / "some.xyz", [theirs])
     keep = Filters(charges="keep")
     sources = open_sources([SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, max_dropped=0.0, filters=keep)
-    recipe = Recipe(
+    recipe = PackingRecipe(
         rows_per_shard=10,
         r_max=None,
         max_neighbors=500,
@@ -670,7 +670,7 @@ def test_a_graph_is_that_of_the_units(tmp_path: Path) -> None:
 
 
 def test_a_dataset_counts_what_is_labelled(tmp_path: Path) -> None:
-    from dataloader.batch import ModelFacts
+    from dataloader.needs import ModelFacts
 
     facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((0.0, 0.0),), r_max=3.0)
     path = write_xyz(tmp_path / "some.xyz", [record(), record(forces=None), record(energy=None)])

@@ -24,8 +24,9 @@ import lmdb
 import numpy as np
 import pytest
 
+from dataloader.errors import RowError
 from dataloader.lmdb_shards import pickle_stand_ins
-from dataloader.lmdb_shards.restricted_pickle import RowError, TorchGeometricData, loads
+from dataloader.lmdb_shards.restricted_pickle import TorchGeometricData, loads
 
 ROOT = Path(__file__).resolve().parents[2]
 HANGING = 1200.0  # s, as in conftest.py, which imports more than a child of this file may

@@ -36,10 +36,10 @@ from record_files import (
 )
 
 from conftest import HANGING, TINY
-from dataloader.batch import ModelFacts
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE, LabelKeys, find_labels
+from dataloader.needs import ModelFacts
 
 FACTS = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
 

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from conftest import TINY, pausing, wait_until
+from dataloader import durable
 from losses import Loss, metrics, sum_names
 from model_utils import model_loader, runtime, train_mace
 from model_utils.errors import SaveError
-from model_utils.files import checkpoint, durable
+from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json

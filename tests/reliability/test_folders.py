@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from conftest import HANGING, pausing, wait_until
+from dataloader import durable
 from model_utils import finetune, resume, train_mace
 from model_utils.errors import InputError
-from model_utils.files import durable, run_lock
+from model_utils.files import run_lock
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.outputs import Outputs
 from model_utils.run.run_files import RunFiles

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from conftest import HANGING, living, wait_until
+from dataloader import durable
 from model_utils import train_mace
-from model_utils.files import checkpoint, durable
+from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.run import evaluation, fit, interruption, open_data, run_files
 from model_utils.run.run_files import RunFiles

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conftest import waters
-from dataloader.batch import Batch, ModelFacts, collate
+from dataloader.batch import Batch, collate
+from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from losses import Loss, Metrics, metrics

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 
+from dataloader import durable
 from model_utils.runtime import log
 
 _MAX_SEAL = 2**20  # bytes
@@ -81,16 +82,7 @@ def seal(seal_file: Path, names: Sequence[str]) -> None:
         with _own(path) as file:
             os.fsync(file.fileno())
             lines.append(_line(hashlib.file_digest(file, "sha256").hexdigest(), name))
-    temporary = seal_file.with_name(f"{seal_file.name}.{os.getpid()}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as text:
-            text.write("".join(lines))
-            text.flush()
-            os.fsync(text.fileno())
-        os.replace(temporary, seal_file)
-        _sync(seal_file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    durable.write_text(seal_file, "".join(lines))
 
 
 def keep(built: Path, place: Path) -> None:
@@ -149,11 +141,3 @@ def _own(path: Path) -> Iterator[BufferedReader]:
 def _close(path: Path) -> None:
     """Nobody else may write it, whatever the umask was."""
     path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OTHERS_WRITE)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""A value for every row where few values are different: each is stored once, a row costs a small number."""
+"""Dictionary encoding: a value for every row where few differ. Each is stored once, a row costs a small number."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ class Elements:
     @classmethod
     def of(cls, sets: Iterable[frozenset[int]]) -> "Elements":
         """From the sets of all rows."""
-        found = Lookup.of(sets)
-        bits = [element_bits(values) for values in found.values]
-        return cls(found.ids, np.array(bits, dtype=np.uint64).reshape(-1, 2))
+        distinct = Lookup.of(sets)
+        bits = [element_bits(values) for values in distinct.values]
+        return cls(distinct.ids, np.array(bits, dtype=np.uint64).reshape(-1, 2))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,4 +1,7 @@
-"""Write files so that a kill or a power failure leaves the old one or the new one, never a piece."""
+"""Write files so that a kill or a power failure leaves the old one or the new one, never a piece.
+
+Every file that is written as a whole is written here: weights, tables, JSON, indexes, shards of packed data.
+"""
 
 import errno
 import hashlib
@@ -8,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, BinaryIO, TextIO
 
 LONGEST_IN_TEMPORARY = 100  # bytes of a file's name that are repeated in that of its temporary file
 
@@ -18,7 +21,8 @@ class NotWritten(OSError):
 
     def __init__(self, path: Path, size: int, cause: OSError) -> None:
         super().__init__(cause.errno, cause.strerror or str(cause), str(path))
-        self.path, self.size = path, size
+        self.path = path
+        self.size = size
 
     def __str__(self) -> str:
         return f"cannot write {self.path}: {self.strerror}; {self.size} bytes needed, {_free(self.path.parent)} free"
@@ -64,29 +68,83 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def text_stream(path: Path) -> Iterator[TextIO]:
-    """Text that is written bit by bit and gets its name when all of it is on the disk.
+def text_stream(path: Path, *, made_in: Path | None = None) -> Iterator[TextIO]:
+    """Text, in UTF-8, that is written bit by bit and gets its name when all of it is on the disk.
+
+    Args:
+        path: the file.
+        made_in: folder of the same file system where the file lies until it is whole; that of ``path`` where none is
+            given. After a kill its piece lies there.
 
     Raises:
         NotWritten: what stood there before is untouched.
     """
-    temporary, written = _temporary(path).name, 0
+    with _stream(path, made_in or path.parent, "w", encoding="utf-8") as stream:
+        yield stream
+
+
+@contextmanager
+def byte_stream(path: Path, *, made_in: Path | None = None) -> Iterator[BinaryIO]:
+    """Bytes that are written piece by piece, never all in memory, and get their name when all are on the disk.
+
+    Args:
+        path: the file.
+        made_in: folder of the same file system where the file lies until it is whole; that of ``path`` where none is
+            given. After a kill its piece lies there.
+
+    Raises:
+        NotWritten: what stood there before is untouched.
+    """
+    with _stream(path, made_in or path.parent, "wb") as stream:
+        yield stream
+
+
+def give_name(made: Path, path: Path) -> None:
+    """Bring a file to the disk that a library wrote by itself, and then give it its name.
+
+    Args:
+        made: the file, on the file system of ``path``.
+        path: its name from now on; a file that has it is replaced.
+
+    Raises:
+        NotWritten: what stood there before is untouched, or, where only the last step failed, replaced.
+    """
+    size = 0
     try:
-        with _directory(path.parent) as directory, _removed_at_last(temporary, directory):
-            with open(_new(temporary, directory), "w", encoding="utf-8") as stream:
-                yield stream
-                stream.flush()
-                written = stream.tell()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        with _directory(path.parent) as directory:
+            os.replace(made, path.name, dst_dir_fd=directory)
             os.fsync(directory)
     except OSError as error:
-        raise NotWritten(path, written, error) from None
+        raise NotWritten(path, size, error) from None
 
 
 def temporary_files(folder: Path) -> Iterator[Path]:
     """Files of writes on this machine that are under way, or were when their process was killed; …PID.tmp."""
     return folder.glob(f".*.{socket.gethostname()}.*.tmp")
+
+
+@contextmanager
+def _stream(path: Path, made_in: Path, mode: str, encoding: str | None = None) -> Iterator[Any]:
+    temporary = _temporary(path).name
+    size = 0
+    try:
+        with (
+            _directory(path.parent) as directory,
+            _directory(made_in) as workshop,
+            _removed_at_last(temporary, workshop),
+        ):
+            with open(_new(temporary, workshop), mode, encoding=encoding) as stream:
+                yield stream
+                stream.flush()
+                size = stream.tell()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path.name, src_dir_fd=workshop, dst_dir_fd=directory)
+            os.fsync(directory)
+    except OSError as error:
+        raise NotWritten(path, size, error) from None
 
 
 def _temporary(path: Path) -> Path:

@@ -23,7 +23,8 @@ _OPEN: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDi
 _MAGIC = struct.pack("=I", 0xBEEFC0DE)
 # page header, magic, version, …, page size, …, entries of the main database, its root, last page, transaction
 _META = struct.Struct("=16x4sI16xI76xQ8xQQ")
-_MIN_PAGE, _MAX_PAGE = 256, 65536
+_MIN_PAGE = 256
+_MAX_PAGE = 65536
 
 _OTHER_FILES = {
     b"version https://git-lfs": "a git-lfs pointer; fetch the file itself with `git lfs pull`",
@@ -45,7 +46,8 @@ class LmdbFile:
 
     def __init__(self, path: Path | str, *, in_order: bool = False) -> None:
         """``in_order``: records are read one after another, so that pages are fetched ahead; else at random."""
-        self.path, self.in_order = Path(path), in_order
+        self.path = Path(path)
+        self.in_order = in_order
         self._environment: lmdb.Environment | None = None
         self._pid = 0
         self._n_samples: int | None = None
@@ -122,7 +124,8 @@ class LmdbFile:
     def _open(self) -> lmdb.Environment:
         """The environment of this process."""
         if self._environment is None or self._pid != os.getpid():
-            self._environment, self._pid = _environment(self.path, self.in_order), os.getpid()
+            self._environment = _environment(self.path, self.in_order)
+            self._pid = os.getpid()
         return self._environment
 
     @contextmanager
@@ -175,10 +178,10 @@ def shards_of(path: Path) -> list[Path]:
         InputError: there are none.
     """
     if not path.exists() and any(character in str(path) for character in "*?["):
-        found = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
-        if not found:
+        shards = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
+        if not shards:
             raise InputError(f"{path} matches no file; expected a pattern for LMDBs")
-        return found
+        return shards
     if path.is_dir() and not (path / "data.mdb").is_file():
         named = sorted(entry for entry in path.iterdir() if entry.suffix in SHARD_ENDINGS)
         for entry in named:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import plain_json
-from dataloader.lmdb_shards.restricted_pickle import RowError
+from dataloader.errors import RowError
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS
 from dataloader.structure import Edges, Structure
 
@@ -125,7 +125,8 @@ class _Cursor:
     """Arrays one after another out of a row; each owns its memory."""
 
     def __init__(self, data: bytes, position: int) -> None:
-        self.data, self.position = data, position
+        self.data = data
+        self.position = position
 
     def take(self, dtype: str, *shape: int) -> NDArray[Any]:
         count = int(np.prod(shape, dtype=object))

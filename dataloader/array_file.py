@@ -17,9 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import input_files, plain_json
+from dataloader import durable, input_files, plain_json
 from dataloader.limits import ARRAY_AXES
-from dataloader.work_folder import own_name
 
 _MAGIC = b"mace-pretrain arrays 2\n"
 _MAGIC_1 = b"mace-pretrain arrays 1\n"  # had no digests
@@ -29,8 +28,6 @@ _ALIGNMENT = 64
 _MAX_HEADER = 64 * 2**20
 _KINDS = "biufS"
 MAX_KIND = 16  # letters of a dtype
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 class Contents(NamedTuple):
@@ -46,38 +43,41 @@ class Damaged(Exception):
     """The file is not one of these, or not whole; whoever made it makes it again."""
 
 
-def write(path: Path, header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> None:
-    """Write a file under a temporary name, bring it to disk, and give it its name.
+def write(
+    path: Path,
+    header: Mapping[str, Any],
+    columns: Mapping[str, Sequence[NDArray[Any]]],
+    *,
+    made_in: Path | None = None,
+) -> None:
+    """Write a file, which gets its name when all of it is on the disk.
 
     Args:
         path: where.
         header: plain JSON.
         columns: pieces of each array, which are laid end to end; all of one dtype.
+        made_in: folder where the file lies until it is whole; that of ``path`` where none is given.
 
     Raises:
-        OSError: it cannot be written.
+        NotWritten: an OSError: it cannot be written; what stood there before is untouched.
     """
-    temporary = own_name(path)
-    try:
-        with temporary.open("wb") as file:
-            for piece in _pieces(header, columns):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable.byte_stream(path, made_in=made_in) as file:
+        for piece in _pieces(header, columns):
+            file.write(piece)
 
 
 def encoded(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> bytes:
-    """The same as bytes."""
+    """A whole file of arrays as bytes, for what is sent to another process and not kept."""
     return b"".join(_pieces(header, columns))
 
 
 def _pieces(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> Iterable[bytes]:
-    layout, position = [], 0
+    layout = []
+    position = 0
     for name, pieces in columns.items():
-        count, first, digest = sum(map(len, pieces)), pieces[0], 0
+        count = sum(map(len, pieces))
+        first = pieces[0]
+        digest = 0
         for piece in pieces:
             digest = zlib.crc32(_stored(piece).data, digest)
         layout.append([name, first.dtype.newbyteorder("<").str, [count, *first.shape[1:]], position, digest])
@@ -92,7 +92,7 @@ def _pieces(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[An
 
 
 def _stored(piece: NDArray[Any]) -> NDArray[Any]:
-    """As its bytes lie in the file."""
+    """An array with its bytes as they lie in the file: contiguous and little-endian."""
     return np.ascontiguousarray(piece, dtype=piece.dtype.newbyteorder("<"))
 
 
@@ -142,7 +142,7 @@ def _mapped(file: BinaryIO) -> mmap.mmap:
 
 
 def decoded(data: bytes | mmap.mmap, name: str) -> Contents:
-    """The same as ``look`` gives, from bytes.
+    """A file of arrays from its bytes; the arrays are views of them, and only the header is checked.
 
     Raises:
         Damaged: they are not what ``encoded`` gives.
@@ -155,7 +155,8 @@ def decoded(data: bytes | mmap.mmap, name: str) -> Contents:
         for array_name, kind, shape, position, *digest in content["arrays"]:
             if len(shape) > ARRAY_AXES or not isinstance(kind, str) or len(kind) > MAX_KIND:
                 raise Damaged(f"{name} holds an array of an unknown form")
-            dtype, count = np.dtype(kind), int(np.prod(shape, dtype=object))
+            dtype = np.dtype(kind)
+            count = int(np.prod(shape, dtype=object))
             if dtype.kind not in _KINDS or min([position, *shape]) < 0:
                 raise Damaged(f"{name} holds an array of {kind}")
             if begin + position + count * dtype.itemsize > len(data):

@@ -51,8 +51,10 @@ def mixed_order(rows: NDArray[np.int64], shares: Sequence[Share], seed: int, epo
     """
     taken = [rows]
     for k, share in enumerate(shares):
-        n, begin = len(share.rows), epoch * share.taken
-        first, last = begin // n, (begin + share.taken - 1) // n
+        n = len(share.rows)
+        begin = epoch * share.taken
+        first = begin // n
+        last = (begin + share.taken - 1) // n
         passes = [np.random.default_rng([seed, k, i, SHARES]).permutation(n) for i in range(first, last + 1)]
         taken.append(share.rows[np.concatenate(passes)[begin - first * n :][: share.taken]])
     members = np.concatenate(taken)
@@ -61,7 +63,7 @@ def mixed_order(rows: NDArray[np.int64], shares: Sequence[Share], seed: int, epo
 
 def pack(
     order: NDArray[np.int64], n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget
-) -> "Batches":
+) -> "PlannedBatches":
     """Cut an order into batches: each takes structures until the next one would break the budget.
 
     Args:
@@ -72,10 +74,11 @@ def pack(
     """
     if budget.atoms is None and budget.edges is None:
         size = budget.structures or max(len(order), 1)
-        return Batches(order, np.arange(0, len(order), size))
+        return PlannedBatches(order, np.arange(0, len(order), size))
     totals = [np.cumsum(np.asarray(sizes, dtype=np.int64)[order]) for sizes in (n_atoms, n_edges) if sizes is not None]
     limits = [limit for limit, sizes in ((budget.atoms, n_atoms), (budget.edges, n_edges)) if sizes is not None]
-    starts, start = [], 0
+    starts = []
+    start = 0
     while start < len(order):
         starts.append(start)
         ends = [start + budget.structures] if budget.structures is not None else [len(order)]
@@ -84,14 +87,15 @@ def pack(
                 before = int(total[start - 1]) if start else 0
                 ends.append(int(np.searchsorted(total, before + limit, side="right")))
         start = max(min(ends), start + 1)
-    return Batches(order, np.array(starts, dtype=np.int64))
+    return PlannedBatches(order, np.array(starts, dtype=np.int64))
 
 
-class Batches(Sequence[NDArray[np.int64]]):
+class PlannedBatches(Sequence[NDArray[np.int64]]):
     """The batches of an order: where each begins; a batch is made when it is asked for, 10⁷ of them cost 80 MB."""
 
     def __init__(self, order: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
-        self._order, self._starts = order, starts
+        self._order = order
+        self._starts = starts
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -60,6 +60,29 @@ def test_the_readmes_tree_names_what_is_there() -> None:
     assert {*there, *(f"{name}.py" for name in top)} <= set(named)
 
 
+def test_the_architecture_names_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w[\w/]*\.(?:py|md)|\w+/[\w/]*", text))
+    folders = ("", "model_utils", "model_utils/models")  # the picture leaves out the folder of a row
+    missing = [name for name in named if not any((ROOT / folder / name).exists() for folder in folders)]
+    assert sorted(missing) == []
+    assert len(named) > 40
+    assert "docs/architecture.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_architecture_names_tables_that_are_there() -> None:
+    """Where the document sends the reader there is a table of that name, with what it says a plug-in adds."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tables = re.findall(r"`([A-Z]+)`(?:, `([A-Z]+)`)? in `([\w/]+\.py)`", text)
+    assert len(tables) >= 9
+    for first, second, path in tables:
+        module = (ROOT / path).read_text(encoding="utf-8")
+        assert all(re.search(rf"^{name}: .*{{", module, re.MULTILINE) for name in (first, second) if name), path
+    for names, path in re.findall(r"((?:`\w+`(?:, )?)+) in `(configs/plugins/\w+\.py)`", text):
+        plugin = (ROOT / path).read_text(encoding="utf-8")
+        assert all(f'"{name}"' in plugin for name in re.findall(r"\w+", names)), (names, path)
+
+
 def paths_in(tree: str) -> list[str]:
     """Of lines indented by two spaces below the folder they lie in, whose name ends with a slash."""
     folders: list[str] = []

@@ -161,8 +161,10 @@ def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -
     """
     names = names_of(kind)
     given = {name: _without_none(value) for name, value in settings.items() if name in names}
-    parsed = _parsed(kind, [], {k: v for k, v in given.items() if v is not None and v != []}, source)
-    assert parsed is not None
+    # an option that is not set has its default, which the parser takes by no other word
+    set_values = {name: value for name, value in given.items() if value is not None and value != []}
+    parsed = _parsed(kind, [], set_values, source)
+    assert parsed is not None  # nobody asked for help
     return parsed
 
 
@@ -170,7 +172,7 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(item) for item in value]
     if isinstance(value, Mapping):
-        return {k: v for k, v in value.items() if v is not None}
+        return {name: item for name, item in value.items() if item is not None}
     return value
 
 
@@ -192,11 +194,16 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
         if argument.startswith("--") or not groups:
             groups.append([])
         groups[-1].append(argument)
-    last = {group[0].partition("=")[0].removeprefix("--").removeprefix("no_"): group for group in groups}
-    return [argument for group in groups if any(group is kept for kept in last.values()) for argument in group]
+    last: dict[str, list[str]] = {}
+    for group in groups:
+        name = group[0].partition("=")[0].removeprefix("--").removeprefix("no_")
+        last[name] = group
+    kept = {id(group) for group in last.values()}
+    return [argument for group in groups if id(group) in kept for argument in group]
 
 
 def _refuse_elsewhere(argv: Sequence[str], elsewhere: Mapping[str, str]) -> None:
+    """Answer a flag of another command, which is known here only by what is to be said of it."""
     for argument in argv:
         name = argument.removeprefix("--").partition("=")[0].removeprefix("no_")
         if argument.startswith("--") and name in elsewhere:
@@ -307,6 +314,11 @@ def _remedy(name: str, names: Sequence[str], dashes: str) -> str:
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
+    """The file of settings that the command line names; the last where it names several, as of every flag.
+
+    Raises:
+        InputError: the flag stands at the end, without a name.
+    """
     path = None
     for position, argument in enumerate(argv):
         if argument.startswith("--config="):
@@ -315,7 +327,7 @@ def _config_path(argv: Sequence[str]) -> Path | None:
             if position + 1 == len(argv):
                 raise InputError("--config needs a file name")
             path = Path(argv[position + 1])
-    return path  # the last, as of every flag
+    return path
 
 
 def _plugin_paths(argv: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
@@ -350,8 +362,15 @@ def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
     for name in paths:
         if settings.get(name) == "" or (isinstance(settings.get(name), list) and "" in settings[name]):
             raise InputError(f"{name} in {path} is empty; give a path, or leave the line out")
-    files = [n for n in PERHAPS_FILES if isinstance(settings.get(n), str) and os.path.isfile(path.parent / settings[n])]
-    return {n: _relative_to(path.parent, v) if n in (*paths, *files, "sources") else v for n, v in settings.items()}
+    return _with_paths_of(path.parent, settings, paths)
+
+
+def _with_paths_of(folder: Path, settings: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Settings with relative paths taken from the folder of their file, not from where the command runs."""
+    perhaps = {name: settings.get(name) for name in PERHAPS_FILES}
+    files = [name for name, value in perhaps.items() if isinstance(value, str) and os.path.isfile(folder / value)]
+    with_paths = {*paths, *files, "sources"}
+    return {name: _relative_to(folder, value) if name in with_paths else value for name, value in settings.items()}
 
 
 def _is_list_of_files(value: Any) -> bool:
@@ -366,7 +385,7 @@ def _relative_to(folder: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [_relative_to(folder, item) for item in value]
     if isinstance(value, Mapping):
-        return {k: _relative_to(folder, v) if k == "path" else v for k, v in value.items()}
+        return {name: _relative_to(folder, item) if name == "path" else item for name, item in value.items()}
     return str(folder / value) if isinstance(value, str) else value
 
 

@@ -183,7 +183,7 @@ class DataOptions:
     train_on_free_atoms: Annotated[bool, FIXED] = True
     """Where records say which atoms were held (`fixed`, `move_mask`, ASE's FixAtoms and FixCartesian), only the force components of free atoms count in the loss."""
     eval_on_free_atoms: Annotated[bool, FIXED] = True
-    """The same for validation and test metrics."""
+    """In validation and test metrics, too, only the force components of free atoms count."""
     allow_missing_labels: Annotated[bool, FIXED] = False
     """Take structures that lack a label whose loss weight is not 0; each counts in the terms it has labels for, and the numbers are printed."""
 

@@ -35,7 +35,7 @@ class PackOptions:
     valid_ids: Path | None = None
     """File of the identifiers, one on each line, that are the fixed validation set."""
     test_ids: Path | None = None
-    """The same for the final test set."""
+    """File of the identifiers, one on each line, that are the final test set."""
     stages: tuple[Count, ...] = ()
     """Sizes of nested subsets of the pool; each becomes `stage_<size>.json` beside its manifest, which --lmdb_train takes."""
     drop_duplicates: bool = False

@@ -35,7 +35,7 @@ class ResumeOptions:
     reset_scheduler: bool = False
     """Begin the schedule anew, with its warm-up, from the rate of --lr where that is given; cosine and onecycle then end where the run now ends."""
     resume_reset_scheduler: bool = False
-    """The same."""
+    """Another name of --reset_scheduler."""
     resume_best: bool = False
     """Go on from the best weights instead of the last ones, with fresh moments."""
     ema: bool | None = None

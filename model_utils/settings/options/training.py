@@ -224,7 +224,7 @@ class OutputOptions:
         MAY_CHANGE,
         InResume("The same for the best model."),
     ] = None
-    """The same of the best model, `run/` for `run/run_model.pt`; beside the checkpoint unless given."""
+    """Place of the best model: a directory `run/` for `run/run_model.pt`, or a file; beside the checkpoint unless given."""
     overwrite: Annotated[bool, OF_THE_COMMAND] = False
     """Start although the place holds another run's files; they are removed when training begins."""
     resume: Annotated[Literal["auto"] | None, OF_THE_COMMAND] = None

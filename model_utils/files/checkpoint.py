@@ -19,12 +19,12 @@ from model_utils import plugins
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files import durable
 from model_utils.files.digest import digest, non_finite
-from model_utils.files.pickle_walk import Walk, is_called
+from model_utils.files.pickle_walk import PickleWalk, is_called
 from model_utils.files.sharing import refuse_unfolding
 from model_utils.models import description as model_json
 from model_utils.models.architecture import architecture_of, namespaces
 from model_utils.models.description import ModelDescription
-from model_utils.models.pickled import StubObject, class_name, stub_class, tensors_of
+from model_utils.models.sandbox import SandboxedObject, class_name, sandboxed_class, tensors_of
 
 FORMAT_VERSION = 1
 COMPILED = "._compiled_main"
@@ -41,7 +41,7 @@ class WeightsFile:
     description: ModelDescription
     weights: str  # "raw" or "ema"; "as saved" in files of mace, which do not say
     content: Mapping[str, Any]  # everything else that stands in the file
-    module: StubObject | None = None  # the network as it was pickled, inert; where the file holds one
+    module: SandboxedObject | None = None  # the network as it was pickled, inert; where the file holds one
 
     @property
     def is_ours(self) -> bool:
@@ -160,7 +160,7 @@ def read(path: Path, data: bytes | None = None) -> WeightsFile:
         InputError: there is no such file, or it is none of ours.
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    content = load_inert(path, data)
+    content = load_sandboxed(path, data)
     if not is_ours(content):
         raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
     return verified(path, content)
@@ -172,7 +172,7 @@ def is_ours(content: object) -> TypeGuard[dict[str, Any]]:
 
 
 def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
-    """One of our files from what ``load_inert`` gave.
+    """One of our files from what ``load_sandboxed`` gave.
 
     Raises:
         VerificationError: it is damaged, or its model.json does not match its hash.
@@ -221,14 +221,14 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
 
 def _as_verified(
     path: Path, module: object, tensors: Mapping[str, Tensor], description: ModelDescription
-) -> StubObject:
+) -> SandboxedObject:
     """The pickled network in a file, which other programs compute with: its tensors are those of the digest.
 
     Raises:
         VerificationError: naming the first that is another.
     """
     own = architecture_of(description).namespaces
-    if not isinstance(module, StubObject) or not class_name(module).startswith(own):
+    if not isinstance(module, SandboxedObject) or not class_name(module).startswith(own):
         family = own[0].partition(".")[0]
         raise VerificationError(f"{path} is not as we write it: its `model` is no network of {family}")
     theirs = tensors_of(module)
@@ -245,7 +245,7 @@ def _as_verified(
     return module
 
 
-class Damaged(VerificationError):
+class DamagedFile(VerificationError):
     """A file that is not whole."""
 
 
@@ -253,7 +253,7 @@ def _begins_as_zip(stream: BinaryIO) -> bool:
     return _rewound(stream).read(2) == b"PK"
 
 
-def load_inert(path: Path, data: bytes | None = None) -> object:
+def load_sandboxed(path: Path, data: bytes | None = None) -> object:
     """What a file holds, objects as inert stubs, without running code.
 
     ``torch.load`` checks no CRC, so that is done here.
@@ -285,7 +285,7 @@ def _whole(path: Path, stream: BinaryIO) -> object:
             walk = _walked(archive)
         return _loaded(stream, walk, size)
     except zipfile.BadZipFile:
-        kind = Damaged if _begins_as_zip(stream) else VerificationError  # torch's old form is none
+        kind = DamagedFile if _begins_as_zip(stream) else VerificationError  # torch's old form is none
         raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
     except (OSError, InputError, VerificationError):
         raise
@@ -314,24 +314,24 @@ def _refuse_foreign_records(path: Path, archive: zipfile.ZipFile, size: int) -> 
     if len({record.filename.casefold() for record in records}) < len(records):  # torch reads another of the two
         raise VerificationError(f"{path} is not as we write it: two records have one name")
     if damaged := archive.testzip():
-        raise Damaged(f"{path} is damaged: record {damaged} fails its checksum")
+        raise DamagedFile(f"{path} is damaged: record {damaged} fails its checksum")
 
 
-def _walked(archive: zipfile.ZipFile) -> Walk:
+def _walked(archive: zipfile.ZipFile) -> PickleWalk:
     """What the pickle of an archive would do."""
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise _Refused(f"it has {len(pickles)} records data.pkl, expected one")
     try:
-        return Walk(archive.read(pickles[0]))
+        return PickleWalk(archive.read(pickles[0]))
     except ValueError as error:
         raise _Refused(str(error)) from None
 
 
-def _loaded(stream: BinaryIO, walk: Walk, size: int) -> object:
+def _loaded(stream: BinaryIO, walk: PickleWalk, size: int) -> object:
     """The content of an archive that was looked through."""
     try:
-        with _stub_modules(stream, walk.names):
+        with _only_sandboxed_classes(stream, walk.names):
             stream.seek(0)
             content = torch.load(stream, weights_only=True, map_location="cpu")
         refuse_unfolding(content, size, walk.n_bytes)
@@ -352,20 +352,20 @@ def _opened(path: Path, data: bytes | None) -> BinaryIO:
     return input_files.opened(path) if data is None else io.BytesIO(data)
 
 
-def stub_of(module: nn.Module) -> StubObject:
+def sandboxed(module: nn.Module) -> SandboxedObject:
     """A module as it is read from a file."""
     stream = io.BytesIO(serialise(module))
     with zipfile.ZipFile(stream) as archive:
         walk = _walked(archive)
-    with _stub_modules(stream, walk.names):
+    with _only_sandboxed_classes(stream, walk.names):
         stream.seek(0)
         stub = torch.load(stream, weights_only=True)
-    assert isinstance(stub, StubObject)
+    assert isinstance(stub, SandboxedObject)
     return stub
 
 
 @contextmanager
-def _stub_modules(stream: BinaryIO, names: set[str]) -> Iterator[None]:
+def _only_sandboxed_classes(stream: BinaryIO, names: set[str]) -> Iterator[None]:
     """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first.
 
     Args:
@@ -384,7 +384,7 @@ def _stub_modules(stream: BinaryIO, names: set[str]) -> Iterator[None]:
         odd = sorted(name for name in names - set(stubs) if not is_called(name))
         if odd:
             raise ValueError(f"it asks for {odd[0]}, which no network has")
-        with torch.serialization.safe_globals([(stub_class(name), name) for name in stubs]):
+        with torch.serialization.safe_globals([(sandboxed_class(name), name) for name in stubs]):
             yield
     finally:
         torch.serialization.clear_safe_globals()
@@ -416,10 +416,10 @@ def _refuse_odd_tensors(content: object) -> None:
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple | StubObject):
+    elif isinstance(value, Mapping | list | tuple | SandboxedObject):
         if id(value) in seen:
             return
         seen.add(id(value))
-        inner = value.__dict__ if isinstance(value, StubObject) else value
+        inner = value.__dict__ if isinstance(value, SandboxedObject) else value
         for item in inner.values() if isinstance(inner, Mapping) else inner:
             yield from _tensors(item, seen)

@@ -33,7 +33,7 @@ _INT = _Item("int")
 _KEYS = frozenset({"text", "int", "plain"})
 
 
-class Walk:
+class PickleWalk:
     """One pass over a pickle.
 
     Attributes:
@@ -250,10 +250,10 @@ _DTYPES = frozenset(
 _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _CODES = {name: code for code, name in _OPCODES.items()}
 _STOP = _CODES["STOP"]
-_STEPS: dict[int, Callable[[Walk], None]] = {
+_STEPS: dict[int, Callable[[PickleWalk], None]] = {
     _CODES[name]: step
     for name, step in {
-        "PROTO": Walk._protocol,
+        "PROTO": PickleWalk._protocol,
         "NONE": lambda walk: walk._value(0, _PLAIN),
         "NEWTRUE": lambda walk: walk._value(0, _PLAIN),
         "NEWFALSE": lambda walk: walk._value(0, _PLAIN),
@@ -261,7 +261,7 @@ _STEPS: dict[int, Callable[[Walk], None]] = {
         "BININT1": lambda walk: walk._value(1, _INT),
         "BININT2": lambda walk: walk._value(2, _INT),
         "BINFLOAT": lambda walk: walk._value(8, _PLAIN),
-        "LONG1": Walk._long,
+        "LONG1": PickleWalk._long,
         "BINUNICODE": lambda walk: walk._text(4),
         "SHORT_BINSTRING": lambda walk: walk._text(1),
         "EMPTY_TUPLE": lambda walk: walk._collect([]),
@@ -275,15 +275,15 @@ _STEPS: dict[int, Callable[[Walk], None]] = {
         "APPENDS": lambda walk: walk._append(walk._to_mark()),
         "SETITEM": lambda walk: walk._set_items(walk._two()),
         "SETITEMS": lambda walk: walk._set_items(walk._to_mark()),
-        "MARK": Walk._mark,
+        "MARK": PickleWalk._mark,
         "BINPUT": lambda walk: walk._put(1),
         "LONG_BINPUT": lambda walk: walk._put(4),
         "BINGET": lambda walk: walk._get(1),
         "LONG_BINGET": lambda walk: walk._get(4),
-        "GLOBAL": Walk._global,
-        "BINPERSID": Walk._storage,
-        "REDUCE": Walk._call,
-        "NEWOBJ": Walk._new,
-        "BUILD": Walk._build,
+        "GLOBAL": PickleWalk._global,
+        "BINPERSID": PickleWalk._storage,
+        "REDUCE": PickleWalk._call,
+        "NEWOBJ": PickleWalk._new,
+        "BUILD": PickleWalk._build,
     }.items()
 }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dataloader.limits import PICKLE_DEPTH, PICKLE_WORK, TENSOR_SHARING
-from model_utils.models.pickled import StubObject
+from model_utils.models.sandbox import SandboxedObject
 
 
 class _Extent(NamedTuple):
@@ -39,7 +39,7 @@ def _extent(value: object, known: dict[int, _Extent | None], depth: int) -> _Ext
         return _Extent(1, value.numel() * value.element_size())
     if isinstance(value, str | bytes):
         return _Extent(1, len(value))
-    if not isinstance(value, Mapping | list | tuple | set | StubObject):
+    if not isinstance(value, Mapping | list | tuple | set | SandboxedObject):
         return _Extent(1, 0)
     if id(value) not in known:
         if depth > PICKLE_DEPTH:
@@ -54,5 +54,5 @@ def _extent(value: object, known: dict[int, _Extent | None], depth: int) -> _Ext
 
 
 def _parts(value: Any) -> Iterable[object]:
-    inner = value.__dict__ if isinstance(value, StubObject) else value
+    inner = value.__dict__ if isinstance(value, SandboxedObject) else value
     return (part for item in inner.items() for part in item) if isinstance(inner, Mapping) else inner

@@ -18,15 +18,15 @@ UNPICKLING = Path(__file__).resolve().parents[1] / "tasks" / "unpickling.py"
 
 
 def load(path: Path) -> object:
-    """What a file holds, as ``checkpoint.load_inert`` gives it; executed only where that refuses the file.
+    """What a file holds, as ``checkpoint.load_sandboxed`` gives it; executed only where that refuses the file.
 
     Raises:
         InputError: there is no such file, or it holds no model that can be described.
         VerificationError: it is damaged, does not open, or computes otherwise than what was read from it.
     """
     try:
-        content = checkpoint.load_inert(path)
-    except checkpoint.Damaged:  # torch looks at no checksum: executed, it would be taken for sound
+        content = checkpoint.load_sandboxed(path)
+    except checkpoint.DamagedFile:  # torch looks at no checksum: executed, it would be taken for sound
         raise
     except VerificationError as refused:
         log.warning(
@@ -52,6 +52,6 @@ def _executed(path: Path) -> object:
             kind = InputError if done.returncode == InputError.exit_code else VerificationError
             raise kind(f"{path}, executed: {said:.300}")
         try:
-            return checkpoint.load_inert(plain)
+            return checkpoint.load_sandboxed(plain)
         except VerificationError as error:
             raise VerificationError(f"{path}, executed: {error}".replace(str(plain), "what came of it")) from None

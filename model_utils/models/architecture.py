@@ -35,7 +35,7 @@ def build_module(description: ModelDescription, dtype: torch.dtype, where: str =
     return architecture_of(description).build(description, dtype, where)
 
 
-def network(module: nn.Module, kind: str, description: ModelDescription) -> Network:
+def build_network(module: nn.Module, kind: str, description: ModelDescription) -> Network:
     """The form of the network that ``--step`` names, over the module's own parameters.
 
     A network that the fast step does not cover runs the reference step, and the log says why.

@@ -18,7 +18,7 @@ MAX_PRODUCT_SIZE = (
     2**20
 )  # ((max_ell + 1)²)^correlation: entries of a coupling matrix per path; more takes hours to build
 
-Interaction = Literal[
+InteractionName = Literal[
     "RealAgnosticInteractionBlock",
     "RealAgnosticResidualInteractionBlock",
     "RealAgnosticDensityInteractionBlock",
@@ -96,8 +96,8 @@ class MaceDescription(ModelDescription):
     num_bessel: Annotated[int, Field(ge=1, le=1024)] = 8
     num_polynomial_cutoff: Annotated[int, Field(ge=2, le=64)] = 5
     max_ell: Annotated[int, Field(ge=1, le=11)] = 3
-    interaction_cls: Interaction = "RealAgnosticResidualInteractionBlock"
-    interaction_cls_first: Interaction = "RealAgnosticResidualInteractionBlock"
+    interaction_cls: InteractionName = "RealAgnosticResidualInteractionBlock"
+    interaction_cls_first: InteractionName = "RealAgnosticResidualInteractionBlock"
     num_interactions: Annotated[int, Field(ge=1, le=12)] = 2
     hidden_irreps: Irreps = "128x0e+128x1o"
     edge_irreps: Irreps | None = None

@@ -1,6 +1,6 @@
-"""A module that mace pickled, read through inert stubs: its tensors by name, and the description it was built from.
+"""A module that mace pickled, read by the sandboxed unpickler: the description of which it was built.
 
-Nothing of the file is executed: a stub keeps what a pickle hands it (``StubObject``) and does nothing with it.
+Nothing of the file is executed (``sandbox.SandboxedObject``).
 Attribute names are those of mace-torch 0.3.0 to 0.3.16; what an older release did not store has its behaviour.
 """
 
@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from dataloader.structure import symbols
 from model_utils.errors import InputError
 from model_utils.models import description as model_json
-from model_utils.models.mace_description import Interaction, MaceDescription
+from model_utils.models.mace_description import InteractionName, MaceDescription
+from model_utils.models.sandbox import (
+    SandboxedObject,
+    as_mapping,
+    attribute,
+    child,
+    children,
+    class_name,
+    tensor_of,
+)
 from model_utils.models.schema import ModelDescription
 
 OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends on, by the field they repeat
@@ -24,66 +33,18 @@ OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends 
     "pair_repulsion_fn.cutoff.p": "num_polynomial_cutoff",
 }
 OLD_GATE = ".equivariant_nonlin.mul.output_mask"  # of e3nn's Gate up to 0.3.15: ones, since every output is computed
-DEEPEST = 32  # modules in modules; mace has seven
 RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 WITHOUT_EFFECT = ("readout_cls", "gate", "MLP_irreps", "hidden_irreps", "interaction_cls", "keep_last_layer_irreps")
 TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 
 
-class StubObject:
-    """An object of any class: its constructor's arguments and its state, inert."""
-
-    def __new__(cls, *arguments: object, **_: object) -> "StubObject":
-        """Keep the arguments."""
-        self = object.__new__(cls)
-        self.__dict__["stub_arguments"] = arguments
-        return self
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-def stub_class(name: str) -> type:
-    """A class of its own for each global of a pickle, by its full name."""
-    module, _, own = name.rpartition(".")
-    return type(own, (StubObject,), {"__module__": module})
-
-
-def class_name(stub: object) -> str:
-    """Full name of the class (or function) that a stub stands for."""
-    kind = stub if isinstance(stub, type) else type(stub)
-    return f"{kind.__module__}.{kind.__name__}"
-
-
-def is_mace_module(content: object) -> TypeGuard[StubObject]:
+def is_mace_module(content: object) -> TypeGuard[SandboxedObject]:
     """Whether a stub stands for one of mace's models."""
-    return isinstance(content, StubObject) and class_name(content).startswith("mace.modules.")
-
-
-def tensors_of(root: StubObject) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by the names that ``state_dict`` gives them."""
-    found: dict[str, Tensor] = {}  # what is not stored as plain numbers was refused when the file was read
-
-    def walk(stub: object, prefix: str, depth: int) -> None:
-        if not isinstance(stub, StubObject) or depth > DEEPEST:
-            return
-        hidden = _get(stub, "_non_persistent_buffers_set", set())
-        for kind in ("_parameters", "_buffers"):
-            for name, tensor in _mapping(_get(stub, kind)).items():
-                if isinstance(tensor, Tensor) and name not in hidden:
-                    found[prefix + name] = tensor.detach()
-        for name, child in _mapping(_get(stub, "_modules")).items():
-            walk(child, f"{prefix}{name}.", depth + 1)
-
-    walk(root, "", 0)
-    return found
+    return isinstance(content, SandboxedObject) and class_name(content).startswith("mace.modules.")
 
 
 def description_of(
-    root: StubObject,
+    root: SandboxedObject,
     where: str,
     expected: ModelDescription | None = None,
     elements: Sequence[int] = (),
@@ -127,12 +88,12 @@ def description_of(
     return expected if expected is not None and same else found
 
 
-def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: StubObject) -> bool:
+def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: SandboxedObject) -> bool:
     """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds.
 
     Of a single layer some fields have no effect, and a module does not tell them.
     """
-    dtype = _tensor(root, "r_max").dtype
+    dtype = tensor_of(root, "r_max").dtype
     plain = [json.loads(description.canonical_text()) for description in (found, expected)]
     if found.num_interactions == expected.num_interactions == 1:
         plain = [{k: v for k, v in fields.items() if k not in WITHOUT_EFFECT} for fields in plain]
@@ -148,15 +109,15 @@ def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: St
     return bool(plain[0] == plain[1])
 
 
-def _atomic_numbers(root: StubObject, where: str, named: Sequence[int], described: Sequence[int]) -> list[int]:
+def _atomic_numbers(root: SandboxedObject, where: str, named: Sequence[int], described: Sequence[int]) -> list[int]:
     """The module's own table; else the elements that were named, in mace's order, or those of a given description."""
-    table = _mapping(_get(root, "_buffers")).get("atomic_numbers")
+    table = as_mapping(attribute(root, "_buffers")).get("atomic_numbers")
     if isinstance(table, Tensor):
         own = [int(number) for number in table.tolist()]
         if named and set(named) != set(own):
             raise InputError(f"--elements {symbols(named)}: {where} says itself that it is of {symbols(own)}")
         return own
-    n_elements = _tensor(_child(root, "atomic_energies_fn"), "atomic_energies").shape[-1]
+    n_elements = tensor_of(child(root, "atomic_energies_fn"), "atomic_energies").shape[-1]
     given = sorted(named) or list(described)
     if not given:
         raise InputError(
@@ -168,10 +129,10 @@ def _atomic_numbers(root: StubObject, where: str, named: Sequence[int], describe
     return given
 
 
-def _refuse_unknown_blocks(root: StubObject, where: str) -> None:
-    for block in _children(root, "interactions"):
+def _refuse_unknown_blocks(root: SandboxedObject, where: str) -> None:
+    for block in children(root, "interactions"):
         name = type(block).__name__
-        if name not in get_args(Interaction):
+        if name not in get_args(InteractionName):
             raise InputError(
                 f"{where} has a {name}, which model.json does not describe; mace-torch removed the blocks "
                 "AgnosticNonlinear…, AgnosticResidualNonlinear… and ResidualElementDependent… in 0.3.13: use the "
@@ -179,10 +140,10 @@ def _refuse_unknown_blocks(root: StubObject, where: str) -> None:
             )
 
 
-def _refuse_old_soft_transform(root: StubObject, where: str) -> None:
-    transform = _mapping(_get(_child(root, "radial_embedding"), "_modules")).get("distance_transform")
-    if isinstance(transform, StubObject) and type(transform).__name__ == "SoftTransform":
-        names = {**_mapping(_get(transform, "_buffers")), **_mapping(_get(transform, "_parameters"))}
+def _refuse_old_soft_transform(root: SandboxedObject, where: str) -> None:
+    transform = as_mapping(attribute(child(root, "radial_embedding"), "_modules")).get("distance_transform")
+    if isinstance(transform, SandboxedObject) and type(transform).__name__ == "SoftTransform":
+        names = {**as_mapping(attribute(transform, "_buffers")), **as_mapping(attribute(transform, "_parameters"))}
         if "alpha" not in names:
             raise InputError(
                 f"{where} has the Soft transform of mace-torch 0.3.5 to 0.3.9, another formula than the one that later "
@@ -190,9 +151,9 @@ def _refuse_old_soft_transform(root: StubObject, where: str) -> None:
             )
 
 
-def _refuse_layer_of_vectors(root: StubObject, where: str) -> None:
-    products = _children(root, "products")
-    if len(products) == 1 and "+" in simplified(_get(_child(products[0], "linear"), "irreps_out")):
+def _refuse_layer_of_vectors(root: SandboxedObject, where: str) -> None:
+    products = children(root, "products")
+    if len(products) == 1 and "+" in simplified(attribute(child(products[0], "linear"), "irreps_out")):
         raise InputError(
             f"{where} is one layer whose product has more than scalars, as mace-torch built it before 0.3.15; later "
             "releases leave out the rest, which no energy depends on, and have no place for its weights: use it with "
@@ -200,10 +161,10 @@ def _refuse_layer_of_vectors(root: StubObject, where: str) -> None:
         )
 
 
-def _refuse_mixed_heads(root: StubObject, where: str) -> None:
+def _refuse_mixed_heads(root: SandboxedObject, where: str) -> None:
     """mace 0.3.14 set the other heads' channels to zero after the second of this readout's maps only."""
-    readout = _children(root, "readouts")[-1]
-    heads = _get(root, "heads") or []
+    readout = children(root, "readouts")[-1]
+    heads = attribute(root, "heads") or []
     if type(readout).__name__ != "NonLinearBiasReadoutBlock" or len(heads) < 2:
         return
     if "use_edge_irreps_first" in root.__dict__:  # since 0.3.15
@@ -214,87 +175,61 @@ def _refuse_mixed_heads(root: StubObject, where: str) -> None:
     )
 
 
-def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
-    interactions = _children(root, "interactions")
-    products = _children(root, "products")
-    readout = _children(root, "readouts")[-1]
-    radial = _child(root, "radial_embedding")
+def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
+    interactions = children(root, "interactions")
+    products = children(root, "products")
+    readout = children(root, "readouts")[-1]
+    radial = child(root, "radial_embedding")
     first = interactions[0]
-    energies = _numbers(_tensor(_child(root, "atomic_energies_fn"), "atomic_energies"))
-    heads = list(_get(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
-    hidden = _irreps(_get(_child(products[0], "linear"), "irreps_out"))
+    energies = _numbers(tensor_of(child(root, "atomic_energies_fn"), "atomic_energies"))
+    heads = list(attribute(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
+    hidden = _irreps(attribute(child(products[0], "linear"), "irreps_out"))
     if len(interactions) == 1:  # its product may keep scalars only
-        hidden = _irreps(_get(first, "hidden_irreps"))
-    last = _irreps(_get(_child(products[-1], "linear"), "irreps_out"))
-    specs = _get(root, "embedding_specs")
+        hidden = _irreps(attribute(first, "hidden_irreps"))
+    last = _irreps(attribute(child(products[-1], "linear"), "irreps_out"))
+    specs = attribute(root, "embedding_specs")
     fields: dict[str, Any] = {
         "model_class": class_name(root).rpartition(".")[2],
-        "r_max": _number(_tensor(root, "r_max")),
+        "r_max": _number(tensor_of(root, "r_max")),
         "atomic_numbers": numbers,
         "heads": heads,
         "atomic_energies": [energies] if _rows(energies) == 1 and not isinstance(energies[0], list) else energies,
-        "avg_num_neighbors": _plain_number(_get(first, "avg_num_neighbors")),
-        "num_bessel": int(_get(radial, "out_dim")),
-        "num_polynomial_cutoff": _whole(_number(_tensor(_child(radial, "cutoff_fn"), "p"))),
-        "max_ell": int(_get(_child(root, "spherical_harmonics"), "_lmax")),
+        "avg_num_neighbors": _plain_number(attribute(first, "avg_num_neighbors")),
+        "num_bessel": int(attribute(radial, "out_dim")),
+        "num_polynomial_cutoff": _whole(_number(tensor_of(child(radial, "cutoff_fn"), "p"))),
+        "max_ell": int(attribute(child(root, "spherical_harmonics"), "_lmax")),
         "interaction_cls_first": type(first).__name__,
         "interaction_cls": type(interactions[-1]).__name__,
         "num_interactions": len(interactions),
         "hidden_irreps": hidden,
-        "edge_irreps": _optional_irreps(_get(root, "edge_irreps")),
-        "MLP_irreps": _scalars_per_head(_get(readout, "hidden_irreps"), len(heads)),
+        "edge_irreps": _optional_irreps(attribute(root, "edge_irreps")),
+        "MLP_irreps": _scalars_per_head(attribute(readout, "hidden_irreps"), len(heads)),
         "correlation": [_correlation(product) for product in products],
         "gate": _gate(readout),
-        "radial_type": RADIAL[type(_child(radial, "bessel_fn")).__name__],
+        "radial_type": RADIAL[type(child(radial, "bessel_fn")).__name__],
         "radial_MLP": _radial_mlp(first),
-        "distance_transform": TRANSFORM[type(_child(radial, "distance_transform")).__name__]
-        if "distance_transform" in _mapping(_get(radial, "_modules"))
+        "distance_transform": TRANSFORM[type(child(radial, "distance_transform")).__name__]
+        if "distance_transform" in as_mapping(attribute(radial, "_modules"))
         else "None",
-        "pair_repulsion": "pair_repulsion_fn" in _mapping(_get(root, "_modules")),
-        "apply_cutoff": bool(_get(root, "apply_cutoff", True)),
-        "use_reduced_cg": bool(_get(root, "use_reduced_cg", False)),
-        "use_so3": bool(_get(root, "use_so3", False)),
-        "use_agnostic_product": bool(_get(root, "use_agnostic_product", False)),
-        "use_last_readout_only": bool(_get(root, "use_last_readout_only", False)),
-        "use_edge_irreps_first": bool(_get(root, "use_edge_irreps_first", False)),
-        "use_embedding_readout": "embedding_readout" in _mapping(_get(root, "_modules")),
+        "pair_repulsion": "pair_repulsion_fn" in as_mapping(attribute(root, "_modules")),
+        "apply_cutoff": bool(attribute(root, "apply_cutoff", True)),
+        "use_reduced_cg": bool(attribute(root, "use_reduced_cg", False)),
+        "use_so3": bool(attribute(root, "use_so3", False)),
+        "use_agnostic_product": bool(attribute(root, "use_agnostic_product", False)),
+        "use_last_readout_only": bool(attribute(root, "use_last_readout_only", False)),
+        "use_edge_irreps_first": bool(attribute(root, "use_edge_irreps_first", False)),
+        "use_embedding_readout": "embedding_readout" in as_mapping(attribute(root, "_modules")),
         "embedding_specs": None if specs is None else {name: dict(spec) for name, spec in specs.items()},
         "readout_cls": type(readout).__name__,
         "keep_last_layer_irreps": len(products) > 1 and "+" in hidden and last == hidden,
     }
     if fields["model_class"] == "ScaleShiftMACE":
         for name in ("scale", "shift"):
-            values = _numbers(_tensor(_child(root, "scale_shift"), name).reshape(-1))
+            values = _numbers(tensor_of(child(root, "scale_shift"), name).reshape(-1))
             fields[f"atomic_inter_{name}"] = values if len(values) > 1 else values[0]
     if fields["readout_cls"] == "LinearReadoutBlock":
         del fields["readout_cls"], fields["gate"]
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _get(stub: object, name: str, default: Any = None) -> Any:
-    return stub.__dict__.get(name, default) if isinstance(stub, StubObject) else default
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _child(stub: StubObject, name: str) -> StubObject:
-    found = _mapping(_get(stub, "_modules"))[name]
-    if not isinstance(found, StubObject):
-        raise TypeError(f"{name} is no module")
-    return found
-
-
-def _children(stub: StubObject, name: str) -> list[StubObject]:
-    return list(_mapping(_get(_child(stub, name), "_modules")).values())
-
-
-def _tensor(stub: StubObject, name: str) -> Tensor:
-    for kind in ("_buffers", "_parameters"):
-        if isinstance(tensor := _mapping(_get(stub, kind)).get(name), Tensor):
-            return tensor
-    raise KeyError(name)
 
 
 def _number(tensor: Tensor) -> float:
@@ -320,8 +255,8 @@ def _plain_number(value: Any) -> float:
     """A float that was stored as a number, a tensor, or (in 2022) as one of numpy's scalars."""
     if isinstance(value, Tensor):
         return _number(value)
-    if isinstance(value, StubObject) and type(value).__name__ == "scalar":
-        raw = value.__dict__["stub_arguments"][1]
+    if isinstance(value, SandboxedObject) and type(value).__name__ == "scalar":
+        raw = value.__dict__["constructor_arguments"][1]
         return float(np.frombuffer(raw, dtype=np.float64 if len(raw) == 8 else np.float32)[0])
     return float(value)
 
@@ -350,8 +285,8 @@ def simplified(irreps: object) -> str:
 
 def _items(value: Any) -> tuple[Any, ...]:
     """The items of a tuple, or of a stub of a subclass of tuple."""
-    if isinstance(value, StubObject):
-        arguments = value.__dict__["stub_arguments"]
+    if isinstance(value, SandboxedObject):
+        arguments = value.__dict__["constructor_arguments"]
         return _items(arguments[0]) if len(arguments) == 1 else arguments
     return tuple(value)
 
@@ -367,24 +302,24 @@ def _scalars_per_head(value: object, n_heads: int) -> str | None:
     return f"{max(1, total // n_heads)}x0e"
 
 
-def _correlation(product: StubObject) -> int:
-    contractions = _children(_child(product, "symmetric_contractions"), "contractions")
-    return int(_get(contractions[0], "correlation"))
+def _correlation(product: SandboxedObject) -> int:
+    contractions = children(child(product, "symmetric_contractions"), "contractions")
+    return int(attribute(contractions[0], "correlation"))
 
 
-def _gate(readout: StubObject) -> str:
-    if "non_linearity" not in _mapping(_get(readout, "_modules")):
+def _gate(readout: SandboxedObject) -> str:
+    if "non_linearity" not in as_mapping(attribute(readout, "_modules")):
         return "None"
-    acts = _children(_child(readout, "non_linearity"), "acts")
-    function = _get(acts[0], "f")
-    if isinstance(function, StubObject):  # torch.tanh is pickled as getattr(…, "tanh")
-        return str(function.__dict__["stub_arguments"][-1])
+    acts = children(child(readout, "non_linearity"), "acts")
+    function = attribute(acts[0], "f")
+    if isinstance(function, SandboxedObject):  # torch.tanh is pickled as getattr(…, "tanh")
+        return str(function.__dict__["constructor_arguments"][-1])
     return "None" if function is None else class_name(function).rpartition(".")[2]
 
 
-def _radial_mlp(interaction: StubObject) -> list[int]:
-    stored = _get(interaction, "radial_MLP")
-    return list(stored if stored is not None else _get(_child(interaction, "conv_tp_weights"), "hs")[1:-1])
+def _radial_mlp(interaction: SandboxedObject) -> list[int]:
+    stored = attribute(interaction, "radial_MLP")
+    return list(stored if stored is not None else attribute(child(interaction, "conv_tp_weights"), "hs")[1:-1])
 
 
 def without_obsolete(

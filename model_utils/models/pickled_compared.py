@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, equal
 
-from model_utils.models.pickled import DEEPEST, OBSOLETE, StubObject, class_name, simplified
+from model_utils.models.pickled import OBSOLETE, simplified
+from model_utils.models.sandbox import DEEPEST, SandboxedObject, class_name
 
 WITHOUT_MEANING = {  # a mode that mace has no use for, names for a profiler, by whom generated code was traced
     *("training", "_profiling_str", "_prof_str", "_tracer_cls"),
@@ -50,7 +51,7 @@ class _Comparison:
 
     def of(self, a: object, b: object, name: str, depth: int) -> Iterator[str]:
         """What one value has otherwise than the other."""
-        if isinstance(a, StubObject | Mapping | list | tuple) and self._was_met(a, b, depth):
+        if isinstance(a, SandboxedObject | Mapping | list | tuple) and self._was_met(a, b, depth):
             return
         if _is_irreps(a) and _is_irreps(b):
             yield from _irreps(a, b, name)
@@ -66,7 +67,7 @@ class _Comparison:
     def _ways(self) -> tuple[tuple[Any, Callable[[Any, Any, str, int], Iterator[str]]], ...]:
         """How two values of one kind are compared; the first kind that fits both counts."""
         return (
-            (StubObject, self._stubs),
+            (SandboxedObject, self._stubs),
             (Tensor, self._tensors),
             (Mapping, self._entries),
             (list | tuple, self._sequences),
@@ -81,7 +82,7 @@ class _Comparison:
         self.seen.add((id(a), id(b)))
         return False
 
-    def _stubs(self, a: StubObject, b: StubObject, name: str, depth: int) -> Iterator[str]:
+    def _stubs(self, a: SandboxedObject, b: SandboxedObject, name: str, depth: int) -> Iterator[str]:
         if not self.strict and (class_name(a), class_name(b)) == GATES:
             yield from _gates(a, b, name)
         elif class_name(a) != class_name(b):
@@ -138,10 +139,10 @@ def _floats(a: float, b: float, name: str, depth: int) -> Iterator[str]:
 def _is_irreps(value: object) -> bool:
     """Of e3nn, or as text: mace keeps those of the last layer's scalars so."""
     text = isinstance(value, str) and re.fullmatch(r"\d+x\d+[eo](\+\d+x\d+[eo])*", value) is not None
-    return text or (isinstance(value, StubObject) and class_name(value).endswith(".Irreps"))
+    return text or (isinstance(value, SandboxedObject) and class_name(value).endswith(".Irreps"))
 
 
-def _gates(old: StubObject, new: StubObject, name: str) -> Iterator[str]:
+def _gates(old: SandboxedObject, new: SandboxedObject, name: str) -> Iterator[str]:
     """e3nn's gate and the one that mace has in its place: irreps and activations."""
     a = _plain(old)
     b = _plain(new)
@@ -149,16 +150,16 @@ def _gates(old: StubObject, new: StubObject, name: str) -> Iterator[str]:
         if not (_is_irreps(a.get(key)) and _is_irreps(b.get(key)) and simplified(a[key]) == simplified(b[key])):
             yield f"{name}.{key} is not as mace builds it"
     for key, function in (("act_scalars", b.get("_act_scalar")), ("act_gates", b.get("_act_gate"))):
-        acts = _plain(_plain(a[key])["acts"]) if isinstance(a.get(key), StubObject) else {}
-        used = [_plain(act).get("f") for act in acts.values() if isinstance(act, StubObject)]
+        acts = _plain(_plain(a[key])["acts"]) if isinstance(a.get(key), SandboxedObject) else {}
+        used = [_plain(act).get("f") for act in acts.values() if isinstance(act, SandboxedObject)]
         if any(not isinstance(f, type) or class_name(f) != _shown(function) for f in used):
             yield f"{name}.{key} is of another function than {_shown(function)}"
 
 
-def _plain(stub: StubObject) -> dict[str, Any]:
+def _plain(stub: SandboxedObject) -> dict[str, Any]:
     """Attributes; parameters, buffers and modules by their own names, as people know them."""
     state = dict(stub.__dict__)
-    arguments = state.pop("stub_arguments", ())
+    arguments = state.pop("constructor_arguments", ())
     named: dict[str, Any] = {}
     for group in ("_parameters", "_buffers", "_modules"):
         inner = state.pop(group, None)
@@ -209,4 +210,4 @@ def _source(code: object) -> object:
 
 
 def _shown(value: object) -> str:
-    return class_name(value) if isinstance(value, StubObject | type) else f"{value!r:.60}"
+    return class_name(value) if isinstance(value, SandboxedObject | type) else f"{value!r:.60}"

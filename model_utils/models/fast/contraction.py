@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of
-from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.needed import needed
 
 ZERO = 1e-12  # entries of U are either exactly zero in exact arithmetic or well above this
@@ -68,7 +68,7 @@ class Contraction:
         n_in = sum(ir.dim for _, ir in module.irreps_in)
         return cls(tuple(orders), n_in, module.irreps_in[0].mul)
 
-    def __call__(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+    def __call__(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """Products of features.
 
         Args:
@@ -139,7 +139,7 @@ class Contraction:
                 outer_ptr.append(len(outer))
         return outer_ptr, outer, inner, last
 
-    def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+    def by_torch(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """The products in plain torch, one batched product over channels per element and output order."""
         by_channel = x.permute(2, 1, 0)  # (n_channels, n_atoms, components)
         outputs = [table(by_channel, weight, graph.species_bounds) for table in self._tables]
@@ -252,7 +252,9 @@ class _Table:
 
 class _Contract(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, graph: Graph, contraction: Contraction, backend: Backend) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, t: Tensor, graph: BatchGraph, contraction: Contraction, backend: Backend
+    ) -> Tensor:
         ctx.save_for_backward(x, t)
         ctx.rest = graph, contraction, backend
         y = x.new_empty(contraction.n_out, *x.shape[1:])
@@ -272,7 +274,7 @@ class _ContractVjp(torch.autograd.Function):
         x: Tensor,
         t: Tensor,
         g: Tensor,
-        graph: Graph,
+        graph: BatchGraph,
         contraction: Contraction,
         backend: Backend,
         by_t: bool,

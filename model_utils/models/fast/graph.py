@@ -20,7 +20,7 @@ from model_utils.models.fast.orders import orders_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
+class BatchGraph:
     """Orders of one batch; "atom k" below is the k-th in species order, except where the batch's order is named."""
 
     n_atoms: int
@@ -99,7 +99,7 @@ class Slots:
     of_sender: Tensor  # (n_atoms, width of the rows), the slots whose sender is the atom
 
     @classmethod
-    def of(cls, graph: Graph, pointer: Tensor, width: int) -> "Slots":
+    def of(cls, graph: BatchGraph, pointer: Tensor, width: int) -> "Slots":
         """The table of rows that begin at ``pointer``, of which the longest has ``width`` edges."""
         n_rows = len(pointer) - 1
         flipped = graph.flipped.long()
@@ -133,7 +133,7 @@ def _rows(pointer: Tensor, n_edges: int) -> Tensor:
     return torch.repeat_interleave(rows, pointer.diff(), output_size=n_edges)
 
 
-def prepare(batch: Batch) -> Graph:
+def prepare(batch: Batch) -> BatchGraph:
     """The orders that a batch brings, or that are made now where it brings none, beside what follows from the batch.
 
     Raises:
@@ -143,7 +143,7 @@ def prepare(batch: Batch) -> Graph:
     bounds = orders.pop("bounds")
     row_width, segment_width, dense = orders.pop("host")
     structure = batch.structure[orders["order"]]
-    return Graph(
+    return BatchGraph(
         n_atoms=batch.n_atoms,
         species_bounds=bounds,
         structure=structure,

@@ -20,7 +20,7 @@ _pointer = ctypes.c_void_p
 _suffix = {torch.float32: "f32", torch.float64: "f64"}
 
 
-class Edges(ctypes.Structure):
+class EdgeTable(ctypes.Structure):
     """Directed edges sorted by receiver."""
 
     _fields_ = (
@@ -29,7 +29,7 @@ class Edges(ctypes.Structure):
     )
 
 
-class Path(ctypes.Structure):
+class PathTable(ctypes.Structure):
     """A path of the convolution."""
 
     _fields_ = tuple(
@@ -37,13 +37,13 @@ class Path(ctypes.Structure):
     )
 
 
-class Coupling(ctypes.Structure):
+class CouplingEntry(ctypes.Structure):
     """An entry of a path's Clebsch-Gordan coefficients that is not zero."""
 
     _fields_ = (("entry", _int), ("m2", _int), ("value", ctypes.c_double))
 
 
-class Convolution(ctypes.Structure):
+class ConvolutionTable(ctypes.Structure):
     """Tables of a convolution."""
 
     _fields_ = (
@@ -52,7 +52,7 @@ class Convolution(ctypes.Structure):
     )
 
 
-class Segments(ctypes.Structure):
+class SegmentTable(ctypes.Structure):
     """Runs of edges of one receiver and one element of senders."""
 
     _fields_ = (
@@ -61,7 +61,7 @@ class Segments(ctypes.Structure):
     )
 
 
-class Polynomial(ctypes.Structure):
+class PolynomialTable(ctypes.Structure):
     """Tables of a symmetric contraction."""
 
     _fields_ = (
@@ -70,7 +70,7 @@ class Polynomial(ctypes.Structure):
     )
 
 
-class Atoms(ctypes.Structure):
+class AtomTable(ctypes.Structure):
     """Atoms sorted by element."""
 
     _fields_ = (("n_atoms", _int), ("n_present", _int), ("species_ptr", _pointer))

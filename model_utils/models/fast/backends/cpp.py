@@ -16,7 +16,7 @@ from model_utils.models.fast import kernels
 if TYPE_CHECKING:
     from model_utils.models.fast.contraction import Contraction
     from model_utils.models.fast.convolution import Convolution
-    from model_utils.models.fast.graph import Graph
+    from model_utils.models.fast.graph import BatchGraph
 
 NAME = "cpp"
 
@@ -36,49 +36,49 @@ class Cpp:
         return kernels.vector_bytes() == 64
 
     def convolve(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """A from (h, Y, w)."""
         kernels.call("convolve", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
 
     def convolve_vjp(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
         kernels.call("convolve_vjp", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
 
     def convolve_vjp_vjp(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
         kernels.call("convolve_vjp_vjp", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
 
     def contract(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The contraction y from (x, T)."""
         kernels.call("contract", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
 
     def contract_vjp(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """(x̄, T̄) from (x, T, ȳ)."""
         kernels.call("contract_vjp", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
 
     def contract_vjp_vjp(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The gradients by (x, T, ȳ) from (x, T, ȳ) and the adjoint of x̄."""
         kernels.call("contract_vjp_vjp", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
 
     def segment_sums(
-        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
     ) -> None:
         """S from (R, Y, None, None), or from (R, Y) and adjoints (aR, aY) S(aR, Y) + S(R, aY)."""
         self._segments("segment_sums", graph, odd, inputs, out)
 
     def segment_sums_vjp(
-        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
     ) -> None:
         """(R̄, Ȳ) from (R, Y, S̄)."""
         self._segments("segment_sums_vjp", graph, odd, inputs, out)
@@ -86,7 +86,7 @@ class Cpp:
     def _segments(
         self,
         name: str,
-        graph: "Graph",
+        graph: "BatchGraph",
         odd: Sequence[bool],
         inputs: Sequence[Tensor | None],
         out: Sequence[Tensor | None],
@@ -131,83 +131,83 @@ class Cpp:
         kernels.multiply(a, b, out)
 
 
-def edges(graph: "Graph") -> kernels.Edges:
+def edges(graph: "BatchGraph") -> kernels.EdgeTable:
     """The rows of edges of a batch."""
     key = NAME, "edges"
     if key not in graph.kept:
         arrays = (graph.rank, graph.order, graph.row_ptr, graph.sender, graph.pair, graph.flipped)
         pointers = (array.data_ptr() for array in arrays)
-        graph.kept[key] = kernels.Edges(len(graph.order), graph.n_edges, graph.n_pairs, *pointers)
-    table: kernels.Edges = graph.kept[key]
+        graph.kept[key] = kernels.EdgeTable(len(graph.order), graph.n_edges, graph.n_pairs, *pointers)
+    table: kernels.EdgeTable = graph.kept[key]
     return table
 
 
-def atoms(graph: "Graph") -> kernels.Atoms:
+def atoms(graph: "BatchGraph") -> kernels.AtomTable:
     """Atoms of a batch by element."""
     key = NAME, "atoms"
     if key not in graph.kept:
-        graph.kept[key] = kernels.Atoms(graph.n_atoms, graph.n_present, graph.species_ptr.data_ptr())
-    table: kernels.Atoms = graph.kept[key]
+        graph.kept[key] = kernels.AtomTable(graph.n_atoms, graph.n_present, graph.species_ptr.data_ptr())
+    table: kernels.AtomTable = graph.kept[key]
     return table
 
 
-def segments(graph: "Graph", odd: Sequence[bool]) -> kernels.Segments:
+def segments(graph: "BatchGraph", odd: Sequence[bool]) -> kernels.SegmentTable:
     """The segments of a batch, with the signs of its one first layer."""
     key = NAME, "segments"
     if key not in graph.kept:
         signs = (ctypes.c_int8 * len(odd))(*odd)
         pointers = graph.segment_ptr.data_ptr(), graph.pair.data_ptr(), graph.flipped.data_ptr()
-        table = kernels.Segments(graph.n_segments, graph.n_edges, *pointers, ctypes.addressof(signs))
+        table = kernels.SegmentTable(graph.n_segments, graph.n_edges, *pointers, ctypes.addressof(signs))
         graph.kept[key] = table, signs
-    found: kernels.Segments = graph.kept[key][0]
+    found: kernels.SegmentTable = graph.kept[key][0]
     return found
 
 
-def paths(graph: "Graph", convolution: "Convolution") -> kernels.Convolution:
+def paths(graph: "BatchGraph", convolution: "Convolution") -> kernels.ConvolutionTable:
     """The paths of a convolution, whose places in the output depend on the batch's number of atoms."""
     key = NAME, "paths", id(convolution)
     if key not in graph.kept:
         graph.kept[key] = _paths(convolution, graph.n_atoms)
-    table: kernels.Convolution = graph.kept[key][0]
+    table: kernels.ConvolutionTable = graph.kept[key][0]
     return table
 
 
-def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolution, tuple[Any, ...]]:
+def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.ConvolutionTable, tuple[Any, ...]]:
     """The table, and the arrays that it points to."""
     widths = convolution.widths
     n_channels = convolution.n_channels
     starts = [sum((2 * low + 1) * n_atoms * widths[low] for low in range(order)) for order in range(len(widths))]
-    rows: list[kernels.Path] = []
-    couplings: list[kernels.Coupling] = []
+    rows: list[kernels.PathTable] = []
+    couplings: list[kernels.CouplingEntry] = []
     matrix = 0
     for index, path in enumerate(convolution.paths):
         d1, _, d3 = path.coefficients.shape
         first = len(couplings)
         for m1, m2, m3 in (path.coefficients.abs() > 1e-9).nonzero().tolist():
             value = float(path.coefficients[m1, m2, m3])
-            couplings.append(kernels.Coupling(m1 * d3 + m3, path.l2**2 + m2, value))
+            couplings.append(kernels.CouplingEntry(m1 * d3 + m3, path.l2**2 + m2, value))
         width = widths[path.l3]
         out = starts[path.l3] + path.place * n_channels
         place = (path.l1**2, d1, d3, index, matrix, out, n_atoms * width, width, first, len(couplings))
-        rows.append(kernels.Path(*place))
+        rows.append(kernels.PathTable(*place))
         matrix += d1 * d3
     odd = convolution.odd
     arrays = (
-        (kernels.Path * len(rows))(*rows),
-        (kernels.Coupling * len(couplings))(*couplings),
+        (kernels.PathTable * len(rows))(*rows),
+        (kernels.CouplingEntry * len(couplings))(*couplings),
         (ctypes.c_int8 * len(odd))(*odd),
     )
     n_components = (max(path.l1 for path in convolution.paths) + 1) ** 2
     sizes = n_channels, len(rows), n_components, matrix, len(odd)
-    return kernels.Convolution(*sizes, *(ctypes.addressof(array) for array in arrays)), arrays
+    return kernels.ConvolutionTable(*sizes, *(ctypes.addressof(array) for array in arrays)), arrays
 
 
-def polynomial(contraction: "Contraction") -> kernels.Polynomial:
+def polynomial(contraction: "Contraction") -> kernels.PolynomialTable:
     """The terms of a contraction nested by their factors, numbered as ``Contraction.terms`` lays them out."""
     if NAME not in contraction.kept:
         arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in contraction.nested()]
         pointers = (array.ctypes.data for array in arrays)
         sizes = contraction.n_channels, contraction.n_in, contraction.n_out, contraction.n_terms
-        contraction.kept[NAME] = kernels.Polynomial(*sizes, *pointers), arrays
-    table: kernels.Polynomial = contraction.kept[NAME][0]
+        contraction.kept[NAME] = kernels.PolynomialTable(*sizes, *pointers), arrays
+    table: kernels.PolynomialTable = contraction.kept[NAME][0]
     return table

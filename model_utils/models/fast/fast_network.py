@@ -26,7 +26,7 @@ from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import directions
-from model_utils.models.fast.graph import Graph, prepare
+from model_utils.models.fast.graph import BatchGraph, prepare
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
 from model_utils.models.fast.orders import prepared
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
@@ -45,7 +45,7 @@ class FastNetwork:
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
         backend_of(next(module.parameters()))  # where kernels are not compiled yet, not within the first step
-        self._latest: tuple[weakref.ref[Batch], Graph] | None = None
+        self._latest: tuple[weakref.ref[Batch], BatchGraph] | None = None
 
     @property
     def arithmetic(self) -> str:
@@ -62,7 +62,7 @@ class FastNetwork:
         weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
         return {ENERGY.name: _Pass(self, weights, batch, self.graph(batch)).energies(positions, shifts)}
 
-    def graph(self, batch: Batch) -> Graph:
+    def graph(self, batch: Batch) -> BatchGraph:
         """The orders of a batch; those of the latest one are kept."""
         if self._latest is None or self._latest[0]() is not batch:
             self._latest = weakref.ref(batch), prepare(batch)
@@ -72,7 +72,7 @@ class FastNetwork:
 class _Pass:
     """One evaluation: weights, batch and its orders, so that the layers read as formulas."""
 
-    def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: Graph) -> None:
+    def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: BatchGraph) -> None:
         self.plan = network.plan
         self.module = network.module
         self.weights = weights

@@ -34,12 +34,26 @@ OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends 
 }
 OLD_GATE = ".equivariant_nonlin.mul.output_mask"  # of e3nn's Gate up to 0.3.15: ones, since every output is computed
 RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
-WITHOUT_EFFECT = ("readout_cls", "gate", "MLP_irreps", "hidden_irreps", "interaction_cls", "keep_last_layer_irreps")
+WITHOUT_EFFECT = (  # fields that the module of a single layer does not tell
+    "readout_cls",
+    "gate",
+    "MLP_irreps",
+    "hidden_irreps",
+    "interaction_cls",
+    "keep_last_layer_irreps",
+)
+SWITCHES = (  # off where a release did not know them
+    "use_reduced_cg",
+    "use_so3",
+    "use_agnostic_product",
+    "use_last_readout_only",
+    "use_edge_irreps_first",
+)
 TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 
 
 def is_mace_module(content: object) -> TypeGuard[SandboxedObject]:
-    """Whether a stub stands for one of mace's models."""
+    """Whether the content of a file is one of mace's models."""
     return isinstance(content, SandboxedObject) and class_name(content).startswith("mace.modules.")
 
 
@@ -82,31 +96,35 @@ def description_of(
         text = json.dumps({**fields, "use_reduced_cg": fields["use_reduced_cg"] and reduced})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
-    found = model_json.parse(text, f"the model in {where}")
-    assert isinstance(found, MaceDescription)
-    same = isinstance(expected, MaceDescription) and _same_in_buffers(found, expected, root)
-    return expected if expected is not None and same else found
+    stored = model_json.parse(text, f"the model in {where}")
+    assert isinstance(stored, MaceDescription)
+    if isinstance(expected, MaceDescription) and _same_in_buffers(stored, expected, root):
+        return expected
+    return stored
 
 
-def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: SandboxedObject) -> bool:
-    """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds.
-
-    Of a single layer some fields have no effect, and a module does not tell them.
-    """
+def _same_in_buffers(stored: MaceDescription, expected: MaceDescription, root: SandboxedObject) -> bool:
+    """Whether two descriptions agree in the precision of the buffers, and are equal in all that no buffer holds."""
     dtype = tensor_of(root, "r_max").dtype
-    plain = [json.loads(description.canonical_text()) for description in (found, expected)]
-    if found.num_interactions == expected.num_interactions == 1:
-        plain = [{k: v for k, v in fields.items() if k not in WITHOUT_EFFECT} for fields in plain]
+    stored_fields = json.loads(stored.canonical_text())
+    expected_fields = json.loads(expected.canonical_text())
+    if stored.num_interactions == expected.num_interactions == 1:
+        for name in WITHOUT_EFFECT:
+            del stored_fields[name]
+            del expected_fields[name]
     for name in ("r_max", "atomic_energies", "atomic_inter_scale", "atomic_inter_shift"):
-        a, b = (fields.pop(name) for fields in plain)
-        if (a is None) != (b is None):
+        if not _equal_in(dtype, stored_fields.pop(name), expected_fields.pop(name)):
             return False
-        if a is not None:
-            one = torch.tensor(a, dtype=torch.float64)
-            other = torch.tensor(b, dtype=torch.float64)
-            if one.shape != other.shape or not torch.equal(one.to(dtype), other.to(dtype)):
-                return False
-    return bool(plain[0] == plain[1])
+    return bool(stored_fields == expected_fields)
+
+
+def _equal_in(dtype: torch.dtype, a: object, b: object) -> bool:
+    """Whether numbers, or nested lists of them, are equal once rounded to a precision; None equals None alone."""
+    if a is None or b is None:
+        return a is b
+    first = torch.tensor(a, dtype=torch.float64)
+    second = torch.tensor(b, dtype=torch.float64)
+    return first.shape == second.shape and torch.equal(first.to(dtype), second.to(dtype))
 
 
 def _atomic_numbers(root: SandboxedObject, where: str, named: Sequence[int], described: Sequence[int]) -> list[int]:
@@ -130,6 +148,7 @@ def _atomic_numbers(root: SandboxedObject, where: str, named: Sequence[int], des
 
 
 def _refuse_unknown_blocks(root: SandboxedObject, where: str) -> None:
+    """Blocks that mace-torch has removed, or that are not its own."""
     for block in children(root, "interactions"):
         name = type(block).__name__
         if name not in get_args(InteractionName):
@@ -141,6 +160,7 @@ def _refuse_unknown_blocks(root: SandboxedObject, where: str) -> None:
 
 
 def _refuse_old_soft_transform(root: SandboxedObject, where: str) -> None:
+    """One class name, two formulas: the later one has a buffer more."""
     transform = as_mapping(attribute(child(root, "radial_embedding"), "_modules")).get("distance_transform")
     if isinstance(transform, SandboxedObject) and type(transform).__name__ == "SoftTransform":
         names = {**as_mapping(attribute(transform, "_buffers")), **as_mapping(attribute(transform, "_parameters"))}
@@ -152,6 +172,7 @@ def _refuse_old_soft_transform(root: SandboxedObject, where: str) -> None:
 
 
 def _refuse_layer_of_vectors(root: SandboxedObject, where: str) -> None:
+    """A single layer whose product has weights for which a network of today has no place."""
     products = children(root, "products")
     if len(products) == 1 and "+" in simplified(attribute(child(products[0], "linear"), "irreps_out")):
         raise InputError(
@@ -176,13 +197,19 @@ def _refuse_mixed_heads(root: SandboxedObject, where: str) -> None:
 
 
 def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
+    """The fields of model.json that a module tells; one that is not there takes its default.
+
+    Args:
+        root: the module.
+        numbers: atomic numbers of its elements.
+    """
     interactions = children(root, "interactions")
     products = children(root, "products")
     readout = children(root, "readouts")[-1]
     radial = child(root, "radial_embedding")
     first = interactions[0]
     energies = _numbers(tensor_of(child(root, "atomic_energies_fn"), "atomic_energies"))
-    heads = list(attribute(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
+    heads = _heads(root, n_heads=_rows(energies))
     hidden = _irreps(attribute(child(products[0], "linear"), "irreps_out"))
     if len(interactions) == 1:  # its product may keep scalars only
         hidden = _irreps(attribute(first, "hidden_irreps"))
@@ -208,16 +235,10 @@ def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
         "gate": _gate(readout),
         "radial_type": RADIAL[type(child(radial, "bessel_fn")).__name__],
         "radial_MLP": _radial_mlp(first),
-        "distance_transform": TRANSFORM[type(child(radial, "distance_transform")).__name__]
-        if "distance_transform" in as_mapping(attribute(radial, "_modules"))
-        else "None",
+        "distance_transform": _distance_transform(radial),
         "pair_repulsion": "pair_repulsion_fn" in as_mapping(attribute(root, "_modules")),
         "apply_cutoff": bool(attribute(root, "apply_cutoff", True)),
-        "use_reduced_cg": bool(attribute(root, "use_reduced_cg", False)),
-        "use_so3": bool(attribute(root, "use_so3", False)),
-        "use_agnostic_product": bool(attribute(root, "use_agnostic_product", False)),
-        "use_last_readout_only": bool(attribute(root, "use_last_readout_only", False)),
-        "use_edge_irreps_first": bool(attribute(root, "use_edge_irreps_first", False)),
+        **{name: bool(attribute(root, name, False)) for name in SWITCHES},
         "use_embedding_readout": "embedding_readout" in as_mapping(attribute(root, "_modules")),
         "embedding_specs": None if specs is None else {name: dict(spec) for name, spec in specs.items()},
         "readout_cls": type(readout).__name__,
@@ -227,9 +248,22 @@ def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
         for name in ("scale", "shift"):
             values = _numbers(tensor_of(child(root, "scale_shift"), name).reshape(-1))
             fields[f"atomic_inter_{name}"] = values if len(values) > 1 else values[0]
-    if fields["readout_cls"] == "LinearReadoutBlock":
-        del fields["readout_cls"], fields["gate"]
+    if fields["readout_cls"] == "LinearReadoutBlock":  # of a single layer: the fields have no effect there
+        del fields["readout_cls"]
+        del fields["gate"]
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _heads(root: SandboxedObject, n_heads: int) -> list[str]:
+    """Names of the heads; releases that stored none called the first ``Default``."""
+    stored = list(attribute(root, "heads") or [])
+    return stored or ["Default", *(f"head_{index}" for index in range(1, n_heads))]
+
+
+def _distance_transform(radial: SandboxedObject) -> str:
+    if "distance_transform" not in as_mapping(attribute(radial, "_modules")):
+        return "None"
+    return TRANSFORM[type(child(radial, "distance_transform")).__name__]
 
 
 def _number(tensor: Tensor) -> float:
@@ -248,6 +282,7 @@ def _numbers(tensor: Tensor) -> list[Any]:
 
 
 def _rows(energies: list[Any]) -> int:
+    """Heads of E0s: one where they are a flat list."""
     return len(energies) if isinstance(energies[0], list) else 1
 
 
@@ -257,7 +292,8 @@ def _plain_number(value: Any) -> float:
         return _number(value)
     if isinstance(value, SandboxedObject) and type(value).__name__ == "scalar":
         raw = value.__dict__["constructor_arguments"][1]
-        return float(np.frombuffer(raw, dtype=np.float64 if len(raw) == 8 else np.float32)[0])
+        dtype = np.float64 if len(raw) == 8 else np.float32
+        return float(np.frombuffer(raw, dtype=dtype)[0])
     return float(value)
 
 
@@ -284,7 +320,7 @@ def simplified(irreps: object) -> str:
 
 
 def _items(value: Any) -> tuple[Any, ...]:
-    """The items of a tuple, or of a stub of a subclass of tuple."""
+    """The items of a tuple, also of a sandboxed one of a subclass of tuple."""
     if isinstance(value, SandboxedObject):
         arguments = value.__dict__["constructor_arguments"]
         return _items(arguments[0]) if len(arguments) == 1 else arguments
@@ -296,18 +332,22 @@ def _optional_irreps(value: object) -> str | None:
 
 
 def _scalars_per_head(value: object, n_heads: int) -> str | None:
+    """MLP_irreps from the hidden irreps of a readout, in which every head has as many scalars."""
     if value is None:
         return None
-    total = sum(int(term.partition("x")[0]) for term in _irreps(value).split("+") if term.endswith("x0e"))
-    return f"{max(1, total // n_heads)}x0e"
+    scalars = [term for term in _irreps(value).split("+") if term.endswith("x0e")]
+    channels = sum(int(term.partition("x")[0]) for term in scalars)
+    return f"{max(1, channels // n_heads)}x0e"
 
 
 def _correlation(product: SandboxedObject) -> int:
+    """The highest degree of a product block, which all its contractions share."""
     contractions = children(child(product, "symmetric_contractions"), "contractions")
     return int(attribute(contractions[0], "correlation"))
 
 
 def _gate(readout: SandboxedObject) -> str:
+    """The name of the activation of a readout, ``None`` where it has none."""
     if "non_linearity" not in as_mapping(attribute(readout, "_modules")):
         return "None"
     acts = children(child(readout, "non_linearity"), "acts")
@@ -318,17 +358,20 @@ def _gate(readout: SandboxedObject) -> str:
 
 
 def _radial_mlp(interaction: SandboxedObject) -> list[int]:
+    """Widths of the hidden layers of the radial network; without them stored, those of the network as it was built."""
     stored = attribute(interaction, "radial_MLP")
-    return list(stored if stored is not None else attribute(child(interaction, "conv_tp_weights"), "hs")[1:-1])
+    if stored is not None:
+        return list(stored)
+    return list(attribute(child(interaction, "conv_tp_weights"), "hs")[1:-1])
 
 
 def without_obsolete(
     tensors: Mapping[str, Tensor], description: ModelDescription
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors without those that older releases had and no energy depends on; and which of these contradict the rest.
+    """Leave out the tensors that older releases had and that no energy depends on.
 
     Returns:
-        The others, and what is not as the description says.
+        The other tensors by name, and a phrase for each of those left out that is not as the description says.
     """
     kept = {}
     faults = []

@@ -1,4 +1,6 @@
-"""Two pickled modules compared attribute by attribute, both as inert stubs: what tensors by name do not show.
+"""Two pickled modules compared attribute by attribute, both from the sandboxed unpickler.
+
+It sees what tensors by name do not show.
 
 mace keeps numbers that it computes with outside of tensors (avg_num_neighbors, the constants of activations, irreps,
 names of heads), and e3nn adds compiled TorchScript. A module built from the description is what a stored one must be.
@@ -16,8 +18,11 @@ from torch import Tensor, equal
 from model_utils.models.pickled import OBSOLETE, simplified
 from model_utils.models.sandbox import DEEPEST, SandboxedObject, class_name
 
-WITHOUT_MEANING = {  # a mode that mace has no use for, names for a profiler, by whom generated code was traced
-    *("training", "_profiling_str", "_prof_str", "_tracer_cls"),
+WITHOUT_MEANING = {
+    "training",  # a mode that mace has no use for
+    "_profiling_str",  # names for a profiler
+    "_prof_str",
+    "_tracer_cls",  # by whom generated code was traced
 }
 CODE = "__codegen__"
 OF_CODE = {"instructions", "use_reduced_cg"}  # say what the code does; the second is what was asked for, not what is
@@ -43,7 +48,7 @@ def differences(stored: object, built: object, *, strict: bool, name: str = "") 
 
 
 class _Comparison:
-    """One walk over both trees; what was met already is not entered again."""
+    """One pass over both trees; what was met already is not entered again."""
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
@@ -67,7 +72,7 @@ class _Comparison:
     def _ways(self) -> tuple[tuple[Any, Callable[[Any, Any, str, int], Iterator[str]]], ...]:
         """How two values of one kind are compared; the first kind that fits both counts."""
         return (
-            (SandboxedObject, self._stubs),
+            (SandboxedObject, self._objects),
             (Tensor, self._tensors),
             (Mapping, self._entries),
             (list | tuple, self._sequences),
@@ -82,7 +87,7 @@ class _Comparison:
         self.seen.add((id(a), id(b)))
         return False
 
-    def _stubs(self, a: SandboxedObject, b: SandboxedObject, name: str, depth: int) -> Iterator[str]:
+    def _objects(self, a: SandboxedObject, b: SandboxedObject, name: str, depth: int) -> Iterator[str]:
         if not self.strict and (class_name(a), class_name(b)) == GATES:
             yield from _gates(a, b, name)
         elif class_name(a) != class_name(b):
@@ -137,7 +142,7 @@ def _floats(a: float, b: float, name: str, depth: int) -> Iterator[str]:
 
 
 def _is_irreps(value: object) -> bool:
-    """Of e3nn, or as text: mace keeps those of the last layer's scalars so."""
+    """Whether a value is irreps: e3nn's, or text, as mace keeps those of the last layer's scalars."""
     text = isinstance(value, str) and re.fullmatch(r"\d+x\d+[eo](\+\d+x\d+[eo])*", value) is not None
     return text or (isinstance(value, SandboxedObject) and class_name(value).endswith(".Irreps"))
 
@@ -150,21 +155,28 @@ def _gates(old: SandboxedObject, new: SandboxedObject, name: str) -> Iterator[st
         if not (_is_irreps(a.get(key)) and _is_irreps(b.get(key)) and simplified(a[key]) == simplified(b[key])):
             yield f"{name}.{key} is not as mace builds it"
     for key, function in (("act_scalars", b.get("_act_scalar")), ("act_gates", b.get("_act_gate"))):
-        acts = _plain(_plain(a[key])["acts"]) if isinstance(a.get(key), SandboxedObject) else {}
+        acts: dict[str, Any] = {}
+        if isinstance(a.get(key), SandboxedObject):
+            acts = _plain(_plain(a[key])["acts"])
         used = [_plain(act).get("f") for act in acts.values() if isinstance(act, SandboxedObject)]
         if any(not isinstance(f, type) or class_name(f) != _shown(function) for f in used):
             yield f"{name}.{key} is of another function than {_shown(function)}"
 
 
-def _plain(stub: SandboxedObject) -> dict[str, Any]:
+def _plain(value: SandboxedObject) -> dict[str, Any]:
     """Attributes; parameters, buffers and modules by their own names, as people know them."""
-    state = dict(stub.__dict__)
+    state = dict(value.__dict__)
     arguments = state.pop("constructor_arguments", ())
     named: dict[str, Any] = {}
     for group in ("_parameters", "_buffers", "_modules"):
         inner = state.pop(group, None)
-        named |= inner if isinstance(inner, Mapping) else {group: inner} if inner is not None else {}
-    return {**state, **named, **({"": arguments} if arguments else {})}
+        if isinstance(inner, Mapping):
+            named |= inner
+        elif inner is not None:
+            named[group] = inner
+    if arguments:
+        named[""] = arguments
+    return {**state, **named}
 
 
 def _like(a: Tensor, b: Tensor) -> Tensor:

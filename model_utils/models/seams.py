@@ -49,7 +49,7 @@ class Architecture(Protocol):
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """How the full names of its classes begin; they are read from files as inert stubs and never called."""
+        """How the full names of its classes begin; the sandboxed unpickler reads them from files and calls none."""
         ...
 
     @property

@@ -18,7 +18,8 @@ class NotWritten(OSError):
 
     def __init__(self, path: Path, size: int, cause: OSError) -> None:
         super().__init__(cause.errno, cause.strerror or str(cause), str(path))
-        self.path, self.size = path, size
+        self.path = path
+        self.size = size
 
     def __str__(self) -> str:
         return f"cannot write {self.path}: {self.strerror}; {self.size} bytes needed, {_free(self.path.parent)} free"
@@ -70,7 +71,8 @@ def text_stream(path: Path) -> Iterator[TextIO]:
     Raises:
         NotWritten: what stood there before is untouched.
     """
-    temporary, written = _temporary(path).name, 0
+    temporary = _temporary(path).name
+    written = 0
     try:
         with _directory(path.parent) as directory, _removed_at_last(temporary, directory):
             with open(_new(temporary, directory), "w", encoding="utf-8") as stream:

@@ -19,9 +19,8 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocol 2 
 class _Item:
     """What is known of one value on the stack."""
 
-    kind: (
-        str  # text, int, plain (None, truths, floats), tuple, list, dict, set, storage, tensor, object; a global: name
-    )
+    # text, int, long, plain (None, truths, floats), tuple, list, dict, set, storage, tensor, object; a global: name
+    kind: str
     size: int = 1  # letters of a text, items of a collection
     name: str = ""  # of a global
     keys: bool = True  # of a list: whether all its items may be keys
@@ -52,7 +51,8 @@ class PickleWalk:
         """
         self.names: set[str] = set()
         self.n_bytes = len(data)
-        self._data, self._position = data, 0
+        self._data = data
+        self._position = 0
         self._work = PICKLE_WORK + PICKLE_WORK_PER_BYTE * len(data)
         self._stack: list[_Item] = []
         self._marks: list[list[_Item]] = []
@@ -81,7 +81,8 @@ class PickleWalk:
         return int.from_bytes(self._bytes(n_bytes), "little")
 
     def _bytes(self, n_bytes: int) -> bytes:
-        begin, self._position = self._position, self._position + n_bytes
+        begin = self._position
+        self._position += n_bytes
         if self._position > len(self._data):
             raise IndexError
         return self._data[begin : self._position]
@@ -90,7 +91,8 @@ class PickleWalk:
         end = self._data.find(b"\n", self._position, self._position + 512)
         if end < 0:
             raise IndexError
-        line, self._position = self._data[self._position : end], end + 1
+        line = self._data[self._position : end]
+        self._position = end + 1
         return line.decode("utf-8", "replace")
 
     def _pop(self, kind: str | None = None) -> _Item:
@@ -100,13 +102,14 @@ class PickleWalk:
         return item
 
     def _to_mark(self) -> list[_Item]:
-        items, self._stack = self._stack, self._marks.pop()
+        items = self._stack
+        self._stack = self._marks.pop()
         return items
 
     def _collect(self, items: list[_Item]) -> None:
         self._stack.append(_Item("tuple", 1 + len(items), items=tuple(items)))
 
-    # ---- what the opcodes do
+    # What the opcodes do: one method each, or one for several with the number of bytes that follow.
 
     def _value(self, n_bytes: int, item: _Item) -> None:
         self._bytes(n_bytes)
@@ -131,7 +134,8 @@ class PickleWalk:
         self._stack.append(_Item("int" if length <= 8 else "long"))
 
     def _global(self) -> None:
-        module, name = self._line(), self._line()
+        module = self._line()
+        name = self._line()
         full = f"{_PYTHON_2.get(module, module)}.{name}"
         self.names.add(full)
         if len(self.names) > PICKLE_NAMES:
@@ -171,8 +175,9 @@ class PickleWalk:
             if key.kind not in _KEYS:
                 raise ValueError(f"its pickle has a key that is a {key.kind}, not a word or a number")
 
-    def _two(self) -> list[_Item]:
-        value, key = self._pop(), self._pop()
+    def _key_and_value(self) -> list[_Item]:
+        value = self._pop()
+        key = self._pop()
         return [key, value]
 
     def _storage(self) -> None:
@@ -180,23 +185,27 @@ class PickleWalk:
         self._stack.append(_Item("storage"))
 
     def _new(self) -> None:
-        arguments, kind = self._pop("tuple"), self._pop("name")
+        arguments = self._pop("tuple")
+        kind = self._pop("name")
         if kind.name in _CALLS:
             raise ValueError(f"its pickle makes a {kind.name} as no network does")
         self._called(arguments)
         self._stack.append(_Item("object"))
 
     def _call(self) -> None:
-        arguments, function = self._pop("tuple"), self._pop("name")
+        arguments = self._pop("tuple")
+        function = self._pop("name")
         self._called(arguments)
-        result = _CALLS.get(function.name, lambda items: _Item("object"))(arguments.items)
+        outcome = _CALLS.get(function.name, lambda items: _Item("object"))
+        result = outcome(arguments.items)
         if result is None:
             raise ValueError(f"its pickle calls {function.name} as no network does")
         self._take(result.size)
         self._stack.append(result)
 
     def _build(self) -> None:
-        state, target = self._pop(), self._stack[-1]
+        state = self._pop()
+        target = self._stack[-1]
         if target.kind not in ("object", "dict"):
             raise ValueError(f"its pickle sets a state on a {target.kind}")
         self._called(state)
@@ -207,16 +216,24 @@ class PickleWalk:
 
 
 def _encoded(given: tuple[_Item, ...]) -> _Item | None:
-    return _Item("text", given[0].size) if [item.kind for item in given] == ["text", "text"] else None
+    """Bytes, which protocol 2 spells as text and the name of its encoding."""
+    if [item.kind for item in given] != ["text", "text"]:
+        return None
+    return _Item("text", given[0].size)
 
 
 def _set(given: tuple[_Item, ...]) -> _Item | None:
-    """Of words and numbers."""
-    return _Item("set", given[0].size) if len(given) == 1 and given[0].kind == "list" and given[0].keys else None
+    """A set of words and numbers, made of a list of them."""
+    if len(given) != 1 or given[0].kind != "list" or not given[0].keys:
+        return None
+    return _Item("set", given[0].size)
 
 
 def _size(given: tuple[_Item, ...]) -> _Item | None:
-    return _Item("tuple", given[0].size) if len(given) == 1 and given[0].kind in ("tuple", "list") else None
+    """A shape, made of one tuple or list."""
+    if len(given) != 1 or given[0].kind not in ("tuple", "list"):
+        return None
+    return _Item("tuple", given[0].size)
 
 
 def _tensor(given: tuple[_Item, ...]) -> _Item | None:
@@ -227,7 +244,8 @@ def _parameter(given: tuple[_Item, ...]) -> _Item | None:
     return _Item("tensor") if given and given[0].kind == "tensor" else None
 
 
-# What torch's unpickler really calls, of all that it would: the rest of a network are stand-ins.
+# What torch's unpickler really calls, of all that it would: everything else of a network becomes a sandboxed object.
+# Each gives what the call makes of its arguments, None where no network calls it so.
 _CALLS: dict[str, Callable[[tuple[_Item, ...]], _Item | None]] = {
     "collections.OrderedDict": lambda given: None if given else _Item("dict"),
     "builtins.set": _set,
@@ -273,7 +291,7 @@ _STEPS: dict[int, Callable[[PickleWalk], None]] = {
         "EMPTY_DICT": lambda walk: walk._value(0, _Item("dict")),
         "APPEND": lambda walk: walk._append([walk._pop()]),
         "APPENDS": lambda walk: walk._append(walk._to_mark()),
-        "SETITEM": lambda walk: walk._set_items(walk._two()),
+        "SETITEM": lambda walk: walk._set_items(walk._key_and_value()),
         "SETITEMS": lambda walk: walk._set_items(walk._to_mark()),
         "MARK": PickleWalk._mark,
         "BINPUT": lambda walk: walk._put(1),

@@ -28,7 +28,7 @@ def run_held(outputs: Outputs, *, wait: bool) -> Iterator[Outputs]:
 
     Args:
         outputs: of the run; its folders are there.
-        wait: see ``held``.
+        wait: give a holder ten seconds to end, as after a requeue.
 
     Yields:
         The same names, which follow folders that are moved.
@@ -96,14 +96,27 @@ def _locked(folder: HeldFolder, path: Path, place: Path, patience: float) -> Ite
 
 
 def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float) -> int:
-    end, waiting = time.monotonic() + patience, False
+    """The descriptor of a lock file that is ours.
+
+    Args:
+        folder: of the lock file.
+        path: of the lock file.
+        place: the folder or file that it guards, for messages.
+        patience: s that a holder may still take to end.
+
+    Raises:
+        InputError: another process holds it for longer, or the file cannot be made.
+    """
+    end = time.monotonic() + patience
+    waiting = False
     while True:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(path.name, flags, 0o644, dir_fd=folder.descriptor)
         except OSError as error:
             raise _cannot_write(path, error) from None
-        holder, free = _read(descriptor), False
+        holder = _read(descriptor)
+        free = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = True
@@ -138,6 +151,7 @@ def _still_there(descriptor: int, folder: HeldFolder, name: str) -> bool:
 
 
 def _myself() -> dict[str, str | int]:
+    """This process as a lock file names it."""
     return {
         "host": socket.gethostname(),
         "boot": _text("/proc/sys/kernel/random/boot_id"),
@@ -148,6 +162,7 @@ def _myself() -> dict[str, str | int]:
 
 
 def _is_stale(holder: dict[str, str | int]) -> bool:
+    """Whether the holder that a lock file names has ended, as far as its text tells."""
     mine = _myself()
     if not holder or (mine["job"] and holder.get("job") == mine["job"]):
         return True
@@ -157,15 +172,17 @@ def _is_stale(holder: dict[str, str | int]) -> bool:
 
 
 def _words(holder: dict[str, str | int]) -> str:
+    """Who holds a lock, for a message."""
     return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
 
 
 def _read(descriptor: int) -> dict[str, str | int]:
+    """Who holds a lock, as its file says; empty where it says nothing that can be read."""
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _started(pid: int) -> str:

@@ -1,4 +1,6 @@
-"""--trust_pickle: a foreign weights file unpickled, its code executed, in a process of its own, then read inertly.
+"""--trust_pickle: a foreign weights file unpickled, its code executed, in a process of its own.
+
+What that process makes of it is then read by the sandboxed unpickler.
 
 The process ends before anything is built here, so what the file's code does to torch or mace stays in it. It is no
 sandbox: that code has the user's rights.
@@ -18,7 +20,7 @@ UNPICKLING = Path(__file__).resolve().parents[1] / "tasks" / "unpickling.py"
 
 
 def load(path: Path) -> object:
-    """What a file holds, as ``checkpoint.load_sandboxed`` gives it; executed only where that refuses the file.
+    """What a foreign file holds, as ``checkpoint.load_sandboxed`` gives it; executed only where that refuses the file.
 
     Raises:
         InputError: there is no such file, or it holds no model that can be described.
@@ -42,6 +44,7 @@ def load(path: Path) -> object:
 
 
 def _executed(path: Path) -> object:
+    """What the file holds, rewritten as plain data by a process that executes the code in it."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.pt"
         words = [sys.executable, str(UNPICKLING), str(path), str(plain)]

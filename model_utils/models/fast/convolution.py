@@ -46,7 +46,7 @@ class CouplingPath:
 
     def table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The coefficients as (m2, m1 m3), kept on the device: copying them would make a GPU wait."""
-        key = device, dtype
+        key = (device, dtype)
         if key not in self.kept:
             self.kept[key] = self.coefficients.transpose(0, 1).flatten(1).to(device, dtype)
         return self.kept[key]
@@ -102,7 +102,7 @@ class Convolution:
         backend = backend_of(h)
         if backend is None:
             return self.by_torch(graph, h, harmonics, weights)
-        inputs = h.contiguous(), harmonics.contiguous(), weights.contiguous()
+        inputs = (h.contiguous(), harmonics.contiguous(), weights.contiguous())
         return _Convolve.apply(*inputs, graph, self, backend)
 
     def by_torch(self, graph: BatchGraph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
@@ -184,7 +184,17 @@ class _ConvolveVjp(torch.autograd.Function):
 
 
 def signed_harmonics(graph: BatchGraph, harmonics: Tensor, max_ell: int, *, segments: bool = False) -> Tensor:
-    """Spherical harmonics of directed edges in slots, zero in empty ones; (n_rows, width, (max_ell + 1)²)."""
+    """Spherical harmonics of directed edges in slots, zero in empty ones.
+
+    Args:
+        graph: orders of the batch.
+        harmonics: of pairs, (n_pairs, (max_ell + 1)²).
+        max_ell: highest order.
+        segments: the slots are those of the segments, else those of the receivers' rows.
+
+    Returns:
+        (n_rows, width, (max_ell + 1)²).
+    """
     slots = graph.segments if segments else graph.rows
     signs = torch.where(_odd_on(max_ell, harmonics.device), slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
     return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * signs

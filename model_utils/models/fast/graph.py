@@ -29,7 +29,7 @@ class BatchGraph:
     present: Tensor  # (n_present,), the elements that occur, as indices into the model's atomic_numbers
     species: Tensor  # (n_atoms,), index into ``present``, ascending
     species_ptr: Tensor  # (n_present + 1,), first atom of each element
-    species_bounds: tuple[int, ...]  # the same on the host
+    species_bounds: tuple[int, ...]  # what species_ptr holds, on the host: bounds of slices
     structure: Tensor  # (n_atoms,)
     head: Tensor  # (n_atoms,)
     pair_edge: Tensor  # (n_pairs,), the batch's index of the directed edge that gives the pair its vector
@@ -133,8 +133,8 @@ def _rows(pointer: Tensor, n_edges: int) -> Tensor:
     return torch.repeat_interleave(rows, pointer.diff(), output_size=n_edges)
 
 
-def prepare(batch: Batch) -> BatchGraph:
-    """The orders that a batch brings, or that are made now where it brings none, beside what follows from the batch.
+def graph_of(batch: Batch) -> BatchGraph:
+    """The orders that a batch brings, or that are made now where it brings none, with the batch's arrays in them.
 
     Raises:
         ValueError: the neighbour list is not symmetric, or reaches across absurdly many cells.

@@ -89,15 +89,19 @@ def vector_bytes() -> int:
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Matrix product of any strides into contiguous rows."""
-    (m, depth), n = a.shape, b.shape[1]
+    """A product of matrices of any strides, (m, k) and (k, n), into contiguous rows (m, n)."""
+    m, k = a.shape
+    n = b.shape[1]
     assert out.is_contiguous()
-    assert b.shape[0] == depth
+    assert b.shape[0] == k
     assert a.dtype == b.dtype == out.dtype
-    numbers = (m, n, depth, a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), out.data_ptr())
+    sizes = (m, n, k)
+    left = (a.data_ptr(), *a.stride())
+    right = (b.data_ptr(), *b.stride())
+    numbers = (*sizes, *left, *right, out.data_ptr())
     library = _library()
     assert library is not None
-    getattr(library, f"multiply_{_suffix[a.dtype]}")(*(_int(x) for x in numbers))
+    getattr(library, f"multiply_{_suffix[a.dtype]}")(*(_int(number) for number in numbers))
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -108,6 +112,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
 
 
 def _converted(argument: Any, dtype: torch.dtype) -> Any:
+    """An argument as ctypes hands it on."""
     if isinstance(argument, Tensor):
         assert argument.is_contiguous()
         assert argument.dtype == dtype
@@ -121,6 +126,7 @@ def _converted(argument: Any, dtype: torch.dtype) -> Any:
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    """The compiled library, None where it cannot be had, which is said once."""
     try:
         library = build()
         _keep_freed_memory()

@@ -54,7 +54,7 @@ class WeightsFile:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this toolkit wrote it."""
+        """Whether this toolkit wrote the file."""
         return self.kind in SAYS_WHEN
 
     def when(self) -> str:
@@ -397,6 +397,7 @@ def _refuse_odd_tensors(content: object) -> None:
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
+    """All tensors in a content, however deep; a shared part, whose id is in ``seen``, is gone through once."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple | SandboxedObject):

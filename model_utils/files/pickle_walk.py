@@ -33,7 +33,7 @@ _KEYS = frozenset({"text", "int", "plain"})
 
 
 class PickleWalk:
-    """One pass over a pickle.
+    """One pass over a pickle, which follows its opcodes with a stack of descriptions.
 
     Attributes:
         names: the globals it asks for, by full name.
@@ -62,6 +62,7 @@ class PickleWalk:
         self._take(self._calls * len(self.names) // 4)  # torch looks for each in a list of all
 
     def _run(self, data: bytes) -> None:
+        """Follow the opcodes to the end; one that is not in the table is refused."""
         try:
             while (code := data[self._position]) != _STOP:
                 self._position += 1
@@ -73,6 +74,7 @@ class PickleWalk:
             raise ValueError(f"its pickle is cut off or damaged at byte {self._position}") from None
 
     def _take(self, work: int) -> None:
+        """Count what a step costs; refuse where all of it together is out of proportion to the pickle's length."""
         self._work -= work
         if self._work < 0:
             raise ValueError("its pickle repeats shared parts out of all proportion")
@@ -193,6 +195,7 @@ class PickleWalk:
         self._stack.append(_Item("object"))
 
     def _call(self) -> None:
+        """REDUCE: a function that torch really calls must get what a network gives it; others are not called."""
         arguments = self._pop("tuple")
         function = self._pop("name")
         self._called(arguments)

@@ -80,6 +80,7 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: HeldFolder, path: Path, place: Path, patience: float) -> Iterator[None]:
+    """Hold a lock file, with a text that says who holds it; arguments and errors are those of ``_acquire``."""
     descriptor = _acquire(folder, path, place, patience)
     _held.add(descriptor)
     try:
@@ -208,7 +209,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _release_in_child() -> None:
-    """A forked worker shares the lock; it must not outlive the process that took it."""
+    """Close the locks in a forked worker: it shares them, and they must not outlive the process that took them."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)

@@ -27,7 +27,7 @@ class FormingError:
 
     @property
     def matters(self) -> bool:
-        """Whether it is of the size of a model's errors."""
+        """Whether the deviation is of the size of a model's errors."""
         return not self.per_atom <= TOO_LARGE
 
     def __str__(self) -> str:

@@ -106,6 +106,7 @@ class _Comparison:
             yield from self.of(x, y, f"{name}.{position}", depth + 1)
 
     def _entries(self, a: Mapping[Any, Any], b: Mapping[Any, Any], name: str, depth: int) -> Iterator[str]:
+        """Entries that differ; what only the file has is refused where it could be called."""
         for key in {**a, **b}:
             inner = f"{name}.{key}".removeprefix(".")
             if key in WITHOUT_MEANING or (not self.strict and (key in OF_CODE or inner in GONE)):

@@ -96,6 +96,7 @@ def tensors_of(root: SandboxedObject) -> dict[str, Tensor]:
 
 
 def _add_tensors(tensors: dict[str, Tensor], module: object, prefix: str, depth: int) -> None:
+    """Add the tensors of a module and of the modules in it, whose names begin with ``prefix``."""
     if not isinstance(module, SandboxedObject) or depth > DEEPEST:
         return
     hidden = attribute(module, "_non_persistent_buffers_set", set())

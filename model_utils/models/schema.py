@@ -104,7 +104,7 @@ class ModelDescription(BaseModel):
         return hashlib.sha256(self.canonical_text().encode()).hexdigest()
 
     def facts(self) -> ModelFacts:
-        """What the data path needs of it."""
+        """What readers and loader need of a network: elements, heads, E0s, cutoff, further inputs."""
         return ModelFacts(
             atomic_numbers=tuple(self.atomic_numbers),
             heads=tuple(self.heads),

@@ -153,7 +153,7 @@ def _own(path: Path) -> Iterator[BufferedReader]:
 
 
 def _close(path: Path) -> None:
-    """Nobody else may write it, whatever the umask was."""
+    """Take away others' right to write a file, whatever the umask was."""
     path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OTHERS_WRITE)
 
 

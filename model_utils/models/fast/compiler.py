@@ -120,6 +120,11 @@ def _taken(path: Path) -> WorkFolder:
 
 
 def _compiler() -> str:
+    """The path of the C++ compiler: ``$CXX`` where it is set, else the first that is installed.
+
+    Raises:
+        BuildError: there is none.
+    """
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(COMPILERS)
     for name in wanted:
         path = shutil.which(name)
@@ -168,6 +173,11 @@ def _compiled(compiler: str, work: Path) -> Path:
 
 
 def _run(command: list[str]) -> None:
+    """Run a compiler.
+
+    Raises:
+        BuildError: with the first line of its output that speaks of an error.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -63,14 +63,14 @@ class FastNetwork:
         return {ENERGY.name: evaluation.energies(positions, shifts)}
 
     def graph(self, batch: Batch) -> BatchGraph:
-        """The orders of a batch; those of the latest one are kept."""
+        """The orders of a batch; kept for the latest batch, which several evaluations share."""
         if self._latest is None or self._latest[0]() is not batch:
             self._latest = (weakref.ref(batch), graph_of(batch))
         return self._latest[1]
 
 
 class _Pass:
-    """One evaluation: weights, batch and its orders, so that the layers read as formulas."""
+    """One evaluation of the network; holds weights, batch and orders so that the layers read as formulas."""
 
     def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: BatchGraph) -> None:
         self.plan = network.plan

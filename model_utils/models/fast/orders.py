@@ -16,7 +16,7 @@ Orders = Mapping[str, Tensor | tuple[int, ...]]
 
 
 def prepared(batch: Batch) -> Batch:
-    """The batch with its orders.
+    """Add the orders to a batch, in the loader's workers.
 
     Raises:
         ValueError: the neighbour list is not symmetric, or reaches across absurdly many cells.

@@ -51,7 +51,7 @@ class Readout:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything of a network but its weights."""
+    """The constants of a network: everything but weights."""
 
     max_ell: int
     n_heads: int
@@ -122,7 +122,7 @@ def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
 
 
 def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Blocks:
-    """The matrices of e3nn's Linear; those of all inputs of one order lie one below the other."""
+    """The matrices of e3nn's Linear; matrices of several inputs of one order lie one below the other, as one part."""
     instructions = [i for i in linear.instructions if i.i_in >= 0]
     orders_in = [ir.l for _, ir in linear.irreps_in]
     parts: dict[int, Part] = {}

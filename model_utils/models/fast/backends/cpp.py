@@ -32,7 +32,10 @@ class Cpp:
 
     @property
     def multiplies(self) -> bool:
-        """Where its vectors have 512 bits: MKL keeps to 256 on other makers' CPUs and takes twice the time."""
+        """Whether products of matrices are taken here: where vectors have 512 bits, of which MKL may use 256.
+
+        MKL keeps to 256 on other makers' CPUs and takes twice the time.
+        """
         return kernels.vector_bytes() == 64
 
     def convolve(
@@ -91,6 +94,7 @@ class Cpp:
         inputs: Sequence[Tensor | None],
         out: Sequence[Tensor | None],
     ) -> None:
+        """Call one of the two kernels over segments, whose first inputs are R and Y."""
         radial = inputs[0]
         harmonics = inputs[1]
         assert radial is not None

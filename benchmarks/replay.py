@@ -99,7 +99,7 @@ def errors(path: Path, xyz: Path, keys: LabelKeys, head: str) -> Metrics:
     torch.set_default_dtype(loaded.file.dtype)
     spec = SourceSpec(path=xyz, format="xyz", keys=keys, head=head)
     data = Dataset(open_sources([spec], needs=TO_TRAIN, max_dropped=0.0), facts, loaded.file.dtype)
-    network = model_loader.network(loaded.module, "fast", loaded.description)
+    network = model_loader.build_network(loaded.module, "fast", loaded.description)
     evaluate = evaluator(data, BatchOptions(batch_size=5), torch.device("cpu"))
     return evaluate(network, model_loader.trainable(loaded.module), Loss.of())[0]
 

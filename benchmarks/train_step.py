@@ -225,7 +225,7 @@ def our_step(
     from model_utils.run.step import loss_and_gradients
 
     form = args.forms[0]
-    network = model_loader.network(module, "fast" if form == "torch" else form, described)
+    network = model_loader.build_network(module, "fast" if form == "torch" else form, described)
     assert network.kind == ("fast" if form == "torch" else form)
     algebra = backends.plain_torch if form == "torch" else nullcontext
     weights = model_loader.trainable(module)

@@ -39,7 +39,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
     data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)
-    network = model_loader.network(module, options.step, loaded.description)
+    network = model_loader.build_network(module, options.step, loaded.description)
     weights = model_loader.trainable(module)
     loss = evaluation_report.loss_of(options.loss)
     wants_frames = options.output_xyz is not None

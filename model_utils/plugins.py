@@ -69,7 +69,7 @@ def load(paths: Sequence[Path]) -> None:
 
 
 def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
-    """See that what made a file is here as well.
+    """Refuse a file that was made with plug-ins which this process has not imported.
 
     Args:
         stored: plug-ins that the file remembers.
@@ -81,7 +81,8 @@ def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
     here = {plugin.sha256 for plugin in _loaded}
     names = {plugin.path.name: plugin.sha256 for plugin in _loaded}
     for plugin in stored:
-        name, digest = plugin["name"], plugin["sha256"]
+        name = plugin["name"]
+        digest = plugin["sha256"]
         if digest in here:
             continue
         if name in names:
@@ -95,6 +96,7 @@ def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
 
 
 def _read(path: Path) -> bytes:
+    """The bytes of a plug-in, which is a regular file of a few pages."""
     try:
         with input_files.opened(path) as file:
             code = file.read(MOST_BYTES + 1)
@@ -125,11 +127,16 @@ def _line_of(error: Exception, path: Path) -> str:
 
 
 def _entries() -> dict[tuple[str, str], Any]:
-    """The entries of all tables."""
-    return {(place, name): entry for place, table in _tables() for name, entry in table.items()}
+    """The entries of all tables, by the table's full name and their own."""
+    entries = {}
+    for full_name, table in _tables():
+        for name, entry in table.items():
+            entries[full_name, name] = entry
+    return entries
 
 
 def _tables() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every table that a plug-in may add to, by its full name."""
     for module, names in TABLES.items():
         owner = importlib.import_module(module)
         for name in names:

@@ -34,7 +34,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 def start(
     *, device: str, dtype: torch.dtype, threads: int | None, seed: int, deterministic: bool = False
 ) -> torch.device:
-    """Set the process up.
+    """Set up precision, threads, seeds and determinism for the whole process; returns the device to compute on.
+
+    Args:
+        device: its name, ``auto`` for CUDA where there is one.
+        dtype: torch's default precision.
+        threads: of torch on the CPU; as torch has it where None.
+        seed: of torch's and Python's generators.
+        deterministic: refuse operations of CUDA whose sums have no fixed order.
 
     Raises:
         InputError: there is no such device.
@@ -175,9 +182,9 @@ def not_bitwise(
 
     Args:
         code: ``versions.code_version`` of the checkpoint.
-        code_now: that of this process.
-        before: ``TrainState.computed_on`` of the checkpoint.
-        now_on: the same of now.
+        code_now: ``versions.code_version`` of this process.
+        before: what ``computing`` gave where the checkpoint was written.
+        now_on: what ``computing`` gives here.
     """
     now: dict[str, Any] = {**code_now, **now_on}
     for name, was in {**code, **before}.items():

@@ -44,7 +44,8 @@ def networks(fields: cases.Fields) -> tuple[Network, Network]:
     with torch.no_grad():
         for parameter in model_loader.trainable(module).values():
             parameter += 0.02 * torch.randn_like(parameter)
-    return model_loader.network(module, "cueq", description), model_loader.network(module, "reference", description)
+    cueq = model_loader.build_network(module, "cueq", description)
+    return cueq, model_loader.build_network(module, "reference", description)
 
 
 @needs_cueq
@@ -89,6 +90,6 @@ def test_without_the_package_it_is_said() -> None:
     description = described({})
     module = model_loader.build(description, torch.float64, 1)
     with pytest.raises(InputError, match="--step cueq needs the package cuequivariance-torch"):
-        model_loader.network(module, "cueq", description)
+        model_loader.build_network(module, "cueq", description)
     with pytest.raises(InputError, match="--step oeq needs"):
-        model_loader.network(module, "oeq", description)
+        model_loader.build_network(module, "oeq", description)

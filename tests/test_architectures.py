@@ -114,7 +114,7 @@ def test_what_differs_from_the_json_is_refused(train: Make, pairs_json: Path) ->
     with pytest.raises(Exception, match=r"buffer r_max holds \[2.0\] but model.json says r_max = \[3.0\]"):
         model_loader.load_tensors(module, wrong, file.description, "file")
     with pytest.raises(InputError, match="--step cueq: there is no such form of Pairs; there is reference"):
-        model_loader.network(module, "cueq", file.description)
+        model_loader.build_network(module, "cueq", file.description)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ from model_utils.models.description import ModelDescription
 from model_utils.models.fast import compiler, contraction, convolution, first_layer, kernels, linear
 from model_utils.models.fast.backends import backend_of, plain_torch
 from model_utils.models.fast.coverage import not_covered
-from model_utils.models.fast.graph import prepare
-from model_utils.models.fast.network import FastNetwork
+from model_utils.models.fast.fast_network import FastNetwork
+from model_utils.models.fast.graph import graph_of
 from model_utils.models.network import Network, predict
 from model_utils.models.reference import ReferenceNetwork
 from model_utils.run.step import loss_and_gradients
@@ -286,7 +286,7 @@ def test_many_elements_and_few_of_them_present() -> None:
         head=None,
     )
     batch = both.batch([many])
-    assert not prepare(batch).dense_segments
+    assert not graph_of(batch).dense_segments
     check_outputs(both, batch)
     check_gradients(both, batch, "forces")
 
@@ -340,7 +340,7 @@ def test_a_list_that_is_not_symmetric_is_refused() -> None:
     kept = slice(1, None)
     names = ("senders", "receivers", "cell_shifts", "shifts")
     with pytest.raises(ValueError, match="not symmetric"):
-        prepare(replace(batch, **{name: getattr(batch, name)[kept] for name in names}))
+        graph_of(replace(batch, **{name: getattr(batch, name)[kept] for name in names}))
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_what_is_not_covered_runs_the_reference_and_says_so(
     caplog.set_level("INFO", logger=runtime.log.name)
     runtime.log.addHandler(caplog.handler)
     try:
-        network = model_loader.network(build_module(described, torch.float64), "fast", described)
+        network = model_loader.build_network(build_module(described, torch.float64), "fast", described)
     finally:
         runtime.log.removeHandler(caplog.handler)
     assert network.kind == "reference"

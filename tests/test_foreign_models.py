@@ -31,6 +31,7 @@ from model_utils.models import lammps, pickled
 from model_utils.models.build import build_module, default_dtype
 from model_utils.models.mace_import import _unsafe_loading_during_import
 from model_utils.models.network import predict
+from model_utils.models.sandbox import SandboxedObject
 
 Make = Callable[..., Path]
 
@@ -86,9 +87,9 @@ def hook(event, arguments):
         if event == "import" or not event.startswith("os.") or event in ("os.system", "os.exec", "os.posix_spawn"):
             print("EVENT", event, arguments)
 sys.addaudithook(hook)
-checkpoint.load_inert(Path(sys.argv[1]))  # imports of torch.load itself
+checkpoint.load_sandboxed(Path(sys.argv[1]))  # imports of torch.load itself
 watching = True
-content = checkpoint.load_inert(Path(sys.argv[1]))
+content = checkpoint.load_sandboxed(Path(sys.argv[1]))
 watching = False
 print(len(pickled.description_of(content, "it").atomic_numbers))
 """
@@ -247,8 +248,8 @@ def test_a_pickled_module_says_what_it_was_built_from(case: parity_cases.Case, t
     """Of a covering array of all options, as mace's constructor made them."""
     description = model_json.parse(json.dumps(parity_cases.completed(parity_cases.fields_of(case))), "case")
     checkpoint.write_bare_module(tmp_path / "it.model", build_module(description, torch.float64))
-    stub = checkpoint.load_inert(tmp_path / "it.model")
-    assert isinstance(stub, pickled.StubObject)
+    stub = checkpoint.load_sandboxed(tmp_path / "it.model")
+    assert isinstance(stub, SandboxedObject)
     found = model_json.differing_fields(pickled.description_of(stub, "it.model"), description)
     allowed = WITHOUT_EFFECT if description.num_interactions == 1 else ()
     allowed += () if "+" in description.hidden_irreps else ("keep_last_layer_irreps",)
@@ -441,7 +442,7 @@ def test_the_mliap_wrapper_computes_our_energies_and_forces(shared_data: Path) -
     spec = SourceSpec(path=shared_data / "mof/benzene.xyz", format="xyz")
     sources = open_sources([spec], needs=TO_EVALUATE, max_dropped=0.0)
     batch = Dataset(sources, loaded.description.facts(), torch.float64).batch([0])
-    network = model_loader.network(loaded.module, "reference", loaded.description)
+    network = model_loader.build_network(loaded.module, "reference", loaded.description)
     ours = predict(network, model_loader.trainable(loaded.module), batch, wanted=(), training=False)
     wrapper = lammps.mliap(model_loader.copied(loaded.module), loaded.description.heads[0])
     found = WithoutGhosts(batch)

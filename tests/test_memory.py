@@ -98,7 +98,7 @@ class Cramped:
 def network(request: pytest.FixtureRequest) -> Network:
     described = model_json.parse(json.dumps(cases.completed(dict(cases.BASE))), "model.json")
     module = model_loader.build(described, torch.float64, 1)
-    return model_loader.network(module, request.param, described)
+    return model_loader.build_network(module, request.param, described)
 
 
 def test_a_divided_step_has_the_loss_and_gradients_of_the_whole(network: Network) -> None:
@@ -189,7 +189,7 @@ print(json.dumps([float(divided.loss), float(whole.loss), worst]))
 
 def wide_network(kind: str) -> Network:
     described = model_json.parse(json.dumps({**TINY, "hidden_irreps": "32x0e+32x1o"}), "model.json")
-    return model_loader.network(model_loader.build(described, torch.float64, 1), kind, described)
+    return model_loader.build_network(model_loader.build(described, torch.float64, 1), kind, described)
 
 
 def many_waters(n: int) -> Batch:

@@ -67,7 +67,7 @@ def test_orders_lie_in_the_buffer_of_their_batch_and_move_as_one_copy(data: Data
 
 def test_half_a_batch_brings_no_orders_of_the_whole(data: Dataset, tiny_json: Path) -> None:
     described = model_json.read(tiny_json)
-    network = model_loader.network(model_loader.build(described, torch.float64, 1), "fast", described)
+    network = model_loader.build_network(model_loader.build(described, torch.float64, 1), "fast", described)
     weights = model_loader.trainable(network.module)
     whole = network.prepared(data.batch([0, 1, 2, 3]))
     parts = halves(whole)
@@ -97,7 +97,7 @@ def test_a_step_on_a_prepared_batch_reads_nothing_back(
 ) -> None:
     """In plain torch, which is what a GPU without kernels runs: each number that is read there waits for the GPU."""
     described = model_json.read(tiny_json)
-    network = model_loader.network(model_loader.build(described, torch.float64, 1), "fast", described)
+    network = model_loader.build_network(model_loader.build(described, torch.float64, 1), "fast", described)
     weights = model_loader.trainable(network.module)
     batch = network.prepared(data.batch([0, 1, 2, 3]))
 
@@ -128,7 +128,7 @@ def test_another_backend_takes_over(data: Dataset, tiny_json: Path, monkeypatch:
         pytest.skip("needs a C++ compiler")
     monkeypatch.setitem(BACKENDS, "cpp", Other())
     described = model_json.read(tiny_json)
-    network = model_loader.network(model_loader.build(described, torch.float64, 1), "fast", described)
+    network = model_loader.build_network(model_loader.build(described, torch.float64, 1), "fast", described)
     batch = data.batch([0, 1])
     network.outputs({}, batch, batch.positions, batch.shifts)
     assert used == ["convolve"]

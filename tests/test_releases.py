@@ -94,7 +94,7 @@ def structures(facts: dict[str, Any], description: ModelDescription, head: str) 
 
 def worst_deviation(loaded: LoadedModel, facts: dict[str, Any], network: str) -> float:
     """Largest deviation of energies and forces, over heads and structures, relative to the largest."""
-    form = model_loader.network(loaded.module, "reference", loaded.description)
+    form = model_loader.build_network(loaded.module, "reference", loaded.description)
     weights, worst = model_loader.trainable(loaded.module), 0.0
     for head, results in zip(loaded.description.heads, facts["networks"][network]["results"], strict=True):
         for batch, expected in zip(structures(facts, loaded.description, head), results, strict=True):

@@ -18,16 +18,25 @@ from dataloader.limits import ZIP_RECORDS
 from model_utils import plugins
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files.digest import digest, non_finite
-from model_utils.files.pickle_walk import Walk, is_called
+from model_utils.files.entries import SAYS_WHEN, missing
+from model_utils.files.pickle_walk import PickleWalk, is_called
 from model_utils.files.sharing import refuse_unfolding
 from model_utils.models import description as model_json
 from model_utils.models.architecture import architecture_of, namespaces
 from model_utils.models.description import ModelDescription
-from model_utils.models.pickled import StubObject, class_name, stub_class, tensors_of
+from model_utils.models.sandbox import SandboxedObject, class_name, sandboxed_class, tensors_of
 
 FORMAT_VERSION = 1
 COMPILED = "._compiled_main"
-MODULE_NAMESPACES = ("mace.", "e3nn.", "torch.", "collections.", "_codecs.", "numpy.", "opt_einsum_fx.")
+MODULE_NAMESPACES = (  # of what a module of mace pickles
+    "mace.",
+    "e3nn.",
+    "torch.",
+    "collections.",
+    "_codecs.",
+    "numpy.",
+    "opt_einsum_fx.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +49,12 @@ class WeightsFile:
     description: ModelDescription
     weights: str  # "raw" or "ema"; "as saved" in files of mace, which do not say
     content: Mapping[str, Any]  # everything else that stands in the file
-    module: StubObject | None = None  # the network as it was pickled, inert; where the file holds one
+    module: SandboxedObject | None = None  # the network as it was pickled, where the file holds one
 
     @property
     def is_ours(self) -> bool:
-        """Whether this toolkit wrote it."""
-        return self.kind in _WHEN
+        """Whether this toolkit wrote the file."""
+        return self.kind in SAYS_WHEN
 
     def when(self) -> str:
         """From which moment of a training the weights are, as far as the file says."""
@@ -70,7 +79,8 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         OSError: it could not be written; the old generations are untouched.
         NonFiniteError: a tensor holds a number that is none; nothing was written.
     """
-    if bad := next(non_finite(content), None):
+    bad = next(non_finite(content), None)
+    if bad is not None:
         raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
     durable.write(path, checkpoint_bytes(content), previous=previous_generation(path))
 
@@ -116,7 +126,7 @@ def is_best_model(path: Path) -> bool:
 
 
 def serialise(value: object) -> bytes:
-    """As ``torch.save`` writes it, in memory: a full disk then meets our own write."""
+    """The bytes that ``torch.save`` writes, made in memory so that a full disk meets our own write."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
@@ -125,27 +135,6 @@ def serialise(value: object) -> bytes:
 def _sealed(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
     content = {"format_version": FORMAT_VERSION, "kind": kind, **content}
     return {**content, "digest": digest(content)}
-
-
-_ENTRIES = {
-    **{"weights": str, "model_state_dict": dict, "model_json_text": str, "model_json_hash": str, "kind": str},
-    **{"run_name": str, "code_version": dict},
-}
-_WHEN = {  # does it say from when the weights are?
-    "model": lambda content: _has_counts(content),
-    "checkpoint": lambda content: _has_counts(content.get("train_state")),
-}
-
-
-def _are_plugins(stored: object) -> bool:
-    """Whether an entry is what ``plugins.loaded`` gave: names and digests."""
-    if not isinstance(stored, list):
-        return False
-    return all(isinstance(p, dict) and all(isinstance(p.get(key), str) for key in ("name", "sha256")) for p in stored)
-
-
-def _has_counts(state: object) -> bool:
-    return isinstance(state, dict) and all(isinstance(state.get(name), int) for name in ("epoch", "step"))
 
 
 def read(path: Path, data: bytes | None = None) -> WeightsFile:
@@ -159,7 +148,7 @@ def read(path: Path, data: bytes | None = None) -> WeightsFile:
         InputError: there is no such file, or it is none of ours.
         VerificationError: it is damaged, or its model.json does not match its hash.
     """
-    content = load_inert(path, data)
+    content = load_sandboxed(path, data)
     if not is_ours(content):
         raise InputError(f"{path} is not a *_checkpoint.pt or *_model.pt of this toolkit")
     return verified(path, content)
@@ -171,7 +160,7 @@ def is_ours(content: object) -> TypeGuard[dict[str, Any]]:
 
 
 def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
-    """One of our files from what ``load_inert`` gave.
+    """One of our files from what ``load_sandboxed`` gave.
 
     Raises:
         VerificationError: it is damaged, or its model.json does not match its hash.
@@ -185,18 +174,9 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
             f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; "
             "update the toolkit"
         )
-    missing = [name for name, kind in _ENTRIES.items() if not isinstance(content.get(name), kind)]
-    missing += [] if content.get("kind") in _WHEN and _WHEN[content["kind"]](content) else ["epoch or step"]
-    tensors = content.get("model_state_dict")
-    if isinstance(tensors, dict) and not (
-        all(isinstance(tensor, Tensor) for tensor in tensors.values())
-        and any(tensor.is_floating_point() for tensor in tensors.values())
-    ):
-        missing.append("tensors of model_state_dict")
-    if not _are_plugins(content.get("plugins", [])):
-        missing.append("plugins")
-    if missing:
-        raise VerificationError(f"{path} is not as we write it: {', '.join(missing)} missing or of another kind")
+    absent = list(missing(content))
+    if absent:
+        raise VerificationError(f"{path} is not as we write it: {', '.join(absent)} missing or of another kind")
     plugins.compare(content.get("plugins", []), path)
     text = content["model_json_text"]
     if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
@@ -220,14 +200,14 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
 
 def _as_verified(
     path: Path, module: object, tensors: Mapping[str, Tensor], description: ModelDescription
-) -> StubObject:
+) -> SandboxedObject:
     """The pickled network in a file, which other programs compute with: its tensors are those of the digest.
 
     Raises:
         VerificationError: naming the first that is another.
     """
     own = architecture_of(description).namespaces
-    if not isinstance(module, StubObject) or not class_name(module).startswith(own):
+    if not isinstance(module, SandboxedObject) or not class_name(module).startswith(own):
         family = own[0].partition(".")[0]
         raise VerificationError(f"{path} is not as we write it: its `model` is no network of {family}")
     theirs = tensors_of(module)
@@ -244,7 +224,7 @@ def _as_verified(
     return module
 
 
-class Damaged(VerificationError):
+class DamagedFile(VerificationError):
     """A file that is not whole."""
 
 
@@ -252,8 +232,8 @@ def _begins_as_zip(stream: BinaryIO) -> bool:
     return _rewound(stream).read(2) == b"PK"
 
 
-def load_inert(path: Path, data: bytes | None = None) -> object:
-    """What a file holds, objects as inert stubs, without running code.
+def load_sandboxed(path: Path, data: bytes | None = None) -> object:
+    """What a file holds, read by a sandboxed unpickler: objects are ``SandboxedObject``, no code runs.
 
     ``torch.load`` checks no CRC, so that is done here.
 
@@ -284,7 +264,7 @@ def _whole(path: Path, stream: BinaryIO) -> object:
             walk = _walked(archive)
         return _loaded(stream, walk, size)
     except zipfile.BadZipFile:
-        kind = Damaged if _begins_as_zip(stream) else VerificationError  # torch's old form is none
+        kind = DamagedFile if _begins_as_zip(stream) else VerificationError  # torch's old form is none
         raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
     except (OSError, InputError, VerificationError):
         raise
@@ -312,25 +292,26 @@ def _refuse_foreign_records(path: Path, archive: zipfile.ZipFile, size: int) -> 
         raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
     if len({record.filename.casefold() for record in records}) < len(records):  # torch reads another of the two
         raise VerificationError(f"{path} is not as we write it: two records have one name")
-    if damaged := archive.testzip():
-        raise Damaged(f"{path} is damaged: record {damaged} fails its checksum")
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise DamagedFile(f"{path} is damaged: record {damaged} fails its checksum")
 
 
-def _walked(archive: zipfile.ZipFile) -> Walk:
+def _walked(archive: zipfile.ZipFile) -> PickleWalk:
     """What the pickle of an archive would do."""
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise _Refused(f"it has {len(pickles)} records data.pkl, expected one")
     try:
-        return Walk(archive.read(pickles[0]))
+        return PickleWalk(archive.read(pickles[0]))
     except ValueError as error:
         raise _Refused(str(error)) from None
 
 
-def _loaded(stream: BinaryIO, walk: Walk, size: int) -> object:
+def _loaded(stream: BinaryIO, walk: PickleWalk, size: int) -> object:
     """The content of an archive that was looked through."""
     try:
-        with _stub_modules(stream, walk.names):
+        with _only_sandboxed_classes(stream, walk.names):
             stream.seek(0)
             content = torch.load(stream, weights_only=True, map_location="cpu")
         refuse_unfolding(content, size, walk.n_bytes)
@@ -351,21 +332,23 @@ def _opened(path: Path, data: bytes | None) -> BinaryIO:
     return input_files.opened(path) if data is None else io.BytesIO(data)
 
 
-def stub_of(module: nn.Module) -> StubObject:
-    """A module as it is read from a file."""
+def sandboxed(module: nn.Module) -> SandboxedObject:
+    """A module as the sandboxed unpickler would read it from a file."""
     stream = io.BytesIO(serialise(module))
     with zipfile.ZipFile(stream) as archive:
         walk = _walked(archive)
-    with _stub_modules(stream, walk.names):
+    with _only_sandboxed_classes(stream, walk.names):
         stream.seek(0)
-        stub = torch.load(stream, weights_only=True)
-    assert isinstance(stub, StubObject)
-    return stub
+        content = torch.load(stream, weights_only=True)
+    assert isinstance(content, SandboxedObject)
+    return content
 
 
 @contextmanager
-def _stub_modules(stream: BinaryIO, names: set[str]) -> Iterator[None]:
-    """Let the classes of a pickled network be read as inert stubs, nothing else: the allow-list is emptied first.
+def _only_sandboxed_classes(stream: BinaryIO, names: set[str]) -> Iterator[None]:
+    """Let torch read the classes of a pickled network as sandboxed ones, and nothing else.
+
+    The allow-list of the process is emptied for the time being.
 
     Args:
         stream: the archive.
@@ -375,15 +358,15 @@ def _stub_modules(stream: BinaryIO, names: set[str]) -> Iterator[None]:
     torch.serialization.clear_safe_globals()
     try:
         stream.seek(0)
-        stubs = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
         known = (*MODULE_NAMESPACES, *namespaces())
-        foreign = [name for name in stubs if not name.startswith(known) and name != "builtins.getattr"]
+        foreign = [name for name in unknown if not name.startswith(known) and name != "builtins.getattr"]
         if foreign:
             raise ValueError(f"it asks to run code ({foreign[0]})")
-        odd = sorted(name for name in names - set(stubs) if not is_called(name))
+        odd = sorted(name for name in names - set(unknown) if not is_called(name))
         if odd:
             raise ValueError(f"it asks for {odd[0]}, which no network has")
-        with torch.serialization.safe_globals([(stub_class(name), name) for name in stubs]):
+        with torch.serialization.safe_globals([(sandboxed_class(name), name) for name in unknown]):
             yield
     finally:
         torch.serialization.clear_safe_globals()
@@ -413,12 +396,13 @@ def _refuse_odd_tensors(content: object) -> None:
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
+    """All tensors in a content, however deep; a shared part, whose id is in ``seen``, is gone through once."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple | StubObject):
+    elif isinstance(value, Mapping | list | tuple | SandboxedObject):
         if id(value) in seen:
             return
         seen.add(id(value))
-        inner = value.__dict__ if isinstance(value, StubObject) else value
+        inner = value.__dict__ if isinstance(value, SandboxedObject) else value
         for item in inner.values() if isinstance(inner, Mapping) else inner:
             yield from _tensors(item, seen)

@@ -30,6 +30,13 @@ def non_finite(value: object, name: str = "") -> Iterator[str]:
 
 
 def _feed(hasher: Any, value: object) -> None:
+    """Hash a value with its type and its size, so that no two contents give the same bytes.
+
+    What is hashed decides whether checkpoints of earlier versions are still whole: it must stay as it is.
+
+    Raises:
+        TypeError: the value would need an allow-list to load.
+    """
     if isinstance(value, Tensor):
         tensor = value.detach().cpu().contiguous()
         hasher.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())

@@ -26,7 +26,8 @@ class HeldFolder:
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.identity = _identity(os.fstat(self.descriptor))
-        self._began_at = self._last = path
+        self._began_at = path
+        self._last = path
 
     def __enter__(self) -> "HeldFolder":
         return self

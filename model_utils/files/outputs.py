@@ -25,7 +25,9 @@ class Outputs:
     """
 
     def __init__(self, *, checkpoint: Path, model: Path, folders: tuple[HeldFolder, HeldFolder] | None = None) -> None:
-        self._checkpoint, self._model, self._folders = checkpoint, model, folders
+        self._checkpoint = checkpoint
+        self._model = model
+        self._folders = folders
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Outputs) and self._names() == other._names()
@@ -53,6 +55,7 @@ class Outputs:
             )
 
     def _all_named_after_the_run(self) -> Iterator[Path]:
+        """Files whose names contain the run's; those that are called the same in every run are short enough."""
         yield from (self.checkpoint, previous_generation(self.checkpoint), damaged(self.checkpoint))
         yield from (self.model, self.stage_one_model, self.bare_module, self.source_json)
         yield from (self.replay, self.replay_before, *self.locks)
@@ -61,20 +64,33 @@ class Outputs:
     @property
     def checkpoint(self) -> Path:
         """Raw weights and the whole state, resumable."""
-        return self._checkpoint if self._folders is None else self._folders[0].path() / self._checkpoint.name
+        if self._folders is None:
+            return self._checkpoint
+        return self._folders[0].path() / self._checkpoint.name
 
     @property
     def model(self) -> Path:
         """Best weights."""
-        return self._model if self._folders is None else self._folders[1].path() / self._model.name
+        if self._folders is None:
+            return self._model
+        return self._folders[1].path() / self._model.name
 
     def held_in(self, of_checkpoint: HeldFolder, of_model: HeldFolder) -> "Outputs":
-        """The same names, in folders that are followed."""
+        """Outputs of the same names, which follow their folders where somebody moves them."""
         return Outputs(checkpoint=self._checkpoint, model=self._model, folders=(of_checkpoint, of_model))
 
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
-        """A path ending in .pt or .pth is that file; anything else a directory, ``run/``: ``run/run_checkpoint.pt``."""
+        """The outputs of a run from what the user typed.
+
+        Args:
+            output_checkpoint: a path that ends in .pt or .pth is that file; any other is a directory, and ``run/``
+                makes ``run/run_checkpoint.pt``.
+            output_model: by the same rule; beside the checkpoint where it is not given.
+
+        Raises:
+            InputError: both are one file, or a name cannot be one of a file.
+        """
         checkpoint = _file(output_checkpoint, "checkpoint")
         model = _file(output_model, "model") if output_model else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
         own = {_place(path) for path in (checkpoint, previous_generation(checkpoint), damaged(checkpoint))}
@@ -126,7 +142,7 @@ class Outputs:
 
     @property
     def replay_before(self) -> Path:
-        """Those of a run that is to be overwritten, until the new one begins."""
+        """Replayed structures of a run that is to be overwritten, until the new run begins."""
         return self.replay.with_suffix(".before.xyz")
 
     @property
@@ -195,19 +211,28 @@ class Outputs:
 
     def of_another_run(self) -> list[Path]:
         """Files of a run that lie at these places already."""
-        own = (
-            *(self.checkpoint, previous_generation(self.checkpoint), self.model, self.stage_one_model),
-            *(self.bare_module, self.metrics, self.config, self.log, self.valid_names, damaged(self.checkpoint)),
-            *(self.metrics_table, self.replay_before),
-        )
+        own = [
+            self.checkpoint,
+            previous_generation(self.checkpoint),
+            self.model,
+            self.stage_one_model,
+            self.bare_module,
+            self.metrics,
+            self.config,
+            self.log,
+            self.valid_names,
+            damaged(self.checkpoint),
+            self.metrics_table,
+            self.replay_before,
+        ]
         return [path for path in own if path.exists()]
 
     def refuse_another_run(self) -> None:
         """Raise InputError where the place holds another run's files."""
-        found = self.of_another_run()
-        if found:
+        files = self.of_another_run()
+        if files:
             raise InputError(
-                f"{found[0]} belongs to another run; continue that one with --resume auto, replace it with "
+                f"{files[0]} belongs to another run; continue that one with --resume auto, replace it with "
                 "--overwrite, or give another --output_checkpoint"
             )
 
@@ -238,7 +263,9 @@ def _place(path: Path) -> Path:
 
 
 def _lock_of_name(weights: Path) -> Path:
-    return weights.with_name(f".{re.sub(r'(_stage_one|_source)+$', '', _stem(weights))}.run.lock")
+    """The lock of the files that bear one name: best model of a stage and source belong to the run's own."""
+    name = re.sub(r"(_stage_one|_source)+$", "", _stem(weights))
+    return weights.with_name(f".{name}.run.lock")
 
 
 def damaged(checkpoint: Path) -> Path:
@@ -253,7 +280,10 @@ def is_previous(name: str) -> bool:
 
 def newest_generation(name: str) -> str:
     """``X_checkpoint.prev.pt`` → ``X_checkpoint.pt``; other names stay."""
-    return f"{Path(name).stem.removesuffix('.prev')}{Path(name).suffix}" if is_previous(name) else name
+    if not is_previous(name):
+        return name
+    path = Path(name)
+    return f"{path.stem.removesuffix('.prev')}{path.suffix}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -284,6 +314,7 @@ def _file(given: Path, role: str) -> Path:
 
 
 def _named(given: Path, role: str) -> Path:
+    """The weights file at a place: the path itself, or in the folder that it is."""
     if given.suffix in ENDINGS:
         if given.is_dir():
             raise InputError(
@@ -296,6 +327,7 @@ def _named(given: Path, role: str) -> Path:
 
 
 def _stem(path: Path) -> str:
+    """The name that the files of a run share: without ending, generation and role."""
     stem = (path.stem if path.suffix in ENDINGS else path.name).removesuffix(".prev")
     for role in ("_checkpoint", "_model"):
         stem = stem.removesuffix(role)

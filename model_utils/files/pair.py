@@ -42,7 +42,11 @@ def write_description(outputs: Outputs, description: ModelDescription, source: P
 
 
 def refuse_other_description(outputs: Outputs, description: ModelDescription, source: Path | None) -> None:
-    """Raise what ``write_description`` would raise, before anything is written."""
+    """Refuse a place where another model.json lies, before anything is written.
+
+    Raises:
+        InputError: another file with other content is there, and it is not the ``source`` itself.
+    """
     for path in outputs.model_jsons:
         known = source is not None and source.exists() and path.exists() and path.samefile(source)
         if path.exists() and not known and not holds(path, description.canonical_text()):
@@ -75,7 +79,9 @@ class PairWriter:
         self.description = description
         self._module = copied(module)
         self._unwritten: dict[str, Any] | None = None  # a best model that a full disk refused
-        self._stage_one: bytes | None = None  # the same of stage one's, as its file will be
+        self._stage_one: bytes | None = (
+            None  # the best model of stage one, as its file will be, where a full disk refused it
+        )
         self._common: dict[str, Any] = {
             "model_json_text": description.canonical_text(),
             "model_json_hash": description.hash(),

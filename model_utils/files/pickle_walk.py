@@ -19,9 +19,8 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocol 2 
 class _Item:
     """What is known of one value on the stack."""
 
-    kind: (
-        str  # text, int, plain (None, truths, floats), tuple, list, dict, set, storage, tensor, object; a global: name
-    )
+    # text, int, long, plain (None, truths, floats), tuple, list, dict, set, storage, tensor, object; a global: name
+    kind: str
     size: int = 1  # letters of a text, items of a collection
     name: str = ""  # of a global
     keys: bool = True  # of a list: whether all its items may be keys
@@ -33,8 +32,8 @@ _INT = _Item("int")
 _KEYS = frozenset({"text", "int", "plain"})
 
 
-class Walk:
-    """One pass over a pickle.
+class PickleWalk:
+    """One pass over a pickle, which follows its opcodes with a stack of descriptions.
 
     Attributes:
         names: the globals it asks for, by full name.
@@ -52,7 +51,8 @@ class Walk:
         """
         self.names: set[str] = set()
         self.n_bytes = len(data)
-        self._data, self._position = data, 0
+        self._data = data
+        self._position = 0
         self._work = PICKLE_WORK + PICKLE_WORK_PER_BYTE * len(data)
         self._stack: list[_Item] = []
         self._marks: list[list[_Item]] = []
@@ -62,6 +62,7 @@ class Walk:
         self._take(self._calls * len(self.names) // 4)  # torch looks for each in a list of all
 
     def _run(self, data: bytes) -> None:
+        """Follow the opcodes to the end; one that is not in the table is refused."""
         try:
             while (code := data[self._position]) != _STOP:
                 self._position += 1
@@ -73,6 +74,7 @@ class Walk:
             raise ValueError(f"its pickle is cut off or damaged at byte {self._position}") from None
 
     def _take(self, work: int) -> None:
+        """Count what a step costs; refuse where all of it together is out of proportion to the pickle's length."""
         self._work -= work
         if self._work < 0:
             raise ValueError("its pickle repeats shared parts out of all proportion")
@@ -81,7 +83,8 @@ class Walk:
         return int.from_bytes(self._bytes(n_bytes), "little")
 
     def _bytes(self, n_bytes: int) -> bytes:
-        begin, self._position = self._position, self._position + n_bytes
+        begin = self._position
+        self._position += n_bytes
         if self._position > len(self._data):
             raise IndexError
         return self._data[begin : self._position]
@@ -90,7 +93,8 @@ class Walk:
         end = self._data.find(b"\n", self._position, self._position + 512)
         if end < 0:
             raise IndexError
-        line, self._position = self._data[self._position : end], end + 1
+        line = self._data[self._position : end]
+        self._position = end + 1
         return line.decode("utf-8", "replace")
 
     def _pop(self, kind: str | None = None) -> _Item:
@@ -100,13 +104,14 @@ class Walk:
         return item
 
     def _to_mark(self) -> list[_Item]:
-        items, self._stack = self._stack, self._marks.pop()
+        items = self._stack
+        self._stack = self._marks.pop()
         return items
 
     def _collect(self, items: list[_Item]) -> None:
         self._stack.append(_Item("tuple", 1 + len(items), items=tuple(items)))
 
-    # ---- what the opcodes do
+    # What the opcodes do: one method each, or one for several with the number of bytes that follow.
 
     def _value(self, n_bytes: int, item: _Item) -> None:
         self._bytes(n_bytes)
@@ -131,7 +136,8 @@ class Walk:
         self._stack.append(_Item("int" if length <= 8 else "long"))
 
     def _global(self) -> None:
-        module, name = self._line(), self._line()
+        module = self._line()
+        name = self._line()
         full = f"{_PYTHON_2.get(module, module)}.{name}"
         self.names.add(full)
         if len(self.names) > PICKLE_NAMES:
@@ -171,8 +177,9 @@ class Walk:
             if key.kind not in _KEYS:
                 raise ValueError(f"its pickle has a key that is a {key.kind}, not a word or a number")
 
-    def _two(self) -> list[_Item]:
-        value, key = self._pop(), self._pop()
+    def _key_and_value(self) -> list[_Item]:
+        value = self._pop()
+        key = self._pop()
         return [key, value]
 
     def _storage(self) -> None:
@@ -180,23 +187,28 @@ class Walk:
         self._stack.append(_Item("storage"))
 
     def _new(self) -> None:
-        arguments, kind = self._pop("tuple"), self._pop("name")
+        arguments = self._pop("tuple")
+        kind = self._pop("name")
         if kind.name in _CALLS:
             raise ValueError(f"its pickle makes a {kind.name} as no network does")
         self._called(arguments)
         self._stack.append(_Item("object"))
 
     def _call(self) -> None:
-        arguments, function = self._pop("tuple"), self._pop("name")
+        """REDUCE: a function that torch really calls must get what a network gives it; others are not called."""
+        arguments = self._pop("tuple")
+        function = self._pop("name")
         self._called(arguments)
-        result = _CALLS.get(function.name, lambda items: _Item("object"))(arguments.items)
+        outcome = _CALLS.get(function.name, lambda items: _Item("object"))
+        result = outcome(arguments.items)
         if result is None:
             raise ValueError(f"its pickle calls {function.name} as no network does")
         self._take(result.size)
         self._stack.append(result)
 
     def _build(self) -> None:
-        state, target = self._pop(), self._stack[-1]
+        state = self._pop()
+        target = self._stack[-1]
         if target.kind not in ("object", "dict"):
             raise ValueError(f"its pickle sets a state on a {target.kind}")
         self._called(state)
@@ -207,16 +219,24 @@ class Walk:
 
 
 def _encoded(given: tuple[_Item, ...]) -> _Item | None:
-    return _Item("text", given[0].size) if [item.kind for item in given] == ["text", "text"] else None
+    """Bytes, which protocol 2 spells as text and the name of its encoding."""
+    if [item.kind for item in given] != ["text", "text"]:
+        return None
+    return _Item("text", given[0].size)
 
 
 def _set(given: tuple[_Item, ...]) -> _Item | None:
-    """Of words and numbers."""
-    return _Item("set", given[0].size) if len(given) == 1 and given[0].kind == "list" and given[0].keys else None
+    """A set of words and numbers, made of a list of them."""
+    if len(given) != 1 or given[0].kind != "list" or not given[0].keys:
+        return None
+    return _Item("set", given[0].size)
 
 
 def _size(given: tuple[_Item, ...]) -> _Item | None:
-    return _Item("tuple", given[0].size) if len(given) == 1 and given[0].kind in ("tuple", "list") else None
+    """A shape, made of one tuple or list."""
+    if len(given) != 1 or given[0].kind not in ("tuple", "list"):
+        return None
+    return _Item("tuple", given[0].size)
 
 
 def _tensor(given: tuple[_Item, ...]) -> _Item | None:
@@ -227,7 +247,8 @@ def _parameter(given: tuple[_Item, ...]) -> _Item | None:
     return _Item("tensor") if given and given[0].kind == "tensor" else None
 
 
-# What torch's unpickler really calls, of all that it would: the rest of a network are stand-ins.
+# What torch's unpickler really calls, of all that it would: everything else of a network becomes a sandboxed object.
+# Each gives what the call makes of its arguments, None where no network calls it so.
 _CALLS: dict[str, Callable[[tuple[_Item, ...]], _Item | None]] = {
     "collections.OrderedDict": lambda given: None if given else _Item("dict"),
     "builtins.set": _set,
@@ -250,10 +271,10 @@ _DTYPES = frozenset(
 _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _CODES = {name: code for code, name in _OPCODES.items()}
 _STOP = _CODES["STOP"]
-_STEPS: dict[int, Callable[[Walk], None]] = {
+_STEPS: dict[int, Callable[[PickleWalk], None]] = {
     _CODES[name]: step
     for name, step in {
-        "PROTO": Walk._protocol,
+        "PROTO": PickleWalk._protocol,
         "NONE": lambda walk: walk._value(0, _PLAIN),
         "NEWTRUE": lambda walk: walk._value(0, _PLAIN),
         "NEWFALSE": lambda walk: walk._value(0, _PLAIN),
@@ -261,7 +282,7 @@ _STEPS: dict[int, Callable[[Walk], None]] = {
         "BININT1": lambda walk: walk._value(1, _INT),
         "BININT2": lambda walk: walk._value(2, _INT),
         "BINFLOAT": lambda walk: walk._value(8, _PLAIN),
-        "LONG1": Walk._long,
+        "LONG1": PickleWalk._long,
         "BINUNICODE": lambda walk: walk._text(4),
         "SHORT_BINSTRING": lambda walk: walk._text(1),
         "EMPTY_TUPLE": lambda walk: walk._collect([]),
@@ -273,17 +294,17 @@ _STEPS: dict[int, Callable[[Walk], None]] = {
         "EMPTY_DICT": lambda walk: walk._value(0, _Item("dict")),
         "APPEND": lambda walk: walk._append([walk._pop()]),
         "APPENDS": lambda walk: walk._append(walk._to_mark()),
-        "SETITEM": lambda walk: walk._set_items(walk._two()),
+        "SETITEM": lambda walk: walk._set_items(walk._key_and_value()),
         "SETITEMS": lambda walk: walk._set_items(walk._to_mark()),
-        "MARK": Walk._mark,
+        "MARK": PickleWalk._mark,
         "BINPUT": lambda walk: walk._put(1),
         "LONG_BINPUT": lambda walk: walk._put(4),
         "BINGET": lambda walk: walk._get(1),
         "LONG_BINGET": lambda walk: walk._get(4),
-        "GLOBAL": Walk._global,
-        "BINPERSID": Walk._storage,
-        "REDUCE": Walk._call,
-        "NEWOBJ": Walk._new,
-        "BUILD": Walk._build,
+        "GLOBAL": PickleWalk._global,
+        "BINPERSID": PickleWalk._storage,
+        "REDUCE": PickleWalk._call,
+        "NEWOBJ": PickleWalk._new,
+        "BUILD": PickleWalk._build,
     }.items()
 }

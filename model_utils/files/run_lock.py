@@ -27,7 +27,7 @@ def run_held(outputs: Outputs, *, wait: bool) -> Iterator[Outputs]:
 
     Args:
         outputs: of the run; its folders are there.
-        wait: see ``held``.
+        wait: give a holder ten seconds to end, as after a requeue.
 
     Yields:
         The same names, which follow folders that are moved.
@@ -79,6 +79,7 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: HeldFolder, path: Path, place: Path, patience: float) -> Iterator[None]:
+    """Hold a lock file, with a text that says who holds it; arguments and errors are those of ``_acquire``."""
     descriptor = _acquire(folder, path, place, patience)
     _held.add(descriptor)
     try:
@@ -95,7 +96,19 @@ def _locked(folder: HeldFolder, path: Path, place: Path, patience: float) -> Ite
 
 
 def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float) -> int:
-    end, waiting = time.monotonic() + patience, False
+    """The descriptor of a lock file that is ours.
+
+    Args:
+        folder: of the lock file.
+        path: of the lock file.
+        place: the folder or file that it guards, for messages.
+        patience: s that a holder may still take to end.
+
+    Raises:
+        InputError: another process holds it for longer, or the file cannot be made.
+    """
+    end = time.monotonic() + patience
+    waiting = False
     while True:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -134,6 +147,7 @@ def _still_there(descriptor: int, folder: HeldFolder, name: str) -> bool:
 
 
 def _myself() -> dict[str, str | int]:
+    """This process as a lock file names it."""
     return {
         "host": socket.gethostname(),
         "boot": _text("/proc/sys/kernel/random/boot_id"),
@@ -144,6 +158,7 @@ def _myself() -> dict[str, str | int]:
 
 
 def _is_stale(holder: dict[str, str | int]) -> bool:
+    """Whether the holder that a lock file names has ended, as far as its text tells."""
     mine = _myself()
     if not holder or (mine["job"] and holder.get("job") == mine["job"]):
         return True
@@ -153,15 +168,17 @@ def _is_stale(holder: dict[str, str | int]) -> bool:
 
 
 def _words(holder: dict[str, str | int]) -> str:
+    """Who holds a lock, for a message."""
     return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
 
 
 def _read(descriptor: int) -> dict[str, str | int]:
+    """Who holds a lock, as its file says; empty where it says nothing that can be read."""
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _started(pid: int) -> str:
@@ -187,7 +204,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _release_in_child() -> None:
-    """A forked worker shares the lock; it must not outlive the process that took it."""
+    """Close the locks in a forked worker: it shares them, and they must not outlive the process that took them."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)

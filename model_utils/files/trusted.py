@@ -1,4 +1,6 @@
-"""--trust_pickle: a foreign weights file unpickled, its code executed, in a process of its own, then read inertly.
+"""--trust_pickle: a foreign weights file unpickled, its code executed, in a process of its own.
+
+What that process makes of it is then read by the sandboxed unpickler.
 
 The process ends before anything is built here, so what the file's code does to torch or mace stays in it. It is no
 sandbox: that code has the user's rights.
@@ -18,15 +20,15 @@ UNPICKLING = Path(__file__).resolve().parents[1] / "tasks" / "unpickling.py"
 
 
 def load(path: Path) -> object:
-    """What a file holds, as ``checkpoint.load_inert`` gives it; executed only where that refuses the file.
+    """What a foreign file holds, as ``checkpoint.load_sandboxed`` gives it; executed only where that refuses the file.
 
     Raises:
         InputError: there is no such file, or it holds no model that can be described.
         VerificationError: it is damaged, does not open, or computes otherwise than what was read from it.
     """
     try:
-        content = checkpoint.load_inert(path)
-    except checkpoint.Damaged:  # torch looks at no checksum: executed, it would be taken for sound
+        content = checkpoint.load_sandboxed(path)
+    except checkpoint.DamagedFile:  # torch looks at no checksum: executed, it would be taken for sound
         raise
     except VerificationError as refused:
         log.warning(
@@ -42,6 +44,7 @@ def load(path: Path) -> object:
 
 
 def _executed(path: Path) -> object:
+    """What the file holds, rewritten as plain data by a process that executes the code in it."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.pt"
         words = [sys.executable, str(UNPICKLING), str(path), str(plain)]
@@ -52,6 +55,6 @@ def _executed(path: Path) -> object:
             kind = InputError if done.returncode == InputError.exit_code else VerificationError
             raise kind(f"{path}, executed: {said:.300}")
         try:
-            return checkpoint.load_inert(plain)
+            return checkpoint.load_sandboxed(plain)
         except VerificationError as error:
             raise VerificationError(f"{path}, executed: {error}".replace(str(plain), "what came of it")) from None

@@ -6,7 +6,6 @@ word (mace's issues 1298 and 1474), so the first batch is computed by mace's pla
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ CONTRACTIONS = "symmetric_contractions"
 
 
 class AcceleratedNetwork:
-    """``--step cueq`` and ``--step oeq``.
+    """The network over mace's modules with another library's kernels: ``--step cueq`` and ``--step oeq``.
 
     Raises:
         InputError: the library is not installed or has no kernels for the device, or this network has weights that
@@ -54,7 +53,7 @@ class AcceleratedNetwork:
         return batch
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Interaction energies; arguments and result as in ``network.Network.outputs``.
+        """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``.
 
         Raises:
             VerificationError: the first batch's energies, forces or gradients are not those of mace's plain module.
@@ -66,28 +65,33 @@ class AcceleratedNetwork:
         return self._form.outputs(arranged, batch, positions, shifts)
 
     def _compare(
-        self, plain: ReferenceNetwork, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+        self,
+        plain: ReferenceNetwork,
+        parameters: Parameters,
+        batch: Batch,
+        positions: Tensor,
+        shifts: Tensor,
     ) -> None:
+        """Energies, forces and gradients by every weight, of both modules on one batch.
+
+        Raises:
+            VerificationError: the largest difference is more than rounding.
+        """
         inputs = {"positions": positions, **parameters}
-        leaves = {name: tensor.detach().clone().requires_grad_(True) for name, tensor in inputs.items()}
+        leaves = {n: tensor.detach().clone().requires_grad_(True) for n, tensor in inputs.items()}
         weights = {name: leaves[name] for name in parameters}
         results = []
         with torch.enable_grad():
             for form in (plain, self._form):
-                given = weights if form is plain else {n: a(weights) for n, a in self._arranged.items()}
-                energies = form.outputs(given, batch, leaves["positions"], shifts.detach())[ENERGY.name]
+                given = weights
+                if form is not plain:
+                    given = {name: arrange(weights) for name, arrange in self._arranged.items()}
+                outputs = form.outputs(given, batch, leaves["positions"], shifts.detach())
+                energies = outputs[ENERGY.name]
                 gradients = torch.autograd.grad(energies.sum(), list(leaves.values()), allow_unused=True)
-                results.append({"energies": energies.detach(), **dict(zip(leaves, gradients, strict=True))})
-        worst = 0.0
-        where = ""
-        for name, expected in results[0].items():
-            found = results[1][name]
-            if expected is None or found is None:
-                continue
-            error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
-            if not error <= worst:
-                worst = error
-                where = name
+                by_name = dict(zip(leaves, gradients, strict=True))
+                results.append({"energies": energies.detach(), **by_name})
+        worst, where = _largest_difference(*results)
         if not worst <= TOLERANCE[positions.dtype]:
             raise VerificationError(
                 f"--step {self.kind} computes something else than mace's plain module: on the first batch {where} "
@@ -96,10 +100,42 @@ class AcceleratedNetwork:
         log.info("step: %s agrees with mace's plain module on the first batch, to %.1g", self.kind, worst)
 
 
-def arrangement(module: nn.Module, target: nn.Module, kind: str) -> dict[str, Callable[[Mapping[str, Tensor]], Tensor]]:
-    """How every trainable parameter of the accelerated module follows from mace's own."""
+def _largest_difference(
+    expected: Mapping[str, Tensor | None], actual: Mapping[str, Tensor | None]
+) -> tuple[float, str]:
+    """The largest difference, as a part of the largest entry of its tensor, and the tensor's name."""
+    worst = 0.0
+    where = ""
+    for name, theirs in expected.items():
+        ours = actual[name]
+        if theirs is None or ours is None:
+            continue
+        error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
+        if not error <= worst:  # true of NaN as well
+            worst = error
+            where = name
+    return worst, where
+
+
+Arrange = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def arrangement(module: nn.Module, target: nn.Module, kind: str) -> dict[str, Arrange]:
+    """How every trainable parameter of the accelerated module follows from mace's own.
+
+    Args:
+        module: mace's.
+        target: the accelerated one.
+        kind: what ``--step`` calls it, for the message.
+
+    Returns:
+        By the name of a parameter of ``target``, what makes it from mace's parameters by name.
+
+    Raises:
+        InputError: a parameter of ``target`` has no counterpart.
+    """
     own = {name: p for name, p in module.named_parameters() if p.numel()}
-    found: dict[str, Any] = {}
+    arranged: dict[str, Arrange] = {}
     for name, parameter in target.named_parameters():
         if not parameter.numel():
             continue
@@ -114,14 +150,18 @@ def arrangement(module: nn.Module, target: nn.Module, kind: str) -> dict[str, Ca
                 f"--step {kind}: the weights {name} {tuple(shape)} have no counterpart in this network; "
                 "use --step fast or --step reference"
             )
-        found[name] = _arranged(sources, shape, own)
-    return found
+        arranged[name] = _arranged(sources, shape, own)
+    return arranged
 
 
-def _arranged(sources: list[str], shape: torch.Size, own: Mapping[str, Tensor]) -> Callable[..., Tensor]:
+def _arranged(sources: list[str], shape: torch.Size, own: Mapping[str, Tensor]) -> Arrange:
+    """What makes one parameter of another shape from one or several of mace's."""
+
     def arrange(parameters: Mapping[str, Tensor]) -> Tensor:
-        tensors = [parameters[name] if name in parameters else own[name] for name in sources]  # frozen ones are missing
-        return (tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)).reshape(shape)
+        # parameters that are frozen are not handed in: they are the module's own
+        tensors = [parameters[name] if name in parameters else own[name] for name in sources]
+        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
+        return whole.reshape(shape)
 
     return arrange
 

@@ -35,10 +35,15 @@ def build_module(description: ModelDescription, dtype: torch.dtype, where: str =
     return architecture_of(description).build(description, dtype, where)
 
 
-def network(module: nn.Module, kind: str, description: ModelDescription) -> Network:
+def build_network(module: nn.Module, kind: str, description: ModelDescription) -> Network:
     """The form of the network that ``--step`` names, over the module's own parameters.
 
     A network that the fast step does not cover runs the reference step, and the log says why.
+
+    Args:
+        module: as ``build_module`` made it, with any weights, on the device where it will compute.
+        kind: the form, as ``--step`` names it.
+        description: of the module.
 
     Raises:
         InputError: the family has no such form, or an accelerated one cannot be had here or not for this network.
@@ -50,7 +55,11 @@ def network(module: nn.Module, kind: str, description: ModelDescription) -> Netw
 
 
 def preparation(kind: str, description: ModelDescription) -> Callable[[Batch], Batch]:
-    """What adds to a batch whatever the form that ``--step`` names needs of it; for the loader's workers.
+    """The function that adds to a batch what a form of the network needs of it; for the loader's workers.
+
+    Args:
+        kind: the form, as ``--step`` names it.
+        description: of the network.
 
     Raises:
         InputError: the family has no such form.
@@ -59,7 +68,7 @@ def preparation(kind: str, description: ModelDescription) -> Callable[[Batch], B
 
 
 def _form(kind: str, description: ModelDescription) -> tuple[Form, str | None]:
-    """A form, and why it is the reference where the fast one was asked for."""
+    """The form that is used for the one asked for, and why it is the reference where it was not asked for."""
     forms = architecture_of(description).forms
     if kind == "fast" and kind not in forms:
         return forms["reference"], f"there is none for {description.model_class}"
@@ -68,7 +77,9 @@ def _form(kind: str, description: ModelDescription) -> tuple[Form, str | None]:
             f"--step {kind}: there is no such form of {description.model_class}; there is {', '.join(forms)}"
         )
     reason = forms[kind].why_not(description)
-    return (forms[kind], None) if reason is None else (forms["reference"], reason)
+    if reason is not None:
+        return forms["reference"], reason
+    return forms[kind], None
 
 
 def opens_in_mace(description: ModelDescription) -> bool:
@@ -78,4 +89,5 @@ def opens_in_mace(description: ModelDescription) -> bool:
 
 def namespaces() -> tuple[str, ...]:
     """How the full names of all families' classes begin."""
-    return tuple({name: None for family in ARCHITECTURES.values() for name in family.namespaces})
+    names = [name for family in ARCHITECTURES.values() for name in family.namespaces]
+    return tuple(dict.fromkeys(names))

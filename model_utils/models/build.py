@@ -17,6 +17,8 @@ ENERGIES = "atomic_energies_fn.atomic_energies"
 SCALE = "scale_shift.scale"
 SHIFT = "scale_shift.shift"
 R_MAX = "r_max"
+PACKAGES = {"cueq": "cuequivariance-torch", "oeq": "openequivariance"}  # by what --step calls them
+AVAILABLE = {"cueq": CUET_AVAILABLE, "oeq": OEQ_AVAILABLE}
 REPEATED = {  # buffers of parts of the network, where it has them, by the field they repeat
     "num_interactions": "num_interactions",
     "radial_embedding.bessel_fn.r_max": "r_max",
@@ -41,23 +43,21 @@ def accelerated_module(description: MaceDescription, dtype: torch.dtype, kind: s
     Raises:
         InputError: the library is not installed, or cannot build the structure.
     """
-    available, package = {"cueq": (CUET_AVAILABLE, "cuequivariance-torch"), "oeq": (OEQ_AVAILABLE, "openequivariance")}[
-        kind
-    ]
-    if not available:
+    if not AVAILABLE[kind]:
+        package = PACKAGES[kind]
         raise InputError(f"--step {kind} needs the package {package}; install it, or use --step fast")
     if kind == "oeq" and device.type != "cuda":
         raise InputError(f"--step oeq has kernels for CUDA only, and the device is {device}; use --step fast")
     state = torch.random.get_rng_state()  # weights that are never used may not move the run's random numbers
     try:
-        return _built(
-            description, dtype, "model.json", **{f"{kind}_config": acceleration_config(kind, device.type)}
-        ).to(device)
+        config = {f"{kind}_config": acceleration_config(kind, device.type)}
+        return _built(description, dtype, "model.json", **config).to(device)
     finally:
         torch.random.set_rng_state(state)
 
 
 def _built(description: MaceDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
+    """A module of mace's class; ``acceleration`` are further arguments of its constructor."""
     if description.use_reduced_cg and not CUET_AVAILABLE:
         raise InputError(
             f"{where} asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
@@ -75,34 +75,34 @@ def _built(description: MaceDescription, dtype: torch.dtype, where: str, **accel
             ) from error
 
 
+SAME_NAME = (  # fields that the constructor takes as they are
+    "r_max",
+    "num_bessel",
+    "num_polynomial_cutoff",
+    "max_ell",
+    "num_interactions",
+    "avg_num_neighbors",
+    "atomic_numbers",
+    "correlation",
+    "pair_repulsion",
+    "apply_cutoff",
+    "use_reduced_cg",
+    "use_so3",
+    "use_agnostic_product",
+    "use_last_readout_only",
+    "use_embedding_readout",
+    "distance_transform",
+    "use_edge_irreps_first",
+    "radial_MLP",
+    "radial_type",
+    "heads",
+    "keep_last_layer_irreps",
+)
+
+
 def _arguments(d: MaceDescription) -> dict[str, object]:
     """The constructor's arguments; every one is given, so a changed default of mace changes nothing."""
-    arguments: dict[str, object] = {
-        name: getattr(d, name)
-        for name in [
-            "r_max",
-            "num_bessel",
-            "num_polynomial_cutoff",
-            "max_ell",
-            "num_interactions",
-            "avg_num_neighbors",
-            "atomic_numbers",
-            "correlation",
-            "pair_repulsion",
-            "apply_cutoff",
-            "use_reduced_cg",
-            "use_so3",
-            "use_agnostic_product",
-            "use_last_readout_only",
-            "use_embedding_readout",
-            "distance_transform",
-            "use_edge_irreps_first",
-            "radial_MLP",
-            "radial_type",
-            "heads",
-            "keep_last_layer_irreps",
-        ]
-    }
+    arguments: dict[str, object] = {name: getattr(d, name) for name in SAME_NAME}
     arguments.update(
         num_elements=len(d.atomic_numbers),
         interaction_cls=mace.modules.interaction_classes[d.interaction_cls],
@@ -113,9 +113,7 @@ def _arguments(d: MaceDescription) -> dict[str, object]:
         edge_irreps=None if d.edge_irreps is None else o3.Irreps(d.edge_irreps),
         atomic_energies=np.array(d.atomic_energies),
         gate=mace.modules.gate_dict[d.gate],
-        embedding_specs=None
-        if d.embedding_specs is None
-        else {spec.name: spec.model_dump(exclude={"name"}, exclude_none=True) for spec in d.embedding_specs},
+        embedding_specs=_embedding_specs(d),
         cueq_config=None,
         oeq_config=None,
         lammps_mliap=False,
@@ -123,6 +121,13 @@ def _arguments(d: MaceDescription) -> dict[str, object]:
     if d.model_class == "ScaleShiftMACE":
         arguments.update(atomic_inter_scale=d.atomic_inter_scale, atomic_inter_shift=d.atomic_inter_shift)
     return arguments
+
+
+def _embedding_specs(d: MaceDescription) -> dict[str, dict[str, object]] | None:
+    """Inputs besides species by name, as mace's constructor takes them."""
+    if d.embedding_specs is None:
+        return None
+    return {spec.name: spec.model_dump(exclude={"name"}, exclude_none=True) for spec in d.embedding_specs}
 
 
 def repeated(description: MaceDescription, module: nn.Module) -> list[Repeated]:
@@ -136,8 +141,10 @@ def repeated(description: MaceDescription, module: nn.Module) -> list[Repeated]:
         facts.append(Repeated("atomic_inter_scale", SCALE, description.atomic_inter_scale))
         facts.append(Repeated("atomic_inter_shift", SHIFT, description.atomic_inter_shift))
     buffers = dict(module.named_buffers())
-    parts = [Repeated(field, name, getattr(description, field)) for name, field in REPEATED.items() if name in buffers]
-    return facts + parts
+    for name, field in REPEATED.items():
+        if name in buffers:
+            facts.append(Repeated(field, name, getattr(description, field)))
+    return facts
 
 
 @contextmanager

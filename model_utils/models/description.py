@@ -43,6 +43,7 @@ def parse(text: str, where: str) -> ModelDescription:
 
 
 def _load_json(text: str, where: str) -> dict[str, Any]:
+    """The object that a text is, with every key once and without NaN or infinity."""
     if len(text) > MODEL_JSON_BYTES:
         raise InputError(f"{where} has {len(text)} bytes, far more than any model.json (limit {MODEL_JSON_BYTES})")
     try:

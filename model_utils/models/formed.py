@@ -27,7 +27,7 @@ class FormingError:
 
     @property
     def matters(self) -> bool:
-        """Whether it is of the size of a model's errors."""
+        """Whether the deviation is of the size of a model's errors."""
         return not self.per_atom <= TOO_LARGE
 
     def __str__(self) -> str:
@@ -49,15 +49,17 @@ def forming_error(module: nn.Module, batches: Iterable[Batch]) -> FormingError:
         module: on the CPU.
         batches: structures, with their reference energies in double precision.
     """
-    worst = [0.0, 0.0]
+    per_structure = 0.0
+    per_atom = 0.0
     weights = dict(module.named_parameters())
     for batch in batches:
         with torch.no_grad():
-            exact, formed = (
+            interaction, total = (
                 form.outputs(weights, batch, batch.positions, batch.shifts)[ENERGY.name].double()
                 for form in (ReferenceNetwork(module), FormedNetwork(module))
             )
-        error = (formed - exact - batch.reference_energy).abs()
-        atoms = batch.ptr.diff()
-        worst = [max(worst[0], float(error.max())), max(worst[1], float((error / atoms).max()))]
-    return FormingError(per_structure=worst[0], per_atom=worst[1])
+        error = (total - interaction - batch.reference_energy).abs()
+        n_atoms = batch.ptr.diff()
+        per_structure = max(per_structure, float(error.max()))
+        per_atom = max(per_atom, float((error / n_atoms).max()))
+    return FormingError(per_structure=per_structure, per_atom=per_atom)

@@ -37,8 +37,9 @@ def run_torchscript(data: bytes, batch: Batch, n_elements: int) -> tuple[Tensor,
         "ptr": batch.ptr,
     }
     with default_dtype(batch.positions.dtype):
-        found = wrapper(inputs, torch.ones(batch.n_atoms, dtype=batch.positions.dtype), False)
-    return found["total_energy_local"].detach(), found["forces"].detach()
+        local = torch.ones(batch.n_atoms, dtype=batch.positions.dtype)  # atoms of this process, which are all
+        outputs = wrapper(inputs, local, False)
+    return outputs["total_energy_local"].detach(), outputs["forces"].detach()
 
 
 def mliap(module: nn.Module, head: str) -> object:

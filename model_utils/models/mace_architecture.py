@@ -14,7 +14,7 @@ from model_utils.models.seams import Form, Repeated
 
 
 def _fast(module: nn.Module, description: MaceDescription) -> Network:
-    from model_utils.models.fast.network import FastNetwork
+    from model_utils.models.fast.fast_network import FastNetwork
 
     return FastNetwork(module)
 

@@ -14,11 +14,10 @@ from dataloader.needs import FeatureSpec
 from model_utils.models.schema import MAX_CHANNELS, SHARED_RULES, ModelDescription, PerHead, Rule, Size
 
 MAX_WEIGHTS = 10**9  # 4 GB in single precision; Adam and its gradients take five times that
-MAX_PRODUCT_SIZE = (
-    2**20
-)  # ((max_ell + 1)²)^correlation: entries of a coupling matrix per path; more takes hours to build
+# ((max_ell + 1)²)^correlation, the entries of a coupling matrix per path: more takes hours to build
+MAX_PRODUCT_SIZE = 2**20
 
-Interaction = Literal[
+InteractionName = Literal[
     "RealAgnosticInteractionBlock",
     "RealAgnosticResidualInteractionBlock",
     "RealAgnosticDensityInteractionBlock",
@@ -79,9 +78,12 @@ class Embedding(BaseModel):
         return FeatureSpec(name=self.name, per_atom=self.per == "atom", width=self.in_dim, classes=classes)
 
 
+# Names that mace's data or torch's modules have already: an embedding of this name would replace or hide them.
 _BATCH_NAMES = {
-    *("positions", "node_attrs", "edge_index", "shifts", "unit_shifts", "cell", "batch", "ptr", "head", "displacement"),
-    *("keys", "values", "items", "forward", "type", "train", "eval", "float", "double", "half", "to", "cpu", "cuda"),
+    *("positions", "node_attrs", "edge_index", "shifts", "unit_shifts"),
+    *("cell", "batch", "ptr", "head", "displacement"),
+    *("keys", "values", "items", "forward", "type", "train", "eval"),
+    *("float", "double", "half", "to", "cpu", "cuda"),
 }
 
 
@@ -96,8 +98,8 @@ class MaceDescription(ModelDescription):
     num_bessel: Annotated[int, Field(ge=1, le=1024)] = 8
     num_polynomial_cutoff: Annotated[int, Field(ge=2, le=64)] = 5
     max_ell: Annotated[int, Field(ge=1, le=11)] = 3
-    interaction_cls: Interaction = "RealAgnosticResidualInteractionBlock"
-    interaction_cls_first: Interaction = "RealAgnosticResidualInteractionBlock"
+    interaction_cls: InteractionName = "RealAgnosticResidualInteractionBlock"
+    interaction_cls_first: InteractionName = "RealAgnosticResidualInteractionBlock"
     num_interactions: Annotated[int, Field(ge=1, le=12)] = 2
     hidden_irreps: Irreps = "128x0e+128x1o"
     edge_irreps: Irreps | None = None

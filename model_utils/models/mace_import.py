@@ -18,6 +18,7 @@ VARIABLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 @contextlib.contextmanager
 def _unsafe_loading_during_import() -> Iterator[None]:
+    """Set the variable without which e3nn does not import, and put it back whatever the import did to it."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
     try:

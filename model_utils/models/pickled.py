@@ -1,6 +1,6 @@
-"""A module that mace pickled, read through inert stubs: its tensors by name, and the description it was built from.
+"""A module that mace pickled, read by the sandboxed unpickler: the description of which it was built.
 
-Nothing of the file is executed: a stub keeps what a pickle hands it (``StubObject``) and does nothing with it.
+Nothing of the file is executed (``sandbox.SandboxedObject``).
 Attribute names are those of mace-torch 0.3.0 to 0.3.16; what an older release did not store has its behaviour.
 """
 
@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from dataloader.structure import symbols
 from model_utils.errors import InputError
 from model_utils.models import description as model_json
-from model_utils.models.mace_description import Interaction, MaceDescription
+from model_utils.models.mace_description import InteractionName, MaceDescription
+from model_utils.models.sandbox import (
+    SandboxedObject,
+    as_mapping,
+    attribute,
+    child,
+    children,
+    class_name,
+    tensor_of,
+)
 from model_utils.models.schema import ModelDescription
 
 OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends on, by the field they repeat
@@ -24,66 +33,32 @@ OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends 
     "pair_repulsion_fn.cutoff.p": "num_polynomial_cutoff",
 }
 OLD_GATE = ".equivariant_nonlin.mul.output_mask"  # of e3nn's Gate up to 0.3.15: ones, since every output is computed
-DEEPEST = 32  # modules in modules; mace has seven
 RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
-WITHOUT_EFFECT = ("readout_cls", "gate", "MLP_irreps", "hidden_irreps", "interaction_cls", "keep_last_layer_irreps")
+WITHOUT_EFFECT = (  # fields that the module of a single layer does not tell
+    "readout_cls",
+    "gate",
+    "MLP_irreps",
+    "hidden_irreps",
+    "interaction_cls",
+    "keep_last_layer_irreps",
+)
+SWITCHES = (  # off where a release did not know them
+    "use_reduced_cg",
+    "use_so3",
+    "use_agnostic_product",
+    "use_last_readout_only",
+    "use_edge_irreps_first",
+)
 TRANSFORM = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 
 
-class StubObject:
-    """An object of any class: its constructor's arguments and its state, inert."""
-
-    def __new__(cls, *arguments: object, **_: object) -> "StubObject":
-        """Keep the arguments."""
-        self = object.__new__(cls)
-        self.__dict__["stub_arguments"] = arguments
-        return self
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-def stub_class(name: str) -> type:
-    """A class of its own for each global of a pickle, by its full name."""
-    module, _, own = name.rpartition(".")
-    return type(own, (StubObject,), {"__module__": module})
-
-
-def class_name(stub: object) -> str:
-    """Full name of the class (or function) that a stub stands for."""
-    kind = stub if isinstance(stub, type) else type(stub)
-    return f"{kind.__module__}.{kind.__name__}"
-
-
-def is_mace_module(content: object) -> TypeGuard[StubObject]:
-    """Whether a stub stands for one of mace's models."""
-    return isinstance(content, StubObject) and class_name(content).startswith("mace.modules.")
-
-
-def tensors_of(root: StubObject) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by the names that ``state_dict`` gives them."""
-    found: dict[str, Tensor] = {}  # what is not stored as plain numbers was refused when the file was read
-
-    def walk(stub: object, prefix: str, depth: int) -> None:
-        if not isinstance(stub, StubObject) or depth > DEEPEST:
-            return
-        hidden = _get(stub, "_non_persistent_buffers_set", set())
-        for kind in ("_parameters", "_buffers"):
-            for name, tensor in _mapping(_get(stub, kind)).items():
-                if isinstance(tensor, Tensor) and name not in hidden:
-                    found[prefix + name] = tensor.detach()
-        for name, child in _mapping(_get(stub, "_modules")).items():
-            walk(child, f"{prefix}{name}.", depth + 1)
-
-    walk(root, "", 0)
-    return found
+def is_mace_module(content: object) -> TypeGuard[SandboxedObject]:
+    """Whether the content of a file is one of mace's models."""
+    return isinstance(content, SandboxedObject) and class_name(content).startswith("mace.modules.")
 
 
 def description_of(
-    root: StubObject,
+    root: SandboxedObject,
     where: str,
     expected: ModelDescription | None = None,
     elements: Sequence[int] = (),
@@ -121,42 +96,46 @@ def description_of(
         text = json.dumps({**fields, "use_reduced_cg": fields["use_reduced_cg"] and reduced})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
-    found = model_json.parse(text, f"the model in {where}")
-    assert isinstance(found, MaceDescription)
-    same = isinstance(expected, MaceDescription) and _same_in_buffers(found, expected, root)
-    return expected if expected is not None and same else found
+    stored = model_json.parse(text, f"the model in {where}")
+    assert isinstance(stored, MaceDescription)
+    if isinstance(expected, MaceDescription) and _same_in_buffers(stored, expected, root):
+        return expected
+    return stored
 
 
-def _same_in_buffers(found: MaceDescription, expected: MaceDescription, root: StubObject) -> bool:
-    """Whether two descriptions are one in the precision of the buffers, and equal in all that no buffer holds.
-
-    Of a single layer some fields have no effect, and a module does not tell them.
-    """
-    dtype = _tensor(root, "r_max").dtype
-    plain = [json.loads(description.canonical_text()) for description in (found, expected)]
-    if found.num_interactions == expected.num_interactions == 1:
-        plain = [{k: v for k, v in fields.items() if k not in WITHOUT_EFFECT} for fields in plain]
+def _same_in_buffers(stored: MaceDescription, expected: MaceDescription, root: SandboxedObject) -> bool:
+    """Whether two descriptions agree in the precision of the buffers, and are equal in all that no buffer holds."""
+    dtype = tensor_of(root, "r_max").dtype
+    stored_fields = json.loads(stored.canonical_text())
+    expected_fields = json.loads(expected.canonical_text())
+    if stored.num_interactions == expected.num_interactions == 1:
+        for name in WITHOUT_EFFECT:
+            del stored_fields[name]
+            del expected_fields[name]
     for name in ("r_max", "atomic_energies", "atomic_inter_scale", "atomic_inter_shift"):
-        a, b = (fields.pop(name) for fields in plain)
-        if (a is None) != (b is None):
+        if not _equal_in(dtype, stored_fields.pop(name), expected_fields.pop(name)):
             return False
-        if a is not None:
-            one = torch.tensor(a, dtype=torch.float64)
-            other = torch.tensor(b, dtype=torch.float64)
-            if one.shape != other.shape or not torch.equal(one.to(dtype), other.to(dtype)):
-                return False
-    return bool(plain[0] == plain[1])
+    return bool(stored_fields == expected_fields)
 
 
-def _atomic_numbers(root: StubObject, where: str, named: Sequence[int], described: Sequence[int]) -> list[int]:
+def _equal_in(dtype: torch.dtype, a: object, b: object) -> bool:
+    """Whether numbers, or nested lists of them, are equal once rounded to a precision; None equals None alone."""
+    if a is None or b is None:
+        return a is b
+    first = torch.tensor(a, dtype=torch.float64)
+    second = torch.tensor(b, dtype=torch.float64)
+    return first.shape == second.shape and torch.equal(first.to(dtype), second.to(dtype))
+
+
+def _atomic_numbers(root: SandboxedObject, where: str, named: Sequence[int], described: Sequence[int]) -> list[int]:
     """The module's own table; else the elements that were named, in mace's order, or those of a given description."""
-    table = _mapping(_get(root, "_buffers")).get("atomic_numbers")
+    table = as_mapping(attribute(root, "_buffers")).get("atomic_numbers")
     if isinstance(table, Tensor):
         own = [int(number) for number in table.tolist()]
         if named and set(named) != set(own):
             raise InputError(f"--elements {symbols(named)}: {where} says itself that it is of {symbols(own)}")
         return own
-    n_elements = _tensor(_child(root, "atomic_energies_fn"), "atomic_energies").shape[-1]
+    n_elements = tensor_of(child(root, "atomic_energies_fn"), "atomic_energies").shape[-1]
     given = sorted(named) or list(described)
     if not given:
         raise InputError(
@@ -168,10 +147,11 @@ def _atomic_numbers(root: StubObject, where: str, named: Sequence[int], describe
     return given
 
 
-def _refuse_unknown_blocks(root: StubObject, where: str) -> None:
-    for block in _children(root, "interactions"):
+def _refuse_unknown_blocks(root: SandboxedObject, where: str) -> None:
+    """Blocks that mace-torch has removed, or that are not its own."""
+    for block in children(root, "interactions"):
         name = type(block).__name__
-        if name not in get_args(Interaction):
+        if name not in get_args(InteractionName):
             raise InputError(
                 f"{where} has a {name}, which model.json does not describe; mace-torch removed the blocks "
                 "AgnosticNonlinear…, AgnosticResidualNonlinear… and ResidualElementDependent… in 0.3.13: use the "
@@ -179,10 +159,11 @@ def _refuse_unknown_blocks(root: StubObject, where: str) -> None:
             )
 
 
-def _refuse_old_soft_transform(root: StubObject, where: str) -> None:
-    transform = _mapping(_get(_child(root, "radial_embedding"), "_modules")).get("distance_transform")
-    if isinstance(transform, StubObject) and type(transform).__name__ == "SoftTransform":
-        names = {**_mapping(_get(transform, "_buffers")), **_mapping(_get(transform, "_parameters"))}
+def _refuse_old_soft_transform(root: SandboxedObject, where: str) -> None:
+    """One class name, two formulas: the later one has a buffer more."""
+    transform = as_mapping(attribute(child(root, "radial_embedding"), "_modules")).get("distance_transform")
+    if isinstance(transform, SandboxedObject) and type(transform).__name__ == "SoftTransform":
+        names = {**as_mapping(attribute(transform, "_buffers")), **as_mapping(attribute(transform, "_parameters"))}
         if "alpha" not in names:
             raise InputError(
                 f"{where} has the Soft transform of mace-torch 0.3.5 to 0.3.9, another formula than the one that later "
@@ -190,9 +171,10 @@ def _refuse_old_soft_transform(root: StubObject, where: str) -> None:
             )
 
 
-def _refuse_layer_of_vectors(root: StubObject, where: str) -> None:
-    products = _children(root, "products")
-    if len(products) == 1 and "+" in simplified(_get(_child(products[0], "linear"), "irreps_out")):
+def _refuse_layer_of_vectors(root: SandboxedObject, where: str) -> None:
+    """A single layer whose product has weights for which a network of today has no place."""
+    products = children(root, "products")
+    if len(products) == 1 and "+" in simplified(attribute(child(products[0], "linear"), "irreps_out")):
         raise InputError(
             f"{where} is one layer whose product has more than scalars, as mace-torch built it before 0.3.15; later "
             "releases leave out the rest, which no energy depends on, and have no place for its weights: use it with "
@@ -200,10 +182,10 @@ def _refuse_layer_of_vectors(root: StubObject, where: str) -> None:
         )
 
 
-def _refuse_mixed_heads(root: StubObject, where: str) -> None:
+def _refuse_mixed_heads(root: SandboxedObject, where: str) -> None:
     """mace 0.3.14 set the other heads' channels to zero after the second of this readout's maps only."""
-    readout = _children(root, "readouts")[-1]
-    heads = _get(root, "heads") or []
+    readout = children(root, "readouts")[-1]
+    heads = attribute(root, "heads") or []
     if type(readout).__name__ != "NonLinearBiasReadoutBlock" or len(heads) < 2:
         return
     if "use_edge_irreps_first" in root.__dict__:  # since 0.3.15
@@ -214,87 +196,74 @@ def _refuse_mixed_heads(root: StubObject, where: str) -> None:
     )
 
 
-def _fields(root: StubObject, numbers: list[int]) -> dict[str, Any]:
-    interactions = _children(root, "interactions")
-    products = _children(root, "products")
-    readout = _children(root, "readouts")[-1]
-    radial = _child(root, "radial_embedding")
+def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
+    """The fields of model.json that a module tells; one that is not there takes its default.
+
+    Args:
+        root: the module.
+        numbers: atomic numbers of its elements.
+    """
+    interactions = children(root, "interactions")
+    products = children(root, "products")
+    readout = children(root, "readouts")[-1]
+    radial = child(root, "radial_embedding")
     first = interactions[0]
-    energies = _numbers(_tensor(_child(root, "atomic_energies_fn"), "atomic_energies"))
-    heads = list(_get(root, "heads") or []) or [f"head_{i}" if i else "Default" for i in range(_rows(energies))]
-    hidden = _irreps(_get(_child(products[0], "linear"), "irreps_out"))
+    energies = _numbers(tensor_of(child(root, "atomic_energies_fn"), "atomic_energies"))
+    heads = _heads(root, n_heads=_rows(energies))
+    hidden = _irreps(attribute(child(products[0], "linear"), "irreps_out"))
     if len(interactions) == 1:  # its product may keep scalars only
-        hidden = _irreps(_get(first, "hidden_irreps"))
-    last = _irreps(_get(_child(products[-1], "linear"), "irreps_out"))
-    specs = _get(root, "embedding_specs")
+        hidden = _irreps(attribute(first, "hidden_irreps"))
+    last = _irreps(attribute(child(products[-1], "linear"), "irreps_out"))
+    specs = attribute(root, "embedding_specs")
     fields: dict[str, Any] = {
         "model_class": class_name(root).rpartition(".")[2],
-        "r_max": _number(_tensor(root, "r_max")),
+        "r_max": _number(tensor_of(root, "r_max")),
         "atomic_numbers": numbers,
         "heads": heads,
         "atomic_energies": [energies] if _rows(energies) == 1 and not isinstance(energies[0], list) else energies,
-        "avg_num_neighbors": _plain_number(_get(first, "avg_num_neighbors")),
-        "num_bessel": int(_get(radial, "out_dim")),
-        "num_polynomial_cutoff": _whole(_number(_tensor(_child(radial, "cutoff_fn"), "p"))),
-        "max_ell": int(_get(_child(root, "spherical_harmonics"), "_lmax")),
+        "avg_num_neighbors": _plain_number(attribute(first, "avg_num_neighbors")),
+        "num_bessel": int(attribute(radial, "out_dim")),
+        "num_polynomial_cutoff": _whole(_number(tensor_of(child(radial, "cutoff_fn"), "p"))),
+        "max_ell": int(attribute(child(root, "spherical_harmonics"), "_lmax")),
         "interaction_cls_first": type(first).__name__,
         "interaction_cls": type(interactions[-1]).__name__,
         "num_interactions": len(interactions),
         "hidden_irreps": hidden,
-        "edge_irreps": _optional_irreps(_get(root, "edge_irreps")),
-        "MLP_irreps": _scalars_per_head(_get(readout, "hidden_irreps"), len(heads)),
+        "edge_irreps": _optional_irreps(attribute(root, "edge_irreps")),
+        "MLP_irreps": _scalars_per_head(attribute(readout, "hidden_irreps"), len(heads)),
         "correlation": [_correlation(product) for product in products],
         "gate": _gate(readout),
-        "radial_type": RADIAL[type(_child(radial, "bessel_fn")).__name__],
+        "radial_type": RADIAL[type(child(radial, "bessel_fn")).__name__],
         "radial_MLP": _radial_mlp(first),
-        "distance_transform": TRANSFORM[type(_child(radial, "distance_transform")).__name__]
-        if "distance_transform" in _mapping(_get(radial, "_modules"))
-        else "None",
-        "pair_repulsion": "pair_repulsion_fn" in _mapping(_get(root, "_modules")),
-        "apply_cutoff": bool(_get(root, "apply_cutoff", True)),
-        "use_reduced_cg": bool(_get(root, "use_reduced_cg", False)),
-        "use_so3": bool(_get(root, "use_so3", False)),
-        "use_agnostic_product": bool(_get(root, "use_agnostic_product", False)),
-        "use_last_readout_only": bool(_get(root, "use_last_readout_only", False)),
-        "use_edge_irreps_first": bool(_get(root, "use_edge_irreps_first", False)),
-        "use_embedding_readout": "embedding_readout" in _mapping(_get(root, "_modules")),
+        "distance_transform": _distance_transform(radial),
+        "pair_repulsion": "pair_repulsion_fn" in as_mapping(attribute(root, "_modules")),
+        "apply_cutoff": bool(attribute(root, "apply_cutoff", True)),
+        **{name: bool(attribute(root, name, False)) for name in SWITCHES},
+        "use_embedding_readout": "embedding_readout" in as_mapping(attribute(root, "_modules")),
         "embedding_specs": None if specs is None else {name: dict(spec) for name, spec in specs.items()},
         "readout_cls": type(readout).__name__,
         "keep_last_layer_irreps": len(products) > 1 and "+" in hidden and last == hidden,
     }
     if fields["model_class"] == "ScaleShiftMACE":
         for name in ("scale", "shift"):
-            values = _numbers(_tensor(_child(root, "scale_shift"), name).reshape(-1))
+            values = _numbers(tensor_of(child(root, "scale_shift"), name).reshape(-1))
             fields[f"atomic_inter_{name}"] = values if len(values) > 1 else values[0]
-    if fields["readout_cls"] == "LinearReadoutBlock":
-        del fields["readout_cls"], fields["gate"]
+    if fields["readout_cls"] == "LinearReadoutBlock":  # of a single layer: the fields have no effect there
+        del fields["readout_cls"]
+        del fields["gate"]
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _get(stub: object, name: str, default: Any = None) -> Any:
-    return stub.__dict__.get(name, default) if isinstance(stub, StubObject) else default
+def _heads(root: SandboxedObject, n_heads: int) -> list[str]:
+    """Names of the heads; releases that stored none called the first ``Default``."""
+    stored = list(attribute(root, "heads") or [])
+    return stored or ["Default", *(f"head_{index}" for index in range(1, n_heads))]
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _child(stub: StubObject, name: str) -> StubObject:
-    found = _mapping(_get(stub, "_modules"))[name]
-    if not isinstance(found, StubObject):
-        raise TypeError(f"{name} is no module")
-    return found
-
-
-def _children(stub: StubObject, name: str) -> list[StubObject]:
-    return list(_mapping(_get(_child(stub, name), "_modules")).values())
-
-
-def _tensor(stub: StubObject, name: str) -> Tensor:
-    for kind in ("_buffers", "_parameters"):
-        if isinstance(tensor := _mapping(_get(stub, kind)).get(name), Tensor):
-            return tensor
-    raise KeyError(name)
+def _distance_transform(radial: SandboxedObject) -> str:
+    if "distance_transform" not in as_mapping(attribute(radial, "_modules")):
+        return "None"
+    return TRANSFORM[type(child(radial, "distance_transform")).__name__]
 
 
 def _number(tensor: Tensor) -> float:
@@ -313,6 +282,7 @@ def _numbers(tensor: Tensor) -> list[Any]:
 
 
 def _rows(energies: list[Any]) -> int:
+    """Heads of E0s: one where they are a flat list."""
     return len(energies) if isinstance(energies[0], list) else 1
 
 
@@ -320,9 +290,10 @@ def _plain_number(value: Any) -> float:
     """A float that was stored as a number, a tensor, or (in 2022) as one of numpy's scalars."""
     if isinstance(value, Tensor):
         return _number(value)
-    if isinstance(value, StubObject) and type(value).__name__ == "scalar":
-        raw = value.__dict__["stub_arguments"][1]
-        return float(np.frombuffer(raw, dtype=np.float64 if len(raw) == 8 else np.float32)[0])
+    if isinstance(value, SandboxedObject) and type(value).__name__ == "scalar":
+        raw = value.__dict__["constructor_arguments"][1]
+        dtype = np.float64 if len(raw) == 8 else np.float32
+        return float(np.frombuffer(raw, dtype=dtype)[0])
     return float(value)
 
 
@@ -349,9 +320,9 @@ def simplified(irreps: object) -> str:
 
 
 def _items(value: Any) -> tuple[Any, ...]:
-    """The items of a tuple, or of a stub of a subclass of tuple."""
-    if isinstance(value, StubObject):
-        arguments = value.__dict__["stub_arguments"]
+    """The items of a tuple, also of a sandboxed one of a subclass of tuple."""
+    if isinstance(value, SandboxedObject):
+        arguments = value.__dict__["constructor_arguments"]
         return _items(arguments[0]) if len(arguments) == 1 else arguments
     return tuple(value)
 
@@ -361,39 +332,46 @@ def _optional_irreps(value: object) -> str | None:
 
 
 def _scalars_per_head(value: object, n_heads: int) -> str | None:
+    """MLP_irreps from the hidden irreps of a readout, in which every head has as many scalars."""
     if value is None:
         return None
-    total = sum(int(term.partition("x")[0]) for term in _irreps(value).split("+") if term.endswith("x0e"))
-    return f"{max(1, total // n_heads)}x0e"
+    scalars = [term for term in _irreps(value).split("+") if term.endswith("x0e")]
+    channels = sum(int(term.partition("x")[0]) for term in scalars)
+    return f"{max(1, channels // n_heads)}x0e"
 
 
-def _correlation(product: StubObject) -> int:
-    contractions = _children(_child(product, "symmetric_contractions"), "contractions")
-    return int(_get(contractions[0], "correlation"))
+def _correlation(product: SandboxedObject) -> int:
+    """The highest degree of a product block, which all its contractions share."""
+    contractions = children(child(product, "symmetric_contractions"), "contractions")
+    return int(attribute(contractions[0], "correlation"))
 
 
-def _gate(readout: StubObject) -> str:
-    if "non_linearity" not in _mapping(_get(readout, "_modules")):
+def _gate(readout: SandboxedObject) -> str:
+    """The name of the activation of a readout, ``None`` where it has none."""
+    if "non_linearity" not in as_mapping(attribute(readout, "_modules")):
         return "None"
-    acts = _children(_child(readout, "non_linearity"), "acts")
-    function = _get(acts[0], "f")
-    if isinstance(function, StubObject):  # torch.tanh is pickled as getattr(…, "tanh")
-        return str(function.__dict__["stub_arguments"][-1])
+    acts = children(child(readout, "non_linearity"), "acts")
+    function = attribute(acts[0], "f")
+    if isinstance(function, SandboxedObject):  # torch.tanh is pickled as getattr(…, "tanh")
+        return str(function.__dict__["constructor_arguments"][-1])
     return "None" if function is None else class_name(function).rpartition(".")[2]
 
 
-def _radial_mlp(interaction: StubObject) -> list[int]:
-    stored = _get(interaction, "radial_MLP")
-    return list(stored if stored is not None else _get(_child(interaction, "conv_tp_weights"), "hs")[1:-1])
+def _radial_mlp(interaction: SandboxedObject) -> list[int]:
+    """Widths of the hidden layers of the radial network; without them stored, those of the network as it was built."""
+    stored = attribute(interaction, "radial_MLP")
+    if stored is not None:
+        return list(stored)
+    return list(attribute(child(interaction, "conv_tp_weights"), "hs")[1:-1])
 
 
 def without_obsolete(
     tensors: Mapping[str, Tensor], description: ModelDescription
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors without those that older releases had and no energy depends on; and which of these contradict the rest.
+    """Leave out the tensors that older releases had and that no energy depends on.
 
     Returns:
-        The others, and what is not as the description says.
+        The other tensors by name, and a phrase for each of those left out that is not as the description says.
     """
     kept = {}
     faults = []

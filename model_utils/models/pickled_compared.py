@@ -1,4 +1,6 @@
-"""Two pickled modules compared attribute by attribute, both as inert stubs: what tensors by name do not show.
+"""Two pickled modules compared attribute by attribute, both from the sandboxed unpickler.
+
+It sees what tensors by name do not show.
 
 mace keeps numbers that it computes with outside of tensors (avg_num_neighbors, the constants of activations, irreps,
 names of heads), and e3nn adds compiled TorchScript. A module built from the description is what a stored one must be.
@@ -13,10 +15,14 @@ from typing import Any
 
 from torch import Tensor, equal
 
-from model_utils.models.pickled import DEEPEST, OBSOLETE, StubObject, class_name, simplified
+from model_utils.models.pickled import OBSOLETE, simplified
+from model_utils.models.sandbox import DEEPEST, SandboxedObject, class_name
 
-WITHOUT_MEANING = {  # a mode that mace has no use for, names for a profiler, by whom generated code was traced
-    *("training", "_profiling_str", "_prof_str", "_tracer_cls"),
+WITHOUT_MEANING = {
+    "training",  # a mode that mace has no use for
+    "_profiling_str",  # names for a profiler
+    "_prof_str",
+    "_tracer_cls",  # by whom generated code was traced
 }
 CODE = "__codegen__"
 OF_CODE = {"instructions", "use_reduced_cg"}  # say what the code does; the second is what was asked for, not what is
@@ -42,7 +48,7 @@ def differences(stored: object, built: object, *, strict: bool, name: str = "") 
 
 
 class _Comparison:
-    """One walk over both trees; what was met already is not entered again."""
+    """One pass over both trees; what was met already is not entered again."""
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
@@ -50,7 +56,7 @@ class _Comparison:
 
     def of(self, a: object, b: object, name: str, depth: int) -> Iterator[str]:
         """What one value has otherwise than the other."""
-        if isinstance(a, StubObject | Mapping | list | tuple) and self._was_met(a, b, depth):
+        if isinstance(a, SandboxedObject | Mapping | list | tuple) and self._was_met(a, b, depth):
             return
         if _is_irreps(a) and _is_irreps(b):
             yield from _irreps(a, b, name)
@@ -66,7 +72,7 @@ class _Comparison:
     def _ways(self) -> tuple[tuple[Any, Callable[[Any, Any, str, int], Iterator[str]]], ...]:
         """How two values of one kind are compared; the first kind that fits both counts."""
         return (
-            (StubObject, self._stubs),
+            (SandboxedObject, self._objects),
             (Tensor, self._tensors),
             (Mapping, self._entries),
             (list | tuple, self._sequences),
@@ -81,7 +87,7 @@ class _Comparison:
         self.seen.add((id(a), id(b)))
         return False
 
-    def _stubs(self, a: StubObject, b: StubObject, name: str, depth: int) -> Iterator[str]:
+    def _objects(self, a: SandboxedObject, b: SandboxedObject, name: str, depth: int) -> Iterator[str]:
         if not self.strict and (class_name(a), class_name(b)) == GATES:
             yield from _gates(a, b, name)
         elif class_name(a) != class_name(b):
@@ -100,6 +106,7 @@ class _Comparison:
             yield from self.of(x, y, f"{name}.{position}", depth + 1)
 
     def _entries(self, a: Mapping[Any, Any], b: Mapping[Any, Any], name: str, depth: int) -> Iterator[str]:
+        """Entries that differ; what only the file has is refused where it could be called."""
         for key in {**a, **b}:
             inner = f"{name}.{key}".removeprefix(".")
             if key in WITHOUT_MEANING or (not self.strict and (key in OF_CODE or inner in GONE)):
@@ -136,12 +143,12 @@ def _floats(a: float, b: float, name: str, depth: int) -> Iterator[str]:
 
 
 def _is_irreps(value: object) -> bool:
-    """Of e3nn, or as text: mace keeps those of the last layer's scalars so."""
+    """Whether a value is irreps: e3nn's, or text, as mace keeps those of the last layer's scalars."""
     text = isinstance(value, str) and re.fullmatch(r"\d+x\d+[eo](\+\d+x\d+[eo])*", value) is not None
-    return text or (isinstance(value, StubObject) and class_name(value).endswith(".Irreps"))
+    return text or (isinstance(value, SandboxedObject) and class_name(value).endswith(".Irreps"))
 
 
-def _gates(old: StubObject, new: StubObject, name: str) -> Iterator[str]:
+def _gates(old: SandboxedObject, new: SandboxedObject, name: str) -> Iterator[str]:
     """e3nn's gate and the one that mace has in its place: irreps and activations."""
     a = _plain(old)
     b = _plain(new)
@@ -149,21 +156,28 @@ def _gates(old: StubObject, new: StubObject, name: str) -> Iterator[str]:
         if not (_is_irreps(a.get(key)) and _is_irreps(b.get(key)) and simplified(a[key]) == simplified(b[key])):
             yield f"{name}.{key} is not as mace builds it"
     for key, function in (("act_scalars", b.get("_act_scalar")), ("act_gates", b.get("_act_gate"))):
-        acts = _plain(_plain(a[key])["acts"]) if isinstance(a.get(key), StubObject) else {}
-        used = [_plain(act).get("f") for act in acts.values() if isinstance(act, StubObject)]
+        acts: dict[str, Any] = {}
+        if isinstance(a.get(key), SandboxedObject):
+            acts = _plain(_plain(a[key])["acts"])
+        used = [_plain(act).get("f") for act in acts.values() if isinstance(act, SandboxedObject)]
         if any(not isinstance(f, type) or class_name(f) != _shown(function) for f in used):
             yield f"{name}.{key} is of another function than {_shown(function)}"
 
 
-def _plain(stub: StubObject) -> dict[str, Any]:
+def _plain(value: SandboxedObject) -> dict[str, Any]:
     """Attributes; parameters, buffers and modules by their own names, as people know them."""
-    state = dict(stub.__dict__)
-    arguments = state.pop("stub_arguments", ())
+    state = dict(value.__dict__)
+    arguments = state.pop("constructor_arguments", ())
     named: dict[str, Any] = {}
     for group in ("_parameters", "_buffers", "_modules"):
         inner = state.pop(group, None)
-        named |= inner if isinstance(inner, Mapping) else {group: inner} if inner is not None else {}
-    return {**state, **named, **({"": arguments} if arguments else {})}
+        if isinstance(inner, Mapping):
+            named |= inner
+        elif inner is not None:
+            named[group] = inner
+    if arguments:
+        named[""] = arguments
+    return {**state, **named}
 
 
 def _like(a: Tensor, b: Tensor) -> Tensor:
@@ -209,4 +223,4 @@ def _source(code: object) -> object:
 
 
 def _shown(value: object) -> str:
-    return class_name(value) if isinstance(value, StubObject | type) else f"{value!r:.60}"
+    return class_name(value) if isinstance(value, SandboxedObject | type) else f"{value!r:.60}"

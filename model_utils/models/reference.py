@@ -30,7 +30,7 @@ class ReferenceNetwork:
         return batch
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Interaction energies; arguments and result as in ``network.Network.outputs``."""
+        """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``."""
         n_elements = len(self.module.get_buffer("atomic_numbers"))
         data = {
             "positions": positions,

@@ -104,7 +104,7 @@ class ModelDescription(BaseModel):
         return hashlib.sha256(self.canonical_text().encode()).hexdigest()
 
     def facts(self) -> ModelFacts:
-        """What the data path needs of it."""
+        """What readers and loader need of a network: elements, heads, E0s, cutoff, further inputs."""
         return ModelFacts(
             atomic_numbers=tuple(self.atomic_numbers),
             heads=tuple(self.heads),
@@ -169,7 +169,8 @@ def _energies_per_head(energies: object, numbers: object, heads: list[Any]) -> o
     """E0s as [head][element] from a list, a mapping by element, or a mapping by head of either."""
     if isinstance(energies, dict) and energies and set(energies) == set(heads):
         return [_energies_of_elements(energies[head], numbers) for head in heads]
-    if isinstance(energies, dict) or (isinstance(energies, list) and not any(isinstance(e, list) for e in energies)):
+    flat = isinstance(energies, list) and not any(isinstance(e, list) for e in energies)
+    if isinstance(energies, dict) or flat:
         if len(heads) > 1:
             raise ValueError("atomic_energies must be given per head where there are several heads")
         return [_energies_of_elements(energies, numbers)]
@@ -177,7 +178,10 @@ def _energies_per_head(energies: object, numbers: object, heads: list[Any]) -> o
 
 
 def _energies_of_elements(energies: object, numbers: object) -> object:
-    if not isinstance(energies, dict) or not isinstance(numbers, list) or not all(type(z) is int for z in numbers):
+    """E0s in the order of the elements from a mapping by element; anything else stays for the check of its type."""
+    if not isinstance(energies, dict) or not isinstance(numbers, list):
+        return energies
+    if not all(type(z) is int for z in numbers):
         return energies
     by_number = {number_of(key): value for key, value in energies.items()}
     missing = set(numbers) - set(by_number)
@@ -197,6 +201,7 @@ def number_of(key: str) -> int:
 
 
 def _without_negative_zero(value: Any) -> Any:
+    """The value with −0.0 as 0.0 everywhere: equal networks must have equal text."""
     if isinstance(value, dict):
         return {key: _without_negative_zero(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -236,8 +241,8 @@ def _explain(error: ValidationError, kind: type[ModelDescription], classes: Sequ
     if field == "model_class" and fault["type"] == "literal_error":
         message = f"Input should be {' or '.join(_enumerated(classes))}"
     message = message[0].lower() + message[1:] if message.startswith("Input") else message
-    found = "" if fault["type"] == "value_error" else f" (found {fault['input']!r:.60})"
-    return f"{field}: {message}{found}" if field else message
+    given = "" if fault["type"] == "value_error" else f" (found {fault['input']!r:.60})"
+    return f"{field}: {message}{given}" if field else message
 
 
 def _enumerated(names: Sequence[str]) -> Iterator[str]:
@@ -253,4 +258,10 @@ def unknown(field: str, kind: type[ModelDescription]) -> str:
     return f"unknown field {field!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
-_MEASURED = ("atomic_energies", "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift", "atomic_numbers")
+_MEASURED = (  # fields that are computed from data
+    "atomic_energies",
+    "avg_num_neighbors",
+    "atomic_inter_scale",
+    "atomic_inter_shift",
+    "atomic_numbers",
+)

@@ -39,22 +39,22 @@ class Architecture(Protocol):
 
     @property
     def description(self) -> type[ModelDescription]:
-        """The class of its model.json."""
+        """The class that holds a model.json of this family, checked."""
         ...
 
     @property
     def reference_energies(self) -> str:
-        """The buffer of its modules that holds E0s, (n_heads, n_elements), eV."""
+        """The name of the buffer of a module that holds E0s, (n_heads, n_elements), eV."""
         ...
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """How the full names of its classes begin; they are read from files as inert stubs and never called."""
+        """How the full names of the modules' classes begin; the sandboxed unpickler reads them and calls none."""
         ...
 
     @property
     def forms(self) -> Mapping[str, Form]:
-        """Ways to compute it by ``--step``; "reference" is among them, and takes over where "fast" is not."""
+        """Ways to compute a network by the name in ``--step``; "reference" takes over where "fast" is not."""
         ...
 
     @property

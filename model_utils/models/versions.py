@@ -32,6 +32,7 @@ def _libraries(description: ModelDescription) -> dict[str, str]:
 
 
 def _commit() -> str:
+    """The commit of this checkout, marked where files differ from it; ``unknown`` where there is none."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown"

@@ -7,8 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from model_utils.errors import VerificationError
-from model_utils.models.architecture import architecture_of
+from model_utils.models.architecture import architecture_of, build_module
 from model_utils.models.schema import ModelDescription
+
+
+def to_be_filled(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+    """A module on the CPU whose weights mean nothing yet; torch's generator is left as it was.
+
+    Raises:
+        InputError: this installation cannot build the structure.
+    """
+    generator = torch.random.get_rng_state()
+    try:
+        return build_module(description, dtype, where)
+    finally:
+        torch.random.set_rng_state(generator)
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:

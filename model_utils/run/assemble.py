@@ -63,7 +63,7 @@ def with_measured_budget(
     if stored is not None:
         edges = stored.content["train_state"]["config"]["max_edges_per_batch"]
         return replace(options, batches=replace(batches, max_edges_per_batch=edges))
-    network = model_loader.network(module.to(device), options.run.step, description)
+    network = model_loader.build_network(module.to(device), options.run.step, description)
     parameters = model_loader.trainable(module)
     loss = loss_of(options.loss)
 
@@ -207,7 +207,7 @@ def training_state(
     parameters = model_loader.trainable(module)
     optimizer = build_optimizer(module, settings)
     return TrainState(
-        network=model_loader.network(module, options.run.step, description),
+        network=model_loader.build_network(module, options.run.step, description),
         parameters=parameters,
         optimizer=optimizer,
         schedule=Schedule(optimizer, schedule_settings(options, batches)),

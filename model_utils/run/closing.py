@@ -47,7 +47,7 @@ def report_best(
             failed = error
     device = state.device
     module = best.module.to(device)
-    network = model_loader.network(module, options.run.step, best.description)
+    network = model_loader.build_network(module, options.run.step, best.description)
     parameters = model_loader.trainable(module)
     sets = {"train": _some_of(data.train, options.run.seed), "valid": data.valid}
     sets |= {"test": data.test} if data.test is not None else {}

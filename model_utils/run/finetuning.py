@@ -79,8 +79,8 @@ class Origin:
         indices = np.linspace(0, len(data) - 1, min(COMPARED, len(data))).astype(int).tolist()
         dtype = next(module.parameters()).dtype
         forms = [
-            model_loader.network(self.source.module, step, self.source.description),
-            model_loader.network(module, step, self.description),
+            model_loader.build_network(self.source.module, step, self.source.description),
+            model_loader.build_network(module, step, self.description),
         ]
         old = np.array(self.source.description.atomic_energies)[:, self.kept][list(self.parents)]
         change = np.array(self.description.atomic_energies) - old

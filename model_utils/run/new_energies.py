@@ -94,7 +94,7 @@ def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str)
 
 def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> Origin:
     """With the least-squares fit of label − prediction by composition; elements that do not occur keep theirs."""
-    network = model_loader.network(origin.source.module, step, origin.source.description)
+    network = model_loader.build_network(origin.source.module, step, origin.source.description)
     own = data.shares()[0]
     numbers = data.head_numbers()[own]
     rows = [list(row) for row in origin.description.atomic_energies]

@@ -103,7 +103,7 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     head = options.replay_head if options.replay_head in description.heads else description.heads[0]
     data = _unlabelled(options, source, head, dtype)
     module = model_loader.copied(source.module).to(device)
-    network = model_loader.network(module, options.run.step, description)
+    network = model_loader.build_network(module, options.run.step, description)
     weights = model_loader.trainable(module)
     batches = with_measured_evaluation_budget(options.batches, network, weights, data, device)
     evaluate = evaluator(

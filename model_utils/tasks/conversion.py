@@ -24,6 +24,7 @@ from model_utils.models import lammps, pickled
 from model_utils.models.architecture import architecture_of
 from model_utils.models.formed import FormingError, forming_error
 from model_utils.models.network import predict
+from model_utils.models.sandbox import SandboxedObject, tensors_of
 from model_utils.runtime import DTYPES, log, start_log
 from model_utils.settings.options import ConvertOptions
 
@@ -188,8 +189,8 @@ def _module(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
     """The module as mace's calculator opens it; read back through inert stubs and rebuilt, never unpickled."""
 
     def check(path: Path) -> tuple[Tensor, Tensor]:
-        stub = checkpoint.load_inert(path)
-        assert isinstance(stub, pickled.StubObject)
+        stub = checkpoint.load_sandboxed(path)
+        assert isinstance(stub, SandboxedObject)
         return _rebuilt(stub, path, loaded, probe)
 
     return checkpoint.serialise(loaded.module), check
@@ -214,11 +215,11 @@ def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byte
     """The module inside the wrapper is read back and rebuilt; the wrapper itself runs only inside LAMMPS."""
 
     def check(path: Path) -> tuple[Tensor, Tensor]:
-        stub: object = checkpoint.load_inert(path)
+        stub: object = checkpoint.load_sandboxed(path)
         for name in ("model", "model"):  # the wrapper's edge-force module, and mace's module in it
             attributes = getattr(stub, "__dict__", {})
             stub = attributes.get(name) or attributes.get("_modules", {}).get(name)
-        assert isinstance(stub, pickled.StubObject)
+        assert isinstance(stub, SandboxedObject)
         return _rebuilt(stub, path, loaded, probe)
 
     return checkpoint.serialise(lammps.mliap(model_loader.copied(loaded.module), head)), check
@@ -234,9 +235,7 @@ FORMS: dict[str, Form] = {
 }
 
 
-def _rebuilt(
-    stub: pickled.StubObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]
-) -> tuple[Tensor, Tensor]:
+def _rebuilt(stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """Energies and forces of the probe by a module that is built from what a pickle says.
 
     Raises:
@@ -246,7 +245,7 @@ def _rebuilt(
     if description.hash() != loaded.description.hash():
         raise VerificationError(f"what was made of {loaded.file.path} does not describe its network; nothing was kept")
     module = model_loader.build_as(description, loaded.module)
-    state, _, faults = pickled.fit_tensors(module, pickled.tensors_of(stub))
+    state, _, faults = pickled.fit_tensors(module, tensors_of(stub))
     if faults:
         raise VerificationError(f"{path}: {'; '.join(faults[:3])}")
     module.load_state_dict(state)
@@ -255,7 +254,7 @@ def _rebuilt(
 
 def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """Total energies and forces by the form of the network that is mace's own."""
-    network = model_loader.network(module, "reference", loaded.description)
+    network = model_loader.build_network(module, "reference", loaded.description)
     weights = model_loader.trainable(module)
     energies: list[Tensor] = []
     forces: list[Tensor] = []

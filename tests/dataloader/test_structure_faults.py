@@ -463,7 +463,7 @@ def predicted() -> Callable[[Dataset, Sequence[int]], tuple[torch.Tensor, torch.
     fields = TINY | {"hidden_irreps": "4x0e", "correlation": 1, "num_interactions": 2}
     described = description.parse(json.dumps(fields), "tiny")
     module = model_loader.build(described, torch.float64, seed=1)
-    network, weights = model_loader.network(module, "reference", described), model_loader.trainable(module)
+    network, weights = model_loader.build_network(module, "reference", described), model_loader.trainable(module)
 
     def of(data: Dataset, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         before = torch.get_default_dtype()

@@ -50,7 +50,7 @@ def private_folder(folder: Path) -> Path:
 
 
 def check(seal_file: Path) -> None:
-    """See whether the files of a seal are those that were sealed, and this user's.
+    """Refuse files that are not those that were sealed, or not this user's.
 
     Raises:
         Unfit: they must not be loaded.
@@ -109,10 +109,16 @@ def _sealed(seal_file: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError:
         text = ""
     entries = [(line[:64], line[66:]) for line in text.split("\n")[:-1]]
-    inside = all(name and not Path(name).is_absolute() and ".." not in Path(name).parts for _, name in entries)
-    if not entries or not inside or "\0" in text or text != "".join(map(_line, *zip(*entries, strict=True))):
+    if not entries or "\0" in text or not all(_is_inside(name) for _, name in entries):
+        raise Unfit("has a damaged digest")
+    if text != "".join(_line(digest, name) for digest, name in entries):
         raise Unfit("has a damaged digest")
     return entries
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path in a seal stays in the seal's folder."""
+    return bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _line(digest: str, name: str) -> str:
@@ -139,5 +145,5 @@ def _own(path: Path) -> Iterator[BufferedReader]:
 
 
 def _close(path: Path) -> None:
-    """Nobody else may write it, whatever the umask was."""
+    """Take away others' right to write a file, whatever the umask was."""
     path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OTHERS_WRITE)

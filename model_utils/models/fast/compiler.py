@@ -24,9 +24,18 @@ from model_utils.models.fast import code_cache
 from model_utils.runtime import log
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]  # never -ffast-math: linked, it
-# switches denormal numbers off for the whole process
+# never -ffast-math: linked, it switches denormal numbers off for the whole process
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]
 COMPILERS = ("g++", "c++", "clang++")
+CPU_FACTS = (  # lines of /proc/cpuinfo on x86 and on ARM
+    "vendor_id",
+    "cpu family",
+    "model",
+    "flags",
+    "Features",
+    "CPU implementer",
+    "CPU part",
+)
 LONGEST = 300  # s, for a compiler on a busy machine
 
 
@@ -111,14 +120,21 @@ def _taken(path: Path) -> WorkFolder:
 
 
 def _compiler() -> str:
+    """The path of the C++ compiler: ``$CXX`` where it is set, else the first that is installed.
+
+    Raises:
+        BuildError: there is none.
+    """
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(COMPILERS)
     for name in wanted:
-        if found := shutil.which(name):
-            return found
+        path = shutil.which(name)
+        if path is not None:
+            return path
     raise BuildError(f"no C++ compiler found (looked for {', '.join(wanted)})")
 
 
 def _key(compiler: str) -> str:
+    """A hash of all that decides what the compiler makes."""
     version = _output([compiler, "--version"])
     parts = [SOURCE.read_text(encoding="utf-8"), compiler, version, " ".join(FLAGS), platform.machine(), _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -127,9 +143,9 @@ def _key(compiler: str) -> str:
 def _cpu() -> str:
     """What -march=native looks at: model and instruction sets."""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-        names = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU part")
-        return "\n".join(line for line in lines if line.split("\t")[0].strip() in names)
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        first_core = text.split("\n\n")[0].splitlines()
+        return "\n".join(line for line in first_core if line.split("\t")[0].strip() in CPU_FACTS)
     return platform.processor()
 
 
@@ -157,6 +173,11 @@ def _compiled(compiler: str, work: Path) -> Path:
 
 
 def _run(command: list[str]) -> None:
+    """Run a compiler.
+
+    Raises:
+        BuildError: with the first line of its output that speaks of an error.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of
-from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.needed import needed
 
 ZERO = 1e-12  # entries of U are either exactly zero in exact arithmetic or well above this
@@ -51,24 +51,24 @@ class Contraction:
 
     @classmethod
     def of(cls, module: Any, prefix: str) -> "Contraction":
-        """From mace's SymmetricContraction."""
+        """The constants of mace's SymmetricContraction, whose parameters have names that begin with ``prefix``."""
         orders = []
         for index, contraction in enumerate(module.contractions):
             highest = contraction.correlation
             degrees = []
             for degree in range(1, highest + 1):
                 weight = "weights_max" if degree == highest else f"weights.{highest - degree - 1}"
-                found = _monomials(contraction.U_tensors(degree), degree)
-                zeroed = type(contraction.get_parameter(weight)).__name__ == "EmptyParam"  # mace holds these at zero
-                if found is not None and not zeroed:
-                    rows, couplings = found
-                    name = f"{prefix}.contractions.{index}.{weight}"
-                    degrees.append(Monomials(rows=rows, couplings=couplings, weight=name))
+                if type(contraction.get_parameter(weight)).__name__ == "EmptyParam":
+                    continue  # mace holds these weights at zero
+                name = f"{prefix}.contractions.{index}.{weight}"
+                monomials = _monomials(contraction.U_tensors(degree), degree, name)
+                if monomials is not None:
+                    degrees.append(monomials)
             orders.append(tuple(degrees))
         n_in = sum(ir.dim for _, ir in module.irreps_in)
         return cls(tuple(orders), n_in, module.irreps_in[0].mul)
 
-    def __call__(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+    def __call__(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """Products of features.
 
         Args:
@@ -139,7 +139,7 @@ class Contraction:
                 outer_ptr.append(len(outer))
         return outer_ptr, outer, inner, last
 
-    def by_torch(self, graph: Graph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+    def by_torch(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """The products in plain torch, one batched product over channels per element and output order."""
         by_channel = x.permute(2, 1, 0)  # (n_channels, n_atoms, components)
         outputs = [table(by_channel, weight, graph.species_bounds) for table in self._tables]
@@ -150,8 +150,11 @@ class Contraction:
         return [_Table.of(order, degrees, self.n_in) for order, degrees in enumerate(self.orders)]
 
 
-def _monomials(u: Tensor, degree: int) -> tuple[np.ndarray, Tensor] | None:
-    """The sparse symmetric form of U, (2l + 1, components, …, n_paths), whose first axis mace leaves out for l = 0."""
+def _monomials(u: Tensor, degree: int, weight: str) -> Monomials | None:
+    """The sparse symmetric form of U, (2l + 1, components, …, n_paths), whose first axis mace leaves out for l = 0.
+
+    None where all couplings are zero.
+    """
     dense = u.detach().double().cpu().numpy()
     dense = dense[None] if dense.ndim == degree + 1 else dense
     at = np.argwhere(np.abs(dense).max(axis=-1) > ZERO)
@@ -163,7 +166,7 @@ def _monomials(u: Tensor, degree: int) -> tuple[np.ndarray, Tensor] | None:
     couplings = np.zeros((len(rows), dense.shape[-1]))
     np.add.at(couplings, place.reshape(-1), values)
     kept = np.abs(couplings).max(axis=1) > ZERO
-    return rows[kept], torch.from_numpy(couplings[kept])
+    return Monomials(rows=rows[kept], couplings=torch.from_numpy(couplings[kept]), weight=weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,12 +188,15 @@ class _Table:
 
     @classmethod
     def of(cls, order: int, degrees: tuple[Monomials, ...], n_in: int) -> "_Table":
+        """The table of one output order from its monomials in the features' ``n_in`` components."""
         n_out = 2 * order + 1
         by_degree = {m.rows.shape[1] - 1: m for m in degrees}
         pairs = [m.rows[:, :3] for degree, m in by_degree.items() if degree > 1]
         rows = np.unique(np.concatenate(pairs), axis=0) if pairs else np.zeros((0, 3), dtype=np.int64)
         number = {tuple(row): k for k, row in enumerate(rows.tolist())}
-        first = second = third = None
+        first: Tensor | None = None
+        second: Tensor | None = None
+        third: Tensor | None = None
         if 1 in by_degree:
             m = by_degree[1]
             first = m.couplings.new_zeros(n_in, n_out, m.couplings.shape[1])
@@ -225,9 +231,9 @@ class _Table:
         n_channels = x.shape[0]
         n_in = x.shape[2]
         n_rows = self.left.shape[1]
-        key = x.device, x.dtype
+        key = (x.device, x.dtype)
         if key not in self.kept:  # copying them every time would make a GPU wait
-            tables = self.first, self.second, self.third, self.left, self.right, self.sums
+            tables = (self.first, self.second, self.third, self.left, self.right, self.sums)
             self.kept[key] = [None if table is None else table.to(x) for table in tables]
         first, second, third, left, right, sums = self.kept[key]
         t1, t2, t3 = (
@@ -252,7 +258,9 @@ class _Table:
 
 class _Contract(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, graph: Graph, contraction: Contraction, backend: Backend) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, t: Tensor, graph: BatchGraph, contraction: Contraction, backend: Backend
+    ) -> Tensor:
         ctx.save_for_backward(x, t)
         ctx.rest = graph, contraction, backend
         y = x.new_empty(contraction.n_out, *x.shape[1:])
@@ -272,7 +280,7 @@ class _ContractVjp(torch.autograd.Function):
         x: Tensor,
         t: Tensor,
         g: Tensor,
-        graph: Graph,
+        graph: BatchGraph,
         contraction: Contraction,
         backend: Backend,
         by_t: bool,

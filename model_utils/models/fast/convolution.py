@@ -28,13 +28,13 @@ from torch.autograd.function import once_differentiable
 from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import odd
-from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.needed import needed
 from model_utils.models.mace_import import o3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
+class CouplingPath:
     """One coupling of a sender's order l1 with an order l2 of the spherical harmonics to l3."""
 
     l1: int
@@ -46,7 +46,7 @@ class Path:
 
     def table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The coefficients as (m2, m1 m3), kept on the device: copying them would make a GPU wait."""
-        key = device, dtype
+        key = (device, dtype)
         if key not in self.kept:
             self.kept[key] = self.coefficients.transpose(0, 1).flatten(1).to(device, dtype)
         return self.kept[key]
@@ -56,7 +56,7 @@ class Path:
 class Convolution:
     """The paths of one interaction, in the order of its path weights."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[CouplingPath, ...]
     n_channels: int
     max_ell: int
 
@@ -72,7 +72,7 @@ class Convolution:
             l2 = orders[1][i.i_in2]
             l3 = orders[2][i.i_out]
             coefficients = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * i.path_weight
-            paths.append(Path(l1=l1, l2=l2, l3=l3, place=seen[l3], coefficients=coefficients))
+            paths.append(CouplingPath(l1=l1, l2=l2, l3=l3, place=seen[l3], coefficients=coefficients))
             seen[l3] += 1
         return cls(tuple(paths), tp.irreps_in1[0].mul, max_ell)
 
@@ -87,7 +87,7 @@ class Convolution:
         ends = [p.l3 for p in self.paths]
         return tuple(ends.count(order) * self.n_channels for order in range(self.max_ell + 1))
 
-    def __call__(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
+    def __call__(self, graph: BatchGraph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
         """The one-particle basis A of a batch, in blocks.
 
         Args:
@@ -102,10 +102,10 @@ class Convolution:
         backend = backend_of(h)
         if backend is None:
             return self.by_torch(graph, h, harmonics, weights)
-        inputs = h.contiguous(), harmonics.contiguous(), weights.contiguous()
+        inputs = (h.contiguous(), harmonics.contiguous(), weights.contiguous())
         return _Convolve.apply(*inputs, graph, self, backend)
 
-    def by_torch(self, graph: Graph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
+    def by_torch(self, graph: BatchGraph, h: Tensor, harmonics: Tensor, weights: Tensor) -> Tensor:
         """A in plain torch: rows padded to one length, one batched product per path over (edge, m1)."""
         slots = graph.rows
         n_atoms = graph.n_atoms
@@ -130,7 +130,7 @@ class Convolution:
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, y: Tensor, w: Tensor, graph: Graph, convolution: Convolution, backend: Backend
+        ctx: Any, h: Tensor, y: Tensor, w: Tensor, graph: BatchGraph, convolution: Convolution, backend: Backend
     ) -> Tensor:
         ctx.save_for_backward(h, y, w)
         ctx.rest = graph, convolution, backend
@@ -153,7 +153,7 @@ class _ConvolveVjp(torch.autograd.Function):
         y: Tensor,
         w: Tensor,
         g: Tensor,
-        graph: Graph,
+        graph: BatchGraph,
         convolution: Convolution,
         backend: Backend,
         by_y: bool,
@@ -183,8 +183,18 @@ class _ConvolveVjp(torch.autograd.Function):
         return dh, dy, dw, dg, None, None, None, None
 
 
-def signed_harmonics(graph: Graph, harmonics: Tensor, max_ell: int, *, segments: bool = False) -> Tensor:
-    """Spherical harmonics of directed edges in slots, zero in empty ones; (n_rows, width, (max_ell + 1)²)."""
+def signed_harmonics(graph: BatchGraph, harmonics: Tensor, max_ell: int, *, segments: bool = False) -> Tensor:
+    """Spherical harmonics of directed edges in slots, zero in empty ones.
+
+    Args:
+        graph: orders of the batch.
+        harmonics: of pairs, (n_pairs, (max_ell + 1)²).
+        max_ell: highest order.
+        segments: the slots are those of the segments, else those of the receivers' rows.
+
+    Returns:
+        (n_rows, width, (max_ell + 1)²).
+    """
     slots = graph.segments if segments else graph.rows
     signs = torch.where(_odd_on(max_ell, harmonics.device), slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
     return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * signs

@@ -21,7 +21,7 @@ from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.convolution import signed_harmonics
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import odd
-from model_utils.models.fast.graph import Graph
+from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.needed import needed
 from model_utils.models.fast.products import matmul
 
@@ -44,7 +44,7 @@ class FirstLayer:
         return len(self.scales) - 1
 
     def __call__(
-        self, graph: Graph, radial: Tensor, harmonics: Tensor, path_matrix: Tensor, h: Tensor, maps: list[Tensor]
+        self, graph: BatchGraph, radial: Tensor, harmonics: Tensor, path_matrix: Tensor, h: Tensor, maps: list[Tensor]
     ) -> Tensor:
         """Messages behind their linear map.
 
@@ -81,7 +81,7 @@ class FirstLayer:
             orders.append(x.view(2 * order + 1, n_atoms, n_channels))
         return torch.cat(orders)
 
-    def segment_sums(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
+    def segment_sums(self, graph: BatchGraph, radial: Tensor, harmonics: Tensor) -> Tensor:
         """S, ((max_ell + 1)², n_segments, n_radial)."""
         backend = backend_of(radial)
         if backend is None:
@@ -89,7 +89,7 @@ class FirstLayer:
         runs = _Runs(graph, odd(self.max_ell), backend)
         return _SegmentSums.apply(radial.contiguous(), harmonics.contiguous(), runs)
 
-    def by_torch(self, graph: Graph, radial: Tensor, harmonics: Tensor) -> Tensor:
+    def by_torch(self, graph: BatchGraph, radial: Tensor, harmonics: Tensor) -> Tensor:
         """S in plain torch: segments padded to one length, one batched product over their edges."""
         slots = graph.segments
         left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
@@ -101,7 +101,7 @@ class FirstLayer:
 class _Runs:
     """Segments of a batch and what sums over them."""
 
-    graph: Graph
+    graph: BatchGraph
     odd: list[bool]  # of the spherical harmonics: which change sign with the vector
     backend: Backend
 

@@ -21,7 +21,7 @@ def directions(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
 
 
 def by_torch(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
-    """Lengths and harmonics of vectors in plain torch."""
+    """Lengths and harmonics of vectors in plain torch; arguments and results are those of ``directions``."""
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return lengths, spherical_harmonics(vectors, lengths, max_ell)
 
@@ -94,30 +94,29 @@ def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tenso
     """
     x, y, z = (vectors / lengths).unbind(1)
     columns = [torch.ones_like(x)]
-    one = [x, y, z]
-    columns += [math.sqrt(3.0) * c for c in one]
+    columns += [math.sqrt(3.0) * c for c in (x, y, z)]
     if max_ell >= 2:
         x2z2 = x * x + z * z
         y2 = y * y
-        two = [
+        order_2 = [
             math.sqrt(3.0) * x * z,
             math.sqrt(3.0) * x * y,
             y2 - 0.5 * x2z2,
             math.sqrt(3.0) * y * z,
             math.sqrt(3.0) / 2.0 * (z * z - x * x),
         ]
-        columns += [math.sqrt(5.0) * c for c in two]
+        columns += [math.sqrt(5.0) * c for c in order_2]
     if max_ell >= 3:
-        three = [
-            math.sqrt(5.0 / 6.0) * (two[0] * z + two[4] * x),
-            math.sqrt(5.0) * two[0] * y,
+        order_3 = [
+            math.sqrt(5.0 / 6.0) * (order_2[0] * z + order_2[4] * x),
+            math.sqrt(5.0) * order_2[0] * y,
             math.sqrt(3.0 / 8.0) * (4.0 * y2 - x2z2) * x,
             0.5 * y * (2.0 * y2 - 3.0 * x2z2),
             math.sqrt(3.0 / 8.0) * z * (4.0 * y2 - x2z2),
-            math.sqrt(5.0) * two[4] * y,
-            math.sqrt(5.0 / 6.0) * (two[4] * z - two[0] * x),
+            math.sqrt(5.0) * order_2[4] * y,
+            math.sqrt(5.0 / 6.0) * (order_2[4] * z - order_2[0] * x),
         ]
-        columns += [math.sqrt(7.0) * c for c in three]
+        columns += [math.sqrt(7.0) * c for c in order_3]
     return torch.stack(columns, dim=1)
 
 

@@ -20,7 +20,7 @@ from model_utils.models.fast.orders import orders_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
+class BatchGraph:
     """Orders of one batch; "atom k" below is the k-th in species order, except where the batch's order is named."""
 
     n_atoms: int
@@ -29,7 +29,7 @@ class Graph:
     present: Tensor  # (n_present,), the elements that occur, as indices into the model's atomic_numbers
     species: Tensor  # (n_atoms,), index into ``present``, ascending
     species_ptr: Tensor  # (n_present + 1,), first atom of each element
-    species_bounds: tuple[int, ...]  # the same on the host
+    species_bounds: tuple[int, ...]  # what species_ptr holds, on the host: bounds of slices
     structure: Tensor  # (n_atoms,)
     head: Tensor  # (n_atoms,)
     pair_edge: Tensor  # (n_pairs,), the batch's index of the directed edge that gives the pair its vector
@@ -99,7 +99,7 @@ class Slots:
     of_sender: Tensor  # (n_atoms, width of the rows), the slots whose sender is the atom
 
     @classmethod
-    def of(cls, graph: Graph, pointer: Tensor, width: int) -> "Slots":
+    def of(cls, graph: BatchGraph, pointer: Tensor, width: int) -> "Slots":
         """The table of rows that begin at ``pointer``, of which the longest has ``width`` edges."""
         n_rows = len(pointer) - 1
         flipped = graph.flipped.long()
@@ -133,8 +133,8 @@ def _rows(pointer: Tensor, n_edges: int) -> Tensor:
     return torch.repeat_interleave(rows, pointer.diff(), output_size=n_edges)
 
 
-def prepare(batch: Batch) -> Graph:
-    """The orders that a batch brings, or that are made now where it brings none, beside what follows from the batch.
+def graph_of(batch: Batch) -> BatchGraph:
+    """The orders that a batch brings, or that are made now where it brings none, with the batch's arrays in them.
 
     Raises:
         ValueError: the neighbour list is not symmetric, or reaches across absurdly many cells.
@@ -143,7 +143,7 @@ def prepare(batch: Batch) -> Graph:
     bounds = orders.pop("bounds")
     row_width, segment_width, dense = orders.pop("host")
     structure = batch.structure[orders["order"]]
-    return Graph(
+    return BatchGraph(
         n_atoms=batch.n_atoms,
         species_bounds=bounds,
         structure=structure,

@@ -20,7 +20,7 @@ _pointer = ctypes.c_void_p
 _suffix = {torch.float32: "f32", torch.float64: "f64"}
 
 
-class Edges(ctypes.Structure):
+class EdgeTable(ctypes.Structure):
     """Directed edges sorted by receiver."""
 
     _fields_ = (
@@ -29,7 +29,7 @@ class Edges(ctypes.Structure):
     )
 
 
-class Path(ctypes.Structure):
+class PathTable(ctypes.Structure):
     """A path of the convolution."""
 
     _fields_ = tuple(
@@ -37,13 +37,13 @@ class Path(ctypes.Structure):
     )
 
 
-class Coupling(ctypes.Structure):
+class CouplingEntry(ctypes.Structure):
     """An entry of a path's Clebsch-Gordan coefficients that is not zero."""
 
     _fields_ = (("entry", _int), ("m2", _int), ("value", ctypes.c_double))
 
 
-class Convolution(ctypes.Structure):
+class ConvolutionTable(ctypes.Structure):
     """Tables of a convolution."""
 
     _fields_ = (
@@ -52,7 +52,7 @@ class Convolution(ctypes.Structure):
     )
 
 
-class Segments(ctypes.Structure):
+class SegmentTable(ctypes.Structure):
     """Runs of edges of one receiver and one element of senders."""
 
     _fields_ = (
@@ -61,7 +61,7 @@ class Segments(ctypes.Structure):
     )
 
 
-class Polynomial(ctypes.Structure):
+class PolynomialTable(ctypes.Structure):
     """Tables of a symmetric contraction."""
 
     _fields_ = (
@@ -70,7 +70,7 @@ class Polynomial(ctypes.Structure):
     )
 
 
-class Atoms(ctypes.Structure):
+class AtomTable(ctypes.Structure):
     """Atoms sorted by element."""
 
     _fields_ = (("n_atoms", _int), ("n_present", _int), ("species_ptr", _pointer))
@@ -89,15 +89,19 @@ def vector_bytes() -> int:
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Matrix product of any strides into contiguous rows."""
-    (m, depth), n = a.shape, b.shape[1]
+    """A product of matrices of any strides, (m, k) and (k, n), into contiguous rows (m, n)."""
+    m, k = a.shape
+    n = b.shape[1]
     assert out.is_contiguous()
-    assert b.shape[0] == depth
+    assert b.shape[0] == k
     assert a.dtype == b.dtype == out.dtype
-    numbers = (m, n, depth, a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), out.data_ptr())
+    sizes = (m, n, k)
+    left = (a.data_ptr(), *a.stride())
+    right = (b.data_ptr(), *b.stride())
+    numbers = (*sizes, *left, *right, out.data_ptr())
     library = _library()
     assert library is not None
-    getattr(library, f"multiply_{_suffix[a.dtype]}")(*(_int(x) for x in numbers))
+    getattr(library, f"multiply_{_suffix[a.dtype]}")(*(_int(number) for number in numbers))
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -108,6 +112,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
 
 
 def _converted(argument: Any, dtype: torch.dtype) -> Any:
+    """An argument as ctypes hands it on."""
     if isinstance(argument, Tensor):
         assert argument.is_contiguous()
         assert argument.dtype == dtype
@@ -121,6 +126,7 @@ def _converted(argument: Any, dtype: torch.dtype) -> Any:
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    """The compiled library, None where it cannot be had, which is said once."""
     try:
         library = build()
         _keep_freed_memory()

@@ -49,21 +49,22 @@ class Blocks:
     def pairs(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
         """Every part with its block of an input and of an output, as views ((2l + 1) n_atoms, channels)."""
         starts = []
-        at = 0
+        start = 0
         for order, width in enumerate(self.widths):
-            starts.append(at)
-            at += (2 * order + 1) * n_atoms * width
+            starts.append(start)
+            start += (2 * order + 1) * n_atoms * width
         x = x.view(-1)
         y = y.view(-1)
-        at = 0
-        found = []
+        start_out = 0
+        pairs = []
         for part in self.parts:
             rows = (2 * part.order + 1) * n_atoms
-            start = starts[part.order]
-            block = x[start : start + rows * part.n_in].view(rows, part.n_in)
-            found.append((part, block, y[at : at + rows * part.n_out].view(rows, part.n_out)))
-            at += rows * part.n_out
-        return found
+            start_in = starts[part.order]
+            block_in = x[start_in : start_in + rows * part.n_in].view(rows, part.n_in)
+            block_out = y[start_out : start_out + rows * part.n_out].view(rows, part.n_out)
+            pairs.append((part, block_in, block_out))
+            start_out += rows * part.n_out
+        return pairs
 
     def n_out(self, n_atoms: int) -> int:
         """Numbers in the output."""
@@ -87,11 +88,13 @@ def linear(x: Tensor, weight: Tensor, blocks: Blocks, n_atoms: int, factor: floa
 
 
 def _matrix(weight: Tensor, part: Part, factor: float) -> Tensor:
+    """The matrix of a part from the flat weight, normalised."""
     matrix = weight[part.offset : part.offset + part.n_in * part.n_out].view(part.n_in, part.n_out)
     return matrix * (part.scale * factor)
 
 
 def _into(weight: Tensor, part: Part, matrix: Tensor, factor: float) -> None:
+    """Write the gradient by a part's matrix to the part's place in the gradient by the flat weight."""
     size = part.n_in * part.n_out
     torch.mul(matrix.reshape(-1), part.scale * factor, out=weight[part.offset : part.offset + size])
 

@@ -16,7 +16,7 @@ Orders = Mapping[str, Tensor | tuple[int, ...]]
 
 
 def prepared(batch: Batch) -> Batch:
-    """The batch with its orders.
+    """Add the orders to a batch, in the loader's workers.
 
     Raises:
         ValueError: the neighbour list is not symmetric, or reaches across absurdly many cells.
@@ -34,8 +34,10 @@ def orders_of(batch: Batch) -> Orders:
     edges, receiver, sender = _edges(batch, atoms["order"], rank)
     segments, dense = _segments(receiver, atoms["species"][sender], batch.n_atoms, len(atoms["present"]))
     row_ptr = torch.searchsorted(receiver, torch.arange(batch.n_atoms + 1, device=receiver.device))
-    widths = (_widest(row_ptr), _widest(segments["segment_ptr"]))
-    return {**atoms, "rank": rank, **edges, "row_ptr": row_ptr, **segments, "bounds": bounds, "host": (*widths, dense)}
+    row_width = _widest(row_ptr)
+    segment_width = _widest(segments["segment_ptr"])
+    on_host = {"bounds": bounds, "host": (row_width, segment_width, dense)}
+    return {**atoms, "rank": rank, **edges, "row_ptr": row_ptr, **segments, **on_host}
 
 
 def _atoms(batch: Batch) -> tuple[dict[str, Tensor], Tensor, tuple[int, ...]]:
@@ -118,4 +120,5 @@ def _shift_codes(shifts: Tensor) -> tuple[Tensor, int]:
     largest = shifts.abs().amax(dim=0).long()
     x, y, z = (shifts + largest).unbind(1)
     bases = [2 * n + 1 for n in largest.tolist()]
-    return (x * bases[1] + y) * bases[2] + z, bases[0] * bases[1] * bases[2]
+    codes = (x * bases[1] + y) * bases[2] + z
+    return codes, bases[0] * bases[1] * bases[2]

@@ -37,7 +37,6 @@ class Interaction:
     skip: Blocks
     product: Contraction
     update: Blocks
-    n_orders: int  # of the features that it hands on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class Readout:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything of a network but its weights."""
+    """The constants of a network: everything but weights."""
 
     max_ell: int
     n_heads: int
@@ -72,7 +71,7 @@ def plan_of(module: Any) -> Plan:
     layers = len(interactions)
     for index, block in enumerate(module.readouts):
         layer = layers - 1 if len(module.readouts) == 1 else index
-        readouts.append(_readout(index, block, layer, interactions[layer].n_orders))
+        readouts.append(_readout(index, block, layer))
     return Plan(
         max_ell=max_ell,
         n_heads=len(module.heads),
@@ -84,6 +83,7 @@ def plan_of(module: Any) -> Plan:
 
 
 def _interaction(index: int, block: Any, product: Any, max_ell: int) -> Interaction:
+    """The constants of one of mace's interaction blocks and of the product block behind it."""
     name = f"interactions.{index}"
     tp: Any = block.conv_tp
     layers = _dense_layers(f"{name}.conv_tp_weights", block.conv_tp_weights)
@@ -103,7 +103,6 @@ def _interaction(index: int, block: Any, product: Any, max_ell: int) -> Interact
         skip=_per_element(f"{name}.skip_tp", block.skip_tp),
         product=Contraction.of(contraction, f"products.{index}.symmetric_contractions"),
         update=_blocks(f"products.{index}.linear", product.linear),
-        n_orders=len(contraction.irreps_out),
     )
 
 
@@ -123,13 +122,14 @@ def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
 
 
 def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Blocks:
-    """The matrices of e3nn's Linear; those of all inputs of one order lie one below the other."""
+    """The matrices of e3nn's Linear; matrices of several inputs of one order lie one below the other, as one part."""
     instructions = [i for i in linear.instructions if i.i_in >= 0]
     orders_in = [ir.l for _, ir in linear.irreps_in]
     parts: dict[int, Part] = {}
     offset = 0
     for i in instructions:
-        order, (n_in, n_out) = orders_in[i.i_in], i.path_shape
+        order = orders_in[i.i_in]
+        n_in, n_out = i.path_shape
         before = parts.get(order)
         assert before is None or (before.scale == i.path_weight and before.offset + before.n_in * n_out == offset)
         parts[order] = Part(
@@ -159,7 +159,8 @@ def _per_element(name: str, product: Any) -> Blocks:
     return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts))
 
 
-def _readout(index: int, block: Any, layer: int, n_orders: int) -> Readout:
+def _readout(index: int, block: Any, layer: int) -> Readout:
+    """The constants of one of mace's readout blocks, which reads the features of ``layer``."""
     name = f"readouts.{index}"
     if hasattr(block, "linear"):
         return Readout(

@@ -57,7 +57,7 @@ class Radial:
         return self.by_torch(lengths, numbers)
 
     def by_torch(self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """Radial features of pairs in plain torch; arguments and result as of ``features``."""
+        """Radial features of pairs in plain torch; arguments and results are those of ``features``."""
         embedding = self.module
         cutoff_fn = embedding.cutoff_fn
         cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, self.power)
@@ -71,7 +71,8 @@ class Radial:
         frequencies = fn.bessel_weights.to(lengths.dtype).contiguous()
         value = lengths.new_empty(len(lengths), len(frequencies))
         slope = torch.empty_like(value)
-        constants = self.power, self.constant("cutoff_fn.r_max"), self.constant("bessel_fn.prefactor")
+        r_max = self.constant("cutoff_fn.r_max")
+        constants = (self.power, r_max, self.constant("bessel_fn.prefactor"))
         backend.bessel(constants, (lengths, frequencies), (value, slope))
         return value, slope
 
@@ -93,6 +94,7 @@ class Radial:
         return fn.prefactor * (torch.sin(fn.bessel_weights * r) / r)
 
     def _gaussian(self, r: Tensor) -> Tensor:
+        """Gaussians at equal distances between 0 and r_max."""
         fn = self.module.bessel_fn
         return torch.exp(fn.coeff * (r - fn.gaussian_weights) ** 2)
 
@@ -112,7 +114,8 @@ class Radial:
         assert fn is not None
         dtype = lengths.dtype
         first, second = (n.to(dtype) for n in numbers)
-        exponent, prefactor = (float(t) for t in (fn.a_exp, fn.a_prefactor))
+        exponent = float(fn.a_exp)
+        prefactor = float(fn.a_prefactor)
         screening = prefactor * BOHR / (first**exponent + second**exponent)
         x = lengths / screening
         weights: Tensor = fn.c

@@ -15,7 +15,7 @@ from model_utils.models.fast.backends.cpp import Cpp
 if TYPE_CHECKING:  # tables of the algebra, whose modules ask here for a backend
     from model_utils.models.fast.contraction import Contraction
     from model_utils.models.fast.convolution import Convolution
-    from model_utils.models.fast.graph import Graph
+    from model_utils.models.fast.graph import BatchGraph
 
 
 class Backend(Protocol):
@@ -40,49 +40,49 @@ class Backend(Protocol):
         ...
 
     def convolve(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """A from (h, Y, w)."""
         ...
 
     def convolve_vjp(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
         ...
 
     def convolve_vjp_vjp(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
         ...
 
     def contract(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The contraction y from (x, T)."""
         ...
 
     def contract_vjp(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """(x̄, T̄) from (x, T, ȳ)."""
         ...
 
     def contract_vjp_vjp(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The gradients by (x, T, ȳ) from (x, T, ȳ) and the adjoint of x̄."""
         ...
 
     def segment_sums(
-        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
     ) -> None:
         """S from (R, Y, None, None), or from (R, Y) and adjoints (aR, aY) S(aR, Y) + S(R, aY)."""
         ...
 
     def segment_sums_vjp(
-        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
     ) -> None:
         """(R̄, Ȳ) from (R, Y, S̄)."""
         ...

@@ -5,7 +5,7 @@ the graph or the layer whose it is.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from model_utils.models.fast import kernels
 
 if TYPE_CHECKING:
     from model_utils.models.fast.contraction import Contraction
-    from model_utils.models.fast.convolution import Convolution
-    from model_utils.models.fast.graph import Graph
+    from model_utils.models.fast.convolution import Convolution, CouplingPath
+    from model_utils.models.fast.graph import BatchGraph
 
 NAME = "cpp"
 
@@ -32,53 +32,56 @@ class Cpp:
 
     @property
     def multiplies(self) -> bool:
-        """Where its vectors have 512 bits: MKL keeps to 256 on other makers' CPUs and takes twice the time."""
+        """Whether products of matrices are taken here: where vectors have 512 bits, of which MKL may use 256.
+
+        MKL keeps to 256 on other makers' CPUs and takes twice the time.
+        """
         return kernels.vector_bytes() == 64
 
     def convolve(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """A from (h, Y, w)."""
         kernels.call("convolve", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
 
     def convolve_vjp(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
         kernels.call("convolve_vjp", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
 
     def convolve_vjp_vjp(
-        self, graph: "Graph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
         kernels.call("convolve_vjp_vjp", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
 
     def contract(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The contraction y from (x, T)."""
         kernels.call("contract", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
 
     def contract_vjp(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """(x̄, T̄) from (x, T, ȳ)."""
         kernels.call("contract_vjp", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
 
     def contract_vjp_vjp(
-        self, graph: "Graph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
         """The gradients by (x, T, ȳ) from (x, T, ȳ) and the adjoint of x̄."""
         kernels.call("contract_vjp_vjp", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
 
     def segment_sums(
-        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
     ) -> None:
         """S from (R, Y, None, None), or from (R, Y) and adjoints (aR, aY) S(aR, Y) + S(R, aY)."""
         self._segments("segment_sums", graph, odd, inputs, out)
 
     def segment_sums_vjp(
-        self, graph: "Graph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
     ) -> None:
         """(R̄, Ȳ) from (R, Y, S̄)."""
         self._segments("segment_sums_vjp", graph, odd, inputs, out)
@@ -86,37 +89,44 @@ class Cpp:
     def _segments(
         self,
         name: str,
-        graph: "Graph",
+        graph: "BatchGraph",
         odd: Sequence[bool],
         inputs: Sequence[Tensor | None],
         out: Sequence[Tensor | None],
     ) -> None:
+        """Call one of the two kernels over segments, whose first inputs are R and Y."""
         radial = inputs[0]
         harmonics = inputs[1]
         assert radial is not None
         assert harmonics is not None
-        sizes = harmonics.shape[1], radial.shape[1]
-        kernels.call(name, radial.dtype, segments(graph, odd), *sizes, *inputs, *out)
+        n_harmonics = harmonics.shape[1]
+        n_radial = radial.shape[1]
+        kernels.call(name, radial.dtype, segments(graph, odd), n_harmonics, n_radial, *inputs, *out)
 
     def directions(self, vectors: Tensor, lengths: Tensor, harmonics: Tensor) -> None:
         """Lengths and spherical harmonics of vectors."""
-        sizes = len(vectors), harmonics.shape[1]
-        kernels.call("directions", vectors.dtype, *sizes, vectors, lengths, harmonics)
+        n_pairs = len(vectors)
+        n_harmonics = harmonics.shape[1]
+        kernels.call("directions", vectors.dtype, n_pairs, n_harmonics, vectors, lengths, harmonics)
 
     def directions_vjp(self, inputs: Sequence[Tensor], out: Tensor) -> None:
         """The gradient by vectors from (vectors, lengths, gradients of lengths and of harmonics)."""
-        sizes = len(inputs[0]), inputs[3].shape[1]
-        kernels.call("directions_vjp", inputs[3].dtype, *sizes, *inputs, out)
+        n_pairs = len(inputs[0])
+        n_harmonics = inputs[3].shape[1]
+        kernels.call("directions_vjp", inputs[3].dtype, n_pairs, n_harmonics, *inputs, out)
 
     def directions_jvp(self, inputs: Sequence[Tensor], lengths: Tensor, harmonics: Tensor) -> None:
         """Changes of lengths and harmonics from (vectors, lengths, change of vectors)."""
-        sizes = len(inputs[0]), harmonics.shape[1]
+        n_pairs = len(inputs[0])
+        n_harmonics = harmonics.shape[1]
+        sizes = (n_pairs, n_harmonics)
         kernels.call("directions_jvp", harmonics.dtype, *sizes, *inputs, lengths, harmonics)
 
     def bessel(self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         """Radial functions times the cutoff, and their slopes, from (lengths, frequencies)."""
-        sizes = len(inputs[0]), len(inputs[1])
-        kernels.call("bessel", inputs[0].dtype, *sizes, *constants, *inputs, *out)
+        n_pairs = len(inputs[0])
+        n_basis = len(inputs[1])
+        kernels.call("bessel", inputs[0].dtype, n_pairs, n_basis, *constants, *inputs, *out)
 
     def silu_vjp(self, gain: float, inputs: Sequence[Tensor], out: Tensor) -> None:
         """z̄ from (z, logistic function of z, ȳ)."""
@@ -131,83 +141,137 @@ class Cpp:
         kernels.multiply(a, b, out)
 
 
-def edges(graph: "Graph") -> kernels.Edges:
-    """The rows of edges of a batch."""
-    key = NAME, "edges"
+def edges(graph: "BatchGraph") -> kernels.EdgeTable:
+    """The table of the rows of edges of a batch."""
+    key = (NAME, "edges")
     if key not in graph.kept:
-        arrays = (graph.rank, graph.order, graph.row_ptr, graph.sender, graph.pair, graph.flipped)
-        pointers = (array.data_ptr() for array in arrays)
-        graph.kept[key] = kernels.Edges(len(graph.order), graph.n_edges, graph.n_pairs, *pointers)
-    table: kernels.Edges = graph.kept[key]
+        graph.kept[key] = kernels.EdgeTable(
+            n_atoms=len(graph.order),
+            n_edges=graph.n_edges,
+            n_pairs=graph.n_pairs,
+            rank=graph.rank.data_ptr(),
+            order=graph.order.data_ptr(),
+            row_ptr=graph.row_ptr.data_ptr(),
+            sender=graph.sender.data_ptr(),
+            pair=graph.pair.data_ptr(),
+            flipped=graph.flipped.data_ptr(),
+        )
+    table: kernels.EdgeTable = graph.kept[key]
     return table
 
 
-def atoms(graph: "Graph") -> kernels.Atoms:
-    """Atoms of a batch by element."""
-    key = NAME, "atoms"
+def atoms(graph: "BatchGraph") -> kernels.AtomTable:
+    """The table of the atoms of a batch by element."""
+    key = (NAME, "atoms")
     if key not in graph.kept:
-        graph.kept[key] = kernels.Atoms(graph.n_atoms, graph.n_present, graph.species_ptr.data_ptr())
-    table: kernels.Atoms = graph.kept[key]
+        graph.kept[key] = kernels.AtomTable(graph.n_atoms, graph.n_present, graph.species_ptr.data_ptr())
+    table: kernels.AtomTable = graph.kept[key]
     return table
 
 
-def segments(graph: "Graph", odd: Sequence[bool]) -> kernels.Segments:
-    """The segments of a batch, with the signs of its one first layer."""
-    key = NAME, "segments"
+def segments(graph: "BatchGraph", odd: Sequence[bool]) -> kernels.SegmentTable:
+    """The table of the segments of a batch, with the signs of its one first layer."""
+    key = (NAME, "segments")
     if key not in graph.kept:
         signs = (ctypes.c_int8 * len(odd))(*odd)
-        pointers = graph.segment_ptr.data_ptr(), graph.pair.data_ptr(), graph.flipped.data_ptr()
-        table = kernels.Segments(graph.n_segments, graph.n_edges, *pointers, ctypes.addressof(signs))
-        graph.kept[key] = table, signs
-    found: kernels.Segments = graph.kept[key][0]
-    return found
-
-
-def paths(graph: "Graph", convolution: "Convolution") -> kernels.Convolution:
-    """The paths of a convolution, whose places in the output depend on the batch's number of atoms."""
-    key = NAME, "paths", id(convolution)
-    if key not in graph.kept:
-        graph.kept[key] = _paths(convolution, graph.n_atoms)
-    table: kernels.Convolution = graph.kept[key][0]
+        new = kernels.SegmentTable(
+            n_segments=graph.n_segments,
+            n_edges=graph.n_edges,
+            ptr=graph.segment_ptr.data_ptr(),
+            pair=graph.pair.data_ptr(),
+            flipped=graph.flipped.data_ptr(),
+            odd=ctypes.addressof(signs),
+        )
+        graph.kept[key] = (new, signs)
+    table: kernels.SegmentTable = graph.kept[key][0]
     return table
 
 
-def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolution, tuple[Any, ...]]:
+def paths(graph: "BatchGraph", convolution: "Convolution") -> kernels.ConvolutionTable:
+    """The paths of a convolution, whose places in the output depend on the batch's number of atoms."""
+    key = (NAME, "paths", id(convolution))
+    if key not in graph.kept:
+        graph.kept[key] = _paths(convolution, graph.n_atoms)
+    table: kernels.ConvolutionTable = graph.kept[key][0]
+    return table
+
+
+def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.ConvolutionTable, tuple[Any, ...]]:
     """The table, and the arrays that it points to."""
     widths = convolution.widths
     n_channels = convolution.n_channels
-    starts = [sum((2 * low + 1) * n_atoms * widths[low] for low in range(order)) for order in range(len(widths))]
-    rows: list[kernels.Path] = []
-    couplings: list[kernels.Coupling] = []
-    matrix = 0
+    starts = _block_starts(widths, n_atoms)
+    rows: list[kernels.PathTable] = []
+    couplings: list[kernels.CouplingEntry] = []
+    n_matrix = 0  # entries of the coupling matrices of all paths so far
     for index, path in enumerate(convolution.paths):
         d1, _, d3 = path.coefficients.shape
         first = len(couplings)
-        for m1, m2, m3 in (path.coefficients.abs() > 1e-9).nonzero().tolist():
-            value = float(path.coefficients[m1, m2, m3])
-            couplings.append(kernels.Coupling(m1 * d3 + m3, path.l2**2 + m2, value))
+        couplings += _couplings(path)
         width = widths[path.l3]
-        out = starts[path.l3] + path.place * n_channels
-        place = (path.l1**2, d1, d3, index, matrix, out, n_atoms * width, width, first, len(couplings))
-        rows.append(kernels.Path(*place))
-        matrix += d1 * d3
-    odd = convolution.odd
-    arrays = (
-        (kernels.Path * len(rows))(*rows),
-        (kernels.Coupling * len(couplings))(*couplings),
-        (ctypes.c_int8 * len(odd))(*odd),
+        row = kernels.PathTable(
+            m1=path.l1**2,
+            d1=d1,
+            d3=d3,
+            weight=index,
+            matrix=n_matrix,
+            out=starts[path.l3] + path.place * n_channels,
+            row=n_atoms * width,
+            atom=width,
+            first=first,
+            last=len(couplings),
+        )
+        rows.append(row)
+        n_matrix += d1 * d3
+    path_array = (kernels.PathTable * len(rows))(*rows)
+    coupling_array = (kernels.CouplingEntry * len(couplings))(*couplings)
+    odd_array = (ctypes.c_int8 * len(convolution.odd))(*convolution.odd)
+    table = kernels.ConvolutionTable(
+        n_channels=n_channels,
+        n_paths=len(rows),
+        n_components=(max(path.l1 for path in convolution.paths) + 1) ** 2,
+        n_matrix=n_matrix,
+        n_harmonics=len(odd_array),
+        paths=ctypes.addressof(path_array),
+        couplings=ctypes.addressof(coupling_array),
+        odd=ctypes.addressof(odd_array),
     )
-    n_components = (max(path.l1 for path in convolution.paths) + 1) ** 2
-    sizes = n_channels, len(rows), n_components, matrix, len(odd)
-    return kernels.Convolution(*sizes, *(ctypes.addressof(array) for array in arrays)), arrays
+    return table, (path_array, coupling_array, odd_array)
 
 
-def polynomial(contraction: "Contraction") -> kernels.Polynomial:
-    """The terms of a contraction nested by their factors, numbered as ``Contraction.terms`` lays them out."""
+def _block_starts(widths: Sequence[int], n_atoms: int) -> list[int]:
+    """Where the block of every order begins in the flat output, whose blocks are ((2l + 1), n_atoms, width)."""
+    starts = []
+    start = 0
+    for order, width in enumerate(widths):
+        starts.append(start)
+        start += (2 * order + 1) * n_atoms * width
+    return starts
+
+
+def _couplings(path: "CouplingPath") -> Iterator[kernels.CouplingEntry]:
+    """The coefficients of a path that are not zero; the smallest of those is far above the bound."""
+    n_out = path.coefficients.shape[2]
+    for m1, m2, m3 in (path.coefficients.abs() > 1e-9).nonzero().tolist():
+        value = float(path.coefficients[m1, m2, m3])
+        yield kernels.CouplingEntry(entry=m1 * n_out + m3, m2=path.l2**2 + m2, value=value)
+
+
+def polynomial(contraction: "Contraction") -> kernels.PolynomialTable:
+    """The table of a contraction: terms nested by their factors, numbered as ``Contraction.terms`` lays them out."""
     if NAME not in contraction.kept:
         arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in contraction.nested()]
-        pointers = (array.ctypes.data for array in arrays)
-        sizes = contraction.n_channels, contraction.n_in, contraction.n_out, contraction.n_terms
-        contraction.kept[NAME] = kernels.Polynomial(*sizes, *pointers), arrays
-    table: kernels.Polynomial = contraction.kept[NAME][0]
+        outer_ptr, outer, inner, last = (array.ctypes.data for array in arrays)
+        new = kernels.PolynomialTable(
+            n_channels=contraction.n_channels,
+            n_in=contraction.n_in,
+            n_out=contraction.n_out,
+            n_terms=contraction.n_terms,
+            outer_ptr=outer_ptr,
+            outer=outer,
+            inner=inner,
+            d=last,
+        )
+        contraction.kept[NAME] = (new, arrays)
+    table: kernels.PolynomialTable = contraction.kept[NAME][0]
     return table

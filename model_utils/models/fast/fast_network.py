@@ -14,7 +14,6 @@ linear map, and channels are innermost.
 """
 
 import weakref
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import directions
-from model_utils.models.fast.graph import Graph, prepare
+from model_utils.models.fast.graph import BatchGraph, graph_of
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
 from model_utils.models.fast.orders import prepared
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
@@ -45,7 +44,7 @@ class FastNetwork:
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
         backend_of(next(module.parameters()))  # where kernels are not compiled yet, not within the first step
-        self._latest: tuple[weakref.ref[Batch], Graph] | None = None
+        self._latest: tuple[weakref.ref[Batch], BatchGraph] | None = None
 
     @property
     def arithmetic(self) -> str:
@@ -58,32 +57,35 @@ class FastNetwork:
         return prepared(batch)
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Interaction energies; arguments and result as in ``network.Network.outputs``."""
+        """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``."""
         weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
-        return {ENERGY.name: _Pass(self, weights, batch, self.graph(batch)).energies(positions, shifts)}
+        evaluation = _Pass(self, weights, batch, self.graph(batch))
+        return {ENERGY.name: evaluation.energies(positions, shifts)}
 
-    def graph(self, batch: Batch) -> Graph:
-        """The orders of a batch; those of the latest one are kept."""
+    def graph(self, batch: Batch) -> BatchGraph:
+        """The orders of a batch; kept for the latest batch, which several evaluations share."""
         if self._latest is None or self._latest[0]() is not batch:
-            self._latest = weakref.ref(batch), prepare(batch)
+            self._latest = (weakref.ref(batch), graph_of(batch))
         return self._latest[1]
 
 
 class _Pass:
-    """One evaluation: weights, batch and its orders, so that the layers read as formulas."""
+    """One evaluation of the network; holds weights, batch and orders so that the layers read as formulas."""
 
-    def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: Graph) -> None:
+    def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: BatchGraph) -> None:
         self.plan = network.plan
         self.module = network.module
         self.weights = weights
         self.batch = batch
         self.graph = graph
-        everything = graph.n_present == len(self.module.get_buffer("atomic_numbers"))
-        self.select: Callable[[Tensor, int], Tensor] = (
-            (lambda w, axis: w) if everything else (lambda w, axis: w.index_select(axis, graph.present))
-        )
+        self._all_present = graph.n_present == len(self.module.get_buffer("atomic_numbers"))
+
+    def select(self, weight: Tensor, axis: int) -> Tensor:
+        """The entries of the elements that occur, along an axis of a weight; without a copy where all occur."""
+        return weight if self._all_present else weight.index_select(axis, self.graph.present)
 
     def energies(self, positions: Tensor, shifts: Tensor) -> Tensor:
+        """Interaction energies of the structures, (n_structures,), eV; positions and shifts in Å."""
         graph = self.graph
         plan = self.plan
         vectors = (
@@ -93,7 +95,7 @@ class _Pass:
         )
         lengths, harmonics = directions(vectors, plan.max_ell)
         numbers = self.module.get_buffer("atomic_numbers")[self.batch.species].unsqueeze(1)
-        of_pair = numbers[graph.pair_receiver], numbers[graph.pair_sender]
+        of_pair = (numbers[graph.pair_receiver], numbers[graph.pair_sender])
         features, cutoff = plan.radial.features(lengths, of_pair)
 
         embedding = plan.embedding.parts[0]
@@ -103,8 +105,8 @@ class _Pass:
         layers: list[Tensor] = []
         for interaction in plan.interactions:
             weights = self.radial_network(interaction, features, cutoff)
-            h = self.layer(interaction, layers[-1] if layers else None, h_element, weights, harmonics, features, cutoff)
-            layers.append(h)
+            h = layers[-1] if layers else None
+            layers.append(self.layer(interaction, h, h_element, weights, harmonics, features, cutoff))
         node_energy = torch.stack([self.readout(r, layers[r.layer]) for r in plan.readouts]).sum(dim=0)
         return self.total(node_energy, lengths, of_pair)
 
@@ -124,7 +126,20 @@ class _Pass:
         features: Tensor,
         cutoff: Tensor | None,
     ) -> Tensor:
-        """One interaction with its product block: (components, n_atoms, n_channels)."""
+        """One interaction with its product block.
+
+        Args:
+            interaction: its constants.
+            h: features that come in, (components, n_atoms, n_channels); None in the first layer.
+            h_element: (n_present, n_channels), features of atoms of each element before the first layer.
+            radial: what ``radial_network`` gives, (n_pairs, n_radial).
+            harmonics: (n_pairs, (max_ell + 1)²).
+            features: radial features, (n_pairs, n_basis).
+            cutoff: (n_pairs, 1), where it is not in the features.
+
+        Returns:
+            (components, n_atoms, n_channels).
+        """
         graph = self.graph
         n_atoms = self.graph.n_atoms
         density = None if interaction.density is None else self.density(interaction, features, cutoff)
@@ -162,6 +177,7 @@ class _Pass:
         return gather(of_pair, slots.pair.view(-1), slots.of_pair).view(graph.n_atoms, -1).sum(dim=1, keepdim=True)
 
     def per_element(self, x: Tensor, blocks: Blocks) -> Tensor:
+        """Features mapped by the matrices of each atom's element (``linear.per_element``)."""
         return per_element(x, self.weights[blocks.name], blocks, self.graph.present, self.graph.species_bounds)
 
     def add_skip(self, y: Tensor, blocks: Blocks, h: Tensor | None, h_element: Tensor) -> Tensor:
@@ -200,7 +216,8 @@ class _Pass:
         graph = self.graph
         batch = self.batch
         buffers = dict(self.module.named_buffers()) if hasattr(self.module, "scale_shift") else {}
-        scale, shift = (buffers.get(f"scale_shift.{name}") for name in ("scale", "shift"))
+        scale = buffers.get("scale_shift.scale")
+        shift = buffers.get("scale_shift.shift")
         if scale is not None and shift is not None:
             scale = torch.atleast_1d(scale)
             shift = torch.atleast_1d(shift)

@@ -243,13 +243,3 @@ def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
     if len(kept) < len(table):
         log.info("the new model has %s of the source's %d elements", symbols([table[k] for k in kept]), len(table))
     return kept
-
-
-def continued(options: FinetuneOptions, outputs: Outputs) -> ModelDescription | None:
-    """The description of a fine-tuning that was begun at the place before; None where --resume finds none."""
-    from model_utils.run.resuming import newest_checkpoint
-
-    if options.output.resume is None:
-        return None
-    file = newest_checkpoint(outputs.checkpoint)
-    return None if file is None else file.description

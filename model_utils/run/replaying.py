@@ -33,14 +33,20 @@ from model_utils.runtime import log
 from model_utils.settings.options import FinetuneOptions
 
 
-def kept(options: FinetuneOptions, outputs: Outputs) -> Path | None:
+def replayed_file(options: FinetuneOptions, outputs: Outputs) -> Path | None:
     """The file of what is replayed: the user's, or the one that got the source's labels; none without replay."""
     return outputs.replay if options.replay_labels == "source" else options.replay
 
 
 @contextmanager
-def place(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
-    """The same before the source has labelled it. Where no training begins, the place is left as it was."""
+def place_to_label(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
+    """The file of what is replayed, before the source has labelled it; the user's where it needs no labels.
+
+    Where no training begins, the place is left as it was.
+
+    Yields:
+        The file; None without replay.
+    """
     if options.replay_labels == "file":
         yield options.replay
     elif options.run.dry_run:  # writes nothing that stays

@@ -203,7 +203,7 @@ class FromModel(_NewRun):
 
     @property
     def description(self) -> ModelDescription:  # type: ignore[override]
-        """Of the model that is made: with the source's structure, or for fewer elements, more heads, other E0s."""
+        """Structure of the model that is made: the source's structure, or for fewer elements, more heads, other E0s."""
         return self.origin.description
 
     @property
@@ -260,7 +260,7 @@ class Continued:
 
     @property
     def description(self) -> ModelDescription:
-        """Of the checkpoint."""
+        """Structure that the checkpoint holds."""
         return self.stored.description
 
     @property
@@ -270,7 +270,7 @@ class Continued:
 
     @property
     def threads(self) -> int | None:
-        """As many as it had, where this process has so many cores: another number may change the last bits."""
+        """The number it had, where this process has so many cores: another one may change the last bits."""
         before = self.stored.threads
         if before is None or before > len(os.sched_getaffinity(0)):
             return None
@@ -278,7 +278,7 @@ class Continued:
 
     @property
     def source(self) -> Mapping[str, str] | None:
-        """As it was recorded."""
+        """Path and hash that the checkpoint records."""
         return self.stored.source
 
     @property
@@ -288,7 +288,7 @@ class Continued:
 
     @property
     def earlier_hashes(self) -> tuple[str, ...]:
-        """As they were recorded."""
+        """Hashes that the checkpoint records."""
         return self.stored.earlier_hashes
 
     @property

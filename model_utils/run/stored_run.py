@@ -106,7 +106,7 @@ class StoredRun:
 
     @property
     def path(self) -> Path:
-        """Of the checkpoint."""
+        """Where the checkpoint lies."""
         return self.file.path
 
     @property

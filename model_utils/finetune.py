@@ -21,24 +21,15 @@ def finetune(options: FinetuneOptions) -> None:
     """A run from another model's weights."""
     with Interruption() as stop:
         from model_utils.files.outputs import Outputs
-        from model_utils.run import finetuning, new_energies, replaying, starting, training
+        from model_utils.run import place, training
+        from model_utils.run.beginning import beginning_of_finetuning
 
         outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-        with starting.place(options, outputs) as outputs:
-            begun = finetuning.continued(options, outputs)
-            if begun is not None:
-                settings = finetuning.settings(options, begun.heads, replaying.kept(options, outputs))
-                training.train_in_place(settings, outputs, begun, stop)
-                return
-            finetuning.refuse_place(options, outputs)
-            with replaying.place(options, outputs) as replayed:
-                origin = new_energies.with_given(finetuning.origin(options), options)
-                settings = finetuning.settings(options, origin.description.heads, replayed)
-                if replayed is not None and options.replay_labels == "source":
-                    replaying.label(options, origin.source, replayed, stop)
-                if options.E0s in new_energies.OF_DATA:
-                    origin = new_energies.of_data(origin, options, settings)
-                training.train_in_place(settings, outputs, origin.description, stop, origin=origin)
+        with (
+            place.held(options, outputs) as held_outputs,
+            beginning_of_finetuning(options, held_outputs, stop) as (settings, beginning),
+        ):
+            training.train_in_place(settings, held_outputs, beginning, stop)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,9 +15,10 @@ from dataloader.loader import EpochBatches, Loader
 from losses import LOSSES, SHAPES, Loss, LossSettings, Term
 from model_utils import model_loader
 from model_utils.errors import InputError
-from model_utils.files.checkpoint import WeightsFile
+from model_utils.model_loader import PairWriter
 from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, Parameters
+from model_utils.run import loggers
 from model_utils.run.budget import measured_edges
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import EvaluatedData, Evaluator, evaluate
@@ -32,6 +33,7 @@ from model_utils.settings.options import (
     BatchOptions,
     LossOptions,
     OptimizerOptions,
+    RunOptions,
     TrainingOptions,
     TrainOptions,
 )
@@ -46,6 +48,32 @@ from optimizer import (
 )
 
 DEFAULT_BATCH_SIZE = 10
+Prepare = Callable[[Batch], Batch]  # adds to a batch what the network needs besides
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssembledRun:
+    """The objects of one training.
+
+    Attributes:
+        options: every setting, with numbers where something was measured.
+        data: the data sets.
+        module: mace's, on the device; its tensors are those of ``state``.
+        writer: of checkpoint and best model.
+        prepare: adds to a batch what the network needs besides.
+        batches: of any epoch.
+        state: all that must survive a preemption, besides the raw weights.
+        plan: how long to train and what to do when.
+    """
+
+    options: TrainOptions
+    data: TrainingData
+    module: nn.Module
+    writer: PairWriter
+    prepare: Prepare
+    batches: EpochBatches
+    state: TrainState
+    plan: FitPlan
 
 
 def with_measured_budget(
@@ -54,15 +82,22 @@ def with_measured_budget(
     description: ModelDescription,
     dataset: Dataset,
     device: torch.device,
-    stored: WeightsFile | None,
 ) -> TrainOptions:
-    """The options with a number in place of ``--max_edges_per_batch auto``: a continued run's, else a measured one."""
+    """The options with a number in place of ``--max_edges_per_batch auto``, measured by trial steps.
+
+    Args:
+        options: of the run.
+        module: with its first weights; is moved to the device.
+        description: of the network.
+        dataset: to train on.
+        device: on which the run computes.
+
+    Raises:
+        InputError: not even one structure fits into the memory.
+    """
     batches = options.batches
     if batches.max_edges_per_batch != "auto":
         return options
-    if stored is not None:
-        edges = stored.content["train_state"]["config"]["max_edges_per_batch"]
-        return replace(options, batches=replace(batches, max_edges_per_batch=edges))
     network = model_loader.build_network(module.to(device), options.run.step, description)
     parameters = model_loader.trainable(module)
     loss = loss_of(options.loss)
@@ -76,7 +111,12 @@ def with_measured_budget(
             "warning: the memory holds all of the training data as one batch, so an epoch is one step; "
             "--batch_size limits batches as well"
         )
-    return replace(options, batches=replace(batches, max_edges_per_batch=edges))
+    return with_edges_per_batch(options, edges)
+
+
+def with_edges_per_batch(options: TrainOptions, edges: int) -> TrainOptions:
+    """The options with this number of edges that a batch may have."""
+    return replace(options, batches=replace(options.batches, max_edges_per_batch=edges))
 
 
 def with_measured_evaluation_budget(
@@ -98,9 +138,6 @@ def budget_of(options: BatchOptions) -> Budget:
     budgeted = options.max_atoms_per_batch is not None or options.max_edges_per_batch is not None
     size = options.batch_size if options.batch_size is not None or budgeted else DEFAULT_BATCH_SIZE
     return Budget(structures=size, atoms=options.max_atoms_per_batch, edges=options.max_edges_per_batch)
-
-
-Prepare = Callable[[Batch], Batch]  # adds to a batch what the network needs besides
 
 
 def training_batches(
@@ -127,6 +164,16 @@ def evaluator(
     loader = Loader(dataset, num_workers=options.num_workers, pin_memory=pinned, prepare=prepare)
     evaluated = EvaluatedData(dataset, budget_of(options), loader)
     return Evaluator(evaluated, device, watch, what=what, everything=everything)
+
+
+def logger_names(options: RunOptions) -> tuple[str, ...]:
+    """Names of the run's loggers, the console first; --tensorboard is short for --loggers tensorboard.
+
+    Raises:
+        InputError: there is none of that name, or its package is not installed.
+    """
+    switched_on = ["tensorboard"] if options.tensorboard else []
+    return loggers.chosen([*switched_on, *options.loggers])
 
 
 def loss_of(options: LossOptions) -> Loss:

@@ -22,7 +22,7 @@ PROBING = 20.0  # s after which no larger batch is tried
 
 
 def measured_edges(step: Step, dataset: Dataset, device: torch.device, structures: int | None) -> int:
-    """``--max_edges_per_batch auto``: as many edges as the memory holds, by the growth of trial steps.
+    """How many edges a batch may have by the memory that there is, from the growth of trial steps.
 
     Batches of the training data grow until one takes an eighth of what is to be had, and memory is taken to be
     proportional to edges from there. Rounded down to two digits, so that equal machines mostly arrive at equal budgets.
@@ -33,11 +33,16 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
         device: where the step computes.
         structures: ``--batch_size``, which limits a batch as well.
 
+    Returns:
+        Edges of a batch, at least those of the largest structure.
+
     Raises:
         InputError: not even one structure fits.
     """
-    order, n_edges = epoch_order(len(dataset), seed=0, epoch=0), dataset.n_edges
-    smallest, everything = int(n_edges.max()), int(n_edges.sum())
+    order = epoch_order(len(dataset), seed=0, epoch=0)
+    n_edges = dataset.n_edges
+    smallest = int(n_edges.max())  # a budget that every structure fits into
+    everything = int(n_edges.sum())
     allowed = SHARE[device.type] * memory.free(device)
     began = time.monotonic()
     edges = max(FIRST_PROBE, smallest)
@@ -70,5 +75,6 @@ def _first_batch(dataset: Dataset, order: np.ndarray, n_edges: np.ndarray, edges
 
 
 def _two_digits(number: int) -> int:
+    """Rounded down: 1289 → 1200."""
     unit = 10 ** max(len(str(number)) - 2, 0)
     return number // unit * unit

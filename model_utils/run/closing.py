@@ -5,7 +5,7 @@ import torch
 
 from dataloader.batching import epoch_order
 from dataloader.dataset import OF_HEAD, Dataset
-from losses import Loss, Metrics
+from losses import Metrics
 from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
@@ -13,39 +13,39 @@ from model_utils.model_loader import LoadedModel
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
 from model_utils.run import assemble
+from model_utils.run.assemble import AssembledRun
 from model_utils.run.fit import FinalRecord
-from model_utils.run.open_data import TrainingData
 from model_utils.run.run_files import RunFiles
-from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
-from model_utils.settings.options import TrainOptions
 
 COMPARED = 2  # structures
 MOST_ATOMS = 256  # of one of them: less than a second of mace's forward pass
 MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
 
 
-def report_best(
-    options: TrainOptions,
-    outputs: Outputs,
-    data: TrainingData,
-    files: RunFiles,
-    state: TrainState,
-    loss: Loss,
-) -> None:
+def report_best(run: AssembledRun, outputs: Outputs, files: RunFiles) -> None:
     """Evaluate the best model, as it lies on the disk, on training (at most a sample), validation and test data.
+
+    Args:
+        run: whose training is over.
+        outputs: its place.
+        files: get the last record and are closed.
 
     Raises:
         SaveError: the module or the last record could not be written; checkpoint and best model are.
     """
     best = model_loader.load(outputs.model, restore_sidecar=True)
+    options = run.options
+    data = run.data
+    progress = run.state.progress
+    loss = run.plan.stage(progress.stage).loss
     failed = None
     if options.output.export_mace_model and opens_in_mace(best.description):
         try:
             export_for_mace(outputs, best, data.train)  # before it leaves the CPU
         except OSError as error:
             failed = error
-    device = state.device
+    device = run.state.device
     module = best.module.to(device)
     network = model_loader.build_network(module, options.run.step, best.description)
     parameters = model_loader.trainable(module)
@@ -70,7 +70,6 @@ def report_best(
         best.file.weights,
         outputs.model,
     )
-    progress = state.progress
     files.final(FinalRecord(epoch=progress.epoch, step=progress.step, sets=errors, rows=rows))
     try:
         files.close()

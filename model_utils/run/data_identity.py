@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from dataloader.dataset import Dataset
 from model_utils.errors import VerificationError
 from model_utils.run.open_data import TrainingData
+from model_utils.run.stored_run import StoredRun
 
 INDICES_UP_TO = 100_000  # records of a set: beyond it a list would make every checkpoint megabytes larger
 
@@ -64,8 +64,12 @@ def _records(dataset: Dataset, samples: int | None, data: TrainingData) -> list[
     ]
 
 
-def require_same_data(stored: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> list[str]:
+def require_same_data(stored: StoredRun, identity: Mapping[str, Any]) -> list[str]:
     """Compare the data of a stored run with those at hand.
+
+    Args:
+        stored: the run.
+        identity: ``data_identity`` of the data at hand.
 
     Returns:
         What differs without touching the training: the test data.
@@ -75,14 +79,15 @@ def require_same_data(stored: Mapping[str, Any], mine: Mapping[str, Any], path: 
     """
     notes = []
     for role in ("train", "valid", "test"):
-        theirs, ours = stored["data"].get(role, {}), mine["data"].get(role, {})
+        theirs = stored.data.get(role, {})
+        ours = identity["data"].get(role, {})
         if theirs.get("sha256") == ours.get("sha256"):
             continue
         if role == "test":
             notes.append("the test data are others than before")
             continue
         raise VerificationError(
-            f"{path}: the {role} data are not those of the run ({theirs.get('structures', 0)} structures of "
+            f"{stored.path}: the {role} data are not those of the run ({theirs.get('structures', 0)} structures of "
             f"{', '.join(theirs.get('files', ()))}; found {ours.get('structures', 0)} of "
             f"{', '.join(ours.get('files', ()))}); give the same files with the same head, weight and ratio, or start "
             "anew with --overwrite"

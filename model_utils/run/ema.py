@@ -39,6 +39,7 @@ class ExponentialMovingAverage:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue a stored average, in place."""
-        self.decay, self.updates = state["decay"], state["updates"]
+        self.decay = state["decay"]
+        self.updates = state["updates"]
         for name, tensor in self.shadow.items():
             tensor.copy_(state["shadow"][name])

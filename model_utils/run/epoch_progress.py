@@ -46,10 +46,10 @@ class EpochProgress:
     def _refresh(self, state: TrainState, loss: Loss) -> None:
         assert self._bar is not None
         assert self._began is not None
-        found = metrics(state.tally.sums.tolist(), loss)
-        speed = (found.n_atoms - self._atoms) / max(progress.clock() - self._began, 1e-9)
+        errors = metrics(state.tally.sums.tolist(), loss)
+        speed = (errors.n_atoms - self._atoms) / max(progress.clock() - self._began, 1e-9)
         self._bar.set_description(f"epoch {state.progress.epoch + 1}")
-        self._bar.set_postfix_str(f"loss {found.loss:.4g}, lr {state.schedule.rate():.2g}, {speed:.0f} atoms/s")
+        self._bar.set_postfix_str(f"loss {errors.loss:.4g}, lr {state.schedule.rate():.2g}, {speed:.0f} atoms/s")
         self._next = progress.clock() + self.REFRESH
 
     def _line(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> str:
@@ -57,9 +57,9 @@ class EpochProgress:
         done = state.progress.steps_in_epoch
         passed = progress.clock() - self._began
         left = progress.lasting(passed / max(done - self._first, 1) * (steps_of_epoch - done))
-        found = metrics(state.tally.sums.tolist(), loss)
+        errors = metrics(state.tally.sums.tolist(), loss)
         where = f"epoch {state.progress.epoch + 1}: step {done} of {steps_of_epoch}"
-        return f"{where}, loss {found.loss:.4g}, lr {state.schedule.rate():.2g}, about {left} left"
+        return f"{where}, loss {errors.loss:.4g}, lr {state.schedule.rate():.2g}, about {left} left"
 
     def close(self) -> None:
         """The epoch is over: take the bar off the terminal."""

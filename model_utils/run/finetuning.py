@@ -76,31 +76,40 @@ class Origin:
         Raises:
             VerificationError: energies or forces differ by more than the declared change of reference energies.
         """
+        source_network = model_loader.build_network(self.source.module, step, self.source.description)
+        network = model_loader.build_network(module, step, self.description)
         indices = np.linspace(0, len(data) - 1, min(COMPARED, len(data))).astype(int).tolist()
         dtype = next(module.parameters()).dtype
-        forms = [
-            model_loader.build_network(self.source.module, step, self.source.description),
-            model_loader.build_network(module, step, self.description),
-        ]
-        old = np.array(self.source.description.atomic_energies)[:, self.kept][list(self.parents)]
-        change = np.array(self.description.atomic_energies) - old
         worst = 0.0
-        for i in indices:
-            batch = data.batch([i])
-            found = [predicted(forms[0], self.in_source(batch)), predicted(forms[1], batch)]
-            species, head = batch.species.numpy(), int(batch.head[0])
-            before = float(found[0][0]) + old[head][species].sum()
-            after = float(found[1][0]) + float(batch.reference_energy[0])
-            scale = max(abs(before), 1.0)
-            worst = max(worst, abs(after - before - change[head][species].sum()) / scale)
-            forces = found[0][1].abs().max().clamp(min=SMALLEST_FORCE[dtype])
-            worst = max(worst, float((found[1][1] - found[0][1]).abs().max() / forces))
+        for index in indices:
+            worst = max(worst, *self._deviations(source_network, network, data.batch([index])))
         if not worst <= TOLERANCE[dtype]:
             raise VerificationError(
                 f"before its first step the model deviates from {self.source.file.path} by {worst:.2g} (at most "
                 f"{TOLERANCE[dtype]:g}) beyond the change of reference energies; nothing was trained"
             )
         log.info("step 0: energies and forces of %d structures are the source's to %.2g", len(indices), worst)
+
+    def _deviations(self, source_network: Network, network: Network, batch: Batch) -> tuple[float, float]:
+        """Relative deviations of energy and forces between source and model on a batch of one structure.
+
+        The change of reference energies that was asked for is no deviation.
+        """
+        source_table = np.array(self.source.description.atomic_energies)  # (n_heads, n_elements) of the source, eV
+        E0s_before = source_table[:, self.kept][list(self.parents)]  # (n_heads, n_elements) of this model
+        E0s_after = np.array(self.description.atomic_energies)
+        dtype = next(network.module.parameters()).dtype
+        species = batch.species.numpy()
+        head = int(batch.head[0])
+        asked_change = (E0s_after - E0s_before)[head][species].sum()
+        source_energy, source_forces = predicted(source_network, self.in_source(batch))
+        own_energy, own_forces = predicted(network, batch)
+        before = float(source_energy) + E0s_before[head][species].sum()
+        after = float(own_energy) + float(batch.reference_energy[0])
+        of_energy = abs(after - before - asked_change) / max(abs(before), 1.0)
+        scale = source_forces.abs().max().clamp(min=SMALLEST_FORCE[dtype])
+        of_forces = float((own_forces - source_forces).abs().max() / scale)
+        return of_energy, of_forces
 
     def in_source(self, batch: Batch) -> Batch:
         """A batch of this model as the source takes it."""
@@ -111,17 +120,23 @@ class Origin:
 
 def predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
     """Interaction energies (n_structures,), eV, and forces (n_atoms, 3), eV/Å."""
-    found = predict(network, dict(network.module.named_parameters()), batch, wanted=(), training=False)
-    return found[ENERGY.name], found[FORCES.name]
+    parameters = dict(network.module.named_parameters())
+    prediction = predict(network, parameters, batch, wanted=(), training=False)
+    return prediction[ENERGY.name], prediction[FORCES.name]
 
 
 def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | None) -> TrainOptions:
-    """The same run as a training of the model.json that will lie beside its checkpoint.
+    """Settings of a fine-tuning as a training of the model.json that will lie beside its checkpoint.
+
+    With them ``resume.py`` continues it as any other run, without the source.
 
     Args:
         options: of the fine-tuning.
         heads: of the model it makes.
-        replayed: the labelled structures to replay.
+        replayed: the labelled structures to replay; None without replay.
+
+    Raises:
+        InputError: settings that contradict each other.
     """
     place = Outputs.named(options.output.output_checkpoint, options.output.output_model)
     plain = {**cli.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
@@ -221,19 +236,20 @@ def _heads(source: LoadedModel, options: FinetuneOptions) -> tuple[list[str], tu
         raise InputError(f"--add_head {added}: a head of the source has this name; give another")
     if len(heads) > 1 and options.copy_head is None:
         log.warning(
-            "warning: %s %s copies head %s, the first of %s; --copy_head names another", flag, added, *_of(heads)
+            "warning: %s %s copies head %s, the first of %s; --copy_head names another",
+            flag,
+            added,
+            heads[0],
+            ", ".join(heads),
         )
     log.info("heads: %s (the source's) and %s, a copy of %s", ", ".join(heads), added, copied)
     return [*heads, added], (*own, heads.index(copied))
 
 
-def _of(heads: Sequence[str]) -> tuple[str, str]:
-    return heads[0], ", ".join(heads)
-
-
 def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
     """Positions in the source's table of the elements that the new model has: all, or those of --elements."""
-    table, asked = source.description.atomic_numbers, numbers_of(options.data.filters.elements)
+    table = source.description.atomic_numbers
+    asked = numbers_of(options.data.filters.elements)
     if asked is None:
         return list(range(len(table)))
     foreign = sorted(set(asked) - set(table))
@@ -243,13 +259,3 @@ def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
     if len(kept) < len(table):
         log.info("the new model has %s of the source's %d elements", symbols([table[k] for k in kept]), len(table))
     return kept
-
-
-def continued(options: FinetuneOptions, outputs: Outputs) -> ModelDescription | None:
-    """The description of a fine-tuning that was begun at the place before; None where --resume finds none."""
-    from model_utils.run.resuming import newest_checkpoint
-
-    if options.output.resume is None:
-        return None
-    file = newest_checkpoint(outputs.checkpoint)
-    return None if file is None else file.description

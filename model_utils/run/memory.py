@@ -5,6 +5,7 @@ import gc
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +19,19 @@ from model_utils.runtime import log
 
 T = TypeVar("T")
 
-# files of a control group by its controllers: limit, use, prefix in memory.stat of what is counted with groups below
-CGROUP = {
-    "": ("memory.max", "memory.current", ""),
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+
+@dataclass(frozen=True)
+class GroupFiles:
+    """Names in the folder of a control group."""
+
+    limit: str  # of memory, bytes
+    used: str  # bytes
+    prefix: str  # in memory.stat, of what is counted together with the groups below
+
+
+GROUP_FILES = {  # by the controllers of a line of /proc/self/cgroup: version 2, version 1
+    "": GroupFiles("memory.max", "memory.current", ""),
+    "memory": GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
 
 
@@ -113,19 +123,32 @@ def _group_free(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/
 
     Pages of files that were read count as used there, but the kernel gives them back: an LMDB would fill any limit.
     """
-    found = []
+    left = []
     for line in own.read_text(encoding="utf-8").splitlines():
         _, controllers, name = line.split(":", 2)
-        if controllers not in ("", "memory"):
+        if controllers not in GROUP_FILES:
             continue
-        root, limit, used, kind = (mount / controllers, *CGROUP[controllers])
+        root = mount / controllers
         group = root / name.lstrip("/")
         for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
             with suppress(OSError, ValueError, KeyError):  # the group at the top has no limit
-                stat = dict(text.split() for text in (folder / "memory.stat").read_text().splitlines())
-                cached = sum(int(stat[f"{kind}{which}_file"]) for which in ("active", "inactive"))
-                found.append(int((folder / limit).read_text()) - int((folder / used).read_text()) + cached)
-    return found
+                left.append(_left_in(folder, GROUP_FILES[controllers]))
+    return left
+
+
+def _left_in(folder: Path, names: GroupFiles) -> int:
+    """Bytes that one control group leaves; cached pages of files count as free.
+
+    Raises:
+        OSError, ValueError, KeyError: the group has no limit, or no such files.
+    """
+    lines = (folder / "memory.stat").read_text().splitlines()
+    statistics = dict(line.split() for line in lines)
+    active = int(statistics[f"{names.prefix}active_file"])
+    inactive = int(statistics[f"{names.prefix}inactive_file"])
+    limit = int((folder / names.limit).read_text())
+    used = int((folder / names.used).read_text())
+    return limit - used + active + inactive
 
 
 def _address_space_free() -> int:

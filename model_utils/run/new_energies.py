@@ -26,14 +26,15 @@ OF_DATA = ("shift", "isolated")
 
 
 def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
-    """With the energies of --E0s as JSON or of a file: for all of the source's own heads, or by head for any.
+    """The origin with energies that --E0s gives as JSON or file: for all of the source's heads, or by head for any.
 
     Raises:
         InputError: they are of elements or heads that the model does not have.
     """
     if options.E0s in ("keep", *OF_DATA):
         return origin
-    heads, elements = origin.description.heads, origin.description.atomic_numbers
+    heads = origin.description.heads
+    elements = origin.description.atomic_numbers
     given = given_energies(options.E0s, "keep, shift, isolated", terms.label_keys(options.data.labels))
     given.refuse_other_heads(heads, "--E0s")
     foreign = sorted(given.elements - set(origin.source.description.atomic_numbers))
@@ -47,7 +48,7 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
 
 
 def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Origin:
-    """With reference energies that the new data give, and the data, which are opened for it.
+    """The origin with reference energies that the new data give, and with the data, which are opened for it.
 
     A head of which the data have nothing keeps its own, and so does the one whose structures are replayed.
 
@@ -66,7 +67,11 @@ def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Or
 
 
 def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str) -> Origin:
-    """Energies of the IsolatedAtom frames; says which elements of the data have none."""
+    """E0s of the IsolatedAtom frames; says which elements of the data have none.
+
+    Raises:
+        InputError: there are no such frames, or they are of another head.
+    """
     atoms = [atom for source in data.sources for atom in source.isolated_atoms]
     by_head = atomic_energies.isolated_by_head(atoms, default)
     unknown = sorted(set(by_head) - set(origin.description.heads))
@@ -77,7 +82,9 @@ def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str)
             "--E0s isolated: the training data hold no IsolatedAtom frame; add them, give --E0s a file of isolated "
             "atoms or JSON, or let --E0s shift fit the source's errors"
         )
-    occurring, elements, rows = data.elements_by_head(), origin.description.atomic_numbers, []
+    occurring = data.elements_by_head()
+    elements = origin.description.atomic_numbers
+    rows = []
     for head, row in zip(origin.description.heads, origin.description.atomic_energies, strict=True):
         values = by_head.get(head, {}) if head in heads else {}
         rows.append([values.get(z, before) for z, before in zip(elements, row, strict=True)])
@@ -93,7 +100,11 @@ def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str)
 
 
 def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> Origin:
-    """With the least-squares fit of label − prediction by composition; elements that do not occur keep theirs."""
+    """E0s shifted by a least-squares fit of label − prediction to compositions; elements that do not occur keep theirs.
+
+    Raises:
+        InputError: no structure has an energy.
+    """
     network = model_loader.build_network(origin.source.module, step, origin.source.description)
     own = data.shares()[0]
     numbers = data.head_numbers()[own]
@@ -102,7 +113,8 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
     for position, head in enumerate(origin.description.heads):
         of_head = own[numbers == position] if head in heads else own[:0]
         chosen = of_head[np.linspace(0, len(of_head) - 1, min(FITTED, len(of_head))).astype(int)].tolist()
-        compositions, residuals = [], []
+        compositions = []  # numbers of atoms by element, for each structure
+        residuals = []  # label − prediction, eV
         for i in progress.over(chosen, "errors of the source", len(chosen)):
             batch = data.batch([i])
             if bool(batch.labels[ENERGY.name].mask[0]):
@@ -142,7 +154,7 @@ def _fit(counts: NDArray[np.float64], residuals: NDArray[np.float64], origin: Or
 
 
 def _with(origin: Origin, rows: Sequence[Sequence[float]]) -> Origin:
-    """The same with other reference energies, in the heads' order; says what changes."""
+    """An origin whose model has these reference energies (eV), by head and element; says what changes."""
     description = origin.description
     if [list(row) for row in rows] == description.atomic_energies:
         return origin

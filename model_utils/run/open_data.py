@@ -46,87 +46,155 @@ class TrainingData:
     valid_samples: int | None = None
 
     def with_facts(self, facts: ModelFacts) -> "TrainingData":
-        """The same data for a model of the same elements and cutoff with other reference energies."""
-        sets = {name: getattr(self, name) for name in ("train", "valid", "test")}
-        changed = {name: found.with_facts(facts) for name, found in sets.items() if found is not None}
-        return dataclasses.replace(self, **changed)
+        """These data for a model of equal elements and cutoff with other reference energies; nothing is read again."""
+        return dataclasses.replace(
+            self,
+            train=self.train.with_facts(facts),
+            valid=self.valid.with_facts(facts),
+            test=None if self.test is None else self.test.with_facts(facts),
+        )
 
 
 def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dtype, seed: int) -> TrainingData:
-    """Open, check and split the data; says what was found and what was left out.
+    """Open, check and split the data; says what they hold and what was left out.
+
+    Args:
+        training: every setting.
+        facts: what the data must fit: elements, cutoff, heads, reference energies (eV).
+        dtype: working precision of the batches.
+        seed: of split and samples.
 
     Raises:
         InputError: a file, a structure or a label cannot be used.
     """
     options = training.data
     needs = label_needs(training)
-    opened = {role: _open(options, specs_of(options, role), facts, needs) for role in ("train", "val", "test")}
-    elements = numbers_of(options.filters.elements)
+    sources = {role: _open(options, specs_of(options, role), facts, needs) for role in ("train", "val", "test")}
 
     def dataset(role: str, *, free_atoms_only: bool) -> Dataset:
-        found = Dataset(
-            opened[role],
-            facts,
-            dtype,
-            elements=elements,
-            free_atoms_only=free_atoms_only,
-            max_neighbors=options.filters.max_neighbors,
-        )
-        if all(source.in_memory for source in found.sources):
-            _ = found.n_edges  # the graphs are kept; two atoms in one place are refused now and not in the first epoch
-        describe(role, found)
-        return found
+        return _described_dataset(role, sources[role], facts, dtype, options.filters, free_atoms_only=free_atoms_only)
 
-    samples = {"train": options.lmdb_train_samples, "val": options.lmdb_val_samples}
-
-    def sampled(role: str, found: Dataset) -> Dataset:
-        n = samples[role]
-        if n is None:
-            return found
-        if all(source.in_memory for source in found.sources):
-            raise InputError(f"--lmdb_{role}_samples {n} is given but no LMDB to draw from; name one or leave it out")
-        drawn = sample(found, n, seed)
-        log.info("%s: %d of these structures are drawn (seed %d)", role, len(drawn), seed)
-        return drawn
-
-    train = sampled("train", dataset("train", free_atoms_only=options.train_on_free_atoms))
+    whole = dataset("train", free_atoms_only=options.train_on_free_atoms)
+    train = _sampled("train", whole, options.lmdb_train_samples, seed)
     if len(train) == 0:
         raise InputError("no structure is left to train on; look at the files and at --elements")
-    stress_key = options.labels.stress_key
-    wants_stress = stress_key or training.loss.stress_weight > 0
-    names = [name_of(STRESS.name, names) for source in train.sources for names in source.census.label_names]
-    if wants_stress and stress_key != NOT_READ and all(name is None or "absent" in name for name in names):
-        looked = stress_key or "the usual names"
-        raise InputError(
-            f"no structure to train on has a stress (looked for {looked}); name it with --stress_key, or leave "
-            "--stress_key and --stress_weight out"
-        )
-    test = dataset("test", free_atoms_only=options.eval_on_free_atoms) if opened["test"] else None
-    if opened["val"]:
-        valid = sampled("val", dataset("val", free_atoms_only=options.eval_on_free_atoms))
+    _require_stress(train, training)
+    test = dataset("test", free_atoms_only=options.eval_on_free_atoms) if sources["test"] else None
+    if sources["val"]:
+        all_valid = dataset("val", free_atoms_only=options.eval_on_free_atoms)
+        valid = _sampled("val", all_valid, options.lmdb_val_samples, seed)
         if len(valid) == 0:
             raise InputError("no structure is left to validate on; look at the files and at --elements")
-        return TrainingData(
-            train=train,
-            valid=valid,
-            test=test,
-            was_split=False,
-            seed=seed,
-            train_samples=options.lmdb_train_samples,
-            valid_samples=options.lmdb_val_samples,
-        )
-    if options.lmdb_val_samples is not None:
-        raise InputError("--lmdb_val_samples is given but no validation LMDB; name one with --lmdb_val")
-    train, valid = split(train, options.valid_fraction, seed)
-    valid.free_atoms_only = options.eval_on_free_atoms
-    log.info("%d of these structures are set aside for validation (seed %d), %d remain", len(valid), seed, len(train))
+    else:
+        train, valid = _split(train, options, seed)
     return TrainingData(
-        train=train, valid=valid, test=test, was_split=True, seed=seed, train_samples=options.lmdb_train_samples
+        train=train,
+        valid=valid,
+        test=test,
+        was_split=not sources["val"],
+        seed=seed,
+        train_samples=options.lmdb_train_samples,
+        valid_samples=options.lmdb_val_samples,
     )
 
 
+def _described_dataset(
+    role: str,
+    sources: Sequence[Source],
+    facts: ModelFacts,
+    dtype: torch.dtype,
+    filters: FilterOptions,
+    *,
+    free_atoms_only: bool,
+) -> Dataset:
+    """The usable structures of opened sources; says what they hold.
+
+    Raises:
+        InputError: a structure cannot be used, as where two atoms lie in one place.
+    """
+    dataset = Dataset(
+        sources,
+        facts,
+        dtype,
+        elements=numbers_of(filters.elements),
+        free_atoms_only=free_atoms_only,
+        max_neighbors=filters.max_neighbors,
+    )
+    if _is_in_memory(dataset):
+        _ = dataset.n_edges  # the graphs are kept; two atoms in one place are refused now and not in the first epoch
+    describe(role, dataset)
+    return dataset
+
+
+def _is_in_memory(dataset: Dataset) -> bool:
+    return all(source.in_memory for source in dataset.sources)
+
+
+def _sampled(role: str, dataset: Dataset, n_samples: int | None, seed: int) -> Dataset:
+    """The structures that are drawn where --lmdb_train_samples or --lmdb_val_samples asks for a number; else all.
+
+    Raises:
+        InputError: none of the sources is an LMDB.
+    """
+    if n_samples is None:
+        return dataset
+    if _is_in_memory(dataset):
+        raise InputError(
+            f"--lmdb_{role}_samples {n_samples} is given but no LMDB to draw from; name one or leave it out"
+        )
+    drawn = sample(dataset, n_samples, seed)
+    log.info("%s: %d of these structures are drawn (seed %d)", role, len(drawn), seed)
+    return drawn
+
+
+def _require_stress(train: Dataset, training: TrainingOptions) -> None:
+    """Refuse training data without a single stress where one is named or has a weight.
+
+    Raises:
+        InputError: saying what was looked for.
+    """
+    stress_key = training.data.labels.stress_key
+    is_wanted = bool(stress_key) or training.loss.stress_weight > 0
+    if not is_wanted or stress_key == NOT_READ:
+        return
+    read_from = [name_of(STRESS.name, names) for source in train.sources for names in source.census.label_names]
+    if all(name is None or "absent" in name for name in read_from):
+        raise InputError(
+            f"no structure to train on has a stress (looked for {stress_key or 'the usual names'}); name it with "
+            "--stress_key, or leave --stress_key and --stress_weight out"
+        )
+
+
+def _split(train: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Dataset]:
+    """Set structures aside for validation: those that remain, and those.
+
+    Raises:
+        InputError: a sample of validation LMDBs is asked for, and there are none.
+    """
+    if options.lmdb_val_samples is not None:
+        raise InputError("--lmdb_val_samples is given but no validation LMDB; name one with --lmdb_val")
+    remaining, valid = split(train, options.valid_fraction, seed)
+    valid.free_atoms_only = options.eval_on_free_atoms
+    log.info(
+        "%d of these structures are set aside for validation (seed %d), %d remain",
+        len(valid),
+        seed,
+        len(remaining),
+    )
+    return remaining, valid
+
+
 def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dtype) -> Dataset:
-    """Open and check the structures to evaluate; labels may be absent."""
+    """Open and check the structures to evaluate; labels may be absent.
+
+    Args:
+        options: every setting of evaluate.py.
+        facts: what the structures must fit: elements, cutoff, heads, reference energies (eV).
+        dtype: working precision of the batches.
+
+    Raises:
+        InputError: a file, a structure or a label cannot be used, or nothing would come of the evaluation.
+    """
     keys = terms.label_keys(options.labels)
     keep: Keep = EVERYTHING if options.output_xyz is not None else ()
     specs = [
@@ -140,7 +208,7 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
         features=facts.features,
         filters=filters_of(options.filters),
     )
-    found = Dataset(
+    dataset = Dataset(
         sources,
         facts,
         dtype,
@@ -148,12 +216,12 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
         free_atoms_only=options.eval_on_free_atoms,
         max_neighbors=options.filters.max_neighbors,
     )
-    describe("evaluate", found)
-    if len(found) == 0:
+    describe("evaluate", dataset)
+    if len(dataset) == 0:
         raise InputError("no structure is left to evaluate; look at the files and at --elements")
     if not any(is_labelled(names) for source in sources for names in source.census.label_names):
         _say_nothing_is_compared(options, sources)
-    return found
+    return dataset
 
 
 def is_labelled(names: LabelNames) -> bool:
@@ -333,14 +401,14 @@ def describe(role: str, dataset: Dataset) -> None:
         labels = _label_texts(source.census)
         log.info("%s: %s: %d structures, %d atoms; %s", role, source.path, len(source), source.n_atoms.sum(), labels)
         describe_source(source)
+        for text, count in source.census.notes.items():
+            log.info("  %s: %d structures", text, count)
     own, shares = dataset.shares()
     for share in shares:
         path = dataset.sources[int(dataset.places[share.rows[0], 0])].path
         log.info("  an epoch takes %d of the %d of %s beside %d others", share.taken, len(share.rows), path, len(own))
     for reason, count in dataset.left_out.items():
         log.info("  %d structures left out: %s", count, reason)
-        for text, count in source.census.notes.items():
-            log.info("  %s: %d structures", text, count)
     if dataset.free_atoms_only and any(
         dataset.sources[s].structure(int(i)).free_atoms is not None for s, i in dataset.places[:1]
     ):

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from ase import Atoms
@@ -25,6 +26,7 @@ from model_utils import model_loader, runtime
 from model_utils.files.checkpoint import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
+from model_utils.models.network import Network
 from model_utils.run import open_data
 from model_utils.run.assemble import evaluator, with_measured_evaluation_budget
 from model_utils.run.interruption import Interruption
@@ -33,14 +35,20 @@ from model_utils.runtime import log
 from model_utils.settings.options import FinetuneOptions
 
 
-def kept(options: FinetuneOptions, outputs: Outputs) -> Path | None:
+def replayed_file(options: FinetuneOptions, outputs: Outputs) -> Path | None:
     """The file of what is replayed: the user's, or the one that got the source's labels; none without replay."""
     return outputs.replay if options.replay_labels == "source" else options.replay
 
 
 @contextmanager
-def place(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
-    """The same before the source has labelled it. Where no training begins, the place is left as it was."""
+def place_to_label(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
+    """The file of what is replayed, before the source has labelled it; the user's where it needs no labels.
+
+    Where no training begins, the place is left as it was.
+
+    Yields:
+        The file; None without replay.
+    """
     if options.replay_labels == "file":
         yield options.replay
     elif options.run.dry_run:  # writes nothing that stays
@@ -70,7 +78,8 @@ def take_back(outputs: Outputs) -> None:
     Raises:
         InputError: the file cannot be given its name.
     """
-    before, generations = outputs.replay_before, (outputs.checkpoint, previous_generation(outputs.checkpoint))
+    before = outputs.replay_before
+    generations = (outputs.checkpoint, previous_generation(outputs.checkpoint))
     if not before.exists() or not any(path.exists() for path in generations):
         return
     try:
@@ -104,26 +113,45 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     data = _unlabelled(options, source, head, dtype)
     module = model_loader.copied(source.module).to(device)
     network = model_loader.build_network(module, options.run.step, description)
-    weights = model_loader.trainable(module)
-    batches = with_measured_evaluation_budget(options.batches, network, weights, data, device)
-    evaluate = evaluator(
-        data, batches, device, stop.watch, what="labels of the source", everything=True, prepare=network.prepared
-    )
     try:
         with stop.deferred(), durable.text_stream(path) as stream:
-
-            def write(batch: Batch, prediction: Prediction) -> None:
-                text = io.StringIO()
-                write_ase(text, list(_frames(data, batch, prediction)), format="extxyz")
-                stream.write(text.getvalue())
-
-            evaluate(network, weights, Loss.of(), write)
+            _write_labels(stream, options, data, network, stop)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     log.info("replay: %d structures of %s have the labels of the source's head %s", len(data), options.replay, head)
 
 
+def _write_labels(
+    stream: TextIO, options: FinetuneOptions, data: Dataset, network: Network, stop: Interruption
+) -> None:
+    """Predict structures and write them as extended XYZ, batch by batch."""
+    device = next(network.module.parameters()).device
+    weights = model_loader.trainable(network.module)
+    batches = with_measured_evaluation_budget(options.batches, network, weights, data, device)
+    evaluate = evaluator(
+        data,
+        batches,
+        device,
+        stop.watch,
+        what="labels of the source",
+        everything=True,  # stress too, though the structures have no label of it
+        prepare=network.prepared,
+    )
+
+    def write(batch: Batch, prediction: Prediction) -> None:
+        text = io.StringIO()
+        write_ase(text, list(_frames(data, batch, prediction)), format="extxyz")
+        stream.write(text.getvalue())
+
+    evaluate(network, weights, Loss.of(), write)
+
+
 def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype: torch.dtype) -> Dataset:
+    """The structures of --replay, whatever labels they have.
+
+    Raises:
+        InputError: they cannot be read, or none is left.
+    """
     assert options.replay is not None
     facts = source.description.facts()
     spec = SourceSpec(path=options.replay, format=format_of(options.replay), head=head)
@@ -142,6 +170,7 @@ def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype:
 
 
 def _frames(data: Dataset, batch: Batch, prediction: Prediction) -> Iterator[Atoms]:
+    """The structures of a batch with the prediction as their labels; names, config_type and features are kept."""
     predicted = with_references(batch, prediction)
     ptr = batch.ptr.tolist()
     for k, index in enumerate(batch.index):

@@ -5,16 +5,17 @@ from typing import Any
 
 from model_utils.errors import InputError
 from model_utils.files import run_lock
-from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, checkpoints_in, sidecar
 from model_utils.run import replaying
-from model_utils.run.resuming import Changes, newest_checkpoint, require_complete
+from model_utils.run.continuation import Changes
+from model_utils.run.resuming import newest_run
+from model_utils.run.stored_run import StoredRun
 from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
 from model_utils.settings.options import ResumeOptions, TrainOptions
 
 
-def stored_run(input_model: Path) -> WeightsFile:
+def stored_run(input_model: Path) -> StoredRun:
     """The newest valid checkpoint that a path means.
 
     Args:
@@ -25,15 +26,14 @@ def stored_run(input_model: Path) -> WeightsFile:
         VerificationError: there are only damaged ones.
     """
     path = _checkpoint_in(input_model) if input_model.is_dir() else input_model
-    file = newest_checkpoint(path)
-    if file is None:
+    stored = newest_run(path)
+    if stored is None:
         raise InputError(f"there is no {path}; expected the directory of a run or its *_checkpoint.pt")
-    file = require_complete(file)
-    place = Outputs.of_checkpoint(file.path, file.content["train_state"]["config"])
+    place = stored.outputs()
     if place.replay_before.exists():
         with run_lock.run_held(place, wait=False) as held:
             replaying.take_back(held)
-    return file
+    return stored
 
 
 def _checkpoint_in(folder: Path) -> Path:
@@ -46,29 +46,28 @@ def _checkpoint_in(folder: Path) -> Path:
     raise InputError(f"{folder} holds several runs ({names}); give the checkpoint of one")
 
 
-def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
+def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
     """The run's settings with what the options name in their place.
 
     Raises:
         InputError: they contradict what the run has done.
     """
-    state = file.content["train_state"]
-    place = Outputs.of_checkpoint(file.path, state["config"])
+    place = stored.outputs()
     settings_of_a_run = names_of(TrainOptions, MAY_CHANGE, FIXED)
     given = {
         name: value
         for name, value in cli.as_plain(options).items()
         if name in settings_of_a_run and value is not None and value != []
     }
-    for name in ("epochs", "max_steps"):
-        done = state["epoch"] if name == "epochs" else state["step"]
+    behind = {"epochs": stored.epoch, "max_steps": stored.step}
+    for name, done in behind.items():
         if name in given and given[name] < done:
             raise InputError(
-                f"--{name} {given[name]} counts the whole run, and {file.path} has {done} behind it; give more"
+                f"--{name} {given[name]} counts the whole run, and {stored.path} has {done} behind it; give more"
             )
     settings: dict[str, Any] = {
-        **state["config"],
-        "sources": [_found(source, place) for source in state["config"].get("sources", [])],
+        **stored.config,
+        "sources": [_moved_along(source, place) for source in stored.config.get("sources", [])],
         "time_limit": None,
         "output_checkpoint": str(place.checkpoint),
         "output_model": None if place == Outputs.named(place.checkpoint, None) else str(place.model),
@@ -81,19 +80,19 @@ def train_options(options: ResumeOptions, file: WeightsFile) -> TrainOptions:
     }
     if "output_checkpoint" in given and "output_model" not in given:
         settings["output_model"] = None  # beside the new checkpoint
-    return cli.from_plain(TrainOptions, settings, file.path)
+    return cli.from_plain(TrainOptions, settings, stored.path)
 
 
-def _found(source: dict[str, Any], place: Outputs) -> dict[str, Any]:
+def _moved_along(source: dict[str, Any], place: Outputs) -> dict[str, Any]:
     """A source whose file went along with the run's folder, as that of a fine-tuning's replay does."""
     beside = place.checkpoint.with_name(Path(source["path"]).name)
     return {**source, "path": str(beside)} if beside.exists() and not Path(source["path"]).exists() else source
 
 
-def changes(options: ResumeOptions, file: WeightsFile) -> Changes:
+def changes(options: ResumeOptions, stored: StoredRun) -> Changes:
     """What the continued run does otherwise."""
     return Changes(
-        begin_with=file.path,
+        begin_with=stored.path,
         lr=options.lr,
         reset_scheduler=options.reset_scheduler or options.resume_reset_scheduler,
         resume_best=options.resume_best,

@@ -21,8 +21,8 @@ class Rest:
     """What is left of a run, in epochs or steps as its schedule counts them."""
 
     now: float  # the schedule's time
-    end: float  # the same at the end of the run
-    governed: float  # the same where a stage with a rate of its own takes over; the end without one to come
+    end: float  # the schedule's time at the end of the run
+    governed: float  # and where a stage with a rate of its own takes over; the end without one to come
     in_run: float  # what the schedule's time lacks to that of the run, where it was begun anew
 
     @property
@@ -106,7 +106,9 @@ def change_rate(
 
 
 def _is_longer(plan: FitPlan, stored: Mapping[str, Any]) -> bool:
-    before, now = (value or math.inf for value in (stored.get("max_steps"), plan.max_steps))
+    """Whether a run is to take more epochs or steps than its settings said before."""
+    before = stored.get("max_steps") or math.inf
+    now = plan.max_steps or math.inf
     return plan.epochs > stored["epochs"] or now > before
 
 
@@ -151,6 +153,7 @@ def _outlook(state: TrainState, plan: FitPlan, rest: Rest) -> str:
 
 
 def _fall(schedule: Schedule, rest: Rest) -> str:
+    """How the rate comes down, in the words of the log."""
     s = schedule.settings
     if schedule.kind.waits:
         return f"times {s.factor:g} after more than {s.patience} validations without a lower loss"

@@ -1,46 +1,23 @@
-"""Continue a stored run: find its newest valid checkpoint, take over its state, say what changes and what it costs."""
+"""Which stored run goes on at a place: the newest valid checkpoint, and whether it is the run that was meant."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dataloader import durable, input_files
-from model_utils import runtime
+from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs, damaged, is_previous, real
-from model_utils.models.versions import code_version
-from model_utils.models.weights import load_tensors
+from model_utils.files.outputs import Outputs, checkpoints_in, damaged, is_previous, real
+from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
-from model_utils.run.data_identity import require_same_data
-from model_utils.run.fit import FitPlan
-from model_utils.run.resumed_rate import RateChange, change_rate
-from model_utils.run.train_state import TrainState
-from model_utils.runtime import log
+from model_utils.run.stored_run import StoredRun
+from model_utils.runtime import dtype_name, log
+from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What a resumed run is to do otherwise than the unbroken one, and where it comes from."""
-
-    begin_with: Path | None = None  # the checkpoint to read; that of the output place unless given
-    lr: float | None = None
-    reset_scheduler: bool = False
-    resume_best: bool = False
-    ema: bool | None = None
-
-    def as_plain(self) -> dict[str, Any]:
-        """Those that are asked for, by the names of their flags."""
-        asked = {"lr": self.lr, "ema": self.ema}
-        switches = {"reset_scheduler": self.reset_scheduler, "resume_best": self.resume_best}
-        return {k: v for k, v in asked.items() if v is not None} | {k: v for k, v in switches.items() if v}
 
 
 def newest_checkpoint(path: Path) -> WeightsFile | None:
@@ -50,37 +27,45 @@ def newest_checkpoint(path: Path) -> WeightsFile | None:
         path: ``X_checkpoint.pt``, or ``X_checkpoint.prev.pt`` for that one only.
 
     Raises:
+        InputError: the file holds best weights and no state.
         VerificationError: generations are there and every one is damaged; never a silent restart.
     """
     previous = [] if is_previous(path.name) else [checkpoint.previous_generation(path)]
     generations = [p for p in (path, *previous) if p.exists()]
     for position, generation in enumerate(generations):
         try:
-            return _a_checkpoint(checkpoint.read(generation))
+            return _with_state(checkpoint.read(generation))
         except VerificationError as error:
             if position == len(generations) - 1:
                 raise
-            log.warning("warning: %s; using %s, the generation before", error, generations[position + 1].name)
+            log.warning(
+                "warning: %s; using %s, the generation before",
+                error,
+                generations[position + 1].name,
+            )
     return None
 
 
-NEEDED = {
-    **{"optimizer": dict, "scheduler": dict, "config": dict, "history": list, "computed_on": dict, "data": dict},
-    **{"epoch": int, "step": int, "metrics_offset": int, "dtype": str, "rng": dict, "tally": dict},
-}
-
-
-def require_complete(file: WeightsFile) -> WeightsFile:
-    """Raise VerificationError where a checkpoint lacks something that a run needs to go on."""
-    state = file.content["train_state"]
-    missing = [name for name, kind in NEEDED.items() if not isinstance(state.get(name), kind)]
-    if missing:
-        raise VerificationError(f"{file.path} is not as we write it: {', '.join(missing)} missing or of another kind")
+def _with_state(file: WeightsFile) -> WeightsFile:
+    if file.kind != "checkpoint":
+        raise InputError(
+            f"{file.path} holds best weights only, no state to continue from; give the *_checkpoint.pt of the run"
+        )
     return file
 
 
-def resumed_run(outputs: Outputs, begin_with: Path | None) -> WeightsFile | None:
-    """The checkpoint from which a run goes on at a place.
+def newest_run(path: Path) -> StoredRun | None:
+    """The run of the newest valid generation of a checkpoint; None where there is none at all.
+
+    Raises:
+        InputError, VerificationError: as ``newest_checkpoint``, and where something is missing in it.
+    """
+    file = newest_checkpoint(path)
+    return None if file is None else StoredRun.of_checkpoint(file)
+
+
+def run_to_continue(outputs: Outputs, begin_with: Path | None) -> StoredRun | None:
+    """The run that goes on at a place; None where there is none.
 
     Args:
         outputs: the place.
@@ -91,162 +76,136 @@ def resumed_run(outputs: Outputs, begin_with: Path | None) -> WeightsFile | None
         InputError: the place holds another run.
         VerificationError: there are only damaged checkpoints.
     """
-    if begin_with is None or _same_run(begin_with, outputs.checkpoint):
-        return newest_checkpoint(begin_with or outputs.checkpoint)
-    begun = newest_checkpoint(outputs.checkpoint)
+    if begin_with is None or is_same_run(begin_with, outputs.checkpoint):
+        return newest_run(begin_with or outputs.checkpoint)
+    begun = newest_run(outputs.checkpoint)
     if begun is None:
         outputs.refuse_another_run()
-        return newest_checkpoint(begin_with)
-    if not any(_same_run(Path(entry["from"]), begin_with) for entry in begun.content["train_state"]["history"]):
+        return newest_run(begin_with)
+    if not any(is_same_run(Path(entry["from"]), begin_with) for entry in begun.history):
         outputs.refuse_another_run()
     return begun
 
 
-def _same_run(one: Path, other: Path) -> bool:
-    first, second = Outputs.of_checkpoint(one, {}), Outputs.of_checkpoint(other, {})
-    return real(first.checkpoint) == real(second.checkpoint)
+def is_same_run(checkpoint_path: Path, other_path: Path) -> bool:
+    """Whether two paths are generations of one checkpoint."""
+    newest = Outputs.of_checkpoint(checkpoint_path, {}).checkpoint
+    other_newest = Outputs.of_checkpoint(other_path, {}).checkpoint
+    return real(newest) == real(other_newest)
 
 
-def set_aside_damaged(used: WeightsFile, outputs: Outputs) -> None:
-    """Rename a damaged newest generation, or the next save would make it the generation before."""
-    newest = outputs.checkpoint
-    if newest.exists() and real(used.path) != real(newest):
-        try:
-            checkpoint.read(newest)
-        except VerificationError:
-            os.replace(newest, damaged(newest))
+def refuse_remains(outputs: Outputs) -> None:
+    """Where --resume finds no checkpoint: the run starts anew, unless it would write over what another one left.
 
-
-def _a_checkpoint(file: WeightsFile) -> WeightsFile:
-    if file.kind != "checkpoint":
+    Raises:
+        InputError: a best model without checkpoint is there, or records of another run.
+    """
+    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module):
+        if path.exists():
+            raise InputError(
+                f"{path} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
+                "away, or give --overwrite in place of --resume"
+            )
+    others = checkpoints_in(outputs.checkpoint.parent) if outputs.metrics.exists() else []
+    if others:
         raise InputError(
-            f"{file.path} holds best weights only, no state to continue from; give the *_checkpoint.pt of the run"
+            f"there is no {outputs.checkpoint}, but {others[0].name} of another run beside, whose records would be "
+            f"replaced; continue that one with --output_checkpoint {others[0]}, or give another place"
         )
-    return file
+    log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
 
 
-def refuse_contradictions(file: WeightsFile, config: Mapping[str, Any]) -> None:
+def require_same_network(
+    stored: StoredRun, options: TrainOptions, outputs: Outputs, description: ModelDescription
+) -> None:
+    """Refuse to continue a run as one of another network, or with a best model that is not its own.
+
+    Raises:
+        VerificationError: the model.json is another one.
+        InputError: --output_model names a file of something else.
+    """
+    if stored.description.hash() != description.hash():
+        differences = "; ".join(differing_fields(stored.description, description)[:3])
+        raise VerificationError(
+            f"{stored.path} was trained with another model.json than {options.input_json}: {differences}; "
+            "resume with the one beside the checkpoint"
+        )
+    model_loader.check_descriptions(stored.file, outputs)
+    before = stored.outputs()
+    goes_on_in_its_place = real(before.checkpoint) == real(outputs.checkpoint)
+    if goes_on_in_its_place and outputs.model.exists() and real(outputs.model) != real(before.model):
+        raise InputError(f"--output_model {outputs.model} is there and not of this run; give another place")
+
+
+def refuse_contradictions(stored: StoredRun, options: TrainOptions) -> None:
     """A command line that asks for other settings than those of the run it continues is a mistake.
 
     Raises:
         InputError: naming the first one.
     """
-    stored = file.content["train_state"]["config"]
     fixed = names_of(TrainOptions, FIXED)  # the others are no part of what a step computes
-    for name, now in config.items():
-        if name not in fixed or name not in stored or now is None or stored[name] == now:
+    for name, now in cli.as_plain(options).items():
+        if name not in fixed or name not in stored.config or now is None:
             continue
-        if now == _effective(name, stored, file.content["train_state"]):  # the default, written out
+        if now in (stored.config[name], _effective(name, stored)):
             continue
         raise InputError(
-            f"--{name} is {_shown(now)}, but the run of {file.path} has {_shown(stored[name])}; give that, start a new "
-            "run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, --reset_scheduler)"
+            f"--{name} is {_shown(now)}, but the run of {stored.path} has {_shown(stored.config[name])}; give that, "
+            "start a new run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, "
+            "--reset_scheduler)"
         )
 
 
-def _effective(name: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
-    """What a setting that was left out came to."""
-    budgeted = config.get("max_atoms_per_batch") or config.get("max_edges_per_batch")
-    known = {"dtype": state["dtype"], "batch_size": None if budgeted else DEFAULT_BATCH_SIZE}
-    if config.get("max_edges_per_batch"):
-        known["max_edges_per_batch"] = "auto"  # was measured, and stays
-    return known.get(name)
+def _effective(name: str, stored: StoredRun) -> Any:
+    """What a setting that was left out came to: the default, which may be written out as well."""
+    config: Mapping[str, Any] = stored.config
+    is_budgeted = config.get("max_atoms_per_batch") or config.get("max_edges_per_batch")
+    if name == "dtype":
+        return dtype_name(stored.dtype)
+    if name == "batch_size" and not is_budgeted:
+        return DEFAULT_BATCH_SIZE
+    if name == "max_edges_per_batch" and config.get(name):
+        return "auto"  # was measured, and stays
+    return None
 
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def take_over(
-    file: WeightsFile,
-    module: nn.Module,
-    state: TrainState,
-    identity: Mapping[str, Any],
-    changes: Changes,
-    plan: FitPlan,
-    steps_per_epoch: int,
-) -> list[dict[str, Any]]:
-    """Put a stored run into a freshly assembled one, apply the changes, and log all that is not as it was.
+def set_aside_damaged(stored: StoredRun, outputs: Outputs) -> None:
+    """Rename a damaged newest generation, or the next save would make it the generation before.
 
     Args:
-        file: the checkpoint.
-        module: holds fresh weights; gets the stored ones.
-        state: around the module.
-        identity: of the data at hand.
-        changes: asked for.
-        plan: how long the run is now.
-        steps_per_epoch: optimizer steps of an epoch.
-
-    Returns:
-        The run's history with this continuation, for the next checkpoint.
+        stored: the run as it was read, from an older generation perhaps.
+        outputs: where it goes on.
 
     Raises:
-        VerificationError: the checkpoint is of another network or of other data.
-        InputError: there is no best model, or the rate would stay 0.
+        OSError: the file cannot be renamed.
     """
-    stored = file.content["train_state"]
-    notes = require_same_data(stored, identity, file.path)
-    load_tensors(module, file.tensors, file.description, str(file.path))
-    state.load_state_dict(stored)
-    progress, history = state.progress, list(stored["history"])
-    log.info("continue %s: epoch %d, step %d", file.path, progress.epoch + 1, progress.step)
-    begun_before = changes.begin_with is not None and not _same_run(changes.begin_with, file.path)
-    asked = changes.as_plain()
-    entry = {"job": os.environ.get("SLURM_JOB_ID", ""), "changes": asked, "end": [plan.epochs, plan.max_steps]}
-    applied = bool(asked) and _applied_before(history, entry, begun_before, over=stored.get("finished") is not None)
-    if applied:
-        log.info("%s: applied already; this continues what it began", ", ".join(f"--{name}" for name in asked))
-        changes = Changes(begin_with=changes.begin_with)
-    if changes.resume_best:
-        notes.append(_start_from_best(Outputs.of_checkpoint(file.path, stored["config"]).model, module, state))
-    if (state.ema is not None) != (stored["ema_state_dict"] is not None):
-        notes.append("EMA begins with the weights of now" if state.ema is not None else "EMA ends")
-    rate = RateChange(lr=changes.lr, anew=changes.reset_scheduler)
-    notes += change_rate(state, plan, steps_per_epoch, stored["config"], rate)
-    if changes.lr is not None and not changes.resume_best:
-        notes.append("the optimizer's moments are kept")
-    for note in notes:
-        log.info("  %s", note)
-    code = file.content["code_version"]
-    code_now = code_version(file.description)
-    for reason in runtime.not_bitwise(code, code_now, stored["computed_on"], state.computed_on()):
-        log.warning("  not bitwise: %s", reason)
-    if changes.begin_with is not None and not begun_before and not applied:
-        history.append({"step": progress.step, "from": os.path.abspath(changes.begin_with), **entry})
-    return history
-
-
-def _applied_before(history: list[dict[str, Any]], entry: Mapping[str, Any], begun_before: bool, *, over: bool) -> bool:
-    """Whether the last continuation was this very one, which a requeued job or a loop in a script repeats.
-
-    It is where it was begun at another place before, where the job is the same, or where it was broken off and asked
-    for the same end of the run.
-    """
-    last = history[-1] if history else {}
-    if last.get("changes") != entry["changes"]:
-        return False
-    same_job = bool(entry["job"]) and last.get("job") == entry["job"]
-    return begun_before or same_job or (not over and last.get("end") == entry["end"])
-
-
-def _start_from_best(best_model: Path, module: nn.Module, state: TrainState) -> str:
-    if not best_model.exists():
-        raise InputError(f"--resume_best: there is no {best_model}; leave the flag out to go on from the last weights")
-    best = checkpoint.read(best_model)
-    load_tensors(module, best.tensors, best.description, str(best_model))
-    state.optimizer.state.clear()  # moments of other weights
-    if state.ema is not None:
-        state.ema.restart(state.parameters)
-    return f"weights of {best_model} (epoch {best.content['epoch']}, {best.weights}), moments start anew"
+    newest = outputs.checkpoint
+    if newest.exists() and real(stored.path) != real(newest):
+        try:
+            checkpoint.read(newest)
+        except VerificationError:
+            os.replace(newest, damaged(newest))
 
 
 def adopt(source: Outputs, outputs: Outputs) -> None:
     """Bring what belongs to a run to the place where it goes on: best models, and its records so far.
 
+    Args:
+        source: the place of the run until now.
+        outputs: the place where it goes on; nothing is done where that is the same.
+
     Raises:
         OSError: a file cannot be written.
     """
-    for old, new in ((source.model, outputs.model), (source.stage_one_model, outputs.stage_one_model)):
+    best_models = {
+        source.model: outputs.model,
+        source.stage_one_model: outputs.stage_one_model,
+    }
+    for old, new in best_models.items():
         if old.exists() and real(old) != real(new):
             durable.write(new, old.read_bytes())
     if source.metrics.exists() and real(source.metrics) != real(outputs.metrics):

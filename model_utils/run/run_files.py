@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -9,10 +10,12 @@ import yaml
 from dataloader import durable
 from dataloader.errors import is_away
 from losses import Loss, Metrics
-from model_utils.errors import SaveError, VerificationError
+from model_utils.errors import InputError, SaveError, VerificationError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models.network import Network, Parameters
+from model_utils.run.assemble import AssembledRun, logger_names
+from model_utils.run.beginning import Beginning
 from model_utils.run.epoch_progress import EpochProgress
 from model_utils.run.evaluation import Evaluator
 from model_utils.run.fit import FinalRecord, Hooks, Stage, TrainRecord, ValidationRecord
@@ -22,7 +25,7 @@ from model_utils.run.loggers import LoggedRun, Loggers
 from model_utils.run.metrics_file import MetricsFile
 from model_utils.run.open_data import TrainingData
 from model_utils.run.train_state import TrainState
-from model_utils.runtime import dtype_name, log
+from model_utils.runtime import dtype_name, log, write_log
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
 from model_utils.settings.options import TrainOptions
 
@@ -39,8 +42,11 @@ class RunFiles:
         data: for names of structures.
         record: what every checkpoint repeats: settings (``config``), identity of the data, history of continuations.
         stop: is asked between batches, and told how long a save takes.
-        continued: train_state of the checkpoint that is continued.
+        beginning: of the run.
         loggers: names of those that hear of every record (``loggers.chosen``).
+
+    Raises:
+        OSError: a file cannot be written.
     """
 
     def __init__(
@@ -50,8 +56,7 @@ class RunFiles:
         data: TrainingData,
         record: Mapping[str, Any],
         stop: Interruption,
-        *,
-        continued: Mapping[str, Any] | None,
+        beginning: Beginning,
         loggers: Sequence[str],
     ) -> None:
         self.outputs = outputs
@@ -59,7 +64,7 @@ class RunFiles:
         self.data = data
         self.record = record
         self.stop = stop
-        step = 0 if continued is None else continued["step"]
+        self.is_fine_tuned = beginning.is_fine_tuned
         durable.write_text(
             outputs.config,
             yaml.safe_dump(
@@ -72,11 +77,12 @@ class RunFiles:
             names = [data.valid.name(i) for i in range(len(data.valid))]
             durable.write_text(outputs.valid_names, "\n".join(names) + "\n")
         self.epoch_progress = EpochProgress()
-        self.metrics = MetricsFile(outputs.metrics, 0 if continued is None else continued["metrics_offset"], step)
+        known = beginning.known_records
+        self.metrics = MetricsFile(outputs.metrics, known.offset, known.step)
         logged = LoggedRun(
             folder=outputs.checkpoint.parent,
             name=outputs.run_name,
-            step=step,
+            step=known.step,
             n_records=self.metrics.n_records(),
             settings=record["config"],
         )
@@ -126,14 +132,15 @@ class RunFiles:
         errors = [metrics["energy_rmse_per_atom"] or 0.0 for metrics in judged]
         if max(errors) <= limit:
             return
-        fine_tuned = self.record["source"] is not None
         where = self.record["config"]["input_json"]
         log.warning(
             "warning: the first errors are %.3g eV/atom: E0s of another method or unit than the data have? "
             "`metadata.py check --input_json %s` compares them with the data, %s",
             max(errors),
             where,
-            "`finetune.py --E0s shift` fits them" if fine_tuned else "`metadata.py fit` makes a model.json with theirs",
+            "`finetune.py --E0s shift` fits them"
+            if self.is_fine_tuned
+            else "`metadata.py fit` makes a model.json with theirs",
         )
 
     def on_best(self, state: TrainState, errors: Metrics) -> None:
@@ -206,3 +213,45 @@ class RunFiles:
             NotWritten: records could not be written.
         """
         self.metrics.close()
+
+
+def opened(
+    run: AssembledRun,
+    outputs: Outputs,
+    beginning: Beginning,
+    record: Mapping[str, Any],
+    stop: Interruption,
+) -> RunFiles:
+    """Remove another run where asked, write descriptions and settings, and open what the loop adds to.
+
+    Only now has every input been looked at: until here nothing was written, and another run's files are still there.
+
+    Args:
+        run: whose files they are; it stands before its first step, or where the stored run stood.
+        outputs: their places.
+        beginning: of the run.
+        record: what every checkpoint repeats, see `RunFiles`.
+        stop: is asked between batches.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    options = run.options
+    try:
+        if options.output.overwrite:
+            outputs.remove_another_run()
+        beginning.bring_files(outputs, run.state.progress)
+        write_log(outputs.log)
+        beginning.write_descriptions(options, outputs)
+        names = logger_names(options.run)
+        files = RunFiles(outputs, run.writer, run.data, record, stop, beginning, names)
+        if files.metrics.mended:
+            files.save(run.state, "records")
+        return files
+    except OSError as error:
+        if options.output.resume is None:
+            with suppress(OSError):  # what was begun just now: it must not stand in the way of the next try
+                outputs.remove_another_run()
+        unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
+        remedy = "give another --output_checkpoint or --output_model"
+        raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None

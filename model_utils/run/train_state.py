@@ -39,6 +39,12 @@ class Progress:
         """Finished epochs before a stage (from 1): as fixed when the run began, else as planned now."""
         return self.stage_starts[stage - 1] if stage <= len(self.stage_starts) else planned
 
+    def forget_best(self) -> None:
+        """Look for the best model anew, as where its file is gone; the next validation comes at once."""
+        self.best_loss = math.inf
+        self.waited = 0
+        self.validated_step = -1
+
     @classmethod
     def of_stored(cls, state: Mapping[str, Any]) -> "Progress":
         """The counters of a stored run; runs of two stages at most knew the start of the second only."""

@@ -1,15 +1,20 @@
-"""The order of events of a training run, new or continued; train_mace.py and resume.py differ in what they hand it."""
+"""The order of events of a training run; train_mace.py, finetune.py and resume.py differ in how it begins."""
+
+import torch
 
 from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.models.versions import code_version
-from model_utils.run import assemble, closing, open_data, rehearsal, resuming, starting
+from model_utils.run import announcement, assemble, closing, place, rehearsal, run_files
+from model_utils.run.assemble import AssembledRun
+from model_utils.run.beginning import Beginning, beginning_of_training
+from model_utils.run.continuation import UNCHANGED, Changes
 from model_utils.run.data_identity import data_identity
-from model_utils.run.finetuning import Origin
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
-from model_utils.run.resuming import Changes
+from model_utils.run.open_data import TrainingData
+from model_utils.run.run_files import RunFiles
 from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
@@ -19,95 +24,131 @@ def train(
     options: TrainOptions,
     description: ModelDescription,
     stop: Interruption,
-    changes: Changes | None = None,
+    changes: Changes = UNCHANGED,
 ) -> None:
-    """``train_in_place``, as the only writer of the place.
+    """Train from a model.json, or continue with --resume, as the only writer of the place.
+
+    Args:
+        options: every setting.
+        description: of the network.
+        stop: signals and the clock.
+        changes: what a continued run does otherwise.
 
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
     outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-    with starting.place(options, outputs) as outputs:
-        train_in_place(options, outputs, description, stop, changes)
+    with place.held(options, outputs) as held_outputs:
+        beginning = beginning_of_training(options, held_outputs, description, changes)
+        train_in_place(options, held_outputs, beginning, stop)
 
 
-def train_in_place(
-    options: TrainOptions,
-    outputs: Outputs,
-    description: ModelDescription,
-    stop: Interruption,
-    changes: Changes | None = None,
-    origin: Origin | None = None,
-) -> None:
+def train_in_place(options: TrainOptions, outputs: Outputs, beginning: Beginning, stop: Interruption) -> None:
     """Build the network, fit it, keep a resumable checkpoint and the best weights, and print the table at the end.
 
     Args:
         options: every setting.
-        outputs: the place, which nobody else writes (``starting.place``).
-        description: of the network.
+        outputs: the place, which nobody else writes (``place.held``).
+        beginning: what the network and its state are before the first step.
         stop: signals and the clock.
-        changes: what a continued run does otherwise.
-        origin: the model of a fine-tuning; fresh weights without one.
 
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
-    changes = changes or Changes()
-    stored = starting.find_run(options, outputs, description, changes.begin_with, origin)
-    dtype = runtime.dtype_of(options.device.dtype, starting.default_dtype(stored, origin))
-    device = runtime.start(
+    dtype = runtime.dtype_of(options.device.dtype, beginning.dtype)
+    device = started(options, beginning, dtype)
+    announcement.announce_model(options, beginning.description)
+    if (limit := stop.limit(options.run.time_limit)) is not None:
+        log.info(limit)
+    data = beginning.data(options, dtype)
+    announcement.announce_loss(assemble.loss_of(options.loss))
+    beginning.announce_files(options, outputs, split=data.was_split)
+    beginning.compare_energies(options, data.train)
+    run = assembled(options, outputs, beginning, data, device)
+    largest = rehearsal.largest_batch(run.batches, run.plan.epochs)
+    rehearsal.try_batch(largest, run.state, run.batches, run.plan)
+    if options.run.dry_run:
+        rehearsal.report(largest, run.state, run.batches, run.plan, len(data.valid))
+        return
+    identity = data_identity(data)
+    record = {
+        "config": cli.as_plain(run.options),
+        "history": beginning.put_state(run, identity),
+        "source": beginning.source,
+        **identity,
+    }
+    files = run_files.opened(run, outputs, beginning, record, stop)
+    try:
+        fit_and_report(run, outputs, files, stop)
+    finally:
+        files.loggers.close()  # those of a run that is preempted or fails too
+
+
+def started(options: TrainOptions, beginning: Beginning, dtype: torch.dtype) -> torch.device:
+    """Set the process up: precision, threads, seed; the device on which the run computes.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    asked = options.device.threads
+    return runtime.start(
         device=options.device.device,
         dtype=dtype,
-        threads=starting.threads(options.device, stored),
+        threads=beginning.threads if asked is None else asked,
         seed=options.run.seed,
         deterministic=options.run.deterministic,
     )
-    starting.announce(options, description)
-    if (limit := stop.limit(options.run.time_limit)) is not None:
-        log.info(limit)
 
-    if origin is not None and origin.data is not None:
-        data = origin.data.with_facts(description.facts())
-    else:
-        data = open_data.training_data(options, description.facts(), dtype, options.run.seed)
-    loss = assemble.loss_of(options.loss)
-    starting.announce_files(options, outputs, description, loss, goes_on=stored is not None, split=data.was_split)
-    if stored is None:
-        open_data.compare_energies(data.train, starting.energies_remedy(options, fine_tuned=origin is not None))
-    module = model_loader.build(description, dtype, options.run.seed, str(options.input_json))
-    if origin is not None:
-        origin.put_into(module)
-        origin.check(module, data.train, options.run.step)
-    hashes = starting.history_of_structures(origin, stored)
-    writer = model_loader.PairWriter(outputs, description, module, code_version(description), hashes)
-    options = assemble.with_measured_budget(options, module, description, data.train, device, stored)
+
+def assembled(
+    options: TrainOptions,
+    outputs: Outputs,
+    beginning: Beginning,
+    data: TrainingData,
+    device: torch.device,
+) -> AssembledRun:
+    """Network, optimizer, batches and plan of a run, as yet without the state of a stored one.
+
+    Raises:
+        InputError: options that contradict the network or the data.
+        VerificationError: the network does not give what its source gives.
+    """
+    description = beginning.description
+    module = model_loader.build(description, data.train.dtype, options.run.seed, str(options.input_json))
+    beginning.put_weights(module, data.train, options.run.step)
+    writer = model_loader.PairWriter(  # copies the module while it is on the CPU
+        outputs, description, module, code_version(description), beginning.earlier_hashes
+    )
+    options = beginning.with_measured_budget(options, module, data.train, device)
     prepare = model_loader.preparation(options.run.step, description)
     batches = assemble.training_batches(options, data, device, prepare)
-    state = assemble.training_state(options, module, description, device, batches)
-    source = starting.source_of(origin, stored)
-    plan = assemble.fit_plan(options, judge_first=source is not None)
-    largest = rehearsal.largest_batch(batches, plan.epochs)
-    rehearsal.try_batch(largest, state, batches, plan)
-    if options.run.dry_run:
-        rehearsal.report(largest, state, batches, plan, len(data.valid))
-        return
-    identity = data_identity(data)
-    history = []
-    if stored is not None:
-        steps = assemble.steps_per_epoch(options, batches)
-        history = resuming.take_over(stored, module, state, identity, changes, plan, steps)
-    writer.begin_with(module)
-    if stored is None:
-        model_loader.prove(writer, state.judged, module, state.state_dict())
+    return AssembledRun(
+        options=options,
+        data=data,
+        module=module,
+        writer=writer,
+        prepare=prepare,
+        batches=batches,
+        state=assemble.training_state(options, module, description, device, batches),
+        plan=assemble.fit_plan(options, judge_first=beginning.is_fine_tuned),
+    )
 
-    record = {"config": cli.as_plain(options), "history": history, "source": source, **identity}
-    files = starting.open_files(options, outputs, description, state, writer, data, record, stop, stored, origin)
-    validate = assemble.evaluator(data.valid, options.batches, device, stop.watch, what="validation", prepare=prepare)
-    hooks = files.hooks(state.network, validate)
-    try:
-        with stop.deferred():
-            fit(state, batches, plan, hooks)
-        log.info("training is over: %s", state.progress.finished)
-        closing.report_best(options, outputs, data, files, state, plan.stage(state.progress.stage).loss)
-    finally:
-        files.loggers.close()  # those of a run that is preempted or fails too
+
+def fit_and_report(run: AssembledRun, outputs: Outputs, files: RunFiles, stop: Interruption) -> None:
+    """Train to the end and print the table of the best model.
+
+    Raises:
+        NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+    """
+    validate = assemble.evaluator(
+        run.data.valid,
+        run.options.batches,
+        run.state.device,
+        stop.watch,
+        what="validation",
+        prepare=run.prepare,
+    )
+    with stop.deferred():
+        fit(run.state, run.batches, run.plan, files.hooks(run.state.network, validate))
+    log.info("training is over: %s", run.state.progress.finished)
+    closing.report_best(run, outputs, files)

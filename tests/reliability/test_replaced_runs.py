@@ -61,7 +61,7 @@ def test_a_run_goes_on_with_its_own_labels(moment: str, tuned: list[str], tmp_pa
         if moment == "labelling":
             replaying.write_ase = die
         else:
-            training.starting.open_files = die
+            training.run_files.opened = die
 
     again = [*tuned, "--replay", str(tmp_path / "others.xyz"), "--overwrite", "--epochs", "1"]
     assert killed(lambda: finetune.main(again), prepare) == KILLED

@@ -1,0 +1,83 @@
+"""What a run says before anything slow begins: the model, the loss, and every file that it will write."""
+
+from itertools import chain
+
+from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
+from losses import Loss
+from model_utils.files.outputs import Outputs
+from model_utils.models.architecture import opens_in_mace
+from model_utils.models.description import ModelDescription
+from model_utils.run import loggers
+from model_utils.run.assemble import logger_names
+from model_utils.runtime import log
+from model_utils.settings.options import TrainOptions
+
+USUAL_ERRORS = {  # quantity: what its errors are taken of
+    ENERGY.name: "energies per atom",
+    FORCES.name: "force components",
+    STRESS.name: "stress components",
+}
+
+
+def announce_model(options: TrainOptions, description: ModelDescription) -> None:
+    """Say what is trained.
+
+    Raises:
+        InputError: a logger that was asked for cannot be had.
+    """
+    logger_names(options.run)
+    if options.run.dry_run:
+        log.info("dry run: nothing is written")
+    log.info(
+        "model %s: %s, r_max %g Å, %d element(s), hash %s…",
+        options.input_json,
+        description.summary(),
+        description.r_max,
+        len(description.atomic_numbers),
+        description.hash()[:12],
+    )
+    for note in description.notes():
+        log.info("%s", note)
+
+
+def announce_loss(loss: Loss) -> None:
+    """Say what is minimised, and in which units."""
+    parts = [_error_of(quantity) for quantity in QUANTITIES.values() if _is_named(quantity, loss)]
+    log.info("loss: %s, means of errors: %s", loss.text(), ", ".join(parts))
+
+
+def _is_named(quantity: Quantity, loss: Loss) -> bool:
+    """Whether a quantity is named where the loss is explained: usual ones always, others where they have a weight."""
+    return quantity.required or loss.weight(quantity.name) > 0
+
+
+def _error_of(quantity: Quantity) -> str:
+    """``E of energies per atom (eV)``, ``F of force components (eV/Å)``."""
+    of_what = USUAL_ERRORS.get(quantity.name, f"{quantity.name} components")
+    return f"{quantity.symbol} of {of_what} ({quantity.unit})"
+
+
+def announce_new_files(options: TrainOptions, outputs: Outputs, description: ModelDescription, *, split: bool) -> None:
+    """Name every file that a new run will write; a dry run writes none.
+
+    Args:
+        options: of the run.
+        outputs: its place.
+        description: of the network.
+        split: whether structures are set aside for validation, whose names are written.
+    """
+    if options.run.dry_run:
+        return
+    has_module = options.output.export_mace_model and opens_in_mace(description)
+    files = outputs.announced(bare_module=has_module, split=split)
+    of_loggers = loggers.announced(logger_names(options.run), outputs.checkpoint.parent)
+    for path, what in chain(files, of_loggers):
+        log.info("will write %s: %s", path, what)
+
+
+def announce_place(options: TrainOptions, outputs: Outputs) -> None:
+    """Name the place of a run that goes on; a dry run writes nothing there."""
+    if options.run.dry_run:
+        return
+    elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
+    log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)

@@ -1,0 +1,439 @@
+"""How a run begins: with fresh weights, with another model's, or where a stored run stood.
+
+Which of the three it is, is decided here, once. All that differs between them are the methods of one interface, which
+``training.train_in_place`` calls in order and never asks.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from dataloader import durable
+from dataloader.dataset import Dataset
+from model_utils import model_loader
+from model_utils.files.outputs import Outputs
+from model_utils.models.description import ModelDescription
+from model_utils.run import announcement, finetuning, new_energies, open_data, replaying, resuming
+from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
+from model_utils.run.continuation import UNCHANGED, Changes, take_over
+from model_utils.run.finetuning import Origin
+from model_utils.run.interruption import Interruption
+from model_utils.run.metrics_file import KnownRecords
+from model_utils.run.open_data import TrainingData
+from model_utils.run.stored_run import StoredRun
+from model_utils.run.train_state import Progress
+from model_utils.runtime import log
+from model_utils.settings.options import FinetuneOptions, TrainOptions
+
+
+class Beginning(Protocol):
+    """How a run begins. The methods are called in the order in which they stand here."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """Structure of the network that is trained."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Working precision unless --dtype is given."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads unless --threads is given; None: torch's choice."""
+        ...
+
+    @property
+    def source(self) -> Mapping[str, str] | None:
+        """Path and hash of the model that a fine-tuning began with, as checkpoints record it; else None."""
+        ...
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether the run began with another model's weights, now or before it was stored."""
+        ...
+
+    @property
+    def earlier_hashes(self) -> tuple[str, ...]:
+        """Hashes of the descriptions that came before this run's own."""
+        ...
+
+    @property
+    def known_records(self) -> KnownRecords:
+        """What of metrics.jsonl belongs to the run already."""
+        ...
+
+    def data(self, options: TrainOptions, dtype: torch.dtype) -> TrainingData:
+        """The data sets, opened and checked.
+
+        Raises:
+            InputError: a file, a structure or a label cannot be used.
+        """
+        ...
+
+    def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
+        """Say what will be written where; ``split``: structures are set aside for validation."""
+        ...
+
+    def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
+        """Say what isolated atoms of the data are beside the model's E0s."""
+        ...
+
+    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+        """Put the first weights into a module that was built with fresh ones.
+
+        Args:
+            module: on the CPU, in the run's precision.
+            data: to train on.
+            step: form of the network that is trained (``--step``).
+
+        Raises:
+            VerificationError: the module does not give the energies and forces of where it comes from.
+        """
+        ...
+
+    def with_measured_budget(
+        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device
+    ) -> TrainOptions:
+        """The options with a number of edges in place of ``--max_edges_per_batch auto``."""
+        ...
+
+    def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Bring the assembled run to where its first step begins.
+
+        Args:
+            run: fresh, on its device.
+            identity: of the data at hand (``data_identity``).
+
+        Returns:
+            The continuations so far, for the next checkpoint.
+
+        Raises:
+            VerificationError: a stored run is of other data, or what would be written could not be read.
+            InputError: what a continued run is to do otherwise cannot be done.
+        """
+        ...
+
+    def bring_files(self, outputs: Outputs, progress: Progress) -> None:
+        """Make the place one of this run alone, before anything is written to it.
+
+        Raises:
+            OSError: a file cannot be written, renamed or removed.
+        """
+        ...
+
+    def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
+        """Write model.json beside the weights files.
+
+        Raises:
+            OSError: a file cannot be written.
+            InputError: another file with other content is there.
+        """
+        ...
+
+
+class _NewRun:
+    """What is the same of every run that has no step behind it."""
+
+    description: ModelDescription
+    threads: int | None = None
+    known_records = KnownRecords()
+
+    def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
+        """Name every file."""
+        announcement.announce_new_files(options, outputs, self.description, split=split)
+
+    def with_measured_budget(
+        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device
+    ) -> TrainOptions:
+        """Measure how many edges the memory holds, where that is asked for."""
+        return with_measured_budget(options, module, self.description, data, device)
+
+    def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Prove that what will be written can be read; there are no continuations yet."""
+        run.writer.begin_with(run.module)
+        model_loader.prove(run.writer, run.state.judged, run.module, run.state.state_dict())
+        return []
+
+    def bring_files(self, outputs: Outputs, progress: Progress) -> None:
+        """Remove the labels that an overwritten run left behind where its removal was broken off."""
+        outputs.replay_before.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Fresh(_NewRun):
+    """A run from a model.json, with weights drawn by its seed."""
+
+    description: ModelDescription
+    dtype = torch.float32
+    source = None
+    is_fine_tuned = False
+    earlier_hashes: tuple[str, ...] = ()
+
+    def data(self, options: TrainOptions, dtype: torch.dtype) -> TrainingData:
+        """Open the data."""
+        return open_data.training_data(options, self.description.facts(), dtype, options.run.seed)
+
+    def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
+        """Compare the E0s of the author's model.json with the data."""
+        remedy = f"metadata.py fit --input_json {options.input_json} with the data makes a model.json with theirs"
+        open_data.compare_energies(data, remedy)
+
+    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+        """Keep the weights that the seed drew."""
+
+    def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
+        """Write the canonical model.json; the author's own text is kept where it would be replaced."""
+        model_loader.write_description(
+            outputs, self.description, options.input_json, overwrite=options.output.overwrite
+        )
+
+
+@dataclass(frozen=True)
+class FromModel(_NewRun):
+    """A fine-tuning before its first step: the weights are those of another model."""
+
+    origin: Origin
+
+    @property
+    def description(self) -> ModelDescription:  # type: ignore[override]
+        """Structure of the model that is made: the source's structure, or for fewer elements, more heads, other E0s."""
+        return self.origin.description
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The source's precision."""
+        return self.origin.source.file.dtype
+
+    @property
+    def source(self) -> Mapping[str, str]:
+        """Path and hash of the source."""
+        return {
+            "path": os.path.abspath(self.origin.source.file.path),
+            "model_json_hash": self.origin.source.description.hash(),
+        }
+
+    is_fine_tuned = True
+
+    @property
+    def earlier_hashes(self) -> tuple[str, ...]:
+        """The source's hash."""
+        return (self.origin.source.description.hash(),)
+
+    def data(self, options: TrainOptions, dtype: torch.dtype) -> TrainingData:
+        """The data as they were opened to fit reference energies, or opened now."""
+        facts = self.description.facts()
+        if self.origin.data is not None:
+            return self.origin.data.with_facts(facts)
+        return open_data.training_data(options, facts, dtype, options.run.seed)
+
+    def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
+        """Compare the E0s that the source has, or was given, with the data."""
+        remedy = "finetune.py --E0s isolated takes those of the frames, --E0s shift fits the source's errors"
+        open_data.compare_energies(data, remedy)
+
+    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+        """Put the source's weights in and compare the two models on structures of the data."""
+        self.origin.put_into(module)
+        self.origin.check(module, data, step)
+
+    def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
+        """Write model.json, and the source's beside it where the structure was changed."""
+        model_loader.write_description(outputs, self.description, source=None, overwrite=options.output.overwrite)
+        source = self.origin.source.description
+        if source.hash() != self.description.hash():
+            durable.write_text(outputs.source_json, source.canonical_text())
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A stored run that goes on, of whichever kind it was."""
+
+    stored: StoredRun
+    changes: Changes
+
+    @property
+    def description(self) -> ModelDescription:
+        """Structure that the checkpoint holds."""
+        return self.stored.description
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it had."""
+        return self.stored.dtype
+
+    @property
+    def threads(self) -> int | None:
+        """The number it had, where this process has so many cores: another one may change the last bits."""
+        before = self.stored.threads
+        if before is None or before > len(os.sched_getaffinity(0)):
+            return None
+        return before
+
+    @property
+    def source(self) -> Mapping[str, str] | None:
+        """Path and hash that the checkpoint records."""
+        return self.stored.source
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether a source was recorded."""
+        return self.stored.source is not None
+
+    @property
+    def earlier_hashes(self) -> tuple[str, ...]:
+        """Hashes that the checkpoint records."""
+        return self.stored.earlier_hashes
+
+    @property
+    def known_records(self) -> KnownRecords:
+        """The records up to the checkpoint; those that a killed run wrote beyond are made again."""
+        return KnownRecords(offset=self.stored.metrics_offset, step=self.stored.step)
+
+    def data(self, options: TrainOptions, dtype: torch.dtype) -> TrainingData:
+        """Open the data; whether they are those of the run is compared later, by their identity."""
+        return open_data.training_data(options, self.description.facts(), dtype, options.run.seed)
+
+    def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
+        """Name the place alone: its files are known from the run's beginning."""
+        announcement.announce_place(options, outputs)
+
+    def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
+        """Say nothing: it was said as the run began."""
+
+    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+        """Leave the fresh weights until ``put_state``, which takes weights and state of one checkpoint together."""
+
+    def with_measured_budget(
+        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device
+    ) -> TrainOptions:
+        """Take the number that was measured as the run began: another one would make other batches."""
+        if options.batches.max_edges_per_batch != "auto":
+            return options
+        return with_edges_per_batch(options, self.stored.config["max_edges_per_batch"])
+
+    def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Take over the stored run, and say what is not as it was."""
+        history = take_over(self.stored, self.changes, run, identity)
+        run.writer.begin_with(run.module)
+        return history
+
+    def bring_files(self, outputs: Outputs, progress: Progress) -> None:
+        """Set a damaged newest checkpoint aside, and bring best models and records along from another place."""
+        resuming.set_aside_damaged(self.stored, outputs)
+        resuming.adopt(self.stored.outputs(), outputs)
+        if not outputs.model.exists() and progress.best_step > 0:
+            log.warning("warning: %s is gone: the best model is looked for anew", outputs.model)
+            progress.forget_best()
+
+    def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
+        """Write model.json again where it is gone; what lies there was compared before."""
+        model_loader.write_description(outputs, self.description, source=None, overwrite=True)
+
+
+def beginning_of_training(
+    options: TrainOptions,
+    outputs: Outputs,
+    description: ModelDescription,
+    changes: Changes = UNCHANGED,
+) -> Fresh | Continued:
+    """How a training begins: anew, or with --resume where a run is at its place.
+
+    Args:
+        options: of the run.
+        outputs: its place, which nobody else writes.
+        description: of the network.
+        changes: what a continued run does otherwise.
+
+    Raises:
+        InputError: the place holds another run's files and neither --resume nor --overwrite was given, or the settings
+            contradict those of the run.
+        VerificationError: the run there is of another network, or all of its checkpoints are damaged.
+    """
+    if options.output.resume is None:
+        _refuse_other_files(options, outputs, description, of_author=True)
+        return Fresh(description)
+    stored = resuming.run_to_continue(outputs, changes.begin_with)
+    if stored is None:
+        resuming.refuse_remains(outputs)
+        return Fresh(description)
+    resuming.require_same_network(stored, options, outputs, description)
+    if changes.begin_with is None:  # else the settings are those of the run
+        resuming.refuse_contradictions(stored, options)
+    return Continued(stored, changes)
+
+
+@contextmanager
+def beginning_of_finetuning(
+    options: FinetuneOptions, outputs: Outputs, stop: Interruption
+) -> Iterator[tuple[TrainOptions, Beginning]]:
+    """How a fine-tuning begins: with its source, or with --resume where it stood.
+
+    Args:
+        options: of the fine-tuning.
+        outputs: its place, which nobody else writes.
+        stop: signals, which may come while the source labels what is replayed.
+
+    Yields:
+        Settings of the run, as a training of the model.json that will lie beside its checkpoint, and its beginning.
+        What is replayed lies at its place until the end of the context.
+
+    Raises:
+        InputError: source, data or place cannot be used.
+        VerificationError: the source or the stored run is damaged.
+    """
+    stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
+    if stored is not None:
+        labels = replaying.replayed_file(options, outputs)
+        settings = finetuning.settings(options, stored.description.heads, labels)
+        yield settings, beginning_of_training(settings, outputs, stored.description)
+        return
+    finetuning.refuse_place(options, outputs)
+    with replaying.place_to_label(options, outputs) as labels:
+        origin = new_energies.with_given(finetuning.origin(options), options)
+        settings = finetuning.settings(options, origin.description.heads, labels)
+        if labels is not None and options.replay_labels == "source":
+            replaying.label(options, origin.source, labels, stop)
+        if options.E0s in new_energies.OF_DATA:
+            origin = new_energies.of_data(origin, options, settings)
+        yield settings, _from_model(settings, outputs, origin)
+
+
+def _from_model(options: TrainOptions, outputs: Outputs, origin: Origin) -> FromModel:
+    """A fine-tuning where no checkpoint of it was found.
+
+    Raises:
+        InputError: the place holds files of something else.
+    """
+    if options.output.resume is None:
+        _refuse_other_files(options, outputs, origin.description, of_author=False)
+    else:
+        resuming.refuse_remains(outputs)
+    return FromModel(origin)
+
+
+def _refuse_other_files(
+    options: TrainOptions, outputs: Outputs, description: ModelDescription, *, of_author: bool
+) -> None:
+    """Refuse a place with files that a new run would replace.
+
+    Args:
+        options: of the run; nothing is refused with --overwrite, nor in a dry run, which writes nothing.
+        outputs: the place.
+        description: of the network.
+        of_author: whether --input_json is a person's own text, which may lie where the canonical one goes.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if options.output.overwrite or options.run.dry_run:
+        return
+    outputs.refuse_another_run()
+    authored = options.input_json if of_author else None
+    model_loader.refuse_other_description(outputs, description, authored)

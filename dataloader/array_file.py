@@ -31,7 +31,7 @@ MAX_KIND = 16  # letters of a dtype
 
 
 class Contents(NamedTuple):
-    """An opened file."""
+    """An opened file of arrays: its header, and its arrays mapped into memory."""
 
     header: dict[str, Any]
     arrays: dict[str, NDArray[Any]]  # read-only, mapped

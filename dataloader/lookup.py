@@ -40,7 +40,7 @@ class Elements:
 
     @classmethod
     def of(cls, sets: Iterable[frozenset[int]]) -> "Elements":
-        """From the sets of all rows."""
+        """The element sets of all rows, given as atomic numbers."""
         distinct = Lookup.of(sets)
         bits = [element_bits(values) for values in distinct.values]
         return cls(distinct.ids, np.array(bits, dtype=np.uint64).reshape(-1, 2))

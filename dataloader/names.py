@@ -106,7 +106,7 @@ class WantedNames(Collection[str]):
         return len(self._names)
 
     def without(self, names: Iterable[str]) -> "WantedNames":
-        """Less some of them."""
+        """The wanted names without some of them."""
         return WantedNames(self._names - set(names))
 
 

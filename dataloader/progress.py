@@ -106,7 +106,7 @@ class ProgressBar:
             self._bar.update(done)
 
     def update(self, n: int = 1) -> None:
-        """So much more is done."""
+        """Say that ``n`` more of the work are done."""
         self.done += n
         if self._bar is not None:
             self._bar.update(n)

@@ -44,19 +44,19 @@ class Adjusted:
         return self._adjust(self.source.structure(i))
 
     def identifier(self, i: int) -> str:
-        """As the file has it."""
+        """A name under which a person finds the i-th usable structure in the file."""
         return self.source.identifier(i)
 
     def edges(self, r_max: float) -> NDArray[np.integer] | None:
-        """As the file has them."""
+        """Directed edges of every usable structure within ``r_max`` (Å), where the file knows them."""
         return self.source.edges(r_max)
 
     def content(self) -> bytes:
-        """The file's, and what was given for it."""
+        """What tells the data from others: the content of the file, and what was given for it."""
         return self.source.content() + repr((self.head, self.weight, self.ratio)).encode()
 
     def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
-        """As the file has them."""
+        """Which records of its shards some structures are; empty where the file has none."""
         return self.source.records(indices)
 
 

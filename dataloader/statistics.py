@@ -30,7 +30,7 @@ class TriangularFactor:
         self._rows: list[NDArray[np.float64]] = []
 
     def add(self, row: NDArray[np.float64]) -> None:
-        """Take one row."""
+        """Take a row, (n_columns,), into the factorisation."""
         self._rows.append(row)
         if len(self._rows) >= ROWS_PER_BLOCK:
             self._reduce()
@@ -41,7 +41,7 @@ class TriangularFactor:
             self._rows = []
 
     def value(self) -> NDArray[np.float64]:
-        """R of all rows so far."""
+        """R of the QR factorisation of all rows so far, (at most n_columns, n_columns)."""
         self._reduce()
         return self._factor
 

@@ -55,7 +55,7 @@ class PatientFile(io.RawIOBase):
         return file
 
     def writable(self) -> bool:
-        """Always."""
+        """Whether text can be written: always, it is kept while the descriptor takes none."""
         return True
 
     def fileno(self) -> int:
@@ -131,7 +131,7 @@ class PatientFile(io.RawIOBase):
         super().close()
 
     def forget(self) -> None:
-        """Let go what waits."""
+        """Forget the text that could not be written yet."""
         self._waiting = b""
         self._lost = 0
 

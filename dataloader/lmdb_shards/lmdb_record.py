@@ -58,7 +58,7 @@ def unreadable(path: Path, reasons: Iterable[str]) -> str:
 
 
 class Decoded(NamedTuple):
-    """One row."""
+    """A row of an LMDB as a structure, and in which layout it lay there."""
 
     reading: Reading
     layout: str
@@ -66,7 +66,7 @@ class Decoded(NamedTuple):
 
     @property
     def structure(self) -> Structure:
-        """The structure."""
+        """The structure of the row with its labels, in eV and Å."""
         return self.reading.structure
 
 

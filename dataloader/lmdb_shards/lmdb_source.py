@@ -247,7 +247,7 @@ class LmdbSource:
         return f"{self.shards[shard].name} key {self.indexes[shard].key(local).decode()}"
 
     def identifier(self, i: int) -> str:
-        """Shard and key."""
+        """Shard and key of the i-th usable structure, as a person finds it."""
         return self._place(self._row(i))
 
     def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:

@@ -159,7 +159,7 @@ class _Waiting:
         return True
 
     def groups(self) -> list[Group]:
-        """All of them; none is left."""
+        """The groups of all structures that were waiting; none waits afterwards."""
         groups = [_group(*zip(*alike, strict=True)) for alike in self._kinds.values()]
         self._kinds.clear()
         self.n_atoms = 0

@@ -15,7 +15,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """A packed data set."""
+    """A packed data set: its folder, and what its manifest says of its shards."""
 
     folder: Path
     content: Mapping[str, Any]

@@ -10,7 +10,7 @@ from dataloader.data_file import Source
 
 @dataclass(frozen=True, kw_only=True)
 class PackingRecipe:
-    """How to pack."""
+    """How data are packed, as the options of dataloader/pack.py say it."""
 
     rows_per_shard: int
     r_max: float | None  # Å, of stored neighbour lists

@@ -13,7 +13,7 @@ LEFT_OUT = -1
 
 @dataclass(frozen=True)
 class Assignment:
-    """The split of every row."""
+    """To which split every row goes, and which rows are left out for what reason."""
 
     names: tuple[str, ...]
     split: NDArray[np.int8]  # (n,), into names; LEFT_OUT

@@ -46,7 +46,7 @@ class TrainingData:
     valid_samples: int | None = None
 
     def with_facts(self, facts: ModelFacts) -> "TrainingData":
-        """These data for a model of equal elements and cutoff with other reference energies; nothing is read again."""
+        """The data for a model of equal elements and cutoff with other reference energies; nothing is read again."""
         return dataclasses.replace(
             self,
             train=self.train.with_facts(facts),

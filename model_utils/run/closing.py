@@ -36,32 +36,13 @@ def report_best(run: AssembledRun, outputs: Outputs, files: RunFiles) -> None:
     """
     best = model_loader.load(outputs.model, restore_sidecar=True)
     options = run.options
-    data = run.data
-    progress = run.state.progress
-    loss = run.plan.stage(progress.stage).loss
     failed = None
     if options.output.export_mace_model and opens_in_mace(best.description):
         try:
-            export_for_mace(outputs, best, data.train)  # before it leaves the CPU
+            export_for_mace(outputs, best, run.data.train)  # before it leaves the CPU
         except OSError as error:
             failed = error
-    device = run.state.device
-    module = best.module.to(device)
-    network = model_loader.build_network(module, options.run.step, best.description)
-    parameters = model_loader.trainable(module)
-    sets = {"train": _some_of(data.train, options.run.seed), "valid": data.valid}
-    sets |= {"test": data.test} if data.test is not None else {}
-    errors: dict[str, Metrics] = {}
-    rows: dict[str, Metrics] = {}
-    for name, dataset in sets.items():
-        what = f"errors of the best model, {name}"
-        evaluator = assemble.evaluator(dataset, options.batches, device, what=what, prepare=network.prepared)
-        errors[name], by_source = evaluator(network, parameters, loss)
-        if len(by_source) == 1:
-            rows[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = errors[name]
-        else:
-            rows[name] = errors[name]
-            rows |= {f"{name} {source}": of_source for source, of_source in by_source.items()}
+    record = _judged(run, best)
     content = best.file.content
     log.info(
         "best model: epoch %d, step %d, %s weights, %s",
@@ -70,7 +51,7 @@ def report_best(run: AssembledRun, outputs: Outputs, files: RunFiles) -> None:
         best.file.weights,
         outputs.model,
     )
-    files.final(FinalRecord(epoch=progress.epoch, step=progress.step, sets=errors, rows=rows))
+    files.final(record)
     try:
         files.close()
     except OSError as error:
@@ -79,6 +60,32 @@ def report_best(run: AssembledRun, outputs: Outputs, files: RunFiles) -> None:
         raise SaveError(
             f"{failed}; checkpoint and best model are on the disk, start it again with --resume auto, or resume.py"
         )
+
+
+def _judged(run: AssembledRun, best: LoadedModel) -> FinalRecord:
+    """Errors of the best model on training (at most a sample), validation and test data."""
+    options = run.options
+    progress = run.state.progress
+    device = run.state.device
+    loss = run.plan.stage(progress.stage).loss
+    module = best.module.to(device)
+    network = model_loader.build_network(module, options.run.step, best.description)
+    parameters = model_loader.trainable(module)
+    sets = {"train": _some_of(run.data.train, options.run.seed), "valid": run.data.valid}
+    if run.data.test is not None:
+        sets["test"] = run.data.test
+    errors: dict[str, Metrics] = {}
+    rows: dict[str, Metrics] = {}
+    for name, dataset in sets.items():
+        what = f"errors of the best model, {name}"
+        evaluator = assemble.evaluator(dataset, options.batches, device, what=what, prepare=network.prepared)
+        errors[name], by_source = evaluator(network, parameters, loss)
+        if len(by_source) == 1:  # its row is that of the set, with the head where the source has one
+            rows[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = errors[name]
+        else:
+            rows[name] = errors[name]
+            rows |= {f"{name} {source}": of_source for source, of_source in by_source.items()}
+    return FinalRecord(epoch=progress.epoch, step=progress.step, sets=errors, rows=rows)
 
 
 def export_for_mace(outputs: Outputs, best: LoadedModel, train: Dataset) -> None:

@@ -82,7 +82,8 @@ class Origin:
         dtype = next(module.parameters()).dtype
         worst = 0.0
         for index in indices:
-            worst = max(worst, *self._deviations(source_network, network, data.batch([index])))
+            deviations = self._deviations(source_network, network, data.batch([index]))
+            worst = float(np.max([worst, *deviations]))  # which is NaN where one of them is
         if not worst <= TOLERANCE[dtype]:
             raise VerificationError(
                 f"before its first step the model deviates from {self.source.file.path} by {worst:.2g} (at most "

@@ -65,17 +65,9 @@ class RunFiles:
         self.record = record
         self.stop = stop
         self.is_fine_tuned = beginning.is_fine_tuned
-        durable.write_text(
-            outputs.config,
-            yaml.safe_dump(
-                {k: v for k, v in record["config"].items() if k not in names_of(TrainOptions, OF_THE_COMMAND)},
-                sort_keys=False,
-                allow_unicode=True,
-            ),
-        )
+        self._write_settings()
         if data.was_split:
-            names = [data.valid.name(i) for i in range(len(data.valid))]
-            durable.write_text(outputs.valid_names, "\n".join(names) + "\n")
+            self._write_names_of_valid()
         self.epoch_progress = EpochProgress()
         known = beginning.known_records
         self.metrics = MetricsFile(outputs.metrics, known.offset, known.step)
@@ -87,6 +79,18 @@ class RunFiles:
             settings=record["config"],
         )
         self.loggers = Loggers(loggers, logged)
+
+    def _write_settings(self) -> None:
+        """Every setting as used, but for those of one call of the command, as --debug."""
+        of_the_command = names_of(TrainOptions, OF_THE_COMMAND)
+        settings = {name: value for name, value in self.record["config"].items() if name not in of_the_command}
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        durable.write_text(self.outputs.config, text)
+
+    def _write_names_of_valid(self) -> None:
+        valid = self.data.valid
+        names = [valid.name(i) for i in range(len(valid))]
+        durable.write_text(self.outputs.valid_names, "\n".join(names) + "\n")
 
     def hooks(self, network: Network, validate: Evaluator) -> Hooks:
         """The loop's hooks, writing here."""

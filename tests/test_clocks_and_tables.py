@@ -13,10 +13,10 @@ from ase.io import read, write
 from conftest import waters
 from dataloader import progress
 from model_utils import evaluate, train_mace
+from model_utils.files.csv_cells import csv_text
 from model_utils.files.outputs import Outputs
 from model_utils.run import interruption
 from model_utils.run.interruption import Interruption, scheduler_left
-from model_utils.tasks.breakdown import csv_text
 from model_utils.tasks.comparison import differences
 
 DAY = 86400.0
@@ -132,4 +132,4 @@ def test_nothing_else_writes_tables_or_markup() -> None:
     files = [path for folder in ("dataloader", "model_utils") for path in (root / folder).rglob("*.py")]
     files += [root / "metadata.py", root / "read_model.py"]
     writing = {path.name for path in files if any(word in path.read_text(encoding="utf-8") for word in words)}
-    assert writing == {"breakdown.py"}
+    assert writing == {"breakdown.py", "csv_file.py"}

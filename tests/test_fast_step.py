@@ -517,11 +517,11 @@ def _one_coupling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _a_monomial(monkeypatch: pytest.MonkeyPatch) -> None:
-    right: Callable[[Tensor, int], Any] = contraction._monomials
+    right: Callable[[Tensor, int, str], Any] = contraction._monomials
 
-    def without_the_last(u: Tensor, degree: int) -> Any:
-        found = right(u, degree)
-        return None if found is None else (found[0][:-1], found[1][:-1])
+    def without_the_last(u: Tensor, degree: int, weight: str) -> Any:
+        whole = right(u, degree, weight)
+        return None if whole is None else replace(whole, rows=whole.rows[:-1], couplings=whole.couplings[:-1])
 
     monkeypatch.setattr(contraction, "_monomials", without_the_last)
 

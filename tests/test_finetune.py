@@ -11,7 +11,7 @@ import torch
 import yaml
 from ase.io import read, write
 
-from conftest import TINY, waters
+from conftest import TINY, in_the_battery, waters
 from model_utils import evaluate, finetune, model_loader, resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
@@ -364,6 +364,7 @@ def test_what_replay_refuses(
         assert said in capsys.readouterr().err
 
 
+@in_the_battery
 def test_what_does_not_begin_leaves_replayed_labels_as_they_were(
     run: Callable[..., Path], water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

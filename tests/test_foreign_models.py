@@ -344,6 +344,7 @@ def test_trust_pickle_opens_what_inert_reading_refuses(
     assert energies[0] == energies[1] == energies[2]
 
 
+@in_the_battery
 def test_trust_pickle_does_not_take_one_network_for_another(
     own_module: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

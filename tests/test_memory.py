@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import parity_cases as cases
-from conftest import ROOT, TINY, waters
+from conftest import ROOT, TINY, in_the_battery, waters
 from dataloader.batch import Batch, collate
 from dataloader.dividing import halves
 from dataloader.neighbors import build_graph
@@ -244,6 +244,7 @@ def test_auto_budget_is_a_number_from_then_on(tiny_json: Path, water_xyz: Callab
     assert evaluate.main(["--input_model", str(path), *data, "--max_edges_per_batch", "auto"]) == 0
 
 
+@in_the_battery
 def test_auto_budget_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the free memory gives twice the budget; the growth of the process is measured, its free memory is given."""
     from dataloader.dataset import Dataset

@@ -13,7 +13,6 @@ The full run builds our networks without TorchScript too, which never gives back
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
@@ -78,7 +77,7 @@ class Pair:
 def build_pair(fields: Fields) -> Pair:
     """Build both, compare all names, shapes and constants, and give mace's the weights of ours."""
     described = model_json.parse(json.dumps(fields), "model.json")
-    with cases.python_instead_of_torchscript() if FULL else nullcontext():
+    with cases.python_instead_of_torchscript():
         ours = build_module(described, torch.float64)
     theirs = cases.direct_model(fields)
     with torch.no_grad():

@@ -8,6 +8,7 @@ from pathlib import Path
 from dataloader import durable, streams
 from dataloader.quantities import QUANTITIES
 from losses import Metrics, error_names
+from model_utils.files.csv_cells import csv_text
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 
 Row = dict[str, str]
@@ -82,7 +83,13 @@ class CsvFile:
         errors: Metrics,
         **more: float,
     ) -> None:
-        place = {"record": self._n_records, "kind": kind, "set": name, "epoch": record.epoch, "step": record.step}
+        place = {
+            "record": self._n_records,
+            "kind": kind,
+            "set": csv_text(name),
+            "epoch": record.epoch,
+            "step": record.step,
+        }
         self._file.write(self._text({**place, **errors.as_plain(), **more}).encode("utf-8", "backslashreplace"))
 
     def _text(self, row: Mapping[str, object]) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +18,13 @@ from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.frames import LABEL, PREDICTION, bare_atoms, put
 from dataloader.quantities import ENERGY, FORCES
-from dataloader.streams import printable
 from dataloader.structure import LabelValue
 from losses import Prediction
+from model_utils.files.csv_cells import csv_text
 from model_utils.run.predictions import of_structure, with_references
 
 SMALL_SET = 10  # structures; up to here each one's errors are printed
 MILLI = 1000.0
-FORMULA_BEGINS = ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠")
-NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 COLUMNS = (
     *("identifier", "config_type", "n_atoms", "energy", "predicted_energy", "energy_error_per_atom"),
     *("forces_rmse", "forces_max_error"),
@@ -241,17 +238,6 @@ class Breakdown:
         text = io.StringIO()
         write_ase(text, self.frames, format="extxyz")
         durable.write_text(path, text.getvalue())
-
-
-def csv_text(text: str) -> str:
-    """Text of data as a cell that no spreadsheet takes for a formula: an apostrophe goes before what begins like one.
-
-    Numbers stay; line ends and other characters that steer become ``?``. See OWASP, "CSV Injection".
-    """
-    shown = printable(text)
-    if shown.lstrip().startswith(FORMULA_BEGINS) and not NUMBER.fullmatch(shown):
-        return f"'{shown}"
-    return shown
 
 
 def _root(sums: ForceSums) -> str:

@@ -41,11 +41,12 @@ from dataloader import formats
 from dataloader.ase_files import KINDS
 from dataloader.ase_formats import outputs
 from dataloader.data_file import SourceSpec, Wanted
+from dataloader.entry_values import RecordError
 from dataloader.errors import InputError
 from dataloader.formats import FORMATS, format_named, format_of
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.labels import TO_EVALUATE, TO_TRAIN, LabelKeys, LabelNeeds
-from dataloader.record import RawRecord, RecordError
+from dataloader.record import RawRecord
 from dataloader.sources import Source, open_sources, stream
 
 h5py = pytest.importorskip("h5py")

@@ -19,7 +19,7 @@ import torch
 from ase import Atoms
 from lmdb_material import ase_row, dict_row, in_child, labelled, put, write_dicts
 
-from conftest import HANGING, ROOT
+from conftest import HANGING, ROOT, in_the_battery
 from dataloader import parallel
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError, RowError
@@ -232,6 +232,7 @@ def test_a_worker_that_dies_names_the_shard(tmp_path: Path, monkeypatch: pytest.
         list(loader.batches([np.array([i]) for i in range(12)]))
 
 
+@in_the_battery
 def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp_path: Path, tiny_json: Path) -> None:
     """The real command, a worker, a shard cut to its first pages between the look at it and the reading."""
     frames = labelled(400)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pytest
 from ase.io import write
 
-from conftest import waters
+from conftest import in_the_battery, waters
 from model_utils import finetune, resume, train_mace
 from model_utils.files.outputs import Outputs
 from model_utils.run import replaying, training
@@ -98,6 +98,7 @@ def test_labels_of_a_run_that_is_gone_do_not_come_back(tuned: list[str], tmp_pat
     assert outputs.replay.read_bytes() == labels
 
 
+@in_the_battery
 def test_killed_within_the_removal_of_another_run(
     train: Train, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

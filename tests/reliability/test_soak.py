@@ -17,7 +17,7 @@ from statistics import mean
 
 import pytest
 
-from conftest import HANGING, pausing, wait_until
+from conftest import HANGING, in_the_battery, pausing, wait_until
 from model_utils import train_mace
 from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL
@@ -233,6 +233,7 @@ def test_soak_with_disturbances(material: Path, tmp_path: Path, place: Place, re
     assert all(soak.met[disturb.__name__] for disturb in DISTURBANCES if place.is_small) or SOAK_MINUTES < 5
 
 
+@in_the_battery
 def test_every_disturbance_in_one_step(material: Path, tmp_path: Path, place: Place) -> None:
     """All of them, one after another, while the run waits in a step: nothing is left to chance."""
     words = ("--epochs", "2", "--num_workers", "1")

@@ -191,7 +191,7 @@ def test_the_table_has_a_row_for_each_record_source_and_set(tmp_path: Path) -> N
         ("3", "train", "all"),
         ("4", "valid", "all"),
         ("4", "valid", "a.xyz"),
-        ("4", "valid", 'b, "c"\n.xyz'),
+        ("4", "valid", 'b, "c"?.xyz'),
     ]
     assert [(row["kind"], row["set"], row["step"]) for row in rows[-2:]] == [
         ("final", "train", "4"),

@@ -33,9 +33,8 @@ accelerated:  ## --step cueq against mace-torch, in an environment of its own: w
 	.venv-cueq/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,cueq]"
 	OMP_NUM_THREADS=1 .venv-cueq/bin/python -m pytest tests/test_accelerated.py
 
-battery: env  ## kills, signals, failing disks, damaged files and a soak at full numbers (about an hour; BATTERY=product: more)
-	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests/reliability tests/dataloader/test_lmdb_battery.py \
-	  tests/dataloader/test_interrupted_work.py tests/dataloader/test_lmdb_index.py tests/test_code_cache.py
+battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (more than an hour; BATTERY=product: more)
+	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests
 
 slurm: env  ## a job preempted and timed out on a SLURM of its own, as root (8 minutes; packages slurm-wlm and munge)
 	OMP_NUM_THREADS=1 $(RUN) tests/slurm/check.py

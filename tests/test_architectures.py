@@ -6,36 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair_network import PairArchitecture
+from plugged import PAIRS, PAIRS_JSON, restored_tables  # noqa: F401
 
 import metadata
 import read_model
 from conftest import TINY
 from dataloader.errors import InputError
-from model_utils import evaluate, finetune, model_loader, resume, train_mace
+from model_utils import evaluate, finetune, model_loader, plugins, resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.models.architecture import ARCHITECTURES
 
 Make = Callable[..., Path]
-PAIRS = {
-    "model_class": "Pairs",
-    "r_max": 3.0,
-    "atomic_numbers": [1, 8],
-    "atomic_energies": {"H": -13.6, "O": -430.0},
-    "avg_num_neighbors": 2.0,
-}
 
 
 @pytest.fixture(autouse=True)
-def _pairs_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "Pairs", PairArchitecture())
+def _pairs_are_known(restored_tables: None) -> None:  # noqa: F811
+    plugins.load([PAIRS])
 
 
 @pytest.fixture
 def pairs_json(tmp_path: Path) -> Path:
     path = tmp_path / "pairs.json"
-    path.write_text(json.dumps(PAIRS))
+    path.write_text(json.dumps(PAIRS_JSON))
     return path
 
 
@@ -76,7 +69,7 @@ def test_it_trains_resumes_evaluates_and_exports(train: Make, tmp_path: Path, ca
     made, text = tmp_path / "made.json", (whole / "whole_model.json").read_text()
     assert read_model.main(["export", "--input_model", str(model), "--output_json", str(made)]) == 0
     assert made.read_text() == text
-    assert set(json.loads(text)) == set(PairArchitecture.description.model_fields)
+    assert set(json.loads(text)) == set(ARCHITECTURES["Pairs"].description.model_fields)
     assert read_model.main(["verify", "--input_model", str(model), "--input_json", str(made)]) == 0
     assert read_model.main(["show", "--input_model", str(model)]) == 0
     plain = ["convert", "--input_model", str(model), "--to", "safetensors", "--output", str(tmp_path / "x.safetensors")]
@@ -129,7 +122,7 @@ def test_what_differs_from_the_json_is_refused(train: Make, pairs_json: Path) ->
 )
 def test_its_json_is_checked_as_mace_s(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        model_json.parse(json.dumps({**PAIRS, **change}), "it.json")
+        model_json.parse(json.dumps({**PAIRS_JSON, **change}), "it.json")
 
 
 def test_mace_is_the_only_family_for_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,44 +1,21 @@
 """From plug-ins alone, without touching the product: each idea trains, resumes and is evaluated by real commands."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from plugged import IDEAS, PAIRS, PAIRS_JSON, restored_tables  # noqa: F401
 
-from conftest import ROOT, waters
+from conftest import waters
 from model_utils import evaluate, plugins, resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
 
-IDEAS = ROOT / "configs" / "plugins" / "ideas.py"
-PAIRS = ROOT / "configs" / "plugins" / "pairs.py"
-PAIRS_JSON = {
-    "model_class": "Pairs",
-    "r_max": 3.0,
-    "atomic_numbers": [1, 8],
-    "atomic_energies": {"H": -13.6, "O": -430.0},
-    "avg_num_neighbors": 2.0,
-}
-
-
-@pytest.fixture(autouse=True)
-def _tables_are_as_they_were() -> Iterator[None]:
-    """A plug-in stays for its process; the tests share one."""
-    tables = [table for _, table in plugins._tables()]
-    before = [dict(table) for table in tables]
-    loaded = list(plugins._loaded)
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()  # type: ignore[attr-defined]
-        table.update(entries)  # type: ignore[attr-defined]
-    plugins._loaded[:] = loaded
-    for name in [name for name in sys.modules if name.startswith("plugin_")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("restored_tables")
 
 
 @pytest.fixture

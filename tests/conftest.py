@@ -176,9 +176,7 @@ def filled_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
         key = (type(description), description.hash(), dtype)
         if key not in kept:
-            state = torch.get_rng_state()
             kept[key] = build(description, dtype, where)
-            torch.set_rng_state(state)  # the first one leaves the generator as every copy does
         return copied(kept[key])
 
     return build_or_copy

@@ -71,7 +71,10 @@ def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def filled_once(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
         """Never the network that is being trained: a file that is opened is loaded into it."""
-        return kept((description.hash(), dtype, "filled"), lambda: build(description, dtype, where))
+        generator = torch.get_rng_state()
+        module = kept((description.hash(), dtype, "filled"), lambda: build(description, dtype, where))
+        torch.set_rng_state(generator)  # as the product's own, whether the network was built now or before
+        return module
 
     def copy_once(module: nn.Module) -> nn.Module:
         dtype = next(module.parameters()).dtype

@@ -107,7 +107,6 @@ def test_stopped_at_every_point_where_a_run_looks_for_requests(
 
         return count
 
-    train("first/run", *flags)  # what a process builds once draws from the generator; all runs below find it built
     monkeypatch.setattr(Interruption, "_look_at_the_clock", stop_at(-1))
     whole = train("whole/run", *flags)
     for number in range(1, looks + 1, amount(7, 1)):

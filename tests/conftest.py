@@ -141,16 +141,10 @@ def _networks_are_built_once() -> Iterator[None]:
         yield
 
 
-def _copier() -> Callable[[nn.Module], nn.Module]:
-    """The product's own way to copy a network, whatever a test puts in its place later."""
-    from model_utils import model_loader
-
-    return model_loader.copied
-
-
 def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``build_module`` that keeps the last 32 networks with the state in which building left the generator."""
-    copied = _copier()
+    from model_utils.model_loader import copied
+
     kept: dict[tuple[type, str, torch.dtype, bytes], tuple[nn.Module, torch.Tensor]] = {}
 
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
@@ -170,8 +164,9 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 def filled_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """``to_be_filled``, whose networks get their weights from a file, building each structure once."""
+    from model_utils.model_loader import copied
+
     kept: dict[tuple[type, str, torch.dtype], nn.Module] = {}
-    copied = _copier()
 
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
         key = (type(description), description.hash(), dtype)

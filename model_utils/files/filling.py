@@ -1,6 +1,7 @@
 """Weights of a file put into a freshly built module, and the module compared with all that the file says of it."""
 
 import dataclasses
+from itertools import islice
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import pickled, pickled_compared
 from model_utils.models.sandbox import SandboxedObject
 from model_utils.models.versions import written_here
-from model_utils.models.weights import check_buffers, copied, load_tensors
+from model_utils.models.weights import check_buffers, load_tensors, written_and_read
 
 
 def fill(module: nn.Module, file: WeightsFile) -> WeightsFile:
@@ -55,9 +56,12 @@ def _compare_pickled(stored: SandboxedObject, module: nn.Module, file: WeightsFi
         VerificationError: naming the first attribute that is another.
     """
     strict = written_here(file.content.get("code_version", {}), file.description)
-    built = checkpoint.sandboxed(copied(module) if strict else module)  # a copy's compiled code has another text
-    difference = next(pickled_compared.differences(stored, built, strict=strict), None)
-    if difference is not None:
+    found = list(islice(pickled_compared.differences(stored, checkpoint.sandboxed(module), strict=strict), 1))
+    if found and strict:  # files of before 2026-11-26 have the text of code that was written and read once
+        reread = checkpoint.sandboxed(written_and_read(module))
+        found = list(islice(pickled_compared.differences(stored, reread, strict=strict), 1))
+    if found:
+        (difference,) = found
         raise VerificationError(
             f"{file.path}: the network in it, with which mace would compute, is not that of its model.json: "
             f"{difference}; take the file from where it came, or make one of its weights anew (`read_model.py convert`)"

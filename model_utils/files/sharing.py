@@ -3,13 +3,17 @@
 A list of one list twice, of one list twice, … is 40 short lines of a pickle and 10¹² values for whoever hashes it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dataloader.limits import PICKLE_DEPTH, PICKLE_WORK, TENSOR_SHARING
 from model_utils.models.sandbox import SandboxedObject
+
+_COLLECTIONS = (dict, list, tuple, set, SandboxedObject)
+_PLAIN = frozenset({bool, int, float, type(None)})
 
 
 class _Extent(NamedTuple):
@@ -36,29 +40,38 @@ def refuse_unfolding(content: object, n_bytes: int, n_pickle: int) -> None:
 
 def _extent(value: object, known: dict[int, _Extent | None], depth: int) -> _Extent:
     """The extent of a value; ``known`` has those of collections by id, None while one is being counted."""
+    if isinstance(value, _COLLECTIONS):
+        return _extent_of_collection(value, known, depth)
     if isinstance(value, Tensor):
         return _Extent(1, value.numel() * value.element_size())
     if isinstance(value, str | bytes):
         return _Extent(1, len(value))
-    if not isinstance(value, Mapping | list | tuple | set | SandboxedObject):
-        return _Extent(1, 0)
+    return _Extent(1, 0)
+
+
+def _extent_of_collection(value: object, known: dict[int, _Extent | None], depth: int) -> _Extent:
+    """A collection and all that is in it, gone through where it is met first."""
     if id(value) not in known:
         if depth > PICKLE_DEPTH:
             raise ValueError(f"it is nested too deeply (more than {PICKLE_DEPTH} levels)")
         known[id(value)] = None
-        extents = [_extent(item, known, depth + 1) for item in _parts(value)]
-        items = 1 + sum(extent.items for extent in extents)
-        n_bytes = sum(extent.n_bytes for extent in extents)
+        items = 1
+        n_bytes = 0
+        for part in _parts(value):
+            if type(part) in _PLAIN:  # most of what a network holds
+                items += 1
+                continue
+            extent = _extent(part, known, depth + 1)
+            items += extent.items
+            n_bytes += extent.n_bytes
         known[id(value)] = _Extent(items, n_bytes)
-    extent = known[id(value)]
-    if extent is None:
+    extent_of_all = known[id(value)]
+    if extent_of_all is None:
         raise ValueError("it holds a part that holds itself")
-    return extent
+    return extent_of_all
 
 
 def _parts(value: Any) -> Iterable[object]:
     """What is in a collection or an object: of a mapping, its keys and its values."""
     inner = value.__dict__ if isinstance(value, SandboxedObject) else value
-    if isinstance(inner, Mapping):
-        return (part for key_and_value in inner.items() for part in key_and_value)
-    return inner
+    return chain.from_iterable(inner.items()) if isinstance(inner, dict) else inner

@@ -15,7 +15,7 @@ from torch import nn
 
 from conftest import TINY, waters
 from model_utils import model_loader, train_mace
-from model_utils.files import filling, pair
+from model_utils.files import pair
 from model_utils.models.description import ModelDescription
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
@@ -86,7 +86,6 @@ def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_loader, "build_module", build_once)
     monkeypatch.setattr(model_loader, "to_be_filled", filled_once)
     monkeypatch.setattr(model_loader, "copied", copy_once)
-    monkeypatch.setattr(filling, "copied", copy_once)
     monkeypatch.setattr(pair, "copied", copy_once)
 
 

@@ -15,7 +15,7 @@ from model_utils import finetune, resume, train_mace
 from model_utils.files.outputs import Outputs
 from model_utils.run import replaying, training
 from model_utils.tasks.comparison import differences
-from reliability.conftest import FULL
+from reliability.conftest import FULL, amount
 
 KILLED = 137
 Train = Callable[..., Path]
@@ -51,7 +51,7 @@ def tuned(train: Train, material: Path, tmp_path: Path) -> list[str]:
     return plain
 
 
-@pytest.mark.parametrize("moment", ["labelling", "labelled"])
+@pytest.mark.parametrize("moment", ["labelling", "labelled"][: amount(1, 2)])
 def test_a_run_goes_on_with_its_own_labels(moment: str, tuned: list[str], tmp_path: Path) -> None:
     """By every command that continues, in its place and elsewhere."""
     folder, kept, away = tmp_path / "run", tmp_path / "kept", tmp_path / "away" / "run"

@@ -13,6 +13,7 @@ from model_utils.run.fit import Stage
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
+from reliability.conftest import amount
 
 KILLED = 137
 Train = Callable[..., Path]
@@ -45,7 +46,7 @@ def in_its_first_best_model(act: Act) -> Act:
     return act_and_be_ready
 
 
-@pytest.mark.parametrize("moment", [at_its_begin, when_it_is_done, in_its_first_best_model])
+@pytest.mark.parametrize("moment", [at_its_begin, when_it_is_done, in_its_first_best_model][: amount(1, 3)])
 def test_killed_where_stage_two_begins(moment: Callable[[Act], Act], train: Train, tmp_path: Path) -> None:
     flags = ["--batch_size", "4", "--stage_two", "--start_stage_two", "1", "--ema", "--checkpoint_every_steps", "3"]
     whole, broken = train("whole/run", *flags), tmp_path / "run"

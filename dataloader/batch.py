@@ -76,6 +76,14 @@ class Batch:
         """Number of directed edges."""
         return self.senders.shape[0]
 
+    def without_edges(self) -> "Batch":
+        """The structures, their labels and sizes on the host: what tables and files are made of."""
+        none = self.senders[:0]
+        bare = replace(
+            self, senders=none, receivers=none, cell_shifts=self.cell_shifts[:0], shifts=self.shifts[:0], orders={}
+        )
+        return _map_tensors(bare, lambda tensor: tensor.cpu())
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; copies overlap with computing where the host memory is pinned.
 
@@ -232,7 +240,7 @@ def _label(quantity: Quantity, structures: Sequence[Structure], references: np.n
         return Label(torch.from_numpy(stacked), torch.from_numpy(labelled), torch.from_numpy(weights))
     shapes = [quantity.shape(s.n_atoms) for s in structures]
     rows = [np.zeros(shape) if value is None else value for value, shape in zip(values, shapes, strict=True)]
-    counted = [_counted_atoms(quantity, structure, free_atoms_only) for structure in structures]
+    counted = [counted_atoms(quantity, structure, free_atoms_only) for structure in structures]
     return Label(
         torch.from_numpy(np.concatenate(rows)),
         torch.from_numpy(np.concatenate(counted)),
@@ -240,8 +248,18 @@ def _label(quantity: Quantity, structures: Sequence[Structure], references: np.n
     )
 
 
-def _counted_atoms(quantity: Quantity, structure: Structure, free_atoms_only: bool) -> np.ndarray:
-    """Which atoms' labels count, (n_atoms,)."""
+def rows_of(structure: Structure, free_atoms_only: bool) -> dict[str, int]:
+    """Labelled rows of a structure by quantity, as ``collate`` counts them."""
+    return {
+        name: int(counted_atoms(quantity, structure, free_atoms_only).sum())
+        if quantity.per_atom
+        else int(structure.labels.get(name) is not None)
+        for name, quantity in QUANTITIES.items()
+    }
+
+
+def counted_atoms(quantity: Quantity, structure: Structure, free_atoms_only: bool) -> np.ndarray:
+    """Which atoms' labels of a quantity count, (n_atoms,)."""
     if quantity.name not in structure.labels:
         return np.zeros(structure.n_atoms, dtype=bool)
     if quantity.of_free_atoms and free_atoms_only and structure.free_atoms is not None:

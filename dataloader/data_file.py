@@ -167,6 +167,10 @@ class Source(Protocol):
         """What tells these data from others."""
         ...
 
+    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
+        """Rows with a label by quantity over some structures, as ``batch.collate`` counts them, without reading any."""
+        ...
+
     def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
         """Which records of LMDBs some structures are; none of other files."""
         ...

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataloader import progress
-from dataloader.batch import Batch, collate
+from dataloader.batch import Batch, added_rows, collate
 from dataloader.batching import Share, epoch_order
 from dataloader.data_file import Source
 from dataloader.errors import InputError
@@ -135,6 +135,14 @@ class Dataset:
             mine = self.places[:, 0] == s
             values[mine] = column[self.places[mine, 1]]
         return values
+
+    def labelled_rows(self, indices: NDArray[np.int64]) -> dict[str, int]:
+        """Rows with a label by quantity over some structures: those behind the means of their batch, unread."""
+        places = self.places[indices]
+        return added_rows(
+            self.sources[s].labelled_rows(places[places[:, 0] == s, 1], free_atoms_only=self.free_atoms_only)
+            for s in np.unique(places[:, 0]).tolist()
+        )
 
     def structure(self, i: int) -> Structure:
         """The i-th structure."""

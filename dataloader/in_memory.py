@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import input_files
+from dataloader.batch import added_rows, rows_of
 from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
 from dataloader.errors import InputError
 from dataloader.filters import FilterColumns, Filters, apply_filters, longest_force
@@ -171,6 +172,10 @@ class KeptSource:
     def identifier(self, i: int) -> str:
         """File and frame of the i-th usable structure."""
         return self.structures[i].identifier
+
+    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
+        """Rows with a label by quantity over some structures."""
+        return added_rows(rows_of(self.structures[int(i)], free_atoms_only) for i in indices)
 
     def edges(self, r_max: float) -> None:
         """None: graphs of structures in memory are built where they are needed, and kept."""

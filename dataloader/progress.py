@@ -17,8 +17,15 @@ QUIET = 10.0  # s without a word before a line is written
 BETWEEN = 10.0  # s from one line of the same work to the next
 DELAY = 1.0  # s before a bar appears
 
+_quiet = False  # in the processes of a run that leave all words to the first
 _spoken = clock()  # when a line was written last, by anybody
 _running: list["ProgressBar"] = []
+
+
+def be_quiet() -> None:
+    """Show nothing from now on: another process of the run does."""
+    global _quiet
+    _quiet = True
 
 
 def spoken() -> None:
@@ -30,7 +37,7 @@ def spoken() -> None:
 def due(said: float | None) -> bool:
     """Whether a line is due from work that wrote its own last one at ``said``: never in what lasts for seconds only."""
     now = clock()
-    return now - _spoken >= QUIET and (said is None or now - said >= BETWEEN)
+    return not _quiet and now - _spoken >= QUIET and (said is None or now - said >= BETWEEN)
 
 
 def look() -> None:
@@ -41,7 +48,7 @@ def look() -> None:
 
 def on_a_terminal() -> bool:
     """Whether a bar can be shown."""
-    return sys.stderr.isatty()
+    return not _quiet and sys.stderr.isatty()
 
 
 def lasting(seconds: float) -> str:

@@ -51,6 +51,10 @@ class Adjusted:
         """Directed edges of every usable structure within ``r_max`` (Å), where the file knows them."""
         return self.source.edges(r_max)
 
+    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
+        """Rows with a label by quantity over some structures."""
+        return self.source.labelled_rows(indices, free_atoms_only=free_atoms_only)
+
     def content(self) -> bytes:
         """What tells the data from others: the content of the file, and what was given for it."""
         return self.source.content() + repr((self.head, self.weight, self.ratio)).encode()

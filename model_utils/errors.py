@@ -2,7 +2,16 @@
 
 from dataloader.errors import InputError
 
-__all__ = ["InputError", "NonFiniteError", "Preempted", "SaveError", "StopRequested", "VerificationError"]
+__all__ = [
+    "InputError",
+    "NonFiniteError",
+    "PeerFailed",
+    "PeerLost",
+    "Preempted",
+    "SaveError",
+    "StopRequested",
+    "VerificationError",
+]
 
 
 class VerificationError(Exception):
@@ -27,6 +36,20 @@ class Preempted(Exception):
     """The run was asked to stop, saved its state and can be resumed (EX_TEMPFAIL: a scheduler may requeue it)."""
 
     exit_code = 75
+
+
+class PeerFailed(Exception):
+    """Another process of the run failed, and says why; this one ends with the same code and says nothing."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of the run failed")
+        self.exit_code = exit_code
+
+
+class PeerLost(Exception):
+    """Another process of the run is gone without a word, as after ``kill -9``."""
+
+    exit_code = 1
 
 
 class StopRequested(BaseException):

@@ -14,6 +14,8 @@ import torch
 
 from dataloader import progress, streams
 from dataloader.errors import InputError
+from model_utils.ranks.joining import this_rank
+from model_utils.ranks.rank import Rank
 
 log = logging.getLogger("mace_pretrain")
 logging.raiseExceptions = False  # a line that cannot be written must not print a traceback
@@ -46,6 +48,8 @@ def start(
     Raises:
         InputError: there is no such device.
     """
+    if threads is None:
+        threads = _own_share_of_cores()
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)  # parts of mace's forward make constants in it
@@ -57,6 +61,14 @@ def start(
     return find_device(device)
 
 
+def _own_share_of_cores() -> int | None:
+    """Threads for one of several processes on a machine whose cores they all may use; None: as torch has it."""
+    rank = this_rank()
+    usable = len(os.sched_getaffinity(0))
+    shared = rank.local_size > 1 and usable == os.cpu_count() and "OMP_NUM_THREADS" not in os.environ
+    return max(usable // rank.local_size, 1) if shared else None
+
+
 def find_device(name: str) -> torch.device:
     """A device by name; ``auto`` is CUDA where there is one.
 
@@ -64,7 +76,7 @@ def find_device(name: str) -> torch.device:
         InputError: there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -73,6 +85,9 @@ def find_device(name: str) -> torch.device:
         raise InputError(f"--device {name} is not supported; expected cpu, cuda, cuda:N or auto")
     if device.type == "cpu" and device.index:
         raise InputError(f"--device {name}: the processors are one device, cpu; --threads says how many are used")
+    rank = this_rank()
+    if device.type == "cuda" and device.index is None and rank.local_size > 1:
+        return _own_of_several(rank)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -80,10 +95,29 @@ def find_device(name: str) -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")
 
 
+def _own_of_several(rank: Rank) -> torch.device:
+    """The GPU of this process among those on its machine.
+
+    Raises:
+        InputError: there are fewer GPUs than processes.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count != 1 and count < rank.local_size:
+        raise InputError(
+            f"{rank}: {rank.local_size} processes on this machine see {count} GPUs; start as many processes as GPUs"
+        )
+    device = torch.device("cuda", 0 if count == 1 else rank.local)  # where a launcher shows each its own
+    torch.cuda.set_device(device)
+    return device
+
+
 def start_log(path: Path | None) -> None:
     """Log to the terminal and, where a path is given, to a file that is added to."""
+    rank = this_rank()
+    if not rank.is_first:
+        progress.be_quiet()
     progress.spoken()
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if rank.is_first else logging.CRITICAL)  # what all find, the first says
     log.propagate = False
     for handler in list(log.handlers):
         log.removeHandler(handler)
@@ -91,6 +125,15 @@ def start_log(path: Path | None) -> None:
     log.addHandler(_formatted(_BesideProgress()))
     if path is not None:
         log.addHandler(_formatted(_LogFile(path)))
+
+
+def speak_of_own() -> None:
+    """From now on what is warned of is this process's own matter: of other processes than the first too."""
+    rank = this_rank()
+    if not rank.is_first:
+        log.setLevel(logging.WARNING)
+        for handler in log.handlers:
+            handler.setFormatter(_OneLine(f"%(asctime)s {rank}: %(message)s", datefmt="%H:%M:%S"))
 
 
 def hold_log() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from model_utils.ranks import joining
 from model_utils.run.interruption import Interruption, leave
 from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
@@ -14,17 +15,17 @@ from model_utils.settings.options import TrainOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or continue with --resume auto; returns the exit code."""
-    return cli.run(TrainOptions, train, argv)
+    return cli.run(TrainOptions, train, argv, parallel=True)
 
 
 def train(options: TrainOptions) -> None:
     """A run from a model.json."""
-    with Interruption() as stop:
+    with Interruption(with_others=joining.has_others()) as stop:
         # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
         from model_utils.models import description as model_json
         from model_utils.run import training
 
-        training.train(options, model_json.read(options.input_json), stop)
+        training.train(options, model_json.read(options.input_json), stop, joining.group_of(stop))
 
 
 if __name__ == "__main__":

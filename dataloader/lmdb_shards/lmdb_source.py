@@ -288,6 +288,17 @@ class LmdbSource:
             )
         return structure
 
+    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
+        """Rows with a label by quantity over some structures, from the columns of the index."""
+        bits = self.labels[indices]
+        free = self.free_components[indices].astype(np.int64) // 3 if free_atoms_only else None
+        n_atoms = self.n_atoms[indices].astype(np.int64)
+        rows = dict[str, int]()
+        for name, quantity in QUANTITIES.items():
+            of_one = (free if free is not None and quantity.of_free_atoms else n_atoms) if quantity.per_atom else 1
+            rows[name] = int(((bits & index_bits.label_bit(name) > 0) * of_one).sum())
+        return rows
+
     def edges(self, r_max: float) -> NDArray[np.uint32]:
         """Directed edges of every usable record, (len,); counted in parallel once, and kept beside the index.
 

@@ -7,8 +7,12 @@ from losses import Loss
 from model_utils.files.outputs import Outputs
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.description import ModelDescription
+from model_utils.ranks.group import Group
+from model_utils.ranks.joining import idle_warning
 from model_utils.run import loggers
 from model_utils.run.assemble import logger_names
+from model_utils.run.parts import numbers_of_processes
+from model_utils.run.steps import DealtSteps, Steps
 from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions
 
@@ -73,6 +77,32 @@ def announce_new_files(options: TrainOptions, outputs: Outputs, description: Mod
     of_loggers = loggers.announced(logger_names(options.run), outputs.checkpoint.parent)
     for path, what in chain(files, of_loggers):
         log.info("will write %s: %s", path, what)
+
+
+def announce_ranks(group: Group, steps: Steps) -> None:
+    """Say how many processes there are, to how many parts they deal a step, and which other numbers keep the bits."""
+    rank = group.rank
+    if (idle := idle_warning()) is not None:
+        log.warning("warning: %s", idle)
+    if not isinstance(steps, DealtSteps):
+        return
+    dealt = steps.dealt(0)
+    log.info(
+        "%d process%s (%s): a step of %d structures is dealt to %d parts of %d to %d, %.0f to %.0f edges each in cost; "
+        "%.3f of the time none waits for another",
+        rank.size,
+        "es" * (rank.size > 1),
+        rank.launcher if rank.size > 1 else "alone",
+        dealt.sizes.sum(),
+        steps.n_parts,
+        dealt.sizes.min(),
+        dealt.sizes.max(),
+        dealt.costs.min(),
+        dealt.costs.max(),
+        dealt.balance(rank.size),
+    )
+    numbers = ", ".join(map(str, numbers_of_processes(steps.n_parts)))
+    log.info("the run may go on with %s processes and give the same bits", numbers)
 
 
 def announce_place(options: TrainOptions, outputs: Outputs) -> None:

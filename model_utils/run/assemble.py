@@ -18,6 +18,7 @@ from model_utils.errors import InputError
 from model_utils.model_loader import PairWriter
 from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, Parameters
+from model_utils.ranks.group import ALONE, Group
 from model_utils.run import loggers
 from model_utils.run.budget import measured_edges
 from model_utils.run.ema import ExponentialMovingAverage
@@ -25,6 +26,7 @@ from model_utils.run.evaluation import EvaluatedData, Evaluator, evaluate
 from model_utils.run.fit import FitPlan, Stage
 from model_utils.run.open_data import TrainingData
 from model_utils.run.step import loss_and_gradients
+from model_utils.run.steps import DealtSteps, Steps, StepsInTurn
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.runtime import log
@@ -62,6 +64,8 @@ class AssembledRun:
         writer: of checkpoint and best model.
         prepare: adds to a batch what the network needs besides.
         batches: of any epoch.
+        steps: of any epoch, made of them.
+        group: the processes of the run.
         state: all that must survive a preemption, besides the raw weights.
         plan: how long to train and what to do when.
     """
@@ -72,6 +76,8 @@ class AssembledRun:
     writer: PairWriter
     prepare: Prepare
     batches: EpochBatches
+    steps: Steps
+    group: Group
     state: TrainState
     plan: FitPlan
 
@@ -149,6 +155,16 @@ def training_batches(
     return EpochBatches(data.train, budget_of(options.batches), options.run.seed, loader)
 
 
+def training_steps(
+    options: TrainOptions, batches: EpochBatches, n_parts: int, group: Group, device: torch.device
+) -> Steps:
+    """The optimizer steps: of whole batches computed in turn, or dealt to a number of parts."""
+    accumulate = options.optimizer.accumulate_batches
+    if n_parts == 1:
+        return StepsInTurn(batches, accumulate)
+    return DealtSteps(batches, accumulate, n_parts, group, device)
+
+
 def evaluator(
     dataset: Dataset,
     options: BatchOptions,
@@ -158,12 +174,13 @@ def evaluator(
     what: str = "evaluation",
     everything: bool = False,
     prepare: Prepare | None = None,
+    group: Group = ALONE,
 ) -> Evaluator:
     """What evaluates a data set in batches within the limits of the options; see `Evaluator`."""
     pinned = device.type == "cuda"
     loader = Loader(dataset, num_workers=options.num_workers, pin_memory=pinned, prepare=prepare)
     evaluated = EvaluatedData(dataset, budget_of(options), loader)
-    return Evaluator(evaluated, device, watch, what=what, everything=everything)
+    return Evaluator(evaluated, device, watch, what=what, everything=everything, group=group)
 
 
 def logger_names(options: RunOptions) -> tuple[str, ...]:
@@ -222,7 +239,6 @@ def fit_plan(options: TrainingOptions, *, judge_first: bool = False) -> FitPlan:
         epochs=run.epochs,
         stages=stages(options),
         max_steps=run.max_steps,
-        accumulate=options.optimizer.accumulate_batches,
         clip_grad=options.optimizer.clip_grad,
         patience=run.patience,
         validate_every=run.validate_every,
@@ -240,6 +256,7 @@ def training_state(
     description: ModelDescription,
     device: torch.device,
     batches: EpochBatches,
+    step_parts: int = 1,
 ) -> TrainState:
     """A fresh state around a module with its first weights, which is moved to the device; some may be frozen.
 
@@ -261,6 +278,7 @@ def training_state(
         ema=ExponentialMovingAverage(parameters, chosen.ema_decay) if chosen.ema else None,
         tally=Tally.empty(device),
         device=device,
+        step_parts=step_parts,
     )
 
 

@@ -17,7 +17,8 @@ from dataloader import durable
 from dataloader.dataset import Dataset
 from model_utils import model_loader
 from model_utils.files.outputs import Outputs
-from model_utils.models.description import ModelDescription
+from model_utils.models.description import ModelDescription, parse
+from model_utils.ranks.group import Group
 from model_utils.run import announcement, finetuning, new_energies, open_data, replaying, resuming
 from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
 from model_utils.run.continuation import UNCHANGED, Changes, take_over
@@ -47,6 +48,11 @@ class Beginning(Protocol):
     @property
     def threads(self) -> int | None:
         """CPU threads unless --threads is given; None: torch's choice."""
+        ...
+
+    @property
+    def step_parts(self) -> int | None:
+        """Parts to which a step is dealt unless --step_parts is given; None: as the processes ask for."""
         ...
 
     @property
@@ -143,6 +149,7 @@ class _NewRun:
 
     description: ModelDescription
     threads: int | None = None
+    step_parts: int | None = None
     known_records = KnownRecords()
 
     def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
@@ -277,6 +284,11 @@ class Continued:
         return before
 
     @property
+    def step_parts(self) -> int | None:
+        """The number it had."""
+        return int(self.stored.computed_on["step_parts"])
+
+    @property
     def source(self) -> Mapping[str, str] | None:
         """Path and hash that the checkpoint records."""
         return self.stored.source
@@ -341,6 +353,7 @@ def beginning_of_training(
     options: TrainOptions,
     outputs: Outputs,
     description: ModelDescription,
+    group: Group,
     changes: Changes = UNCHANGED,
 ) -> Fresh | Continued:
     """How a training begins: anew, or with --resume where a run is at its place.
@@ -349,6 +362,7 @@ def beginning_of_training(
         options: of the run.
         outputs: its place, which nobody else writes.
         description: of the network.
+        group: the processes of the run, of which the first looks at the place.
         changes: what a continued run does otherwise.
 
     Raises:
@@ -356,6 +370,17 @@ def beginning_of_training(
             contradict those of the run.
         VerificationError: the run there is of another network, or all of its checkpoints are damaged.
     """
+    if not group.rank.is_first:
+        stored = resuming.run_of_first(group)
+        return Fresh(description) if stored is None else Continued(stored, changes)
+    beginning = _beginning_at(options, outputs, description, changes)
+    resuming.say_run(group, beginning.stored if isinstance(beginning, Continued) else None)
+    return beginning
+
+
+def _beginning_at(
+    options: TrainOptions, outputs: Outputs, description: ModelDescription, changes: Changes
+) -> Fresh | Continued:
     if options.output.resume is None:
         _refuse_other_files(options, outputs, description, of_author=True)
         return Fresh(description)
@@ -371,7 +396,7 @@ def beginning_of_training(
 
 @contextmanager
 def beginning_of_finetuning(
-    options: FinetuneOptions, outputs: Outputs, stop: Interruption
+    options: FinetuneOptions, outputs: Outputs, stop: Interruption, group: Group
 ) -> Iterator[tuple[TrainOptions, Beginning]]:
     """How a fine-tuning begins: with its source, or with --resume where it stood.
 
@@ -379,6 +404,7 @@ def beginning_of_finetuning(
         options: of the fine-tuning.
         outputs: its place, which nobody else writes.
         stop: signals, which may come while the source labels what is replayed.
+        group: the processes of the run, of which the first looks at the place and writes labels.
 
     Yields:
         Settings of the run, as a training of the model.json that will lie beside its checkpoint, and its beginning.
@@ -388,33 +414,49 @@ def beginning_of_finetuning(
         InputError: source, data or place cannot be used.
         VerificationError: the source or the stored run is damaged.
     """
-    stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
-    if stored is not None:
+    description = _description_at(options, outputs, group)
+    if description is not None:
         labels = replaying.replayed_file(options, outputs)
-        settings = finetuning.settings(options, stored.description.heads, labels)
-        yield settings, beginning_of_training(settings, outputs, stored.description)
+        settings = finetuning.settings(options, description.heads, labels)
+        yield settings, beginning_of_training(settings, outputs, description, group)
         return
-    finetuning.refuse_place(options, outputs)
-    with replaying.place_to_label(options, outputs) as labels:
+    if group.rank.is_first:
+        finetuning.refuse_place(options, outputs)
+    with replaying.place_to_label(options, outputs, group) as labels:
         origin = new_energies.with_given(finetuning.origin(options), options)
         settings = finetuning.settings(options, origin.description.heads, labels)
         if labels is not None and options.replay_labels == "source":
-            replaying.label(options, origin.source, labels, stop)
+            replaying.label(options, origin.source, labels, stop, group)
         if options.E0s in new_energies.OF_DATA:
             origin = new_energies.of_data(origin, options, settings)
-        yield settings, _from_model(settings, outputs, origin)
+        yield settings, _from_model(settings, outputs, origin, group)
 
 
-def _from_model(options: TrainOptions, outputs: Outputs, origin: Origin) -> FromModel:
+def _description_at(options: FinetuneOptions, outputs: Outputs, group: Group) -> ModelDescription | None:
+    """The structure of the fine-tuning that goes on at a place; None where one begins."""
+
+    def look() -> bytes:
+        stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
+        return b"" if stored is None else stored.description.canonical_text().encode()
+
+    text = group.of_first(look).decode()
+    return parse(text, str(outputs.checkpoint)) if text else None
+
+
+def _from_model(options: TrainOptions, outputs: Outputs, origin: Origin, group: Group) -> FromModel:
     """A fine-tuning where no checkpoint of it was found.
 
     Raises:
         InputError: the place holds files of something else.
     """
-    if options.output.resume is None:
-        _refuse_other_files(options, outputs, origin.description, of_author=False)
-    else:
-        resuming.refuse_remains(outputs)
+
+    def look() -> None:
+        if options.output.resume is None:
+            _refuse_other_files(options, outputs, origin.description, of_author=False)
+        else:
+            resuming.refuse_remains(outputs)
+
+    group.once(look)
     return FromModel(origin)
 
 

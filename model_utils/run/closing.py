@@ -15,7 +15,7 @@ from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
 from model_utils.run import assemble
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.fit import FinalRecord
-from model_utils.run.run_files import RunFiles
+from model_utils.run.no_files import Files
 from model_utils.runtime import dtype_name, log
 
 COMPARED = 2  # structures
@@ -23,7 +23,7 @@ MOST_ATOMS = 256  # of one of them: less than a second of mace's forward pass
 MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
 
 
-def report_best(run: AssembledRun, outputs: Outputs, files: RunFiles) -> None:
+def report_best(run: AssembledRun, outputs: Outputs, files: Files) -> None:
     """Evaluate the best model, as it lies on the disk, on training (at most a sample), validation and test data.
 
     Args:
@@ -34,10 +34,11 @@ def report_best(run: AssembledRun, outputs: Outputs, files: RunFiles) -> None:
     Raises:
         SaveError: the module or the last record could not be written; checkpoint and best model are.
     """
-    best = model_loader.load(outputs.model, restore_sidecar=True)
+    is_first = run.group.rank.is_first
+    best = model_loader.load(outputs.model, restore_sidecar=is_first)
     options = run.options
     failed = None
-    if options.output.export_mace_model and opens_in_mace(best.description):
+    if is_first and options.output.export_mace_model and opens_in_mace(best.description):
         try:
             export_for_mace(outputs, best, run.data.train)  # before it leaves the CPU
         except OSError as error:
@@ -78,7 +79,9 @@ def _judged(run: AssembledRun, best: LoadedModel) -> FinalRecord:
     rows: dict[str, Metrics] = {}
     for name, dataset in sets.items():
         what = f"errors of the best model, {name}"
-        evaluator = assemble.evaluator(dataset, options.batches, device, what=what, prepare=network.prepared)
+        evaluator = assemble.evaluator(
+            dataset, options.batches, device, what=what, prepare=network.prepared, group=run.group
+        )
         errors[name], by_source = evaluator(network, parameters, loss)
         if len(by_source) == 1:  # its row is that of the set, with the head where the source has one
             rows[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = errors[name]

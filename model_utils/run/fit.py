@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,24 +16,13 @@ from losses import Loss, Metrics, metrics
 from model_utils.errors import InputError, NonFiniteError, Preempted, SaveError, StopRequested
 from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
+from model_utils.run.steps import Step, Steps
 from model_utils.run.train_state import Tally, TrainState
 from optimizer import scheduler_step
 
 CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
 FIRST_RETRY = 30.0  # s until a save that failed is tried again, doubled each time up to
 LAST_RETRY = 600.0
-
-
-class Batches(Protocol):
-    """The training data of any epoch."""
-
-    def plan(self, epoch: int) -> Sequence[NDArray[np.int64]]:
-        """Indices of the structures of every batch of an epoch."""
-        ...
-
-    def batches(self, plan: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
-        """The batches of (a part of) a plan."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +49,6 @@ class FitPlan:
     epochs: int
     stages: tuple[Stage, ...]  # in their order, at least one; the first begins with the run
     max_steps: int | None = None
-    accumulate: int = 1
     clip_grad: float = 0.0
     patience: int | None = None
     validate_every: int = 1
@@ -134,10 +121,11 @@ class Hooks:
     save: Callable[[TrainState, str], bool]  # state, reason; False: not now, it is tried again later
     save_last: Callable[[TrainState, str], None]  # the same where no later try will come; raises SaveError
     watch: Callable[[Iterator[Batch]], Iterator[Batch]]  # the same batches; raises StopRequested between two of them
+    meet: Callable[[], None]  # after a step: raises StopRequested where another process was asked to stop
     names: Callable[[Sequence[int]], str]  # of structures, for a message
 
 
-def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
+def fit(state: TrainState, data: Steps, plan: FitPlan, hooks: Hooks) -> None:
     """Train until the plan is fulfilled.
 
     A request to stop is met between steps, between the batches of a validation, and while data are waited for; the
@@ -171,13 +159,13 @@ def fit(state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
 class _Run:
     """One call of ``fit``; whatever must survive it is in the state."""
 
-    def __init__(self, state: TrainState, data: Batches, plan: FitPlan, hooks: Hooks) -> None:
+    def __init__(self, state: TrainState, data: Steps, plan: FitPlan, hooks: Hooks) -> None:
         self.state = state
         self.data = data
         self.plan = plan
         self.hooks = hooks
         self.scheduler_step = scheduler_step(state.schedule)
-        self.unchecked: list[tuple[Tensor, tuple[int, ...]]] = []
+        self.unchecked: list[tuple[Tensor, NDArray[np.int64]]] = []
         self.check_every = CHECK_EVERY_ON_GPU if state.device.type == "cuda" else 1
         self.saved_at = time.monotonic()
         self.epoch_began = self.saved_at
@@ -248,26 +236,25 @@ class _Run:
         """The rest of an epoch, its lines, validation and checkpoint; stops early at ``max_steps``."""
         progress = self.state.progress
         self.epoch_began = time.monotonic()
-        batch_plan = self.data.plan(progress.epoch)
-        size = self.plan.accumulate
-        groups = [batch_plan[i : i + size] for i in range(0, len(batch_plan), size)]
-        rest = groups[progress.steps_in_epoch :]
-        batches = self.hooks.watch(self.data.batches([indices for group in rest for indices in group]))
-        for group in rest:
-            self._optimizer_step([next(batches).to(self.state.device) for _ in group])
-            self.hooks.on_step(self.state, len(groups), self.loss)
+        steps = self.data.of_epoch(progress.epoch)
+        rest = steps[progress.steps_in_epoch :]
+        batches = self.hooks.watch(self.data.batches(rest))
+        for step in rest:
+            self._optimizer_step(step, [next(batches).to(self.state.device) for _ in range(step.n_batches)])
+            self.hooks.on_step(self.state, len(steps), self.loss)
             self._after_step()
+            self.hooks.meet()
             if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
                 return
         self._end_epoch()
 
-    def _optimizer_step(self, batches: Sequence[Batch]) -> None:
+    def _optimizer_step(self, step: Step, batches: Sequence[Batch]) -> None:
         state = self.state
         progress = state.progress
         with naming(self.hooks.names):
-            result = loss_and_gradients(state.network, state.parameters, batches, self.loss)
+            result = loss_and_gradients(state.network, state.parameters, batches, self.loss, step.addition)
         norm = torch.nn.utils.get_total_norm(result.gradients)
-        self._remember(result, norm, batches)
+        self._remember(result, norm, step.members)
         if self.plan.clip_grad > 0:
             scale = torch.clamp(self.plan.clip_grad / (norm + 1e-6), max=1.0)
             torch._foreach_mul_(result.gradients, scale)
@@ -279,12 +266,12 @@ class _Run:
         state.tally.add(result.sums, norm, self.plan.clip_grad)
         progress.step += 1
         progress.steps_in_epoch += 1
-        progress.samples += sum(batch.n_structures for batch in batches)
+        progress.samples += len(step.members)
         self.scheduler_step()
 
-    def _remember(self, result: StepResult, norm: Tensor, batches: Sequence[Batch]) -> None:
+    def _remember(self, result: StepResult, norm: Tensor, members: NDArray[np.int64]) -> None:
         """Keep loss and norm to be looked at; on a CPU at once, before the weights are touched."""
-        self.unchecked.append((result.loss + norm, tuple(i for batch in batches for i in batch.index)))
+        self.unchecked.append((result.loss + norm, members))
         if len(self.unchecked) >= self.check_every:
             self._refuse_non_finite()
 
@@ -292,12 +279,12 @@ class _Run:
         if not self.unchecked:
             return
         finite = torch.isfinite(torch.stack([value for value, _ in self.unchecked])).tolist()
-        for good, (_, indices) in zip(finite, self.unchecked, strict=True):
+        for good, (_, members) in zip(finite, self.unchecked, strict=True):
             if not good:
                 raise NonFiniteError(
                     f"loss or gradient is not finite after step {self.state.progress.step} for the batch of "
-                    f"{self.hooks.names(indices)}; nothing of it was saved: look at these structures, lower --lr, "
-                    "or use --forces_loss huber"
+                    f"{self.hooks.names(members.tolist())}; nothing of it was saved: look at these structures, lower "
+                    "--lr, or use --forces_loss huber"
                 )
         self.unchecked.clear()
 

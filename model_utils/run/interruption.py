@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ Item = TypeVar("Item")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_DELIVERY = 0.5  # s: SLURM without a grace time sends SIGTERM twice, 7 to 17 ms apart on an idle machine
 RESERVE = 2.0  # s kept for the end of the process
+PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after a signal
 
 
 class Interruption:
@@ -29,9 +31,15 @@ class Interruption:
     Outside ``deferred`` a signal raises StopRequested where it arrives: nothing of the run is in memory only. Inside,
     it is remembered, and ``watch`` raises it between two batches or while one is waited for, so that the state that is
     then saved is that of a finished step. A second signal ends the process at once, with 128 + its number.
+
+    Args:
+        with_others: other processes compute the run too. Then nobody leaves by himself: a request is remembered, all
+            processes hear of it at the next step, and ``group.Group`` raises it in all of them. Where no step comes to
+            an end within ``PATIENCE``, as where data or another process stall, this process leaves as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_others: bool = False) -> None:
+        self.with_others = with_others
         self.reason: str | None = None
         self.save_seconds = 0.0  # the longest save so far; whoever saves keeps it up to date
         self._began = time.monotonic()
@@ -49,7 +57,8 @@ class Interruption:
             os.set_blocking(self._pipe[1], False)
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0],), daemon=True).start()
+            patience = PATIENCE if self.with_others else None
+            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], patience), daemon=True).start()
             _listening = True
         return self
 
@@ -93,9 +102,9 @@ class Interruption:
         iterator = iter(items)
         while True:
             self._look_at_the_clock()
-            self._at_once = True
+            self._at_once = not self.with_others
             try:
-                if self.reason is not None:
+                if self.reason is not None and self._at_once:
                     raise StopRequested(self.reason)
                 item = next(iterator, _END)
             finally:
@@ -111,7 +120,7 @@ class Interruption:
         try:
             yield
         finally:
-            self._at_once = True
+            self._at_once = not self.with_others
 
     def _look_at_the_clock(self) -> None:
         """Stop when another step (or batch of a validation) and a save might not fit into the time left."""
@@ -134,16 +143,29 @@ _END = object()
 _listening = False
 
 
-def _leave_at_the_second(pipe: int) -> None:
-    """Read signal numbers as they arrive, also while the main thread is inside a long operation of torch."""
+def _leave_at_the_second(pipe: int, patience: float | None) -> None:
+    """Read signal numbers as they arrive, also while the main thread is inside a long operation of torch.
+
+    Args:
+        pipe: of the numbers; its end is the end of listening.
+        patience: s after the first signal, until this process leaves without having saved; None: for ever.
+    """
     first = None
     with os.fdopen(pipe, "rb", buffering=0) as stream:
-        while number := stream.read(1):
+        while True:
+            wait = None if first is None or patience is None else max(first + patience - time.monotonic(), 0.0)
+            readable, _, _ = select.select([stream], [], [], wait)
+            if not readable:
+                print("stopped: no step ended since the signal; the last checkpoint goes on", file=sys.stderr)
+                end_at_once(Preempted.exit_code)
+            number = stream.read(1)
+            if not number:
+                return
             if number[0] in SIGNALS:
                 if first is None:
                     first = time.monotonic()
                 elif time.monotonic() - first > ONE_DELIVERY:
-                    _leave_without_a_word(128 + number[0])
+                    end_at_once(128 + number[0])
 
 
 def leave(code: int) -> None:
@@ -168,7 +190,8 @@ def _end_workers() -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _leave_without_a_word(code: int) -> None:
+def end_at_once(code: int) -> None:
+    """End the process and its workers, from any thread; what is not on the disk is lost."""
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)

@@ -5,19 +5,22 @@ import time
 import numpy as np
 
 from dataloader.batch import Batch
-from dataloader.loader import EpochBatches
 from model_utils.run import memory
-from model_utils.run.fit import FitPlan
+from model_utils.run.assemble import AssembledRun
 from model_utils.run.log_lines import describe_groups
 from model_utils.run.step import StepResult, loss_and_gradients
-from model_utils.run.train_state import TrainState
 from model_utils.runtime import dtype_name, log
 
 EPOCHS_LOOKED_AT = 5
 
 
-def largest_batch(batches: EpochBatches, epochs: int) -> Batch:
-    """The largest batch of the first epochs: by edges where they are counted already, by atoms where not."""
+def largest_batch(run: AssembledRun) -> Batch:
+    """The largest batch of the first epochs: by edges where they are counted already, by atoms where not.
+
+    Of a step that is dealt, the parts of the step with the largest batch, of which each process takes its largest.
+    """
+    batches = run.batches
+    epochs = run.plan.epochs
     sizes = batches.dataset.n_edges if batches.budget.edges is not None else batches.dataset.n_atoms
     largest = np.zeros(0, np.int64)
     size = -1
@@ -27,24 +30,28 @@ def largest_batch(batches: EpochBatches, epochs: int) -> Batch:
         if totals.max() > size:
             largest = plan[int(totals.argmax())].copy()  # a view would keep the whole plan
             size = int(totals.max())
-    [batch] = batches.batches([largest])
+    [batch] = batches.batches([run.steps.largest_part(largest)])
     return batch
 
 
-def try_batch(batch: Batch, state: TrainState, batches: EpochBatches, plan: FitPlan) -> StepResult:
+def try_batch(batch: Batch, run: AssembledRun) -> StepResult:
     """What the loop does with a batch, but for moving the weights.
 
     Raises:
         InputError: one of its structures does not fit into the memory.
     """
-    with memory.naming(batches.dataset.names):
-        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], plan.stage(1).loss)
+    state = run.state
+    with memory.naming(run.batches.dataset.names):
+        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], run.plan.stage(1).loss)
 
 
-def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPlan, n_valid: int) -> None:
+def report(largest: Batch, run: AssembledRun) -> None:
     """Sizes, memory and time of the run to come; the largest batch was tried before, so nothing is made anew."""
+    state = run.state
+    batches = run.batches
+    plan = run.plan
     began = time.monotonic()
-    value = float(try_batch(largest, state, batches, plan).loss)  # waits for a GPU
+    value = float(try_batch(largest, run).loss)  # waits for a GPU
     seconds = time.monotonic() - began
     batch_plan = batches.plan(0)
     n_edges = batches.dataset.n_edges
@@ -56,8 +63,8 @@ def report(largest: Batch, state: TrainState, batches: EpochBatches, plan: FitPl
     numbers = {name: p.numel() for name, p in state.parameters.items()}
     for line in describe_groups(state.optimizer.param_groups, numbers):
         log.info("%s", line)
-    log.info("structures: %d to train on, %d to validate on", len(batches.dataset), n_valid)
-    log.info("steps per epoch: %d (%d batches)", -(-len(batch_plan) // plan.accumulate), len(batch_plan))
+    log.info("structures: %d to train on, %d to validate on", len(batches.dataset), len(run.data.valid))
+    log.info("steps per epoch: %d (%d batches)", len(run.steps.of_epoch(0)), len(batch_plan))
     log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(edges))
     log.info(
         "largest batch: %d structures, %d atoms, %d edges; its loss is %.6g",

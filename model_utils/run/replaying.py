@@ -27,6 +27,7 @@ from model_utils.files.checkpoint import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network
+from model_utils.ranks.group import Group
 from model_utils.run import open_data
 from model_utils.run.assemble import evaluator, with_measured_evaluation_budget
 from model_utils.run.interruption import Interruption
@@ -41,17 +42,27 @@ def replayed_file(options: FinetuneOptions, outputs: Outputs) -> Path | None:
 
 
 @contextmanager
-def place_to_label(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path | None]:
+def place_to_label(options: FinetuneOptions, outputs: Outputs, group: Group) -> Iterator[Path | None]:
     """The file of what is replayed, before the source has labelled it; the user's where it needs no labels.
 
-    Where no training begins, the place is left as it was.
+    Where no training begins, the place is left as it was. Of several processes the first makes it.
 
     Yields:
         The file; None without replay.
     """
     if options.replay_labels == "file":
         yield options.replay
-    elif options.run.dry_run:  # writes nothing that stays
+    elif group.rank.is_first:
+        with _place_of_labels(options, outputs) as path:
+            group.of_first(lambda: os.path.realpath(path).encode())
+            yield path
+    else:
+        yield Path(group.of_first(bytes).decode())
+
+
+@contextmanager
+def _place_of_labels(options: FinetuneOptions, outputs: Outputs) -> Iterator[Path]:
+    if options.run.dry_run:  # writes nothing that stays
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / outputs.replay.name
     else:
@@ -96,7 +107,7 @@ def take_back(outputs: Outputs) -> None:
     )
 
 
-def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Interruption) -> None:
+def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Interruption, group: Group) -> None:
     """Write the structures of --replay with energies, forces and stress of the source, batch by batch.
 
     Raises:
@@ -108,21 +119,33 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     device = runtime.start(
         device=options.device.device, dtype=dtype, threads=options.device.threads, seed=options.run.seed
     )
+    group.connect(device)
     description = source.description
     head = options.replay_head if options.replay_head in description.heads else description.heads[0]
     data = _unlabelled(options, source, head, dtype)
     module = model_loader.copied(source.module).to(device)
     network = model_loader.build_network(module, options.run.step, description)
     try:
-        with stop.deferred(), durable.text_stream(path) as stream:
-            _write_labels(stream, options, data, network, stop)
+        with stop.deferred(), _written(path, group) as stream:
+            _write_labels(stream, options, data, network, stop, group)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+    group.once(lambda: None)  # the others open the file when it is complete
     log.info("replay: %d structures of %s have the labels of the source's head %s", len(data), options.replay, head)
 
 
+@contextmanager
+def _written(path: Path, group: Group) -> Iterator[TextIO]:
+    """The file, in the first process; the others have nothing to write."""
+    if group.rank.is_first:
+        with durable.text_stream(path) as stream:
+            yield stream
+    else:
+        yield io.StringIO()
+
+
 def _write_labels(
-    stream: TextIO, options: FinetuneOptions, data: Dataset, network: Network, stop: Interruption
+    stream: TextIO, options: FinetuneOptions, data: Dataset, network: Network, stop: Interruption, group: Group
 ) -> None:
     """Predict structures and write them as extended XYZ, batch by batch."""
     device = next(network.module.parameters()).device
@@ -136,6 +159,7 @@ def _write_labels(
         what="labels of the source",
         everything=True,  # stress too, though the structures have no label of it
         prepare=network.prepared,
+        group=group,
     )
 
     def write(batch: Batch, prediction: Prediction) -> None:

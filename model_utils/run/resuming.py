@@ -1,6 +1,10 @@
 """Which stored run goes on at a place: the newest valid checkpoint, and whether it is the run that was meant."""
 
+import hashlib
+import json
 import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,15 @@ from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs, checkpoints_in, damaged, is_previous, real
 from model_utils.models.description import ModelDescription, differing_fields
+from model_utils.ranks.group import Group
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.stored_run import StoredRun
 from model_utils.runtime import dtype_name, log
 from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
+
+LAGGING = (0.5, 2.0, 5.0)  # s until a network file system shows what another machine wrote
 
 
 def newest_checkpoint(path: Path) -> WeightsFile | None:
@@ -85,6 +92,42 @@ def run_to_continue(outputs: Outputs, begin_with: Path | None) -> StoredRun | No
     if not any(is_same_run(Path(entry["from"]), begin_with) for entry in begun.history):
         outputs.refuse_another_run()
     return begun
+
+
+def say_run(group: Group, stored: StoredRun | None) -> None:
+    """Tell the other processes which checkpoint the run goes on from, if any; called by the first."""
+
+    def text() -> bytes:
+        file = {} if stored is None else {"path": os.path.realpath(stored.path), "sha256": _sha256(stored.path)}
+        return json.dumps(file).encode()
+
+    group.of_first(text)
+
+
+def run_of_first(group: Group) -> StoredRun | None:
+    """The run that the first process found; the others read its checkpoint, and never choose by themselves.
+
+    Raises:
+        VerificationError: another file is seen here under its name, as on a network file system that lags behind.
+    """
+    said = json.loads(group.of_first(bytes))
+    if not said:
+        return None
+    path = Path(said["path"])
+    for pause in (*LAGGING, None):
+        if path.exists() and _sha256(path) == said["sha256"]:
+            return StoredRun.of_checkpoint(_with_state(checkpoint.read(path)))
+        if pause is not None:
+            time.sleep(pause)
+    raise VerificationError(
+        f"{path} is another file on {socket.gethostname()} than where the run's first process reads it; give "
+        "--output_checkpoint a folder that all machines share"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with input_files.opened(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_same_run(checkpoint_path: Path, other_path: Path) -> bool:

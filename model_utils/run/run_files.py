@@ -1,8 +1,10 @@
 """The files of a run while it lasts: what the loop's hooks write."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -14,6 +16,7 @@ from model_utils.errors import InputError, SaveError, VerificationError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.models.network import Network, Parameters
+from model_utils.ranks.group import ALONE, Group
 from model_utils.run.assemble import AssembledRun, logger_names
 from model_utils.run.beginning import Beginning
 from model_utils.run.epoch_progress import EpochProgress
@@ -23,8 +26,9 @@ from model_utils.run.interruption import Interruption
 from model_utils.run.log_lines import number_word
 from model_utils.run.loggers import LoggedRun, Loggers
 from model_utils.run.metrics_file import MetricsFile
+from model_utils.run.no_files import Files, NoFiles
 from model_utils.run.open_data import TrainingData
-from model_utils.run.train_state import TrainState
+from model_utils.run.train_state import Progress, TrainState
 from model_utils.runtime import dtype_name, log, write_log
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
 from model_utils.settings.options import TrainOptions
@@ -43,6 +47,7 @@ class RunFiles:
         record: what every checkpoint repeats: settings (``config``), identity of the data, history of continuations.
         stop: is asked between batches, and told how long a save takes.
         beginning: of the run.
+        group: the processes of the run, which wait while this one writes for the last time.
         loggers: names of those that hear of every record (``loggers.chosen``).
 
     Raises:
@@ -58,12 +63,14 @@ class RunFiles:
         stop: Interruption,
         beginning: Beginning,
         loggers: Sequence[str],
+        group: Group = ALONE,
     ) -> None:
         self.outputs = outputs
         self.writer = writer
         self.data = data
         self.record = record
         self.stop = stop
+        self.group = group
         self.is_fine_tuned = beginning.is_fine_tuned
         self._write_settings()
         if data.was_split:
@@ -108,6 +115,7 @@ class RunFiles:
             save=self.save,
             save_last=self.save_last,
             watch=self.stop.watch,
+            meet=self.group.raise_if_asked,
             names=self.data.train.names,
         )
 
@@ -188,6 +196,9 @@ class RunFiles:
         Raises:
             SaveError: it could not be written; the generations before are untouched.
         """
+        self.group.once(lambda: self._save_patiently(state, reason))
+
+    def _save_patiently(self, state: TrainState, reason: str) -> None:
         self.epoch_progress.close()  # the last epoch may have ended before its last step
         for pause in (*PAUSES, None):
             try:
@@ -218,6 +229,10 @@ class RunFiles:
         """
         self.metrics.close()
 
+    def close_loggers(self) -> None:
+        """Close the loggers, however the run ended."""
+        self.loggers.close()
+
 
 def opened(
     run: AssembledRun,
@@ -225,7 +240,7 @@ def opened(
     beginning: Beginning,
     record: Mapping[str, Any],
     stop: Interruption,
-) -> RunFiles:
+) -> Files:
     """Remove another run where asked, write descriptions and settings, and open what the loop adds to.
 
     Only now has every input been looked at: until here nothing was written, and another run's files are still there.
@@ -240,6 +255,22 @@ def opened(
     Raises:
         InputError: a file cannot be written.
     """
+    state = run.state
+    if not run.group.rank.is_first:
+        state.progress = Progress(**json.loads(run.group.of_first(bytes)))
+        return NoFiles(run.data, stop, run.group)
+    files = _opened_by_first(run, outputs, beginning, record, stop)
+    run.group.of_first(lambda: json.dumps(asdict(state.progress)).encode())  # the best model may be gone
+    return files
+
+
+def _opened_by_first(
+    run: AssembledRun,
+    outputs: Outputs,
+    beginning: Beginning,
+    record: Mapping[str, Any],
+    stop: Interruption,
+) -> RunFiles:
     options = run.options
     try:
         if options.output.overwrite:
@@ -248,7 +279,7 @@ def opened(
         write_log(outputs.log)
         beginning.write_descriptions(options, outputs)
         names = logger_names(options.run)
-        files = RunFiles(outputs, run.writer, run.data, record, stop, beginning, names)
+        files = RunFiles(outputs, run.writer, run.data, record, stop, beginning, names, run.group)
         if files.metrics.mended:
             files.save(run.state, "records")
         return files

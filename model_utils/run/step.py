@@ -1,8 +1,10 @@
 """One optimizer step's gradient: (parameters, batches) → (loss, gradients, sums and counts)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +24,51 @@ class StepResult:
     sums: Tensor  # in the order of losses.sum_names
 
 
-def loss_and_gradients(network: Network, parameters: Parameters, batches: Sequence[Batch], loss: Loss) -> StepResult:
+class Addition(Protocol):
+    """How the micro-batches of an optimizer step are added."""
+
+    def rows(self, batches: Sequence[Batch]) -> Rows:
+        """The labelled rows of the whole step, of which the batches may be a part."""
+        ...
+
+    def pieces(self, batch: Batch) -> Sequence[Batch]:
+        """What of a micro-batch is computed at once."""
+        ...
+
+    def total(self, parts: Iterable[StepResult], like: Sequence[Tensor], loss: Loss, rows: Rows) -> StepResult:
+        """The whole step from what was computed here, one result for each batch.
+
+        Args:
+            parts: of the batches, in order.
+            like: the parameters.
+            loss: of the stage.
+            rows: labelled rows of the whole step.
+        """
+        ...
+
+
+class InTurn:
+    """One micro-batch after the other, all in this process."""
+
+    def rows(self, batches: Sequence[Batch]) -> Rows:
+        """Those of the batches."""
+        return added_rows(batch.rows for batch in batches)
+
+    def pieces(self, batch: Batch) -> Sequence[Batch]:
+        """All of it, as the budget cut it."""
+        return (batch,)
+
+    def total(self, parts: Iterable[StepResult], like: Sequence[Tensor], loss: Loss, rows: Rows) -> StepResult:
+        """Their sum in working precision."""
+        return reduce(added, parts)
+
+
+IN_TURN = InTurn()
+
+
+def loss_and_gradients(
+    network: Network, parameters: Parameters, batches: Sequence[Batch], loss: Loss, addition: Addition = IN_TURN
+) -> StepResult:
     """Loss of several micro-batches together and its gradient by every parameter.
 
     The labelled rows behind the means are known before the first backward pass, so any division into micro-batches
@@ -34,20 +80,24 @@ def loss_and_gradients(network: Network, parameters: Parameters, batches: Sequen
         parameters: its trainable tensors.
         batches: micro-batches on the network's device.
         loss: weights and shapes of the terms.
+        addition: how the micro-batches, of this process and of others, are added.
 
     Raises:
         TooLarge: a single structure does not fit into the memory.
     """
-    rows = added_rows(batch.rows for batch in batches)
+    rows = addition.rows(batches)
     tensors = list(parameters.values())
 
     def micro_step(batch: Batch) -> StepResult:
         return _micro_step(network, parameters, tensors, batch, loss, rows)
 
-    return reduce(_added, (result for batch in batches for result in in_parts(micro_step, batch)))
+    pieces = (addition.pieces(batch) for batch in batches)
+    results = (reduce(added, chain(*(in_parts(micro_step, piece) for piece in own))) for own in pieces)
+    return addition.total(results, tensors, loss, rows)
 
 
-def _added(total: StepResult, part: StepResult) -> StepResult:
+def added(total: StepResult, part: StepResult) -> StepResult:
+    """The sum of two micro-batches."""
     return StepResult(
         loss=total.loss + part.loss,
         gradients=list(torch._foreach_add(total.gradients, part.gradients)),

@@ -94,7 +94,7 @@ class StoredRun:
             has_ema=state.get("ema_state_dict") is not None,
             dtype=DTYPES[state["dtype"]],
             threads=state["computed_on"].get("threads"),
-            computed_on=state["computed_on"],
+            computed_on={"step_parts": 1, **state["computed_on"]},  # of a run before there were parts
             code_version=file.content["code_version"],
             data=state["data"],
             source=state.get("source"),  # of a run before there was fine-tuning it is not there

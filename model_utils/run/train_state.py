@@ -92,6 +92,7 @@ class TrainState:
     ema: ExponentialMovingAverage | None
     tally: Tally
     device: torch.device
+    step_parts: int = 1  # to which every step is dealt
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -118,7 +119,10 @@ class TrainState:
 
     def computed_on(self) -> dict[str, Any]:
         """What decides the last bits besides the code: device, threads, form of the step."""
-        return {**computing(self.device), "step": self.network.kind, "arithmetic": self.network.arithmetic}
+        return {**computing(self.device), "step": self.network.kind, **self._sums()}
+
+    def _sums(self) -> dict[str, Any]:
+        return {"arithmetic": self.network.arithmetic, "step_parts": self.step_parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` stood; the raw weights are in the module already.

@@ -6,15 +6,17 @@ from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.models.versions import code_version
-from model_utils.run import announcement, assemble, closing, place, rehearsal, run_files
+from model_utils.ranks.group import Group
+from model_utils.run import announcement, assemble, closing, place, rehearsal, replicas, run_files
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginning import Beginning, beginning_of_training
 from model_utils.run.continuation import UNCHANGED, Changes
 from model_utils.run.data_identity import data_identity
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
+from model_utils.run.no_files import Files
 from model_utils.run.open_data import TrainingData
-from model_utils.run.run_files import RunFiles
+from model_utils.run.parts import parts_of_step
 from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
@@ -24,6 +26,7 @@ def train(
     options: TrainOptions,
     description: ModelDescription,
     stop: Interruption,
+    group: Group,
     changes: Changes = UNCHANGED,
 ) -> None:
     """Train from a model.json, or continue with --resume, as the only writer of the place.
@@ -32,18 +35,21 @@ def train(
         options: every setting.
         description: of the network.
         stop: signals and the clock.
+        group: the processes of the run.
         changes: what a continued run does otherwise.
 
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
     outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-    with place.held(options, outputs) as held_outputs:
-        beginning = beginning_of_training(options, held_outputs, description, changes)
-        train_in_place(options, held_outputs, beginning, stop)
+    with place.held(options, outputs, group) as held_outputs:
+        beginning = beginning_of_training(options, held_outputs, description, group, changes)
+        train_in_place(options, held_outputs, beginning, stop, group)
 
 
-def train_in_place(options: TrainOptions, outputs: Outputs, beginning: Beginning, stop: Interruption) -> None:
+def train_in_place(
+    options: TrainOptions, outputs: Outputs, beginning: Beginning, stop: Interruption, group: Group
+) -> None:
     """Build the network, fit it, keep a resumable checkpoint and the best weights, and print the table at the end.
 
     Args:
@@ -51,12 +57,13 @@ def train_in_place(options: TrainOptions, outputs: Outputs, beginning: Beginning
         outputs: the place, which nobody else writes (``place.held``).
         beginning: what the network and its state are before the first step.
         stop: signals and the clock.
+        group: the processes of the run.
 
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
     dtype = runtime.dtype_of(options.device.dtype, beginning.dtype)
-    device = started(options, beginning, dtype)
+    device = started(options, beginning, dtype, group)
     announcement.announce_model(options, beginning.description)
     if (limit := stop.limit(options.run.time_limit)) is not None:
         log.info(limit)
@@ -64,40 +71,46 @@ def train_in_place(options: TrainOptions, outputs: Outputs, beginning: Beginning
     announcement.announce_loss(assemble.loss_of(options.loss))
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
-    run = assembled(options, outputs, beginning, data, device)
-    largest = rehearsal.largest_batch(run.batches, run.plan.epochs)
-    rehearsal.try_batch(largest, run.state, run.batches, run.plan)
+    run = assembled(options, outputs, beginning, data, device, group)
+    announcement.announce_ranks(group, run.steps)
+    largest = rehearsal.largest_batch(run)
+    rehearsal.try_batch(largest, run)
     if options.run.dry_run:
-        rehearsal.report(largest, run.state, run.batches, run.plan, len(data.valid))
+        rehearsal.report(largest, run)
         return
     identity = data_identity(data)
+    replicas.require_equal_data(group, identity)
     record = {
         "config": cli.as_plain(run.options),
         "history": beginning.put_state(run, identity),
         "source": beginning.source,
         **identity,
     }
+    replicas.begin_alike(group, run.state)
+    runtime.speak_of_own()
     files = run_files.opened(run, outputs, beginning, record, stop)
     try:
         fit_and_report(run, outputs, files, stop)
     finally:
-        files.loggers.close()  # those of a run that is preempted or fails too
+        files.close_loggers()  # those of a run that is preempted or fails too
 
 
-def started(options: TrainOptions, beginning: Beginning, dtype: torch.dtype) -> torch.device:
+def started(options: TrainOptions, beginning: Beginning, dtype: torch.dtype, group: Group) -> torch.device:
     """Set the process up: precision, threads, seed; the device on which the run computes.
 
     Raises:
         InputError: there is no such device.
     """
     asked = options.device.threads
-    return runtime.start(
+    device = runtime.start(
         device=options.device.device,
         dtype=dtype,
         threads=beginning.threads if asked is None else asked,
         seed=options.run.seed,
         deterministic=options.run.deterministic,
     )
+    group.connect(device)
+    return device
 
 
 def assembled(
@@ -106,6 +119,7 @@ def assembled(
     beginning: Beginning,
     data: TrainingData,
     device: torch.device,
+    group: Group,
 ) -> AssembledRun:
     """Network, optimizer, batches and plan of a run, as yet without the state of a stored one.
 
@@ -122,6 +136,8 @@ def assembled(
     options = beginning.with_measured_budget(options, module, data.train, device)
     prepare = model_loader.preparation(options.run.step, description)
     batches = assemble.training_batches(options, data, device, prepare)
+    accumulate = options.optimizer.accumulate_batches
+    n_parts = parts_of_step(options.optimizer.step_parts, beginning.step_parts, accumulate, group.rank.size)
     return AssembledRun(
         options=options,
         data=data,
@@ -129,12 +145,14 @@ def assembled(
         writer=writer,
         prepare=prepare,
         batches=batches,
-        state=assemble.training_state(options, module, description, device, batches),
+        steps=assemble.training_steps(options, batches, n_parts, group, device),
+        group=group,
+        state=assemble.training_state(options, module, description, device, batches, n_parts),
         plan=assemble.fit_plan(options, judge_first=beginning.is_fine_tuned),
     )
 
 
-def fit_and_report(run: AssembledRun, outputs: Outputs, files: RunFiles, stop: Interruption) -> None:
+def fit_and_report(run: AssembledRun, outputs: Outputs, files: Files, stop: Interruption) -> None:
     """Train to the end and print the table of the best model.
 
     Raises:
@@ -147,8 +165,9 @@ def fit_and_report(run: AssembledRun, outputs: Outputs, files: RunFiles, stop: I
         stop.watch,
         what="validation",
         prepare=run.prepare,
+        group=run.group,
     )
     with stop.deferred():
-        fit(run.state, run.batches, run.plan, files.hooks(run.state.network, validate))
+        fit(run.state, run.steps, run.plan, files.hooks(run.state.network, validate))
     log.info("training is over: %s", run.state.progress.finished)
     closing.report_best(run, outputs, files)

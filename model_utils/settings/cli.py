@@ -13,6 +13,9 @@ from dataloader import streams
 from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils import plugins
+from model_utils.errors import PeerLost
+from model_utils.ranks.joining import NOBODY, Peers, join
+from model_utils.ranks.rank import Rank
 from model_utils.settings import plain_yaml
 from model_utils.settings.declared import bare, composed, declared, flat, names_of
 from model_utils.settings.mace_flags import ours_for
@@ -33,6 +36,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     elsewhere: Mapping[str, str] | None = None,
+    parallel: bool = False,
 ) -> int:
     """Parse, call the command, and turn its failures into one line on stderr.
 
@@ -41,6 +45,7 @@ def run(
         command: takes the parsed options.
         argv: arguments without the program's name; those of the process unless given.
         elsewhere: flags of other commands that people will try here, with the answer.
+        parallel: several processes, started by torchrun or srun, may compute it together.
 
     Returns:
         The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says (``model_utils.errors``).
@@ -48,7 +53,9 @@ def run(
     arguments = list(sys.argv[1:] if argv is None else argv)
     streams.guard()
     streams.say_product(True)
+    peers: Peers = NOBODY
     try:
+        peers = join(os.environ, parallel=parallel)
         _refuse_elsewhere(arguments, elsewhere or {})
         options = parse(kind, arguments)
         if options is not None:  # else --help was printed
@@ -56,26 +63,33 @@ def run(
             streams.say_product(not _writes_files(options))
             command(options)
         _judge_stdout(is_product=options is None or not _writes_files(options))
+        peers.ends_with(0)
         return 0
     except KeyboardInterrupt:
-        print("stopped: interrupted", file=sys.stderr)
+        if peers.ends_with(130):
+            print("stopped: interrupted", file=sys.stderr)
         return 130
     except streams.ReaderLeft as left:
+        peers.ends_with(left.exit_code)
         return left.exit_code
     except Exception as error:
         if isinstance(error, OSError) and is_away(error):
             error = AwayError(f"{error.filename or 'a file'}: {error.strerror}; is its file system there?")
-        code = getattr(type(error), "exit_code", 1)
-        if "--debug" in arguments or code == 1:
-            traceback.print_exc()
-        if code != 1:
-            _say_why(error, code)
+        code = getattr(error, "exit_code", 1)
+        if peers.ends_with(code):
+            _say_why(error, code, peers.rank, debug="--debug" in arguments)
         return int(code)
 
 
-def _say_why(error: Exception, code: int) -> None:
-    line = streams.printable(" ".join(str(error).split()))
-    print(f"{'stopped' if code == 75 else 'error'}: {line}", file=sys.stderr)
+def _say_why(error: Exception, code: int, rank: Rank, *, debug: bool) -> None:
+    """Print a failure as one line, after a traceback where it is our bug or where that was asked for."""
+    is_bug = code == 1 and not isinstance(error, PeerLost)
+    if debug or is_bug:
+        traceback.print_exception(error)
+    if not is_bug:
+        line = streams.printable(" ".join(str(error).split()))
+        speaker = f"{rank}: " if rank.number > 0 else ""
+        print(f"{'stopped' if code == 75 else 'error'}: {speaker}{line}", file=sys.stderr)
 
 
 def _writes_files(options: Any) -> bool:
@@ -124,7 +138,7 @@ def _shown(lines: Sequence[str]) -> int:
         _judge_stdout(is_product=True)
     except (streams.ReaderLeft, InputError) as error:
         if isinstance(error, InputError):
-            _say_why(error, error.exit_code)
+            _say_why(error, error.exit_code, Rank(), debug=False)
         return error.exit_code
     return 0
 

@@ -80,7 +80,11 @@ class OptimizerOptions:
     clip_grad: Annotated[NonNegative, FIXED] = 10.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate_batches: Annotated[Count, FIXED] = 1
-    """Batches per optimizer step; the loss is that of one large batch."""
+    """Batches per optimizer step, shared by all processes; the loss is that of one large batch."""
+    step_parts: Annotated[Count | None, MAY_CHANGE] = None
+    """Parts of equal cost to which a step is dealt, a multiple of the number of processes and at least
+    `accumulate_batches`: with the same number, any number of processes that divides it gives the same bits. 1 where one
+    process trains, else 8 or the next larger number that fits."""
     scheduler: Annotated[str, NamesOf("optimizer", "SCHEDULES"), FIXED] = "plateau"
     """Learning-rate schedule."""
     scheduler_unit: Annotated[Literal["epoch", "step"], FIXED] = "epoch"

@@ -1,0 +1,153 @@
+"""What the processes of a run tell each other outside of their sums: that one failed, that all are there, that all leave.
+
+The messages go through torch's store, a small server in the first process or in torchrun. It needs no device and no
+order of calls, so it works where the others wait in a sum.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
+
+from dataloader.errors import InputError
+from model_utils.ranks.rank import Rank
+
+FOR_EVER = timedelta(days=365)
+TO_COME = timedelta(minutes=10)  # until all processes are there
+TO_LEAVE = timedelta(seconds=20)
+TO_HEAR = 2.0  # s in which the others learn why a run ends
+TO_SPEAK = 0.2  # s for a process that fails by itself to say so, where another has failed too
+FAILED = "failed"
+
+
+class Control:
+    """The store of a run, and the thread that ends this process where another one failed.
+
+    Args:
+        rank: of this process.
+        end: ends this process at once with a code.
+
+    Raises:
+        InputError: not all processes came, or the address cannot be used.
+    """
+
+    def __init__(self, rank: Rank, end: Callable[[int], None]) -> None:
+        self.rank = rank
+        self._end = end
+        self._leaving = threading.Event()
+        agent_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self.holds_store = rank.is_first and not agent_holds_it
+        self.store = self._connected(holds=self.holds_store)
+        self._count = 0
+        self.all_here()
+        self._ear = self._connected(holds=False)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _connected(self, *, holds: bool) -> Store:
+        rank = self.rank
+        try:
+            store = TCPStore(rank.address, rank.port, None, holds, timeout=TO_COME, wait_for_workers=False)
+        except (DistError, RuntimeError) as error:
+            what = "offer" if holds else "reach"
+            raise InputError(
+                f"{rank} cannot {what} the meeting point {rank.address}:{rank.port}: {_first_line(error)}; set "
+                "MASTER_ADDR and MASTER_PORT to an address of the first machine and a free port there"
+            ) from None
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
+        return PrefixStore(f"mace/{attempt}", store)
+
+    def all_here(self) -> None:
+        """Wait until every process of the run has come.
+
+        Raises:
+            InputError: some did not.
+        """
+        self.store.set(f"here/{self.rank.number}", socket.gethostname())
+        names = [f"here/{number}" for number in range(self.rank.size)]
+        try:
+            self.store.wait(names, TO_COME)
+        except (DistError, RuntimeError):
+            absent = [number for number, name in enumerate(names) if not self.store.check([name])]
+            raise InputError(
+                f"{len(absent)} of {self.rank.size} processes did not come to {self.rank.address}:{self.rank.port} "
+                f"within {TO_COME.seconds // 60} minutes (the first is rank {absent[0]}); see what they say"
+            ) from None
+
+    def host_of(self, number: int) -> str:
+        """Name of the machine that a process runs on."""
+        return self.store.get(f"here/{number}").decode()
+
+    # Failing
+
+    def fail_first(self, code: int) -> bool:
+        """Say that this process ends with a code; whether it is the first to fail, which prints why."""
+        self._leaving.set()
+        own = json.dumps({"rank": self.rank.number, "code": code})
+        try:
+            first = self.store.compare_set(FAILED, "", own).decode() == own
+        except (DistError, RuntimeError):  # the store went with its process
+            return True
+        if first and self.holds_store:
+            self._wait_for_ears()
+        return first
+
+    def failed_code(self, wait: float) -> int | None:
+        """The code with which another process failed, where one does so within some seconds."""
+        with suppress(DistError, RuntimeError):
+            self.store.wait([FAILED], timedelta(seconds=wait))
+            return int(json.loads(self.store.get(FAILED))["code"])
+        return None
+
+    def _wait_for_ears(self) -> None:
+        names = [f"heard/{number}" for number in range(self.rank.size) if number != self.rank.number]
+        with suppress(DistError, RuntimeError):
+            self.store.wait(names, timedelta(seconds=TO_HEAR))
+
+    def _listen(self) -> None:
+        code = 1
+        with suppress(DistError, RuntimeError):
+            self._ear.wait([FAILED], FOR_EVER)
+            code = int(json.loads(self._ear.get(FAILED))["code"])
+            self._ear.set(f"heard/{self.rank.number}", "")
+        time.sleep(TO_SPEAK)
+        if not self._leaving.is_set():
+            self._end(code)
+
+    # Together
+
+    def once(self, do: Callable[[], None]) -> None:
+        """The first process does it, however long it takes; the others wait until it is done."""
+        self._count += 1
+        name = f"done/{self._count}"
+        if self.rank.is_first:
+            do()
+            self.store.set(name, "")
+        else:
+            self.store.wait([name], FOR_EVER)
+
+    def leave(self) -> None:
+        """Wait until all processes are ready to end; the one that holds the store ends last."""
+        self._leaving.set()
+        try:
+            self._meet("leaves", FOR_EVER)
+            if self.holds_store:
+                self._meet("left", TO_LEAVE)
+            else:
+                self.store.set(f"left/{self.rank.number}", "")
+        except (DistError, RuntimeError):
+            print(f"warning: {self.rank}: the others ended before this process", file=sys.stderr)
+
+    def _meet(self, what: str, limit: timedelta) -> None:
+        self.store.set(f"{what}/{self.rank.number}", "")
+        self.store.wait([f"{what}/{number}" for number in range(self.rank.size)], limit)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]

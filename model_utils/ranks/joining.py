@@ -1,0 +1,121 @@
+"""How a command comes to the other processes of its run, and how it leaves them. Needs no torch where it is alone."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from dataloader.errors import InputError
+from model_utils.ranks.rank import Rank, find, idle_tasks
+
+if TYPE_CHECKING:
+    from model_utils.ranks.group import Asked, Group
+
+
+class Peers(Protocol):
+    """The other processes, as a command's beginning and end see them."""
+
+    rank: Rank
+
+    def group(self, stop: "Asked | None" = None) -> "Group":
+        """The processes as the run sees them, of which this one may be asked to stop."""
+        ...
+
+    def ends_with(self, code: int) -> bool:
+        """Leave with a code; whether it is this process that says why."""
+        ...
+
+
+class _Nobody:
+    """No other processes."""
+
+    rank = Rank()
+
+    def group(self, stop: "Asked | None" = None) -> "Group":
+        """One process."""
+        from model_utils.ranks.group import ALONE
+
+        return ALONE
+
+    def ends_with(self, code: int) -> bool:
+        """Nobody else would say it."""
+        return True
+
+
+class _Others:
+    """The processes that a launcher started together."""
+
+    def __init__(self, rank: Rank) -> None:
+        from model_utils.ranks.control import Control
+        from model_utils.ranks.together import Ranks
+        from model_utils.run.interruption import end_at_once
+
+        self.rank = rank
+        self._control = Control(rank, end_at_once)
+        self._group = Ranks(self._control)
+
+    def group(self, stop: "Asked | None" = None) -> "Group":
+        """The processes as the run sees them."""
+        self._group.stop = stop
+        return self._group
+
+    def ends_with(self, code: int) -> bool:
+        """Wait for the others where all is done; else tell them the code. The first to fail says why."""
+        from model_utils.ranks.together import close
+
+        if code == 0:
+            self._control.leave()
+            close()
+            return self.rank.is_first
+        return self._control.fail_first(code)
+
+
+NOBODY = _Nobody()
+_peers: Peers = NOBODY
+
+
+def join(environ: Mapping[str, str], *, parallel: bool) -> Peers:
+    """Come to the other processes of the run, where a launcher started several.
+
+    Args:
+        environ: of this process.
+        parallel: whether the command can be computed by several.
+
+    Raises:
+        InputError: the launcher's variables contradict each other, the others do not come, or the command is for one
+            process.
+    """
+    global _peers
+    rank = find(environ)
+    if rank.size == 1:
+        _peers = NOBODY
+    elif parallel:
+        _peers = _Others(rank)
+    else:
+        raise InputError(f"this command is for one process, and {rank.launcher} started {rank.size}; start it without")
+    return _peers
+
+
+def group_of(stop: "Asked | None" = None) -> "Group":
+    """The processes of this run, in which all hear where one is asked to stop."""
+    return _peers.group(stop)
+
+
+def this_rank() -> Rank:
+    """Which of them this process is."""
+    return _peers.rank
+
+
+def has_others() -> bool:
+    """Whether there are several."""
+    return _peers.rank.size > 1
+
+
+def idle_warning() -> str | None:
+    """A sentence for where a job has several tasks and the command was started in one of them alone."""
+    tasks = idle_tasks(os.environ)
+    if not tasks:
+        return None
+    return (
+        f"this job has {tasks} tasks, but the command was not started by srun: one of them computes; "
+        "start it as `srun python …`"
+    )

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other outside of their sums: that one failed, that all are there, that all leave.
+"""What the processes of a run tell each other beside their sums: that one failed, that all are there, that all leave.
 
 The messages go through torch's store, a small server in the first process or in torchrun. It needs no device and no
 order of calls, so it works where the others wait in a sum.

@@ -165,7 +165,8 @@ class _NewRun:
     def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Prove that what will be written can be read; there are no continuations yet."""
         run.writer.begin_with(run.module)
-        model_loader.prove(run.writer, run.state.judged, run.module, run.state.state_dict())
+        if run.group.rank.is_first:  # which alone writes
+            model_loader.prove(run.writer, run.state.judged, run.module, run.state.state_dict())
         return []
 
     def bring_files(self, outputs: Outputs, progress: Progress) -> None:

@@ -18,6 +18,7 @@ from losses import Loss, Metrics, metrics
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import evaluate
 from model_utils.run.fit import Hooks, Stage
+from model_utils.run.steps import StepsInTurn
 from model_utils.run.train_state import Tally, TrainState
 from optimizer import OptimizerSettings, Schedule, ScheduleSettings, build_optimizer
 
@@ -78,6 +79,11 @@ class Waters:
             yield collate(structures, graphs, rows.tolist(), FACTS, torch.float64, free_atoms_only=False)
 
 
+def steps_of(data: Waters, accumulate: int = 1) -> StepsInTurn:
+    """The optimizer steps of an epoch, of so many batches each."""
+    return StepsInTurn(data, accumulate)  # type: ignore[arg-type]
+
+
 @dataclass
 class Told:
     """What the loop told its hooks, in its order; attributes say what the hooks answer."""
@@ -125,6 +131,7 @@ class Told:
             save=save,
             save_last=lambda state, reason: say("last", reason),
             watch=self.watch,
+            meet=lambda: None,
             names=lambda indices: " and ".join(str(index) for index in indices),
         )
 

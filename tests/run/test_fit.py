@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_in_memory import Told, Waters, state_of
+from loop_in_memory import Told, Waters, state_of, steps_of
 
 from dataloader.batch import Batch
 from losses import Loss
@@ -27,11 +27,13 @@ def plan_of(epochs: int, *later: Stage, **more: Any) -> FitPlan:
     return FitPlan(epochs=epochs, stages=(FIRST, *later), **more)
 
 
-def trained(plan: FitPlan, told: Told | None = None, state: TrainState | None = None, n: int = 4) -> TrainState:
+def trained(
+    plan: FitPlan, told: Told | None = None, state: TrainState | None = None, n: int = 4, accumulate: int = 1
+) -> TrainState:
     state = state or state_of()
     data = Waters(n)
     told = Told() if told is None else told
-    fit(state, data, plan, told.hooks(state, data))
+    fit(state, steps_of(data, accumulate), plan, told.hooks(state, data))
     return state
 
 
@@ -118,11 +120,11 @@ def test_patience_begins_anew_with_each_stage() -> None:
 def test_accumulated_batches_are_one_large_batch() -> None:
     """Two batches of unequal sizes in a step: the loss and the step are those of all structures at once."""
     parts = Told()
-    state = trained(plan_of(1, accumulate=2), parts)
+    state = trained(plan_of(1), parts, accumulate=2)
     data = Waters(4)
     data.plan = lambda epoch: [torch.arange(4).numpy()]  # type: ignore[method-assign]
     whole = state_of()
-    fit(whole, data, plan_of(1), Told().hooks(whole, data))
+    fit(whole, steps_of(data), plan_of(1), Told().hooks(whole, data))
     assert (state.progress.step, whole.progress.step) == (1, 1)
     assert weights(state) == pytest.approx(weights(whole), rel=1e-14)
     assert state.progress.samples == 4
@@ -162,10 +164,10 @@ def test_a_request_to_stop_saves_the_last_whole_step_and_the_rest_follows() -> N
 
     told = Told(watch=watch)
     with pytest.raises(Preempted, match="SIGUSR1: saved at step 4, epoch 2; go on with --resume auto"):
-        fit(state, data, plan_of(3), told.hooks(state, data))
+        fit(state, steps_of(data), plan_of(3), told.hooks(state, data))
     assert told.events[-1] == ("last", "SIGUSR1")
     assert (state.progress.step, state.progress.steps_in_epoch) == (4, 1)
-    fit(state, data, plan_of(3), Told().hooks(state, data))
+    fit(state, steps_of(data), plan_of(3), Told().hooks(state, data))
     assert weights(state) == weights(whole)
     assert state.progress == whole.progress
 
@@ -182,10 +184,10 @@ def test_a_validation_that_was_broken_off_is_still_due() -> None:
 
     told = Told(watch=watch)
     with pytest.raises(Preempted):
-        fit(state, data, plan_of(1), told.hooks(state, data))
+        fit(state, steps_of(data), plan_of(1), told.hooks(state, data))
     assert state.progress.validation_due
     again = Told()
-    fit(state, data, plan_of(1), again.hooks(state, data))
+    fit(state, steps_of(data), plan_of(1), again.hooks(state, data))
     assert again.kinds() == ["best", "valid", "last"]
     assert state.progress.validated_step == 2
 
@@ -195,7 +197,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched() -> None
     data = Waters(4, broken=1)
     told = Told(losses=[1.0])
     with pytest.raises(NonFiniteError, match="not finite after step 0 for the batch of 0 and 1; nothing of it was"):
-        fit(state, data, plan_of(1), told.hooks(state, data))
+        fit(state, steps_of(data), plan_of(1), told.hooks(state, data))
     assert weights(state) == [0.0, 0.0]
     assert "last" not in told.kinds()
 
@@ -229,7 +231,7 @@ def test_data_that_cannot_be_read_save_what_there_is() -> None:
 
     told = Told(watch=watch)
     with pytest.raises(InputError, match="the disk is gone"):
-        fit(state, data, plan_of(1), told.hooks(state, data))
+        fit(state, steps_of(data), plan_of(1), told.hooks(state, data))
     assert told.events[-1] == ("last", "data")
 
 
@@ -243,7 +245,7 @@ def test_a_last_save_that_fails_is_an_error() -> None:
 
     object.__setattr__(hooks, "save_last", refuse)
     with pytest.raises(SaveError):
-        fit(state, data, plan_of(1), hooks)
+        fit(state, steps_of(data), plan_of(1), hooks)
 
 
 def test_averaged_weights_are_judged() -> None:
@@ -258,7 +260,7 @@ def test_averaged_weights_are_judged() -> None:
         return validate(parameters, loss)
 
     object.__setattr__(hooks, "validate", look)
-    fit(state, data, plan_of(1), hooks)
+    fit(state, steps_of(data), plan_of(1), hooks)
     assert seen == [True, True]
 
 

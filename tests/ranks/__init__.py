@@ -1,0 +1,1 @@
+"""Runs of several processes: the same bits as one, whatever happens to one of them."""

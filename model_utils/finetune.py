@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def finetune(options: FinetuneOptions) -> None:
     """A run from another model's weights."""
-    with Interruption(with_others=joining.has_others()) as stop:
+    with Interruption(give_up=joining.giving_up()) as stop:
         from model_utils.files.outputs import Outputs
         from model_utils.run import place, training
         from model_utils.run.beginning import beginning_of_finetuning

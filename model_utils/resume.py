@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def resume(options: ResumeOptions) -> None:
     """The run as it was, but for what the options change."""
-    with Interruption(with_others=joining.has_others()) as stop:
+    with Interruption(give_up=joining.giving_up()) as stop:
         from model_utils.run import resume_settings, training
 
         stored = resume_settings.stored_run(options.input_model)

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: TrainOptions) -> None:
     """A run from a model.json."""
-    with Interruption(with_others=joining.has_others()) as stop:
+    with Interruption(give_up=joining.giving_up()) as stop:
         # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
         from model_utils.models import description as model_json
         from model_utils.run import training

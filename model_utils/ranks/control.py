@@ -23,7 +23,8 @@ FOR_EVER = timedelta(days=365)
 TO_COME = timedelta(minutes=10)  # until all processes are there
 TO_LEAVE = timedelta(seconds=20)
 TO_HEAR = 2.0  # s in which the others learn why a run ends
-TO_SPEAK = 0.2  # s for a process that fails by itself to say so, where another has failed too
+TO_END = 0.2  # s for a process to end by itself where another has failed
+TO_SAVE = 20.0  # s for the first process, which saves before it ends
 FAILED = "failed"
 
 
@@ -42,6 +43,8 @@ class Control:
         self.rank = rank
         self._end = end
         self._leaving = threading.Event()
+        self._ended = threading.Event()  # another process failed, or the store is gone
+        self._code: int | None = None  # with which another process failed
         agent_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.holds_store = rank.is_first and not agent_holds_it
         self.store = self._connected(holds=self.holds_store)
@@ -86,24 +89,27 @@ class Control:
 
     # Failing
 
-    def fail_first(self, code: int) -> bool:
-        """Say that this process ends with a code; whether it is the first to fail, which prints why."""
+    def fail_first(self, code: int, *, at_once: bool = False) -> bool:
+        """Say that this process ends with a code; whether it is the first to fail, which prints why.
+
+        Args:
+            code: with which all processes end.
+            at_once: the first process does not save before it ends.
+        """
         self._leaving.set()
-        own = json.dumps({"rank": self.rank.number, "code": code})
+        own = json.dumps({"rank": self.rank.number, "code": code, "at_once": at_once})
         try:
             first = self.store.compare_set(FAILED, "", own).decode() == own
         except (DistError, RuntimeError):  # the store went with its process
-            return True
+            return self._code is None
         if first and self.holds_store:
             self._wait_for_ears()
         return first
 
-    def failed_code(self, wait: float) -> int | None:
-        """The code with which another process failed, where one does so within some seconds."""
-        with suppress(DistError, RuntimeError):
-            self.store.wait([FAILED], timedelta(seconds=wait))
-            return int(json.loads(self.store.get(FAILED))["code"])
-        return None
+    def failed_code(self) -> int | None:
+        """The code with which another process failed, where one says so within ``TO_HEAR``."""
+        self._ended.wait(TO_HEAR)
+        return self._code
 
     def _wait_for_ears(self) -> None:
         names = [f"heard/{number}" for number in range(self.rank.size) if number != self.rank.number]
@@ -111,14 +117,17 @@ class Control:
             self.store.wait(names, timedelta(seconds=TO_HEAR))
 
     def _listen(self) -> None:
-        code = 1
+        at_once = not self.rank.is_first
         with suppress(DistError, RuntimeError):
             self._ear.wait([FAILED], FOR_EVER)
-            code = int(json.loads(self._ear.get(FAILED))["code"])
+            said = json.loads(self._ear.get(FAILED))
+            self._code = said["code"]
+            at_once = at_once or said["at_once"]
             self._ear.set(f"heard/{self.rank.number}", "")
-        time.sleep(TO_SPEAK)
+        self._ended.set()
+        time.sleep(TO_END if at_once else TO_SAVE)
         if not self._leaving.is_set():
-            self._end(code)
+            self._end(1 if self._code is None else self._code)
 
     # Together
 

@@ -32,7 +32,7 @@ class Group(Protocol):
         ...
 
     def mine(self, parts: Sequence[T]) -> Sequence[T]:
-        """The block of equal parts that is this process's; their number is a multiple of the processes'."""
+        """The parts that this process computes, equally many in each; their number is a multiple of the processes'."""
         ...
 
     def connect(self, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """How a command comes to the other processes of its run, and how it leaves them. Needs no torch where it is alone."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from dataloader.errors import InputError
@@ -68,6 +68,13 @@ class _Others:
             return self.rank.is_first
         return self._control.fail_first(code)
 
+    def give_up(self, code: int) -> None:
+        """End all processes at once, whatever they are doing."""
+        from model_utils.run.interruption import end_at_once
+
+        self._control.fail_first(code, at_once=True)
+        end_at_once(code)
+
 
 NOBODY = _Nobody()
 _peers: Peers = NOBODY
@@ -89,6 +96,7 @@ def join(environ: Mapping[str, str], *, parallel: bool) -> Peers:
     if rank.size == 1:
         _peers = NOBODY
     elif parallel:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would print stacks where another process ends
         _peers = _Others(rank)
     else:
         raise InputError(f"this command is for one process, and {rank.launcher} started {rank.size}; start it without")
@@ -105,9 +113,9 @@ def this_rank() -> Rank:
     return _peers.rank
 
 
-def has_others() -> bool:
-    """Whether there are several."""
-    return _peers.rank.size > 1
+def giving_up() -> Callable[[int], None] | None:
+    """What ends all processes at once with a code; None where this one is alone."""
+    return _peers.give_up if isinstance(_peers, _Others) else None
 
 
 def idle_warning() -> str | None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model_utils.errors import PeerFailed, PeerLost, StopRequested, VerificationError
-from model_utils.ranks.control import FOR_EVER, TO_HEAR, Control
+from model_utils.ranks.control import FOR_EVER, Control
 from model_utils.ranks.group import Asked
 from model_utils.ranks.rank import Rank
 
@@ -58,10 +58,9 @@ class Ranks:
         self.device = device
 
     def mine(self, parts: Sequence[T]) -> Sequence[T]:
-        """The block of equal parts that is this process's."""
-        each, rest = divmod(len(parts), self.rank.size)
-        assert rest == 0, f"{len(parts)} parts for {self.rank.size} processes"
-        return parts[self.rank.number * each : (self.rank.number + 1) * each]
+        """Every so-manieth part: where only the first ones hold something, all processes have of them."""
+        assert len(parts) % self.rank.size == 0, f"{len(parts)} parts for {self.rank.size} processes"
+        return parts[self.rank.number :: self.rank.size]
 
     def largest(self, values: Tensor) -> Tensor:
         """Elementwise maximum over the processes, float64."""
@@ -146,7 +145,8 @@ class Ranks:
 
     def raise_if_asked(self) -> None:
         """Raise StopRequested where a process was asked to stop; on a GPU, before the sum before the last."""
-        known = self._flags if self._flags and self._flags[-1][1] is None else self._flags[:-1]
+        on_the_way = bool(self._flags) and self._flags[-1][1] is not None
+        known = self._flags[: len(self._flags) - on_the_way]
         del self._flags[: len(known)]
         asked = any(_arrived(flag, event) for flag, event in known)
         if asked:
@@ -168,7 +168,7 @@ class _Reached:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None or not issubclass(kind, RuntimeError):
             return
-        code = self.control.failed_code(TO_HEAR)
+        code = self.control.failed_code()
         if code is not None:
             raise PeerFailed(code) from None
         raise PeerLost(

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from dataloader.batch import Batch
 from losses import Loss, Metrics, metrics
-from model_utils.errors import InputError, NonFiniteError, Preempted, SaveError, StopRequested
+from model_utils.errors import (
+    InputError,
+    NonFiniteError,
+    PeerFailed,
+    PeerLost,
+    Preempted,
+    SaveError,
+    StopRequested,
+)
 from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.steps import Step, Steps
@@ -112,6 +120,7 @@ class FinalRecord:
 class Hooks:
     """What happens outside: the terminal, the files, the clock of a scheduler."""
 
+    alike: Callable[[TrainState], None]  # raises VerificationError where another process has another state
     validate: Callable[[Mapping[str, Tensor], Loss], tuple[Metrics, Mapping[str, Metrics]]]
     on_step: Callable[[TrainState, int, Loss], None]  # state, steps of this epoch, loss of the stage
     on_train: Callable[[TrainRecord], None]
@@ -120,6 +129,7 @@ class Hooks:
     on_stage: Callable[[TrainState, Stage], None]  # which begins; the state is still that of the stage before
     save: Callable[[TrainState, str], bool]  # state, reason; False: not now, it is tried again later
     save_last: Callable[[TrainState, str], None]  # the same where no later try will come; raises SaveError
+    rescue: Callable[[TrainState, str], None]  # the same where other processes cannot be waited for
     watch: Callable[[Iterator[Batch]], Iterator[Batch]]  # the same batches; raises StopRequested between two of them
     meet: Callable[[], None]  # after a step: raises StopRequested where another process was asked to stop
     names: Callable[[Sequence[int]], str]  # of structures, for a message
@@ -149,8 +159,10 @@ def fit(state: TrainState, data: Steps, plan: FitPlan, hooks: Hooks) -> None:
             "go on with --resume auto, or with resume.py"
         ) from None
     except InputError:
-        with suppress(SaveError):  # what was wrong first is what a person must know
-            run.save_last("data")
+        run.rescue("data")
+        raise
+    except (PeerFailed, PeerLost):  # it ended before the sums of a step, and before the weights were touched
+        run.rescue("another process ended")
         raise
     state.progress.finished = reason
     run.save_last(reason)
@@ -321,6 +333,7 @@ class _Run:
         progress = state.progress
         began = time.monotonic()
         progress.validation_due = True
+        self.hooks.alike(state)
         errors, by_source = self.hooks.validate(state.judged, self.loss)
         if not np.isfinite(errors.loss):
             raise NonFiniteError(
@@ -387,3 +400,9 @@ class _Run:
         """Save where no later try will come."""
         self._refuse_non_finite()
         self.hooks.save_last(self.state, reason)
+
+    def rescue(self, reason: str) -> None:
+        """Save what there is; what was wrong first is what a person must know."""
+        with suppress(SaveError, NonFiniteError):
+            self._refuse_non_finite()
+            self.hooks.rescue(self.state, reason)

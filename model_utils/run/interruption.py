@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import FrameType, TracebackType
@@ -33,13 +33,15 @@ class Interruption:
     then saved is that of a finished step. A second signal ends the process at once, with 128 + its number.
 
     Args:
-        with_others: other processes compute the run too. Then nobody leaves by himself: a request is remembered, all
-            processes hear of it at the next step, and ``group.Group`` raises it in all of them. Where no step comes to
-            an end within ``PATIENCE``, as where data or another process stall, this process leaves as it is.
+        give_up: given where other processes compute the run too. Then nobody leaves by himself: a request is
+            remembered, all processes hear of it at the next step, and ``group.Group`` raises it in all of them. Where
+            no step comes to an end within ``PATIENCE``, as where data or another process stall, this is called with the
+            exit code, to end all of them as they are.
     """
 
-    def __init__(self, *, with_others: bool = False) -> None:
-        self.with_others = with_others
+    def __init__(self, *, give_up: Callable[[int], None] | None = None) -> None:
+        self.with_others = give_up is not None
+        self._give_up = give_up
         self.reason: str | None = None
         self.save_seconds = 0.0  # the longest save so far; whoever saves keeps it up to date
         self._began = time.monotonic()
@@ -57,8 +59,7 @@ class Interruption:
             os.set_blocking(self._pipe[1], False)
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            patience = PATIENCE if self.with_others else None
-            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], patience), daemon=True).start()
+            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], self._give_up), daemon=True).start()
             _listening = True
         return self
 
@@ -143,21 +144,21 @@ _END = object()
 _listening = False
 
 
-def _leave_at_the_second(pipe: int, patience: float | None) -> None:
+def _leave_at_the_second(pipe: int, give_up: Callable[[int], None] | None) -> None:
     """Read signal numbers as they arrive, also while the main thread is inside a long operation of torch.
 
     Args:
         pipe: of the numbers; its end is the end of listening.
-        patience: s after the first signal, until this process leaves without having saved; None: for ever.
+        give_up: what is called where nothing came of the first signal within ``PATIENCE``.
     """
     first = None
     with os.fdopen(pipe, "rb", buffering=0) as stream:
         while True:
-            wait = None if first is None or patience is None else max(first + patience - time.monotonic(), 0.0)
+            wait = None if first is None or give_up is None else max(first + PATIENCE - time.monotonic(), 0.0)
             readable, _, _ = select.select([stream], [], [], wait)
-            if not readable:
+            if not readable and give_up is not None:
                 print("stopped: no step ended since the signal; the last checkpoint goes on", file=sys.stderr)
-                end_at_once(Preempted.exit_code)
+                give_up(Preempted.exit_code)
             number = stream.read(1)
             if not number:
                 return

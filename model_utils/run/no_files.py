@@ -1,6 +1,7 @@
 """What becomes of a run while it lasts, and how it is in those of its processes that write nothing."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from losses import Loss, Metrics
@@ -10,6 +11,7 @@ from model_utils.run.evaluation import Evaluator
 from model_utils.run.fit import FinalRecord, Hooks
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
+from model_utils.run.replicas import require_equal_state
 from model_utils.run.train_state import TrainState
 
 
@@ -58,6 +60,7 @@ class NoFiles:
             return validate(network, parameters, loss)
 
         return Hooks(
+            alike=partial(require_equal_state, self.group),
             validate=measure,
             on_step=_nothing,
             on_train=_nothing,
@@ -66,6 +69,7 @@ class NoFiles:
             on_stage=_nothing,
             save=_is_saved,
             save_last=self.wait_for_last,
+            rescue=_nothing,
             watch=self.stop.watch,
             meet=self.group.raise_if_asked,
             names=self.data.train.names,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import yaml
@@ -28,6 +29,7 @@ from model_utils.run.loggers import LoggedRun, Loggers
 from model_utils.run.metrics_file import MetricsFile
 from model_utils.run.no_files import Files, NoFiles
 from model_utils.run.open_data import TrainingData
+from model_utils.run.replicas import require_equal_state
 from model_utils.run.train_state import Progress, TrainState
 from model_utils.runtime import dtype_name, log, write_log
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
@@ -106,6 +108,7 @@ class RunFiles:
             return validate(network, parameters, loss)
 
         return Hooks(
+            alike=partial(require_equal_state, self.group),
             validate=measure,
             on_step=self.epoch_progress,
             on_train=self.on_train,
@@ -114,6 +117,7 @@ class RunFiles:
             on_stage=self.on_stage,
             save=self.save,
             save_last=self.save_last,
+            rescue=self.rescue,
             watch=self.stop.watch,
             meet=self.group.raise_if_asked,
             names=self.data.train.names,
@@ -196,9 +200,14 @@ class RunFiles:
         Raises:
             SaveError: it could not be written; the generations before are untouched.
         """
-        self.group.once(lambda: self._save_patiently(state, reason))
+        self.group.once(lambda: self.rescue(state, reason))
 
-    def _save_patiently(self, state: TrainState, reason: str) -> None:
+    def rescue(self, state: TrainState, reason: str) -> None:
+        """Write the checkpoint without a word to other processes, which may be gone.
+
+        Raises:
+            SaveError: it could not be written.
+        """
         self.epoch_progress.close()  # the last epoch may have ended before its last step
         for pause in (*PAUSES, None):
             try:

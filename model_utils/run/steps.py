@@ -94,12 +94,12 @@ class DealtStep:
 
     def balance(self, n_processes: int) -> float:
         """Mean over largest cost of the processes: the share of a step in which none waits for another."""
-        of_processes = self.costs.reshape(n_processes, -1).sum(axis=1)
+        of_processes = self.costs.reshape(-1, n_processes).sum(axis=0)  # as `Group.mine` shares them
         return float(of_processes.mean() / of_processes.max())
 
 
 class DealtSteps:
-    """Steps whose structures are dealt to parts of equal cost; this process computes a block of the parts.
+    """Steps whose structures are dealt to parts of equal cost; this process computes its share of them.
 
     Args:
         epochs: the batches of any epoch.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as a command sets it before torch is imported
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch

@@ -135,7 +135,9 @@ def state_of(folder: Path) -> dict[str, Any]:
         [path] = [found for found in folder.glob(f"*_{kind}.pt") if "stage" not in found.name]
         file = checkpoint.read(path)
         values |= _flat(file.tensors, f"{kind}.tensors")
-        state = file.content.get("train_state", {k: file.content[k] for k in ("epoch", "step", "metrics", "weights") if k in file.content})
+        state = file.content.get(
+            "train_state", {k: file.content[k] for k in ("epoch", "step", "metrics", "weights") if k in file.content}
+        )
         values |= _flat({k: v for k, v in state.items() if k not in OF_THE_PLACE}, kind)
     for number, line in enumerate((folder / "metrics.jsonl").read_text().splitlines()):
         record = json.loads(line)

@@ -122,6 +122,7 @@ class Told:
             say("stage", state.progress.stage + 1, state.progress.epoch)
 
         return Hooks(
+            alike=lambda state: None,
             validate=validate,
             on_step=lambda state, steps, loss: say("step", state.progress.step),
             on_train=lambda record: say("train", record.epoch, record.lr, record.metrics.loss),
@@ -130,6 +131,7 @@ class Told:
             on_stage=begin,
             save=save,
             save_last=lambda state, reason: say("last", reason),
+            rescue=lambda state, reason: say("last", reason),
             watch=self.watch,
             meet=lambda: None,
             names=lambda indices: " and ".join(str(index) for index in indices),

@@ -7,13 +7,14 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from model_utils.ranks import joining
 from model_utils.settings import cli
 from model_utils.settings.options import EvaluateOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
-    return cli.run(EvaluateOptions, evaluate, argv)
+    return cli.run(EvaluateOptions, evaluate, argv, parallel=True)
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -24,8 +25,9 @@ def evaluate(options: EvaluateOptions) -> None:
     from model_utils.tasks import evaluation_report
     from model_utils.tasks.breakdown import Breakdown
 
+    group = joining.group_of()
     runtime.start_log(None)
-    evaluation_report.refuse_existing(options)
+    group.once(lambda: evaluation_report.refuse_existing(options))
     loaded = model_loader.load(
         options.input_model,
         dtype=runtime.DTYPES.get(options.device.dtype or ""),
@@ -34,6 +36,7 @@ def evaluate(options: EvaluateOptions) -> None:
     )
     dtype = runtime.dtype_of(options.device.dtype, loaded.file.dtype)
     device = runtime.start(device=options.device.device, dtype=dtype, threads=options.device.threads, seed=0)
+    group.connect(device)
     evaluation_report.say_what_is_used(loaded, dtype, device)
     evaluation_report.warn_of_wrong_forces(loaded)
 
@@ -45,10 +48,11 @@ def evaluate(options: EvaluateOptions) -> None:
     wants_frames = options.output_xyz is not None
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
     batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, device)
-    evaluator = assemble.evaluator(data, batches, device, everything=wants_frames, prepare=network.prepared)
+    evaluator = assemble.evaluator(data, batches, device, everything=wants_frames, prepare=network.prepared, group=group)
     total, by_source = evaluator(network, weights, loss, breakdown)
-    evaluation_report.print_all(total, by_source, breakdown)
-    evaluation_report.write(options, total, by_source, breakdown)
+    if group.rank.is_first:
+        evaluation_report.print_all(total, by_source, breakdown)
+        evaluation_report.write(options, total, by_source, breakdown)
 
 
 if __name__ == "__main__":

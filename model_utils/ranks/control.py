@@ -143,9 +143,9 @@ class Control:
 
     def leave(self) -> None:
         """Wait until all processes are ready to end; the one that holds the store ends last."""
-        self._leaving.set()
         try:
-            self._meet("leaves", FOR_EVER)
+            self._meet("leaves", FOR_EVER)  # until then another one may fail
+            self._leaving.set()
             if self.holds_store:
                 self._meet("left", TO_LEAVE)
             else:

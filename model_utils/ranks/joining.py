@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from dataloader.errors import InputError
+from model_utils.ranks.ending import end_at_once
 from model_utils.ranks.rank import Rank, find, idle_tasks
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class _Others:
     def __init__(self, rank: Rank) -> None:
         from model_utils.ranks.control import Control
         from model_utils.ranks.together import Ranks
-        from model_utils.run.interruption import end_at_once
 
         self.rank = rank
         self._control = Control(rank, end_at_once)
@@ -70,8 +70,6 @@ class _Others:
 
     def give_up(self, code: int) -> None:
         """End all processes at once, whatever they are doing."""
-        from model_utils.run.interruption import end_at_once
-
         self._control.fail_first(code, at_once=True)
         end_at_once(code)
 

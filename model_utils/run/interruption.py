@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from model_utils.errors import Preempted, StopRequested
+from model_utils.ranks.ending import end_at_once
 
 Item = TypeVar("Item")
 
@@ -189,13 +190,6 @@ def _end_workers() -> None:
         for child in children:
             child.join()
         signal.signal(signal.SIGCHLD, before)
-
-
-def end_at_once(code: int) -> None:
-    """End the process and its workers, from any thread; what is not on the disk is lost."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(code)
 
 
 def _forget_in_child() -> None:

@@ -159,13 +159,22 @@ def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -
     Raises:
         InputError: a value is not allowed.
     """
-    names = names_of(kind)
-    given = {name: _without_none(value) for name, value in settings.items() if name in names}
+    defaults = {option.name: option.default for option in declared(kind)}
+    given = {
+        name: _without_none(value)
+        for name, value in settings.items()
+        if name in defaults and not _is_same(value, _plain(defaults[name]))
+    }
     # an option that is not set has its default, which the parser takes by no other word
     set_values = {name: value for name, value in given.items() if value is not None and value != []}
     parsed = _parsed(kind, [], set_values, source)
     assert parsed is not None  # nobody asked for help
     return parsed
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    """Whether a stored value is the default, which needs no parsing; 1 and True are two values."""
+    return type(value) is type(default) and not isinstance(value, list) and bool(value == default)
 
 
 def _without_none(value: Any) -> Any:

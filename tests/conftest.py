@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ TINY = {
     "radial_MLP": [8],
     "MLP_irreps": "4x0e",
 }
+
+
+def every_second(cases: Sequence[Any]) -> list[Any]:
+    """Cases of which every second one runs by default; the others in the battery."""
+    return [case if number % 2 == 0 else pytest.param(case, marks=in_the_battery) for number, case in enumerate(cases)]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -159,12 +159,7 @@ def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -
     Raises:
         InputError: a value is not allowed.
     """
-    defaults = {option.name: option.default for option in declared(kind)}
-    given = {
-        name: _without_none(value)
-        for name, value in settings.items()
-        if name in defaults and not _is_same(value, _plain(defaults[name]))
-    }
+    given = {name: _without_none(value) for name, value in _not_by_default(kind, settings)}
     # an option that is not set has its default, which the parser takes by no other word
     set_values = {name: value for name, value in given.items() if value is not None and value != []}
     parsed = _parsed(kind, [], set_values, source)
@@ -172,9 +167,15 @@ def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -
     return parsed
 
 
-def _is_same(value: Any, default: Any) -> bool:
-    """Whether a stored value is the default, which needs no parsing; 1 and True are two values."""
-    return type(value) is type(default) and not isinstance(value, list) and bool(value == default)
+def _not_by_default(kind: type, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Stored settings that an option has, without those that are its default and need no parsing.
+
+    1 and True are two values.
+    """
+    defaults = {option.name: _plain(option.default) for option in declared(kind)}
+    for name, value in settings.items():
+        if name in defaults and (type(value) is not type(defaults[name]) or value != defaults[name]):
+            yield name, value
 
 
 def _without_none(value: Any) -> Any:

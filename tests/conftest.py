@@ -30,6 +30,7 @@ HANGING = 1200.0  # s after which a process is taken to hang; proves nothing els
 STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
 LONG = os.environ.get("BATTERY") in ("full", "product")  # every case of what has many: `make battery`
 in_the_battery = pytest.mark.skipif(not LONG, reason="one more case of its kind: make battery")
+KEPT_TEXTS = 1000  # of e3nn's generated functions; the default tests have some hundred in a process
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 
 TINY = {
@@ -174,12 +175,16 @@ def texts_made_once() -> Iterator[tuple[object, str, object]]:
         """In place of the step before ``torch.jit.script``, which leaves alone what is compiled."""
         key = text_of(generated)
         if key not in compiled:
+            while len(compiled) > KEPT_TEXTS:
+                del compiled[next(iter(compiled))]
             compiled[key] = jit.script(jitable(generated))
         return copy.deepcopy(compiled[key])
 
     def optimised_once(model: fx.GraphModule, example_inputs: tuple[torch.Tensor, ...]) -> nn.Module:
         key = (*text_of(model), *(tuple(value.shape) for value in example_inputs))
         if key not in optimised:
+            while len(optimised) > KEPT_TEXTS:
+                del optimised[next(iter(optimised))]
             optimised[key] = optimize(model, example_inputs)
         return copied(optimised[key])
 

@@ -378,5 +378,5 @@ def test_a_stored_value_is_the_default_where_it_has_its_type_too() -> None:
     )
     stored = cli.as_plain(default)
     assert cli.from_plain(TrainOptions, stored, Path("it")) == default
-    with pytest.raises(InputError, match="batch_size"):
-        cli.from_plain(TrainOptions, {**stored, "batch_size": True}, Path("it"))
+    with pytest.raises(InputError, match="accumulate_batches"):
+        cli.from_plain(TrainOptions, {**stored, "accumulate_batches": True}, Path("it"))

@@ -4,12 +4,15 @@ No test depends on the clock, on the load, on free memory, or on the machine: a 
 limits of time stand only where a process might hang.
 """
 
+import copy
+import functools
+import importlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import write
-from torch import nn
+from torch import fx, jit, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 HANGING = 1200.0  # s after which a process is taken to hang; proves nothing else
 STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
 LONG = os.environ.get("BATTERY") in ("full", "product")  # every case of what has many: `make battery`
 in_the_battery = pytest.mark.skipif(not LONG, reason="one more case of its kind: make battery")
+KEPT_TEXTS = 1000  # of e3nn's generated functions; the default tests have some hundred in a process
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 
 TINY = {
@@ -43,6 +47,11 @@ TINY = {
     "radial_MLP": [8],
     "MLP_irreps": "4x0e",
 }
+
+
+def every_second(cases: Sequence[Any]) -> list[Any]:
+    """Cases of which every second one runs by default; the others in the battery."""
+    return [case if number % 2 == 0 else pytest.param(case, marks=in_the_battery) for number, case in enumerate(cases)]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -128,7 +137,8 @@ def _default_precision():
 def _networks_are_built_once() -> Iterator[None]:
     """What was built before from the same state of torch's generator is copied: the same bits in a tenth of the time.
 
-    Building takes most of a tiny run's time. The parity tests and all commands in processes of their own build anew.
+    Building takes most of a tiny run's time. The parity tests and all commands in processes of their own build anew;
+    in the former, what e3nn makes of a generated text is made once for each text.
     """
     if not {"model_utils.model_loader", "model_utils.train_mace", "model_utils.evaluate"} & set(sys.modules):
         yield  # these tests need no network, and are spared its imports
@@ -136,9 +146,54 @@ def _networks_are_built_once() -> Iterator[None]:
     from model_utils import model_loader
 
     with pytest.MonkeyPatch.context() as patch:
+        for place, name, kept in texts_made_once():
+            patch.setattr(place, name, kept)
         patch.setattr(model_loader, "build_module", built_once(model_loader.build_module))
         patch.setattr(model_loader, "to_be_filled", filled_once(model_loader.to_be_filled))
         yield
+
+
+def texts_made_once() -> Iterator[tuple[object, str, object]]:
+    """What e3nn makes of a generated text, by place and name; nine tenths of a building. Copies share no tensor."""
+    from model_utils.model_loader import copied
+
+    importlib.import_module("model_utils.models.mace_import")  # makes the next imports possible
+    import opt_einsum_fx
+    from e3nn.math import _normalize_activation
+    from e3nn.o3 import _linear
+    from e3nn.o3._tensor_product import _codegen
+    from e3nn.util.codegen import _mixin
+
+    def text_of(generated: fx.GraphModule) -> tuple[object, ...]:
+        constants = ((name, value.dtype, value.numpy().tobytes()) for name, value in generated.state_dict().items())
+        return type(generated).__name__, generated.code, *constants
+
+    compiled: dict[tuple[object, ...], jit.ScriptModule] = {}
+    optimised: dict[tuple[object, ...], nn.Module] = {}
+
+    def compiled_once(generated: fx.GraphModule) -> nn.Module:
+        """In place of the step before ``torch.jit.script``, which leaves alone what is compiled."""
+        key = text_of(generated)
+        if key not in compiled:
+            while len(compiled) > KEPT_TEXTS:
+                del compiled[next(iter(compiled))]
+            compiled[key] = jit.script(jitable(generated))
+        return copy.deepcopy(compiled[key])
+
+    def optimised_once(model: fx.GraphModule, example_inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+        key = (*text_of(model), *(tuple(value.shape) for value in example_inputs))
+        if key not in optimised:
+            while len(optimised) > KEPT_TEXTS:
+                del optimised[next(iter(optimised))]
+            optimised[key] = optimize(model, example_inputs)
+        return copied(optimised[key])
+
+    jitable = _mixin.jitable
+    optimize = _linear.optimize_einsums_full
+    yield _mixin, "jitable", compiled_once
+    for module in (_linear, _codegen, opt_einsum_fx):
+        yield module, "optimize_einsums_full", optimised_once
+    yield _normalize_activation, "moment", functools.cache(_normalize_activation.moment)  # of a million numbers
 
 
 def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

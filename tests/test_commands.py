@@ -302,32 +302,28 @@ def write_lmdb(path: Path, n: int, seed: int = 0) -> Path:
     return path
 
 
-def test_basic_usage_of_seed_000(tiny_json: Path, tmp_path: Path) -> None:
-    """The train and evaluate commands of its basic usage, as written there with ``model_utils/``."""
+def test_basic_usage_of_seed_000(tiny_json: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The train and evaluate commands of its basic usage, as written there with ``model_utils/``.
+
+    The one that trains as a process of its own; test_bad_input.py runs evaluate.py as one.
+    """
     train, val, run = write_lmdb(tmp_path / "train", 12), write_lmdb(tmp_path / "val", 4, seed=1), tmp_path / "run"
     run.mkdir()
     author = tiny_json.read_text()
     (run / "run_model.json").write_text(author)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def command(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    command(
+    words = [
         *("model_utils/train_mace.py", "--data_format", "lmdb", "--lmdb_train", str(train), "--lmdb_val", str(val)),
         *("--input_json", str(run / "run_model.json"), "--output_checkpoint", str(run), "--output_model", str(run)),
         *("--batch_size", "32", "--epochs", "2", "--lr", "1e-3"),
-    )
+    ]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert (run / "run_model.input.json").read_text() == author
     assert json.loads((run / "run_model.json").read_text())["schema_version"] == 1
-    shown = command(
-        *("model_utils/evaluate.py", "--input_model", str(run / "run_checkpoint.pt"), "--data_format", "lmdb"),
-        *("--lmdb_path", str(val)),
-    )
+    words = ["--input_model", str(run / "run_checkpoint.pt"), "--data_format", "lmdb", "--lmdb_path", str(val)]
+    assert evaluate.main(words) == 0
+    shown = capsys.readouterr().out
     assert "latest weights (raw)" in shown
     assert shown.count("ΔE") == 4, "each structure of a small set"
 

@@ -270,8 +270,9 @@ def test_exported_energies_are_those_that_were_judged(
         words = ["convert", "--input_model", model, "--to", form, "--output", str(files[-1])]
         assert read_model.main(words) == 0
         assert "so the file is float64" in capsys.readouterr().out
-        assert read_model.main([*words, "--dtype", "float32", "--overwrite", "--output", str(tmp_path / "x")]) == 0
-        assert "adds E0s in float32: its energies differ" in capsys.readouterr().out
+        if form == "module" or LONG:
+            assert read_model.main([*words, "--dtype", "float32", "--overwrite", "--output", str(tmp_path / "x")]) == 0
+            assert "adds E0s in float32: its energies differ" in capsys.readouterr().out
     with _unsafe_loading_during_import():
         from mace.calculators import MACECalculator
 

@@ -1,6 +1,7 @@
 """Models of every mace-torch release since 0.3.3 are read without executing them, and give that release's energies.
 
-``benchmarks/foreign_models.py`` made them; FOREIGN=full computes all of them, the default one of each kind.
+``benchmarks/foreign_models.py`` made them; FOREIGN=full computes all of them, the default one of each kind, the battery
+some more.
 """
 
 import json
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 import read_model
-from conftest import ROOT
+from conftest import LONG, ROOT, in_the_battery
 from dataloader.batch import Batch, collate
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
@@ -57,12 +58,12 @@ READ = [model for model in MODELS if not is_refused(*model)]
 
 
 def computed() -> list[tuple[str, str]]:
-    """All, or: of every network the oldest release's, and of every third release one more, another one each time."""
+    """All, or: of every network the oldest release's; in the battery one more of every third release, each another."""
     if FULL:
         return READ
     oldest = {network: (release, network) for release, network in reversed(READ)}
     others = [[model for model in READ if model[0] == release] for release in RELEASES]
-    drawn = [own[5 * k % len(own)] for k, own in enumerate(others) if k % 3 == 0]
+    drawn = [own[5 * k % len(own)] for k, own in enumerate(others) if k % 3 == 0 and LONG]
     return sorted({*oldest.values(), *drawn}, key=READ.index)
 
 
@@ -233,8 +234,14 @@ def test_a_module_of_2022_needs_its_elements(foreign: Path, tmp_path: Path, caps
 ONE_HEAD = [("0.3.7", "heads"), ("0.3.15", "mh_0"), ("0.3.16", "mh_1")]
 
 
-@pytest.mark.parametrize("form", ["module", "safetensors"])
-@pytest.mark.parametrize(("release", "network"), ONE_HEAD)
+@pytest.mark.parametrize(
+    ("release", "network", "form"),
+    [
+        pytest.param(*model, form, marks=in_the_battery if (row + column) % 2 else ())
+        for row, model in enumerate(ONE_HEAD)
+        for column, form in enumerate(("module", "safetensors"))
+    ],
+)
 def test_a_head_becomes_a_model_of_its_own(
     release: str, network: str, form: str, foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -333,11 +333,9 @@ def _opened(path: Path, data: bytes | None) -> BinaryIO:
 
 
 def sandboxed(module: nn.Module) -> SandboxedObject:
-    """A module as the sandboxed unpickler would read it from a file."""
+    """A module as the sandboxed unpickler would read it from a file; made here, it is not looked through before."""
     stream = io.BytesIO(serialise(module))
-    with zipfile.ZipFile(stream) as archive:
-        walk = _walked(archive)
-    with _only_sandboxed_classes(stream, walk.names):
+    with _only_sandboxed_classes(stream, set()):
         stream.seek(0)
         content = torch.load(stream, weights_only=True)
     assert isinstance(content, SandboxedObject)
@@ -399,10 +397,10 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     """All tensors in a content, however deep; a shared part, whose id is in ``seen``, is gone through once."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple | SandboxedObject):
+    elif isinstance(value, dict | list | tuple | SandboxedObject):  # all that the sandboxed unpickler can nest
         if id(value) in seen:
             return
         seen.add(id(value))
         inner = value.__dict__ if isinstance(value, SandboxedObject) else value
-        for item in inner.values() if isinstance(inner, Mapping) else inner:
+        for item in inner.values() if isinstance(inner, dict) else inner:
             yield from _tensors(item, seen)

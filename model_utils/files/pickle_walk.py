@@ -80,6 +80,10 @@ class PickleWalk:
             raise ValueError("its pickle repeats shared parts out of all proportion")
 
     def _number(self, n_bytes: int) -> int:
+        if n_bytes == 1:  # of most opcodes: a third of the time of a slice
+            number = self._data[self._position]
+            self._position += 1
+            return number
         return int.from_bytes(self._bytes(n_bytes), "little")
 
     def _bytes(self, n_bytes: int) -> bytes:
@@ -158,8 +162,11 @@ class PickleWalk:
         if n is None:
             self._collect(self._to_mark())
             return
-        items = [self._pop() for _ in range(n)]
-        self._collect(items[::-1])
+        items = self._stack[-n:]
+        if len(items) < n:
+            raise IndexError
+        del self._stack[-n:]
+        self._collect(items)
 
     def _append(self, items: list[_Item]) -> None:
         target = self._stack[-1]

@@ -9,15 +9,20 @@ from torch import Tensor, nn
 from dataloader.batch import Batch
 from model_utils.models.build import default_dtype
 from model_utils.models.mace_import import lammps_classes
+from model_utils.models.weights import written_and_read
 
 
 def torchscript(module: nn.Module, head: str) -> bytes:
-    """The compiled wrapper as ``pair_style mace`` loads it; the module's parameters are frozen by it."""
+    """The compiled wrapper as ``pair_style mace`` loads it.
+
+    Compiling rewrites the generated functions in place, which copies of a network share: it gets functions of its own.
+    """
     compile_mode, torchscript_class, _ = lammps_classes()
+    own = written_and_read(module)
     with warnings.catch_warnings(), default_dtype(next(module.parameters()).dtype):
         warnings.simplefilter("ignore")  # deprecations of torch.jit
         buffer = io.BytesIO()
-        torch.jit.save(compile_mode(torchscript_class(module, head=head)), buffer)
+        torch.jit.save(compile_mode(torchscript_class(own, head=head)), buffer)
     return buffer.getvalue()
 
 

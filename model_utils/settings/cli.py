@@ -173,13 +173,23 @@ def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -
     Raises:
         InputError: a value is not allowed.
     """
-    names = names_of(kind)
-    given = {name: _without_none(value) for name, value in settings.items() if name in names}
+    given = {name: _without_none(value) for name, value in _not_by_default(kind, settings)}
     # an option that is not set has its default, which the parser takes by no other word
     set_values = {name: value for name, value in given.items() if value is not None and value != []}
     parsed = _parsed(kind, [], set_values, source)
     assert parsed is not None  # nobody asked for help
     return parsed
+
+
+def _not_by_default(kind: type, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Stored settings that an option has, without those that are its default and need no parsing.
+
+    1 and True are two values.
+    """
+    defaults = {option.name: _plain(option.default) for option in declared(kind)}
+    for name, value in settings.items():
+        if name in defaults and (type(value) is not type(defaults[name]) or value != defaults[name]):
+            yield name, value
 
 
 def _without_none(value: Any) -> Any:

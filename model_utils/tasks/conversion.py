@@ -198,7 +198,7 @@ def _module(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
 
 def _lammps(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
     """TorchScript with mace's wrapper for LAMMPS; the compiled code itself is run for the comparison."""
-    data = lammps.torchscript(model_loader.copied(loaded.module), head)
+    data = lammps.torchscript(loaded.module, head)
     n_elements = len(loaded.description.atomic_numbers)
 
     def check(path: Path) -> tuple[Tensor, Tensor]:

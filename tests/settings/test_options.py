@@ -21,7 +21,7 @@ from conftest import ROOT
 from model_utils import evaluate, resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint
-from model_utils.settings import cli, declared, table_names
+from model_utils.settings import cli, declared, parser, table_names
 from model_utils.settings import options as settings
 from model_utils.settings.declared import FIXED, MAY_CHANGE, OF_THE_COMMAND, Option, names_of
 from model_utils.settings.options import FIXED_IN_A_RUN, ResumeOptions, TrainingOptions, TrainOptions
@@ -337,3 +337,46 @@ def test_two_options_of_one_name_are_our_mistake() -> None:
 def test_evaluate_refuses_an_empty_label_as_training_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["--input_model", "m.pt", "--xyz_path", "a.xyz", "--energy_key", ""]) == 2
     assert "--energy_key is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--lr",
+        "--lr x",
+        "--lr=0.5",
+        "--lr -1",
+        "--lr 1e-3 --lr -1e-3",
+        "--no_ema",
+        "--ema=False",
+        "--ema --batch_size 4 5",
+        "--xyz_train a.xyz b.xyz --ema",
+        "--scheduler cosin",
+        "--batch_size 4 -- 5",
+        "--batch_size 4 -x",
+        "--time_limit 2:00",
+    ],
+)
+def test_a_parser_of_what_is_given_answers_as_that_of_all_options(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["--input_json", "a.json", "--output_checkpoint", "run", *words.split()] if words else []
+
+    def answer() -> object:
+        try:
+            return parser.parsed_values(TrainOptions, argv, {"epochs": 3, "stress_key": "s"}, Path("a.yaml"))
+        except InputError as error:
+            return str(error)
+
+    short = answer()
+    monkeypatch.setattr(parser, "_looked_for", lambda kind, argv, settings: list(declared.declared(kind)))
+    assert short == answer()
+
+
+def test_a_stored_value_is_the_default_where_it_has_its_type_too() -> None:
+    default = cli.parse(
+        TrainOptions, ["--input_json", "/a.json", "--output_checkpoint", "/run", "--xyz_train", "/a.xyz"]
+    )
+    stored = cli.as_plain(default)
+    assert cli.from_plain(TrainOptions, stored, Path("it")) == default
+    with pytest.raises(InputError, match="accumulate_batches"):
+        cli.from_plain(TrainOptions, {**stored, "accumulate_batches": True}, Path("it"))

@@ -24,7 +24,6 @@ from dataloader.packed.recipe import PackingRecipe, asked_for
 from dataloader.packed.shard_writer import Shards
 from dataloader.packed.split_report import split_survey
 from dataloader.packed.survey import Look
-from dataloader.parts import Parts
 from dataloader.portion import WHOLE, Portion
 from dataloader.work_folder import LOCK, LOOK_EVERY, TRIES, Overtaken, WorkFolder, holder, overtaken, take
 
@@ -71,7 +70,7 @@ class Packing:
     def look(self) -> Look:
         """The look at every structure."""
         text = json.dumps(self.asked, sort_keys=True)
-        return Look(self.sources, self.recipe, Parts(self.work, "look", hashlib.sha256(text.encode()).hexdigest()))
+        return Look(self.sources, self.recipe, self.work, hashlib.sha256(text.encode()).hexdigest())
 
     @cached_property
     def deal(self) -> Deal:
@@ -179,11 +178,11 @@ def finish(packing: Packing) -> dict[str, Any]:
         size = _size_begun(packing)
         if slices := packing.look.missing():
             raise InputError(
-                f"--finish: {_names(slices, size)} not looked through all their structures; start them, then every "
+                f"--finish: {_names(slices, size)} not looked through everything yet; start them, then every "
                 "share once more for its shards"
             )
         if shards := _unwritten(packing):
-            raise InputError(f"--finish: {_names(shards, size)} not written all their shards; start them again")
+            raise InputError(f"--finish: {_names(shards, size)} not written everything yet; start again with --share")
         return _finished(packing, folder)
 
     report = _packed_by(packing, rest)
@@ -251,14 +250,14 @@ def _share_is_done(packing: Packing, portion: Portion, *, wait: bool) -> bool:
                 )
                 waiting = True
             if not wait:
-                packing.say("start every share once more when all have looked, to write its shards")
+                packing.say("start every share once more when all have looked: then it writes its shards")
                 return False
             time.sleep(LOOK_EVERY)
         _refuse_another(packing)  # where there are no locks, a sibling may have said something else at the same moment
         written = _write(packing, portion)
         packing.say(f"share {portion}: its {written} of {len(packing.deal.shards.all)} shards are written")
         if shards := _unwritten(packing):
-            packing.say(f"{_names(shards, portion.size)} not written all their shards yet")
+            packing.say(f"{_names(shards, portion.size)} not written everything yet")
             return False
     return True
 

@@ -97,7 +97,7 @@ class Shards:
 
 
 def _rows_of(split: str, assignment: Assignment, recipe: PackingRecipe) -> NDArray[np.int64]:
-    """Rows of the survey that a split has, in the order in which they are packed; where there are stages, a random one."""
+    """Rows of the survey that a split has, in the order in which they are packed; random where there are stages."""
     rows = np.nonzero(assignment.split == assignment.names.index(split))[0]
     if not len(rows):
         raise InputError(f"no structure falls to {split}; give it a larger share, or leave it out")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,14 +43,15 @@ class Look:
     Args:
         sources: opened.
         recipe: names the entries that are identifier and group.
-        parts: where the slices lie.
+        folder: where the files of the slices lie.
+        made_for: what they depend on; see ``Parts``.
     """
 
-    def __init__(self, sources: Sequence[Source], recipe: PackingRecipe, parts: Parts) -> None:
+    def __init__(self, sources: Sequence[Source], recipe: PackingRecipe, folder: Path, made_for: str) -> None:
         self._sources = sources
         self._recipe = recipe
-        self._parts = parts
         rows = max(ROWS_AT_ONCE, -(-sum(map(len, sources)) // MOST_SLICES))
+        self._parts = Parts(folder, "look", f"{made_for} {rows}")
         self._slices = [
             _Slice(s, begin, min(begin + rows, len(source)))
             for s, source in enumerate(sources)

@@ -221,15 +221,19 @@ def _packed_by(
 
 
 def _begin(packing: Packing, portion: Portion) -> None:
-    """Say in the folder what is packed there, unless a sibling has said it; note how many shares there are.
+    """Say in the folder what is packed there, unless a sibling has said it.
+
+    Whoever finds a sibling at it looks again, and does not wait for the folder: the siblings may wait for this share.
 
     Raises:
         InputError: the folder holds something else, siblings that were started with other data or settings among it.
     """
     while packing.report is None and packing.begun != packing.asked:
         _refuse_another(packing)
-        with _at_work(packing), overtaken(packing.work):
-            if packing.report is None:
+        with _at_work(packing, patient=False) as folder, overtaken(packing.work):
+            if folder is None:
+                time.sleep(LOOK_EVERY)
+            elif packing.report is None:
                 _refuse_another(packing)
                 write_json(packing.work / ASKED, packing.asked, packing.work)
                 write_json(packing.work / SHARES, {"shares": portion.size}, packing.work)

@@ -11,9 +11,9 @@ from lmdb_material import dict_row, in_child, labelled, put
 from test_interrupted_work import FULL, boundaries, files, killed_at, no_locks, together, was_killed
 
 from conftest import in_the_battery
-from dataloader import index, pack, parallel
+from dataloader import index, pack, parallel, work_folder
 from dataloader.lmdb_shards import index_building
-from dataloader.packed import survey
+from dataloader.packed import packing, survey
 from dataloader.portion import WHOLE, Portion, portion_of
 
 N = 26
@@ -70,7 +70,9 @@ def finish(words: list[str], output: Path) -> int:
     return pack.main([*words, "--output_dir", str(output), "--finish"])
 
 
-@pytest.mark.parametrize("order", [[0], [2, 0, 1], [7, 2, 5, 0, 1, 6, 3, 4]], ids=len)
+@pytest.mark.parametrize(
+    "order", [[0], pytest.param([2, 0, 1], marks=in_the_battery), [7, 2, 5, 0, 1, 6, 3, 4]], ids=["1", "3", "8"]
+)
 def test_shares_in_any_order_pack_what_one_process_packs(
     order: list[int], words: list[str], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -92,8 +94,15 @@ def half(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize("worker", [False, True])
-@pytest.mark.parametrize("phase", ["look", "write"])
+@pytest.mark.parametrize(
+    ("phase", "worker"),
+    [
+        pytest.param("look", True, marks=in_the_battery),
+        ("write", False),
+        pytest.param("look", False, marks=in_the_battery),
+        pytest.param("write", True, marks=in_the_battery),
+    ],
+)
 def test_a_share_killed_at_any_call_goes_on(
     phase: str, worker: bool, words: list[str], half: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -129,6 +138,36 @@ def test_shares_at_the_same_time_wait_for_each_other_and_the_last_finishes(
     assert files(output) == whole
     assert finish(words, output) == 0, "it is packed already"
     assert share(words, output, "0/5") == 0
+    assert files(output) == whole
+
+
+def test_a_share_that_begins_last_does_not_wait_for_those_that_wait_for_it(
+    words: list[str], whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw that nothing was begun, and when it came to begin, the others were at work."""
+    output = tmp_path / "packed"
+    assert share(words, output, "0/2") == 0
+    others = work_folder.take(output / "packing", shared=True)
+    assert others is not None
+    begun = packing.Packing.begun.fget
+    looks: list[int] = []
+    pauses: list[float] = []
+
+    def late(self: packing.Packing) -> Any:
+        looks.append(1)
+        return None if len(looks) == 1 else begun(self)
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        assert len(pauses) < 20, "it waits"
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packing.Packing, "begun", property(late))
+        patched.setattr(packing.time, "sleep", sleep)
+        assert share(words, output, "1/2", "--wait_for_shares") == 0
+    assert pauses
+    others.release()
+    assert share(words, output, "0/2") == 0
     assert files(output) == whole
 
 

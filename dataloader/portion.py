@@ -31,10 +31,6 @@ class Portion:
         """The items of this share: every ``size``-th, so that large and small ones come to all alike."""
         return list(items[self.number :: self.size])
 
-    def owner(self, item: int) -> "Portion":
-        """The share that an item belongs to, by its number."""
-        return Portion(item % self.size, self.size)
-
     def __str__(self) -> str:
         return f"{self.number}/{self.size}"
 

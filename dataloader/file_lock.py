@@ -15,14 +15,16 @@ class Lock(Enum):
     NONE = "the file system has no locks"  # Lustre without ``flock``, for one
 
 
-def ask(descriptor: int) -> Lock:
-    """Ask for the exclusive lock of an open file, without waiting for it.
+def ask(descriptor: int, *, shared: bool = False) -> Lock:
+    """Ask for the lock of an open file, without waiting for it.
 
     Args:
-        descriptor: of the file; closing it gives the lock back.
+        descriptor: of the file, open for reading and writing; closing it gives the lock back.
+        shared: with others that ask for it so; else nobody has it beside this process.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         return Lock.HELD if error.errno in HELD_BY_ANOTHER else Lock.NONE
     return Lock.OURS

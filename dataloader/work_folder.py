@@ -31,7 +31,7 @@ class WorkFolder:
 
     Attributes:
         path: where it is.
-        alone: False where the file system has no locks, and others may work in it too.
+        alone: False where others may work in it too: it was taken with them, or the file system has no locks.
     """
 
     def __init__(self, path: Path, descriptor: int, *, alone: bool) -> None:
@@ -63,8 +63,12 @@ class WorkFolder:
         self._descriptor = None
 
 
-def take(path: Path) -> WorkFolder | None:
+def take(path: Path, *, shared: bool = False) -> WorkFolder | None:
     """Have a folder, which is made where it is not there; None where another process has it.
+
+    Args:
+        path: where it is.
+        shared: with others that take it so; else nobody has it beside this process.
 
     Raises:
         OSError: it cannot be made, or not be written by this user.
@@ -75,7 +79,7 @@ def take(path: Path) -> WorkFolder | None:
             descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:  # whoever had it has just removed it
             continue
-        lock = file_lock.ask(descriptor)
+        lock = file_lock.ask(descriptor, shared=shared)
         if lock is Lock.HELD:
             os.close(descriptor)
             return None
@@ -83,7 +87,7 @@ def take(path: Path) -> WorkFolder | None:
             with contextlib.suppress(OSError):  # for people only
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            return WorkFolder(path, descriptor, alone=lock is Lock.OURS)
+            return WorkFolder(path, descriptor, alone=lock is Lock.OURS and not shared)
         os.close(descriptor)
     return None
 

@@ -22,7 +22,8 @@ from model_utils.settings.options import VerifyResumeOptions
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python ")]
 COMMANDS = {"model_utils/train_mace.py", "model_utils/finetune.py", "model_utils/resume.py", "model_utils/evaluate.py"}
-COMMANDS |= {"model_utils/verify_resume.py", "metadata.py", "read_model.py", "dataloader/pack.py"}
+COMMANDS |= {"model_utils/verify_resume.py", "metadata.py", "read_model.py"}
+COMMANDS |= {"dataloader/index.py", "dataloader/pack.py"}
 
 SMALL = ["--hidden_irreps", "4x0e", "--num_interactions", "1", "--correlation", "1", "--max_ell", "1", "--r_max", "3"]
 SHORT = ["--max_steps", "2", "--batch_size", "4", "--lr", "1e-4"]

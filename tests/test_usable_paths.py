@@ -28,6 +28,7 @@ COMMANDS = {
     "model_utils.resume": {"": settings.ResumeOptions},
     "model_utils.evaluate": {"": settings.EvaluateOptions},
     "model_utils.verify_resume": {"": settings.VerifyResumeOptions},
+    "dataloader.index": {"": settings.IndexOptions},
     "dataloader.pack": {"": settings.PackOptions},
     "metadata": {"init": settings.MetadataInitOptions, "fit": settings.MetadataFitOptions}
     | {"check": settings.CheckOptions},

@@ -62,7 +62,7 @@ class LmdbSource:
         self.files = [LmdbFile(shard) for shard in self.shards]
         self._edges: dict[float, NDArray[Any]] = {}
         self._ends = np.cumsum([len(index) for index in self.indexes])
-        self.census = Census(path=path, first_names=partial(_names_of_first, self.files))
+        self.census = Census(path=path, first_names=partial(names_of_first, self.files))
         for shard, index in enumerate(self.indexes):
             for reason, (count, offenders) in index.faults.items():
                 self._count(self.census.dropped, reason, count, [self._shown_key(shard, key) for key in offenders])
@@ -321,7 +321,7 @@ class LmdbSource:
         return b"".join(f"{index.identity}{len(index)}".encode() for index in self.indexes)
 
 
-def _names_of_first(files: Sequence[LmdbFile]) -> tuple[str, ...]:
+def names_of_first(files: Sequence[LmdbFile]) -> tuple[str, ...]:
     """Names in the first record that can be read."""
     for file in files:
         for key in file.sample_keys()[:SHOWN_OFFENDERS]:

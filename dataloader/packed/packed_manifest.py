@@ -1,11 +1,14 @@
 """The manifest of a packed data set: its shards with their checksums, and from what and how they were made."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataloader import input_files, plain_json
+import numpy as np
+
+from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
 from dataloader.limits import JSON_BYTES
 
@@ -65,3 +68,29 @@ def beside(path: Path) -> Manifest | None:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise InputError(f"{file} names the shard {name!r:.80}; expected the name of a file beside it")
     return Manifest(file.parent, content)
+
+
+def write_manifests(
+    folder: Path, entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], stages: Sequence[int], work: Path
+) -> None:
+    """Write the manifest of one split, and one for each of its stages.
+
+    Args:
+        folder: of the shards.
+        entries: what is said of each shard, in order; shards end where a stage ends.
+        about: the split and what was asked for.
+        stages: numbers of structures.
+        work: folder of the same file system where files lie until they are whole.
+    """
+    content = {"format": FORMAT, **about}
+    rows = np.cumsum([entry["rows"] for entry in entries])
+    for size in stages:
+        part = list(entries[: int(np.searchsorted(rows, size)) + 1])
+        write_json(folder / f"stage_{size}.json", content | {"rows": size, "shards": part}, work)
+    write_json(folder / NAME, content | {"rows": int(rows[-1]), "shards": list(entries)}, work)
+
+
+def write_json(path: Path, content: Mapping[str, Any], work: Path) -> None:
+    """Written in the work folder, which goes when all is done, and named when it is on the disk."""
+    with durable.text_stream(path, made_in=work) as file:
+        json.dump(content, file, indent=1, sort_keys=True)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
+from dataloader.portion import portion_of
+
 
 def whole_number(_: type, tokens: Sequence[Token]) -> int:
     """An int; 3.5 is refused instead of rounded, 1e4 is taken."""
@@ -61,12 +63,18 @@ def minutes(_: type, tokens: Sequence[Token]) -> float:
     return number
 
 
+def share(_: type, tokens: Sequence[Token]) -> str:
+    """A share of a work as 3/64, counted from 0."""
+    return str(portion_of(_text(tokens)))
+
+
 def _text(tokens: Sequence[Token]) -> str:
     value: Any = tokens[0].value
     return str(value).strip()
 
 
 Duration = Annotated[float, Parameter(converter=minutes)]
+ShareText = Annotated[str, Parameter(converter=share)]
 CountOrAuto = Annotated[int | Literal["auto"], Parameter(converter=whole_number_or_auto)]
 
 

@@ -1,15 +1,18 @@
 """What dataloader/pack.py does: options to sources and a recipe, and what is said of it."""
 
 from pathlib import Path
+from typing import Any
 
 from dataloader import input_files
 from dataloader.data_file import Source, SourceSpec
 from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
-from dataloader.packed import packed_manifest, shard_writer
+from dataloader.lmdb_shards.indexing import index_shards
+from dataloader.packed import packed_manifest, packing
 from dataloader.packed.recipe import PackingRecipe
 from dataloader.packed.splitting import parse_shares
+from dataloader.portion import Portion, portion_of
 from dataloader.sources import open_sources
 from model_utils.run.open_data import describe_source, filters_of
 from model_utils.runtime import log, start_log
@@ -28,17 +31,28 @@ def pack(options: PackOptions) -> None:
     """
     start_log(None)
     recipe = _recipe(options)
-    sources = _sources(options)
+    portion = portion_of(options.share)
+    sources = _sources(options, portion)
     for source in sources:
         log.info("%s: %d structures, %d atoms", source.path, len(source), source.n_atoms.sum())
         describe_source(source, "are not packed: give them to metadata.py")
         for text, count in source.census.notes.items():
             log.info("  %s: %d structures", text, count)
     try:
-        shard_writer.pack(sources, options.output_dir, recipe, log.info)
+        report = _packed(options, packing.Packing(sources, options.output_dir, recipe, log.info), portion)
     except OSError as error:
         raise InputError(f"cannot write --output_dir {options.output_dir}: {error.strerror or error}") from None
-    log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
+    if report is not None:
+        log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
+
+
+def _packed(options: PackOptions, work: packing.Packing, portion: Portion) -> dict[str, Any] | None:
+    """The report of what is packed; None where other shares have not done theirs."""
+    if options.finish:
+        return packing.finish(work)
+    if portion.is_whole:
+        return packing.pack(work)
+    return packing.pack_share(work, portion, wait=options.wait_for_shares)
 
 
 def _recipe(options: PackOptions) -> PackingRecipe:
@@ -62,11 +76,16 @@ def _recipe(options: PackOptions) -> PackingRecipe:
     )
 
 
-def _sources(options: PackOptions) -> list[Source]:
-    """The data, opened and filtered; structures with a charge are kept, whatever model will read them."""
+def _sources(options: PackOptions, portion: Portion) -> list[Source]:
+    """The data, opened and filtered; structures with a charge are kept, whatever model will read them.
+
+    LMDBs of this share are indexed first: those of others are, meanwhile, by them, or else by this process too.
+    """
     keep = tuple(dict.fromkeys([*KEPT, *(name for name in (options.id_key, options.group_key) if name)]))
     keys = terms.label_keys(options.labels)
     specs = [SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep) for path in options.input]
+    if not portion.is_whole:
+        index_shards(specs, portion)
     return open_sources(
         specs,
         needs=TO_EVALUATE if options.allow_missing_labels else TO_TRAIN,

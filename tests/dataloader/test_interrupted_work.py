@@ -21,6 +21,7 @@ from dataloader.lmdb_shards import index_building, index_turns, kept_edges, lmdb
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.lmdb_shards.shard_index import IndexRecipe, places
+from dataloader.packed import packing as packing_module
 from dataloader.packed import shard_writer
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
@@ -239,14 +240,14 @@ def refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder, take = tmp_path / "refusals", work_folder.take
     folder.mkdir()
 
-    def noting(path: Path) -> work_folder.WorkFolder | None:
-        taken = take(path)
+    def noting(path: Path, **more: bool) -> work_folder.WorkFolder | None:
+        taken = take(path, **more)
         if taken is None:
             (folder / str(os.getpid())).touch()
         return taken
 
     monkeypatch.setattr(index_turns, "take", noting)
-    monkeypatch.setattr(shard_writer, "take", noting)
+    monkeypatch.setattr(packing_module, "take", noting)
     return folder
 
 

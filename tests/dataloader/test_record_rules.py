@@ -35,7 +35,8 @@ from dataloader.labels import TO_EVALUATE, TO_PREDICT, TO_TRAIN, LabelKeys, Labe
 from dataloader.lmdb_shards.lmdb_source import LmdbSource
 from dataloader.needs import FeatureSpec
 from dataloader.neighbors import build_graph
-from dataloader.packed.shard_writer import PackingRecipe, pack
+from dataloader.packed.packing import Packing, pack
+from dataloader.packed.recipe import PackingRecipe
 from dataloader.record import EVERYTHING
 from dataloader.sources import Source, SourceSpec, open_sources
 from dataloader.units import UnitError, factor_to_ours, stated_quantity
@@ -582,7 +583,7 @@ def test_a_packed_record_means_what_it_meant(tmp_path: Path) -> None:
         drop_duplicates=False,
         seed=0,
     )
-    pack(sources, tmp_path / "packed", recipe, lambda line: None)
+    pack(Packing(sources, tmp_path / "packed", recipe, lambda line: None))
     back = LmdbSource(tmp_path / "packed", LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, features=(CHARGE, SPIN))
     structure = back.structure(0)
     assert structure.energy == pytest.approx(-HARTREE, rel=1e-9)

@@ -155,6 +155,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "": {"resume": None, "lr_of": ["readouts.*=0.001"], "label_keys": ["dipole=d"], "data_format": None},
     "FinetuneOptions": {"add_head": None},
     "EvaluateOptions": {"lmdb_path": [], "data": []},
+    "IndexOptions": {"share": "3/64"},
+    "PackOptions": {"share": "3/64", "finish": False},
     "MetadataInitOptions": {"E0s": "auto"},
     "MetadataFitOptions": {"E0s": "auto"},
 }

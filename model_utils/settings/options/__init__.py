@@ -20,6 +20,7 @@ from model_utils.settings.options.describing import (
 )
 from model_utils.settings.options.evaluation import EvaluateOptions, PrintedLossOptions
 from model_utils.settings.options.finetuning import FinetuneOptions
+from model_utils.settings.options.indexing import IndexOptions
 from model_utils.settings.options.models import (
     ConvertOptions,
     DescribeOptions,
@@ -58,6 +59,7 @@ __all__ = [
     "ExportOptions",
     "FilterOptions",
     "FinetuneOptions",
+    "IndexOptions",
     "LabelOptions",
     "LossOptions",
     "MetadataFitOptions",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataloader.errors import InputError
 from model_utils.settings.declared import OF_THE_COMMAND, panel
-from model_utils.settings.option_types import Count, NonNegativeInt, Positive
+from model_utils.settings.option_types import Count, NonNegativeInt, Positive, ShareText
 from model_utils.settings.options.common import CommonOptions
 from model_utils.settings.options.data import FilterOptions, LabelOptions
 
@@ -44,7 +44,19 @@ class PackOptions:
     """Pack structures without energy or forces too."""
     seed: NonNegativeInt = 123
     """Seed of the split and of the pool's order."""
+    share: ShareText | None = None
+    """Do one of several equal shares of the work beside other processes, counted from 0: `3/64`, or `$SLURM_ARRAY_TASK_ID/64` in a job array. Every share is started twice: first it looks at its structures, and when all have looked, it writes its shards; the last one finishes. What is written is the same, byte for byte, however many shares there are."""
+    wait_for_shares: bool = False
+    """With --share: wait until the others have looked, which must be running, in place of the second start."""
+    finish: bool = False
+    """After the shares: see that none is missing, and write manifests and report."""
 
     def __post_init__(self) -> None:
+        if self.finish and self.share is not None:
+            raise InputError(
+                "--finish and --share are two things; give the shares first, then --finish without --share"
+            )
+        if self.wait_for_shares and self.share is None:
+            raise InputError("--wait_for_shares is given but no --share; there is nothing to wait for, leave it out")
         if (self.valid_ids or self.test_ids) and self.id_key is None:
             raise InputError("ID files are given but not what they speak of; name the identifier with --id_key")

@@ -48,7 +48,9 @@ def evaluate(options: EvaluateOptions) -> None:
     wants_frames = options.output_xyz is not None
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
     batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, device)
-    evaluator = assemble.evaluator(data, batches, device, everything=wants_frames, prepare=network.prepared, group=group)
+    evaluator = assemble.evaluator(
+        data, batches, device, everything=wants_frames, prepare=network.prepared, group=group
+    )
     total, by_source = evaluator(network, weights, loss, breakdown)
     if group.rank.is_first:
         evaluation_report.print_all(total, by_source, breakdown)

@@ -23,7 +23,7 @@ def finetune(options: FinetuneOptions) -> None:
     with Interruption(give_up=joining.giving_up()) as stop:
         from model_utils.files.outputs import Outputs
         from model_utils.run import place, training
-        from model_utils.run.beginning import beginning_of_finetuning
+        from model_utils.run.from_model import beginning_of_finetuning
 
         group = joining.group_of(stop)
         outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)

@@ -130,7 +130,7 @@ class Alone:
         """There is nobody to give to."""
 
     def gathered(self, own: T) -> list[T]:
-        """It alone."""
+        """What this process has, alone in a list."""
         return [own]
 
     def meet(self) -> None:

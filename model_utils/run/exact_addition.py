@@ -36,7 +36,7 @@ class ExactAddition:
     device: torch.device
 
     def rows(self, batches: Sequence[Batch]) -> Rows:
-        """Those of the whole step, also of what other processes compute."""
+        """Labelled rows of the whole step, also of what other processes compute."""
         return self.labelled()
 
     def pieces(self, batch: Batch) -> list[Batch]:

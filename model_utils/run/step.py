@@ -51,7 +51,7 @@ class InTurn:
     """One micro-batch after the other, all in this process."""
 
     def rows(self, batches: Sequence[Batch]) -> Rows:
-        """Those of the batches."""
+        """Labelled rows of the batches, which are the whole step."""
         return added_rows(batch.rows for batch in batches)
 
     def pieces(self, batch: Batch) -> Sequence[Batch]:

@@ -1,7 +1,7 @@
-"""Starts the processes of a run by forking one that has imported everything: 0.1 s in place of 5 s each.
+"""Starts the processes of a run by forking one that has imported everything: 0.1 s each, not 5 s.
 
-A line of JSON comes in for every run, and one goes out: ``start`` gives the processes, ``wait`` how they ended. Networks
-are built once, before the forks, as in the other tests.
+A line of JSON comes in for every run, and one goes out: ``start`` gives the processes, ``wait`` how
+they ended. Networks are built once, before the forks, as in the other tests.
 """
 
 import json
@@ -13,10 +13,6 @@ import traceback
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[2]
-os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as a command sets it before torch is imported
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
 from ase.io import write

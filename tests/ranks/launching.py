@@ -29,7 +29,11 @@ class Launcher:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+                "TORCH_CPP_LOG_LEVEL": "ERROR",  # as a command sets it before torch is imported
+            },
         )
 
     def ask(self, job: Mapping[str, Any]) -> Any:

@@ -33,9 +33,7 @@ def test_files_are_those_of_one_process(launcher: Launcher, model: Path, materia
     assert written[3] == written[1]
 
 
-def test_a_file_that_is_there_is_refused_once(
-    launcher: Launcher, model: Path, material: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_is_there_is_refused_once(launcher: Launcher, model: Path, material: Path, tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text("mine")
     data = ["--input_model", model, "--xyz_path", material / "train.xyz", "--output_json", "e.json"]
     processes = launcher.run(2, "evaluate", *data, folder=tmp_path, code=2)

@@ -1,4 +1,4 @@
-"""A process of a run that fails: one line, one code everywhere within seconds, nobody left, older files as they were."""
+"""A process that fails: one line, one code everywhere within seconds, nobody left, older files as they were."""
 
 import signal
 from pathlib import Path

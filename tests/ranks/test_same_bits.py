@@ -1,4 +1,4 @@
-"""The result of a run does not depend on how many processes computed it: checkpoint, best model, metrics, bit for bit."""
+"""A run is the same bit for bit, however many processes computed it: checkpoint, best model, metrics."""
 
 from pathlib import Path
 

@@ -1,6 +1,5 @@
 """One process is asked to stop, and all save and leave at one step; killed or stopped, any number of them goes on."""
 
-import random
 import signal
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from conftest import wait_until
 from model_utils.files import checkpoint
-from ranks.launching import Launcher, Processes, differences
+from ranks.launching import Launcher, differences
 
 SECONDS = 60.0  # a process that waits for others would wait for ever
 PARTS = ("--step_parts", "4", "--ema", "--checkpoint_every_steps", "1", "--validate_every_steps", "3")
@@ -79,7 +78,7 @@ def test_killed_and_continued_by_other_numbers(
         before = HELD.format(module="fit", name="loss_and_gradients", at=at, ranks=tuple(range(size)))
         processes = launcher.start(size, "train_mace", *words, *place, folder=tmp_path, before=before)
         if at < 99:
-            wait_until(lambda: len(list(tmp_path.glob("held-*"))) == size, f"{size} in step {at}")
+            wait_until(lambda size=size: len(list(tmp_path.glob("held-*"))) == size, f"{size} in step {at}")
             processes.kill()
             assert processes.codes(SECONDS) == [-9] * size
             for file in tmp_path.glob("held-*"):

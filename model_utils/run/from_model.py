@@ -1,0 +1,144 @@
+"""How a fine-tuning begins: with another model's weights, or where it stood."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dataloader import durable
+from dataloader.dataset import Dataset
+from model_utils import model_loader
+from model_utils.files.outputs import Outputs
+from model_utils.models.description import ModelDescription, parse
+from model_utils.ranks.group import Group
+from model_utils.run import finetuning, new_energies, open_data, replaying, resuming
+from model_utils.run.beginning import Beginning, NewRun, beginning_of_training, refuse_other_files
+from model_utils.run.finetuning import Origin
+from model_utils.run.interruption import Interruption
+from model_utils.run.open_data import TrainingData
+from model_utils.settings.options import FinetuneOptions, TrainOptions
+
+
+@dataclass(frozen=True)
+class FromModel(NewRun):
+    """A fine-tuning before its first step: the weights are those of another model."""
+
+    origin: Origin
+
+    @property
+    def description(self) -> ModelDescription:  # type: ignore[override]
+        """Structure of the model that is made: the source's structure, or for fewer elements, more heads, other E0s."""
+        return self.origin.description
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The source's precision."""
+        return self.origin.source.file.dtype
+
+    @property
+    def source(self) -> Mapping[str, str]:
+        """Path and hash of the source."""
+        return {
+            "path": os.path.abspath(self.origin.source.file.path),
+            "model_json_hash": self.origin.source.description.hash(),
+        }
+
+    is_fine_tuned = True
+
+    @property
+    def earlier_hashes(self) -> tuple[str, ...]:
+        """The source's hash."""
+        return (self.origin.source.description.hash(),)
+
+    def data(self, options: TrainOptions, dtype: torch.dtype) -> TrainingData:
+        """The data as they were opened to fit reference energies, or opened now."""
+        facts = self.description.facts()
+        if self.origin.data is not None:
+            return self.origin.data.with_facts(facts)
+        return open_data.training_data(options, facts, dtype, options.run.seed)
+
+    def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
+        """Compare the E0s that the source has, or was given, with the data."""
+        remedy = "finetune.py --E0s isolated takes those of the frames, --E0s shift fits the source's errors"
+        open_data.compare_energies(data, remedy)
+
+    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+        """Put the source's weights in and compare the two models on structures of the data."""
+        self.origin.put_into(module)
+        self.origin.check(module, data, step)
+
+    def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
+        """Write model.json, and the source's beside it where the structure was changed."""
+        model_loader.write_description(outputs, self.description, source=None, overwrite=options.output.overwrite)
+        source = self.origin.source.description
+        if source.hash() != self.description.hash():
+            durable.write_text(outputs.source_json, source.canonical_text())
+
+
+@contextmanager
+def beginning_of_finetuning(
+    options: FinetuneOptions, outputs: Outputs, stop: Interruption, group: Group
+) -> Iterator[tuple[TrainOptions, Beginning]]:
+    """How a fine-tuning begins: with its source, or with --resume where it stood.
+
+    Args:
+        options: of the fine-tuning.
+        outputs: its place, which nobody else writes.
+        stop: signals, which may come while the source labels what is replayed.
+        group: the processes of the run, of which the first looks at the place and writes labels.
+
+    Yields:
+        Settings of the run, as a training of the model.json that will lie beside its checkpoint, and its beginning.
+        What is replayed lies at its place until the end of the context.
+
+    Raises:
+        InputError: source, data or place cannot be used.
+        VerificationError: the source or the stored run is damaged.
+    """
+    description = _description_at(options, outputs, group)
+    if description is not None:
+        labels = replaying.replayed_file(options, outputs)
+        settings = finetuning.settings(options, description.heads, labels)
+        yield settings, beginning_of_training(settings, outputs, description, group)
+        return
+    if group.rank.is_first:
+        finetuning.refuse_place(options, outputs)
+    with replaying.place_to_label(options, outputs, group) as labels:
+        origin = new_energies.with_given(finetuning.origin(options), options)
+        settings = finetuning.settings(options, origin.description.heads, labels)
+        if labels is not None and options.replay_labels == "source":
+            replaying.label(options, origin.source, labels, stop, group)
+        if options.E0s in new_energies.OF_DATA:
+            origin = new_energies.of_data(origin, options, settings)
+        yield settings, _from_model(settings, outputs, origin, group)
+
+
+def _description_at(options: FinetuneOptions, outputs: Outputs, group: Group) -> ModelDescription | None:
+    """The structure of the fine-tuning that goes on at a place; None where one begins."""
+
+    def look() -> bytes:
+        stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
+        return b"" if stored is None else stored.description.canonical_text().encode()
+
+    text = group.of_first(look).decode()
+    return parse(text, str(outputs.checkpoint)) if text else None
+
+
+def _from_model(options: TrainOptions, outputs: Outputs, origin: Origin, group: Group) -> FromModel:
+    """A fine-tuning where no checkpoint of it was found.
+
+    Raises:
+        InputError: the place holds files of something else.
+    """
+
+    def look() -> None:
+        if options.output.resume is None:
+            refuse_other_files(options, outputs, origin.description, of_author=False)
+        else:
+            resuming.refuse_remains(outputs)
+
+    group.once(look)
+    return FromModel(origin)

@@ -25,7 +25,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "ranks" / "fork_server.py")],
+            [sys.executable, "-m", "ranks.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -141,6 +141,11 @@ class Control:
         else:
             self.store.wait([name], FOR_EVER)
 
+    def wait_for_all(self) -> None:
+        """Wait until every process is here, however long one takes."""
+        self._count += 1
+        self._meet(f"met/{self._count}", FOR_EVER)
+
     def leave(self) -> None:
         """Wait until all processes are ready to end; the one that holds the store ends last."""
         try:

@@ -84,6 +84,10 @@ class Group(Protocol):
         """The first process does it; the others wait until it is done, however long that takes."""
         ...
 
+    def wait_for_all(self) -> None:
+        """Wait until every process is here, however long one takes."""
+        ...
+
     def require_equal(self, what: str, fingerprint: Tensor) -> None:
         """Compare a fingerprint, (n,) int64, of what all processes must have alike.
 
@@ -143,6 +147,9 @@ class Alone:
     def once(self, do: Callable[[], None]) -> None:
         """Do it."""
         do()
+
+    def wait_for_all(self) -> None:
+        """It is here."""
 
     def require_equal(self, what: str, fingerprint: Tensor) -> None:
         """There is nobody to compare with."""

@@ -126,6 +126,11 @@ class Ranks:
         with self._reached():
             self.control.once(do)
 
+    def wait_for_all(self) -> None:
+        """Wait until every process is here."""
+        with self._reached():
+            self.control.wait_for_all()
+
     def require_equal(self, what: str, fingerprint: Tensor) -> None:
         """Compare a fingerprint, (n,) int64, with that of the others."""
         both = torch.cat([fingerprint, ~fingerprint]).to(self.device)

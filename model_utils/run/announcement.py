@@ -16,6 +16,7 @@ from model_utils.run.steps import DealtSteps, Steps
 from model_utils.runtime import log
 from model_utils.settings.options import TrainOptions
 
+WORTH_A_WORD = 0.9  # balance below which it is said what evens it out
 USUAL_ERRORS = {  # quantity: what its errors are taken of
     ENERGY.name: "energies per atom",
     FORCES.name: "force components",
@@ -80,27 +81,45 @@ def announce_new_files(options: TrainOptions, outputs: Outputs, description: Mod
 
 
 def announce_ranks(group: Group, steps: Steps) -> None:
-    """Say how many processes there are, to how many parts they deal a step, and which other numbers keep the bits."""
-    rank = group.rank
+    """Say how many processes there are, what each gets of a step, and which other numbers keep the bits."""
     if (idle := idle_warning()) is not None:
         log.warning("warning: %s", idle)
-    if not isinstance(steps, DealtSteps):
-        return
-    dealt = steps.dealt(0)
+    if isinstance(steps, DealtSteps):
+        describe_dealing(steps, group.rank.size, group.rank.launcher)
+
+
+def describe_dealing(steps: DealtSteps, n_processes: int, launcher: str) -> None:
+    """Say what each of so many processes gets of a step, and how long they wait for one another.
+
+    Args:
+        steps: of the run.
+        n_processes: how many there are, or may be.
+        launcher: what starts them.
+    """
+    dealt = steps.dealt()
+    sizes = dealt.of_processes(dealt.sizes, n_processes)
+    costs = dealt.of_processes(dealt.costs, n_processes)
+    balance = dealt.balance(n_processes)
     log.info(
-        "%d process%s (%s): a step of %d structures is dealt to %d parts of %d to %d, %.0f to %.0f edges each in cost; "
-        "%.3f of the time none waits for another",
-        rank.size,
-        "es" * (rank.size > 1),
-        rank.launcher if rank.size > 1 else "alone",
-        dealt.sizes.sum(),
+        "%d process%s (%s): a step is dealt to %d parts; each process gets %d to %d structures, %.0f to %.0f edges in "
+        "cost; balance %.3f",
+        n_processes,
+        "es" * (n_processes > 1),
+        launcher if n_processes > 1 else "alone",
         steps.n_parts,
-        dealt.sizes.min(),
-        dealt.sizes.max(),
-        dealt.costs.min(),
-        dealt.costs.max(),
-        dealt.balance(rank.size),
+        sizes.min(),
+        sizes.max(),
+        costs.min(),
+        costs.max(),
+        balance,
     )
+    if balance < WORTH_A_WORD:
+        log.info(
+            "  %.0f %% of the time is spent waiting for the slowest: %s",
+            100 * (1 - balance),
+            f"a single structure costs {dealt.largest:.0f}, a process {costs.mean():.0f} on average; a larger step "
+            "(--max_edges_per_batch, --batch_size, --accumulate_batches) evens that out",
+        )
     numbers = ", ".join(map(str, numbers_of_processes(steps.n_parts)))
     log.info("the run may go on with %s processes and give the same bits", numbers)
 

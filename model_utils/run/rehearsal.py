@@ -5,10 +5,13 @@ import time
 import numpy as np
 
 from dataloader.batch import Batch
-from model_utils.run import memory
+from model_utils.ranks.group import ALONE
+from model_utils.run import announcement, memory
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.log_lines import describe_groups
+from model_utils.run.parts import parts_of_step
 from model_utils.run.step import StepResult, loss_and_gradients
+from model_utils.run.steps import DealtSteps
 from model_utils.runtime import dtype_name, log
 
 EPOCHS_LOOKED_AT = 5
@@ -43,6 +46,24 @@ def try_batch(batch: Batch, run: AssembledRun) -> StepResult:
     state = run.state
     with memory.naming(run.batches.dataset.names):
         return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], run.plan.stage(1).loss)
+
+
+def report_ranks(run: AssembledRun, step_parts: int | None, n_processes: int) -> None:
+    """What each of so many processes would get of a step, as a cluster has them; computed here, by one.
+
+    Raises:
+        InputError: --step_parts does not fit so many processes.
+    """
+    accumulate = run.options.optimizer.accumulate_batches
+    n_parts = parts_of_step(step_parts, None, accumulate, n_processes)
+    began = time.monotonic()
+    if n_parts > 1:
+        steps = DealtSteps(run.batches, accumulate, n_parts, ALONE, run.state.device)
+        announcement.describe_dealing(steps, n_processes, f"as if there were {n_processes}")
+    wire = 8 * sum(p.numel() for p in run.state.parameters.values())
+    log.info(
+        "  the gradient is %.1f MB per step on the wire; looked at in %.1f s", wire / 1e6, time.monotonic() - began
+    )
 
 
 def report(largest: Batch, run: AssembledRun) -> None:

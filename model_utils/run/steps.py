@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from model_utils.run.exact_addition import ExactAddition
 from model_utils.run.step import IN_TURN, Addition
 
 Indices = NDArray[np.int64]
+LOOKED_AT = 50  # steps of an epoch: the balance is known to a percent then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +82,27 @@ class StepsInTurn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DealtStep:
-    """How a step was dealt.
+class DealtStepsOfEpoch:
+    """How steps are dealt.
 
     Attributes:
-        sizes: (n_parts,), structures of each part.
-        costs: (n_parts,), what each costs, in edges.
+        sizes: (n_steps, n_parts), structures of each part.
+        costs: (n_steps, n_parts), what each costs, in edges.
+        largest: what the costliest structure of the data costs.
     """
 
     sizes: NDArray[np.int64]
     costs: NDArray[np.float64]
+    largest: float
+
+    def of_processes(self, values: NDArray[Any], n_processes: int) -> NDArray[Any]:
+        """Sums over the parts of each process, (n_steps, n_processes), as `Group.mine` shares them."""
+        return values.reshape(len(values), -1, n_processes).sum(axis=1)
 
     def balance(self, n_processes: int) -> float:
-        """Mean over largest cost of the processes: the share of a step in which none waits for another."""
-        of_processes = self.costs.reshape(-1, n_processes).sum(axis=0)  # as `Group.mine` shares them
-        return float(of_processes.mean() / of_processes.max())
+        """Mean over largest cost of the processes, over the steps: the share of time in which none waits."""
+        costs = self.of_processes(self.costs, n_processes)
+        return float(costs.mean(axis=1).sum() / costs.max(axis=1).sum())
 
 
 class DealtSteps:
@@ -145,14 +152,18 @@ class DealtSteps:
         """The parts that this process computes."""
         return self._epochs.batches(_PlanOfSteps(steps))
 
-    def dealt(self, epoch: int) -> "DealtStep":
-        """The first step of an epoch as it is dealt, for what is said of it."""
-        members = self.of_epoch(epoch)[0].members
-        parts = deal(self._cost[members], self.n_parts)
-        return DealtStep(
-            sizes=np.array([len(part) for part in parts]),
-            costs=np.array([self._cost[members[part]].sum() for part in parts]),
-        )
+    def dealt(self, n_looked_at: int = LOOKED_AT) -> "DealtStepsOfEpoch":
+        """Some steps of the first epoch, spread over it, as they are dealt: for what is said of them."""
+        steps = self.of_epoch(0)
+        chosen = np.unique(np.linspace(0, len(steps) - 1, min(n_looked_at, len(steps))).astype(int))
+        sizes = np.zeros((len(chosen), self.n_parts), dtype=np.int64)
+        costs = np.zeros((len(chosen), self.n_parts))
+        for row, number in enumerate(chosen.tolist()):
+            cost = self._cost[steps[number].members]
+            for column, part in enumerate(deal(cost, self.n_parts)):
+                sizes[row, column] = len(part)
+                costs[row, column] = cost[part].sum()
+        return DealtStepsOfEpoch(sizes=sizes, costs=costs, largest=float(self._cost.max()))
 
     def largest_part(self, batch: Indices) -> Indices:
         """The costliest part of those that fill a device as the batches of the plan do."""

@@ -21,7 +21,7 @@ def test_files_are_those_of_one_process(launcher: Launcher, model: Path, materia
     for size in (1, 2, 3):
         folder = tmp_path / str(size)
         folder.mkdir()
-        shutil.copy(material / "train.xyz", folder)
+        shutil.copy(material / "waters-train.xyz", folder / "train.xyz")
         names = [("--output_json", "e.json"), ("--output_table", "e.csv"), ("--output_xyz", "e.xyz")]
         files = [word for flag, name in names for word in (flag, name)]
         data = ["--input_model", model, "--xyz_path", "train.xyz", "--batch_size", 3]
@@ -35,7 +35,7 @@ def test_files_are_those_of_one_process(launcher: Launcher, model: Path, materia
 
 def test_a_file_that_is_there_is_refused_once(launcher: Launcher, model: Path, material: Path, tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text("mine")
-    data = ["--input_model", model, "--xyz_path", material / "train.xyz", "--output_json", "e.json"]
+    data = ["--input_model", model, "--xyz_path", material / "waters-train.xyz", "--output_json", "e.json"]
     processes = launcher.run(2, "evaluate", *data, folder=tmp_path, code=2)
     assert ["e.json" in line for line in processes.errors()] == [True]
 
@@ -45,8 +45,15 @@ def test_a_fine_tuning_with_replay(
     labels: str, launcher: Launcher, model: Path, material: Path, tmp_path: Path
 ) -> None:
     for size in (1, 2):
-        data = ["--xyz_train", material / "valid.xyz", "--xyz_val", material / "valid.xyz", "--batch_size", 2]
-        replay = ["--replay", material / "train.xyz", "--replay_labels", labels, "--replay_head", "pt_head"]
+        data = [
+            "--xyz_train",
+            material / "waters-valid.xyz",
+            "--xyz_val",
+            material / "waters-valid.xyz",
+            "--batch_size",
+            2,
+        ]
+        replay = ["--replay", material / "waters-train.xyz", "--replay_labels", labels, "--replay_head", "pt_head"]
         place = ["--output_checkpoint", tmp_path / str(size), "--step_parts", 4, "--epochs", 2]
         launcher.run(size, "finetune", "--input_model", model, *data, *replay, *place, folder=tmp_path)
     assert differences(tmp_path / "1", tmp_path / "2") == []

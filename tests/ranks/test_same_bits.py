@@ -1,24 +1,56 @@
 """A run is the same bit for bit, however many processes computed it: checkpoint, best model, metrics."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import covering
 import pytest
 
+from conftest import LONG
 from ranks.launching import Launcher, differences
 
-SETTINGS = [
-    ("--ema",),
-    ("--ema", "--stage_two", "--start_stage_two", "1", "--patience", "5"),
-    ("--max_edges_per_batch", "40", "--validate_every_steps", "3", "--num_workers", "1"),
-]
+AXES: dict[str, dict[str, list[str]]] = {
+    "ema": {"off": [], "on": ["--ema"]},
+    "schedule": {
+        "plateau": ["--scheduler_patience", "0", "--lr_factor", "0.5", "--validate_every_steps", "1"],
+        "cosine": ["--scheduler", "cosine", "--scheduler_unit", "step", "--patience", "3"],
+    },
+    "stage_two": {"no": [], "yes": ["--stage_two", "--start_stage_two", "1"]},
+    "data": {"waters": [], "lmdb": [], "boxes": ["--stress_weight", "1"]},
+    "workers": {"none": [], "two": ["--num_workers", "2"]},
+    "batches": {"structures": ["--batch_size", "3"], "edges": ["--max_edges_per_batch", "90"]},
+    "accumulate": {"one": [], "two": ["--accumulate_batches", "2"]},
+}
+CASES = covering.pairwise(AXES)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting[-2] if len(setting) > 1 else setting[0])
+def test_the_covering_array_is_small() -> None:
+    assert len(CASES) <= 12
+
+
+@pytest.mark.parametrize("case", CASES if LONG else CASES[::3], ids=lambda case: "-".join(case.values()))
 def test_any_number_of_processes_gives_the_same_run(
-    setting: tuple[str, ...], launcher: Launcher, words: list[object], tmp_path: Path
+    case: Mapping[str, str], launcher: Launcher, material: Path, tmp_path: Path
 ) -> None:
+    flags = [flag for axis, value in case.items() for flag in AXES[axis][value]]
+    kind = "lmdb" if case["data"] == "lmdb" else "xyz"
+    for part, role in (("train", "train"), ("valid", "val")):
+        flags += [f"--{kind}_{role}", str(material / f"{case['data']}-{part}.{kind}")]
+    network = ["--input_json", material / "tiny.json", "--epochs", 2, "--step_parts", 4]
     for size in (1, 2, 4):
-        place = ["--output_checkpoint", tmp_path / str(size), "--step_parts", 4]
-        launcher.run(size, "train_mace", *words, *place, *setting, folder=tmp_path)
+        launcher.run(size, "train_mace", *network, *flags, "--output_checkpoint", tmp_path / str(size), folder=tmp_path)
     assert differences(tmp_path / "1", tmp_path / "2") == []
     assert differences(tmp_path / "1", tmp_path / "4") == []
+
+
+def test_one_process_deals_nothing_unless_asked(launcher: Launcher, words: list[object], tmp_path: Path) -> None:
+    """By default a single process computes whole batches; another number of parts is said not to be bitwise."""
+    place = ["--output_checkpoint", tmp_path / "run"]
+    alone = launcher.run(1, "train_mace", *words, *place, "--max_steps", 2, folder=tmp_path)
+    assert "dealt" not in alone.said()
+    going_on = [*words, *place, "--resume", "auto"]
+    both = launcher.run(2, "train_mace", *going_on, "--max_steps", 4, folder=tmp_path)
+    assert "not bitwise: step parts 1 → 8" in both.said()
+    kept = launcher.run(1, "train_mace", *going_on, "--max_steps", 6, folder=tmp_path)
+    assert "a step is dealt to 8 parts" in kept.said()
+    assert "not bitwise" not in kept.said()

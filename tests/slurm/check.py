@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ TINY = {
     "MLP_irreps": "4x0e",
 }
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY"}
+TWO = ["--ntasks-per-node=2"]
+DEALT = ["--step_parts", "2"]  # what two tasks compute, one process computes too, in two parts
 RESOURCES = ["--gres=none", "--mem=0", "--cpus-per-task=1"]  # in place of the GPU node that the file asks for
 # differ between two runs and are no result: places, and the length of metrics.jsonl, where durations are written out
 OF_THE_PLACE = {"train_state.config.output_checkpoint", "train_state.metrics_offset"}
@@ -79,6 +81,7 @@ class Check:
     def __init__(self, cluster: Cluster, folder: Path, epochs: int | None) -> None:
         self.cluster, self.folder = cluster, folder
         self.unbroken = folder / "unbroken" / "run"
+        self.dealt = folder / "dealt" / "run"
         self.epochs = epochs or self.epochs_in(70)
 
     def epochs_in(self, seconds: float) -> int:
@@ -105,6 +108,11 @@ class Check:
             lambda: self.interrupted("time limit, own clock", [low, *own_clock], lambda _: None),
             self.cancelled,
             self.bad_input,
+            self.dealt_without_slurm,
+            lambda: self.interrupted("two tasks, preempted", [low, *TWO, "--time=30"], self.preempt, DEALT),
+            lambda: self.interrupted("two tasks, ten times", [low, *TWO, "--time=60"], self.preempt_often, DEALT),
+            self.one_of_two_killed,
+            lambda: self.bad_input("two tasks, bad input", *TWO),
         ):
             found = row()
             print(
@@ -121,11 +129,18 @@ class Check:
         seconds = time.monotonic() - began
         return Row(name="unbroken", restarts="-", continued="-", seconds=seconds, verdict="finished", good=True)
 
-    def train(self, folder: Path) -> None:
+    def dealt_without_slurm(self) -> Row:
+        """The run in one process that those of two tasks are compared with."""
+        began = time.monotonic()
+        self.train(self.dealt, *DEALT)
+        seconds = time.monotonic() - began
+        return Row(name="unbroken, dealt", restarts="-", continued="-", seconds=seconds, verdict="finished", good=True)
+
+    def train(self, folder: Path, *more: str) -> None:
         """Run the command as it is, without SLURM."""
         script = str(ROOT / "model_utils" / "train_mace.py")
         done = subprocess.run(
-            [sys.executable, script, *self.options(folder), "--resume", "auto"],
+            [sys.executable, script, *self.options(folder), *more, "--resume", "auto"],
             capture_output=True,
             text=True,
             check=False,
@@ -154,11 +169,13 @@ class Check:
             good=found == [f"checkpoint: model_state_dict.{name}"],
         )
 
-    def interrupted(self, name: str, flags: list[str], interrupt: Callable[[Path], None]) -> Row:
+    def interrupted(
+        self, name: str, flags: list[str], interrupt: Callable[[Path], None], more: Sequence[str] = ()
+    ) -> Row:
         """A job that must be restarted at least once, go on where it was, and end like the unbroken run."""
         folder = self.folder / re.sub(r"\W+", "_", name) / "run"
         began = time.monotonic()
-        job = self.submit(folder, flags)
+        job = self.submit(folder, flags, *more)
         interrupt(folder)
         fields = self.wait_for_end(job)
         seconds = time.monotonic() - began
@@ -170,7 +187,7 @@ class Check:
         elif not steps:
             verdict = "the job began anew instead of going on"
         else:
-            verdict = "; ".join(differences(self.unbroken, folder)[:5])
+            verdict = "; ".join(differences(self.dealt if more else self.unbroken, folder)[:5])
         if fields["JobState"] != "COMPLETED":
             print(self.log(folder), file=sys.stderr)
         return Row(
@@ -192,11 +209,21 @@ class Check:
         time.sleep(5)  # long enough for a shell that wanted to requeue it
         return self.ended_once("cancelled", self.cluster.job(job), ("CANCELLED", "0:15"), began)
 
-    def bad_input(self) -> Row:
+    def bad_input(self, name: str = "bad input", *flags: str) -> Row:
         """A job whose input is bad ends with 2 and is not requeued."""
-        folder, began = self.folder / "bad_input" / "run", time.monotonic()
-        job = self.submit(folder, ["--partition=low", "--time=30"], "--lr", "-1")
-        return self.ended_once("bad input", self.wait_for_end(job), ("FAILED", "2:0"), began)
+        folder = self.folder / re.sub(r"\W+", "_", name) / "run"
+        began = time.monotonic()
+        job = self.submit(folder, ["--partition=low", "--time=30", *flags], "--lr", "-1")
+        return self.ended_once(name, self.wait_for_end(job), ("FAILED", "2:0"), began)
+
+    def one_of_two_killed(self) -> Row:
+        """A job of which one task dies ends with 137, has saved, and is not requeued."""
+        folder = self.folder / "one_of_two_killed" / "run"
+        began = time.monotonic()
+        job = self.submit(folder, ["--partition=low", "--time=30", *TWO], *DEALT)
+        wait_for_epochs(folder, self.epochs // 4)
+        os.kill(task_of(1), signal.SIGKILL)
+        return self.ended_once("two tasks, one killed", self.wait_for_end(job), ("FAILED", "137:0"), began)
 
     def ended_once(self, name: str, fields: Mapping[str, str], expected: tuple[str, str], began: float) -> Row:
         """A line on a job that must not be restarted."""
@@ -213,7 +240,14 @@ class Check:
     def preempt(self, folder: Path) -> None:
         """Submit a job that is more important, once training is under way."""
         wait_for_epochs(folder, self.epochs // 4)
-        self.cluster.submit("--partition=high", "--time=1", "--output=/dev/null", "--wrap=sleep 3")
+        self.cluster.submit("--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 3")
+
+    def preempt_often(self, folder: Path) -> None:
+        """Ten times: let the job go on for some epochs, then submit one that is more important."""
+        for number in range(10):
+            wait_for_epochs(folder, (number + 1) * self.epochs // 12)
+            self.cluster.submit("--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1")
+            wait_for_lives(folder, number + 2)
 
     def submit(self, folder: Path, flags: list[str], *more: str) -> str:
         """Submit the file that users copy; returns the number of the job."""
@@ -260,6 +294,29 @@ def wait_for_epochs(folder: Path, epochs: int, seconds: float = 120) -> None:
         if time.monotonic() > end:
             raise ClusterError(f"{path} has not come to epoch {epochs} in {seconds:.0f} s")
         time.sleep(0.1)
+
+
+def wait_for_lives(folder: Path, lives: int, seconds: float = 400) -> None:
+    """Wait until a run was begun or continued so many times."""
+    end = time.monotonic() + seconds
+    while len(continued_at(folder)) < lives - 1:
+        if time.monotonic() > end:
+            raise ClusterError(f"{folder} was not continued {lives - 1} times within {seconds:.0f} s")
+        time.sleep(0.2)
+
+
+def task_of(rank: int) -> int:
+    """The process of a rank of the only job that runs."""
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = place.read_bytes().split(b"\0")
+            command = place.with_name("cmdline").read_bytes()
+        except OSError:  # it just ended
+            continue
+        is_task = b"SLURM_STEP_NUM_TASKS=2" in variables and b"SLURM_PROCID=%d" % rank in variables
+        if is_task and b"train_mace.py" in command and b"python" in command.split(b"\0")[0]:
+            return int(place.parent.name)
+    raise ClusterError(f"no process of rank {rank} is there")
 
 
 def continued_at(folder: Path) -> list[str]:

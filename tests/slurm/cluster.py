@@ -51,7 +51,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=10
 MinJobAge=600
-NodeName={host} NodeAddr=127.0.0.1 CPUs=1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} MaxTime=60
 PartitionName=abrupt Nodes={host} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=60
 PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF MaxTime=60

@@ -208,6 +208,14 @@ class RunOptions:
     """What hears of the run's records besides the log and metrics.jsonl: `tensorboard`, events; `csv`, the table `metrics.csv`. One that fails is reported once and never stops the run."""
     dry_run: Annotated[bool, OF_THE_COMMAND] = False
     """Build everything, take one step on the largest batch, print sizes, memory and time, write nothing."""
+    as_ranks: Annotated[Count | None, OF_THE_COMMAND] = None
+    """With --dry_run: say what each of so many processes would get of a step, and how long they would wait for one another."""
+
+    def __post_init__(self) -> None:
+        if self.as_ranks is not None and not self.dry_run:
+            raise InputError(
+                "--as_ranks says what a run would do; give --dry_run too, or start it with torchrun or srun"
+            )
 
 
 @panel("What is written", 40)

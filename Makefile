@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test lint battery slurm bench bench_step parity accelerated parameters clean
+.PHONY: env quickstart test lint battery slurm bench bench_ranks bench_step parity accelerated parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -41,6 +41,9 @@ slurm: env  ## a job preempted and timed out on a SLURM of its own, as root (8 m
 
 bench: env  ## whole process against mace_run_train at the mace01 settings (about 15 minutes; needs the measured data)
 	$(RUN) benchmarks/against_mace_run_train.py
+
+bench_ranks: env  ## how evenly steps are dealt, what adding costs (about 10 minutes; DATA=structures)
+	$(RUN) benchmarks/ranks.py --data $(DATA)
 
 bench_step: env  ## one training step against mace-torch's own (about 10 minutes on a quiet machine)
 	$(RUN) benchmarks/train_step.py

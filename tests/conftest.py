@@ -58,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """All machines alike: no job of a scheduler around the tests, no GPU but for ``pytest tests/test_cuda.py``."""
     for name in [name for name in os.environ if name.startswith(STEERING)]:
         del os.environ[name]
-    if not any("test_cuda" in str(word) for word in config.args):
+    if not any("_cuda" in str(word) for word in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` and nohup ignore it, for children too
 

@@ -10,18 +10,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import DistError, DistStoreError, PrefixStore, Store, TCPStore
 
 from dataloader.errors import InputError
+from model_utils.ranks.ending import ended_by_signals
 from model_utils.ranks.rank import Rank
 
 FOR_EVER = timedelta(days=365)
 TO_COME = timedelta(minutes=10)  # until all processes are there
 TO_LEAVE = timedelta(seconds=20)
+SLICE = timedelta(seconds=0.5)  # of a wait
 TO_HEAR = 2.0  # s in which the others learn why a run ends
 TO_END = 0.2  # s for a process to end by itself where another has failed
 TO_SAVE = 20.0  # s for the first process, which saves before it ends
@@ -47,10 +49,11 @@ class Control:
         self._code: int | None = None  # with which another process failed
         agent_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.holds_store = rank.is_first and not agent_holds_it
-        self.store = self._connected(holds=self.holds_store)
         self._count = 0
-        self.all_here()
-        self._ear = self._connected(holds=False)
+        with ended_by_signals(1):
+            self.store = self._connected(holds=self.holds_store)
+            self.all_here()
+            self._ear = self._connected(holds=False)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _connected(self, *, holds: bool) -> Store:
@@ -139,7 +142,7 @@ class Control:
             do()
             self.store.set(name, "")
         else:
-            self.store.wait([name], FOR_EVER)
+            self.wait([name])
 
     def wait_for_all(self) -> None:
         """Wait until every process is here, however long one takes."""
@@ -160,7 +163,17 @@ class Control:
 
     def _meet(self, what: str, limit: timedelta) -> None:
         self.store.set(f"{what}/{self.rank.number}", "")
-        self.store.wait([f"{what}/{number}" for number in range(self.rank.size)], limit)
+        self.wait([f"{what}/{number}" for number in range(self.rank.size)], limit)
+
+    def wait(self, names: Sequence[str], limit: timedelta = FOR_EVER) -> None:
+        """Wait for entries of the store, in slices between which signals are met."""
+        end = time.monotonic() + limit.total_seconds()
+        while True:
+            try:
+                return self.store.wait(list(names), SLICE)
+            except DistStoreError:
+                if time.monotonic() > end:
+                    raise
 
 
 def _first_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ class Ranks:
             if self.rank.is_first:
                 self.control.store.set(name, make().decode())
             else:
-                self.control.store.wait([name], FOR_EVER)
+                self.control.wait([name])
             return self.control.store.get(name)
 
     def once(self, do: Callable[[], None]) -> None:

@@ -16,11 +16,10 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from model_utils.errors import Preempted, StopRequested
-from model_utils.ranks.ending import end_at_once
+from model_utils.ranks.ending import SIGNALS, end_at_once
 
 Item = TypeVar("Item")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_DELIVERY = 0.5  # s: SLURM without a grace time sends SIGTERM twice, 7 to 17 ms apart on an idle machine
 RESERVE = 2.0  # s kept for the end of the process
 PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after a signal

@@ -113,3 +113,22 @@ def test_what_all_find_is_said_once(launcher: Launcher, words: list[object], tmp
         processes = launcher.run(2, "train_mace", *given, folder=tmp_path, code=2)
         assert [line in said for said in processes.errors()] == [True], processes.errors()
     assert not (tmp_path / "run" / "run_checkpoint.pt").exists()
+
+
+def test_a_process_that_never_comes(launcher: Launcher, words: list[object], tmp_path: Path) -> None:
+    """One dies before it meets the others, as of an import; they wait until the launcher ends them, and end with 1."""
+    never = "import os, time\nfrom pathlib import Path\nif rank == 1: os._exit(1)\nPath(f'came-{rank}').touch()\n"
+    place = ["--output_checkpoint", tmp_path / "run"]
+    processes = launcher.start(3, "train_mace", *words, *place, folder=tmp_path, before=never)
+    wait_until(lambda: (tmp_path / "came-0").exists() and (tmp_path / "came-2").exists(), "two of three")
+    wait_until(lambda: all(_listens_to_signals(processes.pids[rank]) for rank in (0, 2)), "they wait")
+    for rank in (0, 2):
+        processes.kill(signal.SIGTERM, rank)
+    assert processes.codes(SECONDS) == [1, 1, 1], processes.said()
+    assert processes.errors() == []
+
+
+def _listens_to_signals(pid: int) -> bool:
+    """Whether a process listens to SIGTERM by a handler of its own."""
+    [caught] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

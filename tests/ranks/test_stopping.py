@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import wait_until
+from conftest import in_the_battery, wait_until
 from model_utils.files import checkpoint
 from ranks.launching import Launcher, differences
 
@@ -69,12 +69,22 @@ def test_all_stop_at_one_step(
     assert differences(tmp_path / "run", whole) == []
 
 
+LIVES = {  # processes, and in which of its steps they are killed; the last life comes to the end
+    "three kills": [(4, 2), (2, 3), (1, 2), (4, 99)],
+    "ten kills": [(4, 3), (2, 2), (1, 4), (2, 3), (4, 1), (1, 2), (4, 5), (2, 1), (1, 3), (4, 2), (2, 99)],
+}
+
+
+@pytest.mark.parametrize("lives", ["three kills", pytest.param("ten kills", marks=in_the_battery)])
 def test_killed_and_continued_by_other_numbers(
-    launcher: Launcher, words: list[object], whole: Path, tmp_path: Path
+    lives: str, launcher: Launcher, words: list[object], tmp_path: Path
 ) -> None:
-    """Four processes, then two, then one, then four: every life ends by kill -9 but the last."""
-    place = [*PARTS, "--output_checkpoint", tmp_path / "run", "--resume", "auto"]
-    for size, at in ((4, 2), (2, 3), (1, 2), (4, 99)):
+    """Every life but the last ends by kill -9, and the next has another number of processes."""
+    epochs = ["--epochs", 2 if lives == "three kills" else 5]
+    whole = ["--output_checkpoint", tmp_path / "whole"]
+    launcher.run(1, "train_mace", *words, *PARTS, *epochs, *whole, folder=tmp_path)
+    place = [*PARTS, *epochs, "--output_checkpoint", tmp_path / "run", "--resume", "auto"]
+    for size, at in LIVES[lives]:
         before = HELD.format(module="fit", name="loss_and_gradients", at=at, ranks=tuple(range(size)))
         processes = launcher.start(size, "train_mace", *words, *place, folder=tmp_path, before=before)
         if at < 99:
@@ -85,7 +95,7 @@ def test_killed_and_continued_by_other_numbers(
                 file.unlink()
         else:
             assert processes.codes(SECONDS) == [0] * size, processes.said()
-    assert differences(tmp_path / "run", whole) == []
+    assert differences(tmp_path / "run", tmp_path / "whole") == []
 
 
 def test_a_stalled_process_is_not_waited_for(launcher: Launcher, words: list[object], tmp_path: Path) -> None:

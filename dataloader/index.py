@@ -14,7 +14,7 @@ from model_utils.settings.options import IndexOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Index; returns the exit code."""
-    return cli.run(IndexOptions, index, argv)
+    return cli.run(IndexOptions, index, argv, processes="apart")
 
 
 def index(options: IndexOptions) -> None:

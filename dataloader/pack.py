@@ -14,7 +14,7 @@ from model_utils.settings.options import PackOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Pack; returns the exit code."""
-    return cli.run(PackOptions, pack, argv)
+    return cli.run(PackOptions, pack, argv, processes="apart")
 
 
 def pack(options: PackOptions) -> None:

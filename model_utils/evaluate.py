@@ -14,7 +14,7 @@ from model_utils.settings.options import EvaluateOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
-    return cli.run(EvaluateOptions, evaluate, argv, parallel=True)
+    return cli.run(EvaluateOptions, evaluate, argv, processes="together")
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -47,7 +47,7 @@ def evaluate(options: EvaluateOptions) -> None:
     loss = evaluation_report.loss_of(options.loss)
     wants_frames = options.output_xyz is not None
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
-    batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, device)
+    batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, device, group)
     evaluator = assemble.evaluator(
         data, batches, device, everything=wants_frames, prepare=network.prepared, group=group
     )

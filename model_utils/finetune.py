@@ -15,7 +15,7 @@ from model_utils.settings.options import FinetuneOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fine-tune, or continue with --resume auto; returns the exit code."""
-    return cli.run(FinetuneOptions, finetune, argv, parallel=True)
+    return cli.run(FinetuneOptions, finetune, argv, processes="together")
 
 
 def finetune(options: FinetuneOptions) -> None:

@@ -15,7 +15,7 @@ from model_utils.settings.options import FIXED_IN_A_RUN, ResumeOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Continue; returns the exit code."""
-    return cli.run(ResumeOptions, resume, argv, elsewhere=FIXED_IN_A_RUN, parallel=True)
+    return cli.run(ResumeOptions, resume, argv, elsewhere=FIXED_IN_A_RUN, processes="together")
 
 
 def resume(options: ResumeOptions) -> None:

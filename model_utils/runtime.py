@@ -86,7 +86,11 @@ def find_device(name: str) -> torch.device:
     if device.type == "cpu" and device.index:
         raise InputError(f"--device {name}: the processors are one device, cpu; --threads says how many are used")
     rank = this_rank()
-    if device.type == "cuda" and device.index is None and rank.local_size > 1:
+    if device.type == "cuda" and rank.local_size > 1:
+        if device.index is not None:
+            raise InputError(
+                f"--device {name} for {rank.local_size} processes on this machine; give cuda: each has its own"
+            )
         return _own_of_several(rank)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -15,7 +15,7 @@ from model_utils.settings.options import TrainOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or continue with --resume auto; returns the exit code."""
-    return cli.run(TrainOptions, train, argv, parallel=True)
+    return cli.run(TrainOptions, train, argv, processes="together")
 
 
 def train(options: TrainOptions) -> None:

@@ -271,10 +271,10 @@ def test_auto_budget_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(budget, "PROBING", float("inf"))  # however slow the machine is
     for gigabytes in (1, 2):
         monkeypatch.setattr(memory, "free", lambda _, g=gigabytes: g * 2**30)
-        found.append(budget.measured_edges(step, Waters(), torch.device("cpu"), None))
+        found.append(budget.measured_edges(step, Waters(), torch.device("cpu"), None, ALONE))
     assert found[0] == pytest.approx(0.5 * 2**30 / 1000, rel=0.2)
     assert found[1] == pytest.approx(2 * found[0], rel=0.2)
-    assert budget.measured_edges(step, Waters(), torch.device("cpu"), 4) <= 10**8
+    assert budget.measured_edges(step, Waters(), torch.device("cpu"), 4, ALONE) <= 10**8
 
 
 def test_the_limit_of_a_job_is_seen(tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ class Group(Protocol):
         """Elementwise maximum over the processes, float64."""
         ...
 
+    def smallest(self, value: int) -> int:
+        """The smallest of the processes' values."""
+        ...
+
     def zeros(self, n: int, device: torch.device) -> Tensor:
         """A vector, float64, to be filled and given to ``add_up``."""
         ...
@@ -116,6 +120,10 @@ class Alone:
     def largest(self, values: Tensor) -> Tensor:
         """They are it."""
         return values
+
+    def smallest(self, value: int) -> int:
+        """It is it."""
+        return value
 
     def zeros(self, n: int, device: torch.device) -> Tensor:
         """All zero."""

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from dataloader.errors import InputError
+from model_utils.errors import PeerFailed
 from model_utils.ranks.ending import end_at_once
 from model_utils.ranks.rank import Rank, find, idle_tasks
 
 if TYPE_CHECKING:
     from model_utils.ranks.group import Asked, Group
+
+Processes = Literal["one", "together", "apart"]
 
 
 class Peers(Protocol):
@@ -78,26 +81,29 @@ NOBODY = _Nobody()
 _peers: Peers = NOBODY
 
 
-def join(environ: Mapping[str, str], *, parallel: bool) -> Peers:
+def join(environ: Mapping[str, str], processes: Processes) -> Peers:
     """Come to the other processes of the run, where a launcher started several.
 
     Args:
         environ: of this process.
-        parallel: whether the command can be computed by several.
+        processes: how several of them do the command.
 
     Raises:
         InputError: the launcher's variables contradict each other, the others do not come, or the command is for one
             process.
+        PeerFailed: it is, and the first process says so.
     """
     global _peers
     rank = find(environ)
-    if rank.size == 1:
+    if rank.size == 1 or processes == "apart":
         _peers = NOBODY
-    elif parallel:
+    elif processes == "together":
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would print stacks where another process ends
         _peers = _Others(rank)
-    else:
+    elif rank.is_first:
         raise InputError(f"this command is for one process, and {rank.launcher} started {rank.size}; start it without")
+    else:
+        raise PeerFailed(InputError.exit_code)
     return _peers
 
 

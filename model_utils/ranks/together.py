@@ -68,6 +68,10 @@ class Ranks:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
+    def smallest(self, value: int) -> int:
+        """The smallest of the processes' values."""
+        return -int(self.largest(torch.tensor([-value], dtype=torch.float64, device=self.device)).item())
+
     def zeros(self, n: int, device: torch.device) -> Tensor:
         """A vector of zeros, with one more behind it that says whether this process was asked to stop."""
         return torch.zeros(n + 1, dtype=torch.float64, device=device)[:n]

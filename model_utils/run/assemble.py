@@ -88,6 +88,7 @@ def with_measured_budget(
     description: ModelDescription,
     dataset: Dataset,
     device: torch.device,
+    group: Group,
 ) -> TrainOptions:
     """The options with a number in place of ``--max_edges_per_batch auto``, measured by trial steps.
 
@@ -97,6 +98,7 @@ def with_measured_budget(
         description: of the network.
         dataset: to train on.
         device: on which the run computes.
+        group: the processes of the run.
 
     Raises:
         InputError: not even one structure fits into the memory.
@@ -111,7 +113,7 @@ def with_measured_budget(
     def step(batch: Batch) -> None:
         loss_and_gradients(network, parameters, [batch], loss)
 
-    edges = measured_edges(step, dataset, device, batches.batch_size)
+    edges = measured_edges(step, dataset, device, batches.batch_size, group)
     if batches.batch_size is None and batches.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
         log.warning(
             "warning: the memory holds all of the training data as one batch, so an epoch is one step; "
@@ -126,7 +128,12 @@ def with_edges_per_batch(options: TrainOptions, edges: int) -> TrainOptions:
 
 
 def with_measured_evaluation_budget(
-    options: BatchOptions, network: Network, parameters: Parameters, dataset: Dataset, device: torch.device
+    options: BatchOptions,
+    network: Network,
+    parameters: Parameters,
+    dataset: Dataset,
+    device: torch.device,
+    group: Group,
 ) -> BatchOptions:
     """The options with a measured number in place of ``auto`` for an evaluation, which needs less memory per edge."""
     if options.max_edges_per_batch != "auto":
@@ -135,7 +142,7 @@ def with_measured_evaluation_budget(
     def step(batch: Batch) -> None:
         evaluate(network, parameters, [batch], Loss.of(), device)
 
-    return replace(options, max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size))
+    return replace(options, max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size, group))
 
 
 def budget_of(options: BatchOptions) -> Budget:

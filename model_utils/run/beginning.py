@@ -101,7 +101,7 @@ class Beginning(Protocol):
         ...
 
     def with_measured_budget(
-        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device
+        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device, group: Group
     ) -> TrainOptions:
         """The options with a number of edges in place of ``--max_edges_per_batch auto``."""
         ...
@@ -153,10 +153,10 @@ class NewRun:
         announcement.announce_new_files(options, outputs, self.description, split=split)
 
     def with_measured_budget(
-        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device
+        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device, group: Group
     ) -> TrainOptions:
         """Measure how many edges the memory holds, where that is asked for."""
-        return with_measured_budget(options, module, self.description, data, device)
+        return with_measured_budget(options, module, self.description, data, device, group)
 
     def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Prove that what will be written can be read; there are no continuations yet."""
@@ -264,7 +264,7 @@ class Continued:
         """Leave the fresh weights until ``put_state``, which takes weights and state of one checkpoint together."""
 
     def with_measured_budget(
-        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device
+        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device, group: Group
     ) -> TrainOptions:
         """Take the number that was measured as the run began: another one would make other batches."""
         if options.batches.max_edges_per_batch != "auto":

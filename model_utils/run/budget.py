@@ -11,6 +11,7 @@ from dataloader.batch import Batch
 from dataloader.batching import Budget, epoch_order, pack
 from dataloader.dataset import Dataset
 from dataloader.progress import ProgressBar
+from model_utils.ranks.group import Group
 from model_utils.run import memory
 from model_utils.runtime import log
 
@@ -21,7 +22,7 @@ FIRST_PROBE = 1000  # edges
 PROBING = 20.0  # s after which no larger batch is tried
 
 
-def measured_edges(step: Step, dataset: Dataset, device: torch.device, structures: int | None) -> int:
+def measured_edges(step: Step, dataset: Dataset, device: torch.device, structures: int | None, group: Group) -> int:
     """How many edges a batch may have by the memory that there is, from the growth of trial steps.
 
     Batches of the training data grow until one takes an eighth of what is to be had, and memory is taken to be
@@ -32,6 +33,7 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
         dataset: what batches are made of.
         device: where the step computes.
         structures: ``--batch_size``, which limits a batch as well.
+        group: the processes of the run, which share the memory of a machine, and take the smallest number of all.
 
     Returns:
         Edges of a batch, at least those of the largest structure.
@@ -43,7 +45,8 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
     n_edges = dataset.n_edges
     smallest = int(n_edges.max())  # a budget that every structure fits into
     everything = int(n_edges.sum())
-    allowed = SHARE[device.type] * memory.free(device)
+    processes = group.rank.local_size if device.type == "cpu" else 1
+    allowed = SHARE[device.type] * memory.free(device) / processes
     began = time.monotonic()
     edges = max(FIRST_PROBE, smallest)
     with memory.naming(dataset.names), ProgressBar("what the memory holds", unit="trial batches") as progress:
@@ -58,7 +61,7 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
             edges *= 2
             progress.update()
     per_edge = max(grown, 1) / max(batch.n_edges, 1)
-    budget = max(min(_two_digits(int(allowed / per_edge)), everything), smallest, 1)
+    budget = group.smallest(max(min(_two_digits(int(allowed / per_edge)), everything), smallest, 1))
     log.info(
         "max_edges_per_batch auto: %d; a step takes %.3g kB per edge, and %.3g GiB of memory are to be had (%s)",
         budget,

@@ -150,7 +150,7 @@ def _write_labels(
     """Predict structures and write them as extended XYZ, batch by batch."""
     device = next(network.module.parameters()).device
     weights = model_loader.trainable(network.module)
-    batches = with_measured_evaluation_budget(options.batches, network, weights, data, device)
+    batches = with_measured_evaluation_budget(options.batches, network, weights, data, device, group)
     evaluate = evaluator(
         data,
         batches,

@@ -136,7 +136,7 @@ def assembled(
     writer = model_loader.PairWriter(  # copies the module while it is on the CPU
         outputs, description, module, code_version(description), beginning.earlier_hashes
     )
-    options = beginning.with_measured_budget(options, module, data.train, device)
+    options = beginning.with_measured_budget(options, module, data.train, device, group)
     prepare = model_loader.preparation(options.run.step, description)
     batches = assemble.training_batches(options, data, device, prepare)
     accumulate = options.optimizer.accumulate_batches

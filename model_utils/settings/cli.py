@@ -13,8 +13,8 @@ from dataloader import streams
 from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils import plugins
-from model_utils.errors import PeerLost
-from model_utils.ranks.joining import NOBODY, Peers, join
+from model_utils.errors import PeerFailed, PeerLost
+from model_utils.ranks.joining import NOBODY, Peers, Processes, join
 from model_utils.ranks.rank import Rank
 from model_utils.settings import plain_yaml
 from model_utils.settings.declared import bare, composed, declared, flat, names_of
@@ -36,7 +36,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     elsewhere: Mapping[str, str] | None = None,
-    parallel: bool = False,
+    processes: Processes = "one",
 ) -> int:
     """Parse, call the command, and turn its failures into one line on stderr.
 
@@ -45,7 +45,8 @@ def run(
         command: takes the parsed options.
         argv: arguments without the program's name; those of the process unless given.
         elsewhere: flags of other commands that people will try here, with the answer.
-        parallel: several processes, started by torchrun or srun, may compute it together.
+        processes: how several of them, started by torchrun or srun, do it: not at all, together, or each a share of
+            the work without a word to the others.
 
     Returns:
         The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says (``model_utils.errors``).
@@ -55,7 +56,7 @@ def run(
     streams.say_product(True)
     peers: Peers = NOBODY
     try:
-        peers = join(os.environ, parallel=parallel)
+        peers = join(os.environ, processes)
         _refuse_elsewhere(arguments, elsewhere or {})
         options = parse(kind, arguments)
         if options is not None:  # else --help was printed
@@ -76,7 +77,7 @@ def run(
         if isinstance(error, OSError) and is_away(error):
             error = AwayError(f"{error.filename or 'a file'}: {error.strerror}; is its file system there?")
         code = getattr(error, "exit_code", 1)
-        if peers.ends_with(code):
+        if peers.ends_with(code) and not isinstance(error, PeerFailed):
             _say_why(error, code, peers.rank, debug="--debug" in arguments)
         return int(code)
 

@@ -10,12 +10,13 @@ from dataloader.lmdb_file import LmdbFile
 from dataloader.lmdb_shards.indexing import FORMAT, index_shards, named_shards
 from dataloader.lmdb_shards.lmdb_source import names_of_first
 from dataloader.lmdb_shards.shard_index import ShardIndex
-from dataloader.portion import Portion, portion_of
+from dataloader.portion import Portion
 from dataloader.sources import refuse_names_that_are_nowhere
 from model_utils.models import description as model_json
 from model_utils.run.open_data import specs_of
 from model_utils.runtime import log, start_log
 from model_utils.settings.options import IndexOptions, Role
+from model_utils.tasks.own_portion import own_portion
 
 ROLES: tuple[Role, ...] = ("train", "val", "test")
 
@@ -27,7 +28,7 @@ def index(options: IndexOptions) -> None:
         InputError: there is no LMDB, or one cannot be read.
     """
     start_log(None)
-    portion = portion_of(options.share)
+    portion = own_portion(options.share)
     specs = [spec for role in ROLES for spec in specs_of(options.data, role)]
     lmdbs = [spec for spec in specs if spec.format == FORMAT]
     if not lmdbs:

@@ -12,12 +12,13 @@ from dataloader.lmdb_shards.indexing import index_shards
 from dataloader.packed import packed_manifest, packing
 from dataloader.packed.recipe import PackingRecipe
 from dataloader.packed.splitting import parse_shares
-from dataloader.portion import Portion, portion_of
+from dataloader.portion import Portion
 from dataloader.sources import open_sources
 from model_utils.run.open_data import describe_source, filters_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.options import PackOptions
+from model_utils.tasks.own_portion import own_portion
 
 KEPT = ("sid", "fid")  # names that travel with a record, besides labels, charge, spin and weights
 MAX_ID_FILE = 8 * 2**30  # bytes
@@ -31,7 +32,7 @@ def pack(options: PackOptions) -> None:
     """
     start_log(None)
     recipe = _recipe(options)
-    portion = portion_of(options.share)
+    portion = own_portion(options.share)
     sources = _sources(options, portion)
     for source in sources:
         log.info("%s: %d structures, %d atoms", source.path, len(source), source.n_atoms.sum())
@@ -52,7 +53,8 @@ def _packed(options: PackOptions, work: packing.Packing, portion: Portion) -> di
         return packing.finish(work)
     if portion.is_whole:
         return packing.pack(work)
-    return packing.pack_share(work, portion, wait=options.wait_for_shares)
+    of_launcher = options.share is None  # then all run at once
+    return packing.pack_share(work, portion, wait=options.wait_for_shares or of_launcher)
 
 
 def _recipe(options: PackOptions) -> PackingRecipe:

@@ -19,6 +19,7 @@ from ase.io import write
 
 import conftest
 import metadata
+import read_model
 from model_utils import evaluate, finetune, model_loader, resume, train_mace
 from model_utils.run.interruption import leave
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "resume": resume.main,
     "evaluate": evaluate.main,
     "metadata": metadata.main,
+    "read_model": read_model.main,
 }
 
 

@@ -107,6 +107,11 @@ def test_a_process_that_is_killed(rank: int, launcher: Launcher, words: list[obj
     launcher.run(1, "train_mace", *words, *place, "--resume", "auto", "--max_steps", 1, folder=tmp_path, code=0)
 
 
+def test_a_command_for_one_process_says_so_once(launcher: Launcher, tmp_path: Path) -> None:
+    processes = launcher.run(2, "read_model", "show", "--input_model", "x.pt", folder=tmp_path, code=2)
+    assert ["is for one process" in line for line in processes.errors()] == [True]
+
+
 def test_what_all_find_is_said_once(launcher: Launcher, words: list[object], tmp_path: Path) -> None:
     for flag, line in [("--xyz_train", "no-such.xyz"), ("--lr", "-3"), ("--step_parts", "3")]:
         given = [*words, "--output_checkpoint", tmp_path / "run", flag, line]

@@ -30,6 +30,7 @@ from model_utils.errors import InputError
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.models.network import Network, Parameters
+from model_utils.ranks.group import ALONE
 from model_utils.run import evaluation, memory
 from model_utils.run.step import loss_and_gradients
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dataloader.errors import InputError
 
-SHARES = 1_000_033  # beside the seed: another stream of random numbers than the orders of epochs have
+SHARES = 1_000_033  # any number but 0, which numpy would drop: keeps the seeds of shares apart from [seed, epoch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Budget:
     edges: int | None = None
 
     def admits(self, structures: int, atoms: int, edges: int) -> bool:
-        """Whether a batch of this size stays within every limit; what ``pack`` must give."""
+        """Whether a batch of this size stays within every limit, as all of ``pack`` do but a single large structure."""
         limits = ((self.structures, structures), (self.atoms, atoms), (self.edges, edges))
         return all(limit is None or size <= limit for limit, size in limits)
 
@@ -37,7 +37,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Structures of which an epoch takes a number of its own."""
+    """Structures of which every epoch uses ``taken``, going on where the epoch before it ended."""
 
     rows: NDArray[np.int64]
     taken: int

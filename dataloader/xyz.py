@@ -14,8 +14,10 @@ from dataloader.progress import ProgressBar
 from dataloader.xyz_text import parse_frame
 
 ENDINGS = (".xyz", ".extxyz")
-_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # at the beginning of a text
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks, of both orders
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK")  # gzip, bzip2, xz, zstd, zip
+_LONGEST_MARK = max(map(len, _COMPRESSED))
+_DIGITS = 18  # of a number that fits into 64 bits
 LATIN = "a comment that is not UTF-8 was read as Latin-1"
 
 
@@ -56,7 +58,7 @@ def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """The lines of each frame, and what is to be said of their text."""
     try:
         with input_files.opened(path) as stream, ProgressBar(f"reading {path.name}", path.stat().st_size, "B") as bar:
-            beginning = stream.peek(4)[:4]
+            beginning = stream.peek(_LONGEST_MARK)[:_LONGEST_MARK]
             if beginning.startswith(b"\xef\xbb\xbf"):
                 stream.read(3)
             _refuse_other_texts(path, beginning)
@@ -70,15 +72,14 @@ def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
 def _refuse_other_texts(path: Path, beginning: bytes) -> None:
     if beginning.startswith(_COMPRESSED):
         raise InputError(f"{path} is a compressed file; unpack it first; expected an extended-XYZ file")
-    for mark, name in _MARKS.items():
-        if beginning.startswith(mark):
-            raise InputError(f"{path} is text in {name}; expected UTF-8: iconv -f {name} -t UTF-8 converts it")
+    if beginning.startswith(_UTF_16):
+        raise InputError(f"{path} is text in UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 converts it")
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
-    """The lines of each frame; every frame has its number of atoms and as many lines, without gaps."""
+    """The lines of each frame: the number of atoms, the comment, then as many lines of atoms; no blank lines."""
     frame = 0
-    number = 1  # number: of the line, from 1
+    number = 1  # of the line that is read next, counted from 1
     while line := stream.readline(XYZ_LINE_BYTES):
         where = f"{path} frame {frame}, line {number}"
         if not line.strip():
@@ -101,17 +102,19 @@ def _refuse_what_follows(path: Path, stream: BinaryIO, number: int) -> None:
     """Raise InputError where text follows a blank line, at which other programs end."""
     while line := stream.readline(XYZ_LINE_BYTES):
         if line.strip():
-            raise InputError(f"{path} line {number}: after a blank line, which would end the file; remove it")
+            raise InputError(
+                f"{path} line {number}: text after a blank line, where other programs stop; remove the blank line"
+            )
         number += 1
 
 
 def _number_of_atoms(line: bytes, where: str) -> int:
-    """The first line of a frame."""
+    """The number in the first line of a frame, within bounds."""
     digits = line.strip()
     if not digits.isdigit():
         raise InputError(f"{where}: expected a number of atoms as in extended XYZ, found {_shown(line[:80])}")
-    n_atoms = int(digits[:18])
-    if n_atoms > XYZ_ATOMS or len(digits) > 18:
+    n_atoms = int(digits[:_DIGITS])
+    if n_atoms > XYZ_ATOMS or len(digits) > _DIGITS:
         raise InputError(f"{where}: {_shown(line[:80])} atoms in a frame; at most {XYZ_ATOMS} are read")
     return n_atoms
 

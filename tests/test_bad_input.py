@@ -1,9 +1,11 @@
 """Through the real commands: bad input ends in one line on stderr and its exit code, and nothing is written over."""
 
+import bz2
 import dataclasses
 import gzip
 import io
 import json
+import lzma
 import math
 import os
 import pickle
@@ -404,6 +406,8 @@ def data_files() -> dict[str, Any]:
         "empty": ("", "holds no frames; expected an extended-XYZ file"),
         "binary": (bytes(range(256)), "extended"),
         "gzip": pytest.param(gzip.compress(good.encode()), "unpack"),
+        "bzip2": pytest.param(bz2.compress(good.encode()), "unpack"),
+        "xz": pytest.param(lzma.compress(good.encode()), "unpack"),
         "a web page": ("<html></html>\n", "frame 0", "<html>"),
         "no such element": pytest.param(good.replace("\nO", "\nQq"), "Qq", "element"),
         "cut off": (good + good[:120], "frame 1", "expected 3"),

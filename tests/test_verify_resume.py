@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import in_the_battery, pausing
 from model_utils import verify_resume
-from model_utils.tasks import resume_check
+from model_utils.tasks import comparison, resume_check
 
 WAITS_TO_BE_KILLED = """
 import os, sys
@@ -49,3 +50,11 @@ def test_settings_that_fail_by_themselves(flags: list[str], capsys: pytest.Captu
     error = capsys.readouterr().err
     assert "a run ended with 2: error: --elements Xx is no element" in error
     assert len(error.splitlines()) == 1
+
+
+def test_equal_is_to_the_last_bit() -> None:
+    """By value 0 would be -0, and what is no number would never be itself."""
+    zero = torch.tensor([0.0, float("nan")])
+    assert list(comparison._different({"a": zero, "b": float("nan")}, {"a": zero.clone(), "b": float("nan")})) == []
+    assert len(list(comparison._different({"a": zero}, {"a": torch.tensor([-0.0, float("nan")])}))) == 1
+    assert len(list(comparison._different({"b": 1.0}, {"b": float("nan")}))) == 1

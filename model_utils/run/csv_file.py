@@ -22,7 +22,9 @@ def columns() -> list[str]:
 
 
 class CsvFile:
-    """metrics.csv: a row for each record of metrics.jsonl, for each source of a validation, and each set at the end.
+    """metrics.csv: one row for each record of metrics.jsonl.
+
+    A validation has one more row for each of its sources, and the last record has one for each data set.
 
     Units are those of metrics.jsonl: eV, eV/Å, eV/Å³. What a full disk refuses is written later, in order.
     """
@@ -33,7 +35,8 @@ class CsvFile:
         Args:
             path: the file; replaced where the run is new (``n_records`` of 0).
             step: of the checkpoint.
-            n_records: that lie in metrics.jsonl up to the checkpoint. A step may have records on both sides of it.
+            n_records: number of records in metrics.jsonl at the checkpoint. It is needed beside the step, since records
+                of one step may be written before and after a checkpoint.
 
         Raises:
             OSError: it cannot be written.
@@ -101,7 +104,7 @@ class CsvFile:
 
 
 def _rows(path: Path) -> list[Row]:
-    """Rows by column; a last one that was torn by a kill is none."""
+    """Rows by column; a last one that was torn by a kill is left out."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")

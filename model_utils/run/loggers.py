@@ -46,8 +46,8 @@ class LoggedRun:
     Attributes:
         folder: of the checkpoint.
         name: of the run.
-        step: optimizer steps behind it, of the checkpoint that is continued; 0 of a new run.
-        n_records: records in metrics.jsonl; after a kill, those up to the checkpoint.
+        step: optimizer steps done at the checkpoint that the run goes on from; 0 for a new run.
+        n_records: number of records in metrics.jsonl at that checkpoint; 0 for a new run.
         settings: every option by its name, as plain values.
     """
 
@@ -63,10 +63,10 @@ class LoggerKind:
     """A logger under the name that a user gives.
 
     Attributes:
-        opened: makes it, as the run begins or goes on.
+        opened: makes the logger, as the run begins or goes on.
         writes: name of its file or folder beside the checkpoint; None where it writes none.
-        what: one phrase on that, for the announcement.
-        package: that must be installed, under the name by which it is imported and, as extra, installed.
+        what: what is in that file, in a phrase for the announcement.
+        package: that the logger needs, by the name under which Python imports it; None where it needs none.
     """
 
     opened: Callable[[LoggedRun], Logger]

@@ -27,7 +27,8 @@ PLACE_AND_HISTORY = {
 def differences(run: Outputs, other: Outputs) -> list[str]:
     """What differs between two runs, the earliest first: records, then checkpoint, then best models.
 
-    Times and rates (``perf``) are left out; everything else must be equal to the last bit.
+    Left out are times and rates (``perf``), the run's name and place, the version of the code and what says how the run
+    was made (``PLACE_AND_HISTORY``). Everything else must be equal to the last bit.
     """
     differing = list(_records(run, other))
     for name in ("checkpoint", "model", "stage_one_model"):
@@ -41,7 +42,7 @@ def differences(run: Outputs, other: Outputs) -> list[str]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What a file holds of the result of its run, without its name, version, place and history."""
+    """The result of a run as a file holds it, without name, version, place and history."""
     file = checkpoint.read(path)
     content = {k: v for k, v in file.content.items() if k not in ("run_name", "code_version", "train_state")}
     state = file.content.get("train_state", {})
@@ -74,7 +75,7 @@ def _different(a: Any, b: Any, name: str = "") -> Iterator[str]:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.dtype != b.dtype or a.shape != b.shape:
             yield f"{name}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
-        elif not torch.equal(a, b):
+        elif not torch.equal(_bits(a), _bits(b)):
             yield f"{name}: differs by up to {(a.double() - b.double()).abs().max():.3g}"
     elif isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in {**a, **b}:
@@ -86,5 +87,10 @@ def _different(a: Any, b: Any, name: str = "") -> Iterator[str]:
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         for position, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from _different(x, y, f"{name}.{position}")
-    elif type(a) is not type(b) or a != b:
+    elif type(a) is not type(b) or (a != b and not (a != a and b != b)):  # a number that is none is equal to itself
         yield f"{name}: {a!r:.60} against {b!r:.60}"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor: by value 0.0 would be -0.0, and a NaN never itself."""
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)

@@ -5,16 +5,21 @@ For every path p = (l1, l2) → l3 and every receiver i,
     A_p[m3, i, c] = Σ_{j → i} w_p[ij, c] Σ_{m1, m2} C_p[m1, m2, m3] h[m1, j, c] Y[m2, ij],
 
 with C_p the Clebsch-Gordan coefficients times e3nn's path normalisation, w the path weights of the pair ij and Y its
-spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. A is linear in h, Y and w each,
-so with Φ(h, Y, w, G) = Σ G A its derivatives are sums of the same form:
+spherical harmonics with the sign (−1)^l2 where the edge runs against the pair's vector. A *pair* is two atoms within
+the cutoff, stored once with one vector; its two *edges* are j → i and i → j. A *row* holds the edges of one receiver, a
+*segment* those of a row whose senders are of one element; a table of either is padded to one width, and its places are
+*slots*, some of them empty.
+
+A is linear in h, Y and w each, so with Φ(h, Y, w, G) = Σ G A, where G has the shape of A, its derivatives are sums of
+the same form:
     VJP:             h̄ = ∂Φ/∂h,  Ȳ = ∂Φ/∂Y,  w̄ = ∂Φ/∂w;
     VJP of the VJP:  the derivatives by h, Y, w and G of Φ(a_h, Y, w, G) + Φ(h, a_Y, w, G) + Φ(h, Y, a_w, G) for the
                      adjoints a_h, a_Y, a_w of h̄, Ȳ, w̄; that by G is A(a_h, Y, w) + A(h, a_Y, w) + A(h, Y, a_w).
 
 The kernels go through each receiver's row of edges and make an edge's coupling matrices M_p[m1, m3] = Σ C Y once for
-all channels, so that products of an edge live in registers. What a row sends to its senders (h̄) goes to an array of its
-part of the batch; the parts, which do not depend on the number of threads, are added in order. The two edges of a pair
-write w̄ and Ȳ in a fixed order.
+all channels; what an edge then computes stays in registers. The rows are cut into chunks, which the batch decides and
+not the number of threads: each chunk adds its h̄ into an array of its own, and the arrays are added in order, so results
+are reproducible. The two edges of a pair add their w̄ and Ȳ in a fixed order, for the same reason.
 """
 
 from dataclasses import dataclass, field
@@ -91,7 +96,7 @@ class Convolution:
         """The one-particle basis A of a batch, in blocks.
 
         Args:
-            graph: orders of the batch.
+            graph: index lists of the batch: which edges a receiver has, and of which pairs they are.
             h: (components of l1, n_atoms, n_channels).
             harmonics: (n_pairs, (max_ell + 1)²).
             weights: (n_pairs, n_paths · n_channels).
@@ -187,10 +192,10 @@ def signed_harmonics(graph: BatchGraph, harmonics: Tensor, max_ell: int, *, segm
     """Spherical harmonics of directed edges in slots, zero in empty ones.
 
     Args:
-        graph: orders of the batch.
+        graph: index lists of the batch: which edges a receiver has, and of which pairs they are.
         harmonics: of pairs, (n_pairs, (max_ell + 1)²).
         max_ell: highest order.
-        segments: the slots are those of the segments, else those of the receivers' rows.
+        segments: give the edges of each segment, not those of each row.
 
     Returns:
         (n_rows, width, (max_ell + 1)²).

@@ -1,10 +1,11 @@
-"""Linear maps of features, per order l and per element, and dense layers of the radial network.
+"""Linear maps of features, per order l and per element, and the radial network's activation.
 
-Features lie as blocks behind one another, block l of shape ((2l + 1) n_atoms, channels of l): every order is one matrix
-product: y_l = x_l W_l. All maps here are bilinear in input and weight; for y = x W
+Features lie as blocks one after another, block l of shape ((2l + 1) n_atoms, channels of l): every order is one matrix
+product: y_l = x_l W_l. The maps are bilinear in input and weight; for y = x W
     VJP:            x̄ = ȳ Wᵀ,              W̄ = xᵀ ȳ
-    VJP of the VJP, with a and A the adjoints of x̄ and W̄:
+    VJP of the VJP, with a and A the adjoints of x̄ and W̄, and Δ what they add to the gradients by ȳ, x and W:
                     Δȳ = a W + x A,   Δx = ȳ Aᵀ,   ΔW = aᵀ ȳ.
+In the code ȳ is g, A is aw, and the gradients by x, W and ȳ are dx, dw and dg.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from model_utils.models.fast.products import matmul, product
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The map of one order: where its matrix lies in the flat weight, its shape, and its normalisation."""
+    """The map of one order: where its matrix lies in the flat weight, its shape, and e3nn's normalisation of it."""
 
     order: int
     offset: int
@@ -46,7 +47,7 @@ class Blocks:
     widths: tuple[int, ...]  # channels of block l of the input
     parts: tuple[Part, ...]  # of ascending order
 
-    def pairs(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
+    def views(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
         """Every part with its block of an input and of an output, as views ((2l + 1) n_atoms, channels)."""
         starts = []
         start = 0
@@ -56,15 +57,15 @@ class Blocks:
         x = x.view(-1)
         y = y.view(-1)
         start_out = 0
-        pairs = []
+        views = []
         for part in self.parts:
             rows = (2 * part.order + 1) * n_atoms
             start_in = starts[part.order]
             block_in = x[start_in : start_in + rows * part.n_in].view(rows, part.n_in)
             block_out = y[start_out : start_out + rows * part.n_out].view(rows, part.n_out)
-            pairs.append((part, block_in, block_out))
+            views.append((part, block_in, block_out))
             start_out += rows * part.n_out
-        return pairs
+        return views
 
     def n_out(self, n_atoms: int) -> int:
         """Numbers in the output."""
@@ -93,7 +94,7 @@ def _matrix(weight: Tensor, part: Part, factor: float) -> Tensor:
     return matrix * (part.scale * factor)
 
 
-def _into(weight: Tensor, part: Part, matrix: Tensor, factor: float) -> None:
+def _write_gradient(weight: Tensor, part: Part, matrix: Tensor, factor: float) -> None:
     """Write the gradient by a part's matrix to the part's place in the gradient by the flat weight."""
     size = part.n_in * part.n_out
     torch.mul(matrix.reshape(-1), part.scale * factor, out=weight[part.offset : part.offset + size])
@@ -105,7 +106,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.rest = blocks, n_atoms, factor
         y = x.new_empty(blocks.n_out(n_atoms))
-        for part, x_l, y_l in blocks.pairs(x, y, n_atoms):
+        for part, x_l, y_l in blocks.views(x, y, n_atoms):
             product(x_l, _matrix(weight, part, factor), out=y_l)
         return y
 
@@ -132,14 +133,16 @@ class _LinearVjp(torch.autograd.Function):
         ctx.save_for_backward(x, weight, g)
         ctx.set_materialize_grads(False)
         ctx.rest = blocks, n_atoms, factor
-        dx = torch.zeros_like(x) if by_x and len(blocks.parts) < len(blocks.widths) else None
-        dx = torch.empty_like(x) if by_x and dx is None else dx
+        dx = None
+        if by_x:  # an order of the input that goes nowhere has no part, and no gradient
+            is_whole = len(blocks.parts) == len(blocks.widths)
+            dx = torch.empty_like(x) if is_whole else torch.zeros_like(x)
         dw = torch.empty_like(weight) if by_weight else None
-        for part, x_l, g_l in blocks.pairs(x, g, n_atoms):
+        for part, x_l, g_l in blocks.views(x, g, n_atoms):
             if dw is not None:
-                _into(dw, part, product(x_l.t(), g_l), factor)
+                _write_gradient(dw, part, product(x_l.t(), g_l), factor)
         if dx is not None:
-            for part, dx_l, g_l in blocks.pairs(dx, g, n_atoms):
+            for part, dx_l, g_l in blocks.views(dx, g, n_atoms):
                 product(g_l, _matrix(weight, part, factor).t(), out=dx_l)
         return dx, dw
 
@@ -152,16 +155,16 @@ class _LinearVjp(torch.autograd.Function):
         dx = None if aw is None else torch.zeros_like(x)
         dw = None if a is None else torch.empty_like(weight)
         a = None if a is None else a.contiguous()
-        for index, (part, x_l, g_l) in enumerate(blocks.pairs(x, g, n_atoms)):
-            dg_l = blocks.pairs(x, dg, n_atoms)[index][2]
+        for index, (part, x_l, g_l) in enumerate(blocks.views(x, g, n_atoms)):
+            dg_l = blocks.views(x, dg, n_atoms)[index][2]
             if a is not None and dw is not None:
-                a_l = blocks.pairs(a, g, n_atoms)[index][1]
+                a_l = blocks.views(a, g, n_atoms)[index][1]
                 product(a_l, _matrix(weight, part, factor), out=dg_l)
-                _into(dw, part, product(a_l.t(), g_l), factor)
+                _write_gradient(dw, part, product(a_l.t(), g_l), factor)
             if aw is not None and dx is not None:
                 aw_l = _matrix(aw, part, factor)
                 dg_l.addmm_(x_l, aw_l)
-                blocks.pairs(dx, g, n_atoms)[index][1].copy_(g_l @ aw_l.t())
+                blocks.views(dx, g, n_atoms)[index][1].copy_(g_l @ aw_l.t())
         return dx, dw, dg, None, None, None, None, None
 
 

@@ -122,7 +122,7 @@ class Alone:
         return values
 
     def smallest(self, value: int) -> int:
-        """It is it."""
+        """The value itself, of one process."""
         return value
 
     def zeros(self, n: int, device: torch.device) -> Tensor:
@@ -157,7 +157,7 @@ class Alone:
         do()
 
     def wait_for_all(self) -> None:
-        """It is here."""
+        """One process has nobody to wait for."""
 
     def require_equal(self, what: str, fingerprint: Tensor) -> None:
         """There is nobody to compare with."""

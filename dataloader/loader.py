@@ -100,7 +100,7 @@ class Loader:
         done = 0
         retried = -1
         while True:
-            self._plan.plan = plan[done:]
+            self._plan.plan = plan[done:] if done else plan  # a slice may make all batches at once
             try:
                 for item in self._workers.items():
                     yield item

@@ -8,6 +8,7 @@ if not __package__:  # run as a file: import our modules from the checkout, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model_utils.ranks import joining
+from model_utils.run.interruption import leave
 from model_utils.settings import cli
 from model_utils.settings.options import EvaluateOptions
 
@@ -58,4 +59,4 @@ def evaluate(options: EvaluateOptions) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

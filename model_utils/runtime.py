@@ -86,8 +86,8 @@ def find_device(name: str) -> torch.device:
     if device.type == "cpu" and device.index:
         raise InputError(f"--device {name}: the processors are one device, cpu; --threads says how many are used")
     rank = this_rank()
-    if device.type == "cuda" and rank.local_size > 1:
-        if device.index is not None:
+    if device.type == "cuda" and rank.size > 1:
+        if device.index is not None and rank.local_size > 1:
             raise InputError(
                 f"--device {name} for {rank.local_size} processes on this machine; give cuda: each has its own"
             )

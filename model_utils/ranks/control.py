@@ -6,6 +6,7 @@ order of calls, so it works where the others wait in a sum.
 
 import json
 import os
+import resource
 import socket
 import sys
 import threading
@@ -49,7 +50,11 @@ class Control:
         self._code: int | None = None  # with which another process failed
         agent_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.holds_store = rank.is_first and not agent_holds_it
+        if self.holds_store:  # two connections of every process end here
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._count = 0
+        self.first_saves = False  # where another one fails; set while there is a state in memory
         with ended_by_signals(1):
             self.store = self._connected(holds=self.holds_store)
             self.all_here()
@@ -105,7 +110,7 @@ class Control:
             first = self.store.compare_set(FAILED, "", own).decode() == own
         except (DistError, RuntimeError):  # the store went with its process
             return self._code is None
-        if first and self.holds_store:
+        if self.holds_store:
             self._wait_for_ears()
         return first
 
@@ -128,18 +133,32 @@ class Control:
             at_once = at_once or said["at_once"]
             self._ear.set(f"heard/{self.rank.number}", "")
         self._ended.set()
-        time.sleep(TO_END if at_once else TO_SAVE)
-        if not self._leaving.is_set():
-            self._end(1 if self._code is None else self._code)
+        time.sleep(TO_END if at_once or not self.first_saves else TO_SAVE)
+        if self._leaving.is_set():
+            return
+        if self._code is None and self.rank.number <= 1:  # nobody else is left to say it
+            print(f"error: {self.rank}: the process that holds the run together is gone", file=sys.stderr)
+        self._end_with_others(1 if self._code is None else self._code)
+
+    def _end_with_others(self, code: int) -> None:
+        """End this process when all others are about to: srun kills what is left of a step of which one task ended."""
+        self.wait_to_end(code)
+        self._end(code)
+
+    def wait_to_end(self, code: int) -> None:
+        """Wait until all processes are about to end, but not long where one is dead."""
+        with suppress(DistError, RuntimeError):
+            self.store.set(f"ends/{self.rank.number}", "")
+            names = [f"ends/{number}" for number in range(self.rank.size)]
+            self.store.wait(names, timedelta(seconds=TO_END if code == 1 else TO_SAVE))
 
     # Together
 
-    def once(self, do: Callable[[], None]) -> None:
-        """The first process does it, however long it takes; the others wait until it is done."""
+    def is_done_by_first(self) -> None:
+        """The first process says that it has done something; the others wait for it, however long it takes."""
         self._count += 1
         name = f"done/{self._count}"
         if self.rank.is_first:
-            do()
             self.store.set(name, "")
         else:
             self.wait([name])
@@ -172,7 +191,7 @@ class Control:
             try:
                 return self.store.wait(list(names), SLICE)
             except DistStoreError:
-                if time.monotonic() > end:
+                if time.monotonic() > end or self._ended.is_set():
                     raise
 
 

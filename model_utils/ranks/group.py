@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from model_utils.errors import VerificationError
 from model_utils.ranks.rank import Rank
 
 T = TypeVar("T")
@@ -29,6 +30,10 @@ class Group(Protocol):
     @property
     def rank(self) -> Rank:
         """Which of the processes this one is."""
+        ...
+
+    def first_saves(self, saves: bool) -> None:
+        """Whether the first process has a state to save, and is given time for it, where another one fails."""
         ...
 
     def mine(self, parts: Sequence[T]) -> Sequence[T]:
@@ -92,11 +97,11 @@ class Group(Protocol):
         """Wait until every process is here, however long one takes."""
         ...
 
-    def require_equal(self, what: str, fingerprint: Tensor) -> None:
+    def require_equal(self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError) -> None:
         """Compare a fingerprint, (n,) int64, of what all processes must have alike.
 
         Raises:
-            VerificationError: naming a process that has another than the first.
+            VerificationError: naming a process that has another than the first; or what was given as ``refusal``.
         """
         ...
 
@@ -109,6 +114,9 @@ class Alone:
     """One process."""
 
     rank = Rank()
+
+    def first_saves(self, saves: bool) -> None:
+        """There is no other that could fail."""
 
     def mine(self, parts: Sequence[T]) -> Sequence[T]:
         """All of them."""
@@ -159,7 +167,7 @@ class Alone:
     def wait_for_all(self) -> None:
         """One process has nobody to wait for."""
 
-    def require_equal(self, what: str, fingerprint: Tensor) -> None:
+    def require_equal(self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError) -> None:
         """There is nobody to compare with."""
 
     def raise_if_asked(self) -> None:

@@ -1,6 +1,7 @@
 """How a command comes to the other processes of its run, and how it leaves them. Needs no torch where it is alone."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -28,6 +29,10 @@ class Peers(Protocol):
         """Leave with a code; whether it is this process that says why."""
         ...
 
+    def wait_to_end(self, code: int) -> None:
+        """After a failure, wait until all others are about to end."""
+        ...
+
 
 class _Nobody:
     """No other processes."""
@@ -43,6 +48,9 @@ class _Nobody:
     def ends_with(self, code: int) -> bool:
         """Nobody else would say it."""
         return True
+
+    def wait_to_end(self, code: int) -> None:
+        """There is nobody to wait for."""
 
 
 class _Others:
@@ -71,9 +79,18 @@ class _Others:
             return self.rank.is_first
         return self._control.fail_first(code)
 
+    def wait_to_end(self, code: int) -> None:
+        """Close the connections, since others may be in a sum with this one, and wait until they end too."""
+        from model_utils.ranks.together import close
+
+        close()
+        self._control.wait_to_end(code)
+
     def give_up(self, code: int) -> None:
         """End all processes at once, whatever they are doing."""
-        self._control.fail_first(code, at_once=True)
+        if self._control.fail_first(code, at_once=True):
+            print("stopped: no step ended since the signal; the last checkpoint goes on", file=sys.stderr)
+        self._control.wait_to_end(code)
         end_at_once(code)
 
 

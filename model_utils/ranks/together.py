@@ -37,6 +37,10 @@ class Ranks:
         """Which of the processes this one is."""
         return self.control.rank
 
+    def first_saves(self, saves: bool) -> None:
+        """Give the first process time to save; over NCCL it could not, since its sum does not end."""
+        self.control.first_saves = saves and self.device.type == "cpu"
+
     def connect(self, device: torch.device) -> None:
         """Open the connections between the processes.
 
@@ -118,24 +122,27 @@ class Ranks:
         """What the first process makes, through the store: for kilobytes, not for weights."""
         self._said += 1
         name = f"said/{self._said}"
+        text = make().decode() if self.rank.is_first else ""
         with self._reached():
             if self.rank.is_first:
-                self.control.store.set(name, make().decode())
+                self.control.store.set(name, text)
             else:
                 self.control.wait([name])
             return self.control.store.get(name)
 
     def once(self, do: Callable[[], None]) -> None:
         """The first process does it; the others wait."""
+        if self.rank.is_first:
+            do()
         with self._reached():
-            self.control.once(do)
+            self.control.is_done_by_first()
 
     def wait_for_all(self) -> None:
         """Wait until every process is here."""
         with self._reached():
             self.control.wait_for_all()
 
-    def require_equal(self, what: str, fingerprint: Tensor) -> None:
+    def require_equal(self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError) -> None:
         """Compare a fingerprint, (n,) int64, with that of the others."""
         both = torch.cat([fingerprint, ~fingerprint]).to(self.device)
         with self._reached():
@@ -146,10 +153,10 @@ class Ranks:
         with self._reached():
             dist.all_gather(all_prints, fingerprint.to(self.device))
         number = next(k for k, other in enumerate(all_prints) if not torch.equal(other, all_prints[0]))
-        raise VerificationError(
+        raise refusal(
             f"{what} of rank {number} on {self.control.host_of(number)} are not those of rank 0 on "
-            f"{self.control.host_of(0)}; the last checkpoint is from before: a device or its memory may be faulty, or "
-            "the machines have other data or code"
+            f"{self.control.host_of(0)}; older files are intact: the machines may have other files or code, or one of "
+            "their devices is faulty"
         )
 
     def raise_if_asked(self) -> None:
@@ -203,7 +210,7 @@ def _arrived(flag: Tensor, event: torch.cuda.Event | None) -> bool:
 
 
 def close() -> None:
-    """Close the connections between the processes, where there are any."""
-    if dist.is_initialized():
+    """Close the connections between the processes, where there are any; NCCL's may wait for others, and are left."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         with suppress(RuntimeError):
             dist.destroy_process_group()

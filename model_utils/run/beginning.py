@@ -17,6 +17,7 @@ from model_utils import model_loader
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
+from model_utils.ranks.joining import this_rank
 from model_utils.run import announcement, open_data, resuming
 from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
 from model_utils.run.continuation import UNCHANGED, Changes, take_over
@@ -220,7 +221,7 @@ class Continued:
     def threads(self) -> int | None:
         """The number it had, where this process has so many cores: another one may change the last bits."""
         before = self.stored.threads
-        if before is None or before > len(os.sched_getaffinity(0)):
+        if before is None or before * this_rank().local_size > len(os.sched_getaffinity(0)):
             return None
         return before
 

@@ -12,7 +12,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
-from model_utils.run import assemble
+from model_utils.run import assemble, resuming
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.fit import FinalRecord
 from model_utils.run.no_files import Files
@@ -35,6 +35,7 @@ def report_best(run: AssembledRun, outputs: Outputs, files: Files) -> None:
         SaveError: the module or the last record could not be written; checkpoint and best model are.
     """
     is_first = run.group.rank.is_first
+    resuming.wait_for_file_of_first(run.group, outputs.model)
     best = model_loader.load(outputs.model, restore_sidecar=is_first)
     options = run.options
     failed = None

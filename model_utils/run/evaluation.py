@@ -22,7 +22,7 @@ from model_utils.run.memory import in_parts, naming
 OnBatch = Callable[[Batch, Prediction], None]
 Watched = Callable[[Plan], Iterator[Batch]]
 SumsOf = Callable[[Iterable[Batch], OnBatch | None], Tensor]
-BETWEEN_MEETINGS = 16  # batches after which processes ask each other whether to stop
+BETWEEN_MEETINGS = 4  # batches after which processes ask each other whether to stop
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from dataloader.dividing import halves
 from losses import Loss, sum_names
 from model_utils.ranks.exact_sum import add_rounded, largest_entries, rounders
 from model_utils.ranks.group import Group
-from model_utils.run.step import StepResult
+from model_utils.run.step import StepResult, added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,15 @@ class ExactAddition:
         first, second = halves(batch)
         return [*self.pieces(first), *self.pieces(second)]
 
-    def total(self, parts: Iterable[StepResult], like: Sequence[Tensor], loss: Loss, rows: Rows) -> StepResult:
+    def total(
+        self, parts: Iterable[Iterable[StepResult]], like: Sequence[Tensor], loss: Loss, rows: Rows
+    ) -> StepResult:
         """Gradients on a grid of their own each, the sums of errors part by part in their order.
 
         One reduction of float64 numbers, and a small one before it for the grids.
         """
-        parts = list(parts)
-        largest = largest_entries([part.gradients for part in parts], self.device)
+        results = [reduce(added, pieces) for pieces in parts]
+        largest = largest_entries([result.gradients for result in results], self.device)
         if not len(largest):  # no part is here: in the last step of an epoch, with fewer structures than parts
             largest = torch.zeros(len(like), dtype=torch.float64, device=self.device)
         constants = rounders(self.group.largest(largest), self.n_parts)
@@ -62,11 +65,11 @@ class ExactAddition:
         whole = self.group.zeros(sum(sizes) + self.n_parts * width, self.device)
         *flat, sums_of_parts = whole.split([*sizes, self.n_parts * width])
         gradients = [values.view_as(tensor) for values, tensor in zip(flat, like, strict=True)]
-        for part in parts:
-            add_rounded(gradients, part.gradients, constants)
+        for result in results:
+            add_rounded(gradients, result.gradients, constants)
         by_part = sums_of_parts.view(self.n_parts, width)
-        for number, part in zip(self.numbers, parts, strict=True):
-            by_part[number] = part.sums
+        for number, result in zip(self.numbers, results, strict=True):
+            by_part[number] = result.sums
         self.group.add_up(whole)
         sums = by_part.sum(dim=0)
         return StepResult(

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -113,6 +113,10 @@ def beginning_of_finetuning(
             replaying.label(options, origin.source, labels, stop, group)
         if options.E0s in new_energies.OF_DATA:
             origin = new_energies.of_data(origin, options, settings)
+        own = origin.description.canonical_text().encode()
+        text = group.of_first(lambda: own).decode()
+        if not group.rank.is_first:  # fitted energies have other last bits on another kind of processor
+            origin = replace(origin, description=parse(text, str(options.input_model)))
         yield settings, _from_model(settings, outputs, origin, group)
 
 

@@ -22,7 +22,9 @@ Item = TypeVar("Item")
 
 ONE_DELIVERY = 0.5  # s: SLURM without a grace time sends SIGTERM twice, 7 to 17 ms apart on an idle machine
 RESERVE = 2.0  # s kept for the end of the process
-PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after a signal
+PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after SIGTERM
+PATIENCE_AHEAD = 100.0  # s after SIGUSR1, which comes ahead of the end: job files ask for 120
+GAPS_WITH_OTHERS = 5  # longest times between two batches, after which all have met
 
 
 class Interruption:
@@ -49,6 +51,7 @@ class Interruption:
         self._checked: float | None = None
         self._longest_gap = 0.0
         self._at_once = True
+        self._is_met = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
         self._pipe: tuple[int, int] | None = None
 
@@ -59,7 +62,7 @@ class Interruption:
             os.set_blocking(self._pipe[1], False)
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], self._give_up), daemon=True).start()
+            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], self._hurry), daemon=True).start()
             _listening = True
         return self
 
@@ -123,13 +126,23 @@ class Interruption:
         finally:
             self._at_once = not self.with_others
 
+    def is_met(self) -> None:
+        """A request to stop was met: what is saved now may take its time."""
+        self._is_met.set()
+
+    def _hurry(self) -> None:
+        """End all processes as they are, unless the request was met meanwhile."""
+        if self._give_up is not None and not self._is_met.is_set():
+            self._give_up(Preempted.exit_code)
+
     def _look_at_the_clock(self) -> None:
         """Stop when another step (or batch of a validation) and a save might not fit into the time left."""
         now = time.monotonic()
         if self._checked is not None:
             self._longest_gap = max(self._longest_gap, now - self._checked)
         self._checked = now
-        needed = self._longest_gap + 2 * self.save_seconds + RESERVE
+        gaps = 1 if self._give_up is None else GAPS_WITH_OTHERS
+        needed = gaps * self._longest_gap + 2 * self.save_seconds + RESERVE
         if self.reason is None and self._end is not None and now + needed > self._end:
             self.reason = self._limit_name
 
@@ -144,27 +157,30 @@ _END = object()
 _listening = False
 
 
-def _leave_at_the_second(pipe: int, give_up: Callable[[int], None] | None) -> None:
+def _leave_at_the_second(pipe: int, hurry: Callable[[], None]) -> None:
     """Read signal numbers as they arrive, also while the main thread is inside a long operation of torch.
 
     Args:
         pipe: of the numbers; its end is the end of listening.
-        give_up: what is called where nothing came of the first signal within ``PATIENCE``.
+        hurry: called once when patience is over, some time after the first signal.
     """
-    first = None
+    first: float | None = None
+    end: float | None = None  # of patience
     with os.fdopen(pipe, "rb", buffering=0) as stream:
         while True:
-            wait = None if first is None or give_up is None else max(first + PATIENCE - time.monotonic(), 0.0)
+            wait = None if end is None else max(end - time.monotonic(), 0.0)
             readable, _, _ = select.select([stream], [], [], wait)
-            if not readable and give_up is not None:
-                print("stopped: no step ended since the signal; the last checkpoint goes on", file=sys.stderr)
-                give_up(Preempted.exit_code)
+            if not readable:
+                hurry()
+                end = None
+                continue
             number = stream.read(1)
             if not number:
                 return
             if number[0] in SIGNALS:
                 if first is None:
                     first = time.monotonic()
+                    end = first + (PATIENCE_AHEAD if number[0] == signal.SIGUSR1 else PATIENCE)
                 elif time.monotonic() - first > ONE_DELIVERY:
                     end_at_once(128 + number[0])
 

@@ -77,6 +77,7 @@ class NoFiles:
 
     def wait_for_last(self, state: TrainState, reason: str) -> None:
         """Wait until the first process has written the checkpoint."""
+        self.stop.is_met()
         self.group.once(_nothing)
 
     def final(self, record: FinalRecord) -> None:

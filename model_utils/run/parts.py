@@ -17,10 +17,11 @@ def parts_of_step(given: int | None, before: int | None, accumulate: int, size: 
         size: number of processes.
 
     Raises:
-        InputError: what was given does not fit the number of processes or of batches.
+        InputError: what was given for a new run does not fit the number of processes or of batches.
     """
     least = _fitting(accumulate, size)
-    if given is None:
+    goes_on = before is not None
+    if given is None or (goes_on and not _fits(given, accumulate, size)):  # a restart may have other processes
         if before is not None and _fits(before, accumulate, size):
             return before
         return 1 if size == 1 else _fitting(max(USUAL, accumulate), size)

@@ -114,9 +114,27 @@ def run_of_first(group: Group) -> StoredRun | None:
     if not said:
         return None
     path = Path(said["path"])
+    _wait_for(path, said["sha256"])
+    return StoredRun.of_checkpoint(_with_state(checkpoint.read(path)))
+
+
+def wait_for_file_of_first(group: Group, path: Path) -> None:
+    """See that all processes read the same file under a name; several on one machine always do.
+
+    Raises:
+        VerificationError: another file is seen here, or none.
+    """
+    if group.rank.size > 1:
+        said = group.of_first(lambda: _sha256(path).encode()).decode()
+        if not group.rank.is_first:
+            _wait_for(path, said)
+
+
+def _wait_for(path: Path, sha256: str) -> None:
+    """Wait until a network file system shows what the first process sees."""
     for pause in (*LAGGING, None):
-        if path.exists() and _sha256(path) == said["sha256"]:
-            return StoredRun.of_checkpoint(_with_state(checkpoint.read(path)))
+        if path.exists() and _sha256(path) == sha256:
+            return
         if pause is not None:
             time.sleep(pause)
     raise VerificationError(

@@ -208,6 +208,7 @@ class RunFiles:
         Raises:
             SaveError: it could not be written.
         """
+        self.stop.is_met()
         self.epoch_progress.close()  # the last epoch may have ended before its last step
         for pause in (*PAUSES, None):
             try:

@@ -35,11 +35,13 @@ class Addition(Protocol):
         """What of a micro-batch is computed at once."""
         ...
 
-    def total(self, parts: Iterable[StepResult], like: Sequence[Tensor], loss: Loss, rows: Rows) -> StepResult:
-        """The whole step from what was computed here, one result for each batch.
+    def total(
+        self, parts: Iterable[Iterable[StepResult]], like: Sequence[Tensor], loss: Loss, rows: Rows
+    ) -> StepResult:
+        """The whole step from what was computed here.
 
         Args:
-            parts: of the batches, in order.
+            parts: of the batches, in order; each in one or more pieces, which are computed as they are taken.
             like: the parameters.
             loss: of the stage.
             rows: labelled rows of the whole step.
@@ -58,9 +60,11 @@ class InTurn:
         """All of it, as the budget cut it."""
         return (batch,)
 
-    def total(self, parts: Iterable[StepResult], like: Sequence[Tensor], loss: Loss, rows: Rows) -> StepResult:
-        """Their sum in working precision."""
-        return reduce(added, parts)
+    def total(
+        self, parts: Iterable[Iterable[StepResult]], like: Sequence[Tensor], loss: Loss, rows: Rows
+    ) -> StepResult:
+        """Their sum in working precision, one piece after the other."""
+        return reduce(added, chain.from_iterable(parts))
 
 
 IN_TURN = InTurn()
@@ -92,7 +96,7 @@ def loss_and_gradients(
         return _micro_step(network, parameters, tensors, batch, loss, rows)
 
     pieces = (addition.pieces(batch) for batch in batches)
-    results = (reduce(added, chain(*(in_parts(micro_step, piece) for piece in own))) for own in pieces)
+    results = (chain.from_iterable(in_parts(micro_step, piece) for piece in own) for own in pieces)
     return addition.total(results, tensors, loss, rows)
 
 

@@ -19,6 +19,7 @@ from model_utils.run.open_data import TrainingData
 from model_utils.run.parts import parts_of_step
 from model_utils.runtime import log
 from model_utils.settings import cli
+from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
 
 
@@ -82,7 +83,9 @@ def train_in_place(
             rehearsal.report_ranks(run, options.optimizer.step_parts, options.run.as_ranks)
         return
     identity = data_identity(data)
-    replicas.require_equal_data(group, identity)
+    fixed = names_of(TrainOptions, FIXED)
+    settings = {name: value for name, value in cli.as_plain(run.options).items() if name in fixed}
+    replicas.require_equal_beginnings(group, identity, settings, run)
     record = {
         "config": cli.as_plain(run.options),
         "history": beginning.put_state(run, identity),
@@ -170,7 +173,9 @@ def fit_and_report(run: AssembledRun, outputs: Outputs, files: Files, stop: Inte
         prepare=run.prepare,
         group=run.group,
     )
+    run.group.first_saves(True)
     with stop.deferred():
         fit(run.state, run.steps, run.plan, files.hooks(run.state.network, validate))
+    run.group.first_saves(False)
     log.info("training is over: %s", run.state.progress.finished)
     closing.report_best(run, outputs, files)

@@ -69,6 +69,7 @@ def run(
     except KeyboardInterrupt:
         if peers.ends_with(130):
             print("stopped: interrupted", file=sys.stderr)
+        peers.wait_to_end(130)
         return 130
     except streams.ReaderLeft as left:
         peers.ends_with(left.exit_code)
@@ -79,6 +80,7 @@ def run(
         code = getattr(error, "exit_code", 1)
         if peers.ends_with(code) and not isinstance(error, PeerFailed):
             _say_why(error, code, peers.rank, debug="--debug" in arguments)
+        peers.wait_to_end(code)
         return int(code)
 
 

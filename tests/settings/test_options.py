@@ -81,6 +81,7 @@ def test_what_a_step_computes_is_fixed() -> None:
         "plugin",
         "debug",
         "dry_run",
+        "as_ranks",
         "overwrite",
         "resume",
     )

@@ -6,6 +6,7 @@ Also ``python metadata.py fit --help`` and ``python metadata.py check --help``.
 import sys
 from collections.abc import Sequence
 
+from model_utils.ranks.rank import compute_as_one_alone
 from model_utils.settings import cli
 from model_utils.settings.options import CheckOptions, MetadataFitOptions, MetadataInitOptions
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fit": (MetadataFitOptions, fit),
         "check": (CheckOptions, check),
     }
+    compute_as_one_alone()  # before numpy is imported
     return cli.run_subcommand(commands, __doc__ or "", argv, parallel=True)
 
 

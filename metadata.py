@@ -6,6 +6,7 @@ Also ``python metadata.py fit --help`` and ``python metadata.py check --help``.
 import sys
 from collections.abc import Sequence
 
+from model_utils.ranks.rank import compute_as_one_alone
 from model_utils.settings import cli
 from model_utils.settings.options import CheckOptions, MetadataFitOptions, MetadataInitOptions
 
@@ -17,19 +18,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fit": (MetadataFitOptions, fit),
         "check": (CheckOptions, check),
     }
-    return cli.run_subcommand(commands, __doc__ or "", argv)
+    compute_as_one_alone()  # before numpy is imported
+    return cli.run_subcommand(commands, __doc__ or "", argv, parallel=True)
 
 
 def init(options: MetadataInitOptions) -> None:
     """Write a complete model.json from data (and a preset or a mace YAML); without data, the network alone."""
     from model_utils.tasks import describe_data as describe
 
-    describe.start()
+    group = describe.start()
     network = describe.network_fields(options)
     if not options.has_data:
-        describe.write_network(options, network)
+        group.once(lambda: describe.write_network(options, network))
         return
-    sums = describe.measure(options, network)
+    sums = describe.measure(options, network, group)
+    if sums is None:  # the first process goes on alone
+        return
     network["heads"] = describe.heads_of(sums)
     measured = describe.measured_fields(sums, network, options, zero_shift=describe.wants_zero_shift(options))
     describe.write(options, network | measured)
@@ -39,9 +43,11 @@ def fit(options: MetadataFitOptions) -> None:
     """Measure the data and put the numbers into a model.json that is there."""
     from model_utils.tasks import describe_data as describe
 
-    describe.start()
+    group = describe.start()
     network = describe.existing_fields(options)
-    sums = describe.measure(options, network)
+    sums = describe.measure(options, network, group)
+    if sums is None:  # the first process goes on alone
+        return
     measured = describe.measured_fields(sums, network, options, zero_shift=options.zero_shift)
     describe.write(options, network | measured)
 

@@ -176,16 +176,25 @@ class Source(Protocol):
         ...
 
 
+Unread = Callable[[], Structure]  # reads a structure, where its format can leave that to whoever wants it
+
+
+def given(structure: Structure) -> Unread:
+    """What gives a structure that is there already."""
+    return lambda: structure
+
+
 class Streamed(NamedTuple):
-    """Structures that are read one after another and not kept.
+    """Structures that come one after another and are not kept.
 
     Attributes:
         census: complete once all structures were taken.
-        structures: isolated atoms among them.
+        structures: what gives each, isolated atoms among them; one that is not called costs next to nothing in a format
+            that reads by number, and the reading of its text in the others.
     """
 
     census: Census
-    structures: Iterator[Structure]
+    structures: Iterator[Unread]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +206,7 @@ class Format:
         what: one of its files in words, for messages.
         takes: whether an existing file or folder is of this kind, by its ending, its first bytes or what it holds.
         opened: a source of the usable structures.
-        streamed: the structures one after another.
+        streamed: the structures one after another, unread.
         endings: of its files, for messages.
     """
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dataloader import input_files
 from dataloader.batch import added_rows, rows_of
-from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
+from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted, given
 from dataloader.errors import InputError
 from dataloader.filters import FilterColumns, Filters, apply_filters, longest_force
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds, key_flag
@@ -229,7 +229,8 @@ def kept_format(
         census = Census(path=spec.path)
         judged_frames = judged(_of_all(files_of(spec), frames), spec, wanted.needs)
         structures = counted(judged_frames, wanted.needs, census)
-        return Streamed(census, (s for s in structures if s.is_isolated_atom or _passes(s, wanted)))
+        passing = (s for s in structures if s.is_isolated_atom or _passes(s, wanted))
+        return Streamed(census, map(given, passing))
 
     return Format(name=name, what=what, takes=takes_any, opened=opened, streamed=streamed, endings=endings)
 

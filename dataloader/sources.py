@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.data_file import Census, ShardRecords, Source, SourceSpec, Wanted
+from dataloader.data_file import Census, ShardRecords, Source, SourceSpec, Unread, Wanted
 from dataloader.errors import InputError
 from dataloader.filters import NO_FILTERS, Filters
 from dataloader.formats import format_named
@@ -118,7 +119,7 @@ def _occurs(file: Census, quantity: str, name: str) -> bool:
     return any((name_of(quantity, names) or "").split(" (")[0] == name for names in file.label_names)
 
 
-def stream(
+def unread(
     specs: Sequence[SourceSpec],
     *,
     needs: LabelNeeds,
@@ -126,8 +127,8 @@ def stream(
     max_dropped: float,
     filters: Filters = NO_FILTERS,
     say: Callable[[Census], None] = lambda census: None,
-) -> Iterator[Structure]:
-    """Labelled structures of the files one after another, isolated atoms among them; none is held in memory.
+) -> Iterator[Unread]:
+    """What reads the labelled structures of the files one after another, isolated atoms among them.
 
     Args:
         specs: the files.
@@ -147,9 +148,13 @@ def stream(
         streamed = format_named(spec.format).streamed(spec, wanted)
         censuses.append(streamed.census)
         for structure in streamed.structures:
-            yield _adjusted(structure, spec.head, spec.weight)
+            yield partial(_read, structure, spec.head, spec.weight)
         say(streamed.census)
     refuse_names_that_are_nowhere(specs, censuses)
+
+
+def _read(structure: Unread, head: str | None, weight: float) -> Structure:
+    return _adjusted(structure(), head, weight)
 
 
 def _adjusted(structure: Structure, head: str | None, weight: float) -> Structure:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -81,60 +82,116 @@ class DataSums:
         return self.edges / self.atoms_with_neighbors if self.atoms_with_neighbors else 1.0
 
 
-def collect(
-    structures: Iterable[Structure],
-    r_max: float,
-    *,
-    default_head: str,
-    free_atoms_only: bool,
-    max_neighbors: int = MAX_NEIGHBORS,
-) -> DataSums:
-    """Go over the structures once.
+class Facts(NamedTuple):
+    """What statistics need of one structure, some hundred bytes: to make it costs, to add it does not.
+
+    Attributes:
+        identifier: a name under which a person finds the structure again.
+        head: that it names, if any.
+        isolated: the structure itself where it is an isolated atom, of which nothing else is needed.
+        labels: quantities that it has labels of.
+        composition: atoms by atomic number.
+        energy: eV; None where there is none.
+        force_square: sum of the squares of the force components that count, (eV/Å)²; None where there are no forces.
+        force_components: how many those are.
+        n_edges: directed edges within the cutoff.
+        atoms_with_neighbors: atoms that have any.
+    """
+
+    identifier: str
+    head: str | None
+    isolated: Structure | None = None
+    labels: tuple[str, ...] = ()
+    composition: Mapping[int, int] = {}
+    energy: float | None = None
+    force_square: float | None = None
+    force_components: int = 0
+    n_edges: int = 0
+    atoms_with_neighbors: int = 0
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return sum(self.composition.values())
+
+
+def facts_of(structure: Structure, r_max: float, *, free_atoms_only: bool, max_neighbors: int = MAX_NEIGHBORS) -> Facts:
+    """Look at one structure.
 
     Args:
-        structures: to train on, and isolated atoms, which give E0s.
+        structure: to train on, or an isolated atom.
         r_max: cutoff in Å, for the neighbours.
-        default_head: of structures that name none.
         free_atoms_only: count only the force components that the loss will count.
+        max_neighbors: see ``neighbors.build_graph``.
 
     Raises:
-        InputError: a structure is broken, or two isolated-atom frames of one element disagree.
+        InputError: its neighbours show that it is broken.
     """
-    sums = DataSums()
-    for structure in structures:
-        head = sums.heads.setdefault(structure.head or default_head, HeadSums())
-        if structure.is_isolated_atom:
-            add_isolated(head.isolated, structure)
-            continue
-        _add_labels(head, structure, free_atoms_only)
-        _add_neighbors(sums, structure, r_max, max_neighbors)
-    return sums
-
-
-def _add_labels(head: HeadSums, structure: Structure, free_atoms_only: bool) -> None:
-    head.structures += 1
-    if structure.energy is not None:
-        counts = np.bincount(structure.atomic_numbers, minlength=MAX_Z).astype(float)
-        head.energies += 1
-        head.compositions.add(np.append(counts, structure.energy))
-        n = structure.n_atoms
-        head.fractions.add(np.concatenate([[1.0], counts / n, [structure.energy / n]]))
-    if structure.forces is not None:
-        free = structure.free_atoms if free_atoms_only and structure.free_atoms is not None else slice(None)
-        counted = structure.forces[free]
-        head.force_squares += float(np.square(counted).sum())
-        head.force_components += counted.size
-
-
-def _add_neighbors(sums: DataSums, structure: Structure, r_max: float, max_neighbors: int) -> None:
+    if structure.is_isolated_atom:
+        return Facts(structure.identifier, structure.head, isolated=structure)
     try:
         graph = build_graph(structure, r_max, max_neighbors)
     except GraphFault as fault:
         raise InputError(f"{structure.identifier}: {fault}") from None
-    sums.edges += graph.n_edges
-    sums.atoms_with_neighbors += len(np.unique(graph.receivers))
-    sums.atoms += structure.n_atoms
-    sums.elements.update(structure.atomic_numbers.tolist())
+    counts = np.bincount(structure.atomic_numbers)
+    elements = counts.nonzero()[0]
+    forces = _counted_forces(structure, free_atoms_only)
+    return Facts(
+        structure.identifier,
+        structure.head,
+        labels=tuple(structure.labels),
+        composition=dict(zip(elements.tolist(), counts[elements].tolist(), strict=True)),
+        energy=structure.energy,
+        force_square=None if forces is None else float(np.square(forces).sum()),
+        force_components=0 if forces is None else forces.size,
+        n_edges=graph.n_edges,
+        atoms_with_neighbors=len(np.unique(graph.receivers)),
+    )
+
+
+def _counted_forces(structure: Structure, free_atoms_only: bool) -> NDArray[np.float64] | None:
+    """Forces of all atoms, or of the free ones, eV/Å."""
+    if structure.forces is None or structure.free_atoms is None or not free_atoms_only:
+        return structure.forces
+    return structure.forces[structure.free_atoms]
+
+
+def collect(facts: Iterable[Facts], default_head: str) -> DataSums:
+    """Add what was found of structures, in their order: sums of floats and factors depend on it in their last bits.
+
+    Args:
+        facts: of every structure, isolated atoms, which give E0s, among them.
+        default_head: of structures that name none.
+
+    Raises:
+        InputError: two isolated-atom frames of one element disagree, or one has no energy.
+    """
+    sums = DataSums()
+    for of_structure in facts:
+        head = sums.heads.setdefault(of_structure.head or default_head, HeadSums())
+        if of_structure.isolated is not None:
+            add_isolated(head.isolated, of_structure.isolated)
+            continue
+        _add_labels(head, of_structure)
+        sums.edges += of_structure.n_edges
+        sums.atoms_with_neighbors += of_structure.atoms_with_neighbors
+        sums.atoms += of_structure.n_atoms
+        sums.elements.update(of_structure.composition)
+    return sums
+
+
+def _add_labels(head: HeadSums, facts: Facts) -> None:
+    head.structures += 1
+    if facts.energy is not None:
+        counts = np.zeros(MAX_Z)
+        counts[list(facts.composition)] = list(facts.composition.values())
+        head.energies += 1
+        head.compositions.add(np.append(counts, facts.energy))
+        n = facts.n_atoms
+        head.fractions.add(np.concatenate([[1.0], counts / n, [facts.energy / n]]))
+    if facts.force_square is not None:
+        head.force_squares += facts.force_square
+        head.force_components += facts.force_components
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dataloader import progress, streams
+from dataloader import parallel, progress, streams
 from dataloader.errors import InputError
 from model_utils.ranks.joining import this_rank
 from model_utils.ranks.rank import Rank
@@ -67,6 +67,13 @@ def _own_share_of_cores() -> int | None:
     usable = len(os.sched_getaffinity(0))
     shared = rank.local_size > 1 and usable == os.cpu_count() and "OMP_NUM_THREADS" not in os.environ
     return max(usable // rank.local_size, 1) if shared else None
+
+
+def own_cores() -> int:
+    """Cores for the children of this process, where several on a machine may all use all of them: its share."""
+    rank = this_rank()
+    usable = parallel.n_cores()
+    return max(usable // rank.local_size, 1) if usable == os.cpu_count() else usable
 
 
 def find_device(name: str) -> torch.device:

@@ -16,7 +16,7 @@ import metadata
 from conftest import ROOT, waters
 from dataloader.atomic_energies import OC22
 from dataloader.labels import TO_TRAIN
-from dataloader.sources import SourceSpec, stream
+from dataloader.sources import SourceSpec, unread
 from model_utils.models import description
 from model_utils.models.mace_description import MaceDescription
 from model_utils.tasks.describe_data import MACE_SETTINGS
@@ -102,7 +102,7 @@ def peak_of_reading(path: Path, n: int) -> int:
     When the collector comes by itself depends on all that the process has allocated before: up to hundreds of frames,
     which hold cycles, would be counted or not.
     """
-    frames = stream([SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, elements=None, max_dropped=0.0)
+    frames = unread([SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, elements=None, max_dropped=0.0)
     gc.collect()
     gc.freeze()  # what was there before is not looked through after every frame
     gc.disable()
@@ -110,7 +110,7 @@ def peak_of_reading(path: Path, n: int) -> int:
     try:
         read = peak = 0
         for structure in frames:
-            assert structure.n_atoms in (3, 6)
+            assert structure().n_atoms in (3, 6)
             read += 1
             peak = max(peak, tracemalloc.get_traced_memory()[1])
             gc.collect()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader import progress
-from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted
+from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted, given
 from dataloader.errors import InputError, RowError
 from dataloader.filters import NO_FILTERS, FilterColumns, Filters, apply_filters
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds
@@ -347,7 +347,8 @@ def _streamed(spec: SourceSpec, wanted: Wanted) -> Streamed:
     source = _opened(spec, wanted)
     rows = np.arange(len(source)) if wanted.elements is None else np.nonzero(source.elements.within(wanted.elements))[0]
     shown = progress.over(rows, "statistics", len(rows))
-    return Streamed(source.census, chain(source.isolated_atoms, (source.structure(int(row)) for row in shown)))
+    by_number = (partial(source.structure, int(row)) for row in shown)
+    return Streamed(source.census, chain(map(given, source.isolated_atoms), by_number))
 
 
 def _takes(path: Path) -> bool:

@@ -169,7 +169,10 @@ class Control:
         self._meet(f"met/{self._count}", FOR_EVER)
 
     def leave(self) -> None:
-        """Wait until all processes are ready to end; the one that holds the store ends last."""
+        """Wait until all processes are ready to end; the one that holds the store ends last.
+
+        Where another one fails meanwhile, this process ends with its code.
+        """
         try:
             self._meet("leaves", FOR_EVER)  # until then another one may fail
             self._leaving.set()
@@ -177,7 +180,10 @@ class Control:
                 self._meet("left", TO_LEAVE)
             else:
                 self.store.set(f"left/{self.rank.number}", "")
-        except (DistError, RuntimeError):
+        except (DistError, RuntimeError):  # the store went with its process
+            code = None if self._leaving.is_set() else self.failed_code()
+            if code is not None:
+                self._end(code)
             print(f"warning: {self.rank}: the others ended before this process", file=sys.stderr)
 
     def _meet(self, what: str, limit: timedelta) -> None:

@@ -1,8 +1,10 @@
 """Which process of a run this one is, from the variables of torchrun or of SLURM's srun. Needs no torch."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dataloader.errors import InputError
@@ -66,6 +68,27 @@ def idle_tasks(environ: Mapping[str, str]) -> int:
         return 0
     tasks = environ.get("SLURM_NTASKS", "")
     return int(tasks) if tasks.isdecimal() and int(tasks) > 1 else 0
+
+
+def compute_as_one_alone() -> None:
+    """In the first process, take back the OMP_NUM_THREADS=1 that torchrun gives where the user has set none.
+
+    For commands whose first process adds everything. BLAS reads the variable when numpy is imported, and the last bits
+    of large factorisations depend on its threads: they shall be those of one process without a launcher.
+    """
+    environ = os.environ
+    is_first_of_torchrun = "TORCHELASTIC_RUN_ID" in environ and environ.get("RANK") == "0"
+    if is_first_of_torchrun and environ.get("OMP_NUM_THREADS") == "1" and not _was_given_to_parent("OMP_NUM_THREADS"):
+        del environ["OMP_NUM_THREADS"]
+
+
+def _was_given_to_parent(name: str) -> bool:
+    """Whether the parent, torchrun, was started with a variable; taken for granted where that cannot be seen."""
+    try:
+        given = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # as it was at its start
+    except OSError:
+        return True
+    return any(entry.startswith(f"{name}=".encode()) for entry in given.split(b"\0"))
 
 
 def _of_torchrun(environ: Mapping[str, str]) -> Rank:

@@ -16,13 +16,10 @@ from dataloader.errors import InputError
 from dataloader.filters import Filters
 from dataloader.formats import format_of
 from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds, key_flag, name_of
-from dataloader.lmdb_shards.indexing import index_shards
 from dataloader.needs import ModelFacts
-from dataloader.portion import Portion
 from dataloader.quantities import QUANTITIES, STRESS
 from dataloader.record import EVERYTHING, Keep
 from dataloader.sources import open_sources
-from model_utils.ranks.group import Group
 from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (
@@ -56,32 +53,6 @@ class TrainingData:
             valid=self.valid.with_facts(facts),
             test=None if self.test is None else self.test.with_facts(facts),
         )
-
-
-def index_by_shares(training: TrainingOptions, facts: ModelFacts, group: Group) -> None:
-    """Let every process index its share of the shards of LMDBs, before all of them open all.
-
-    Args:
-        training: every setting.
-        facts: of the model: the inputs that it reads, and its cutoff.
-        group: the processes; one alone indexes as it opens.
-
-    Raises:
-        InputError: a shard cannot be read.
-    """
-    if group.rank.size == 1:
-        return
-    roles: tuple[Role, ...] = ("train", "val", "test")
-    filters = training.data.filters
-    index_shards(
-        [spec for role in roles for spec in specs_of(training.data, role)],
-        Portion(group.rank.number, group.rank.size),
-        features=facts.features,
-        verify=filters.verify,
-        r_max=facts.r_max,
-        max_neighbors=filters.max_neighbors,
-    )
-    group.wait_for_all()
 
 
 def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dtype, seed: int) -> TrainingData:

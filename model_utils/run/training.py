@@ -7,7 +7,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
-from model_utils.run import announcement, assemble, closing, open_data, place, rehearsal, replicas, run_files
+from model_utils.run import announcement, assemble, closing, place, rehearsal, replicas, run_files, shared_indexing
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginning import Beginning, beginning_of_training
 from model_utils.run.continuation import UNCHANGED, Changes
@@ -68,7 +68,7 @@ def train_in_place(
     announcement.announce_model(options, beginning.description)
     if (limit := stop.limit(options.run.time_limit)) is not None:
         log.info(limit)
-    open_data.index_by_shares(options, beginning.description.facts(), group)
+    shared_indexing.index_by_shares(options, beginning.description.facts(), group)
     data = beginning.data(options, dtype)
     announcement.announce_loss(assemble.loss_of(options.loss))
     beginning.announce_files(options, outputs, split=data.was_split)

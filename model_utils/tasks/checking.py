@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dataloader import durable, parallel
@@ -16,13 +17,17 @@ from dataloader.data_check.looking import Finding, Looked, Set
 from dataloader.data_file import Source
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
+from dataloader.portion import Portion
 from dataloader.progress import ProgressBar
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
+from model_utils.ranks import joining
+from model_utils.ranks.group import Group
 from model_utils.run.open_data import filters_of, specs_of
-from model_utils.runtime import log, start_log
+from model_utils.run.shared_indexing import index_for_all
+from model_utils.runtime import log, own_cores, start_log
 from model_utils.settings.options import CheckOptions, Role
 
 ROWS_AT_ONCE = 1000
@@ -43,10 +48,13 @@ def check(options: CheckOptions) -> None:
         InputError: at the end, where there are errors among them.
     """
     start_log(None)
-    if options.output_json is not None and options.output_json.exists() and not options.overwrite:
-        raise InputError(f"--output_json {options.output_json} is there already; give another name or --overwrite")
+    group = joining.group_of()
+    group.connect(torch.device("cpu"))
+    group.once(lambda: _refuse_existing(options))
     model = model_json.read(options.input_json) if options.input_json is not None else None
-    findings, sets = _findings(options, model)
+    findings, sets = _findings(options, model, group)
+    if not group.rank.is_first:
+        return
     _print(findings)
     if options.output_json is not None:
         _write(options.output_json, findings, sets)
@@ -55,8 +63,14 @@ def check(options: CheckOptions) -> None:
         raise InputError(f"{len(errors)} error(s) found in the data, the first: {errors[0].data}: {errors[0].text}")
 
 
-def _findings(options: CheckOptions, model: ModelDescription | None) -> tuple[list[Finding], list[Set]]:
-    """What is wrong with the data of every role, and what was looked at."""
+def _refuse_existing(options: CheckOptions) -> None:
+    if options.output_json is not None and options.output_json.exists() and not options.overwrite:
+        raise InputError(f"--output_json {options.output_json} is there already; give another name or --overwrite")
+
+
+def _findings(options: CheckOptions, model: ModelDescription | None, group: Group) -> tuple[list[Finding], list[Set]]:
+    """What is wrong with the data of every role, and what was looked at; complete in the first process alone."""
+    index_for_all(options.data, list(NAMES), group)
     r_max = options.r_max or (model.r_max if model is not None else R_MAX)
     findings: list[Finding] = []
     sets: list[Set] = []
@@ -64,9 +78,11 @@ def _findings(options: CheckOptions, model: ModelDescription | None) -> tuple[li
     paths: dict[str, dict[int, str]] = {}  # names of files by set and number
     for role, name in NAMES.items():
         sources = _opened(options, role, name, findings)
+        _require_equal_sources(sources, name, findings, group)
         isolated += [atom for source in sources for atom in source.isolated_atoms]
-        if sum(map(len, sources)):
-            sets.append(_looked_at(sources, name, options, r_max))
+        looked = _looked_at(sources, name, options, r_max, group) if sum(map(len, sources)) else None
+        if looked is not None:
+            sets.append(looked)
             paths[name] = {number: source.path.name for number, source in enumerate(sources)}
     if sets:
         default = options.data.head or (model.heads[0] if model is not None else DEFAULT_HEAD)
@@ -111,20 +127,46 @@ def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding
     return opened
 
 
+def _require_equal_sources(sources: Sequence[Source], name: str, findings: Sequence[Finding], group: Group) -> None:
+    """Refuse that a process sees other files than the first: what it looks at would not be what it is asked for.
+
+    Raises:
+        InputError: in the first process alone, which ends the others.
+    """
+    seen = {str(source.path): len(source) for source in sources}
+    faults = [finding.text for finding in findings if finding.data == name and finding.check == "reading"]
+    for number, other in enumerate(group.gathered((seen, faults))):
+        if other[0] != seen:
+            own = [text for text in other[1] if text not in faults]
+            found = own[0] if own else ", ".join(f"{path} with {n} structures" for path, n in other[0].items())
+            raise InputError(
+                f"rank {number} of {group.rank.size} sees other {name} data than rank 0 ({found or 'none'}); see that "
+                "all machines have the same files"
+            )
+
+
 class _Slice(NamedTuple):
     """Structures that one child process looks at in one go."""
 
     places: NDArray[np.int64]  # (n, 2): source, structure
 
 
-def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_max: float) -> Set:
-    """Look at all structures of a set, or at a sample of them, in child processes.
+class _SliceLooked(NamedTuple):
+    """What is seen in one go."""
+
+    rows: list[Looked]  # n
+    counts: NDArray[np.uint16]  # (n, MAX_Z), atoms of each element
+
+
+def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_max: float, group: Group) -> Set | None:
+    """Look at all structures of a set, or at a sample of them, in child processes; None but in the first process.
 
     Args:
         sources: the files of the set.
         name: of the set.
         options: how many structures to look at, and with which seed they are drawn.
         r_max: cutoff of neighbours, Å.
+        group: the processes that share the structures.
     """
     total = sum(map(len, sources))
     places = np.concatenate(  # (n_structures, 2): source, structure in it
@@ -137,14 +179,11 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
         chosen = np.random.default_rng([options.seed, 0]).choice(total, options.samples, replace=False, shuffle=False)
         places = places[np.sort(chosen)]
         log.info("%s: %d of %d structures are looked at (--samples, seed %d)", name, len(places), total, options.seed)
-    slices = [_Slice(places[begin : begin + ROWS_AT_ONCE]) for begin in range(0, len(places), ROWS_AT_ONCE)]
-    parts: dict[int, tuple[list[Looked], NDArray[np.uint16]]] = {}
     look = partial(_look, sources=sources, r_max=r_max, max_neighbors=options.data.filters.max_neighbors)
-    with ProgressBar(f"check {name}", len(places)) as bar:
-        for number, part in parallel.in_children(look, slices):
-            parts[number] = part
-            bar.update(len(part[0]))
-    rows = [row for number in sorted(parts) for row in parts[number][0]]
+    parts = _shared(look, _slices(places, group.rank.size), f"check {name}", group)
+    if not group.rank.is_first:
+        return None
+    rows = [row for part in parts for row in part.rows]
     columns = {
         column: np.array([row[i] for row in rows], dtype=np.uint64 if column == "fingerprint" else None)
         for i, column in enumerate(Looked._fields)
@@ -155,10 +194,34 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
         total=total,
         names=lambda row: sources[int(places[row, 0])].identifier(int(places[row, 1])),
         looked=columns,
-        counts=np.concatenate([parts[number][1] for number in sorted(parts)]),
+        counts=np.concatenate([part.counts for part in parts]),
         files=places[:, 0],
         sampled=paired,
     )
+
+
+def _slices(places: NDArray[np.int64], n_processes: int) -> list[_Slice]:
+    """The places in order, a thousand in each slice, or so few that all processes have some."""
+    rows = max(min(ROWS_AT_ONCE, -(-len(places) // n_processes)), 1) if n_processes > 1 else ROWS_AT_ONCE
+    return [_Slice(places[begin : begin + rows]) for begin in range(0, len(places), rows)]
+
+
+def _shared(
+    look: Callable[[_Slice], _SliceLooked], slices: Sequence[_Slice], what: str, group: Group
+) -> list[_SliceLooked]:
+    """What is seen in all slices, in their order; nothing in other processes than the first.
+
+    Every process takes its share of the slices, and shows how far its own are.
+    """
+    own = Portion(group.rank.number, group.rank.size)
+    mine = own.of(slices)
+    parts: dict[int, _SliceLooked] = {}
+    with ProgressBar(what, sum(len(part.places) for part in mine)) as bar:
+        for number, part in parallel.in_children(look, mine, processes=own_cores()):
+            parts[number * own.size + own.number] = part
+            bar.update(len(part.rows))
+    of_all = {number: part for of_process in group.gathered(parts) for number, part in of_process.items()}
+    return [of_all[number] for number in sorted(of_all)]
 
 
 def _neighbours_in_time(places: NDArray[np.int64], sources: Sequence[Source]) -> NDArray[np.int64]:
@@ -170,13 +233,10 @@ def _neighbours_in_time(places: NDArray[np.int64], sources: Sequence[Source]) ->
     return np.concatenate([places[groups == group][:share] for group in range(int(groups.max()) + 1)])
 
 
-def _look(
-    part: _Slice, sources: Sequence[Source], r_max: float, max_neighbors: int
-) -> tuple[list[Looked], NDArray[np.uint16]]:
+def _look(part: _Slice, sources: Sequence[Source], r_max: float, max_neighbors: int) -> _SliceLooked:
     structures: list[Structure] = [sources[int(s)].structure(int(i)) for s, i in part.places]
-    # (n_structures, numbers of elements)
     counts = np.stack([looking.counts_of(structure) for structure in structures])
-    return [looking.look(structure, r_max, max_neighbors) for structure in structures], counts
+    return _SliceLooked([looking.look(structure, r_max, max_neighbors) for structure in structures], counts)
 
 
 def _judged(

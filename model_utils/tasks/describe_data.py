@@ -1,33 +1,30 @@
 """From data and a network's fields to a model.json: the arithmetic's results put where the description wants them."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from dataloader import durable, plain_json, progress
+from dataloader import durable, plain_json
 from dataloader.atomic_energies import impossible, shown
-from dataloader.batching import epoch_order
-from dataloader.data_file import Census, Source
 from dataloader.errors import InputError
-from dataloader.labels import TO_EVALUATE
-from dataloader.sources import open_sources, stream
-from dataloader.statistics import DataSums, HeadSums, Scaling, collect, reference_energies, scale_and_shift
-from dataloader.structure import Structure, symbols
+from dataloader.statistics import DataSums, HeadSums, Scaling, reference_energies, scale_and_shift
+from dataloader.structure import symbols
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
-from model_utils.run.open_data import filters_of, numbers_of, specs_of
+from model_utils.ranks import joining
+from model_utils.ranks.group import Group
+from model_utils.run.open_data import numbers_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import plain_yaml, terms
 from model_utils.settings.energies import energies_for, given_energies, linear_references
 from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
-from model_utils.tasks.label_census import LabelCensus
+from model_utils.tasks.data_sums import sums_of
 
 PRESETS: dict[str, dict[str, Any]] = {  # mace's foundation sizes: how far equivariant features go
     "tiny": {"hidden_irreps": "16x0e", "r_max": 4.0},  # for a first try
@@ -74,9 +71,12 @@ MACE_SETTINGS = {
 }
 
 
-def start() -> None:
-    """Log to the terminal."""
+def start() -> Group:
+    """Log to the terminal; the processes that measure the data together."""
     start_log(None)
+    group = joining.group_of()
+    group.connect(torch.device("cpu"))
+    return group
 
 
 def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
@@ -168,26 +168,26 @@ def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
     return {"heads": [DEFAULT_HEAD], **fields}
 
 
-def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
+def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) -> DataSums | None:
     """Read the data once, and sum up what the fields of a model.json need.
+
+    Args:
+        options: which data, and what counts of them.
+        network: fields of the model.json, among them the cutoff.
+        group: the processes that share the structures.
+
+    Returns:
+        The sums, the same for any number of processes; None in all but the first, which goes on alone.
 
     Raises:
         InputError: the output is there, the data cannot be used, or they name a head that the network lacks.
     """
-    _refuse_existing(options)
+    group.once(lambda: _refuse_existing(options))
     heads = network.get("heads")
     _refuse_broken(options, {**network, "heads": heads or [DEFAULT_HEAD]})
-    census = LabelCensus()
-    sums = collect(
-        census.watch(_structures(options)),
-        float(network["r_max"]),
-        default_head=heads[0] if heads else DEFAULT_HEAD,
-        free_atoms_only=options.data.train_on_free_atoms,
-        max_neighbors=options.data.filters.max_neighbors,
-    )
-    if sums.atoms == 0:
-        raise InputError("no structures to measure; look at the files and at --elements")
-    census.judge(allow_missing=options.data.allow_missing_labels)
+    sums = sums_of(options, float(network["r_max"]), heads[0] if heads else DEFAULT_HEAD, group)
+    if sums is None:
+        return None
     unknown = set(sums.heads) - set(heads or sums.heads)
     if unknown:
         raise InputError(
@@ -195,33 +195,6 @@ def measure(options: MetadataOptions, network: Mapping[str, Any]) -> DataSums:
             "model.json, or let `metadata.py init` make one"
         )
     return sums
-
-
-def _structures(options: MetadataOptions) -> Iterator[Structure]:
-    """The structures that a training with these options would train on, and isolated atoms."""
-    specs = specs_of(options.data, "train")
-    filters = filters_of(options.data.filters, keep_charges=True)
-    max_dropped = options.data.filters.max_dropped
-    if options.data.valid_fraction == 0:  # then no file has to be opened before it is read
-        return stream(
-            specs,
-            needs=TO_EVALUATE,
-            elements=numbers_of(options.data.filters.elements),
-            max_dropped=max_dropped,
-            filters=filters,
-            say=_say_notes,
-        )
-    # which structures are set aside depends on how many there are
-    sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=max_dropped, filters=filters)
-    for source in sources:
-        _say_notes(source.census)
-    return _trained_on(sources, options)
-
-
-def _say_notes(census: Census) -> None:
-    """Log what was converted or passed over in a file, with counts."""
-    for text, count in census.notes.items():
-        log.info("%s: %s: %d structures", census.path, text, count)
 
 
 def heads_of(sums: DataSums) -> list[str]:
@@ -268,21 +241,6 @@ def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None
     model_json.parse(
         json.dumps({**network, **measured}, default=str), str(where or f"the model.json for {options.output_json}")
     )
-
-
-def _trained_on(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Structure]:
-    """Isolated atoms, and structures inside --elements less those that training would set aside for validation."""
-    wanted = numbers_of(options.data.filters.elements)
-    places = [
-        (source, i)
-        for source in sources
-        for i in range(len(source))
-        if wanted is None or source.elements[i] <= set(wanted)
-    ]
-    order = epoch_order(len(places), options.seed, epoch=0)
-    places = [places[i] for i in np.sort(order[round(options.data.valid_fraction * len(places)) :])]
-    isolated = chain.from_iterable(source.isolated_atoms for source in sources)
-    return chain(isolated, (source.structure(i) for source, i in progress.over(places, "statistics", len(places))))
 
 
 def measured_fields(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from dataloader.errors import InputError
 from dataloader.labels import REQUIRED
-from dataloader.structure import Structure
+from dataloader.statistics import Facts
 from model_utils.runtime import log
 
 
@@ -17,17 +17,17 @@ class LabelCensus:
         self._labelled: Counter[str] = Counter()
         self._first_without: dict[str, str] = {}
 
-    def watch(self, structures: Iterable[Structure]) -> Iterator[Structure]:
-        """The structures, each counted; isolated atoms are not."""
-        for structure in structures:
-            if not structure.is_isolated_atom:
+    def watch(self, facts: Iterable[Facts]) -> Iterator[Facts]:
+        """What was found of each structure, which is counted; isolated atoms are not."""
+        for of_structure in facts:
+            if of_structure.isolated is None:
                 self._structures += 1
                 for quantity in REQUIRED:
-                    if quantity in structure.labels:
+                    if quantity in of_structure.labels:
                         self._labelled[quantity] += 1
                     else:
-                        self._first_without.setdefault(quantity, structure.identifier)
-            yield structure
+                        self._first_without.setdefault(quantity, of_structure.identifier)
+            yield of_structure
 
     def judge(self, *, allow_missing: bool) -> None:
         """Say what no structure has.

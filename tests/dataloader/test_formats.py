@@ -47,7 +47,7 @@ from dataloader.formats import FORMATS, format_named, format_of
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.labels import TO_EVALUATE, TO_TRAIN, LabelKeys, LabelNeeds
 from dataloader.record import RawRecord
-from dataloader.sources import Source, open_sources, stream
+from dataloader.sources import Source, open_sources, unread
 
 h5py = pytest.importorskip("h5py")
 EACH = pytest.mark.parametrize("name", FILES)
@@ -105,16 +105,17 @@ def test_streamed_structures_are_those_of_the_source(name: str, tmp_path: Path) 
     write_file(path, FRAMES)
     said: list[Counter[Any]] = []
     specs = [SourceSpec(path=path, format=kind, head="other", weight=2.0)]
-    streamed = list(
-        stream(
+    streamed = [
+        read()
+        for read in unread(
             specs, needs=TO_TRAIN, elements=[1, 8], max_dropped=0, say=lambda census: said.append(census.label_names)
         )
-    )
+    ]
     source = source_of(path)
     assert [s.identifier for s in streamed] == [source.identifier(i) for i in range(len(source))]
     assert {(s.head, s.weight) for s in streamed} == {("other", 2.0)}
     assert said == [source.census.label_names]
-    assert not list(stream(specs, needs=TO_TRAIN, elements=[8], max_dropped=0))
+    assert not list(unread(specs, needs=TO_TRAIN, elements=[8], max_dropped=0))
 
 
 # Names: by content, folders, patterns
@@ -389,7 +390,8 @@ def test_what_is_kept_beside_structures_keeps_its_meaning(tmp_path: Path) -> Non
     for name in ("a.traj", "a.db"):
         spec = SourceSpec(path=tmp_path / name, format="ase")
         wanted = Wanted(needs=TO_TRAIN, max_dropped=0)
-        (structure,) = FORMATS["ase"].streamed(spec, wanted).structures
+        (read,) = FORMATS["ase"].streamed(spec, wanted).structures
+        structure = read()
         assert (structure.head, structure.weight, structure.config_type, structure.charge) == ("pbe", 2.0, "wet", 1)
 
 

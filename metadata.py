@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "check": (CheckOptions, check),
     }
     compute_as_one_alone()  # before numpy is imported
-    return cli.run_subcommand(commands, __doc__ or "", argv, parallel=True)
+    return cli.run_subcommand(commands, __doc__ or "", argv, processes="together")
 
 
 def init(options: MetadataInitOptions) -> None:

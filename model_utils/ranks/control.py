@@ -150,7 +150,8 @@ class Control:
         with suppress(DistError, RuntimeError):
             self.store.set(f"ends/{self.rank.number}", "")
             names = [f"ends/{number}" for number in range(self.rank.size)]
-            self.store.wait(names, timedelta(seconds=TO_END if code == 1 else TO_SAVE))
+            saves = self.first_saves and code != 1  # with 1 one is dead, or about to be, and says nothing
+            self.store.wait(names, timedelta(seconds=TO_SAVE if saves else TO_HEAR))
 
     # Together
 
@@ -183,7 +184,7 @@ class Control:
         except (DistError, RuntimeError):  # the store went with its process
             code = None if self._leaving.is_set() else self.failed_code()
             if code is not None:
-                self._end(code)
+                self._end_with_others(code)
             print(f"warning: {self.rank}: the others ended before this process", file=sys.stderr)
 
     def _meet(self, what: str, limit: timedelta) -> None:

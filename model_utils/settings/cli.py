@@ -117,12 +117,14 @@ def _judge_stdout(*, is_product: bool) -> None:
     print(f"warning: stdout cannot be written: {refused.strerror}; lines are missing there", file=sys.stderr)
 
 
-def run_subcommand(commands: Commands, doc: str, argv: Sequence[str] | None = None, *, parallel: bool = False) -> int:
+def run_subcommand(
+    commands: Commands, doc: str, argv: Sequence[str] | None = None, *, processes: Processes = "one"
+) -> int:
     """``run`` for a program whose first word says which command is meant."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in commands:
         kind, command = commands[arguments[0]]
-        return run(kind, command, arguments[1:], parallel=parallel)
+        return run(kind, command, arguments[1:], processes=processes)
     streams.guard()
     lines = [f"  {name:8s} {kind.__doc__}" for name, (kind, _) in commands.items()]
     if not arguments or arguments[0] in ("--help", "-h"):

@@ -36,7 +36,7 @@ accelerated:  ## --step cueq against mace-torch, in an environment of its own: w
 battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (more than an hour; BATTERY=product: more)
 	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests
 
-slurm: env  ## a job preempted and timed out on a SLURM of its own, as root (8 minutes; packages slurm-wlm and munge)
+slurm: env  ## a job preempted and timed out on a SLURM of its own, as root, with one task and with two (half an hour; packages slurm-wlm and munge)
 	OMP_NUM_THREADS=1 $(RUN) tests/slurm/check.py
 
 bench: env  ## whole process against mace_run_train at the mace01 settings (about 15 minutes; needs the measured data)

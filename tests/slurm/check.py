@@ -2,8 +2,8 @@
 
     python tests/slurm/check.py
 
-Starts a cluster of its own on this machine and submits configs/slurm/train.sbatch; about eight minutes, one core. Needs
-the Debian packages slurm-wlm and munge.
+Starts a cluster of its own on this machine and submits configs/slurm/train.sbatch, with one task and with two; about
+half an hour, two cores. Needs the Debian packages slurm-wlm and munge.
 """
 
 import argparse

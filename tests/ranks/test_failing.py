@@ -72,6 +72,26 @@ def flipped(self, **more):
 fit._Run.validate = flipped
 """
 
+OTHER_SETTINGS = """
+import dataclasses
+from model_utils.settings import cli
+parse = cli.parse
+def other(kind, argv):
+    options = parse(kind, argv)
+    return dataclasses.replace(options, run=dataclasses.replace(options.run, seed=5)) if rank == 1 else options
+cli.parse = other
+"""
+OTHER_DATA = """
+from model_utils.run import training
+identity = training.data_identity
+def other(data):
+    found = identity(data)
+    if rank == 1:
+        found["data"]["valid"]["sha256"] = "0" * 64
+    return found
+training.data_identity = other
+"""
+
 FAILURES = {
     "unreadable record": (UNREADABLE, 2, "error: rank 1 of 2: train.lmdb key 7: the record is damaged"),
     "out of memory": (OUT_OF_MEMORY, 2, "error: rank 1 of 2: out of memory on cpu: "),
@@ -79,6 +99,8 @@ FAILURES = {
     "full disk": (FULL_DISK, 5, "error: step 8 is not saved: "),
     "bug": (BUG, 1, "Traceback"),
     "a flipped bit": (FLIPPED, 3, "the weights of rank 1 on "),
+    "other settings": (OTHER_SETTINGS, 2, "the settings of rank 1 on "),
+    "other data": (OTHER_DATA, 2, "the data of rank 1 on "),
 }
 
 

@@ -54,3 +54,5 @@ def test_one_process_deals_nothing_unless_asked(launcher: Launcher, words: list[
     kept = launcher.run(1, "train_mace", *going_on, "--max_steps", 6, folder=tmp_path)
     assert "a step is dealt to 8 parts" in kept.said()
     assert "not bitwise" not in kept.said()
+    given = launcher.run(3, "train_mace", *going_on, "--step_parts", 8, "--max_steps", 8, folder=tmp_path)
+    assert "not bitwise: step parts 8 → 9" in given.said(), "three do not divide what the job file says"

@@ -17,6 +17,7 @@ ROWS_PER_BLOCK = 4096
 LEAST_FORCE = 1e-3  # eV/Å; what relaxations and symmetry leave of forces is smaller
 LEAST_SPREAD = 1e-5  # eV/atom; of a thousand atoms at room temperature it is 1e-3
 MAX_Z = len(chemical_symbols)
+NO_ATOMS = np.zeros(MAX_Z, dtype=np.int64)  # by atomic number
 
 
 class TriangularFactor:
@@ -74,7 +75,12 @@ class DataSums:
     edges: int = 0
     atoms_with_neighbors: int = 0
     atoms: int = 0
-    elements: set[int] = field(default_factory=set)
+    atoms_by_number: NDArray[np.int64] = field(default_factory=lambda: np.zeros(MAX_Z, dtype=np.int64))
+
+    @property
+    def elements(self) -> set[int]:
+        """Atomic numbers that occur."""
+        return set(self.atoms_by_number.nonzero()[0].tolist())
 
     @property
     def avg_num_neighbors(self) -> float:
@@ -83,14 +89,15 @@ class DataSums:
 
 
 class Facts(NamedTuple):
-    """What statistics need of one structure, some hundred bytes: to make it costs, to add it does not.
+    """What statistics need of one structure, about a kilobyte: to make it costs, to add it does not.
 
     Attributes:
         identifier: a name under which a person finds the structure again.
         head: that it names, if any.
         isolated: the structure itself where it is an isolated atom, of which nothing else is needed.
         labels: quantities that it has labels of.
-        composition: atoms by atomic number.
+        counts: (MAX_Z,), atoms by atomic number.
+        n_atoms: of the structure.
         energy: eV; None where there is none.
         force_square: sum of the squares of the force components that count, (eV/Å)²; None where there are no forces.
         force_components: how many those are.
@@ -102,17 +109,13 @@ class Facts(NamedTuple):
     head: str | None
     isolated: Structure | None = None
     labels: tuple[str, ...] = ()
-    composition: Mapping[int, int] = {}
+    counts: NDArray[np.int64] = NO_ATOMS
+    n_atoms: int = 0
     energy: float | None = None
     force_square: float | None = None
     force_components: int = 0
     n_edges: int = 0
     atoms_with_neighbors: int = 0
-
-    @property
-    def n_atoms(self) -> int:
-        """Number of atoms."""
-        return sum(self.composition.values())
 
 
 def facts_of(structure: Structure, r_max: float, *, free_atoms_only: bool, max_neighbors: int = MAX_NEIGHBORS) -> Facts:
@@ -133,14 +136,13 @@ def facts_of(structure: Structure, r_max: float, *, free_atoms_only: bool, max_n
         graph = build_graph(structure, r_max, max_neighbors)
     except GraphFault as fault:
         raise InputError(f"{structure.identifier}: {fault}") from None
-    counts = np.bincount(structure.atomic_numbers)
-    elements = counts.nonzero()[0]
     forces = _counted_forces(structure, free_atoms_only)
     return Facts(
         structure.identifier,
         structure.head,
         labels=tuple(structure.labels),
-        composition=dict(zip(elements.tolist(), counts[elements].tolist(), strict=True)),
+        counts=np.bincount(structure.atomic_numbers, minlength=MAX_Z),
+        n_atoms=structure.n_atoms,
         energy=structure.energy,
         force_square=None if forces is None else float(np.square(forces).sum()),
         force_components=0 if forces is None else forces.size,
@@ -176,15 +178,14 @@ def collect(facts: Iterable[Facts], default_head: str) -> DataSums:
         sums.edges += of_structure.n_edges
         sums.atoms_with_neighbors += of_structure.atoms_with_neighbors
         sums.atoms += of_structure.n_atoms
-        sums.elements.update(of_structure.composition)
+        sums.atoms_by_number += of_structure.counts
     return sums
 
 
 def _add_labels(head: HeadSums, facts: Facts) -> None:
     head.structures += 1
     if facts.energy is not None:
-        counts = np.zeros(MAX_Z)
-        counts[list(facts.composition)] = list(facts.composition.values())
+        counts = facts.counts.astype(float)
         head.energies += 1
         head.compositions.add(np.append(counts, facts.energy))
         n = facts.n_atoms

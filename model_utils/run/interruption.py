@@ -62,7 +62,8 @@ class Interruption:
             os.set_blocking(self._pipe[1], False)
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], self._hurry), daemon=True).start()
+            hurry = None if self._give_up is None else self._hurry
+            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], hurry), daemon=True).start()
             _listening = True
         return self
 
@@ -157,12 +158,12 @@ _END = object()
 _listening = False
 
 
-def _leave_at_the_second(pipe: int, hurry: Callable[[], None]) -> None:
+def _leave_at_the_second(pipe: int, hurry: Callable[[], None] | None) -> None:
     """Read signal numbers as they arrive, also while the main thread is inside a long operation of torch.
 
     Args:
         pipe: of the numbers; its end is the end of listening.
-        hurry: called once when patience is over, some time after the first signal.
+        hurry: called once when patience is over, some time after the first signal; None: nobody waits for this process.
     """
     first: float | None = None
     end: float | None = None  # of patience
@@ -170,7 +171,7 @@ def _leave_at_the_second(pipe: int, hurry: Callable[[], None]) -> None:
         while True:
             wait = None if end is None else max(end - time.monotonic(), 0.0)
             readable, _, _ = select.select([stream], [], [], wait)
-            if not readable:
+            if not readable and hurry is not None:
                 hurry()
                 end = None
                 continue
@@ -180,7 +181,8 @@ def _leave_at_the_second(pipe: int, hurry: Callable[[], None]) -> None:
             if number[0] in SIGNALS:
                 if first is None:
                     first = time.monotonic()
-                    end = first + (PATIENCE_AHEAD if number[0] == signal.SIGUSR1 else PATIENCE)
+                    ahead = number[0] == signal.SIGUSR1
+                    end = None if hurry is None else first + (PATIENCE_AHEAD if ahead else PATIENCE)
                 elif time.monotonic() - first > ONE_DELIVERY:
                     end_at_once(128 + number[0])
 

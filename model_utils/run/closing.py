@@ -15,7 +15,7 @@ from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
 from model_utils.run import assemble, resuming
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.fit import FinalRecord
-from model_utils.run.no_files import Files
+from model_utils.run.silent_files import SilentFiles
 from model_utils.runtime import dtype_name, log
 
 COMPARED = 2  # structures
@@ -23,7 +23,7 @@ MOST_ATOMS = 256  # of one of them: less than a second of mace's forward pass
 MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
 
 
-def report_best(run: AssembledRun, outputs: Outputs, files: Files) -> None:
+def report_best(run: AssembledRun, outputs: Outputs, files: SilentFiles) -> None:
     """Evaluate the best model, as it lies on the disk, on training (at most a sample), validation and test data.
 
     Args:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import yaml
@@ -16,20 +15,17 @@ from losses import Loss, Metrics
 from model_utils.errors import InputError, SaveError, VerificationError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
-from model_utils.models.network import Network, Parameters
 from model_utils.ranks.group import ALONE, Group
 from model_utils.run.assemble import AssembledRun, logger_names
 from model_utils.run.beginning import Beginning
 from model_utils.run.epoch_progress import EpochProgress
-from model_utils.run.evaluation import Evaluator
-from model_utils.run.fit import FinalRecord, Hooks, Stage, TrainRecord, ValidationRecord
+from model_utils.run.fit import FinalRecord, Stage, TrainRecord, ValidationRecord
 from model_utils.run.interruption import Interruption
 from model_utils.run.log_lines import number_word
 from model_utils.run.loggers import LoggedRun, Loggers
 from model_utils.run.metrics_file import MetricsFile
-from model_utils.run.no_files import Files, NoFiles
 from model_utils.run.open_data import TrainingData
-from model_utils.run.replicas import require_equal_state
+from model_utils.run.silent_files import SilentFiles
 from model_utils.run.train_state import Progress, TrainState
 from model_utils.runtime import dtype_name, log, write_log
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
@@ -39,7 +35,7 @@ PAUSES = (0.5, 2.0, 5.0)  # s before the last save is tried again where a networ
 LARGE_FIRST_ERROR = 1.0  # eV/atom
 
 
-class RunFiles:
+class RunFiles(SilentFiles):
     """Writes checkpoint, best model and metrics of one run, and tells its loggers.
 
     Args:
@@ -69,10 +65,8 @@ class RunFiles:
     ) -> None:
         self.outputs = outputs
         self.writer = writer
-        self.data = data
+        super().__init__(data, stop, group)
         self.record = record
-        self.stop = stop
-        self.group = group
         self.is_fine_tuned = beginning.is_fine_tuned
         self._write_settings()
         if data.was_split:
@@ -101,27 +95,9 @@ class RunFiles:
         names = [valid.name(i) for i in range(len(valid))]
         durable.write_text(self.outputs.valid_names, "\n".join(names) + "\n")
 
-    def hooks(self, network: Network, validate: Evaluator) -> Hooks:
-        """The loop's hooks, writing here."""
-
-        def measure(parameters: Parameters, loss: Loss) -> tuple[Metrics, Mapping[str, Metrics]]:
-            return validate(network, parameters, loss)
-
-        return Hooks(
-            alike=partial(require_equal_state, self.group),
-            validate=measure,
-            on_step=self.epoch_progress,
-            on_train=self.on_train,
-            on_validation=self.on_validation,
-            on_best=self.on_best,
-            on_stage=self.on_stage,
-            save=self.save,
-            save_last=self.save_last,
-            rescue=self.rescue,
-            watch=self.stop.watch,
-            meet=self.group.raise_if_asked,
-            names=self.data.train.names,
-        )
+    def on_step(self, state: TrainState, n_steps: int, loss: Loss) -> None:
+        """Show how far the epoch is."""
+        self.epoch_progress(state, n_steps, loss)
 
     def on_train(self, record: TrainRecord) -> None:
         """A training line."""
@@ -250,7 +226,7 @@ def opened(
     beginning: Beginning,
     record: Mapping[str, Any],
     stop: Interruption,
-) -> Files:
+) -> SilentFiles:
     """Remove another run where asked, write descriptions and settings, and open what the loop adds to.
 
     Only now has every input been looked at: until here nothing was written, and another run's files are still there.
@@ -268,7 +244,7 @@ def opened(
     state = run.state
     if not run.group.rank.is_first:
         state.progress = Progress(**json.loads(run.group.of_first(bytes)))
-        return NoFiles(run.data, stop, run.group)
+        return SilentFiles(run.data, stop, run.group)
     files = _opened_by_first(run, outputs, beginning, record, stop)
     run.group.of_first(lambda: json.dumps(asdict(state.progress)).encode())  # the best model may be gone
     return files

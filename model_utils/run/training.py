@@ -14,9 +14,9 @@ from model_utils.run.continuation import UNCHANGED, Changes
 from model_utils.run.data_identity import data_identity
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
-from model_utils.run.no_files import Files
 from model_utils.run.open_data import TrainingData
 from model_utils.run.parts import parts_of_step
+from model_utils.run.silent_files import SilentFiles
 from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, names_of
@@ -158,7 +158,7 @@ def assembled(
     )
 
 
-def fit_and_report(run: AssembledRun, outputs: Outputs, files: Files, stop: Interruption) -> None:
+def fit_and_report(run: AssembledRun, outputs: Outputs, files: SilentFiles, stop: Interruption) -> None:
     """Train to the end and print the table of the best model.
 
     Raises:

@@ -21,37 +21,20 @@ def failing(self, indices):
     return batch(self, indices)
 Dataset.batch = failing
 """
-OUT_OF_MEMORY = """
-from model_utils.run import step
-micro_step, calls = step._micro_step, []
-def failing(*words):
-    calls.append(1)
-    if rank == 1 and len(calls) > 4:
-        raise RuntimeError("DefaultCPUAllocator: not enough memory")
-    return micro_step(*words)
-step._micro_step = failing
-"""
-NOT_FINITE = """
+IN_A_STEP = """
 from model_utils.run import step
 micro_step, calls = step._micro_step, []
 def failing(*words):
     calls.append(1)
     result = micro_step(*words)
     if rank == 1 and len(calls) > 4:
-        result.gradients[0].fill_(float("nan"))
+        {fails}
     return result
 step._micro_step = failing
 """
-BUG = """
-from model_utils.run import step
-micro_step, calls = step._micro_step, []
-def failing(*words):
-    calls.append(1)
-    if rank == 1 and len(calls) > 4:
-        raise LookupError("our bug")
-    return micro_step(*words)
-step._micro_step = failing
-"""
+OUT_OF_MEMORY = IN_A_STEP.format(fails='raise RuntimeError("DefaultCPUAllocator: not enough memory")')
+NOT_FINITE = IN_A_STEP.format(fails='result.gradients[0].fill_(float("nan"))')
+BUG = IN_A_STEP.format(fails='raise LookupError("our bug")')
 FULL_DISK = """
 import errno
 from model_utils.model_loader import PairWriter

@@ -26,6 +26,7 @@ TO_COME = timedelta(minutes=10)  # until all processes are there
 TO_LEAVE = timedelta(seconds=20)
 SLICE = timedelta(seconds=0.5)  # of a wait
 TO_HEAR = 2.0  # s in which the others learn why a run ends
+TO_BE_HEARD = 1.0  # s in which the others are given time to hear this one
 TO_END = 0.2  # s for a process to end by itself where another has failed
 TO_SAVE = 20.0  # s for the first process, which saves before it ends
 FAILED = "failed"
@@ -122,7 +123,7 @@ class Control:
     def _wait_for_ears(self) -> None:
         names = [f"heard/{number}" for number in range(self.rank.size) if number != self.rank.number]
         with suppress(DistError, RuntimeError):
-            self.store.wait(names, timedelta(seconds=TO_HEAR))
+            self.store.wait(names, timedelta(seconds=TO_BE_HEARD))
 
     def _listen(self) -> None:
         at_once = not self.rank.is_first
@@ -151,7 +152,7 @@ class Control:
             self.store.set(f"ends/{self.rank.number}", "")
             names = [f"ends/{number}" for number in range(self.rank.size)]
             saves = self.first_saves and code != 1  # with 1 one is dead, or about to be, and says nothing
-            self.store.wait(names, timedelta(seconds=TO_SAVE if saves else TO_HEAR))
+            self.store.wait(names, timedelta(seconds=TO_SAVE if saves else TO_BE_HEARD))
 
     # Together
 

@@ -42,10 +42,9 @@ def train(
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
-    outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-    with place.held(options, outputs, group) as held_outputs:
-        beginning = beginning_of_training(options, held_outputs, description, group, changes)
-        train_in_place(options, held_outputs, beginning, stop, group)
+    with place.held(options, group) as (placed, outputs):
+        beginning = beginning_of_training(placed, outputs, description, group, changes)
+        train_in_place(placed, outputs, beginning, stop, group)
 
 
 def train_in_place(
@@ -179,3 +178,4 @@ def fit_and_report(run: AssembledRun, outputs: Outputs, files: SilentFiles, stop
     run.group.first_saves(False)
     log.info("training is over: %s", run.state.progress.finished)
     closing.report_best(run, outputs, files)
+    run_files.record_end(run, outputs)

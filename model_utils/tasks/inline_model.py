@@ -1,0 +1,222 @@
+"""A network that the file of settings describes, made complete: what data say of it is measured once and kept.
+
+The measuring is that of ``metadata.py init``. Its result is a small JSON file (``--info_file``, or
+``dataset_info.json`` beside the checkpoint) that says of which data and cutoff it is, and is found again; one of other
+data is never taken.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from dataloader import durable, input_files, plain_json
+from dataloader.errors import InputError
+from dataloader.limits import MODEL_JSON_BYTES
+from model_utils.files.outputs import Outputs
+from model_utils.models import description as model_json
+from model_utils.models.architecture import ARCHITECTURES, USUAL
+from model_utils.models.description import ModelDescription
+from model_utils.ranks.group import ALONE, Group
+from model_utils.run import resuming
+from model_utils.runtime import log
+from model_utils.settings import cli
+from model_utils.settings.declared import FIXED, composed, flat, names_of
+from model_utils.settings.options import DataOptions, MetadataInitOptions, TrainOptions
+from model_utils.settings.table_names import unknown
+from model_utils.tasks import describe_data
+
+INFO = "dataset_info.json"
+FORMAT = "mace-pretrain dataset info 1"
+SCALES = ("atomic_inter_scale", "atomic_inter_shift")
+MEASURED = ("atomic_numbers", "heads", "atomic_energies", "avg_num_neighbors", *SCALES)
+ENDS = 2**16  # bytes of a file's beginning and end that its fingerprint has
+BESIDE_DATA = (".index", "lock.mdb", "-lock")  # endings of files that come and go beside data
+
+
+def refuse_unknown_class(options: TrainOptions) -> None:
+    """Refuse a class of networks that there is not, before anything else is looked at.
+
+    Raises:
+        InputError: naming those that there are.
+    """
+    name = _given(options).get("model_class", USUAL)
+    if name not in ARCHITECTURES:
+        raise InputError(
+            f"target {name!r:.60} in {options.input_json}: {unknown(str(name), list(ARCHITECTURES))}; a --plugin adds "
+            "others"
+        )
+
+
+def described(options: TrainOptions, outputs: Outputs, group: Group) -> tuple[TrainOptions, ModelDescription]:
+    """The description of the network, as the first process makes it.
+
+    Args:
+        options: of the run, whose network the file of settings describes, in full or without what data say.
+        outputs: place of the run, which nobody else writes.
+        group: the processes of the run; the first measures alone, the others wait.
+
+    Returns:
+        The options, in which the network has become the file of the run's own model.json; and the description.
+
+    Raises:
+        InputError: a field is wrong, the data cannot be used, or what was kept is of other data.
+    """
+    text = group.of_first(lambda: _complete(options, outputs).canonical_text().encode()).decode()
+    plain = {**cli.as_plain(options), "network": None, "input_json": str(outputs.model_jsons[0])}
+    settled = cli.from_plain(TrainOptions, plain, options.input_json)
+    return settled, model_json.parse(text, str(options.input_json))
+
+
+def _given(options: TrainOptions) -> dict[str, Any]:
+    """The fields as the file of settings has them; those of a network that is left unsaid have its defaults."""
+    assert options.inline.network is not None
+    given: dict[str, Any] = plain_json.loads(options.inline.network)
+    return {"model_class": USUAL, "r_max": describe_data.R_MAX, **given}
+
+
+def _complete(options: TrainOptions, outputs: Outputs) -> ModelDescription:
+    """The description with everything that the file leaves to the data."""
+    given = _given(options)
+    where = str(options.input_json)
+    stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
+    if stored is not None:  # measured as the run began; whether it is this network is compared by its hash
+        complete = json.loads(stored.description.canonical_text())
+        measured = {name: complete[name] for name in MEASURED if name in complete}
+    elif _lacks(given):
+        measured = _kept_or_measured(options, outputs, given)
+    else:
+        measured = {}
+    fields = {**measured, **given}
+    if not model_json.scales_energies(fields):
+        fields = {name: value for name, value in fields.items() if name not in SCALES or name in given}
+    return model_json.parse(json.dumps(fields), f"section model of {where}")
+
+
+def _lacks(given: Mapping[str, Any]) -> bool:
+    """Whether something is left to the data."""
+    needed = {*MEASURED} - {"heads"}
+    if not model_json.scales_energies(given):
+        needed -= {*SCALES}
+    return any(given.get(name) is None for name in needed)
+
+
+def _kept_or_measured(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What data say of the network: found again where it was kept, else measured and kept."""
+    path = options.inline.info_file or outputs.checkpoint.with_name(INFO)
+    of = _measured_of(options, given)
+    kept = _kept(path, of, must_fit=options.inline.info_file is not None)
+    if kept is not None:
+        log.info("E0s, neighbours, scale and shift are those of %s", path)
+        return kept
+    measured = _measured(options, given, path)
+    if not options.run.dry_run:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_text(path, json.dumps({"format": FORMAT, "of": of, "measured": measured}, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write --info_file {path}: {error.strerror}; give another") from None
+        log.info("kept in %s for later runs", path)
+    return measured
+
+
+def _kept(path: Path, of: Mapping[str, Any], *, must_fit: bool) -> dict[str, Any] | None:
+    """What a file has of the same data; None where there is none.
+
+    Raises:
+        InputError: the file that was named is of something else.
+    """
+    try:
+        content = plain_json.loads(input_files.read_text(path, MODEL_JSON_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read --info_file {path}: {error}; remove it or give another") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("of"), dict):
+        raise InputError(f"--info_file {path} is not one of this program ({FORMAT!r}); remove it or give another")
+    others = sorted(name for name in {*of, *content["of"]} if of.get(name) != content["of"].get(name))
+    if not others:
+        measured: dict[str, Any] = content["measured"]
+        return measured
+    if must_fit:
+        raise InputError(
+            f"--info_file {path} was measured of something else: {', '.join(others)} differ; remove it to have it "
+            "measured anew, or give another"
+        )
+    log.info("%s is of something else (%s): measured anew", path, ", ".join(others))
+    return None
+
+
+def _measured(options: TrainOptions, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields that the data determine, as ``metadata.py init`` computes them."""
+    values = {
+        **flat(options.data),
+        "valid_fraction": _set_aside(options),
+        "common": options.common,
+        "output_json": path,
+        "overwrite": True,
+        "seed": options.run.seed,
+        "E0s": _given_energies(given) or "auto",
+    }
+    asked = composed(MetadataInitOptions, values)
+    network = {name: value for name, value in given.items() if value is not None}
+    sums = describe_data.measure(asked, network, ALONE)
+    assert sums is not None
+    network.setdefault("heads", describe_data.heads_of(sums))
+    return describe_data.measured_fields(sums, network, asked, zero_shift=False) | {"heads": network["heads"]}
+
+
+def _given_energies(given: Mapping[str, Any]) -> str | None:
+    """E0s that the file gives, as ``--E0s`` of ``metadata.py`` takes them; None where it gives none."""
+    energies = given.get("atomic_energies")
+    numbers = given.get("atomic_numbers")
+    if isinstance(energies, list) and isinstance(numbers, list) and len(energies) == len(numbers):
+        energies = dict(zip(map(str, numbers), energies, strict=True))
+    return json.dumps(energies) if isinstance(energies, dict) else None
+
+
+def _set_aside(options: TrainOptions) -> float:
+    """Share of the training structures that the run sets aside for validation, and that must not be measured."""
+    return 0.0 if options.data.files("val") else options.data.valid_fraction
+
+
+def _measured_of(options: TrainOptions, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result depends on: the data, which of them count and by which names, and the cutoff."""
+    names = {*names_of(DataOptions, FIXED)} - {"valid_fraction", "lmdb_val_samples"}
+    plain = {name: value for name, value in cli.as_plain(options.data).items() if name in names}
+    sources = [{**source, "path": Path(source["path"]).name} for source in cli.as_plain(options.data)["sources"]]
+    return {
+        "r_max": given["r_max"],
+        "given": {name: given[name] for name in MEASURED if given.get(name) is not None},
+        "seed": options.run.seed if _set_aside(options) or options.data.lmdb_train_samples else None,
+        "set_aside": _set_aside(options),
+        "settings": {name: value for name, value in plain.items() if value not in (None, [])},
+        "sources": sources,
+        "files": [_fingerprint(source.path) for source in options.data.files("train")],
+    }
+
+
+def _fingerprint(path: Path) -> list[list[Any]]:
+    """Name, size and sha256 of both ends of every file that a name means, which may lie elsewhere another time."""
+    return [[file.name, file.stat().st_size, _ends(file)] for file in _files_of(path)]
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """The files of a name: itself, those in the folder, those that a pattern fits."""
+    for name in [path] if path.exists() else sorted(map(Path, glob(str(path)))):
+        inside = sorted(name.rglob("*")) if name.is_dir() else [name]
+        for file in inside:
+            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(BESIDE_DATA):
+                yield file
+
+
+def _ends(path: Path) -> str:
+    with input_files.opened(path) as file:
+        size = path.stat().st_size
+        digest = hashlib.sha256(file.read(ENDS))
+        if size > ENDS:
+            file.seek(max(size - ENDS, ENDS))
+            digest.update(file.read(ENDS))
+    return digest.hexdigest()

@@ -48,7 +48,9 @@ def options_of(settings: Mapping[str, Any] | str | Path) -> TrainOptions | Finet
         path = Path("settings")
         content = settings
     is_from_a_model = content.get("input_model") is not None or sections.begins_with_a_model(content)
-    return cli.of_settings(FinetuneOptions if is_from_a_model else TrainOptions, content, path)
+    if is_from_a_model:
+        return cli.of_settings(FinetuneOptions, content, path)
+    return cli.of_settings(TrainOptions, content, path)
 
 
 def train(options: TrainingOptions | Mapping[str, Any] | str | Path) -> "Run":

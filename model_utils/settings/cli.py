@@ -380,7 +380,7 @@ def of_settings(kind: type[Options], settings: Mapping[str, Any], path: Path) ->
 def _checked(settings: Mapping[str, Any], path: Path, kind: type, argv: Sequence[str]) -> Mapping[str, Any]:
     """Settings of a file by our names, each of which is an option's and holds what one can hold."""
     names = names_of(kind)
-    if "epochs" in names and "train_file" in names:  # a training, which other toolkits have too
+    if "run_dir" in names:  # a training, which other toolkits have too
         settings, notes = sections.as_ours(settings, path, kind, argv)
         _say(notes)
     if settings.get("config") is not None:

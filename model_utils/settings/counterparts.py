@@ -146,6 +146,10 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _template("best.pth", "`RUN_ID_model.pt`"),
     _template("--resume", "`--resume`, the same as `--resume auto`"),
     _template("resume", "`--resume`", taken.resume),
+    _template(
+        "--resume --lr RATE",
+        "with `--resume_new_lr`: alone, another rate is another run in a `--run_dir`, and refused at a place",
+    ),
     _template("--resume --resume_best --lr RATE", "the same"),
     _template("--resume --resume_new_lr", "the same; the rate is that of `--lr` or of the YAML"),
     _template("--resume --resume_reset_scheduler", "the same, or `--reset_scheduler`"),

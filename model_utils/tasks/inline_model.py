@@ -19,9 +19,9 @@ from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
 from model_utils.models.architecture import ARCHITECTURES, USUAL
 from model_utils.models.description import ModelDescription
-from model_utils.ranks.group import ALONE, Group
+from model_utils.ranks.group import Group
 from model_utils.run import resuming
-from model_utils.runtime import log
+from model_utils.runtime import find_device, log
 from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, composed, flat, names_of
 from model_utils.settings.options import DataOptions, MetadataInitOptions, TrainOptions
@@ -51,12 +51,12 @@ def refuse_unknown_class(options: TrainOptions) -> None:
 
 
 def described(options: TrainOptions, outputs: Outputs, group: Group) -> tuple[TrainOptions, ModelDescription]:
-    """The description of the network, as the first process makes it.
+    """The description of the network that the file of settings describes, in full or without what data say.
 
     Args:
-        options: of the run, whose network the file of settings describes, in full or without what data say.
+        options: of the run.
         outputs: place of the run, which nobody else writes.
-        group: the processes of the run; the first measures alone, the others wait.
+        group: the processes of the run, which measure together; what they have is the same in all.
 
     Returns:
         The options, in which the network has become the file of the run's own model.json; and the description.
@@ -64,10 +64,16 @@ def described(options: TrainOptions, outputs: Outputs, group: Group) -> tuple[Tr
     Raises:
         InputError: a field is wrong, the data cannot be used, or what was kept is of other data.
     """
-    text = group.of_first(lambda: _complete(options, outputs).canonical_text().encode()).decode()
+    given = _given(options)
+    known = group.of_first(lambda: _known(options, outputs, given))
+    if not known:
+        known = _measured_together(options, outputs, given, group)
+    fields = {**json.loads(known), **given}
+    if not model_json.scales_energies(fields):
+        fields = {name: value for name, value in fields.items() if name not in SCALES or name in given}
+    description = model_json.parse(json.dumps(fields), f"section model of {options.input_json}")
     plain = {**cli.as_plain(options), "network": None, "input_json": str(outputs.model_jsons[0])}
-    settled = cli.from_plain(TrainOptions, plain, options.input_json)
-    return settled, model_json.parse(text, str(options.input_json))
+    return cli.from_plain(TrainOptions, plain, options.input_json), description
 
 
 def _given(options: TrainOptions) -> dict[str, Any]:
@@ -77,22 +83,52 @@ def _given(options: TrainOptions) -> dict[str, Any]:
     return {"model_class": USUAL, "r_max": describe_data.R_MAX, **given}
 
 
-def _complete(options: TrainOptions, outputs: Outputs) -> ModelDescription:
-    """The description with everything that the file leaves to the data."""
-    given = _given(options)
-    where = str(options.input_json)
+def _known(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any]) -> bytes:
+    """What data say of the network, as JSON, where nothing has to be measured; else nothing."""
     stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
     if stored is not None:  # measured as the run began; whether it is this network is compared by its hash
         complete = json.loads(stored.description.canonical_text())
-        measured = {name: complete[name] for name in MEASURED if name in complete}
-    elif _lacks(given):
-        measured = _kept_or_measured(options, outputs, given)
-    else:
-        measured = {}
-    fields = {**measured, **given}
-    if not model_json.scales_energies(fields):
-        fields = {name: value for name, value in fields.items() if name not in SCALES or name in given}
-    return model_json.parse(json.dumps(fields), f"section model of {where}")
+        return json.dumps({name: complete[name] for name in MEASURED if name in complete}).encode()
+    if not _lacks(given):
+        return b"{}"
+    path = _info_file(options, outputs)
+    kept = _kept(path, _measured_of(options, given), must_fit=options.inline.info_file is not None)
+    if kept is None:
+        return b""
+    log.info("E0s, neighbours, scale and shift are those of %s", path)
+    return json.dumps(kept).encode()
+
+
+def _info_file(options: TrainOptions, outputs: Outputs) -> Path:
+    return options.inline.info_file or outputs.checkpoint.with_name(INFO)
+
+
+def _measured_together(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any], group: Group) -> bytes:
+    """What data say of the network, as JSON, measured by all processes and kept by the first."""
+    path = _info_file(options, outputs)
+    asked = _asked(options, given, path)
+    network = {name: value for name, value in given.items() if value is not None}
+    group.connect(find_device(options.device.device))
+    sums = describe_data.measure(asked, network, group)
+
+    def finish() -> bytes:
+        assert sums is not None, "the first process has them"
+        network.setdefault("heads", describe_data.heads_of(sums))
+        measured = describe_data.measured_fields(sums, network, asked, zero_shift=False) | {"heads": network["heads"]}
+        if not options.run.dry_run:
+            _keep(path, _measured_of(options, given), measured)
+        return json.dumps(measured).encode()
+
+    return group.of_first(finish)
+
+
+def _keep(path: Path, of: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_text(path, json.dumps({"format": FORMAT, "of": of, "measured": measured}, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write --info_file {path}: {error.strerror}; give another") from None
+    log.info("kept in %s for later runs", path)
 
 
 def _lacks(given: Mapping[str, Any]) -> bool:
@@ -101,25 +137,6 @@ def _lacks(given: Mapping[str, Any]) -> bool:
     if not model_json.scales_energies(given):
         needed -= {*SCALES}
     return any(given.get(name) is None for name in needed)
-
-
-def _kept_or_measured(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What data say of the network: found again where it was kept, else measured and kept."""
-    path = options.inline.info_file or outputs.checkpoint.with_name(INFO)
-    of = _measured_of(options, given)
-    kept = _kept(path, of, must_fit=options.inline.info_file is not None)
-    if kept is not None:
-        log.info("E0s, neighbours, scale and shift are those of %s", path)
-        return kept
-    measured = _measured(options, given, path)
-    if not options.run.dry_run:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_text(path, json.dumps({"format": FORMAT, "of": of, "measured": measured}, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write --info_file {path}: {error.strerror}; give another") from None
-        log.info("kept in %s for later runs", path)
-    return measured
 
 
 def _kept(path: Path, of: Mapping[str, Any], *, must_fit: bool) -> dict[str, Any] | None:
@@ -149,8 +166,8 @@ def _kept(path: Path, of: Mapping[str, Any], *, must_fit: bool) -> dict[str, Any
     return None
 
 
-def _measured(options: TrainOptions, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields that the data determine, as ``metadata.py init`` computes them."""
+def _asked(options: TrainOptions, given: Mapping[str, Any], path: Path) -> MetadataInitOptions:
+    """Options of ``metadata.py init`` for the data of a run."""
     values = {
         **flat(options.data),
         "valid_fraction": _set_aside(options),
@@ -160,12 +177,7 @@ def _measured(options: TrainOptions, given: Mapping[str, Any], path: Path) -> di
         "seed": options.run.seed,
         "E0s": _given_energies(given) or "auto",
     }
-    asked = composed(MetadataInitOptions, values)
-    network = {name: value for name, value in given.items() if value is not None}
-    sums = describe_data.measure(asked, network, ALONE)
-    assert sums is not None
-    network.setdefault("heads", describe_data.heads_of(sums))
-    return describe_data.measured_fields(sums, network, asked, zero_shift=False) | {"heads": network["heads"]}
+    return composed(MetadataInitOptions, values)
 
 
 def _given_energies(given: Mapping[str, Any]) -> str | None:

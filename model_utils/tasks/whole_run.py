@@ -5,6 +5,7 @@ from pathlib import Path
 from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
+from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.run import place, resume_settings, training
 from model_utils.run.beginning import beginning_of_training
@@ -17,23 +18,16 @@ from model_utils.tasks import conversion, inline_model
 from model_utils.tasks.finished_run import Run
 
 
-def train(options: TrainOptions, stop: Interruption, group: Group, changes: Changes = UNCHANGED) -> Run:
+def train(options: TrainOptions, stop: Interruption, group: Group) -> Run:
     """A run from a model.json, or from a network that the file of settings describes.
 
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
-    _refuse_safetensors(options)
-    is_inline = options.inline.network is not None
-    description = None if is_inline else model_json.read(options.input_json)
-    if is_inline:
-        inline_model.refuse_unknown_class(options)
-    with place.held(options, group) as (placed, outputs):
-        if description is None:
-            placed, description = inline_model.described(placed, outputs, group)
-        beginning = beginning_of_training(placed, outputs, description, group, changes)
-        training.train_in_place(placed, outputs, beginning, stop, group)
-        return _finished(placed, outputs, group)
+    if options.inline.network is None:
+        return _trained(options, model_json.read(options.input_json), stop, group)
+    inline_model.refuse_unknown_class(options)
+    return _trained(options, None, stop, group)
 
 
 def fine_tune(options: FinetuneOptions, stop: Interruption, group: Group) -> Run:
@@ -59,9 +53,30 @@ def resume(options: ResumeOptions, stop: Interruption, group: Group) -> Run:
     """
     stored = resume_settings.stored_run(options.input_model)
     settings = resume_settings.train_options(options, stored)
-    changes = resume_settings.changes(options, stored)
-    with place.held(settings, group) as (placed, outputs):
-        beginning = beginning_of_training(placed, outputs, stored.description, group, changes)
+    return _trained(settings, stored.description, stop, group, resume_settings.changes(options, stored))
+
+
+def _trained(
+    options: TrainOptions,
+    description: ModelDescription | None,
+    stop: Interruption,
+    group: Group,
+    changes: Changes = UNCHANGED,
+) -> Run:
+    """Train as the only writer of the place.
+
+    Args:
+        options: every setting.
+        description: of the network; None where the file of settings describes it, which may need the data.
+        stop: signals and the clock.
+        group: the processes of the run.
+        changes: what a continued run does otherwise.
+    """
+    _refuse_safetensors(options)
+    with place.held(options, group) as (placed, outputs):
+        if description is None:
+            placed, description = inline_model.described(placed, outputs, group)
+        beginning = beginning_of_training(placed, outputs, description, group, changes)
         training.train_in_place(placed, outputs, beginning, stop, group)
         return _finished(placed, outputs, group)
 

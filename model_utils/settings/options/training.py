@@ -231,7 +231,7 @@ class OutputOptions:
             "Continue at another place, which then gets the best models and records so far; at its own unless given."
         ),
     ]
-    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth; not with --run_dir."""
+    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth; left out where `run_dir` is given."""
     output_model: Annotated[
         Path | None,
         MAY_CHANGE,

@@ -44,7 +44,12 @@ def test_every_configuration_parses_and_names_files_that_are_there(
     options = cli.parse(kind, ["--config", str(path), *words])
     assert options is not None
     plain = cli.as_plain(options)
-    named = [*plain.get("xyz_val", ()), *plain.get("xyz_test", ()), *plain.get("valid_file", ()), *plain.get("data", ())]
+    named = [
+        *plain.get("xyz_val", ()),
+        *plain.get("xyz_test", ()),
+        *plain.get("valid_file", ()),
+        *plain.get("data", ()),
+    ]
     assert all(Path(file).exists() for file in named)
     assert capsys.readouterr().err == "", "nothing of ours has to be answered"
     if kind is TrainOptions:

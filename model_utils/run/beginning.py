@@ -332,9 +332,7 @@ def _beginning_at(
     stored = resuming.run_to_continue(outputs, changes.begin_with)
     if stored is None:
         if options.running.changes_the_run:
-            raise InputError(
-                f"there is no {outputs.checkpoint} to go on with otherwise; leave out what changes the run"
-            )
+            raise InputError(f"there is no {outputs.checkpoint} to go on with; leave out what would change it")
         resuming.refuse_remains(outputs)
         return Fresh(description)
     resuming.require_same_network(stored, options, outputs, description)

@@ -70,7 +70,8 @@ def kept(asked: Mapping[str, Any]) -> dict[str, Any]:
             return [shown(item) for item in value]
         return invoked.without_secrets_in(value) if isinstance(value, str) else value
 
-    return {name: shown(value) for name, value in asked.items()}
+    hidden = invoked.HIDDEN
+    return {name: hidden if value and invoked.is_secret(name) else shown(value) for name, value in asked.items()}
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 SECRET = r"(?:pass(?:word|wd|phrase)|secret|token|credential|api_?key|access_?key|private_?key)"
-SECRET_FLAG = re.compile(rf"--?\w*{SECRET}\w*", re.IGNORECASE)
+SECRET_NAME = re.compile(rf"\w*{SECRET}\w*", re.IGNORECASE)
 SECRET_VALUE = re.compile(rf"({SECRET}\w*\s*[=:]\s*|{SECRET}\w*\s+|bearer\s+)[^\s&,;'\"]+", re.IGNORECASE)
 IN_A_URL = re.compile(r"(\w+://)[^/@\s]+@")
 HIDDEN = "…"
@@ -30,17 +30,22 @@ def without_secrets(words: Sequence[str]) -> list[str]:
     hide_next = False
     for word in words:
         flag, equals, _ = word.partition("=")
-        is_secret = SECRET_FLAG.fullmatch(flag) is not None
-        if hide_next and not word.startswith("--"):
+        is_flag = word.startswith("--")
+        if hide_next and not is_flag:
             shown.append(HIDDEN)
             hide_next = False
-        elif is_secret:
+        elif is_flag and is_secret(flag[2:]):
             shown.append(f"{flag}={HIDDEN}" if equals else flag)
             hide_next = not equals
         else:
             shown.append(without_secrets_in(word))
             hide_next = False
     return shown
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of a flag of this name must not be kept."""
+    return SECRET_NAME.fullmatch(name) is not None
 
 
 def without_secrets_in(text: str) -> str:

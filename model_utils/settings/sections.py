@@ -103,7 +103,7 @@ def _of_schedule(content: Mapping[str, Any], file: _File, where: str) -> Iterato
 def _of_key(
     name: Any, value: Any, section: str, beside: Mapping[str, Any], file: _File
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    takes = keys(section or None)
+    takes = keys("model" if section == "model" else None)
     where = f"section {section} of {file.path}" if section else str(file.path)
     is_ours = name in file.options and section != "model"
     is_switch = is_ours and isinstance(value, bool) and name != "resume"  # elsewhere a word stands there

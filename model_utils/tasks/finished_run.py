@@ -76,7 +76,8 @@ class Run:
     def metrics(self) -> dict[str, Metric]:
         """Errors of the best model by data set (``train``, ``valid``, ``test``), eV and eV/Å; empty before the end."""
         final = [record for record in self.records if record.get("kind") == "final"]
-        return dict(final[-1]["sets"]) if final else {}
+        sets = final[-1] if final else {}
+        return {name: errors for name, errors in sets.items() if isinstance(errors, dict) and name != "perf"}
 
     @property
     def records(self) -> list[dict[str, Any]]:

@@ -77,6 +77,7 @@ def test_two_tasks_of_an_array_have_a_folder_each(
 def test_several_processes_agree_on_the_folder(
     launcher: Launcher, words: list[object], unbroken: Path, tmp_path: Path
 ) -> None:
+    """The row "should_parallelize=True"."""
     asked = [*words, "--step_parts", 2, "--run_dir", tmp_path / "demo", "--resume", "auto"]
     stop = "if rank == 1:\n" + "".join(f"    {line}\n" for line in STOPPING_AT_A_STEP.splitlines())
     both = launcher.start(2, "train_mace", *asked, folder=tmp_path, before=stop)

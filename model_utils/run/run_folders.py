@@ -201,7 +201,7 @@ def _made(experiment: Path, record: Mapping[str, Any], *, dry_run: bool) -> Path
 
 
 def _id(record: Mapping[str, Any]) -> str:
-    """Of the job and task where there is a scheduler, else of the time."""
+    """Name of the folder: job and task where there is a scheduler, else the time."""
     if record["job"]:
         return f"job{record['job']}" + (f"_{record['task']}" if record["task"] is not None else "")
     return datetime.fromisoformat(record["created"]).astimezone().strftime("%Y%m%d-%H%M%S")

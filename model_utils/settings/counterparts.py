@@ -45,7 +45,7 @@ class Counterpart:
 
     @property
     def key(self) -> str:
-        """Its name there."""
+        """Name within the section."""
         return self.theirs.partition(".")[2] or self.theirs
 
 

@@ -1,8 +1,8 @@
 """A network that the file of settings describes, made complete: what data say of it is measured once and kept.
 
 The measuring is that of ``metadata.py init``. Its result is a small JSON file (``--info_file``, or
-``dataset_info.json`` beside the checkpoint) that says of which data and cutoff it is, and is found again; one of other
-data is never taken.
+``dataset_info.json`` beside the checkpoint, or in the folder of the experiment) that says of which data and cutoff it
+is, and is found again; one of other data is never taken.
 """
 
 import hashlib
@@ -100,7 +100,11 @@ def _known(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any]) ->
 
 
 def _info_file(options: TrainOptions, outputs: Outputs) -> Path:
-    return options.inline.info_file or outputs.checkpoint.with_name(INFO)
+    """Where the result is kept; runs of one experiment, which often have the same data, keep it together."""
+    folder = outputs.checkpoint.parent
+    if outputs.record.exists():
+        folder = folder.parent
+    return options.inline.info_file or folder / INFO
 
 
 def _measured_together(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any], group: Group) -> bytes:

@@ -45,7 +45,7 @@ class InlineModelOptions:
     network: Annotated[str | None, FIXED, ONLY_IN_YAML] = None
     """Fields of model.json as JSON text: what a section `model` of the YAML is turned into. What data say (elements, E0s, avg_num_neighbors, scale, shift) is measured where it is absent, as `metadata.py init` does."""
     info_file: Annotated[Path | None, MAY_CHANGE] = None
-    """Where what was measured for a section `model` of the YAML is kept, and found again by later runs on the same data; `dataset_info.json` beside the checkpoint unless given."""
+    """Where what was measured for a section `model` of the YAML is kept, and found again by later runs on the same data; `dataset_info.json` beside the checkpoint, or in the folder of --run_dir, unless given."""
 
 
 @panel("The run", 5, nature=OF_THE_COMMAND)

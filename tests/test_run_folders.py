@@ -232,6 +232,9 @@ def test_from_the_best_model_with_another_rate(
 ) -> None:
     """As seed's template writes it; the same command again, as of a requeued job, changes nothing more."""
     [folder] = runs_in(finished)
+    assert resume.main(["--input_model", str(finished / "latest"), "--epochs", "2"]) == 0, "nothing is left to do"
+    assert os.readlink(finished / "latest") == folder.name
+    capsys.readouterr()
     asked = [*words, "--run_dir", str(finished), "--resume", "--resume_best", "--lr", "1e-4", "--epochs", "3"]
     assert train_mace.main([*asked, "--max_steps", "5"]) == 0
     shown = capsys.readouterr().out
@@ -242,9 +245,10 @@ def test_from_the_best_model_with_another_rate(
     assert runs_in(finished) == [folder]
     state = checkpoint.read(folder / f"{folder.name}_checkpoint.pt").content["train_state"]
     assert state["config"]["lr"] == 1e-4
-    assert state["history"][0]["changes"] == {"lr": 1e-4, "resume_best": True}
+    changes = [entry["changes"] for entry in state["history"]]
+    assert changes[:2] == [{}, {"lr": 1e-4, "resume_best": True}]
     assert state["scheduler"]["base_rates"] == [1e-4]
-    assert [start["step"] for start in record_of(folder)["starts"]] == [0, 4, 5]
+    assert [start["step"] for start in record_of(folder)["starts"]] == [0, 4, 4, 5]
 
 
 def test_changes_are_for_runs_that_go_on(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

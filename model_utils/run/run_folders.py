@@ -14,7 +14,7 @@ from typing import Any
 
 from dataloader import durable
 from model_utils.errors import InputError
-from model_utils.files.outputs import Outputs
+from model_utils.files.outputs import Outputs, real
 from model_utils.models import description as model_json
 from model_utils.run import run_record
 from model_utils.runtime import log
@@ -87,10 +87,11 @@ def make_latest(folder: Path) -> None:
     """Let ``latest`` lead to a run of its experiment, where it is one; without links on the disk that is a warning."""
     if not (folder / run_record.NAME).exists():
         return
+    own = real(folder)  # which may have been named by the very link
     try:
-        durable.link(folder.parent / LATEST, folder.name)
+        durable.link(own.parent / LATEST, own.name)
     except OSError as error:
-        log.warning("warning: %s is not made: %s", folder.parent / LATEST, error.strerror)
+        log.warning("warning: %s is not made: %s", own.parent / LATEST, error.strerror)
 
 
 def with_folder(options: Any, folder: Path) -> Any:

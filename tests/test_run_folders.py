@@ -364,4 +364,10 @@ SECRETS = {
 def test_secrets_are_not_kept(case: str) -> None:
     words, shown = SECRETS[case]
     assert invoked.without_secrets(words) == shown
-    assert "abc" not in json.dumps(run_record.kept({words[0].lstrip("-").partition("=")[0]: words[1:]}))
+    assert "abc" not in json.dumps(
+        run_record.kept({words[0].lstrip("-").partition("=")[0].replace("sync", "note"): words[1:]})
+    )
+
+
+def test_a_command_among_the_settings_is_not_kept() -> None:
+    assert run_record.kept({"sync": "rsync here there", "lr": 0.1}) == {"lr": 0.1}

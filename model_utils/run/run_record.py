@@ -23,6 +23,7 @@ from model_utils.settings import invoked
 
 NAME = "run.json"
 FORMAT = 1
+COMMANDS = ("sync",)  # settings that are commands
 PACKAGES = (
     "torch",
     "mace-torch",
@@ -63,7 +64,7 @@ def of_new_run(command: str, asked: Mapping[str, Any], model_json_hash: str | No
 
 
 def kept(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a record has them: without secrets, as a command that is one of them may hold."""
+    """Settings as a record has them: without secrets, and without commands, which are never taken from a file."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, list):
@@ -71,7 +72,11 @@ def kept(asked: Mapping[str, Any]) -> dict[str, Any]:
         return invoked.without_secrets_in(value) if isinstance(value, str) else value
 
     hidden = invoked.HIDDEN
-    return {name: hidden if value and invoked.is_secret(name) else shown(value) for name, value in asked.items()}
+    return {
+        name: hidden if value and invoked.is_secret(name) else shown(value)
+        for name, value in asked.items()
+        if name not in COMMANDS
+    }
 
 
 def read(folder: Path) -> dict[str, Any] | None:

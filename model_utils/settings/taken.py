@@ -175,7 +175,9 @@ def logger(asked: Asked) -> Mapping[str, Any]:
             "is in metrics.jsonl"
         )
         return {}
-    if asked.value is not True:
+    if asked.key == "wandb" and asked.value is not True:
+        asked.notes.append(f"{asked.where}: wandb {asked.value}: the project is that of the variable WANDB_PROJECT")
+    elif asked.value is not True:
         asked.notes.append(f"{asked.where}: {asked.key} {asked.value}: what it writes lies beside the checkpoint")
     return {"loggers": [asked.key]}
 

@@ -23,8 +23,8 @@ from model_utils.ranks.group import Group
 from model_utils.run import resuming
 from model_utils.runtime import find_device, log
 from model_utils.settings import cli
-from model_utils.settings.declared import FIXED, composed, flat, names_of
-from model_utils.settings.options import DataOptions, MetadataInitOptions, TrainOptions
+from model_utils.settings.declared import MAY_CHANGE, composed, flat, names_of
+from model_utils.settings.options import FilterOptions, MetadataInitOptions, TrainOptions
 from model_utils.settings.table_names import unknown
 from model_utils.tasks import describe_data
 
@@ -200,16 +200,25 @@ def _set_aside(options: TrainOptions) -> float:
 
 def _measured_of(options: TrainOptions, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the result depends on: the data, which of them count and by which names, and the cutoff."""
-    names = {*names_of(DataOptions, FIXED)} - {"valid_fraction", "lmdb_val_samples"}
-    plain = {name: value for name, value in cli.as_plain(options.data).items() if name in names}
-    sources = [{**source, "path": Path(source["path"]).name} for source in cli.as_plain(options.data)["sources"]]
+    values = flat(options.data)
+    lists = {
+        name for name, value in values.items() if isinstance(value, tuple) and value and isinstance(value[0], Path)
+    }
+    # how much may be faulty says nothing; files are known by their content, wherever they lie
+    names = {*values} - {*names_of(FilterOptions, MAY_CHANGE), *lists, "sources", "valid_fraction", "lmdb_val_samples"}
+    plain = {
+        name: values[name] if not isinstance(values[name], tuple) else list(values[name])
+        for name in sorted(names)
+        if values[name] not in (None, ())
+    }
+    contents = {name: _fingerprint(value) for name, value in values.items() if isinstance(value, Path)}
     return {
         "r_max": given["r_max"],
         "given": {name: given[name] for name in MEASURED if given.get(name) is not None},
         "seed": options.run.seed if _set_aside(options) or options.data.lmdb_train_samples else None,
         "set_aside": _set_aside(options),
-        "settings": {name: value for name, value in plain.items() if value not in (None, [])},
-        "sources": sources,
+        "settings": {**plain, **contents},
+        "sources": [{**cli.as_plain(source), "path": source.path.name} for source in options.data.sources],
         "files": [_fingerprint(source.path) for source in options.data.files("train")],
     }
 

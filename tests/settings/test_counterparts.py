@@ -11,6 +11,7 @@ import yaml
 from model_utils.errors import InputError
 from model_utils.settings import cli, counterparts
 from model_utils.settings.options import FinetuneOptions, TrainOptions
+from model_utils.settings.taken import LOGGERS, LOSSES
 
 NEEDED = {"train_file": "t.xyz", "output_checkpoint": "run"}
 HERE = Path(__file__).parent
@@ -33,6 +34,12 @@ def network(plain: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(plain["network"]))
 
 
+# a whole loss where there is one of the name, else the shape of all terms
+HUBER_OPTIONS: dict[str, Any] = (
+    {"loss": "huber"}
+    if "huber" in LOSSES.names()
+    else {f"{quantity}_loss": "huber" for quantity in ("energy", "forces", "stress")}
+)
 STAGES = {"num_epochs": 10, "stage_splits": [0.7, 0.3]}
 # key of a YAML: (its section's content, options that it becomes, fields of the network that it becomes)
 KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -57,7 +64,7 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dataset.batch_size": ({"batch_size": 16}, {"batch_size": 16}, {}),
     "dataset.info_file": ({"info_file": "/i.json"}, {"info_file": "/i.json"}, {}),
     "train.num_epochs": ({"num_epochs": 7}, {"epochs": 7}, {}),
-    "train.loss": ({"loss": "HuberLoss"}, {f"{q}_loss": "huber" for q in ("energy", "forces", "stress")}, {}),
+    "train.loss": ({"loss": "HuberLoss"}, HUBER_OPTIONS, {}),
     "train.extended_metrics": ({"extended_metrics": True}, {}, {}),
     "train.parallel": ({"parallel": True}, {}, {}),
     "train.dtype": ({"dtype": "bfloat16"}, {"dtype": None}, {}),
@@ -79,7 +86,7 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "train.tensorboard": ({"tensorboard": "./runs/x"}, {"loggers": ["tensorboard"]}, {}),
-    "train.wandb": ({"wandb": "project"}, {}, {}),
+    "train.wandb": ({"wandb": "project"}, {"loggers": ["wandb"] if "wandb" in LOGGERS.names() else []}, {}),
     "train.final_learning_rate": ({"final_learning_rate": "1e-4"}, {"min_lr": 1e-4}, {}),
     "train.peak_learning_rate": ({"peak_learning_rate": 0.02}, {"lr": 0.02}, {}),
     "train.grad_norm": ({"grad_norm": 500}, {"clip_grad": 500.0}, {}),
@@ -154,7 +161,7 @@ FLAGS: dict[str, tuple[list[str], dict[str, Any]]] = {  # row: flags, options th
         ["--exp_name", "demo", "--resume", "--resume_reset_scheduler"],
         {"resume_reset_scheduler": True},
     ),
-    "MSELoss()": (["--output_checkpoint", "run"], {"loss": "terms", "forces_loss": "mse"}),
+    "MSELoss()": (["--output_checkpoint", "run"], {"loss": "terms"}),
     "HuberLoss()": (
         ["--output_checkpoint", "run", *HUBER.split()],
         {"forces_loss": "huber"},
@@ -223,7 +230,8 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "flat": ({"dtype": "bf16"}, "there is no mixed precision"),
     "a head": ({"model": {"drop_force_head": True}}, "forces of MACE are the slope of its energy"),
     "parallel": ({"train": {"parallel": False}}, "torchrun or srun says"),
-    "a logger": ({"train": {"wandb": "x"}}, "there is no logger of this name"),
+    "a logger": ({"train": {"tensorboard": "x"}}, "what it writes lies beside the checkpoint"),
+    "W&B": ({"train": {"wandb": "x"}}, "WANDB_PROJECT" if "wandb" in LOGGERS.names() else "no logger of this name"),
 }
 
 

@@ -19,6 +19,7 @@ from model_utils.settings.taken import NETWORK, Asked
 
 SECTIONS = ("model", "dataset", "train")
 SCHEDULE = "scheduler"
+CUTOFF = "graph_cutoff_angstrom"  # of the section dataset
 SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # which YAML takes for text
 OF_THE_FILE = ("seed", "dtype")  # keys of the section model that are no fields of the network
 
@@ -64,6 +65,9 @@ def as_ours(
         settings_of_key = {name: value for name, value in part.items() if name != NETWORK}
         for said, known in ((part.get(NETWORK, {}), network), (settings_of_key, ours)):
             _put(said, key, known, said_by, file)
+    if begins_with_a_model(settings) and said_by.get("r_max") == CUTOFF:
+        file.notes.append(f"{path}: {CUTOFF}: the cutoff is that of the pretrained model, whatever is written here")
+        del network["r_max"]
     _put_network(ours, network, settings, file)
     return ours, file.notes
 

@@ -127,10 +127,16 @@ def test_a_key_of_a_yaml(row: str, tmp_path: Path) -> None:
         )
 
 
-def test_pretrained_is_a_fine_tuning(tmp_path: Path) -> None:
-    settings = {"model": {"pretrained": "/w.model", "drop_force_head": True, "dtype": "float32"}, "train": NEEDED}
+def test_pretrained_is_a_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {
+        "model": {"pretrained": "/w.model", "drop_force_head": True, "dtype": "float32"},
+        "train": NEEDED,
+    }
     plain = taken(tmp_path, settings, kind=FinetuneOptions)
     assert (plain["input_model"], plain["dtype"]) == ("/w.model", "float32")
+    settings["dataset"] = {"graph_cutoff_angstrom": 4.0}
+    assert "network" not in taken(tmp_path, settings, kind=FinetuneOptions)
+    assert "the cutoff is that of the pretrained model" in capsys.readouterr().err
     settings["model"]["hidden_irreps"] = "8x0e"
     with pytest.raises(InputError, match="gives hidden_irreps beside pretrained, whose network stays"):
         taken(tmp_path, settings, kind=FinetuneOptions)

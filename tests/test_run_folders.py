@@ -199,7 +199,12 @@ def test_what_is_no_record_is_left_aside(choose: Choose, tmp_path: Path) -> None
         (tmp_path / "demo" / name / "run.json").write_text(text)
     (tmp_path / "demo" / "file").touch()
     first = choose("--resume")
+    record = record_of(first)
     assert choose("--resume") == first
+    for name in ("asked", "starts", "argv", "command"):
+        (first / "run.json").write_text(json.dumps({**record, name: 1}))
+        assert choose("--resume") != first, name
+        shutil.rmtree(choose("--resume"))
 
 
 def test_folders_are_whole_from_the_beginning(choose: Choose, tmp_path: Path) -> None:

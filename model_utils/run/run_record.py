@@ -89,7 +89,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         log.warning("warning: %s cannot be read and is left aside: %s", path, error)
         return None
-    wanted: dict[str, type] = {"created": str, "asked": dict, "starts": list}
+    wanted: dict[str, type] = {"created": str, "asked": dict, "starts": list, "argv": list, "command": str}
     if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in wanted.items()):
         log.warning("warning: %s is no record of a run and is left aside", path)
         return None

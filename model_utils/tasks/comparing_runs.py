@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataloader import streams
 from model_utils.errors import InputError, VerificationError
 from model_utils.files.outputs import sidecar
 from model_utils.models.description import differing_fields
@@ -105,13 +106,13 @@ def reproduce(options: ReproduceOptions) -> None:
     """
     run = _Run.at(options.input_model)
     for line in _needed(run):
-        print(f"# {line}")
+        print(f"# {streams.printable(line)}")
     place = options.output_checkpoint or Path("repeated")
     words = [*_command(run), "--output_checkpoint", str(place)]
-    print(shlex.join(["python", *words]))
+    print(streams.printable(shlex.join(["python", *words])))
     for entry in run.stored.history:
         for line in _continued(entry, place):
-            print(line)
+            print(streams.printable(line))
 
 
 def _needed(run: _Run) -> Iterator[str]:

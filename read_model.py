@@ -1,10 +1,20 @@
-"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert --help``."""
+"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert --help``.
+
+And into runs: ``python read_model.py reproduce RUN``, ``python read_model.py diff RUN RUN``.
+"""
 
 import sys
 from collections.abc import Sequence
 
 from model_utils.settings import cli
-from model_utils.settings.options import ConvertOptions, DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
+from model_utils.settings.options import (
+    ConvertOptions,
+    DescribeOptions,
+    DiffOptions,
+    ExportOptions,
+    ReproduceOptions,
+    VerifyOptions,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "show": (DescribeOptions, show),
         "diff": (DiffOptions, diff),
         "convert": (ConvertOptions, convert),
+        "reproduce": (ReproduceOptions, reproduce),
     }
     return cli.run_subcommand(commands, __doc__ or "", argv)
 
@@ -41,7 +52,12 @@ def show(options: DescribeOptions) -> None:
 
 
 def diff(options: DiffOptions) -> None:
-    """Say where two weights files differ."""
+    """Say where two weights files differ, or the runs of two folders."""
+    if options.input_model.is_dir() and options.other_model.is_dir():
+        from model_utils.tasks import comparing_runs
+
+        comparing_runs.diff(options)
+        return
     from model_utils.tasks import inspecting
 
     inspecting.diff(options)
@@ -52,6 +68,13 @@ def convert(options: ConvertOptions) -> None:
     from model_utils.tasks import conversion
 
     conversion.convert(options)
+
+
+def reproduce(options: ReproduceOptions) -> None:
+    """Print the command that repeats a run."""
+    from model_utils.tasks import comparing_runs
+
+    comparing_runs.reproduce(options)
 
 
 if __name__ == "__main__":

@@ -171,6 +171,11 @@ class Outputs:
         return self.checkpoint.with_name("config.resolved.yaml")
 
     @property
+    def record(self) -> Path:
+        """What the run was asked and every time it was started, where it has a folder of its own."""
+        return self.checkpoint.with_name("run.json")
+
+    @property
     def valid_names(self) -> Path:
         """Names of the structures that were set aside for validation."""
         return self.checkpoint.with_name("valid_structures.txt")
@@ -208,6 +213,8 @@ class Outputs:
         yield self.config, "all settings as used"
         if split:
             yield self.valid_names, "structures set aside for validation"
+        if self.record.exists():
+            yield self.record, "what was asked, versions, machine, data, every start"
 
     def of_another_run(self) -> list[Path]:
         """Files of a run that lie at these places already."""

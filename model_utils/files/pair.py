@@ -92,6 +92,12 @@ class PairWriter:
         if plugins.loaded():
             self._common["plugins"] = plugins.loaded()
 
+    @property
+    def code_version(self) -> Mapping[str, str]:
+        """Versions of what computes, as both files have them."""
+        version: Mapping[str, str] = self._common["code_version"]
+        return version
+
     def begin_with(self, module: nn.Module) -> None:
         """Take all tensors of the module as they are before the first step; frozen ones are never written again."""
         self._module.load_state_dict({name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})

@@ -44,6 +44,7 @@ from optimizer import (
     SCHEDULES,
     OptimizerSettings,
     Schedule,
+    ScheduleKind,
     ScheduleSettings,
     build_optimizer,
     freeze,
@@ -236,7 +237,8 @@ def stages(options: TrainingOptions) -> tuple[Stage, ...]:
     if start >= epochs:
         log.warning("stage two never starts: it begins after epoch %d of %d", start, epochs)
     loss = _named_loss(options.loss, terms.stage_two_weights(options.loss, second))
-    return (first, Stage(start=start, loss=loss, lr=second.stage_two_lr))
+    rate = None if options.running.stage_two_follows_schedule else second.stage_two_lr
+    return (first, Stage(start=start, loss=loss, lr=rate))
 
 
 def fit_plan(options: TrainingOptions, *, judge_first: bool = False) -> FitPlan:
@@ -330,10 +332,10 @@ def steps_per_epoch(options: TrainingOptions, batches: EpochBatches) -> int:
 
 
 def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> ScheduleSettings:
-    """The schedule, with the numbers that its kind uses; one with an end has it where the run ends.
+    """The schedule, with the numbers that its kind uses; one with an end has it where the run ends, or as told.
 
     Raises:
-        InputError: there is no schedule of that name.
+        InputError: there is no schedule of that name, or it has no end and a length is given.
     """
     chosen = options.optimizer
     kind = entry_of(SCHEDULES, chosen.scheduler, "--scheduler")
@@ -341,6 +343,8 @@ def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> Schedu
     steps = options.run.epochs * per_epoch
     steps = min(steps, options.run.max_steps or steps)
     horizon = steps if chosen.scheduler_unit == "step" else steps / per_epoch
+    if options.running.scheduler_length is not None:
+        horizon = _length_of_schedule(options, kind, horizon)
     used = {name: getattr(chosen, option) for name, option in kind.uses.items()}
     return ScheduleSettings(
         kind=chosen.scheduler,
@@ -350,3 +354,27 @@ def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> Schedu
         horizon=float(horizon),
         **used,
     )
+
+
+def _length_of_schedule(options: TrainingOptions, kind: ScheduleKind, horizon: float) -> float:
+    """The length of a schedule that was given, in epochs or steps.
+
+    Args:
+        options: of the run.
+        kind: of the schedule.
+        horizon: length of the run.
+
+    Raises:
+        InputError: the schedule has none, or the rest of the run would train nothing.
+    """
+    length = options.running.scheduler_length
+    assert length is not None
+    name = options.optimizer.scheduler
+    if not kind.has_end:
+        raise InputError(f"--scheduler_length {length:g}: --scheduler {name} has no length; cosine and onecycle have")
+    if math.ceil(length) < horizon and options.optimizer.min_lr == 0:
+        raise InputError(
+            f"--scheduler_length {length:g}: {name} comes down to --min_lr 0 then, and the rest of the run, which is "
+            f"{horizon:g} long, would train nothing; give a --min_lr above 0, or a longer schedule"
+        )
+    return length

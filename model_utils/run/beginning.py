@@ -14,13 +14,14 @@ from torch import nn
 
 from dataloader.dataset import Dataset
 from model_utils import model_loader
+from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.ranks.joining import this_rank
 from model_utils.run import announcement, open_data, resuming
 from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
-from model_utils.run.continuation import UNCHANGED, Changes, take_over
+from model_utils.run.continuation import UNCHANGED, Changes, take_over, with_asked
 from model_utils.run.metrics_file import KnownRecords
 from model_utils.run.open_data import TrainingData
 from model_utils.run.stored_run import StoredRun
@@ -312,9 +313,11 @@ def beginning_of_training(
             contradict those of the run.
         VerificationError: the run there is of another network, or all of its checkpoints are damaged.
     """
+    if options.running.changes_the_run and options.output.resume is None:
+        raise InputError("--resume_best, --resume_new_lr and --reset_scheduler say how a run goes on; add --resume")
     if not group.rank.is_first:
         stored = resuming.run_of_first(group)
-        return Fresh(description) if stored is None else Continued(stored, changes)
+        return Fresh(description) if stored is None else Continued(stored, with_asked(changes, options, stored))
     beginning = _beginning_at(options, outputs, description, changes)
     resuming.say_run(group, beginning.stored if isinstance(beginning, Continued) else None)
     return beginning
@@ -328,12 +331,15 @@ def _beginning_at(
         return Fresh(description)
     stored = resuming.run_to_continue(outputs, changes.begin_with)
     if stored is None:
+        if options.running.changes_the_run:
+            raise InputError(f"there is no {outputs.checkpoint} to go on with; leave out what would change it")
         resuming.refuse_remains(outputs)
         return Fresh(description)
     resuming.require_same_network(stored, options, outputs, description)
+    asked = with_asked(changes, options, stored)
     if changes.begin_with is None:  # else the settings are those of the run
-        resuming.refuse_contradictions(stored, options)
-    return Continued(stored, changes)
+        resuming.refuse_contradictions(stored, options, may_differ=("lr",) if asked.begin_with is not None else ())
+    return Continued(stored, asked)
 
 
 def refuse_other_files(

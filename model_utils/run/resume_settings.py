@@ -75,6 +75,8 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
         "dry_run": False,
         "plugin": cli.as_plain(options)["plugin"],  # a path that is stored is never followed
         "overwrite": False,
+        **dict.fromkeys(("resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler"), False),
+        "run_dir": None,
         **given,
         "resume": "auto",
     }

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,22 +198,27 @@ def require_same_network(
         raise InputError(f"--output_model {outputs.model} is there and not of this run; give another place")
 
 
-def refuse_contradictions(stored: StoredRun, options: TrainOptions) -> None:
+def refuse_contradictions(stored: StoredRun, options: TrainOptions, may_differ: Sequence[str] = ()) -> None:
     """A command line that asks for other settings than those of the run it continues is a mistake.
+
+    Args:
+        stored: the run.
+        options: of the command line.
+        may_differ: names of settings in which a change was asked for.
 
     Raises:
         InputError: naming the first one.
     """
     fixed = names_of(TrainOptions, FIXED)  # the others are no part of what a step computes
     for name, now in cli.as_plain(options).items():
-        if name not in fixed or name not in stored.config or now is None:
+        if name not in fixed or name in may_differ or name not in stored.config or now is None:
             continue
         if now in (stored.config[name], _effective(name, stored)):
             continue
         raise InputError(
             f"--{name} is {_shown(now)}, but the run of {stored.path} has {_shown(stored.config[name])}; give that, "
             "start a new run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, "
-            "--reset_scheduler)"
+            "--reset_scheduler); here --resume_new_lr takes the rate of --lr"
         )
 
 

@@ -16,6 +16,7 @@ from model_utils.errors import InputError, SaveError, VerificationError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.ranks.group import ALONE, Group
+from model_utils.run import run_folders, run_record
 from model_utils.run.assemble import AssembledRun, logger_names
 from model_utils.run.beginning import Beginning
 from model_utils.run.epoch_progress import EpochProgress
@@ -264,6 +265,7 @@ def _opened_by_first(
         beginning.bring_files(outputs, run.state.progress)
         write_log(outputs.log)
         beginning.write_descriptions(options, outputs)
+        _record_start(run, outputs, beginning, record)
         names = logger_names(options.run)
         files = RunFiles(outputs, run.writer, run.data, record, stop, beginning, names, run.group)
         if files.metrics.mended:
@@ -276,3 +278,28 @@ def _opened_by_first(
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
         raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
+
+
+def _record_start(run: AssembledRun, outputs: Outputs, beginning: Beginning, record: Mapping[str, Any]) -> None:
+    """Put a start of the run into its run.json, where it has one."""
+    folder = outputs.checkpoint.parent
+    start = run_record.start_of_now(run.state.progress.step, run.state.computed_on(), run.group.rank.size)
+    known = {
+        "model_json_hash": beginning.description.hash(),
+        "seed": run.options.run.seed,
+        "code": run.writer.code_version,
+        "data": record["data"],
+        "source": record["source"],
+        "history": record["history"],
+        "finished": None,
+    }
+    run_record.changed(folder, known, start)
+    run_folders.make_latest(folder)
+
+
+def record_end(run: AssembledRun, outputs: Outputs) -> None:
+    """Put why the run is over into its run.json, where it has one."""
+    if run.group.rank.is_first:
+        progress = run.state.progress
+        ended = {"at": run_record.now(), "why": progress.finished, "step": progress.step, "epoch": progress.epoch}
+        run_record.changed(outputs.checkpoint.parent, {"finished": ended})

@@ -4,13 +4,11 @@ import torch
 
 from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
-from model_utils.models.description import ModelDescription
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
-from model_utils.run import announcement, assemble, closing, place, rehearsal, replicas, run_files, shared_indexing
+from model_utils.run import announcement, assemble, closing, rehearsal, replicas, run_files, shared_indexing
 from model_utils.run.assemble import AssembledRun
-from model_utils.run.beginning import Beginning, beginning_of_training
-from model_utils.run.continuation import UNCHANGED, Changes
+from model_utils.run.beginning import Beginning
 from model_utils.run.data_identity import data_identity
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
@@ -21,31 +19,6 @@ from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
-
-
-def train(
-    options: TrainOptions,
-    description: ModelDescription,
-    stop: Interruption,
-    group: Group,
-    changes: Changes = UNCHANGED,
-) -> None:
-    """Train from a model.json, or continue with --resume, as the only writer of the place.
-
-    Args:
-        options: every setting.
-        description: of the network.
-        stop: signals and the clock.
-        group: the processes of the run.
-        changes: what a continued run does otherwise.
-
-    Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
-    """
-    outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-    with place.held(options, outputs, group) as held_outputs:
-        beginning = beginning_of_training(options, held_outputs, description, group, changes)
-        train_in_place(options, held_outputs, beginning, stop, group)
 
 
 def train_in_place(
@@ -179,3 +152,4 @@ def fit_and_report(run: AssembledRun, outputs: Outputs, files: SilentFiles, stop
     run.group.first_saves(False)
     log.info("training is over: %s", run.state.progress.finished)
     closing.report_best(run, outputs, files)
+    run_files.record_end(run, outputs)

@@ -107,10 +107,13 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "overwrite": ("overwrite_output_dir", "clobber", "exist_ok"),
     "dry_run": ("fast_dev_run", "dryrun", "sanity_check", "test_run", "debug_run"),
     "output_checkpoint": (
-        *("output_dir", "out_dir", "save_dir", "run_dir", "results_dir", "workdir", "work_dir", "exp_name"),
-        *("checkpoint_dir", "default_root_dir", "root", "logdir", "log_dir", "save_path", "run_name"),
-        *("experiment_name", "checkpoint", "ckpt"),
+        *("output_dir", "out_dir", "save_dir", "results_dir", "workdir", "work_dir"),
+        *("checkpoint_dir", "default_root_dir", "root", "logdir", "log_dir", "run_name", "checkpoint", "ckpt"),
     ),
+    "run_dir": ("experiment_name", "experiment_dir", "exp_dir", "experiment", "runs_dir"),
+    "output_safetensors": ("save_path", "safetensors", "save_safetensors"),
+    "scheduler_length": ("t_max", "lr_t_max", "cosine_epochs", "cosine_steps"),
+    "info_file": ("dataset_info", "statistics_file_path", "stats_file"),
     "output_model": ("model_out", "save_model", "best_model", "model_output", "output_model_path"),
     "input_model": (
         *("model_path", "model", "pretrained_model", "pretrained", "weights", "init_model", "base_model", "load"),

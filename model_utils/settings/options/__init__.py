@@ -31,6 +31,7 @@ from model_utils.settings.options.models import (
 )
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
+from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
 from model_utils.settings.options.training import (
     LossOptions,
     OptimizerOptions,
@@ -60,6 +61,7 @@ __all__ = [
     "FilterOptions",
     "FinetuneOptions",
     "IndexOptions",
+    "InlineModelOptions",
     "LabelOptions",
     "LossOptions",
     "MetadataFitOptions",
@@ -69,9 +71,11 @@ __all__ = [
     "OutputOptions",
     "PackOptions",
     "PrintedLossOptions",
+    "ReproduceOptions",
     "ResumeOptions",
     "Role",
     "RunOptions",
+    "RunningOptions",
     "ShowOptions",
     "SourceOptions",
     "StageTwoOptions",

@@ -42,10 +42,12 @@ class VerifyOptions(ShowOptions):
 @panel("What is done with it", 6, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class DiffOptions(ShowOptions):
-    """Compare two weights files: structure field by field, tensor by tensor."""
+    """Compare two weights files: structure field by field, tensor by tensor; or, of two folders, their runs: settings, data, versions."""
+
+    POSITIONAL = ("input_model", "other_model")  # may stand without their flags
 
     other_model: Path
-    """The other file."""
+    """The other file, or the folder of the other run."""
     other_json: Path | None = None
     """Its model.json, where it holds none."""
 

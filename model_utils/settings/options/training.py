@@ -20,6 +20,7 @@ from model_utils.settings.option_types import (
 )
 from model_utils.settings.options.common import CommonOptions, DeviceOptions
 from model_utils.settings.options.data import BatchOptions, DataOptions
+from model_utils.settings.options.running import InlineModelOptions, RunningOptions
 from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
 
 
@@ -230,7 +231,7 @@ class OutputOptions:
             "Continue at another place, which then gets the best models and records so far; at its own unless given."
         ),
     ]
-    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth."""
+    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth; left out where `run_dir` is given."""
     output_model: Annotated[
         Path | None,
         MAY_CHANGE,
@@ -240,7 +241,7 @@ class OutputOptions:
     overwrite: Annotated[bool, OF_THE_COMMAND] = False
     """Start although the place holds another run's files; they are removed when training begins."""
     resume: Annotated[Literal["auto"] | None, OF_THE_COMMAND] = None
-    """auto: continue the run that lies at the output place, or start it where there is none."""
+    """auto (or nothing after the flag): continue the run that lies at the output place, or start it where there is none."""
     export_mace_model: Annotated[bool, MAY_CHANGE] = True
     """At the end also write `<name>.model`, the bare module that mace's calculator opens."""
 
@@ -263,6 +264,7 @@ class TrainingOptions:
     optimizer: OptimizerOptions
     stage_two: StageTwoOptions
     run: RunOptions
+    running: RunningOptions
     output: OutputOptions
 
     def __post_init__(self) -> None:
@@ -275,7 +277,8 @@ class TrainOptions(TrainingOptions):
     """Train a MACE model from a model.json."""
 
     input_json: Annotated[Path, MAY_CHANGE]
-    """Description of the network; ten lines are enough, `metadata.py init` writes one from data."""
+    """Description of the network; ten lines are enough, `metadata.py init` writes one from data. Not with a section `model` in the YAML."""
+    inline: InlineModelOptions
 
 
 StateItem = Literal["moments", "schedule", "average", "position", "best_loss", "metrics_offset"]

@@ -157,7 +157,7 @@ def test_other_errors_are_not_taken_for_a_full_memory(network: Network) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="multiplied"):
-        memory.in_parts(broken, batch)
+        memory.in_parts(broken, batch, "step")
     assert len(calls) == 1
 
 

@@ -135,7 +135,7 @@ def assembled(
     """
     description = beginning.description
     module = model_loader.build(description, data.train.dtype, options.run.seed, str(options.input_json))
-    beginning.put_weights(module, data.train, options.run.step)
+    beginning.put_weights(module, data.train, options.run.step, device)
     writer = model_loader.PairWriter(  # copies the module while it is on the CPU
         outputs, description, module, code_version(description), beginning.earlier_hashes
     )

@@ -145,6 +145,11 @@ class Contraction:
                 outer_ptr.append(len(outer))
         return outer_ptr, outer, inner, last
 
+    def keep_on(self, like: Tensor) -> None:
+        """Make the tables of plain torch for tensors of a device and precision, before a step needs them."""
+        for table in self._tables:
+            table.on(like)
+
     def by_torch(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """The products in plain torch, one batched product over tiles of one element and channels per output order."""
         tiles = graph.tiles
@@ -239,7 +244,7 @@ class _Table:
         """(n_tiles, n_channels, width, n_out) from features (n_tiles, n_channels, width, n_in) of atoms in tiles."""
         n_in = x.shape[3]
         n_rows = self.left.shape[1]
-        first, second, third, left, right, sums = self._on(x)
+        first, second, third, left, right, sums = self.on(x)
         t1, t2, t3 = (
             None if name is None or u is None else by_tile(torch.matmul(u, weight(name)).transpose(1, 2), graph)
             for name, u in zip(self.names, (first, second, third), strict=True)
@@ -255,7 +260,7 @@ class _Table:
             y = linear if y is None else y + linear
         return x.new_zeros(*x.shape[:3], self.n_out) if y is None else y
 
-    def _on(self, x: Tensor) -> list[Any]:
+    def on(self, x: Tensor) -> list[Any]:
         """The tables as a tensor is, kept on its device: copying them every time would make a GPU wait."""
         key = (x.device, x.dtype)
         if key not in self.kept:

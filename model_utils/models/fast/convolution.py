@@ -81,6 +81,12 @@ class Convolution:
             seen[l3] += 1
         return cls(tuple(paths), tp.irreps_in1[0].mul, max_ell)
 
+    def keep_on(self, like: Tensor) -> None:
+        """Make the tables of plain torch for tensors of a device and precision, before a step needs them."""
+        odd_on(self.max_ell, like.device)
+        for path in self.paths:
+            path.table(like.device, like.dtype)
+
     @property
     def odd(self) -> list[bool]:
         """For every column of the spherical harmonics: whether it changes sign with the vector."""
@@ -202,7 +208,7 @@ def signed_harmonics(graph: BatchGraph, harmonics: Tensor, max_ell: int, *, segm
     """
     slots = graph.segments if segments else graph.rows
     sign = slots.sign.unsqueeze(-1)
-    signs = torch.where(_odd_on(max_ell, harmonics.device), sign, sign.abs()).to(harmonics.dtype)
+    signs = torch.where(odd_on(max_ell, harmonics.device), sign, sign.abs()).to(harmonics.dtype)
     return gather(harmonics, slots.of_pair).view(*slots.sign.shape, -1) * signs
 
 
@@ -212,5 +218,6 @@ def _components(highest: int) -> list[int]:
 
 
 @cache
-def _odd_on(max_ell: int, device: torch.device) -> Tensor:
+def odd_on(max_ell: int, device: torch.device) -> Tensor:
+    """Which columns of the spherical harmonics change sign with the vector, kept on the device."""
     return torch.tensor(odd(max_ell), device=device)

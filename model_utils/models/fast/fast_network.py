@@ -32,6 +32,7 @@ from model_utils.models.fast.plan import Interaction, Readout, plan_of
 from model_utils.models.fast.products import matmul
 from model_utils.models.fast.sums import sums_over_neighbors, sums_over_structures
 from model_utils.models.network import Parameters
+from model_utils.runtime import log
 
 
 class FastNetwork:
@@ -44,8 +45,24 @@ class FastNetwork:
         self.module = module
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
-        backend_of(next(module.parameters()))  # where kernels are not compiled yet, not within the first step
+        self._make_ready(next(module.parameters()))
         self._latest: tuple[weakref.ref[Batch], BatchGraph] | None = None
+
+    def _make_ready(self, like: Tensor) -> None:
+        """Compile kernels, or copy tables to the device and read constants there, not within the first step."""
+        if backend_of(like) is not None:
+            return
+        if like.device.type != "cpu":
+            log.info(
+                "step: fast, in plain torch on %s: there are no compiled kernels for it; sums have a fixed order",
+                like.device,
+            )
+        radial = self.plan.radial
+        powers = (radial.power, radial.repulsion_power)
+        assert all(power >= 0 for power in powers)
+        for interaction in self.plan.interactions:
+            interaction.couplings.keep_on(like)
+            interaction.product.keep_on(like)
 
     @property
     def arithmetic(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of
-from model_utils.models.fast.convolution import signed_harmonics
+from model_utils.models.fast.convolution import odd_on, signed_harmonics
 from model_utils.models.fast.gather import adds_in_one_order, collect, gather
 from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.graph import BatchGraph
@@ -43,6 +43,10 @@ class FirstLayer:
     def max_ell(self) -> int:
         """Highest order."""
         return len(self.scales) - 1
+
+    def keep_on(self, like: Tensor) -> None:
+        """Make the tables of plain torch for tensors of a device and precision, before a step needs them."""
+        odd_on(self.max_ell, like.device)
 
     def __call__(
         self, graph: BatchGraph, radial: Tensor, harmonics: Tensor, path_matrix: Tensor, h: Tensor, maps: list[Tensor]

@@ -68,7 +68,9 @@ def start(
         # batches have all sizes: blocks that cannot grow fragment the memory. Read as CUDA is first used
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     found = find_device(device)
-    if found.type == "cuda":  # else the thread that pins batches, cuBLAS and other libraries' kernels take the first one
+    if (
+        found.type == "cuda"
+    ):  # else the thread that pins batches, cuBLAS and other libraries' kernels take the first one
         torch.cuda.set_device(found)
     return found
 

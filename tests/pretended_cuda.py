@@ -34,7 +34,18 @@ VIEWS = {
 }  # fmt: skip
 FACTORIES = {"empty", "zeros", "ones", "full", "arange", "eye", "scalar_tensor", "empty_strided", "linspace"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-ALL_ON_ONE = {"cat", "stack", "index_select", "gather", "scatter_add", "mm", "bmm", "addmm", "index_add", "searchsorted"}
+ALL_ON_ONE = {
+    "cat",
+    "stack",
+    "index_select",
+    "gather",
+    "scatter_add",
+    "mm",
+    "bmm",
+    "addmm",
+    "index_add",
+    "searchsorted",
+}
 
 _device_of = Tensor.device.__get__  # type: ignore[attr-defined]
 _there: dict[int, StorageWeakRef] = {}

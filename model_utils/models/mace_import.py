@@ -76,4 +76,13 @@ def lammps_classes() -> tuple[Any, Any, Any]:
     return jit.compile, LAMMPS_MACE, LAMMPS_MLIAP_MACE
 
 
-__all__ = ["CUET_AVAILABLE", "OEQ_AVAILABLE", "VERSIONS", "acceleration_config", "choose_executor", "lammps_classes", "mace", "o3"]
+__all__ = [
+    "CUET_AVAILABLE",
+    "OEQ_AVAILABLE",
+    "VERSIONS",
+    "acceleration_config",
+    "choose_executor",
+    "lammps_classes",
+    "mace",
+    "o3",
+]

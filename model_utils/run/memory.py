@@ -76,8 +76,11 @@ def in_parts(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
         TooLarge: a single structure does not fit.
     """
     size = Size(batch.n_atoms, batch.n_edges)
-    key = (batch.positions.device, what)
-    known = batch.n_structures > 1 and any(s.atoms <= size.atoms and s.edges <= size.edges for s in _failed.get(key, ()))
+    device = _device_of(batch)
+    key = (device, what)
+    known = batch.n_structures > 1 and any(
+        s.atoms <= size.atoms and s.edges <= size.edges for s in _failed.get(key, ())
+    )
     if not known:
         try:
             return [compute(batch)]
@@ -87,12 +90,16 @@ def in_parts(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
             if batch.n_structures == 1:
                 raise TooLarge(batch) from None
         # only here, after the exception with its frames is gone, can what they held be given back
-        release(batch.positions.device)
-        if batch.positions.device.type != "cpu":
+        release(device)
+        if device.type != "cpu":
             _failed.setdefault(key, []).append(size)
     first, second = halves(batch)
     _say(batch.n_edges.bit_length(), batch.n_structures, batch.n_edges, max(first.n_edges, second.n_edges))
     return [*in_parts(compute, first, what), *in_parts(compute, second, what)]
+
+
+def _device_of(batch: Batch) -> torch.device:
+    return batch.positions.device
 
 
 @contextmanager

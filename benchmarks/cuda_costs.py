@@ -3,11 +3,11 @@
     python benchmarks/cuda_costs.py                                  S, M and L, 216 and 4104 atoms of MgO
     python benchmarks/cuda_costs.py --models M --atoms 4104 --forms plain --by operation
 
-Every call of torch's library in a step on fake tensors is noted: what it reads and writes, each array once per call. The
-form ``plain`` is the fast step in plain torch, as CUDA runs it without kernels; ``kernels`` the same with one kernel, or
-a few, for each sum that a backend computes; ``reference`` mace-torch's own module without the fusions of TorchScript.
-Busy time is the sum over launches of the largest of 2 µs, bytes over bandwidth and operations over rate, with the rates
-of copying and of float32 products seen on such cards: it is counted, not measured.
+Every call of torch's library in a step on fake tensors is noted: what it reads and writes, each array once per call.
+The form ``plain`` is the fast step in plain torch, as CUDA runs it without kernels; ``kernels`` the same with one
+kernel, or a few, for each sum that a backend computes; ``reference`` mace-torch's own module without the fusions of
+TorchScript. Busy time is the sum over launches of the largest of 2 µs, bytes over bandwidth and operations over rate,
+with the rates of copying and of float32 products seen on such cards: it is counted, not measured.
 """
 
 import argparse
@@ -240,7 +240,7 @@ def as_on_a_gpu(form: str, counted: Counted) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in (fast_network, first_layer, geometry, linear, sums):
-            stack.enter_context(mock.patch.object(module, "adds_in_one_order", lambda _: False))
+            stack.enter_context(mock.patch.object(module, "adds_in_one_order", return_value=False))
         if form == "kernels":
             kernels = {"counted": CountedKernels(counted)}
             stack.enter_context(mock.patch.dict(backends.BACKENDS, kernels, clear=True))

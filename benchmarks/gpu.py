@@ -119,16 +119,21 @@ class Parts:
                 (graph.n_pairs, len(convolution.paths) * channels),
             ]
             h, y, w = (torch.randn(shape, device=self.device).requires_grad_(True) for shape in shapes)
-            with torch.no_grad():
-                out = convolution(graph, h, y, w)
-                ms = timed(lambda: convolution(graph, h, y, w), self.device, 0.3)
-            moved = h.nbytes + 2 * y.nbytes + 2 * w.nbytes + out.nbytes
-            self.report_bandwidth(f"{model} {graph.n_atoms} atoms, {network.arithmetic}: A", ms, moved)
-            g = torch.randn_like(out)
-            a = convolution(graph, h, y, w)
-            ms = timed(lambda: torch.autograd.grad(a, (h, y, w), g, retain_graph=True), self.device, 0.3)
-            moved += 2 * h.nbytes + 3 * y.nbytes + 3 * w.nbytes
-            self.report_bandwidth(f"{model} {graph.n_atoms} atoms, {network.arithmetic}: VJP", ms, moved)
+            self.time_convolution(f"{model} {graph.n_atoms} atoms, {network.arithmetic}", convolution, graph, (h, y, w))
+
+    def time_convolution(self, what: str, convolution: Any, graph: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Bytes are those of a kernel that meets arrays of pairs once for each of their edges."""
+        h, y, w = inputs
+        with torch.no_grad():
+            out = convolution(graph, h, y, w)
+            ms = timed(lambda: convolution(graph, h, y, w), self.device, 0.3)
+        moved = h.nbytes + 2 * y.nbytes + 2 * w.nbytes + out.nbytes
+        self.report_bandwidth(f"{what}: A", ms, moved)
+        g = torch.randn_like(out)
+        a = convolution(graph, h, y, w)
+        ms = timed(lambda: torch.autograd.grad(a, inputs, g, retain_graph=True), self.device, 0.3)
+        moved += 2 * h.nbytes + 3 * y.nbytes + 3 * w.nbytes
+        self.report_bandwidth(f"{what}: VJP", ms, moved)
 
     def report_bandwidth(self, what: str, ms: float, moved: int) -> None:
         """Say what share of a copy's rate a kernel reaches."""

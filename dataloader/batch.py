@@ -87,8 +87,8 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, by one copy that overlaps with computing.
 
-        Where the tensors do not lie in one buffer yet they are put into one of pinned memory: each copy of its own costs
-        some 10 µs of the host, and waits for the device where the memory is not pinned.
+        Tensors that do not lie in one buffer yet are put into one of pinned memory: each copy of its own costs some
+        10 µs of the host, and waits for the device where the memory is not pinned.
         """
         if device.type == "cpu" or self.positions.device == device:
             return self

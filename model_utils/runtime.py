@@ -62,16 +62,15 @@ def start(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before CUDA is first used
         torch.use_deterministic_algorithms(True, warn_only=False)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # every entry is written before it is read
+        # no memory is read before it is written: to fill it first would cost a pass over every new tensor
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     if not any(name in os.environ for name in ALLOCATOR):
         # batches have all sizes: blocks that cannot grow fragment the memory. Read as CUDA is first used
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     found = find_device(device)
-    if (
-        found.type == "cuda"
-    ):  # else the thread that pins batches, cuBLAS and other libraries' kernels take the first one
-        torch.cuda.set_device(found)
+    if found.type == "cuda":
+        torch.cuda.set_device(found)  # else the thread that pins batches, cuBLAS and other libraries take the first one
     return found
 
 

@@ -1,8 +1,8 @@
 """CUDA's rules without CUDA: the CPU's arithmetic on tensors that say they lie on ``cuda:0``.
 
-Tensors keep their storage; a table says which storages "lie on the device". A dispatch mode sees every call of torch's
-library: what mixes devices raises as it would there, what makes the host wait and what copies between host and device is
-noted with the function of the project that asked for it. What this cannot show: streams, atomics, memory, speed.
+Tensors keep their storage; a table says which storages "lie on the device". A dispatch mode sees every call of
+torch's library: what mixes devices raises as it would there, what makes the host wait and what copies between host and
+device is noted with the function of the project that asked for it. It cannot show streams, atomics, memory, speed.
 """
 
 import contextlib
@@ -284,6 +284,15 @@ def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
     return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).to(torch.int64)
 
 
+def _moved_where_asked(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(*args: Any, **kwargs: Any) -> Tensor:
+        device = kwargs.pop("device", None)
+        out = original(*args, **kwargs)
+        return out if device is None else out.to(device)
+
+    return made
+
+
 CUDA_SAYS: dict[str, Any] = {
     "is_available": True, "device_count": 1, "_lazy_init": None, "is_initialized": True, "current_device": 0,
     "set_device": None, "synchronize": None, "empty_cache": None, "get_device_name": "Pretended",
@@ -330,13 +339,7 @@ def pretended() -> Iterator[Notes]:
     patch(Tensor, "device", property(_device))
     patch(torch.nn.functional, "one_hot", _one_hot)
     for name in ("tensor", "as_tensor"):
-
-        def made(*args: Any, _original: Any = getattr(torch, name), **kwargs: Any) -> Tensor:
-            device = kwargs.pop("device", None)
-            out = _original(*args, **kwargs)
-            return out if device is None else out.to(device)
-
-        patch(torch, name, made)
+        patch(torch, name, _moved_where_asked(getattr(torch, name)))
     notes.__init__()  # type: ignore[misc]
     torch._C._set_only_lift_cpu_tensors(True)
     try:

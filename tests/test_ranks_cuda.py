@@ -1,4 +1,4 @@
-"""Several processes on GPUs, one for each, and one alone over NCCL; but for the same over gloo, skipped without a GPU."""
+"""Several processes on GPUs, one for each, and one alone over NCCL; skipped without a GPU, but for one over gloo."""
 
 import json
 import os

@@ -88,7 +88,7 @@ def predict(
 
 
 def volumes(cell: Tensor) -> Tensor:
-    """|a · (b × c)| of cells, (n_structures, 3, 3), Å; (n_structures,), Å³. A determinant would call a solver's library."""
+    """|a · (b × c)| of cells, (n_structures, 3, 3), Å; (n_structures,), Å³. A determinant would call a library."""
     a, b, c = cell.unbind(1)
     return (a * torch.linalg.cross(b, c)).sum(dim=1).abs()
 

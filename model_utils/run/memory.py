@@ -78,10 +78,8 @@ def in_parts(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
     size = Size(batch.n_atoms, batch.n_edges)
     device = _device_of(batch)
     key = (device, what)
-    known = batch.n_structures > 1 and any(
-        s.atoms <= size.atoms and s.edges <= size.edges for s in _failed.get(key, ())
-    )
-    if not known:
+    failed = any(known.atoms <= size.atoms and known.edges <= size.edges for known in _failed.get(key, ()))
+    if batch.n_structures == 1 or not failed:
         try:
             return [compute(batch)]
         except (RuntimeError, MemoryError) as error:

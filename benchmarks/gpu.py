@@ -197,7 +197,7 @@ class Parts:
             self.judge("a run that was broken off and went on has the same bits, without --deterministic", same)
             errors = []
             for device in (self.device.type, "cpu"):
-                report = place / f"{device}.json"
+                report = place / f"errors{len(errors)}.json"
                 words = ["--input_model", place / "whole" / "whole_model.pt", "--xyz_path", place / "t.xyz"]
                 run(evaluate.main, [*words, "--device", device, "--output_json", report])
                 errors.append(json.loads(report.read_text())["forces_rmse"])
@@ -324,33 +324,30 @@ def launches_of(step: Callable[[], None], device: torch.device) -> tuple[int, li
     return sum(event.count for event in kernels), top
 
 
-def crystals(atoms: int) -> tuple[list[Any], list[int]]:
+def crystals(atoms: int) -> list[Any]:
     """Supercells of MgO of 108 atoms, of so many together; a cell of eight for 0."""
     rng = np.random.default_rng(5)
     if not atoms:
         from ase.build import bulk
 
-        return [train_step.labelled(bulk("MgO", "rocksalt", a=4.21, cubic=True), rng)], [8, 12]
+        return [train_step.labelled(bulk("MgO", "rocksalt", a=4.21, cubic=True), rng)]
     structures: list[Any] = []
     while sum(s.n_atoms for s in structures) < atoms:
         structures += train_step.crystals(rng, 0)[0]
-    return structures, [8, 12]
+    return structures
 
 
-def made(hidden: str, atoms: int, dtype_name: str, device: torch.device) -> tuple[Any, Any, Any]:
-    """Description, module and batch, these on the device."""
-    from dataloader.batch import collate
-    from dataloader.neighbors import build_graph
+def built(hidden: str, dtype_name: str, device: torch.device, *, small: bool = False) -> tuple[Any, Any]:
+    """Description and module, this on the device; ``small``: for the cell of eight atoms."""
     from model_utils import model_loader, runtime
     from model_utils.models import description as model_json
 
     dtype = runtime.DTYPES[dtype_name]
     torch.set_default_dtype(dtype)
-    structures, numbers = crystals(atoms)
     fields = {
         "model_class": "ScaleShiftMACE",
-        "r_max": 5.0 if atoms else 2.6,
-        "atomic_numbers": numbers,
+        "r_max": 2.6 if small else 5.0,
+        "atomic_numbers": [8, 12],
         "atomic_energies": [-1.0, -1.0],
         "avg_num_neighbors": 50.0,
         "atomic_inter_scale": 1.3,
@@ -358,11 +355,27 @@ def made(hidden: str, atoms: int, dtype_name: str, device: torch.device) -> tupl
         "hidden_irreps": hidden,
     }
     described = model_json.parse(json.dumps(fields), "benchmark")
-    module = model_loader.build(described, dtype, 1).to(device)
+    return described, model_loader.build(described, dtype, 1).to(device)
+
+
+def batch_of(described: Any, atoms: int, module: Any) -> Any:
+    """A batch of so many atoms with its orders, where the module is."""
+    from dataloader.batch import collate
+    from dataloader.neighbors import build_graph
+    from model_utils import model_loader
+
+    structures = crystals(atoms)
+    own = next(module.parameters())
     graphs = [build_graph(s, described.r_max) for s in structures]
-    batch = collate(structures, graphs, range(len(structures)), described.facts(), dtype, free_atoms_only=False)
-    prepare = model_loader.preparation("fast", described)
-    return described, module, prepare(batch).to(device)
+    numbers = range(len(structures))
+    batch = collate(structures, graphs, numbers, described.facts(), own.dtype, free_atoms_only=False)
+    return model_loader.preparation("fast", described)(batch).to(own.device)
+
+
+def made(hidden: str, atoms: int, dtype_name: str, device: torch.device) -> tuple[Any, Any, Any]:
+    """Description, module and batch, these on the device."""
+    described, module = built(hidden, dtype_name, device, small=not atoms)
+    return described, module, batch_of(described, atoms, module)
 
 
 # In a process of its own
@@ -373,28 +386,36 @@ def child(form: str, seconds: float, *, rehearsal: bool) -> None:
     from model_utils import runtime
     from model_utils.run.memory import _out_of_memory
 
-    device = runtime.start(device="cpu" if rehearsal else "cuda", dtype=torch.float32, threads=None, seed=3)
+    device = runtime.start(
+        device="cpu" if rehearsal else "cuda", dtype=torch.float32, threads=1 if rehearsal else None, seed=3
+    )
     for model, hidden in (TINY if rehearsal else MODELS).items():
+        described, module = built(hidden, "float32", device, small=rehearsal)
         for atoms in (0,) if rehearsal else SIZES:
             if time.monotonic() - BEGAN > seconds:
                 return
-            described, module, batch = made(hidden, atoms, "float32", device)
+            batch = batch_of(described, atoms, module)
             row: dict[str, Any] = {"form": form, "model": model, "atoms": batch.n_atoms, "edges": batch.n_edges}
             try:
-                step = step_of(form, described, module, batch)
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats(device)
-                row["ms"] = timed(step, device, 0.2 if rehearsal else 1.0)
-                row["gib"] = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+                row |= measured(step_of(form, described, module, batch), device, 0.2 if rehearsal else 0.7)
             except Exception as error:
-                out_of_memory = _out_of_memory(error)
-                row |= {"ms": None, "why": "does not fit" if out_of_memory else f"fails: {str(error)[:80]}"}
-                print(json.dumps(row), flush=True)
-                if not out_of_memory:
-                    return
-                break
+                too_large = _out_of_memory(error)
+                row |= {"ms": None, "why": "does not fit" if too_large else f"fails: {str(error)[:80]}"}
             print(json.dumps(row), flush=True)
+            if row["ms"] is None and row["why"] != "does not fit":
+                return
+            if row["ms"] is None:
+                break
+
+
+def measured(step: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, float]:
+    """Time and memory of a step."""
+    if device.type != "cuda":
+        return {"ms": timed(step, device, seconds), "gib": 0.0}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    ms = timed(step, device, seconds)
+    return {"ms": ms, "gib": torch.cuda.max_memory_allocated(device) / 2**30}
 
 
 def step_of(form: str, described: Any, module: Any, batch: Any) -> Callable[[], Any]:
@@ -461,7 +482,8 @@ def main() -> int:
         return 2
     from model_utils import runtime
 
-    runtime.start(device="cpu" if args.rehearse else "cuda", dtype=torch.float32, threads=None, seed=3)
+    threads = 1 if args.rehearse else None
+    runtime.start(device="cpu" if args.rehearse else "cuda", dtype=torch.float32, threads=threads, seed=3)
     parts = Parts(rehearsal=args.rehearse)
     names = ["environment", "correctness", "convolution", "waits_and_launches", "files", "steps", "tests"]
     for name in names if args.parts is None else args.parts:

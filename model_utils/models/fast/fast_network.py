@@ -49,7 +49,8 @@ class FastNetwork:
         self._latest: tuple[weakref.ref[Batch], BatchGraph] | None = None
 
     def _make_ready(self, like: Tensor) -> None:
-        """Compile kernels, or copy tables to the device and read constants there, not within the first step."""
+        """Compile kernels, or copy tables to the device, and read constants there: not within the first step."""
+        self.plan.radial.keep_constants()
         if backend_of(like) is not None:
             return
         if like.device.type != "cpu":
@@ -57,9 +58,6 @@ class FastNetwork:
                 "step: fast, in plain torch on %s: there are no compiled kernels for it; sums have a fixed order",
                 like.device,
             )
-        radial = self.plan.radial
-        powers = (radial.power, radial.repulsion_power)
-        assert all(power >= 0 for power in powers)
         for interaction in self.plan.interactions:
             interaction.couplings.keep_on(like)
             interaction.product.keep_on(like)

@@ -86,6 +86,13 @@ class Radial:
         """The power of the repulsion's cutoff, which model.json says and every load compares."""
         return 0 if self.repulsion is None else int(self.repulsion.p)
 
+    def keep_constants(self) -> None:
+        """Read what steps take as numbers, before the first of them."""
+        numbers = [self.power, self.repulsion_power, self.constant("cutoff_fn.r_max")]
+        if not self.gaussian:
+            numbers.append(self.constant("bessel_fn.prefactor"))
+        assert all(number >= 0 for number in numbers)
+
     def constant(self, name: str) -> float:
         """A number that a module of the embedding holds, read once: on a GPU each reading waits for the step."""
         if name not in self.constants:

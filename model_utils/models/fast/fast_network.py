@@ -54,10 +54,7 @@ class FastNetwork:
         if backend_of(like) is not None:
             return
         if like.device.type != "cpu":
-            log.info(
-                "step: fast, in plain torch on %s: there are no compiled kernels for it; sums have a fixed order",
-                like.device,
-            )
+            log.info("step: fast, in plain torch on %s: there are no compiled kernels for it", like.device)
         for interaction in self.plan.interactions:
             interaction.couplings.keep_on(like)
             interaction.product.keep_on(like)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from ase.io import write
+from lmdb_material import labelled, write_dicts
 from pretended_cuda import Notes, as_move, as_step, notes, pretended
 from test_fast_step import LOSSES, RICH, Both, fields_of, many_elements
 from torch import Tensor
@@ -74,8 +75,10 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def trained(place: Path, step: str, *more: str) -> Path:
-    words = ["--input_json", place / "tiny.json", "--xyz_train", place / "train.xyz", "--xyz_val", place / "valid.xyz"]
+def trained(place: Path, step: str, *more: str, data: tuple[str, str] = ("xyz", "xyz")) -> Path:
+    kind, suffix = data
+    words = ["--input_json", place / "tiny.json", f"--{kind}_train", place / f"train.{suffix}"]
+    words += [f"--{kind}_val", place / f"valid.{suffix}"]
     words += ["--output_checkpoint", place / "run", "--device", "cuda", "--batch_size", 4, "--ema", "--step", step]
     assert train_mace.main([*map(str, words), *more]) == 0
     return place / "run" / "run_model.pt"
@@ -119,8 +122,10 @@ def test_commands(
     assert computed_on["tf32"] is False
 
 
-def test_the_reference_step_in_a_run(place: Path, device: Notes) -> None:
-    trained(place, "reference", "--epochs", "1", "--max_steps", "2", "--num_workers", "1")
+def test_the_reference_step_on_an_lmdb(place: Path, device: Notes) -> None:
+    for name, n in (("train", 8), ("valid", 3)):
+        write_dicts(place / f"{name}.lmdb", labelled(n, n))
+    trained(place, "reference", "--epochs", "1", "--max_steps", "2", "--num_workers", "1", data=("lmdb", "lmdb"))
     assert_like_a_step(device)
 
 
@@ -128,6 +133,8 @@ def test_a_step_of_every_part(device: Notes, monkeypatch: pytest.MonkeyPatch) ->
     """Repulsion, transform, densities, heads, stress of crystals, molecules: what the commands above do not have."""
     both = Both.of(fields_of({**RICH, "later": "density_residual"}))
     loss = Loss.of(energy=1.0, forces=1.0, stress=1.0)
+    weights = model_loader.trainable(both.module)
+    expected = loss_and_gradients(both.reference, weights, [both.batch()], loss)
     both.module.to("cuda")
     weights = model_loader.trainable(both.module)
     results = []
@@ -136,9 +143,11 @@ def test_a_step_of_every_part(device: Notes, monkeypatch: pytest.MonkeyPatch) ->
         results.append(as_step(loss_and_gradients)(network, weights, batches[:1], loss))
         as_step(evaluation.evaluate)(network, weights, batches[1:], loss, torch.device("cuda"), everything=True)
     assert not device.waits_in_steps
-    ours, theirs = ([g.to("cpu") for g in result.gradients] for result in results)
-    for own, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(own, their, rtol=0, atol=1e-11 * max(float(their.abs().max()), 1e-2))
+    for result in results:
+        for ours, theirs in zip(result.gradients, expected.gradients, strict=True):
+            torch.testing.assert_close(
+                ours.to("cpu"), theirs, rtol=0, atol=1e-11 * max(float(theirs.abs().max()), 1e-2)
+            )
 
 
 def test_many_elements_wait_for_nothing(device: Notes) -> None:

@@ -90,7 +90,7 @@ def predict(
 def volumes(cell: Tensor) -> Tensor:
     """Volumes of cells, (n_structures, 3, 3), Å; (n_structures,), Å³.
 
-    On a GPU |a · (b × c)|: a determinant calls a solver's library there. On a CPU it keeps the last bits of stored runs.
+    On a GPU |a · (b × c)|: a determinant would call a solver's library. On a CPU it keeps the last bits of stored runs.
     """
     if cell.device.type == "cpu":
         return torch.linalg.det(cell).abs()

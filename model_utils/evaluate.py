@@ -22,7 +22,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """Load and verify the model, predict every structure, print the errors, write them where asked."""
     # torch is imported only now: --help and mistakes in flags are answered in a fraction of a second
     from model_utils import model_loader, runtime
-    from model_utils.run import assemble, open_data
+    from model_utils.run import announcement, assemble, open_data
     from model_utils.tasks import evaluation_report
     from model_utils.tasks.breakdown import Breakdown
 
@@ -44,6 +44,7 @@ def evaluate(options: EvaluateOptions) -> None:
     data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)
     network = model_loader.build_network(module, options.step, loaded.description)
+    announcement.announce_step(network)
     weights = model_loader.trainable(module)
     loss = evaluation_report.loss_of(options.loss)
     wants_frames = options.output_xyz is not None

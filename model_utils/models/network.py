@@ -11,6 +11,7 @@ from dataloader.quantities import ENERGY, FORCES, STRESS
 from losses import Prediction
 
 Parameters = Mapping[str, Tensor]
+PLAIN_TORCH = "plain torch"  # arithmetic of a fast form without kernels
 
 
 class Network(Protocol):

@@ -74,6 +74,7 @@ def train_in_place(
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, device, group)
+    announcement.announce_step(run.state.network)
     announcement.announce_ranks(group, run.steps)
     largest = rehearsal.largest_batch(run)
     rehearsal.try_batch(largest, run)

@@ -31,8 +31,7 @@ from model_utils.models.fast.orders import prepared
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
 from model_utils.models.fast.products import matmul
 from model_utils.models.fast.sums import sums_over_neighbors, sums_over_structures
-from model_utils.models.network import Parameters
-from model_utils.runtime import log
+from model_utils.models.network import PLAIN_TORCH, Parameters
 
 
 class FastNetwork:
@@ -53,8 +52,6 @@ class FastNetwork:
         self.plan.radial.keep_constants()
         if backend_of(like) is not None:
             return
-        if like.device.type != "cpu":
-            log.info("step: fast, in plain torch on %s: there are no compiled kernels for it", like.device)
         for interaction in self.plan.interactions:
             interaction.couplings.keep_on(like)
             interaction.product.keep_on(like)
@@ -63,7 +60,7 @@ class FastNetwork:
     def arithmetic(self) -> str:
         """The backend that computes, or plain torch; another one gives other last bits."""
         backend = backend_of(next(self.module.parameters()))
-        return "plain torch" if backend is None else backend.name
+        return PLAIN_TORCH if backend is None else backend.name
 
     def prepared(self, batch: Batch) -> Batch:
         """The batch with its orders (``orders``)."""

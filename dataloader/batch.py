@@ -92,6 +92,8 @@ class Batch:
         """
         if device.type == "cpu" or self.positions.device == device:
             return self
+        if self.positions.device.type != "cpu":  # from one device to another
+            return _map_tensors(self, lambda tensor: tensor.to(device))
         packed = self if _share_a_buffer(self) else BatchBuffer(self).pin_memory().batch()
         return _map_tensors(packed, _Mover(device))
 

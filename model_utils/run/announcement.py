@@ -7,6 +7,7 @@ from losses import Loss
 from model_utils.files.outputs import Outputs
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.description import ModelDescription
+from model_utils.models.network import PLAIN_TORCH, Network
 from model_utils.ranks.group import Group
 from model_utils.ranks.joining import idle_warning
 from model_utils.run import loggers
@@ -78,6 +79,14 @@ def announce_new_files(options: TrainOptions, outputs: Outputs, description: Mod
     of_loggers = loggers.announced(logger_names(options.run), outputs.checkpoint.parent)
     for path, what in chain(files, of_loggers):
         log.info("will write %s: %s", path, what)
+
+
+def announce_step(network: Network) -> None:
+    """Say which arithmetic runs where; another one gives other last bits, and takes another time."""
+    device = next(network.module.parameters()).device
+    slow = network.kind == "fast" and network.arithmetic == PLAIN_TORCH
+    note = f"; there are no compiled kernels for {device.type} here" if slow else ""
+    log.info("step: %s on %s, computed by %s%s", network.kind, device, network.arithmetic, note)
 
 
 def announce_ranks(group: Group, steps: Steps) -> None:

@@ -112,7 +112,7 @@ def with_measured_budget(
     loss = loss_of(options.loss)
 
     def step(batch: Batch) -> None:
-        loss_and_gradients(network, parameters, [batch], loss)
+        loss_and_gradients(network, parameters, [network.prepared(batch).to(device)], loss)
 
     edges = measured_edges(step, dataset, device, batches.batch_size, group)
     if batches.batch_size is None and batches.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
@@ -141,7 +141,7 @@ def with_measured_evaluation_budget(
         return options
 
     def step(batch: Batch) -> None:
-        evaluate(network, parameters, [batch], Loss.of(), device)
+        evaluate(network, parameters, [network.prepared(batch)], Loss.of(), device)
 
     return replace(options, max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size, group))
 

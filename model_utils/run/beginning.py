@@ -89,13 +89,14 @@ class Beginning(Protocol):
         """Say what isolated atoms of the data are beside the model's E0s."""
         ...
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Put the first weights into a module that was built with fresh ones.
 
         Args:
             module: on the CPU, in the run's precision.
             data: to train on.
             step: form of the network that is trained (``--step``).
+            device: on which it will be.
 
         Raises:
             VerificationError: the module does not give the energies and forces of where it comes from.
@@ -191,7 +192,7 @@ class Fresh(NewRun):
         remedy = f"metadata.py fit --input_json {options.input_json} with the data makes a model.json with theirs"
         open_data.compare_energies(data, remedy)
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Keep the weights that the seed drew."""
 
     def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
@@ -262,7 +263,7 @@ class Continued:
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Say nothing: it was said as the run began."""
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Leave the fresh weights until ``put_state``, which takes weights and state of one checkpoint together."""
 
     def with_measured_budget(

@@ -63,7 +63,7 @@ def evaluate(
 
     total = no_sums(device)
     for on_host in batches:
-        for batch, prediction in in_parts(predicted, on_host.to(device)):
+        for batch, prediction in in_parts(predicted, on_host.to(device), "evaluation"):
             total += error_sums(prediction, batch.labels, batch.sizes, loss).detach()
             if on_batch is not None:
                 on_batch(batch, prediction)

@@ -96,7 +96,7 @@ def loss_and_gradients(
         return _micro_step(network, parameters, tensors, batch, loss, rows)
 
     pieces = (addition.pieces(batch) for batch in batches)
-    results = (chain.from_iterable(in_parts(micro_step, piece) for piece in own) for own in pieces)
+    results = (chain.from_iterable(in_parts(micro_step, piece, "step") for piece in own) for own in pieces)
     return addition.total(results, tensors, loss, rows)
 
 

@@ -47,6 +47,7 @@ def train_in_place(
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, device, group)
+    announcement.announce_step(run.state.network)
     announcement.announce_ranks(group, run.steps)
     largest = rehearsal.largest_batch(run)
     rehearsal.try_batch(largest, run)
@@ -108,7 +109,7 @@ def assembled(
     """
     description = beginning.description
     module = model_loader.build(description, data.train.dtype, options.run.seed, str(options.input_json))
-    beginning.put_weights(module, data.train, options.run.step)
+    beginning.put_weights(module, data.train, options.run.step, device)
     writer = model_loader.PairWriter(  # copies the module while it is on the CPU
         outputs, description, module, code_version(description), beginning.earlier_hashes
     )

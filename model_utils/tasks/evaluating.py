@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from losses import Metrics
 from model_utils import model_loader, runtime
 from model_utils.ranks import joining
-from model_utils.run import assemble, open_data
+from model_utils.run import announcement, assemble, open_data
 from model_utils.settings.options import EvaluateOptions
 from model_utils.tasks import evaluation_report
 from model_utils.tasks.breakdown import Breakdown
@@ -50,6 +50,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)
     network = model_loader.build_network(module, options.step, loaded.description)
+    announcement.announce_step(network)
     weights = model_loader.trainable(module)
     loss = evaluation_report.loss_of(options.loss)
     wants_frames = options.output_xyz is not None

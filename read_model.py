@@ -1,10 +1,17 @@
-"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert --help``."""
+"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert|best --help``."""
 
 import sys
 from collections.abc import Sequence
 
 from model_utils.settings import cli
-from model_utils.settings.options import ConvertOptions, DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
+from model_utils.settings.options import (
+    BestOptions,
+    ConvertOptions,
+    DescribeOptions,
+    DiffOptions,
+    ExportOptions,
+    VerifyOptions,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,8 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "show": (DescribeOptions, show),
         "diff": (DiffOptions, diff),
         "convert": (ConvertOptions, convert),
+        "best": (BestOptions, best),
     }
-    return cli.run_subcommand(commands, __doc__ or "", argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["best"] and len(words) > 1 and not words[1].startswith("-"):
+        words.insert(1, "--input_model")  # `best RUN`
+    return cli.run_subcommand(commands, __doc__ or "", words)
 
 
 def export(options: ExportOptions) -> None:
@@ -52,6 +63,13 @@ def convert(options: ConvertOptions) -> None:
     from model_utils.tasks import conversion
 
     conversion.convert(options)
+
+
+def best(options: BestOptions) -> None:
+    """Choose among the models that a run kept."""
+    from model_utils.tasks import choosing
+
+    choosing.best(options)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,23 @@ def in_parts(compute: Callable[[Batch], T], batch: Batch) -> list[T]:
     return [*in_parts(compute, first), *in_parts(compute, second)]
 
 
+def whole(compute: Callable[[Batch], T], batch: Batch) -> list[T]:
+    """``compute(batch)``, of which a division would not be a sum.
+
+    Raises:
+        InputError: memory runs out.
+    """
+    try:
+        return [compute(batch)]
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise InputError(
+            f"out of memory on {batch.positions.device} for {batch.n_structures} structures, which cannot be divided: "
+            "the loss is not a sum over structures; give a smaller --batch_size"
+        ) from None
+
+
 @contextmanager
 def naming(names: Callable[[Sequence[int]], str]) -> Iterator[None]:
     """Within it, a structure that does not fit is bad input, by its name."""

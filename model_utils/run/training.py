@@ -7,13 +7,25 @@ from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
-from model_utils.run import announcement, assemble, closing, place, rehearsal, replicas, run_files, shared_indexing
+from model_utils.run import (
+    announcement,
+    assemble,
+    closing,
+    objective,
+    place,
+    rehearsal,
+    replicas,
+    run_files,
+    shared_indexing,
+    spread,
+)
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginning import Beginning, beginning_of_training
 from model_utils.run.continuation import UNCHANGED, Changes
 from model_utils.run.data_identity import data_identity
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
+from model_utils.run.objective import Units
 from model_utils.run.open_data import TrainingData
 from model_utils.run.parts import parts_of_step
 from model_utils.run.silent_files import SilentFiles
@@ -70,10 +82,11 @@ def train_in_place(
         log.info(limit)
     shared_indexing.index_by_shares(options, beginning.description.facts(), group)
     data = beginning.data(options, dtype)
-    announcement.announce_loss(assemble.loss_of(options.loss))
+    units = spread.units_of(options, data.train, beginning.loss_units)
+    announcement.announce_loss(objective.loss_of(options.loss, units))
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
-    run = assembled(options, outputs, beginning, data, device, group)
+    run = assembled(options, outputs, beginning, data, units, device, group)
     announcement.announce_ranks(group, run.steps)
     largest = rehearsal.largest_batch(run)
     rehearsal.try_batch(largest, run)
@@ -87,9 +100,10 @@ def train_in_place(
     settings = {name: value for name, value in cli.as_plain(run.options).items() if name in fixed}
     replicas.require_equal_beginnings(group, identity, settings, run)
     record = {
-        "config": cli.as_plain(run.options),
+        "config": {**cli.as_plain(run.options), "sync": None},
         "history": beginning.put_state(run, identity),
         "source": beginning.source,
+        "loss_units": dict(units.spread),
         **identity,
     }
     replicas.begin_alike(group, run.state)
@@ -124,6 +138,7 @@ def assembled(
     outputs: Outputs,
     beginning: Beginning,
     data: TrainingData,
+    units: Units,
     device: torch.device,
     group: Group,
 ) -> AssembledRun:
@@ -144,6 +159,9 @@ def assembled(
     batches = assemble.training_batches(options, data, device, prepare)
     accumulate = options.optimizer.accumulate_batches
     n_parts = parts_of_step(options.optimizer.step_parts, beginning.step_parts, accumulate, group.rank.size)
+    plan = assemble.fit_plan(options, units, judge_first=beginning.is_fine_tuned)
+    for stage in plan.stages:
+        objective.require_divisible(stage.loss, options, n_parts)
     return AssembledRun(
         options=options,
         data=data,
@@ -154,7 +172,7 @@ def assembled(
         steps=assemble.training_steps(options, batches, n_parts, group, device),
         group=group,
         state=assemble.training_state(options, module, description, device, batches, n_parts),
-        plan=assemble.fit_plan(options, judge_first=beginning.is_fine_tuned),
+        plan=plan,
     )
 
 

@@ -22,6 +22,7 @@ from model_utils.settings.options.evaluation import EvaluateOptions, PrintedLoss
 from model_utils.settings.options.finetuning import FinetuneOptions
 from model_utils.settings.options.indexing import IndexOptions
 from model_utils.settings.options.models import (
+    BestOptions,
     ConvertOptions,
     DescribeOptions,
     DiffOptions,
@@ -29,8 +30,10 @@ from model_utils.settings.options.models import (
     ShowOptions,
     VerifyOptions,
 )
+from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
+from model_utils.settings.options.splits import SplitOptions
 from model_utils.settings.options.training import (
     LossOptions,
     OptimizerOptions,
@@ -48,6 +51,7 @@ __all__ = [
     "GENERAL_FLAGS",
     "NAMES_OF_FORMATS",
     "BatchOptions",
+    "BestOptions",
     "CheckOptions",
     "CommonOptions",
     "ConvertOptions",
@@ -60,6 +64,7 @@ __all__ = [
     "FilterOptions",
     "FinetuneOptions",
     "IndexOptions",
+    "JudgingOptions",
     "LabelOptions",
     "LossOptions",
     "MetadataFitOptions",
@@ -74,6 +79,7 @@ __all__ = [
     "RunOptions",
     "ShowOptions",
     "SourceOptions",
+    "SplitOptions",
     "StageTwoOptions",
     "TrainOptions",
     "TrainingOptions",

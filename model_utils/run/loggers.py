@@ -91,7 +91,7 @@ def _wandb(run: LoggedRun) -> Logger:
 
 LOGGERS: dict[str, LoggerKind] = {
     "console": LoggerKind(opened=_console, at_once=True),
-    "rich": LoggerKind(opened=_rich, package="rich", at_once=True),
+    "rich": LoggerKind(opened=_rich, package="rich"),
     "tensorboard": LoggerKind(
         opened=_tensorboard, writes="tensorboard", what="TensorBoard events", package="tensorboard", at_once=True
     ),

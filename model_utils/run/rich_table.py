@@ -16,6 +16,7 @@ class RichTables:
     """A table for each validation, with the training errors of the epoch as its first row."""
 
     def __init__(self) -> None:
+        _lines("", {})  # what rich imports by and by costs more than a table: not in the first epoch
         self._trained: Metrics | None = None
 
     def train(self, record: TrainRecord) -> None:
@@ -41,6 +42,12 @@ class RichTables:
 
 
 def _show(title: str, rows: Mapping[str, Metrics]) -> None:
+    for line in _lines(title, rows):
+        log.info("%s", line.rstrip())
+
+
+def _lines(title: str, rows: Mapping[str, Metrics]) -> list[str]:
+    """The table as text."""
     from rich.console import Console
     from rich.table import Table
 
@@ -58,5 +65,4 @@ def _show(title: str, rows: Mapping[str, Metrics]) -> None:
         table.add_row(name, f"{errors.loss:.6g}", str(errors.n_configs), *cells)
     text = io.StringIO()
     Console(file=text, width=WIDTH, color_system=None, markup=False, emoji=False).print(table)
-    for line in text.getvalue().splitlines():
-        log.info("%s", line.rstrip())
+    return text.getvalue().splitlines()

@@ -55,7 +55,7 @@ class WandbRun:
 
     def close(self) -> None:
         """Finish the run there, which waits for what is still to be sent."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
     def _log(self, part: str, values: dict[str, Any], step: int) -> None:
         known = {f"{part}/{name}": value for name, value in values.items() if value is not None}

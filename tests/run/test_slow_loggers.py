@@ -3,6 +3,7 @@
 Nothing here measures a time: what hangs is let go by the test, and limits stand only where a process might hang.
 """
 
+import errno
 import json
 import os
 import signal
@@ -98,7 +99,13 @@ def test_one_that_hangs_changes_nothing_in_the_run(
     at: str, hanging: Callable[[str], Hanging], train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = hanging(at)
-    monkeypatch.setattr(run_files, "PATIENCE", 0.2)
+    ended_within = logger_thread.LoggerThread.ended_within
+
+    def not_long(self: Any, seconds: float) -> bool:
+        """The one that hangs costs the test no time, and the others have as much as they need."""
+        return ended_within(self, 0.01 if self._opened.func == logger.opened else HANGING)
+
+    monkeypatch.setattr(logger_thread.LoggerThread, "ended_within", not_long)
     quiet = train("quiet")
     run = train("run", "--loggers", "hanging", "rich", "csv", "tensorboard")
     assert not logger.let_go.is_set()
@@ -108,6 +115,33 @@ def test_one_that_hangs_changes_nothing_in_the_run(
     assert "E rmse" in log, "the others have their tables"
     weights = ("run_checkpoint.pt", "run_model.pt")
     assert all((run / name).exists() for name in weights)
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard"])
+def test_a_full_disk_changes_nothing_and_its_records_come_later(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_full = False
+    write_bytes = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if is_full and os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(tmp_path / "full")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    sizes = {}
+    for place in ("full", "roomy"):
+        (tmp_path / place).mkdir()
+        run = Loggers([name], LoggedRun(folder=tmp_path / place, name="run"))
+        for step in (2, 4, 6):
+            is_full = step == 4
+            run.train(train_record(step))
+            run.validation(validation_record(step))
+        run.close()
+        sizes[place] = sum(path.stat().st_size for path in (tmp_path / place).rglob("*") if path.is_file())
+    assert sizes["full"] == sizes["roomy"] > 0
+    assert not caplog.text
 
 
 def test_the_wait_at_the_end_is_bounded_and_that_of_all_together(
@@ -206,7 +240,7 @@ class FakeWandb(types.ModuleType):
     def log(self, values: dict[str, Any], step: int) -> None:
         self.logged.append((values, step))
 
-    def finish(self, quiet: bool) -> None:
+    def finish(self) -> None:
         self.finished += 1
 
 

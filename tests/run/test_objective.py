@@ -297,6 +297,12 @@ def test_schedules_and_units_go_on_where_a_run_was_killed(
             best = min(best, line["forces_rmse"])
     units = json.loads((whole / "loss_units.json").read_text())
     assert set(units) == {"energy", "forces"}
+    weights = iter([(1 / 6, 5 / 6), (13 / 14, 1 / 14)])
+    for line in (line for line in lines if line["kind"] == "train"):
+        of_energy, of_forces = next(weights)
+        expected = of_energy * (line["energy_rmse_per_atom"] / units["energy"]) ** 2
+        expected += of_forces * (line["forces_rmse"] / units["forces"]) ** 2
+        assert line["loss"] == pytest.approx(expected, rel=1e-9)
     step = fit_step(monkeypatch, dies_at=3)
     with pytest.raises(Killed):
         train("run", *more)

@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -47,6 +47,7 @@ class TrainingData:
     seed: int  # of split and samples
     train_samples: int | None = None  # drawn from the LMDBs
     valid_samples: int | None = None
+    lists: Mapping[str, str] = field(default_factory=dict)  # of identifiers, by role
 
     def with_facts(self, facts: ModelFacts) -> "TrainingData":
         """Data for a model of equal elements and cutoff with other reference energies; nothing is read again."""
@@ -103,6 +104,7 @@ def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dty
         seed=seed,
         train_samples=options.lmdb_train_samples,
         valid_samples=options.lmdb_val_samples,
+        lists={role: str(path) for role, path in options.splits.lists().items()},
     )
 
 

@@ -163,7 +163,7 @@ def refuse_remains(outputs: Outputs) -> None:
     Raises:
         InputError: a best model without checkpoint is there, or records of another run.
     """
-    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module):
+    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module, *outputs.kept.glob(PATTERN)):
         if path.exists():
             raise InputError(
                 f"{path} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "

@@ -83,7 +83,7 @@ def train_in_place(
     shared_indexing.index_by_shares(options, beginning.description.facts(), group)
     data = beginning.data(options, dtype)
     units = spread.units_of(options, data.train, beginning.loss_units)
-    announcement.announce_loss(objective.loss_of(options.loss, units))
+    announcement.announce_objective(options, units)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, units, device, group)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from losses import Metrics
 from model_utils import evaluate, model_loader, train_mace
 from model_utils.files import checkpoint, kept
 from model_utils.files.kept import KeptModel, best_of
-from model_utils.run import fit
+from model_utils.run import fit, keeping
 from model_utils.run.keeping import Keeper, Kept
 from model_utils.tasks.choosing import averaged
 
@@ -166,6 +167,25 @@ def test_models_that_are_not_the_best_any_more_go_with_the_next_checkpoint(tmp_p
     assert there() == [1, 2, 4]
     keeper.checkpoint_written()
     assert there() == [2, 4]
+
+
+def test_models_of_a_future_that_was_lost_go_with_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on from step 3, perhaps with another rate, does not keep what it was at step 5 before."""
+    there = [model(step, loss=loss) for step, loss in ((2, 2.0), (5, 1.0))]
+    there = [replace(kept_model, path=tmp_path / f"step_{kept_model.step}_model.pt") for kept_model in there]
+    for kept_model in there:
+        kept_model.path.touch()
+    monkeypatch.setattr(keeping, "models_in", lambda folder: there)
+    keeper = Keeper(tmp_path, Written(), Kept(1, ("loss",), "loss"), step=3)  # type: ignore[arg-type]
+    keeper.checkpoint_written()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_2_model.pt"]
+    state = state_of()
+    state.progress.step = 4
+    keeper.judged(state, Metrics(loss=1.5, errors={}, n_configs=1, n_atoms=1), 1.5)
+    keeper.checkpoint_written()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_4_model.pt"]
 
 
 def model(step: int, stage: int = 1, **errors: float) -> KeptModel:

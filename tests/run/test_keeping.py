@@ -1,8 +1,6 @@
 """The good models that a run keeps, and the choice among them without training."""
 
 import json
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +14,15 @@ import read_model
 from conftest import TINY, in_the_battery, waters
 from losses import Metrics
 from model_utils import evaluate, model_loader, train_mace
+from model_utils.errors import InputError
 from model_utils.files import checkpoint, kept
 from model_utils.files.kept import KeptModel, best_of
-from model_utils.run import fit, keeping
+from model_utils.files.outputs import Outputs
+from model_utils.run import fit, keeping, resuming
 from model_utils.run.keeping import Keeper, Kept
 from model_utils.tasks.choosing import averaged
 
 METRICS = ("loss", "forces_rmse", "energy_mae_per_atom")
-
-
-@pytest.fixture
-def train(tiny_json: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Train for four epochs, in which errors go up and down; the folder of the run."""
-    write(tmp_path / "train.xyz", waters(4), format="extxyz")
-    write(tmp_path / "valid.xyz", waters(3, seed=1), format="extxyz")
-
-    def run(name: str, *more: object, code: int = 0) -> Path:
-        words = ["--input_json", tiny_json, "--xyz_train", tmp_path / "train.xyz", "--xyz_val", tmp_path / "valid.xyz"]
-        words += ["--epochs", 4, "--batch_size", 2, "--lr", 0.05, "--no_export_mace_model", "--seed", 4]
-        assert train_mace.main([*map(str, words), "--output_checkpoint", str(tmp_path / name), *map(str, more)]) == code
-        return tmp_path / name
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +32,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.json").write_text(json.dumps(TINY))
     write(folder / "train.xyz", waters(4), format="extxyz")
     write(folder / "valid.xyz", waters(3, seed=1), format="extxyz")
+    assert train_mace.main([*words_of(folder), "--output_checkpoint", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def words_of(folder: Path) -> list[str]:
+    """Four epochs, in which errors go up and down."""
     words = ["--input_json", folder / "tiny.json", "--xyz_train", folder / "train.xyz", "--batch_size", 2]
     words += ["--xyz_val", folder / "valid.xyz", "--epochs", 4, "--lr", 0.05, "--seed", 4, "--dtype", "float64"]
-    words += ["--keep_best", 2, "--keep_best_by", *METRICS[:2], "--no_export_mace_model"]
-    assert train_mace.main([str(word) for word in [*words, "--output_checkpoint", folder / "run"]]) == 0
-    return folder / "run"
+    return [str(word) for word in [*words, "--keep_best", 2, "--keep_best_by", *METRICS[:2], "--no_export_mace_model"]]
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
@@ -121,11 +110,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [pytest.param(5, marks=in_the_battery), 6])
 def test_a_killed_run_keeps_what_the_unbroken_one_keeps(
-    at: int, train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies after a validation and before the checkpoint that knows of it: what it kept then is made again."""
-    more = ("--keep_best", 2, "--keep_best_by", *METRICS)
-    whole = train("whole", *more)
+    words = [*words_of(trained.parent), "--output_checkpoint", str(tmp_path / "run")]
     save = fit._Run._save
 
     def dying(self: Any, reason: str) -> None:
@@ -135,13 +123,13 @@ def test_a_killed_run_keeps_what_the_unbroken_one_keeps(
 
     monkeypatch.setattr(fit._Run, "_save", dying)
     with pytest.raises(Killed):
-        train("run", *more)
+        train_mace.main(words)
     monkeypatch.setattr(fit._Run, "_save", save)
-    train("run", *more, "--resume", "auto")
-    assert steps_in(tmp_path / "run") == steps_in(whole)
-    for step in steps_in(whole):
+    assert train_mace.main([*words, "--resume", "auto"]) == 0
+    assert steps_in(tmp_path / "run") == steps_in(trained)
+    for step in steps_in(trained):
         mine = checkpoint.read(tmp_path / "run" / "run_kept" / f"step_{step}_model.pt")
-        theirs = checkpoint.read(whole / "whole_kept" / f"step_{step}_model.pt")
+        theirs = checkpoint.read(trained / "run_kept" / f"step_{step}_model.pt")
         assert all(torch.equal(value, mine.tensors[name]) for name, value in theirs.tensors.items())
         assert mine.content["metrics"] == theirs.content["metrics"]
 
@@ -215,14 +203,20 @@ def test_a_choice_that_cannot_be_made(
     assert said.format(run=run) in capsys.readouterr().err
 
 
-def test_a_place_with_kept_models_is_another_runs(
-    trained: Path, train: Callable[..., Path], tmp_path: Path, capsys: Any
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained / "run_kept", run / "run_kept")
-    train("run", code=2)
-    assert "step_" in capsys.readouterr().err
-    train("run", "--overwrite", "--epochs", 1)
-    assert not list(kept.models_in(run / "run_kept"))
-    train("other", "--keep_best_by", "loss", code=2)
+def test_a_place_with_kept_models_is_another_runs(tmp_path: Path) -> None:
+    place = Outputs.named(tmp_path / "run", None)
+    place.kept.mkdir(parents=True)
+    left = place.kept / kept.name_of(3)
+    left.touch()
+    with pytest.raises(InputError, match=r"step_3_model\.pt belongs to another run"):
+        place.refuse_another_run()
+    with pytest.raises(InputError, match=r"step_3_model\.pt is there, but no checkpoint to resume it from"):
+        resuming.refuse_remains(place)
+    place.remove_another_run()
+    assert not left.exists()
+
+
+def test_metrics_to_keep_by_without_a_number_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--input_json", "m.json", "--xyz_train", "a.xyz", "--output_checkpoint", str(tmp_path / "run")]
+    assert train_mace.main([*words, "--keep_best_by", "loss"]) == 2
     assert "add --keep_best" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.io import write
+from ase.io import read, write
 from torch import Tensor
 
 from conftest import waters
@@ -21,7 +21,7 @@ from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, error_s
 from model_utils import train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint
-from model_utils.run import objective, open_data
+from model_utils.run import objective, open_data, spread
 from model_utils.run.divisible import is_a_sum
 from model_utils.run.judging import Judge, of_heads
 from model_utils.run.weight_schedule import schedules_of
@@ -29,6 +29,7 @@ from model_utils.settings import cli, terms
 from model_utils.settings.options import TrainOptions
 
 NAMES = ("energy", "forces", "stress")
+FACTS = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
 
 
 def options_of(tmp_path: Path, **settings: Any) -> TrainOptions:
@@ -238,8 +239,7 @@ def test_weights_of_types_change_the_loss_by_what_they_say(tmp_path: Path) -> No
 
     def loss_of(*weights: str) -> float:
         options = options_of(tmp_path, xyz_train=[str(path)], config_type_weights=list(weights))
-        facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
-        data = open_data.training_data(replace_fraction(options), facts, torch.float64, seed=0)
+        data = open_data.training_data(replace_fraction(options), FACTS, torch.float64, seed=0)
         both = data.train.batch(range(len(data.train)))
         errors = {"energy": both.sizes * torch.arange(1.0, len(both.sizes) + 1), "forces": torch.zeros(both.n_atoms, 3)}
         predicted = {name: value + both.labels[name].value for name, value in errors.items()}
@@ -336,16 +336,22 @@ def fit_step(monkeypatch: pytest.MonkeyPatch, *, dies_at: int) -> tuple[Any, str
     return fit, "loss_and_gradients", gradients
 
 
-def test_the_spread_is_that_of_what_is_trained_on(train: Callable[..., Path], tmp_path: Path) -> None:
-    from ase.io import read
-
-    run = train("run", "--loss_units", "spread", "--forces_weight", 1, "--epochs", 1)
-    structures = read(tmp_path / "train.xyz", ":")
+def test_the_spread_is_that_of_what_is_trained_on(tmp_path: Path) -> None:
+    path = frames(tmp_path / "train.xyz", 5)
+    words = {"xyz_train": [str(path)], "xyz_val": [str(path)], "loss_units": "spread"}
+    options = options_of(tmp_path, **words)
+    train = open_data.training_data(options, FACTS, torch.float32, seed=0).train
+    units = spread.units_of(options, train, known={})
+    structures = read(path, ":")
     reference = {"H": -13.6, "O": -430.0}
     energies = [(a.info["REF_energy"] - sum(reference[s] for s in a.symbols)) / len(a) for a in structures]
     forces = np.concatenate([a.arrays["REF_forces"].reshape(-1) for a in structures])
-    units = json.loads((run / "loss_units.json").read_text())
-    assert units == pytest.approx({"energy": np.std(energies), "forces": np.std(forces)}, rel=1e-6)
+    assert units.spread == pytest.approx({"energy": np.std(energies), "forces": np.std(forces)}, rel=1e-9)
+    kept = {"energy": 1.0, "forces": 2.0}
+    assert spread.units_of(options, train, known=kept).spread == kept, "a run that goes on has those it began with"
+    assert spread.units_of(options_of(tmp_path), train, known={}) == objective.AS_THEY_ARE
+    with pytest.raises(InputError, match="the labels of the energy to train on do not differ"):
+        spread.spread_of(train.subset(np.array([0])), {"energy"}, seed=0)
 
 
 def test_a_loss_that_is_no_sum_is_refused_by_the_command(
@@ -355,4 +361,3 @@ def test_a_loss_that_is_no_sum_is_refused_by_the_command(
     run = train("run", "--loss", "root", "--step_parts", 2, code=2)
     assert "--loss root is not a sum over structures" in capsys.readouterr().err
     assert not (run / "run_checkpoint.pt").exists()
-    train("run", "--loss", "root", "--epochs", 1)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model_utils.errors import PeerFailed, PeerLost, StopRequested, VerificationError
+from model_utils.errors import InputError, PeerFailed, PeerLost, StopRequested, VerificationError
 from model_utils.ranks.control import FOR_EVER, Control
 from model_utils.ranks.group import Asked
 from model_utils.ranks.rank import Rank
@@ -46,9 +46,20 @@ class Ranks:
 
         Their time is not limited: the others wait for the first process's disk as long as that takes, and a process
         that is gone is seen by its closed connection, or by the launcher.
+
+        Raises:
+            InputError: this process has another kind of device than the first one, so they could never add up.
         """
         if dist.is_initialized():
             return
+        kind_of_first = self.of_first(device.type.encode).decode()
+        if device.type != kind_of_first:
+            raise InputError(
+                f"{self.rank} on {self.control.host_of(self.rank.number)} computes on {device.type}, rank 0 on "
+                f"{self.control.host_of(0)} on {kind_of_first}; give --device {kind_of_first} or --device "
+                f"{device.type}, or leave out the machines that have other devices"
+            )
+        self.wait_for_all()  # in the next call a process could not be ended where another one failed before it
         on_gpu = device.type == "cuda"
         with self._reached():
             dist.init_process_group(

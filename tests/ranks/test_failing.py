@@ -74,6 +74,15 @@ def other(data):
     return found
 training.data_identity = other
 """
+OTHER_DEVICE = """
+import torch
+from model_utils import runtime
+start = runtime.start
+def elsewhere(**settings):
+    device = start(**settings)
+    return torch.device("meta") if rank == 1 else device
+runtime.start = elsewhere
+"""
 
 FAILURES = {
     "unreadable record": (UNREADABLE, 2, "error: rank 1 of 2: train.lmdb key 7: the record is damaged"),
@@ -83,6 +92,7 @@ FAILURES = {
     "bug": (BUG, 1, "Traceback"),
     "a flipped bit": (FLIPPED, 3, "the weights of rank 1 on "),
     "other settings": (OTHER_SETTINGS, 2, "the settings of rank 1 on "),
+    "another device": (OTHER_DEVICE, 2, "computes on meta, rank 0 on "),
     "other data": (OTHER_DATA, 2, "the data of rank 1 on "),
 }
 

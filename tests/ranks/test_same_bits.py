@@ -5,9 +5,10 @@ from pathlib import Path
 
 import covering
 import pytest
+import torch
 
 from conftest import LONG
-from ranks.launching import Launcher, differences
+from ranks.launching import Launcher, differences, state_of
 
 AXES: dict[str, dict[str, list[str]]] = {
     "ema": {"off": [], "on": ["--ema"]},
@@ -66,3 +67,23 @@ def test_one_process_deals_nothing_unless_asked(launcher: Launcher, words: list[
     assert "not bitwise" not in kept.said()
     given = launcher.run(3, "train_mace", *going_on, "--step_parts", 8, "--max_steps", 8, folder=tmp_path)
     assert "not bitwise: step parts 8 → 9" in given.said(), "three do not divide what the job file says"
+
+
+def test_another_number_of_parts_differs_by_rounding_alone(
+    launcher: Launcher, words: list[object], tmp_path: Path
+) -> None:
+    """Whole runs in float64, weights relative to each tensor's largest."""
+    for parts, size in ((1, 1), (3, 1), (4, 2)):
+        place = ["--output_checkpoint", tmp_path / str(parts), "--step_parts", parts, "--dtype", "float64", "--ema"]
+        launcher.run(size, "train_mace", *words, *place, folder=tmp_path)
+    undivided = _weights(tmp_path / "1")
+    for parts in (3, 4):
+        dealt = _weights(tmp_path / str(parts))
+        errors = [float((dealt[name] - whole).abs().max() / whole.abs().max()) for name, whole in undivided.items()]
+        assert 0 < max(errors) < 1e-9, max(errors)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What a run has learned, by name."""
+    values = {name: value for name, value in state_of(folder).items() if name.startswith("checkpoint.tensors")}
+    return {name: value for name, value in values.items() if value.is_floating_point() and value.any()}

@@ -69,6 +69,34 @@ def test_all_stop_at_one_step(
     assert differences(tmp_path / "run", whole) == []
 
 
+WHILE_READING = """
+import time
+from pathlib import Path
+from model_utils.run import open_data
+call = open_data.training_data
+def held(*words, **more):
+    data = call(*words, **more)
+    Path("held-" + str(rank)).touch()
+    while not Path("go").exists():
+        time.sleep(0.005)
+    return data
+open_data.training_data = held
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_while_data_are_read(rank: int, launcher: Launcher, words: list[object], tmp_path: Path) -> None:
+    """Nothing is begun, nothing is left, and the same command starts the run later."""
+    place = [*PARTS, "--output_checkpoint", tmp_path / "run", "--resume", "auto"]
+    processes = launcher.start(2, "train_mace", *words, *place, folder=tmp_path, before=WHILE_READING)
+    wait_until(lambda: all((tmp_path / f"held-{k}").exists() for k in (0, 1)), "the data are read")
+    processes.kill(signal.SIGTERM, rank)
+    (tmp_path / "go").touch()
+    assert processes.codes(SECONDS) == [75, 75], processes.said()
+    assert len(processes.errors()) == 1
+    launcher.run(2, "train_mace", *words, *place, "--max_steps", 2, folder=tmp_path)
+
+
 LIVES = {  # processes, and in which of its steps they are killed; the last life comes to the end
     "three kills": [(4, 2), (2, 3), (1, 2), (4, 99)],
     "ten kills": [(4, 3), (2, 2), (1, 4), (2, 3), (4, 1), (1, 2), (4, 5), (2, 1), (1, 3), (4, 2), (2, 99)],

@@ -116,10 +116,13 @@ class Term:
     as_virial: bool = False
 
     def text(self, symbol: str) -> str:
-        """``100 F²``, ``100 (F/0.8)²``, ``1 (V/N S)²``."""
+        """``100 F²``, ``100 (F/0.8)²``, ``1 huber(V/N S)``."""
         error = f"V/N {symbol}" if self.as_virial else symbol
         error = error if self.unit == 1 else f"{error}/{self.unit:.3g}"
-        return f"{self.weight:g} {SHAPES[self.shape].text.format(error if error == symbol else f'({error})')}"
+        shape = SHAPES[self.shape].text
+        if shape.startswith("{}") and error != symbol:  # nothing of its own around it
+            error = f"({error})"
+        return f"{self.weight:g} {shape.format(error)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,9 @@ def test_units_divide_errors_and_balanced_weights_are_shares(tmp_path: Path) -> 
     assert value(units) == pytest.approx((3 / 0.5) ** 2 + 3 * (4 / 2) ** 2 / 3, rel=1e-14)
     assert value(replace(units, balanced=True)) == pytest.approx(value(units) / 4, rel=1e-14)
     assert objective.loss_of(options.loss, units).text() == "1 (E/0.5)² + 3 (F/2)²"
+    huber = options_of(tmp_path, loss="huber", forces_weight=3.0)
+    assert objective.loss_of(huber.loss, units).text() == "1 huber(E/0.5) + 3 huber(F/2)"
+    assert objective.loss_of(options_of(tmp_path, loss="virials").loss).text() == "1 E² + 100 F² + 1 (V/N S)²"
 
 
 # losses that are no sum

@@ -1,4 +1,4 @@
-"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert --help``.
+"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert|best --help``.
 
 And into runs: ``python read_model.py reproduce RUN``, ``python read_model.py diff RUN RUN``.
 """
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from model_utils.settings import cli
 from model_utils.settings.options import (
+    BestOptions,
     ConvertOptions,
     DescribeOptions,
     DiffOptions,
@@ -26,8 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "diff": (DiffOptions, diff),
         "convert": (ConvertOptions, convert),
         "reproduce": (ReproduceOptions, reproduce),
+        "best": (BestOptions, best),
     }
-    return cli.run_subcommand(commands, __doc__ or "", argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["best"] and len(words) > 1 and not words[1].startswith("-"):
+        words.insert(1, "--input_model")  # `best RUN`
+    return cli.run_subcommand(commands, __doc__ or "", words)
 
 
 def export(options: ExportOptions) -> None:
@@ -75,6 +80,13 @@ def reproduce(options: ReproduceOptions) -> None:
     from model_utils.tasks import comparing_runs
 
     comparing_runs.reproduce(options)
+
+
+def best(options: BestOptions) -> None:
+    """Choose among the models that a run kept."""
+    from model_utils.tasks import choosing
+
+    choosing.best(options)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ class Batch:
         """Number of directed edges."""
         return self.senders.shape[0]
 
+    @property
+    def volumes(self) -> Tensor:
+        """(n_structures,), float64, Å³; 1 where a structure is not periodic in three directions."""
+        a, b, c = self.cell.to(torch.float64).unbind(dim=1)
+        return (torch.linalg.cross(a, b) * c).sum(dim=1).abs()
+
     def without_edges(self) -> "Batch":
         """The structures, their labels and sizes on the host: what tables and files are made of."""
         none = self.senders[:0]

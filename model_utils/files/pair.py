@@ -143,6 +143,20 @@ class PairWriter:
         self._unwritten = self._best_content(parameters, weights=weights, epoch=epoch, step=step, metrics=measured)
         self._write_best()
 
+    def save_kept(self, path: Path, parameters: Mapping[str, Tensor], **facts: Any) -> None:
+        """Weights that are kept beside the best, with what is known of them.
+
+        Args:
+            path: of the file.
+            parameters: the weights.
+            facts: ``weights``, ``epoch``, ``step``, ``metrics`` and more, as plain values.
+
+        Raises:
+            OSError: not written, or a best model waits that would be lost.
+        """
+        self._write_best()
+        checkpoint.write_model(path, self._best_content(parameters, **facts), self._module)
+
     def _best_content(self, parameters: Mapping[str, Tensor], **facts: Any) -> dict[str, Any]:
         own = self._module.state_dict()
         for name, tensor in parameters.items():

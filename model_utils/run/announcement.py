@@ -12,10 +12,11 @@ from model_utils.ranks.group import Group
 from model_utils.ranks.joining import idle_warning
 from model_utils.run import loggers
 from model_utils.run.assemble import logger_names
+from model_utils.run.objective import Units, loss_of
 from model_utils.run.parts import numbers_of_processes
 from model_utils.run.steps import DealtSteps, Steps
 from model_utils.runtime import log
-from model_utils.settings.options import TrainOptions
+from model_utils.settings.options import JudgingOptions, TrainingOptions, TrainOptions
 
 WORTH_A_WORD = 0.9  # balance below which it is said what evens it out
 USUAL_ERRORS = {  # quantity: what its errors are taken of
@@ -50,6 +51,21 @@ def announce_loss(loss: Loss) -> None:
     """Say what is minimised, and in which units."""
     parts = [_error_of(quantity) for quantity in QUANTITIES.values() if _is_named(quantity, loss)]
     log.info("loss: %s, means of errors: %s", loss.text(), ", ".join(parts))
+
+
+def announce_objective(options: TrainingOptions, units: Units) -> None:
+    """Say what is minimised, how its weights change, and by what the best model is chosen where that is not the loss.
+
+    Raises:
+        InputError: options of the loss contradict one another.
+    """
+    announce_loss(loss_of(options.loss, units))
+    for text in options.loss.weight_schedule:
+        log.info("weight by epoch: %s; validations are judged by the last one", text)
+    judging = options.judging
+    if (judging.best_metric, judging.best_over) != (JudgingOptions.best_metric, JudgingOptions.best_over):
+        over = ", the mean over heads" if judging.best_over == "heads" else ""
+        log.info("the best model, patience and plateau go by %s%s", judging.best_metric, over)
 
 
 def _is_named(quantity: Quantity, loss: Loss) -> bool:

@@ -12,7 +12,7 @@ from dataloader.batch import Batch
 from dataloader.batching import Budget
 from dataloader.dataset import Dataset
 from dataloader.loader import EpochBatches, Loader
-from losses import LOSSES, SHAPES, Loss, LossSettings, Term
+from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import InputError
 from model_utils.model_loader import PairWriter
@@ -23,17 +23,18 @@ from model_utils.run import loggers
 from model_utils.run.budget import measured_edges
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import EvaluatedData, Evaluator, evaluate
-from model_utils.run.fit import FitPlan, Stage
+from model_utils.run.fit import FitPlan
+from model_utils.run.judging import Judge, metric_names
+from model_utils.run.objective import AS_THEY_ARE, Units, loss_of, stages
 from model_utils.run.open_data import TrainingData
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.steps import DealtSteps, Steps, StepsInTurn
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.runtime import log
-from model_utils.settings import terms
 from model_utils.settings.options import (
     BatchOptions,
-    LossOptions,
+    JudgingOptions,
     OptimizerOptions,
     RunOptions,
     TrainingOptions,
@@ -201,52 +202,24 @@ def logger_names(options: RunOptions) -> tuple[str, ...]:
     return loggers.chosen([*switched_on, *options.loggers])
 
 
-def loss_of(options: LossOptions) -> Loss:
-    """The loss of the first stage."""
-    return _named_loss(options, terms.weights(options))
-
-
-def _named_loss(options: LossOptions, weights: Mapping[str, float]) -> Loss:
-    """The loss that --loss names, with these weights.
+def judge_of(options: JudgingOptions) -> Judge:
+    """By which number validations are compared.
 
     Raises:
-        InputError: a loss or the shape of a term has no such name, or the loss brings shapes of its own.
+        InputError: there is no metric of that name.
     """
-    named = entry_of(LOSSES, options.loss, "--loss")
-    shapes = terms.shapes(options)
-    for name, shape in shapes.items():
-        if shape not in SHAPES:
-            raise InputError(f"the loss shape {shape!r} of the {name} is not known; there are {', '.join(SHAPES)}")
-        if named.own_shapes and shape != Term().shape:
-            raise InputError(
-                f"--loss {options.loss} has shapes of its own, and {shape} is given for the {name}; leave one of the "
-                "two out"
-            )
-    settings = LossSettings(weights=weights, shapes=shapes, huber_delta=options.huber_delta)
-    return named.build(settings)
+    for name in options.keep_best_by:
+        entry_of(metric_names(), name, "--keep_best_by")
+    return Judge(metric=entry_of(metric_names(), options.best_metric, "--best_metric"), over=options.best_over)
 
 
-def stages(options: TrainingOptions) -> tuple[Stage, ...]:
-    """The stages of a run; one that never starts is one warning."""
-    first = Stage(loss=loss_of(options.loss))
-    second = options.stage_two
-    if not second.stage_two:
-        return (first,)
-    epochs = options.run.epochs
-    start = second.start_stage_two or max(epochs // 4 * 3, 1)
-    if start >= epochs:
-        log.warning("stage two never starts: it begins after epoch %d of %d", start, epochs)
-    loss = _named_loss(options.loss, terms.stage_two_weights(options.loss, second))
-    rate = None if options.running.stage_two_follows_schedule else second.stage_two_lr
-    return (first, Stage(start=start, loss=loss, lr=rate))
-
-
-def fit_plan(options: TrainingOptions, *, judge_first: bool = False) -> FitPlan:
+def fit_plan(options: TrainingOptions, units: Units = AS_THEY_ARE, *, judge_first: bool = False) -> FitPlan:
     """How long to train and what to do when."""
     run = options.run
     return FitPlan(
         epochs=run.epochs,
-        stages=stages(options),
+        stages=stages(options, units),
+        judge=judge_of(options.judging),
         max_steps=run.max_steps,
         clip_grad=options.optimizer.clip_grad,
         patience=run.patience,

@@ -7,6 +7,7 @@ Which of the three it is, is decided here, once. All that differs between them a
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +52,11 @@ class Beginning(Protocol):
     @property
     def step_parts(self) -> int | None:
         """Parts to which a step is dealt unless --step_parts is given; None: as the processes ask for."""
+        ...
+
+    @property
+    def loss_units(self) -> Mapping[str, float]:
+        """Spread of the labels by quantity that the loss of a stored run has as its units; else empty."""
         ...
 
     @property
@@ -149,6 +155,7 @@ class NewRun:
     description: ModelDescription
     threads: int | None = None
     step_parts: int | None = None
+    loss_units: Mapping[str, float] = MappingProxyType({})
     known_records = KnownRecords()
 
     def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
@@ -231,6 +238,11 @@ class Continued:
     def step_parts(self) -> int | None:
         """The number it had."""
         return int(self.stored.computed_on["step_parts"])
+
+    @property
+    def loss_units(self) -> Mapping[str, float]:
+        """The numbers that the checkpoint records; none in one of before there were units."""
+        return self.stored.loss_units
 
     @property
     def source(self) -> Mapping[str, str] | None:

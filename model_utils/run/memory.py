@@ -100,6 +100,28 @@ def _device_of(batch: Batch) -> torch.device:
     return batch.positions.device
 
 
+def whole(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
+    """``compute(batch)``, of which a division would not be a sum.
+
+    Args:
+        compute: of a batch.
+        batch: the structures.
+        what: the work, as ``in_parts`` takes it; nothing is remembered of it.
+
+    Raises:
+        InputError: memory runs out.
+    """
+    try:
+        return [compute(batch)]
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise InputError(
+            f"out of memory on {batch.positions.device} for {batch.n_structures} structures, which cannot be divided: "
+            "the loss is not a sum over structures; give a smaller --batch_size"
+        ) from None
+
+
 @contextmanager
 def naming(names: Callable[[Sequence[int]], str]) -> Iterator[None]:
     """Within it, a structure that does not fit is bad input, by its name."""

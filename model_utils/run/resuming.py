@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import durable, input_files
+from losses import LOSSES
 from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
+from model_utils.files.kept import PATTERN
 from model_utils.files.outputs import Outputs, checkpoints_in, damaged, is_previous, real
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.ranks.group import Group
@@ -161,7 +163,7 @@ def refuse_remains(outputs: Outputs) -> None:
     Raises:
         InputError: a best model without checkpoint is there, or records of another run.
     """
-    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module):
+    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module, *outputs.kept.glob(PATTERN)):
         if path.exists():
             raise InputError(
                 f"{path} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
@@ -232,6 +234,10 @@ def _effective(name: str, stored: StoredRun) -> Any:
         return DEFAULT_BATCH_SIZE
     if name == "max_edges_per_batch" and config.get(name):
         return "auto"  # was measured, and stays
+    if name in ("energy_loss", "forces_loss", "stress_loss"):
+        return "mse"
+    if name == "stress_weight":
+        return LOSSES[config["loss"]].weights.get("stress", 0.0) if config.get("loss") in LOSSES else 0.0
     return None
 
 
@@ -271,8 +277,10 @@ def adopt(source: Outputs, outputs: Outputs) -> None:
         source.model: outputs.model,
         source.stage_one_model: outputs.stage_one_model,
     }
+    best_models |= {path: outputs.kept / path.name for path in source.kept.glob(PATTERN)}
     for old, new in best_models.items():
         if old.exists() and real(old) != real(new):
+            new.parent.mkdir(exist_ok=True)
             durable.write(new, old.read_bytes())
     if source.metrics.exists() and real(source.metrics) != real(outputs.metrics):
         with input_files.opened(source.metrics) as file:

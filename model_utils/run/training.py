@@ -6,12 +6,23 @@ from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
-from model_utils.run import announcement, assemble, closing, rehearsal, replicas, run_files, shared_indexing
+from model_utils.run import (
+    announcement,
+    assemble,
+    closing,
+    objective,
+    rehearsal,
+    replicas,
+    run_files,
+    shared_indexing,
+    spread,
+)
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginning import Beginning
 from model_utils.run.data_identity import data_identity
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
+from model_utils.run.objective import Units
 from model_utils.run.open_data import TrainingData
 from model_utils.run.parts import parts_of_step
 from model_utils.run.silent_files import SilentFiles
@@ -43,10 +54,11 @@ def train_in_place(
         log.info(limit)
     shared_indexing.index_by_shares(options, beginning.description.facts(), group)
     data = beginning.data(options, dtype)
-    announcement.announce_loss(assemble.loss_of(options.loss))
+    units = spread.units_of(options, data.train, beginning.loss_units)
+    announcement.announce_objective(options, units)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
-    run = assembled(options, outputs, beginning, data, device, group)
+    run = assembled(options, outputs, beginning, data, units, device, group)
     announcement.announce_step(run.state.network)
     announcement.announce_ranks(group, run.steps)
     largest = rehearsal.largest_batch(run)
@@ -61,9 +73,10 @@ def train_in_place(
     settings = {name: value for name, value in cli.as_plain(run.options).items() if name in fixed}
     replicas.require_equal_beginnings(group, identity, settings, run)
     record = {
-        "config": cli.as_plain(run.options),
+        "config": {**cli.as_plain(run.options), "sync": None},
         "history": beginning.put_state(run, identity),
         "source": beginning.source,
+        "loss_units": dict(units.spread),
         **identity,
     }
     replicas.begin_alike(group, run.state)
@@ -98,6 +111,7 @@ def assembled(
     outputs: Outputs,
     beginning: Beginning,
     data: TrainingData,
+    units: Units,
     device: torch.device,
     group: Group,
 ) -> AssembledRun:
@@ -118,6 +132,9 @@ def assembled(
     batches = assemble.training_batches(options, data, device, prepare)
     accumulate = options.optimizer.accumulate_batches
     n_parts = parts_of_step(options.optimizer.step_parts, beginning.step_parts, accumulate, group.rank.size)
+    plan = assemble.fit_plan(options, units, judge_first=beginning.is_fine_tuned)
+    for stage in plan.stages:
+        objective.require_divisible(stage.loss, options, n_parts)
     return AssembledRun(
         options=options,
         data=data,
@@ -128,7 +145,7 @@ def assembled(
         steps=assemble.training_steps(options, batches, n_parts, group, device),
         group=group,
         state=assemble.training_state(options, module, description, device, batches, n_parts),
-        plan=assemble.fit_plan(options, judge_first=beginning.is_fine_tuned),
+        plan=plan,
     )
 
 

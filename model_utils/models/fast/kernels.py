@@ -66,7 +66,7 @@ class PolynomialTable(ctypes.Structure):
 
     _fields_ = (
         *((name, _int) for name in ("n_channels", "n_in", "n_out", "n_terms")),
-        *((name, _pointer) for name in ("outer_ptr", "outer", "inner", "d")),
+        *((name, _pointer) for name in ("outer_ptr", "outer", "inner", "d", "deep", "e")),
     )
 
 
@@ -74,6 +74,49 @@ class AtomTable(ctypes.Structure):
     """Atoms sorted by element."""
 
     _fields_ = (("n_atoms", _int), ("n_present", _int), ("species_ptr", _pointer))
+
+
+class BasisTable(ctypes.Structure):
+    """Radial functions."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n", "gaussian", "power")),
+        *((name, ctypes.c_double) for name in ("r_max", "prefactor", "a", "p", "q")),
+    )
+
+
+class PairLayerTable(ctypes.Structure):
+    """A hidden layer of a network of pairs."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_in", "n_out", "row", "column")),
+        *((name, _pointer) for name in ("weight", "bias", "norm_weight", "norm_bias")),
+        *((name, ctypes.c_double) for name in ("scale", "gain")),
+    )
+
+
+class PairNetworkTable(ctypes.Structure):
+    """The hidden layers of a network of pairs."""
+
+    _fields_ = (("n_layers", _int), ("appended", _int), ("layers", _pointer))
+
+
+class MapPartTable(ctypes.Structure):
+    """The map of one order."""
+
+    _fields_ = (
+        *((name, _int) for name in ("rows", "x", "y", "weight", "n_in", "n_out", "n_elements")),
+        ("scale", ctypes.c_double),
+    )
+
+
+class MapTable(ctypes.Structure):
+    """A map of features in blocks, for atoms sorted by element."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_parts", "n_atoms", "n_present")),
+        *((name, _pointer) for name in ("parts", "species_ptr", "present")),
+    )
 
 
 def computes(dtype: torch.dtype) -> bool:

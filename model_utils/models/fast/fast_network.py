@@ -23,7 +23,6 @@ from torch.func import functional_call
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
 from model_utils.models.fast.backends import backend_of, fused_kernels_of
-from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gated import added, divided, gate
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import directions
@@ -224,15 +223,19 @@ class _Pass:
         """Messages behind their linear map, in flat blocks; what atoms send, a row for each or for each element."""
         factor = 1.0 if interaction.density else 1.0 / interaction.norm
         radial, last = self.path_features(interaction, pairs)
-        if isinstance(interaction.couplings, FirstLayer):
-            sent = h_element @ _square(self.weights[interaction.up.name], interaction.up)[0]
-            down = (self.weights[interaction.down.name], interaction.down, factor)
-            return interaction.couplings(pairs.graph, radial, pairs.harmonics, last, sent, down), sent
-        assert h is not None
         n_atoms = self.graph.n_atoms
-        sent = self.map(h, interaction.up)
-        sent = sent.view(-1, n_atoms, interaction.couplings.n_channels)
-        x = interaction.couplings(pairs.graph, sent, pairs.harmonics, matmul(radial, last))
+        n_channels = interaction.couplings.n_channels
+        first = interaction.first
+        if first is None:
+            assert h is not None
+            sent = self.map(h, interaction.up).view(-1, n_atoms, n_channels)
+        else:
+            sent = h_element @ _square(self.weights[interaction.up.name], interaction.up)[0]
+            if fused_kernels_of(sent) is None or first.pays(pairs.graph, radial.shape[1], interaction.down):
+                down = (self.weights[interaction.down.name], interaction.down, factor)
+                return first(pairs.graph, radial, pairs.harmonics, last, sent, down), sent
+        sent_by_atoms = sent if first is None else sent.index_select(0, self.graph.species).unsqueeze(0)
+        x = interaction.couplings(pairs.graph, sent_by_atoms, pairs.harmonics, matmul(radial, last))
         return self.map(x, interaction.down, factor), sent
 
     def own(self, gated: Gated, sent: Tensor) -> Tensor:
@@ -326,12 +329,10 @@ class _Pass:
         """
         graph = self.graph
         batch = self.batch
-        buffers = dict(self.module.named_buffers()) if hasattr(self.module, "scale_shift") else {}
-        scale = buffers.get("scale_shift.scale")
-        shift = buffers.get("scale_shift.shift")
-        if scale is not None and shift is not None:
-            scale = torch.atleast_1d(scale)
-            shift = torch.atleast_1d(shift)
+        scale = None
+        if hasattr(self.module, "scale_shift"):
+            scale = torch.atleast_1d(self.module.get_buffer("scale_shift.scale"))
+            shift = torch.atleast_1d(self.module.get_buffer("scale_shift.shift"))
             node_energy = scale[graph.head] * node_energy + shift[graph.head]
         node_energy = node_energy if first_energy is None else node_energy + first_energy
         total = node_energy.new_zeros(batch.n_structures).index_add(0, graph.structure, node_energy)

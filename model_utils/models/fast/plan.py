@@ -49,7 +49,8 @@ class Interaction:
     hidden: tuple[Dense, ...]  # layers of the radial network
     last: Dense
     up: Blocks
-    couplings: Convolution | FirstLayer
+    couplings: Convolution
+    first: FirstLayer | None  # of a layer whose senders differ by their element only
     down: Blocks
     gated: Gated | None
     skip: Blocks
@@ -90,9 +91,8 @@ def plan_of(module: Any) -> Plan:
     joint_readout = getattr(module, "embedding_readout", None)
     interactions = []
     for index, (block, product) in enumerate(zip(module.interactions, module.products, strict=True)):
-        tp = block.conv_tp
-        couplings = FirstLayer.of(tp) if index == 0 and not joint else Convolution.of(tp, max_ell)
-        interactions.append(_interaction(index, block, product, couplings))
+        first = FirstLayer.of(block.conv_tp) if index == 0 and not joint else None
+        interactions.append(_interaction(index, block, product, first, max_ell))
     readouts = []
     layers = len(interactions)
     for index, block in enumerate(module.readouts):
@@ -110,12 +110,12 @@ def plan_of(module: Any) -> Plan:
     )
 
 
-def _interaction(index: int, block: Any, product: Any, couplings: Convolution | FirstLayer) -> Interaction:
+def _interaction(index: int, block: Any, product: Any, first: FirstLayer | None, max_ell: int) -> Interaction:
     """The constants of one of mace's interaction blocks and of the product block behind it."""
     name = f"interactions.{index}"
     layers = _layers(f"{name}.conv_tp_weights", block.conv_tp_weights)
     density = getattr(block, "density_fn", None)
-    widths = None if isinstance(couplings, FirstLayer) else couplings.widths
+    couplings = Convolution.of(block.conv_tp, max_ell)
     contraction: Any = product.symmetric_contractions
     cls = type(block).__name__
     is_gated = cls == NONLINEAR
@@ -129,7 +129,8 @@ def _interaction(index: int, block: Any, product: Any, couplings: Convolution | 
         last=layers[-1],
         up=_blocks(f"{name}.linear_up", block.linear_up),
         couplings=couplings,
-        down=_blocks(f"{name}.{down}", getattr(block, down), widths),
+        first=first,
+        down=_blocks(f"{name}.{down}", getattr(block, down), couplings.widths),
         gated=_gated(name, block) if is_gated else None,
         skip=skip(f"{name}.skip_tp", block.skip_tp),
         product=Contraction.of(contraction, f"products.{index}.symmetric_contractions"),

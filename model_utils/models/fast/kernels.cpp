@@ -1040,7 +1040,7 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
     pair_network<T>(*f, n, x, dx, offset, cutoff, cutoff_slope, kept, out, slope);                                     \
   }                                                                                                                    \
   extern "C" void pair_network_vjp_##name(const PairNetwork* f, int64_t n, const T* x, const T* dx, const T* cutoff,    \
-                                          const T* cutoff_slope, const T* kept, const T* g, const T* dg,               \
+                                          const T* cutoff_slope, T* kept, const T* g, const T* dg,                     \
                                           T* by_weights, T* by_offset) {                                               \
     pair_network_vjp<T>(*f, n, x, dx, cutoff, cutoff_slope, kept, g, dg, by_weights, by_offset);                       \
   }                                                                                                                    \

@@ -16,6 +16,9 @@ template <> struct Exponential<float> {
   static constexpr float kMagic = 0x1.8p23f, kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f, kLimit = 87;
   static constexpr int kBits = 23, kDegree = 7;
 };
+constexpr double kInverseFactorials[] = {1.0,           1.0,            1.0 / 2,        1.0 / 6,         1.0 / 24,
+                                         1.0 / 120,     1.0 / 720,      1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                         1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
 template <typename T> inline Vector<T> exponential(Vector<T> x) {
   typedef Exponential<T> E;
   typedef typename E::Integer Integers __attribute__((vector_size(kBytes)));
@@ -25,10 +28,9 @@ template <typename T> inline Vector<T> exponential(Vector<T> x) {
   const Vector<T> shifted = x * T(1.4426950408889634) + magic;
   const Vector<T> k = shifted - magic;
   const Vector<T> r = (x - k * E::kHigh) - k * E::kLow;
-  Vector<T> p = zero;
+  Vector<T> p = zero + T(kInverseFactorials[E::kDegree]);
 #pragma GCC unroll 16
-  for (int i = E::kDegree; i > 0; --i) p = (p + T(1)) * r * (T(1) / T(i));
-  p += T(1);
+  for (int i = E::kDegree - 1; i >= 0; --i) p = p * r + T(kInverseFactorials[i]);
   Integers bits, power, base;
   std::memcpy(&bits, &p, sizeof(p));
   std::memcpy(&power, &shifted, sizeof(p));
@@ -105,9 +107,11 @@ template <typename T> class Panels {
  public:
   Panels(const T* from, int64_t row, int64_t column, int64_t depth, int64_t columns, T scale)
       : depth_(depth), columns_(columns), all_(((columns + kColumns<T> - 1) / kColumns<T>) * depth * kColumns<T>) {
-    for (int64_t j = 0; j < columns; ++j)
-      for (int64_t k = 0; k < depth; ++k)
-        all_[(j / kColumns<T> * depth + k) * kColumns<T> + j % kColumns<T>] = from[k * row + j * column] * scale;
+    T* to = &all_[0];
+    for (int64_t first = 0; first < columns; first += kColumns<T>)
+      for (int64_t k = 0; k < depth; ++k, to += kColumns<T>)
+        for (int64_t j = first; j < std::min(columns, first + kColumns<T>); ++j)
+          to[j - first] = from[k * row + j * column] * scale;
   }
   void times(int64_t rows, const T* a, int64_t lda, T* c, int64_t ldc) const {
     for (int64_t j = 0; j < columns_; j += kColumns<T>) {
@@ -160,11 +164,13 @@ template <typename T> inline T normalised(int64_t n, const T* z, const T* dz, T*
 // One layer of a tile behind its product: rows of z with rows of its slope below them.
 template <typename T> struct Activated {
   int64_t n;
-  std::vector<T> y, s, x;  // (2 kPairs, n), (kPairs, n), (2 kPairs, n): what silu gets, logistic function of it, result
-  explicit Activated(int64_t width)
-      : n(width), y(2 * kPairs * n), s(kPairs * n), x(2 * kPairs * n + kColumns<T>) {}
+  std::vector<T> y, x;  // (2 kPairs, n) each: what silu gets, and the result
+  const T* s;           // (kPairs, n), the logistic function
+  explicit Activated(int64_t width) : n(width), y(2 * kPairs * n), x(2 * kPairs * n + kColumns<T>), s(nullptr) {}
 
-  void run(const PairLayer& f, int64_t rows, const T* z, const T* dz) {
+  // logistic_of is written, or read again where known.
+  void run(const PairLayer& f, int64_t rows, const T* z, const T* dz, T* logistic_of, bool known) {
+    s = logistic_of;
     const T gain = T(f.gain);
     for (int64_t i = 0; i < rows; ++i) {
       T *to = &y[i * n], *dto = &y[(rows + i) * n];
@@ -181,8 +187,8 @@ template <typename T> struct Activated {
         std::memcpy(dto, dz + i * n, sizeof(T) * n);
       }
       blocks<T>(n, [&](int64_t c, auto k) {
-        const Vector<T> v = load<T>(to + c, k), l = logistic<T>(v);
-        store<T>(&s[i * n + c], l, k);
+        const Vector<T> v = load<T>(to + c, k), l = known ? load<T>(s + i * n + c, k) : logistic<T>(v);
+        if (!known) store<T>(logistic_of + i * n + c, l, k);
         store<T>(&x[i * n + c], v * l * gain, k);
         store<T>(&x[(rows + i) * n + c], load<T>(dto + c, k) * (l * (T(1) + v * (T(1) - l)) * gain), k);
       });
@@ -232,15 +238,15 @@ template <typename T> struct Activated {
   }
 };
 
-// Where a layer's z lies among what is kept of a forward pass: (n, n_out) and its slope behind it.
+// Where a layer's z lies among what is kept of a forward pass: (n, n_out), then its slope and the logistic function.
 inline int64_t kept_before(const PairNetwork& f, int64_t layer) {
   int64_t total = 0;
-  for (int64_t l = 0; l < layer; ++l) total += 2 * f.layers[l].n_out;
+  for (int64_t l = 0; l < layer; ++l) total += 3 * f.layers[l].n_out;
   return total;
 }
 
 // R and its slope from the basis x and its slope dx: see pair_network.py. offset, (n, width of the first layer), cutoff and
-// its slope may be null; kept gets every layer's z.
+// its slope may be null; kept gets what the reverse pass wants again.
 template <typename T>
 void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, const T* offset, const T* cutoff,
                   const T* cutoff_slope, T* kept, T* out, T* slope) {
@@ -250,13 +256,14 @@ void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, cons
     matrices.emplace_back(static_cast<const T*>(w.weight), w.row, w.column, w.n_in, w.n_out, T(w.scale));
   }
   const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out, width = n_last + f.appended;
-  const int64_t tiles = (n + kPairs - 1) / kPairs, parts = std::clamp<int64_t>(tiles / 2, 1, 16);
-#pragma omp parallel for schedule(static) if (parts > 1)
-  for (int64_t part = 0; part < parts; ++part) {
+  const int64_t tiles = (n + kPairs - 1) / kPairs;
+#pragma omp parallel if (tiles > 2)
+  {
     std::vector<Activated<T>> layers;
     for (int64_t l = 0; l < f.n_layers; ++l) layers.emplace_back(f.layers[l].n_out);
     std::vector<T> basis(2 * kPairs * n_basis), product;
-    for (int64_t t = part * tiles / parts; t < (part + 1) * tiles / parts; ++t) {
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = t * kPairs, rows = std::min(kPairs, n - first);
       std::memcpy(&basis[0], x + first * n_basis, sizeof(T) * rows * n_basis);
       std::memcpy(&basis[rows * n_basis], dx + first * n_basis, sizeof(T) * rows * n_basis);
@@ -276,7 +283,7 @@ void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, cons
             store<T>(z + i * h + c, v, k);
           });
         std::memcpy(dz, &product[rows * h], sizeof(T) * rows * h);
-        layers[l].run(layer, rows, z, dz);
+        layers[l].run(layer, rows, z, dz, dz + n * h, false);
         input = &layers[l].x[0];
       }
       for (int64_t i = 0; i < rows; ++i) {
@@ -304,7 +311,7 @@ inline int64_t gradients_of(const PairLayer& f) {
 // Gradients by all weights, layer after layer, and by the offset, from those by R and its slope, of which one may be null.
 template <typename T>
 void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, const T* cutoff, const T* cutoff_slope,
-                      const T* kept, const T* g, const T* dg, T* by_weights, T* by_offset) {
+                      T* kept, const T* g, const T* dg, T* by_weights, T* by_offset) {
   std::vector<Panels<T>> transposed;
   int64_t size = 0;
   for (int64_t l = 0; l < f.n_layers; ++l) {
@@ -315,53 +322,55 @@ void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, 
   const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out, width = n_last + f.appended;
   const int64_t tiles = (n + kPairs - 1) / kPairs, parts = std::clamp<int64_t>(tiles / 2, 1, 16);
   std::vector<T> all(parts * size);
-#pragma omp parallel for schedule(static) if (parts > 1)
-  for (int64_t part = 0; part < parts; ++part) {
+#pragma omp parallel if (parts > 1)
+  {
     std::vector<Activated<T>> layers;
     for (int64_t l = 0; l < f.n_layers; ++l) layers.emplace_back(f.layers[l].n_out);
     std::vector<T> input(2 * kPairs * n_basis), gradient, next, scratch;
-    for (int64_t t = part * tiles / parts; t < (part + 1) * tiles / parts; ++t) {
-      const int64_t first = t * kPairs, rows = std::min(kPairs, n - first);
-      std::memcpy(&input[0], x + first * n_basis, sizeof(T) * rows * n_basis);
-      std::memcpy(&input[rows * n_basis], dx + first * n_basis, sizeof(T) * rows * n_basis);
-      gradient.assign(2 * kPairs * n_last + kColumns<T>, T(0));
-      for (int64_t i = 0; i < rows; ++i) {
-        const T a = cutoff ? cutoff[first + i] : T(1), da = cutoff ? cutoff_slope[first + i] : T(0);
-        const int64_t at = (first + i) * width;
-        for (int64_t c = 0; c < n_last; ++c) {
-          const T gv = g ? g[at + c] : T(0), dgv = dg ? dg[at + c] : T(0);
-          gradient[i * n_last + c] = gv * a + dgv * da;
-          gradient[(rows + i) * n_last + c] = dgv * a;
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t t = part * tiles / parts; t < (part + 1) * tiles / parts; ++t) {
+        const int64_t first = t * kPairs, rows = std::min(kPairs, n - first);
+        std::memcpy(&input[0], x + first * n_basis, sizeof(T) * rows * n_basis);
+        std::memcpy(&input[rows * n_basis], dx + first * n_basis, sizeof(T) * rows * n_basis);
+        gradient.assign(2 * kPairs * n_last + kColumns<T>, T(0));
+        for (int64_t i = 0; i < rows; ++i) {
+          const T a = cutoff ? cutoff[first + i] : T(1), da = cutoff ? cutoff_slope[first + i] : T(0);
+          const int64_t at = (first + i) * width;
+          for (int64_t c = 0; c < n_last; ++c) {
+            const T gv = g ? g[at + c] : T(0), dgv = dg ? dg[at + c] : T(0);
+            gradient[i * n_last + c] = gv * a + dgv * da;
+            gradient[(rows + i) * n_last + c] = dgv * a;
+          }
+        }
+        for (int64_t l = 0; l < f.n_layers; ++l) {
+          const int64_t h = f.layers[l].n_out;
+          T* z = kept + kept_before(f, l) * n + first * h;
+          layers[l].run(f.layers[l], rows, z, z + n * h, z + 2 * n * h, true);
+        }
+        T* to = &all[part * size] + size;
+        for (int64_t l = f.n_layers - 1; l >= 0; --l) {
+          const PairLayer& layer = f.layers[l];
+          const int64_t h = layer.n_out;
+          const T* z = kept + kept_before(f, l) * n + first * h;
+          to -= gradients_of(layer);
+          T* by_bias = to + layer.n_in * h;
+          T* by_norm = by_bias + (layer.bias ? h : 0);
+          scratch.resize(2 * h);
+          layers[l].back(layer, rows, z, z + n * h, &gradient[0], &scratch[0], by_norm, by_norm + h);
+          add_transposed<T>(2 * rows, l ? &layers[l - 1].x[0] : &input[0], layer.n_in, &gradient[0], h, to);
+          if (layer.bias)
+            for (int64_t i = 0; i < rows; ++i)
+              blocks<T>(h, [&](int64_t c, auto k) { add<T>(by_bias + c, load<T>(&gradient[i * h + c], k), k); });
+          if (l == 0) {
+            if (by_offset) std::memcpy(by_offset + first * h, &gradient[0], sizeof(T) * rows * h);
+          } else {
+            next.assign(2 * kPairs * layer.n_in + kColumns<T>, T(0));
+            transposed[l].times(2 * rows, &gradient[0], h, &next[0], layer.n_in);
+            gradient.swap(next);
+          }
         }
       }
-      for (int64_t l = 0; l < f.n_layers; ++l) {
-        const int64_t h = f.layers[l].n_out;
-        const T* z = kept + kept_before(f, l) * n + first * h;
-        layers[l].run(f.layers[l], rows, z, z + n * h);
-      }
-      T* to = &all[part * size] + size;
-      for (int64_t l = f.n_layers - 1; l >= 0; --l) {
-        const PairLayer& layer = f.layers[l];
-        const int64_t h = layer.n_out;
-        const T* z = kept + kept_before(f, l) * n + first * h;
-        to -= gradients_of(layer);
-        T* by_bias = to + layer.n_in * h;
-        T* by_norm = by_bias + (layer.bias ? h : 0);
-        scratch.resize(2 * h);
-        layers[l].back(layer, rows, z, z + n * h, &gradient[0], &scratch[0], by_norm, by_norm + h);
-        add_transposed<T>(2 * rows, l ? &layers[l - 1].x[0] : &input[0], layer.n_in, &gradient[0], h, to);
-        if (layer.bias)
-          for (int64_t i = 0; i < rows; ++i)
-            blocks<T>(h, [&](int64_t c, auto k) { add<T>(by_bias + c, load<T>(&gradient[i * h + c], k), k); });
-        if (l == 0) {
-          if (by_offset) std::memcpy(by_offset + first * h, &gradient[0], sizeof(T) * rows * h);
-        } else {
-          next.assign(2 * kPairs * layer.n_in + kColumns<T>, T(0));
-          transposed[l].times(2 * rows, &gradient[0], h, &next[0], layer.n_in);
-          gradient.swap(next);
-        }
-      }
-    }
   }
   std::memcpy(by_weights, &all[0], sizeof(T) * size);
   for (int64_t part = 1; part < parts; ++part)

@@ -171,7 +171,7 @@ class Cpp:
         n = len(basis.value)
         out = basis.value.new_empty(n, layers[-1].weight.shape[1] + appended)
         slope = torch.empty_like(out)
-        kept = out.new_empty(2 * n * sum(layer.weight.shape[1] for layer in layers))
+        kept = out.new_empty(3 * n * sum(layer.weight.shape[1] for layer in layers))
         table, _ = _pair_network(layers, appended)
         inputs = (basis.value, basis.slope, offset, basis.cutoff, basis.cutoff_slope)
         kernels.call("pair_network", out.dtype, table, n, *inputs, kept, out, slope)

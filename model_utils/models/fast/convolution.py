@@ -64,6 +64,7 @@ class Convolution:
     paths: tuple[CouplingPath, ...]
     n_channels: int
     max_ell: int
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)  # what a backend made of it
 
     @classmethod
     def of(cls, tensor_product: Any, max_ell: int) -> "Convolution":

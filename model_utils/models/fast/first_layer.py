@@ -102,7 +102,7 @@ class FirstLayer:
         return own < SAVED * other
 
     def dense(self, graph: BatchGraph, sums: Tensor, paths: Tensor, h: Tensor, maps: list[Tensor]) -> Tensor:
-        """The same where every atom has a segment of every element: one matrix per order behind S."""
+        """Messages in flat blocks where every atom has a segment of every element: one matrix per order behind S."""
         by_element = (paths.unsqueeze(1) * h.unsqueeze(1)).flatten(1, 2)  # (orders, n_present · n_radial, n_channels)
         folded = [matmul(w_l, map_l) for w_l, map_l in zip(by_element.unbind(), maps, strict=True)]
         n_in = by_element.shape[1]

@@ -38,7 +38,7 @@ class HiddenLayer:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Its parameters, in the order in which kernels give their gradients."""
+        """The layer's parameters, in the order in which kernels give their gradients."""
         return [t for t in (self.weight, self.bias, *(self.norm or ())) if t is not None]
 
 
@@ -95,7 +95,7 @@ class _Network:
     appended: bool
 
     def as_torch(self, lengths: Tensor, offset: Tensor | None) -> Tensor:
-        """The same of other lengths, in plain torch."""
+        """R at other lengths, in plain torch."""
         features, cutoff = self.basis.at(lengths)
         x = by_torch(features, self.layers, offset)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1) if self.appended else x

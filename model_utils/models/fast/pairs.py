@@ -55,7 +55,7 @@ class Pairs:
         )
 
     def directed(self, max_ell: int) -> "Pairs":
-        """The same for directed edges, which share nothing."""
+        """Features and harmonics of directed edges, which share nothing."""
         if not self.kept:
             pairs = self.graph
             basis = self.basis

@@ -57,7 +57,7 @@ class Radial:
         return self.by_torch(lengths, numbers)
 
     def basis(self, lengths: Tensor, numbers: tuple[Tensor, Tensor], kernels: FusedKernels) -> "Basis":
-        """The same functions with their slopes, by compiled kernels."""
+        """Radial functions of pairs with their slopes, by compiled kernels; arguments as in ``features``."""
         value, slope, *cutoffs = _RadialBasis.apply(lengths.contiguous(), self, numbers, kernels)
         cutoff, cutoff_slope = cutoffs if cutoffs else (None, None)
         return Basis(

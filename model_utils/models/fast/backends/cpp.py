@@ -6,6 +6,7 @@ the graph or the layer whose it is.
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,13 +269,17 @@ def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolutio
     widths = convolution.widths
     n_channels = convolution.n_channels
     starts = _block_starts(widths, n_atoms)
+    if NAME not in convolution.kept:
+        couplings = [list(_couplings(path)) for path in convolution.paths]
+        ends = [0, *accumulate(len(own) for own in couplings)]
+        of_all = [entry for own in couplings for entry in own]
+        array = (kernels.CouplingEntry * len(of_all))(*of_all)
+        convolution.kept[NAME] = (array, (ctypes.c_int8 * len(convolution.odd))(*convolution.odd), ends)
+    coupling_array, odd_array, ends = convolution.kept[NAME]
     rows: list[kernels.PathTable] = []
-    couplings: list[kernels.CouplingEntry] = []
     n_matrix = 0  # entries of the coupling matrices of all paths so far
     for index, path in enumerate(convolution.paths):
         d1, _, d3 = path.coefficients.shape
-        first = len(couplings)
-        couplings += _couplings(path)
         width = widths[path.l3]
         row = kernels.PathTable(
             m1=path.l1**2,
@@ -285,14 +290,12 @@ def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolutio
             out=starts[path.l3] + path.place * n_channels,
             row=n_atoms * width,
             atom=width,
-            first=first,
-            last=len(couplings),
+            first=ends[index],
+            last=ends[index + 1],
         )
         rows.append(row)
         n_matrix += d1 * d3
     path_array = (kernels.PathTable * len(rows))(*rows)
-    coupling_array = (kernels.CouplingEntry * len(couplings))(*couplings)
-    odd_array = (ctypes.c_int8 * len(convolution.odd))(*convolution.odd)
     table = kernels.ConvolutionTable(
         n_channels=n_channels,
         n_paths=len(rows),

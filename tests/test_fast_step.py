@@ -288,7 +288,31 @@ def test_second_derivatives_by_positions(radial: str) -> None:
     assert_close(*found, "Hessian")
 
 
-def test_many_elements_and_few_of_them_present() -> None:
+HIGHEST: dict[str, Fields] = {
+    "orders": {"hidden_irreps": "2x0e+2x1o+2x2e+2x3o", "max_ell": 4},
+    "factors": {"correlation": [4, 4], "max_ell": 1},
+}
+
+
+@pytest.mark.parametrize("name", HIGHEST)
+def test_highest_orders(name: str) -> None:
+    """Hidden l = 3 and max_ell 4; products of four features."""
+    both = Both.of(cases.completed({**cases.BASE, **HIGHEST[name]}))
+    check_outputs(both, both.batch())
+    check_gradients(both, both.batch(), "forces")
+
+
+@needs_compiler
+def test_either_way_through_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By sums over senders of an element, and by path weights where neighbours are few; other tests take what pays."""
+    both = Both.of(fields_of({"orders": "3"}))
+    for saved in (0.0, 1e9):
+        monkeypatch.setattr(first_layer, "SAVED", saved)
+        check_outputs(both, both.batch())
+        check_gradients(both, both.batch(), "forces")
+
+
+def test_many_elements_and_few_of_them_present(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments are not dense here: 18 atoms of 17 elements, in a table of 40."""
     numbers = list(range(1, 41))
     fields = cases.completed({**cases.BASE, "atomic_numbers": numbers, "atomic_energies": [[0.0] * 40], "max_ell": 3})
@@ -307,6 +331,7 @@ def test_many_elements_and_few_of_them_present() -> None:
     )
     batch = both.batch([many])
     assert not graph_of(batch).dense_segments
+    monkeypatch.setattr(first_layer, "SAVED", 1e9)  # by sums over senders of an element, with kernels too
     check_outputs(both, batch)
     check_gradients(both, batch, "forces")
 
@@ -426,6 +451,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypat
     monkeypatch.setattr(kernels, "call", again)
     loss_and_gradients(both.fast, weights, [batch], Loss.of(stress=1.0))
     assert {f"{kernel}{vjp}" for kernel in ("convolve", "contract") for vjp in ("", "_vjp", "_vjp_vjp")} <= seen
+    assert {"pair_network", "pair_network_vjp", "map_blocks", "map_blocks_by_input", "map_blocks_by_weight"} <= seen
 
 
 @pytest.fixture
@@ -529,6 +555,17 @@ def _a_kernels_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "call", wrong)
 
 
+def _a_slope_of_the_radial_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = kernels.call
+
+    def wrong(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+        right(name, dtype, *arguments)
+        if name == "pair_network":
+            arguments[-1].mul_(1 + 1e-9)
+
+    monkeypatch.setattr(kernels, "call", wrong)
+
+
 def _one_coupling(monkeypatch: pytest.MonkeyPatch) -> None:
     right = convolution.o3.wigner_3j
     monkeypatch.setattr(
@@ -558,6 +595,7 @@ def _scale_of_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(_sign_of_odd_orders, marks=needs_compiler),
         _second_derivative_of_silu,
         pytest.param(_a_kernels_second_derivative, marks=needs_compiler),
+        pytest.param(_a_slope_of_the_radial_network, marks=needs_compiler),
         _one_coupling,
         _a_monomial,
         _scale_of_first_layer,

@@ -807,26 +807,6 @@ void directions_jvp(int64_t pairs, int64_t n, const T* v, const T* r, const T* a
   }
 }
 
-// Bessel functions times the polynomial cutoff, and their slopes: see radial.py.
-template <typename T>
-void bessel(int64_t pairs, int64_t n, int64_t p, T r_max, T prefactor, const T* r, const T* frequency, T* value, T* slope) {
-#pragma omp parallel for schedule(static) if (pairs > 100)
-  for (int64_t q = 0; q < pairs; ++q) {
-    const T u = r[q] / r_max;
-    T power = 1;  // u^(p - 1)
-    for (int64_t k = 1; k < p; ++k) power *= u;
-    const bool inside = r[q] < r_max;
-    const T a = T((p + 1) * (p + 2)) / 2, b = T(p * (p + 2)), c = T(p * (p + 1)) / 2;
-    const T cutoff = inside ? 1 + power * u * (-a + u * (b - u * c)) : T(0);
-    const T falling = inside ? -(a * p) * power * (1 - u) * (1 - u) / r_max : T(0);
-    for (int64_t k = 0; k < n; ++k) {
-      const T argument = frequency[k] * r[q], wave = prefactor * std::sin(argument) / r[q];
-      value[q * n + k] = wave * cutoff;
-      slope[q * n + k] = (prefactor * frequency[k] * std::cos(argument) - wave) / r[q] * cutoff + wave * falling;
-    }
-  }
-}
-
 // C = A B for matrices of any strides; C has contiguous rows. Tiles of kRows x kColumns stay in registers; a panel of B is
 // packed for each block of rows. An entry of C is summed in the order of k whatever the number of threads.
 constexpr int kRows = kBytes == 64 ? 12 : 6;
@@ -1019,10 +999,6 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
   }                                                                                                                    \
   extern "C" void directions_jvp_##name(int64_t pairs, int64_t n, const T* v, const T* r, const T* a, T* dr, T* dy) {   \
     directions_jvp<T>(pairs, n, v, r, a, dr, dy);                                                                      \
-  }                                                                                                                    \
-  extern "C" void bessel_##name(int64_t pairs, int64_t n, int64_t p, double r_max, double prefactor, const T* r,        \
-                                const T* frequency, T* value, T* slope) {                                              \
-    bessel<T>(pairs, n, p, T(r_max), T(prefactor), r, frequency, value, slope);                                        \
   }                                                                                                                    \
   extern "C" void map_blocks_##name(const Map* f, const T* x, const T* w, T* y) { map_blocks<T>(*f, x, w, y); }          \
   extern "C" void map_blocks_by_input_##name(const Map* f, const T* g, const T* w, T* gx) {                            \

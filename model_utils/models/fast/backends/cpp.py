@@ -129,9 +129,11 @@ class Cpp:
 
     def bessel(self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         """Radial functions times the cutoff, and their slopes, from (lengths, frequencies)."""
-        n_pairs = len(inputs[0])
-        n_basis = len(inputs[1])
-        kernels.call("bessel", inputs[0].dtype, n_pairs, n_basis, *constants, *inputs, *out)
+        lengths, frequencies = inputs
+        power, r_max, prefactor = constants
+        table = kernels.BasisTable(n=len(frequencies), power=power, r_max=r_max, prefactor=prefactor)
+        arguments = (len(lengths), lengths, None, frequencies, *out, None, None)
+        kernels.call("radial_basis", lengths.dtype, table, *arguments)
 
     def map_blocks(
         self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor

@@ -1032,7 +1032,10 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
     silu_vjp_vjp<T>(n, T(gain), z, s, g, a, dz, dg);                                                                   \
   }
 
+#ifndef DOUBLE_ALONE  // the two precisions are compiled side by side, each by a process of its own
 KERNELS(float, f32)
-KERNELS(double, f64)
-
 extern "C" int vector_bytes() { return kBytes; }
+#endif
+#ifndef FLOAT_ALONE
+KERNELS(double, f64)
+#endif

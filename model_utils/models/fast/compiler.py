@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dataloader import work_folder
@@ -24,8 +25,10 @@ from model_utils.models.fast import code_cache
 from model_utils.runtime import log
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+INCLUDED = (Path(__file__).with_name("pair_network.h"),)
 # never -ffast-math: linked, it switches denormal numbers off for the whole process
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]
+PRECISIONS = ("FLOAT_ALONE", "DOUBLE_ALONE")  # macros of the source: compiled side by side, in half the time
 COMPILERS = ("g++", "c++", "clang++")
 CPU_FACTS = (  # lines of /proc/cpuinfo on x86 and on ARM
     "vendor_id",
@@ -136,7 +139,8 @@ def _compiler() -> str:
 def _key(compiler: str) -> str:
     """A hash of all that decides what the compiler makes."""
     version = _output([compiler, "--version"])
-    parts = [SOURCE.read_text(encoding="utf-8"), compiler, version, " ".join(FLAGS), platform.machine(), _cpu()]
+    texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *INCLUDED)]
+    parts = [*texts, compiler, version, " ".join(FLAGS), platform.machine(), _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -159,12 +163,14 @@ def _compiled(compiler: str, work: Path) -> Path:
     start = time.monotonic()
     log.info("compiling the kernels of the fast step, once for this machine: some ten seconds")
     folder = Path(tempfile.mkdtemp(dir=work, prefix="build-"))
-    objects = folder / "kernels.o"
+    objects = [str(folder / f"{precision}.o") for precision in PRECISIONS]
     library = folder / "kernels.so"
-    _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(objects)])
+    flags = [[*FLAGS, f"-D{precision}", "-c", str(SOURCE), "-o"] for precision in PRECISIONS]
+    with ThreadPoolExecutor(len(PRECISIONS)) as pool:
+        list(pool.map(_run, ([compiler, *own, to] for own, to in zip(flags, objects, strict=True))))
     # first without an OpenMP of its own: torch's is loaded, and two would wait for each other's threads
     for openmp in ([], ["-fopenmp"]):
-        _run([compiler, "-shared", str(objects), "-o", str(library), *openmp])
+        _run([compiler, "-shared", *objects, "-o", str(library), *openmp])
         with contextlib.suppress(OSError):
             ctypes.CDLL(str(library))
             log.info("compiled the kernels of the fast step in %.1f s", time.monotonic() - start)

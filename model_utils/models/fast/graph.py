@@ -106,6 +106,26 @@ class BatchGraph:
         return Listing(self.segment_atom, segments, torch.searchsorted(self.segment_atom, atoms))
 
     @cached_property
+    def places_of_edges(self) -> Tensor:
+        """The place of every edge in lists of the edges of each pair, the one along the pair's vector first."""
+        return self._edges_each * self.pair.long() + self.flipped.long()
+
+    @cached_property
+    def edges_of_pairs(self) -> Tensor:
+        """Where the edges of each pair begin in such lists, (n_pairs + 1,)."""
+        return self._edges_each * torch.arange(self.n_pairs + 1, device=self.pair.device)
+
+    @property
+    def _edges_each(self) -> int:
+        """Edges of a pair: two, or one in ``graph_views.directed``."""
+        return self.n_edges // max(self.n_pairs, 1)
+
+    @cached_property
+    def in_order(self) -> Listing:
+        """Atoms in the batch's order as rows, in species order as slots."""
+        return Listing(self.order, self.rank, torch.arange(self.n_atoms + 1, device=self.order.device))
+
+    @cached_property
     def structures(self) -> "Places":
         """The atoms of each structure padded to one length, for plain torch."""
         return Places.of(self)
@@ -135,13 +155,12 @@ class Slots:
         sender[slot] = graph.sender.long()
         sign = slot.new_zeros(size)
         sign[slot] = 1 - 2 * flipped
-        of_pair = slot.new_empty(2 * graph.n_pairs)
-        of_pair[2 * graph.pair.long() + flipped] = slot
-        two_each = 2 * torch.arange(graph.n_pairs + 1, device=pointer.device)
+        of_pair = slot.new_empty(graph.n_edges)
+        of_pair[graph.places_of_edges] = slot
         return cls(
             width=width,
             sign=sign.view(n_rows, width),
-            of_pair=Listing(pair, of_pair, two_each),
+            of_pair=Listing(pair, of_pair, graph.edges_of_pairs),
             of_sender=Listing(sender, slot[graph.reverse.long()], graph.row_ptr),
         )
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
-from model_utils.models.fast.backends import backend_of
+from model_utils.models.fast.backends import backend_of, prepare
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.gather import gather
@@ -43,7 +43,7 @@ class FastNetwork:
         self.module = module
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
-        backend_of(next(module.parameters()))  # where kernels are not compiled yet, not within the first step
+        prepare(self.plan, self._own)  # where kernels are not compiled yet, not within the first step
         self._latest: tuple[weakref.ref[Batch], BatchGraph] | None = None
 
     @property

@@ -57,7 +57,7 @@ def main(hidden: str, precision: str, which: str, *architectures: str) -> None:
         for architecture in architectures:
             for p in programs:
                 start = time.process_time()
-                kernel = assemble.compiled(p.name, p.text(), p.types(), p.warps(int(architecture)), int(architecture))
+                kernel = assemble.compiled(**p.task(int(architecture)))
                 seconds = time.process_time() - start
                 line = {"kernel": p.name, "lines": len(p.body), "sm": architecture, "seconds": round(seconds, 2)}
                 print(json.dumps(line | usage(kernel.asm["cubin"])), flush=True)

@@ -61,7 +61,7 @@ class Triton:
 
     @cached_property
     def architecture(self) -> int:
-        """That of the device: 80, 90, …"""
+        """Compute capability of the device times ten: 80, 90, …"""
         major, minor = torch.cuda.get_device_capability()
         return 10 * major + minor
 
@@ -322,7 +322,7 @@ def _index(graph: "BatchGraph", name: str) -> Tensor:
 
 
 def _given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    """Those that are not None."""
+    """Tensors that are not None, in order."""
     return [tensor for tensor in tensors if tensor is not None]
 
 

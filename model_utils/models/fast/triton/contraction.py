@@ -164,7 +164,7 @@ class ContractionTexts:
         return lines
 
     def _product(self, term: _Term, *, adjoint: bool) -> list[str]:
-        """A line that adds ȳ_w and the factors, or their change by the product rule; equal beginnings are made once."""
+        """A line that adds ȳ_w and the factors, or their change by the product rule."""
         factors = [f"x{a}" for a in term.factors]
         if not adjoint:
             return [f"s{term.number} += {' * '.join([f'g{term.w}', *factors])}"]

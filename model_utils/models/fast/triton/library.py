@@ -46,8 +46,8 @@ def kernels_of(programs: Sequence[Program], architecture: int) -> dict[str, Any]
 
 def _key(programs: Sequence[Program], architecture: int) -> str:
     """A hash of all that decides what is compiled."""
-    parts = [version("triton"), sys.version, str(architecture)]
-    parts += sorted(f"{p.key} {p.warps(architecture)}" for p in programs)
+    tasks = sorted(json.dumps(p.task(architecture)) for p in programs)
+    parts = [version("triton"), sys.version, Path(assemble.__file__).read_text(encoding="utf-8"), *tasks]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -125,9 +125,9 @@ def _compile(programs: Sequence[Program], architecture: int, folder: Path) -> No
 
 def _worker(programs: Sequence[Program], architecture: int, folder: Path, errors: Any) -> "subprocess.Popen[bytes]":
     """A process that compiles some of the kernels."""
-    tasks = [{"name": p.name, "text": p.text(), "types": p.types(), "warps": p.warps(architecture)} for p in programs]
+    tasks = [p.task(architecture) for p in programs]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(folder)}
-    command = [sys.executable, assemble.__file__, str(architecture)]
+    command = [sys.executable, assemble.__file__]
     with tempfile.TemporaryFile() as given:
         given.write(json.dumps(tasks).encode())
         given.seek(0)
@@ -145,7 +145,7 @@ def _loaded(programs: Sequence[Program], architecture: int, folder: Path) -> dic
         _start_driver()
         with triton_cache(folder):
             for p in programs:
-                kernel = assemble.compiled(p.name, p.text(), p.types(), p.warps(architecture), architecture)
+                kernel = assemble.compiled(**p.task(architecture))
                 kernel.run  # noqa: B018  (loads it, and compiles what hands arguments on)
                 kernels[p.key] = kernel
     except Exception as error:  # Triton's, the driver's and the C compiler's have no common kind

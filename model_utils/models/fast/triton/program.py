@@ -7,6 +7,7 @@ compiled once, whatever the sizes of a batch. Indices are 64-bit; floating-point
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from torch import Tensor
 
@@ -74,9 +75,16 @@ class Program:
         spare = [tensors[-1]] * self.n_spare_pointers
         return (*tensors, *spare, *sizes, *[1] * self.n_spare_sizes)
 
-    def warps(self, architecture: int) -> int:
-        """Warps of a program on an architecture."""
-        return warps(self.name, self.precision, self.lanes, architecture)
+    def task(self, architecture: int) -> dict[str, Any]:
+        """What ``assemble.compiled`` asks for."""
+        return {
+            "name": self.name,
+            "text": self.text(),
+            "types": self.types(),
+            "lanes": self.lanes,
+            "warps": warps(self.name, self.precision, self.lanes, architecture),
+            "architecture": architecture,
+        }
 
     @property
     def key(self) -> str:

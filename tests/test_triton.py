@@ -92,27 +92,27 @@ def test_interpreted_kernels_give_plain_torchs_numbers(fields: dict[str, Any]) -
         assert {p.name for p in programs} - rare <= set(launched)
 
 
-REGISTERS = {  # shared/notes: of the convolution, float32, one program of 128 threads; 10 % more is allowed
+REGISTERS = {  # of the convolution, float32, programs of 128 threads, as first measured; 10 % more are allowed
     "128x0e+128x1o": {
         "convolve": 72,
         "convolve__adjoint": 168,
-        "convolve__vjp__with_y__1": 128,
-        "convolve__vjp__no_y__1": 72,
-        "convolve__vjp_vjp__no_y__1": 128,
+        "convolve__vjp__with_y": 128,
+        "convolve__vjp__no_y": 72,
+        "convolve__vjp_vjp__no_y": 128,
     },
     "128x0e+128x1o+128x2e": {
         "convolve": 127,
         "convolve__adjoint": 255,
-        "convolve__vjp__with_y__1": 254,
-        "convolve__vjp__no_y__1": 168,
-        "convolve__vjp_vjp__no_y__1": 168,
+        "convolve__vjp__with_y": 254,
+        "convolve__vjp__no_y": 168,
+        "convolve__vjp_vjp__no_y": 168,
     },
 }
 MEDIUM = "128x0e+128x1o"
 COMPILED = (
     [(hidden, precision, ".*") for hidden in ("64x0e", *REGISTERS) for precision in ("fp32", "fp64")]
     if FULL
-    else [(MEDIUM, "fp32", "|".join(REGISTERS[MEDIUM]))]
+    else [(MEDIUM, "fp32", f"({'|'.join(REGISTERS[MEDIUM])})(__1)?")]
 )
 
 
@@ -122,9 +122,10 @@ def test_kernels_compile_for_gpus_that_are_not_here(hidden: str, precision: str,
     lines = run("triton_compiled.py", hidden, precision, which, "80", "90")
     assert {line["sm"] for line in lines} == {"80", "90"}
     for line in lines:
-        assert line["spilled"] == 0, line
-        known = REGISTERS.get(hidden, {}).get(line["kernel"], 255) if precision == "fp32" else 255
-        assert line["registers"] <= 1.1 * known, line
+        if line["kernel"] != "bessel":  # the table by which sin and cos of huge arguments are reduced lies on the stack
+            assert line["spilled"] == 0, line
+        known = REGISTERS.get(hidden, {}).get(line["kernel"].removesuffix("__0").removesuffix("__1"), 255)
+        assert line["registers"] <= 1.1 * (known if precision == "fp32" else 255), line
 
 
 def test_no_kernel_adds_what_others_may_add_to_at_the_same_time() -> None:

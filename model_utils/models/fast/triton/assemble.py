@@ -25,7 +25,16 @@ def function(name: str, text: str) -> Any:
     return module[name]
 
 
-def compiled(name: str, text: str, types: dict[str, str], lanes: int, warps: int, architecture: int) -> Any:
+def compiled(
+    *,
+    name: str,
+    text: str,
+    types: dict[str, str],
+    lanes: int,
+    warps: int,
+    registers: int | None,
+    architecture: int,
+) -> Any:
     """A kernel as Triton compiles it for an architecture, which need not be here.
 
     Args:
@@ -34,6 +43,7 @@ def compiled(name: str, text: str, types: dict[str, str], lanes: int, warps: int
         types: Triton's types of its arguments in order.
         lanes: numbers beside each other in a program.
         warps: of 32 threads.
+        registers: of a thread, at most.
         architecture: 80, 90, …
     """
     import triton
@@ -45,7 +55,7 @@ def compiled(name: str, text: str, types: dict[str, str], lanes: int, warps: int
     source = ASTSource(fn=function(name, text), signature=types, constexprs={}, attrs=aligned)
     target = GPUTarget("cuda", architecture, WARP)
     with _without_coalescing(lanes == WARP * warps):
-        return triton.compile(source, target=target, options={"num_warps": warps})
+        return triton.compile(source, target=target, options={"num_warps": warps, "maxnreg": registers})
 
 
 @contextmanager

@@ -242,4 +242,5 @@ class ConvolutionTexts:
             body=tuple(body),
             precision=self.precision,
             lanes=self.lanes.size,
+            components=self.n_components,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model_utils.models.fast.triton.threads import warps
+from model_utils.models.fast.triton.threads import registers, warps
 
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
 INTEGERS = {"i32": "*i32", "i8": "*i8"}  # pointers to whole numbers are named so: "sender:i32"
@@ -31,6 +31,7 @@ class Program:
         body: lines of the function, in which REAL stands for the type of the numbers.
         precision: fp32 or fp64.
         lanes: numbers that lie beside each other in a program.
+        components: of the features that the convolution reads.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Program:
     body: tuple[str, ...]
     precision: str
     lanes: int
+    components: int = 0
 
     @property
     def n_spare_pointers(self) -> int:
@@ -83,6 +85,7 @@ class Program:
             "types": self.types(),
             "lanes": self.lanes,
             "warps": warps(self.name, self.precision, self.lanes, architecture),
+            "registers": registers(self.name, self.components, self.precision),
             "architecture": architecture,
         }
 

@@ -22,6 +22,17 @@ _THREADS: dict[str, int] = {
     "silu": 128,
 }
 _ELSEWHERE: dict[tuple[str, str, int], int] = {}  # by kernel, precision and architecture, where they differ
+# Registers of a thread, at most, where the compiler would take more than it needs and fewer programs run at once: by
+# kernel, components of the features and precision. Nothing may be spilled with them.
+_REGISTERS: dict[tuple[str, int, str], int] = {
+    ("convolve__vjp__no_y", 4, "fp32"): 72,
+    ("convolve__vjp__with_y", 4, "fp32"): 136,
+}
+
+
+def registers(name: str, components: int, precision: str) -> int | None:
+    """The most registers that a thread may have; None: as many as the compiler takes."""
+    return _REGISTERS.get((name.rpartition("__")[0], components, precision))
 
 
 def warps(name: str, precision: str, lanes: int, architecture: int) -> int:

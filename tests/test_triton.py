@@ -108,6 +108,11 @@ REGISTERS = {  # of the convolution, float32, programs of 128 threads, as first 
         "convolve__vjp_vjp__no_y": 168,
     },
 }
+SPILLED = {  # bytes
+    "bessel": 32,  # not registers: the table by which sin and cos of huge arguments are reduced
+    "convolve__vjp_vjp__with_y__0": 128,  # of the largest network, and in no training step
+    "convolve__vjp_vjp__with_y__1": 128,
+}
 MEDIUM = "128x0e+128x1o"
 COMPILED = (
     [(hidden, precision, ".*") for hidden in ("64x0e", *REGISTERS) for precision in ("fp32", "fp64")]
@@ -122,8 +127,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(hidden: str, precision: str,
     lines = run("triton_compiled.py", hidden, precision, which, "80", "90")
     assert {line["sm"] for line in lines} == {"80", "90"}
     for line in lines:
-        if line["kernel"] != "bessel":  # the table by which sin and cos of huge arguments are reduced lies on the stack
-            assert line["spilled"] == 0, line
+        assert line["spilled"] <= SPILLED.get(line["kernel"], 0), line
         known = REGISTERS.get(hidden, {}).get(line["kernel"].removesuffix("__0").removesuffix("__1"), 255)
         assert line["registers"] <= 1.1 * (known if precision == "fp32" else 255), line
 

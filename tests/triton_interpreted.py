@@ -7,6 +7,8 @@ the output is one comparison as JSON: the case, what is compared, the largest di
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from model_utils import model_loader
 from model_utils.models import description as model_json
-from model_utils.models.fast.backends import only
+from model_utils.models.fast.backends import backend_of, only
 from model_utils.models.fast.backends.triton import Triton
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.fast_network import FastNetwork
@@ -128,7 +130,7 @@ def step(network: FastNetwork, batch: Batch) -> dict[str, Tensor]:
     return results | {f"gradient by {name}": g for name, g in given if g is not None}
 
 
-def trilinear(convolution: Convolution, graph: Any, h: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
+def trilinear(convolution: Callable[..., Tensor], graph: Any, h: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
     """A convolution with its first derivatives and the derivatives of those, by all three inputs."""
     inputs = [x.clone().requires_grad_(True) for x in (h, y, w)]
     out = convolution(graph, *inputs)
@@ -140,8 +142,8 @@ def trilinear(convolution: Convolution, graph: Any, h: Tensor, y: Tensor, w: Ten
     return {name: value.detach() for name, value in zip(names, values, strict=True)}
 
 
-def convolutions(network: FastNetwork, batch: Batch) -> dict[str, Tensor]:
-    """The first convolution of a network on random inputs."""
+def convolutions(network: FastNetwork, batch: Batch, *, directed: bool = False) -> dict[str, Tensor]:
+    """The first convolution of a network on random inputs; directed: every edge brings its own copy of its pair's."""
     graph = network.graph(batch)
     convolution = next(c for i in network.plan.interactions if isinstance(c := i.couplings, Convolution))
     draw = torch.Generator().manual_seed(4)
@@ -153,10 +155,24 @@ def convolutions(network: FastNetwork, batch: Batch) -> dict[str, Tensor]:
         (graph.n_pairs, width),
     ]
     inputs = [torch.randn(shape, dtype=torch.float64, generator=draw) for shape in shapes]
-    return trilinear(convolution, graph, *inputs)
+    if not directed or backend_of(inputs[0]) is None:
+        return trilinear(convolution, graph, *inputs)
+    pair = graph.pair.long()
+    edges = torch.arange(graph.n_edges)
+    reading = replace(graph, pair=edges.int(), pair_edge=edges, flipped=torch.zeros_like(graph.flipped), kept={})
+    signs = torch.where(torch.tensor(convolution.odd), 1 - 2 * graph.flipped.double().unsqueeze(1), 1.0)
+
+    def of_edges(_: Any, h: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return convolution(reading, h, y[pair] * signs, w[pair])
+
+    return trilinear(of_edges, graph, *inputs)
 
 
-WHAT: dict[str, Callable[[FastNetwork, Batch], dict[str, Tensor]]] = {"step": step, "convolution": convolutions}
+WHAT: dict[str, Callable[[FastNetwork, Batch], dict[str, Tensor]]] = {
+    "step": step,
+    "convolution": convolutions,
+    "directed convolution": partial(convolutions, directed=True),
+}
 
 
 def comparisons(fields: Fields) -> Iterator[dict[str, Any]]:

@@ -145,7 +145,10 @@ def trilinear(convolution: Callable[..., Tensor], graph: Any, h: Tensor, y: Tens
 def convolutions(network: FastNetwork, batch: Batch, *, directed: bool = False) -> dict[str, Tensor]:
     """The first convolution of a network on random inputs; directed: every edge brings its own copy of its pair's."""
     graph = network.graph(batch)
-    convolution = next(c for i in network.plan.interactions if isinstance(c := i.couplings, Convolution))
+    couplings = [interaction.couplings for interaction in network.plan.interactions]
+    convolution = next((c for c in couplings if isinstance(c, Convolution)), None)
+    if convolution is None:  # a single layer
+        return {}
     draw = torch.Generator().manual_seed(4)
     components = (max(p.l1 for p in convolution.paths) + 1) ** 2
     width = len(convolution.paths) * convolution.n_channels

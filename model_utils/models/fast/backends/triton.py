@@ -143,8 +143,8 @@ class Triton:
 
     def _rows(self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int) -> None:
         """Launch a kernel of the convolution, one program per atom."""
-        names = ("rank", "row_ptr", "sender", "pair", "reverse")
-        tables = [*(_index(graph, name) for name in names), graph.flipped]
+        names = ("rank", "row_ptr", "sender", "pair", "reverse", "flipped")
+        tables = [_index(graph, name) for name in names]
         self._launch(program, (graph.n_atoms,), (inputs, _given(out), tables), (graph.n_atoms,), read)
 
     def contract(self, graph: "BatchGraph", contraction: "Contraction", inputs: Tensors, out: Outputs) -> None:
@@ -217,7 +217,7 @@ class Triton:
 
     def _runs(self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int) -> None:
         """Launch a kernel of the first layer, one program per segment."""
-        tables = [_index(graph, "segment_ptr"), _index(graph, "pair"), graph.flipped]
+        tables = [_index(graph, name) for name in ("segment_ptr", "pair", "flipped")]
         n_segments = graph.n_segments
         self._launch(program, (n_segments,), (inputs, _given(out), tables), (n_segments,), read)
 
@@ -313,12 +313,13 @@ class Triton:
 
 
 def _index(graph: "BatchGraph", name: str) -> Tensor:
-    """A table of the batch as 32-bit numbers, converted once per batch where it has others."""
+    """A table of the batch as 32-bit numbers, or bytes, where a kernel may read it; made once per batch."""
     key = (NAME, name)
     if key not in graph.kept:
-        graph.kept[key] = getattr(graph, name).int()
-    table: Tensor = graph.kept[key]
-    return table
+        table: Tensor = getattr(graph, name)
+        graph.kept[key] = _aligned(table if table.dtype == torch.int8 else table.int())
+    kept: Tensor = graph.kept[key]
+    return kept
 
 
 def _given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
@@ -332,5 +333,6 @@ def _bytes(*tensors: Tensor | None) -> int:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where it begins within 16 bytes, as a part of another may."""
-    return tensor if tensor.data_ptr() % ALIGNED == 0 else tensor.clone()
+    """The tensor, or a copy where it begins within 16 bytes, as a part of another may; storages begin with them."""
+    begins = tensor.storage_offset() * tensor.element_size()
+    return tensor if begins % ALIGNED == 0 else tensor.clone()

@@ -41,15 +41,6 @@ class Backend(Protocol):
         """Whether it computes with such tensors here; the first call may compile, and says in the log if it cannot."""
         ...
 
-    def prepare(self, plan: "Plan", weights: Mapping[str, Tensor]) -> None:
-        """Compile what a network will ask for, before its first step.
-
-        Args:
-            plan: constants of the network.
-            weights: its parameters by mace's names.
-        """
-        ...
-
     def convolve(
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
     ) -> None:
@@ -144,9 +135,14 @@ def backend_of(tensor: Tensor) -> Backend | None:
 
 
 def prepare(plan: "Plan", weights: Mapping[str, Tensor]) -> None:
-    """Have kernels compiled where they are not, before a network's first step."""
+    """Have kernels compiled before a network's first step, where they are its own and not one library for all.
+
+    Args:
+        plan: constants of the network.
+        weights: its parameters by mace's names.
+    """
     backend = backend_of(next(iter(weights.values())))
-    if backend is not None:
+    if isinstance(backend, Triton):
         backend.prepare(plan, weights)
 
 

@@ -5,7 +5,7 @@ the graph or the layer whose it is.
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from model_utils.models.fast.contraction import Contraction
     from model_utils.models.fast.convolution import Convolution, CouplingPath
     from model_utils.models.fast.graph import BatchGraph
-    from model_utils.models.fast.plan import Plan
 
 NAME = "cpp"
 
@@ -30,9 +29,6 @@ class Cpp:
     def takes(self, tensor: Tensor) -> bool:
         """Whether the library is there for such tensors; the first call compiles it."""
         return tensor.device.type == "cpu" and kernels.computes(tensor.dtype)
-
-    def prepare(self, plan: "Plan", weights: Mapping[str, Tensor]) -> None:
-        """Nothing: one library serves all networks, and ``takes`` has compiled it."""
 
     @property
     def multiplies(self) -> bool:

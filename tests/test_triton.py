@@ -238,6 +238,19 @@ def test_on_an_old_card_one_warning_and_plain_torch(monkeypatch: pytest.MonkeyPa
     assert "the GPU is sm_75, and they are for sm_80 and later" in warnings[0]
 
 
+def test_without_a_driver_one_warning_and_plain_torch(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.6.0"))
+
+    def fail() -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fail)
+    with only(Triton()):
+        assert backend_of(on_cuda()) is None
+    assert len(warnings) == 1
+    assert "the GPU does not say what it is (Torch not compiled with CUDA enabled)" in warnings[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

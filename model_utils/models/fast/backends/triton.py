@@ -79,6 +79,10 @@ class Triton:
             importlib.import_module("triton")
         except ImportError as error:
             return self._refuse(f"triton cannot be imported ({error})")
+        try:
+            self.architecture  # noqa: B018  (asked for where it may fail)
+        except (RuntimeError, AssertionError) as error:  # torch's own: no driver, or a build without CUDA
+            return self._refuse(f"the GPU does not say what it is ({error})")
         if self.architecture < OLDEST:
             return self._refuse(f"the GPU is sm_{self.architecture}, and they are for sm_{OLDEST} and later")
         return True

@@ -131,7 +131,7 @@ def test_another_backend_takes_over(data: Dataset, tiny_json: Path, monkeypatch:
     network = model_loader.build_network(model_loader.build(described, torch.float64, 1), "fast", described)
     batch = data.batch([0, 1])
     network.outputs({}, batch, batch.positions, batch.shifts)
-    assert used == ["convolve"]
+    assert set(used) == {"convolve"}
     assert network.arithmetic == "another"
 
 

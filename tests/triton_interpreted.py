@@ -22,7 +22,6 @@ from model_utils import model_loader
 from model_utils.models import description as model_json
 from model_utils.models.fast.backends import backend_of, only
 from model_utils.models.fast.backends.triton import Triton
-from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.fast_network import FastNetwork
 from model_utils.models.fast.triton import assemble
 from model_utils.models.fast.triton.program import Program
@@ -145,10 +144,7 @@ def trilinear(convolution: Callable[..., Tensor], graph: Any, h: Tensor, y: Tens
 def convolutions(network: FastNetwork, batch: Batch, *, directed: bool = False) -> dict[str, Tensor]:
     """The first convolution of a network on random inputs; directed: every edge brings its own copy of its pair's."""
     graph = network.graph(batch)
-    couplings = [interaction.couplings for interaction in network.plan.interactions]
-    convolution = next((c for c in couplings if isinstance(c, Convolution)), None)
-    if convolution is None:  # a single layer
-        return {}
+    convolution = network.plan.interactions[-1].couplings
     draw = torch.Generator().manual_seed(4)
     components = (max(p.l1 for p in convolution.paths) + 1) ** 2
     width = len(convolution.paths) * convolution.n_channels

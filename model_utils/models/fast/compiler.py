@@ -24,6 +24,7 @@ from model_utils.models.fast import code_cache
 from model_utils.runtime import log
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+INCLUDED = (Path(__file__).with_name("pair_network.h"),)
 # never -ffast-math: linked, it switches denormal numbers off for the whole process
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]
 COMPILERS = ("g++", "c++", "clang++")
@@ -136,7 +137,8 @@ def _compiler() -> str:
 def _key(compiler: str) -> str:
     """A hash of all that decides what the compiler makes."""
     version = _output([compiler, "--version"])
-    parts = [SOURCE.read_text(encoding="utf-8"), compiler, version, " ".join(FLAGS), platform.machine(), _cpu()]
+    texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *INCLUDED)]
+    parts = [*texts, compiler, version, " ".join(FLAGS), platform.machine(), _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -1,19 +1,21 @@
-"""The symmetric contraction: products of up to three features of one atom and channel, weighted per element.
+"""The symmetric contraction: products of up to four features of one atom and channel, weighted per element.
 
 mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for an atom of element z, channel c and output component w:
 
-    y_w = Σ_a x_a (T1_wa + Σ_b x_b (T2_wab + Σ_d T3_wabd x_d)),      T_ν = Σ_κ U_ν[…, κ] W_ν[z, κ, c],
+    y_w = Σ_a x_a (T1_wa + Σ_b x_b (T2_wab + Σ_d x_d (T3_wabd + Σ_e T4_wabde x_e))),
+    T_ν = Σ_κ U_ν[…, κ] W_ν[z, κ, c],
 
-with x the features' components. Products commute, so entries of U that differ by the order of a, b, d are added and
-only a ≤ b ≤ d is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per
-element. In the nested form, with B_wab = T2_wab + Σ_d T3_wabd x_d and A_wa = T1_wa + Σ_b x_b B_wab, y_w = Σ_a x_a A_wa:
+with x the features' components. Products commute, so entries of U that differ by the order of a, b, d, e are added and
+only a ≤ b ≤ d ≤ e is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per
+element. In the nested form (T4 left out here), with B_wab = T2_wab + Σ_d T3_wabd x_d and A_wa = T1_wa + Σ_b x_b B_wab,
+y_w = Σ_a x_a A_wa:
     VJP:             Ā_wa = ȳ_w x_a, B̄_wab = Ā_wa x_b, T̄1 = Ā, T̄2 = B̄, T̄3_wabd = B̄_wab x_d,
                      x̄_a = Σ ȳ_w A_wa, + Σ Ā_wa B_wab to x̄_b, + Σ B̄_wab T3_wabd to x̄_d;
     VJP of the VJP:  the derivatives of a·x̄ by x, T and ȳ; a·x̄ is the change of Σ ȳ y for the change a of x, so that
                      every A, B, Ā, B̄ carries its change along, by the product rule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -106,38 +108,55 @@ class Contraction:
         """Terms of all output orders."""
         return sum(len(m.rows) for degrees in self.orders for m in degrees)
 
+    @property
+    def degree(self) -> int:
+        """The highest number of factors of a term."""
+        return max((m.rows.shape[1] - 1 for degrees in self.orders for m in degrees), default=1)
+
     def nested(self) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, ...]], list[int]]:
         """The terms nested by their factors, numbered as ``terms`` lays them out; −1 where a factor has no term.
 
         Returns:
             First entry of every output component in the next; (a, term of T1, first and end of its entries) of the
-            next; (b, term of T2, first and end of its entries, first term of T3) of the last, which lists d.
+            next; (b, term of T2, first and end of its entries, first term of T3) of the last, which lists d. Where
+            there are terms of four factors, ``nested_deep`` says what T3 is.
         """
+        return self._nest[:4]
+
+    def nested_deep(self) -> tuple[list[tuple[int, ...]], list[int]]:
+        """Beside every d of ``nested``: (term of T3, first and end of its entries, first term of T4) of a list of e."""
+        return self._nest[4:]
+
+    @cached_property
+    def _nest(self) -> Any:
         outer_ptr = [0]
         outer: list[tuple[int, ...]] = []
         inner: list[tuple[int, ...]] = []
-        last: list[int] = []
+        third: list[int] = []
+        deep: list[tuple[int, ...]] = []
+        fourth: list[int] = []
         offset = 0
         for order, degrees in enumerate(self.orders):
             number: dict[tuple[int, ...], int] = {}
             for m in degrees:
                 number |= {tuple(row): offset + k for k, row in enumerate(m.rows.tolist())}
                 offset += len(m.rows)
-            nested: dict[int, dict[int, dict[int, list[int]]]] = {w: {} for w in range(2 * order + 1)}
-            for w, a, *rest in number:
-                by_b = nested[w].setdefault(a, {})
-                if rest:
-                    by_b.setdefault(rest[0], []).extend(rest[1:])
-            for w, by_a in nested.items():
-                for a in sorted(by_a):
-                    outer.append((a, number.get((w, a), -1), len(inner), len(inner) + len(by_a[a])))
-                    for b in sorted(by_a[a]):
-                        ds = sorted(by_a[a][b])
-                        cubic = number[w, a, b, ds[0]] if ds else 0  # rows are sorted, so the others follow
-                        inner.append((b, number.get((w, a, b), -1), len(last), len(last) + len(ds), cubic))
-                        last += ds
+            tree = _tree(number)
+            for w in range(2 * order + 1):
+                for a, by_b in sorted(tree.get(w, {}).items()):
+                    outer.append((a, number.get((w, a), -1), len(inner), len(inner) + len(by_b)))
+                    for b, by_d in sorted(by_b.items()):
+                        cubic = next((number[w, a, b, d] for d in sorted(by_d) if (w, a, b, d) in number), 0)
+                        inner.append((b, number.get((w, a, b), -1), len(third), len(third) + len(by_d), cubic))
+                        for d, by_e in sorted(by_d.items()):
+                            es = sorted(by_e)
+                            quartic = number[w, a, b, d, es[0]] if es else 0  # rows are sorted, so the others follow
+                            term = number.get((w, a, b, d), -1)
+                            deep.append((term, len(fourth), len(fourth) + len(es), quartic))
+                            third.append(d)
+                            fourth += es
                 outer_ptr.append(len(outer))
-        return outer_ptr, outer, inner, last
+        return outer_ptr, outer, inner, third, deep, fourth
 
     def by_torch(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
         """The products in plain torch, one batched product over channels per element and output order."""
@@ -148,6 +167,16 @@ class Contraction:
     @cached_property
     def _tables(self) -> list["_Table"]:
         return [_Table.of(order, degrees, self.n_in) for order, degrees in enumerate(self.orders)]
+
+
+def _tree(rows: Iterable[tuple[int, ...]]) -> dict[int, Any]:
+    """Rows (w, a, b, …) as dictionaries in dictionaries, by w, then a, then b …"""
+    tree: dict[int, Any] = {}
+    for row in rows:
+        level = tree
+        for factor in row:
+            level = level.setdefault(factor, {})
+    return tree
 
 
 def _monomials(u: Tensor, degree: int, weight: str) -> Monomials | None:
@@ -173,17 +202,19 @@ def _monomials(u: Tensor, degree: int, weight: str) -> Monomials | None:
 class _Table:
     """One output order with dense couplings over its last factor, for batched products.
 
-    Rows r = (w, a, b) with a ≤ b hold T2 and, over all d, T3; y_w = Σ_{r of w} x_a x_b (T2_r + Σ_d T3_rd x_d) + Σ T1 x.
+    Rows r = (w, a, b) with a ≤ b hold T2 and, over all d, T3, over all d and e, T4:
+    y_w = Σ_{r of w} x_a x_b (T2_r + Σ_d T3_rd x_d + Σ_de T4_rde x_d x_e) + Σ T1 x.
     """
 
     n_out: int
     first: Tensor | None  # (n_in, n_out · n_paths)
     second: Tensor | None  # (n_rows, n_paths)
     third: Tensor | None  # (n_in · n_rows, n_paths)
+    fourth: Tensor | None  # (n_in² · n_rows, n_paths)
     left: Tensor  # (n_in, n_rows), 1 where the row's a is the component
     right: Tensor  # the same for b
     sums: Tensor  # (n_rows, n_out), 1 where the row belongs to w
-    names: tuple[str | None, str | None, str | None]  # of W by degree
+    names: tuple[str | None, ...]  # of W by degree
     kept: dict[Any, list[Any]] = field(default_factory=dict, repr=False)  # the tables on a device
 
     @classmethod
@@ -197,6 +228,7 @@ class _Table:
         first: Tensor | None = None
         second: Tensor | None = None
         third: Tensor | None = None
+        fourth: Tensor | None = None
         if 1 in by_degree:
             m = by_degree[1]
             first = m.couplings.new_zeros(n_in, n_out, m.couplings.shape[1])
@@ -211,6 +243,11 @@ class _Table:
             third = m.couplings.new_zeros(n_in, len(rows), m.couplings.shape[1])
             third[m.rows[:, 3], [number[tuple(r[:3])] for r in m.rows.tolist()]] = m.couplings
             third = third.view(n_in * len(rows), -1)
+        if 4 in by_degree:
+            m = by_degree[4]
+            fourth = m.couplings.new_zeros(n_in, n_in, len(rows), m.couplings.shape[1])
+            fourth[m.rows[:, 3], m.rows[:, 4], [number[tuple(r[:3])] for r in m.rows.tolist()]] = m.couplings
+            fourth = fourth.view(n_in**2 * len(rows), -1)
         one_hot = [torch.zeros(size, len(rows), dtype=torch.float64) for size in (n_out, n_in, n_in)]
         for table, column in zip(one_hot, rows.T, strict=True):
             table[column, torch.arange(len(rows))] = 1.0
@@ -220,10 +257,11 @@ class _Table:
             first=first,
             second=second,
             third=third,
+            fourth=fourth,
             left=one_hot[1],
             right=one_hot[2],
             sums=one_hot[0].t().contiguous(),
-            names=(names.get(1), names.get(2), names.get(3)),
+            names=tuple(names.get(degree) for degree in (1, 2, 3, 4)),
         )
 
     def __call__(self, x: Tensor, weight: Callable[[str], Tensor], bounds: tuple[int, ...]) -> Tensor:
@@ -233,12 +271,12 @@ class _Table:
         n_rows = self.left.shape[1]
         key = (x.device, x.dtype)
         if key not in self.kept:  # copying them every time would make a GPU wait
-            tables = (self.first, self.second, self.third, self.left, self.right, self.sums)
+            tables = (self.first, self.second, self.third, self.fourth, self.left, self.right, self.sums)
             self.kept[key] = [None if table is None else table.to(x) for table in tables]
-        first, second, third, left, right, sums = self.kept[key]
-        t1, t2, t3 = (
+        first, second, third, fourth, left, right, sums = self.kept[key]
+        t1, t2, t3, t4 = (
             None if name is None or u is None else torch.matmul(u, weight(name)).transpose(1, 2)
-            for name, u in zip(self.names, (first, second, third), strict=True)
+            for name, u in zip(self.names, (first, second, third, fourth), strict=True)
         )  # (n_present, n_channels, entries)
         products = (x @ left) * (x @ right)
         slices = []
@@ -246,6 +284,10 @@ class _Table:
             inner: Tensor | None = None
             if t3 is not None:
                 inner = torch.bmm(x[:, begin:end], t3[k].reshape(n_channels, n_in, n_rows))
+            if t4 is not None:
+                factors = (x[:, begin:end, :, None] * x[:, begin:end, None, :]).flatten(2)
+                quartic = torch.bmm(factors, t4[k].reshape(n_channels, n_in**2, n_rows))
+                inner = quartic if inner is None else inner + quartic
             if t2 is not None:
                 inner = t2[k].unsqueeze(1) if inner is None else inner + t2[k].unsqueeze(1)
             y = None if inner is None else (products[:, begin:end] * inner) @ sums

@@ -64,6 +64,7 @@ class Convolution:
     paths: tuple[CouplingPath, ...]
     n_channels: int
     max_ell: int
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)  # what a backend made of it
 
     @classmethod
     def of(cls, tensor_product: Any, max_ell: int) -> "Convolution":
@@ -201,8 +202,13 @@ def signed_harmonics(graph: BatchGraph, harmonics: Tensor, max_ell: int, *, segm
         (n_rows, width, (max_ell + 1)²).
     """
     slots = graph.segments if segments else graph.rows
-    signs = torch.where(_odd_on(max_ell, harmonics.device), slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
-    return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * signs
+    of_slots = torch.where(_odd_on(max_ell, harmonics.device), slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
+    return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * of_slots
+
+
+def signs(flipped: Tensor, max_ell: int, dtype: torch.dtype) -> Tensor:
+    """By which harmonics of pairs become those of their directed edges, (n_edges, (max_ell + 1)²)."""
+    return torch.where(_odd_on(max_ell, flipped.device), 1 - 2 * flipped.unsqueeze(-1), 1).to(dtype)
 
 
 @cache

@@ -3,8 +3,8 @@
 A training step differentiates energies by positions and the result by parameters, so every operation here is followed
 through its VJP and the VJP of that. What is different from mace-torch's forward pass, and exact:
 
-1. atoms are sorted by species: weights per element act on slices, without one-hot vectors (``linear.per_element``);
-2. what depends on a distance is computed per undirected pair (``graph``);
+1. atoms are sorted by species: weights per element act on slices, without one-hot vectors (``linear``, ``maps``);
+2. what depends on a distance is computed per undirected pair, its value and its slope together (``pair_network``);
 3. the first layer is factorised by the senders' element (``first_layer``);
 4. the convolution is one trilinear sum over rows of edges (``convolution``);
 5. the symmetric contraction is a sparse polynomial with coefficients per element (``contraction``).
@@ -14,21 +14,26 @@ linear map, and channels are innermost.
 """
 
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
-from model_utils.models.fast.backends import backend_of, prepare
-from model_utils.models.fast.convolution import Convolution
-from model_utils.models.fast.first_layer import FirstLayer
+from model_utils.models.fast.backends import backend_of, fused_kernels_of, prepare
+from model_utils.models.fast.gated import added, divided, gate
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import directions
 from model_utils.models.fast.graph import BatchGraph, graph_of
+from model_utils.models.fast.graph_views import of_one_element, species_one_hot
 from model_utils.models.fast.linear import Blocks, linear, per_element, silu
+from model_utils.models.fast.maps import mapped
 from model_utils.models.fast.orders import prepared
-from model_utils.models.fast.plan import Interaction, Readout, plan_of
+from model_utils.models.fast.pair_network import HiddenLayer
+from model_utils.models.fast.pairs import Pairs
+from model_utils.models.fast.plan import Dense, Gated, Interaction, Readout, plan_of
 from model_utils.models.fast.products import matmul
 from model_utils.models.network import Parameters
 
@@ -96,99 +101,195 @@ class _Pass:
         lengths, harmonics = directions(vectors, plan.max_ell)
         numbers = self.module.get_buffer("atomic_numbers")[self.batch.species].unsqueeze(1)
         of_pair = (numbers[graph.pair_receiver], numbers[graph.pair_sender])
-        features, cutoff = plan.radial.features(lengths, of_pair)
+        pairs = Pairs.of(graph, plan.radial, lengths, of_pair, harmonics)
 
         embedding = plan.embedding.parts[0]
         h_element = self.weights[plan.embedding.name].view(-1, embedding.n_out) * embedding.scale
         h_element = self.select(h_element, 0)  # (n_present, n_channels)
+        h = self.joint(h_element) if plan.joint else None
+        first_energy = None if h is None or plan.joint_readout is None else self.joint_energy(h[0], plan.joint_readout)
 
         layers: list[Tensor] = []
         for interaction in plan.interactions:
-            weights = self.radial_network(interaction, features, cutoff)
-            h = layers[-1] if layers else None
-            layers.append(self.layer(interaction, h, h_element, weights, harmonics, features, cutoff))
+            h = self.layer(interaction, h, h_element, pairs)
+            layers.append(h)
         node_energy = torch.stack([self.readout(r, layers[r.layer]) for r in plan.readouts]).sum(dim=0)
-        return self.total(node_energy, lengths, of_pair)
+        return self.total(node_energy, first_energy, lengths, of_pair)
 
-    def radial_network(self, interaction: Interaction, x: Tensor, cutoff: Tensor | None) -> Tensor:
-        """The features before the radial network's last matrix, (n_pairs, n_radial); the cutoff commutes with it."""
-        for layer in interaction.hidden:
-            x = silu(matmul(x, self.weights[layer.name] * layer.scale), layer.gain)
-        return x if cutoff is None else x * cutoff
+    def joint(self, h_element: Tensor) -> Tensor:
+        """The first features where charge, spin or other inputs join the elements, (1, n_atoms, n_channels)."""
+        embedding = self.module.get_submodule("joint_embedding")
+        weights = {name: self.weights[f"joint_embedding.{name}"] for name, _ in embedding.named_parameters()}
+        joint = functional_call(embedding, weights, (self.batch.structure, self.batch.features))
+        graph = self.graph
+        return (h_element.index_select(0, graph.species) + joint.index_select(0, graph.order)).unsqueeze(0)
 
-    def layer(
-        self,
-        interaction: Interaction,
-        h: Tensor | None,
-        h_element: Tensor,
-        radial: Tensor,
-        harmonics: Tensor,
-        features: Tensor,
-        cutoff: Tensor | None,
+    def joint_energy(self, x: Tensor, blocks: Blocks) -> Tensor:
+        """Energies of atoms by their first features, (n_atoms,), eV; they move no atom."""
+        return self.of_head(x @ _square(self.weights[blocks.name], blocks)[0])
+
+    def hidden_layers(self, layers: Sequence[Dense], first: Tensor | None) -> list[HiddenLayer]:
+        """Layers of a network of pairs with their weights; ``first`` stands for weight and bias of the first one."""
+        hidden = []
+        for number, layer in enumerate(layers):
+            weight = self.weights[layer.name]
+            bias = None if layer.bias is None else self.weights[layer.bias]
+            if number == 0 and first is not None:
+                weight = first
+                bias = None
+            elif layer.bias is not None:
+                weight = weight.t()
+            norm = None if layer.norm is None else (self.weights[layer.norm[0]], self.weights[layer.norm[1]])
+            hidden.append(HiddenLayer(weight=weight, bias=bias, norm=norm, scale=layer.scale, gain=layer.gain))
+        return hidden
+
+    def by_elements(self, layer: Dense, gated: Gated) -> tuple[Tensor, Tensor]:
+        """The first layer of a network that also reads numbers of the sender's and of the receiver's element.
+
+        Returns:
+            The rows of its matrix for radial features, (n_basis, n_out), and what the rest gives to each edge with its
+            bias, (n_edges, n_out): one row per element, which a product with zeros and ones hands to the edges.
+        """
+        assert layer.bias is not None
+        n_inputs = gated.source.parts[0].n_out
+        weight = self.weights[layer.name].t()
+        radial, *by_end = weight.split([len(weight) - 2 * n_inputs, n_inputs, n_inputs])
+        rows = []
+        for blocks, matrix in zip((gated.source, gated.target), by_end, strict=True):
+            embedding = self.weights[blocks.name].view(-1, n_inputs) * blocks.parts[0].scale
+            rows.append(self.select(embedding, 0) @ matrix)
+        rows[1] = rows[1] + self.weights[layer.bias]  # every edge has one receiver
+        return radial, matmul(species_one_hot(self.graph, radial.dtype), torch.cat(rows))
+
+    def pair_network(
+        self, layers: Sequence[Dense], pairs: Pairs, gated: Gated | None, *, times_cutoff: bool, appended: bool = False
     ) -> Tensor:
+        """Hidden layers of a network of pairs: see ``Pairs.network``; ``gated`` has elements as inputs."""
+        first, offset = (None, None) if gated is None else self.by_elements(layers[0], gated)
+        hidden = self.hidden_layers(layers, first)
+        return pairs.network(hidden, offset, times_cutoff=times_cutoff, appended=appended)
+
+    def path_features(self, interaction: Interaction, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """R, (n_pairs, n_radial), and the radial network's last matrix, (n_radial, n_paths · n_channels).
+
+        A bias is the matrix's last row, of which R is one, or the cutoff.
+        """
+        last = interaction.last
+        appended = last.bias is not None
+        radial = self.pair_network(interaction.hidden, pairs, interaction.gated, times_cutoff=True, appended=appended)
+        matrix = self.weights[last.name]
+        if last.bias is None:
+            return radial, matrix * last.scale
+        return radial, torch.cat([matrix.t(), self.weights[last.bias].unsqueeze(0)])
+
+    def layer(self, interaction: Interaction, h: Tensor | None, h_element: Tensor, pairs: Pairs) -> Tensor:
         """One interaction with its product block.
 
         Args:
             interaction: its constants.
-            h: features that come in, (components, n_atoms, n_channels); None in the first layer.
+            h: features that come in, (components, n_atoms, n_channels); None where atoms of one element are alike.
             h_element: (n_present, n_channels), features of atoms of each element before the first layer.
-            radial: what ``radial_network`` gives, (n_pairs, n_radial).
-            harmonics: (n_pairs, (max_ell + 1)²).
-            features: radial features, (n_pairs, n_basis).
-            cutoff: (n_pairs, 1), where it is not in the features.
+            pairs: radial features and harmonics.
 
         Returns:
             (components, n_atoms, n_channels).
         """
         graph = self.graph
-        n_atoms = self.graph.n_atoms
-        density = None if interaction.density is None else self.density(interaction, features, cutoff)
-        factor = 1.0 if density is not None else 1.0 / interaction.norm
-        last = self.weights[interaction.last.name] * interaction.last.scale
-        down = self.weights[interaction.down.name]
-        if isinstance(interaction.couplings, FirstLayer):
-            up = _square(self.weights[interaction.up.name], interaction.up)[0]
-            maps = [w * factor for w in _square(down, interaction.down)]
-            x = interaction.couplings(graph, radial, harmonics, last, h_element @ up, maps)
-        else:
-            assert h is not None
-            assert isinstance(interaction.couplings, Convolution)
-            sent = linear(h, self.weights[interaction.up.name], interaction.up, n_atoms).view(h.shape)
-            x = interaction.couplings(graph, sent, harmonics, matmul(radial, last))
-            x = linear(x, down, interaction.down, n_atoms, factor).view(-1, n_atoms, interaction.product.n_channels)
-        if density is not None:
+        n_atoms = graph.n_atoms
+        gated = interaction.gated
+        pairs = pairs if gated is None else pairs.directed(self.plan.max_ell)
+        density = self.density(interaction, pairs) if interaction.density else None
+        x, sent = self.messages(interaction, h, h_element, pairs)
+        if gated is not None:
+            assert density is not None
+            widths = tuple(part.n_out for part in interaction.down.parts)
+            x = divided(x, density * self.weights[gated.beta] + self.weights[gated.alpha], widths)
+            x = gate(added(x, self.own(gated, sent)), gated, n_atoms, widths)
+            x = self.map(x, gated.mix)
+        x = x.view(-1, n_atoms, interaction.product.n_channels)
+        if gated is None and density is not None:
             x = x / (density + 1.0)
         if not interaction.residual:
             x = self.per_element(x, interaction.skip)
-        y = interaction.product(graph, x, lambda name: self.select(self.weights[name], 0))
-        y = linear(y, self.weights[interaction.update.name], interaction.update, n_atoms).view(y.shape)
+        y = self.product(interaction, x)
+        y = self.map(y, interaction.update).view(y.shape)
         if interaction.residual:
-            y = self.add_skip(y, interaction.skip, h, h_element)
+            y = self.add_skip(y, interaction, h, h_element)
         return y
 
-    def density(self, interaction: Interaction, features: Tensor, cutoff: Tensor | None) -> Tensor:
+    def messages(
+        self, interaction: Interaction, h: Tensor | None, h_element: Tensor, pairs: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        """Messages behind their linear map, in flat blocks; what atoms send, a row for each or for each element."""
+        factor = 1.0 if interaction.density else 1.0 / interaction.norm
+        radial, last = self.path_features(interaction, pairs)
+        n_atoms = self.graph.n_atoms
+        n_channels = interaction.couplings.n_channels
+        first = interaction.first
+        if first is None:
+            assert h is not None
+            sent = self.map(h, interaction.up).view(-1, n_atoms, n_channels)
+        else:
+            sent = h_element @ _square(self.weights[interaction.up.name], interaction.up)[0]
+            if fused_kernels_of(sent) is None or first.pays(pairs.graph, radial.shape[1], interaction.down):
+                down = (self.weights[interaction.down.name], interaction.down, factor)
+                return first(pairs.graph, radial, pairs.harmonics, last, sent, down), sent
+        sent_by_atoms = sent if first is None else sent.index_select(0, self.graph.species).unsqueeze(0)
+        x = interaction.couplings(pairs.graph, sent_by_atoms, pairs.harmonics, matmul(radial, last))
+        return self.map(x, interaction.down, factor), sent
+
+    def own(self, gated: Gated, sent: Tensor) -> Tensor:
+        """What an atom itself sends, mapped to what is added to its messages, in flat blocks."""
+        if sent.dim() == 3:
+            return self.map(sent, gated.own)
+        rows = sent @ _square(self.weights[gated.own.name], gated.own)[0]
+        return rows.index_select(0, self.graph.species).view(-1)
+
+    def density(self, interaction: Interaction, pairs: Pairs) -> Tensor:
         """Σ_{j → i} tanh(f(r_ij)²), (n_atoms, 1)."""
-        layer = interaction.density
-        assert layer is not None
-        graph = self.graph
-        of_pair = torch.tanh((features @ (self.weights[layer.name] * layer.scale)) ** 2)
-        of_pair = of_pair if cutoff is None else of_pair * cutoff
-        slots = graph.rows
-        return gather(of_pair, slots.pair.view(-1), slots.of_pair).view(graph.n_atoms, -1).sum(dim=1, keepdim=True)
+        *hidden, last = interaction.density
+        x = self.pair_network(hidden, pairs, interaction.gated, times_cutoff=False)
+        weight = self.weights[last.name]
+        f = x @ (weight * last.scale) if last.bias is None else x @ weight.t() + self.weights[last.bias]
+        of_pair = torch.tanh(f**2)
+        of_pair = of_pair if pairs.cutoff is None else of_pair * pairs.cutoff
+        slots = pairs.graph.rows
+        return gather(of_pair, slots.pair.view(-1), slots.of_pair).view(self.graph.n_atoms, -1).sum(dim=1, keepdim=True)
+
+    def product(self, interaction: Interaction, x: Tensor) -> Tensor:
+        """The symmetric contraction of x with the weights of each atom's element, or with those of all."""
+        if interaction.agnostic:
+            return interaction.product(of_one_element(self.graph), x, lambda name: self.weights[name])
+        return interaction.product(self.graph, x, lambda name: self.select(self.weights[name], 0))
+
+    def map(self, x: Tensor, blocks: Blocks, factor: float = 1.0) -> Tensor:
+        """Features in blocks mapped by the same matrices for all atoms, in flat blocks."""
+        kernels = fused_kernels_of(x)
+        if kernels is None:
+            return linear(x, self.weights[blocks.name], blocks, self.graph.n_atoms, factor)
+        return mapped(kernels, self.graph, x, self.weights[blocks.name], blocks, factor)
 
     def per_element(self, x: Tensor, blocks: Blocks) -> Tensor:
-        """Features mapped by the matrices of each atom's element (``linear.per_element``)."""
-        return per_element(x, self.weights[blocks.name], blocks, self.graph.present, self.graph.species_bounds)
+        """Features mapped by the matrices of each atom's element, (components, n_atoms, n_out)."""
+        kernels = fused_kernels_of(x)
+        if kernels is None:
+            return per_element(x, self.weights[blocks.name], blocks, self.graph.present, self.graph.species_bounds)
+        y = mapped(kernels, self.graph, x, self.weights[blocks.name], blocks)
+        return y.view(-1, self.graph.n_atoms, blocks.parts[0].n_out)
 
-    def add_skip(self, y: Tensor, blocks: Blocks, h: Tensor | None, h_element: Tensor) -> Tensor:
-        """y and the features that came in, mapped per element; those of the first layer are one row per element."""
+    def add_skip(self, y: Tensor, interaction: Interaction, h: Tensor | None, h_element: Tensor) -> Tensor:
+        """y and the mapped features that came in; those of the first layer may be one row per element."""
+        blocks = interaction.skip
+        n_atoms = self.graph.n_atoms
+        weight = self.weights[blocks.name]
         if h is None:
-            graph = self.graph
             part = blocks.parts[0]
-            matrices = self.weights[blocks.name].view(part.n_in, part.n_elements, part.n_out)
-            matrices = self.select(matrices, 1).transpose(0, 1)
-            rows = torch.bmm(h_element.unsqueeze(1), matrices).squeeze(1) * part.scale
-            skip = rows.index_select(0, graph.species).unsqueeze(0)
+            matrices = weight[: part.size].view(part.n_in, part.n_elements, part.n_out)
+            matrices = matrices if part.n_elements == 1 else self.select(matrices, 1)
+            rows = torch.matmul(h_element.unsqueeze(1), matrices.transpose(0, 1)).squeeze(1) * part.scale
+            skip = rows.index_select(0, self.graph.species).unsqueeze(0)
+        elif interaction.gated is not None:
+            skip = self.map(h, blocks).view(-1, n_atoms, y.shape[2])
         else:
             skip = self.per_element(h, blocks)
         if len(skip) == len(y):
@@ -205,23 +306,35 @@ class _Pass:
             x = x @ (self.weights[blocks.name].view(part.n_in, part.n_out) * part.scale)
             x = x if bias is None else x + self.weights[bias]
             if index + 1 < len(readout.maps) and readout.activation is not None:
-                x = readout.activation(x)
+                x = readout.activation(x) if readout.silu_gain is None else silu(x, readout.silu_gain)
                 if n_heads > 1:
                     of_head = nn.functional.one_hot(self.graph.head, n_heads).to(x.dtype)
                     x = x * of_head.repeat_interleave(part.n_out // n_heads, dim=1)
-        return x.squeeze(1) if n_heads == 1 else x.gather(1, self.graph.head.unsqueeze(1)).squeeze(1)
+        return self.of_head(x)
 
-    def total(self, node_energy: Tensor, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
-        """Energies of structures: scaled, shifted sums over atoms and the repulsion of pairs; (n_structures,), eV."""
+    def of_head(self, x: Tensor) -> Tensor:
+        """The column of each atom's head, (n_atoms,)."""
+        return x.squeeze(1) if x.shape[1] == 1 else x.gather(1, self.graph.head.unsqueeze(1)).squeeze(1)
+
+    def total(
+        self, node_energy: Tensor, first_energy: Tensor | None, lengths: Tensor, numbers: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Energies of structures, (n_structures,), eV.
+
+        Args:
+            node_energy: of atoms, (n_atoms,), which are scaled and shifted.
+            first_energy: of atoms, which are not; None where there are none.
+            lengths: of pairs, Å, for their repulsion.
+            numbers: atomic numbers of both atoms of a pair.
+        """
         graph = self.graph
         batch = self.batch
-        buffers = dict(self.module.named_buffers()) if hasattr(self.module, "scale_shift") else {}
-        scale = buffers.get("scale_shift.scale")
-        shift = buffers.get("scale_shift.shift")
-        if scale is not None and shift is not None:
-            scale = torch.atleast_1d(scale)
-            shift = torch.atleast_1d(shift)
+        scale = None
+        if hasattr(self.module, "scale_shift"):
+            scale = torch.atleast_1d(self.module.get_buffer("scale_shift.scale"))
+            shift = torch.atleast_1d(self.module.get_buffer("scale_shift.shift"))
             node_energy = scale[graph.head] * node_energy + shift[graph.head]
+        node_energy = node_energy if first_energy is None else node_energy + first_energy
         total = node_energy.new_zeros(batch.n_structures).index_add(0, graph.structure, node_energy)
         if self.plan.radial.repulsion is not None:
             structure = batch.structure[graph.pair_receiver]

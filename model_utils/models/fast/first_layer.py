@@ -10,20 +10,25 @@ no array of edges × channels is ever made, and W_l, h_z and the linear map behi
 and order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast.backends import Backend, backend_of
+from model_utils.models.fast.backends import Backend, backend_of, fused_kernels_of
 from model_utils.models.fast.convolution import signed_harmonics
 from model_utils.models.fast.gather import gather
 from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.graph import BatchGraph
+from model_utils.models.fast.linear import Blocks, Part
+from model_utils.models.fast.maps import mapped
 from model_utils.models.fast.needed import needed
 from model_utils.models.fast.products import matmul
+
+SAVED = 1.2  # how much more its products of matrices may cost, for the convolution that it saves; measured on an EPYC
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class FirstLayer:
     """Normalisations of the paths 0 ⊗ l → l: of the path, whose coupling is δ/√(2l + 1)."""
 
     scales: tuple[float, ...]  # per l
+    kept: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, tensor_product: Any) -> "FirstLayer":
@@ -44,7 +50,13 @@ class FirstLayer:
         return len(self.scales) - 1
 
     def __call__(
-        self, graph: BatchGraph, radial: Tensor, harmonics: Tensor, path_matrix: Tensor, h: Tensor, maps: list[Tensor]
+        self,
+        graph: BatchGraph,
+        radial: Tensor,
+        harmonics: Tensor,
+        path_matrix: Tensor,
+        h: Tensor,
+        down: tuple[Tensor, Blocks, float],
     ) -> Tensor:
         """Messages behind their linear map.
 
@@ -54,32 +66,60 @@ class FirstLayer:
             harmonics: (n_pairs, (max_ell + 1)²).
             path_matrix: (n_radial, (max_ell + 1) · n_channels), W_l side by side.
             h: (n_present, n_channels).
-            maps: the linear map of every order, (n_channels, n_channels).
+            down: the linear map: flat weight, where in it each order's matrix lies, and a factor.
 
         Returns:
-            ((max_ell + 1)², n_atoms, n_channels).
+            Flat blocks; block l is ((2l + 1), n_atoms, width of l).
         """
         sums = self.segment_sums(graph, radial, harmonics)
-        n_channels = h.shape[1]
-        n_atoms = graph.n_atoms
-        n_radial = radial.shape[1]
+        weight, blocks, factor = down
+        scales = self.scaled(blocks, factor, h)
+        paths = path_matrix.view(radial.shape[1], len(self.scales), h.shape[1]).transpose(0, 1) * scales
+        flat = weight.split([part.size for part in blocks.parts])
+        maps = [w.view(part.n_in, part.n_out) for w, part in zip(flat, blocks.parts, strict=True)]
+        if graph.dense_segments:
+            return self.dense(graph, sums, paths, h, maps)
         orders = []
-        sums_by_order = sums.split([2 * order + 1 for order in range(len(self.scales))])
-        matrices = path_matrix.split(n_channels, dim=1)
-        for order, scale in enumerate(self.scales):
-            w_l = matrices[order] * scale
-            s_l = sums_by_order[order]
-            if graph.dense_segments:
-                folded = matmul((h[:, None, :] * w_l).view(-1, n_channels), maps[order])
-                x = matmul(s_l.reshape(-1, graph.n_present * n_radial), folded)
-            else:
-                by_segment = matmul(s_l.reshape(-1, n_radial), w_l).view(2 * order + 1, -1, n_channels)
-                by_segment = by_segment * h.index_select(0, graph.segment_species)
-                summed = by_segment.new_zeros(2 * order + 1, n_atoms, n_channels)
-                x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, n_channels)
-                x = matmul(x, maps[order])
-            orders.append(x.view(2 * order + 1, n_atoms, n_channels))
+        for order, s_l in enumerate(sums.split([2 * order + 1 for order in range(len(maps))])):
+            by_segment = matmul(s_l.reshape(-1, s_l.shape[2]), paths[order]).view(2 * order + 1, -1, h.shape[1])
+            by_segment = by_segment * h.index_select(0, graph.segment_species)
+            summed = by_segment.new_zeros(2 * order + 1, graph.n_atoms, h.shape[1])
+            x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, h.shape[1])
+            orders.append(matmul(x, maps[order]).view(-1))
         return torch.cat(orders)
+
+    def pays(self, graph: BatchGraph, n_radial: int, down: Blocks) -> bool:
+        """Whether this takes less than path weights and a convolution, by the products of matrices of either.
+
+        Few neighbours of many elements leave most of S empty, and it is one matrix per atom and element all the same.
+        """
+        components = len(self.scales) ** 2
+        n_channels = down.parts[0].n_in
+        width = sum((2 * p.order + 1) * p.n_out for p in down.parts) / components
+        own = graph.n_segments * components * n_radial * width
+        path_weights = graph.n_pairs * n_radial * len(self.scales) * n_channels
+        other = path_weights + graph.n_atoms * components * n_channels * width
+        return own < SAVED * other
+
+    def dense(self, graph: BatchGraph, sums: Tensor, paths: Tensor, h: Tensor, maps: list[Tensor]) -> Tensor:
+        """Messages in flat blocks where every atom has a segment of every element: one matrix per order behind S."""
+        by_element = (paths.unsqueeze(1) * h.unsqueeze(1)).flatten(1, 2)  # (orders, n_present · n_radial, n_channels)
+        folded = [matmul(w_l, map_l) for w_l, map_l in zip(by_element.unbind(), maps, strict=True)]
+        n_in = by_element.shape[1]
+        kernels = fused_kernels_of(sums)
+        if kernels is not None:
+            blocks = _blocks_of(tuple((n_in, w.shape[1]) for w in folded))
+            return mapped(kernels, graph, sums, torch.cat([w.view(-1) for w in folded]), blocks)
+        by_order = sums.split([2 * order + 1 for order in range(len(maps))])
+        return torch.cat([matmul(s.reshape(-1, n_in), w).view(-1) for s, w in zip(by_order, folded, strict=True)])
+
+    def scaled(self, blocks: Blocks, factor: float, like: Tensor) -> Tensor:
+        """Normalisations of paths and of the linear map, (orders, 1, 1)."""
+        key = (factor, like.device, like.dtype)
+        if key not in self.kept:
+            numbers = [scale * part.scale * factor for scale, part in zip(self.scales, blocks.parts, strict=True)]
+            self.kept[key] = like.new_tensor(numbers).view(-1, 1, 1)
+        return self.kept[key]
 
     def segment_sums(self, graph: BatchGraph, radial: Tensor, harmonics: Tensor) -> Tensor:
         """S, ((max_ell + 1)², n_segments, n_radial)."""
@@ -95,6 +135,17 @@ class FirstLayer:
         left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
         right = gather(radial, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1)
         return torch.bmm(left.transpose(1, 2), right).transpose(0, 1)
+
+
+@cache
+def _blocks_of(shapes: tuple[tuple[int, int], ...]) -> Blocks:
+    """The map whose flat weight is matrices of these shapes one after another, one per order."""
+    parts = []
+    offset = 0
+    for order, (n_in, n_out) in enumerate(shapes):
+        parts.append(Part(order=order, offset=offset, n_in=n_in, n_out=n_out, scale=1.0))
+        offset += n_in * n_out
+    return Blocks(name="folded", widths=tuple(part.n_in for part in parts), parts=tuple(parts))
 
 
 @dataclass(frozen=True)

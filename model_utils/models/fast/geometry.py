@@ -72,7 +72,7 @@ class _DirectionsVjp(torch.autograd.Function):
 
 
 def second_derivative(
-    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, gradients: tuple[Tensor, ...], adjoint: Tensor
+    function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], x: Tensor, gradients: tuple[Tensor, ...], adjoint: Tensor
 ) -> Tensor:
     """The gradient by x of adjoint · x̄, where x̄ is the function's VJP."""
     with torch.enable_grad():
@@ -87,7 +87,7 @@ def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tenso
     Args:
         vectors: (n_pairs, 3), Å.
         lengths: (n_pairs, 1), Å.
-        max_ell: highest order, up to 3.
+        max_ell: highest order, up to 4.
 
     Returns:
         (n_pairs, (max_ell + 1)²), without unit; order l in columns l² to (l + 1)² − 1.
@@ -117,7 +117,27 @@ def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tenso
             math.sqrt(5.0 / 6.0) * (order_2[4] * z - order_2[0] * x),
         ]
         columns += [math.sqrt(7.0) * c for c in order_3]
+    if max_ell >= 4:
+        columns += [3.0 * c for c in _order_4(x, y, z, order_3)]
     return torch.stack(columns, dim=1)
+
+
+def _order_4(x: Tensor, y: Tensor, z: Tensor, t: list[Tensor]) -> list[Tensor]:
+    """Order 4 from order 3, both without their normalisation."""
+    c1, c3, c12, c14, c15, c20, c21, c24, c28, c30 = (
+        math.sqrt(n / 32.0) for n in (1, 3, 12, 14, 15, 20, 21, 24, 28, 30)
+    )
+    return [
+        c28 * (t[0] * z + t[6] * x),
+        c14 * t[0] * y + c21 * (t[1] * z + t[5] * x),
+        c1 * (t[6] * x - t[0] * z) + c24 * t[1] * y + c15 * (t[2] * z + t[4] * x),
+        c3 * (t[5] * x - t[1] * z) + c30 * t[2] * y + c20 * t[3] * x,
+        t[3] * y - c12 * (t[2] * x + t[4] * z),
+        c20 * t[3] * z + c30 * t[4] * y - c3 * (t[1] * x + t[5] * z),
+        c15 * (t[4] * z - t[2] * x) + c24 * t[5] * y - c1 * (t[0] * x + t[6] * z),
+        c21 * (t[5] * z - t[1] * x) + c14 * t[6] * y,
+        c28 * (t[6] * z - t[0] * x),
+    ]
 
 
 def odd(max_ell: int) -> list[bool]:

@@ -95,7 +95,7 @@ class Slots:
     pair: Tensor  # (n_rows, width), n_pairs where empty
     sender: Tensor  # (n_rows, width), n_atoms where empty
     sign: Tensor  # (n_rows, width), −1 for edges that run against their pair's vector
-    of_pair: Tensor  # (n_pairs, 2), the two slots of a pair
+    of_pair: Tensor  # (n_pairs, 2), the slots of a pair: two, or one in ``graph_views.directed``
     of_sender: Tensor  # (n_atoms, width of the rows), the slots whose sender is the atom
 
     @classmethod
@@ -113,7 +113,7 @@ class Slots:
         sender[slot] = graph.sender.long()
         sign = slot.new_ones(size)
         sign[slot] = 1 - 2 * flipped
-        of_pair = slot.new_empty((graph.n_pairs, 2))
+        of_pair = slot.new_full((graph.n_pairs, 2), size)
         of_pair[graph.pair.long(), flipped] = slot
         receiver = _rows(graph.row_ptr, graph.n_edges)
         of_sender = slot.new_full((graph.n_atoms, graph.row_width), size)

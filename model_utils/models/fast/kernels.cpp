@@ -91,8 +91,9 @@ struct Convolution {
   const int8_t* odd;  // per component of the spherical harmonics
 };
 
-constexpr int kMaxHarmonics = 16;
-constexpr int kMaxMatrix = 512;  // of l1 <= 2, l2 and l3 <= 3: at most 243
+constexpr int kMaxHarmonics = 25;
+constexpr int kMaxMatrix = 1024;  // of l1 <= 3, l2 and l3 <= 4: at most 807
+constexpr int kMaxPath = 63;
 
 template <typename T> inline void signed_harmonics(const T* y, const int8_t* odd, bool flipped, int64_t n, T* out) {
   for (int64_t m = 0; m < n; ++m) out[m] = flipped && odd[m] ? -y[m] : y[m];
@@ -114,14 +115,16 @@ template <template <typename, int, int> class F, typename T, int D1, typename...
     case 1: F<T, D1, 1>::run(a...); break;
     case 3: F<T, D1, 3>::run(a...); break;
     case 5: F<T, D1, 5>::run(a...); break;
-    default: F<T, D1, 7>::run(a...); break;
+    case 7: F<T, D1, 7>::run(a...); break;
+    default: F<T, D1, 9>::run(a...); break;
   }
 }
 template <template <typename, int, int> class F, typename T, typename... A> inline void by_path(const Path& p, A&&... a) {
   switch (p.d1) {
     case 1: by_d3<F, T, 1>(p.d3, a...); break;
     case 3: by_d3<F, T, 3>(p.d3, a...); break;
-    default: by_d3<F, T, 5>(p.d3, a...); break;
+    case 5: by_d3<F, T, 5>(p.d3, a...); break;
+    default: by_d3<F, T, 7>(p.d3, a...); break;
   }
 }
 
@@ -281,7 +284,7 @@ void convolve_vjp(const Edges& e, const Convolution& f, const T* h, const T* y, 
     for (int64_t part = 0; part < parts.n(); ++part) {
       T* dh = pass ? sent.again(part) : sent.part(part);
       T m[kMaxMatrix];
-      Vector<T> dm[49], dy[kMaxHarmonics];
+      Vector<T> dm[kMaxPath], dy[kMaxHarmonics];
       for (int64_t place = parts.first[part]; place < parts.first[part + 1]; ++place) {
         const int64_t i = e.rank[place];
         for (int64_t x = e.row_ptr[i]; x < e.row_ptr[i + 1]; ++x) {
@@ -355,7 +358,7 @@ void convolve_vjp_vjp(const Edges& e, const Convolution& f, const T* h, const T*
     for (int64_t part = 0; part < parts.n(); ++part) {
       T* to = pass ? sent.again(part) : sent.part(part);
       T m[kMaxMatrix], am[kMaxMatrix];
-      Vector<T> dm[49], dyv[kMaxHarmonics];
+      Vector<T> dm[kMaxPath], dyv[kMaxHarmonics];
       for (int64_t place = parts.first[part]; place < parts.first[part + 1]; ++place) {
         const int64_t i = e.rank[place];
         if (!pass)
@@ -474,18 +477,21 @@ void segment_sums_vjp(const Segments& s, int64_t n_radial, const T* r, const T* 
 // The contraction's polynomial in nested form: per output component a list of a, per a one of b, per b one of d.
 struct Outer { int32_t a, term, first, last; };         // term of degree 1 or -1; its range of Inner
 struct Inner { int32_t b, term, first, last, cubic; };  // term of degree 2 or -1; its range of d; first term of degree 3
+struct Deep { int32_t term, first, last, quartic; };    // term of degree 3 or -1; its range of e; first term of degree 4
 struct Polynomial {
   int64_t n_channels, n_in, n_out, n_terms;
   const int32_t* outer_ptr;
   const Outer* outer;
   const Inner* inner;
   const int32_t* d;
+  const Deep* deep;  // beside every d; null where there is no degree 4, and terms of degree 3 follow one another
+  const int32_t* e;
 };
 struct Atoms {  // sorted by element
   int64_t n_atoms, n_present;
   const int64_t* species_ptr;
 };
-constexpr int kMaxIn = 16;
+constexpr int kMaxIn = 25;
 
 template <typename T, typename Body> void by_element_and_block(const Polynomial& f, const Atoms& atoms, Body body) {
   const int64_t lanes = kLanes<T>, n_blocks = (f.n_channels + lanes - 1) / lanes;
@@ -500,7 +506,8 @@ template <typename T, typename Body> void by_element_and_block(const Polynomial&
     }
 }
 
-template <typename T> void contract(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, T* y) {
+template <typename T, bool Quartic>
+void contract(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, T* y) {
   const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
   by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
     const T* tz = t + z * f.n_terms * n + c;
@@ -516,7 +523,17 @@ template <typename T> void contract(const Polynomial& f, const Atoms& atoms, con
             const Inner& b = f.inner[p];
             Vector<T> bv = b.term >= 0 ? load<T>(tz + b.term * n, k) : Vector<T>{};
             const T* cubic = tz + b.cubic * n;
-            for (int32_t q = b.first; q < b.last; ++q, cubic += n) bv += load<T>(cubic, k) * xv[f.d[q]];
+            for (int32_t q = b.first; q < b.last; ++q, cubic += n) {
+              if constexpr (Quartic) {
+                const Deep& d = f.deep[q];
+                Vector<T> tv = d.term >= 0 ? load<T>(tz + d.term * n, k) : Vector<T>{};
+                for (int32_t r = d.first; r < d.last; ++r)
+                  tv += load<T>(tz + (d.quartic + r - d.first) * n, k) * xv[f.e[r]];
+                bv += tv * xv[f.d[q]];
+              } else {
+                bv += load<T>(cubic, k) * xv[f.d[q]];
+              }
+            }
             av += bv * xv[b.b];
           }
           total += av * xv[a.a];
@@ -527,7 +544,7 @@ template <typename T> void contract(const Polynomial& f, const Atoms& atoms, con
   });
 }
 
-template <typename T, bool ByTerms>
+template <typename T, bool ByTerms, bool Quartic>
 void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, const T* g, T* gx, T* gt) {
   const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
   by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
@@ -556,10 +573,25 @@ void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* 
             int64_t cubic = b.cubic * n;
             for (int32_t q = b.first; q < b.last; ++q, cubic += n) {
               const int32_t d = f.d[q];
-              const Vector<T> tv = load<T>(tz + cubic, k);
+              Vector<T> tv{};
+              if constexpr (Quartic) {
+                const Deep& deep = f.deep[q];
+                const Vector<T> gd = gb * xv[d];
+                if (deep.term >= 0) tv = load<T>(tz + deep.term * n, k);
+                if (ByTerms && deep.term >= 0) add<T>(gz + deep.term * n, gd, k);
+                for (int32_t r = deep.first; r < deep.last; ++r) {
+                  const int64_t at = (deep.quartic + r - deep.first) * n;
+                  const Vector<T> uv = load<T>(tz + at, k);
+                  tv += uv * xv[f.e[r]];
+                  dv[f.e[r]] += gd * uv;
+                  if (ByTerms) add<T>(gz + at, gd * xv[f.e[r]], k);
+                }
+              } else {
+                tv = load<T>(tz + cubic, k);
+                if (ByTerms) add<T>(gz + cubic, gb * xv[d], k);
+              }
               bv += tv * xv[d];
               dv[d] += gb * tv;
-              if (ByTerms) add<T>(gz + cubic, gb * xv[d], k);
             }
             av += bv * xv[b.b];
             dv[b.b] += ga * bv;
@@ -573,7 +605,7 @@ void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* 
 }
 
 // Adjoint ax of gx: dg, dx and dt of sum ax gx.
-template <typename T>
+template <typename T, bool Quartic>
 void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, const T* g, const T* ax, T* dx,
                       T* dt, T* dg) {
   const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
@@ -606,11 +638,30 @@ void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const
             int64_t cubic = b.cubic * n;
             for (int32_t q = b.first; q < b.last; ++q, cubic += n) {
               const int32_t d = f.d[q];
-              const Vector<T> tv = load<T>(tz + cubic, k), xd = xv[d], ad = av[d];
-              pb += tv * xd;
-              dpb += tv * ad;
-              dv[d] += dgb * tv;
-              add<T>(gz + cubic, gb * ad + dgb * xd, k);
+              const Vector<T> xd = xv[d], ad = av[d], dgd = gb * ad + dgb * xd;
+              if constexpr (Quartic) {
+                const Deep& deep = f.deep[q];
+                const Vector<T> gd = gb * xd;
+                Vector<T> tv = deep.term >= 0 ? load<T>(tz + deep.term * n, k) : Vector<T>{}, dtv{};
+                if (deep.term >= 0) add<T>(gz + deep.term * n, dgd, k);
+                for (int32_t r = deep.first; r < deep.last; ++r) {
+                  const int64_t at = (deep.quartic + r - deep.first) * n;
+                  const Vector<T> uv = load<T>(tz + at, k), xe = xv[f.e[r]], ae = av[f.e[r]];
+                  tv += uv * xe;
+                  dtv += uv * ae;
+                  dv[f.e[r]] += dgd * uv;
+                  add<T>(gz + at, gd * ae + dgd * xe, k);
+                }
+                pb += tv * xd;
+                dpb += tv * ad + dtv * xd;
+                dv[d] += dgb * tv + gb * dtv;
+              } else {
+                const Vector<T> tv = load<T>(tz + cubic, k);
+                pb += tv * xd;
+                dpb += tv * ad;
+                dv[d] += dgb * tv;
+                add<T>(gz + cubic, dgd, k);
+              }
             }
             pa += pb * xb;
             dpa += pb * ab + dpb * xb;
@@ -691,6 +742,20 @@ template <typename T, typename S> inline void harmonics(const S& x, const S& y, 
   out[12] = z * four * r38;
   out[13] = d * y * (r5 * r7);
   out[14] = (d * z - a * x) * r56;
+  if (n < 25) return;
+  const S* t = out + 8;
+  const T k = 3 / r7, c1 = k * std::sqrt(T(1) / 32), c3 = k * std::sqrt(T(3) / 32), c7 = k * std::sqrt(T(7) / 8);
+  const T c14 = k * std::sqrt(T(7) / 16), c15 = k * std::sqrt(T(15) / 32), c21 = k * std::sqrt(T(21) / 32);
+  const T c24 = k * std::sqrt(T(3) / 4), c30 = k * std::sqrt(T(15) / 16), c20 = k * std::sqrt(T(5) / 8);
+  out[15] = (t[0] * z + t[6] * x) * c7;
+  out[16] = t[0] * y * c14 + (t[1] * z + t[5] * x) * c21;
+  out[17] = (t[6] * x - t[0] * z) * c1 + t[1] * y * c24 + (t[2] * z + t[4] * x) * c15;
+  out[18] = (t[5] * x - t[1] * z) * c3 + t[2] * y * c30 + t[3] * x * c20;
+  out[19] = t[3] * y * k - (t[2] * x + t[4] * z) * (k * std::sqrt(T(3) / 8));
+  out[20] = t[3] * z * c20 + t[4] * y * c30 - (t[1] * x + t[5] * z) * c3;
+  out[21] = (t[4] * z - t[2] * x) * c15 + t[5] * y * c24 - (t[0] * x + t[6] * z) * c1;
+  out[22] = (t[5] * z - t[1] * x) * c21 + t[6] * y * c14;
+  out[23] = (t[6] * z - t[0] * x) * c7;
 }
 
 // Lengths of vectors and spherical harmonics of their directions, n = (max_ell + 1)^2 of them.
@@ -774,13 +839,14 @@ template <typename T> struct Matrix {
 };
 
 template <typename T, int Rows>
-inline void tile(int64_t depth, const Matrix<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns, bool add_to) {
+inline void tile(int64_t depth, const Matrix<T>& a, const T* panel, T* c, int64_t ldc, int64_t columns, bool add_to,
+                 int64_t stride = kColumns<T>) {
   Vector<T> sums[Rows][2];
 #pragma GCC unroll 12
   for (int i = 0; i < Rows; ++i) sums[i][0] = sums[i][1] = Vector<T>{};
   for (int64_t k = 0; k < depth; ++k) {
-    const Vector<T> b0 = load<T>(panel + k * kColumns<T>, Full<T>{});
-    const Vector<T> b1 = load<T>(panel + k * kColumns<T> + kLanes<T>, Full<T>{});
+    const Vector<T> b0 = load<T>(panel + k * stride, Full<T>{});
+    const Vector<T> b1 = load<T>(panel + k * stride + kLanes<T>, Full<T>{});
     const T* ak = a.at + k * a.column;
 #pragma GCC unroll 12
     for (int i = 0; i < Rows; ++i) {
@@ -800,7 +866,11 @@ inline void tile(int64_t depth, const Matrix<T>& a, const T* panel, T* c, int64_
     }
 }
 
-template <typename T> void multiply(int64_t m, int64_t n, int64_t depth, Matrix<T> a, Matrix<T> b, T* c) {
+// Where c has rows of another length than n, its stride is given; scale multiplies the product, which may be added to c.
+template <typename T>
+void multiply(int64_t m, int64_t n, int64_t depth, Matrix<T> a, Matrix<T> b, T* c, T scale = 1, int64_t stride = 0,
+              bool add_to = false) {
+  const int64_t ldc = stride ? stride : n;
   const int64_t width = kColumns<T>, panels = (n + width - 1) / width;
   const int64_t rows = std::clamp<int64_t>((m / 16 + kRows) / kRows * kRows, 96, 480);
   const int64_t row_blocks = (m + rows - 1) / rows;
@@ -814,25 +884,89 @@ template <typename T> void multiply(int64_t m, int64_t n, int64_t depth, Matrix<
         const T* from = b.at + k0 * b.row + p * width * b.column;
         if (columns < width) std::memset(panel, 0, sizeof(panel));
         if (b.column == 1)
-          for (int64_t k = 0; k < deep; ++k) std::memcpy(panel + k * width, from + k * b.row, sizeof(T) * columns);
+          for (int64_t k = 0; k < deep; ++k)
+            for (int64_t j = 0; j < columns; ++j) panel[k * width + j] = from[k * b.row + j] * scale;
         else
           for (int64_t j = 0; j < columns; ++j)
-            for (int64_t k = 0; k < deep; ++k) panel[k * width + j] = from[k * b.row + j * b.column];
+            for (int64_t k = 0; k < deep; ++k) panel[k * width + j] = from[k * b.row + j * b.column] * scale;
         int64_t i = first;
         auto at = [&](int64_t row) { return Matrix<T>{a.at + row * a.row + k0 * a.column, a.row, a.column}; };
         for (; i + kRows <= last; i += kRows)
-          tile<T, kRows>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
-        for (; i + 4 <= last; i += 4) tile<T, 4>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
-        for (; i < last; ++i) tile<T, 1>(deep, at(i), panel, c + i * n + p * width, n, columns, k0 > 0);
+          tile<T, kRows>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
+        for (; i + 4 <= last; i += 4)
+          tile<T, 4>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
+        for (; i < last; ++i)
+          tile<T, 1>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
       }
     }
 }
+
+struct MapPart {
+  int64_t rows, x, y, weight;         // components; where its block of x and of y and its matrices begin
+  int64_t n_in, n_out, n_elements;    // matrix of element z: (n_in, n_out) from weight + z n_out, rows n_elements n_out apart
+  double scale;
+};
+struct Map {
+  int64_t n_parts, n_atoms, n_present;
+  const MapPart* parts;
+  const int64_t *species_ptr, *present;  // first atom of each element that occurs, and the element
+};
+
+// body(part, n, x, y, weight, first) for all runs of n rows that share a matrix; runs of one matrix come one after the other,
+// the first of them marked. Matrices are computed by one thread each where there are many.
+template <typename Body> void each_matrix(const Map& f, Body body) {
+  struct Task { const MapPart* part; int64_t element; };
+  std::vector<Task> tasks;
+  int64_t largest = 0;
+  for (int64_t p = 0; p < f.n_parts; ++p) {
+    const int64_t n = f.parts[p].n_elements > 1 ? f.n_present : 1;
+    for (int64_t k = 0; k < n; ++k) tasks.push_back({f.parts + p, k});
+    largest = std::max(largest, f.parts[p].rows * f.n_atoms / n * f.parts[p].n_in * f.parts[p].n_out);
+  }
+  const int64_t n = tasks.size();
+#pragma omp parallel for schedule(dynamic, 1) if (n > 1 && largest > 10000 && largest < 1000000)
+  for (int64_t t = 0; t < n; ++t) {
+    const MapPart& p = *tasks[t].part;
+    if (p.n_elements == 1) {
+      body(p, p.rows * f.n_atoms, p.x, p.y, p.weight, true);
+    } else {
+      const int64_t k = tasks[t].element, begin = f.species_ptr[k];
+      for (int64_t m = 0; m < p.rows; ++m) {
+        const int64_t atom = m * f.n_atoms + begin;
+        body(p, f.species_ptr[k + 1] - begin, p.x + atom * p.n_in, p.y + atom * p.n_out, p.weight + f.present[k] * p.n_out,
+             m == 0);
+      }
+    }
+  }
+}
+template <typename T> void map_blocks(const Map& f, const T* x, const T* w, T* y) {
+  each_matrix(f, [&](const MapPart& p, int64_t n, int64_t x0, int64_t y0, int64_t w0, bool) {
+    multiply<T>(n, p.n_out, p.n_in, {x + x0, p.n_in, 1}, {w + w0, p.n_elements * p.n_out, 1}, y + y0, T(p.scale));
+  });
+}
+template <typename T> void map_blocks_by_input(const Map& f, const T* g, const T* w, T* gx) {
+  each_matrix(f, [&](const MapPart& p, int64_t n, int64_t x0, int64_t y0, int64_t w0, bool) {
+    multiply<T>(n, p.n_in, p.n_out, {g + y0, p.n_out, 1}, {w + w0, 1, p.n_elements * p.n_out}, gx + x0, T(p.scale));
+  });
+}
+template <typename T> void map_blocks_by_weight(const Map& f, const T* x, const T* g, T* gw) {
+  for (int64_t p = 0; p < f.n_parts; ++p)
+    if (f.parts[p].n_elements > f.n_present)
+      std::memset(gw + f.parts[p].weight, 0, sizeof(T) * f.parts[p].n_in * f.parts[p].n_elements * f.parts[p].n_out);
+  each_matrix(f, [&](const MapPart& p, int64_t n, int64_t x0, int64_t y0, int64_t w0, bool first) {
+    multiply<T>(p.n_in, p.n_out, n, {x + x0, 1, p.n_in}, {g + y0, p.n_out, 1}, gw + w0, T(p.scale), p.n_elements * p.n_out,
+                !first);
+  });
+}
+
+#include "pair_network.h"
 
 template <typename T, typename F> void by_harmonics(int64_t n, F f) {
   switch (n) {
     case 4: f(std::integral_constant<int, 4>{}); break;
     case 9: f(std::integral_constant<int, 9>{}); break;
-    default: f(std::integral_constant<int, 16>{}); break;
+    case 16: f(std::integral_constant<int, 16>{}); break;
+    default: f(std::integral_constant<int, 25>{}); break;
   }
 }
 
@@ -860,18 +994,23 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
     by_harmonics<T>(m, [&](auto k) { segment_sums_vjp<T, decltype(k)::value>(*s, n, r, y, g, gr, gy); });              \
   }                                                                                                                    \
   extern "C" void contract_##name(const Polynomial* f, const Atoms* a, const T* x, const T* t, T* y) {                  \
-    contract<T>(*f, *a, x, t, y);                                                                                      \
+    if (f->deep)                                                                                                       \
+      contract<T, true>(*f, *a, x, t, y);                                                                              \
+    else                                                                                                               \
+      contract<T, false>(*f, *a, x, t, y);                                                                             \
   }                                                                                                                    \
   extern "C" void contract_vjp_##name(const Polynomial* f, const Atoms* a, const T* x, const T* t, const T* g, T* gx,   \
                                       T* gt) {                                                                         \
     if (gt)                                                                                                            \
-      contract_vjp<T, true>(*f, *a, x, t, g, gx, gt);                                                                  \
+      f->deep ? contract_vjp<T, true, true>(*f, *a, x, t, g, gx, gt) : contract_vjp<T, true, false>(*f, *a, x, t, g, gx, gt); \
     else                                                                                                               \
-      contract_vjp<T, false>(*f, *a, x, t, g, gx, gt);                                                                 \
+      f->deep ? contract_vjp<T, false, true>(*f, *a, x, t, g, gx, gt)                                                   \
+              : contract_vjp<T, false, false>(*f, *a, x, t, g, gx, gt);                                                \
   }                                                                                                                    \
   extern "C" void contract_vjp_vjp_##name(const Polynomial* f, const Atoms* a, const T* x, const T* t, const T* g,      \
                                           const T* ax, T* dx, T* dt, T* dg) {                                          \
-    contract_vjp_vjp<T>(*f, *a, x, t, g, ax, dx, dt, dg);                                                              \
+    f->deep ? contract_vjp_vjp<T, true>(*f, *a, x, t, g, ax, dx, dt, dg)                                                \
+            : contract_vjp_vjp<T, false>(*f, *a, x, t, g, ax, dx, dt, dg);                                             \
   }                                                                                                                    \
   extern "C" void directions_##name(int64_t pairs, int64_t n, const T* v, T* r, T* y) { directions<T>(pairs, n, v, r, y); } \
   extern "C" void directions_vjp_##name(int64_t pairs, int64_t n, const T* v, const T* r, const T* gr, const T* gy,     \
@@ -884,6 +1023,26 @@ template <typename T, typename F> void by_harmonics(int64_t n, F f) {
   extern "C" void bessel_##name(int64_t pairs, int64_t n, int64_t p, double r_max, double prefactor, const T* r,        \
                                 const T* frequency, T* value, T* slope) {                                              \
     bessel<T>(pairs, n, p, T(r_max), T(prefactor), r, frequency, value, slope);                                        \
+  }                                                                                                                    \
+  extern "C" void map_blocks_##name(const Map* f, const T* x, const T* w, T* y) { map_blocks<T>(*f, x, w, y); }          \
+  extern "C" void map_blocks_by_input_##name(const Map* f, const T* g, const T* w, T* gx) {                            \
+    map_blocks_by_input<T>(*f, g, w, gx);                                                                              \
+  }                                                                                                                    \
+  extern "C" void map_blocks_by_weight_##name(const Map* f, const T* x, const T* g, T* gw) {                           \
+    map_blocks_by_weight<T>(*f, x, g, gw);                                                                             \
+  }                                                                                                                    \
+  extern "C" void radial_basis_##name(const Basis* b, int64_t n, const T* r, const T* scale, const T* numbers, T* value,  \
+                                      T* slope, T* cutoff, T* cutoff_slope) {                                          \
+    radial_basis<T>(*b, n, r, scale, numbers, value, slope, cutoff, cutoff_slope);                                     \
+  }                                                                                                                    \
+  extern "C" void pair_network_##name(const PairNetwork* f, int64_t n, const T* x, const T* dx, const T* offset,        \
+                                      const T* cutoff, const T* cutoff_slope, T* kept, T* out, T* slope) {              \
+    pair_network<T>(*f, n, x, dx, offset, cutoff, cutoff_slope, kept, out, slope);                                     \
+  }                                                                                                                    \
+  extern "C" void pair_network_vjp_##name(const PairNetwork* f, int64_t n, const T* x, const T* dx, const T* cutoff,    \
+                                          const T* cutoff_slope, T* kept, const T* g, const T* dg,                     \
+                                          T* by_weights, T* by_offset) {                                               \
+    pair_network_vjp<T>(*f, n, x, dx, cutoff, cutoff_slope, kept, g, dg, by_weights, by_offset);                       \
   }                                                                                                                    \
   extern "C" void multiply_##name(int64_t m, int64_t n, int64_t depth, const T* a, int64_t a_row, int64_t a_column,       \
                                   const T* b, int64_t b_row, int64_t b_column, T* c) {                                 \

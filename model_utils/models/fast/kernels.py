@@ -6,6 +6,7 @@ which mirror those of ``kernels.cpp``.
 
 import contextlib
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -66,7 +67,7 @@ class PolynomialTable(ctypes.Structure):
 
     _fields_ = (
         *((name, _int) for name in ("n_channels", "n_in", "n_out", "n_terms")),
-        *((name, _pointer) for name in ("outer_ptr", "outer", "inner", "d")),
+        *((name, _pointer) for name in ("outer_ptr", "outer", "inner", "d", "deep", "e")),
     )
 
 
@@ -74,6 +75,49 @@ class AtomTable(ctypes.Structure):
     """Atoms sorted by element."""
 
     _fields_ = (("n_atoms", _int), ("n_present", _int), ("species_ptr", _pointer))
+
+
+class BasisTable(ctypes.Structure):
+    """Radial functions."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n", "gaussian", "power")),
+        *((name, ctypes.c_double) for name in ("r_max", "prefactor", "a", "p", "q")),
+    )
+
+
+class PairLayerTable(ctypes.Structure):
+    """A hidden layer of a network of pairs."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_in", "n_out", "row", "column")),
+        *((name, _pointer) for name in ("weight", "bias", "norm_weight", "norm_bias")),
+        *((name, ctypes.c_double) for name in ("scale", "gain")),
+    )
+
+
+class PairNetworkTable(ctypes.Structure):
+    """The hidden layers of a network of pairs."""
+
+    _fields_ = (("n_layers", _int), ("appended", _int), ("layers", _pointer))
+
+
+class MapPartTable(ctypes.Structure):
+    """The map of one order."""
+
+    _fields_ = (
+        *((name, _int) for name in ("rows", "x", "y", "weight", "n_in", "n_out", "n_elements")),
+        ("scale", ctypes.c_double),
+    )
+
+
+class MapTable(ctypes.Structure):
+    """A map of features in blocks, for atoms sorted by element."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_parts", "n_atoms", "n_present")),
+        *((name, _pointer) for name in ("parts", "species_ptr", "present")),
+    )
 
 
 def computes(dtype: torch.dtype) -> bool:
@@ -99,29 +143,41 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     left = (a.data_ptr(), *a.stride())
     right = (b.data_ptr(), *b.stride())
     numbers = (*sizes, *left, *right, out.data_ptr())
-    library = _library()
-    assert library is not None
-    getattr(library, f"multiply_{_suffix[a.dtype]}")(*(_int(number) for number in numbers))
+    _function(f"multiply_{_suffix[a.dtype]}", numbers)(*numbers)
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Run a kernel on tensors, structures, whole numbers, and None for what it should leave out."""
+    _function(f"{name}_{_suffix[dtype]}", arguments)(
+        *[_pointer_to(a, dtype) if isinstance(a, Tensor) else a for a in arguments]
+    )
+
+
+def _pointer_to(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Where a tensor's numbers lie."""
+    assert tensor.is_contiguous()
+    assert tensor.dtype == dtype
+    return tensor.data_ptr()
+
+
+def _function(name: str, arguments: Sequence[Any]) -> Any:
+    """A function of the library, told by the arguments of its first call what it takes: that makes later ones cheap."""
     library = _library()
     assert library is not None
-    getattr(library, f"{name}_{_suffix[dtype]}")(*(_converted(a, dtype) for a in arguments))
+    function = getattr(library, name)
+    if function.argtypes is None:
+        function.argtypes = [_kind(a) for a in arguments]
+        function.restype = None
+    return function
 
 
-def _converted(argument: Any, dtype: torch.dtype) -> Any:
-    """An argument as ctypes hands it on."""
-    if isinstance(argument, Tensor):
-        assert argument.is_contiguous()
-        assert argument.dtype == dtype
-        return ctypes.c_void_p(argument.data_ptr())
+def _kind(argument: Any) -> Any:
+    """The type by which ctypes hands an argument on."""
     if isinstance(argument, ctypes.Structure):
-        return ctypes.byref(argument)
+        return ctypes.POINTER(type(argument))
     if isinstance(argument, float):
-        return ctypes.c_double(argument)
-    return None if argument is None else _int(argument)
+        return ctypes.c_double
+    return _pointer if argument is None or isinstance(argument, Tensor) else _int
 
 
 @cache

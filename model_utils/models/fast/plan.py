@@ -7,7 +7,7 @@ from torch import nn
 
 from model_utils.models.fast.contraction import Contraction
 from model_utils.models.fast.convolution import Convolution
-from model_utils.models.fast.coverage import RESIDUAL
+from model_utils.models.fast.coverage import NONLINEAR, RESIDUAL
 from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.linear import Blocks, Part
 from model_utils.models.fast.radial import Radial
@@ -15,11 +15,28 @@ from model_utils.models.fast.radial import Radial
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """A layer of e3nn's FullyConnectedNet."""
+    """A layer of e3nn's FullyConnectedNet or of mace's RadialMLP."""
 
     name: str
-    scale: float  # on the product
-    gain: float  # of the normalised activation; 1 in the last layer, which has none
+    scale: float = 1.0  # on the product
+    gain: float = 1.0  # of the normalised activation; 1 in the last layer, which has none
+    bias: str | None = None  # RadialMLP has one, and its weight is (n_out, n_in)
+    norm: tuple[str, str] | None = None  # weight and bias of the LayerNorm before the activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated:
+    """What the non-linear interaction has besides: elements as inputs of its radial network, and a gate."""
+
+    source: Blocks  # from elements to the inputs of senders
+    target: Blocks  # to those of receivers
+    own: Blocks  # from what an atom sends to what is added to its messages
+    alpha: str  # messages are divided by α + β · density
+    beta: str
+    n_channels: int
+    scalar_gain: float
+    gate_gain: float
+    mix: Blocks  # behind the gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +44,18 @@ class Interaction:
     """One layer: messages, their skip connection, products and what follows them."""
 
     residual: bool
-    density: Dense | None
-    norm: float  # of messages where there is no density
+    density: tuple[Dense, ...]  # layers of its network; none where messages are divided by ``norm``
+    norm: float
     hidden: tuple[Dense, ...]  # layers of the radial network
     last: Dense
     up: Blocks
-    couplings: Convolution | FirstLayer
+    couplings: Convolution
+    first: FirstLayer | None  # of a layer whose senders differ by their element only
     down: Blocks
+    gated: Gated | None
     skip: Blocks
     product: Contraction
+    agnostic: bool  # the product's weights are the same for all elements
     update: Blocks
 
 
@@ -47,6 +67,7 @@ class Readout:
     maps: tuple[Blocks, ...]
     biases: tuple[str | None, ...]
     activation: nn.Module | None
+    silu_gain: float | None  # where the activation is this times silu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +77,8 @@ class Plan:
     max_ell: int
     n_heads: int
     embedding: Blocks
+    joint: bool  # atoms of one element differ by further inputs: charge, spin …
+    joint_readout: Blocks | None  # from the first features to energies that are neither scaled nor shifted
     radial: Radial
     interactions: tuple[Interaction, ...]
     readouts: tuple[Readout, ...]
@@ -64,9 +87,12 @@ class Plan:
 def plan_of(module: Any) -> Plan:
     """The plan of mace's module; the network must be covered (see ``coverage``)."""
     max_ell = int(module.spherical_harmonics._lmax)
+    joint = hasattr(module, "joint_embedding")
+    joint_readout = getattr(module, "embedding_readout", None)
     interactions = []
     for index, (block, product) in enumerate(zip(module.interactions, module.products, strict=True)):
-        interactions.append(_interaction(index, block, product, max_ell))
+        first = FirstLayer.of(block.conv_tp) if index == 0 and not joint else None
+        interactions.append(_interaction(index, block, product, first, max_ell))
     readouts = []
     layers = len(interactions)
     for index, block in enumerate(module.readouts):
@@ -76,34 +102,77 @@ def plan_of(module: Any) -> Plan:
         max_ell=max_ell,
         n_heads=len(module.heads),
         embedding=_blocks("node_embedding.linear", module.node_embedding.linear),
+        joint=joint,
+        joint_readout=None if joint_readout is None else _blocks("embedding_readout.linear", joint_readout.linear),
         radial=Radial.of(module),
         interactions=tuple(interactions),
         readouts=tuple(readouts),
     )
 
 
-def _interaction(index: int, block: Any, product: Any, max_ell: int) -> Interaction:
+def _interaction(index: int, block: Any, product: Any, first: FirstLayer | None, max_ell: int) -> Interaction:
     """The constants of one of mace's interaction blocks and of the product block behind it."""
     name = f"interactions.{index}"
-    tp: Any = block.conv_tp
-    layers = _dense_layers(f"{name}.conv_tp_weights", block.conv_tp_weights)
+    layers = _layers(f"{name}.conv_tp_weights", block.conv_tp_weights)
     density = getattr(block, "density_fn", None)
-    couplings = FirstLayer.of(tp) if index == 0 else Convolution.of(tp, max_ell)
-    widths = None if isinstance(couplings, FirstLayer) else couplings.widths
+    couplings = Convolution.of(block.conv_tp, max_ell)
     contraction: Any = product.symmetric_contractions
+    cls = type(block).__name__
+    is_gated = cls == NONLINEAR
+    down = "linear_1" if is_gated else "linear"
+    skip = _blocks if is_gated else _per_element
     return Interaction(
-        residual=type(block).__name__ in RESIDUAL,
-        density=None if density is None else _dense_layers(f"{name}.density_fn", density)[0],
+        residual=cls in RESIDUAL,
+        density=() if density is None else _layers(f"{name}.density_fn", density),
         norm=float(block.avg_num_neighbors),
         hidden=layers[:-1],
         last=layers[-1],
         up=_blocks(f"{name}.linear_up", block.linear_up),
         couplings=couplings,
-        down=_blocks(f"{name}.linear", block.linear, widths),
-        skip=_per_element(f"{name}.skip_tp", block.skip_tp),
+        first=first,
+        down=_blocks(f"{name}.{down}", getattr(block, down), couplings.widths),
+        gated=_gated(name, block) if is_gated else None,
+        skip=skip(f"{name}.skip_tp", block.skip_tp),
         product=Contraction.of(contraction, f"products.{index}.symmetric_contractions"),
+        agnostic=bool(product.use_agnostic_product),
         update=_blocks(f"products.{index}.linear", product.linear),
     )
+
+
+def _gated(name: str, block: Any) -> Gated:
+    """The constants that mace's non-linear interaction block has besides."""
+    gate: Any = block.equivariant_nonlin
+    return Gated(
+        source=_blocks(f"{name}.source_embedding", block.source_embedding),
+        target=_blocks(f"{name}.target_embedding", block.target_embedding),
+        own=_blocks(f"{name}.linear_res", block.linear_res),
+        alpha=f"{name}.alpha",
+        beta=f"{name}.beta",
+        n_channels=block.irreps_out[0].mul,
+        scalar_gain=float(gate._scalar_cst),
+        gate_gain=float(gate._gate_cst),
+        mix=_blocks(f"{name}.linear_2", block.linear_2),
+    )
+
+
+def _layers(name: str, net: Any) -> tuple[Dense, ...]:
+    """The layers of a network of pairs, of either kind."""
+    return _normalised_layers(f"{name}.net", net.net) if hasattr(net, "net") else _dense_layers(name, net)
+
+
+def _normalised_layers(name: str, net: Any) -> tuple[Dense, ...]:
+    """mace's RadialMLP: x ← silu(LayerNorm(x Wᵀ + b)), at last x Wᵀ + b."""
+    layers = []
+    for index in range(0, len(net), 3):  # Linear, LayerNorm, SiLU, …, Linear
+        norm = f"{name}.{index + 1}"
+        layers.append(
+            Dense(
+                name=f"{name}.{index}.weight",
+                bias=f"{name}.{index}.bias",
+                norm=(f"{norm}.weight", f"{norm}.bias") if index + 1 < len(net) else None,
+            )
+        )
+    return tuple(layers)
 
 
 def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
@@ -168,11 +237,15 @@ def _readout(index: int, block: Any, layer: int) -> Readout:
             maps=(_blocks(f"{name}.linear", block.linear),),
             biases=(None,),
             activation=None,
+            silu_gain=None,
         )
+    act = block.non_linearity.acts[0]
+    is_silu = getattr(act, "f", None) is nn.functional.silu
     names = [n for n in ("linear_1", "linear_mid", "linear_2") if hasattr(block, n)]
     return Readout(
         layer=layer,
         maps=tuple(_blocks(f"{name}.{n}", getattr(block, n)) for n in names),
         biases=tuple(f"{name}.{n}.bias" if getattr(block, n).bias.numel() else None for n in names),
         activation=block.non_linearity,
+        silu_gain=float(act.cst) if is_silu else None,
     )

@@ -1,6 +1,6 @@
 """Functions of the pairs' lengths: cutoff, radial basis, the Agnesi transform, the ZBL repulsion."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast.backends import Backend, backend_of
+from model_utils.models.fast.backends import Backend, FusedKernels, backend_of
 from model_utils.models.fast.geometry import second_derivative
 from model_utils.models.fast.needed import needed
 
@@ -56,6 +56,25 @@ class Radial:
             return _Bessel.apply(lengths, self, backend), None
         return self.by_torch(lengths, numbers)
 
+    def basis(self, lengths: Tensor, numbers: tuple[Tensor, Tensor], kernels: FusedKernels) -> "Basis":
+        """Radial functions of pairs with their slopes, by compiled kernels; arguments as in ``features``."""
+        value, slope, *cutoffs = _RadialBasis.apply(lengths.contiguous(), self, numbers, kernels)
+        cutoff, cutoff_slope = cutoffs if cutoffs else (None, None)
+        return Basis(
+            radial=self,
+            lengths=lengths,
+            numbers=numbers,
+            value=value,
+            slope=slope,
+            cutoff=cutoff,
+            cutoff_slope=cutoff_slope,
+        )
+
+    def reduced_by(self, numbers: tuple[Tensor, Tensor]) -> Tensor:
+        """The length by which the Agnesi transform divides, the mean covalent radius of both atoms; (n_pairs, 1), Å."""
+        radii: Tensor = self.module.distance_transform.covalent_radii
+        return 0.5 * (radii[numbers[0]] + radii[numbers[1]])
+
     def by_torch(self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
         """Radial features of pairs in plain torch; arguments and results are those of ``features``."""
         embedding = self.module
@@ -75,6 +94,17 @@ class Radial:
         constants = (self.power, r_max, self.constant("bessel_fn.prefactor"))
         backend.bessel(constants, (lengths, frequencies), (value, slope))
         return value, slope
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """Frequencies of the Bessel functions, 1/Å, or centres of the gaussians, Å; (n_basis,)."""
+        fn = self.module.bessel_fn
+        held: Tensor = fn.gaussian_weights if self.gaussian else fn.bessel_weights
+        return held.to(dtype).contiguous()
+
+    @property
+    def n_basis(self) -> int:
+        """How many radial functions there are."""
+        return int(self.module.out_dim)
 
     @cached_property
     def power(self) -> int:
@@ -101,11 +131,10 @@ class Radial:
     def _agnesi(self, r: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
         """(1 + a u^q / (1 + u^(q − p)))⁻¹ with u = r/r₀, r₀ the mean covalent radius (J. Chem. Phys. 159, 044116)."""
         fn = self.module.distance_transform
-        radii: Tensor = fn.covalent_radii
         a = fn.a
         p = fn.p
         q = fn.q
-        u = r / (0.5 * (radii[numbers[0]] + radii[numbers[1]]))
+        u = r / self.reduced_by(numbers)
         return 1.0 / (1.0 + a * u**q / (1.0 + u ** (q - p)))
 
     def repulsion_energy(self, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
@@ -132,6 +161,92 @@ def polynomial_cutoff(r: Tensor, r_max: Tensor, p: int) -> Tensor:
     power = u**p
     envelope = 1.0 + power * (-(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2)))
     return envelope * (r < r_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """Radial functions of pairs, or of directed edges, with their slopes by the length."""
+
+    radial: Radial
+    lengths: Tensor  # (n, 1), Å
+    numbers: tuple[Tensor, Tensor]  # atomic numbers of both atoms, (n, 1)
+    value: Tensor  # (n, n_basis)
+    slope: Tensor
+    cutoff: Tensor | None  # (n, 1), where it is not in the functions
+    cutoff_slope: Tensor | None
+
+    @property
+    def features(self) -> Tensor:
+        """The functions as functions of the lengths."""
+        return along(self.value, self.slope, self.lengths)
+
+    @property
+    def cutoff_of_lengths(self) -> Tensor | None:
+        """The cutoff as a function of the lengths."""
+        if self.cutoff is None or self.cutoff_slope is None:
+            return None
+        return along(self.cutoff, self.cutoff_slope, self.lengths)
+
+    def at(self, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features and cutoff of the same pairs at other lengths, in plain torch."""
+        return self.radial.by_torch(lengths, self.numbers)
+
+    def without_cutoff(self) -> "Basis":
+        """The functions alone, where the cutoff multiplies something else."""
+        return replace(self, cutoff=None, cutoff_slope=None)
+
+
+def along(value: Tensor, slope: Tensor, lengths: Tensor) -> Tensor:
+    """``value``, (n, …), as a function of lengths (n, 1) too, which changes with them by ``slope``."""
+    return _Along.apply(value, slope, lengths)
+
+
+class _Along(torch.autograd.Function):
+    """r̄ = Σ ȳ y′, which autograd differentiates by ȳ and y′."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, slope: Tensor, lengths: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        (slope,) = ctx.saved_tensors
+        return g, None, (g * slope).sum(dim=1, keepdim=True) if needed(ctx, 2) else None
+
+
+class _RadialBasis(torch.autograd.Function):
+    """B and B′; that B changes with the length by B′ is said by ``along``, so only B′ has a derivative here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, lengths: Tensor, radial: Radial, numbers: tuple[Tensor, Tensor], kernels: FusedKernels
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(lengths)
+        ctx.rest = radial, numbers
+        ctx.set_materialize_grads(False)
+        return kernels.radial_basis(radial, lengths, numbers)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        slopes = gradients[1::2]
+        if all(g is None for g in slopes) or not needed(ctx, 0):
+            return (None,) * 4
+        return _second_of_basis(ctx, *slopes), None, None, None
+
+
+@once_differentiable
+def _second_of_basis(ctx: Any, *slopes: Tensor | None) -> Tensor:
+    """Not in training."""
+    (lengths,) = ctx.saved_tensors
+    radial, numbers = ctx.rest
+
+    def function(r: Tensor) -> Tensor:
+        given = zip(radial.by_torch(r, numbers), slopes, strict=False)  # no slope of a cutoff within the functions
+        return sum((y * g).sum(dim=1, keepdim=True) for y, g in given if g is not None)
+
+    one = torch.ones_like(lengths)
+    return second_derivative(function, lengths, (one,), one)
 
 
 class _Bessel(torch.autograd.Function):

@@ -17,7 +17,10 @@ if TYPE_CHECKING:  # tables of the algebra, whose modules ask here for a backend
     from model_utils.models.fast.contraction import Contraction
     from model_utils.models.fast.convolution import Convolution
     from model_utils.models.fast.graph import BatchGraph
+    from model_utils.models.fast.linear import Blocks
+    from model_utils.models.fast.pair_network import HiddenLayer
     from model_utils.models.fast.plan import Plan
+    from model_utils.models.fast.radial import Basis, Radial
 
 
 class Backend(Protocol):
@@ -124,6 +127,51 @@ class Backend(Protocol):
         ...
 
 
+class FusedKernels(Protocol):
+    """What a backend may have besides: much of what is a dozen small calls of torch otherwise, in one."""
+
+    def map_blocks(
+        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+    ) -> None:
+        """y from (x, flat weight), in blocks."""
+        ...
+
+    def map_blocks_by_input(
+        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+    ) -> None:
+        """x̄ from (ȳ, flat weight); blocks that go nowhere are left as they are."""
+        ...
+
+    def map_blocks_by_weight(
+        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+    ) -> None:
+        """The gradient by the flat weight from (x, ȳ)."""
+        ...
+
+    def radial_basis(self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it does not multiply them."""
+        ...
+
+    def pair_network(
+        self, layers: Sequence["HiddenLayer"], basis: "Basis", offset: Tensor | None, appended: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """R, R′ and what the reverse pass wants again."""
+        ...
+
+    def pair_network_vjp(
+        self,
+        layers: Sequence["HiddenLayer"],
+        basis: "Basis",
+        given: tuple[Tensor, Tensor | None, Tensor | None],
+        by_offset: Tensor | None,
+    ) -> list[Tensor]:
+        """The gradients by all tensors of the layers from (what was kept, R̄, gradient by R′); fills that by the offset.
+
+        An offset given means that there was one.
+        """
+        ...
+
+
 BACKENDS: dict[str, Backend] = {"cpp": Cpp(), "triton": Triton()}
 _only: tuple[Backend, ...] | None = None  # those that may compute; None: all
 
@@ -144,6 +192,12 @@ def prepare(plan: "Plan", weights: Mapping[str, Tensor]) -> None:
     backend = backend_of(next(iter(weights.values())))
     if isinstance(backend, Triton):
         backend.prepare(plan, weights)
+
+
+def fused_kernels_of(tensor: Tensor) -> FusedKernels | None:
+    """The further kernels, where the backend of such tensors has them."""
+    backend = backend_of(tensor)
+    return backend if isinstance(backend, Cpp) else None
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ the graph or the layer whose it is.
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from model_utils.models.fast import kernels
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from model_utils.models.fast.contraction import Contraction
     from model_utils.models.fast.convolution import Convolution, CouplingPath
     from model_utils.models.fast.graph import BatchGraph
+    from model_utils.models.fast.linear import Blocks
+    from model_utils.models.fast.pair_network import HiddenLayer
+    from model_utils.models.fast.radial import Basis, Radial
 
 NAME = "cpp"
 
@@ -128,6 +133,69 @@ class Cpp:
         n_basis = len(inputs[1])
         kernels.call("bessel", inputs[0].dtype, n_pairs, n_basis, *constants, *inputs, *out)
 
+    def map_blocks(
+        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+    ) -> None:
+        """y from (x, flat weight), in blocks."""
+        kernels.call("map_blocks", out.dtype, block_map(graph, blocks, factor), *inputs, out)
+
+    def map_blocks_by_input(
+        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+    ) -> None:
+        """x̄ from (ȳ, flat weight); blocks that go nowhere are left as they are."""
+        kernels.call("map_blocks_by_input", out.dtype, block_map(graph, blocks, factor), *inputs, out)
+
+    def map_blocks_by_weight(
+        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+    ) -> None:
+        """The gradient by the flat weight from (x, ȳ)."""
+        kernels.call("map_blocks_by_weight", out.dtype, block_map(graph, blocks, factor), *inputs, out)
+
+    def radial_basis(self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it does not multiply them."""
+        table = _basis(radial)
+        centres = radial.numbers(lengths.dtype)
+        scale = radial.reduced_by(numbers).to(lengths.dtype) if radial.agnesi else None
+        n = len(lengths)
+        value = lengths.new_empty(n, len(centres))
+        out = [value, torch.empty_like(value)]
+        if not radial.cutoff_on_basis:
+            out += [torch.empty_like(lengths), torch.empty_like(lengths)]
+        pointers = (*out, None, None)[:4]
+        kernels.call("radial_basis", lengths.dtype, table, n, lengths, scale, centres, *pointers)
+        return tuple(out)
+
+    def pair_network(
+        self, layers: Sequence["HiddenLayer"], basis: "Basis", offset: Tensor | None, appended: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """R, R′ and what the reverse pass wants again."""
+        n = len(basis.value)
+        out = basis.value.new_empty(n, layers[-1].weight.shape[1] + appended)
+        slope = torch.empty_like(out)
+        kept = out.new_empty(3 * n * sum(layer.weight.shape[1] for layer in layers))
+        table, _ = _pair_network(layers, appended)
+        inputs = (basis.value, basis.slope, offset, basis.cutoff, basis.cutoff_slope)
+        kernels.call("pair_network", out.dtype, table, n, *inputs, kept, out, slope)
+        return out, slope, kept
+
+    def pair_network_vjp(
+        self,
+        layers: Sequence["HiddenLayer"],
+        basis: "Basis",
+        given: tuple[Tensor, Tensor | None, Tensor | None],
+        by_offset: Tensor | None,
+    ) -> list[Tensor]:
+        """The gradients by all tensors of the layers from (kept, R̄, gradient by R′); fills that by the offset."""
+        kept, g, dg = given
+        appended = next(x.shape[1] for x in (g, dg) if x is not None) > layers[-1].weight.shape[1]
+        tensors = [t for layer in layers for t in layer.tensors]
+        flat = kept.new_empty(sum(t.numel() for t in tensors))
+        table, _ = _pair_network(layers, appended)
+        inputs = (basis.value, basis.slope, basis.cutoff, basis.cutoff_slope, kept, g, dg)
+        kernels.call("pair_network_vjp", kept.dtype, table, len(basis.value), *inputs, flat, by_offset)
+        parts = flat.split([t.numel() for t in tensors])
+        return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
     def silu_vjp(self, gain: float, inputs: Sequence[Tensor], out: Tensor) -> None:
         """z̄ from (z, logistic function of z, ȳ)."""
         kernels.call("silu_vjp", out.dtype, out.numel(), gain, *inputs, out)
@@ -201,13 +269,17 @@ def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolutio
     widths = convolution.widths
     n_channels = convolution.n_channels
     starts = _block_starts(widths, n_atoms)
+    if NAME not in convolution.kept:
+        couplings = [list(_couplings(path)) for path in convolution.paths]
+        ends = [0, *accumulate(len(own) for own in couplings)]
+        of_all = [entry for own in couplings for entry in own]
+        array = (kernels.CouplingEntry * len(of_all))(*of_all)
+        convolution.kept[NAME] = (array, (ctypes.c_int8 * len(convolution.odd))(*convolution.odd), ends)
+    coupling_array, odd_array, ends = convolution.kept[NAME]
     rows: list[kernels.PathTable] = []
-    couplings: list[kernels.CouplingEntry] = []
     n_matrix = 0  # entries of the coupling matrices of all paths so far
     for index, path in enumerate(convolution.paths):
         d1, _, d3 = path.coefficients.shape
-        first = len(couplings)
-        couplings += _couplings(path)
         width = widths[path.l3]
         row = kernels.PathTable(
             m1=path.l1**2,
@@ -218,14 +290,12 @@ def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolutio
             out=starts[path.l3] + path.place * n_channels,
             row=n_atoms * width,
             atom=width,
-            first=first,
-            last=len(couplings),
+            first=ends[index],
+            last=ends[index + 1],
         )
         rows.append(row)
         n_matrix += d1 * d3
     path_array = (kernels.PathTable * len(rows))(*rows)
-    coupling_array = (kernels.CouplingEntry * len(couplings))(*couplings)
-    odd_array = (ctypes.c_int8 * len(convolution.odd))(*convolution.odd)
     table = kernels.ConvolutionTable(
         n_channels=n_channels,
         n_paths=len(rows),
@@ -237,6 +307,70 @@ def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolutio
         odd=ctypes.addressof(odd_array),
     )
     return table, (path_array, coupling_array, odd_array)
+
+
+def block_map(graph: "BatchGraph", blocks: "Blocks", factor: float) -> kernels.MapTable:
+    """The table of a map, whose blocks' places depend on the batch's number of atoms."""
+    key = (NAME, "map", id(blocks), factor)
+    if key not in graph.kept:
+        starts = _block_starts(blocks.widths, graph.n_atoms)
+        rows = []
+        y = 0
+        for part in blocks.parts:
+            components = 2 * part.order + 1
+            row = kernels.MapPartTable(
+                rows=components,
+                x=starts[part.order],
+                y=y,
+                weight=part.offset,
+                n_in=part.n_in,
+                n_out=part.n_out,
+                n_elements=part.n_elements,
+                scale=part.scale * factor,
+            )
+            rows.append(row)
+            y += components * graph.n_atoms * part.n_out
+        array = (kernels.MapPartTable * len(rows))(*rows)
+        new = kernels.MapTable(
+            n_parts=len(rows),
+            n_atoms=graph.n_atoms,
+            n_present=graph.n_present,
+            parts=ctypes.addressof(array),
+            species_ptr=graph.species_ptr.data_ptr(),
+            present=graph.present.data_ptr(),
+        )
+        graph.kept[key] = (new, array, blocks)  # kept too, so that its id stays its own
+    table: kernels.MapTable = graph.kept[key][0]
+    return table
+
+
+def _basis(radial: "Radial") -> kernels.BasisTable:
+    """The table of radial functions, whose numbers are read once."""
+    transform = {name: radial.constant(f"distance_transform.{name}") if radial.agnesi else 0.0 for name in "apq"}
+    return kernels.BasisTable(
+        n=radial.n_basis,
+        gaussian=radial.gaussian,
+        power=radial.power,
+        r_max=radial.constant("cutoff_fn.r_max"),
+        prefactor=radial.constant("bessel_fn.coeff" if radial.gaussian else "bessel_fn.prefactor"),
+        **transform,
+    )
+
+
+def _pair_network(layers: Sequence["HiddenLayer"], appended: bool) -> tuple[kernels.PairNetworkTable, Any]:
+    """The table, and the array that it points to."""
+    rows = []
+    for layer in layers:
+        n_in, n_out = layer.weight.shape
+        row, column = layer.weight.stride()
+        norm = layer.norm or (None, None)
+        vectors = [None if t is None else t.data_ptr() for t in (layer.bias, *norm)]
+        assert all(t.is_contiguous() for t in layer.tensors[1:])
+        rows.append(
+            kernels.PairLayerTable(n_in, n_out, row, column, layer.weight.data_ptr(), *vectors, layer.scale, layer.gain)
+        )
+    array = (kernels.PairLayerTable * len(rows))(*rows)
+    return kernels.PairNetworkTable(len(rows), appended, ctypes.addressof(array)), array
 
 
 def _block_starts(widths: Sequence[int], n_atoms: int) -> list[int]:
@@ -260,8 +394,11 @@ def _couplings(path: "CouplingPath") -> Iterator[kernels.CouplingEntry]:
 def polynomial(contraction: "Contraction") -> kernels.PolynomialTable:
     """The table of a contraction: terms nested by their factors, numbered as ``Contraction.terms`` lays them out."""
     if NAME not in contraction.kept:
-        arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in contraction.nested()]
-        outer_ptr, outer, inner, last = (array.ctypes.data for array in arrays)
+        lists = (*contraction.nested(), *contraction.nested_deep())
+        arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in lists]
+        outer_ptr, outer, inner, last, deep, deepest = (array.ctypes.data for array in arrays)
+        if contraction.degree <= 3:
+            deep = 0  # no pointer
         new = kernels.PolynomialTable(
             n_channels=contraction.n_channels,
             n_in=contraction.n_in,
@@ -271,6 +408,8 @@ def polynomial(contraction: "Contraction") -> kernels.PolynomialTable:
             outer=outer,
             inner=inner,
             d=last,
+            deep=deep,
+            e=deepest,
         )
         contraction.kept[NAME] = (new, arrays)
     table: kernels.PolynomialTable = contraction.kept[NAME][0]

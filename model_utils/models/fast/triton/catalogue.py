@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from model_utils.models.fast.compiler import BuildError
-from model_utils.models.fast.first_layer import FirstLayer
 from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.triton import pairs
 from model_utils.models.fast.triton.contraction import ContractionTexts
@@ -42,11 +41,8 @@ class Catalogue:
         dtype = next(iter(weights.values())).dtype
         families = [self.directions((plan.max_ell + 1) ** 2, dtype), *self._of_radial(plan.radial, dtype)]
         for interaction in plan.interactions:
-            n_radial = weights[interaction.last.name].shape[0]
-            for width in (n_radial, interaction.product.n_channels):
-                if width > MOST_LANES:
-                    raise BuildError(f"a layer is {width} numbers wide, and a program takes {MOST_LANES}")
-            families += self._of_layer(interaction, n_radial, dtype)
+            families += self._of_layer(interaction, weights, dtype)
+        families += [self.silu(r.silu_gain, dtype) for r in plan.readouts if r.silu_gain is not None]
         return list({program.key: program for family in families for program in family.values()}.values())
 
     def _of_radial(self, radial: "Radial", dtype: torch.dtype) -> Iterator[Programs]:
@@ -56,15 +52,25 @@ class Catalogue:
             r_max = radial.constant("cutoff_fn.r_max")
             yield self.bessel(n_basis, (radial.power, r_max, radial.constant("bessel_fn.prefactor")), dtype)
 
-    def _of_layer(self, interaction: "Interaction", n_radial: int, dtype: torch.dtype) -> Iterator[Programs]:
-        couplings = interaction.couplings
-        if isinstance(couplings, FirstLayer):
-            yield self.segments(odd(couplings.max_ell), n_radial, dtype)
+    def _of_layer(
+        self, interaction: "Interaction", weights: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> Iterator[Programs]:
+        """What one interaction asks for."""
+        last = interaction.last
+        shape = weights[last.name].shape
+        n_radial = shape[0] if last.bias is None else shape[1] + 1  # a column of ones, for the bias
+        for width in (n_radial, interaction.couplings.n_channels, interaction.product.n_channels):
+            if width > MOST_LANES:
+                raise BuildError(f"a layer is {width} numbers wide, and a program takes {MOST_LANES}")
+        if interaction.first is None:
+            yield self.convolution(interaction.couplings, dtype)
         else:
-            yield self.convolution(couplings, dtype)
+            yield self.segments(odd(interaction.first.max_ell), n_radial, dtype)
         yield self.contraction(interaction.product, dtype)
-        for layer in interaction.hidden:
-            yield self.silu(layer.gain, dtype)
+        gated = interaction.gated
+        gains = [layer.gain for layer in (*interaction.hidden, *interaction.density[:-1])]
+        for gain in (*gains, *(() if gated is None else (gated.scalar_gain,))):
+            yield self.silu(gain, dtype)
 
     def convolution(self, convolution: "Convolution", dtype: torch.dtype) -> Programs:
         """Kernels of one convolution."""

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test lint battery slurm bench bench_ranks bench_step bench_gpu cuda_costs parity accelerated parameters clean
+.PHONY: env quickstart test lint battery slurm bench bench_ranks bench_step bench_gpu cuda_costs parity accelerated kernels parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -32,6 +32,11 @@ accelerated:  ## --step cueq against mace-torch, in an environment of its own: w
 	$(MAKE) env VENV=.venv-cueq
 	.venv-cueq/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,cueq]"
 	OMP_NUM_THREADS=1 .venv-cueq/bin/python -m pytest tests/test_accelerated.py
+
+TRITON ?= 3.7.1
+kernels: env  ## the GPU's kernels without a GPU: interpreter against plain torch, compiled for sm_80 and sm_90 (some twenty minutes of two free cores; TRITON=3.6.0: that of torch 2.11)
+	$(RUN) -m pip install --quiet --no-deps "triton==$(TRITON)"
+	KERNELS=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_triton.py
 
 battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (more than an hour; BATTERY=product: more)
 	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests

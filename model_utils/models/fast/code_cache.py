@@ -49,17 +49,19 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
-def check(seal_file: Path) -> None:
-    """Refuse files that are not those that were sealed, or not this user's.
+def check(seal_file: Path) -> list[str]:
+    """Refuse files that are not those that were sealed, or not this user's; the names of those that are.
 
     Raises:
         Unfit: they must not be loaded.
     """
     try:
-        for digest, name in _sealed(seal_file):
+        sealed = _sealed(seal_file)
+        for digest, name in sealed:
             with _own(seal_file.parent / name) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise Unfit("is not what was compiled: its digest is another")
+        return [name for _, name in sealed]
     except OSError as error:
         raise Unfit(f"cannot be read ({error.strerror})") from None
 

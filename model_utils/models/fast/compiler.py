@@ -70,7 +70,7 @@ def _kept(compiler: str, library: Path) -> ctypes.CDLL:
     """
     if _why_not(library) is None:
         return _loaded(library)
-    work = _taken(library.with_suffix(".building"))
+    work = taken(library.with_suffix(".building"))
     try:
         reason = _why_not(library)  # another process may have made it by now
         if reason is not None:
@@ -104,7 +104,7 @@ def _loaded(library: Path) -> ctypes.CDLL:
         raise BuildError(f"{library} does not load: {error}") from None
 
 
-def _taken(path: Path) -> WorkFolder:
+def taken(path: Path) -> WorkFolder:
     """The folder in which one process at a time compiles.
 
     Raises:

@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
-from model_utils.models.fast.backends import backend_of, fused_kernels_of
+from model_utils.models.fast.backends import backend_of, fused_kernels_of, prepare
 from model_utils.models.fast.gated import added, divided, gate
 from model_utils.models.fast.gather import adds_in_one_order, gather
 from model_utils.models.fast.geometry import directions, pair_vectors
@@ -54,6 +54,7 @@ class FastNetwork:
 
     def _make_ready(self, like: Tensor) -> None:
         """Compile kernels, or copy tables to the device, and read constants there: not within the first step."""
+        prepare(self.plan, self._own)  # which may leave all to plain torch
         self.plan.radial.keep_constants()
         is_plain = backend_of(like) is None
         for interaction in self.plan.interactions:

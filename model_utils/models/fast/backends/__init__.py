@@ -5,12 +5,13 @@ has each of them in plain torch. A backend computes the same on tensors of some 
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from model_utils.models.fast.backends.cpp import Cpp
+from model_utils.models.fast.backends.triton import Triton
 
 if TYPE_CHECKING:  # tables of the algebra, whose modules ask here for a backend
     from model_utils.models.fast.contraction import Contraction
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # tables of the algebra, whose modules ask here for a backend
     from model_utils.models.fast.graph import BatchGraph
     from model_utils.models.fast.linear import Blocks
     from model_utils.models.fast.pair_network import HiddenLayer
+    from model_utils.models.fast.plan import Plan
     from model_utils.models.fast.radial import Basis, Radial
 
 
@@ -170,15 +172,26 @@ class FusedKernels(Protocol):
         ...
 
 
-BACKENDS: dict[str, Backend] = {"cpp": Cpp()}
-_forced_plain = False
+BACKENDS: dict[str, Backend] = {"cpp": Cpp(), "triton": Triton()}
+_only: tuple[Backend, ...] | None = None  # those that may compute; None: all
 
 
 def backend_of(tensor: Tensor) -> Backend | None:
     """The backend that computes with such tensors here; None: plain torch."""
-    if _forced_plain:
-        return None
-    return next((backend for backend in BACKENDS.values() if backend.takes(tensor)), None)
+    backends = BACKENDS.values() if _only is None else _only
+    return next((backend for backend in backends if backend.takes(tensor)), None)
+
+
+def prepare(plan: "Plan", weights: Mapping[str, Tensor]) -> None:
+    """Have kernels compiled before a network's first step, where they are its own and not one library for all.
+
+    Args:
+        plan: constants of the network.
+        weights: its parameters by mace's names.
+    """
+    backend = backend_of(next(iter(weights.values())))
+    if isinstance(backend, Triton):
+        backend.prepare(plan, weights)
 
 
 def fused_kernels_of(tensor: Tensor) -> FusedKernels | None:
@@ -188,12 +201,17 @@ def fused_kernels_of(tensor: Tensor) -> FusedKernels | None:
 
 
 @contextlib.contextmanager
-def plain_torch() -> Iterator[None]:
-    """Compute without kernels meanwhile."""
-    global _forced_plain
-    before = _forced_plain
-    _forced_plain = True
+def only(*backends: Backend) -> Iterator[None]:
+    """Compute with these backends meanwhile, and in plain torch what they do not take."""
+    global _only
+    before = _only
+    _only = backends
     try:
         yield
     finally:
-        _forced_plain = before
+        _only = before
+
+
+def plain_torch() -> contextlib.AbstractContextManager[None]:
+    """Compute without kernels meanwhile."""
+    return only()

@@ -34,7 +34,7 @@ accelerated:  ## --step cueq against mace-torch, in an environment of its own: w
 	OMP_NUM_THREADS=1 .venv-cueq/bin/python -m pytest tests/test_accelerated.py
 
 TRITON ?= 3.7.1
-kernels: env  ## the GPU's kernels without a GPU: interpreter against plain torch, compiled for sm_80 and sm_90 (about 15 minutes; TRITON=3.6.0: that of torch 2.11)
+kernels: env  ## the GPU's kernels without a GPU: interpreter against plain torch, compiled for sm_80 and sm_90 (some twenty minutes of two free cores; TRITON=3.6.0: that of torch 2.11)
 	$(RUN) -m pip install --quiet --no-deps "triton==$(TRITON)"
 	KERNELS=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_triton.py
 

@@ -187,7 +187,8 @@ def comparisons(fields: Fields) -> Iterator[dict[str, Any]]:
             expected = function(network, batch)
         with only(backend):
             results = function(network, batch)
-            again = function(network, batch) if fields or what == "convolution" else results
+            repeated = what == "convolution" or len(fields.get("correlation", [0] * 3)) < 3  # or it takes minutes
+            again = function(network, batch) if repeated else results
         for name, value in expected.items():
             largest = max(float(value.abs().max()), 1e-30)
             error = float((results[name] - value).abs().max()) / largest

@@ -17,6 +17,7 @@ from pretended_cuda import Notes, as_move, as_step, notes, pretended
 from test_fast_step import LOSSES, RICH, Both, fields_of, many_elements
 from torch import Tensor
 
+import parity_cases as cases
 from conftest import TINY, in_the_battery, waters
 from dataloader.batch import Batch
 from losses import Loss
@@ -31,8 +32,8 @@ from model_utils.run.step import loss_and_gradients
 COPIES = {  # of all commands, but for tables of couplings
     "to the device by copy_ in model_utils/models/weights.py:load_tensors",
     "to the device by copy_ in model_utils/run/ema.py:load_state_dict",
-    "to the device, pageable, blocking, in losses.py:sums_of_named",
-    "to the device, pageable, blocking, in model_utils/evaluate.py:evaluate",
+    "to the device, pageable, blocking, in model_utils/run/stored_sums.py:sums_of_named",
+    "to the device, pageable, blocking, in model_utils/tasks/evaluating.py:evaluate",
     "to the device, pageable, blocking, in model_utils/run/assemble.py:training_state",
     "to the device, pageable, blocking, in model_utils/run/closing.py:_judged",
     "to the device, pageable, blocking, in model_utils/run/finetuning.py:network_on",
@@ -52,6 +53,7 @@ TABLES = {
     "to the device, pageable, blocking, in model_utils/models/fast/contraction.py:<listcomp>",
     "to the device, pageable, blocking, in model_utils/models/fast/convolution.py:odd_on",
     "to the device, pageable, blocking, in model_utils/models/fast/convolution.py:table",
+    "to the device, pageable, blocking, in model_utils/models/fast/first_layer.py:scaled",
     "to the host in model_utils/models/fast/contraction.py:_monomials",
 }
 
@@ -130,9 +132,20 @@ def test_the_reference_step_on_an_lmdb(place: Path, device: Notes) -> None:
     assert_like_a_step(device)
 
 
-def test_a_step_of_every_part(device: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+EVERY_PART = {
+    "densities": fields_of({**RICH, "later": "density_residual"}),
+    "directed edges": fields_of(
+        {"first": "nonlinear", "later": "nonlinear", "embedding": "readout", "edge": "vectors", "cutoff": "on_weights"}
+    ),
+    "one element": fields_of({"first": "nonlinear", "later": "residual", "product": "agnostic", "radial": "gaussian"}),
+    "four factors": cases.completed({**cases.BASE, "correlation": [4, 4], "max_ell": 1}),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_PART)
+def test_a_step_of_every_part(name: str, device: Notes) -> None:
     """Repulsion, transform, densities, heads, stress of crystals, molecules: what the commands above do not have."""
-    both = Both.of(fields_of({**RICH, "later": "density_residual"}))
+    both = Both.of(EVERY_PART[name])
     loss = Loss.of(energy=1.0, forces=1.0, stress=1.0)
     weights = model_loader.trainable(both.module)
     expected = loss_and_gradients(both.reference, weights, [both.batch()], loss)

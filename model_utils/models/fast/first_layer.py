@@ -122,7 +122,7 @@ class FirstLayer:
         key = (factor, like.device, like.dtype)
         if key not in self.kept:
             numbers = [scale * part.scale * factor for scale, part in zip(self.scales, blocks.parts, strict=True)]
-            self.kept[key] = like.new_tensor(numbers).view(-1, 1, 1)
+            self.kept[key] = torch.tensor(numbers, device=like.device, dtype=like.dtype).view(-1, 1, 1)
         return self.kept[key]
 
     def segment_sums(self, graph: BatchGraph, radial: Tensor, harmonics: Tensor) -> Tensor:

@@ -239,9 +239,10 @@ RICH: Case = {
 }  # fmt: skip
 
 
-def test_each_structure_alone() -> None:
+@pytest.mark.parametrize("case", [RICH, {"first": "nonlinear", "later": "nonlinear"}], ids=["rich", "nonlinear"])
+def test_each_structure_alone(case: Case) -> None:
     """Molecules, a slab, crystals, an atom alone: without edges there are no pairs, rows or segments."""
-    both = Both.of(fields_of(RICH))
+    both = Both.of(fields_of(case))
     assert min(both.batch([s]).n_edges for s in both.structures) == 0
     for structure in both.structures:
         check_outputs(both, both.batch([structure]))

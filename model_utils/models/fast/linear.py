@@ -9,7 +9,6 @@ In the code ȳ is g, A is aw, and the gradients by x, W and ȳ are dx, dw and dg
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from model_utils.models.fast.backends import backend_of
 from model_utils.models.fast.gather import adds_in_one_order, gather, spread, take
 from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.needed import needed
-from model_utils.models.fast.products import matmul, product
+from model_utils.models.fast.products import product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,32 +182,12 @@ def per_element(x: Tensor, weight: Tensor, blocks: Blocks, graph: BatchGraph) ->
     """
     orders = [2 * order + 1 for order in range(len(blocks.widths))]
     features = x.view(sum(orders), graph.n_atoms, blocks.widths[0])
-    by_slices = _multiplies(x)
-    if not by_slices:
-        features = spread(features, graph.tiles.slot, graph.tiles.n_slots)
-    by_order = features.split(orders)
+    by_order = spread(features, graph.tiles.slot, graph.tiles.n_slots).split(orders)
     outputs = []
     for part, flat in zip(blocks.parts, weight.split([p.size for p in blocks.parts]), strict=True):
         matrices = flat.view(part.n_in, part.n_elements, part.n_out).index_select(1, graph.present) * part.scale
-        product_of_order = _by_slices if by_slices else _by_tiles
-        outputs.append(product_of_order(by_order[part.order], matrices, graph))
-    y = torch.cat(outputs)
-    return y if by_slices else take(y, graph.tiles.slot)
-
-
-def _multiplies(x: Tensor) -> bool:
-    """Whether a backend multiplies slices as well as anything larger."""
-    backend = backend_of(x)
-    return backend is not None and backend.multiplies
-
-
-def _by_slices(x: Tensor, matrices: Tensor, graph: BatchGraph) -> Tensor:
-    """One product for each element; x (components, n_atoms, n_in), matrices (n_in, n_present, n_out)."""
-    slices = [
-        matmul(x[:, begin:end].reshape(-1, x.shape[2]), matrices[:, k])
-        for k, (begin, end) in enumerate(pairwise(graph.species_bounds))
-    ]
-    return torch.cat([s.view(len(x), -1, matrices.shape[2]) for s in slices], dim=1)
+        outputs.append(_by_tiles(by_order[part.order], matrices, graph))
+    return take(torch.cat(outputs), graph.tiles.slot)
 
 
 def _by_tiles(x: Tensor, matrices: Tensor, graph: BatchGraph) -> Tensor:

@@ -38,7 +38,7 @@ def structure_of(atoms: Atoms, facts: ModelFacts, head: str) -> Structure:
         atomic_numbers=atoms.numbers.astype("int64"),
         positions=atoms.positions.astype("float64"),
         cell=atoms.cell.array.astype("float64"),
-        pbc=tuple(map(bool, atoms.pbc)),
+        pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
         identifier=atoms.get_chemical_formula(),
         head=head,
     )

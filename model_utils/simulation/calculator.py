@@ -64,10 +64,14 @@ class Calculator(AseCalculator):
         paths = [model] if isinstance(model, str | Path) else list(model)
         if not paths:
             raise InputError("no model is given; name a weights file, or several for a committee")
-        self.potentials = [
-            Potential.of_file(path, device=device, dtype=dtype, head=head, step=step) for path in paths
-        ]
+        self.potentials = [Potential.of_file(path, device=device, dtype=dtype, head=head, step=step) for path in paths]
         self._movers = [_Mover(potential, skin) for potential in self.potentials]
+
+    def forget(self) -> None:
+        """Compute the next atoms as if they were the first: no neighbour list and no result is left from before."""
+        self.reset()
+        for mover in self._movers:
+            mover.forget()
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation; inputs in ``atoms.info`` count, which ASE passes over."""
@@ -106,7 +110,12 @@ class _Mover:
 
     def __init__(self, potential: Potential, skin: float) -> None:
         self.potential = potential
-        self.graphs = MovingGraph(potential.facts.r_max, skin)
+        self._skin = skin
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing of the atoms before."""
+        self.graphs = MovingGraph(self.potential.facts.r_max, self._skin)
         self._batch: Batch | None = None
         self._structure: Structure | None = None
         self._edges: NDArray[np.int32] | None = None

@@ -16,6 +16,7 @@ from dataloader.neighbors import Graph
 from dataloader.quantities import ENERGY, FORCES, STRESS
 from dataloader.structure import Structure
 from model_utils import model_loader
+from model_utils.files.digest import digest
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network, predict
 from model_utils.runtime import DTYPES, dtype_name, find_device
@@ -54,6 +55,7 @@ class Potential:
     ) -> None:
         self.facts: ModelFacts = loaded.description.facts()
         self.path = loaded.file.path
+        self._description_hash = loaded.description.hash()
         self.head = _head(head, self.facts.heads, self.path)
         self.device = device
         self.module = loaded.module.to(device)
@@ -93,6 +95,10 @@ class Potential:
         loaded = model_loader.load(Path(path), dtype=None if dtype is None else DTYPES[dtype])
         return cls(loaded, find_device(device), head=head, step=step)
 
+    def digest(self) -> str:
+        """Hash of structure and weights, hexadecimal: what decides the results."""
+        return digest({"description": self._description_hash, "weights": dict(self.weights)})
+
     def __str__(self) -> str:
         return f"{self.path} in {dtype_name(self.dtype)} on {self.device}"
 
@@ -103,9 +109,7 @@ class Potential:
             structures: of elements of the network, with its head.
             graphs: their edges within the network's cutoff.
         """
-        made = collate(
-            structures, graphs, range(len(structures)), self.facts, self.dtype, free_atoms_only=False
-        )
+        made = collate(structures, graphs, range(len(structures)), self.facts, self.dtype, free_atoms_only=False)
         return self.network.prepared(made).to(self.device)
 
     def moved(self, batch: Batch, positions: NDArray[np.float64]) -> Batch:

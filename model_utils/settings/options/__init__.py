@@ -31,6 +31,7 @@ from model_utils.settings.options.models import (
 )
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
+from model_utils.settings.options.simulating import RelaxOptions, SimulatedOptions
 from model_utils.settings.options.training import (
     LossOptions,
     OptimizerOptions,
@@ -69,10 +70,12 @@ __all__ = [
     "OutputOptions",
     "PackOptions",
     "PrintedLossOptions",
+    "RelaxOptions",
     "ResumeOptions",
     "Role",
     "RunOptions",
     "ShowOptions",
+    "SimulatedOptions",
     "SourceOptions",
     "StageTwoOptions",
     "TrainOptions",

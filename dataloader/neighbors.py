@@ -56,7 +56,7 @@ def build_graph(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
     senders = np.concatenate([i, j], dtype=np.int32)
     receivers = np.concatenate([j, i], dtype=np.int32)
     shifts = np.concatenate([shifts, -shifts], dtype=np.int16)
-    order = _order(senders, receivers, shifts, structure.n_atoms)
+    order = edge_order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order])
 
 
@@ -90,7 +90,7 @@ def _pairs(structure: Structure, positions: NDArray[np.float64], r_max: float, q
     return pairs
 
 
-def _order(
+def edge_order(
     senders: NDArray[np.integer], receivers: NDArray[np.integer], shifts: NDArray[np.integer], n_atoms: int
 ) -> NDArray[np.intp]:
     """The order by receiver, then sender, then shift: no two edges agree in all, so that one number says it."""
@@ -172,7 +172,7 @@ def _from_stored(structure: Structure, edges: Edges, r_max: float, max_neighbors
         receivers = receivers[near]
         shifts = shifts[near]
     _refuse_many(len(senders), structure.n_atoms, max_neighbors)
-    order = _order(senders, receivers, shifts, structure.n_atoms)
+    order = edge_order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order].astype(np.int16))
 
 

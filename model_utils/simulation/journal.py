@@ -30,7 +30,9 @@ class Journal:
         text = json.dumps({"work": work}, sort_keys=True)
         lines = list(_whole_lines(path))
         if lines and json.dumps(lines[0], sort_keys=True) != text:
-            raise InputError(f"{path} is the journal of other work: {_difference(lines[0], work)}; {again}")
+            before = lines[0].get("work")
+            changes = differences(before if isinstance(before, dict) else {}, work)
+            raise InputError(f"{path} is the journal of other work: {changes}; {again}")
         self.records = lines[1:]
         if not lines:
             self._append(text)
@@ -84,8 +86,7 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of a record")
 
 
-def _difference(first: Record, work: Record) -> str:
-    before = first.get("work")
-    before = before if isinstance(before, dict) else {}
-    names = [name for name in {**before, **work} if before.get(name) != work.get(name)]
-    return "; ".join(f"{name} {before.get(name)!s:.60} → {work.get(name)!s:.60}" for name in names[:3])
+def differences(before: Record, now: Record, shown: int = 3) -> str:
+    """Names and values in which two works differ, the first few; empty where they are one."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return "; ".join(f"{name} {before.get(name)!s:.60} → {now.get(name)!s:.60}" for name in names[:shown])

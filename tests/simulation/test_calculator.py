@@ -141,3 +141,18 @@ def test_single_precision_is_near(models: list[Path]) -> None:
     exact.calc = Calculator(models[0], step="reference")
     assert 0 < abs(atoms.get_potential_energy() - exact.get_potential_energy()) < 1e-4
     np.testing.assert_allclose(atoms.get_forces(), exact.get_forces(), rtol=0, atol=1e-4)
+
+
+def test_nothing_depends_on_when_a_list_was_made(models: list[Path]) -> None:
+    """To the last bit: what lets dynamics go on after a kill as if nothing had been."""
+    atoms = bulk("Al", cubic=True) * (2, 1, 1)
+    kept = Calculator(models[0])
+    rng = np.random.default_rng(3)
+    for _ in range(12):
+        atoms.positions += rng.normal(0.3, 0.08, (len(atoms), 3))  # out of the cell and further
+        results = []
+        for calculator in (kept, Calculator(models[0])):
+            atoms.calc = calculator
+            results.append((atoms.get_potential_energy(), atoms.get_forces().tobytes(), atoms.get_stress().tobytes()))
+        assert results[0] == results[1]
+    assert kept._movers[0].graphs.n_lists > 3

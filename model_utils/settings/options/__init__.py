@@ -31,7 +31,7 @@ from model_utils.settings.options.models import (
 )
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
-from model_utils.settings.options.simulating import RelaxOptions, SimulatedOptions
+from model_utils.settings.options.simulating import MdOptions, RelaxOptions, SimulatedOptions
 from model_utils.settings.options.training import (
     LossOptions,
     OptimizerOptions,
@@ -63,6 +63,7 @@ __all__ = [
     "IndexOptions",
     "LabelOptions",
     "LossOptions",
+    "MdOptions",
     "MetadataFitOptions",
     "MetadataInitOptions",
     "MetadataOptions",

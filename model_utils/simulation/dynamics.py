@@ -31,11 +31,13 @@ from model_utils.simulation import ensembles
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.ensembles import ENSEMBLES, Conditions
 from model_utils.simulation.inputs import calculator_of, structures_of
+from model_utils.simulation.journal import differences
 
 STATE = "state.json"
 TABLE = "md.csv"
 TRAJECTORY = "trajectory.xyz"
 SUMMARY = "summary.json"
+ELSEWHERE = "give another --output_dir, or --overwrite"
 COLUMNS = (
     "step",
     "time_ps",
@@ -135,15 +137,9 @@ class _Run:
             state = plain_json.loads(input_files.read_bytes(path, 2**31).decode(), _no_number)
             work = state["work"]
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{path} is no state of md.py ({error}); give another --output_dir, or --overwrite"
-            ) from None
-        differing = [name for name in {**work, **self.work} if work.get(name) != self.work.get(name)]
-        if differing:
-            changes = "; ".join(
-                f"{name} {work.get(name)!s:.40} → {self.work.get(name)!s:.40}" for name in differing[:3]
-            )
-            raise InputError(f"{path} is of another run: {changes}; give another --output_dir, or --overwrite")
+            raise InputError(f"{path} is no state of md.py ({error}); {ELSEWHERE}") from None
+        if changes := differences(work, self.work):
+            raise InputError(f"{path} is of another run: {changes}; {ELSEWHERE}")
         return dict(state)
 
     def _begin(self) -> None:
@@ -182,7 +178,7 @@ class _Run:
         with ProgressBar("dynamics", len(steps)) as progress:
             try:
                 for step in stop.watch(steps):
-                    self.integrator.step()
+                    self.integrator.step()  # type: ignore[attr-defined]
                     self.integrator.nsteps = step
                     self.step = step
                     self._after_step()

@@ -79,7 +79,7 @@ def structures_of(options: SimulatedOptions, calculator: Calculator) -> list[Nam
 
 
 def _structures(source: Source) -> Sequence[Structure]:
-    """Those that are trained on and the isolated atoms, which are structures like others here."""
+    """All structures of a file, isolated atoms included."""
     return [*(source.structure(i) for i in range(len(source))), *source.isolated_atoms]
 
 

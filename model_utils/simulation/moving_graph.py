@@ -38,7 +38,8 @@ class MovingGraph:
         self.max_neighbors = int(max_neighbors * (1.0 + skin / r_max) ** 3) + 1
         self.n_lists = 0  # made so far
         self._made_for: Structure | None = None
-        self._candidates = Edges(0.0, *(np.zeros(0, np.int32) for _ in range(2)), np.zeros((0, 3), np.int16))
+        none = np.zeros(0, np.int32)
+        self._candidates = Edges(0.0, none, none, np.zeros((0, 3), np.int16))
         self._offsets = np.zeros((0, 3))  # (n_candidates, 3), Å, lattice vectors that an edge crosses
         self._mask = np.zeros(0, dtype=bool)
         self._latest: Graph | None = None

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test lint battery slurm bench bench_ranks bench_step parity accelerated parameters clean
+.PHONY: env quickstart test lint battery slurm bench bench_ranks bench_step bench_gpu cuda_costs parity accelerated parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -47,6 +47,12 @@ bench_ranks: env  ## how evenly steps are dealt, what adding costs (about 10 min
 
 bench_step: env  ## one training step against mace-torch's own (about 10 minutes on a quiet machine)
 	$(RUN) benchmarks/train_step.py
+
+bench_gpu: env  ## everything that only a GPU can say, then its tests (ten minutes on a machine with a GPU)
+	$(RUN) benchmarks/gpu.py
+
+cuda_costs: env  ## launches and bytes of a step on a GPU, counted without one (two minutes)
+	$(RUN) benchmarks/cuda_costs.py
 
 parameters: env  ## write the tables of Parameters.md anew
 	$(RUN) model_utils/settings/parameters_md.py

@@ -5,13 +5,14 @@ whole losses. Their keys are what a user types after ``--forces_loss`` and ``--l
 
 loss = Σ over quantities of  weight · mean over labelled entries of ℓ(error)
 
-with errors of energies per atom, of force components, of the nine stress components. A mean is Σ w·ℓ / number of
-labelled entries, global over micro-batches and ranks: a mean of batch means would weigh small batches more. Metrics
-are root mean squares and mean magnitudes of the unweighted errors, from global sums.
+with errors of energies per atom, of force components, of the nine stress components, each divided by the unit of its
+term, which is 1 unless the spread of the data is taken. A mean is Σ w·ℓ / number of labelled entries, global over
+micro-batches and ranks: a mean of batch means would weigh small batches more. Metrics are root mean squares and mean
+magnitudes of the unweighted errors, from global sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
@@ -99,10 +100,29 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """The part that one quantity has in the loss: its weight, and a name in ``SHAPES``."""
+    """The part that one quantity has in the loss.
+
+    Attributes:
+        weight: of the mean.
+        shape: a name in ``SHAPES``.
+        unit: in which errors are taken before they are shaped, in the unit of the quantity's own errors.
+        as_virial: errors are multiplied by volume / number of atoms: those of a stress become those of the virial per
+            atom, in eV.
+    """
 
     weight: float = 0.0
     shape: str = "mse"
+    unit: float = 1.0
+    as_virial: bool = False
+
+    def text(self, symbol: str) -> str:
+        """``100 F²``, ``100 (F/0.8)²``, ``1 huber(V/N S)``."""
+        error = f"V/N {symbol}" if self.as_virial else symbol
+        error = error if self.unit == 1 else f"{error}/{self.unit:.3g}"
+        shape = SHAPES[self.shape].text
+        if shape.startswith("{}") and error != symbol:  # nothing of its own around it
+            error = f"({error})"
+        return f"{self.weight:g} {shape.format(error)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +130,8 @@ class Loss:
     """The terms of a loss by quantity; one that is not named has the weight 0."""
 
     terms: Mapping[str, Term]
-    huber_delta: float = 0.01  # in the unit of the errors: eV per atom, eV/Å, eV/Å³
+    huber_delta: float = 0.01  # in the unit of the errors: eV per atom, eV/Å, eV/Å³ unless a term has its own
+    divisible: bool = True  # the loss of a batch is the sum of those of its parts
 
     @classmethod
     def of(
@@ -134,11 +155,12 @@ class Loss:
 
     def text(self) -> str:
         """``1 E² + 100 F²``: E of the energy per atom, F of a force component, S of a stress component."""
-        return " + ".join(
-            f"{term.weight:g} {SHAPES[term.shape].text.format(QUANTITIES[name].symbol)}"
-            for name, term in self.terms.items()
-            if term.weight > 0
-        )
+        return " + ".join(term.text(QUANTITIES[name].symbol) for name, term in self.terms.items() if term.weight > 0)
+
+    @property
+    def needs_volumes(self) -> bool:
+        """Whether ``error_sums`` must be given the volumes of the structures."""
+        return any(term.as_virial for term in self.terms.values())
 
     def total(self, sums: Tensor, rows: Rows) -> Tensor:
         """The loss from the sums of ``error_sums`` and the labelled rows behind them; differentiable.
@@ -177,10 +199,16 @@ class NamedLoss:
     Attributes:
         build: settings → the loss; a `Loss`, or one with another ``total`` of the same sums.
         own_shapes: it brings the shapes of its terms, and takes none from the settings.
+        only: quantities that it has a term of; None: of all.
+        weights: of terms whose weight is 0 unless the user gives one.
+        fixed: weights that the user cannot choose.
     """
 
     build: Callable[[LossSettings], Loss]
     own_shapes: bool = False
+    only: tuple[str, ...] | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
 
 def terms_loss(settings: LossSettings) -> Loss:
@@ -191,22 +219,49 @@ def terms_loss(settings: LossSettings) -> Loss:
     return Loss(terms=terms, huber_delta=settings.huber_delta)
 
 
-def universal_loss(settings: LossSettings) -> Loss:
-    """Huber of all errors, of forces with a δ that shrinks with the label: mace-torch's ``UniversalLoss``.
+def shaped(others: str = "mse", **shapes: str) -> Callable[[LossSettings], Loss]:
+    """What builds a loss of given shapes.
 
-    mace multiplies labels and predictions with a structure's weight before it compares them with δ; here the weight
-    multiplies the term, as in every other loss. With weights of 1 the two are equal.
+    Args:
+        others: shape of the terms that are not named.
+        shapes: of terms by quantity.
     """
-    terms = {
-        name: Term(weight=weight, shape="conditional_huber" if name == FORCES.name else "huber")
-        for name, weight in settings.weights.items()
-    }
-    return Loss(terms=terms, huber_delta=settings.huber_delta)
+
+    def build(settings: LossSettings) -> Loss:
+        of_all = {name: shapes.get(name, others) for name in settings.weights}
+        return terms_loss(replace(settings, shapes=of_all))
+
+    return build
 
 
+def virials_loss(settings: LossSettings) -> Loss:
+    """Squared errors; of the stress those of the virial per atom, V/N Δσ: mace-torch's ``virials``."""
+    loss = terms_loss(replace(settings, shapes={}))
+    of_virial = replace(loss.terms[STRESS.name], as_virial=True)
+    return replace(loss, terms={**loss.terms, STRESS.name: of_virial})
+
+
+# Those of mace-torch have its names. It multiplies labels and predictions of `universal` with a structure's weight
+# before it compares them with δ, and passes weights over in `huber` and in the forces of `l1l2energyforces`; here they
+# multiply the term, as in every other loss. With weights of 1 the values are equal.
+ENERGY_AND_FORCES = (ENERGY.name, FORCES.name)
+WITH_STRESS = {STRESS.name: 1.0}
 LOSSES: dict[str, NamedLoss] = {
     "terms": NamedLoss(build=terms_loss),
-    "universal": NamedLoss(build=universal_loss, own_shapes=True),
+    "mse": NamedLoss(build=shaped("mse"), own_shapes=True),
+    "huber": NamedLoss(build=shaped("huber"), own_shapes=True),
+    "universal": NamedLoss(build=shaped("huber", forces="conditional_huber"), own_shapes=True),
+    "weighted": NamedLoss(build=shaped("mse"), own_shapes=True, only=ENERGY_AND_FORCES),
+    "ef": NamedLoss(
+        build=shaped("mse"),
+        own_shapes=True,
+        only=ENERGY_AND_FORCES,
+        fixed={ENERGY.name: 1.0, FORCES.name: 1.0},
+    ),
+    "forces_only": NamedLoss(build=shaped("mse"), own_shapes=True, only=(FORCES.name,)),
+    "stress": NamedLoss(build=shaped("mse"), own_shapes=True, weights=WITH_STRESS),
+    "virials": NamedLoss(build=virials_loss, own_shapes=True, weights=WITH_STRESS),
+    "l1l2energyforces": NamedLoss(build=shaped("mae", forces="l2norm"), own_shapes=True, only=ENERGY_AND_FORCES),
 }
 
 
@@ -233,7 +288,13 @@ def no_sums(device: torch.device) -> Tensor:
     return torch.zeros(len(sum_names()), dtype=torch.float64, device=device)
 
 
-def error_sums(prediction: Prediction, labels: Mapping[str, Label], sizes: Tensor, loss: Loss) -> Tensor:
+def error_sums(
+    prediction: Prediction,
+    labels: Mapping[str, Label],
+    sizes: Tensor,
+    loss: Loss,
+    volumes: Tensor | None = None,
+) -> Tensor:
     """Sums over the labelled entries of a batch.
 
     Args:
@@ -241,6 +302,7 @@ def error_sums(prediction: Prediction, labels: Mapping[str, Label], sizes: Tenso
         labels: of every quantity.
         sizes: (n_structures,), float64, numbers of atoms.
         loss: shapes of the terms.
+        volumes: (n_structures,), float64, Å³; needed where a term is one of virials (``Loss.needs_volumes``).
 
     Returns:
         (n_sums,), float64, on the batch's device, in the order of ``sum_names``; the first of each quantity carries
@@ -248,15 +310,18 @@ def error_sums(prediction: Prediction, labels: Mapping[str, Label], sizes: Tenso
     """
     zero = torch.zeros((), dtype=torch.float64, device=sizes.device)
     sums: list[Tensor] = []
+    over_atoms = None if volumes is None else volumes / sizes
     for name, quantity in QUANTITIES.items():
         if name in prediction:
-            sums += _sums_of(quantity, prediction[name], labels[name], sizes, loss)
+            sums += _sums_of(quantity, prediction[name], labels[name], sizes, loss, over_atoms)
         else:
             sums += [zero] * len(COLUMNS)
     return torch.stack([*sums, torch.full_like(zero, len(sizes)), sizes.sum()])
 
 
-def _sums_of(quantity: Quantity, predicted: Tensor, label: Label, sizes: Tensor, loss: Loss) -> list[Tensor]:
+def _sums_of(
+    quantity: Quantity, predicted: Tensor, label: Label, sizes: Tensor, loss: Loss, volume_per_atom: Tensor | None
+) -> list[Tensor]:
     """The sums of one quantity in the order of ``COLUMNS``, scalars in float64; the first carries the graph."""
     by_row = (len(label.mask), quantity.numbers)
     # differences in float64: at 10⁵ eV a float32 step is 8 meV
@@ -267,7 +332,13 @@ def _sums_of(quantity: Quantity, predicted: Tensor, label: Label, sizes: Tensor,
     if quantity.over_atoms:
         target = target / sizes[:, None]
     term = loss.terms.get(quantity.name, Term())
-    entries = SHAPES[term.shape].of(error, target, loss.huber_delta)
+    shaped_error = error
+    if term.as_virial:
+        assert volume_per_atom is not None, "the loss needs volumes"
+        shaped_error = shaped_error * volume_per_atom[:, None]
+    if term.unit != 1:
+        shaped_error = shaped_error / term.unit
+    entries = SHAPES[term.shape].of(shaped_error, target, loss.huber_delta)
     per_row = entries if entries.ndim == 1 else entries.sum(dim=1)
     seen = error.detach()  # metrics have no gradient
     return [
@@ -288,6 +359,7 @@ class Metrics:
 
     Attributes:
         loss: with the weights of the terms.
+        sums: in the order of ``sum_names``.
         errors: of every quantity, ``<name>_rmse`` and ``<name>_mae`` in its unit, per atom and, besides, undivided
             where a quantity is divided by the number of atoms (``energy_rmse_per_atom``, ``energy_mae_per_atom``,
             ``energy_mae_cfg``); None where nothing was labelled.
@@ -297,6 +369,7 @@ class Metrics:
     errors: Mapping[str, float | None]
     n_configs: int
     n_atoms: int
+    sums: tuple[float, ...] = field(default=(), compare=False, repr=False)  # that were divided, to be added to others
 
     def __getitem__(self, name: str) -> float | None:
         """An error by its name: ``metrics["forces_rmse"]``."""
@@ -343,6 +416,7 @@ def metrics(sums: Sequence[float], loss: Loss) -> Metrics:
         errors=errors,
         n_configs=int(of_all[STRUCTURES]),
         n_atoms=int(of_all[ATOMS]),
+        sums=tuple(sums),
     )
 
 
@@ -352,36 +426,3 @@ def _mean(total: float, count: int) -> float | None:
 
 def _root(total: float, count: int) -> float | None:
     return (total / count) ** 0.5 if count else None
-
-
-# Sums by name: how they are stored
-
-# A checkpoint stores sums by name, so that one more quantity does not move the others.
-BEFORE_QUANTITIES = (  # order of the sums in checkpoints that hold them as one tensor
-    "energy loss",
-    "forces loss",
-    "stress loss",
-    "energy squared",
-    "energy absolute",
-    "energy undivided",
-    "forces squared",
-    "forces absolute",
-    "stress squared",
-    "stress absolute",
-    "energy rows",
-    "forces rows",
-    "stress rows",
-    STRUCTURES,
-    ATOMS,
-)
-
-
-def named_sums(sums: Tensor) -> dict[str, float]:
-    """Sums by their names."""
-    return dict(zip(sum_names(), sums.tolist(), strict=True))
-
-
-def sums_of_named(stored: Mapping[str, float] | Tensor, device: torch.device) -> Tensor:
-    """Sums in their order from what a checkpoint holds; a quantity that it does not know has none yet."""
-    named = dict(zip(BEFORE_QUANTITIES, stored.tolist(), strict=True)) if isinstance(stored, Tensor) else stored
-    return torch.tensor([named.get(name, 0.0) for name in sum_names()], dtype=torch.float64, device=device)

@@ -1,10 +1,21 @@
-"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert --help``."""
+"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert|best --help``.
+
+And into runs: ``python read_model.py reproduce RUN``, ``python read_model.py diff RUN RUN``.
+"""
 
 import sys
 from collections.abc import Sequence
 
 from model_utils.settings import cli
-from model_utils.settings.options import ConvertOptions, DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
+from model_utils.settings.options import (
+    BestOptions,
+    ConvertOptions,
+    DescribeOptions,
+    DiffOptions,
+    ExportOptions,
+    ReproduceOptions,
+    VerifyOptions,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,8 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "show": (DescribeOptions, show),
         "diff": (DiffOptions, diff),
         "convert": (ConvertOptions, convert),
+        "reproduce": (ReproduceOptions, reproduce),
+        "best": (BestOptions, best),
     }
-    return cli.run_subcommand(commands, __doc__ or "", argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["best"] and len(words) > 1 and not words[1].startswith("-"):
+        words.insert(1, "--input_model")  # `best RUN`
+    return cli.run_subcommand(commands, __doc__ or "", words)
 
 
 def export(options: ExportOptions) -> None:
@@ -41,7 +57,12 @@ def show(options: DescribeOptions) -> None:
 
 
 def diff(options: DiffOptions) -> None:
-    """Say where two weights files differ."""
+    """Say where two weights files differ, or the runs of two folders."""
+    if options.input_model.is_dir() and options.other_model.is_dir():
+        from model_utils.tasks import comparing_runs
+
+        comparing_runs.diff(options)
+        return
     from model_utils.tasks import inspecting
 
     inspecting.diff(options)
@@ -52,6 +73,20 @@ def convert(options: ConvertOptions) -> None:
     from model_utils.tasks import conversion
 
     conversion.convert(options)
+
+
+def reproduce(options: ReproduceOptions) -> None:
+    """Print the command that repeats a run."""
+    from model_utils.tasks import comparing_runs
+
+    comparing_runs.reproduce(options)
+
+
+def best(options: BestOptions) -> None:
+    """Choose among the models that a run kept."""
+    from model_utils.tasks import choosing
+
+    choosing.best(options)
 
 
 if __name__ == "__main__":

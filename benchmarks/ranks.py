@@ -25,19 +25,19 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dataloader.batching import Budget, epoch_order, pack  # noqa: E402
-from dataloader.data_file import SourceSpec  # noqa: E402
-from dataloader.dataset import Dataset  # noqa: E402
-from dataloader.dealing import balance, cost_of, deal  # noqa: E402
-from dataloader.formats import format_of  # noqa: E402
-from dataloader.labels import TO_PREDICT  # noqa: E402
-from dataloader.needs import ModelFacts  # noqa: E402
-from dataloader.sources import open_sources  # noqa: E402
-from losses import Loss  # noqa: E402
-from model_utils import model_loader  # noqa: E402
-from model_utils.models import description as model_json  # noqa: E402
-from model_utils.ranks.exact_sum import add_rounded, largest_entries, rounders  # noqa: E402
-from model_utils.run.step import loss_and_gradients  # noqa: E402
+from dataloader.batching import Budget, epoch_order, pack
+from dataloader.data_file import SourceSpec
+from dataloader.dataset import Dataset
+from dataloader.dealing import balance, cost_of, deal
+from dataloader.formats import format_of
+from dataloader.labels import TO_PREDICT
+from dataloader.needs import ModelFacts
+from dataloader.sources import open_sources
+from losses import Loss
+from model_utils import model_loader
+from model_utils.models import description as model_json
+from model_utils.ranks.exact_sum import add_rounded, largest_entries, rounders
+from model_utils.run.step import loss_and_gradients
 
 PROCESSES = (8, 64, 512, 1024)
 PER_PART = (4, 8, 16, 32, 64)  # structures on average

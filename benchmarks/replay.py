@@ -21,13 +21,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dataloader.dataset import Dataset  # noqa: E402
-from dataloader.labels import TO_TRAIN, LabelKeys  # noqa: E402
-from dataloader.sources import SourceSpec, open_sources  # noqa: E402
-from losses import Loss, Metrics  # noqa: E402
-from model_utils import model_loader  # noqa: E402
-from model_utils.run.assemble import evaluator  # noqa: E402
-from model_utils.settings.options import BatchOptions  # noqa: E402
+from dataloader.dataset import Dataset
+from dataloader.labels import TO_TRAIN, LabelKeys
+from dataloader.sources import SourceSpec, open_sources
+from losses import Loss, Metrics
+from model_utils import model_loader
+from model_utils.run.assemble import evaluator
+from model_utils.settings.options import BatchOptions
 
 DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "data"))
 SOURCE = DATA / "mace_mp/mace_mp_small.model"

@@ -31,6 +31,7 @@ class SourceSpec:
         weight: multiplies the weight of every structure.
         ratio: structures in an epoch for each one of the sources without a ratio.
         keep: names of further entries of a record that are kept with its structure.
+        type_weights: multiply the weight of the structures of a config_type.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class SourceSpec:
     weight: float = 1.0
     ratio: float | None = None
     keep: Keep = ()
+    type_weights: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -119,6 +119,53 @@ def give_name(made: Path, path: Path) -> None:
             os.fsync(directory)
     except OSError as error:
         raise NotWritten(path, size, error) from None
+
+
+def link(path: Path, target: str) -> None:
+    """Make ``path`` a symbolic link, in place of one that is there.
+
+    Args:
+        path: of the link.
+        target: where it leads, relative to its folder.
+
+    Raises:
+        OSError: the file system has no links, or something else than a link is there.
+    """
+    temporary = _temporary(path).name
+    if path.exists() and not path.is_symlink():
+        raise FileExistsError(errno.EEXIST, "something else than a link is there", str(path))
+    with _directory(path.parent) as directory, _removed_at_last(temporary, directory):
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory)
+        os.symlink(target, temporary, dir_fd=directory)
+        os.replace(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def new_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder that has all of its first files from the moment it is there.
+
+    Args:
+        path: the folder; its parent is there.
+        files: content by name.
+
+    Raises:
+        FileExistsError: something is there.
+        OSError: it cannot be made.
+    """
+    made = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.new")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    try:
+        for name, content in files.items():
+            write(made / name, content)
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "it is there", str(path))
+        os.rename(made, path)  # over an empty folder at most; one with files refuses
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(errno.EEXIST, "it is there", str(path)) from None
+        raise
 
 
 def temporary_files(folder: Path) -> Iterator[Path]:

@@ -19,23 +19,29 @@ from dataloader.structure import Structure
 
 
 class Adjusted:
-    """A source with the head, the weight and the ratio that the user gave for the whole file."""
+    """A source with the head, the weights and the ratio that the user gave for the whole file.
 
-    def __init__(self, source: Source, head: str | None, weight: float, ratio: float | None) -> None:
+    Args:
+        source: as its file has it.
+        spec: what was given for it.
+    """
+
+    def __init__(self, source: Source, spec: SourceSpec) -> None:
         self.source = source
-        self.head = head
-        self.weight = weight
-        self.ratio = ratio
+        self.head = spec.head
+        self.weight = spec.weight
+        self.ratio = spec.ratio
+        self.type_weights = dict(spec.type_weights)
         self.path = source.path
         self.census = source.census
         self.n_atoms = source.n_atoms
         self.elements = source.elements
         self.in_memory = source.in_memory
-        self.heads = Lookup(source.heads.ids, [h or head for h in source.heads.values])
+        self.heads = Lookup(source.heads.ids, [h or spec.head for h in source.heads.values])
         self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
 
     def _adjust(self, structure: Structure) -> Structure:
-        return _adjusted(structure, self.head, self.weight)
+        return _adjusted(structure, self.head, self.weight * self.type_weights.get(structure.config_type, 1.0))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -58,7 +64,10 @@ class Adjusted:
 
     def content(self) -> bytes:
         """What tells the data from others: the content of the file, and what was given for it."""
-        return self.source.content() + repr((self.head, self.weight, self.ratio)).encode()
+        given = repr((self.head, self.weight, self.ratio))
+        if self.type_weights:
+            given += repr(sorted(self.type_weights.items()))
+        return self.source.content() + given.encode()
 
     def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
         """Which records of its shards some structures are; empty where the file has none."""
@@ -169,5 +178,5 @@ def _require_file(spec: SourceSpec) -> None:
 def _open(spec: SourceSpec, wanted: Wanted) -> Source:
     _require_file(spec)
     source = format_named(spec.format).opened(spec, wanted)
-    plain = spec.head is None and spec.weight == 1.0 and spec.ratio is None
-    return source if plain else Adjusted(source, spec.head, spec.weight, spec.ratio)
+    plain = spec.head is None and spec.weight == 1.0 and spec.ratio is None and not spec.type_weights
+    return source if plain else Adjusted(source, spec)

@@ -7,8 +7,8 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils.ranks import joining
-from model_utils.run.interruption import Interruption, leave
+from model_utils import api
+from model_utils.run.interruption import leave
 from model_utils.settings import cli
 from model_utils.settings.options import FinetuneOptions
 
@@ -20,18 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def finetune(options: FinetuneOptions) -> None:
     """A run from another model's weights."""
-    with Interruption(give_up=joining.giving_up()) as stop:
-        from model_utils.files.outputs import Outputs
-        from model_utils.run import place, training
-        from model_utils.run.from_model import beginning_of_finetuning
-
-        group = joining.group_of(stop)
-        outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-        with (
-            place.held(options, outputs, group) as held_outputs,
-            beginning_of_finetuning(options, held_outputs, stop, group) as (settings, beginning),
-        ):
-            training.train_in_place(settings, held_outputs, beginning, stop, group)
+    api.train(options)
 
 
 if __name__ == "__main__":

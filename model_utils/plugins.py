@@ -27,6 +27,7 @@ TABLES = {  # module: names of its tables that a plug-in may add to, and may not
     "losses": ("SHAPES", "LOSSES"),
     "optimizer": ("OPTIMIZERS", "SCHEDULES"),
     "model_utils.run.loggers": ("LOGGERS",),
+    "model_utils.run.weight_schedule": ("COURSES",),
     "model_utils.models.architecture": ("ARCHITECTURES",),
 }
 

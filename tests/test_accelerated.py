@@ -4,18 +4,22 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_memory import LOSS, mixed_batch
+from torch import Tensor
 
 import parity_cases as cases
+from dataloader.batch import Batch
 from model_utils import model_loader, train_mace
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.models import accelerated
 from model_utils.models import description as model_json
-from model_utils.models.network import Network
+from model_utils.models.network import Network, Parameters
+from model_utils.models.reference import ReferenceNetwork
 from model_utils.run.step import loss_and_gradients
 
 HERE = importlib.util.find_spec("cuequivariance_torch") is not None
@@ -68,6 +72,58 @@ def test_a_wrong_conversion_is_noticed_on_the_first_batch(monkeypatch: pytest.Mo
     batch, _ = mixed_batch()
     with pytest.raises(VerificationError, match="--step cueq computes something else"):
         loss_and_gradients(cueq, model_loader.trainable(cueq.module), [batch], LOSS)
+
+
+class _Slope(torch.autograd.Function):
+    """Zero, with a gradient by a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.like = weight
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor) -> tuple[None, Tensor]:
+        return None, torch.ones_like(ctx.like) * a[0, 0]
+
+
+class _Bump(torch.autograd.Function):
+    """Zero, with a gradient of zero, whose own derivative is wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g * _Slope.apply(*ctx.saved_tensors), None
+
+
+class Bumped(ReferenceNetwork):
+    """Energies and forces of mace's module, with another gradient of a loss of forces."""
+
+    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+        outputs = super().outputs(parameters, batch, positions, shifts)
+        weight = parameters["interactions.0.linear_up.weight"]
+        return {**outputs, "energy": outputs["energy"] + _Bump.apply(positions, weight)}
+
+
+@pytest.mark.parametrize("form", [ReferenceNetwork, Bumped])
+def test_a_wrong_second_derivative_is_noticed(form: type[ReferenceNetwork]) -> None:
+    """It shows in the gradient of a loss of forces alone."""
+    module = model_loader.build(described({}), torch.float64, 1)
+    network = object.__new__(accelerated.AcceleratedNetwork)
+    network.kind = "cueq"
+    network._form = form(module)
+    network._arranged = {}
+    batch, _ = mixed_batch()
+    words = (ReferenceNetwork(module), model_loader.trainable(module), batch, batch.positions, batch.shifts)
+    if form is ReferenceNetwork:
+        network._compare(*words)
+        return
+    with pytest.raises(VerificationError, match=r"gradients of forces by interactions\.0\.linear_up"):
+        network._compare(*words)
 
 
 @needs_cueq

@@ -323,10 +323,9 @@ MACES_FLAGS = {
     "model": "model_class",
     "valid_batch_size": "--batch_size",
     "eval_interval": "--validate_every",
-    "config_type_weights": "config_weight",
     "virials_key": "--stress_key",
     "work_dir": "--output_checkpoint",
-    "wandb": "metrics.jsonl",
+    "wandb": "--loggers wandb",
 }
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped without one. ``python benchmarks/train_step.py --device cuda …`` has the times."""
+"""What only a GPU can show; skipped without one. ``python benchmarks/gpu.py`` has the times, and runs these."""
 
 import json
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from model_utils.run.step import loss_and_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 STEPS = ("fast", "reference")
+IN_ORDER = {"fast": [], "reference": ["--deterministic"]}  # what makes sums of a form have one order
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def train(tmp_path: Path, water_xyz: Callable[..., Path]) -> Callable[..., Path]
     def go(name: str, *flags: str) -> Path:
         data = ["--xyz_train", str(water_xyz("train.xyz", 20)), "--xyz_val", str(water_xyz("val.xyz", 4, seed=1))]
         place = ["--input_json", str(description), "--output_checkpoint", str(tmp_path / name)]
-        common = ["--device", "cuda", "--deterministic", "--dtype", "float64", "--batch_size", "4", "--ema"]
+        common = ["--device", "cuda", "--dtype", "float64", "--batch_size", "4", "--ema"]
         assert train_mace.main([*data, *place, *common, *flags]) == 0
         return tmp_path / name / f"{name}_checkpoint.pt"
 
@@ -46,15 +47,50 @@ def assert_equal(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_same_run_twice_is_bitwise_equal(step: str, train: Callable[..., Path]) -> None:
-    assert_equal(train("one", "--epochs", "3", "--step", step), train("two", "--epochs", "3", "--step", step))
+    flags = ["--epochs", "3", "--step", step, *IN_ORDER[step]]
+    assert_equal(train("one", *flags), train("two", *flags))
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_continued_run_is_bitwise_equal(step: str, train: Callable[..., Path]) -> None:
-    whole = train("whole", "--epochs", "4", "--step", step)
-    part = train("part", "--epochs", "4", "--step", step, "--max_steps", "7")
+    whole = train("whole", "--epochs", "4", "--step", step, *IN_ORDER[step])
+    part = train("part", "--epochs", "4", "--step", step, *IN_ORDER[step], "--max_steps", "7")
     assert resume.main(["--input_model", str(part), "--max_steps", "20", "--epochs", "4"]) == 0
     assert_equal(whole, part)
+
+
+def test_fast_runs_with_the_flag_too(train: Callable[..., Path]) -> None:
+    """torch refuses what has no fixed order."""
+    train("run", "--epochs", "2", "--deterministic")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_waits_for_nothing(step: str) -> None:
+    device = torch.device("cuda", 0)
+    network = wide_network(step, "cuda")
+    weights = model_loader.trainable(network.module)
+    batches = [network.prepared(many_waters(n)).to(device) for n in (40, 50)]
+    loss_and_gradients(network, weights, batches[:1], LOSS)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_and_gradients(network, weights, batches[1:], LOSS)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_batch_comes_by_one_pinned_copy() -> None:
+    moved = many_waters(10).to(torch.device("cuda", 0))
+    tensors = [moved.positions, moved.senders, *moved.labels["forces"]]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert torch.equal(moved.senders.cpu(), many_waters(10).senders)
+
+
+def test_what_the_device_is_set_to(train: Callable[..., Path]) -> None:
+    path = train("run", "--epochs", "1", "--dtype", "float32")
+    computed_on = checkpoint.read(path).content["train_state"]["computed_on"]
+    assert computed_on["tf32"] is False
+    assert computed_on["cuda"] == torch.version.cuda
+    assert torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]
 
 
 def test_files_of_a_gpu_open_on_a_cpu(train: Callable[..., Path], tmp_path: Path) -> None:
@@ -71,9 +107,8 @@ def test_files_of_a_gpu_open_on_a_cpu(train: Callable[..., Path], tmp_path: Path
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_goes_on_in_little_memory(step: str) -> None:
-    device = torch.device("cuda")
-    network, batch = wide_network(step), many_waters(2000).to(device)
-    network.module.to(device)
+    device = torch.device("cuda", 0)
+    network, batch = wide_network(step, "cuda"), many_waters(2000).to(device)
     weights = model_loader.trainable(network.module)
     before = memory.peak(device, since_now=True)
     whole = loss_and_gradients(network, weights, [batch], LOSS)

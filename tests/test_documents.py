@@ -1,5 +1,6 @@
 """Documents and configurations that promise something: Parameters.md, configs, the README's tree."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -8,10 +9,10 @@ import pytest
 
 from conftest import ROOT
 from model_utils.models import description
-from model_utils.settings import cli, parameters_md
+from model_utils.settings import cli, counterparts, parameters_md
 from model_utils.settings.declared import names_of
 from model_utils.settings.mace_flags import OURS
-from model_utils.settings.options import TrainOptions
+from model_utils.settings.options import EvaluateOptions, FinetuneOptions, TrainOptions
 
 
 def test_parameters_md_has_todays_options() -> None:
@@ -19,12 +20,48 @@ def test_parameters_md_has_todays_options() -> None:
     assert parameters_md.with_tables(text) == text, "run `make parameters`"
 
 
+def test_the_table_of_other_toolkits_is_that_of_the_code() -> None:
+    text = parameters_md.OTHER_TOOLKITS.read_text(encoding="utf-8")
+    assert parameters_md.with_counterparts(text) == text, "run `make parameters`"
+    assert text.count("\n| `") == len(counterparts.COUNTERPARTS)
+
+
+OF_ANOTHER_COMMAND: dict[str, tuple[type, list[str]]] = {  # configuration: options of its command, flags that it needs
+    "finetune_replay.yaml": (
+        FinetuneOptions,
+        ["--input_model", "a.pt", "--replay", "b.xyz", "--output_checkpoint", "run", "--xyz_train", "x.xyz"],
+    ),
+    "evaluate.yaml": (EvaluateOptions, ["--input_model", "a.pt"]),
+}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_configuration_parses_and_names_files_that_are_there(path: Path) -> None:
-    options = cli.parse(TrainOptions, ["--config", str(path), "--output_checkpoint", "run", "--xyz_train", "x.xyz"])
+def test_every_configuration_parses_and_names_files_that_are_there(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training: tuple[type, list[str]] = (TrainOptions, ["--output_checkpoint", "run", "--xyz_train", "x.xyz"])
+    kind, words = OF_ANOTHER_COMMAND.get(path.name, training)
+    options = cli.parse(kind, ["--config", str(path), *words])
     assert options is not None
-    assert description.read(options.input_json)
-    assert all(file.exists() for file in (*options.data.xyz_val, *options.data.xyz_test))
+    plain = cli.as_plain(options)
+    named = [
+        *plain.get("xyz_val", ()),
+        *plain.get("xyz_test", ()),
+        *plain.get("valid_file", ()),
+        *plain.get("data", ()),
+    ]
+    assert all(Path(file).exists() for file in named)
+    assert capsys.readouterr().err == "", "nothing of ours has to be answered"
+    if kind is TrainOptions:
+        network = plain["network"]
+        assert description.read(Path(plain["input_json"])) if network is None else completed(network)
+
+
+def completed(network: str) -> description.ModelDescription:
+    """The description of a network whose data said this."""
+    measured = {"atomic_numbers": [1, 8], "atomic_energies": [[0.0, 0.0]], "avg_num_neighbors": 9.0}
+    fields = {"atomic_inter_scale": 1.0, "atomic_inter_shift": 0.0, **measured, **json.loads(network)}
+    return description.parse(json.dumps(fields), "configuration")
 
 
 def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path) -> None:

@@ -276,8 +276,8 @@ def test_second_derivatives_by_positions(radial: str) -> None:
     assert_close(*found, "Hessian")
 
 
-def test_many_elements_and_few_of_them_present() -> None:
-    """Segments are not dense here: 18 atoms of 17 elements, in a table of 40."""
+def many_elements() -> tuple[Both, Batch]:
+    """18 atoms of 17 elements, in a table of 40: segments are not dense, and of the atoms' tiles not all are full."""
     numbers = list(range(1, 41))
     fields = cases.completed({**cases.BASE, "atomic_numbers": numbers, "atomic_energies": [[0.0] * 40], "max_ell": 3})
     both, rng = Both.of(fields), np.random.default_rng(4)
@@ -293,8 +293,14 @@ def test_many_elements_and_few_of_them_present() -> None:
         features={},
         head=None,
     )
-    batch = both.batch([many])
-    assert not graph_of(batch).dense_segments
+    return both, both.batch([many])
+
+
+def test_many_elements_and_few_of_them_present() -> None:
+    both, batch = many_elements()
+    graph = graph_of(batch)
+    assert not graph.dense_segments
+    assert graph.tiles.n_slots > graph.n_atoms
     check_outputs(both, batch)
     check_gradients(both, batch, "forces")
 

@@ -135,6 +135,16 @@ def test_fitted_reference_energies(
     assert "E0 shift fitted to 10 structures" in shown
 
 
+def test_energies_are_fitted_where_a_form_has_no_kernels(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fit is on the CPU, before there is a device: another form gives the same energies."""
+    run("run", "--E0s", "shift", "--step", "oeq", code=2)
+    shown = capsys.readouterr()
+    assert "E0 shift fitted to 10 structures" in shown.out
+    assert "--step oeq needs the package openequivariance" in shown.err
+
+
 def test_what_does_not_fit_the_source(
     run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,7 +157,7 @@ def test_other_errors_are_not_taken_for_a_full_memory(network: Network) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="multiplied"):
-        memory.in_parts(broken, batch)
+        memory.in_parts(broken, batch, "step")
     assert len(calls) == 1
 
 
@@ -188,9 +188,10 @@ print(json.dumps([float(divided.loss), float(whole.loss), worst]))
 """
 
 
-def wide_network(kind: str) -> Network:
+def wide_network(kind: str, device: str = "cpu") -> Network:
     described = model_json.parse(json.dumps({**TINY, "hidden_irreps": "32x0e+32x1o"}), "model.json")
-    return model_loader.build_network(model_loader.build(described, torch.float64, 1), kind, described)
+    module = model_loader.build(described, torch.float64, 1).to(device)
+    return model_loader.build_network(module, kind, described)
 
 
 def many_waters(n: int) -> Batch:
@@ -226,7 +227,100 @@ def test_a_step_goes_on_in_little_memory() -> None:
     assert worst < 1e-12
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", 2),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    MemoryError(),
+]
+OTHERS = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle)`"),
+    RuntimeError("Expected all tensors to be on the same device"),
+]
+
+
+def test_every_text_of_exhausted_memory_divides_a_batch_and_no_other() -> None:
+    batch, _ = mixed_batch()
+    for error in OUT_OF_MEMORY:
+        assert sum(memory.in_parts(refusing(batch.n_structures, error), batch, "step")) == batch.n_structures, error
+    for error in OTHERS:
+        with pytest.raises(type(error), match=re.escape(str(error)[:20])):
+            memory.in_parts(refusing(batch.n_structures, error), batch, "step")
+
+
+def refusing(n_structures: int, error: BaseException, tried: list[int] | None = None) -> Callable[[Batch], int]:
+    """Counts structures of a batch, and refuses one of so many or more."""
+
+    def compute(batch: Batch) -> int:
+        if tried is not None:
+            tried.append(batch.n_structures)
+        if batch.n_structures >= n_structures:
+            raise error
+        return batch.n_structures
+
+    return compute
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpu_does_not_try_again_what_did_not_fit(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU nothing is remembered; on a device also not of other work, nor for smaller batches."""
+    batch, part = mixed_batch()
+    monkeypatch.setattr(memory, "_failed", {})
+    monkeypatch.setattr(memory, "release", lambda _: None)
+    monkeypatch.setattr(memory, "_device_of", lambda _: torch.device(device))
+    tried: list[int] = []
+    compute = refusing(batch.n_structures, OUT_OF_MEMORY[0], tried)
+    n = batch.n_structures
+    halved = [half.n_structures for half in halves(batch)]
+    for what, expected in (("step", [n, *halved]), ("step", halved), ("evaluation", [n, *halved])):
+        tried.clear()
+        assert sum(memory.in_parts(compute, batch, what)) == n
+        assert sorted(tried) == sorted(expected if device == "cuda" else [n, *halved])
+    tried.clear()
+    smaller = part(slice(0, n - 1))
+    memory.in_parts(compute, smaller, "step")
+    assert tried == [n - 1]
+
+
 # Budgets that are measured
+
+
+def test_the_first_trial_step_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded and compiled once is not memory of an edge."""
+    from model_utils.run import budget
+
+    steps: list[int] = []
+    seen: list[int] = []
+
+    class Data:
+        n_edges = np.full(100, 100)
+        n_atoms = np.full(100, 10)
+
+        def __len__(self) -> int:
+            return 100
+
+        def batch(self, indices: list[int]) -> Any:
+            return type("Taken", (), {"n_edges": 100 * len(indices)})()
+
+        def names(self, indices: Any, shown: int = 5) -> str:
+            return "?"
+
+    def peak(device: torch.device, *, since_now: bool = False) -> int:
+        seen.append(len(steps))
+        return 0 if since_now else sum(steps[-1:]) * 10 + (10**9 if len(steps) == 1 else 0)
+
+    monkeypatch.setattr(memory, "free", lambda _: 2 * 10**6)
+    monkeypatch.setattr(memory, "peak", peak)
+    taken = budget.measured_edges(lambda b: steps.append(b.n_edges), Data(), torch.device("cpu"), None, ALONE)  # type: ignore[arg-type]
+    assert seen[0] == 1
+    assert steps[0] == steps[1]
+    assert taken == 10_000  # all of them: 10 bytes an edge
 
 
 def test_auto_budget_is_a_number_from_then_on(tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Several processes on GPUs, one for each; skipped where there is none. ``pytest tests/test_ranks_cuda.py``."""
+"""Several processes on GPUs, one for each, and one alone over NCCL; skipped without a GPU, but for one over gloo."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from ranks.test_adding import tensors_of_parts
 from conftest import ROOT, TINY, waters
 from model_utils.ranks.exact_sum import add_rounded, largest_entries, rounders
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def total_on(device: str, parts: list[list[torch.Tensor]]) -> list[torch.Tensor]:
@@ -26,6 +27,16 @@ def total_on(device: str, parts: list[list[torch.Tensor]]) -> list[torch.Tensor]
     return [tensor.cpu() for tensor in total]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_one_process_adds_over_a_backend_as_alone(device: str) -> None:
+    """Over NCCL on a single GPU; over gloo on a CPU, which shows that the test can be run."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    words = [sys.executable, "-m", "ranks.one_over", device]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.splitlines()[-1:] == ["the same bits"], done.stderr
+
+
+@needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_sum_on_the_device_is_that_of_the_processor(dtype: torch.dtype) -> None:
     for seed in range(20):
@@ -44,6 +55,7 @@ def trained(size: int, folder: Path) -> Path:
     return folder / f"run{size}"
 
 
+@needs_cuda
 def test_nccl_gives_the_run_of_one_device(tmp_path: Path) -> None:
     """One process over NCCL against several where there are so many devices; else against itself."""
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))

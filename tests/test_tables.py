@@ -20,7 +20,7 @@ from dataloader.batch import Label
 from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, Term, error_sums
 from model_utils.errors import InputError
 from model_utils.models import architecture
-from model_utils.run import assemble, loggers
+from model_utils.run import assemble, loggers, objective
 from model_utils.run.fit import FitPlan, Stage
 from model_utils.run.loggers import LOGGERS
 from model_utils.run.resumed_rate import RateChange, change_rate
@@ -146,30 +146,84 @@ def value_of(loss: Loss, prediction: dict[str, Tensor], labels: dict[str, Label]
     return loss.total(error_sums(prediction, labels, sizes, loss), rows)
 
 
-def test_the_universal_loss_is_maces() -> None:
-    from mace.modules.loss import UniversalLoss
+VOLUMES = torch.tensor([90.0, 240.0], dtype=torch.float64)
+WEIGHTS = {"energy": 1.5, "forces": 10.0, "stress": 3.0}
+OWN = {"weight": [0.5, 3.0], "energy_weight": [2.0, 0.25], "forces_weight": [1.0, 4.0], "stress_weight": [7.0, 0.1]}
+MACES = {  # name: mace's class, our weights by its words, and whether it honours weights of structures
+    "weighted": ("WeightedEnergyForcesLoss", ("energy", "forces"), True),
+    "forces_only": ("WeightedForcesLoss", ("forces",), True),
+    "stress": ("WeightedEnergyForcesStressLoss", ("energy", "forces", "stress"), True),
+    "virials": ("WeightedEnergyForcesVirialsLoss", ("energy", "forces", "virials"), True),
+    "huber": ("WeightedHuberEnergyForcesStressLoss", ("energy", "forces", "stress"), False),
+    "universal": ("UniversalLoss", ("energy", "forces", "stress"), False),
+    "l1l2energyforces": ("WeightedEnergyForcesL1L2Loss", ("energy", "forces"), False),
+}
 
+
+class MacesBatch(dict[str, Tensor]):
+    """Labels and weights as mace's losses look them up."""
+
+    def __init__(self, labels: dict[str, Label], sizes: Tensor, own: dict[str, list[float]]) -> None:
+        super().__init__({name: label.value for name, label in labels.items()})
+        self["virials"] = -self["stress"] * VOLUMES[:, None, None]
+        self.ptr = torch.tensor([0, *sizes.cumsum(0).int().tolist()])
+        for name in (*OWN, "virials_weight"):
+            values = own.get("stress_weight" if name == "virials_weight" else name, [1.0, 1.0])
+            setattr(self, name, torch.tensor(values, dtype=torch.float64))
+
+
+def with_weights(labels: dict[str, Label], sizes: Tensor, own: dict[str, list[float]]) -> dict[str, Label]:
+    """Labels with the weights of the structures, as a batch of ours has them."""
+    weighted = {}
+    for name, label in labels.items():
+        weights = [own.get(word, [1.0, 1.0]) for word in ("weight", f"{name}_weight")]
+        weight = torch.tensor(weights, dtype=torch.float64).prod(dim=0)
+        rows = weight.repeat_interleave(sizes.long()) if name == "forces" else weight
+        weighted[name] = label._replace(weight=rows)
+    return weighted
+
+
+@pytest.mark.parametrize("name", MACES)
+def test_a_loss_of_maces_name_is_maces(name: str, tmp_path: Any) -> None:
+    from mace.modules import loss as maces
+
+    kind, words, honours_weights = MACES[name]
+    own = OWN if honours_weights else {}
     prediction, labels, sizes = labelled(30)
-    weights = {"energy": 1.5, "forces": 10.0, "stress": 3.0}
-    ours = LOSSES["universal"].build(LossSettings(weights=weights, huber_delta=0.01))
-    value = value_of(ours, prediction, labels, sizes)
-    gradients = torch.autograd.grad(value, list(prediction.values()))
+    options = options_of(tmp_path, loss=name, **{f"{q}_weight": w for q, w in WEIGHTS.items() if q in _terms(words)})
+    ours = objective.loss_of(options.loss)
+    rows = {quantity: len(label.mask) for quantity, label in labels.items()}
+    value = ours.total(error_sums(prediction, with_weights(labels, sizes, own), sizes, ours, VOLUMES), rows)
 
     torch.set_default_dtype(torch.float64)
-    theirs = UniversalLoss(1.5, 10.0, 3.0, huber_delta=0.01)
-    reference = {name: label.value for name, label in labels.items()}
-    ends = torch.tensor([0, *sizes.cumsum(0).int().tolist()])
-
-    class Batch(dict[str, Tensor]):
-        ptr = ends
-        energy_weight = torch.ones(2)
-        forces_weight = torch.ones(2)
-        stress_weight = torch.ones(2)
-
-    expected = theirs(Batch(reference), prediction)
+    their_words = {f"{word}_weight": WEIGHTS["stress" if word == "virials" else word] for word in words}
+    theirs = getattr(maces, kind)(**their_words)
+    predicted = {**prediction, "virials": -prediction["stress"] * VOLUMES[:, None, None]}
+    expected = theirs(MacesBatch(labels, sizes, own), predicted)
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-10, abs=0)
-    for ours_, theirs_ in zip(gradients, torch.autograd.grad(expected, list(prediction.values())), strict=True):
-        assert (ours_ - theirs_).abs().max() <= 1e-10 * theirs_.abs().max()
+    terms = [prediction[quantity] for quantity in _terms(words)]
+    gradients = torch.autograd.grad(value, terms)
+    for mine, of_mace in zip(gradients, torch.autograd.grad(expected, terms), strict=True):
+        assert float(of_mace.abs().max()) > 0
+        assert (mine - of_mace).abs().max() <= 1e-10 * of_mace.abs().max()
+
+
+def _terms(words: tuple[str, ...]) -> list[str]:
+    return ["stress" if word == "virials" else word for word in words]
+
+
+def test_ef_has_weights_of_one(tmp_path: Any) -> None:
+    assert objective.loss_of(options_of(tmp_path, loss="ef").loss).text() == "1 E² + 1 F²"
+    with pytest.raises(InputError, match="--loss ef gives the energy the weight 1, and 3 is given"):
+        objective.loss_of(options_of(tmp_path, loss="ef", energy_weight=3.0).loss)
+
+
+def test_a_weight_of_a_term_that_the_loss_lacks_is_refused(tmp_path: Any) -> None:
+    options = options_of(tmp_path, loss="weighted", stress_weight=2.0)
+    with pytest.raises(InputError, match="--loss weighted has no term of the stress, and its weight is given as 2"):
+        objective.loss_of(options.loss)
+    assert objective.trained_on(options_of(tmp_path, loss="forces_only")) == {"forces"}
+    assert objective.trained_on(options_of(tmp_path, loss="virials")) == {"energy", "forces", "stress"}
 
 
 def test_the_shape_of_a_term_sees_the_label() -> None:
@@ -208,7 +262,7 @@ def test_a_whole_loss_that_was_added_has_its_own_total(tmp_path: Any, monkeypatc
     monkeypatch.setitem(LOSSES, "logarithmic", NamedLoss(build=build, own_shapes=True))
     prediction, labels, sizes = labelled(6)
     options = options_of(tmp_path, loss="logarithmic", forces_weight=7.0, stage_two=True, start_stage_two=3)
-    first, second = assemble.stages(options)
+    first, second = objective.stages(options)
     plain = Loss.of(energy=1.0, forces=7.0)
     expected = value_of(plain, prediction, labels, sizes).log()
     assert float(value_of(first.loss, prediction, labels, sizes)) == float(expected)
@@ -219,15 +273,15 @@ def test_a_whole_loss_that_was_added_has_its_own_total(tmp_path: Any, monkeypatc
 def test_a_loss_with_shapes_of_its_own_takes_no_other(tmp_path: Any) -> None:
     options = options_of(tmp_path, loss="universal", forces_loss="mae")
     with pytest.raises(InputError, match="--loss universal has shapes of its own, and mae is given for the forces"):
-        assemble.loss_of(options.loss)
-    assert "conditional_huber(F)" in assemble.loss_of(options_of(tmp_path, loss="universal").loss).text()
+        objective.loss_of(options.loss)
+    assert "conditional_huber(F)" in objective.loss_of(options_of(tmp_path, loss="universal").loss).text()
 
 
 @pytest.mark.parametrize(
     ("build", "setting", "words"),
     [
         (
-            lambda o: assemble.loss_of(o.loss),
+            lambda o: objective.loss_of(o.loss),
             {"loss": "univeral"},
             "--loss 'univeral' is not known; did you mean universal? there are",
         ),

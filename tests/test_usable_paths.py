@@ -33,7 +33,7 @@ COMMANDS = {
     "metadata": {"init": settings.MetadataInitOptions, "fit": settings.MetadataFitOptions}
     | {"check": settings.CheckOptions},
     "read_model": {"export": settings.ExportOptions, "verify": settings.VerifyOptions, "show": settings.DescribeOptions}
-    | {"diff": settings.DiffOptions, "convert": settings.ConvertOptions},
+    | {"diff": settings.DiffOptions, "convert": settings.ConvertOptions, "reproduce": settings.ReproduceOptions},
 }
 UNUSABLE = {  # of any command, whatever lies there
     "a circle of links": ("circle", "links that lead in a circle"),
@@ -55,6 +55,7 @@ def arguments(word: str, kind: type, name: str, given: str) -> list[str]:
     """A command line that is whole, with one path as given."""
     options = declared(kind)
     needed = [option.name for option in options if option.required]
+    needed = [needs for needs in needed if needs != "output_checkpoint" or name != "run_dir"]  # which has its place
     data = "lmdb" if name.startswith("lmdb") else "xyz"
     if name != "data":  # which stands alone
         needed += [option.name for option in options if option.name in (f"{data}_train", f"{data}_path")]

@@ -297,6 +297,8 @@ def _finished(packing: Packing, folder: WorkFolder) -> dict[str, Any]:
     for name, entries in by_split.items():
         about = {"split": name, "asked": packing.asked}
         write_manifests(folders[name], entries, about, deal.shards.stages[name], packing.work)
+    if packing.recipe.id_key is not None:
+        deal.shards.write_ids(packing.output)
     write_json(packing.output / "report.json", deal.report | {"asked": packing.asked}, packing.work)
     folder.finish()
     return deal.report

@@ -17,12 +17,16 @@ from dataloader.limits import JSON_BYTES
 from dataloader.lmdb_file import write_lmdb
 from dataloader.neighbors import GraphFault, build_graph, stored_edges
 from dataloader.packed import packed_rows
+from dataloader.packed.duplicates import hashed
 from dataloader.packed.packed_manifest import write_json
 from dataloader.packed.recipe import PackingRecipe
 from dataloader.packed.splitting import Assignment
-from dataloader.packed.survey import Survey
+from dataloader.packed.survey import Survey, name_in
 from dataloader.progress import ProgressBar
 from dataloader.work_folder import overtaken, own_name
+
+MAX_IDS = 2**30  # bytes of the identifiers of one shard
+IDS_ENDING = "_ids.txt"  # of the lists of a part's identifiers
 
 
 class Shard(NamedTuple):
@@ -42,6 +46,10 @@ class Shard(NamedTuple):
     def note(self, work: Path) -> Path:
         """Where it is said that the file is whole."""
         return work / f"{self.split}-{self.path.name}.json"
+
+    def ids(self, work: Path) -> Path:
+        """Where its identifiers are listed until all shards are there, one on each line."""
+        return work / f"{self.split}-{self.path.name}{IDS_ENDING}"
 
 
 class Shards:
@@ -85,9 +93,29 @@ class Shards:
         """What the manifest will say of a shard that is whole; None where it is still to be written."""
         try:
             entry = plain_json.loads(input_files.read_text(shard.note(self.work), JSON_BYTES))
+            if self.recipe.id_key is not None:
+                shard.ids(self.work).stat()  # a packing that an earlier version began has none
             return dict(entry) if shard.path.stat().st_size == entry["bytes"] else None
         except (OSError, ValueError, KeyError):
             return None
+
+    def write_ids(self, folder: Path) -> None:
+        """List the identifiers of each split in a file, each once, in the order of its shards; all are written.
+
+        Raises:
+            OSError: a list cannot be read or written.
+        """
+        for split in self.rows:
+            seen: set[int] = set()  # hashes; frames of one trajectory may share an identifier
+            temporary = own_name(self.work / f"{split}{IDS_ENDING}")
+            with temporary.open("w", encoding="utf-8") as lines:
+                for shard in (shard for shard in self.all if shard.split == split):
+                    for name in input_files.read_text(shard.ids(self.work), MAX_IDS).splitlines():
+                        number = hashed(name.encode())
+                        if number not in seen:
+                            seen.add(number)
+                            lines.write(f"{name}\n")
+            durable.give_name(temporary, folder / f"{split}{IDS_ENDING}")
 
     def write(self, shards: Sequence[Shard]) -> None:
         """Write some shards, in parallel; those that are whole stay as they are."""
@@ -127,12 +155,15 @@ def _write_shard(shard: Shard, shards: Shards) -> None:
         return
     rows = shards.rows[shard.split][shard.begin : shard.begin + shard.n]
     n_atoms = [0]
-    written = _packed(rows, shards, n_atoms)
+    ids: list[str] = []
+    written = _packed(rows, shards, n_atoms, ids)
     work = shards.work
     try:
         with overtaken(work):
             size, digest = _write_file(shard.path, own_name(work / f"{shard.split}-{shard.path.name}"), written)
             entry = {"file": shard.path.name, "rows": len(rows), "atoms": n_atoms[0], "bytes": size, "sha256": digest}
+            if shards.recipe.id_key is not None:
+                durable.write_text(shard.ids(work), "".join(f"{name}\n" for name in ids))
             write_json(shard.note(work), entry, work)
     except OSError as error:
         raise InputError(
@@ -152,7 +183,9 @@ def _write_file(path: Path, temporary: Path, rows: Iterable[tuple[bytes, bytes]]
     return size, digest
 
 
-def _packed(rows: NDArray[np.int64], shards: Shards, n_atoms: list[int]) -> Iterator[tuple[bytes, bytes]]:
+def _packed(
+    rows: NDArray[np.int64], shards: Shards, n_atoms: list[int], ids: list[str]
+) -> Iterator[tuple[bytes, bytes]]:
     survey = shards.survey
     recipe = shards.recipe
     for number, row in enumerate(rows):
@@ -167,4 +200,6 @@ def _packed(rows: NDArray[np.int64], shards: Shards, n_atoms: list[int]) -> Iter
                 raise InputError(f"{structure.identifier}: {fault}") from None
         extra = {"origin": structure.identifier, **structure.extra}
         n_atoms[0] += structure.n_atoms
+        if recipe.id_key is not None:
+            ids.append(name_in(structure, recipe.id_key))
         yield b"%08d" % number, packed_rows.dumps(structure, edges=edges, extra=extra)

@@ -9,6 +9,7 @@ from typing import Any
 from dataloader.errors import InputError
 from model_utils.files.checkpoint import is_best_model, previous_generation
 from model_utils.files.held_folder import HeldFolder
+from model_utils.files.kept import PATTERN
 
 NAME_MAX = 255  # bytes, of most file systems
 ENDINGS = (".pt", ".pth")  # of weights files; a path with another is a directory
@@ -57,7 +58,7 @@ class Outputs:
     def _all_named_after_the_run(self) -> Iterator[Path]:
         """Files whose names contain the run's; those that are called the same in every run are short enough."""
         yield from (self.checkpoint, previous_generation(self.checkpoint), damaged(self.checkpoint))
-        yield from (self.model, self.stage_one_model, self.bare_module, self.source_json)
+        yield from (self.model, self.stage_one_model, self.bare_module, self.source_json, self.kept)
         yield from (self.replay, self.replay_before, *self.locks)
         yield from (path.with_suffix(".input.json") for path in self.model_jsons)
 
@@ -151,6 +152,11 @@ class Outputs:
         return self.model.with_name(f"{_stem(self.model)}_stage_one_model.pt")
 
     @property
+    def kept(self) -> Path:
+        """Folder of the models that --keep_best keeps."""
+        return self.model.with_name(f"{_stem(self.model)}_kept")
+
+    @property
     def bare_module(self) -> Path:
         """The module alone, for mace's calculator."""
         return self.model.with_name(f"{_stem(self.model)}.model")
@@ -171,9 +177,19 @@ class Outputs:
         return self.checkpoint.with_name("config.resolved.yaml")
 
     @property
+    def record(self) -> Path:
+        """What the run was asked and every time it was started, where it has a folder of its own."""
+        return self.checkpoint.with_name("run.json")
+
+    @property
     def valid_names(self) -> Path:
         """Names of the structures that were set aside for validation."""
         return self.checkpoint.with_name("valid_structures.txt")
+
+    @property
+    def loss_units(self) -> Path:
+        """Spread of the labels, where the loss is in units of it."""
+        return self.checkpoint.with_name("loss_units.json")
 
     @property
     def metrics_table(self) -> Path:
@@ -208,6 +224,8 @@ class Outputs:
         yield self.config, "all settings as used"
         if split:
             yield self.valid_names, "structures set aside for validation"
+        if self.record.exists():
+            yield self.record, "what was asked, versions, machine, data, every start"
 
     def of_another_run(self) -> list[Path]:
         """Files of a run that lie at these places already."""
@@ -223,7 +241,9 @@ class Outputs:
             self.valid_names,
             damaged(self.checkpoint),
             self.metrics_table,
+            self.loss_units,
             self.replay_before,
+            *sorted(self.kept.glob(PATTERN)),
         ]
         return [path for path in own if path.exists()]
 

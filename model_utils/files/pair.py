@@ -92,6 +92,12 @@ class PairWriter:
         if plugins.loaded():
             self._common["plugins"] = plugins.loaded()
 
+    @property
+    def code_version(self) -> Mapping[str, str]:
+        """Versions of what computes, as both files have them."""
+        version: Mapping[str, str] = self._common["code_version"]
+        return version
+
     def begin_with(self, module: nn.Module) -> None:
         """Take all tensors of the module as they are before the first step; frozen ones are never written again."""
         self._module.load_state_dict({name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
@@ -136,6 +142,20 @@ class PairWriter:
         measured = metrics.as_plain()
         self._unwritten = self._best_content(parameters, weights=weights, epoch=epoch, step=step, metrics=measured)
         self._write_best()
+
+    def save_kept(self, path: Path, parameters: Mapping[str, Tensor], **facts: Any) -> None:
+        """Weights that are kept beside the best, with what is known of them.
+
+        Args:
+            path: of the file.
+            parameters: the weights.
+            facts: ``weights``, ``epoch``, ``step``, ``metrics`` and more, as plain values.
+
+        Raises:
+            OSError: not written, or a best model waits that would be lost.
+        """
+        self._write_best()
+        checkpoint.write_model(path, self._best_content(parameters, **facts), self._module)
 
     def _best_content(self, parameters: Mapping[str, Tensor], **facts: Any) -> dict[str, Any]:
         own = self._module.state_dict()

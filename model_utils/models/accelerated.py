@@ -2,7 +2,8 @@
 
 These libraries keep some weights in other shapes. They are arranged anew in every call, by operations that autograd
 follows, so that gradients, checkpoints and exports know only mace's parameters. A conversion can go wrong without a
-word (mace's issues 1298 and 1474), so the first batch is computed by mace's plain module as well and compared.
+word (mace's issues 1298 and 1474), so the first batch is computed by mace's plain module as well and compared: what a
+step of training computes, on the device where it does.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,8 +29,8 @@ class AcceleratedNetwork:
     """The network over mace's modules with another library's kernels: ``--step cueq`` and ``--step oeq``.
 
     Raises:
-        InputError: the library is not installed or has no kernels for the device, or this network has weights that
-            cannot be arranged for it.
+        InputError: the library is not installed or has no kernels for the device, or none whose sums have an order
+            where that is asked for, or this network has weights that cannot be arranged for it.
     """
 
     def __init__(self, module: nn.Module, kind: str, description: MaceDescription) -> None:
@@ -37,6 +38,11 @@ class AcceleratedNetwork:
         self.kind = kind
         self.gives = frozenset({ENERGY.name})
         own = next(module.parameters())
+        if own.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+            raise InputError(
+                f"--step {kind} adds by atomics on a GPU, in no fixed order, which --deterministic excludes; leave one "
+                "of the two out, or use --step fast"
+            )
         target = accelerated_module(description, own.dtype, kind, own.device)
         self._arranged = arrangement(module, target, kind)
         _take_over_buffers(module, target)
@@ -72,32 +78,65 @@ class AcceleratedNetwork:
         positions: Tensor,
         shifts: Tensor,
     ) -> None:
-        """Energies, forces and gradients by every weight, of both modules on one batch.
+        """Energies, forces, and gradients of both by every weight, of both modules on one batch.
 
         Raises:
             VerificationError: the largest difference is more than rounding.
         """
-        inputs = {"positions": positions, **parameters}
-        leaves = {n: tensor.detach().clone().requires_grad_(True) for n, tensor in inputs.items()}
-        weights = {name: leaves[name] for name in parameters}
         results = []
-        with torch.enable_grad():
-            for form in (plain, self._form):
-                given = weights
-                if form is not plain:
-                    given = {name: arrange(weights) for name, arrange in self._arranged.items()}
-                outputs = form.outputs(given, batch, leaves["positions"], shifts.detach())
-                energies = outputs[ENERGY.name]
-                gradients = torch.autograd.grad(energies.sum(), list(leaves.values()), allow_unused=True)
-                by_name = dict(zip(leaves, gradients, strict=True))
-                results.append({"energies": energies.detach(), **by_name})
+        for form, arranged in ((plain, {}), (self._form, self._arranged)):
+            results.append(_derivatives(form, arranged, parameters, batch, positions, shifts))
         worst, where = _largest_difference(*results)
         if not worst <= TOLERANCE[positions.dtype]:
             raise VerificationError(
                 f"--step {self.kind} computes something else than mace's plain module: on the first batch {where} "
                 f"differ by {worst:.2g} of the largest; use --step fast or --step reference"
             )
-        log.info("step: %s agrees with mace's plain module on the first batch, to %.1g", self.kind, worst)
+        log.info(
+            "step: %s agrees with mace's plain module on the first batch on %s, gradients of forces included, to %.1g",
+            self.kind,
+            positions.device,
+            worst,
+        )
+
+
+def _derivatives(
+    form: ReferenceNetwork,
+    arranged: Mapping[str, "Arrange"],
+    parameters: Parameters,
+    batch: Batch,
+    positions: Tensor,
+    shifts: Tensor,
+) -> dict[str, Tensor | None]:
+    """What a step needs of a form: energies, forces, their gradients by weights.
+
+    The gradient by weights of a sum over forces is the second derivative that training on forces needs; a wrong one
+    shows nowhere else.
+
+    Args:
+        form: of the network.
+        arranged: what makes its weights of mace's; empty where it takes mace's own.
+        parameters: mace's.
+        batch: everything but geometry.
+        positions: (n_atoms, 3), Å.
+        shifts: (n_edges, 3), Å.
+    """
+    at = positions.detach().clone().requires_grad_(True)
+    weights = {name: tensor.detach().clone().requires_grad_(True) for name, tensor in parameters.items()}
+    leaves = list(weights.values())
+    with torch.enable_grad():
+        given = {name: arrange(weights) for name, arrange in arranged.items()} if arranged else weights
+        energies = form.outputs(given, batch, at, shifts.detach())[ENERGY.name]
+        total = energies.sum()
+        (slopes,) = torch.autograd.grad(total, at, create_graph=True)
+        of_energy = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+        of_forces = torch.autograd.grad(slopes.square().sum(), leaves, allow_unused=True)
+    return {
+        "energies": energies.detach(),
+        "forces": -slopes.detach(),
+        **{f"gradients of energies by {name}": g for name, g in zip(weights, of_energy, strict=True)},
+        **{f"gradients of forces by {name}": g for name, g in zip(weights, of_forces, strict=True)},
+    }
 
 
 def _largest_difference(

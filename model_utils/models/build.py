@@ -50,7 +50,7 @@ def accelerated_module(description: MaceDescription, dtype: torch.dtype, kind: s
         raise InputError(f"--step oeq has kernels for CUDA only, and the device is {device}; use --step fast")
     state = torch.random.get_rng_state()  # weights that are never used may not move the run's random numbers
     try:
-        config = {f"{kind}_config": acceleration_config(kind, device.type)}
+        config = {f"{kind}_config": acceleration_config(kind)}
         return _built(description, dtype, "model.json", **config).to(device)
     finally:
         torch.random.set_rng_state(state)

@@ -39,19 +39,32 @@ with _unsafe_loading_during_import():
     from e3nn import o3
     from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE, CuEquivarianceConfig, OEQConfig
 
-# e3nn 0.4.4 runs its tensor products as TorchScript. For batches that all have shapes of their own, torch's older
-# executor takes a tenth (large steps) to a fifth (small ones) less time than the one that compiles for shapes it sees.
-torch._C._jit_set_profiling_executor(False)
+torch._C._jit_set_profiling_executor(False)  # as for a CPU, until a network is built elsewhere: ``choose_executor``
 
 VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}
 
 
-def acceleration_config(kind: str, device: str) -> Any:
-    """mace's settings of an accelerated module, as its own converters choose them."""
+def choose_executor(device: torch.device) -> None:
+    """How this process runs what e3nn 0.4.4 has as TorchScript: its tensor products.
+
+    For batches that all have shapes of their own, torch's older executor takes a tenth (large steps) to a fifth (small
+    ones) less time on a CPU than the one that compiles for shapes it sees. On a GPU that one stays, as in mace-torch's
+    own training: the older one would hand the functions to a compiler for GPUs that is no longer maintained. Neither
+    shall compile for a GPU within a step.
+    """
+    torch._C._jit_set_profiling_executor(device.type != "cpu")
+    torch._C._jit_override_can_fuse_on_gpu(False)
+
+
+def acceleration_config(kind: str) -> Any:
+    """mace's settings of an accelerated module, as its own converters choose them, but for one.
+
+    cuequivariance's fused convolution is off: mace-torch switched it off for training too (its pull request 1702),
+    where batches of varying shapes made it slower by far.
+    """
     if kind == "oeq":
         return OEQConfig(enabled=True, optimize_all=True, conv_fusion="atomic")
-    fused = device == "cuda"
-    return CuEquivarianceConfig(enabled=True, layout="ir_mul", group="O3_e3nn", optimize_all=True, conv_fusion=fused)
+    return CuEquivarianceConfig(enabled=True, layout="ir_mul", group="O3_e3nn", optimize_all=True, conv_fusion=False)
 
 
 def lammps_classes() -> tuple[Any, Any, Any]:
@@ -63,4 +76,13 @@ def lammps_classes() -> tuple[Any, Any, Any]:
     return jit.compile, LAMMPS_MACE, LAMMPS_MLIAP_MACE
 
 
-__all__ = ["CUET_AVAILABLE", "OEQ_AVAILABLE", "VERSIONS", "acceleration_config", "lammps_classes", "mace", "o3"]
+__all__ = [
+    "CUET_AVAILABLE",
+    "OEQ_AVAILABLE",
+    "VERSIONS",
+    "acceleration_config",
+    "choose_executor",
+    "lammps_classes",
+    "mace",
+    "o3",
+]

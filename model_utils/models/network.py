@@ -11,6 +11,7 @@ from dataloader.quantities import ENERGY, FORCES, STRESS
 from losses import Prediction
 
 Parameters = Mapping[str, Tensor]
+PLAIN_TORCH = "plain torch"  # arithmetic of a fast form without kernels
 
 
 class Network(Protocol):
@@ -83,9 +84,19 @@ def predict(
     slopes = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True)]
     predicted = {FORCES.name: -slopes[0], **given}  # forces that a network gives itself are taken
     if stress:
-        volume = torch.linalg.det(batch.cell).abs()
-        predicted[STRESS.name] = slopes[1] / volume[:, None, None]
+        predicted[STRESS.name] = slopes[1] / volumes(batch.cell)[:, None, None]
     return predicted
+
+
+def volumes(cell: Tensor) -> Tensor:
+    """Volumes of cells, (n_structures, 3, 3), Å; (n_structures,), Å³.
+
+    On a GPU |a · (b × c)|: a determinant would call a solver's library. On a CPU it keeps the last bits of stored runs.
+    """
+    if cell.device.type == "cpu":
+        return torch.linalg.det(cell).abs()
+    a, b, c = cell.unbind(1)
+    return (a * torch.linalg.cross(b, c)).sum(dim=1).abs()
 
 
 def _deform(vectors: Tensor, strain: Tensor) -> Tensor:

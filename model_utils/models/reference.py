@@ -7,6 +7,7 @@ from torch.func import functional_call
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
 from model_utils.models.build import ENERGIES, default_dtype
+from model_utils.models.mace_import import choose_executor
 from model_utils.models.network import Parameters
 
 
@@ -23,7 +24,9 @@ class ReferenceNetwork:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._no_reference = {ENERGIES: torch.zeros_like(module.get_buffer(ENERGIES))}
+        energies = module.get_buffer(ENERGIES)
+        self._no_reference = {ENERGIES: torch.zeros_like(energies)}
+        choose_executor(energies.device)
 
     def prepared(self, batch: Batch) -> Batch:
         """Nothing is needed besides the batch's arrays."""

@@ -7,14 +7,16 @@ from losses import Loss
 from model_utils.files.outputs import Outputs
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.description import ModelDescription
+from model_utils.models.network import PLAIN_TORCH, Network
 from model_utils.ranks.group import Group
 from model_utils.ranks.joining import idle_warning
 from model_utils.run import loggers
 from model_utils.run.assemble import logger_names
+from model_utils.run.objective import Units, loss_of
 from model_utils.run.parts import numbers_of_processes
 from model_utils.run.steps import DealtSteps, Steps
 from model_utils.runtime import log
-from model_utils.settings.options import TrainOptions
+from model_utils.settings.options import JudgingOptions, TrainingOptions, TrainOptions
 
 WORTH_A_WORD = 0.9  # balance below which it is said what evens it out
 USUAL_ERRORS = {  # quantity: what its errors are taken of
@@ -51,6 +53,21 @@ def announce_loss(loss: Loss) -> None:
     log.info("loss: %s, means of errors: %s", loss.text(), ", ".join(parts))
 
 
+def announce_objective(options: TrainingOptions, units: Units) -> None:
+    """Say what is minimised, how its weights change, and by what the best model is chosen where that is not the loss.
+
+    Raises:
+        InputError: options of the loss contradict one another.
+    """
+    announce_loss(loss_of(options.loss, units))
+    for text in options.loss.weight_schedule:
+        log.info("weight by epoch: %s; validations are judged by the last one", text)
+    judging = options.judging
+    if (judging.best_metric, judging.best_over) != (JudgingOptions.best_metric, JudgingOptions.best_over):
+        over = ", the mean over heads" if judging.best_over == "heads" else ""
+        log.info("the best model, patience and plateau go by %s%s", judging.best_metric, over)
+
+
 def _is_named(quantity: Quantity, loss: Loss) -> bool:
     """Whether a quantity is named where the loss is explained: usual ones always, others where they have a weight."""
     return quantity.required or loss.weight(quantity.name) > 0
@@ -78,6 +95,14 @@ def announce_new_files(options: TrainOptions, outputs: Outputs, description: Mod
     of_loggers = loggers.announced(logger_names(options.run), outputs.checkpoint.parent)
     for path, what in chain(files, of_loggers):
         log.info("will write %s: %s", path, what)
+
+
+def announce_step(network: Network) -> None:
+    """Say which arithmetic runs where; another one gives other last bits, and takes another time."""
+    device = next(network.module.parameters()).device
+    slow = network.kind == "fast" and network.arithmetic == PLAIN_TORCH
+    note = f"; there are no compiled kernels for {device.type} here" if slow else ""
+    log.info("step: %s on %s, computed by %s%s", network.kind, device, network.arithmetic, note)
 
 
 def announce_ranks(group: Group, steps: Steps) -> None:

@@ -12,7 +12,7 @@ from dataloader.batch import Batch
 from dataloader.batching import Budget
 from dataloader.dataset import Dataset
 from dataloader.loader import EpochBatches, Loader
-from losses import LOSSES, SHAPES, Loss, LossSettings, Term
+from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import InputError
 from model_utils.model_loader import PairWriter
@@ -23,17 +23,18 @@ from model_utils.run import loggers
 from model_utils.run.budget import measured_edges
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import EvaluatedData, Evaluator, evaluate
-from model_utils.run.fit import FitPlan, Stage
+from model_utils.run.fit import FitPlan
+from model_utils.run.judging import Judge, metric_names
+from model_utils.run.objective import AS_THEY_ARE, Units, loss_of, stages
 from model_utils.run.open_data import TrainingData
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.steps import DealtSteps, Steps, StepsInTurn
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Tally, TrainState
 from model_utils.runtime import log
-from model_utils.settings import terms
 from model_utils.settings.options import (
     BatchOptions,
-    LossOptions,
+    JudgingOptions,
     OptimizerOptions,
     RunOptions,
     TrainingOptions,
@@ -44,6 +45,7 @@ from optimizer import (
     SCHEDULES,
     OptimizerSettings,
     Schedule,
+    ScheduleKind,
     ScheduleSettings,
     build_optimizer,
     freeze,
@@ -111,7 +113,7 @@ def with_measured_budget(
     loss = loss_of(options.loss)
 
     def step(batch: Batch) -> None:
-        loss_and_gradients(network, parameters, [batch], loss)
+        loss_and_gradients(network, parameters, [network.prepared(batch).to(device)], loss)
 
     edges = measured_edges(step, dataset, device, batches.batch_size, group)
     if batches.batch_size is None and batches.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
@@ -140,7 +142,7 @@ def with_measured_evaluation_budget(
         return options
 
     def step(batch: Batch) -> None:
-        evaluate(network, parameters, [batch], Loss.of(), device)
+        evaluate(network, parameters, [network.prepared(batch)], Loss.of(), device)
 
     return replace(options, max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size, group))
 
@@ -200,51 +202,24 @@ def logger_names(options: RunOptions) -> tuple[str, ...]:
     return loggers.chosen([*switched_on, *options.loggers])
 
 
-def loss_of(options: LossOptions) -> Loss:
-    """The loss of the first stage."""
-    return _named_loss(options, terms.weights(options))
-
-
-def _named_loss(options: LossOptions, weights: Mapping[str, float]) -> Loss:
-    """The loss that --loss names, with these weights.
+def judge_of(options: JudgingOptions) -> Judge:
+    """By which number validations are compared.
 
     Raises:
-        InputError: a loss or the shape of a term has no such name, or the loss brings shapes of its own.
+        InputError: there is no metric of that name.
     """
-    named = entry_of(LOSSES, options.loss, "--loss")
-    shapes = terms.shapes(options)
-    for name, shape in shapes.items():
-        if shape not in SHAPES:
-            raise InputError(f"the loss shape {shape!r} of the {name} is not known; there are {', '.join(SHAPES)}")
-        if named.own_shapes and shape != Term().shape:
-            raise InputError(
-                f"--loss {options.loss} has shapes of its own, and {shape} is given for the {name}; leave one of the "
-                "two out"
-            )
-    settings = LossSettings(weights=weights, shapes=shapes, huber_delta=options.huber_delta)
-    return named.build(settings)
+    for name in options.keep_best_by:
+        entry_of(metric_names(), name, "--keep_best_by")
+    return Judge(metric=entry_of(metric_names(), options.best_metric, "--best_metric"), over=options.best_over)
 
 
-def stages(options: TrainingOptions) -> tuple[Stage, ...]:
-    """The stages of a run; one that never starts is one warning."""
-    first = Stage(loss=loss_of(options.loss))
-    second = options.stage_two
-    if not second.stage_two:
-        return (first,)
-    epochs = options.run.epochs
-    start = second.start_stage_two or max(epochs // 4 * 3, 1)
-    if start >= epochs:
-        log.warning("stage two never starts: it begins after epoch %d of %d", start, epochs)
-    loss = _named_loss(options.loss, terms.stage_two_weights(options.loss, second))
-    return (first, Stage(start=start, loss=loss, lr=second.stage_two_lr))
-
-
-def fit_plan(options: TrainingOptions, *, judge_first: bool = False) -> FitPlan:
+def fit_plan(options: TrainingOptions, units: Units = AS_THEY_ARE, *, judge_first: bool = False) -> FitPlan:
     """How long to train and what to do when."""
     run = options.run
     return FitPlan(
         epochs=run.epochs,
-        stages=stages(options),
+        stages=stages(options, units),
+        judge=judge_of(options.judging),
         max_steps=run.max_steps,
         clip_grad=options.optimizer.clip_grad,
         patience=run.patience,
@@ -330,10 +305,10 @@ def steps_per_epoch(options: TrainingOptions, batches: EpochBatches) -> int:
 
 
 def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> ScheduleSettings:
-    """The schedule, with the numbers that its kind uses; one with an end has it where the run ends.
+    """The schedule, with the numbers that its kind uses; one with an end has it where the run ends, or as told.
 
     Raises:
-        InputError: there is no schedule of that name.
+        InputError: there is no schedule of that name, or it has no end and a length is given.
     """
     chosen = options.optimizer
     kind = entry_of(SCHEDULES, chosen.scheduler, "--scheduler")
@@ -341,6 +316,8 @@ def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> Schedu
     steps = options.run.epochs * per_epoch
     steps = min(steps, options.run.max_steps or steps)
     horizon = steps if chosen.scheduler_unit == "step" else steps / per_epoch
+    if options.running.scheduler_length is not None:
+        horizon = _length_of_schedule(options, kind, horizon)
     used = {name: getattr(chosen, option) for name, option in kind.uses.items()}
     return ScheduleSettings(
         kind=chosen.scheduler,
@@ -350,3 +327,27 @@ def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> Schedu
         horizon=float(horizon),
         **used,
     )
+
+
+def _length_of_schedule(options: TrainingOptions, kind: ScheduleKind, horizon: float) -> float:
+    """The length of a schedule that was given, in epochs or steps.
+
+    Args:
+        options: of the run.
+        kind: of the schedule.
+        horizon: length of the run.
+
+    Raises:
+        InputError: the schedule has none, or the rest of the run would train nothing.
+    """
+    length = options.running.scheduler_length
+    assert length is not None
+    name = options.optimizer.scheduler
+    if not kind.has_end:
+        raise InputError(f"--scheduler_length {length:g}: --scheduler {name} has no length; cosine and onecycle have")
+    if math.ceil(length) < horizon and options.optimizer.min_lr == 0:
+        raise InputError(
+            f"--scheduler_length {length:g}: {name} comes down to --min_lr 0 then, and the rest of the run, which is "
+            f"{horizon:g} long, would train nothing; give a --min_lr above 0, or a longer schedule"
+        )
+    return length

@@ -7,6 +7,7 @@ Which of the three it is, is decided here, once. All that differs between them a
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -14,13 +15,14 @@ from torch import nn
 
 from dataloader.dataset import Dataset
 from model_utils import model_loader
+from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.ranks.joining import this_rank
 from model_utils.run import announcement, open_data, resuming
 from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
-from model_utils.run.continuation import UNCHANGED, Changes, take_over
+from model_utils.run.continuation import UNCHANGED, Changes, take_over, with_asked
 from model_utils.run.metrics_file import KnownRecords
 from model_utils.run.open_data import TrainingData
 from model_utils.run.stored_run import StoredRun
@@ -50,6 +52,11 @@ class Beginning(Protocol):
     @property
     def step_parts(self) -> int | None:
         """Parts to which a step is dealt unless --step_parts is given; None: as the processes ask for."""
+        ...
+
+    @property
+    def loss_units(self) -> Mapping[str, float]:
+        """Spread of the labels by quantity that the loss of a stored run has as its units; else empty."""
         ...
 
     @property
@@ -88,13 +95,14 @@ class Beginning(Protocol):
         """Say what isolated atoms of the data are beside the model's E0s."""
         ...
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Put the first weights into a module that was built with fresh ones.
 
         Args:
             module: on the CPU, in the run's precision.
             data: to train on.
             step: form of the network that is trained (``--step``).
+            device: on which it will be.
 
         Raises:
             VerificationError: the module does not give the energies and forces of where it comes from.
@@ -147,6 +155,7 @@ class NewRun:
     description: ModelDescription
     threads: int | None = None
     step_parts: int | None = None
+    loss_units: Mapping[str, float] = MappingProxyType({})
     known_records = KnownRecords()
 
     def announce_files(self, options: TrainOptions, outputs: Outputs, *, split: bool) -> None:
@@ -190,7 +199,7 @@ class Fresh(NewRun):
         remedy = f"metadata.py fit --input_json {options.input_json} with the data makes a model.json with theirs"
         open_data.compare_energies(data, remedy)
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Keep the weights that the seed drew."""
 
     def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
@@ -231,6 +240,11 @@ class Continued:
         return int(self.stored.computed_on["step_parts"])
 
     @property
+    def loss_units(self) -> Mapping[str, float]:
+        """The numbers that the checkpoint records; none in one of before there were units."""
+        return self.stored.loss_units
+
+    @property
     def source(self) -> Mapping[str, str] | None:
         """Path and hash that the checkpoint records."""
         return self.stored.source
@@ -261,7 +275,7 @@ class Continued:
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Say nothing: it was said as the run began."""
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Leave the fresh weights until ``put_state``, which takes weights and state of one checkpoint together."""
 
     def with_measured_budget(
@@ -312,9 +326,11 @@ def beginning_of_training(
             contradict those of the run.
         VerificationError: the run there is of another network, or all of its checkpoints are damaged.
     """
+    if options.running.changes_the_run and options.output.resume is None:
+        raise InputError("--resume_best, --resume_new_lr and --reset_scheduler say how a run goes on; add --resume")
     if not group.rank.is_first:
         stored = resuming.run_of_first(group)
-        return Fresh(description) if stored is None else Continued(stored, changes)
+        return Fresh(description) if stored is None else Continued(stored, with_asked(changes, options, stored))
     beginning = _beginning_at(options, outputs, description, changes)
     resuming.say_run(group, beginning.stored if isinstance(beginning, Continued) else None)
     return beginning
@@ -328,12 +344,15 @@ def _beginning_at(
         return Fresh(description)
     stored = resuming.run_to_continue(outputs, changes.begin_with)
     if stored is None:
+        if options.running.changes_the_run:
+            raise InputError(f"there is no {outputs.checkpoint} to go on with; leave out what would change it")
         resuming.refuse_remains(outputs)
         return Fresh(description)
     resuming.require_same_network(stored, options, outputs, description)
+    asked = with_asked(changes, options, stored)
     if changes.begin_with is None:  # else the settings are those of the run
-        resuming.refuse_contradictions(stored, options)
-    return Continued(stored, changes)
+        resuming.refuse_contradictions(stored, options, may_differ=("lr",) if asked.begin_with is not None else ())
+    return Continued(stored, asked)
 
 
 def refuse_other_files(

@@ -28,8 +28,10 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
     Batches of the training data grow until one takes an eighth of what is to be had, and memory is taken to be
     proportional to edges from there. Rounded down to two digits, so that equal machines mostly arrive at equal budgets.
 
+    A step before them is not measured: it loads and compiles what every later one finds there.
+
     Args:
-        step: what is to fit into the memory, on a batch.
+        step: what is to fit into the memory, with bringing a batch to the device.
         dataset: what batches are made of.
         device: where the step computes.
         structures: ``--batch_size``, which limits a batch as well.
@@ -47,13 +49,13 @@ def measured_edges(step: Step, dataset: Dataset, device: torch.device, structure
     everything = int(n_edges.sum())
     processes = group.rank.local_size if device.type == "cpu" else 1
     allowed = SHARE[device.type] * memory.free(device) / processes
-    began = time.monotonic()
     edges = max(FIRST_PROBE, smallest)
     with memory.naming(dataset.names), ProgressBar("what the memory holds", unit="trial batches") as progress:
+        step(_first_batch(dataset, order, n_edges, edges, structures))
+        began = time.monotonic()
         while True:
             batch = _first_batch(dataset, order, n_edges, edges, structures)
             before = memory.peak(device, since_now=True)  # what earlier steps left behind is not of this one
-            batch = batch.to(device)
             step(batch)
             grown = memory.peak(device) - before
             if grown > allowed / 8 or batch.n_edges < edges / 2 or time.monotonic() - began > PROBING:

@@ -18,6 +18,7 @@ from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.resuming import is_same_run
 from model_utils.run.stored_run import StoredRun
 from model_utils.runtime import log
+from model_utils.settings.options import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,29 @@ class Changes:
 
 
 UNCHANGED = Changes()
+
+
+def with_asked(changes: Changes, options: TrainOptions, stored: StoredRun) -> Changes:
+    """What a run is to do otherwise that goes on by its own command, as ``train_mace.py --resume --resume_best``.
+
+    Args:
+        changes: of ``resume.py``, which says them itself; then nothing is added.
+        options: of the command.
+        stored: the run that goes on.
+    """
+    running = options.running
+    if changes.begin_with is not None or not running.changes_the_run:
+        return changes
+    rate = options.optimizer.lr
+    # a requeued job repeats its command when the run has the new rate already
+    last = stored.history[-1].get("changes", {}) if stored.history else {}
+    is_new = running.resume_new_lr or rate != stored.config["lr"] or rate == last.get("lr")
+    return Changes(
+        begin_with=stored.path,
+        lr=rate if is_new else None,
+        reset_scheduler=running.reset_scheduler or running.resume_reset_scheduler,
+        resume_best=running.resume_best,
+    )
 
 
 def take_over(

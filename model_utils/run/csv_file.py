@@ -66,9 +66,9 @@ class CsvFile:
             self._add(record, "valid", name, errors, lr=record.lr, best=int(record.best))
 
     def final(self, record: FinalRecord) -> None:
-        """A row of each set: the best model's errors."""
+        """A row of each set and source: the best model's errors."""
         self._begin()
-        for name, errors in record.sets.items():
+        for name, errors in record.all_rows().items():
             self._add(record, "final", name, errors)
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ def _records(dataset: Dataset, samples: int | None, data: TrainingData) -> list[
             "samples": samples,
             "seed": data.seed,
             "split": data.was_split,
+            **({"lists": dict(data.lists)} if data.lists else {}),
         }
     return [
         {"source": str(dataset.sources[number].path), "shard": str(part.shard), "keys": list(part.keys)}

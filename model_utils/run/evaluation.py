@@ -63,8 +63,9 @@ def evaluate(
 
     total = no_sums(device)
     for on_host in batches:
-        for batch, prediction in in_parts(predicted, on_host.to(device)):
-            total += error_sums(prediction, batch.labels, batch.sizes, loss).detach()
+        for batch, prediction in in_parts(predicted, on_host.to(device), "evaluation"):
+            volumes = batch.volumes if loss.needs_volumes else None
+            total += error_sums(prediction, batch.labels, batch.sizes, loss, volumes).detach()
             if on_batch is not None:
                 on_batch(batch, prediction)
     return total

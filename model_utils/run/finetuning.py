@@ -70,14 +70,20 @@ class Origin:
             own = family.reference_energies
             module.load_state_dict({**source.state_dict(), own: module.state_dict()[own]})
 
-    def check(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def check(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Compare with the source on structures of the training data, both in the form of the network that is trained.
+
+        Args:
+            module: on the CPU, where it stays.
+            data: to train on.
+            step: form of the network.
+            device: on which it is trained; other devices have other kernels.
 
         Raises:
             VerificationError: energies or forces differ by more than the declared change of reference energies.
         """
-        source_network = model_loader.build_network(self.source.module, step, self.source.description)
-        network = model_loader.build_network(module, step, self.description)
+        source_network = network_on(device, self.source.module, step, self.source.description)
+        network = network_on(device, module, step, self.description)
         indices = np.linspace(0, len(data) - 1, min(COMPARED, len(data))).astype(int).tolist()
         dtype = next(module.parameters()).dtype
         worst = 0.0
@@ -119,11 +125,22 @@ class Origin:
         return dataclasses.replace(batch, species=species, head=head, orders={})
 
 
+def network_on(device: torch.device, module: nn.Module, step: str, description: ModelDescription) -> Network:
+    """A form of a network on a device; the module, which is on the CPU, stays there: files are made of it.
+
+    Raises:
+        InputError: the form has no kernels for the device, or cannot have this network's weights.
+    """
+    there = module if device.type == "cpu" else model_loader.copied(module).to(device)
+    return model_loader.build_network(there, step, description)
+
+
 def predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Interaction energies (n_structures,), eV, and forces (n_atoms, 3), eV/Å."""
+    """Interaction energies (n_structures,), eV, and forces (n_atoms, 3), eV/Å, on the host, of a batch there."""
     parameters = dict(network.module.named_parameters())
-    prediction = predict(network, parameters, batch, wanted=(), training=False)
-    return prediction[ENERGY.name], prediction[FORCES.name]
+    device = next(network.module.parameters()).device
+    prediction = predict(network, parameters, network.prepared(batch).to(device), wanted=(), training=False)
+    return prediction[ENERGY.name].cpu(), prediction[FORCES.name].cpu()
 
 
 def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | None) -> TrainOptions:

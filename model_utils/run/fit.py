@@ -22,6 +22,7 @@ from model_utils.errors import (
     SaveError,
     StopRequested,
 )
+from model_utils.run.judging import BY_LOSS, Judge
 from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.steps import Step, Steps
@@ -38,16 +39,22 @@ class Stage:
     """A part of a run with a loss of its own.
 
     Attributes:
-        loss: that is minimised in it.
+        loss: by which its validations are judged; minimised in it unless weights have a schedule.
+        of_epoch: gives the loss that the steps of an epoch minimise, by finished epochs, where weights have a schedule.
         start: finished epochs after which it begins; earlier where the stage before runs out of patience.
         lr: rate of its steps, in place of the schedule's; None: the rate goes on as it was.
         new_best: its losses cannot be compared with those before, so the best model is looked for anew.
     """
 
     loss: Loss
+    of_epoch: Callable[[int], Loss] | None = None
     start: int = 0
     lr: float | None = None
     new_best: bool = True
+
+    def loss_in(self, epoch: int) -> Loss:
+        """What the steps minimise while so many epochs are finished."""
+        return self.loss if self.of_epoch is None else self.of_epoch(epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,7 @@ class FitPlan:
 
     epochs: int
     stages: tuple[Stage, ...]  # in their order, at least one; the first begins with the run
+    judge: Judge = BY_LOSS
     max_steps: int | None = None
     clip_grad: float = 0.0
     patience: int | None = None
@@ -115,6 +123,11 @@ class FinalRecord:
     sets: Mapping[str, Metrics]  # by train, valid and test
     rows: Mapping[str, Metrics]  # of the table: of every set, and of each of its sources where there are several
 
+    def all_rows(self) -> dict[str, Metrics]:
+        """Every set by its name, then what the table has beside them."""
+        of_sets = {id(errors) for errors in self.sets.values()}
+        return {**self.sets, **{name: row for name, row in self.rows.items() if id(row) not in of_sets}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
@@ -126,6 +139,7 @@ class Hooks:
     on_train: Callable[[TrainRecord], None]
     on_validation: Callable[[ValidationRecord], None]
     on_best: Callable[[TrainState, Metrics], None]
+    on_judged: Callable[[TrainState, Metrics, float], None]  # the state, its errors, what the judge made of them
     on_stage: Callable[[TrainState, Stage], None]  # which begins; the state is still that of the stage before
     save: Callable[[TrainState, str], bool]  # state, reason; False: not now, it is tried again later
     save_last: Callable[[TrainState, str], None]  # the same where no later try will come; raises SaveError
@@ -200,9 +214,13 @@ class _Run:
         return reason
 
     @property
-    def loss(self) -> Loss:
-        """Loss of the stage."""
+    def judged_loss(self) -> Loss:
+        """By which the validations of the stage are judged."""
         return self.plan.stage(self.state.progress.stage).loss
+
+    def loss_of_steps(self) -> Loss:
+        """What the steps of the epoch minimise."""
+        return self.plan.stage(self.state.progress.stage).loss_in(self.state.progress.epoch)
 
     def finish_reason(self) -> str | None:
         """Why training is over, or None."""
@@ -251,20 +269,21 @@ class _Run:
         steps = self.data.of_epoch(progress.epoch)
         rest = steps[progress.steps_in_epoch :]
         batches = self.hooks.watch(self.data.batches(rest))
+        loss = self.loss_of_steps()
         for step in rest:
-            self._optimizer_step(step, [next(batches).to(self.state.device) for _ in range(step.n_batches)])
-            self.hooks.on_step(self.state, len(steps), self.loss)
+            self._optimizer_step(step, [next(batches).to(self.state.device) for _ in range(step.n_batches)], loss)
+            self.hooks.on_step(self.state, len(steps), loss)
             self._after_step()
             self.hooks.meet()
             if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
                 return
         self._end_epoch()
 
-    def _optimizer_step(self, step: Step, batches: Sequence[Batch]) -> None:
+    def _optimizer_step(self, step: Step, batches: Sequence[Batch], loss: Loss) -> None:
         state = self.state
         progress = state.progress
         with naming(self.hooks.names):
-            result = loss_and_gradients(state.network, state.parameters, batches, self.loss, step.addition)
+            result = loss_and_gradients(state.network, state.parameters, batches, loss, step.addition)
         norm = torch.nn.utils.get_total_norm(result.gradients)
         self._remember(result, norm, step.members)
         if self.plan.clip_grad > 0:
@@ -334,21 +353,24 @@ class _Run:
         began = time.monotonic()
         progress.validation_due = True
         self.hooks.alike(state)
-        errors, by_source = self.hooks.validate(state.judged, self.loss)
+        errors, by_source = self.hooks.validate(state.judged, self.judged_loss)
         if not np.isfinite(errors.loss):
             raise NonFiniteError(
                 f"validation loss is {errors.loss} after step {progress.step}; nothing of it was saved"
             )
-        best = judge and errors.loss < progress.best_loss
+        score = self.plan.judge.score(errors, by_source, self.judged_loss)
+        best = judge and score < progress.best_loss
         if judge:
             progress.validated_step = progress.step
             progress.waited = 0 if best else progress.waited + 1
-            self.scheduler_step(errors.loss)
+            self.scheduler_step(score)
         if best:
-            progress.best_loss = errors.loss
+            progress.best_loss = score
             progress.best_epoch = progress.epoch
             progress.best_step = progress.step
             self.hooks.on_best(state, errors)
+        if judge:
+            self.hooks.on_judged(state, errors, score)
         progress.validation_due = False
         self.hooks.on_validation(
             ValidationRecord(
@@ -360,7 +382,7 @@ class _Run:
                 weights=state.judged_kind,
                 best=best,
                 seconds=time.monotonic() - began,
-                terms=self.loss.text(),
+                terms=self.judged_loss.text(),
             )
         )
 
@@ -368,18 +390,19 @@ class _Run:
         self._refuse_non_finite()
         tally = self.state.tally
         progress = self.state.progress
+        loss = self.loss_of_steps()
         norms, largest, clipped, steps = tally.gradient.tolist()
         return TrainRecord(
             epoch=progress.epoch + 1,
             step=progress.step,
             lr=self.state.schedule.rate(),
-            metrics=metrics(tally.sums.tolist(), self.loss),
+            metrics=metrics(tally.sums.tolist(), loss),
             gradient_norm=norms / steps,
             gradient_norm_max=largest,
             clipped_share=clipped / steps,
             whole_epoch=whole_epoch,
             seconds=time.monotonic() - self.epoch_began,
-            terms=self.loss.text(),
+            terms=loss.text(),
         )
 
     def _save(self, reason: str) -> None:

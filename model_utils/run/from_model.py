@@ -65,10 +65,10 @@ class FromModel(NewRun):
         remedy = "finetune.py --E0s isolated takes those of the frames, --E0s shift fits the source's errors"
         open_data.compare_energies(data, remedy)
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str) -> None:
+    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Put the source's weights in and compare the two models on structures of the data."""
         self.origin.put_into(module)
-        self.origin.check(module, data, step)
+        self.origin.check(module, data, step, device)
 
     def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
         """Write model.json, and the source's beside it where the structure was changed."""

@@ -4,19 +4,29 @@ A user names them after ``--loggers``; a plug-in adds its own to `LOGGERS`. metr
 of the run, which a checkpoint points into.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from model_utils.errors import InputError
+from model_utils.run import plain_records
 from model_utils.run.console import Console
 from model_utils.run.csv_file import CsvFile
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
+from model_utils.run.logged_run import LoggedRun
+from model_utils.run.logger_thread import LoggerThread
+from model_utils.run.rich_table import RichTables
 from model_utils.run.table_entry import entry_of
 from model_utils.run.tensorboard import TensorBoard
+from model_utils.run.wandb_run import WandbRun
 from model_utils.runtime import log
+
+PATIENCE = 10.0  # s that all loggers together have at the end of a run
+HookFunction = Callable[[str, Mapping[str, Any], int], None]
 
 
 class Logger(Protocol):
@@ -40,25 +50,6 @@ class Logger(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggedRun:
-    """What a logger is told of the run when it is opened.
-
-    Attributes:
-        folder: of the checkpoint.
-        name: of the run.
-        step: optimizer steps done at the checkpoint that the run goes on from; 0 for a new run.
-        n_records: number of records in metrics.jsonl at that checkpoint; 0 for a new run.
-        settings: every option by its name, as plain values.
-    """
-
-    folder: Path
-    name: str
-    step: int = 0
-    n_records: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class LoggerKind:
     """A logger under the name that a user gives.
 
@@ -67,12 +58,15 @@ class LoggerKind:
         writes: name of its file or folder beside the checkpoint; None where it writes none.
         what: what is in that file, in a phrase for the announcement.
         package: that the logger needs, by the name under which Python imports it; None where it needs none.
+        at_once: its methods never wait for anything but the disk on which the run lies, and are called in the loop;
+            those of others are called in a thread.
     """
 
     opened: Callable[[LoggedRun], Logger]
     writes: str | None = None
     what: str = ""
     package: str | None = None
+    at_once: bool = False
 
 
 def _console(run: LoggedRun) -> Logger:
@@ -87,13 +81,52 @@ def _csv(run: LoggedRun) -> Logger:
     return CsvFile(run.folder / "metrics.csv", step=run.step, n_records=run.n_records)
 
 
+def _rich(run: LoggedRun) -> Logger:
+    return RichTables()
+
+
+def _wandb(run: LoggedRun) -> Logger:
+    return WandbRun(run)
+
+
 LOGGERS: dict[str, LoggerKind] = {
-    "console": LoggerKind(opened=_console),
+    "console": LoggerKind(opened=_console, at_once=True),
+    "rich": LoggerKind(opened=_rich, package="rich"),
     "tensorboard": LoggerKind(
-        opened=_tensorboard, writes="tensorboard", what="TensorBoard events", package="tensorboard"
+        opened=_tensorboard, writes="tensorboard", what="TensorBoard events", package="tensorboard", at_once=True
     ),
-    "csv": LoggerKind(opened=_csv, writes="metrics.csv", what="the records as a table"),
+    "csv": LoggerKind(opened=_csv, writes="metrics.csv", what="the records as a table", at_once=True),
+    "wandb": LoggerKind(opened=_wandb, writes="wandb", what="files of Weights & Biases", package="wandb"),
 }
+
+
+class _Hook:
+    """A logger that calls one function."""
+
+    def __init__(self, function: HookFunction) -> None:
+        self._function = function
+
+    def train(self, record: TrainRecord) -> None:
+        self._function("train", plain_records.of_train(record), record.epoch)
+
+    def validation(self, record: ValidationRecord) -> None:
+        self._function("validation", plain_records.of_validation(record), record.epoch)
+
+    def final(self, record: FinalRecord) -> None:
+        self._function("final", plain_records.of_final(record), record.epoch)
+
+    def close(self) -> None:
+        pass
+
+
+def hook(function: HookFunction) -> LoggerKind:
+    """A logger that is one function, for a plug-in: ``LOGGERS["mine"] = hook(function)``.
+
+    Args:
+        function: is called, in a thread of its own, with ``train``, ``validation`` or ``final``, values by name (of
+            ``final`` those of each data set), and the epoch.
+    """
+    return LoggerKind(opened=lambda run: _Hook(function))
 
 
 def chosen(names: Iterable[str]) -> tuple[str, ...]:
@@ -121,51 +154,79 @@ def announced(names: Sequence[str], folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 class Loggers:
-    """The loggers of one run.
+    """The loggers of one run; none of them delays or stops it.
 
-    One that raises is reported once, by its name, and not asked again but to close: a server that does not answer must
-    not cost its time limit at every epoch. Nothing of it stops the run.
+    One that raises is reported once, by its name, and not asked again but to close. One that may be slow hears of the
+    records in a thread of its own (``logger_thread``), which is never waited for but at the end, and not long.
     """
 
     def __init__(self, names: Sequence[str], run: LoggedRun) -> None:
-        self._open: dict[str, Logger] = {}
+        self._at_once: dict[str, Logger] = {}
+        self._threads: dict[str, LoggerThread] = {}
         self._failed: set[str] = set()
         for name in names:
-            self._attempt(name, self._add, name, run)
+            kind = LOGGERS[name]
+            if kind.at_once:
+                self._attempt(name, self._open_at_once, name, run)
+            else:
+                self._threads[name] = LoggerThread(partial(kind.opened, run), partial(self._fails, name))
 
     def train(self, record: TrainRecord) -> None:
         """Hand on a training record."""
-        for name, logger in self._working():
-            self._attempt(name, logger.train, record)
+        self._tell("train", record)
 
     def validation(self, record: ValidationRecord) -> None:
         """Hand on a validation record."""
-        for name, logger in self._working():
-            self._attempt(name, logger.validation, record)
+        self._tell("validation", record)
 
     def final(self, record: FinalRecord) -> None:
         """Hand on the errors of the best model."""
-        for name, logger in self._working():
-            self._attempt(name, logger.final, record)
+        self._tell("final", record)
 
-    def close(self) -> None:
-        """Close every one that was opened, those that failed too; a second call does nothing."""
-        while self._open:
-            name, logger = self._open.popitem()
+    def close(self, seconds: float = PATIENCE) -> None:
+        """Close every one that was opened, those that failed too; a second call does nothing.
+
+        Args:
+            seconds: for which all of them together are waited for; 0 where the process has to go.
+        """
+        end = time.monotonic() + seconds
+        for thread in self._threads.values():
+            thread.ask_to_end()
+        while self._at_once:
+            name, logger = self._at_once.popitem()
             self._attempt(name, logger.close)
+        while self._threads:
+            name, thread = self._threads.popitem()
+            ended = thread.ended_within(max(end - time.monotonic(), 0.0))
+            self._say_what_is_lost(name, thread, ended or seconds == 0)
 
-    def _add(self, name: str, run: LoggedRun) -> None:
-        self._open[name] = LOGGERS[name].opened(run)
+    def _say_what_is_lost(self, name: str, thread: LoggerThread, ended: bool) -> None:
+        lost = thread.left_out if ended else thread.waiting
+        if not ended:
+            log.warning("warning: the logger %s does not answer; it is left alone, with %d records unheard", name, lost)
+        elif lost:
+            log.warning("warning: the logger %s was too slow for %d records, which it did not get", name, lost)
 
-    def _working(self) -> list[tuple[str, Logger]]:
-        return [(name, logger) for name, logger in self._open.items() if name not in self._failed]
+    def _open_at_once(self, name: str, run: LoggedRun) -> None:
+        self._at_once[name] = LOGGERS[name].opened(run)
+
+    def _tell(self, method: str, record: object) -> None:
+        for name, logger in self._at_once.items():
+            if name not in self._failed:
+                self._attempt(name, getattr(logger, method), record)
+        for thread in self._threads.values():
+            thread.tell(method, record)
 
     def _attempt(self, name: str, act: Callable[..., None], *words: Any) -> None:
         try:
             act(*words)
         except (Exception, SystemExit) as error:  # what a plug-in raises may be anything
-            if name in self._failed:
-                return
-            self._failed.add(name)
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            log.warning("warning: the logger %s failed and is left out from now on: %s", name, why)
+            self._fails(name, error)
+
+    def _fails(self, name: str, error: BaseException) -> None:
+        """Report the first failure of a logger, in whichever thread it happened."""
+        if name in self._failed:
+            return
+        self._failed.add(name)
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("warning: the logger %s failed and is left out from now on: %s", name, why)

@@ -2,13 +2,14 @@
 
 import ctypes
 import gc
+import re
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -35,6 +36,22 @@ GROUP_FILES = {  # by the controllers of a line of /proc/self/cgroup: version 2,
 }
 
 
+# Texts of RuntimeErrors that say so: of the CPU's allocator, of the driver as it loads or starts a kernel (torch's
+# AcceleratorError, Triton's error), of libraries that take workspace
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|CUDA (driver )?error: out of memory|Triton Error \[\w+\]: out of memory|"
+    r"\bCU[A-Z]+_STATUS_ALLOC_FAILED\b"
+)
+_failed: dict[tuple[torch.device, str], list["Size"]] = {}  # of this process, by device and what was computed
+
+
+class Size(NamedTuple):
+    """What the memory of a batch depends on."""
+
+    atoms: int
+    edges: int
+
+
 class TooLarge(Exception):
     """One structure alone needs more memory than the device has."""
 
@@ -43,27 +60,66 @@ class TooLarge(Exception):
         self.batch = batch
 
 
-def in_parts(compute: Callable[[Batch], T], batch: Batch) -> list[T]:
+def in_parts(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
     """``compute(batch)``; where memory runs out, that of its halves, and so on down to single structures.
 
-    Nothing is remembered: a resumed run on the same device divides the same batches. What is computed must be a sum
-    over structures; a divided sum has other last bits, which the log says.
+    On a GPU a batch that has as many atoms and edges as one that did not fit is divided without another try, which
+    would cost a failed step and all cached memory. On a CPU nothing is remembered: others use its memory too. What is
+    computed must be a sum over structures; a divided sum has other last bits, which the log says.
+
+    Args:
+        compute: what is asked for.
+        batch: on the device.
+        what: that is, as one word; what takes less memory is tried for itself.
 
     Raises:
         TooLarge: a single structure does not fit.
+    """
+    size = Size(batch.n_atoms, batch.n_edges)
+    device = _device_of(batch)
+    key = (device, what)
+    failed = any(known.atoms <= size.atoms and known.edges <= size.edges for known in _failed.get(key, ()))
+    if batch.n_structures == 1 or not failed:
+        try:
+            return [compute(batch)]
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            if batch.n_structures == 1:
+                raise TooLarge(batch) from None
+        # only here, after the exception with its frames is gone, can what they held be given back
+        release(device)
+        if device.type != "cpu":
+            _failed.setdefault(key, []).append(size)
+    first, second = halves(batch)
+    _say(batch.n_edges.bit_length(), batch.n_structures, batch.n_edges, max(first.n_edges, second.n_edges))
+    return [*in_parts(compute, first, what), *in_parts(compute, second, what)]
+
+
+def _device_of(batch: Batch) -> torch.device:
+    return batch.positions.device
+
+
+def whole(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
+    """``compute(batch)``, of which a division would not be a sum.
+
+    Args:
+        compute: of a batch.
+        batch: the structures.
+        what: the work, as ``in_parts`` takes it; nothing is remembered of it.
+
+    Raises:
+        InputError: memory runs out.
     """
     try:
         return [compute(batch)]
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        if batch.n_structures == 1:
-            raise TooLarge(batch) from None
-    # only here, after the exception with its frames is gone, can what they held be given back
-    release(batch.positions.device)
-    first, second = halves(batch)
-    _say(batch.n_edges.bit_length(), batch.n_structures, batch.n_edges, max(first.n_edges, second.n_edges))
-    return [*in_parts(compute, first), *in_parts(compute, second)]
+        raise InputError(
+            f"out of memory on {batch.positions.device} for {batch.n_structures} structures, which cannot be divided: "
+            "the loss is not a sum over structures; give a smaller --batch_size"
+        ) from None
 
 
 @contextmanager
@@ -81,8 +137,8 @@ def naming(names: Callable[[Sequence[int]], str]) -> Iterator[None]:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """torch has a type for CUDA's; the CPU allocator's is a RuntimeError known by its text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """torch has a type for that of CUDA's allocator; all others are RuntimeErrors known by their texts."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release(device: torch.device) -> None:

@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -20,6 +20,8 @@ from dataloader.needs import ModelFacts
 from dataloader.quantities import QUANTITIES, STRESS
 from dataloader.record import EVERYTHING, Keep
 from dataloader.sources import open_sources
+from model_utils.run.id_splits import divided, require_some
+from model_utils.run.objective import trained_on
 from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import (
@@ -30,6 +32,7 @@ from model_utils.settings.options import (
     TrainingOptions,
 )
 
+SHOWN_TYPES = 20
 USUAL = "auto"  # of a source's label: the usual names, whatever the run's own key
 
 
@@ -44,6 +47,7 @@ class TrainingData:
     seed: int  # of split and samples
     train_samples: int | None = None  # drawn from the LMDBs
     valid_samples: int | None = None
+    lists: Mapping[str, str] = field(default_factory=dict)  # of identifiers, by role
 
     def with_facts(self, facts: ModelFacts) -> "TrainingData":
         """Data for a model of equal elements and cutoff with other reference energies; nothing is read again."""
@@ -74,27 +78,33 @@ def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dty
     def dataset(role: str, *, free_atoms_only: bool) -> Dataset:
         return _described_dataset(role, sources[role], facts, dtype, options.filters, free_atoms_only=free_atoms_only)
 
-    whole = dataset("train", free_atoms_only=options.train_on_free_atoms)
+    pools: dict[str, Dataset | None] = {
+        "train": dataset("train", free_atoms_only=options.train_on_free_atoms),
+        "test": dataset("test", free_atoms_only=options.eval_on_free_atoms) if sources["test"] else None,
+        "val": dataset("val", free_atoms_only=options.eval_on_free_atoms) if sources["val"] else None,
+    }
+    parts = divided(pools, options.splits, eval_on_free_atoms=options.eval_on_free_atoms)
+    whole = parts["train"]
+    assert whole is not None
     train = _sampled("train", whole, options.lmdb_train_samples, seed)
-    if len(train) == 0:
-        raise InputError("no structure is left to train on; look at the files and at --elements")
+    require_some(train, "train")
     _require_stress(train, training)
-    test = dataset("test", free_atoms_only=options.eval_on_free_atoms) if sources["test"] else None
-    if sources["val"]:
-        all_valid = dataset("val", free_atoms_only=options.eval_on_free_atoms)
+    _require_config_types(train, options)
+    all_valid = parts["val"]
+    if all_valid is not None:
         valid = _sampled("val", all_valid, options.lmdb_val_samples, seed)
-        if len(valid) == 0:
-            raise InputError("no structure is left to validate on; look at the files and at --elements")
+        require_some(valid, "validate")
     else:
         train, valid = _split(train, options, seed)
     return TrainingData(
         train=train,
         valid=valid,
-        test=test,
-        was_split=not sources["val"],
+        test=parts["test"],
+        was_split=all_valid is None,
         seed=seed,
         train_samples=options.lmdb_train_samples,
         valid_samples=options.lmdb_val_samples,
+        lists={role: str(path) for role, path in options.splits.lists().items()},
     )
 
 
@@ -154,7 +164,7 @@ def _require_stress(train: Dataset, training: TrainingOptions) -> None:
         InputError: saying what was looked for.
     """
     stress_key = training.data.labels.stress_key
-    is_wanted = bool(stress_key) or training.loss.stress_weight > 0
+    is_wanted = bool(stress_key) or STRESS.name in trained_on(training)
     if not is_wanted or stress_key == NOT_READ:
         return
     read_from = [name_of(STRESS.name, names) for source in train.sources for names in source.census.label_names]
@@ -163,6 +173,28 @@ def _require_stress(train: Dataset, training: TrainingOptions) -> None:
             f"no structure to train on has a stress (looked for {stress_key or 'the usual names'}); name it with "
             "--stress_key, or leave --stress_key and --stress_weight out"
         )
+
+
+def _require_config_types(train: Dataset, options: DataOptions) -> None:
+    """Say how many structures a weight of a config_type is for; refuse one that is for none.
+
+    Raises:
+        InputError: no structure has the type, where all could be looked at without reading files again.
+    """
+    weights = dict(terms.config_type_weights(options))
+    if not weights:
+        return
+    looked_at = [i for i in range(len(train)) if train.in_memory(i)]
+    counts = Counter(train.structure(i).config_type for i in looked_at)
+    for name, weight in weights.items():
+        if not counts[name] and len(looked_at) == len(train):
+            raise InputError(
+                f"--config_type_weights {name}={weight:g}: no structure to train on has that config_type; there are "
+                f"{', '.join(sorted(counts)[:SHOWN_TYPES])}"
+            )
+        unseen = len(train) - len(looked_at)
+        more = f", and those among {unseen} of LMDBs, which were not looked through" if unseen else ""
+        log.info("config_type %s: weight %g for %d structures%s", name, weight, counts[name], more)
 
 
 def _split(train: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Dataset]:
@@ -250,6 +282,7 @@ def _say_nothing_is_compared(options: EvaluateOptions, sources: Sequence[Source]
 def specs_of(options: DataOptions, role: Role) -> list[SourceSpec]:
     """The files of one role, from the flags and from the YAML's list of sources."""
     keys = terms.label_keys(options.labels)
+    type_weights = terms.config_type_weights(options)
     return [
         SourceSpec(
             path=source.path,
@@ -266,6 +299,8 @@ def specs_of(options: DataOptions, role: Role) -> list[SourceSpec]:
             head=source.head or options.head,
             weight=source.weight,
             ratio=source.ratio,
+            type_weights=type_weights,
+            keep=tuple(name for name in (options.splits.id_key, options.splits.group_key) if name is not None),
         )
         for source in options.files(role)
     ]
@@ -281,10 +316,7 @@ def label_needs(options: TrainingOptions) -> LabelNeeds:
     Raises:
         InputError: a label is trained on and not to be looked for.
     """
-    stages = [terms.weights(options.loss)]
-    if options.stage_two.stage_two:
-        stages.append(terms.stage_two_weights(options.loss, options.stage_two))
-    weighted = {quantity for weights in stages for quantity, weight in weights.items() if weight > 0}
+    weighted = trained_on(options)
     keys = terms.label_keys(options.data.labels)
     for quantity in sorted(weighted):
         if keys.of(quantity) == NOT_READ:

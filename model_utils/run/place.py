@@ -1,45 +1,82 @@
 """The place of a run: its folders, made where they are missing, and the lock by which one process writes them."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 from model_utils.files import run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.ranks.group import Group
-from model_utils.run import replaying
+from model_utils.run import replaying, run_folders
+from model_utils.run.run_folders import Chosen
 from model_utils.runtime import hold_log, start_log
 from model_utils.settings.options import TrainingOptions
 
+Options = TypeVar("Options", bound=TrainingOptions)
+
 
 @contextmanager
-def held(options: TrainingOptions, outputs: Outputs, group: Group) -> Iterator[Outputs]:
+def held(options: Options, group: Group) -> Iterator[tuple[Options, Outputs]]:
     """Make the folders and be the only writer of the run; a dry run needs neither.
 
-    Of several processes the first is it, and the others go on when it is.
+    Of several processes the first is it, and the others go on when it is. It also decides which folder the run has,
+    where each has its own.
 
     Yields:
-        The names of what is written, which follow folders that are moved while the run lasts.
+        The options, with the folder of the run as its place; and the names of what is written, which follow folders
+        that are moved while the run lasts.
 
     Raises:
         InputError: another process writes this run, or the place cannot be written.
     """
-    if options.run.dry_run:
+    writes = group.rank.is_first and not options.run.dry_run
+    if writes:
+        hold_log()
+    else:
         start_log(None)
-        yield outputs
+    options, chosen = _with_folder(options, group)
+    outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
+    if options.run.dry_run:
+        yield options, outputs
         return
     if not group.rank.is_first:
-        start_log(None)
         group.once(_is_held)
-        yield outputs
+        yield options, outputs
         return
-    hold_log()
-    outputs.make_folders()
-    resumes = options.output.resume is not None
-    with run_lock.run_held(outputs, wait=resumes) as held_outputs:
-        if resumes:
-            replaying.take_back(held_outputs)
-        group.once(_is_held)
-        yield held_outputs
+    with _forgotten_unless_begun(chosen):
+        outputs.make_folders()
+        resumes = options.output.resume is not None
+        with run_lock.run_held(outputs, wait=resumes) as held_outputs:
+            if resumes:
+                replaying.take_back(held_outputs)
+            group.once(_is_held)
+            yield options, held_outputs
+
+
+def _with_folder(options: Options, group: Group) -> tuple[Options, Chosen | None]:
+    """The options with the folder of the run, which the first process chooses for all."""
+    if options.running.run_dir is None:
+        return options, None
+    chosen: list[Chosen] = []
+
+    def choose() -> bytes:
+        chosen.append(run_folders.chosen(options))
+        return json.dumps(str(chosen[0].folder)).encode()
+
+    folder = Path(json.loads(group.of_first(choose)))
+    return run_folders.with_folder(options, folder), chosen[0] if chosen else None
+
+
+@contextmanager
+def _forgotten_unless_begun(chosen: Chosen | None) -> Iterator[None]:
+    """Remove a folder that was made for a run which wrote nothing, as where its data were not found."""
+    try:
+        yield
+    finally:
+        if chosen is not None and chosen.is_new:
+            run_folders.forget(chosen.folder)
 
 
 def _is_held() -> None:

@@ -25,7 +25,7 @@ def stored_run(input_model: Path) -> StoredRun:
         InputError: there is none, or several.
         VerificationError: there are only damaged ones.
     """
-    path = _checkpoint_in(input_model) if input_model.is_dir() else input_model
+    path = checkpoint_in(input_model) if input_model.is_dir() else input_model
     stored = newest_run(path)
     if stored is None:
         raise InputError(f"there is no {path}; expected the directory of a run or its *_checkpoint.pt")
@@ -36,7 +36,12 @@ def stored_run(input_model: Path) -> StoredRun:
     return stored
 
 
-def _checkpoint_in(folder: Path) -> Path:
+def checkpoint_in(folder: Path) -> Path:
+    """The checkpoint of the one run in a folder, by the name of its newest generation.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
     paths = checkpoints_in(folder)
     if len(paths) == 1:
         return paths[0]
@@ -69,12 +74,15 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
         **stored.config,
         "sources": [_moved_along(source, place) for source in stored.config.get("sources", [])],
         "time_limit": None,
+        "sync": None,  # a command that is stored is never run
         "output_checkpoint": str(place.checkpoint),
         "output_model": None if place == Outputs.named(place.checkpoint, None) else str(place.model),
         "input_json": str(sidecar(place.checkpoint)),
         "dry_run": False,
         "plugin": cli.as_plain(options)["plugin"],  # a path that is stored is never followed
         "overwrite": False,
+        **dict.fromkeys(("resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler"), False),
+        "run_dir": None,
         **given,
         "resume": "auto",
     }

@@ -5,15 +5,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataloader import durable, input_files
+from losses import LOSSES
 from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
+from model_utils.files.kept import PATTERN
 from model_utils.files.outputs import Outputs, checkpoints_in, damaged, is_previous, real
 from model_utils.models.description import ModelDescription, differing_fields
 from model_utils.ranks.group import Group
@@ -161,7 +163,7 @@ def refuse_remains(outputs: Outputs) -> None:
     Raises:
         InputError: a best model without checkpoint is there, or records of another run.
     """
-    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module):
+    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module, *outputs.kept.glob(PATTERN)):
         if path.exists():
             raise InputError(
                 f"{path} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
@@ -198,22 +200,27 @@ def require_same_network(
         raise InputError(f"--output_model {outputs.model} is there and not of this run; give another place")
 
 
-def refuse_contradictions(stored: StoredRun, options: TrainOptions) -> None:
+def refuse_contradictions(stored: StoredRun, options: TrainOptions, may_differ: Sequence[str] = ()) -> None:
     """A command line that asks for other settings than those of the run it continues is a mistake.
+
+    Args:
+        stored: the run.
+        options: of the command line.
+        may_differ: names of settings in which a change was asked for.
 
     Raises:
         InputError: naming the first one.
     """
     fixed = names_of(TrainOptions, FIXED)  # the others are no part of what a step computes
     for name, now in cli.as_plain(options).items():
-        if name not in fixed or name not in stored.config or now is None:
+        if name not in fixed or name in may_differ or name not in stored.config or now is None:
             continue
         if now in (stored.config[name], _effective(name, stored)):
             continue
         raise InputError(
             f"--{name} is {_shown(now)}, but the run of {stored.path} has {_shown(stored.config[name])}; give that, "
             "start a new run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, "
-            "--reset_scheduler)"
+            "--reset_scheduler); here --resume_new_lr takes the rate of --lr"
         )
 
 
@@ -227,6 +234,10 @@ def _effective(name: str, stored: StoredRun) -> Any:
         return DEFAULT_BATCH_SIZE
     if name == "max_edges_per_batch" and config.get(name):
         return "auto"  # was measured, and stays
+    if name in ("energy_loss", "forces_loss", "stress_loss"):
+        return "mse"
+    if name == "stress_weight":
+        return LOSSES[config["loss"]].weights.get("stress", 0.0) if config.get("loss") in LOSSES else 0.0
     return None
 
 
@@ -266,8 +277,10 @@ def adopt(source: Outputs, outputs: Outputs) -> None:
         source.model: outputs.model,
         source.stage_one_model: outputs.stage_one_model,
     }
+    best_models |= {path: outputs.kept / path.name for path in source.kept.glob(PATTERN)}
     for old, new in best_models.items():
         if old.exists() and real(old) != real(new):
+            new.parent.mkdir(exist_ok=True)
             durable.write(new, old.read_bytes())
     if source.metrics.exists() and real(source.metrics) != real(outputs.metrics):
         with input_files.opened(source.metrics) as file:

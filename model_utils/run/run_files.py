@@ -16,16 +16,19 @@ from model_utils.errors import InputError, SaveError, VerificationError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import PairWriter
 from model_utils.ranks.group import ALONE, Group
+from model_utils.run import run_folders, run_record
 from model_utils.run.assemble import AssembledRun, logger_names
 from model_utils.run.beginning import Beginning
 from model_utils.run.epoch_progress import EpochProgress
 from model_utils.run.fit import FinalRecord, Stage, TrainRecord, ValidationRecord
 from model_utils.run.interruption import Interruption
+from model_utils.run.keeping import Keeper, keeper
 from model_utils.run.log_lines import number_word
-from model_utils.run.loggers import LoggedRun, Loggers
+from model_utils.run.loggers import PATIENCE, LoggedRun, Loggers
 from model_utils.run.metrics_file import MetricsFile
 from model_utils.run.open_data import TrainingData
 from model_utils.run.silent_files import SilentFiles
+from model_utils.run.syncing import Sync
 from model_utils.run.train_state import Progress, TrainState
 from model_utils.runtime import dtype_name, log, write_log
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
@@ -73,6 +76,8 @@ class RunFiles(SilentFiles):
             self._write_names_of_valid()
         self.epoch_progress = EpochProgress()
         known = beginning.known_records
+        self.sync: Sync | None = None  # of ``--sync``
+        self.keeper: Keeper | None = None  # of ``--keep_best``
         self.metrics = MetricsFile(outputs.metrics, known.offset, known.step)
         logged = LoggedRun(
             folder=outputs.checkpoint.parent,
@@ -89,6 +94,8 @@ class RunFiles(SilentFiles):
         settings = {name: value for name, value in self.record["config"].items() if name not in of_the_command}
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         durable.write_text(self.outputs.config, text)
+        if units := self.record.get("loss_units"):
+            durable.write_text(self.outputs.loss_units, json.dumps(units, indent=2) + "\n")
 
     def _write_names_of_valid(self) -> None:
         valid = self.data.valid
@@ -144,6 +151,11 @@ class RunFiles(SilentFiles):
             )
         except OSError as error:
             log.warning("warning: the best model of step %d waits: %s", progress.step, error)
+
+    def on_judged(self, state: TrainState, errors: Metrics, score: float) -> None:
+        """Keep the model where it is one of the best."""
+        if self.keeper is not None:
+            self.keeper.judged(state, errors, score)
 
     def on_stage(self, state: TrainState, stage: Stage) -> None:
         """A stage begins; where its losses cannot be compared, the best model of stage one is kept."""
@@ -205,6 +217,10 @@ class RunFiles(SilentFiles):
             **self.record,
         }
         self.writer.save_checkpoint(state.network.module, train_state)
+        if self.keeper is not None:
+            self.keeper.checkpoint_written()
+        if self.sync is not None:
+            self.sync.checkpoint_written()
         self.stop.save_seconds = max(self.stop.save_seconds, time.monotonic() - began)
 
     def close(self) -> None:
@@ -214,10 +230,15 @@ class RunFiles(SilentFiles):
             NotWritten: records could not be written.
         """
         self.metrics.close()
+        if self.sync is not None:
+            self.sync.checkpoint_written()  # the last record, and the module for mace's calculator
 
     def close_loggers(self) -> None:
-        """Close the loggers, however the run ended."""
-        self.loggers.close()
+        """Close the loggers, however the run ended; who was asked to stop does not wait for them."""
+        end = time.monotonic() + (PATIENCE if self.stop.reason is None else 0.0)
+        self.loggers.close(max(end - time.monotonic(), 0.0))
+        if self.sync is not None:
+            self.sync.close(max(end - time.monotonic(), 0.0))
 
 
 def opened(
@@ -264,8 +285,12 @@ def _opened_by_first(
         beginning.bring_files(outputs, run.state.progress)
         write_log(outputs.log)
         beginning.write_descriptions(options, outputs)
+        _record_start(run, outputs, beginning, record)
         names = logger_names(options.run)
         files = RunFiles(outputs, run.writer, run.data, record, stop, beginning, names, run.group)
+        if options.run.sync is not None:
+            files.sync = Sync(options.run.sync, outputs)
+        files.keeper = keeper(options.judging, outputs, run.writer, beginning.known_records.step)
         if files.metrics.mended:
             files.save(run.state, "records")
         return files
@@ -276,3 +301,28 @@ def _opened_by_first(
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
         raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
+
+
+def _record_start(run: AssembledRun, outputs: Outputs, beginning: Beginning, record: Mapping[str, Any]) -> None:
+    """Put a start of the run into its run.json, where it has one."""
+    folder = outputs.checkpoint.parent
+    start = run_record.start_of_now(run.state.progress.step, run.state.computed_on(), run.group.rank.size)
+    known = {
+        "model_json_hash": beginning.description.hash(),
+        "seed": run.options.run.seed,
+        "code": run.writer.code_version,
+        "data": record["data"],
+        "source": record["source"],
+        "history": record["history"],
+        "finished": None,
+    }
+    run_record.changed(folder, known, start)
+    run_folders.make_latest(folder)
+
+
+def record_end(run: AssembledRun, outputs: Outputs) -> None:
+    """Put why the run is over into its run.json, where it has one."""
+    if run.group.rank.is_first:
+        progress = run.state.progress
+        ended = {"at": run_record.now(), "why": progress.finished, "step": progress.step, "epoch": progress.epoch}
+        run_record.changed(outputs.checkpoint.parent, {"finished": ended})

@@ -43,6 +43,7 @@ class SilentFiles:
             on_train=self.on_train,
             on_validation=self.on_validation,
             on_best=self.on_best,
+            on_judged=self.on_judged,
             on_stage=self.on_stage,
             save=self.save,
             save_last=self.save_last,
@@ -63,6 +64,9 @@ class SilentFiles:
 
     def on_best(self, state: TrainState, errors: Metrics) -> None:
         """A new best model."""
+
+    def on_judged(self, state: TrainState, errors: Metrics, score: float) -> None:
+        """A validation was judged, whether its model is the best or not."""
 
     def on_stage(self, state: TrainState, stage: Stage) -> None:
         """A stage begins."""

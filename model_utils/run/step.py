@@ -12,7 +12,7 @@ from torch import Tensor
 from dataloader.batch import Batch, Rows, added_rows
 from losses import Loss, error_sums
 from model_utils.models.network import Network, Parameters, predict
-from model_utils.run.memory import in_parts
+from model_utils.run.memory import in_parts, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ def loss_and_gradients(
         return _micro_step(network, parameters, tensors, batch, loss, rows)
 
     pieces = (addition.pieces(batch) for batch in batches)
-    results = (chain.from_iterable(in_parts(micro_step, piece) for piece in own) for own in pieces)
+    compute = in_parts if loss.divisible else whole
+    results = (chain.from_iterable(compute(micro_step, piece, "step") for piece in own) for own in pieces)
     return addition.total(results, tensors, loss, rows)
 
 
@@ -114,7 +115,8 @@ def _micro_step(
 ) -> StepResult:
     wanted = {name for name, count in batch.rows.items() if count > 0 and loss.weight(name) > 0}
     prediction = predict(network, parameters, batch, wanted=wanted, training=True)
-    sums = error_sums(prediction, batch.labels, batch.sizes, loss)
+    volumes = batch.volumes if loss.needs_volumes else None
+    sums = error_sums(prediction, batch.labels, batch.sizes, loss, volumes)
     value = loss.total(sums, rows)
     gradients = torch.autograd.grad(value, tensors, allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, tensors, strict=True)]

@@ -45,6 +45,7 @@ class StoredRun:
         computed_on: what decided the last bits (``TrainState.computed_on``).
         code_version: of the code that computed last (``versions.code_version``).
         data: files, counts and hash of the data sets (``data_identity``), by train, valid and test.
+        loss_units: spread of the labels by quantity, where the loss has it as its units.
         source: path and hash of the model that a fine-tuning began with; None of a run from fresh weights.
         earlier_hashes: of the descriptions before this one.
         history: one entry for each continuation with changes or at another place.
@@ -63,6 +64,7 @@ class StoredRun:
     computed_on: Mapping[str, Any]
     code_version: Mapping[str, str]
     data: Mapping[str, Mapping[str, Any]]
+    loss_units: Mapping[str, float]
     source: Mapping[str, str] | None
     earlier_hashes: tuple[str, ...]
     history: tuple[Mapping[str, Any], ...]
@@ -97,6 +99,7 @@ class StoredRun:
             computed_on={"step_parts": 1, **state["computed_on"]},  # of a run before there were parts
             code_version=file.content["code_version"],
             data=state["data"],
+            loss_units=state.get("loss_units", {}),
             source=state.get("source"),  # of a run before there was fine-tuning it is not there
             earlier_hashes=tuple(h for h in file.content["model_json_history"] if h != own_hash),
             history=tuple(state["history"]),

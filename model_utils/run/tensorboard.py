@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ class TensorBoard:
             OSError: it cannot be made.
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self._event = Event
+        self._summary = Summary
         self._file = streams.PatientFile.adding_to(_next_events_file(folder), most=float("inf"))
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
@@ -35,32 +38,31 @@ class TensorBoard:
 
     def train(self, record: TrainRecord) -> None:
         """A training record."""
-        self._scalars("train", record.metrics, record.step)
-        self._scalar("lr", record.lr, record.step)
-        self._scalar("gradient_norm", record.gradient_norm, record.step)
+        more = {"lr": record.lr, "gradient_norm": record.gradient_norm}
+        self._scalars({**_errors("train", record.metrics), **more}, record.step)
 
     def validation(self, record: ValidationRecord) -> None:
         """A validation record."""
-        self._scalars("valid", record.metrics, record.step)
+        self._scalars(_errors("valid", record.metrics), record.step)
 
     def final(self, record: FinalRecord) -> None:
-        """The best model's errors, at the last step of the run."""
-        for name, errors in record.sets.items():
-            self._scalars(f"final/{name}", errors, record.step)
+        """The best model's errors of each set and source, at the last step of the run."""
+        for name, errors in record.all_rows().items():
+            self._scalars(_errors(f"final/{name}", errors), record.step)
 
     def close(self) -> None:
         """Nothing more will come."""
         self._file.close()
 
-    def _scalars(self, part: str, errors: Metrics, step: int) -> None:
-        for name, value in errors.as_plain().items():
-            if value is not None:
-                self._scalar(f"{part}/{name}", value, step)
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        """All values of a record as one event."""
+        numbers = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._add(step=step, summary=self._summary(value=numbers))
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        from torch.utils.tensorboard.summary import scalar
 
-        self._add(step=step, summary=scalar(tag, value))
+def _errors(part: str, errors: Metrics) -> dict[str, float]:
+    """The numbers of a data set by their tags."""
+    return {f"{part}/{name}": value for name, value in errors.as_plain().items() if value is not None}
 
 
 def _next_events_file(folder: Path) -> Path:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses import named_sums, no_sums, sums_of_named
+from losses import no_sums
 from model_utils.errors import VerificationError
 from model_utils.models.network import Network
 from model_utils.run.ema import ExponentialMovingAverage
+from model_utils.run.stored_sums import named_sums, sums_of_named
 from model_utils.runtime import computing
 from optimizer import Schedule
 
@@ -29,7 +30,7 @@ class Progress:
     stage_starts: list[int] = field(default_factory=list)  # finished epochs before each stage, fixed as the run began
     validated_step: int = -1
     validation_due: bool = True  # before the first step, and where one was broken off
-    best_loss: float = math.inf  # within the stage
+    best_loss: float = math.inf  # what the judge made of the best validation within the stage
     best_epoch: int = 0
     best_step: int = 0
     waited: int = 0  # validations since the best

@@ -4,16 +4,25 @@ import torch
 
 from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
-from model_utils.models.description import ModelDescription
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
-from model_utils.run import announcement, assemble, closing, place, rehearsal, replicas, run_files, shared_indexing
+from model_utils.run import (
+    announcement,
+    assemble,
+    closing,
+    objective,
+    rehearsal,
+    replicas,
+    run_files,
+    shared_indexing,
+    spread,
+)
 from model_utils.run.assemble import AssembledRun
-from model_utils.run.beginning import Beginning, beginning_of_training
-from model_utils.run.continuation import UNCHANGED, Changes
+from model_utils.run.beginning import Beginning
 from model_utils.run.data_identity import data_identity
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
+from model_utils.run.objective import Units
 from model_utils.run.open_data import TrainingData
 from model_utils.run.parts import parts_of_step
 from model_utils.run.silent_files import SilentFiles
@@ -21,31 +30,6 @@ from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
-
-
-def train(
-    options: TrainOptions,
-    description: ModelDescription,
-    stop: Interruption,
-    group: Group,
-    changes: Changes = UNCHANGED,
-) -> None:
-    """Train from a model.json, or continue with --resume, as the only writer of the place.
-
-    Args:
-        options: every setting.
-        description: of the network.
-        stop: signals and the clock.
-        group: the processes of the run.
-        changes: what a continued run does otherwise.
-
-    Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
-    """
-    outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-    with place.held(options, outputs, group) as held_outputs:
-        beginning = beginning_of_training(options, held_outputs, description, group, changes)
-        train_in_place(options, held_outputs, beginning, stop, group)
 
 
 def train_in_place(
@@ -70,10 +54,12 @@ def train_in_place(
         log.info(limit)
     shared_indexing.index_by_shares(options, beginning.description.facts(), group)
     data = beginning.data(options, dtype)
-    announcement.announce_loss(assemble.loss_of(options.loss))
+    units = spread.units_of(options, data.train, beginning.loss_units)
+    announcement.announce_objective(options, units)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
-    run = assembled(options, outputs, beginning, data, device, group)
+    run = assembled(options, outputs, beginning, data, units, device, group)
+    announcement.announce_step(run.state.network)
     announcement.announce_ranks(group, run.steps)
     largest = rehearsal.largest_batch(run)
     rehearsal.try_batch(largest, run)
@@ -87,9 +73,10 @@ def train_in_place(
     settings = {name: value for name, value in cli.as_plain(run.options).items() if name in fixed}
     replicas.require_equal_beginnings(group, identity, settings, run)
     record = {
-        "config": cli.as_plain(run.options),
+        "config": {**cli.as_plain(run.options), "sync": None},
         "history": beginning.put_state(run, identity),
         "source": beginning.source,
+        "loss_units": dict(units.spread),
         **identity,
     }
     replicas.begin_alike(group, run.state)
@@ -124,6 +111,7 @@ def assembled(
     outputs: Outputs,
     beginning: Beginning,
     data: TrainingData,
+    units: Units,
     device: torch.device,
     group: Group,
 ) -> AssembledRun:
@@ -135,7 +123,7 @@ def assembled(
     """
     description = beginning.description
     module = model_loader.build(description, data.train.dtype, options.run.seed, str(options.input_json))
-    beginning.put_weights(module, data.train, options.run.step)
+    beginning.put_weights(module, data.train, options.run.step, device)
     writer = model_loader.PairWriter(  # copies the module while it is on the CPU
         outputs, description, module, code_version(description), beginning.earlier_hashes
     )
@@ -144,6 +132,9 @@ def assembled(
     batches = assemble.training_batches(options, data, device, prepare)
     accumulate = options.optimizer.accumulate_batches
     n_parts = parts_of_step(options.optimizer.step_parts, beginning.step_parts, accumulate, group.rank.size)
+    plan = assemble.fit_plan(options, units, judge_first=beginning.is_fine_tuned)
+    for stage in plan.stages:
+        objective.require_divisible(stage.loss, options, n_parts)
     return AssembledRun(
         options=options,
         data=data,
@@ -154,7 +145,7 @@ def assembled(
         steps=assemble.training_steps(options, batches, n_parts, group, device),
         group=group,
         state=assemble.training_state(options, module, description, device, batches, n_parts),
-        plan=assemble.fit_plan(options, judge_first=beginning.is_fine_tuned),
+        plan=plan,
     )
 
 
@@ -179,3 +170,4 @@ def fit_and_report(run: AssembledRun, outputs: Outputs, files: SilentFiles, stop
     run.group.first_saves(False)
     log.info("training is over: %s", run.state.progress.finished)
     closing.report_best(run, outputs, files)
+    run_files.record_end(run, outputs)

@@ -14,10 +14,10 @@ from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils import plugins
 from model_utils.errors import PeerFailed, PeerLost
-from model_utils.ranks.joining import NOBODY, Peers, Processes, join
+from model_utils.ranks.joining import NOBODY, Peers, Processes, join, this_rank
 from model_utils.ranks.rank import Rank
-from model_utils.settings import plain_yaml
-from model_utils.settings.declared import bare, composed, declared, flat, names_of
+from model_utils.settings import invoked, plain_yaml, sections, typed
+from model_utils.settings.declared import composed, declared, flat, names_of
 from model_utils.settings.mace_flags import ours_for
 from model_utils.settings.parser import parsed_values
 from model_utils.settings.synonyms import known_word, nearest
@@ -26,7 +26,6 @@ from model_utils.settings.usable_paths import refuse_unusable, refuse_unusable_p
 Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
 
-YAML_ENDINGS = (".yaml", ".yml")
 PERHAPS_FILES = ("E0s",)  # names of settings that take a word, JSON or a file
 
 
@@ -36,6 +35,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     elsewhere: Mapping[str, str] | None = None,
+    from_a_model: tuple[type[Any], Callable[[Any], None]] | None = None,
     processes: Processes = "one",
 ) -> int:
     """Parse, call the command, and turn its failures into one line on stderr.
@@ -45,6 +45,7 @@ def run(
         command: takes the parsed options.
         argv: arguments without the program's name; those of the process unless given.
         elsewhere: flags of other commands that people will try here, with the answer.
+        from_a_model: options and command in place of these where the file of settings names a model to begin with.
         processes: how several of them, started by torchrun or srun, do it: not at all, together, or each a share of
             the work without a word to the others.
 
@@ -58,6 +59,9 @@ def run(
     try:
         peers = join(os.environ, processes)
         _refuse_elsewhere(arguments, elsewhere or {})
+        if from_a_model is not None and _begins_with_a_model(arguments):
+            kind, command = from_a_model
+        invoked.remember(arguments)
         options = parse(kind, arguments)
         if options is not None:  # else --help was printed
             settle()
@@ -82,6 +86,15 @@ def run(
             _say_why(error, code, peers.rank, debug="--debug" in arguments)
         peers.wait_to_end(code)
         return int(code)
+
+
+def _begins_with_a_model(argv: Sequence[str]) -> bool:
+    """Whether the file of settings names a model to begin with; one that cannot be read is refused later."""
+    alone = [Path(word) for word in argv if Path(word).suffix in typed.YAML_ENDINGS]
+    config = _config_path(argv) or (alone[-1] if alone else None)
+    if config is None or not config.is_file():
+        return False
+    return sections.begins_with_a_model(settings_in(config))
 
 
 def _say_why(error: Exception, code: int, rank: Rank, *, debug: bool) -> None:
@@ -155,16 +168,17 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
         InputError: an unknown flag or key, a wrong value, a missing or contradictory option.
     """
     names = names_of(kind)
+    argv = typed.spelled_out(argv, names)
     _refuse_unknown(argv, names)
-    argv = _with_named_config(argv, kind)
+    argv = _with_named_config(typed.with_names_of_places(argv, kind), kind)
     _refuse_empty(argv, _paths_of(kind))
     config = _config_path(argv)
-    settings = None if config is None else _read_yaml(config, kind, names)
+    settings = None if config is None else _read_yaml(config, kind, argv)
     own_files = _plugin_paths(argv, settings or {})
     for path in own_files:
         refuse_unusable_path("plugin", path)
     plugins.load(own_files)  # before the names of tables are looked at
-    return _parsed(kind, _last_of_each(argv), settings, config)
+    return _parsed(kind, _last_of_each(argv), typed.with_implied(settings, argv, names, config), config)
 
 
 def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -> Options:
@@ -264,12 +278,12 @@ def _with_named_config(argv: Sequence[str], kind: type) -> list[str]:
     Raises:
         InputError: another argument stands alone, or two do: nothing that is typed is left aside.
     """
-    alone = list(_alone(argv, kind))
+    alone = list(typed.alone(argv, kind))
     if not alone:
         return list(argv)
-    position, reason = alone[-1] if Path(argv[alone[0][0]]).suffix in YAML_ENDINGS else alone[0]
+    position, reason = alone[-1] if Path(argv[alone[0][0]]).suffix in typed.YAML_ENDINGS else alone[0]
     word = argv[position]
-    if len(alone) > 1 or Path(word).suffix not in YAML_ENDINGS:
+    if len(alone) > 1 or Path(word).suffix not in typed.YAML_ENDINGS:
         raise InputError(
             f"{word!r:.80} stands alone{reason}; only the path of a YAML file of settings may, everything else follows "
             "its flag; see --help"
@@ -279,53 +293,8 @@ def _with_named_config(argv: Sequence[str], kind: type) -> list[str]:
     return ["--config", word, *argv[:position], *argv[position + 1 :]]
 
 
-def _alone(argv: Sequence[str], kind: type) -> Iterator[tuple[int, str]]:
-    """Places of the arguments that are no flag's value, each with what its flag takes."""
-    flag = ""
-    room = 0.0
-    hints = _hints(kind)
-    for position, argument in enumerate(argv):
-        if argument.startswith("--") and argument != "--":
-            flag, _, value = argument.partition("=")
-            room = _values_of(hints.get(flag[2:])) - (1 if value else 0)
-        elif argument.startswith("-") and argument != "--" and not _is_number(argument):
-            flag = argument
-            room = 0  # -h and mistakes, which the parser names
-        elif room > 0:
-            if room == float("inf") and Path(argument).suffix in YAML_ENDINGS:
-                raise InputError(
-                    f"{argument!r:.80} follows {flag}, which takes any number of values, and would be one of them; "
-                    f"write --config {argument:.80}, or put it before all flags"
-                )
-            room -= 1
-        else:
-            takes = {0: "no value", 1: "one value"}.get(int(_values_of(hints.get(flag[2:]))) if flag else -1)
-            yield position, f", {flag} takes {takes}" if takes else ""
-
-
-def _values_of(hint: Any) -> float:
-    """How many values a flag takes: none where it is a switch (``--no_…`` too), any number where it is a list."""
-    text = str(hint)
-    if hint is None or text in ("<class 'bool'>", "bool | None"):
-        return 0
-    return float("inf") if "tuple[" in text else 1
-
-
-def _is_number(argument: str) -> bool:
-    try:
-        float(argument)
-    except ValueError:
-        return False
-    return True
-
-
 def _paths_of(kind: type) -> list[str]:
-    return [name for name, hint in _hints(kind).items() if "Path" in str(hint)]
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    """Types of the options by name, without converters and markers at the outside."""
-    return {option.name: bare(option.type) for option in declared(kind)}
+    return [name for name, hint in typed.types_of(kind).items() if "Path" in str(hint)]
 
 
 def _remedy(name: str, names: Sequence[str], dashes: str) -> str:
@@ -374,9 +343,46 @@ def _plugin_paths(argv: Sequence[str], settings: Mapping[str, Any]) -> list[Path
     return [Path(path) for path in typed or ([in_file] if isinstance(in_file, str) else in_file)]
 
 
-def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
+def _read_yaml(path: Path, kind: type, argv: Sequence[str]) -> dict[str, Any]:
     """Settings of a YAML file, checked names, paths made relative to the file."""
-    settings = plain_yaml.read(path, "a YAML file of settings", "lr: 0.01")
+    return _with_paths_of(path.parent, _checked(settings_in(path), path, kind, argv), _paths_of(kind))
+
+
+def settings_in(path: Path) -> Mapping[str, Any]:
+    """The lines of a YAML file of settings, as they stand there.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    return plain_yaml.read(path, "a YAML file of settings", "lr: 0.01")
+
+
+def of_settings(kind: type[Options], settings: Mapping[str, Any], path: Path) -> Options:
+    """The options that a program gives by name, through the checks of a file of settings.
+
+    Args:
+        kind: dataclass of the options.
+        settings: by name; None says nothing.
+        path: where they stand, for messages; relative paths among them are those beside it.
+
+    Raises:
+        InputError: a name is unknown, a value is not allowed, or something is missing.
+    """
+    given = {name: _plain(value) for name, value in settings.items() if value is not None}
+    checked = _checked(given, path, kind, [])
+    checked = _with_paths_of(path.parent, checked, _paths_of(kind))
+    plugins.load(_plugin_paths([], checked))
+    options = _parsed(kind, [], typed.with_implied(checked, [], names_of(kind), path), path)
+    assert options is not None  # nobody asked for help
+    return options
+
+
+def _checked(settings: Mapping[str, Any], path: Path, kind: type, argv: Sequence[str]) -> Mapping[str, Any]:
+    """Settings of a file by our names, each of which is an option's and holds what one can hold."""
+    names = names_of(kind)
+    if "run_dir" in names:  # a training, which other toolkits have too
+        settings, notes = sections.as_ours(settings, path, kind, argv)
+        _say(notes)
     if settings.get("config") is not None:
         raise InputError(f"config in {path} names another file of settings; a file cannot lead to a further one")
     settings = {name: value for name, value in settings.items() if name != "config"}
@@ -387,11 +393,16 @@ def _read_yaml(path: Path, kind: type, names: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"sources in {path} holds {value!r:.60}, expected a list of files with their settings")
         if isinstance(value, Mapping) or (name not in ("sources",) and _nested(value)):
             raise InputError(f"{name} in {path} holds {value!r:.60}, expected a plain value")
-    paths = _paths_of(kind)
-    for name in paths:
+    for name in _paths_of(kind):
         if settings.get(name) == "" or (isinstance(settings.get(name), list) and "" in settings[name]):
             raise InputError(f"{name} in {path} is empty; give a path, or leave the line out")
-    return _with_paths_of(path.parent, settings, paths)
+    return settings
+
+
+def _say(notes: Sequence[str]) -> None:
+    """Say what was answered and not done; the log begins later, and of several processes the first speaks."""
+    for note in notes if this_rank().is_first else ():
+        print(f"note: {streams.printable(note)}", file=sys.stderr)
 
 
 def _with_paths_of(folder: Path, settings: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ OURS = {
     "save_all_checkpoints": "the two newest checkpoints and the best model are kept",
     "keep_checkpoints": "the two newest checkpoints and the best model are kept",
     "distributed": "one process on one device for now",
-    "wandb": "use --tensorboard, or read metrics.jsonl",
+    "wandb": "use --loggers wandb",
     "virials_key": "use --stress_key, which takes virials too",
     "pin_memory": "memory is pinned where the device is CUDA",
     "error_table": "all metrics are printed",
@@ -59,11 +59,10 @@ OURS = {
     "launcher": "one process on one device for now",
     "log_level": "the log has one level; --debug shows tracebacks",
     "plot": "read metrics.jsonl, or use --tensorboard",
-    "wandb_project": "use --tensorboard, or read metrics.jsonl",
-    "wandb_entity": "use --tensorboard, or read metrics.jsonl",
-    "wandb_name": "use --tensorboard, or read metrics.jsonl",
+    "wandb_project": "use --loggers wandb, and the variable WANDB_PROJECT",
+    "wandb_entity": "use --loggers wandb, and the variable WANDB_ENTITY",
+    "wandb_name": "use --loggers wandb, and the variable WANDB_NAME",
     "compute_stress": "use --stress_weight",
-    "config_type_weights": "write config_weight into the frames, or give sources a weight in the YAML",
     **{
         name: f"it is a field of model.json: {IN_MODEL_JSON}"
         for name in [
@@ -100,8 +99,15 @@ OTHERS = frozenset(
     (
         *("add_local_electron_energy", "allow_random_padding_pt", "amsgrad", "atomic_multipoles_max_l"),
         *("atomic_multipoles_smearing_width", "batch_size", "beta1_schedulefree", "beta2_schedulefree"),
-        *("clip_grad", "compute_atomic_dipole", "compute_forces", "compute_polarizability", "config", "device"),
-        *("downloads_dir", "dry_run", "elec_temp_key", "ema", "ema_decay", "enable_cueq", "enable_oeq"),
+        *(
+            "clip_grad",
+            "compute_atomic_dipole",
+            "compute_forces",
+            "compute_polarizability",
+            "config",
+            "config_type_weights",
+        ),
+        *("device", "downloads_dir", "dry_run", "elec_temp_key", "ema", "ema_decay", "enable_cueq", "enable_oeq"),
         *("energy_key", "energy_weight", "field_feature_max_l", "field_feature_norms", "field_feature_widths"),
         *("field_norm_factor", "field_readout_config", "field_si", "filter_type_pt", "fixedpoint_update_config"),
         *("force_mh_ft_lr", "forces_key", "forces_weight", "foundation_filter_elements", "foundation_head"),

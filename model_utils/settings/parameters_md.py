@@ -1,4 +1,7 @@
-"""Parameters.md from the option declarations: ``python model_utils/settings/parameters_md.py`` rewrites its tables."""
+"""Parameters.md from the option declarations: ``python model_utils/settings/parameters_md.py`` rewrites its tables.
+
+And the table of docs/other_toolkits.md.
+"""
 
 import re
 import sys
@@ -9,6 +12,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from model_utils.settings import counterparts
 from model_utils.settings.declared import OnlyInYaml, Option, Panel, declared
 from model_utils.settings.options import (
     CheckOptions,
@@ -22,6 +26,7 @@ from model_utils.settings.options import (
     MetadataFitOptions,
     MetadataInitOptions,
     PackOptions,
+    ReproduceOptions,
     ResumeOptions,
     TrainingOptions,
     TrainOptions,
@@ -30,7 +35,9 @@ from model_utils.settings.options import (
 )
 from model_utils.settings.table_names import NamesOf
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "Parameters.md"
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "Parameters.md"
+OTHER_TOOLKITS = ROOT / "docs" / "other_toolkits.md"
 TABLES: dict[str, type] = {
     "train_mace.py": TrainOptions,
     "finetune.py": FinetuneOptions,
@@ -47,6 +54,7 @@ TABLES: dict[str, type] = {
     "read_model.py show": DescribeOptions,
     "read_model.py diff": DiffOptions,
     "read_model.py convert": ConvertOptions,
+    "read_model.py reproduce": ReproduceOptions,
 }
 ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions, FinetuneOptions: TrainingOptions}  # not repeated
 
@@ -54,6 +62,15 @@ ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions, FinetuneOptio
 def main() -> None:
     """Rewrite the tables between their markers; everything else in the document is written by hand."""
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    OTHER_TOOLKITS.write_text(with_counterparts(OTHER_TOOLKITS.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_counterparts(text: str) -> str:
+    """The document on other toolkits with its table as the code has it today."""
+    begin = "<!-- counterparts -->"
+    end = "<!-- end of counterparts -->"
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{counterparts.table()}\n{end}{rest.partition(end)[2]}"
 
 
 def with_tables(text: str) -> str:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from dataloader import plain_json
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
 from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, added
-from model_utils.settings.options import LabelOptions, LossOptions, PrintedLossOptions, StageTwoOptions
+from model_utils.settings.options import DataOptions, LabelOptions, LossOptions, PrintedLossOptions, StageTwoOptions
 
 # quantities with flags of their own: --energy_weight, --energy_loss
 OWN_FLAGS = (ENERGY.name, FORCES.name, STRESS.name)
@@ -20,24 +21,62 @@ def weights(options: LossOptions | PrintedLossOptions) -> dict[str, float]:
     Raises:
         InputError: ``--quantity_weights`` names no quantity that was added, or no number.
     """
-    own: dict[str, float] = {name: getattr(options, f"{name}_weight") for name in OWN_FLAGS}
+    own: dict[str, float] = {name: getattr(options, f"{name}_weight") or 0.0 for name in OWN_FLAGS}
     return own | {q.name: 0.0 for q in added()} | _listed("quantity_weights", options.quantity_weights, _weight)
 
 
-def stage_two_weights(loss: LossOptions, options: StageTwoOptions) -> dict[str, float]:
-    """The weight of every quantity in stage two; one that is not given is that of stage one."""
+def stage_two_weights(options: StageTwoOptions) -> dict[str, float]:
+    """The weights of stage two that are given, by quantity; the others are those of stage one."""
     given = {name: getattr(options, f"stage_two_{name}_weight") for name in OWN_FLAGS}
-    return weights(loss) | {name: weight for name, weight in given.items() if weight is not None}
+    return {name: weight for name, weight in given.items() if weight is not None}
 
 
 def shapes(options: LossOptions) -> dict[str, str]:
-    """The name of the loss shape of every quantity.
+    """The names of the loss shapes that are given, by quantity.
 
     Raises:
         InputError: ``--quantity_losses`` names no quantity that was added.
     """
-    own: dict[str, str] = {name: getattr(options, f"{name}_loss") for name in OWN_FLAGS}
-    return own | {q.name: "mse" for q in added()} | _listed("quantity_losses", options.quantity_losses, str)
+    own: dict[str, str | None] = {name: getattr(options, f"{name}_loss") for name in OWN_FLAGS}
+    given = {name: shape for name, shape in own.items() if shape is not None}
+    return given | _listed("quantity_losses", options.quantity_losses, str)
+
+
+def config_type_weights(options: DataOptions) -> tuple[tuple[str, float], ...]:
+    """Weights of structures by their config_type, as ``NAME=WEIGHT`` or one JSON object.
+
+    Raises:
+        InputError: one is no weight, or a type has two.
+    """
+    words = options.config_type_weights
+    weights: dict[str, float] = {}
+    for name, text in _pairs_of_types(words):
+        try:
+            weight = _weight(text)
+        except ValueError:
+            raise InputError(
+                f"--config_type_weights {name}={text}: {text!r} is no weight; expected a number, 0 or larger"
+            ) from None
+        if name in weights:
+            raise InputError(f"--config_type_weights names {name} twice; give one weight")
+        weights[name] = weight
+    return tuple(weights.items())
+
+
+def _pairs_of_types(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Types and what is given for each."""
+    if len(words) == 1 and words[0].lstrip().startswith("{"):  # as mace_run_train takes it
+        try:
+            return [(name, str(value)) for name, value in dict(plain_json.loads(words[0])).items()]
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--config_type_weights {words[0]:.60} is no JSON object: {error}") from None
+    pairs = []
+    for word in words:
+        name, sign, text = word.rpartition("=")
+        if not sign or not name:
+            raise InputError(f"--config_type_weights {word} is not NAME=WEIGHT, for example bulk=2 surface=0.5")
+        pairs.append((name, text))
+    return pairs
 
 
 def label_keys(options: LabelOptions) -> LabelKeys:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dataloader import input_files
+from dataloader import id_lists
 from dataloader.data_file import Source, SourceSpec
 from dataloader.errors import InputError
 from dataloader.formats import format_of
@@ -11,6 +11,7 @@ from dataloader.labels import TO_EVALUATE, TO_TRAIN
 from dataloader.lmdb_shards.indexing import index_shards
 from dataloader.packed import packed_manifest, packing
 from dataloader.packed.recipe import PackingRecipe
+from dataloader.packed.shard_writer import IDS_ENDING
 from dataloader.packed.splitting import parse_shares
 from dataloader.portion import Portion
 from dataloader.sources import open_sources
@@ -21,7 +22,6 @@ from model_utils.settings.options import PackOptions
 from model_utils.tasks.own_portion import own_portion
 
 KEPT = ("sid", "fid")  # names that travel with a record, besides labels, charge, spin and weights
-MAX_ID_FILE = 8 * 2**30  # bytes
 
 
 def pack(options: PackOptions) -> None:
@@ -45,6 +45,8 @@ def pack(options: PackOptions) -> None:
         raise InputError(f"cannot write --output_dir {options.output_dir}: {error.strerror or error}") from None
     if report is not None:
         log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
+        for path in sorted(options.output_dir.glob(f"*{IDS_ENDING}")):
+            log.info("  identifiers (--id_key %s): %s", options.id_key, path)
 
 
 def _packed(options: PackOptions, work: packing.Packing, portion: Portion) -> dict[str, Any] | None:
@@ -60,7 +62,7 @@ def _packed(options: PackOptions, work: packing.Packing, portion: Portion) -> di
 def _recipe(options: PackOptions) -> PackingRecipe:
     """How the structures are to be split and written, with the identifiers of the sets that are fixed."""
     listed = {
-        split: _ids(path, split)
+        split: frozenset(id_lists.read(path, f"--{split}_ids").ids)
         for split, path in (("valid", options.valid_ids), ("test", options.test_ids))
         if path is not None
     }
@@ -107,19 +109,3 @@ def _flags(folder: Path, recipe: PackingRecipe) -> str:
     return " ".join(
         f"--lmdb_{roles.get(name, other)} {folder / name}" for name, other in zip(written, otherwise, strict=False)
     )
-
-
-def _ids(path: Path, split: str) -> frozenset[str]:
-    """Identifiers of a file, one on each line.
-
-    Raises:
-        InputError: it cannot be read or holds none.
-    """
-    try:
-        text = input_files.read_text(path, MAX_ID_FILE)
-        identifiers = frozenset(line.strip() for line in text.splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read --{split}_ids {path}: {error}; expected one identifier on each line") from None
-    if not identifiers:
-        raise InputError(f"--{split}_ids {path} is empty; expected one identifier on each line")
-    return identifiers

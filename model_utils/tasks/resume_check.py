@@ -88,7 +88,8 @@ def _command(options: VerifyResumeOptions, folder: Path) -> list[str]:
 def _settings(options: VerifyResumeOptions) -> dict[str, Any]:
     """Settings of the two runs: the user's, with so many checkpoints that the kill falls between two."""
     every = {"max_steps": options.steps, "checkpoint_every_steps": max(options.steps // 4, 1), "log_every_steps": 1}
-    ours = {"config", "steps", "planted_fault", "output_checkpoint", "output_model", "resume", "overwrite"}
+    ours = {"config", "steps", "planted_fault", "resume", "overwrite", "run_dir"}
+    ours |= {"output_checkpoint", "output_model", "output_safetensors"}
     plain = {**cli.as_plain(options), **every, "export_mace_model": False}
     return {name: value for name, value in plain.items() if name not in ours and value is not None and value != []}
 

@@ -16,7 +16,17 @@ AXES: dict[str, dict[str, list[str]]] = {
         "plateau": ["--scheduler_patience", "0", "--lr_factor", "0.5", "--validate_every_steps", "1"],
         "cosine": ["--scheduler", "cosine", "--scheduler_unit", "step", "--patience", "3"],
     },
-    "stage_two": {"no": [], "yes": ["--stage_two", "--start_stage_two", "1"]},
+    "stages": {
+        "weights_by_epoch": [
+            "--weight_schedule",
+            "energy=linear:0=1,1=25",
+            "--loss_units",
+            "spread",
+            "--keep_best",
+            "1",
+        ],
+        "two": ["--stage_two", "--start_stage_two", "1"],
+    },
     "data": {"waters": [], "lmdb": [], "boxes": ["--stress_weight", "1"]},
     "workers": {"none": [], "two": ["--num_workers", "2"]},
     "batches": {"structures": ["--batch_size", "3"], "edges": ["--max_edges_per_batch", "90"]},

@@ -128,6 +128,7 @@ class Told:
             on_train=lambda record: say("train", record.epoch, record.lr, record.metrics.loss),
             on_validation=lambda record: say("valid", record.epoch, record.best, record.metrics.loss),
             on_best=lambda state, errors: say("best", errors.loss),
+            on_judged=lambda state, errors, score: None,
             on_stage=begin,
             save=save,
             save_last=lambda state, reason: say("last", reason),

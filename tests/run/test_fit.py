@@ -16,6 +16,7 @@ from losses import Loss
 from model_utils.errors import InputError, NonFiniteError, Preempted, SaveError, StopRequested
 from model_utils.run import fit as loop
 from model_utils.run.fit import FitPlan, Stage, fit
+from model_utils.run.judging import Judge
 from model_utils.run.train_state import Progress, TrainState
 from optimizer import ScheduleSettings
 
@@ -56,6 +57,34 @@ def test_weights_before_the_first_step_may_be_the_best() -> None:
     state = trained(plan_of(1, judge_first=True), told)
     assert [best for _, best, _ in told.of("valid")] == [True, False]
     assert (state.progress.best_step, state.progress.best_loss) == (0, 1.0)
+
+
+def test_steps_minimise_the_loss_of_their_epoch_and_validations_are_judged_by_the_stages() -> None:
+    """A weight of 0 in the first epoch moves nothing, and the validation after it has the weight all the same."""
+    told = Told()
+    state = state_of()
+    stage = Stage(loss=ENERGY, of_epoch=lambda epoch: Loss.of(energy=float(epoch), forces=0.0))
+    trained(FitPlan(epochs=1, stages=(stage,)), told, state)
+    assert weights(state) == [0.0, 0.0]
+    [(_, _, trained_on)] = told.of("train")
+    first, after = [loss for _, _, loss in told.of("valid")]
+    assert trained_on == 0.0 < first == after
+    trained(FitPlan(epochs=2, stages=(stage,)), told, state)
+    assert 0.0 not in weights(state)
+
+
+def test_the_judge_says_which_model_is_the_best() -> None:
+    """Of errors that are all 0 but one, with losses that say otherwise."""
+    told = Told(losses=[5.0, 4.0, 3.0, 2.0])
+    state = state_of()
+    data = Waters(4)
+    scores = iter([8.0, 6.0, 7.0, 5.0])
+    judge = Judge(metric="energy_rmse_per_atom")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "score", lambda self, *words: next(scores))
+        fit(state, steps_of(data, 1), plan_of(3, judge=judge, patience=9), told.hooks(state, data))
+    assert [best for _, best, _ in told.of("valid")] == [False, True, False, True]
+    assert (state.progress.best_loss, state.progress.waited) == (5.0, 0)
 
 
 def test_stage_two_changes_loss_and_rate_and_looks_for_the_best_anew() -> None:

@@ -94,9 +94,9 @@ class Notebook:
 def added(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Notebook]:
     """Put a notebook into the table, as a plug-in does."""
 
-    def add(name: str, **settings: Any) -> Notebook:
+    def add(name: str, *, at_once: bool = False, **settings: Any) -> Notebook:
         notebook = Notebook(**settings)
-        monkeypatch.setitem(LOGGERS, name, LoggerKind(opened=notebook.opened))
+        monkeypatch.setitem(LOGGERS, name, LoggerKind(opened=notebook.opened, at_once=at_once))
         return notebook
 
     return add
@@ -119,12 +119,19 @@ def test_every_logger_hears_everything_and_is_closed_once(added: Callable[..., N
     assert first.heard == second.heard == expected
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("error", [ConnectionError("the server\ndoes not answer"), SystemExit(3), KeyError("x")])
 def test_one_that_raises_warns_once_and_is_left_out(
-    method: str, error: BaseException, added: Callable[..., Notebook], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    method: str,
+    error: BaseException,
+    at_once: bool,
+    added: Callable[..., Notebook],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    broken, sound = added("broken", fails_at=method, error=error), added("sound")
+    broken = added("broken", at_once=at_once, fails_at=method, error=error)
+    sound = added("sound", at_once=at_once)
     whole_run(["broken", "sound"], tmp_path)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
@@ -146,7 +153,7 @@ def test_one_that_cannot_be_closed_either_warns_once(
 
 
 def test_a_request_to_stop_is_no_fault_of_a_logger(added: Callable[..., Notebook], tmp_path: Path) -> None:
-    added("asked", fails_at="final", error=StopRequested("SIGTERM"))
+    added("asked", at_once=True, fails_at="final", error=StopRequested("SIGTERM"))
     with pytest.raises(StopRequested):
         whole_run(["asked"], tmp_path)
 

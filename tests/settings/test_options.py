@@ -32,6 +32,9 @@ by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 SETTINGS_OF_A_RUN = 88  # how many there are at least: a test that looks at none would pass
 
 
+OF_A_CONTINUATION = ("run_dir", "resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler")
+
+
 def groups_of(kind: type) -> Iterator[type]:
     for hint in typing.get_type_hints(kind, include_extras=True).values():
         group = declared.group_of(hint)
@@ -82,6 +85,7 @@ def test_what_a_step_computes_is_fixed() -> None:
         "debug",
         "dry_run",
         "as_ranks",
+        *OF_A_CONTINUATION,
         "overwrite",
         "resume",
     )
@@ -99,9 +103,8 @@ def test_resume_takes_what_may_change_and_nothing_else_of_a_training() -> None:
     may_change = set(names_of(TrainingOptions, MAY_CHANGE))
     taken = set(names_of(ResumeOptions)) & set(names_of(TrainingOptions))
     assert may_change <= own
-    assert taken - may_change == {"config", "plugin", "debug", "lr", "ema"}, (
-        "these two act on the state that is taken over"
-    )
+    acting = {"lr", "ema", *OF_A_CONTINUATION} - {"run_dir"}  # on the state that is taken over
+    assert taken - may_change == {"config", "plugin", "debug", *acting}
     assert set(FIXED_IN_A_RUN) == set(names_of(TrainOptions)) - set(names_of(ResumeOptions))
 
 

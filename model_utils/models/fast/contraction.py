@@ -16,7 +16,6 @@ element. In the nested form, with B_wab = T2_wab + Σ_d T3_wabd x_d and A_wa = T
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of
+from model_utils.models.fast.gather import spread, take
 from model_utils.models.fast.graph import BatchGraph
+from model_utils.models.fast.linear import by_tile
 from model_utils.models.fast.needed import needed
 
 ZERO = 1e-12  # entries of U are either exactly zero in exact arithmetic or well above this
@@ -86,14 +87,19 @@ class Contraction:
 
     def terms(self, dtype: torch.dtype, weight: Callable[[str], Tensor]) -> Tensor:
         """T of the elements that occur, (n_present, n_terms, n_channels): the polynomial's coefficients."""
-        if dtype not in self._couplings:
-            self._couplings[dtype] = [m.couplings.to(dtype) for degrees in self.orders for m in degrees]
-        names = [m.weight for degrees in self.orders for m in degrees]
-        parts = [u @ weight(name) for u, name in zip(self._couplings[dtype], names, strict=True)]
-        return torch.cat(parts, dim=1)
+        weights = [weight(m.weight) for degrees in self.orders for m in degrees]
+        couplings = self._couplings_on(weights[0].device, dtype)
+        return torch.cat([u @ w for u, w in zip(couplings, weights, strict=True)], dim=1)
+
+    def _couplings_on(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        """The couplings of all monomials, kept on the device: copying them would make a GPU wait."""
+        key = (device, dtype)
+        if key not in self._couplings:
+            self._couplings[key] = [m.couplings.to(device, dtype) for degrees in self.orders for m in degrees]
+        return self._couplings[key]
 
     @cached_property
-    def _couplings(self) -> dict[torch.dtype, list[Tensor]]:
+    def _couplings(self) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
         return {}
 
     @cached_property
@@ -139,11 +145,19 @@ class Contraction:
                 outer_ptr.append(len(outer))
         return outer_ptr, outer, inner, last
 
+    def keep_on(self, like: Tensor) -> None:
+        """Make the tables of plain torch for tensors of a device and precision, before a step needs them."""
+        for table in self._tables:
+            table.on(like)
+
     def by_torch(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
-        """The products in plain torch, one batched product over channels per element and output order."""
-        by_channel = x.permute(2, 1, 0)  # (n_channels, n_atoms, components)
-        outputs = [table(by_channel, weight, graph.species_bounds) for table in self._tables]
-        return torch.cat(outputs, dim=2).permute(2, 1, 0)
+        """The products in plain torch, one batched product over tiles of one element and channels per output order."""
+        tiles = graph.tiles
+        placed = spread(x, tiles.slot, tiles.n_slots).view(-1, tiles.n_tiles, tiles.width, self.n_channels)
+        by_channel = placed.permute(1, 3, 2, 0).contiguous()  # (n_tiles, n_channels, width, components)
+        outputs = [table(by_channel, weight, graph) for table in self._tables]
+        y = torch.cat(outputs, dim=3).permute(3, 0, 2, 1).reshape(-1, tiles.n_slots, self.n_channels)
+        return take(y, tiles.slot)
 
     @cached_property
     def _tables(self) -> list["_Table"]:
@@ -226,34 +240,33 @@ class _Table:
             names=(names.get(1), names.get(2), names.get(3)),
         )
 
-    def __call__(self, x: Tensor, weight: Callable[[str], Tensor], bounds: tuple[int, ...]) -> Tensor:
-        """(n_channels, n_atoms, n_out) from features (n_channels, n_atoms, n_in) of atoms sorted by element."""
-        n_channels = x.shape[0]
-        n_in = x.shape[2]
+    def __call__(self, x: Tensor, weight: Callable[[str], Tensor], graph: BatchGraph) -> Tensor:
+        """(n_tiles, n_channels, width, n_out) from features (n_tiles, n_channels, width, n_in) of atoms in tiles."""
+        n_in = x.shape[3]
         n_rows = self.left.shape[1]
+        first, second, third, left, right, sums = self.on(x)
+        t1, t2, t3 = (
+            None if name is None or u is None else by_tile(torch.matmul(u, weight(name)).transpose(1, 2), graph)
+            for name, u in zip(self.names, (first, second, third), strict=True)
+        )  # (n_tiles, n_channels, entries)
+        inner: Tensor | None = None
+        if t3 is not None:
+            inner = x @ t3.reshape(*x.shape[:2], n_in, n_rows)
+        if t2 is not None:
+            inner = t2.unsqueeze(2) if inner is None else inner + t2.unsqueeze(2)
+        y = None if inner is None else ((x @ left) * (x @ right) * inner) @ sums
+        if t1 is not None:
+            linear = x @ t1.reshape(*x.shape[:2], n_in, self.n_out)
+            y = linear if y is None else y + linear
+        return x.new_zeros(*x.shape[:3], self.n_out) if y is None else y
+
+    def on(self, x: Tensor) -> list[Any]:
+        """The tables as a tensor is, kept on its device: copying them every time would make a GPU wait."""
         key = (x.device, x.dtype)
-        if key not in self.kept:  # copying them every time would make a GPU wait
+        if key not in self.kept:
             tables = (self.first, self.second, self.third, self.left, self.right, self.sums)
             self.kept[key] = [None if table is None else table.to(x) for table in tables]
-        first, second, third, left, right, sums = self.kept[key]
-        t1, t2, t3 = (
-            None if name is None or u is None else torch.matmul(u, weight(name)).transpose(1, 2)
-            for name, u in zip(self.names, (first, second, third), strict=True)
-        )  # (n_present, n_channels, entries)
-        products = (x @ left) * (x @ right)
-        slices = []
-        for k, (begin, end) in enumerate(pairwise(bounds)):
-            inner: Tensor | None = None
-            if t3 is not None:
-                inner = torch.bmm(x[:, begin:end], t3[k].reshape(n_channels, n_in, n_rows))
-            if t2 is not None:
-                inner = t2[k].unsqueeze(1) if inner is None else inner + t2[k].unsqueeze(1)
-            y = None if inner is None else (products[:, begin:end] * inner) @ sums
-            if t1 is not None:
-                linear = torch.bmm(x[:, begin:end], t1[k].reshape(n_channels, n_in, self.n_out))
-                y = linear if y is None else y + linear
-            slices.append(x.new_zeros(n_channels, end - begin, self.n_out) if y is None else y)
-        return torch.cat(slices, dim=1)
+        return self.kept[key]
 
 
 class _Contract(torch.autograd.Function):

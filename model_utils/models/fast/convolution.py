@@ -81,6 +81,12 @@ class Convolution:
             seen[l3] += 1
         return cls(tuple(paths), tp.irreps_in1[0].mul, max_ell)
 
+    def keep_on(self, like: Tensor) -> None:
+        """Make the tables of plain torch for tensors of a device and precision, before a step needs them."""
+        odd_on(self.max_ell, like.device)
+        for path in self.paths:
+            path.table(like.device, like.dtype)
+
     @property
     def odd(self) -> list[bool]:
         """For every column of the spherical harmonics: whether it changes sign with the vector."""
@@ -115,19 +121,19 @@ class Convolution:
         slots = graph.rows
         n_atoms = graph.n_atoms
         n_channels = self.n_channels
-        width = slots.pair.shape[1]
-        dtype = h.dtype
-        h_slots = gather(h.transpose(0, 1).contiguous(), slots.sender.view(-1), slots.of_sender)
-        w_slots = gather(weights.view(graph.n_pairs, len(self.paths), n_channels), slots.pair.view(-1), slots.of_pair)
-        y_slots = signed_harmonics(graph, harmonics, self.max_ell)
+        width = slots.width
+        # split once: a slice per path would have its gradient padded with zeros to the whole, and added, for each path
+        h_slots = gather(h.transpose(0, 1).contiguous(), slots.of_sender)
+        h_by_order = h_slots.split(_components(max(p.l1 for p in self.paths)), dim=1)
+        by_pair = weights.view(graph.n_pairs, len(self.paths), n_channels)
+        w_by_path = gather(by_pair, slots.of_pair).unbind(1)
+        y_by_order = signed_harmonics(graph, harmonics, self.max_ell).split(_components(self.max_ell), dim=-1)
         blocks: list[list[Tensor]] = [[] for _ in self.widths]
-        for index, path in enumerate(self.paths):
+        for path, w in zip(self.paths, w_by_path, strict=True):
             d1, d2, d3 = path.coefficients.shape
-            table = path.table(h.device, dtype)
-            coupled = y_slots[..., path.l2**2 : (path.l2 + 1) ** 2].reshape(-1, d2) @ table
+            coupled = y_by_order[path.l2].reshape(-1, d2) @ path.table(h.device, h.dtype)
             left = coupled.view(n_atoms, width * d1, d3).transpose(1, 2)
-            h_l = h_slots[:, path.l1**2 : (path.l1 + 1) ** 2]
-            right = (h_l * w_slots[:, index : index + 1]).view(n_atoms, width * d1, n_channels)
+            right = (h_by_order[path.l1] * w.unsqueeze(1)).view(n_atoms, width * d1, n_channels)
             blocks[path.l3].append(torch.bmm(left, right))
         return torch.cat([torch.stack(block, dim=2).transpose(0, 1).reshape(-1) for block in blocks])
 
@@ -201,10 +207,17 @@ def signed_harmonics(graph: BatchGraph, harmonics: Tensor, max_ell: int, *, segm
         (n_rows, width, (max_ell + 1)²).
     """
     slots = graph.segments if segments else graph.rows
-    signs = torch.where(_odd_on(max_ell, harmonics.device), slots.sign.unsqueeze(-1), 1).to(harmonics.dtype)
-    return gather(harmonics, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1) * signs
+    sign = slots.sign.unsqueeze(-1)
+    signs = torch.where(odd_on(max_ell, harmonics.device), sign, sign.abs()).to(harmonics.dtype)
+    return gather(harmonics, slots.of_pair).view(*slots.sign.shape, -1) * signs
+
+
+def _components(highest: int) -> list[int]:
+    """Components of every order up to the highest."""
+    return [2 * order + 1 for order in range(highest + 1)]
 
 
 @cache
-def _odd_on(max_ell: int, device: torch.device) -> Tensor:
+def odd_on(max_ell: int, device: torch.device) -> Tensor:
+    """Which columns of the spherical harmonics change sign with the vector, kept on the device."""
     return torch.tensor(odd(max_ell), device=device)

@@ -23,14 +23,15 @@ from dataloader.quantities import ENERGY
 from model_utils.models.fast.backends import backend_of
 from model_utils.models.fast.convolution import Convolution
 from model_utils.models.fast.first_layer import FirstLayer
-from model_utils.models.fast.gather import gather
-from model_utils.models.fast.geometry import directions
+from model_utils.models.fast.gather import adds_in_one_order
+from model_utils.models.fast.geometry import directions, pair_vectors
 from model_utils.models.fast.graph import BatchGraph, graph_of
-from model_utils.models.fast.linear import Blocks, linear, per_element, silu
+from model_utils.models.fast.linear import Blocks, linear, per_element, rows_of_elements, silu
 from model_utils.models.fast.orders import prepared
 from model_utils.models.fast.plan import Interaction, Readout, plan_of
 from model_utils.models.fast.products import matmul
-from model_utils.models.network import Parameters
+from model_utils.models.fast.sums import sums_over_neighbors, sums_over_structures
+from model_utils.models.network import PLAIN_TORCH, Parameters
 
 
 class FastNetwork:
@@ -43,14 +44,23 @@ class FastNetwork:
         self.module = module
         self.plan = plan_of(module)
         self._own = dict(module.named_parameters())
-        backend_of(next(module.parameters()))  # where kernels are not compiled yet, not within the first step
+        self._make_ready(next(module.parameters()))
         self._latest: tuple[weakref.ref[Batch], BatchGraph] | None = None
+
+    def _make_ready(self, like: Tensor) -> None:
+        """Compile kernels, or copy tables to the device, and read constants there: not within the first step."""
+        self.plan.radial.keep_constants()
+        if backend_of(like) is not None:
+            return
+        for interaction in self.plan.interactions:
+            interaction.couplings.keep_on(like)
+            interaction.product.keep_on(like)
 
     @property
     def arithmetic(self) -> str:
         """The backend that computes, or plain torch; another one gives other last bits."""
         backend = backend_of(next(self.module.parameters()))
-        return "plain torch" if backend is None else backend.name
+        return PLAIN_TORCH if backend is None else backend.name
 
     def prepared(self, batch: Batch) -> Batch:
         """The batch with its orders (``orders``)."""
@@ -88,11 +98,7 @@ class _Pass:
         """Interaction energies of the structures, (n_structures,), eV; positions and shifts in Å."""
         graph = self.graph
         plan = self.plan
-        vectors = (
-            positions.index_select(0, graph.pair_receiver)
-            - positions.index_select(0, graph.pair_sender)
-            + shifts.index_select(0, graph.pair_edge)
-        )
+        vectors = pair_vectors(graph, positions, shifts)
         lengths, harmonics = directions(vectors, plan.max_ell)
         numbers = self.module.get_buffer("atomic_numbers")[self.batch.species].unsqueeze(1)
         of_pair = (numbers[graph.pair_receiver], numbers[graph.pair_sender])
@@ -170,25 +176,22 @@ class _Pass:
         """Σ_{j → i} tanh(f(r_ij)²), (n_atoms, 1)."""
         layer = interaction.density
         assert layer is not None
-        graph = self.graph
         of_pair = torch.tanh((features @ (self.weights[layer.name] * layer.scale)) ** 2)
         of_pair = of_pair if cutoff is None else of_pair * cutoff
-        slots = graph.rows
-        return gather(of_pair, slots.pair.view(-1), slots.of_pair).view(graph.n_atoms, -1).sum(dim=1, keepdim=True)
+        return sums_over_neighbors(self.graph, of_pair)
 
     def per_element(self, x: Tensor, blocks: Blocks) -> Tensor:
         """Features mapped by the matrices of each atom's element (``linear.per_element``)."""
-        return per_element(x, self.weights[blocks.name], blocks, self.graph.present, self.graph.species_bounds)
+        return per_element(x, self.weights[blocks.name], blocks, self.graph)
 
     def add_skip(self, y: Tensor, blocks: Blocks, h: Tensor | None, h_element: Tensor) -> Tensor:
         """y and the features that came in, mapped per element; those of the first layer are one row per element."""
         if h is None:
-            graph = self.graph
             part = blocks.parts[0]
             matrices = self.weights[blocks.name].view(part.n_in, part.n_elements, part.n_out)
             matrices = self.select(matrices, 1).transpose(0, 1)
             rows = torch.bmm(h_element.unsqueeze(1), matrices).squeeze(1) * part.scale
-            skip = rows.index_select(0, graph.species).unsqueeze(0)
+            skip = rows_of_elements(rows, self.graph.species).unsqueeze(0)
         else:
             skip = self.per_element(h, blocks)
         if len(skip) == len(y):
@@ -214,7 +217,6 @@ class _Pass:
     def total(self, node_energy: Tensor, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
         """Energies of structures: scaled, shifted sums over atoms and the repulsion of pairs; (n_structures,), eV."""
         graph = self.graph
-        batch = self.batch
         buffers = dict(self.module.named_buffers()) if hasattr(self.module, "scale_shift") else {}
         scale = buffers.get("scale_shift.scale")
         shift = buffers.get("scale_shift.shift")
@@ -222,14 +224,16 @@ class _Pass:
             scale = torch.atleast_1d(scale)
             shift = torch.atleast_1d(shift)
             node_energy = scale[graph.head] * node_energy + shift[graph.head]
-        total = node_energy.new_zeros(batch.n_structures).index_add(0, graph.structure, node_energy)
-        if self.plan.radial.repulsion is not None:
-            structure = batch.structure[graph.pair_receiver]
-            repulsion = self.plan.radial.repulsion_energy(lengths, numbers)
-            if scale is not None:
-                repulsion = repulsion * scale[batch.head[structure]]
-            total = total.index_add(0, structure, repulsion)
-        return total
+        if self.plan.radial.repulsion is None:
+            return sums_over_structures(graph, node_energy)
+        repulsion = self.plan.radial.repulsion_energy(lengths, numbers)
+        if not adds_in_one_order(node_energy):
+            halves = 0.5 * sums_over_neighbors(graph, repulsion.unsqueeze(1)).squeeze(1)
+            return sums_over_structures(graph, node_energy + (halves if scale is None else scale[graph.head] * halves))
+        structure = self.batch.structure[graph.pair_receiver]
+        if scale is not None:
+            repulsion = repulsion * scale[self.batch.head[structure]]
+        return sums_over_structures(graph, node_energy).index_add(0, structure, repulsion)
 
 
 def _square(weight: Tensor, blocks: Blocks) -> list[Tensor]:

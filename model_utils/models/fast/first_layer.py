@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of
-from model_utils.models.fast.convolution import signed_harmonics
-from model_utils.models.fast.gather import gather
+from model_utils.models.fast.convolution import odd_on, signed_harmonics
+from model_utils.models.fast.gather import adds_in_one_order, collect, gather
 from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.graph import BatchGraph
+from model_utils.models.fast.linear import rows_of_elements
 from model_utils.models.fast.needed import needed
 from model_utils.models.fast.products import matmul
 
@@ -42,6 +43,10 @@ class FirstLayer:
     def max_ell(self) -> int:
         """Highest order."""
         return len(self.scales) - 1
+
+    def keep_on(self, like: Tensor) -> None:
+        """Make the tables of plain torch for tensors of a device and precision, before a step needs them."""
+        odd_on(self.max_ell, like.device)
 
     def __call__(
         self, graph: BatchGraph, radial: Tensor, harmonics: Tensor, path_matrix: Tensor, h: Tensor, maps: list[Tensor]
@@ -74,10 +79,8 @@ class FirstLayer:
                 x = matmul(s_l.reshape(-1, graph.n_present * n_radial), folded)
             else:
                 by_segment = matmul(s_l.reshape(-1, n_radial), w_l).view(2 * order + 1, -1, n_channels)
-                by_segment = by_segment * h.index_select(0, graph.segment_species)
-                summed = by_segment.new_zeros(2 * order + 1, n_atoms, n_channels)
-                x = summed.index_add(1, graph.segment_atom, by_segment).view(-1, n_channels)
-                x = matmul(x, maps[order])
+                by_segment = by_segment * rows_of_elements(h, graph.segment_species)
+                x = matmul(_summed_by_atom(graph, by_segment).view(-1, n_channels), maps[order])
             orders.append(x.view(2 * order + 1, n_atoms, n_channels))
         return torch.cat(orders)
 
@@ -93,8 +96,18 @@ class FirstLayer:
         """S in plain torch: segments padded to one length, one batched product over their edges."""
         slots = graph.segments
         left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
-        right = gather(radial, slots.pair.view(-1), slots.of_pair).view(*slots.pair.shape, -1)
+        right = gather(radial, slots.of_pair).view(*slots.sign.shape, -1)
         return torch.bmm(left.transpose(1, 2), right).transpose(0, 1)
+
+
+def _summed_by_atom(graph: BatchGraph, by_segment: Tensor) -> Tensor:
+    """Sums over the segments of every atom; (components, n_segments, n_channels) to (components, n_atoms, …)."""
+    n_components, _, n_channels = by_segment.shape
+    if adds_in_one_order(by_segment):
+        summed = by_segment.new_zeros(n_components, graph.n_atoms, n_channels)
+        return summed.index_add(1, graph.segment_atom, by_segment)
+    by_atom = collect(by_segment.transpose(0, 1).contiguous(), graph.segments_of_atoms)
+    return by_atom.transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,51 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of
+from model_utils.models.fast.gather import adds_in_one_order, sums_of_rows
+from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.needed import needed
+
+
+def pair_vectors(graph: BatchGraph, positions: Tensor, shifts: Tensor) -> Tensor:
+    """Vectors of the pairs, (n_pairs, 3), Å: from sender to receiver, across cells.
+
+    Args:
+        graph: orders of the batch.
+        positions: (n_atoms, 3), Å, in the batch's order.
+        shifts: (n_edges, 3), Å.
+    """
+    if adds_in_one_order(positions):
+        receivers = positions.index_select(0, graph.pair_receiver)
+        differences = receivers - positions.index_select(0, graph.pair_sender)
+    else:
+        differences = _Differences.apply(positions, graph)
+    return differences + shifts.index_select(0, graph.pair_edge)
+
+
+class _Differences(torch.autograd.Function):
+    """d = r(receiver) − r(sender) of every pair; r̄ is a sum over the atom's row, signed by the edges' directions."""
+
+    @staticmethod
+    def forward(ctx: Any, positions: Tensor, graph: BatchGraph) -> Tensor:
+        ctx.graph = graph
+        return positions.index_select(0, graph.pair_receiver) - positions.index_select(0, graph.pair_sender)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _DifferencesVjp.apply(g, ctx.graph), None
+
+
+class _DifferencesVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, graph: BatchGraph) -> Tensor:
+        ctx.graph = graph
+        signs = (1 - 2 * graph.flipped).to(g.dtype)
+        by_atom = sums_of_rows(g, graph.pair.long(), graph.row_ptr, signs)
+        return by_atom.index_select(0, graph.rank)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor, None]:
+        return _Differences.apply(a, ctx.graph), None
 
 
 def directions(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dataloader.batch import Batch
+from model_utils.models.fast.gather import Listing
 from model_utils.models.fast.orders import orders_of
+
+TILE_COST = 32  # atoms that cost as much as one more tile: a product's matrices are read for each tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,8 @@ class BatchGraph:
     dense_segments: bool  # every atom has a segment of every element, some of them empty
     row_width: int  # edges of the longest row, at least 1
     segment_width: int  # edges of the longest segment, at least 1
+    structure_ptr: Tensor  # (n_structures + 1,), first atom of each structure in the batch's order
+    structure_width: int  # atoms of the largest structure
     kept: dict[Any, Any] = field(default_factory=dict)  # what a backend made of these arrays
 
     @property
@@ -87,16 +93,32 @@ class BatchGraph:
         """The segments padded to one length, for plain torch."""
         return Slots.of(self, self.segment_ptr, self.segment_width)
 
+    @cached_property
+    def tiles(self) -> "Tiles":
+        """Atoms of one element each in pieces of one length, for plain torch."""
+        return Tiles.of(self.species_bounds, self.species, self.species_ptr)
+
+    @cached_property
+    def segments_of_atoms(self) -> Listing:
+        """Atoms as rows and segments as slots."""
+        atoms = torch.arange(self.n_atoms + 1, device=self.sender.device)
+        segments = torch.arange(self.n_segments, device=self.sender.device)
+        return Listing(self.segment_atom, segments, torch.searchsorted(self.segment_atom, atoms))
+
+    @cached_property
+    def structures(self) -> "Places":
+        """The atoms of each structure padded to one length, for plain torch."""
+        return Places.of(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """Rows of edges as a table (n_rows, width); what is empty points one behind the last entry."""
+    """Rows of edges as a table (n_rows, width), flat; what is empty shows pair 0 and sender 0."""
 
-    pair: Tensor  # (n_rows, width), n_pairs where empty
-    sender: Tensor  # (n_rows, width), n_atoms where empty
-    sign: Tensor  # (n_rows, width), −1 for edges that run against their pair's vector
-    of_pair: Tensor  # (n_pairs, 2), the two slots of a pair
-    of_sender: Tensor  # (n_atoms, width of the rows), the slots whose sender is the atom
+    width: int
+    sign: Tensor  # (n_rows, width), −1 for edges that run against their pair's vector, 0 where empty
+    of_pair: Listing  # pairs as rows
+    of_sender: Listing  # senders as rows
 
     @classmethod
     def of(cls, graph: BatchGraph, pointer: Tensor, width: int) -> "Slots":
@@ -107,24 +129,91 @@ class Slots:
         row = _rows(pointer, graph.n_edges)
         slot = row * width + edge - pointer[row]
         size = n_rows * width
-        pair = slot.new_full((size,), graph.n_pairs)
+        pair = slot.new_zeros(size)
         pair[slot] = graph.pair.long()
-        sender = slot.new_full((size,), graph.n_atoms)
+        sender = slot.new_zeros(size)
         sender[slot] = graph.sender.long()
-        sign = slot.new_ones(size)
+        sign = slot.new_zeros(size)
         sign[slot] = 1 - 2 * flipped
-        of_pair = slot.new_empty((graph.n_pairs, 2))
-        of_pair[graph.pair.long(), flipped] = slot
-        receiver = _rows(graph.row_ptr, graph.n_edges)
-        of_sender = slot.new_full((graph.n_atoms, graph.row_width), size)
-        of_sender[receiver, edge - graph.row_ptr[receiver]] = slot[graph.reverse.long()]
+        of_pair = slot.new_empty(2 * graph.n_pairs)
+        of_pair[2 * graph.pair.long() + flipped] = slot
+        two_each = 2 * torch.arange(graph.n_pairs + 1, device=pointer.device)
         return cls(
-            pair=pair.view(n_rows, width),
-            sender=sender.view(n_rows, width),
+            width=width,
             sign=sign.view(n_rows, width),
-            of_pair=of_pair,
-            of_sender=of_sender,
+            of_pair=Listing(pair, of_pair, two_each),
+            of_sender=Listing(sender, slot[graph.reverse.long()], graph.row_ptr),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Atoms in species order cut into tiles of ``width``, none of which has atoms of two elements; some are not full.
+
+    What is multiplied by a matrix per element is one batched product over tiles, however many elements there are.
+    """
+
+    width: int
+    n_tiles: int
+    slot: Tensor  # (n_atoms,), the place of every atom in its tile
+    of_element: Listing  # elements as rows, tiles as slots
+
+    @classmethod
+    def of(cls, bounds: tuple[int, ...], species: Tensor, species_ptr: Tensor) -> "Tiles":
+        """The tiles of atoms sorted by species; ``bounds`` is what ``species_ptr`` holds, on the host."""
+        counts = np.diff(bounds)
+        width = tile_width(counts)
+        n_tiles = int((-(-counts // width)).sum())
+        per_element = (species_ptr.diff() + (width - 1)).div(width, rounding_mode="floor")
+        first = torch.cat([per_element.new_zeros(1), per_element.cumsum(0)])
+        within = torch.arange(bounds[-1], device=species.device) - species_ptr[species]
+        elements = torch.arange(len(counts), device=species.device)
+        element = torch.repeat_interleave(elements, per_element, output_size=n_tiles)
+        tiles = torch.arange(n_tiles, device=species.device)
+        return cls(
+            width=width,
+            n_tiles=n_tiles,
+            slot=first[species] * width + within,
+            of_element=Listing(element, tiles, first),
+        )
+
+    @property
+    def n_slots(self) -> int:
+        """Places of all tiles."""
+        return self.n_tiles * self.width
+
+
+def tile_width(counts: np.ndarray) -> int:
+    """Atoms of a tile for which full and empty places and the tiles themselves cost least.
+
+    Args:
+        counts: (n_present,), atoms of each element, at least one.
+    """
+    pieces = np.arange(1, 9)
+    widths = np.unique(-(-counts[:, None] // pieces))
+    tiles = -(-counts // widths[:, None]).astype(np.int64)
+    costs = tiles.sum(axis=1) * (widths + TILE_COST)
+    return int(widths[costs.argmin()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The atoms of every structure as a table (n_structures, width), flat; what is empty shows atom 0."""
+
+    is_atom: Tensor  # (n_structures, width), bool
+    of_atom: Listing  # atoms in species order as rows
+
+    @classmethod
+    def of(cls, graph: BatchGraph) -> "Places":
+        """The table of a batch's structures."""
+        width = graph.structure_width
+        begin = graph.structure_ptr[:-1].unsqueeze(1)
+        place = begin + torch.arange(width, device=begin.device)
+        is_atom = place < graph.structure_ptr[1:].unsqueeze(1)
+        atom = graph.rank[place.clamp(max=graph.n_atoms - 1)]
+        slot = graph.structure * width + graph.order - graph.structure_ptr[graph.structure]
+        one_each = torch.arange(graph.n_atoms + 1, device=begin.device)
+        return cls(is_atom=is_atom, of_atom=Listing(atom.view(-1), slot, one_each))
 
 
 def _rows(pointer: Tensor, n_edges: int) -> Tensor:
@@ -141,7 +230,7 @@ def graph_of(batch: Batch) -> BatchGraph:
     """
     orders: Any = dict(batch.orders or orders_of(batch))
     bounds = orders.pop("bounds")
-    row_width, segment_width, dense = orders.pop("host")
+    row_width, segment_width, structure_width, dense = orders.pop("host")
     structure = batch.structure[orders["order"]]
     return BatchGraph(
         n_atoms=batch.n_atoms,
@@ -153,5 +242,7 @@ def graph_of(batch: Batch) -> BatchGraph:
         dense_segments=bool(dense),
         row_width=row_width,
         segment_width=segment_width,
+        structure_ptr=batch.ptr,
+        structure_width=structure_width,
         **orders,
     )

@@ -8,7 +8,6 @@ product: y_l = x_l W_l. The maps are bilinear in input and weight; for y = x W
 In the code ȳ is g, A is aw, and the gradients by x, W and ȳ are dx, dw and dg.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import backend_of
+from model_utils.models.fast.gather import adds_in_one_order, gather, spread, take
+from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.needed import needed
 from model_utils.models.fast.products import matmul, product
 
@@ -168,31 +169,73 @@ class _LinearVjp(torch.autograd.Function):
         return dx, dw, dg, None, None, None, None, None
 
 
-def per_element(x: Tensor, weight: Tensor, blocks: Blocks, present: Tensor, bounds: Sequence[int]) -> Tensor:
+def per_element(x: Tensor, weight: Tensor, blocks: Blocks, graph: BatchGraph) -> Tensor:
     """y_l[m, i] = x_l[m, i] W_l[:, element of i, :] for atoms sorted by element.
 
     Args:
         x: features in blocks, all orders of equal width.
         weight: mace's flat weight; the matrices of order l are (n_in, n_elements, n_out).
         blocks: which part of it belongs to which order.
-        present: (n_present,), the elements that occur.
-        bounds: first atom of each of them, and the number of atoms.
+        graph: orders of the batch: which elements occur, and where the atoms of each lie.
 
     Returns:
         (components of the orders that go out, n_atoms, n_out).
     """
-    orders = x.view(-1, bounds[-1], blocks.widths[0]).split([2 * order + 1 for order in range(len(blocks.widths))])
+    orders = [2 * order + 1 for order in range(len(blocks.widths))]
+    features = x.view(sum(orders), graph.n_atoms, blocks.widths[0])
+    by_slices = _multiplies(x)
+    if not by_slices:
+        features = spread(features, graph.tiles.slot, graph.tiles.n_slots)
+    by_order = features.split(orders)
     outputs = []
     for part, flat in zip(blocks.parts, weight.split([p.size for p in blocks.parts]), strict=True):
-        matrices = flat.view(part.n_in, part.n_elements, part.n_out).index_select(1, present) * part.scale
-        x_l = orders[part.order]
-        slices = [
-            matmul(x_l[:, begin:end].reshape(-1, part.n_in), matrices[:, k])
-            for k, (begin, end) in enumerate(pairwise(bounds))
-        ]
-        rows = 2 * part.order + 1
-        outputs.append(torch.cat([s.view(rows, -1, part.n_out) for s in slices], dim=1))
-    return torch.cat(outputs)
+        matrices = flat.view(part.n_in, part.n_elements, part.n_out).index_select(1, graph.present) * part.scale
+        product_of_order = _by_slices if by_slices else _by_tiles
+        outputs.append(product_of_order(by_order[part.order], matrices, graph))
+    y = torch.cat(outputs)
+    return y if by_slices else take(y, graph.tiles.slot)
+
+
+def _multiplies(x: Tensor) -> bool:
+    """Whether a backend multiplies slices as well as anything larger."""
+    backend = backend_of(x)
+    return backend is not None and backend.multiplies
+
+
+def _by_slices(x: Tensor, matrices: Tensor, graph: BatchGraph) -> Tensor:
+    """One product for each element; x (components, n_atoms, n_in), matrices (n_in, n_present, n_out)."""
+    slices = [
+        matmul(x[:, begin:end].reshape(-1, x.shape[2]), matrices[:, k])
+        for k, (begin, end) in enumerate(pairwise(graph.species_bounds))
+    ]
+    return torch.cat([s.view(len(x), -1, matrices.shape[2]) for s in slices], dim=1)
+
+
+def _by_tiles(x: Tensor, matrices: Tensor, graph: BatchGraph) -> Tensor:
+    """One batched product over all tiles; x (components, n_slots, n_in), matrices (n_in, n_present, n_out)."""
+    tiles = graph.tiles
+    of_tiles = by_tile(matrices.transpose(0, 1), graph)
+    y = x.view(len(x), tiles.n_tiles, tiles.width, x.shape[2]) @ of_tiles
+    return y.view(len(x), tiles.n_slots, matrices.shape[2])
+
+
+def by_tile(of_elements: Tensor, graph: BatchGraph) -> Tensor:
+    """What every tile has of its element; (n_present, …) to (n_tiles, …)."""
+    tiles = graph.tiles
+    if tiles.n_tiles == graph.n_present:  # one for each
+        return of_elements
+    return gather(of_elements.contiguous(), tiles.of_element)
+
+
+def rows_of_elements(rows: Tensor, element: Tensor) -> Tensor:
+    """rows[element]; rows (n_present, n), element (n,). The gradient by a row is a sum over all atoms of its element.
+
+    Where that would be by atomics it is a product with a table of ones and zeros, exact in this direction.
+    """
+    if adds_in_one_order(rows):
+        return rows.index_select(0, element)
+    is_of = element.unsqueeze(1) == torch.arange(len(rows), device=element.device)
+    return is_of.to(rows.dtype) @ rows
 
 
 def silu(z: Tensor, gain: float) -> Tensor:

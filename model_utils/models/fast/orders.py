@@ -36,7 +36,8 @@ def orders_of(batch: Batch) -> Orders:
     row_ptr = torch.searchsorted(receiver, torch.arange(batch.n_atoms + 1, device=receiver.device))
     row_width = _widest(row_ptr)
     segment_width = _widest(segments["segment_ptr"])
-    on_host = {"bounds": bounds, "host": (row_width, segment_width, dense)}
+    structure_width = _widest(batch.ptr)
+    on_host = {"bounds": bounds, "host": (row_width, segment_width, structure_width, dense)}
     return {**atoms, "rank": rank, **edges, "row_ptr": row_ptr, **segments, **on_host}
 
 

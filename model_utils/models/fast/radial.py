@@ -81,6 +81,18 @@ class Radial:
         """The power of the cutoff."""
         return int(self.constant("cutoff_fn.p"))
 
+    @cached_property
+    def repulsion_power(self) -> int:
+        """The power of the repulsion's cutoff, which model.json says and every load compares."""
+        return 0 if self.repulsion is None else int(self.repulsion.p)
+
+    def keep_constants(self) -> None:
+        """Read what steps take as numbers, before the first of them."""
+        numbers = [self.power, self.repulsion_power, self.constant("cutoff_fn.r_max")]
+        if not self.gaussian:
+            numbers.append(self.constant("bessel_fn.prefactor"))
+        assert all(number >= 0 for number in numbers)
+
     def constant(self, name: str) -> float:
         """A number that a module of the embedding holds, read once: on a GPU each reading waits for the step."""
         if name not in self.constants:
@@ -114,16 +126,21 @@ class Radial:
         assert fn is not None
         dtype = lengths.dtype
         first, second = (n.to(dtype) for n in numbers)
-        exponent = float(fn.a_exp)
-        prefactor = float(fn.a_prefactor)
+        exponent = _number(fn.a_exp)
+        prefactor = _number(fn.a_prefactor)
         screening = prefactor * BOHR / (first**exponent + second**exponent)
         x = lengths / screening
         weights: Tensor = fn.c
         phi = sum(weights[k] * torch.exp(-e * x) for k, e in enumerate(ZBL_EXPONENTS))
         radii: Tensor = fn.covalent_radii
         contact = radii[numbers[0]] + radii[numbers[1]]
-        envelope = polynomial_cutoff(lengths, contact, int(fn.p))
+        envelope = polynomial_cutoff(lengths, contact, self.repulsion_power)
         return (COULOMB * first * second / lengths * phi * envelope).squeeze(1)
+
+
+def _number(tensor: Tensor) -> Any:
+    """A constant as a number; on a GPU, which would be waited for, as a tensor without axes."""
+    return float(tensor) if tensor.device.type == "cpu" else tensor.detach()
 
 
 def polynomial_cutoff(r: Tensor, r_max: Tensor, p: int) -> Tensor:

@@ -22,6 +22,7 @@ from model_utils.settings.options.evaluation import EvaluateOptions, PrintedLoss
 from model_utils.settings.options.finetuning import FinetuneOptions
 from model_utils.settings.options.indexing import IndexOptions
 from model_utils.settings.options.models import (
+    BestOptions,
     ConvertOptions,
     DescribeOptions,
     DiffOptions,
@@ -29,9 +30,12 @@ from model_utils.settings.options.models import (
     ShowOptions,
     VerifyOptions,
 )
+from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
+from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
 from model_utils.settings.options.simulating import MdOptions, RelaxOptions, SimulatedOptions
+from model_utils.settings.options.splits import SplitOptions
 from model_utils.settings.options.training import (
     LossOptions,
     OptimizerOptions,
@@ -49,6 +53,7 @@ __all__ = [
     "GENERAL_FLAGS",
     "NAMES_OF_FORMATS",
     "BatchOptions",
+    "BestOptions",
     "CheckOptions",
     "CommonOptions",
     "ConvertOptions",
@@ -61,6 +66,8 @@ __all__ = [
     "FilterOptions",
     "FinetuneOptions",
     "IndexOptions",
+    "InlineModelOptions",
+    "JudgingOptions",
     "LabelOptions",
     "LossOptions",
     "MdOptions",
@@ -72,12 +79,15 @@ __all__ = [
     "PackOptions",
     "PrintedLossOptions",
     "RelaxOptions",
+    "ReproduceOptions",
     "ResumeOptions",
     "Role",
     "RunOptions",
+    "RunningOptions",
     "ShowOptions",
     "SimulatedOptions",
     "SourceOptions",
+    "SplitOptions",
     "StageTwoOptions",
     "TrainOptions",
     "TrainingOptions",

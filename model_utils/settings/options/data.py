@@ -15,6 +15,7 @@ from model_utils.settings.option_types import (
     Positive,
     Ratio,
 )
+from model_utils.settings.options.splits import SplitOptions
 from model_utils.settings.table_names import NamesOf
 
 Role = Literal["train", "val", "test"]
@@ -114,6 +115,7 @@ class DataOptions:
 
     filters: FilterOptions
     labels: LabelOptions
+    splits: SplitOptions
     data_format: Annotated[str | None, NAMES_OF_FORMATS, MAY_CHANGE] = None
     """Format of the data; follows from the flags that name files, or from these, unless given."""
     train_file: Annotated[
@@ -180,6 +182,8 @@ class DataOptions:
     """Head of the model for structures whose record and source name none."""
     valid_fraction: Annotated[Fraction, FIXED] = 0.1
     """Share of the training structures set aside for validation where no validation data are named; drawn by --seed, their names are saved. Of a file with a ratio, no larger a part than an epoch has."""
+    config_type_weights: Annotated[tuple[str, ...], FIXED] = ()
+    """Weights in the loss of structures by their `config_type`, as `bulk=2 surface=0.5`; they multiply those that the records and sources give. 1 for all others. Metrics have no weights."""
     train_on_free_atoms: Annotated[bool, FIXED] = True
     """Where records say which atoms were held (`fixed`, `move_mask`, ASE's FixAtoms and FixCartesian), only the force components of free atoms count in the loss."""
     eval_on_free_atoms: Annotated[bool, FIXED] = True

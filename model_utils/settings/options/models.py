@@ -1,10 +1,11 @@
-"""Options of read_model.py: export, verify, show, diff and convert."""
+"""Options of read_model.py: export, verify, show, diff, convert and best."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from model_utils.settings.declared import OF_THE_COMMAND, panel
+from model_utils.settings.option_types import Count
 from model_utils.settings.options.common import CommonOptions, TrustOptions
 from model_utils.settings.table_names import NamesOf
 
@@ -42,10 +43,12 @@ class VerifyOptions(ShowOptions):
 @panel("What is done with it", 6, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class DiffOptions(ShowOptions):
-    """Compare two weights files: structure field by field, tensor by tensor."""
+    """Compare two weights files: structure field by field, tensor by tensor; or, of two folders, their runs: settings, data, versions."""
+
+    POSITIONAL = ("input_model", "other_model")  # may stand without their flags
 
     other_model: Path
-    """The other file."""
+    """The other file, or the folder of the other run."""
     other_json: Path | None = None
     """Its model.json, where it holds none."""
 
@@ -78,3 +81,21 @@ class ExportOptions(ShowOptions):
     """Elements (symbols or atomic numbers) of a `.model` of 2022, which does not say them; its rows are taken to be in the order of atomic numbers, as mace had them."""
     overwrite: bool = False
     """Replace another file there."""
+
+
+@panel("Which model", 5, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
+class BestOptions:
+    """Choose among the models that a run kept, or average them, without training."""
+
+    common: CommonOptions
+    input_model: Path
+    """The run: its directory or its `*_checkpoint.pt`. May be given as the first word, without the flag."""
+    metric: str = "loss"
+    """By what: `loss`, or an error by its name in metrics.jsonl, as `forces_rmse`; the lower, the better."""
+    average: Count = 1
+    """Average the weights of so many of the best; 1 takes the best alone."""
+    output_model: Path | None = None
+    """Where it goes; `<name>_by_<metric>_model.pt` beside the run's best model unless given."""
+    overwrite: bool = False
+    """Replace a file there."""

@@ -20,6 +20,8 @@ from model_utils.settings.option_types import (
 )
 from model_utils.settings.options.common import CommonOptions, DeviceOptions
 from model_utils.settings.options.data import BatchOptions, DataOptions
+from model_utils.settings.options.objective import JudgingOptions
+from model_utils.settings.options.running import InlineModelOptions, RunningOptions
 from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
 
 
@@ -29,28 +31,33 @@ class LossOptions:
     """Weights and shapes of the loss terms."""
 
     loss: Annotated[str, NamesOf("losses", "LOSSES"), FIXED] = "terms"
-    """The whole loss: `terms`, every term with the shape that --energy_loss, --forces_loss … give it; `universal`, mace-torch's: Huber of all errors, of forces with a smaller --huber_delta where the label is large."""
+    """The whole loss: `terms`, every term with the shape that --energy_loss, --forces_loss … give it; `mse` and `huber` of all errors; and mace-torch's: `weighted` (squared errors of energy and forces), `ef` (with weights of 1), `forces_only`, `stress`, `virials` (squared errors of V/N times the stress), `l1l2energyforces`, `universal` (Huber, of forces with a smaller --huber_delta where the label is large)."""
     energy_weight: Annotated[NonNegative, FIXED] = 1.0
     """Weight of the mean over configurations of the loss of (ΔE / atoms)."""
     forces_weight: Annotated[NonNegative, FIXED] = 100.0
     """Weight of the mean over force components."""
-    stress_weight: Annotated[NonNegative, FIXED] = 0.0
-    """Weight of the mean over the nine stress components; 0: stress is not trained."""
-    energy_loss: Annotated[str, NamesOf("losses", "SHAPES"), FIXED] = "mse"
-    """Shape of the energy term."""
-    forces_loss: Annotated[str, NamesOf("losses", "SHAPES"), FIXED] = "mse"
-    """Shape of the forces term; l2norm is the mean over atoms of the length of the force error."""
-    stress_loss: Annotated[str, NamesOf("losses", "SHAPES"), FIXED] = "mse"
-    """Shape of the stress term."""
+    stress_weight: Annotated[NonNegative | None, FIXED] = None
+    """Weight of the mean over the nine stress components; 0: stress is not trained. 0 unless given, but 1 with `--loss stress` and `--loss virials`."""
+    energy_loss: Annotated[str | None, NamesOf("losses", "SHAPES"), FIXED] = None
+    """Shape of the energy term; mse unless given."""
+    forces_loss: Annotated[str | None, NamesOf("losses", "SHAPES"), FIXED] = None
+    """Shape of the forces term; mse unless given. l2norm is the mean over atoms of the length of the force error."""
+    stress_loss: Annotated[str | None, NamesOf("losses", "SHAPES"), FIXED] = None
+    """Shape of the stress term; mse unless given."""
     quantity_weights: Annotated[tuple[str, ...], FIXED] = ()
     """Weights of the terms of quantities that a plug-in adds, as `dipole=10`; 0 unless given."""
     quantity_losses: Annotated[tuple[str, ...], FIXED] = ()
     """Shapes of these terms, as `dipole=huber`; mse unless given."""
     huber_delta: Annotated[Positive, FIXED] = 0.01
-    """Where Huber turns from square to linear, in eV/atom, eV/Å and eV/Å³."""
+    """Where Huber turns from square to linear, in eV/atom, eV/Å and eV/Å³, or in the unit that --loss_units gives."""
+    weight_schedule: Annotated[tuple[str, ...], FIXED] = ()
+    """Weights that change with the epoch: `QUANTITY=COURSE:EPOCH=WEIGHT,…`, where COURSE is `piecewise`, `linear` or `constant`, as `energy=piecewise:0=1,100=25 forces=linear:0=100,50=10`. Validations are judged by the weights that the schedules end with."""
+    loss_units: Annotated[Literal["absolute", "spread", "balanced"], FIXED] = "absolute"
+    """`absolute`: errors in eV/atom, eV/Å, eV/Å³. `spread`: in units of the standard deviation of the labels that are trained on, which is kept with the run (`loss_units.json`); choose weights near 1 then. `balanced`: the same, and the weights are shares of their sum."""
 
     def __post_init__(self) -> None:
-        if self.energy_weight == self.forces_weight == self.stress_weight == 0 and not self.quantity_weights:
+        weights = (self.energy_weight, self.forces_weight, self.stress_weight or 0.0)
+        if not any(weights) and not self.quantity_weights and not self.weight_schedule and self.loss == "terms":
             raise InputError(
                 "all loss weights are 0; give at least one of --energy_weight, --forces_weight, --stress_weight"
             )
@@ -205,7 +212,13 @@ class RunOptions:
         MAY_CHANGE,
         InResume("As in training; those of the run unless given."),
     ] = ()
-    """What hears of the run's records besides the log and metrics.jsonl: `tensorboard`, events; `csv`, the table `metrics.csv`. One that fails is reported once and never stops the run."""
+    """What hears of the run's records besides the log and metrics.jsonl: `rich`, a table in the log after each validation; `tensorboard`, events; `csv`, the table `metrics.csv`; `wandb`, Weights & Biases, which its own variables steer (WANDB_MODE=offline, WANDB_PROJECT); or what a plug-in adds. One that fails is reported once; none delays or stops the run."""
+    sync: Annotated[
+        str | None,
+        MAY_CHANGE,
+        InResume("As in training; that of the stored run is not kept."),
+    ] = None
+    """A command for the shell after each checkpoint, in a process of its own, as `rsync -a "$RUN_FOLDER" host:backup/`; it finds $RUN_FOLDER, $RUN_CHECKPOINT and $RUN_MODEL in its environment. It is stored nowhere: give it again with each start."""
     dry_run: Annotated[bool, OF_THE_COMMAND] = False
     """Build everything, take one step on the largest batch, print sizes, memory and time, write nothing."""
     as_ranks: Annotated[Count | None, OF_THE_COMMAND] = None
@@ -230,7 +243,7 @@ class OutputOptions:
             "Continue at another place, which then gets the best models and records so far; at its own unless given."
         ),
     ]
-    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth."""
+    """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth; left out where `run_dir` is given."""
     output_model: Annotated[
         Path | None,
         MAY_CHANGE,
@@ -240,7 +253,7 @@ class OutputOptions:
     overwrite: Annotated[bool, OF_THE_COMMAND] = False
     """Start although the place holds another run's files; they are removed when training begins."""
     resume: Annotated[Literal["auto"] | None, OF_THE_COMMAND] = None
-    """auto: continue the run that lies at the output place, or start it where there is none."""
+    """auto (or nothing after the flag): continue the run that lies at the output place, or start it where there is none."""
     export_mace_model: Annotated[bool, MAY_CHANGE] = True
     """At the end also write `<name>.model`, the bare module that mace's calculator opens."""
 
@@ -262,7 +275,9 @@ class TrainingOptions:
     loss: LossOptions
     optimizer: OptimizerOptions
     stage_two: StageTwoOptions
+    judging: JudgingOptions
     run: RunOptions
+    running: RunningOptions
     output: OutputOptions
 
     def __post_init__(self) -> None:
@@ -275,7 +290,8 @@ class TrainOptions(TrainingOptions):
     """Train a MACE model from a model.json."""
 
     input_json: Annotated[Path, MAY_CHANGE]
-    """Description of the network; ten lines are enough, `metadata.py init` writes one from data."""
+    """Description of the network; ten lines are enough, `metadata.py init` writes one from data. Not with a section `model` in the YAML."""
+    inline: InlineModelOptions
 
 
 StateItem = Literal["moments", "schedule", "average", "position", "best_loss", "metrics_offset"]

@@ -1,0 +1,516 @@
+"""What only a GPU can say, within ten minutes: ``python benchmarks/gpu.py`` on a machine that has one.
+
+    python benchmarks/gpu.py                 everything, then tests/test_cuda.py and tests/test_ranks_cuda.py
+    python benchmarks/gpu.py --rehearse      the same on a CPU with a tiny network, to see that all parts run
+
+Each part is guarded and timed: one that fails says so, and the next may still tell something. Forms of the step are
+timed in processes of their own, since mace-torch's own setting of TorchScript is one of the whole process. At the end
+stands one table, for the README.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import numpy as np
+import torch
+import train_step
+
+BEGAN = time.monotonic()
+LIMIT = 570.0  # s for all parts
+FOR_TESTS = 200.0  # s of them that the tests are left
+MODELS = {"S": "64x0e", "M": "128x0e+128x1o", "L": "128x0e+128x1o+128x2e"}
+SIZES = (216, 432, 1080, 2160, 4104, 8208)  # atoms of MgO, 56 edges each
+FORMS = {  # of the step, with its share of the time for steps
+    "mace": 0.25,  # mace-torch's module as its own training calls it
+    "reference": 0.15,
+    "fast": 0.3,
+    "torch": 0.1,  # the fast step without kernels
+    "cueq": 0.1,
+    "cueq fused": 0.1,
+}
+TINY = {"S": "4x0e+4x1o"}
+AGREE = {"float64": 1e-10, "float32": 1e-3}  # of the norm of all gradients
+
+
+class Parts:
+    """What is measured, part after part.
+
+    Args:
+        rehearsal: on a CPU, with a tiny network.
+    """
+
+    def __init__(self, *, rehearsal: bool) -> None:
+        self.rehearsal = rehearsal
+        self.device = torch.device("cpu" if rehearsal else "cuda")
+        self.models = TINY if rehearsal else MODELS
+        self.rows: list[dict[str, Any]] = []
+        self.bad: list[str] = []
+        self.bandwidth = float("nan")  # bytes/s of a copy
+
+    def environment(self) -> None:
+        """Versions, the card, its rates of copying and multiplying."""
+        say("torch", torch.__version__, "CUDA", torch.version.cuda, "device", self.device)
+        n = 2**20 if self.rehearsal else 2**28
+        x = torch.empty(n, device=self.device)
+        y = torch.empty_like(x)
+        self.bandwidth = 2 * x.nbytes / (timed(lambda: y.copy_(x), self.device) / 1e3)
+        a = torch.randn(256 if self.rehearsal else 8192, 256 if self.rehearsal else 8192, device=self.device)
+        rate = 2 * len(a) ** 3 / (timed(lambda: a @ a, self.device) / 1e3)
+        precision = torch.get_float32_matmul_precision()
+        say(f"copy {self.bandwidth / 1e12:.3f} TB/s; float32 product {rate / 1e12:.2f} TFLOP/s ({precision})")
+        if self.rehearsal:
+            return
+        card = torch.cuda.get_device_properties(self.device)
+        settings = torch.cuda.memory._snapshot()["allocator_settings"]
+        say(f"{card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}, memory: {settings}")
+
+    def correctness(self) -> None:
+        """Loss and gradients of the fast step against mace-torch's module, both precisions; bits of two runs."""
+        from losses import Loss
+        from model_utils import model_loader
+        from model_utils.run.step import loss_and_gradients
+
+        loss = Loss.of()
+        for name, limit in AGREE.items():
+            for model, hidden in self.models.items():
+                described, module, batch = made(hidden, 0 if self.rehearsal else 216, name, self.device)
+                weights = model_loader.trainable(module)
+                by_form = {}
+                for form in ("reference", "fast"):
+                    network = model_loader.build_network(module, form, described)
+                    by_form[form] = loss_and_gradients(network, weights, [batch], loss)
+                again = loss_and_gradients(network, weights, [batch], loss)
+                ours, theirs = (flat(by_form[form].gradients) for form in ("fast", "reference"))
+                error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
+                same = torch.equal(ours, flat(again.gradients)) and torch.equal(again.loss, by_form["fast"].loss)
+                self.judge(f"{model} {name}: gradients of fast and reference differ by {error:.1e}", error < limit)
+                self.judge(f"{model} {name}: {network.arithmetic}: two steps have the same bits", same)
+
+    def convolution(self) -> None:
+        """Times and bandwidth of the convolution and its derivatives, by whatever computes it here."""
+        from model_utils import model_loader
+
+        for model, hidden in self.models.items():
+            described, module, batch = made(hidden, 0 if self.rehearsal else 4104, "float32", self.device)
+            network = model_loader.build_network(module, "fast", described)
+            graph = network.graph(network.prepared(batch))
+            convolution = network.plan.interactions[1].couplings
+            channels = convolution.n_channels
+            components = (max(p.l1 for p in convolution.paths) + 1) ** 2
+            shapes = [
+                (components, graph.n_atoms, channels),
+                (graph.n_pairs, (convolution.max_ell + 1) ** 2),
+                (graph.n_pairs, len(convolution.paths) * channels),
+            ]
+            h, y, w = (torch.randn(shape, device=self.device).requires_grad_(True) for shape in shapes)
+            self.time_convolution(f"{model} {graph.n_atoms} atoms, {network.arithmetic}", convolution, graph, (h, y, w))
+
+    def time_convolution(self, what: str, convolution: Any, graph: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Bytes are those of a kernel that meets arrays of pairs once for each of their edges."""
+        h, y, w = inputs
+        with torch.no_grad():
+            out = convolution(graph, h, y, w)
+            ms = timed(lambda: convolution(graph, h, y, w), self.device, 0.3)
+        moved = h.nbytes + 2 * y.nbytes + 2 * w.nbytes + out.nbytes
+        self.report_bandwidth(f"{what}: A", ms, moved)
+        g = torch.randn_like(out)
+        a = convolution(graph, h, y, w)
+        ms = timed(lambda: torch.autograd.grad(a, inputs, g, retain_graph=True), self.device, 0.3)
+        moved += 2 * h.nbytes + 3 * y.nbytes + 3 * w.nbytes
+        self.report_bandwidth(f"{what}: VJP", ms, moved)
+
+    def report_bandwidth(self, what: str, ms: float, moved: int) -> None:
+        """Say what share of a copy's rate a kernel reaches."""
+        rate = moved / (ms / 1e3)
+        say(f"{what} {ms:.3f} ms, {rate / 1e12:.2f} TB/s, {100 * rate / self.bandwidth:.0f} % of a copy")
+
+    def waits_and_launches(self) -> None:
+        """Waits of the host within a step, and kernels that it starts."""
+        from losses import Loss
+        from model_utils import model_loader
+        from model_utils.run.step import loss_and_gradients
+
+        hidden = next(iter(self.models.values())) if self.rehearsal else MODELS["M"]
+        described, module, batch = made(hidden, 0 if self.rehearsal else 216, "float32", self.device)
+        weights = model_loader.trainable(module)
+        for form in ("reference", "fast"):
+            network = model_loader.build_network(module, form, described)
+
+            def step(network: Any = network) -> None:
+                loss_and_gradients(network, weights, [replace(batch)], Loss.of())
+
+            step()
+            self.judge(f"{form}: no wait of the host in a step", waits_of(step, self.device) == [])
+            launches, top = launches_of(step, self.device)
+            say(f"{form}: {launches} launches in a step; {'; '.join(top)}")
+
+    def steps(self) -> None:
+        """Times and memory of whole steps by form, model and size."""
+        for_all = LIMIT - FOR_TESTS - (time.monotonic() - BEGAN)
+        for form, share in FORMS.items():
+            seconds = 20.0 if self.rehearsal else share * for_all
+            words = [sys.executable, __file__, "--child", form, "--seconds", str(seconds)]
+            words += ["--rehearse"] if self.rehearsal else []
+            rows, last = rows_of(words, seconds + 60)
+            self.rows += rows
+            say(f"steps of {form}: {len(rows)} rows{last}")
+
+    def files(self) -> None:
+        """Train on the device, go on there, evaluate there and on the CPU what was written."""
+        from ase.io import write
+
+        sys.path.insert(0, str(ROOT / "tests"))
+        from conftest import TINY as NETWORK
+        from conftest import waters
+        from model_utils import evaluate, resume, train_mace
+        from model_utils.files import checkpoint
+
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            (place / "m.json").write_text(json.dumps(NETWORK))
+            write(place / "t.xyz", waters(12), format="extxyz")
+            common = ["--input_json", place / "m.json", "--xyz_train", place / "t.xyz", "--batch_size", 4, "--ema"]
+            common += ["--dtype", "float64", "--device", self.device.type, "--valid_fraction", 0.2, "--epochs", 4]
+            for name, more in (("whole", []), ("part", ["--max_steps", 5])):
+                run(train_mace.main, [*common, *more, "--output_checkpoint", place / name])
+            run(resume.main, ["--input_model", place / "part" / "part_checkpoint.pt", "--max_steps", 100])
+            whole, part = (checkpoint.read(place / n / f"{n}_checkpoint.pt").tensors for n in ("whole", "part"))
+            same = all(torch.equal(whole[name], part[name]) for name in whole)
+            self.judge("a run that was broken off and went on has the same bits, without --deterministic", same)
+            errors = []
+            for device in (self.device.type, "cpu"):
+                report = place / f"errors{len(errors)}.json"
+                words = ["--input_model", place / "whole" / "whole_model.pt", "--xyz_path", place / "t.xyz"]
+                run(evaluate.main, [*words, "--device", device, "--output_json", report])
+                errors.append(json.loads(report.read_text())["forces_rmse"])
+            self.judge("what the device wrote has its errors on a CPU too", abs(errors[0] / errors[1] - 1) < 1e-9)
+
+    def tests(self) -> None:
+        """The tests that need a GPU."""
+        left = max(LIMIT - (time.monotonic() - BEGAN), 60.0)
+        words = [sys.executable, "-m", "pytest", "-q", "-x" if self.rehearsal else "-rf"]
+        words += [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_ranks_cuda.py")]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=left, cwd=ROOT)
+        print(done.stdout[-6000:])
+        self.judge(
+            "tests/test_cuda.py and tests/test_ranks_cuda.py", done.returncode in ((0, 5) if self.rehearsal else (0,))
+        )
+
+    def judge(self, sentence: str, holds: bool) -> None:
+        """Say whether something holds."""
+        say(sentence, "— yes" if holds else "— NO")
+        if not holds:
+            self.bad.append(sentence)
+
+    def table(self) -> None:
+        """What goes into the README."""
+        card = "CPU, a rehearsal" if self.rehearsal else torch.cuda.get_device_name(self.device)
+        print(f"\nms per step (atoms/s, GiB), float32, MgO, {card}, torch {torch.__version__}\n")
+        forms = [form for form in FORMS if any(row["form"] == form for row in self.rows)]
+        print("| model, atoms, edges | " + " | ".join(forms) + " |\n|" + "---|" * (len(forms) + 1))
+        for key in dict.fromkeys((row["model"], row["atoms"], row["edges"]) for row in self.rows):
+            cells = []
+            for form in forms:
+                of_form = [r for r in self.rows if r["form"] == form and (r["model"], r["atoms"], r["edges"]) == key]
+                cells.append(cell(of_form[0]) if of_form else "")
+            print(f"| {key[0]}, {key[1]}, {key[2]} | " + " | ".join(cells) + " |")
+        print("\n" + ("everything holds" if not self.bad else "does not hold: " + "; ".join(self.bad)))
+
+
+def cell(row: dict[str, Any]) -> str:
+    """One cell of the table."""
+    if row.get("ms") is None:
+        return str(row["why"])
+    return f"{row['ms']:.2f} ({1e3 * row['atoms'] / row['ms']:.0f}, {row['gib']:.2f})"
+
+
+def rows_of(words: list[str], seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """What a child measured, and how it ended where that was not its end."""
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        try:
+            code: int | str = subprocess.run(words, stdout=said, stderr=errors, check=False, timeout=seconds).returncode
+        except subprocess.TimeoutExpired:
+            code = "its time was over"
+        said.seek(0)
+        errors.seek(0)
+        rows = [json.loads(line) for line in said if line.startswith("{") and line.endswith("}\n")]
+        last = (errors.read().strip().splitlines() or [""])[-1]
+    return rows, "" if code == 0 else f", ended early ({code}): {last[:200]}"
+
+
+def say(*words: object) -> None:
+    """One line with the time so far."""
+    print(f"[{time.monotonic() - BEGAN:5.0f} s]", *words, flush=True)
+
+
+def run(command: Callable[[list[str]], int], words: list[Any]) -> None:
+    """A command of the project, silently."""
+    with open(os.devnull, "w", encoding="ascii") as nowhere, redirected(nowhere):
+        code = command([str(word) for word in words])
+    if code != 0:
+        raise RuntimeError(f"{command.__module__} ended with {code}: {words}")
+
+
+@contextmanager
+def redirected(stream: Any) -> Iterator[None]:
+    """Standard output somewhere else."""
+    before = sys.stdout
+    sys.stdout = stream
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+def flat(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """All gradients as one vector."""
+    return torch.cat([g.reshape(-1) for g in gradients])
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(function: Callable[[], Any], device: torch.device, seconds: float = 0.5) -> float:
+    """Median time, ms, after two calls that load and compile."""
+    for _ in range(2):
+        function()
+    wait(device)
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while len(times) < 3 or time.monotonic() < end:
+        began = time.perf_counter()
+        function()
+        wait(device)
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def waits_of(step: Callable[[], None], device: torch.device) -> list[str]:
+    """Where the host waits for the device during a step."""
+    if device.type != "cuda":
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    lines = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)})
+    if lines:
+        say("  waits:", ", ".join(lines))
+    return lines
+
+
+def launches_of(step: Callable[[], None], device: torch.device) -> tuple[int, list[str]]:
+    """Kernels of a step, and those that take most time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    if device.type != "cuda":
+        return 0, ["not on a CPU"]
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        step()
+        wait(device)
+    kernels = [e for e in profiled.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    top = [f"{e.self_device_time_total / 1e3:.2f} ms {e.count}x {e.key[:50]}" for e in kernels[:5]]
+    return sum(event.count for event in kernels), top
+
+
+def crystals(atoms: int) -> list[Any]:
+    """Supercells of MgO of 108 atoms, of so many together; a cell of eight for 0."""
+    rng = np.random.default_rng(5)
+    if not atoms:
+        from ase.build import bulk
+
+        return [train_step.labelled(bulk("MgO", "rocksalt", a=4.21, cubic=True), rng)]
+    structures: list[Any] = []
+    while sum(s.n_atoms for s in structures) < atoms:
+        structures += train_step.crystals(rng, 0)[0]
+    return structures
+
+
+def built(hidden: str, dtype_name: str, device: torch.device, *, small: bool = False) -> tuple[Any, Any]:
+    """Description and module, this on the device; ``small``: for the cell of eight atoms."""
+    from model_utils import model_loader, runtime
+    from model_utils.models import description as model_json
+
+    dtype = runtime.DTYPES[dtype_name]
+    torch.set_default_dtype(dtype)
+    fields = {
+        "model_class": "ScaleShiftMACE",
+        "r_max": 2.6 if small else 5.0,
+        "atomic_numbers": [8, 12],
+        "atomic_energies": [-1.0, -1.0],
+        "avg_num_neighbors": 50.0,
+        "atomic_inter_scale": 1.3,
+        "atomic_inter_shift": 0.2,
+        "hidden_irreps": hidden,
+    }
+    described = model_json.parse(json.dumps(fields), "benchmark")
+    return described, model_loader.build(described, dtype, 1).to(device)
+
+
+def batch_of(described: Any, atoms: int, module: Any) -> Any:
+    """A batch of so many atoms with its orders, where the module is."""
+    from dataloader.batch import collate
+    from dataloader.neighbors import build_graph
+    from model_utils import model_loader
+
+    structures = crystals(atoms)
+    own = next(module.parameters())
+    graphs = [build_graph(s, described.r_max) for s in structures]
+    numbers = range(len(structures))
+    batch = collate(structures, graphs, numbers, described.facts(), own.dtype, free_atoms_only=False)
+    return model_loader.preparation("fast", described)(batch).to(own.device)
+
+
+def made(hidden: str, atoms: int, dtype_name: str, device: torch.device) -> tuple[Any, Any, Any]:
+    """Description, module and batch, these on the device."""
+    described, module = built(hidden, dtype_name, device, small=not atoms)
+    return described, module, batch_of(described, atoms, module)
+
+
+# In a process of its own
+
+
+def child(form: str, seconds: float, *, rehearsal: bool) -> None:
+    """Steps of one form, a line of JSON for each model and size; larger ones are left out where one did not fit."""
+    from model_utils import runtime
+    from model_utils.run.memory import _out_of_memory
+
+    device = runtime.start(
+        device="cpu" if rehearsal else "cuda", dtype=torch.float32, threads=1 if rehearsal else None, seed=3
+    )
+    for model, hidden in (TINY if rehearsal else MODELS).items():
+        described, module = built(hidden, "float32", device, small=rehearsal)
+        for atoms in (0,) if rehearsal else SIZES:
+            if time.monotonic() - BEGAN > seconds:
+                return
+            batch = batch_of(described, atoms, module)
+            row: dict[str, Any] = {"form": form, "model": model, "atoms": batch.n_atoms, "edges": batch.n_edges}
+            try:
+                row |= measured(step_of(form, described, module, batch), device, 0.2 if rehearsal else 0.7)
+            except Exception as error:
+                too_large = _out_of_memory(error)
+                row |= {"ms": None, "why": "does not fit" if too_large else f"fails: {str(error)[:80]}"}
+            print(json.dumps(row), flush=True)
+            if row["ms"] is None and row["why"] != "does not fit":
+                return
+            if row["ms"] is None:
+                break
+
+
+def measured(step: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, float]:
+    """Time and memory of a step."""
+    if device.type != "cuda":
+        return {"ms": timed(step, device, seconds), "gib": 0.0}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    ms = timed(step, device, seconds)
+    return {"ms": ms, "gib": torch.cuda.max_memory_allocated(device) / 2**30}
+
+
+def step_of(form: str, described: Any, module: Any, batch: Any) -> Callable[[], Any]:
+    """One training step of a form, without the optimizer."""
+    from losses import Loss
+    from model_utils import model_loader
+    from model_utils.models.fast import backends
+    from model_utils.run.step import _micro_step
+
+    device = batch.positions.device
+    if form == "mace":
+        torch._C._jit_set_profiling_executor(True)  # torch's own, as mace_run_train has it
+        torch._C._jit_override_can_fuse_on_gpu(True)
+        args = argparse.Namespace(forms=["mace"], what="step", device=str(device))
+        return train_step.mace_step(args, module, described, batch, [], Loss.of())
+    kind = {"torch": "fast", "cueq fused": "cueq"}.get(form, form)
+    if form == "cueq fused":
+        fuse_convolutions()
+    network = model_loader.build_network(module, kind, described)
+    if network.kind != kind:
+        raise RuntimeError(f"the step is {network.kind}")
+    if form == "torch" and device.type == "cuda" and backends.backend_of(batch.positions) is None:
+        raise RuntimeError("is what fast computes with here")
+    weights = model_loader.trainable(module)
+    loss = Loss.of()
+
+    def step() -> None:  # not divided where it does not fit
+        _micro_step(network, weights, list(weights.values()), replace(batch), loss, batch.rows)
+
+    def plain() -> None:
+        with backends.plain_torch():
+            step()
+
+    return plain if form == "torch" else step
+
+
+def fuse_convolutions() -> None:
+    """cuequivariance's fused convolution, which is off in training."""
+    from model_utils.models import build, mace_import
+
+    before = mace_import.acceleration_config
+
+    def fused(kind: str) -> Any:
+        config = before(kind)
+        config.conv_fusion = True
+        return config
+
+    build.acceleration_config = fused
+
+
+def main() -> int:
+    """Every part in turn; 1 where something does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a tiny network")
+    parser.add_argument("--parts", nargs="+", help="only these")
+    parser.add_argument("--child", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, args.seconds, rehearsal=args.rehearse)
+        return 0
+    if not (args.rehearse or torch.cuda.is_available()):
+        print("there is no CUDA device here; --rehearse runs every part on a CPU")
+        return 2
+    from model_utils import runtime
+
+    threads = 1 if args.rehearse else None
+    runtime.start(device="cpu" if args.rehearse else "cuda", dtype=torch.float32, threads=threads, seed=3)
+    parts = Parts(rehearsal=args.rehearse)
+    names = ["environment", "correctness", "convolution", "waits_and_launches", "files", "steps", "tests"]
+    for name in names if args.parts is None else args.parts:
+        if time.monotonic() - BEGAN > LIMIT:
+            parts.judge(f"{name}: in the time there is", holds=False)
+            continue
+        try:
+            getattr(parts, name)()
+        except Exception:  # the next part may still tell something
+            say(f"{name} failed:", traceback.format_exc(limit=4).strip())
+            parts.bad.append(name)
+    parts.table()
+    say("done")
+    return 1 if parts.bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""How far the labels that are trained on spread: the units of a loss that asks for them."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.batch import counted_atoms
+from dataloader.batching import epoch_order
+from dataloader.dataset import Dataset
+from dataloader.progress import over
+from dataloader.quantities import ENERGY, QUANTITIES, Quantity
+from dataloader.structure import Structure
+from model_utils.errors import InputError
+from model_utils.run.objective import AS_THEY_ARE, Units, trained_on
+from model_utils.runtime import log
+from model_utils.settings.options import TrainingOptions
+
+MOST = 20_000  # structures: a spread is known to a percent then
+LEAST = 1e-6  # eV, eV/Å, eV/Å³: a smaller spread is that of rounding
+
+
+def spread_of(train: Dataset, quantities: Collection[str], seed: int) -> dict[str, float]:
+    """Standard deviation of the labels of each quantity, in its unit; of energies that per atom beyond the E0s.
+
+    Args:
+        train: structures to train on; of many a drawn sample is read.
+        quantities: that are trained on.
+        seed: of the sample.
+
+    Raises:
+        InputError: labels of a quantity are absent, or do not differ.
+    """
+    rows = np.arange(len(train))
+    if len(train) > MOST:
+        rows = np.sort(epoch_order(len(train), seed, epoch=0)[:MOST])
+    sums = {name: np.zeros(3) for name in QUANTITIES if name in quantities}  # numbers, their sum, sum of squares
+    for i in over(rows.tolist(), "spread of the labels", len(rows)):
+        structure = train.structure(int(i))
+        for name, total in sums.items():
+            values = _values(QUANTITIES[name], structure, train)
+            total += (values.size, values.sum(), np.square(values).sum())
+    spread = {name: _deviation(name, total) for name, total in sums.items()}
+    log.info("the loss is in units of the spread of the labels: %s", described(spread))
+    return spread
+
+
+def units_of(options: TrainingOptions, train: Dataset, known: Mapping[str, float]) -> Units:
+    """The units of a run's loss, as --loss_units asks for them.
+
+    Args:
+        options: of the run.
+        train: structures to train on.
+        known: the spread that the run was begun with; empty of a new one.
+
+    Raises:
+        InputError: see ``spread_of``.
+    """
+    kind = options.loss.loss_units
+    if kind == "absolute":
+        return AS_THEY_ARE
+    spread = dict(known) or spread_of(train, trained_on(options), options.run.seed)
+    return Units(spread=spread, balanced=kind == "balanced")
+
+
+def described(spread: Mapping[str, float]) -> str:
+    """``energy 0.0213 eV, forces 1.21 eV/Å``."""
+    return ", ".join(f"{name} {value:.3g} {QUANTITIES[name].unit}" for name, value in spread.items())
+
+
+def _values(quantity: Quantity, structure: Structure, train: Dataset) -> NDArray[np.float64]:
+    """The numbers of a structure's label that errors are taken of; none where there is no label."""
+    label = structure.labels.get(quantity.name)
+    if label is None:
+        return np.zeros(0)
+    values = np.asarray(label, dtype=np.float64)
+    if quantity.per_atom:
+        values = values[counted_atoms(quantity, structure, train.free_atoms_only)]
+    if quantity == ENERGY:
+        facts = train.facts
+        head = 0 if structure.head is None else facts.heads.index(structure.head)
+        values = values - np.array(facts.atomic_energies)[head][facts.species_of(structure.atomic_numbers)].sum()
+    return values.reshape(-1) / (structure.n_atoms if quantity.over_atoms else 1)
+
+
+def _deviation(name: str, total: NDArray[np.float64]) -> float:
+    count, first, second = total.tolist()
+    variance = second / count - (first / count) ** 2 if count else 0.0
+    deviation = float(np.sqrt(max(variance, 0.0)))
+    if deviation < LEAST:
+        raise InputError(
+            f"--loss_units: the labels of the {name} to train on do not differ (by more than {LEAST:g}), so there is "
+            "no spread to take as a unit; leave it out"
+        )
+    return deviation

@@ -1,0 +1,193 @@
+"""What read_model.py says of runs: the command that repeats one, and what tells two of them apart.
+
+What is known of a run stands in its checkpoint: settings, data, versions. The folder of a run that was begun with
+``--run_dir`` also holds its ``run.json``, which has the command as it was typed, a fine-tuning's own options, and the
+machine.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataloader import streams
+from model_utils.errors import InputError, VerificationError
+from model_utils.files.outputs import sidecar
+from model_utils.models.description import differing_fields
+from model_utils.models.versions import code_version
+from model_utils.run import resume_settings, run_record
+from model_utils.run.stored_run import StoredRun
+from model_utils.runtime import dtype_name, log, start_log
+from model_utils.settings.declared import OF_THE_COMMAND, OnlyInYaml, Option, declared, names_of
+from model_utils.settings.options import DiffOptions, FinetuneOptions, ReproduceOptions, TrainOptions
+
+OF_THE_PLACE = ("output_checkpoint", "output_model", "output_safetensors", "input_json", "info_file")
+NOT_REPEATED = ("output_checkpoint", "output_model", "output_safetensors", "network", "info_file")
+SCRIPTS: dict[str, type] = {"train_mace.py": TrainOptions, "finetune.py": FinetuneOptions}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run, and its run.json where it has one."""
+
+    stored: StoredRun
+    record: Mapping[str, Any]
+
+    @classmethod
+    def at(cls, path: Path) -> "_Run":
+        stored = resume_settings.stored_run(path)
+        return cls(stored=stored, record=run_record.read(stored.path.parent) or {})
+
+    def facts(self) -> Iterator[tuple[str, str, Any]]:
+        """What may tell it from another one: kind, name and value."""
+        of_the_call = {*names_of(TrainOptions, OF_THE_COMMAND), *OF_THE_PLACE}
+        for name, value in self.stored.config.items():
+            if name not in of_the_call:
+                yield "setting", name, value
+        for role, part in self.stored.data.items():
+            yield "data", f"{role} structures", part.get("structures")
+            yield "data", f"{role} sha256", str(part.get("sha256"))[:12]
+        if self.stored.source is not None:
+            yield "data", "source model.json", str(self.stored.source.get("model_json_hash"))[:12]
+        for name, value in self.stored.code_version.items():
+            yield "version", name, value
+        for name, value in self._last_start().get("packages", {}).items():
+            yield "version", name, value
+        for name, value in self.stored.computed_on.items():
+            yield "computed on", name, value
+
+    def _last_start(self) -> Mapping[str, Any]:
+        starts = self.record.get("starts") or [{}]
+        return starts[-1] if isinstance(starts[-1], dict) else {}
+
+
+def diff(options: DiffOptions) -> None:
+    """Say which settings, data and versions of two runs differ.
+
+    Raises:
+        VerificationError: some do.
+        InputError: a folder holds no run, or several.
+    """
+    start_log(None)
+    first = _Run.at(options.input_model)
+    second = _Run.at(options.other_model)
+    lines = [*_differing(first, second)]
+    lines += [f"model.json: {text}" for text in differing_fields(first.stored.description, second.stored.description)]
+    for line in lines:
+        log.info("%s", line)
+    if lines:
+        raise VerificationError(f"{options.input_model} and {options.other_model} differ in {len(lines)} points")
+    log.info("equal: settings, data, versions and model.json")
+
+
+def _differing(first: _Run, second: _Run) -> Iterator[str]:
+    """A line for every fact in which two runs differ."""
+    mine = {(kind, name): value for kind, name, value in first.facts()}
+    theirs = {(kind, name): value for kind, name, value in second.facts()}
+    for kind, name in {**mine, **theirs}:
+        a = mine.get((kind, name), "–")
+        b = theirs.get((kind, name), "–")
+        if a != b:
+            yield f"{kind}: {name}: {_shown(a)} against {_shown(b)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def reproduce(options: ReproduceOptions) -> None:
+    """Print the command that repeats a run, after lines on what it needs: code, data, versions.
+
+    Raises:
+        InputError: the folder holds no run, or one of which too little is known.
+    """
+    run = _Run.at(options.input_model)
+    for line in _needed(run):
+        print(f"# {streams.printable(line)}")
+    place = options.output_checkpoint or Path("repeated")
+    words = [*_command(run), "--output_checkpoint", str(place)]
+    print(streams.printable(shlex.join(["python", *words])))
+    for entry in run.stored.history:
+        for line in _continued(entry, place):
+            print(streams.printable(line))
+
+
+def _needed(run: _Run) -> Iterator[str]:
+    """What the run was made with, and what of it is other here."""
+    stored = run.stored
+    yield f"{stored.file.content['run_name']}: {stored.epoch} epochs, {stored.step} steps, {dtype_name(stored.dtype)}"
+    if run.record:
+        yield f"typed: {shlex.join([run.record['command'], *map(str, run.record['argv'])])}"
+    here = code_version(stored.description)
+    for name, version in stored.code_version.items():
+        other = "" if here.get(name) == version else f" (here {here.get(name)})"
+        yield f"{name} {version}{other}"
+    yield f"computed on {', '.join(f'{name} {value}' for name, value in stored.computed_on.items())}"
+    for role, part in stored.data.items():
+        files = ", ".join(map(str, part.get("files", ())))
+        yield f"{role} data: {part.get('structures')} structures, sha256 {str(part.get('sha256'))[:12]}…, of {files}"
+
+
+def _command(run: _Run) -> list[str]:
+    """Script and flags, without the place.
+
+    Raises:
+        InputError: of a fine-tuning its own options are not known.
+    """
+    stored = run.stored
+    threads = [] if stored.threads is None else ["--threads", str(stored.threads)]
+    parts = ["--step_parts", str(stored.computed_on["step_parts"])]
+    script = str(run.record.get("command", "train_mace.py"))
+    if run.record and script in SCRIPTS:
+        words = [*_flags(SCRIPTS[script], run.record["asked"])]
+    elif stored.source is None:
+        words = ["--config", str(stored.outputs().config)]
+    else:
+        raise InputError(
+            f"{stored.path}: a fine-tuning without run.json, which --run_dir writes; its source was "
+            f"{stored.source.get('path')}"
+        )
+    if stored.source is None:  # the model.json of the run, whatever became of the one that it was made from
+        words += ["--input_json", str(sidecar(stored.outputs().checkpoint))]
+    return [f"model_utils/{script}", *words, *parts, *threads]
+
+
+def _flags(kind: type, asked: Mapping[str, Any]) -> Iterator[str]:
+    """Flags of all settings that are not the default; a list of sources stands in the YAML alone, which is named."""
+    for option in declared(kind):
+        value = asked.get(option.name)
+        if option.name in _not_repeated(kind) or value is None or value == [] or value == option.default:
+            continue
+        if option.marker(OnlyInYaml) is not None:
+            yield from ("--config", str(asked.get("config")))
+        else:
+            yield from _words(option, value)
+
+
+def _not_repeated(kind: type) -> set[str]:
+    """Options that say where a run lies, how its command was called, and what the model.json beside it has."""
+    of_the_call = {*names_of(kind, OF_THE_COMMAND)} - {"plugin"}
+    return {*of_the_call, *NOT_REPEATED, *({"input_json"} if kind is TrainOptions else ())}
+
+
+def _words(option: Option, value: Any) -> Sequence[str]:
+    if isinstance(value, bool):
+        return [f"--{option.name}" if value else f"--no_{option.name}"]
+    return [f"--{option.name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+
+
+def _continued(entry: Mapping[str, Any], place: Path) -> Iterator[str]:
+    """The command that repeats a continuation with changes, and when it was given."""
+    changes = entry.get("changes", {})
+    if not changes:
+        return
+    words: list[str] = []
+    for name, value in changes.items():
+        words += [f"--{name}" if value else f"--no_{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    epochs, _ = entry.get("end", [None, None])
+    until = ["--epochs", str(epochs)] if epochs is not None else []
+    yield f"# stopped after step {entry.get('step')}, and gone on with:"
+    yield shlex.join(["python", "model_utils/resume.py", "--input_model", str(place), *words, *until])

@@ -1,0 +1,101 @@
+"""A training from its options to its files: what train_mace.py, finetune.py and resume.py do."""
+
+from pathlib import Path
+
+from model_utils.errors import InputError
+from model_utils.files.outputs import Outputs
+from model_utils.models import description as model_json
+from model_utils.models.description import ModelDescription
+from model_utils.ranks.group import Group
+from model_utils.run import place, resume_settings, training
+from model_utils.run.beginning import beginning_of_training
+from model_utils.run.continuation import UNCHANGED, Changes
+from model_utils.run.from_model import beginning_of_finetuning
+from model_utils.run.interruption import Interruption
+from model_utils.settings.declared import composed
+from model_utils.settings.options import ConvertOptions, FinetuneOptions, ResumeOptions, TrainingOptions, TrainOptions
+from model_utils.tasks import conversion, inline_model
+from model_utils.tasks.finished_run import Run
+
+
+def train(options: TrainOptions, stop: Interruption, group: Group) -> Run:
+    """A run from a model.json, or from a network that the file of settings describes.
+
+    Raises:
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+    """
+    if options.inline.network is None:
+        return _trained(options, model_json.read(options.input_json), stop, group)
+    inline_model.refuse_unknown_class(options)
+    return _trained(options, None, stop, group)
+
+
+def fine_tune(options: FinetuneOptions, stop: Interruption, group: Group) -> Run:
+    """A run from another model's weights.
+
+    Raises:
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+    """
+    _refuse_safetensors(options)
+    with (
+        place.held(options, group) as (placed, outputs),
+        beginning_of_finetuning(placed, outputs, stop, group) as (settings, beginning),
+    ):
+        training.train_in_place(settings, outputs, beginning, stop, group)
+        return _finished(settings, outputs, group)
+
+
+def resume(options: ResumeOptions, stop: Interruption, group: Group) -> Run:
+    """A stored run as it was, but for what the options change.
+
+    Raises:
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+    """
+    stored = resume_settings.stored_run(options.input_model)
+    settings = resume_settings.train_options(options, stored)
+    return _trained(settings, stored.description, stop, group, resume_settings.changes(options, stored))
+
+
+def _trained(
+    options: TrainOptions,
+    description: ModelDescription | None,
+    stop: Interruption,
+    group: Group,
+    changes: Changes = UNCHANGED,
+) -> Run:
+    """Train as the only writer of the place.
+
+    Args:
+        options: every setting.
+        description: of the network; None where the file of settings describes it, which may need the data.
+        stop: signals and the clock.
+        group: the processes of the run.
+        changes: what a continued run does otherwise.
+    """
+    _refuse_safetensors(options)
+    with place.held(options, group) as (placed, outputs):
+        if description is None:
+            placed, description = inline_model.described(placed, outputs, group)
+        beginning = beginning_of_training(placed, outputs, description, group, changes)
+        training.train_in_place(placed, outputs, beginning, stop, group)
+        return _finished(placed, outputs, group)
+
+
+def _finished(options: TrainingOptions, outputs: Outputs, group: Group) -> Run:
+    """The run by names that hold when its folders are no longer held; with its weights as safetensors where asked."""
+    path = options.running.output_safetensors
+    if path is not None and group.rank.is_first and not options.run.dry_run:
+        asked = {"common": options.common, "input_model": outputs.model, "to": "safetensors", "output": path}
+        conversion.convert(composed(ConvertOptions, {**asked, "overwrite": True}))
+    return Run(Outputs(checkpoint=outputs.checkpoint, model=outputs.model))
+
+
+def _refuse_safetensors(options: TrainingOptions) -> None:
+    """Refuse a place for safetensors that another model has, or that is none, before anything slow begins."""
+    path: Path | None = options.running.output_safetensors
+    if path is None:
+        return
+    if path.suffix != ".safetensors":
+        raise InputError(f"--output_safetensors {path}: expected a path that ends in .safetensors")
+    if path.exists() and options.output.resume is None and not options.output.overwrite and not options.run.dry_run:
+        raise InputError(f"--output_safetensors {path} is there already; give another name, --resume or --overwrite")

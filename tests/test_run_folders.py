@@ -1,0 +1,378 @@
+"""--run_dir: a folder for each run, which one goes on, what is kept of it; commands that repeat and compare runs."""
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ase.io import write
+
+import read_model
+from conftest import LONG, TINY, in_the_battery, waters
+from model_utils import finetune, resume, train_mace
+from model_utils.errors import InputError
+from model_utils.files import checkpoint
+from model_utils.files.outputs import Outputs
+from model_utils.run import run_folders, run_record
+from model_utils.settings import cli, invoked
+from model_utils.settings.options import TrainOptions
+from model_utils.tasks.comparison import differences
+
+OF_A_RUN = {  # ending of a file's name: the row of docs/other_toolkits.md that promises it
+    "_checkpoint.pt": "last.pth",
+    "_model.pt": "best.pth",
+    "config.resolved.yaml": "config.resolved.yaml",
+    "metrics.jsonl": "metrics.jsonl",
+}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    write(folder / "train.xyz", waters(8), format="extxyz")
+    write(folder / "val.xyz", waters(3, seed=1), format="extxyz")
+    data = ["--xyz_train", str(folder / "train.xyz"), "--xyz_val", str(folder / "val.xyz")]
+    return ["--input_json", str(folder / "tiny.json"), *data, "--batch_size", "4", "--no_export_mace_model"]
+
+
+def runs_in(experiment: Path) -> list[Path]:
+    return sorted(path for path in experiment.iterdir() if not path.is_symlink())
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "run.json").read_text()))
+
+
+def outputs_of(folder: Path) -> Outputs:
+    return Outputs.named(folder, None)
+
+
+@pytest.fixture(scope="module")
+def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment with one run of two epochs."""
+    experiment = tmp_path_factory.mktemp("experiments") / "demo"
+    assert train_mace.main([*words, "--epochs", "2", "--run_dir", str(experiment)]) == 0
+    return experiment
+
+
+def test_a_run_has_a_folder_with_its_files_and_record(finished: Path, words: list[str]) -> None:
+    """The row "runs/NAME/RUN_ID/"."""
+    [folder] = runs_in(finished)
+    names = {path.name for path in folder.iterdir()}
+    for ending in OF_A_RUN:
+        assert ending in names or f"{folder.name}{ending}" in names
+    assert {f"{folder.name}_model.json", "run.json", "train.log"} <= names
+    assert os.readlink(finished / "latest") == folder.name
+    record = record_of(folder)
+    content = checkpoint.read(folder / f"{folder.name}_checkpoint.pt").content
+    assert record["argv"] == [*words, "--epochs", "2", "--run_dir", str(finished)]
+    assert record["model_json_hash"] == content["model_json_hash"]
+    assert record["code"] == content["code_version"]
+    assert record["data"] == content["train_state"]["data"]
+    assert (record["seed"], record["asked"]["epochs"], record["run_id"]) == (123, 2, folder.name)
+    [start] = record["starts"]
+    assert start["step"] == 0
+    assert {"host", "processor", "cores", "memory_bytes", "device", "threads"} <= set(start["hardware"])
+    assert {"torch", "mace-torch", "e3nn", "python"} <= set(start["packages"])
+    assert record["finished"]["why"] == "epochs done"
+    log = (folder / "train.log").read_text()
+    assert f"will write {folder / 'run.json'}: what was asked" in log
+
+
+# which run goes on
+
+
+Choose = Callable[..., Path]
+
+
+@pytest.fixture
+def choose(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
+    """The folder that a command gets in an experiment where nothing is trained; each is made an hour later."""
+    hours = iter(range(24))
+    monkeypatch.setattr(run_record, "now", lambda: f"2026-01-01T{next(hours):02d}:00:00.000000+00:00")
+
+    def go(*flags: str, **environ: str) -> Path:
+        with monkeypatch.context() as patch:
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            options = cli.parse(TrainOptions, [*words, "--run_dir", str(tmp_path / "demo"), *flags])
+            assert options is not None
+            return run_folders.chosen(options).folder
+
+    return go
+
+
+def finish(folder: Path) -> None:
+    run_record.changed(folder, {"finished": {"why": "epochs done"}})
+
+
+def test_the_newest_unfinished_one_of_equal_settings(choose: Choose) -> None:
+    first = choose()
+    second = choose()
+    assert first != second, "without --resume every run is new"
+    assert choose("--resume") == second
+    finish(second)
+    assert choose("--resume") == first
+    finish(first)
+    assert choose("--resume") not in (first, second)
+
+
+TOLD_APART = {
+    "lr": ["--lr", "0.02"],
+    "seed": ["--seed", "7"],
+    "epochs": ["--epochs", "3"],
+    "data": ["--lmdb_val", "other.lmdb"],
+    "ema": ["--ema"],
+    "length": ["--scheduler", "cosine", "--scheduler_length", "7"],
+}
+THE_SAME = {
+    "workers": ["--num_workers", "2"],
+    "threads": ["--threads", "1"],
+    "how often it is saved": ["--checkpoint_every_steps", "5"],
+    "loggers": ["--loggers", "csv"],
+    "time": ["--time_limit", "5"],
+    "a dry run": ["--dry_run"],
+}
+
+
+@pytest.mark.parametrize("case", TOLD_APART)
+def test_other_settings_are_another_run(case: str, choose: Choose) -> None:
+    first = choose()
+    other = choose("--resume", *TOLD_APART[case])
+    assert other != first
+    assert choose("--resume", *TOLD_APART[case]) == other
+    assert choose("--resume") == first
+
+
+@pytest.mark.parametrize("case", THE_SAME)
+def test_how_it_is_computed_tells_no_runs_apart(case: str, choose: Choose) -> None:
+    first = choose()
+    assert choose("--resume", *THE_SAME[case]) == first
+
+
+def test_another_network_is_another_run(choose: Choose, words: list[str], tmp_path: Path) -> None:
+    first = choose()
+    copy = tmp_path / "copy.json"
+    copy.write_text(json.dumps(TINY))
+    assert choose("--resume", "--input_json", str(copy)) == first, "the same network in another file"
+    copy.write_text(json.dumps({**TINY, "r_max": 3.5}))
+    assert choose("--resume", "--input_json", str(copy)) != first
+
+
+def test_jobs_and_tasks_of_a_scheduler(choose: Choose) -> None:
+    tasks = [{"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": k} for k in ("0", "1")]
+    first, second = (choose("--resume", **task) for task in tasks)
+    assert (first.name, second.name) == ("job7_0", "job7_1")
+    assert [choose("--resume", **task) for task in tasks] == [first, second], "requeued"
+    later = {**tasks[1], "SLURM_ARRAY_JOB_ID": "8"}
+    assert choose("--resume", **later) == second, "submitted again: the unfinished run of its number"
+    finish(second)
+    assert choose("--resume", **tasks[1]) == second, "a job that is requeued when all was done does not begin anew"
+    assert choose("--resume", **later).name == "job8_1"
+    job = {"SLURM_JOB_ID": "12"}
+    plain = choose("--resume", **job)
+    assert plain.name == "job12", "no task's run is taken by a job without tasks"
+    assert choose("--resume", "--lr", "0.5", **job).name == "job12-2", "two runs of one job"
+    finish(plain)
+    assert choose("--resume", **job) == plain
+
+
+def test_where_a_change_is_asked_for_a_finished_run_goes_on(choose: Choose, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no run of these settings to continue"):
+        choose("--resume", "--resume_best", "--lr", "1e-4")
+    first = choose()
+    finish(first)
+    for words in (["--resume_best", "--lr", "1e-4"], ["--resume_new_lr", "--lr", "3"], ["--reset_scheduler"]):
+        assert choose("--resume", *words, "--epochs", "9") == first
+    with pytest.raises(InputError, match=r"\(the newest, 20260101-\d+, has another seed\)"):
+        choose("--resume", "--resume_best", "--seed", "8")
+
+
+def test_what_is_no_record_is_left_aside(choose: Choose, tmp_path: Path) -> None:
+    for name, text in (("a", "{"), ("b", "[]"), ("c", '{"created": 1}'), ("d", '{"created": "", "created": ""}')):
+        (tmp_path / "demo" / name).mkdir(parents=True)
+        (tmp_path / "demo" / name / "run.json").write_text(text)
+    (tmp_path / "demo" / "file").touch()
+    first = choose("--resume")
+    record = record_of(first)
+    assert choose("--resume") == first
+    for name in ("asked", "starts", "argv", "command"):
+        (first / "run.json").write_text(json.dumps({**record, name: 1}))
+        assert choose("--resume") != first, name
+        shutil.rmtree(choose("--resume"))
+
+
+def test_folders_are_whole_from_the_beginning(choose: Choose, tmp_path: Path) -> None:
+    """A process that is killed while it makes one leaves no folder that a run could take for its own."""
+    choose()
+    assert [path for path in (tmp_path / "demo").iterdir() if path.name.startswith(".")] == []
+    taken = {choose().name for _ in range(3)}
+    assert len(taken) == 3
+
+
+def test_flags_that_contradict_it(choose: Choose) -> None:
+    for flag in (["--overwrite"], ["--output_model", "x.pt"]):
+        with pytest.raises(InputError, match=f"{flag[0]} and --run_dir contradict each other"):
+            choose(*flag)
+
+
+# the command
+
+
+def test_a_start_that_fails_leaves_no_folder(words: list[str], tmp_path: Path) -> None:
+    asked = [*words, "--run_dir", str(tmp_path / "demo"), "--energy_key", "nowhere"]
+    assert train_mace.main(asked) == 2
+    assert list((tmp_path / "demo").iterdir()) == []
+    assert train_mace.main([*words, "--epochs", "1", "--run_dir", str(tmp_path / "demo"), "--dry_run"]) == 0
+    assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_from_the_best_model_with_another_rate(
+    finished: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As seed's template writes it; the same command again, as of a requeued job, changes nothing more."""
+    [folder] = runs_in(finished)
+    assert resume.main(["--input_model", str(finished / "latest"), "--epochs", "2"]) == 0, "nothing is left to do"
+    assert os.readlink(finished / "latest") == folder.name
+    capsys.readouterr()
+    asked = [*words, "--run_dir", str(finished), "--resume", "--resume_best", "--lr", "1e-4", "--epochs", "3"]
+    assert train_mace.main([*asked, "--max_steps", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert f"run {folder} goes on" in shown
+    assert "moments start anew" in shown
+    assert "the rate is now 0.0001" in shown
+    assert train_mace.main([*asked, "--max_steps", "5"]) == 0
+    assert runs_in(finished) == [folder]
+    state = checkpoint.read(folder / f"{folder.name}_checkpoint.pt").content["train_state"]
+    assert state["config"]["lr"] == 1e-4
+    changes = [entry["changes"] for entry in state["history"]]
+    assert changes[:2] == [{}, {"lr": 1e-4, "resume_best": True}]
+    assert state["scheduler"]["base_rates"] == [1e-4]
+    assert [start["step"] for start in record_of(folder)["starts"]] == [0, 4, 4, 5]
+
+
+def test_changes_are_for_runs_that_go_on(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = [*words, "--epochs", "1", "--output_checkpoint", str(tmp_path / "run")]
+    assert train_mace.main([*place, "--resume_best"]) == 2
+    assert "say how a run goes on; add --resume" in capsys.readouterr().err
+    assert train_mace.main([*place, "--resume", "--reset_scheduler"]) == 2
+    assert "run_checkpoint.pt to go on with" in capsys.readouterr().err
+
+
+def test_at_a_place_of_its_own(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = [*words, "--epochs", "2", "--output_checkpoint", str(tmp_path / "run")]
+    assert train_mace.main([*place, "--max_steps", "2"]) == 0
+    assert train_mace.main([*place, "--resume", "--lr", "1e-5"]) == 2
+    assert "here --resume_new_lr takes the rate of --lr" in capsys.readouterr().err
+    assert train_mace.main([*place, "--resume", "--lr", "1e-5", "--resume_new_lr"]) == 0
+    assert "--lr 1e-05: the rate is now 1e-05" in capsys.readouterr().out
+    assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "3"]) == 0, "no change is made once more"
+    assert "the rate is now" not in capsys.readouterr().out
+
+
+# reproduce and diff
+
+
+def printed_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python ")]
+    return shlex.split(lines[0])[1:]
+
+
+def test_a_run_is_repeated_bit_for_bit(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run with a record, and (in the battery) of one without, though the model.json of its beginning is gone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps(TINY))
+    asked = [
+        *words,
+        "--input_json",
+        "mine.json",
+        "--ema",
+        "--epochs",
+        "1",
+        "--lr",
+        "0.02",
+        "--freeze",
+        "node_embedding.*",
+    ]
+    assert train_mace.main([*asked, "--run_dir", "demo"]) == 0
+    assert not LONG or train_mace.main([*asked, "--output_checkpoint", "plain"]) == 0
+    (tmp_path / "mine.json").unlink()
+    for number, run in enumerate(("demo/latest", "plain") if LONG else ("demo/latest",)):
+        capsys.readouterr()
+        assert read_model.main(["reproduce", run, "--output_checkpoint", f"again{number}"]) == 0
+        script, *flags = printed_command(capsys)
+        assert script == "model_utils/train_mace.py"
+        assert train_mace.main(flags) == 0
+        again = outputs_of(tmp_path / f"again{number}")
+        assert differences(outputs_of((tmp_path / run).resolve()), again) == [], run
+
+
+@in_the_battery
+def test_a_fine_tuning_is_repeated(
+    finished: Path,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [folder] = runs_in(finished)
+    asked = ["--input_model", str(folder / f"{folder.name}_model.pt"), *words[2:], "--epochs", "1", "--E0s", "shift"]
+    assert finetune.main([*asked, "--run_dir", "tuned"]) == 0
+    capsys.readouterr()
+    assert read_model.main(["reproduce", "tuned/latest"]) == 0
+    script, *flags = printed_command(capsys)
+    assert script == "model_utils/finetune.py"
+    assert finetune.main(flags) == 0
+    assert differences(outputs_of((tmp_path / "tuned/latest").resolve()), outputs_of(tmp_path / "repeated")) == []
+
+
+def test_what_tells_two_runs_apart(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.xyz"
+    write(other, waters(8, seed=3), format="extxyz")
+    flags: dict[str, list[str]] = {"a": [], "c": ["--lr", "0.02", "--xyz_train", str(other)]}
+    for name, more in flags.items():
+        assert train_mace.main([*words, "--max_steps", "1", "--output_checkpoint", str(tmp_path / name), *more]) == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    capsys.readouterr()
+    assert read_model.main(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "equal: settings, data, versions and model.json" in capsys.readouterr().out
+    assert read_model.main(["diff", str(tmp_path / "a"), str(tmp_path / "c")]) == 3
+    shown = capsys.readouterr().out
+    assert "setting: lr: 0.01 against 0.02" in shown
+    assert "data: train sha256:" in shown
+    assert "version" not in shown
+    assert read_model.main(["diff", str(tmp_path / "a")]) == 2
+
+
+# secrets
+
+
+SECRETS = {
+    "a flag": (["--api_key", "abc", "--lr", "1"], ["--api_key", "…", "--lr", "1"]),
+    "with =": (["--wandb_token=abc"], ["--wandb_token=…"]),
+    "in a command": (["--sync", "put --password abc --to x"], ["--sync", "put --password … --to x"]),
+    "in a setting of a command": (["--sync", "TOKEN=abc put"], ["--sync", "TOKEN=… put"]),
+    "in an address": (["--sync", "put s3://me:abc@host/x"], ["--sync", "put s3://…@host/x"]),
+    "names of labels": (["--energy_key", "REF_energy"], ["--energy_key", "REF_energy"]),
+}
+
+
+@pytest.mark.parametrize("case", SECRETS)
+def test_secrets_are_not_kept(case: str) -> None:
+    words, shown = SECRETS[case]
+    assert invoked.without_secrets(words) == shown
+    assert "abc" not in json.dumps(
+        run_record.kept({words[0].lstrip("-").partition("=")[0].replace("sync", "note"): words[1:]})
+    )
+
+
+def test_a_command_among_the_settings_is_not_kept() -> None:
+    assert run_record.kept({"sync": "rsync here there", "lr": 0.1}) == {"lr": 0.1}

@@ -64,7 +64,24 @@ class Calculator(AseCalculator):
         paths = [model] if isinstance(model, str | Path) else list(model)
         if not paths:
             raise InputError("no model is given; name a weights file, or several for a committee")
-        self.potentials = [Potential.of_file(path, device=device, dtype=dtype, head=head, step=step) for path in paths]
+        self._use([Potential.of_file(path, device=device, dtype=dtype, head=head, step=step) for path in paths], skin)
+
+    @classmethod
+    def of_potentials(cls, potentials: Sequence[Potential], *, skin: float = SKIN, **of_ase: Any) -> "Calculator":
+        """A calculator of models that are loaded already.
+
+        Args:
+            potentials: one, or several as a committee.
+            skin: Å, as above.
+            of_ase: ASE's own arguments.
+        """
+        made = cls.__new__(cls)
+        AseCalculator.__init__(made, **of_ase)
+        made._use(potentials, skin)
+        return made
+
+    def _use(self, potentials: Sequence[Potential], skin: float) -> None:
+        self.potentials = list(potentials)
         self._movers = [_Mover(potential, skin) for potential in self.potentials]
 
     def forget(self) -> None:

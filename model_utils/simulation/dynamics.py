@@ -145,7 +145,7 @@ class _Run:
     def _begin(self) -> None:
         for name in (STATE, TABLE, TRAJECTORY, SUMMARY):
             (self.folder / name).unlink(missing_ok=True)
-        _give_velocities(self.atoms, self.options.temperature, self.rng)
+        give_velocities(self.atoms, self.options.temperature, self.rng)
         self.integrator = self._integrator()
         csv.writer(self._rows, lineterminator="\n").writerow(COLUMNS)
         self._record()
@@ -284,7 +284,7 @@ def summary_of(rows: Mapping[str, np.ndarray], n_atoms: int, *, conserves: bool)
     }
 
 
-def _give_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
+def give_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
     """Velocities of a temperature, without motion of the whole, and for molecules without rotation."""
     sigma = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
     atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * sigma)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from mace.calculators import MACECalculator
@@ -18,7 +19,7 @@ from simulation.conftest import kinds, rattled
 
 
 def of_mace(paths: Sequence[Path]) -> MACECalculator:
-    modules = [model_loader.load(path).module for path in paths]
+    modules = [model_loader.load(path, dtype=torch.float64).module for path in paths]
     return MACECalculator(models=modules, device="cpu", default_dtype="float64")
 
 
@@ -156,3 +157,28 @@ def test_nothing_depends_on_when_a_list_was_made(models: list[Path]) -> None:
             results.append((atoms.get_potential_energy(), atoms.get_forces().tobytes(), atoms.get_stress().tobytes()))
         assert results[0] == results[1]
     assert kept._movers[0].graphs.n_lists > 3
+
+
+@pytest.mark.parametrize("name", ["mace_mp/mace_mp_small.model", "mace_run/model_run-1234_swa.model"])
+def test_real_models_equal_mace(name: str, shared_data: Path) -> None:
+    """Molecules, a crystal, a slab, a chain, of the elements that all of them know.
+
+    Constants of a network that lies in single precision are formed anew in double: mace's own conversion keeps them
+    rounded, which is 6e-7 eV here.
+    """
+    ours = Calculator(shared_data / name)
+    theirs = of_mace([shared_data / name])
+    graphite = Atoms("C2", positions=[[0, 0, 0], [1.42, 0, 0]], cell=[[2.13, 1.23, 0], [2.13, -1.23, 0], [0, 0, 3.4]])
+    chain = Atoms("CHCH", positions=[[0, 0, 0], [1.0, 0, 0.1], [0.2, 0, 1.3], [-0.9, 0, 1.4]], cell=[0, 0, 2.5])
+    structures = [molecule("C6H6"), molecule("CH3CH2OH"), graphite * (2, 2, 2), graphite * (2, 2, 1), chain]
+    for atoms, pbc in zip(structures, ("", "", "abc", "ab", "c"), strict=True):
+        atoms.pbc = [direction in pbc for direction in "abc"]
+        rattled(atoms)
+        atoms.calc = ours
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        stress = atoms.get_stress() if pbc == "abc" else None
+        atoms.calc = theirs
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)  # sums near 10³ eV
+        np.testing.assert_allclose(forces, atoms.get_forces(), rtol=0, atol=1e-10)
+        if stress is not None:
+            np.testing.assert_allclose(stress, atoms.get_stress(), rtol=0, atol=1e-10)

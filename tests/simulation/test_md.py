@@ -139,7 +139,7 @@ def test_drift_and_temperature_of_known_rows() -> None:
 
 def test_velocities_at_the_beginning() -> None:
     atoms = Atoms("Cu8", positions=np.random.default_rng(0).normal(0, 3, (8, 3)))
-    dynamics._give_velocities(atoms, 300.0, np.random.default_rng(1))
+    dynamics.give_velocities(atoms, 300.0, np.random.default_rng(1))
     assert atoms.get_temperature() == pytest.approx(300.0)
     assert np.abs(atoms.get_momenta().sum(axis=0)).max() < 1e-12
     assert np.abs(atoms.get_angular_momentum()).max() < 1e-10 * units.kB**-1

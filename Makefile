@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test lint battery slurm bench bench_ranks bench_step bench_gpu cuda_costs parity accelerated kernels parameters clean
+.PHONY: env quickstart test test_extras lint battery slurm bench bench_simulation bench_ranks bench_step bench_gpu cuda_costs parity accelerated kernels parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -38,6 +38,11 @@ kernels: env  ## the GPU's kernels without a GPU: interpreter against plain torc
 	$(RUN) -m pip install --quiet --no-deps "triton==$(TRITON)"
 	KERNELS=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_triton.py
 
+test_extras:  ## what needs the extras (torch-sim, W&B), in an environment of its own (5 minutes, most of it downloads)
+	$(MAKE) env VENV=.venv-extras
+	.venv-extras/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,simulation,loggers]"
+	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/simulation/test_torch_sim.py tests/run/test_loggers.py tests/run/test_slow_loggers.py
+
 battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (more than an hour; BATTERY=product: more)
 	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests
 
@@ -46,6 +51,9 @@ slurm: env  ## a job preempted and timed out on a SLURM of its own, as root, wit
 
 bench: env  ## whole process against mace_run_train at the mace01 settings (about 15 minutes; needs the measured data)
 	$(RUN) benchmarks/against_mace_run_train.py
+
+bench_simulation: env  ## calculator and relax.py against mace's calculator (about 30 minutes; needs the measured data)
+	$(RUN) benchmarks/simulation.py
 
 bench_ranks: env  ## how evenly steps are dealt, what adding costs (about 10 minutes; DATA=structures)
 	$(RUN) benchmarks/ranks.py --data $(DATA)
@@ -63,4 +71,4 @@ parameters: env  ## write the tables of Parameters.md anew
 	$(RUN) model_utils/settings/parameters_md.py
 
 clean:
-	rm -rf $(VENV) .venv-cueq runs
+	rm -rf $(VENV) .venv-cueq .venv-extras runs

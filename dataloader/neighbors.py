@@ -50,13 +50,13 @@ def build_graph(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
     positions, _ = _wrapped(structure)
     i, j, shifts, distances = _pairs(structure, positions, r_max, "ijSd")
     _refuse_many(2 * len(i), structure.n_atoms, max_neighbors)
-    _refuse_close(i, j, distances)
+    refuse_close(i, j, distances)
     if len(shifts) and max(shifts.max(), -shifts.min()) > np.iinfo(np.int16).max:
         raise GraphFault("the cell is so skewed that neighbours lie 32768 lattice vectors apart: reduce it")
     senders = np.concatenate([i, j], dtype=np.int32)
     receivers = np.concatenate([j, i], dtype=np.int32)
     shifts = np.concatenate([shifts, -shifts], dtype=np.int16)
-    order = _order(senders, receivers, shifts, structure.n_atoms)
+    order = edge_order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order])
 
 
@@ -79,7 +79,7 @@ def count_edges(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
         return build_graph(structure, r_max, max_neighbors).n_edges
     i, j, distances = _pairs(structure, _wrapped(structure)[0], r_max, "ijd")
     _refuse_many(2 * len(i), structure.n_atoms, max_neighbors)
-    _refuse_close(i, j, distances)
+    refuse_close(i, j, distances)
     return 2 * len(i)
 
 
@@ -90,7 +90,7 @@ def _pairs(structure: Structure, positions: NDArray[np.float64], r_max: float, q
     return pairs
 
 
-def _order(
+def edge_order(
     senders: NDArray[np.integer], receivers: NDArray[np.integer], shifts: NDArray[np.integer], n_atoms: int
 ) -> NDArray[np.intp]:
     """The order by receiver, then sender, then shift: no two edges agree in all, so that one number says it."""
@@ -165,14 +165,14 @@ def _from_stored(structure: Structure, edges: Edges, r_max: float, max_neighbors
     shifts = edges.shifts + (whole[receivers] - whole[senders])
     vectors = positions[receivers] - positions[senders] + shifts @ structure.cell
     distances = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    _refuse_close(senders, receivers, distances)
+    refuse_close(senders, receivers, distances)
     if edges.r_max > r_max:
         near = distances < r_max
         senders = senders[near]
         receivers = receivers[near]
         shifts = shifts[near]
     _refuse_many(len(senders), structure.n_atoms, max_neighbors)
-    order = _order(senders, receivers, shifts, structure.n_atoms)
+    order = edge_order(senders, receivers, shifts, structure.n_atoms)
     return Graph(positions, senders[order], receivers[order], shifts[order].astype(np.int16))
 
 
@@ -203,7 +203,8 @@ def _refuse_many(n_edges: int, n_atoms: int, max_neighbors: int) -> None:
         raise GraphFault(too_many(n_edges, n_atoms, max_neighbors))
 
 
-def _refuse_close(i: NDArray[np.integer], j: NDArray[np.integer], distances: NDArray[np.float64]) -> None:
+def refuse_close(i: NDArray[np.integer], j: NDArray[np.integer], distances: NDArray[np.float64]) -> None:
+    """Raise GraphFault where two atoms of a pair are closer than ``MIN_DISTANCE``; distances in Å."""
     if len(distances) and distances.min() < MIN_DISTANCE:
         pair = int(distances.argmin())
         raise GraphFault(

@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encodin
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python ")]
 COMMANDS = {"model_utils/train_mace.py", "model_utils/finetune.py", "model_utils/resume.py", "model_utils/evaluate.py"}
 COMMANDS |= {"model_utils/verify_resume.py", "metadata.py", "read_model.py"}
-COMMANDS |= {"dataloader/index.py", "dataloader/pack.py"}
+COMMANDS |= {"dataloader/index.py", "dataloader/pack.py", "model_utils/relax.py", "model_utils/md.py"}
 
 SMALL = ["--hidden_irreps", "4x0e", "--num_interactions", "1", "--correlation", "1", "--max_ell", "1", "--r_max", "3"]
 SHORT = ["--max_steps", "2", "--batch_size", "4", "--lr", "1e-4"]
@@ -33,6 +33,8 @@ LESS = {  # of a size for a test; a flag that is given twice is the last one
     "model_utils/finetune.py": ["--epochs", "1", *SHORT],
     "model_utils/resume.py": ["--epochs", "2", "--max_steps", "4"],
     "dataloader/pack.py": ["--stages", "2", "4"],
+    "model_utils/relax.py": ["--max_steps", "2"],
+    "model_utils/md.py": ["--n_steps", "2"],
 }
 ENDS = {"read_model.py diff": 3}  # the two differ
 

@@ -28,12 +28,15 @@ COMMANDS = {
     "model_utils.resume": {"": settings.ResumeOptions},
     "model_utils.evaluate": {"": settings.EvaluateOptions},
     "model_utils.verify_resume": {"": settings.VerifyResumeOptions},
+    "model_utils.relax": {"": settings.RelaxOptions},
+    "model_utils.md": {"": settings.MdOptions},
     "dataloader.index": {"": settings.IndexOptions},
     "dataloader.pack": {"": settings.PackOptions},
     "metadata": {"init": settings.MetadataInitOptions, "fit": settings.MetadataFitOptions}
     | {"check": settings.CheckOptions},
     "read_model": {"export": settings.ExportOptions, "verify": settings.VerifyOptions, "show": settings.DescribeOptions}
-    | {"diff": settings.DiffOptions, "convert": settings.ConvertOptions, "reproduce": settings.ReproduceOptions},
+    | {"diff": settings.DiffOptions, "convert": settings.ConvertOptions, "reproduce": settings.ReproduceOptions}
+    | {"best": settings.BestOptions},
 }
 UNUSABLE = {  # of any command, whatever lies there
     "a circle of links": ("circle", "links that lead in a circle"),
@@ -60,7 +63,8 @@ def arguments(word: str, kind: type, name: str, given: str) -> list[str]:
     if name != "data":  # which stands alone
         needed += [option.name for option in options if option.name in (f"{data}_train", f"{data}_path")]
     needed += ["id_key"] if name.endswith("_ids") else []
-    words = {needs: "module" if needs == "to" else f"some_{needs}" for needs in needed} | {name: given}
+    fitting = {"to": "module", "n_steps": "1"}
+    words = {needs: fitting.get(needs, f"some_{needs}") for needs in needed} | {name: given}
     return [*([word] if word else []), *(text for flag, value in words.items() for text in (f"--{flag}", value))]
 
 

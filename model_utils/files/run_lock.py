@@ -57,7 +57,7 @@ def _opened(stack: ExitStack, folder: Path) -> HeldFolder:
 
 
 @contextmanager
-def held(path: Path, *, wait: bool) -> Iterator[None]:
+def held(path: Path, *, wait: bool, flag: str = "--output_checkpoint") -> Iterator[None]:
     """Hold one lock.
 
     The file says who holds it. Where the file system has no locks (Lustre without ``flock``), that text decides: a
@@ -66,21 +66,23 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
     Args:
         path: the lock file; removed at the end, from its folder wherever that is then, and only if it is still ours.
         wait: give a holder ten seconds to end, as after a requeue.
+        flag: which names the folder, for messages.
 
     Raises:
         InputError: another process holds it, or the file cannot be made.
     """
     with ExitStack() as stack:
         folder = _opened(stack, path.parent)
-        stack.enter_context(_locked(folder, path, path.parent, WAIT if wait else 0.0))
+        stack.enter_context(_locked(folder, path, path.parent, WAIT if wait else 0.0, flag))
         _remove_leftovers(path.parent)
         yield
 
 
 @contextmanager
-def _locked(folder: HeldFolder, path: Path, place: Path, patience: float) -> Iterator[None]:
+def _locked(folder: HeldFolder, path: Path, place: Path, patience: float, flag: str | None = None) -> Iterator[None]:
     """Hold a lock file, with a text that says who holds it; arguments and errors are those of ``_acquire``."""
-    descriptor = _acquire(folder, path, place, patience)
+    flag = flag or ("--output_checkpoint" if place == path.parent else "--output_model")
+    descriptor = _acquire(folder, path, place, patience, flag)
     _held.add(descriptor)
     try:
         with suppress(OSError):  # on a full disk: the kernel's lock counts, the text is for people
@@ -95,7 +97,7 @@ def _locked(folder: HeldFolder, path: Path, place: Path, patience: float) -> Ite
         os.close(descriptor)
 
 
-def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float) -> int:
+def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, flag: str) -> int:
     """The descriptor of a lock file that is ours.
 
     Args:
@@ -103,6 +105,7 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float) -> in
         path: of the lock file.
         place: the folder or file that it guards, for messages.
         patience: s that a holder may still take to end.
+        flag: with which another place is given, for messages.
 
     Raises:
         InputError: another process holds it for longer, or the file cannot be made.
@@ -124,10 +127,7 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float) -> in
             return descriptor
         os.close(descriptor)
         if not free and time.monotonic() >= end:
-            raise InputError(
-                f"{place} is being written by {_words(holder)}; wait for its end, or give another "
-                f"{'--output_checkpoint' if place == path.parent else '--output_model'}"
-            )
+            raise InputError(f"{place} is being written by {_words(holder)}; wait for its end, or give another {flag}")
         if not waiting and not free:
             log.info("waiting for %s, which writes %s, to end", _words(holder), place)
             waiting = True

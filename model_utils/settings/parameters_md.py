@@ -15,6 +15,7 @@ if not __package__:  # run as a file: import our modules from the checkout, not 
 from model_utils.settings import counterparts
 from model_utils.settings.declared import OnlyInYaml, Option, Panel, declared
 from model_utils.settings.options import (
+    BestOptions,
     CheckOptions,
     ConvertOptions,
     DescribeOptions,
@@ -23,9 +24,11 @@ from model_utils.settings.options import (
     ExportOptions,
     FinetuneOptions,
     IndexOptions,
+    MdOptions,
     MetadataFitOptions,
     MetadataInitOptions,
     PackOptions,
+    RelaxOptions,
     ReproduceOptions,
     ResumeOptions,
     TrainingOptions,
@@ -44,6 +47,8 @@ TABLES: dict[str, type] = {
     "resume.py": ResumeOptions,
     "verify_resume.py": VerifyResumeOptions,
     "evaluate.py": EvaluateOptions,
+    "relax.py": RelaxOptions,
+    "md.py": MdOptions,
     "metadata.py init": MetadataInitOptions,
     "metadata.py fit": MetadataFitOptions,
     "metadata.py check": CheckOptions,
@@ -55,6 +60,7 @@ TABLES: dict[str, type] = {
     "read_model.py diff": DiffOptions,
     "read_model.py convert": ConvertOptions,
     "read_model.py reproduce": ReproduceOptions,
+    "read_model.py best": BestOptions,
 }
 ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions, FinetuneOptions: TrainingOptions}  # not repeated
 

@@ -34,6 +34,7 @@ from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
 from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
+from model_utils.settings.options.simulating import MdOptions, RelaxOptions, SimulatedOptions
 from model_utils.settings.options.splits import SplitOptions
 from model_utils.settings.options.training import (
     LossOptions,
@@ -69,6 +70,7 @@ __all__ = [
     "JudgingOptions",
     "LabelOptions",
     "LossOptions",
+    "MdOptions",
     "MetadataFitOptions",
     "MetadataInitOptions",
     "MetadataOptions",
@@ -76,12 +78,14 @@ __all__ = [
     "OutputOptions",
     "PackOptions",
     "PrintedLossOptions",
+    "RelaxOptions",
     "ReproduceOptions",
     "ResumeOptions",
     "Role",
     "RunOptions",
     "RunningOptions",
     "ShowOptions",
+    "SimulatedOptions",
     "SourceOptions",
     "SplitOptions",
     "StageTwoOptions",

@@ -1,0 +1,110 @@
+"""Options of relax.py and md.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from dataloader.errors import InputError
+from model_utils.settings.declared import OF_THE_COMMAND, panel
+from model_utils.settings.option_types import Count, NonNegative, NonNegativeInt, Positive
+from model_utils.settings.options.common import CommonOptions, DeviceOptions
+from model_utils.settings.options.data import NAMES_OF_FORMATS
+from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
+
+NAMES_OF_ENSEMBLES = NamesOf("model_utils.simulation.ensembles", "ENSEMBLES")
+NAMES_OF_MINIMIZERS = NamesOf("model_utils.simulation.relaxation", "MINIMIZERS")
+
+
+@panel("Model and structures", 5, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
+class SimulatedOptions:
+    """Which model computes which structures."""
+
+    input_model: tuple[Path, ...]
+    """A `*_model.pt`, a `*_checkpoint.pt`, a `.model` of mace, or safetensors; several are a committee, whose mean counts."""
+    data: tuple[Path, ...]
+    """Structures of any format, known by ending or content: extended XYZ, cif, POSCAR, LMDBs, files of ASE; files, folders of them, patterns with * ? [ ]. Labels in them are not read; atoms that they hold fixed stay where they are."""
+    data_format: Annotated[str | None, NAMES_OF_FORMATS] = None
+    """Format of the data, where ending and content do not say it."""
+    head: str | None = None
+    """Head of the model, where it has several."""
+    step: Annotated[str, FORMS_OF_STEP] = "fast"
+    """Form of the network's arithmetic, as in training."""
+
+
+@panel("Relaxation", 6, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
+class RelaxOptions:
+    """Relax structures with a trained model, many at once."""
+
+    common: CommonOptions
+    device: DeviceOptions
+    simulated: SimulatedOptions
+    output_dir: Path
+    """A folder for `relaxed.xyz`, `relaxed.csv`, `summary.json` and the trajectories. Repeated after a kill, the command does what is missing."""
+    fmax: Positive = 0.05
+    """Converged where no force is larger (eV/Å); with --relax_cell the same holds for the virial per atom that ASE makes of the stress."""
+    max_steps: Count = 500
+    """Steps after which a structure is given up as not converged."""
+    minimizer: Annotated[str, NAMES_OF_MINIMIZERS] = "lbfgs"
+    """How the minimum is sought."""
+    relax_cell: bool = False
+    """Relax cells too, of structures that are periodic in three directions."""
+    pressure: Annotated[float, OF_THE_COMMAND] = 0.0
+    """Pressure that cells are relaxed against (GPa)."""
+    max_shift: Positive = 0.2
+    """Longest way of an atom in one step (Å)."""
+    trajectories: bool = True
+    """Keep the way of each structure, as an ASE trajectory."""
+    processes: Count | None = None
+    """Structures that are relaxed at once, each in a process with one thread; one for each core unless given, and one on a GPU."""
+    skin: NonNegative = 0.5
+    """How far neighbour lists reach beyond the cutoff (Å); no result depends on it."""
+    overwrite: bool = False
+    """Begin anew in a folder that holds another relaxation."""
+
+    def __post_init__(self) -> None:
+        if self.pressure and not self.relax_cell:
+            raise InputError("--pressure is given but cells are held; give --relax_cell too, or leave it out")
+
+
+@panel("Dynamics", 6, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
+class MdOptions:
+    """Molecular dynamics with a trained model."""
+
+    common: CommonOptions
+    device: DeviceOptions
+    simulated: SimulatedOptions
+    output_dir: Path
+    """A folder for `trajectory.xyz`, `md.csv`, `state.json` and `summary.json`. Repeated after a kill, or with more steps, the command goes on from the state, bit for bit."""
+    n_steps: Count
+    """Steps in all, those of earlier calls included."""
+    index: NonNegativeInt | None = None
+    """Which structure of the data moves, from 0 on; needed where there are several."""
+    repeat: tuple[Count, ...] = ()
+    """Repeat the cell so often along its three vectors."""
+    ensemble: Annotated[str, NAMES_OF_ENSEMBLES] = "nve"
+    """What is kept: the energy, the temperature (Langevin or a chain of Nosé–Hoover thermostats), or temperature and pressure (Martyna–Tobias–Klein, isotropic)."""
+    temperature: Positive = 300.0
+    """Temperature of the velocities at the beginning and of the thermostat (K)."""
+    timestep: Positive = 1.0
+    """Timestep (fs); 0.5 or less where there is hydrogen."""
+    friction: Positive = 10.0
+    """Friction of Langevin's thermostat (1/ps)."""
+    thermostat_time: Positive = 100.0
+    """Time in which a Nosé–Hoover chain follows (fs)."""
+    pressure: float = 0.0
+    """Pressure of npt (GPa)."""
+    barostat_time: Positive = 1000.0
+    """Time in which the cell follows the pressure (fs)."""
+    seed: NonNegativeInt = 123
+    """Seed of the velocities and of Langevin's forces."""
+    write_every: Count = 10
+    """Steps between two rows of `md.csv` and frames of `trajectory.xyz`."""
+    checkpoint_every: Count = 200
+    """Steps between two states on the disk; a kill costs no more."""
+    skin: NonNegative = 0.5
+    """How far neighbour lists reach beyond the cutoff (Å); no result depends on it."""
+    overwrite: bool = False
+    """Begin anew in a folder that holds another run."""

@@ -1,0 +1,1 @@
+"""What a trained model is for: a calculator for ASE, relaxation, molecular dynamics."""

@@ -1,0 +1,66 @@
+"""ASE's atoms as a structure that a network can compute, with the faults that would give a wrong result."""
+
+from dataclasses import replace
+
+from ase import Atoms
+
+from dataloader.errors import InputError
+from dataloader.labels import CHARGE_NAMES, SPIN_NAMES, LabelError
+from dataloader.names import Entries
+from dataloader.needs import ModelFacts
+from dataloader.record_details import RecordError, feature_of, number_named
+from dataloader.structure import Structure, geometry_fault, symbols
+
+
+def structure_of(atoms: Atoms, facts: ModelFacts, head: str) -> Structure:
+    """The structure of atoms, with the inputs that the network takes besides.
+
+    Charge and spin come from ``atoms.info`` under any of their names, inputs of single atoms from ``atoms.arrays``;
+    they are looked for where the network has such an input.
+
+    Args:
+        atoms: in Å.
+        facts: of the network.
+        head: of the network.
+
+    Raises:
+        InputError: an element that the network lacks, a position that is no number, a periodic direction without a
+            cell vector, a missing input.
+    """
+    known = set(facts.atomic_numbers)
+    foreign = sorted({int(z) for z in atoms.numbers} - known)
+    if foreign:
+        raise InputError(
+            f"{atoms.get_chemical_formula()}: element {symbols(foreign)} (Z={', '.join(map(str, foreign))}) is not in "
+            f"the model, which has {symbols(facts.atomic_numbers)}"
+        )
+    structure = Structure(
+        atomic_numbers=atoms.numbers.astype("int64"),
+        positions=atoms.positions.astype("float64"),
+        cell=atoms.cell.array.astype("float64"),
+        pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+        identifier=atoms.get_chemical_formula(),
+        head=head,
+    )
+    fault = geometry_fault(structure)
+    if fault is not None:
+        raise InputError(f"{structure.identifier}: {fault}")
+    return _with_inputs(structure, atoms, facts)
+
+
+def _with_inputs(structure: Structure, atoms: Atoms, facts: ModelFacts) -> Structure:
+    """The structure with charge, spin and whatever else the network takes."""
+    if not facts.features:
+        return structure
+    of_structure = Entries.of(atoms.info)
+    of_atoms = Entries.of(atoms.arrays)
+    try:
+        charge = number_named(of_structure, None, CHARGE_NAMES, "charge")
+        spin = number_named(of_structure, None, SPIN_NAMES, "spin")
+        features = {
+            spec.name: feature_of(spec, of_atoms if spec.per_atom else of_structure, len(atoms), charge, spin)
+            for spec in facts.features
+        }
+    except (LabelError, RecordError) as error:
+        raise InputError(f"{structure.identifier}: {error}; set it in atoms.info") from None
+    return replace(structure, charge=charge, spin=spin, features=features)

@@ -1,0 +1,182 @@
+"""ASE's calculator over any weights file and the fast step; several models are a committee."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator as AseCalculator
+from ase.calculators.calculator import all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
+
+from dataloader.batch import Batch
+from dataloader.errors import InputError
+from dataloader.neighbors import Graph, GraphFault
+from dataloader.structure import Structure
+from model_utils.simulation.atoms import structure_of
+from model_utils.simulation.moving_graph import MovingGraph
+from model_utils.simulation.potential import Computed, Potential
+
+SKIN = 0.5  # Å; a list of 200 atoms at 300 K lasts some 20 steps of 1 fs
+
+
+class Calculator(AseCalculator):
+    """Energy, forces and stress of a trained model for ASE.
+
+    ``atoms.calc = Calculator("run_model.pt")`` gives what ``evaluate.py`` gives: the energy is the total one, E0s
+    included, and equals the free energy. The stress is that of structures which are periodic in three directions.
+    Charge and spin come from ``atoms.info`` where the network has such inputs.
+
+    With several models the results are means over them, and ``results`` has besides ``energy_std`` (eV),
+    ``forces_std`` (n_atoms, 3) in eV/Å, ``energies_of_models`` and ``forces_of_models``.
+
+    Args:
+        model: a weights file that the commands open (``*_model.pt``, ``*_checkpoint.pt``, safetensors, a module of
+            mace), or several of them; nothing in it is executed.
+        device: cpu, cuda, cuda:N or auto.
+        dtype: float64, or float32 for speed; None for the file's own.
+        head: of the network, where it has several.
+        step: fast, or reference for mace-torch's own module.
+        skin: Å beyond the cutoff that neighbour lists reach; they are made anew when an atom has moved by half of it.
+        directory, label and the like: ASE's own, passed on.
+
+    Raises:
+        InputError: a file, device, head or precision cannot be used as asked.
+        VerificationError: a file is damaged or not what it says.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as ASE has it
+
+    def __init__(
+        self,
+        model: Path | str | Sequence[Path | str],
+        *,
+        device: str = "cpu",
+        dtype: str | None = "float64",
+        head: str | None = None,
+        step: str = "fast",
+        skin: float = SKIN,
+        **of_ase: Any,
+    ) -> None:
+        super().__init__(**of_ase)
+        paths = [model] if isinstance(model, str | Path) else list(model)
+        if not paths:
+            raise InputError("no model is given; name a weights file, or several for a committee")
+        self._use([Potential.of_file(path, device=device, dtype=dtype, head=head, step=step) for path in paths], skin)
+
+    @classmethod
+    def of_potentials(cls, potentials: Sequence[Potential], *, skin: float = SKIN, **of_ase: Any) -> "Calculator":
+        """A calculator of models that are loaded already.
+
+        Args:
+            potentials: one, or several as a committee.
+            skin: Å, as above.
+            of_ase: ASE's own arguments.
+        """
+        made = cls.__new__(cls)
+        AseCalculator.__init__(made, **of_ase)
+        made._use(potentials, skin)
+        return made
+
+    def _use(self, potentials: Sequence[Potential], skin: float) -> None:
+        self.potentials = list(potentials)
+        self._movers = [_Mover(potential, skin) for potential in self.potentials]
+
+    def forget(self) -> None:
+        """Compute the next atoms as if they were the first: no neighbour list and no result is left from before."""
+        self.reset()
+        for mover in self._movers:
+            mover.forget()
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation; inputs in ``atoms.info`` count, which ASE passes over."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if "info" not in changes and self.atoms is not None and self._inputs(self.atoms) != self._inputs(atoms):
+            changes.append("info")
+        return changes
+
+    def _inputs(self, atoms: Atoms) -> list[dict[str, list[float]]]:
+        """The networks' inputs besides species, which may be absent until they are calculated."""
+        if not any(potential.facts.features for potential in self.potentials):
+            return []
+        of_each = [structure_of(atoms, p.facts, p.head).features for p in self.potentials]
+        return [{name: values.tolist() for name, values in features.items()} for features in of_each]
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute the results for atoms; ASE calls it where something has changed.
+
+        Raises:
+            InputError: the atoms cannot be computed: an element that the model lacks, a position that is no number,
+                a cell without volume, two atoms in one place, a missing charge or spin.
+        """
+        super().calculate(atoms, properties, system_changes)
+        stress = "stress" in properties and bool(self.atoms.pbc.all())
+        computed = [mover.compute(self.atoms, stress=stress) for mover in self._movers]
+        self.results = _results(computed)
+
+
+class _Mover:
+    """One potential with the neighbour list and the prepared batch of the atoms it was asked for last."""
+
+    def __init__(self, potential: Potential, skin: float) -> None:
+        self.potential = potential
+        self._skin = skin
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing of the atoms before."""
+        self.graphs = MovingGraph(self.potential.facts.r_max, self._skin)
+        self._batch: Batch | None = None
+        self._structure: Structure | None = None
+        self._edges: NDArray[np.int32] | None = None
+
+    def compute(self, atoms: Atoms, *, stress: bool) -> Computed:
+        """What the potential gives of the atoms."""
+        structure = structure_of(atoms, self.potential.facts, self.potential.head)
+        try:
+            graph = self.graphs.of(structure)
+        except GraphFault as fault:
+            raise InputError(f"{structure.identifier}: {fault}") from None
+        [computed] = self.potential.compute(self._batch_of(structure, graph), stress=stress)
+        return computed
+
+    def _batch_of(self, structure: Structure, graph: Graph) -> Batch:
+        """The batch; where the edges are those of the call before, only its positions are new."""
+        if self._batch is not None and graph.senders is self._edges and self._has_same_inputs(structure):
+            return self.potential.moved(self._batch, graph.positions)
+        self._batch = self.potential.batch([structure], [graph])
+        self._edges = graph.senders
+        self._structure = structure
+        return self._batch
+
+    def _has_same_inputs(self, structure: Structure) -> bool:
+        assert self._structure is not None
+        before = self._structure.features
+        return all(np.array_equal(before[name], value) for name, value in structure.features.items())
+
+
+def _results(computed: Sequence[Computed]) -> dict[str, Any]:
+    """Results under ASE's names: of one model, or means and standard deviations over several."""
+    energies = np.array([one.energy for one in computed])
+    forces = np.stack([one.forces for one in computed])
+    results: dict[str, Any] = {
+        "energy": float(energies.mean()),
+        "free_energy": float(energies.mean()),
+        "forces": forces.mean(axis=0),
+    }
+    stresses = [one.stress for one in computed if one.stress is not None]
+    if stresses:
+        results["stress"] = full_3x3_to_voigt_6_stress(np.mean(stresses, axis=0))
+    if len(computed) > 1:
+        results["energies_of_models"] = energies
+        results["forces_of_models"] = forces
+        results["energy_std"] = float(energies.std())
+        results["forces_std"] = forces.std(axis=0)
+    return results

@@ -1,0 +1,353 @@
+"""What md.py does: steps of an integrator, a table and a trajectory, and a state from which it goes on to the bit."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.io import write
+from ase.md.md import MolecularDynamics
+from ase.md.velocitydistribution import Stationary, ZeroRotation
+
+from dataloader import durable, input_files, plain_json
+from dataloader.errors import InputError
+from dataloader.progress import ProgressBar
+from model_utils import runtime
+from model_utils.errors import StopRequested
+from model_utils.files.run_lock import held
+from model_utils.run.interruption import Interruption
+from model_utils.runtime import log
+from model_utils.settings.options import MdOptions
+from model_utils.simulation import ensembles
+from model_utils.simulation.calculator import Calculator
+from model_utils.simulation.ensembles import ENSEMBLES, Conditions
+from model_utils.simulation.inputs import calculator_of, structures_of
+from model_utils.simulation.journal import differences
+
+STATE = "state.json"
+TABLE = "md.csv"
+TRAJECTORY = "trajectory.xyz"
+SUMMARY = "summary.json"
+ELSEWHERE = "give another --output_dir, or --overwrite"
+COLUMNS = (
+    "step",
+    "time_ps",
+    "temperature_K",
+    "potential_energy_eV",
+    "kinetic_energy_eV",
+    "conserved_energy_eV",
+    "pressure_GPa",
+    "volume_A3",
+)
+
+
+def run(options: MdOptions, stop: Interruption) -> None:
+    """Move the atoms to the last step that is asked for, from where an earlier call left them.
+
+    Raises:
+        InputError: model, structure, folder or settings cannot be used as asked, or atoms met on their way.
+        VerificationError: the model's file is damaged.
+        Preempted: the run was asked to stop and is saved.
+    """
+    runtime.start_log(None)
+    device = runtime.start(
+        device=options.device.device, dtype=torch.float64, threads=options.device.threads, seed=options.seed
+    )
+    calculator = calculator_of(options.simulated, device, options.device.dtype, options.skin)
+    atoms = _atoms(options, calculator)
+    ensembles.check(options.ensemble, atoms)
+    atoms.calc = calculator
+    folder = options.output_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make --output_dir {folder}: {error.strerror}") from None
+    with held(folder / ".lock", wait=True, flag="--output_dir"):
+        _Run(options, atoms, calculator).to_the_end(stop)
+
+
+def _atoms(options: MdOptions, calculator: Calculator) -> Atoms:
+    """The structure that moves.
+
+    Raises:
+        InputError: there are several and none is chosen, or not so many.
+    """
+    structures = structures_of(options.simulated, calculator)
+    if options.index is None and len(structures) > 1:
+        raise InputError(f"the data hold {len(structures)} structures; say which moves with --index (from 0)")
+    index = options.index or 0
+    if index >= len(structures):
+        raise InputError(f"--index {index}, but the data hold {len(structures)} structures")
+    atoms = structures[index].atoms
+    if options.repeat:
+        if len(options.repeat) != 3:
+            raise InputError(f"--repeat takes three numbers, found {len(options.repeat)}")
+        atoms = atoms.repeat(options.repeat)
+    return atoms
+
+
+@dataclass
+class _Sizes:
+    """Bytes of the files that grow, at the moment of a state."""
+
+    table: int = 0
+    trajectory: int = 0
+
+
+class _Run:
+    """One run of dynamics with its files."""
+
+    def __init__(self, options: MdOptions, atoms: Atoms, calculator: Calculator) -> None:
+        self.options = options
+        self.atoms = atoms
+        self.folder = options.output_dir
+        self.work = _work(options, atoms, calculator)
+        self.rng = np.random.default_rng(options.seed)
+        self.step = 0
+        self._rows = io.StringIO()
+        self._frames = io.StringIO()
+        self._sizes = _Sizes()
+        state = None if options.overwrite else self._stored()
+        if state is None:
+            self._begin()
+        else:
+            self._go_on(state)
+
+    # Beginning
+
+    def _stored(self) -> Mapping[str, Any] | None:
+        """The state of an earlier call; None where there is none.
+
+        Raises:
+            InputError: it is of another run, or damaged.
+        """
+        path = self.folder / STATE
+        if not path.exists():
+            return None
+        try:
+            state = plain_json.loads(input_files.read_bytes(path, 2**31).decode(), _no_number)
+            work = state["work"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is no state of md.py ({error}); {ELSEWHERE}") from None
+        if changes := differences(work, self.work):
+            raise InputError(f"{path} is of another run: {changes}; {ELSEWHERE}")
+        return dict(state)
+
+    def _begin(self) -> None:
+        for name in (STATE, TABLE, TRAJECTORY, SUMMARY):
+            (self.folder / name).unlink(missing_ok=True)
+        give_velocities(self.atoms, self.options.temperature, self.rng)
+        self.integrator = self._integrator()
+        csv.writer(self._rows, lineterminator="\n").writerow(COLUMNS)
+        self._record()
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+        self.atoms.set_cell(state["cell"])
+        self.atoms.arrays["positions"][:] = state["positions"]
+        self.atoms.set_momenta(np.array(state["momenta"]), apply_constraint=False)
+        self.rng.bit_generator.state = state["random"]
+        self.integrator = self._integrator()
+        self.integrator.nsteps = self.step
+        ensembles.put_state(self.options.ensemble, self.integrator, state["integrator"])
+        self._sizes = _Sizes(**state["sizes"])
+        for path, size in ((TABLE, self._sizes.table), (TRAJECTORY, self._sizes.trajectory)):
+            _cut(self.folder / path, size)
+        log.info("goes on from step %d of %d", self.step, self.options.n_steps)
+
+    def _integrator(self) -> MolecularDynamics:
+        conditions = Conditions(**{field.name: getattr(self.options, field.name) for field in fields(Conditions)})
+        return ENSEMBLES[self.options.ensemble].begin(self.atoms, conditions, self.rng)
+
+    # Steps
+
+    def to_the_end(self, stop: Interruption) -> None:
+        """Move until the last step; a request to stop is met between two steps, and the state is saved."""
+        began = time.monotonic()
+        first = self.step
+        steps = range(self.step + 1, self.options.n_steps + 1)
+        with ProgressBar("dynamics", len(steps)) as progress:
+            try:
+                for step in stop.watch(steps):
+                    self.integrator.step()  # type: ignore[attr-defined]
+                    self.integrator.nsteps = step
+                    self.step = step
+                    self._after_step()
+                    progress.update(1)
+            except StopRequested:
+                self._save()
+                raise
+        self._save()
+        self._summarise((self.step - first) / max(time.monotonic() - began, 1e-9))
+
+    def _after_step(self) -> None:
+        if not np.isfinite(self.atoms.get_forces()).all():
+            raise InputError(f"step {self.step}: forces are no numbers; the last state is that of {STATE}")
+        if self.step % self.options.write_every == 0:
+            self._record()
+        if self.step % self.options.checkpoint_every == 0:
+            self._save()
+
+    def _record(self) -> None:
+        """A row of the table and a frame of the trajectory; they wait for the next state."""
+        atoms = self.atoms
+        conserved = ensembles.conserved_energy(self.options.ensemble, self.integrator, atoms)
+        is_periodic = bool(atoms.pbc.all())
+        pressure = -atoms.get_stress()[:3].mean() / units.GPa if is_periodic else None
+        values = {
+            "step": self.step,
+            "time_ps": self.step * self.options.timestep / 1000,
+            "temperature_K": atoms.get_temperature(),
+            "potential_energy_eV": atoms.get_potential_energy(),
+            "kinetic_energy_eV": atoms.get_kinetic_energy(),
+            "conserved_energy_eV": conserved,
+            "pressure_GPa": pressure,
+            "volume_A3": atoms.get_volume() if is_periodic else None,
+        }
+        csv.writer(self._rows, lineterminator="\n").writerow([values[name] for name in COLUMNS])
+        frame = atoms.copy()
+        frame.set_constraint()
+        frame.info = {
+            "step": self.step,
+            "time_ps": values["time_ps"],
+            "mace_energy": values["potential_energy_eV"],
+            "temperature": values["temperature_K"],
+        }
+        write(self._frames, frame, format="extxyz")
+
+    # Files
+
+    def _save(self) -> None:
+        """Put rows and frames on the disk, and then the state that knows how long the files are."""
+        self._sizes.table += _add(self.folder / TABLE, self._rows)
+        self._sizes.trajectory += _add(self.folder / TRAJECTORY, self._frames)
+        state = {
+            "work": self.work,
+            "step": self.step,
+            "positions": self.atoms.positions.tolist(),
+            "momenta": self.atoms.get_momenta().tolist(),
+            "cell": self.atoms.cell.array.tolist(),
+            "random": self.rng.bit_generator.state,
+            "integrator": ensembles.state_of(self.options.ensemble, self.integrator),
+            "sizes": asdict(self._sizes),
+        }
+        durable.write_text(self.folder / STATE, json.dumps(state, allow_nan=False))
+
+    def _summarise(self, rate: float) -> None:
+        rows = _rows(self.folder / TABLE)
+        summary = summary_of(rows, len(self.atoms), conserves=ENSEMBLES[self.options.ensemble].conserves)
+        durable.write_text(self.folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        log.info(
+            "step %d, %.3f ps, temperature %.1f ± %.1f K, %.1f steps/s",
+            self.step,
+            self.step * self.options.timestep / 1000,
+            summary["temperature_K"],
+            summary["temperature_std_K"],
+            rate,
+        )
+        if summary["drift_meV_per_atom_ps"] is not None:
+            log.info("drift of the conserved energy: %.4f meV/atom/ps", summary["drift_meV_per_atom_ps"])
+        log.info("wrote %s: %s, %s, %s, %s", self.folder, TABLE, TRAJECTORY, STATE, SUMMARY)
+
+
+def summary_of(rows: Mapping[str, np.ndarray], n_atoms: int, *, conserves: bool) -> dict[str, Any]:
+    """Means over the second half of a run, and the drift of the conserved energy by a straight line through all of it.
+
+    Args:
+        rows: columns of the table, by name.
+        n_atoms: of the structure.
+        conserves: whether the ensemble conserves an energy.
+    """
+    half = len(rows["step"]) // 2
+    temperatures = rows["temperature_K"][half:]
+    drift = None
+    if conserves and len(rows["step"]) > 2:
+        slope = np.polyfit(rows["time_ps"], rows["conserved_energy_eV"], 1)[0]
+        drift = float(1000 * slope / n_atoms)
+    return {
+        "n_steps": int(rows["step"][-1]),
+        "time_ps": float(rows["time_ps"][-1]),
+        "temperature_K": float(temperatures.mean()),
+        "temperature_std_K": float(temperatures.std()),
+        "potential_energy_eV": float(rows["potential_energy_eV"][half:].mean()),
+        "drift_meV_per_atom_ps": drift,
+        "volume_A3": float(np.mean(rows["volume_A3"][half:])) if np.isfinite(rows["volume_A3"]).all() else None,
+    }
+
+
+def give_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
+    """Velocities of a temperature, without motion of the whole, and for molecules without rotation."""
+    sigma = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
+    atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * sigma)
+    if len(atoms) > 1 and not atoms.constraints:
+        Stationary(atoms)
+        if not atoms.pbc.any():
+            ZeroRotation(atoms)
+        _scale_to(atoms, temperature)
+
+
+def _scale_to(atoms: Atoms, temperature: float) -> None:
+    now = atoms.get_temperature()
+    if now > 0:
+        atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / now))
+
+
+def _work(options: MdOptions, atoms: Atoms, calculator: Calculator) -> dict[str, Any]:
+    """What decides every bit of the run but its length."""
+    content = hashlib.sha256()
+    for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc):
+        content.update(np.ascontiguousarray(values).tobytes())
+    content.update(repr([constraint.todict() for constraint in atoms.constraints]).encode())
+    names = ("ensemble", "seed", "write_every", *(field.name for field in fields(Conditions)))
+    return {
+        "models": [potential.digest() for potential in calculator.potentials],
+        "dtype": runtime.dtype_name(calculator.potentials[0].dtype),
+        "head": calculator.potentials[0].head,
+        "structure": content.hexdigest(),
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def _add(path: Path, text: io.StringIO) -> int:
+    """Add what waits to a file and to the disk; the number of bytes."""
+    data = text.getvalue().encode()
+    text.seek(0)
+    text.truncate()
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return len(data)
+
+
+def _cut(path: Path, size: int) -> None:
+    """Take away what was written after a state.
+
+    Raises:
+        InputError: the file is shorter than the state says.
+    """
+    there = path.stat().st_size if path.exists() else 0
+    if there < size:
+        raise InputError(f"{path} has {there} bytes, but {STATE} knows of {size}; give --overwrite to begin anew")
+    os.truncate(path, size)
+
+
+def _rows(path: Path) -> Mapping[str, np.ndarray]:
+    """Columns of the table; NaN where a cell is empty."""
+    with path.open(newline="") as file:
+        rows: Sequence[Sequence[str]] = list(csv.reader(file))[1:]
+    values = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows])
+    return dict(zip(COLUMNS, values.T, strict=True))
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of a state")

@@ -1,0 +1,139 @@
+"""Ensembles of molecular dynamics: ASE's integrators with what each needs to go on where it was stopped."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.md.langevin import Langevin
+from ase.md.md import MolecularDynamics
+from ase.md.nose_hoover_chain import IsotropicMTKNPT, NoseHooverChainNVT
+from ase.md.verlet import VelocityVerlet
+
+from dataloader.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the dynamics are to keep.
+
+    Attributes:
+        timestep: fs.
+        temperature: K.
+        friction: 1/ps, of Langevin's thermostat.
+        thermostat_time: fs, in which a Nosé–Hoover chain follows.
+        pressure: GPa.
+        barostat_time: fs, in which the cell follows.
+    """
+
+    timestep: float
+    temperature: float
+    friction: float
+    thermostat_time: float
+    pressure: float
+    barostat_time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """One ensemble.
+
+    Attributes:
+        begin: makes the integrator of atoms that have velocities.
+        kept: attributes of the integrator that change from step to step, besides atoms and random numbers.
+        conserves: whether a quantity like the energy is conserved.
+        needs_cell: whether cells change, so that there must be three periodic directions and no held atoms.
+    """
+
+    begin: Callable[[Atoms, Conditions, np.random.Generator], MolecularDynamics]
+    kept: tuple[str, ...] = ()
+    conserves: bool = True
+    needs_cell: bool = False
+
+
+def _nve(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) -> MolecularDynamics:
+    return VelocityVerlet(atoms, conditions.timestep * units.fs)
+
+
+def _langevin(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) -> MolecularDynamics:
+    return Langevin(
+        atoms,
+        conditions.timestep * units.fs,
+        temperature_K=conditions.temperature,
+        friction=conditions.friction / (1000 * units.fs),
+        fixcm=False,
+        rng=rng,
+    )
+
+
+def _nose_hoover(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) -> MolecularDynamics:
+    return NoseHooverChainNVT(
+        atoms,
+        conditions.timestep * units.fs,
+        temperature_K=conditions.temperature,
+        tdamp=conditions.thermostat_time * units.fs,
+    )
+
+
+def _npt(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) -> MolecularDynamics:
+    return IsotropicMTKNPT(
+        atoms,
+        conditions.timestep * units.fs,
+        temperature_K=conditions.temperature,
+        pressure_au=conditions.pressure * units.GPa,
+        tdamp=conditions.thermostat_time * units.fs,
+        pdamp=conditions.barostat_time * units.fs,
+    )
+
+
+_CHAIN = ("_thermostat._eta", "_thermostat._p_eta")
+_BAROSTAT = ("_barostat._xi", "_barostat._p_xi", "_eps", "_p_eps", "_volume0", "_cell0")
+
+ENSEMBLES: Mapping[str, Ensemble] = {
+    "nve": Ensemble(begin=_nve),
+    "langevin": Ensemble(begin=_langevin, conserves=False),
+    "nose_hoover": Ensemble(begin=_nose_hoover, kept=_CHAIN),
+    "npt": Ensemble(begin=_npt, kept=(*_CHAIN, *_BAROSTAT), needs_cell=True),
+}
+
+
+def check(name: str, atoms: Atoms) -> None:
+    """Refuse atoms that an ensemble cannot move.
+
+    Raises:
+        InputError: saying why.
+    """
+    if not ENSEMBLES[name].needs_cell:
+        return
+    if not atoms.pbc.all():
+        raise InputError(f"--ensemble {name} changes the cell, but the structure is not periodic in three directions")
+    if atoms.constraints:
+        raise InputError(f"--ensemble {name} changes the cell, and the structure holds atoms fixed; free them first")
+
+
+def state_of(name: str, integrator: MolecularDynamics) -> dict[str, Any]:
+    """What an integrator keeps from step to step, as plain values."""
+    return {path: _plain(reduce(getattr, path.split("."), integrator)) for path in ENSEMBLES[name].kept}
+
+
+def put_state(name: str, integrator: MolecularDynamics, state: Mapping[str, Any]) -> None:
+    """Give an integrator what it kept."""
+    for path in ENSEMBLES[name].kept:
+        *owners, attribute = path.split(".")
+        value = state[path]
+        setattr(reduce(getattr, owners, integrator), attribute, np.array(value) if isinstance(value, list) else value)
+
+
+def conserved_energy(name: str, integrator: MolecularDynamics, atoms: Atoms) -> float | None:
+    """The quantity that the ensemble conserves, eV; None where it conserves none."""
+    if not ENSEMBLES[name].conserves:
+        return None
+    if hasattr(integrator, "get_conserved_energy"):
+        return float(integrator.get_conserved_energy())
+    return float(atoms.get_total_energy())
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

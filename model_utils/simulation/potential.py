@@ -1,0 +1,146 @@
+"""A trained network as a potential: energies, forces and stress of structures, reference energies included."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataloader.batch import Batch, collate
+from dataloader.errors import InputError
+from dataloader.needs import ModelFacts
+from dataloader.neighbors import Graph
+from dataloader.quantities import ENERGY, FORCES, STRESS
+from dataloader.structure import Structure
+from model_utils import model_loader
+from model_utils.files.digest import digest
+from model_utils.model_loader import LoadedModel
+from model_utils.models.network import Network, predict
+from model_utils.runtime import DTYPES, dtype_name, find_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What a potential gives of one structure.
+
+    Attributes:
+        energy: eV, with the reference energies E0, added in double precision.
+        forces: (n_atoms, 3), eV/Å.
+        stress: (3, 3), eV/Å³, positive under tension; None where it was not asked for or there is no volume.
+    """
+
+    energy: float
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64] | None = None
+
+
+class Potential:
+    """One model's weights on a device.
+
+    Args:
+        loaded: the module with its description.
+        device: on which it computes.
+        head: of the network; None where it has one alone.
+        step: the form of the network that computes, as ``--step`` names it.
+
+    Raises:
+        InputError: there is no such head, or one of several must be named.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, device: torch.device, *, head: str | None = None, step: str = "fast"
+    ) -> None:
+        self.facts: ModelFacts = loaded.description.facts()
+        self.path = loaded.file.path
+        self._description_hash = loaded.description.hash()
+        self.head = _head(head, self.facts.heads, self.path)
+        self.device = device
+        self.module = loaded.module.to(device)
+        self.network: Network = model_loader.build_network(self.module, step, loaded.description)
+        self.dtype = next(self.module.parameters()).dtype
+        self.weights: Mapping[str, Tensor] = {
+            name: weight.detach() for name, weight in model_loader.trainable(self.module).items()
+        }
+        if ENERGY.name not in self.network.gives:
+            raise InputError(f"{self.path} gives {', '.join(sorted(self.network.gives))} and no energies")
+
+    @classmethod
+    def of_file(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        head: str | None = None,
+        step: str = "fast",
+    ) -> "Potential":
+        """The potential of any weights file that the commands open; nothing in it is executed.
+
+        Args:
+            path: ``*_model.pt``, ``*_checkpoint.pt``, safetensors, or a module that mace wrote.
+            device: cpu, cuda, cuda:N or auto.
+            dtype: float32 or float64; the file's own unless given.
+            head: of the network, where it has several.
+            step: the form that computes: fast, or reference for mace-torch's own module.
+
+        Raises:
+            InputError: the file cannot be read, or one of the arguments does not fit it.
+            VerificationError: digest, hash, names or shapes do not agree.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
+        loaded = model_loader.load(Path(path), dtype=None if dtype is None else DTYPES[dtype])
+        return cls(loaded, find_device(device), head=head, step=step)
+
+    def digest(self) -> str:
+        """Hash of structure and weights, hexadecimal: what decides the results."""
+        return digest({"description": self._description_hash, "weights": dict(self.weights)})
+
+    def __str__(self) -> str:
+        return f"{self.path} in {dtype_name(self.dtype)} on {self.device}"
+
+    def batch(self, structures: Sequence[Structure], graphs: Sequence[Graph]) -> Batch:
+        """Structures with their graphs as what ``compute`` takes.
+
+        Args:
+            structures: of elements of the network, with its head.
+            graphs: their edges within the network's cutoff.
+        """
+        made = collate(structures, graphs, range(len(structures)), self.facts, self.dtype, free_atoms_only=False)
+        return self.network.prepared(made).to(self.device)
+
+    def moved(self, batch: Batch, positions: NDArray[np.float64]) -> Batch:
+        """A batch of the same edges with atoms at other places, (n_atoms, 3) in Å; what was prepared is kept."""
+        return replace(batch, positions=torch.from_numpy(positions).to(self.device, self.dtype))
+
+    def compute(self, batch: Batch, *, stress: bool) -> list[Computed]:
+        """Energies, forces and, where asked, stress of every structure of a batch.
+
+        Args:
+            batch: as ``batch`` made it.
+            stress: of those that are periodic in three directions; it costs about a tenth more.
+        """
+        wanted = [ENERGY.name, FORCES.name, *([STRESS.name] if stress else [])]
+        predicted = predict(self.network, self.weights, batch, wanted=wanted, training=False)
+        energies = (predicted[ENERGY.name].double() + batch.reference_energy).tolist()
+        forces = predicted[FORCES.name].detach().double().cpu().numpy()
+        stresses = predicted[STRESS.name].detach().double().cpu().numpy() if stress else [None] * len(energies)
+        bounds = batch.ptr.tolist()
+        return [
+            Computed(energy=energy, forces=forces[bounds[k] : bounds[k + 1]], stress=stresses[k])
+            for k, energy in enumerate(energies)
+        ]
+
+
+def _head(head: str | None, heads: Sequence[str], path: Path) -> str:
+    """The head that is meant."""
+    if head is None and len(heads) == 1:
+        return heads[0]
+    if head is None:
+        raise InputError(f"{path} has the heads {', '.join(heads)}; say which with head=")
+    if head not in heads:
+        raise InputError(f"{path} has no head {head!r}; it has {', '.join(heads)}")
+    return head

@@ -1,0 +1,168 @@
+"""The relaxation of one structure, which ends with a minimum or with the reason why there is none."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+from ase.optimize.optimize import Optimizer
+
+from dataloader.errors import InputError
+
+MINIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"fire": FIRE, "lbfgs": LBFGS, "bfgs": BFGS}
+
+COLLAPSED = 0.2  # of the volume at the beginning; rock salt at 500 GPa has 0.5
+EXPLODED = 5.0
+HOLE = 20.0  # eV per atom below the beginning; forming a solid from atoms gives 1 to 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criteria:
+    """When a relaxation is over.
+
+    Attributes:
+        fmax: eV/Å; no force is larger at a minimum.
+        max_steps: after which it is given up.
+        minimizer: a name in ``MINIMIZERS``.
+        relax_cell: where the structure is periodic in three directions.
+        pressure: GPa.
+        max_shift: Å, of an atom in one step.
+    """
+
+    fmax: float
+    max_steps: int
+    minimizer: str = "lbfgs"
+    relax_cell: bool = False
+    pressure: float = 0.0
+    max_shift: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxed:
+    """What came of one structure.
+
+    Attributes:
+        atoms: as they were at the last step that could be computed, without a calculator.
+        converged: whether it is a minimum.
+        reason: why it is none; empty where it is.
+        steps: of the minimizer.
+        energy: eV, of the last step; None where nothing could be computed.
+        energy_before: eV, of the structure as it came.
+        fmax: eV/Å, largest force of the last step.
+        stress: (6,), eV/Å³, of the last step in Voigt's order; None where there is no volume.
+        volume_before: Å³; None where there is none.
+    """
+
+    atoms: Atoms
+    converged: bool
+    reason: str
+    steps: int
+    energy: float | None
+    energy_before: float | None
+    fmax: float | None
+    stress: list[float] | None
+    volume_before: float | None
+
+
+class _Stopped(Exception):
+    """The structure cannot be relaxed; says why."""
+
+
+def relaxed(atoms: Atoms, calculator: Any, criteria: Criteria, trajectory: Path | None = None) -> Relaxed:
+    """Relax a structure; whatever is wrong with it is told in the result, and never raised.
+
+    Args:
+        atoms: with constraints, where atoms are held; a copy is moved.
+        calculator: of ASE.
+        criteria: when it is over.
+        trajectory: where its way is written.
+    """
+    moving = atoms.copy()
+    moving.calc = calculator
+    way = _Way(moving)
+    with_cell = criteria.relax_cell and bool(moving.pbc.all())
+    steps = 0
+    warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)  # by 1e-13, in Frechet's filter
+    try:
+        way.look()
+        pressure = criteria.pressure * units.GPa
+        target = FrechetCellFilter(moving, scalar_pressure=pressure) if with_cell else moving
+        minimizer = MINIMIZERS[criteria.minimizer](
+            target,
+            logfile=None,
+            trajectory=None if trajectory is None else str(trajectory),
+            maxstep=criteria.max_shift,
+        )
+        with minimizer:
+            converged = False
+            for is_minimum in minimizer.irun(fmax=criteria.fmax, steps=criteria.max_steps):
+                way.look()
+                converged = bool(is_minimum)
+            steps = minimizer.nsteps
+        reason = "" if converged else f"not converged after {criteria.max_steps} steps"
+    except (_Stopped, InputError) as error:
+        reason = str(error)
+    except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
+        reason = f"the minimizer failed: {str(error).partition(chr(10))[0]}"
+    return way.result(reason, steps)
+
+
+class _Way:
+    """What is known of a structure on its way: the last state that was sound."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.atoms = atoms
+        self.volume_before = float(atoms.get_volume()) if atoms.pbc.all() and atoms.cell.rank == 3 else None
+        self.energy_before: float | None = None
+        self._sound: Atoms | None = None
+        self._energy: float | None = None
+        self._fmax: float | None = None
+        self._stress: list[float] | None = None
+        self.looks = 0
+
+    def look(self) -> None:
+        """Compute the structure as it is now and keep it, if it is sound.
+
+        Raises:
+            _Stopped, InputError: it is not.
+        """
+        atoms = self.atoms
+        forces = atoms.get_forces()  # of held atoms: zero
+        energy = atoms.get_potential_energy()
+        if not (np.isfinite(forces).all() and np.isfinite(energy)):
+            raise _Stopped("energy or forces are no numbers")
+        if self.energy_before is None:
+            self.energy_before = energy
+        if energy < self.energy_before - HOLE * len(atoms):
+            raise _Stopped(
+                f"the energy fell by {(self.energy_before - energy) / len(atoms):.0f} eV an atom: a hole of the model"
+            )
+        if self.volume_before is not None:
+            change = float(atoms.get_volume()) / self.volume_before
+            if not COLLAPSED <= change <= EXPLODED:
+                raise _Stopped(f"the cell {'collapsed' if change < 1 else 'exploded'} to {change:.2g} of its volume")
+            self._stress = atoms.get_stress().tolist()
+        self._energy = float(energy)
+        self._fmax = float(np.sqrt((forces**2).sum(axis=1).max()))
+        self._sound = atoms.copy()
+        self.looks += 1
+
+    def result(self, reason: str, steps: int) -> Relaxed:
+        """The record."""
+        atoms = self.atoms.copy() if self._sound is None else self._sound
+        return Relaxed(
+            atoms=atoms,
+            converged=reason == "",
+            reason=reason,
+            steps=steps or max(self.looks - 1, 0),
+            energy=self._energy,
+            energy_before=self.energy_before,
+            fmax=self._fmax,
+            stress=self._stress,
+            volume_before=self.volume_before,
+        )

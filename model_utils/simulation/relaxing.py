@@ -1,0 +1,271 @@
+"""What relax.py does: every structure once, several at a time, and the files made of what came of them."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from ase.io import write
+
+from dataloader import durable, parallel
+from dataloader.errors import InputError
+from dataloader.progress import ProgressBar
+from model_utils import runtime
+from model_utils.files.csv_cells import csv_text
+from model_utils.files.run_lock import held
+from model_utils.runtime import log
+from model_utils.settings.options import RelaxOptions
+from model_utils.simulation.calculator import Calculator
+from model_utils.simulation.inputs import NamedAtoms, calculator_of, structures_of
+from model_utils.simulation.journal import Journal, Record
+from model_utils.simulation.relaxation import Criteria, Relaxed, relaxed
+
+JOURNAL = "relaxations.jsonl"
+WAYS = "trajectories"
+COLUMNS = (
+    "number",
+    "identifier",
+    "file",
+    "formula",
+    "n_atoms",
+    "converged",
+    "steps",
+    "energy_eV",
+    "energy_change_eV_per_atom",
+    "fmax_eV_per_A",
+    "volume_change_percent",
+    "reason",
+)
+
+
+def relax(options: RelaxOptions) -> None:
+    """Relax what is not relaxed yet.
+
+    Raises:
+        InputError: the model, the data or the folder cannot be used as asked.
+        VerificationError: the model's file is damaged.
+    """
+    runtime.start_log(None)
+    device = runtime.find_device(options.device.device)
+    processes = _processes(options, device)
+    runtime.start(
+        device=options.device.device,
+        dtype=torch.float64,
+        threads=1 if processes > 1 else options.device.threads,
+        seed=0,
+    )
+    calculator = calculator_of(options.simulated, device, options.device.dtype, options.skin)
+    structures = structures_of(options.simulated, calculator)
+    folder = _folder(options)
+    with held(folder / ".lock", wait=True, flag="--output_dir"):
+        _remove(folder / WAYS, ".*.traj")  # of processes that were killed
+        if options.overwrite:
+            _remove(folder / WAYS, "*.traj")
+            _remove(folder, JOURNAL, "relaxed.xyz", "relaxed.csv", "summary.json")
+        work = _work(options, calculator, structures)
+        journal = Journal(folder / JOURNAL, work, "give another --output_dir, or --overwrite")
+        _relax_rest(options, calculator, structures, journal, processes)
+        _write(folder, options, structures, journal.records)
+
+
+def _processes(options: RelaxOptions, device: torch.device) -> int:
+    """How many structures are relaxed at once."""
+    if device.type == "cuda":
+        if options.processes not in (None, 1):
+            raise InputError("--processes is for processors; on a GPU one process relaxes one structure after another")
+        return 1
+    return options.processes or runtime.own_cores()
+
+
+def _folder(options: RelaxOptions) -> Path:
+    folder = options.output_dir
+    try:
+        (folder / WAYS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make --output_dir {folder}: {error.strerror}") from None
+    return folder
+
+
+def _remove(folder: Path, *patterns: str) -> None:
+    """Take away files that an earlier relaxation left, and nothing else."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _work(options: RelaxOptions, calculator: Calculator, structures: Sequence[NamedAtoms]) -> dict[str, Any]:
+    """What decides the results."""
+    data = hashlib.sha256()
+    for structure in structures:
+        data.update(structure.fingerprint())
+    return {
+        "models": [potential.digest() for potential in calculator.potentials],
+        "dtype": runtime.dtype_name(calculator.potentials[0].dtype),
+        "head": calculator.potentials[0].head,
+        "data": data.hexdigest(),
+        "structures": len(structures),
+        **dataclasses.asdict(_criteria(options)),
+    }
+
+
+def _criteria(options: RelaxOptions) -> Criteria:
+    names = [field.name for field in dataclasses.fields(Criteria)]
+    return Criteria(**{name: getattr(options, name) for name in names})
+
+
+def _relax_rest(
+    options: RelaxOptions,
+    calculator: Calculator,
+    structures: Sequence[NamedAtoms],
+    journal: Journal,
+    processes: int,
+) -> None:
+    done = {record["number"] for record in journal.records}
+    left = [number for number in range(len(structures)) if number not in done]
+    if done:
+        log.info("%d of %d structures are relaxed already", len(done), len(structures))
+    criteria = _criteria(options)
+    ways = options.output_dir / WAYS if options.trajectories else None
+
+    def work(number: int) -> Relaxed:
+        return _one(structures[number].atoms, calculator, criteria, ways, number)
+
+    with ProgressBar("relaxation", len(left)) as progress:
+        for number, result in _results(work, left, processes):
+            journal.add(_record(number, structures[number], result))
+            progress.update(1)
+
+
+def _results(work: Any, left: Sequence[int], processes: int) -> Iterator[tuple[int, Relaxed]]:
+    """Results as they come, with their numbers."""
+    if processes == 1 or len(left) < 2:
+        yield from ((number, work(number)) for number in left)
+        return
+    for task, result in parallel.in_children(work, left, processes=processes):
+        yield left[task], result
+
+
+def _one(atoms: Atoms, calculator: Calculator, criteria: Criteria, ways: Path | None, number: int) -> Relaxed:
+    """Relax one structure; its way gets its name when it is whole."""
+    calculator.forget()  # or the last bits would depend on what this process did before
+    if ways is None:
+        return relaxed(atoms, calculator, criteria)
+    unfinished = ways / f".{number}.{os.getpid()}.traj"
+    try:
+        result = relaxed(atoms, calculator, criteria, unfinished)
+        if unfinished.exists():
+            durable.give_name(unfinished, ways / f"{number}.traj")
+        return result
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _record(number: int, structure: NamedAtoms, result: Relaxed) -> Record:
+    atoms = result.atoms
+    return {
+        "number": number,
+        "identifier": structure.identifier,
+        "file": structure.file,
+        "converged": result.converged,
+        "reason": result.reason,
+        "steps": result.steps,
+        "energy": result.energy,
+        "energy_before": result.energy_before,
+        "fmax": result.fmax,
+        "stress": result.stress,
+        "volume_before": result.volume_before,
+        "positions": atoms.positions.tolist(),
+        "cell": atoms.cell.array.tolist(),
+    }
+
+
+def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms], records: Sequence[Record]) -> None:
+    """The files for people, in the order of the structures."""
+    ordered = sorted(records, key=lambda record: int(record["number"]))
+    frames = [_frame(structures[record["number"]], record) for record in ordered]
+    text = io.StringIO()
+    write(text, frames, format="extxyz")
+    durable.write_text(folder / "relaxed.xyz", text.getvalue())
+    durable.write_text(folder / "relaxed.csv", _table(frames, ordered))
+    summary = _summary(ordered)
+    durable.write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    log.info(
+        "%d of %d structures are at a minimum (no force above %g eV/Å)",
+        summary["n_converged"],
+        summary["n_structures"],
+        options.fmax,
+    )
+    for reason, count in summary["reasons"].items():
+        log.info("  %d: %s", count, reason)
+    log.info("wrote %s: relaxed.xyz, relaxed.csv, summary.json", folder)
+
+
+def _frame(structure: NamedAtoms, record: Record) -> Atoms:
+    """A structure as it ended, with what is known of it under names that no reader takes for labels."""
+    atoms = structure.atoms.copy()
+    atoms.set_constraint()
+    atoms.set_cell(record["cell"])
+    atoms.positions[:] = record["positions"]
+    atoms.info["identifier"] = structure.identifier
+    for name in ("converged", "steps"):
+        atoms.info[name] = record[name]
+    if record["energy"] is not None:
+        atoms.info["mace_energy"] = record["energy"]
+    return atoms
+
+
+def _table(frames: Sequence[Atoms], records: Sequence[Record]) -> str:
+    """A line for each structure."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for atoms, record in zip(frames, records, strict=True):
+        table.writerow(
+            [
+                record["number"],
+                csv_text(record["identifier"]),
+                csv_text(record["file"]),
+                atoms.get_chemical_formula(),
+                len(atoms),
+                record["converged"],
+                record["steps"],
+                record["energy"],
+                _energy_change(record, len(atoms)),
+                record["fmax"],
+                _volume_change(record, atoms),
+                csv_text(record["reason"]),
+            ]
+        )
+    return text.getvalue()
+
+
+def _energy_change(record: Record, n_atoms: int) -> float | None:
+    if record["energy"] is None or record["energy_before"] is None:
+        return None
+    return float(record["energy"] - record["energy_before"]) / n_atoms
+
+
+def _volume_change(record: Record, atoms: Atoms) -> float | None:
+    before = record["volume_before"]
+    return None if before is None else 100.0 * (float(atoms.get_volume()) / before - 1.0)
+
+
+def _summary(records: Sequence[Record]) -> dict[str, Any]:
+    reasons: dict[str, int] = {}
+    for record in records:
+        if record["reason"]:
+            kind = record["reason"].partition(":")[0]
+            reasons[kind] = reasons.get(kind, 0) + 1
+    return {
+        "n_structures": len(records),
+        "n_converged": sum(bool(record["converged"]) for record in records),
+        "n_steps": sum(int(record["steps"]) for record in records),
+        "reasons": reasons,
+    }

@@ -1,0 +1,145 @@
+"""md.py goes on after a kill or a request to stop as if nothing had been; what it says of a run is right."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.io import write
+
+from model_utils import md
+from model_utils.simulation import dynamics
+from model_utils.simulation.dynamics import summary_of
+from model_utils.simulation.ensembles import ENSEMBLES
+from simulation.conftest import kinds
+
+FILES = ("md.csv", "trajectory.xyz", "state.json", "summary.json")
+
+
+@pytest.fixture(scope="module")
+def crystal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("crystal") / "crystal.xyz"
+    write(path, kinds()["crystal"], format="extxyz")
+    return path
+
+
+def command(model: Path, data: Path, output: Path, *words: object) -> int:
+    given = ["--input_model", model, "--data", data, "--output_dir", output, "--device", "cpu"]
+    common = ["--write_every", 3, "--checkpoint_every", 7, "--temperature", 900]
+    return md.main([str(word) for word in (*given, *common, *words)])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def at_step(number: int, do: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have something happen after a step, once."""
+    after, done = dynamics._Run._after_step, []
+
+    def disturbed(run: dynamics._Run) -> None:
+        after(run)
+        if run.step == number and not done:
+            done.append(1)
+            do()
+
+    monkeypatch.setattr(dynamics._Run, "_after_step", disturbed)
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def asked_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_goes_on_to_the_same_bits(
+    ensemble: str, models: list[Path], crystal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--ensemble", ensemble, "--n_steps", 30)
+    assert command(models[0], crystal, tmp_path / "whole", *words) == 0
+    for step, do, code in ((17, interrupted, 130), (22, asked_to_stop, 75)):
+        at_step(step, do, monkeypatch)
+        assert command(models[0], crystal, tmp_path / "broken", *words) == code
+        state = json.loads((tmp_path / "broken" / "state.json").read_text())
+        assert state["step"] == (14 if code == 130 else 22)
+    assert command(models[0], crystal, tmp_path / "broken", *words) == 0
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
+
+
+def test_more_steps_are_those_of_a_longer_run(models: list[Path], crystal: Path, tmp_path: Path) -> None:
+    assert command(models[0], crystal, tmp_path / "long", "--n_steps", 20) == 0
+    for n_steps in (9, 20):
+        assert command(models[0], crystal, tmp_path / "grown", "--n_steps", n_steps) == 0
+    assert content(tmp_path / "grown") == content(tmp_path / "long")
+
+
+def test_another_run_in_the_folder_is_refused(
+    models: list[Path], crystal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(models[0], crystal, tmp_path, "--n_steps", 6) == 0
+    before = content(tmp_path)
+    for model, words in ((models[1], ()), (models[0], ("--timestep", 2)), (models[0], ("--seed", 5))):
+        assert command(model, crystal, tmp_path, "--n_steps", 6, *words) == 2
+        assert "is of another run" in capsys.readouterr().err
+        assert content(tmp_path) == before
+    assert command(models[1], crystal, tmp_path, "--n_steps", 6, "--overwrite") == 0
+    assert content(tmp_path) != before
+
+
+MISTAKES = {
+    "two structures": ((), "say which moves with --index"),
+    "no such structure": (("--index", 2), "the data hold 2 structures"),
+    "no cell to change": (("--index", 1, "--ensemble", "npt"), "is not periodic in three directions"),
+    "repeat": (("--index", 0, "--repeat", 2), "--repeat takes three numbers"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, sentence = MISTAKES[mistake]
+    write(tmp_path / "in.xyz", [kinds()["crystal"], kinds()["molecule"]], format="extxyz")
+    assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--n_steps", 5, *words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_energy_is_conserved_to_the_order_of_the_step(models: list[Path], crystal: Path, tmp_path: Path) -> None:
+    """Verlet's error of the energy falls with the square of the timestep."""
+    spread: dict[float, float] = {}
+    for timestep, n_steps in ((1, 60), (0.5, 120)):
+        output = tmp_path / str(timestep)
+        words = ("--timestep", timestep, "--n_steps", n_steps, "--repeat", 2, 1, 1)
+        assert command(models[0], crystal, output, *words) == 0
+        rows = dynamics._rows(output / "md.csv")
+        spread[timestep] = np.ptp(rows["conserved_energy_eV"])
+    assert 3 < spread[1] / spread[0.5] < 5
+
+
+def test_drift_and_temperature_of_known_rows() -> None:
+    times = np.linspace(0, 2.0, 21)
+    rows = {
+        "step": np.arange(21.0),
+        "time_ps": times,
+        "temperature_K": np.where(times < 1.0, 900.0, 300.0),
+        "potential_energy_eV": np.zeros(21),
+        "conserved_energy_eV": 5.0 + 0.012 * times,
+        "volume_A3": np.full(21, np.nan),
+    }
+    summary = summary_of(rows, 4, conserves=True)
+    assert summary["drift_meV_per_atom_ps"] == pytest.approx(3.0)
+    assert summary["temperature_K"] == pytest.approx(300.0)
+    assert summary["volume_A3"] is None
+    assert summary_of(rows, 4, conserves=False)["drift_meV_per_atom_ps"] is None
+
+
+def test_velocities_at_the_beginning() -> None:
+    atoms = Atoms("Cu8", positions=np.random.default_rng(0).normal(0, 3, (8, 3)))
+    dynamics.give_velocities(atoms, 300.0, np.random.default_rng(1))
+    assert atoms.get_temperature() == pytest.approx(300.0)
+    assert np.abs(atoms.get_momenta().sum(axis=0)).max() < 1e-12
+    assert np.abs(atoms.get_angular_momentum()).max() < 1e-10 * units.kB**-1

@@ -1,0 +1,138 @@
+"""relax.py: minima of ASE with mace's own calculator, the same after a kill and in several processes, reasons kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.constraints import FixAtoms
+from ase.filters import FrechetCellFilter
+from ase.io import read, write
+from ase.optimize import LBFGS
+from mace.calculators import MACECalculator
+
+from dataloader.parallel import in_children
+from model_utils import model_loader, relax
+from model_utils.simulation import relaxing
+from simulation.conftest import kinds
+
+FMAX = 0.002
+
+
+@pytest.fixture(scope="module")
+def structures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of every kind."""
+    path = tmp_path_factory.mktemp("structures") / "all.xyz"
+    write(path, list(kinds().values()), format="extxyz")
+    return path
+
+
+def command(model: Path, data: Path, output: Path, *words: object) -> int:
+    given = ["--input_model", model, "--data", data, "--output_dir", output, "--fmax", FMAX, "--device", "cpu"]
+    return relax.main([str(word) for word in (*given, *words)])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files for people, and every step of every trajectory."""
+    files = {name: (folder / name).read_bytes() for name in ("relaxed.xyz", "relaxed.csv", "summary.json")}
+    for path in sorted((folder / "trajectories").glob("*.traj")):
+        ways = [atoms.positions.tobytes() + atoms.cell.array.tobytes() for atoms in read(path, ":")]
+        files[path.name] = b"".join(ways)
+    return files
+
+
+@pytest.fixture(scope="module")
+def unbroken(models: list[Path], structures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert command(models[0], structures, folder, "--relax_cell", "--processes", 1, "--max_steps", 60) == 0
+    return content(folder)
+
+
+def test_minima_are_those_of_ase_with_maces_calculator(models: list[Path], structures: Path, tmp_path: Path) -> None:
+    words = ("--relax_cell", "--processes", 1, "--max_steps", 60)
+    assert command(models[0], structures, tmp_path, *words) == 0
+    theirs = MACECalculator(models=[model_loader.load(models[0]).module], device="cpu", default_dtype="float64")
+    for ours, atoms in zip(read(tmp_path / "relaxed.xyz", ":"), kinds().values(), strict=True):
+        atoms.calc = theirs
+        with_cell = FrechetCellFilter(atoms) if atoms.pbc.all() else atoms
+        LBFGS(with_cell, logfile=None).run(fmax=FMAX, steps=60)
+        assert ours.info["mace_energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        np.testing.assert_allclose(ours.positions, atoms.positions, rtol=0, atol=2e-3)  # soft bends
+        np.testing.assert_allclose(ours.cell.array, atoms.cell.array, rtol=0, atol=1e-4)
+
+
+def test_several_processes_give_the_same_files(
+    models: list[Path], structures: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert command(models[0], structures, tmp_path, "--relax_cell", "--processes", 2, "--max_steps", 60) == 0
+    assert content(tmp_path) == unbroken
+
+
+def test_killed_and_repeated_gives_the_same_files(
+    models: list[Path],
+    structures: Path,
+    unbroken: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ended in the midst of a line of its journal, and in the midst of a structure."""
+    words = ("--relax_cell", "--processes", 1, "--max_steps", 60)
+
+    def killed(task: int) -> None:
+        in_one, calls = relaxing._one, []
+
+        def one(*arguments: object) -> object:
+            calls.append(1)
+            if len(calls) == 3:
+                (tmp_path / "trajectories" / ".2.77.traj").write_bytes(b"half a trajectory")
+                raise KeyboardInterrupt
+            return in_one(*arguments)
+
+        monkeypatch.setattr(relaxing, "_one", one)
+        assert command(models[0], structures, tmp_path, *words) == 130
+
+    list(in_children(killed, [0, 1], processes=1))
+    with (tmp_path / relaxing.JOURNAL).open("ab") as journal:
+        assert len((tmp_path / relaxing.JOURNAL).read_bytes().splitlines()) == 5
+        journal.write(b'{"number": 4, "identi')
+    assert command(models[0], structures, tmp_path, *words) == 0
+    assert "4 of 7 structures are relaxed already" in capsys.readouterr().out
+    assert content(tmp_path) == unbroken
+    assert not list(tmp_path.glob("trajectories/.*"))
+
+
+def test_other_work_in_the_folder_is_refused(
+    models: list[Path], structures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(models[0], structures, tmp_path, "--max_steps", 2) == 0
+    before = content(tmp_path)
+    for model, words in ((models[1], ()), (models[0], ("--max_steps", 3))):
+        given = words or ("--max_steps", 2)
+        assert command(model, structures, tmp_path, *given) == 2
+        assert "is the journal of other work" in capsys.readouterr().err
+        assert content(tmp_path) == before
+    assert command(models[1], structures, tmp_path, "--max_steps", 2, "--overwrite") == 0
+    assert content(tmp_path) != before
+
+
+def test_what_is_wrong_with_one_stops_that_one_alone(models: list[Path], tmp_path: Path) -> None:
+    sound = kinds()["crystal"]
+    meeting = Atoms("OO", positions=[[0, 0, 0], [0, 0, 0.02]])
+    write(tmp_path / "in.xyz", [sound, meeting, kinds()["molecule"]], format="extxyz")
+    assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--max_steps", 40) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["n_structures"], summary["n_converged"]) == (3, 2)
+    lines = (tmp_path / "out" / "relaxed.csv").read_text().splitlines()
+    assert lines[2].endswith("atoms 0 and 1 are 0.02 Å apart (expected at least 0.1 Å)")
+
+
+def test_held_atoms_stay(models: list[Path], tmp_path: Path) -> None:
+    atoms = kinds()["slab"]
+    atoms.set_constraint(FixAtoms([0, 1, 2, 3]))
+    write(tmp_path / "in.xyz", atoms, format="extxyz", columns=["symbols", "positions", "move_mask"])
+    assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--max_steps", 40) == 0
+    after = read(tmp_path / "out" / "relaxed.xyz")
+    np.testing.assert_allclose(after.positions[:4], atoms.positions[:4], rtol=0, atol=1e-8)  # digits of the file
+    assert (np.abs(after.positions[4:] - atoms.positions[4:]).max(axis=1) > 1e-4).all()

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import parity_cases as cases
 from conftest import every_second
@@ -341,6 +342,41 @@ def test_many_elements_and_few_of_them_present(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(first_layer, "SAVED", 1e9)  # by sums over senders of an element, with kernels too
     check_outputs(both, batch)
     check_gradients(both, batch, "forces")
+
+
+class Repeated(TorchDispatchMode):
+    """Notes what adds to one place twice, which a GPU does by atomics, in no order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::").removesuffix("_")
+        if name in ("index_add", "scatter_add"):
+            axis = args[1] if name == "scatter_add" else 0
+            if (args[2].sort(dim=axis).values.diff(dim=axis) == 0).any():
+                self.seen.append(f"{name} to {tuple(args[0].shape)}")
+        return func(*args, **(kwargs or {}))
+
+
+EVERY_PART: dict[str, Fields] = {
+    "densities": fields_of({**RICH, "later": "density_residual"}),
+    "directed edges": fields_of(
+        {"first": "nonlinear", "later": "nonlinear", "embedding": "readout", "edge": "vectors", "cutoff": "on_weights"}
+    ),
+    "one element": fields_of({"first": "nonlinear", "later": "residual", "product": "agnostic", "radial": "gaussian"}),
+    "four factors": cases.completed({**cases.BASE, "correlation": [4, 4], "max_ell": 1}),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_PART)
+def test_plain_torch_adds_in_one_order(name: str) -> None:
+    both = Both.of(EVERY_PART[name])
+    weights = model_loader.trainable(both.module)
+    with plain_torch(), Repeated() as repeated:
+        loss_and_gradients(both.fast, weights, [both.batch()], Loss.of(energy=1.0, forces=1.0, stress=1.0))
+    assert not repeated.seen
 
 
 @pytest.mark.parametrize("term", ["energy", "forces"])

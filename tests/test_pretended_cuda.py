@@ -14,10 +14,9 @@ import torch
 from ase.io import write
 from lmdb_material import labelled, write_dicts
 from pretended_cuda import Notes, as_move, as_step, notes, pretended
-from test_fast_step import LOSSES, RICH, Both, fields_of, many_elements
+from test_fast_step import EVERY_PART, LOSSES, Both, fields_of, many_elements
 from torch import Tensor
 
-import parity_cases as cases
 from conftest import TINY, in_the_battery, waters
 from dataloader.batch import Batch
 from losses import Loss
@@ -130,16 +129,6 @@ def test_the_reference_step_on_an_lmdb(place: Path, device: Notes) -> None:
         write_dicts(place / f"{name}.lmdb", labelled(n, n))
     trained(place, "reference", "--epochs", "1", "--max_steps", "2", "--num_workers", "1", data=("lmdb", "lmdb"))
     assert_like_a_step(device)
-
-
-EVERY_PART = {
-    "densities": fields_of({**RICH, "later": "density_residual"}),
-    "directed edges": fields_of(
-        {"first": "nonlinear", "later": "nonlinear", "embedding": "readout", "edge": "vectors", "cutoff": "on_weights"}
-    ),
-    "one element": fields_of({"first": "nonlinear", "later": "residual", "product": "agnostic", "radial": "gaussian"}),
-    "four factors": cases.completed({**cases.BASE, "correlation": [4, 4], "max_ell": 1}),
-}
 
 
 @pytest.mark.parametrize("name", EVERY_PART)

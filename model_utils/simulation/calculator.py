@@ -15,7 +15,7 @@ from dataloader.batch import Batch
 from dataloader.errors import InputError
 from dataloader.neighbors import Graph, GraphFault
 from dataloader.structure import Structure
-from model_utils.simulation.atoms import structure_of
+from model_utils.simulation.atoms import named, structure_of
 from model_utils.simulation.moving_graph import MovingGraph
 from model_utils.simulation.potential import Computed, Potential
 
@@ -143,7 +143,7 @@ class _Mover:
         try:
             graph = self.graphs.of(structure)
         except GraphFault as fault:
-            raise InputError(f"{structure.identifier}: {fault}") from None
+            raise InputError(named(atoms, fault)) from None
         [computed] = self.potential.compute(self._batch_of(structure, graph), stress=stress)
         return computed
 

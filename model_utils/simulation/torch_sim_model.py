@@ -13,8 +13,9 @@ except ImportError as error:
     raise ImportError("torch-sim is not installed; pip install 'mace-pretrain[simulation]'") from error
 
 from dataloader.errors import InputError
-from dataloader.neighbors import GraphFault
-from model_utils.simulation.atoms import structure_of
+from dataloader.neighbors import Graph, GraphFault
+from dataloader.structure import Structure
+from model_utils.simulation.atoms import named, structure_of
 from model_utils.simulation.calculator import SKIN
 from model_utils.simulation.moving_graph import MovingGraph
 from model_utils.simulation.potential import Potential
@@ -84,10 +85,7 @@ class TorchSimModel(ModelInterface):
         while len(self._graphs) < len(systems):
             self._graphs.append(MovingGraph(self.potential.facts.r_max, self.skin))
         structures = [structure_of(atoms, self.potential.facts, self.potential.head) for atoms in systems]
-        try:
-            graphs = [graph.of(structure) for graph, structure in zip(self._graphs, structures, strict=False)]
-        except GraphFault as fault:
-            raise InputError(str(fault)) from None
+        graphs = [self._graph(number, structure, systems[number]) for number, structure in enumerate(structures)]
         with_stress = self.compute_stress and bool(state.pbc if isinstance(state.pbc, bool) else state.pbc.all())
         computed = self.potential.compute(self.potential.batch(structures, graphs), stress=with_stress)
         results = {
@@ -99,6 +97,13 @@ class TorchSimModel(ModelInterface):
             stresses = [zero if of_system.stress is None else of_system.stress for of_system in computed]
             results["stress"] = self._tensor(np.stack(stresses))
         return results
+
+    def _graph(self, number: int, structure: Structure, atoms: Atoms) -> Graph:
+        """Edges of one system."""
+        try:
+            return self._graphs[number].of(structure)
+        except GraphFault as fault:
+            raise InputError(named(atoms, fault)) from None
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device, self._dtype)

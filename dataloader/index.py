@@ -7,7 +7,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils.run.interruption import Interruption
+from model_utils.run.interruption import REPEAT, Interruption
 from model_utils.settings import cli
 from model_utils.settings.options import IndexOptions
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def index(options: IndexOptions) -> None:
     """Make the indexes that are not there; repeated after a kill, it goes on."""
-    with Interruption():
+    with Interruption(again=REPEAT):
         from model_utils.tasks import indexing_data
 
         indexing_data.index(options)

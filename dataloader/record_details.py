@@ -16,6 +16,7 @@ from dataloader.structure import LabelValue
 HELD_NAME = "fixed"  # True where an atom was held, as OC20 has it
 MOVABLE_NAME = "move_mask"  # True where an atom was free to move, as ASE writes it into extended XYZ
 WEIGHT_NAME = "config_weight"
+HELD_IN_PART = "atoms that were held in some directions only count as free"  # a note
 _MOST_TEXT = 256  # letters of a head or config_type
 
 
@@ -38,7 +39,7 @@ def free_atoms_of(columns: Entries, values: Entries, n_atoms: int) -> tuple[NDAr
         if not np.array_equal(mask, free[first]):
             raise RecordError(f"{first} and {name} are both there and differ about which atoms were held; keep one")
     in_part = any((mask.any(axis=1) & ~mask.all(axis=1)).any() for mask in masks.values())
-    return free[first], "atoms that were held in some directions only count as free" if in_part else None
+    return free[first], HELD_IN_PART if in_part else None
 
 
 def _truths(stored: object, name: str, n_atoms: int) -> NDArray[np.bool_]:

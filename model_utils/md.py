@@ -7,7 +7,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils.run.interruption import Interruption, leave
+from model_utils.run.interruption import REPEAT, Interruption, leave
 from model_utils.settings import cli
 from model_utils.settings.options import MdOptions
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def md(options: MdOptions) -> None:
     """Begin, or go on from the state that an earlier call left in the folder."""
-    with Interruption() as stop:
+    with Interruption(again=REPEAT) as stop:
         from model_utils.simulation import dynamics
 
         dynamics.run(options, stop)

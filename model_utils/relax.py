@@ -7,7 +7,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from model_utils.run.interruption import Interruption, leave
+from model_utils.run.interruption import REPEAT, Interruption, leave
 from model_utils.settings import cli
 from model_utils.settings.options import RelaxOptions
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def relax(options: RelaxOptions) -> None:
     """Relax every structure that is not relaxed yet, and write what came of all."""
-    with Interruption():
+    with Interruption(again=REPEAT):
         from model_utils.simulation import relaxing
 
         relaxing.relax(options)

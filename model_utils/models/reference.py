@@ -32,8 +32,17 @@ class ReferenceNetwork:
         """Nothing is needed besides the batch's arrays."""
         return batch
 
+    def energies_of_atoms(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
+        """Interaction energies (n_atoms,), eV; the arguments are those of ``network.Network.outputs``."""
+        of_atoms: Tensor = self._computed(parameters, batch, positions, shifts)["node_energy"]
+        return of_atoms
+
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``."""
+        return {ENERGY.name: self._computed(parameters, batch, positions, shifts)["energy"]}
+
+    def _computed(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+        """What mace's forward pass gives."""
         n_elements = len(self.module.get_buffer("atomic_numbers"))
         data = {
             "positions": positions,
@@ -48,5 +57,7 @@ class ReferenceNetwork:
         }
         tensors = {**parameters, **self._no_reference}
         with default_dtype(positions.dtype):  # parts of mace's forward make constants in torch's default precision
-            computed = functional_call(self.module, tensors, (data,), {"training": True, "compute_force": False})
-        return {ENERGY.name: computed["energy"]}
+            computed: dict[str, Tensor] = functional_call(
+                self.module, tensors, (data,), {"training": True, "compute_force": False}
+            )
+        return computed

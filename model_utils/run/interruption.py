@@ -21,6 +21,8 @@ from model_utils.ranks.ending import SIGNALS, end_at_once
 Item = TypeVar("Item")
 
 ONE_DELIVERY = 0.5  # s: SLURM without a grace time sends SIGTERM twice, 7 to 17 ms apart on an idle machine
+RESUME = "start again with --resume auto"
+REPEAT = "repeat the command: it goes on"
 RESERVE = 2.0  # s kept for the end of the process
 PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after SIGTERM
 PATIENCE_AHEAD = 100.0  # s after SIGUSR1, which comes ahead of the end: job files ask for 120
@@ -39,9 +41,11 @@ class Interruption:
             remembered, all processes hear of it at the next step, and ``group.Group`` raises it in all of them. Where
             no step comes to an end within ``PATIENCE``, as where data or another process stall, this is called with the
             exit code, to end all of them as they are.
+        again: how the work goes on, for the message.
     """
 
-    def __init__(self, *, give_up: Callable[[int], None] | None = None) -> None:
+    def __init__(self, *, give_up: Callable[[int], None] | None = None, again: str = RESUME) -> None:
+        self.again = again
         self.with_others = give_up is not None
         self._give_up = give_up
         self.reason: str | None = None
@@ -81,7 +85,7 @@ class Interruption:
                 _end_workers()
         if kind is StopRequested:
             raise Preempted(
-                f"{error}: stopped where nothing had to be saved, every file is intact; start again with --resume auto"
+                f"{error}: stopped where nothing had to be saved, every file is intact; {self.again}"
             ) from None
 
     def limit(self, minutes: float | None) -> str | None:

@@ -1,5 +1,6 @@
 """ASE's calculator over any weights file and the fast step; several models are a committee."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import all_changes
+from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
@@ -19,6 +21,7 @@ from model_utils.simulation.atoms import named, structure_of
 from model_utils.simulation.moving_graph import MovingGraph
 from model_utils.simulation.potential import Computed, Potential
 
+UNLIKE = 1e-3  # eV
 SKIN = 0.5  # Å; a list of 200 atoms at 300 K lasts some 20 steps of 1 fs
 
 
@@ -47,7 +50,7 @@ class Calculator(AseCalculator):
         VerificationError: a file is damaged or not what it says.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - as ASE has it
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012 - as ASE has it
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Calculator(AseCalculator):
 
     def _use(self, potentials: Sequence[Potential], skin: float) -> None:
         self.potentials = list(potentials)
+        _warn_of_other_references(self.potentials)
         self._movers = [_Mover(potential, skin) for potential in self.potentials]
 
     def forget(self) -> None:
@@ -120,6 +124,27 @@ class Calculator(AseCalculator):
         stress = "stress" in properties and bool(self.atoms.pbc.all())
         computed = [mover.compute(self.atoms, stress=stress) for mover in self._movers]
         self.results = _results(computed)
+        if "energies" in properties:
+            of_atoms = [mover.energies_of_atoms(self.atoms) for mover in self._movers]
+            self.results["energies"] = np.mean(of_atoms, axis=0)
+
+
+def _warn_of_other_references(potentials: Sequence[Potential]) -> None:
+    """Energies of models with other E0s have other zero points, and their mean has none."""
+    first = potentials[0]
+    for other in potentials[1:]:
+        shared = {
+            z: (first.reference_energy(z), other.reference_energy(z))
+            for z in set(first.facts.atomic_numbers) & set(other.facts.atomic_numbers)
+        }
+        unlike = {z: pair for z, pair in shared.items() if abs(pair[0] - pair[1]) > UNLIKE}
+        if unlike:
+            z, (ours, theirs) = min(unlike.items())
+            warnings.warn(
+                f"{other.path} has other E0s than {first.path} ({chemical_symbols[z]}: {theirs:.3f} and {ours:.3f} "
+                "eV): the mean of their energies has no meaning, that of their forces has",
+                stacklevel=4,
+            )
 
 
 class _Mover:
@@ -133,28 +158,35 @@ class _Mover:
     def forget(self) -> None:
         """Keep nothing of the atoms before."""
         self.graphs = MovingGraph(self.potential.facts.r_max, self._skin)
-        self._batch: Batch | None = None
+        self._kept: Batch | None = None
         self._structure: Structure | None = None
         self._edges: NDArray[np.int32] | None = None
 
     def compute(self, atoms: Atoms, *, stress: bool) -> Computed:
         """What the potential gives of the atoms."""
+        [computed] = self.potential.compute(self._batch(atoms), stress=stress)
+        return computed
+
+    def energies_of_atoms(self, atoms: Atoms) -> NDArray[np.float64]:
+        """Energies of the atoms, (n_atoms,), eV."""
+        return self.potential.energies_of_atoms(self._batch(atoms))
+
+    def _batch(self, atoms: Atoms) -> Batch:
         structure = structure_of(atoms, self.potential.facts, self.potential.head)
         try:
             graph = self.graphs.of(structure)
         except GraphFault as fault:
             raise InputError(named(atoms, fault)) from None
-        [computed] = self.potential.compute(self._batch_of(structure, graph), stress=stress)
-        return computed
+        return self._batch_of(structure, graph)
 
     def _batch_of(self, structure: Structure, graph: Graph) -> Batch:
         """The batch; where the edges are those of the call before, only its positions are new."""
-        if self._batch is not None and graph.senders is self._edges and self._has_same_inputs(structure):
-            return self.potential.moved(self._batch, graph.positions)
-        self._batch = self.potential.batch([structure], [graph])
+        if self._kept is not None and graph.senders is self._edges and self._has_same_inputs(structure):
+            return self.potential.moved(self._kept, graph.positions)
+        self._kept = self.potential.batch([structure], [graph])
         self._edges = graph.senders
         self._structure = structure
-        return self._batch
+        return self._kept
 
     def _has_same_inputs(self, structure: Structure) -> bool:
         assert self._structure is not None

@@ -22,7 +22,7 @@ from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
 from dataloader.progress import ProgressBar
 from model_utils import runtime
-from model_utils.errors import StopRequested
+from model_utils.errors import Preempted, StopRequested
 from model_utils.files.run_lock import held
 from model_utils.run.interruption import Interruption
 from model_utils.runtime import log
@@ -36,7 +36,7 @@ from model_utils.simulation.journal import differences
 STATE = "state.json"
 TABLE = "md.csv"
 TRAJECTORY = "trajectory.xyz"
-SUMMARY = "summary.json"
+SUMMARY = "md.json"
 ELSEWHERE = "give another --output_dir, or --overwrite"
 COLUMNS = (
     "step",
@@ -143,9 +143,17 @@ class _Run:
         return dict(state)
 
     def _begin(self) -> None:
+        """Start at step 0.
+
+        Raises:
+            InputError: a file has one of our names and no state says that it is ours.
+        """
         for name in (STATE, TABLE, TRAJECTORY, SUMMARY):
-            (self.folder / name).unlink(missing_ok=True)
-        give_velocities(self.atoms, self.options.temperature, self.rng)
+            path = self.folder / name
+            if path.exists() and not self.options.overwrite:
+                raise InputError(f"{path} is there and not of a run in this folder; {ELSEWHERE}")
+            path.unlink(missing_ok=True)
+        give_velocities(self.atoms, self.options.temperature, self.rng, self.options.ensemble)
         self.integrator = self._integrator()
         csv.writer(self._rows, lineterminator="\n").writerow(COLUMNS)
         self._record()
@@ -175,7 +183,7 @@ class _Run:
         began = time.monotonic()
         first = self.step
         steps = range(self.step + 1, self.options.n_steps + 1)
-        with ProgressBar("dynamics", len(steps)) as progress:
+        with ProgressBar("dynamics", len(steps), "steps") as progress:
             try:
                 for step in stop.watch(steps):
                     self.integrator.step()  # type: ignore[attr-defined]
@@ -185,7 +193,7 @@ class _Run:
                     progress.update(1)
             except StopRequested:
                 self._save()
-                raise
+                raise Preempted(f"{stop.reason}: saved at step {self.step}; {stop.again}") from None
         self._save()
         self._summarise((self.step - first) / max(time.monotonic() - began, 1e-9))
 
@@ -202,15 +210,15 @@ class _Run:
         atoms = self.atoms
         conserved = ensembles.conserved_energy(self.options.ensemble, self.integrator, atoms)
         is_periodic = bool(atoms.pbc.all())
-        pressure = -atoms.get_stress()[:3].mean() / units.GPa if is_periodic else None
+        stress = atoms.get_stress(include_ideal_gas=True) if is_periodic else np.full(6, np.nan)
         values = {
             "step": self.step,
             "time_ps": self.step * self.options.timestep / 1000,
-            "temperature_K": atoms.get_temperature(),
+            "temperature_K": ensembles.temperature_of(self.options.ensemble, atoms),
             "potential_energy_eV": atoms.get_potential_energy(),
             "kinetic_energy_eV": atoms.get_kinetic_energy(),
             "conserved_energy_eV": conserved,
-            "pressure_GPa": pressure,
+            "pressure_GPa": -stress[:3].mean() / units.GPa if is_periodic else None,
             "volume_A3": atoms.get_volume() if is_periodic else None,
         }
         csv.writer(self._rows, lineterminator="\n").writerow([values[name] for name in COLUMNS])
@@ -284,19 +292,22 @@ def summary_of(rows: Mapping[str, np.ndarray], n_atoms: int, *, conserves: bool)
     }
 
 
-def give_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
-    """Velocities of a temperature, without motion of the whole, and for molecules without rotation."""
+def give_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator, ensemble: str = "nve") -> None:
+    """Velocities of a temperature; motion and rotation of the whole only where the ensemble has them.
+
+    Args:
+        atoms: which get them.
+        temperature: K, of the degrees of freedom that the ensemble moves.
+        rng: which draws them.
+        ensemble: a name in ``ensembles.ENSEMBLES``.
+    """
     sigma = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
     atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * sigma)
-    if len(atoms) > 1 and not atoms.constraints:
-        Stationary(atoms)
+    if ensembles.keeps_whole_at_rest(ensemble, atoms):
+        Stationary(atoms, preserve_temperature=False)
         if not atoms.pbc.any():
-            ZeroRotation(atoms)
-        _scale_to(atoms, temperature)
-
-
-def _scale_to(atoms: Atoms, temperature: float) -> None:
-    now = atoms.get_temperature()
+            ZeroRotation(atoms, preserve_temperature=False)
+    now = ensembles.temperature_of(ensemble, atoms)
     if now > 0:
         atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / now))
 
@@ -306,6 +317,8 @@ def _work(options: MdOptions, atoms: Atoms, calculator: Calculator) -> dict[str,
     content = hashlib.sha256()
     for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc):
         content.update(np.ascontiguousarray(values).tobytes())
+    content.update(atoms.get_masses().tobytes())
+    content.update(repr(sorted((name, str(value)) for name, value in atoms.info.items())).encode())
     content.update(repr([constraint.todict() for constraint in atoms.constraints]).encode())
     names = ("ensemble", "seed", "write_every", *(field.name for field in fields(Conditions)))
     return {

@@ -44,12 +44,14 @@ class Ensemble:
         begin: makes the integrator of atoms that have velocities.
         kept: attributes of the integrator that change from step to step, besides atoms and random numbers.
         conserves: whether a quantity like the energy is conserved.
+        moves_whole: whether the thermostat moves the whole too: all 3 N degrees of freedom have the temperature.
         needs_cell: whether cells change, so that there must be three periodic directions and no held atoms.
     """
 
     begin: Callable[[Atoms, Conditions, np.random.Generator], MolecularDynamics]
     kept: tuple[str, ...] = ()
     conserves: bool = True
+    moves_whole: bool = False
     needs_cell: bool = False
 
 
@@ -72,7 +74,8 @@ def _nose_hoover(atoms: Atoms, conditions: Conditions, rng: np.random.Generator)
     return NoseHooverChainNVT(
         atoms,
         conditions.timestep * units.fs,
-        temperature_K=conditions.temperature,
+        # ASE's chain counts 3 N degrees of freedom, of which those of the whole stay at rest
+        temperature_K=conditions.temperature * degrees_of_freedom("nose_hoover", atoms) / (3 * len(atoms)),
         tdamp=conditions.thermostat_time * units.fs,
     )
 
@@ -93,7 +96,7 @@ _BAROSTAT = ("_barostat._xi", "_barostat._p_xi", "_eps", "_p_eps", "_volume0", "
 
 ENSEMBLES: Mapping[str, Ensemble] = {
     "nve": Ensemble(begin=_nve),
-    "langevin": Ensemble(begin=_langevin, conserves=False),
+    "langevin": Ensemble(begin=_langevin, conserves=False, moves_whole=True),
     "nose_hoover": Ensemble(begin=_nose_hoover, kept=_CHAIN),
     "npt": Ensemble(begin=_npt, kept=(*_CHAIN, *_BAROSTAT), needs_cell=True),
 }
@@ -111,6 +114,27 @@ def check(name: str, atoms: Atoms) -> None:
         raise InputError(f"--ensemble {name} changes the cell, but the structure is not periodic in three directions")
     if atoms.constraints:
         raise InputError(f"--ensemble {name} changes the cell, and the structure holds atoms fixed; free them first")
+
+
+def keeps_whole_at_rest(name: str, atoms: Atoms) -> bool:
+    """Whether the centre of mass stays where it is, and for molecules the whole does not rotate."""
+    return len(atoms) > 1 and not atoms.constraints and not ENSEMBLES[name].moves_whole
+
+
+def degrees_of_freedom(name: str, atoms: Atoms) -> int:
+    """Of the motion that has the temperature."""
+    if not keeps_whole_at_rest(name, atoms):
+        return int(atoms.get_number_of_degrees_of_freedom())
+    if atoms.pbc.any():
+        return 3 * len(atoms) - 3
+    moments = atoms.get_moments_of_inertia()
+    is_linear = moments.min() < 1e-3 * moments.max()
+    return max(3 * len(atoms) - (5 if is_linear else 6), 1)
+
+
+def temperature_of(name: str, atoms: Atoms) -> float:
+    """Temperature in K of the degrees of freedom that the ensemble moves."""
+    return float(2 * atoms.get_kinetic_energy() / (units.kB * degrees_of_freedom(name, atoms)))
 
 
 def state_of(name: str, integrator: MolecularDynamics) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.frames import bare_atoms
 from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys
+from dataloader.record import EVERYTHING
+from dataloader.record_details import HELD_IN_PART
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
 from model_utils.runtime import log
@@ -36,6 +38,7 @@ class NamedAtoms:
         content = hashlib.sha256(self.identifier.encode())
         for values in (self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc):
             content.update(np.ascontiguousarray(values).tobytes())
+        content.update(self.atoms.get_masses().tobytes())
         content.update(repr(sorted((name, str(value)) for name, value in self.atoms.info.items())).encode())
         content.update(repr([constraint.todict() for constraint in self.atoms.constraints]).encode())
         return content.digest()
@@ -68,9 +71,12 @@ def structures_of(options: SimulatedOptions, calculator: Calculator) -> list[Nam
     """
     features = {spec.name: spec for potential in calculator.potentials for spec in potential.facts.features}
     specs = [
-        SourceSpec(path=path, format=options.data_format or format_of(path), keys=NO_LABELS) for path in options.data
+        SourceSpec(path=path, format=options.data_format or format_of(path), keys=NO_LABELS, keep=EVERYTHING)
+        for path in options.data
     ]
     sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=0.0, features=list(features.values()))
+    for source in sources:
+        _refuse_partly_held(source)
     structures = [_named(source, structure) for source in sources for structure in _structures(source)]
     if not structures:
         raise InputError(f"there is no structure in {', '.join(map(str, options.data))}")
@@ -78,15 +84,37 @@ def structures_of(options: SimulatedOptions, calculator: Calculator) -> list[Nam
     return structures
 
 
+def _refuse_partly_held(source: Source) -> None:
+    """Readers take an atom that is held in one direction for a free one, which is right for labels and wrong here.
+
+    Raises:
+        InputError: there is one.
+    """
+    if HELD_IN_PART in source.census.notes:
+        raise InputError(
+            f"{source.path}: atoms are held in some directions only, which is not done here; hold them whole "
+            "(move_mask F F F), or free them"
+        )
+
+
 def _structures(source: Source) -> Sequence[Structure]:
-    """All structures of a file, isolated atoms included."""
-    return [*(source.structure(i) for i in range(len(source))), *source.isolated_atoms]
+    """All structures of a file in its order, isolated atoms among them: an index says the frame."""
+    structures = [*(source.structure(i) for i in range(len(source))), *source.isolated_atoms]
+    return sorted(structures, key=_frame_number) if source.isolated_atoms else structures
+
+
+def _frame_number(structure: Structure) -> tuple[str, int]:
+    """File and number of a frame, from a name like ``file.xyz#7``."""
+    file, _, number = structure.identifier.rpartition("#")
+    return (file, int(number)) if number.isdecimal() else (structure.identifier, 0)
 
 
 def _named(source: Source, structure: Structure) -> NamedAtoms:
     atoms = bare_atoms(structure)
     if structure.free_atoms is not None and not structure.free_atoms.all():
         atoms.set_constraint(FixAtoms(mask=~structure.free_atoms))
+    if "masses" in structure.columns:
+        atoms.set_masses(np.asarray(structure.columns["masses"], dtype=float))
     for name, value in structure.features.items():
         if value.size == 1:
             atoms.info[name] = float(value.reshape(()))

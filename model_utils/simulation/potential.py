@@ -102,6 +102,11 @@ class Potential:
     def __str__(self) -> str:
         return f"{self.path} in {dtype_name(self.dtype)} on {self.device}"
 
+    def reference_energy(self, atomic_number: int) -> float:
+        """E0 of an element in the potential's head, eV."""
+        energies = self.facts.atomic_energies[self.facts.heads.index(self.head)]
+        return energies[self.facts.atomic_numbers.index(atomic_number)]
+
     def batch(self, structures: Sequence[Structure], graphs: Sequence[Graph]) -> Batch:
         """Structures with their graphs as what ``compute`` takes.
 
@@ -133,6 +138,20 @@ class Potential:
             Computed(energy=energy, forces=forces[bounds[k] : bounds[k + 1]], stress=stresses[k])
             for k, energy in enumerate(energies)
         ]
+
+    def energies_of_atoms(self, batch: Batch) -> NDArray[np.float64]:
+        """Energies of atoms, (n_atoms,), eV, E0s included; their sum is the energy. A forward pass of its own.
+
+        Raises:
+            InputError: networks of this family do not give them.
+        """
+        of_atoms = getattr(self.network, "energies_of_atoms", None)
+        if of_atoms is None:
+            raise InputError(f"{self.path} is of a family of networks that gives no energies of atoms")
+        with torch.no_grad():
+            interaction = of_atoms(self.weights, batch, batch.positions, batch.shifts).double().cpu().numpy()
+        references = np.array(self.facts.atomic_energies)
+        return np.asarray(interaction + references[batch.head[batch.structure].cpu(), batch.species.cpu()])
 
 
 def _head(head: str | None, heads: Sequence[str], path: Path) -> str:

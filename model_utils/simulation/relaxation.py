@@ -49,6 +49,7 @@ class Relaxed:
     Attributes:
         atoms: as they were at the last step that could be computed, without a calculator.
         converged: whether it is a minimum.
+        kind: of the reason, by which structures are counted; empty where it is one.
         reason: why it is none; empty where it is.
         steps: of the minimizer.
         energy: eV, of the last step; None where nothing could be computed.
@@ -60,6 +61,7 @@ class Relaxed:
 
     atoms: Atoms
     converged: bool
+    kind: str
     reason: str
     steps: int
     energy: float | None
@@ -70,7 +72,16 @@ class Relaxed:
 
 
 class _Stopped(Exception):
-    """The structure cannot be relaxed; says why."""
+    """The structure cannot be relaxed; says why.
+
+    Args:
+        kind: of the reason, by which structures are counted.
+        reason: in words.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def relaxed(atoms: Atoms, calculator: Any, criteria: Criteria, trajectory: Path | None = None) -> Relaxed:
@@ -104,12 +115,18 @@ def relaxed(atoms: Atoms, calculator: Any, criteria: Criteria, trajectory: Path 
                 way.look()
                 converged = bool(is_minimum)
             steps = minimizer.nsteps
+        kind = "" if converged else "not converged"
         reason = "" if converged else f"not converged after {criteria.max_steps} steps"
-    except (_Stopped, InputError) as error:
+    except _Stopped as stopped:
+        kind = stopped.kind
+        reason = str(stopped)
+    except InputError as error:
+        kind = "cannot be computed"
         reason = str(error)
-    except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
-        reason = f"the minimizer failed: {str(error).partition(chr(10))[0]}"
-    return way.result(reason, steps)
+    except Exception as error:  # whatever it is, the others are relaxed
+        kind = "failed"
+        reason = f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return way.result(kind, reason, steps)
 
 
 class _Way:
@@ -135,29 +152,32 @@ class _Way:
         forces = atoms.get_forces()  # of held atoms: zero
         energy = atoms.get_potential_energy()
         if not (np.isfinite(forces).all() and np.isfinite(energy)):
-            raise _Stopped("energy or forces are no numbers")
+            raise _Stopped("no numbers", "energy or forces are no numbers")
         if self.energy_before is None:
             self.energy_before = energy
         if energy < self.energy_before - HOLE * len(atoms):
             raise _Stopped(
-                f"the energy fell by {(self.energy_before - energy) / len(atoms):.0f} eV an atom: a hole of the model"
+                "a hole of the model",
+                f"the energy fell by {(self.energy_before - energy) / len(atoms):.0f} eV an atom: a hole of the model",
             )
         if self.volume_before is not None:
             change = float(atoms.get_volume()) / self.volume_before
             if not COLLAPSED <= change <= EXPLODED:
-                raise _Stopped(f"the cell {'collapsed' if change < 1 else 'exploded'} to {change:.2g} of its volume")
+                what = f"the cell {'collapsed' if change < 1 else 'exploded'}"
+                raise _Stopped(what, f"{what} to {change:.2g} of its volume")
             self._stress = atoms.get_stress().tolist()
         self._energy = float(energy)
         self._fmax = float(np.sqrt((forces**2).sum(axis=1).max()))
         self._sound = atoms.copy()
         self.looks += 1
 
-    def result(self, reason: str, steps: int) -> Relaxed:
+    def result(self, kind: str, reason: str, steps: int) -> Relaxed:
         """The record."""
         atoms = self.atoms.copy() if self._sound is None else self._sound
         return Relaxed(
             atoms=atoms,
             converged=reason == "",
+            kind=kind,
             reason=reason,
             steps=steps or max(self.looks - 1, 0),
             energy=self._energy,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.io import write
@@ -29,6 +30,7 @@ from model_utils.simulation.relaxation import Criteria, Relaxed, relaxed
 
 JOURNAL = "relaxations.jsonl"
 WAYS = "trajectories"
+FILES = ("relaxed.xyz", "relaxed.csv", "relaxed.json")
 COLUMNS = (
     "number",
     "identifier",
@@ -68,7 +70,8 @@ def relax(options: RelaxOptions) -> None:
         _remove(folder / WAYS, ".*.traj")  # of processes that were killed
         if options.overwrite:
             _remove(folder / WAYS, "*.traj")
-            _remove(folder, JOURNAL, "relaxed.xyz", "relaxed.csv", "summary.json")
+            _remove(folder, JOURNAL, *FILES)
+        _refuse_files_of_others(folder)
         work = _work(options, calculator, structures)
         journal = Journal(folder / JOURNAL, work, "give another --output_dir, or --overwrite")
         _relax_rest(options, calculator, structures, journal, processes)
@@ -91,6 +94,16 @@ def _folder(options: RelaxOptions) -> Path:
     except OSError as error:
         raise InputError(f"cannot make --output_dir {folder}: {error.strerror}") from None
     return folder
+
+
+def _refuse_files_of_others(folder: Path) -> None:
+    """Raise InputError where a file has one of our names and no journal says that it is ours."""
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not (folder / JOURNAL).exists():
+        raise InputError(
+            f"{folder / there[0]} is there and not of a relaxation in this folder; give another --output_dir, or "
+            "--overwrite"
+        )
 
 
 def _remove(folder: Path, *patterns: str) -> None:
@@ -174,6 +187,7 @@ def _record(number: int, structure: NamedAtoms, result: Relaxed) -> Record:
         "identifier": structure.identifier,
         "file": structure.file,
         "converged": result.converged,
+        "kind": result.kind,
         "reason": result.reason,
         "steps": result.steps,
         "energy": result.energy,
@@ -195,7 +209,7 @@ def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms]
     durable.write_text(folder / "relaxed.xyz", text.getvalue())
     durable.write_text(folder / "relaxed.csv", _table(frames, ordered))
     summary = _summary(ordered)
-    durable.write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    durable.write_text(folder / "relaxed.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     log.info(
         "%d of %d structures are at a minimum (no force above %g eV/Å)",
         summary["n_converged"],
@@ -204,12 +218,14 @@ def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms]
     )
     for reason, count in summary["reasons"].items():
         log.info("  %d: %s", count, reason)
-    log.info("wrote %s: relaxed.xyz, relaxed.csv, summary.json", folder)
+    log.info("wrote %s: %s", folder, ", ".join(FILES))
 
 
 def _frame(structure: NamedAtoms, record: Record) -> Atoms:
     """A structure as it ended, with what is known of it under names that no reader takes for labels."""
     atoms = structure.atoms.copy()
+    if atoms.constraints:
+        atoms.arrays["move_mask"] = ~np.isin(np.arange(len(atoms)), atoms.constraints[0].index)
     atoms.set_constraint()
     atoms.set_cell(record["cell"])
     atoms.positions[:] = record["positions"]
@@ -260,9 +276,8 @@ def _volume_change(record: Record, atoms: Atoms) -> float | None:
 def _summary(records: Sequence[Record]) -> dict[str, Any]:
     reasons: dict[str, int] = {}
     for record in records:
-        if record["reason"]:
-            kind = record["reason"].partition(":")[0]
-            reasons[kind] = reasons.get(kind, 0) + 1
+        if record["kind"]:
+            reasons[record["kind"]] = reasons.get(record["kind"], 0) + 1
     return {
         "n_structures": len(records),
         "n_converged": sum(bool(record["converged"]) for record in records),

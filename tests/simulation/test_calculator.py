@@ -15,7 +15,7 @@ from mace.calculators import MACECalculator
 from dataloader.errors import InputError
 from model_utils import model_loader
 from model_utils.calculator import Calculator
-from simulation.conftest import kinds, rattled
+from simulation.conftest import kinds, rattled, written
 
 
 def of_mace(paths: Sequence[Path]) -> MACECalculator:
@@ -33,6 +33,9 @@ def test_equals_mace(kind: str, models: list[Path]) -> None:
     np.testing.assert_allclose(atoms.get_forces(), theirs.get_forces(), rtol=0, atol=1e-10)
     if atoms.pbc.all():
         np.testing.assert_allclose(atoms.get_stress(), theirs.get_stress(), rtol=0, atol=1e-10)
+    of_atoms = atoms.get_potential_energies()
+    np.testing.assert_allclose(of_atoms, theirs.get_potential_energies(), rtol=0, atol=1e-10)
+    assert of_atoms.sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
 
 
 def test_atoms_that_move_far_have_the_forces_of_a_new_list(models: list[Path]) -> None:
@@ -182,3 +185,20 @@ def test_real_models_equal_mace(name: str, shared_data: Path) -> None:
         np.testing.assert_allclose(forces, atoms.get_forces(), rtol=0, atol=1e-10)
         if stress is not None:
             np.testing.assert_allclose(stress, atoms.get_stress(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("step", ["fast", "reference"])
+def test_the_repulsion_of_a_pair_belongs_to_both(step: str, tmp_path: Path) -> None:
+    model = written(tmp_path, 4, pair_repulsion=True, distance_transform="Agnesi")
+    atoms = rattled(bulk("Cu", cubic=True))
+    atoms.numbers[0] = 8
+    atoms.calc = Calculator(model, step=step)
+    theirs = atoms.copy()
+    theirs.calc = of_mace([model])
+    np.testing.assert_allclose(atoms.get_potential_energies(), theirs.get_potential_energies(), rtol=0, atol=1e-10)
+
+
+def test_a_committee_of_unlike_zero_points_is_warned_of(models: list[Path], tmp_path: Path) -> None:
+    other = written(tmp_path, 5, atomic_energies={"H": -1.0, "O": -2.0, "Al": -10.0, "Cu": -12.5})
+    with pytest.warns(UserWarning, match=r"other E0s than .* \(H: -1.000 and -13.600 eV\)"):
+        Calculator([models[0], other])

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.io import write
+from ase.constraints import FixCartesian
+from ase.io import read, write
 
-from model_utils import md
+from model_utils import md, relax
+from model_utils.calculator import Calculator
 from model_utils.simulation import dynamics
 from model_utils.simulation.dynamics import summary_of
-from model_utils.simulation.ensembles import ENSEMBLES
+from model_utils.simulation.ensembles import ENSEMBLES, temperature_of
 from simulation.conftest import kinds
 
-FILES = ("md.csv", "trajectory.xyz", "state.json", "summary.json")
+FILES = ("md.csv", "trajectory.xyz", "state.json", "md.json")
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +139,66 @@ def test_drift_and_temperature_of_known_rows() -> None:
     assert summary_of(rows, 4, conserves=False)["drift_meV_per_atom_ps"] is None
 
 
-def test_velocities_at_the_beginning() -> None:
+@pytest.mark.parametrize(("ensemble", "freedom"), [("nve", 18), ("nose_hoover", 18), ("langevin", 24)])
+def test_velocities_at_the_beginning(ensemble: str, freedom: int) -> None:
+    """Half kT for each degree of freedom that the ensemble moves; the others are at rest."""
     atoms = Atoms("Cu8", positions=np.random.default_rng(0).normal(0, 3, (8, 3)))
-    dynamics.give_velocities(atoms, 300.0, np.random.default_rng(1))
-    assert atoms.get_temperature() == pytest.approx(300.0)
-    assert np.abs(atoms.get_momenta().sum(axis=0)).max() < 1e-12
-    assert np.abs(atoms.get_angular_momentum()).max() < 1e-10 * units.kB**-1
+    dynamics.give_velocities(atoms, 300.0, np.random.default_rng(1), ensemble)
+    assert atoms.get_kinetic_energy() == pytest.approx(0.5 * freedom * units.kB * 300.0)
+    assert temperature_of(ensemble, atoms) == pytest.approx(300.0)
+    at_rest = ensemble != "langevin"
+    assert (np.abs(atoms.get_momenta().sum(axis=0)).max() < 1e-12) == at_rest
+    assert (np.abs(atoms.get_angular_momentum()).max() < 1e-6) == at_rest
+
+
+def test_the_pressure_is_that_of_stress_and_motion(models: list[Path], crystal: Path, tmp_path: Path) -> None:
+    assert command(models[0], crystal, tmp_path, "--n_steps", 3) == 0
+    rows = dynamics._rows(tmp_path / "md.csv")
+    state = json.loads((tmp_path / "state.json").read_text())
+    atoms = read(crystal)
+    atoms.positions = np.array(state["positions"])
+    atoms.calc = Calculator(models[0])
+    kinetic = 2 * rows["kinetic_energy_eV"][-1] / (3 * atoms.get_volume())
+    expected = (kinetic - atoms.get_stress()[:3].mean()) / units.GPa
+    assert rows["pressure_GPa"][-1] == pytest.approx(expected, rel=1e-9)
+
+
+def test_files_of_others_are_not_touched(
+    models: list[Path], crystal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trajectory.xyz").write_text("mine")
+    (tmp_path / "relaxed.xyz").write_text("mine too")
+    assert command(models[0], crystal, tmp_path, "--n_steps", 3) == 2
+    assert "trajectory.xyz is there and not of a run in this folder" in capsys.readouterr().err
+    words = ["--input_model", models[0], "--data", crystal, "--output_dir", tmp_path, "--device", "cpu"]
+    assert relax.main([str(word) for word in words]) == 2
+    assert "relaxed.xyz is there and not of a relaxation" in capsys.readouterr().err
+    assert (tmp_path / "trajectory.xyz").read_text() == "mine"
+    assert (tmp_path / "relaxed.xyz").read_text() == "mine too"
+
+
+def test_what_a_frame_says_of_its_atoms(models: list[Path], tmp_path: Path) -> None:
+    """An index is the frame's number, isolated atoms counted; masses are those of the file."""
+    alone = Atoms("Cu")
+    alone.info["config_type"] = "IsolatedAtom"
+    heavy = kinds()["molecule"]
+    heavy.set_masses([15.999, 2.014, 2.014])
+    crystal = kinds()["crystal"]
+    for atoms in (alone, crystal):
+        atoms.set_masses(atoms.get_masses())
+    write(tmp_path / "in.xyz", [alone, heavy, crystal], columns=["symbols", "positions", "masses"])
+    assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--index", 1, "--n_steps", 3) == 0
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    rows = dynamics._rows(tmp_path / "out" / "md.csv")
+    momenta = np.array(state["momenta"])
+    assert momenta.shape == (3, 3)
+    kinetic = 0.5 * (momenta**2 / heavy.get_masses()[:, None]).sum()
+    assert rows["kinetic_energy_eV"][-1] == pytest.approx(kinetic, rel=1e-9)
+
+
+def test_atoms_held_in_part_are_refused(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    atoms = kinds()["slab"]
+    atoms.set_constraint(FixCartesian([0], mask=[True, False, False]))
+    write(tmp_path / "in.xyz", atoms, format="extxyz", columns=["symbols", "positions", "move_mask"])
+    assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--n_steps", 3) == 2
+    assert "held in some directions only" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def command(model: Path, data: Path, output: Path, *words: object) -> int:
 
 def content(folder: Path) -> dict[str, bytes]:
     """The files for people, and every step of every trajectory."""
-    files = {name: (folder / name).read_bytes() for name in ("relaxed.xyz", "relaxed.csv", "summary.json")}
+    files = {name: (folder / name).read_bytes() for name in ("relaxed.xyz", "relaxed.csv", "relaxed.json")}
     for path in sorted((folder / "trajectories").glob("*.traj")):
         ways = [atoms.positions.tobytes() + atoms.cell.array.tobytes() for atoms in read(path, ":")]
         files[path.name] = b"".join(ways)
@@ -122,8 +122,9 @@ def test_what_is_wrong_with_one_stops_that_one_alone(models: list[Path], tmp_pat
     meeting = Atoms("OO", positions=[[0, 0, 0], [0, 0, 0.02]])
     write(tmp_path / "in.xyz", [sound, meeting, kinds()["molecule"]], format="extxyz")
     assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--max_steps", 40) == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "relaxed.json").read_text())
     assert (summary["n_structures"], summary["n_converged"]) == (3, 2)
+    assert summary["reasons"] == {"cannot be computed": 1}
     lines = (tmp_path / "out" / "relaxed.csv").read_text().splitlines()
     assert lines[2].endswith("atoms 0 and 1 are 0.02 Å apart (expected at least 0.1 Å)")
 
@@ -134,5 +135,6 @@ def test_held_atoms_stay(models: list[Path], tmp_path: Path) -> None:
     write(tmp_path / "in.xyz", atoms, format="extxyz", columns=["symbols", "positions", "move_mask"])
     assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--max_steps", 40) == 0
     after = read(tmp_path / "out" / "relaxed.xyz")
+    assert after.constraints[0].index.tolist() == [0, 1, 2, 3], "and are held in what is written"
     np.testing.assert_allclose(after.positions[:4], atoms.positions[:4], rtol=0, atol=1e-8)  # digits of the file
     assert (np.abs(after.positions[4:] - atoms.positions[4:]).max(axis=1) > 1e-4).all()

@@ -76,6 +76,15 @@ class FastNetwork:
         evaluation = _Pass(self, weights, batch, self.graph(batch))
         return {ENERGY.name: evaluation.energies(positions, shifts)}
 
+    def energies_of_atoms(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
+        """Interaction energies (n_atoms,), eV, in the batch's order; arguments as ``network.Network.outputs`` has them.
+
+        The repulsion of a pair belongs to both atoms by halves.
+        """
+        weights = {**self._own, **parameters}
+        evaluation = _Pass(self, weights, batch, self.graph(batch))
+        return evaluation.of_atoms(*evaluation.parts(positions, shifts))[self.graph(batch).rank]
+
     def graph(self, batch: Batch) -> BatchGraph:
         """The orders of a batch; kept for the latest batch, which several evaluations share."""
         if self._latest is None or self._latest[0]() is not batch:
@@ -100,6 +109,10 @@ class _Pass:
 
     def energies(self, positions: Tensor, shifts: Tensor) -> Tensor:
         """Interaction energies of the structures, (n_structures,), eV; positions and shifts in Å."""
+        return self.total(*self.parts(positions, shifts))
+
+    def parts(self, positions: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, Tensor]]:
+        """What the energies are made of: the arguments of ``total``."""
         graph = self.graph
         plan = self.plan
         vectors = pair_vectors(graph, positions, shifts)
@@ -119,7 +132,7 @@ class _Pass:
             h = self.layer(interaction, h, h_element, pairs)
             layers.append(h)
         node_energy = torch.stack([self.readout(r, layers[r.layer]) for r in plan.readouts]).sum(dim=0)
-        return self.total(node_energy, first_energy, lengths, of_pair)
+        return node_energy, first_energy, lengths, of_pair
 
     def joint(self, h_element: Tensor) -> Tensor:
         """The first features where charge, spin or other inputs join the elements, (1, n_atoms, n_channels)."""
@@ -332,22 +345,45 @@ class _Pass:
             numbers: atomic numbers of both atoms of a pair.
         """
         graph = self.graph
-        scale = None
-        if hasattr(self.module, "scale_shift"):
-            scale = torch.atleast_1d(self.module.get_buffer("scale_shift.scale"))
-            shift = torch.atleast_1d(self.module.get_buffer("scale_shift.shift"))
-            node_energy = scale[graph.head] * node_energy + shift[graph.head]
-        node_energy = node_energy if first_energy is None else node_energy + first_energy
+        node_energy = self.scaled(node_energy, first_energy)
         if self.plan.radial.repulsion is None:
             return sums_over_structures(graph, node_energy)
         repulsion = self.plan.radial.repulsion_energy(lengths, numbers)
         if not adds_in_one_order(node_energy):
-            halves = 0.5 * sums_over_neighbors(graph, repulsion.unsqueeze(1)).squeeze(1)
-            return sums_over_structures(graph, node_energy + (halves if scale is None else scale[graph.head] * halves))
+            return sums_over_structures(graph, node_energy + self.halves(repulsion))
         structure = self.batch.structure[graph.pair_receiver]
-        if scale is not None:
-            repulsion = repulsion * scale[self.batch.head[structure]]
+        if self.scale is not None:
+            repulsion = repulsion * self.scale[self.batch.head[structure]]
         return sums_over_structures(graph, node_energy).index_add(0, structure, repulsion)
+
+    def of_atoms(
+        self, node_energy: Tensor, first_energy: Tensor | None, lengths: Tensor, numbers: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Energies of atoms sorted by element, (n_atoms,), eV, from the arguments of ``total``."""
+        node_energy = self.scaled(node_energy, first_energy)
+        if self.plan.radial.repulsion is None:
+            return node_energy
+        return node_energy + self.halves(self.plan.radial.repulsion_energy(lengths, numbers))
+
+    @property
+    def scale(self) -> Tensor | None:
+        """By which energies of atoms are multiplied, (n_heads,); None where the network has no scale."""
+        if not hasattr(self.module, "scale_shift"):
+            return None
+        return torch.atleast_1d(self.module.get_buffer("scale_shift.scale"))
+
+    def scaled(self, node_energy: Tensor, first_energy: Tensor | None) -> Tensor:
+        """Energies of atoms by the readouts, scaled and shifted, and those of their first features, which are not."""
+        head = self.graph.head
+        if self.scale is not None:
+            shift = torch.atleast_1d(self.module.get_buffer("scale_shift.shift"))
+            node_energy = self.scale[head] * node_energy + shift[head]
+        return node_energy if first_energy is None else node_energy + first_energy
+
+    def halves(self, repulsion: Tensor) -> Tensor:
+        """The repulsion of pairs, half of it for either atom, (n_atoms,)."""
+        halves = 0.5 * sums_over_neighbors(self.graph, repulsion.unsqueeze(1)).squeeze(1)
+        return halves if self.scale is None else self.scale[self.graph.head] * halves
 
 
 def _square(weight: Tensor, blocks: Blocks) -> list[Tensor]:

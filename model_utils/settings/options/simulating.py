@@ -41,7 +41,7 @@ class RelaxOptions:
     device: DeviceOptions
     simulated: SimulatedOptions
     output_dir: Path
-    """A folder for `relaxed.xyz`, `relaxed.csv`, `summary.json` and the trajectories. Repeated after a kill, the command does what is missing."""
+    """A folder for `relaxed.xyz`, `relaxed.csv`, `relaxed.json` and the trajectories. Repeated after a kill, the command does what is missing."""
     fmax: Positive = 0.05
     """Converged where no force is larger (eV/Å); with --relax_cell the same holds for the virial per atom that ASE makes of the stress."""
     max_steps: Count = 500
@@ -77,7 +77,7 @@ class MdOptions:
     device: DeviceOptions
     simulated: SimulatedOptions
     output_dir: Path
-    """A folder for `trajectory.xyz`, `md.csv`, `state.json` and `summary.json`. Repeated after a kill, or with more steps, the command goes on from the state, bit for bit."""
+    """A folder for `trajectory.xyz`, `md.csv`, `state.json` and `md.json`. Repeated after a kill, or with more steps, the command goes on from the state, bit for bit."""
     n_steps: Count
     """Steps in all, those of earlier calls included."""
     index: NonNegativeInt | None = None

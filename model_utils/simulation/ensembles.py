@@ -122,7 +122,7 @@ def keeps_whole_at_rest(name: str, atoms: Atoms) -> bool:
 
 
 def degrees_of_freedom(name: str, atoms: Atoms) -> int:
-    """Of the motion that has the temperature."""
+    """Number of independent motions that have the temperature, (N atoms: 3 N, less those of the whole)."""
     if not keeps_whole_at_rest(name, atoms):
         return int(atoms.get_number_of_degrees_of_freedom())
     if atoms.pbc.any():

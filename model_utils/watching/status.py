@@ -140,7 +140,8 @@ def _seconds_per_epoch(epochs: Sequence[Record], valid: Sequence[Record]) -> flo
 def _seconds_per_step(trained: Sequence[Record]) -> float | None:
     """By the time between two records; within an epoch each says what passed since its beginning."""
     rates = []
-    for before, record in zip(trained[-RECENT - 1 :], trained[-RECENT:], strict=False):
+    latest = trained[-RECENT - 1 :]
+    for before, record in zip(latest, latest[1:], strict=False):
         steps = (number(record, "step") or 0) - (number(before, "step") or 0)
         seconds = number(record.get("perf"), "seconds")
         if record.get("epoch") == before.get("epoch"):

@@ -3,7 +3,7 @@
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +242,21 @@ def test_the_view_goes_on_until_all_runs_are_finished(experiment: Path, monkeypa
     from rich.console import Console
 
     metrics = experiment / "late" / "metrics.jsonl"
-    steps = iter([text_of(run_of(1)), text_of(run_of(1)) + '{"kind": "tr', text_of([*run_of(3), {"kind": "final"}])])
+    torn = text_of(run_of(1)) + '{"kind": "tr'
+    ended = text_of([*run_of(3), {"kind": "final"}])
+    steps: Iterator[str | None] = iter([None, text_of(run_of(1)), torn, ended])
+        [None, text_of(run_of(1)), text_of(run_of(1)) + '{"kind": "tr', text_of([*run_of(3), {"kind": "final"}])]
+    )
     shown: list[tuple[int, str | None]] = []
 
     def go_on(seconds: float) -> None:
-        metrics.write_text(next(steps))
+        text = next(steps)
+        if text is None:  # the folder is moved away for a while
+            experiment.rename(experiment.with_name("away"))
+            return
+        if not experiment.exists():
+            experiment.with_name("away").rename(experiment)
+        metrics.write_text(text)
 
     def kept(statuses: Sequence[tuple[str, Status]]) -> Any:
         shown.extend((of_run.epoch, of_run.ending) for _, of_run in statuses)
@@ -258,4 +268,4 @@ def test_the_view_goes_on_until_all_runs_are_finished(experiment: Path, monkeypa
     monkeypatch.setattr(live, "_console", lambda: Console(file=screen, force_terminal=True, width=80))
     assert watch.main([str(experiment)]) == 0
     screen.close()
-    assert shown == [(2, None), (1, None), (1, None), (3, "finished")]
+    assert shown == [(2, None), (0, None), (1, None), (1, None), (3, "finished")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from dataloader.errors import InputError
 from model_utils.settings.options import WatchOptions
 from model_utils.watching import places
 from model_utils.watching.status import Limits, Status, status_of
@@ -26,7 +27,7 @@ class _Watched:
 
     def status(self, limits: Limits, now: float) -> tuple[str, Status]:
         """Name and status, by the files as they are now."""
-        metrics = places.metrics_of(self._path)
+        metrics = self._metrics()
         if metrics != self._tail.path:
             self._tail = Tail(metrics)
         self._tail.look()
@@ -34,6 +35,13 @@ class _Watched:
         silent = _age(metrics, now) if self._tail.records else None
         status = status_of(self._tail.records, places.plan_of(folder), places.ending_of(folder), silent, limits)
         return str(folder), status
+
+    def _metrics(self) -> Path:
+        """The file of today; that of before while a folder is moved or its file system is away."""
+        try:
+            return places.metrics_of(self._path)
+        except InputError:
+            return self._tail.path
 
 
 def watch(options: WatchOptions) -> None:

@@ -43,7 +43,10 @@ def metrics_of(path: Path) -> Path:
         return path / METRICS
     if (path / LATEST).is_dir():
         return (path / LATEST).resolve() / METRICS
-    runs = [folder for folder in path.iterdir() if (folder / RECORD).is_file()]
+    try:
+        runs = [folder for folder in path.iterdir() if (folder / RECORD).is_file()]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not runs:
         raise InputError(f"{path} holds no run: no {METRICS}, and no folder with a {RECORD}")
     return max(runs, key=lambda folder: (str(_content(folder / RECORD).get("created")), folder.name)) / METRICS

@@ -1,5 +1,6 @@
 """What the records of a run say: how far it is, how fast, how good, how long still, and what should be looked at."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +142,7 @@ def _seconds_per_step(trained: Sequence[Record]) -> float | None:
     """By the time between two records; within an epoch each says what passed since its beginning."""
     rates = []
     latest = trained[-RECENT - 1 :]
-    for before, record in zip(latest, latest[1:], strict=False):
+    for before, record in itertools.pairwise(latest):
         steps = (number(record, "step") or 0) - (number(before, "step") or 0)
         seconds = number(record.get("perf"), "seconds")
         if record.get("epoch") == before.get("epoch"):

@@ -245,8 +245,6 @@ def test_the_view_goes_on_until_all_runs_are_finished(experiment: Path, monkeypa
     torn = text_of(run_of(1)) + '{"kind": "tr'
     ended = text_of([*run_of(3), {"kind": "final"}])
     steps: Iterator[str | None] = iter([None, text_of(run_of(1)), torn, ended])
-        [None, text_of(run_of(1)), text_of(run_of(1)) + '{"kind": "tr', text_of([*run_of(3), {"kind": "final"}])]
-    )
     shown: list[tuple[int, str | None]] = []
 
     def go_on(seconds: float) -> None:

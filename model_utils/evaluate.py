@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(options: EvaluateOptions) -> None:
     """Load and verify the model, predict every structure, print the errors, write them where asked."""
-    api.evaluate(options)
+    evaluation = api.evaluate(options)
+    evaluation.require_physics()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitli
 COMMANDS = {"model_utils/train_mace.py", "model_utils/finetune.py", "model_utils/resume.py", "model_utils/evaluate.py"}
 COMMANDS |= {"model_utils/verify_resume.py", "metadata.py", "read_model.py"}
 COMMANDS |= {"dataloader/index.py", "dataloader/pack.py", "model_utils/relax.py", "model_utils/md.py"}
+COMMANDS |= {"model_utils/watch.py"}
 
 SMALL = ["--hidden_irreps", "4x0e", "--num_interactions", "1", "--correlation", "1", "--max_ell", "1", "--r_max", "3"]
 SHORT = ["--max_steps", "2", "--batch_size", "4", "--lr", "1e-4"]

@@ -35,6 +35,7 @@ from model_utils.settings.options import (
     TrainOptions,
     VerifyOptions,
     VerifyResumeOptions,
+    WatchOptions,
 )
 from model_utils.settings.table_names import NamesOf
 
@@ -49,6 +50,7 @@ TABLES: dict[str, type] = {
     "evaluate.py": EvaluateOptions,
     "relax.py": RelaxOptions,
     "md.py": MdOptions,
+    "watch.py": WatchOptions,
     "metadata.py init": MetadataInitOptions,
     "metadata.py fit": MetadataFitOptions,
     "metadata.py check": CheckOptions,

@@ -44,8 +44,11 @@ def with_names_of_places(argv: Sequence[str], kind: type) -> list[str]:
 
     Args:
         argv: of the command.
-        kind: its options; ``POSITIONAL`` names those that may be written without their flag, all or none.
+        kind: its options; ``POSITIONAL`` names those that may be written without their flag, all or none, and
+            ``POSITIONAL_LIST`` one that takes all words which stand alone.
     """
+    if (taker := getattr(kind, "POSITIONAL_LIST", None)) is not None:
+        return _with_list(argv, kind, taker)
     names = getattr(kind, "POSITIONAL", ())
     places = [p for p, _ in alone(argv, kind) if Path(argv[p]).suffix not in YAML_ENDINGS] if names else []
     given = [name for name in names if any(word.partition("=")[0] == f"--{name}" for word in argv)]
@@ -56,6 +59,15 @@ def with_names_of_places(argv: Sequence[str], kind: type) -> list[str]:
     for position, argument in enumerate(argv):
         words += [f"--{flags[position]}", argument] if position in flags else [argument]
     return words
+
+
+def _with_list(argv: Sequence[str], kind: type, name: str) -> list[str]:
+    """The arguments with all words that stand alone behind one flag; as they are where it is typed besides."""
+    places = {p for p, _ in alone(argv, kind) if Path(argv[p]).suffix not in YAML_ENDINGS}
+    if not places or any(word.partition("=")[0] == f"--{name}" for word in argv):
+        return list(argv)
+    rest = [word for position, word in enumerate(argv) if position not in places]
+    return [*rest, f"--{name}", *(argv[position] for position in sorted(places))]
 
 
 def with_implied(

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from losses import Metrics
 from model_utils import model_loader, runtime
+from model_utils.physics.records import PhysicsReport
+from model_utils.physics.subject import Subject
 from model_utils.ranks import joining
 from model_utils.run import announcement, assemble, open_data
 from model_utils.settings.options import EvaluateOptions
-from model_utils.tasks import evaluation_report
+from model_utils.tasks import evaluation_report, physics_check
 from model_utils.tasks.breakdown import Breakdown
 
 
@@ -19,10 +21,16 @@ class Evaluation:
     Attributes:
         total: errors on all structures.
         by_source: errors on the structures of each file and head.
+        physics: what ``--physics`` found, in the first process.
     """
 
     total: Metrics
     by_source: Mapping[str, Metrics]
+    physics: PhysicsReport | None = None
+
+    def require_physics(self) -> None:
+        """Raise VerificationError where a check of ``--physics`` failed."""
+        physics_check.require_passed(self.physics)
 
 
 def evaluate(options: EvaluateOptions) -> Evaluation:
@@ -52,6 +60,8 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     network = model_loader.build_network(module, options.step, loaded.description)
     announcement.announce_step(network)
     weights = model_loader.trainable(module)
+    subject = Subject(network=network, weights=weights, facts=data.facts, dtype=dtype, device=device)
+    physics = physics_check.examined(options.physics_checks, subject, data, group)
     loss = evaluation_report.loss_of(options.loss)
     wants_frames = options.output_xyz is not None
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
@@ -61,6 +71,6 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     )
     total, by_source = evaluator(network, weights, loss, breakdown)
     if group.rank.is_first:
-        evaluation_report.print_all(total, by_source, breakdown)
-        evaluation_report.write(options, total, by_source, breakdown)
-    return Evaluation(total=total, by_source=by_source)
+        evaluation_report.print_all(total, by_source, breakdown, physics)
+        evaluation_report.write(options, total, by_source, breakdown, physics)
+    return Evaluation(total=total, by_source=by_source, physics=physics)

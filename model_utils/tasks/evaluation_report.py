@@ -10,6 +10,7 @@ from dataloader import durable
 from dataloader.errors import InputError
 from losses import Loss, Metrics, Term
 from model_utils.model_loader import LoadedModel
+from model_utils.physics.records import PhysicsReport
 from model_utils.run.error_table import table
 from model_utils.runtime import dtype_name, log
 from model_utils.settings import terms
@@ -51,14 +52,22 @@ def loss_of(options: PrintedLossOptions) -> Loss:
     return Loss(terms={name: Term(weight=weight) for name, weight in terms.weights(options).items()})
 
 
-def print_all(total: Metrics, by_source: Mapping[str, Metrics], breakdown: Breakdown) -> None:
-    """The table, with a row per source where there are several, and where the errors are."""
+def print_all(
+    total: Metrics, by_source: Mapping[str, Metrics], breakdown: Breakdown, physics: PhysicsReport | None = None
+) -> None:
+    """The table, with a row per source where there are several, where the errors are, and the checks of physics."""
     rows = {"all": total} if len(by_source) == 1 else {**by_source, "all": total}
-    for line in [*table(rows).splitlines(), *breakdown.lines()]:
+    for line in [*table(rows).splitlines(), *breakdown.lines(), *(physics.lines() if physics else ())]:
         log.info("%s", line)
 
 
-def write(options: EvaluateOptions, total: Metrics, by_source: Mapping[str, Metrics], breakdown: Breakdown) -> None:
+def write(
+    options: EvaluateOptions,
+    total: Metrics,
+    by_source: Mapping[str, Metrics],
+    breakdown: Breakdown,
+    physics: PhysicsReport | None = None,
+) -> None:
     """The files that were asked for: metrics as JSON, a row per structure as CSV, predictions as xyz.
 
     Raises:
@@ -68,6 +77,7 @@ def write(options: EvaluateOptions, total: Metrics, by_source: Mapping[str, Metr
         **total.as_plain(),
         "by_source": {source: metrics.as_plain() for source, metrics in by_source.items()},
         **breakdown.as_plain(),
+        **({} if physics is None else {"physics": physics.as_plain()}),
         "input_model": str(options.input_model),
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -32,6 +32,7 @@ from model_utils.settings.options.models import (
 )
 from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.packing import PackOptions
+from model_utils.settings.options.physics import PhysicsOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
 from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
 from model_utils.settings.options.simulating import MdOptions, RelaxOptions, SimulatedOptions
@@ -46,6 +47,7 @@ from model_utils.settings.options.training import (
     TrainOptions,
     VerifyResumeOptions,
 )
+from model_utils.settings.options.watching import WatchOptions
 
 __all__ = [
     "FIXED_IN_A_RUN",
@@ -77,6 +79,7 @@ __all__ = [
     "OptimizerOptions",
     "OutputOptions",
     "PackOptions",
+    "PhysicsOptions",
     "PrintedLossOptions",
     "RelaxOptions",
     "ReproduceOptions",
@@ -94,4 +97,5 @@ __all__ = [
     "TrustOptions",
     "VerifyOptions",
     "VerifyResumeOptions",
+    "WatchOptions",
 ]

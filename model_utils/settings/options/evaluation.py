@@ -16,6 +16,7 @@ from model_utils.settings.options.data import (
     LabelOptions,
     check_format,
 )
+from model_utils.settings.options.physics import PhysicsOptions
 from model_utils.settings.table_names import FORMS_OF_STEP
 
 
@@ -62,6 +63,7 @@ class EvaluateOptions:
     eval_on_free_atoms: bool = True
     """Where records say which atoms were held fixed, only force components of free atoms count."""
     loss: PrintedLossOptions
+    physics_checks: PhysicsOptions
     step: Annotated[str, FORMS_OF_STEP] = "fast"
     """Form of the network's arithmetic, as in training."""
     output_json: Path | None = None

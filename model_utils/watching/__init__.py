@@ -1,0 +1,1 @@
+"""What watch.py shows: runs by their records, while they are written, cut, continued and replaced."""

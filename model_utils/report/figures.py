@@ -66,35 +66,28 @@ def as_data(image: bytes) -> str:
 
 
 def parity(quantity: Quantity, labels: Floats, predictions: Floats) -> bytes:
-    """Predictions over labels, and errors over labels, side by side, as PNG.
+    """Predictions over labels, errors over labels, and how many errors are below a size, side by side, as PNG.
 
     Args:
         quantity: what is compared.
         labels: (n,), in its unit, energies per atom.
         predictions: (n,), likewise.
     """
-    over = "/atom" if quantity.over_atoms else ""
-    figure, (left, right) = new_figure(9.2, 3.9, 2)
+    unit = quantity.unit + ("/atom" if quantity.over_atoms else "")
+    figure, (left, middle, right) = new_figure(12.4, 3.5, 3)
     low = float(min(labels.min(), predictions.min()))
     high = float(max(labels.max(), predictions.max()))
     margin = 0.03 * (high - low) or 0.5 * max(abs(low), 1e-3)
     limits = (low - margin, high + margin)
     _points(figure, left, labels, predictions)
     left.plot(limits, limits, color="#444444", linewidth=0.8, linestyle="--")
-    left.set(
-        xlim=limits,
-        ylim=limits,
-        xlabel=f"{quantity.name}, label ({quantity.unit}{over})",
-        ylabel=f"{quantity.name}, predicted ({quantity.unit}{over})",
-    )
-    left.set_aspect("equal")
-    _points(figure, right, labels, MILLI * (predictions - labels))
-    right.axhline(0.0, color="#444444", linewidth=0.8, linestyle="--")
-    right.set(
-        xlim=limits,
-        xlabel=f"{quantity.name}, label ({quantity.unit}{over})",
-        ylabel=f"predicted minus label (m{quantity.unit}{over})",
-    )
+    left.set(xlim=limits, ylim=limits, xlabel=f"label ({unit})", ylabel=f"predicted ({unit})")
+    errors = MILLI * (predictions - labels)
+    _points(figure, middle, labels, errors)
+    middle.axhline(0.0, color="#444444", linewidth=0.8, linestyle="--")
+    middle.set(xlim=limits, xlabel=f"label ({unit})", ylabel=f"predicted minus label (m{unit})")
+    _shares(right, np.abs(errors))
+    right.set(xlabel=f"size of the error (m{unit})", ylabel="errors below it (%)", ylim=(0, 101))
     return as_png(figure)
 
 
@@ -103,7 +96,7 @@ def _points(figure: Any, axes: Any, x: Floats, y: Floats) -> None:
     if len(x) <= MOST_POINTS:
         axes.plot(x, y, ".", color=COLOR, markersize=3, alpha=0.6, markeredgewidth=0)
         return
-    colors = needed("matplotlib.colors", what="a figure")[0]
+    (colors,) = needed("matplotlib.colors", what="a figure")
     counts, x_edges, y_edges = np.histogram2d(x, y, bins=BINS)
     counts[counts == 0] = np.nan
     image = axes.pcolormesh(
@@ -112,25 +105,16 @@ def _points(figure: Any, axes: Any, x: Floats, y: Floats) -> None:
     figure.colorbar(image, ax=axes, label="points", pad=0.01, aspect=30)
 
 
-def distribution(quantity: Quantity, errors: Floats) -> bytes:
-    """How often errors of a size occur, from the smallest to the largest, as PNG.
-
-    Args:
-        quantity: whose errors they are.
-        errors: (n,), prediction minus label in its unit, of energies per atom.
-    """
-    over = "/atom" if quantity.over_atoms else ""
-    figure, (axes,) = new_figure(4.6, 3.0)
-    sizes = np.sort(MILLI * np.abs(errors))
-    share = np.arange(1, len(sizes) + 1) / len(sizes)
-    picked = np.unique(np.linspace(0, len(sizes) - 1, 800).astype(np.int64))
-    axes.plot(sizes[picked], 100 * share[picked], color=COLOR, linewidth=1.4, drawstyle="steps-post")
-    positive = sizes[sizes > 0]
+def _shares(axes: Any, sizes: Floats) -> None:
+    """Which share of errors is below a size, from the smallest to the largest."""
+    ordered = np.sort(sizes)
+    share = np.arange(1, len(ordered) + 1) / len(ordered)
+    picked = np.unique(np.linspace(0, len(ordered) - 1, 800).astype(np.int64))
+    axes.plot(ordered[picked], 100 * share[picked], color=COLOR, linewidth=1.4, drawstyle="steps-post")
+    positive = ordered[ordered > 0]
     if len(positive):
         axes.set_xscale("log")
         axes.set_xlim(left=max(float(np.quantile(positive, 0.005)), float(positive.max()) * 1e-6))
-    axes.set(xlabel=f"size of the error (m{quantity.unit}{over})", ylabel="errors below it (%)", ylim=(0, 101))
-    return as_png(figure)
 
 
 def groups(

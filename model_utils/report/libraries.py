@@ -23,6 +23,7 @@ def needed(*names: str, what: str) -> list[ModuleType]:
         except ImportError as error:
             package = error.name or name
             raise InputError(
-                f"{what} needs {package}, which is not installed: pip install 'mace-pretrain[report]'"
+                f"{what} needs {package}, which is not installed: pip install {package}, or pip install -e '.[report]' "
+                "in the checkout"
             ) from None
     return modules

@@ -87,16 +87,17 @@ def of_groups(content: Plain, kind: str, what: str) -> Table:
     """
     groups: Plain = content[kind]
     intervals: Plain = content["intervals"][kind]
-    names = _labelled(groups)
+    names = [name for name in _labelled(groups) if not name.endswith("_cfg")]
+    roots = {error_names(quantity)["rmse"] for quantity in QUANTITIES.values()}
     heads = [what, "structures"]
     for name, head in zip(names, _with_units(names), strict=True):
-        heads += [head, "interval"] if "_rmse" in name else [head]
+        heads += [head, "interval"] if name in roots else [head]
     rows = []
     for group, errors in groups.items():
         row = [group, str(errors.get(CONFIGS, ""))]
         for name in names:
             row.append(milli(errors.get(name)))
-            if "_rmse" in name:
+            if name in roots:
                 row.append(interval_text(intervals.get(group, {}).get(name)))
         rows.append(row)
     return Table(heads=heads, rows=rows)
@@ -142,5 +143,6 @@ def _labelled(groups: Plain) -> list[str]:
 
 
 def _with_units(names: Sequence[str]) -> list[str]:
+    """``forces rmse`` and its unit, as heads of two lines."""
     units = units_of_errors()
-    return [f"{name} ({units[name]})" for name in names]
+    return [f"{name.replace('_per_atom', '').replace('_', ' ')}\n({units[name]})" for name in names]

@@ -81,7 +81,6 @@ def _dataset(chemiscope: Any, drawn: Sequence[Drawn]) -> Any:
     properties: dict[str, Any] = {
         name: {"target": "structure", "values": [one.errors.get(name, 0.0) for one in drawn]} for name in names
     }
-    properties["rank"] = {"target": "structure", "values": list(range(1, len(drawn) + 1))}
     settings: dict[str, Any] = {"target": "structure"}
     shapes = None
     if any(one.forces_error is not None for one in drawn):

@@ -15,6 +15,7 @@ from model_utils.report import curves, figures, records, tables
 from model_utils.report.collected import Collected, Worst
 from model_utils.report.libraries import needed
 from model_utils.report.page import Image, Part, Section, rendered
+from model_utils.report.statistics import FEWEST
 from model_utils.report.tables import Table
 from model_utils.report.viewer import MOST_ATOMS, Drawn, Viewer, viewer
 from model_utils.run.log_lines import milli
@@ -104,7 +105,8 @@ def _errors(content: Mapping[str, Any]) -> Section:
     intervals = content["intervals"]
     note = (
         f"Intervals: {intervals['draws']} sets of structures drawn with replacement (studentised bootstrap). They hold "
-        "for structures that are independent of one another; of frames of one trajectory they are too narrow."
+        "for structures that are independent of one another; of frames of one trajectory they are too narrow. "
+        f"None is given of fewer than {FEWEST} structures, or where a few make up most of the error."
     )
     parts = [Part(tables=[tables.total(content)])]
     if len(content["by_source"]) > 1:
@@ -171,15 +173,11 @@ def _parity(collected: Collected) -> Iterator[Section]:
         notes = [f"{len(labels)} {_entries(quantity)}."]
         if points.every > 1:
             notes = [f"{len(labels)} {_entries(quantity)}, of every {points.every}th structure."]
-        both = Image(
-            text=f"{name}: predictions and errors over labels",
+        image = Image(
+            text=f"{name}: predictions and errors over labels, shares of errors below a size",
             png=figures.parity(quantity, labels, predictions),
         )
-        sizes = Image(
-            text=f"{name}: how many errors are below a size",
-            png=figures.distribution(quantity, predictions - labels),
-        )
-        yield Section(title=name.capitalize(), parts=[Part(images=[both]), Part(images=[sizes])], notes=notes)
+        yield Section(title=name.capitalize(), parts=[Part(images=[image])], notes=notes)
 
 
 def _entries(quantity: Quantity) -> str:
@@ -190,12 +188,15 @@ def _entries(quantity: Quantity) -> str:
 
 def _groups(content: Mapping[str, Any]) -> Section:
     parts = []
+    notes = []
     for kind, (title, what) in KINDS.items():
-        if content.get(kind):
-            parts.append(
-                Part(title=title, images=list(_bars(content, kind)), tables=[tables.of_groups(content, kind, what)])
-            )
-    return Section(title="Where the errors are", parts=parts)
+        names = list(content.get(kind, {}))
+        if len(names) == 1:
+            notes.append(f"{title}: there is only {names[0]}.")
+        elif names:
+            images = list(_bars(content, kind))
+            parts.append(Part(title=title, images=images, tables=[tables.of_groups(content, kind, what)]))
+    return Section(title="Where the errors are", parts=parts, notes=notes)
 
 
 def _bars(content: Mapping[str, Any], kind: str) -> Iterator[Image]:
@@ -234,14 +235,14 @@ def _viewer(worst: list[Worst], data: Dataset) -> Viewer | None:
 
 def _worst_table(worst: list[Worst], data: Dataset) -> Table:
     names = [name for name in QUANTITIES if any(name in one.judged.errors for one in worst)]
-    heads = ["", "structure", "atoms"]
+    heads = ["viewer", "structure", "atoms"]
     for name in names:
         over = "/atom" if QUANTITIES[name].over_atoms else ""
-        heads.append(f"{name} rmse (m{QUANTITIES[name].unit}{over})")
+        heads.append(f"{name} rmse\n(m{QUANTITIES[name].unit}{over})")
     if any(one.forces_error is not None for one in worst):
-        heads.append("largest force error (meV/Å)")
+        heads.append("largest force\nerror (meV/Å)")
     rows = []
-    for rank, one in enumerate(_drawable(worst), start=1):
+    for rank, one in enumerate(_drawable(worst)):
         row = [str(rank), data.name(one.judged.index), str(one.judged.n_atoms)]
         row += [milli(one.judged.errors.get(name)) for name in names]
         if one.forces_error is not None:

@@ -16,7 +16,7 @@ class ReportOptions:
     """What is written for people to look at."""
 
     report: Path | None = None
-    """Write a page (HTML) that opens without a network: parity and residuals, errors by element, config_type, head, size and force, the worst structures in 3D, the run's learning curves, intervals. Needs `pip install 'mace-pretrain[report]'`. The intervals go into --output_json too."""
+    """Write a page (HTML) that opens without a network: parity and residuals, errors by element, config_type, head, size and force, the worst structures in 3D, the run's learning curves, intervals. Needs `pip install -e '.[report]'`. The intervals go into --output_json too."""
     compare_with: Path | None = None
     """Another model, the baseline: both are judged on the same structures, and `baseline`, `finetuned` (--input_model), `delta`, intervals of the deltas and p-values of a paired test go into --output_json and the page."""
     compare_head: str | None = None

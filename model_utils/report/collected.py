@@ -161,9 +161,7 @@ class Collected:
                 own[name] = Entries(labels[name][rows], predicted[name][rows], masks[name][rows])
             self._add(index, self._data.facts.heads[heads[k]], elements[atoms], own)
 
-    def _add(
-        self, index: int, head: str, elements: NDArray[np.int64], own: Mapping[str, "Entries"]
-    ) -> None:
+    def _add(self, index: int, head: str, elements: NDArray[np.int64], own: Mapping[str, "Entries"]) -> None:
         """One structure with its elements (n_atoms,) and what was labelled and predicted of it."""
         number = len(self.structures)
         n_atoms = len(elements)

@@ -94,14 +94,12 @@ def parity(quantity: Quantity, labels: Floats, predictions: Floats) -> bytes:
 def _points(figure: Any, axes: Any, x: Floats, y: Floats) -> None:
     """Points, or where they are many their density on a logarithmic scale."""
     if len(x) <= MOST_POINTS:
-        axes.plot(x, y, ".", color=COLOR, markersize=3, alpha=0.6, markeredgewidth=0)
+        axes.plot(x, y, ".", color=COLOR, markersize=4, alpha=0.7, markeredgewidth=0)
         return
     (colors,) = needed("matplotlib.colors", what="a figure")
     counts, x_edges, y_edges = np.histogram2d(x, y, bins=BINS)
     counts[counts == 0] = np.nan
-    image = axes.pcolormesh(
-        x_edges, y_edges, counts.T, norm=colors.LogNorm(vmin=1), cmap="viridis", rasterized=True
-    )
+    image = axes.pcolormesh(x_edges, y_edges, counts.T, norm=colors.LogNorm(vmin=1), cmap="viridis", rasterized=True)
     figure.colorbar(image, ax=axes, label="points", pad=0.01, aspect=30)
 
 

@@ -75,9 +75,7 @@ def rendered(
         InputError: jinja2 is not installed.
     """
     (jinja2,) = needed("jinja2", what="--report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     scripts = [viewer.script, START] if viewer is not None else []
     values: Mapping[str, Any] = {
         "title": title,

@@ -90,9 +90,7 @@ def refuse_other_structures(data: Dataset, other: Dataset) -> None:
         )
 
 
-def compared(
-    new: tuple[Metrics, Collected], baseline: tuple[Metrics, Collected], draws: int, seed: int
-) -> Plain:
+def compared(new: tuple[Metrics, Collected], baseline: tuple[Metrics, Collected], draws: int, seed: int) -> Plain:
     """Two models on the same structures, structure by structure.
 
     Args:
@@ -121,15 +119,11 @@ def compared(
     return {**plain, "delta": delta, "delta_intervals": intervals, "p_values": p_values}
 
 
-def _difference(
-    first: Collected, second: Collected, name: str, short: str, draws: int, seed: int
-) -> Difference | None:
+def _difference(first: Collected, second: Collected, name: str, short: str, draws: int, seed: int) -> Difference | None:
     sums_a, counts_a = _by_structure(first, name, short)
     sums_b, counts_b = _by_structure(second, name, short)
     both = (counts_a > 0) & (counts_a == counts_b)
-    return difference(
-        sums_a[both], sums_b[both], counts_a[both], root=short == "rmse", draws=draws, seed=seed
-    )
+    return difference(sums_a[both], sums_b[both], counts_a[both], root=short == "rmse", draws=draws, seed=seed)
 
 
 def _by_structure(collected: Collected, name: str, short: str) -> tuple[Floats, Floats]:

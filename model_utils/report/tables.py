@@ -137,9 +137,7 @@ def verdict(delta: float, p_value: float) -> str:
 
 def _labelled(groups: Plain) -> list[str]:
     """Names of the errors that any of the groups has."""
-    return [
-        name for name in units_of_errors() if any(errors.get(name) is not None for errors in groups.values())
-    ]
+    return [name for name in units_of_errors() if any(errors.get(name) is not None for errors in groups.values())]
 
 
 def _with_units(names: Sequence[str]) -> list[str]:

@@ -63,7 +63,7 @@ def viewer(structures: Sequence[Drawn]) -> Viewer:
         InputError: chemiscope is not installed, or has no viewer for pages where it was looked for.
     """
     (chemiscope,) = needed("chemiscope", what="--report")
-    path = Path(chemiscope.__file__).parent.joinpath(*SCRIPT)
+    path = Path(str(chemiscope.__file__)).parent.joinpath(*SCRIPT)
     try:
         script = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -122,9 +122,7 @@ def _compared(content: Mapping[str, Any]) -> Iterator[Section]:
         f"results, at random in each structure, gives a delta as large. Told apart: p below {tables.SIGNIFICANT:g}; "
         "of many comparisons some fall below it by chance."
     )
-    yield Section(
-        title="Against the baseline", parts=[Part(tables=[tables.comparison(content)])], notes=[note]
-    )
+    yield Section(title="Against the baseline", parts=[Part(tables=[tables.comparison(content)])], notes=[note])
 
 
 def _checked(content: Mapping[str, Any]) -> Iterator[Section]:

@@ -63,9 +63,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     data = opened.data(options)
     if baseline is not None:
         baseline.refuse_others(data)
-    breakdown = Breakdown(
-        data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None
-    )
+    breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None)
     collected = reporting.collected_of(options.reporting, data)
     total, by_source = _judged(options, opened, data, reporting.seen_by(breakdown, collected), group)
     if group.rank.is_first:
@@ -104,9 +102,7 @@ def _judged(
     announcement.announce_step(network)
     weights = model_loader.trainable(module)
     loss = evaluation_report.loss_of(options.loss)
-    batches = assemble.with_measured_evaluation_budget(
-        options.batches, network, weights, data, opened.device, group
-    )
+    batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, opened.device, group)
     evaluator = assemble.evaluator(
         data,
         batches,

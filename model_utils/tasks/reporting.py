@@ -44,7 +44,7 @@ def refuse_without_libraries(options: ReportOptions) -> None:
 
 
 def options_of_baseline(options: EvaluateOptions) -> EvaluateOptions:
-    """The same evaluation of the model that --compare_with names."""
+    """Settings that judge the model of --compare_with on the structures of the other one."""
     baseline = options.reporting.compare_with
     assert baseline is not None
     return replace(

@@ -125,7 +125,9 @@ def test_a_comparison_has_baseline_finetuned_and_delta(judged: tuple[str, dict[s
 def test_a_model_against_itself_is_not_told_apart(place: Path) -> None:
     path = place / "same.json"
     flags = ["--compare_with", str(place / "new.model"), "--output_json", str(path), "--draws", "50"]
-    assert evaluate.main(["--input_model", str(place / "new.model"), "--xyz_path", str(place / "test.xyz"), *flags]) == 0
+    assert (
+        evaluate.main(["--input_model", str(place / "new.model"), "--xyz_path", str(place / "test.xyz"), *flags]) == 0
+    )
     content = json.loads(path.read_text())
     assert content["delta"]["forces_rmse"] == 0
     assert content["p_values"]["forces_rmse"] == 1
@@ -226,7 +228,7 @@ def test_structures_without_labels_make_a_page(place: Path) -> None:
     write(place / "bare.xyz", frames, format="extxyz")
     path = place / "bare.html"
     flags = ["--report", str(path), "--worst", "0", "--draws", "20"]
-    assert evaluate.main(["--input_model", str(place / "new.model"), "--xyz_path", str(place / "bare.xyz"), *flags]) == 0
+    assert (
+        evaluate.main(["--input_model", str(place / "new.model"), "--xyz_path", str(place / "bare.xyz"), *flags]) == 0
+    )
     assert "3, 12" in path.read_text()
-
-

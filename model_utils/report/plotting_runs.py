@@ -22,6 +22,7 @@ def plot(options: PlotLossOptions) -> None:
         InputError: a run has no records, a metric is in none, a file cannot be written, or matplotlib is missing.
     """
     start_log(None)
+    _refuse_other_endings(options)
     paths = _all_records(options.run_dir)
     names = _names([path.parent for path in paths])
     runs = [curves.opened(path, name) for path, name in zip(paths, names, strict=True)]
@@ -35,6 +36,14 @@ def plot(options: PlotLossOptions) -> None:
     _write("--out_svg", options.out_svg or png.with_suffix(".svg"), lambda path: durable.write(path, as_svg(figure)))
     csv = options.out_csv or png.with_name("loss_long.csv")
     _write("--out_csv", csv, lambda path: durable.write_text(path, table))
+
+
+def _refuse_other_endings(options: PlotLossOptions) -> None:
+    """Figures and tables replace what has their names: a model's file must not be one of them."""
+    for flag, ending in (("out_png", ".png"), ("out_svg", ".svg"), ("out_csv", ".csv")):
+        path: Path | None = getattr(options, flag)
+        if path is not None and path.suffix != ending:
+            raise InputError(f"--{flag} {path} does not end in {ending}, and a file of that name would be replaced")
 
 
 def _all_records(named: Sequence[Path]) -> list[Path]:

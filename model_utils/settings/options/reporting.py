@@ -55,9 +55,3 @@ class PlotLossOptions:
     """The figure as SVG; beside the PNG unless given."""
     out_csv: Path | None = None
     """Every point as a row (run, stage, kind, epoch, step, metric, value, smoothed, best); `loss_long.csv` beside the PNG unless given."""
-
-    def __post_init__(self) -> None:
-        for flag, ending in (("out_png", ".png"), ("out_svg", ".svg"), ("out_csv", ".csv")):
-            path: Path | None = getattr(self, flag)
-            if path is not None and path.suffix != ending:
-                raise InputError(f"--{flag} {path} does not end in {ending}; a file of that name would be replaced")

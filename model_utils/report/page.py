@@ -13,9 +13,10 @@ from model_utils.report.tables import Table
 from model_utils.report.viewer import Viewer
 
 TEMPLATE = Path(__file__).with_name("page.html")
-START = (
-    'Chemiscope.StructureVisualizer.load({structure: "structure", info: "info", meta: "meta"}, '
-    'JSON.parse(document.getElementById("structures").textContent));'
+START = (  # after the page is drawn: WebGL without a GPU takes seconds to begin
+    'addEventListener("load", () => setTimeout(() => Chemiscope.StructureVisualizer.load('
+    '{structure: "structure", info: "info", meta: "meta"}, '
+    'JSON.parse(document.getElementById("structures").textContent)), 50));'
 )
 VIEWER_NOTE = (
     "Drag to turn, scroll to come nearer, slide to the next structure. Colours and arrows are errors of forces, "

@@ -19,8 +19,8 @@ START = (  # after the page is drawn: WebGL without a GPU takes seconds to begin
     'JSON.parse(document.getElementById("structures").textContent)), 50));'
 )
 VIEWER_NOTE = (
-    "Drag to turn, scroll to come nearer, slide to the next structure. Colours and arrows are errors of forces, "
-    "predicted minus label; the longest arrow of all is 2 Å."
+    "Drag to turn, scroll to come nearer, slide to the next structure. Arrows are errors of forces, predicted "
+    "minus label; the longest of all is 2 Å. The menu colours atoms by them."
 )
 
 

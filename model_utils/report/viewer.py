@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 
 MOST_ATOMS = 5_000  # of a structure; a larger one is named and not drawn
 LONGEST_ARROW = 2.0  # Å, of the largest force error of all structures
+ARROW_COLOR = 0xC0267E
 SCRIPT = ("sphinx", "static", "chemiscope.min.js")
 ERROR_NAME = "force error"
 
@@ -88,8 +89,7 @@ def _dataset(chemiscope: Any, drawn: Sequence[Drawn]) -> Any:
         lengths = np.concatenate([np.linalg.norm(error, axis=1) for error in errors])
         properties[ERROR_NAME] = {"target": "atom", "values": lengths.tolist(), "units": "eV/Å"}
         shapes = {ERROR_NAME: _arrows(np.concatenate(errors), float(lengths.max(initial=0.0)))}
-        look = {"color": {"property": ERROR_NAME}, "shape": [ERROR_NAME]}
-        settings["structure"] = [{**look, "unitCell": True, "environments": {"activated": False}}]
+        settings["structure"] = [{"shape": [ERROR_NAME], "unitCell": True, "environments": {"activated": False}}]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return chemiscope.create_input(
@@ -119,7 +119,7 @@ def _arrows(errors: Floats, longest: float) -> dict[str, Any]:
     return {
         "kind": "arrow",
         "parameters": {
-            "global": {"baseRadius": 0.07, "headRadius": 0.16, "headLength": 0.25},
+            "global": {"baseRadius": 0.07, "headRadius": 0.16, "headLength": 0.25, "color": ARROW_COLOR},
             "atom": [{"vector": [round(float(x) * scale, 4) for x in row]} for row in errors],
         },
     }

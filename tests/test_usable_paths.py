@@ -31,6 +31,7 @@ COMMANDS = {
     "model_utils.relax": {"": settings.RelaxOptions},
     "model_utils.md": {"": settings.MdOptions},
     "model_utils.watch": {"": settings.WatchOptions},
+    "model_utils.plot_loss": {"": settings.PlotLossOptions},
     "dataloader.index": {"": settings.IndexOptions},
     "dataloader.pack": {"": settings.PackOptions},
     "metadata": {"init": settings.MetadataInitOptions, "fit": settings.MetadataFitOptions}

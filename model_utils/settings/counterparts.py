@@ -162,9 +162,7 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _template("scheduler.gamma", "`--lr_factor` of `step` and `plateau`, `--lr_gamma` of `exponential`", taken.gamma),
     _template("scripts/eval.py", "`evaluate.py --input_model … --data …`"),
     _template("scripts/infer.py", "`evaluate.py --data … --output_xyz predicted.xyz`; labels are not needed"),
-    _template(
-        "scripts/plot_loss.py", "`--loggers csv tensorboard`: the records of `metrics.jsonl` as a table and as curves"
-    ),
+    _template("scripts/plot_loss.py", "`plot_loss.py`, with the same flags"),
     _template("plug-ins that register themselves", "`--plugin my_code.py`, which adds to tables"),
     _mlip("TrainingLoop(…).run()", "`run = api.train(options)`"),
     _mlip("training_loop.training_state", "`run.state`"),

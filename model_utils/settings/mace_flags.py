@@ -58,7 +58,7 @@ OURS = {
     "lbfgs": "use --optimizer adam or adamw",
     "launcher": "one process on one device for now",
     "log_level": "the log has one level; --debug shows tracebacks",
-    "plot": "read metrics.jsonl, or use --tensorboard",
+    "plot": "plot_loss.py draws metrics.jsonl, also while the run goes on; or use --tensorboard",
     "wandb_project": "use --loggers wandb, and the variable WANDB_PROJECT",
     "wandb_entity": "use --loggers wandb, and the variable WANDB_ENTITY",
     "wandb_name": "use --loggers wandb, and the variable WANDB_NAME",

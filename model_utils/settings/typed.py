@@ -84,7 +84,7 @@ def with_implied(
     typed = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     implied = dict(settings or {})
     run_dir = _last_value(argv, "--run_dir") or implied.get("run_dir")
-    if "run_dir" in names and run_dir:
+    if {"run_dir", "output_checkpoint"} <= set(names) and run_dir:
         if "output_checkpoint" in typed or ("output_checkpoint" in implied and "run_dir" not in typed):
             raise InputError(f"--run_dir {run_dir} gives the run a folder of its own; leave --output_checkpoint out")
         implied["output_checkpoint"] = run_dir

@@ -11,6 +11,7 @@ from dataloader.errors import InputError
 from model_utils.settings.declared import flat
 
 LONGEST_OUTPUT = 230  # bytes; file systems take 255, and names beside it get endings: X_model.json, .X.unchecked
+WRITTEN = ("output", "out_", "report")  # begin the names of options whose files are written
 OF_A_RUN = ("output_checkpoint", "output_model", "output_dir")  # name several files, or a folder: judged where made
 
 
@@ -23,7 +24,7 @@ def refuse_unusable(options: Any) -> None:
     for name, path in _paths(options):
         refuse_unusable_path(name, path)
         size = len(os.fsencode(path.name))
-        if name.startswith("output") and name not in OF_A_RUN and size > LONGEST_OUTPUT:
+        if name.startswith(WRITTEN) and name not in OF_A_RUN and size > LONGEST_OUTPUT:
             raise InputError(
                 f"--{name} {_short(path)}: a name of {size} bytes leaves no room for the endings of what is written "
                 f"beside it; give one of at most {LONGEST_OUTPUT}"

@@ -3,15 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from dataloader.dataset import Dataset
 from losses import Metrics
 from model_utils import model_loader, runtime
+from model_utils.model_loader import LoadedModel
+from model_utils.models.network import Network, Parameters
 from model_utils.physics.records import PhysicsReport
 from model_utils.physics.subject import Subject
 from model_utils.ranks import joining
+from model_utils.ranks.group import Group
 from model_utils.run import announcement, assemble, open_data
+from model_utils.run.evaluation import OnBatch
 from model_utils.settings.options import EvaluateOptions
-from model_utils.tasks import evaluation_report, physics_check
+from model_utils.tasks import evaluation_report, physics_check, reporting
 from model_utils.tasks.breakdown import Breakdown
+from model_utils.tasks.reporting import Baseline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,27 @@ class Evaluation:
         physics_check.require_passed(self.physics)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A model that is going to be judged, in the precision and on the device where that is done."""
+
+    loaded: LoadedModel
+    dtype: torch.dtype
+    device: torch.device
+    network: Network
+    weights: Parameters
+
+    def subject(self, data: Dataset) -> Subject:
+        """The model as the checks of its physics take it."""
+        return Subject(
+            network=self.network, weights=self.weights, facts=data.facts, dtype=self.dtype, device=self.device
+        )
+
+    def data(self, options: EvaluateOptions) -> Dataset:
+        """The structures of the options, as this model takes them."""
+        return open_data.evaluation_data(options, self.loaded.description.facts(), self.dtype)
+
+
 def evaluate(options: EvaluateOptions) -> Evaluation:
     """Load and verify the model, predict every structure, print the errors, write them where asked.
 
@@ -43,6 +72,32 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     group = joining.group_of()
     runtime.start_log(None)
     group.once(lambda: evaluation_report.refuse_existing(options))
+    group.once(lambda: reporting.refuse_without_libraries(options.reporting))
+    baseline = _baseline(options, group)
+    opened = _opened(options)
+    if baseline is None:
+        group.connect(opened.device)
+    data = opened.data(options)
+    if baseline is not None:
+        baseline.refuse_others(data)
+    breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None)
+    physics = physics_check.examined(options.physics_checks, opened.subject(data), data, group)
+    collected = reporting.collected_of(options.reporting, data)
+    total, by_source = _judged(options, opened, data, reporting.seen_by(breakdown, collected), group)
+    if group.rank.is_first:
+        evaluation_report.print_all(total, by_source, breakdown, physics)
+        content = evaluation_report.content_of(options, total, by_source, breakdown, physics)
+        page = None
+        if collected is not None:
+            content = reporting.extended(options, content, (total, collected), baseline)
+            subject = reporting.subject(options, opened.loaded, opened.dtype, opened.device)
+            page = reporting.page(options, subject, content, collected, data)
+        evaluation_report.write(options, content, breakdown, page)
+    return Evaluation(total=total, by_source=by_source, physics=physics)
+
+
+def _opened(options: EvaluateOptions) -> _Opened:
+    """Load and verify the model; set up precision and device."""
     loaded = model_loader.load(
         options.input_model,
         dtype=runtime.DTYPES.get(options.device.dtype or ""),
@@ -51,26 +106,42 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     )
     dtype = runtime.dtype_of(options.device.dtype, loaded.file.dtype)
     device = runtime.start(device=options.device.device, dtype=dtype, threads=options.device.threads, seed=0)
-    group.connect(device)
     evaluation_report.say_what_is_used(loaded, dtype, device)
     evaluation_report.warn_of_wrong_forces(loaded)
-
-    data = open_data.evaluation_data(options, loaded.description.facts(), dtype)
     module = loaded.module.to(device)
     network = model_loader.build_network(module, options.step, loaded.description)
     announcement.announce_step(network)
     weights = model_loader.trainable(module)
-    subject = Subject(network=network, weights=weights, facts=data.facts, dtype=dtype, device=device)
-    physics = physics_check.examined(options.physics_checks, subject, data, group)
+    return _Opened(loaded=loaded, dtype=dtype, device=device, network=network, weights=weights)
+
+
+def _judged(
+    options: EvaluateOptions, opened: _Opened, data: Dataset, on_batch: OnBatch, group: Group
+) -> tuple[Metrics, dict[str, Metrics]]:
+    """Errors of a model on all structures and on those of each source; ``on_batch`` sees every prediction."""
+    network = opened.network
+    weights = opened.weights
     loss = evaluation_report.loss_of(options.loss)
-    wants_frames = options.output_xyz is not None
-    breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
-    batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, device, group)
+    batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, opened.device, group)
     evaluator = assemble.evaluator(
-        data, batches, device, everything=wants_frames, prepare=network.prepared, group=group
+        data,
+        batches,
+        opened.device,
+        everything=options.output_xyz is not None,
+        prepare=network.prepared,
+        group=group,
     )
-    total, by_source = evaluator(network, weights, loss, breakdown)
-    if group.rank.is_first:
-        evaluation_report.print_all(total, by_source, breakdown, physics)
-        evaluation_report.write(options, total, by_source, breakdown, physics)
-    return Evaluation(total=total, by_source=by_source, physics=physics)
+    return evaluator(network, weights, loss, on_batch)
+
+
+def _baseline(options: EvaluateOptions, group: Group) -> Baseline | None:
+    """The model that --compare_with names, judged before the other, so that a mistake in its name costs nothing."""
+    if options.reporting.compare_with is None:
+        return None
+    of_baseline = reporting.options_of_baseline(options)
+    opened = _opened(of_baseline)
+    group.connect(opened.device)
+    data = opened.data(of_baseline)
+    collected = reporting.collected_without_points(data)
+    total, _ = _judged(of_baseline, opened, data, collected, group)
+    return Baseline(total=total, collected=collected, data=data)

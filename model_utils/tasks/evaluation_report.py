@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +21,9 @@ from model_utils.tasks.breakdown import Breakdown
 
 def refuse_existing(options: EvaluateOptions) -> None:
     """Raise InputError where an output file is there already, before anything slow begins."""
-    for flag in ("output_json", "output_table", "output_xyz"):
-        path: Path | None = getattr(options, flag)
+    outputs = {flag: getattr(options, flag) for flag in ("output_json", "output_table", "output_xyz")}
+    outputs["report"] = options.reporting.report
+    for flag, path in outputs.items():
         if path is not None and path.exists() and not options.overwrite:
             raise InputError(f"--{flag} {path} is there already; give another name or --overwrite")
 
@@ -61,33 +63,37 @@ def print_all(
         log.info("%s", line)
 
 
-def write(
+def content_of(
     options: EvaluateOptions,
     total: Metrics,
     by_source: Mapping[str, Metrics],
     breakdown: Breakdown,
-    physics: PhysicsReport | None = None,
-) -> None:
-    """The files that were asked for: metrics as JSON, a row per structure as CSV, predictions as xyz.
-
-    Raises:
-        InputError: one cannot be written.
-    """
-    content = {
+    physics: PhysicsReport | None,
+) -> dict[str, Any]:
+    """What --output_json holds: metrics as top-level keys, by source, by element, by config_type."""
+    return {
         **total.as_plain(),
         "by_source": {source: metrics.as_plain() for source, metrics in by_source.items()},
         **breakdown.as_plain(),
         **({} if physics is None else {"physics": physics.as_plain()}),
         "input_model": str(options.input_model),
     }
+
+
+def write(options: EvaluateOptions, content: Mapping[str, Any], breakdown: Breakdown, page: str | None = None) -> None:
+    """The files that were asked for: metrics as JSON, a row per structure as CSV, predictions as xyz, the report.
+
+    Raises:
+        InputError: one cannot be written.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    writers: dict[str, Callable[[Path], None]] = {
-        "output_json": lambda path: durable.write_text(path, text),
-        "output_table": breakdown.write_table,
-        "output_xyz": breakdown.write_frames,
+    writers: dict[str, tuple[Path | None, Callable[[Path], None]]] = {
+        "output_json": (options.output_json, lambda path: durable.write_text(path, text)),
+        "output_table": (options.output_table, breakdown.write_table),
+        "output_xyz": (options.output_xyz, breakdown.write_frames),
+        "report": (options.reporting.report, lambda path: durable.write_text(path, page or "")),
     }
-    for flag, write_to in writers.items():
-        path: Path | None = getattr(options, flag)
+    for flag, (path, write_to) in writers.items():
         if path is None:
             continue
         try:

@@ -33,6 +33,7 @@ from model_utils.settings.options.models import (
 from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.physics import PhysicsOptions
+from model_utils.settings.options.reporting import PlotLossOptions, ReportOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
 from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
 from model_utils.settings.options.simulating import MdOptions, RelaxOptions, SimulatedOptions
@@ -80,8 +81,10 @@ __all__ = [
     "OutputOptions",
     "PackOptions",
     "PhysicsOptions",
+    "PlotLossOptions",
     "PrintedLossOptions",
     "RelaxOptions",
+    "ReportOptions",
     "ReproduceOptions",
     "ResumeOptions",
     "Role",

@@ -17,6 +17,7 @@ from model_utils.settings.options.data import (
     check_format,
 )
 from model_utils.settings.options.physics import PhysicsOptions
+from model_utils.settings.options.reporting import ReportOptions
 from model_utils.settings.table_names import FORMS_OF_STEP
 
 
@@ -72,6 +73,7 @@ class EvaluateOptions:
     """Write a CSV with one row per structure: identifier, atoms, energies, force RMSE, largest force error."""
     output_xyz: Path | None = None
     """Write the structures with predictions (`mace_energy`, `mace_forces`, `mace_stress`) beside labels (`REF_…`)."""
+    reporting: ReportOptions
     overwrite: bool = False
     """Replace an output file that is already there."""
 

@@ -68,7 +68,8 @@ def _models(place: Outputs) -> list[KeptModel]:
     """
     models = kept.models_in(place.kept)
     if place.model.exists():
-        best_model = kept.of_file(checkpoint.read(place.model))
+        stage = 2 if place.stage_one_model.exists() else 1  # that of stage one is kept where the second has a best
+        best_model = kept.of_file(checkpoint.read(place.model), stage)
         if best_model.step not in {model.step for model in models}:
             models.append(best_model)
     if not models:

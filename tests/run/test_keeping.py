@@ -1,6 +1,7 @@
 """The good models that a run keeps, and the choice among them without training."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,39 @@ def test_losses_of_two_stages_are_not_compared() -> None:
     models = [model(1, loss=0.1, forces_rmse=3.0), model(2, 2, loss=5.0, forces_rmse=1.0), model(3, 2, loss=4.0)]
     assert [m.step for m in best_of(models, "loss", 3)] == [3, 2, 1]
     assert [m.step for m in best_of(models, "forces_rmse", 3)] == [2, 1]
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_the_best_of_a_second_stage_is_compared_with_those_of_its_own_stage(
+    is_old: bool, two_stages: Path, tmp_path: Path
+) -> None:
+    """Its losses are larger than those of stage one; older files say neither stage nor score."""
+    run = tmp_path / "run"
+    shutil.copytree(two_stages, run)
+    file = checkpoint.read(run / "run_model.pt")
+    step = file.content["step"]
+    last = [line for line in validations(run) if line["step"] > 4]
+    assert step == min(last, key=lambda line: line["loss"])["step"]
+    score = next(line["loss"] for line in last if line["step"] == step)
+    assert (file.content["stage"], file.content["score"]) == (2, ["loss", score])
+    assert len(last) > 1
+    assert score > min(line["loss"] for line in validations(run) if line["step"] <= 4)
+    if is_old:
+        content = {name: value for name, value in file.content.items() if name not in ("stage", "score")}
+        checkpoint.write_model(file.path, content, model_loader.load(file.path).module)
+    (run / "run_kept" / kept.name_of(step)).unlink()
+    assert read_model.main(["best", str(run), "--metric", "loss"]) == 0
+    assert checkpoint.read(run / "run_by_loss_model.pt").content["step"] == step
+
+
+@pytest.fixture(scope="module")
+def two_stages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two stages of two epochs each, which kept every model; the second has the larger losses."""
+    run = tmp_path_factory.mktemp("stages") / "run"
+    words = [*words_of(trained.parent), "--output_checkpoint", str(run), "--keep_best", "9"]
+    words += ["--stage_two", "--start_stage_two", "2", "--stage_two_forces_weight", "1e6"]
+    assert train_mace.main(words) == 0
+    return run
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,39 @@ def test_the_spread_is_that_of_what_is_trained_on(tmp_path: Path) -> None:
         spread.spread_of(train.subset(np.array([0])), {"energy"}, seed=0)
 
 
+@pytest.mark.parametrize(("loss", "unit"), [("virials", "V/N stress {:.3g} eV"), ("stress", "stress {:.3g} eV/Å³")])
+def test_the_unit_of_a_virial_is_the_spread_of_virials(
+    loss: str, unit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In units of their spread, labels of virials per atom have the standard deviation 1, whatever the cells."""
+    caplog.set_level("INFO")
+    rng = np.random.default_rng(3)
+    crystals = waters(4)
+    for number, atoms in enumerate(crystals):
+        atoms.set_cell([5.0 + number, 6.0, 7.0 + number])
+        atoms.pbc = True
+        half = rng.normal(0, 0.02, (3, 3))
+        atoms.info["REF_stress"] = half + half.T
+    write(tmp_path / "crystals.xyz", crystals, format="extxyz")
+    path = str(tmp_path / "crystals.xyz")
+    options = options_of(
+        tmp_path, xyz_train=[path], xyz_val=[path], loss_units="spread", loss=loss, stress_weight=1.0
+    )
+    train = open_data.training_data(options, FACTS, torch.float64, seed=0).train
+    units = spread.units_of(options, train, known={})
+    per_atom = [atoms.get_volume() / len(atoms) if loss == "virials" else 1.0 for atoms in crystals]
+    labels = np.array([factor * atoms.info["REF_stress"] for factor, atoms in zip(per_atom, crystals, strict=True)])
+    assert units.spread["stress"] == pytest.approx(np.std(labels), rel=1e-9)
+    assert unit.format(np.std(labels)) in caplog.text
+    batch = train.batch(range(len(train)))
+    mean = float(labels.mean())  # predictions that are off by the labels less their mean: the term is 1 then
+    off = (torch.from_numpy(labels) - mean) / torch.tensor(per_atom)[:, None, None]
+    predicted = {"stress": batch.labels["stress"].value + off}
+    of_loss = objective.loss_of(options.loss, units)
+    sums = error_sums(predicted, batch.labels, batch.sizes, of_loss, batch.volumes)
+    assert float(of_loss.total(sums, batch.rows)) == pytest.approx(1.0, rel=1e-9)
+
+
 def test_a_loss_that_is_no_sum_is_refused_by_the_command(
     train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

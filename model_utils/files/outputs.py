@@ -247,6 +247,16 @@ class Outputs:
         ]
         return [path for path in own if path.exists()]
 
+    def owns(self, path: Path) -> bool:
+        """Whether a weights file is one that the run writes, now or later, also through a link."""
+        own = (
+            *(self.checkpoint, previous_generation(self.checkpoint), damaged(self.checkpoint)),
+            *(self.model, self.stage_one_model),
+        )
+        place = real(path)
+        is_kept = place.parent == real(self.kept) and place.match(PATTERN)
+        return is_kept or place in {real(name) for name in own} or _place(path) in {_place(name) for name in own}
+
     def refuse_another_run(self) -> None:
         """Raise InputError where the place holds another run's files."""
         files = self.of_another_run()

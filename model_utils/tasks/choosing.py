@@ -47,6 +47,7 @@ def best(options: BestOptions) -> None:
         mark = "  taken" if number < options.average else ""
         log.info("step %d  %s %.6g  %s%s", model.step, options.metric, model.by(options.metric), model.path, mark)
     output = options.output_model or place.model.with_name(f"{place.run_name}_by_{options.metric}_model.pt")
+    _refuse_names_of_the_run(output, place)
     _write(output, _chosen(ranked[: options.average], options.metric), overwrite=options.overwrite)
     log.info("wrote %s%s", output, "" if options.average == 1 else f": the average of {options.average} models")
 
@@ -116,6 +117,20 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     if all(torch.equal(first, other) for other in tensors[1:]):
         return first
     return torch.stack([tensor.to(torch.float64) for tensor in tensors]).mean(dim=0).to(first.dtype)
+
+
+def _refuse_names_of_the_run(output: Path, place: Outputs) -> None:
+    """Raise InputError where a training writes, of this run or another: nothing here asks whether one lasts.
+
+    ``--overwrite`` does not help: the run would go on with a best model that its checkpoint does not know.
+    """
+    beside = output.with_name(f"{output.stem.removesuffix('_model')}_checkpoint.pt")
+    runs = [place, *([Outputs.named(beside, output)] if beside.exists() else [])]
+    if any(run.owns(output) for run in runs):
+        raise InputError(
+            f"--output_model {output} is a file of a run, which a training writes; give another name (--overwrite "
+            "replaces a choice that was made before)"
+        )
 
 
 def _write(path: Path, file: WeightsFile, *, overwrite: bool) -> None:

@@ -226,7 +226,7 @@ def two_stages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--metric", "stress_rmse"], "no model of {run} has it; there are energy_mae_cfg, "),
         (["--average", "9"], " models with a loss; train with a larger --keep_best"),
         (["--output_model", "{run}/x.model"], "is no weights file; give a name that ends in .pt or .pth"),
-        (["--output_model", "{run}/run_model.pt"], "is there; give another name or --overwrite"),
+        (["--output_model", "{run}/run_by_x_model.pt"], "is there; give another name or --overwrite"),
     ],
 )
 def test_a_choice_that_cannot_be_made(

@@ -31,6 +31,8 @@ def best(options: BestOptions) -> None:
     """
     start_log(None)
     place = _place(options.input_model)
+    output = options.output_model or place.model.with_name(f"{place.run_name}_by_{options.metric}_model.pt")
+    _refuse_names_of_runs(output, place)
     models = _models(place)
     ranked = kept.best_of(models, options.metric, len(models))
     if not ranked:
@@ -46,8 +48,6 @@ def best(options: BestOptions) -> None:
     for number, model in enumerate(ranked):
         mark = "  taken" if number < options.average else ""
         log.info("step %d  %s %.6g  %s%s", model.step, options.metric, model.by(options.metric), model.path, mark)
-    output = options.output_model or place.model.with_name(f"{place.run_name}_by_{options.metric}_model.pt")
-    _refuse_names_of_the_run(output, place)
     _write(output, _chosen(ranked[: options.average], options.metric), overwrite=options.overwrite)
     log.info("wrote %s%s", output, "" if options.average == 1 else f": the average of {options.average} models")
 
@@ -119,13 +119,13 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.to(torch.float64) for tensor in tensors]).mean(dim=0).to(first.dtype)
 
 
-def _refuse_names_of_the_run(output: Path, place: Outputs) -> None:
+def _refuse_names_of_runs(output: Path, place: Outputs) -> None:
     """Raise InputError where a training writes, of this run or another: nothing here asks whether one lasts.
 
     ``--overwrite`` does not help: the run would go on with a best model that its checkpoint does not know.
     """
-    beside = output.with_name(f"{output.stem.removesuffix('_model')}_checkpoint.pt")
-    runs = [place, *([Outputs.named(beside, output)] if beside.exists() else [])]
+    checkpoints = (path for path in output.parent.glob("*_checkpoint.pt*") if path.suffix in ENDINGS)
+    runs = [place, *(Outputs.named(path, None) for path in checkpoints if path.is_file())]
     if any(run.owns(output) for run in runs):
         raise InputError(
             f"--output_model {output} is a file of a run, which a training writes; give another name (--overwrite "

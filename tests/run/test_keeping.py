@@ -233,8 +233,31 @@ def test_a_choice_that_cannot_be_made(
     words: list[str], said: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained
+    (run / "run_by_x_model.pt").touch()
     assert read_model.main(["best", str(run), *(word.format(run=run) for word in words)]) == 2
     assert said.format(run=run) in capsys.readouterr().err
+
+
+def test_a_choice_never_takes_a_place_where_a_training_writes(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the run itself, and of another one that lies there."""
+    [step] = best_steps(trained, "forces_rmse", 1)
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    (other / "link.pt").symlink_to(other / "run_model.pt")
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    names = ["run_model.pt", "run_checkpoint.pt", "run_checkpoint.prev.pt", "run_stage_one_model.pt", "link.pt"]
+    own = [(other, name) for name in [*names, f"run_kept/step_{step}_model.pt", "run_kept/step_999_model.pt"]]
+    for run, name in [*own, *((trained, name) for name in names)]:
+        words = ["best", run, "--output_model", other / name, "--overwrite"]
+        assert read_model.main([str(word) for word in words]) == 2, name
+        assert "is a file of a run, which a training writes; give another name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+    mine = other / "mine_model.pt"
+    mine.touch()  # a choice of before may be replaced
+    assert read_model.main(["best", str(other), "--output_model", str(mine), "--overwrite"]) == 0
+    assert checkpoint.read(mine).content["step"] == best_steps(trained, "loss", 1)[0]
 
 
 def test_a_place_with_kept_models_is_another_runs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from model_utils.runtime import log
 
 SHELL = "/bin/sh"
 SHOWN = 200  # letters of what a failed command said last
-# $1: process to wait for, $2: command. One that ended is a zombie where nothing collects orphans, as in some containers.
+# $1: process to wait for, $2: command. In some containers nothing collects orphans: one that ended stays as a zombie.
 AFTERWARDS = (
     'while kill -0 "$1" 2>/dev/null && ! grep -qs "^State:.Z" "/proc/$1/status"; do sleep 0.2; done; '
     f'exec {SHELL} -c "$2"'

@@ -98,4 +98,4 @@ class BestOptions:
     output_model: Path | None = None
     """Where it goes; `<name>_by_<metric>_model.pt` beside the run's best model unless given."""
     overwrite: bool = False
-    """Replace a file there."""
+    """Replace a file there; never one that a training writes."""

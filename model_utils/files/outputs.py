@@ -282,6 +282,28 @@ class Outputs:
                 ) from None
 
 
+def refuse_names_of_runs(output: Path, flag: str, *known: Outputs) -> None:
+    """Refuse a place where a training writes: a command that holds no lock must not replace it, whatever is asked.
+
+    The run would go on with a best model that its checkpoint does not know, or with none.
+
+    Args:
+        output: of the command.
+        flag: that names it, for the message.
+        known: runs that are known; those whose checkpoints lie beside the output are looked for.
+
+    Raises:
+        InputError: a run writes there.
+    """
+    checkpoints = (path for path in output.parent.glob("*_checkpoint.pt*") if path.suffix in ENDINGS)
+    runs = [*known, *(Outputs.named(path, None) for path in checkpoints if path.is_file())]
+    if any(run.owns(output) for run in runs):
+        raise InputError(
+            f"{flag} {output} is a file of a run, which a training writes; give another name (--overwrite replaces "
+            "other files alone)"
+        )
+
+
 def real(path: Path) -> Path:
     """Where a path leads; one whose links lead in a circle leads to itself, while ``Path.resolve`` raises."""
     return Path(os.path.realpath(path))

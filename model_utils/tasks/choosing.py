@@ -13,7 +13,7 @@ from model_utils import model_loader
 from model_utils.files import checkpoint, kept
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.kept import KeptModel
-from model_utils.files.outputs import ENDINGS, Outputs, sidecar
+from model_utils.files.outputs import ENDINGS, Outputs, refuse_names_of_runs, sidecar
 from model_utils.files.pair import holds
 from model_utils.models.description import ModelDescription
 from model_utils.run.resume_settings import checkpoint_in
@@ -32,7 +32,7 @@ def best(options: BestOptions) -> None:
     start_log(None)
     place = _place(options.input_model)
     output = options.output_model or place.model.with_name(f"{place.run_name}_by_{options.metric}_model.pt")
-    _refuse_names_of_runs(output, place)
+    refuse_names_of_runs(output, "--output_model", place)
     models = _models(place)
     ranked = kept.best_of(models, options.metric, len(models))
     if not ranked:
@@ -117,20 +117,6 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     if all(torch.equal(first, other) for other in tensors[1:]):
         return first
     return torch.stack([tensor.to(torch.float64) for tensor in tensors]).mean(dim=0).to(first.dtype)
-
-
-def _refuse_names_of_runs(output: Path, place: Outputs) -> None:
-    """Raise InputError where a training writes, of this run or another: nothing here asks whether one lasts.
-
-    ``--overwrite`` does not help: the run would go on with a best model that its checkpoint does not know.
-    """
-    checkpoints = (path for path in output.parent.glob("*_checkpoint.pt*") if path.suffix in ENDINGS)
-    runs = [place, *(Outputs.named(path, None) for path in checkpoints if path.is_file())]
-    if any(run.owns(output) for run in runs):
-        raise InputError(
-            f"--output_model {output} is a file of a run, which a training writes; give another name (--overwrite "
-            "replaces a choice that was made before)"
-        )
 
 
 def _write(path: Path, file: WeightsFile, *, overwrite: bool) -> None:

@@ -253,6 +253,10 @@ def test_a_choice_never_takes_a_place_where_a_training_writes(
         words = ["best", run, "--output_model", other / name, "--overwrite"]
         assert read_model.main([str(word) for word in words]) == 2, name
         assert "is a file of a run, which a training writes; give another name" in capsys.readouterr().err
+    for name in names:
+        words = ["convert", "--input_model", trained / "run_model.pt", "--to", "module", "--output", other / name]
+        assert read_model.main([*map(str, words), "--overwrite"]) == 2, name
+        assert f"--output {other / name} is a file of a run" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
     mine = other / "mine_model.pt"
     mine.touch()  # a choice of before may be replaced

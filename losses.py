@@ -202,6 +202,7 @@ class NamedLoss:
         only: quantities that it has a term of; None: of all.
         weights: of terms whose weight is 0 unless the user gives one.
         fixed: weights that the user cannot choose.
+        theirs: weights that mace-torch's loss of this name has unless the user gives one, where they are 0 here.
     """
 
     build: Callable[[LossSettings], Loss]
@@ -209,6 +210,7 @@ class NamedLoss:
     only: tuple[str, ...] | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
+    theirs: Mapping[str, float] = field(default_factory=dict)
 
 
 def terms_loss(settings: LossSettings) -> Loss:
@@ -249,8 +251,8 @@ WITH_STRESS = {STRESS.name: 1.0}
 LOSSES: dict[str, NamedLoss] = {
     "terms": NamedLoss(build=terms_loss),
     "mse": NamedLoss(build=shaped("mse"), own_shapes=True),
-    "huber": NamedLoss(build=shaped("huber"), own_shapes=True),
-    "universal": NamedLoss(build=shaped("huber", forces="conditional_huber"), own_shapes=True),
+    "huber": NamedLoss(build=shaped("huber"), own_shapes=True, theirs=WITH_STRESS),
+    "universal": NamedLoss(build=shaped("huber", forces="conditional_huber"), own_shapes=True, theirs=WITH_STRESS),
     "weighted": NamedLoss(build=shaped("mse"), own_shapes=True, only=ENERGY_AND_FORCES),
     "ef": NamedLoss(
         build=shaped("mse"),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.filters import NO_FILTERS, Filters
-from dataloader.labels import LabelKeys, LabelNames, LabelNeeds
+from dataloader.labels import LabelKeys, LabelNames, LabelNeeds, name_of
 from dataloader.lookup import Elements, Lookup
 from dataloader.needs import FeatureSpec
 from dataloader.record import Keep
@@ -92,6 +92,11 @@ class Census:
     pbc_rules: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
     first_names: Callable[[], tuple[str, ...]] = tuple
+
+    def has_label(self, quantity: str) -> bool:
+        """Whether some record has a label of a quantity."""
+        read_from = (name_of(quantity, names) for names in self.label_names)
+        return any(name is not None and "absent" not in name for name in read_from)
 
     def drop_report(self) -> str:
         """Why faulty records are not used: ``3 × forces missing (keys 7, 12, 19)``."""

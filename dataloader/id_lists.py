@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader import input_files, progress
+from dataloader import input_files
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.packed.duplicates import fingerprint, hashed
 from dataloader.packed.survey import name_in
+from dataloader.progress import log, over
 
 MAX_BYTES = 8 * 2**30  # of a list
 SHOWN = 5
@@ -91,7 +92,7 @@ def look(dataset: Dataset, id_key: str, group_key: str | None) -> Looked:
         InputError: a record has none of that name.
     """
     columns = np.zeros((3, len(dataset)), dtype=np.uint64)
-    for i in progress.over(range(len(dataset)), "identifiers", len(dataset)):
+    for i in over(range(len(dataset)), "identifiers", len(dataset)):
         structure = dataset.structure(i)
         columns[0, i] = hashed(name_in(structure, id_key).encode())
         columns[1, i] = fingerprint(structure)
@@ -102,6 +103,8 @@ def look(dataset: Dataset, id_key: str, group_key: str | None) -> Looked:
 
 def rows_named(listed: IdList, looked: Looked, id_key: str, n_left_out: int) -> NDArray[np.bool_]:
     """Which structures a list names, (n,).
+
+    What it names besides may be records that are not used, whose names nobody knows; a warning says how many and which.
 
     Args:
         listed: the list.
@@ -114,12 +117,16 @@ def rows_named(listed: IdList, looked: Looked, id_key: str, n_left_out: int) -> 
     """
     wanted = np.array([hashed(name.encode()) for name in listed.ids], dtype=np.uint64)
     absent = np.nonzero(~np.isin(wanted, looked.identifier))[0]
-    if len(absent) > n_left_out:
+    if len(absent):
         names = ", ".join(listed.ids[i] for i in absent[:SHOWN])
-        raise InputError(
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        absence = (
             f"{listed.flag} {listed.path}: {len(absent)} of its {len(wanted)} identifiers are no {id_key} of any "
-            f"record ({names}); are they of these data, one on each line?"
+            f"record that is used ({names}{more})"
         )
+        if len(absent) > n_left_out:
+            raise InputError(f"{absence}; are they of these data, one on each line?")
+        log.warning("warning: %s; %d records of the files are not used: are these among them?", absence, n_left_out)
     return np.isin(looked.identifier, wanted)
 
 

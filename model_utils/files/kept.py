@@ -40,8 +40,12 @@ class KeptModel:
         return value if metric == name else self.errors.get(metric)
 
 
-def of_file(file: WeightsFile) -> KeptModel:
+def of_file(file: WeightsFile, stage: int = 1) -> KeptModel:
     """What a weights file says of itself, one that was kept or a run's best.
+
+    Args:
+        file: that was read.
+        stage: of a run's best model that does not say it, as older ones do not.
 
     Raises:
         VerificationError: it does not say which errors it has.
@@ -53,13 +57,13 @@ def of_file(file: WeightsFile) -> KeptModel:
     ):
         raise VerificationError(f"{file.path} is not as we write it: it does not say its errors")
     score = content.get("score")
-    judged = ("loss", float(errors.get("loss") or 0.0))  # of a run's best model, which does not say
+    judged = ("loss", float(errors.get("loss") or 0.0))  # of an older best model, which does not say
     if isinstance(score, list) and len(score) == 2 and isinstance(score[0], str) and isinstance(score[1], float):
         judged = (score[0], score[1])
     return KeptModel(
         path=file.path,
         step=content["step"],
-        stage=content["stage"] if isinstance(content.get("stage"), int) else 1,
+        stage=content["stage"] if isinstance(content.get("stage"), int) else stage,
         errors=errors,
         score=judged,
     )

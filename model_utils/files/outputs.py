@@ -247,6 +247,16 @@ class Outputs:
         ]
         return [path for path in own if path.exists()]
 
+    def owns(self, path: Path) -> bool:
+        """Whether a weights file is one that the run writes, now or later, also through a link."""
+        own = (
+            *(self.checkpoint, previous_generation(self.checkpoint), damaged(self.checkpoint)),
+            *(self.model, self.stage_one_model),
+        )
+        place = real(path)
+        is_kept = place.parent == real(self.kept) and place.match(PATTERN)
+        return is_kept or place in {real(name) for name in own} or _place(path) in {_place(name) for name in own}
+
     def refuse_another_run(self) -> None:
         """Raise InputError where the place holds another run's files."""
         files = self.of_another_run()
@@ -270,6 +280,28 @@ class Outputs:
                 raise InputError(
                     f"cannot create {folder}: {error.strerror}; give another --output_checkpoint or --output_model"
                 ) from None
+
+
+def refuse_names_of_runs(output: Path, flag: str, *known: Outputs) -> None:
+    """Refuse a place where a training writes: a command that holds no lock must not replace it, whatever is asked.
+
+    The run would go on with a best model that its checkpoint does not know, or with none.
+
+    Args:
+        output: of the command.
+        flag: that names it, for the message.
+        known: runs that are known; those whose checkpoints lie beside the output are looked for.
+
+    Raises:
+        InputError: a run writes there.
+    """
+    checkpoints = (path for path in output.parent.glob("*_checkpoint.pt*") if path.suffix in ENDINGS)
+    runs = [*known, *(Outputs.named(path, None) for path in checkpoints if path.is_file())]
+    if any(run.owns(output) for run in runs):
+        raise InputError(
+            f"{flag} {output} is a file of a run, which a training writes; give another name (--overwrite replaces "
+            "other files alone)"
+        )
 
 
 def real(path: Path) -> Path:

@@ -131,16 +131,19 @@ class PairWriter:
         tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
         return {"model_state_dict": tensors, "weights": "raw", "train_state": train_state, **self._common}
 
-    def save_best(
-        self, parameters: Mapping[str, Tensor], *, weights: str, epoch: int, step: int, metrics: Metrics
-    ) -> None:
+    def save_best(self, parameters: Mapping[str, Tensor], *, metrics: Metrics, **facts: Any) -> None:
         """The best weights so far, averaged ones where there is an average.
+
+        Args:
+            parameters: the weights.
+            metrics: their errors of the validation data.
+            facts: ``weights``, ``epoch``, ``step``, ``stage`` and ``score`` (the metric that the run judges by, and its
+                value), as plain values.
 
         Raises:
             OSError: not written; the next checkpoint tries it again.
         """
-        measured = metrics.as_plain()
-        self._unwritten = self._best_content(parameters, weights=weights, epoch=epoch, step=step, metrics=measured)
+        self._unwritten = self._best_content(parameters, metrics=metrics.as_plain(), **facts)
         self._write_best()
 
     def save_kept(self, path: Path, parameters: Mapping[str, Tensor], **facts: Any) -> None:

@@ -112,11 +112,11 @@ def trained_on(options: TrainingOptions) -> set[str]:
     largest = {quantity: s.largest for quantity, s in weight_schedules(options.loss).items()}
     stages = [first | largest]
     if options.stage_two.stage_two:
-        stages.append(_second_weights(options))
+        stages.append(second_weights(options))
     return {quantity for weights in stages for quantity, weight in weights.items() if weight > 0}
 
 
-def _second_weights(options: TrainingOptions) -> Weights:
+def second_weights(options: TrainingOptions) -> Weights:
     """Weights of stage two; terms that a named loss does not have stay without one."""
     named = LOSSES[options.loss.loss]
     first = weights_of(options.loss)
@@ -155,7 +155,7 @@ def stages(options: TrainingOptions, units: Units = AS_THEY_ARE) -> tuple[Stage,
     start = second.start_stage_two or max(epochs // 4 * 3, 1)
     if start >= epochs:
         log.warning("stage two never starts: it begins after epoch %d of %d", start, epochs)
-    loss = _named_loss(options.loss, _second_weights(options), units)
+    loss = _named_loss(options.loss, second_weights(options), units)
     rate = None if options.running.stage_two_follows_schedule else second.stage_two_lr
     return (first, Stage(start=start, loss=loss, lr=rate))
 

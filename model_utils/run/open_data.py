@@ -15,7 +15,7 @@ from dataloader.dataset import Dataset, sample, split
 from dataloader.errors import InputError
 from dataloader.filters import Filters
 from dataloader.formats import format_of
-from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds, key_flag, name_of
+from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys, LabelNames, LabelNeeds, key_flag
 from dataloader.needs import ModelFacts
 from dataloader.quantities import QUANTITIES, STRESS
 from dataloader.record import EVERYTHING, Keep
@@ -167,8 +167,7 @@ def _require_stress(train: Dataset, training: TrainingOptions) -> None:
     is_wanted = bool(stress_key) or STRESS.name in trained_on(training)
     if not is_wanted or stress_key == NOT_READ:
         return
-    read_from = [name_of(STRESS.name, names) for source in train.sources for names in source.census.label_names]
-    if all(name is None or "absent" in name for name in read_from):
+    if not any(source.census.has_label(STRESS.name) for source in train.sources):
         raise InputError(
             f"no structure to train on has a stress (looked for {stress_key or 'the usual names'}); name it with "
             "--stress_key, or leave --stress_key and --stress_weight out"

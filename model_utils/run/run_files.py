@@ -147,7 +147,13 @@ class RunFiles(SilentFiles):
         progress = state.progress
         try:
             self.writer.save_best(
-                state.judged, weights=state.judged_kind, epoch=progress.epoch, step=progress.step, metrics=errors
+                state.judged,
+                metrics=errors,
+                weights=state.judged_kind,
+                epoch=progress.epoch,
+                step=progress.step,
+                stage=progress.stage,
+                score=[self.record["config"]["best_metric"], progress.best_loss],
             )
         except OSError as error:
             log.warning("warning: the best model of step %d waits: %s", progress.step, error)

@@ -10,9 +10,9 @@ from dataloader.batching import epoch_order
 from dataloader.dataset import Dataset
 from dataloader.progress import over
 from dataloader.quantities import ENERGY, QUANTITIES, Quantity
-from dataloader.structure import Structure
+from dataloader.structure import Structure, volume_of
 from model_utils.errors import InputError
-from model_utils.run.objective import AS_THEY_ARE, Units, trained_on
+from model_utils.run.objective import AS_THEY_ARE, Units, loss_of, trained_on
 from model_utils.runtime import log
 from model_utils.settings.options import TrainingOptions
 
@@ -20,13 +20,17 @@ MOST = 20_000  # structures: a spread is known to a percent then
 LEAST = 1e-6  # eV, eV/Å, eV/Å³: a smaller spread is that of rounding
 
 
-def spread_of(train: Dataset, quantities: Collection[str], seed: int) -> dict[str, float]:
+def spread_of(
+    train: Dataset, quantities: Collection[str], seed: int, as_virial: Collection[str] = ()
+) -> dict[str, float]:
     """Standard deviation of the labels of each quantity, in its unit; of energies that per atom beyond the E0s.
 
     Args:
         train: structures to train on; of many a drawn sample is read.
         quantities: that are trained on.
         seed: of the sample.
+        as_virial: those of them whose errors the loss multiplies with volume / number of atoms, as that of a stress:
+            their spread is that of the product, in eV.
 
     Raises:
         InputError: labels of a quantity are absent, or do not differ.
@@ -39,9 +43,11 @@ def spread_of(train: Dataset, quantities: Collection[str], seed: int) -> dict[st
         structure = train.structure(int(i))
         for name, total in sums.items():
             values = _values(QUANTITIES[name], structure, train)
+            if name in as_virial:
+                values = values * (volume_of(structure.cell, structure.pbc) / structure.n_atoms)
             total += (values.size, values.sum(), np.square(values).sum())
     spread = {name: _deviation(name, total) for name, total in sums.items()}
-    log.info("the loss is in units of the spread of the labels: %s", described(spread))
+    log.info("the loss is in units of the spread of the labels: %s", described(spread, as_virial))
     return spread
 
 
@@ -59,13 +65,18 @@ def units_of(options: TrainingOptions, train: Dataset, known: Mapping[str, float
     kind = options.loss.loss_units
     if kind == "absolute":
         return AS_THEY_ARE
-    spread = dict(known) or spread_of(train, trained_on(options), options.run.seed)
+    terms = loss_of(options.loss).terms
+    as_virial = {name for name, term in terms.items() if term.as_virial}
+    spread = dict(known) or spread_of(train, trained_on(options), options.run.seed, as_virial)
     return Units(spread=spread, balanced=kind == "balanced")
 
 
-def described(spread: Mapping[str, float]) -> str:
-    """``energy 0.0213 eV, forces 1.21 eV/Å``."""
-    return ", ".join(f"{name} {value:.3g} {QUANTITIES[name].unit}" for name, value in spread.items())
+def described(spread: Mapping[str, float], as_virial: Collection[str] = ()) -> str:
+    """``energy 0.0213 eV, forces 1.21 eV/Å``, and ``V/N stress 0.4 eV`` of a virial per atom."""
+    return ", ".join(
+        f"V/N {name} {value:.3g} eV" if name in as_virial else f"{name} {value:.3g} {QUANTITIES[name].unit}"
+        for name, value in spread.items()
+    )
 
 
 def _values(quantity: Quantity, structure: Structure, train: Dataset) -> NDArray[np.float64]:

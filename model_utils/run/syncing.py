@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from model_utils.files.outputs import Outputs
@@ -13,6 +13,11 @@ from model_utils.runtime import log
 
 SHELL = "/bin/sh"
 SHOWN = 200  # letters of what a failed command said last
+# $1: process to wait for, $2: command. In some containers nothing collects orphans: one that ended stays as a zombie.
+AFTERWARDS = (
+    'while kill -0 "$1" 2>/dev/null && ! grep -qs "^State:.Z" "/proc/$1/status"; do sleep 0.2; done; '
+    f'exec {SHELL} -c "$2"'
+)
 
 
 class Sync:
@@ -31,43 +36,68 @@ class Sync:
         self._command = command
         self._outputs = outputs
         self._change = threading.Condition()
-        self._is_running = False
+        self._running: subprocess.Popen[bytes] | None = None
         self._is_due = False
         self._has_failed = False
 
     def checkpoint_written(self) -> None:
         """Start the command, or have it started when the one that runs has ended."""
         with self._change:
-            if self._is_running:
+            if self._running is not None:
                 self._is_due = True
             else:
                 self._start()
 
     def close(self, seconds: float) -> None:
-        """Wait so long for what runs or is due; then say that it goes on without this process."""
+        """Wait so long for what runs or is due; then say that it goes on without this process.
+
+        A command that is due, and would copy the last checkpoint, is handed to a shell of its own, which starts it when
+        the one that runs has ended.
+        """
         with self._change:
-            ended = self._change.wait_for(lambda: not self._is_running, timeout=seconds)
-        if not ended and seconds > 0:
+            ended = self._change.wait_for(lambda: self._running is None, timeout=seconds)
+            is_handed_over = self._is_due and self._hand_over()
+        if is_handed_over:
+            log.warning(
+                "warning: --sync still copies an older checkpoint; it goes on by itself, and then runs once more for "
+                "the last one, unless what ends this job ends it too"
+            )
+        elif not ended and seconds > 0:
             log.warning("warning: --sync did not end within %.0f s; it goes on by itself", seconds)
+
+    def _hand_over(self) -> bool:
+        """Have the command that is due started after the end of this process; whether that is so. The lock is held."""
+        assert self._running is not None, "what is due waits for what runs"
+        self._is_due = False
+        words = [SHELL, "-c", AFTERWARDS, "sync", str(self._running.pid), self._command]
+        try:
+            self._opened(words, subprocess.DEVNULL)
+        except OSError as error:
+            log.warning("warning: --sync does not copy the last checkpoint: %s", error)
+            return False
+        return True
 
     def _start(self) -> None:
         """Start the command; the lock is held."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe would stay open in what the command leaves behind
         try:
-            child = subprocess.Popen(
-                [SHELL, "-c", self._command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                env={**os.environ, **self._variables()},
-                start_new_session=True,
-            )
+            child = self._opened([SHELL, "-c", self._command], errors)
         except OSError as error:
             errors.close()
             self._say_failure(str(error))
             return
-        self._is_running = True
+        self._running = child
         threading.Thread(target=self._wait, args=(child, errors), daemon=True).start()
+
+    def _opened(self, words: Sequence[str], errors: IO[bytes] | int) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, **self._variables()},
+            start_new_session=True,
+        )
 
     def _variables(self) -> Mapping[str, str]:
         outputs = self._outputs
@@ -85,7 +115,7 @@ class Sync:
         if code != 0:
             self._say_failure(f"it ended with {code} after {time.monotonic() - began:.0f} s{said}")
         with self._change:
-            self._is_running = False
+            self._running = None
             if self._is_due:
                 self._is_due = False
                 self._start()

@@ -10,6 +10,7 @@ from model_utils.run import (
     announcement,
     assemble,
     closing,
+    loss_advice,
     objective,
     rehearsal,
     replicas,
@@ -56,6 +57,7 @@ def train_in_place(
     data = beginning.data(options, dtype)
     units = spread.units_of(options, data.train, beginning.loss_units)
     announcement.announce_objective(options, units)
+    loss_advice.advise(options, data.train)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, units, device, group)

@@ -13,7 +13,7 @@ from model_utils import model_loader
 from model_utils.files import checkpoint, kept
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.kept import KeptModel
-from model_utils.files.outputs import ENDINGS, Outputs, sidecar
+from model_utils.files.outputs import ENDINGS, Outputs, refuse_names_of_runs, sidecar
 from model_utils.files.pair import holds
 from model_utils.models.description import ModelDescription
 from model_utils.run.resume_settings import checkpoint_in
@@ -31,6 +31,8 @@ def best(options: BestOptions) -> None:
     """
     start_log(None)
     place = _place(options.input_model)
+    output = options.output_model or place.model.with_name(f"{place.run_name}_by_{options.metric}_model.pt")
+    refuse_names_of_runs(output, "--output_model", place)
     models = _models(place)
     ranked = kept.best_of(models, options.metric, len(models))
     if not ranked:
@@ -46,7 +48,6 @@ def best(options: BestOptions) -> None:
     for number, model in enumerate(ranked):
         mark = "  taken" if number < options.average else ""
         log.info("step %d  %s %.6g  %s%s", model.step, options.metric, model.by(options.metric), model.path, mark)
-    output = options.output_model or place.model.with_name(f"{place.run_name}_by_{options.metric}_model.pt")
     _write(output, _chosen(ranked[: options.average], options.metric), overwrite=options.overwrite)
     log.info("wrote %s%s", output, "" if options.average == 1 else f": the average of {options.average} models")
 
@@ -68,7 +69,8 @@ def _models(place: Outputs) -> list[KeptModel]:
     """
     models = kept.models_in(place.kept)
     if place.model.exists():
-        best_model = kept.of_file(checkpoint.read(place.model))
+        stage = 2 if place.stage_one_model.exists() else 1  # that of stage one is kept where the second has a best
+        best_model = kept.of_file(checkpoint.read(place.model), stage)
         if best_model.step not in {model.step for model in models}:
             models.append(best_model)
     if not models:

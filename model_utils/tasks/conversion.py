@@ -17,7 +17,7 @@ from dataloader.structure import Structure
 from model_utils import model_loader
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
-from model_utils.files.outputs import sidecar
+from model_utils.files.outputs import refuse_names_of_runs, sidecar
 from model_utils.model_loader import LoadedModel
 from model_utils.models import description as model_json
 from model_utils.models import lammps, pickled
@@ -43,6 +43,7 @@ def convert(options: ConvertOptions) -> None:
         VerificationError: the new form does not give the source's energies and forces; nothing was written.
     """
     start_log(None)
+    refuse_names_of_runs(options.output, "--output")
     if options.output.exists() and not options.overwrite:
         raise InputError(f"--output {options.output} is there already; give another name or --overwrite")
     loaded = _source(options, DTYPES.get(options.dtype or ""))

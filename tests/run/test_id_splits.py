@@ -92,7 +92,7 @@ def test_lists_choose_among_files_of_their_own(pool: Path, tmp_path: Path) -> No
     ("val", "test", "more", "said"),
     [
         ((1, 5), (5, 6), ["--id_key", "sid"], "both name s5; take each out of one of the files"),
-        ((1, 77), (2,), ["--id_key", "sid"], "1 of its 2 identifiers are no sid of any record (s77)"),
+        ((1, 77), (2,), ["--id_key", "sid"], "1 of its 2 identifiers are no sid of any record that is used (s77)"),
         ((1,), (2,), ["--id_key", "fid"], "fid is missing or neither one number nor a text; name another key"),
         ((1,), (2,), [], "lists of identifiers are given but not what they speak of; name it with --id_key"),
         ((), (2,), ["--id_key", "sid"], "is empty; expected one identifier on each line"),
@@ -103,6 +103,26 @@ def test_lists_that_cannot_be_used(val: Any, test: Any, more: Any, said: str, po
     lists = ["--val_ids", ids(tmp_path / "v", *val), "--test_ids", ids(tmp_path / "t", *test)]
     with pytest.raises(InputError, match=re.escape(said)):
         opened("--xyz_train", pool, *lists, *more)
+
+
+def test_a_list_may_name_what_is_left_out_and_a_wrong_name_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two records are not used, and the list names two that are not there: one of them is a slip."""
+    frames = named(6)
+    frames[2].arrays["REF_forces"][0, 0] = 1e3
+    frames[3].arrays["REF_forces"][0, 0] = 1e3
+    write(tmp_path / "pool.xyz", frames, format="extxyz")
+    words = ["--xyz_train", tmp_path / "pool.xyz", "--id_key", "sid", "--max_force", 100]
+    data = opened(*words, "--val_ids", ids(tmp_path / "v", 1, 4))
+    assert len(data.train) == 2
+    assert "are no sid" not in caplog.text
+    data = opened(*words, "--val_ids", ids(tmp_path / "v", 1, 2, 77))
+    assert names(data.valid) == sids(1)
+    said = "2 of its 3 identifiers are no sid of any record that is used (s2, s77); 2 records of the files are not used"
+    assert said in caplog.text
+    with pytest.raises(InputError, match=re.escape("(s2, s10, s11, s12, s13 and 1 more); are they of these data")):
+        opened(*words, "--val_ids", ids(tmp_path / "v", 1, 2, 10, 11, 12, 13, 14))
 
 
 def test_held_atoms_count_in_a_part_as_that_part_says(tmp_path: Path) -> None:

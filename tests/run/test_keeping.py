@@ -1,6 +1,7 @@
 """The good models that a run keeps, and the choice among them without training."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,21 +187,81 @@ def test_losses_of_two_stages_are_not_compared() -> None:
     assert [m.step for m in best_of(models, "forces_rmse", 3)] == [2, 1]
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_the_best_of_a_second_stage_is_compared_with_those_of_its_own_stage(
+    is_old: bool, two_stages: Path, tmp_path: Path
+) -> None:
+    """Its losses are larger than those of stage one; older files say neither stage nor score."""
+    run = tmp_path / "run"
+    shutil.copytree(two_stages, run)
+    file = checkpoint.read(run / "run_model.pt")
+    step = file.content["step"]
+    last = [line for line in validations(run) if line["step"] > 4]
+    assert step == min(last, key=lambda line: line["loss"])["step"]
+    score = next(line["loss"] for line in last if line["step"] == step)
+    assert (file.content["stage"], file.content["score"]) == (2, ["loss", score])
+    assert len(last) > 1
+    assert score > min(line["loss"] for line in validations(run) if line["step"] <= 4)
+    if is_old:
+        content = {name: value for name, value in file.content.items() if name not in ("stage", "score")}
+        checkpoint.write_model(file.path, content, model_loader.load(file.path).module)
+    (run / "run_kept" / kept.name_of(step)).unlink()
+    assert read_model.main(["best", str(run), "--metric", "loss"]) == 0
+    assert checkpoint.read(run / "run_by_loss_model.pt").content["step"] == step
+
+
+@pytest.fixture(scope="module")
+def two_stages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two stages of two epochs each, which kept every model; the second has the larger losses."""
+    run = tmp_path_factory.mktemp("stages") / "run"
+    words = [*words_of(trained.parent), "--output_checkpoint", str(run), "--keep_best", "9"]
+    words += ["--stage_two", "--start_stage_two", "2", "--stage_two_forces_weight", "1e6"]
+    assert train_mace.main(words) == 0
+    return run
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--metric", "stress_rmse"], "no model of {run} has it; there are energy_mae_cfg, "),
         (["--average", "9"], " models with a loss; train with a larger --keep_best"),
         (["--output_model", "{run}/x.model"], "is no weights file; give a name that ends in .pt or .pth"),
-        (["--output_model", "{run}/run_model.pt"], "is there; give another name or --overwrite"),
+        (["--output_model", "{run}/run_by_x_model.pt"], "is there; give another name or --overwrite"),
     ],
 )
 def test_a_choice_that_cannot_be_made(
     words: list[str], said: str, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained
+    (run / "run_by_x_model.pt").touch()
     assert read_model.main(["best", str(run), *(word.format(run=run) for word in words)]) == 2
     assert said.format(run=run) in capsys.readouterr().err
+
+
+def test_a_choice_never_takes_a_place_where_a_training_writes(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the run itself, and of another one that lies there."""
+    [step] = best_steps(trained, "forces_rmse", 1)
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    (other / "link.pt").symlink_to(other / "run_model.pt")
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    names = ["run_model.pt", "run_checkpoint.pt", "run_checkpoint.prev.pt", "run_stage_one_model.pt", "link.pt"]
+    own = [(other, name) for name in [*names, f"run_kept/step_{step}_model.pt", "run_kept/step_999_model.pt"]]
+    for run, name in [*own, *((trained, name) for name in names)]:
+        words = ["best", run, "--output_model", other / name, "--overwrite"]
+        assert read_model.main([str(word) for word in words]) == 2, name
+        assert "is a file of a run, which a training writes; give another name" in capsys.readouterr().err
+    for name in names:
+        words = ["convert", "--input_model", trained / "run_model.pt", "--to", "module", "--output", other / name]
+        assert read_model.main([*map(str, words), "--overwrite"]) == 2, name
+        assert f"--output {other / name} is a file of a run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+    mine = other / "mine_model.pt"
+    mine.touch()  # a choice of before may be replaced
+    assert read_model.main(["best", str(other), "--output_model", str(mine), "--overwrite"]) == 0
+    assert checkpoint.read(mine).content["step"] == best_steps(trained, "loss", 1)[0]
 
 
 def test_a_place_with_kept_models_is_another_runs(tmp_path: Path) -> None:

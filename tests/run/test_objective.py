@@ -21,7 +21,7 @@ from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, error_s
 from model_utils import train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint
-from model_utils.run import objective, open_data, spread
+from model_utils.run import loss_advice, objective, open_data, spread
 from model_utils.run.divisible import is_a_sum
 from model_utils.run.judging import Judge, of_heads
 from model_utils.run.weight_schedule import schedules_of
@@ -355,6 +355,109 @@ def test_the_spread_is_that_of_what_is_trained_on(tmp_path: Path) -> None:
     assert spread.units_of(options_of(tmp_path), train, known={}) == objective.AS_THEY_ARE
     with pytest.raises(InputError, match="the labels of the energy to train on do not differ"):
         spread.spread_of(train.subset(np.array([0])), {"energy"}, seed=0)
+
+
+FOR_ABSOLUTE = "is a default, for errors in eV/atom and eV/Å; in units of the spread give weights near 1, as"
+FORCES_99 = f"--forces_weight 100 (99.0% of the loss) {FOR_ABSOLUTE} --forces_weight 1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, [FORCES_99]),
+        ({"loss": "huber"}, [FORCES_99]),
+        ({"forces_weight": 1.0}, []),
+        ({"loss": "ef"}, []),
+        ({"loss": "forces_only"}, []),
+        ({"weight_schedule": ["forces=linear:0=100,9=2"]}, []),
+        ({"energy_weight": 0.0}, []),
+        (
+            {"stage_two": True, "forces_weight": 1.0},
+            [
+                "--stage_two_energy_weight 1000 (90.9% of the loss), --stage_two_forces_weight 100 (9.1% of the loss) "
+                f"{FOR_ABSOLUTE} --stage_two_energy_weight 1 --stage_two_forces_weight 1"
+            ],
+        ),
+        ({"stage_two": True, "stage_two_energy_weight": 2.0, "stage_two_forces_weight": 1.0}, [FORCES_99]),
+    ],
+)
+def test_default_weights_are_for_absolute_errors(settings: Any, said: list[str], tmp_path: Path) -> None:
+    options = options_of(tmp_path, **settings)
+    assert list(loss_advice.default_weights(options)) == said
+
+
+@pytest.mark.parametrize("units", ["absolute", "spread", "balanced"])
+def test_default_weights_are_warned_of_by_the_command(units: str, train: Callable[..., Path], tmp_path: Path) -> None:
+    log = (train("run", "--loss_units", units, "--epochs", 1) / "train.log").read_text()
+    assert (f"warning: --loss_units {units}: {FORCES_99}" in log) == (units != "absolute")
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_said"),
+    [
+        ({"loss": "universal"}, True),
+        ({"loss": "huber"}, True),
+        ({"loss": "universal", "stress_weight": 0.0}, False),
+        ({"loss": "universal", "stress_weight": 2.0}, False),
+        ({"loss": "huber", "weight_schedule": ["stress=linear:0=0,3=1"]}, False),
+        ({"loss": "terms"}, False),
+        ({"loss": "weighted"}, False),
+        ({"loss": "stress"}, False),
+        ({"loss": "universal", "stress_key": "none"}, False),
+    ],
+)
+def test_stresses_that_mace_would_train_on_are_said(
+    settings: Any, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = options_of(tmp_path, xyz_train=[str(crystals(tmp_path / "c.xyz"))], **settings)
+    train = open_data.training_data(replace_fraction(options), FACTS, torch.float64, seed=0).train
+    loss_advice.advise(options, train)
+    said = f"the data have labels of the stress, and --loss {settings['loss']} does not train on them"
+    assert (said in caplog.text) == is_said
+
+
+def test_molecules_have_no_stress_to_be_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = options_of(tmp_path, xyz_train=[str(frames(tmp_path / "m.xyz", 4))], loss="universal")
+    train = open_data.training_data(replace_fraction(options), FACTS, torch.float64, seed=0).train
+    loss_advice.advise(options, train)
+    assert "labels of the stress" not in caplog.text
+
+
+def crystals(path: Path) -> Path:
+    """Four waters in cells of different sizes, with a stress each."""
+    rng = np.random.default_rng(3)
+    made: list[Atoms] = waters(4)
+    for number, atoms in enumerate(made):
+        atoms.set_cell([5.0 + number, 6.0, 7.0 + number])
+        atoms.pbc = True
+        half = rng.normal(0, 0.02, (3, 3))
+        atoms.info["REF_stress"] = half + half.T
+    write(path, made, format="extxyz")
+    return path
+
+
+@pytest.mark.parametrize(("loss", "unit"), [("virials", "V/N stress {:.3g} eV"), ("stress", "stress {:.3g} eV/Å³")])
+def test_the_unit_of_a_virial_is_the_spread_of_virials(
+    loss: str, unit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In units of their spread, labels of virials per atom have the standard deviation 1, whatever the cells."""
+    caplog.set_level("INFO")
+    path = str(crystals(tmp_path / "crystals.xyz"))
+    options = options_of(tmp_path, xyz_train=[path], xyz_val=[path], loss_units="spread", loss=loss, stress_weight=1.0)
+    train = open_data.training_data(options, FACTS, torch.float64, seed=0).train
+    units = spread.units_of(options, train, known={})
+    structures = read(path, ":")
+    per_atom = [atoms.get_volume() / len(atoms) if loss == "virials" else 1.0 for atoms in structures]
+    labels = np.array([factor * atoms.info["REF_stress"] for factor, atoms in zip(per_atom, structures, strict=True)])
+    assert units.spread["stress"] == pytest.approx(np.std(labels), rel=1e-9)
+    assert unit.format(np.std(labels)) in caplog.text
+    batch = train.batch(range(len(train)))
+    mean = float(labels.mean())  # predictions that are off by the labels less their mean: the term is 1 then
+    off = (torch.from_numpy(labels) - mean) / torch.tensor(per_atom)[:, None, None]
+    predicted = {"stress": batch.labels["stress"].value + off}
+    of_loss = objective.loss_of(options.loss, units)
+    sums = error_sums(predicted, batch.labels, batch.sizes, of_loss, batch.volumes)
+    assert float(of_loss.total(sums, batch.rows)) == pytest.approx(1.0, rel=1e-9)
 
 
 def test_a_loss_that_is_no_sum_is_refused_by_the_command(

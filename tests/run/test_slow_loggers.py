@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -318,6 +319,42 @@ def test_a_command_that_hangs_is_left_to_itself(tmp_path: Path, caplog: pytest.L
     assert "--sync did not end within 0 s; it goes on by itself" in caplog.text
     go.touch()
     wait_until(over.exists, "the command goes on")
+
+
+LAST_CHECKPOINT = """
+import sys
+from pathlib import Path
+
+from model_utils.files.outputs import Outputs
+from model_utils.run.syncing import Sync
+
+run = Path(sys.argv[1])
+checkpoint = run / "run_checkpoint.pt"
+sync = Sync(sys.argv[2], Outputs.named(run, None))
+checkpoint.write_text("first")
+sync.checkpoint_written()
+while not (run / "begun").exists():
+    pass
+checkpoint.write_text("last")
+sync.checkpoint_written()
+sync.close(float(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("patience", ["0", "0.01"])
+def test_the_last_checkpoint_is_copied_although_the_process_is_gone(patience: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    command = 'cp "$RUN_CHECKPOINT" "$RUN_FOLDER/copy"; echo >> "$RUN_FOLDER/begun"; '
+    command += 'while [ ! -e "$RUN_FOLDER/go" ]; do sleep 0.01; done; echo >> "$RUN_FOLDER/ended"'
+    words = [sys.executable, "-c", LAST_CHECKPOINT, str(run), command, patience]
+    ended = subprocess.run(words, timeout=HANGING, check=True, capture_output=True, text=True)
+    assert "then runs once more for the last one" in ended.stdout + ended.stderr
+    assert (run / "copy").read_text() == "first"
+    (run / "go").touch()
+    wait_until(lambda: (run / "ended").exists() and len((run / "ended").read_text()) == 2, "it runs once more")
+    assert (run / "copy").read_text() == "last"
+    assert len((run / "begun").read_text()) == 2
 
 
 def test_sync_is_of_the_command_line_alone(

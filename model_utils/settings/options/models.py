@@ -67,7 +67,7 @@ class ConvertOptions(ShowOptions):
     dtype: Literal["float32", "float64"] | None = None
     """Precision of the result. Unless given the file's own, but float64 where the other program, which adds E0s in it, would be off by more than 0.1 meV per atom."""
     overwrite: bool = False
-    """Replace a file there."""
+    """Replace a file there; never one that a training writes."""
 
 
 @panel("What is done with it", 6, nature=OF_THE_COMMAND)
@@ -98,4 +98,4 @@ class BestOptions:
     output_model: Path | None = None
     """Where it goes; `<name>_by_<metric>_model.pt` beside the run's best model unless given."""
     overwrite: bool = False
-    """Replace a file there."""
+    """Replace a file there; never one that a training writes."""

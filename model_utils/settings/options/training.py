@@ -53,7 +53,7 @@ class LossOptions:
     weight_schedule: Annotated[tuple[str, ...], FIXED] = ()
     """Weights that change with the epoch: `QUANTITY=COURSE:EPOCH=WEIGHT,…`, where COURSE is `piecewise`, `linear` or `constant`, as `energy=piecewise:0=1,100=25 forces=linear:0=100,50=10`. Validations are judged by the weights that the schedules end with."""
     loss_units: Annotated[Literal["absolute", "spread", "balanced"], FIXED] = "absolute"
-    """`absolute`: errors in eV/atom, eV/Å, eV/Å³. `spread`: in units of the standard deviation of the labels that are trained on, which is kept with the run (`loss_units.json`); choose weights near 1 then. `balanced`: the same, and the weights are shares of their sum."""
+    """`absolute`: errors in eV/atom, eV/Å, eV/Å³. `spread`: in units of the standard deviation of the labels that are trained on, which is kept with the run (`loss_units.json`); give --energy_weight and --forces_weight near 1 then, the defaults are for `absolute`. `balanced`: the same, and the weights are shares of their sum."""
 
     def __post_init__(self) -> None:
         weights = (self.energy_weight, self.forces_weight, self.stress_weight or 0.0)

@@ -1,0 +1,74 @@
+"""What is said of a loss that may not be what its user takes it for: default weights in other units, unused labels."""
+
+from collections.abc import Iterator, Mapping
+
+from dataloader.dataset import Dataset
+from dataloader.quantities import ENERGY, FORCES, STRESS
+from losses import LOSSES
+from model_utils.run.objective import second_weights, weight_schedules, weights_of
+from model_utils.runtime import log
+from model_utils.settings.options import LossOptions, StageTwoOptions, TrainingOptions
+
+# weights that suit errors in eV/atom and eV/Å; one that is 1 suits any unit
+OF_STAGE_ONE = {FORCES.name: LossOptions.forces_weight}
+OF_STAGE_TWO = {
+    ENERGY.name: StageTwoOptions.stage_two_energy_weight,
+    FORCES.name: StageTwoOptions.stage_two_forces_weight,
+}
+
+
+def advise(options: TrainingOptions, train: Dataset) -> None:
+    """Warn of default weights in units of the spread, and of labels of the stress that mace-torch would train on.
+
+    Args:
+        options: of the run.
+        train: structures to train on.
+    """
+    if options.loss.loss_units != "absolute":
+        for text in default_weights(options):
+            log.warning("warning: --loss_units %s: %s", options.loss.loss_units, text)
+    theirs = LOSSES[options.loss.loss].theirs.get(STRESS.name)
+    if theirs is None or stress_is_chosen(options.loss):
+        return
+    if any(source.census.has_label(STRESS.name) for source in train.sources):
+        log.warning(
+            "warning: the data have labels of the stress, and --loss %s does not train on them: here its term has the "
+            "weight 0 unless given, in mace-torch %g; give --stress_weight %g, or 0 to leave them out without this "
+            "line",
+            *(options.loss.loss, theirs, theirs),
+        )
+
+
+def stress_is_chosen(options: LossOptions) -> bool:
+    """Whether the user says what weight the stress has."""
+    return options.stress_weight is not None or STRESS.name in weight_schedules(options)
+
+
+def default_weights(options: TrainingOptions) -> Iterator[str]:
+    """One sentence for each stage of whose weights one is the default, where that is made for absolute errors."""
+    last = {quantity: schedule.last for quantity, schedule in weight_schedules(options.loss).items()}
+    yield from _defaults_among(weights_of(options.loss) | last, OF_STAGE_ONE, "")
+    if options.stage_two.stage_two:
+        yield from _defaults_among(second_weights(options), OF_STAGE_TWO, "stage_two_")
+
+
+def _defaults_among(weights: Mapping[str, float], defaults: Mapping[str, float], prefix: str) -> Iterator[str]:
+    """A sentence on default weights of a stage that has several terms.
+
+    Args:
+        weights: by quantity.
+        defaults: those that suit absolute errors.
+        prefix: of the stage's flags.
+    """
+    total = sum(weights.values())
+    if sum(weight > 0 for weight in weights.values()) < 2:
+        return
+    flags = {
+        f"--{prefix}{name}_weight": weights[name] for name, default in defaults.items() if weights[name] == default
+    }
+    if flags:
+        named = ", ".join(f"{flag} {weight:g} ({weight / total:.1%} of the loss)" for flag, weight in flags.items())
+        yield (
+            f"{named} is a default, for errors in eV/atom and eV/Å; in units of the spread give weights near 1, as "
+            + " ".join(f"{flag} 1" for flag in flags)
+        )

@@ -15,7 +15,7 @@ import read_model
 from conftest import LONG, TINY, in_the_battery, waters
 from model_utils import finetune, resume, train_mace
 from model_utils.errors import InputError
-from model_utils.files import checkpoint
+from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.run import run_folders, run_record
 from model_utils.settings import cli, invoked
@@ -119,7 +119,36 @@ def test_the_newest_unfinished_one_of_equal_settings(choose: Choose) -> None:
     finish(second)
     assert choose("--resume") == first
     finish(first)
-    assert choose("--resume") not in (first, second)
+    assert choose("--resume") == second, "all are finished: nothing is left to do"
+    assert choose() not in (first, second)
+
+
+def continued(folder: Path, **settings: Any) -> None:
+    """A start that goes on with other settings."""
+    run_record.changed(folder, {"finished": None}, settings={**record_of(folder)["asked"], **settings})
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_run_that_was_continued_with_a_change_is_the_run_of_its_settings_of_now(
+    choose: Choose, is_finished: bool
+) -> None:
+    first = choose("--epochs", "4")
+    continued(first, lr=1e-3, epochs=5)
+    continued(first, lr=1e-3, epochs=5)
+    continued(first, lr=1e-4, epochs=5)
+    if is_finished:
+        finish(first)
+    assert len(record_of(first)["changed_to"]) == 2
+    assert record_of(first)["asked"]["lr"] == 0.01, "what a repetition begins with"
+    assert choose("--resume", "--lr", "1e-4", "--epochs", "5") == first
+    assert choose("--resume", "--resume_best", "--lr", "1e-5", "--epochs", "4") == first
+    with pytest.raises(InputError, match=r"was continued with --lr 0\.0001 --epochs 5; give that to go on"):
+        choose("--resume", "--epochs", "4")
+    with pytest.raises(InputError, match=r"was continued with --lr 0\.0001; give that"):
+        choose("--resume", "--lr", "1e-3", "--epochs", "5")
+    assert choose("--resume", "--lr", "0.5", "--epochs", "4") != first, "as in a scan of rates"
+    own = choose("--epochs", "4")
+    assert choose("--resume", "--epochs", "4") == own
 
 
 TOLD_APART = {
@@ -173,7 +202,8 @@ def test_jobs_and_tasks_of_a_scheduler(choose: Choose) -> None:
     assert choose("--resume", **later) == second, "submitted again: the unfinished run of its number"
     finish(second)
     assert choose("--resume", **tasks[1]) == second, "a job that is requeued when all was done does not begin anew"
-    assert choose("--resume", **later).name == "job8_1"
+    assert choose("--resume", **later) == second, "nor one that is submitted again"
+    assert choose(**later).name == "job8_1", "unless a new run is asked for"
     job = {"SLURM_JOB_ID": "12"}
     plain = choose("--resume", **job)
     assert plain.name == "job12", "no task's run is taken by a job without tasks"
@@ -254,6 +284,38 @@ def test_from_the_best_model_with_another_rate(
     assert changes[:2] == [{}, {"lr": 1e-4, "resume_best": True}]
     assert state["scheduler"]["base_rates"] == [1e-4]
     assert [start["step"] for start in record_of(folder)["starts"]] == [0, 4, 4, 5]
+
+
+def test_a_job_of_a_chain_after_the_last_one_has_nothing_to_do(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a run that was continued with another rate goes on with it; both are what the command itself does."""
+    asked = [*words, "--max_steps", "1", "--run_dir", str(tmp_path / "demo"), "--resume"]
+    assert train_mace.main(asked) == 0
+    [folder] = runs_in(tmp_path / "demo")
+    assert train_mace.main(asked) == 0
+    assert f"run {folder} of these settings is finished; leave --resume out" in capsys.readouterr().out
+    changed = [*words, "--run_dir", str(tmp_path / "demo"), "--resume", "--lr", "1e-3", "--max_steps", "2"]
+    assert train_mace.main([*changed, "--resume_new_lr"]) == 0
+    run_record.changed(folder, {"finished": None})
+    assert train_mace.main(changed) == 0
+    assert f"run {folder} goes on" in capsys.readouterr().out
+    assert train_mace.main(asked) == 2
+    assert "was continued with --lr 0.001 --max_steps 2; give that to go on" in capsys.readouterr().err
+    assert runs_in(tmp_path / "demo") == [folder]
+
+
+def test_a_run_that_another_process_computes(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*words, "--max_steps", "1", "--run_dir", str(tmp_path / "demo")]
+    assert train_mace.main(asked) == 0
+    monkeypatch.setattr(run_lock, "WAIT", 0.0)
+    with run_lock.run_held(outputs_of(runs_in(tmp_path / "demo")[0]), wait=False):
+        assert train_mace.main([*asked, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "wait for its end, or leave --resume out for a run with a folder of its own" in said
+    assert "--output" not in said
 
 
 def test_changes_are_for_runs_that_go_on(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,9 +420,11 @@ def test_what_tells_two_runs_apart(words: list[str], tmp_path: Path, capsys: pyt
 SECRETS = {
     "a flag": (["--api_key", "abc", "--lr", "1"], ["--api_key", "…", "--lr", "1"]),
     "with =": (["--wandb_token=abc"], ["--wandb_token=…"]),
-    "in a command": (["--sync", "put --password abc --to x"], ["--sync", "put --password … --to x"]),
-    "in a setting of a command": (["--sync", "TOKEN=abc put"], ["--sync", "TOKEN=… put"]),
-    "in an address": (["--sync", "put s3://me:abc@host/x"], ["--sync", "put s3://…@host/x"]),
+    "a command": (["--sync", "put -k abc", "--lr", "1"], ["--sync", "…", "--lr", "1"]),
+    "a command with =": (["--sync=put -k abc"], ["--sync=…"]),
+    "in a text": (["--note", "put --password abc --to x"], ["--note", "put --password … --to x"]),
+    "in a setting of a text": (["--note", "TOKEN=abc put"], ["--note", "TOKEN=… put"]),
+    "in an address": (["--note", "put s3://me:abc@host/x"], ["--note", "put s3://…@host/x"]),
     "names of labels": (["--energy_key", "REF_energy"], ["--energy_key", "REF_energy"]),
 }
 
@@ -369,9 +433,7 @@ SECRETS = {
 def test_secrets_are_not_kept(case: str) -> None:
     words, shown = SECRETS[case]
     assert invoked.without_secrets(words) == shown
-    assert "abc" not in json.dumps(
-        run_record.kept({words[0].lstrip("-").partition("=")[0].replace("sync", "note"): words[1:]})
-    )
+    assert "abc" not in json.dumps(run_record.kept({words[0].lstrip("-").partition("=")[0]: words[1:]}))
 
 
 def test_a_command_among_the_settings_is_not_kept() -> None:

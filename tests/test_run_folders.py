@@ -21,6 +21,7 @@ from model_utils.run import run_folders, run_record
 from model_utils.settings import cli, invoked
 from model_utils.settings.options import TrainOptions
 from model_utils.tasks.comparison import differences
+from model_utils.tasks.exported_weights import ExportedWeights
 
 OF_A_RUN = {  # ending of a file's name: the row of docs/other_toolkits.md that promises it
     "_checkpoint.pt": "last.pth",
@@ -335,6 +336,38 @@ def test_at_a_place_of_its_own(words: list[str], tmp_path: Path, capsys: pytest.
     assert "--lr 1e-05: the rate is now 1e-05" in capsys.readouterr().out
     assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "3"]) == 0, "no change is made once more"
     assert "the rate is now" not in capsys.readouterr().out
+
+
+# safetensors
+
+
+def test_only_its_run_replaces_a_safetensors_file(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "best.safetensors"
+    asked = [*words, "--output_safetensors", str(file)]
+    first = [*asked, "--output_checkpoint", str(tmp_path / "first")]
+    assert train_mace.main([*first, "--max_steps", "1"]) == 0
+    before = file.read_bytes()
+    for more in ([], ["--resume"]):
+        assert train_mace.main([*asked, "--output_checkpoint", str(tmp_path / "second"), *more]) == 2
+        assert f"{file} is there and not of this run; give another name" in capsys.readouterr().err
+    assert train_mace.main([*first, "--max_steps", "4", "--resume"]) == 0
+    assert file.read_bytes() != before
+    assert resume.main(["--input_model", str(tmp_path / "first"), "--output_checkpoint", str(tmp_path / "third")]) == 2
+    assert "not of this run" in capsys.readouterr().err
+    options = cli.parse(TrainOptions, first)
+    assert options is not None
+    with pytest.raises(InputError, match="was written by another process meanwhile and stays as it is"):
+        ExportedWeights(path=file, before=None).write(options.common, tmp_path / "first" / "first_model.pt")
+
+
+def test_runs_of_an_experiment_have_safetensors_of_their_own(words: list[str], tmp_path: Path) -> None:
+    asked = [*words, "--run_dir", str(tmp_path), "--output_safetensors", str(tmp_path / "best.safetensors")]
+    options = cli.parse(TrainOptions, asked)
+    assert options is not None
+    placed = run_folders.with_folder(options, tmp_path / "a")
+    assert placed.running.output_safetensors == tmp_path / "a" / "best.safetensors"
 
 
 # reproduce and diff

@@ -112,8 +112,10 @@ def make_latest(folder: Path) -> None:
 
 
 def with_folder(options: Any, folder: Path) -> Any:
-    """The options of a run whose folder is known."""
+    """The options of a run whose folder is known; its safetensors lie in it too, or runs would replace each other's."""
     plain = {**cli.as_plain(options), "run_dir": None, "output_checkpoint": str(folder)}
+    if options.running.output_safetensors is not None:
+        plain["output_safetensors"] = str(folder / options.running.output_safetensors.name)
     return cli.from_plain(type(options), plain, folder)
 
 

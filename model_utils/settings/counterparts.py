@@ -113,7 +113,7 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "`--dtype`; `bfloat16` is answered: there is no mixed precision, float32 is used",
         taken.precision,
     ),
-    _dipm("train.save_path", "`--output_safetensors`", taken.save_path),
+    _dipm("train.save_path", "`--output_safetensors`; with `--run_dir` in the folder of the run", taken.save_path),
     _dipm(
         "train.stage_splits",
         "`--stage_two --start_stage_two`, from shares of the epochs; the rate goes on",

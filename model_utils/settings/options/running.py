@@ -29,7 +29,7 @@ class RunningOptions:
     stage_two_follows_schedule: Annotated[bool, FIXED] = False
     """Stage two goes on with the rate of the schedule; --stage_two_lr is not looked at."""
     output_safetensors: Annotated[Path | None, MAY_CHANGE] = None
-    """At the end also write the best weights as safetensors, with their model.json beside; compared with the model before it gets its name."""
+    """At the end also write the best weights as safetensors, with their model.json beside; compared with the model before it gets its name. A file of another run is not replaced, and with --run_dir the file lies in the folder of the run."""
 
     @property
     def changes_the_run(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from conftest import ROOT, TINY, waters
@@ -107,6 +108,32 @@ def test_errors_on_other_data(run: Run, folder: Path, capsys: pytest.CaptureFixt
     )
     with pytest.raises(InputError, match="energy"):
         run.test(folder / "test.xyz", energy_key="nowhere")
+
+
+def test_data_are_judged_as_in_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its loss in its units, its labels, its budgets, and what counts of atoms that were held."""
+    held = waters(4, seed=3)
+    for atoms in held:
+        atoms.info["free_energy"] = atoms.info.pop("REF_energy")
+        atoms.set_constraint(FixAtoms(indices=[0]))
+        atoms.arrays["REF_forces"][0] *= 100
+    write(folder / "held.xyz", held, format="extxyz", columns=["symbols", "positions", "REF_forces", "move_mask"])
+    settings = {
+        "input_json": folder / "tiny.json",
+        "train_file": folder / "held.xyz",
+        "valid_file": folder / "held.xyz",
+    }
+    judged = {"energy_key": "free_energy", "eval_on_free_atoms": False, "max_atoms_per_batch": 6}
+    loss = {"loss": "huber", "huber_delta": 0.3, "loss_units": "spread", "energy_weight": 2.0, "forces_weight": 3.0}
+    place = {"output_checkpoint": folder / "judged", "export_mace_model": False, "dtype": "float64"}
+    made = api.train({**settings, **judged, **loss, **place, "max_steps": 1})
+    expected = made.metrics["valid"]
+    capsys.readouterr()
+    errors = made.test(folder / "held.xyz")
+    for name in ("loss", "forces_rmse", "energy_rmse_per_atom"):
+        assert errors.as_plain()[name] == pytest.approx(expected[name], rel=1e-12), name
+    assert made.test(folder / "held.xyz", forces_weight=1.0, batch_size=2).loss != pytest.approx(errors.loss)
+    assert made.test(folder / "held.xyz", eval_on_free_atoms=True)["forces_rmse"] < errors["forces_rmse"] / 2
 
 
 def test_predictions_without_labels(run: Run, folder: Path) -> None:

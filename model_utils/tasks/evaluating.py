@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from losses import Metrics
+from losses import Loss, Metrics
 from model_utils import model_loader, runtime
 from model_utils.ranks import joining
 from model_utils.run import announcement, assemble, open_data
@@ -25,8 +25,13 @@ class Evaluation:
     by_source: Mapping[str, Metrics]
 
 
-def evaluate(options: EvaluateOptions) -> Evaluation:
+def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     """Load and verify the model, predict every structure, print the errors, write them where asked.
+
+    Args:
+        options: of the evaluation.
+        loss: that is given beside the errors, with units and shapes of its own; squared errors with the weights of
+            the options unless given.
 
     Raises:
         InputError: an output is there already, or model or data cannot be used.
@@ -52,7 +57,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     network = model_loader.build_network(module, options.step, loaded.description)
     announcement.announce_step(network)
     weights = model_loader.trainable(module)
-    loss = evaluation_report.loss_of(options.loss)
+    loss = loss or evaluation_report.loss_of(options.loss)
     wants_frames = options.output_xyz is not None
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=wants_frames)
     batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, device, group)

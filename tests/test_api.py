@@ -20,7 +20,13 @@ from model_utils.tasks.finished_run import Run
 
 LOGGER = """
 from pathlib import Path
-from model_utils.run.loggers import LOGGERS, LoggerKind
+from model_utils.run.loggers import LOGGERS, LoggerKind, hook
+
+def hooked(kind, values, epoch):
+    with open(Path(__file__).with_name("hooked.txt"), "a") as file:
+        file.write(f"{kind} {epoch}\\n")
+
+LOGGERS["hooked_of_api"] = hook(hooked)
 
 class Counting:
     def __init__(self, run):
@@ -165,14 +171,16 @@ def test_a_logger_of_ones_own(folder: Path) -> None:
     plugin = folder / "counting.py"
     plugin.write_text(LOGGER)
     settings = {"input_json": folder / "tiny.json", "train_file": folder / "train.xyz", "max_steps": 1}
-    more = {"valid_file": folder / "val.xyz", "plugin": [plugin], "loggers": ["counting_of_api"]}
+    more = {"valid_file": folder / "val.xyz", "plugin": [plugin], "loggers": ["counting_of_api", "hooked_of_api"]}
     try:
         made = api.train({**settings, **more, "output_checkpoint": folder / "counted", "export_mace_model": False})
     finally:
         LOGGERS.pop("counting_of_api", None)
+        LOGGERS.pop("hooked_of_api", None)
     words = (made.folder / "counted.txt").read_text().split()
     assert words[-2:] == ["final", "closed"]
     assert "validation" in words
+    assert (folder / "hooked.txt").read_text().split("\n")[-2].startswith("final ")
 
 
 # settings

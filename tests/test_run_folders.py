@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ase.io import write
 
 import read_model
@@ -407,6 +408,54 @@ def test_a_run_is_repeated_bit_for_bit(
         assert train_mace.main(flags) == 0
         again = outputs_of(tmp_path / f"again{number}")
         assert differences(outputs_of((tmp_path / run).resolve()), again) == [], run
+
+
+def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own resolved settings have the sources, and neither the place nor what a continuation changed."""
+    monkeypatch.chdir(tmp_path)
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    settings = {
+        "model": {"target": "MACE", **{name: value for name, value in TINY.items() if name != "model_class"}},
+        "sources": [{"path": given["--xyz_train"]}],
+        "valid_file": given["--xyz_val"],
+        "exp_name": "demo",
+        "batch_size": 4,
+        "max_steps": 1,
+        "time_limit": 60,
+        "save_path": "best.safetensors",
+        "export_mace_model": False,
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert train_mace.main(["run.yaml"]) == 0
+    assert resume.main(["--input_model", "runs/demo/latest", "--lr", "1e-4", "--max_steps", "2"]) == 0
+    capsys.readouterr()
+    assert read_model.main(["reproduce", "runs/demo/latest"]) == 0
+    script, *flags = printed_command(capsys)
+    assert "--time_limit" not in flags
+    options = cli.parse(TrainOptions, flags)
+    assert options is not None
+    plain = cli.as_plain(options)
+    run = (tmp_path / "runs/demo/latest").resolve()
+    assert [Path(source["path"]) for source in plain["sources"]] == [Path(given["--xyz_train"])]
+    assert (plain["lr"], plain["max_steps"], plain["run_dir"], plain["network"]) == (0.01, 1, None, None)
+    assert Path(plain["input_json"]) == run / f"{run.name}_model.json"
+    assert Path(plain["output_safetensors"]).parent.name == "repeated"
+    assert train_mace.main([*flags, "--dry_run"]) == 0
+
+
+def test_a_logger_without_its_package_is_refused_before_data_are_measured(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_utils.run.loggers.find_spec", lambda name: None)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"target": "MACE"}}))
+    asked = [str(tmp_path / "run.yaml"), *words[2:], "--output_checkpoint", str(tmp_path / "run")]
+    assert train_mace.main([*asked, "--loggers", "wandb"]) == 2
+    shown = capsys.readouterr()
+    assert "the logger wandb needs the package wandb" in shown.err
+    assert "E0s" not in shown.out
+    assert not (tmp_path / "run").exists()
 
 
 @in_the_battery

@@ -5,6 +5,7 @@ from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.run import place, resume_settings, training
+from model_utils.run.assemble import logger_names
 from model_utils.run.beginning import beginning_of_training
 from model_utils.run.continuation import UNCHANGED, Changes
 from model_utils.run.from_model import beginning_of_finetuning
@@ -24,6 +25,7 @@ def train(options: TrainOptions, stop: Interruption, group: Group) -> Run:
     if options.inline.network is None:
         return _trained(options, model_json.read(options.input_json), stop, group)
     inline_model.refuse_unknown_class(options)
+    logger_names(options.run)  # before the data are measured, which may take long
     return _trained(options, None, stop, group)
 
 

@@ -432,7 +432,7 @@ def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
     assert resume.main(["--input_model", "runs/demo/latest", "--lr", "1e-4", "--max_steps", "2"]) == 0
     capsys.readouterr()
     assert read_model.main(["reproduce", "runs/demo/latest"]) == 0
-    script, *flags = printed_command(capsys)
+    _, *flags = printed_command(capsys)
     assert "--time_limit" not in flags
     options = cli.parse(TrainOptions, flags)
     assert options is not None

@@ -1,8 +1,9 @@
 """Which folder a run has in that of its experiment: the one that goes on, or a new one.
 
 ``--run_dir runs/demo`` gives every run a folder ``runs/demo/<run id>/``. With --resume the newest unfinished run of
-equal settings goes on; where all of them are finished nothing is left to do, as for the later ones of a chain of jobs. In a job of a scheduler the id is the job's, so that a job which is requeued finds its own; a
-task of an array has its own too, and takes no other task's.
+equal settings goes on; where all of them are finished nothing is left to do, as for the later ones of a chain of jobs.
+In a job of a scheduler the id is the job's, so that a job which is requeued finds its own; a task of an array has its
+own too, and takes no other task's.
 """
 
 import os
@@ -209,9 +210,7 @@ def _differing(run: _Kept, asked: Mapping[str, Any], model_hash: str | None) -> 
     return _other_names(run.settings, run, asked, model_hash)
 
 
-def _other_names(
-    theirs: Mapping[str, Any], run: _Kept, asked: Mapping[str, Any], model_hash: str | None
-) -> list[str]:
+def _other_names(theirs: Mapping[str, Any], run: _Kept, asked: Mapping[str, Any], model_hash: str | None) -> list[str]:
     """Names of the settings in which those of a run, of now or former ones, are not those that are asked for."""
     names = [name for name, value in asked.items() if name not in theirs or theirs[name] != value]
     if run.record.get("asked_model_json_hash") != model_hash:

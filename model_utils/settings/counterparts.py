@@ -162,10 +162,7 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _template("scheduler.gamma", "`--lr_factor` of `step` and `plateau`, `--lr_gamma` of `exponential`", taken.gamma),
     _template("scripts/eval.py", "`evaluate.py --input_model … --data …`"),
     _template("scripts/infer.py", "`evaluate.py --data … --output_xyz predicted.xyz`; labels are not needed"),
-    _template(
-        "scripts/plot_loss.py",
-        "`python model_utils/plot_loss.py RUN`; `--loggers csv tensorboard` have the records as a table and as curves",
-    ),
+    _template("scripts/plot_loss.py", "`plot_loss.py`, with the same flags"),
     _template("--train_ids FILE --val_ids FILE", "the same: names of the records of each part"),
     _template("--normalize_y", "`--loss_units spread`"),
     _template("--balance_eh_loss", "`--loss_units balanced`, in which weights are shares"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.constraints import FixAtoms
 from ase.io import read, write
 
 from conftest import ROOT, TINY, waters
@@ -19,7 +20,13 @@ from model_utils.tasks.finished_run import Run
 
 LOGGER = """
 from pathlib import Path
-from model_utils.run.loggers import LOGGERS, LoggerKind
+from model_utils.run.loggers import LOGGERS, LoggerKind, hook
+
+def hooked(kind, values, epoch):
+    with open(Path(__file__).with_name("hooked.txt"), "a") as file:
+        file.write(f"{kind} {epoch}\\n")
+
+LOGGERS["hooked_of_api"] = hook(hooked)
 
 class Counting:
     def __init__(self, run):
@@ -109,6 +116,32 @@ def test_errors_on_other_data(run: Run, folder: Path, capsys: pytest.CaptureFixt
         run.test(folder / "test.xyz", energy_key="nowhere")
 
 
+def test_data_are_judged_as_in_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its loss in its units, its labels, its budgets, and what counts of atoms that were held."""
+    held = waters(4, seed=3)
+    for atoms in held:
+        atoms.info["free_energy"] = atoms.info.pop("REF_energy")
+        atoms.set_constraint(FixAtoms(indices=[0]))
+        atoms.arrays["REF_forces"][0] *= 100
+    write(folder / "held.xyz", held, format="extxyz", columns=["symbols", "positions", "REF_forces", "move_mask"])
+    settings = {
+        "input_json": folder / "tiny.json",
+        "train_file": folder / "held.xyz",
+        "valid_file": folder / "held.xyz",
+    }
+    judged = {"energy_key": "free_energy", "eval_on_free_atoms": False, "max_atoms_per_batch": 6}
+    loss = {"loss": "huber", "huber_delta": 0.3, "loss_units": "spread", "energy_weight": 2.0, "forces_weight": 3.0}
+    place = {"output_checkpoint": folder / "judged", "export_mace_model": False, "dtype": "float64"}
+    made = api.train({**settings, **judged, **loss, **place, "max_steps": 1})
+    expected = made.metrics["valid"]
+    capsys.readouterr()
+    errors = made.test(folder / "held.xyz")
+    for name in ("loss", "forces_rmse", "energy_rmse_per_atom"):
+        assert errors.as_plain()[name] == pytest.approx(expected[name], rel=1e-12), name
+    assert made.test(folder / "held.xyz", forces_weight=1.0, batch_size=2).loss != pytest.approx(errors.loss)
+    assert made.test(folder / "held.xyz", eval_on_free_atoms=True)["forces_rmse"] < errors["forces_rmse"] / 2
+
+
 def test_predictions_without_labels(run: Run, folder: Path) -> None:
     """Row "scripts/infer.py"."""
     bare = waters(3, seed=5)
@@ -138,14 +171,16 @@ def test_a_logger_of_ones_own(folder: Path) -> None:
     plugin = folder / "counting.py"
     plugin.write_text(LOGGER)
     settings = {"input_json": folder / "tiny.json", "train_file": folder / "train.xyz", "max_steps": 1}
-    more = {"valid_file": folder / "val.xyz", "plugin": [plugin], "loggers": ["counting_of_api"]}
+    more = {"valid_file": folder / "val.xyz", "plugin": [plugin], "loggers": ["counting_of_api", "hooked_of_api"]}
     try:
         made = api.train({**settings, **more, "output_checkpoint": folder / "counted", "export_mace_model": False})
     finally:
         LOGGERS.pop("counting_of_api", None)
+        LOGGERS.pop("hooked_of_api", None)
     words = (made.folder / "counted.txt").read_text().split()
     assert words[-2:] == ["final", "closed"]
     assert "validation" in words
+    assert (folder / "hooked.txt").read_text().split("\n")[-2].startswith("final ")
 
 
 # settings

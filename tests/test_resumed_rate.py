@@ -1,6 +1,7 @@
 """The rate of every step of a resumed run: every schedule, mid-run and after its end, longer, anew, in stage two."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,6 +112,48 @@ def test_after_the_end(kind: str, unit: str) -> None:
         assert run.taken == pytest.approx(later(kind, unit, 8, 12), rel=1e-9)
     if kind in ("cosine", "onecycle"):
         assert run.schedule.rate() == 0.0, "the curve ends with the run"
+
+
+def with_length(length: float, unit: str, min_lr: float) -> Run:
+    """A run of 8 epochs whose cosine has a --scheduler_length."""
+    run = Run("cosine", unit, min_lr=min_lr)
+    scaled = length * (PER_EPOCH if unit == "step" else 1)
+    run.settings = replace(run.settings, horizon=scaled)
+    run.schedule = run._fresh()
+    run.stored["scheduler_length"] = scaled
+    return run
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_a_length_of_the_schedule_stays(unit: str) -> None:
+    scale = PER_EPOCH if unit == "step" else 1
+    run = with_length(6, unit, 1e-5).to(3)
+    notes = run.resumed(lr=X)
+    assert run.schedule.rate() == X
+    assert f"1e-05 from {unit} {6 * scale} on" in notes[-1]
+    assert run.schedule.rate_at(6 * scale) == pytest.approx(1e-5)
+    left = (math.sin(math.pi / 8) / math.sin(math.pi / 4)) ** 2  # of the half of the curve that was to come
+    assert run.schedule.rate_at(4.5 * scale) == pytest.approx(1e-5 + (X - 1e-5) * left)
+    longer = with_length(20, unit, 0.0).to(3)
+    longer.resumed(lr=X)
+    assert longer.schedule.settings.horizon == 20 * scale, "beyond the end of the run"
+    anew = with_length(3, unit, 1e-5).to(4)
+    anew.resumed(anew=True, lr=X)
+    assert anew.schedule.settings.horizon == 3 * scale
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_a_length_that_is_behind_or_would_train_nothing_ends_with_the_run(unit: str) -> None:
+    scale = PER_EPOCH if unit == "step" else 1
+    behind = with_length(3, unit, 1e-5).to(4)
+    behind.resumed(lr=X)
+    assert behind.schedule.settings.horizon == 8 * scale
+    nothing = with_length(8, unit, 0.0).to(4)
+    nothing.resumed(20, lr=X)
+    assert nothing.schedule.settings.horizon == 20 * scale
+    anew = with_length(8, unit, 0.0).to(4)
+    anew.resumed(20, anew=True)
+    assert anew.schedule.settings.horizon == 16 * scale
 
 
 def test_a_plateau_comes_down_from_there() -> None:

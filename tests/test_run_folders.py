@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ase.io import write
 
 import read_model
 from conftest import LONG, TINY, in_the_battery, waters
 from model_utils import finetune, resume, train_mace
 from model_utils.errors import InputError
-from model_utils.files import checkpoint
+from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.run import run_folders, run_record
 from model_utils.settings import cli, invoked
 from model_utils.settings.options import TrainOptions
 from model_utils.tasks.comparison import differences
+from model_utils.tasks.exported_weights import ExportedWeights
 
 OF_A_RUN = {  # ending of a file's name: the row of docs/other_toolkits.md that promises it
     "_checkpoint.pt": "last.pth",
@@ -119,7 +121,36 @@ def test_the_newest_unfinished_one_of_equal_settings(choose: Choose) -> None:
     finish(second)
     assert choose("--resume") == first
     finish(first)
-    assert choose("--resume") not in (first, second)
+    assert choose("--resume") == second, "all are finished: nothing is left to do"
+    assert choose() not in (first, second)
+
+
+def continued(folder: Path, **settings: Any) -> None:
+    """A start that goes on with other settings."""
+    run_record.changed(folder, {"finished": None}, settings={**record_of(folder)["asked"], **settings})
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_run_that_was_continued_with_a_change_is_the_run_of_its_settings_of_now(
+    choose: Choose, is_finished: bool
+) -> None:
+    first = choose("--epochs", "4")
+    continued(first, lr=1e-3, epochs=5)
+    continued(first, lr=1e-3, epochs=5)
+    continued(first, lr=1e-4, epochs=5)
+    if is_finished:
+        finish(first)
+    assert len(record_of(first)["changed_to"]) == 2
+    assert record_of(first)["asked"]["lr"] == 0.01, "what a repetition begins with"
+    assert choose("--resume", "--lr", "1e-4", "--epochs", "5") == first
+    assert choose("--resume", "--resume_best", "--lr", "1e-5", "--epochs", "4") == first
+    with pytest.raises(InputError, match=r"was continued with --lr 0\.0001 --epochs 5; give that to go on"):
+        choose("--resume", "--epochs", "4")
+    with pytest.raises(InputError, match=r"was continued with --lr 0\.0001; give that"):
+        choose("--resume", "--lr", "1e-3", "--epochs", "5")
+    assert choose("--resume", "--lr", "0.5", "--epochs", "4") != first, "as in a scan of rates"
+    own = choose("--epochs", "4")
+    assert choose("--resume", "--epochs", "4") == own
 
 
 TOLD_APART = {
@@ -173,7 +204,8 @@ def test_jobs_and_tasks_of_a_scheduler(choose: Choose) -> None:
     assert choose("--resume", **later) == second, "submitted again: the unfinished run of its number"
     finish(second)
     assert choose("--resume", **tasks[1]) == second, "a job that is requeued when all was done does not begin anew"
-    assert choose("--resume", **later).name == "job8_1"
+    assert choose("--resume", **later) == second, "nor one that is submitted again"
+    assert choose(**later).name == "job8_1", "unless a new run is asked for"
     job = {"SLURM_JOB_ID": "12"}
     plain = choose("--resume", **job)
     assert plain.name == "job12", "no task's run is taken by a job without tasks"
@@ -256,6 +288,38 @@ def test_from_the_best_model_with_another_rate(
     assert [start["step"] for start in record_of(folder)["starts"]] == [0, 4, 4, 5]
 
 
+def test_a_job_of_a_chain_after_the_last_one_has_nothing_to_do(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a run that was continued with another rate goes on with it; both are what the command itself does."""
+    asked = [*words, "--max_steps", "1", "--run_dir", str(tmp_path / "demo"), "--resume"]
+    assert train_mace.main(asked) == 0
+    [folder] = runs_in(tmp_path / "demo")
+    assert train_mace.main(asked) == 0
+    assert f"run {folder} of these settings is finished; leave --resume out" in capsys.readouterr().out
+    changed = [*words, "--run_dir", str(tmp_path / "demo"), "--resume", "--lr", "1e-3", "--max_steps", "2"]
+    assert train_mace.main([*changed, "--resume_new_lr"]) == 0
+    run_record.changed(folder, {"finished": None})
+    assert train_mace.main(changed) == 0
+    assert f"run {folder} goes on" in capsys.readouterr().out
+    assert train_mace.main(asked) == 2
+    assert "was continued with --lr 0.001 --max_steps 2; give that to go on" in capsys.readouterr().err
+    assert runs_in(tmp_path / "demo") == [folder]
+
+
+def test_a_run_that_another_process_computes(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*words, "--max_steps", "1", "--run_dir", str(tmp_path / "demo")]
+    assert train_mace.main(asked) == 0
+    monkeypatch.setattr(run_lock, "WAIT", 0.0)
+    with run_lock.run_held(outputs_of(runs_in(tmp_path / "demo")[0]), wait=False):
+        assert train_mace.main([*asked, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "wait for its end, or leave --resume out for a run with a folder of its own" in said
+    assert "--output" not in said
+
+
 def test_changes_are_for_runs_that_go_on(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = [*words, "--epochs", "1", "--output_checkpoint", str(tmp_path / "run")]
     assert train_mace.main([*place, "--resume_best"]) == 2
@@ -273,6 +337,38 @@ def test_at_a_place_of_its_own(words: list[str], tmp_path: Path, capsys: pytest.
     assert "--lr 1e-05: the rate is now 1e-05" in capsys.readouterr().out
     assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "3"]) == 0, "no change is made once more"
     assert "the rate is now" not in capsys.readouterr().out
+
+
+# safetensors
+
+
+def test_only_its_run_replaces_a_safetensors_file(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "best.safetensors"
+    asked = [*words, "--output_safetensors", str(file)]
+    first = [*asked, "--output_checkpoint", str(tmp_path / "first")]
+    assert train_mace.main([*first, "--max_steps", "1"]) == 0
+    before = file.read_bytes()
+    for more in ([], ["--resume"]):
+        assert train_mace.main([*asked, "--output_checkpoint", str(tmp_path / "second"), *more]) == 2
+        assert f"{file} is there and not of this run; give another name" in capsys.readouterr().err
+    assert train_mace.main([*first, "--max_steps", "4", "--resume"]) == 0
+    assert file.read_bytes() != before
+    assert resume.main(["--input_model", str(tmp_path / "first"), "--output_checkpoint", str(tmp_path / "third")]) == 2
+    assert "not of this run" in capsys.readouterr().err
+    options = cli.parse(TrainOptions, first)
+    assert options is not None
+    with pytest.raises(InputError, match="was written by another process meanwhile and stays as it is"):
+        ExportedWeights(path=file, before=None).write(options.common, tmp_path / "first" / "first_model.pt")
+
+
+def test_runs_of_an_experiment_have_safetensors_of_their_own(words: list[str], tmp_path: Path) -> None:
+    asked = [*words, "--run_dir", str(tmp_path), "--output_safetensors", str(tmp_path / "best.safetensors")]
+    options = cli.parse(TrainOptions, asked)
+    assert options is not None
+    placed = run_folders.with_folder(options, tmp_path / "a")
+    assert placed.running.output_safetensors == tmp_path / "a" / "best.safetensors"
 
 
 # reproduce and diff
@@ -312,6 +408,54 @@ def test_a_run_is_repeated_bit_for_bit(
         assert train_mace.main(flags) == 0
         again = outputs_of(tmp_path / f"again{number}")
         assert differences(outputs_of((tmp_path / run).resolve()), again) == [], run
+
+
+def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own resolved settings have the sources, and neither the place nor what a continuation changed."""
+    monkeypatch.chdir(tmp_path)
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    settings = {
+        "model": {"target": "MACE", **{name: value for name, value in TINY.items() if name != "model_class"}},
+        "sources": [{"path": given["--xyz_train"]}],
+        "valid_file": given["--xyz_val"],
+        "exp_name": "demo",
+        "batch_size": 4,
+        "max_steps": 1,
+        "time_limit": 60,
+        "save_path": "best.safetensors",
+        "export_mace_model": False,
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert train_mace.main(["run.yaml"]) == 0
+    assert resume.main(["--input_model", "runs/demo/latest", "--lr", "1e-4", "--max_steps", "2"]) == 0
+    capsys.readouterr()
+    assert read_model.main(["reproduce", "runs/demo/latest"]) == 0
+    _, *flags = printed_command(capsys)
+    assert "--time_limit" not in flags
+    options = cli.parse(TrainOptions, flags)
+    assert options is not None
+    plain = cli.as_plain(options)
+    run = (tmp_path / "runs/demo/latest").resolve()
+    assert [Path(source["path"]) for source in plain["sources"]] == [Path(given["--xyz_train"])]
+    assert (plain["lr"], plain["max_steps"], plain["run_dir"], plain["network"]) == (0.01, 1, None, None)
+    assert Path(plain["input_json"]) == run / f"{run.name}_model.json"
+    assert Path(plain["output_safetensors"]).parent.name == "repeated"
+    assert train_mace.main([*flags, "--dry_run"]) == 0
+
+
+def test_a_logger_without_its_package_is_refused_before_data_are_measured(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_utils.run.loggers.find_spec", lambda name: None)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"target": "MACE"}}))
+    asked = [str(tmp_path / "run.yaml"), *words[2:], "--output_checkpoint", str(tmp_path / "run")]
+    assert train_mace.main([*asked, "--loggers", "wandb"]) == 2
+    shown = capsys.readouterr()
+    assert "the logger wandb needs the package wandb" in shown.err
+    assert "E0s" not in shown.out
+    assert not (tmp_path / "run").exists()
 
 
 @in_the_battery
@@ -358,9 +502,11 @@ def test_what_tells_two_runs_apart(words: list[str], tmp_path: Path, capsys: pyt
 SECRETS = {
     "a flag": (["--api_key", "abc", "--lr", "1"], ["--api_key", "…", "--lr", "1"]),
     "with =": (["--wandb_token=abc"], ["--wandb_token=…"]),
-    "in a command": (["--sync", "put --password abc --to x"], ["--sync", "put --password … --to x"]),
-    "in a setting of a command": (["--sync", "TOKEN=abc put"], ["--sync", "TOKEN=… put"]),
-    "in an address": (["--sync", "put s3://me:abc@host/x"], ["--sync", "put s3://…@host/x"]),
+    "a command": (["--sync", "put -k abc", "--lr", "1"], ["--sync", "…", "--lr", "1"]),
+    "a command with =": (["--sync=put -k abc"], ["--sync=…"]),
+    "in a text": (["--note", "put --password abc --to x"], ["--note", "put --password … --to x"]),
+    "in a setting of a text": (["--note", "TOKEN=abc put"], ["--note", "TOKEN=… put"]),
+    "in an address": (["--note", "put s3://me:abc@host/x"], ["--note", "put s3://…@host/x"]),
     "names of labels": (["--energy_key", "REF_energy"], ["--energy_key", "REF_energy"]),
 }
 
@@ -369,9 +515,7 @@ SECRETS = {
 def test_secrets_are_not_kept(case: str) -> None:
     words, shown = SECRETS[case]
     assert invoked.without_secrets(words) == shown
-    assert "abc" not in json.dumps(
-        run_record.kept({words[0].lstrip("-").partition("=")[0].replace("sync", "note"): words[1:]})
-    )
+    assert "abc" not in json.dumps(run_record.kept({words[0].lstrip("-").partition("=")[0]: words[1:]}))
 
 
 def test_a_command_among_the_settings_is_not_kept() -> None:

@@ -20,7 +20,7 @@ _held: set[int] = set()
 
 
 @contextmanager
-def run_held(outputs: Outputs, *, wait: bool) -> Iterator[Outputs]:
+def run_held(outputs: Outputs, *, wait: bool, remedy: str | None = None) -> Iterator[Outputs]:
     """Be the only writer of every folder and file of a run.
 
     Half-written files of dead processes are removed from its folders.
@@ -28,6 +28,7 @@ def run_held(outputs: Outputs, *, wait: bool) -> Iterator[Outputs]:
     Args:
         outputs: of the run; its folders are there.
         wait: give a holder ten seconds to end, as after a requeue.
+        remedy: what else than waiting can be done where another process writes; another place unless given.
 
     Yields:
         The same names, which follow folders that are moved.
@@ -43,7 +44,7 @@ def run_held(outputs: Outputs, *, wait: bool) -> Iterator[Outputs]:
         folders = {outputs.model.parent: of_model, outputs.checkpoint.parent: of_checkpoint}
         locks = {(folders[lock.parent].identity, lock.name): (lock, place) for lock, place in outputs.locks.items()}
         for _, (lock, place) in sorted(locks.items()):  # in one order, or two runs might wait for each other
-            stack.enter_context(_locked(folders[lock.parent], lock, place, patience))
+            stack.enter_context(_locked(folders[lock.parent], lock, place, patience, remedy))
         for folder in folders:
             _remove_leftovers(folder)
         yield outputs.held_in(of_checkpoint, of_model)
@@ -73,16 +74,16 @@ def held(path: Path, *, wait: bool, flag: str = "--output_checkpoint") -> Iterat
     """
     with ExitStack() as stack:
         folder = _opened(stack, path.parent)
-        stack.enter_context(_locked(folder, path, path.parent, WAIT if wait else 0.0, flag))
+        stack.enter_context(_locked(folder, path, path.parent, WAIT if wait else 0.0, f"give another {flag}"))
         _remove_leftovers(path.parent)
         yield
 
 
 @contextmanager
-def _locked(folder: HeldFolder, path: Path, place: Path, patience: float, flag: str | None = None) -> Iterator[None]:
+def _locked(folder: HeldFolder, path: Path, place: Path, patience: float, remedy: str | None = None) -> Iterator[None]:
     """Hold a lock file, with a text that says who holds it; arguments and errors are those of ``_acquire``."""
-    flag = flag or ("--output_checkpoint" if place == path.parent else "--output_model")
-    descriptor = _acquire(folder, path, place, patience, flag)
+    usual = "--output_checkpoint" if place == path.parent else "--output_model"
+    descriptor = _acquire(folder, path, place, patience, remedy or f"give another {usual}")
     _held.add(descriptor)
     try:
         with suppress(OSError):  # on a full disk: the kernel's lock counts, the text is for people
@@ -97,7 +98,7 @@ def _locked(folder: HeldFolder, path: Path, place: Path, patience: float, flag: 
         os.close(descriptor)
 
 
-def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, flag: str) -> int:
+def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, remedy: str) -> int:
     """The descriptor of a lock file that is ours.
 
     Args:
@@ -105,7 +106,7 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, flag:
         path: of the lock file.
         place: the folder or file that it guards, for messages.
         patience: s that a holder may still take to end.
-        flag: with which another place is given, for messages.
+        remedy: what else than waiting can be done, for messages.
 
     Raises:
         InputError: another process holds it for longer, or the file cannot be made.
@@ -127,7 +128,7 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, flag:
             return descriptor
         os.close(descriptor)
         if not free and time.monotonic() >= end:
-            raise InputError(f"{place} is being written by {_words(holder)}; wait for its end, or give another {flag}")
+            raise InputError(f"{place} is being written by {_words(holder)}; wait for its end, or {remedy}")
         if not waiting and not free:
             log.info("waiting for %s, which writes %s, to end", _words(holder), place)
             waiting = True

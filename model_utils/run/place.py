@@ -48,7 +48,8 @@ def held(options: Options, group: Group) -> Iterator[tuple[Options, Outputs]]:
     with _forgotten_unless_begun(chosen):
         outputs.make_folders()
         resumes = options.output.resume is not None
-        with run_lock.run_held(outputs, wait=resumes) as held_outputs:
+        remedy = None if chosen is None else "leave --resume out for a run with a folder of its own"
+        with run_lock.run_held(outputs, wait=resumes, remedy=remedy) as held_outputs:
             if resumes:
                 replaying.take_back(held_outputs)
             group.once(_is_held)

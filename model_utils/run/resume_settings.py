@@ -1,5 +1,6 @@
 """From resume.py's options and a stored run to the settings of the run that goes on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
         "time_limit": None,
         "sync": None,  # a command that is stored is never run
         "output_checkpoint": str(place.checkpoint),
+        "output_safetensors": _in_its_folder(stored.config, place),
         "output_model": None if place == Outputs.named(place.checkpoint, None) else str(place.model),
         "input_json": str(sidecar(place.checkpoint)),
         "dry_run": False,
@@ -89,6 +91,14 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
     if "output_checkpoint" in given and "output_model" not in given:
         settings["output_model"] = None  # beside the new checkpoint
     return cli.from_plain(TrainOptions, settings, stored.path)
+
+
+def _in_its_folder(config: Mapping[str, Any], place: Outputs) -> str | None:
+    """Where the run's safetensors go: along with its folder, where they lie in it."""
+    named: str | None = config.get("output_safetensors")
+    if named is None or str(Path(named).parent) != str(config.get("output_checkpoint")):
+        return named
+    return str(place.checkpoint.parent / Path(named).name)
 
 
 def _moved_along(source: dict[str, Any], place: Outputs) -> dict[str, Any]:

@@ -91,10 +91,13 @@ def change_rate(
     schedule = state.schedule
     rest = rest_of_run(state, plan, steps_per_epoch)
     longer = _is_longer(plan, stored)
+    length = stored.get("scheduler_length")
     if change.anew:
-        schedule.restart(max(rest.end - rest.now, 1.0), change.lr)
+        left = max(rest.end - rest.now, 1.0)
+        schedule.restart(_horizon(schedule, length, left, rest.governed - rest.now), change.lr)
     elif change.lr is not None:
-        schedule.set_rate(change.lr, rest.end)
+        is_to_come = length is not None and length > rest.now
+        schedule.set_rate(change.lr, _horizon(schedule, length if is_to_come else None, rest.end, rest.governed))
     else:
         _refuse_standstill(state, rest, longer=longer)
         if not longer:
@@ -103,6 +106,23 @@ def change_rate(
     notes = [f"the {schedule.settings.kind} schedule starts anew"] if change.anew else []
     notes += [f"--lr {change.lr:g}: the rate is now {schedule.rate():.4g}"] if change.lr is not None else []
     return [*notes, _outlook(state, plan, rest)]
+
+
+def _horizon(schedule: Schedule, length: float | None, end: float, governed: float) -> float:
+    """Where a schedule that has an end is to have come down to ``min_lr``; times are its own.
+
+    Args:
+        schedule: whose rate is changed.
+        length: its --scheduler_length, where one was given and is not behind.
+        end: of the run.
+        governed: until when the schedule gives the rate.
+
+    Returns:
+        The length; the end of the run without one, or where the rate would stay 0 between the two.
+    """
+    if length is None or (schedule.settings.min_lr < STANDSTILL and math.ceil(length) < governed):
+        return end
+    return length
 
 
 def _is_longer(plan: FitPlan, stored: Mapping[str, Any]) -> bool:

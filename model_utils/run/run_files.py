@@ -18,7 +18,7 @@ from model_utils.model_loader import PairWriter
 from model_utils.ranks.group import ALONE, Group
 from model_utils.run import run_folders, run_record
 from model_utils.run.assemble import AssembledRun, logger_names
-from model_utils.run.beginning import Beginning
+from model_utils.run.beginning import Beginning, Continued
 from model_utils.run.epoch_progress import EpochProgress
 from model_utils.run.fit import FinalRecord, Stage, TrainRecord, ValidationRecord
 from model_utils.run.interruption import Interruption
@@ -31,6 +31,7 @@ from model_utils.run.silent_files import SilentFiles
 from model_utils.run.syncing import Sync
 from model_utils.run.train_state import Progress, TrainState
 from model_utils.runtime import dtype_name, log, write_log
+from model_utils.settings import cli
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
 from model_utils.settings.options import TrainOptions
 
@@ -322,7 +323,8 @@ def _record_start(run: AssembledRun, outputs: Outputs, beginning: Beginning, rec
         "history": record["history"],
         "finished": None,
     }
-    run_record.changed(folder, known, start)
+    settings = cli.as_plain(run.options) if isinstance(beginning, Continued) else None
+    run_record.changed(folder, known, start, settings)
     run_folders.make_latest(folder)
 
 

@@ -1,8 +1,9 @@
 """Which folder a run has in that of its experiment: the one that goes on, or a new one.
 
 ``--run_dir runs/demo`` gives every run a folder ``runs/demo/<run id>/``. With --resume the newest unfinished run of
-equal settings goes on. In a job of a scheduler the id is the job's, so that a job which is requeued finds its own; a
-task of an array has its own too, and takes no other task's.
+equal settings goes on; where all of them are finished nothing is left to do, as for the later ones of a chain of jobs.
+In a job of a scheduler the id is the job's, so that a job which is requeued finds its own; a task of an array has its
+own too, and takes no other task's.
 """
 
 import os
@@ -23,7 +24,7 @@ from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
 from model_utils.settings.options import DataOptions, FilterOptions, FinetuneOptions, TrainingOptions, TrainOptions
 
 LATEST = "latest"
-LENGTHS = ("epochs", "max_steps", "patience")  # may change at a place that is named, and tell two runs apart here
+LENGTHS = run_record.LENGTHS
 MOST_OF_A_SECOND = 1000  # runs of one id
 
 
@@ -47,6 +48,22 @@ class _Kept:
     folder: Path
     record: Mapping[str, Any]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.record.get("finished") is not None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it was asked, with what continuations changed."""
+        return {**self.record["asked"], **(run_record.changes_of(self.record) or [{}])[-1]}
+
+    @property
+    def former_settings(self) -> list[Mapping[str, Any]]:
+        """What it was asked before continuations changed it, the oldest first; empty where none did."""
+        changes = run_record.changes_of(self.record)
+        return [{**self.record["asked"], **change} for change in [{}, *changes][:-1]]
+
 
 def chosen(options: TrainingOptions) -> Chosen:
     """The folder of the run that goes on, or a new one with its record; made by one process.
@@ -65,12 +82,13 @@ def chosen(options: TrainingOptions) -> Chosen:
     if options.output.resume is not None:
         going_on = _that_goes_on(runs, options, asked, model_hash, task)
         if going_on is not None:
-            log.info("run %s goes on", going_on.folder)
+            _say_that_goes_on(going_on, options)
             return Chosen(folder=going_on.folder, is_new=False)
         nearest = _nearest(runs, asked, model_hash)
         if options.running.changes_the_run:
             raise InputError(f"--run_dir {experiment} has no run of these settings to continue{nearest}")
-        log.info("no unfinished run of these settings in %s%s: a new one begins", experiment, nearest)
+        _refuse_former_settings(runs, asked, model_hash, task)
+        log.info("no run of these settings in %s%s: a new one begins", experiment, nearest)
     record = run_record.of_new_run(_command(options), cli.as_plain(options), model_hash, task)
     return Chosen(folder=_made(experiment, record, dry_run=options.run.dry_run), is_new=not options.run.dry_run)
 
@@ -95,8 +113,10 @@ def make_latest(folder: Path) -> None:
 
 
 def with_folder(options: Any, folder: Path) -> Any:
-    """The options of a run whose folder is known."""
+    """The options of a run whose folder is known; its safetensors lie in it too, or runs would replace each other's."""
     plain = {**cli.as_plain(options), "run_dir": None, "output_checkpoint": str(folder)}
+    if options.running.output_safetensors is not None:
+        plain["output_safetensors"] = str(folder / options.running.output_safetensors.name)
     return cli.from_plain(type(options), plain, folder)
 
 
@@ -148,18 +168,50 @@ def _runs_in(experiment: Path) -> Iterator[_Kept]:
 def _that_goes_on(
     runs: list[_Kept], options: TrainingOptions, asked: Mapping[str, Any], model_hash: str | None, task: str | None
 ) -> _Kept | None:
-    """The run of this very job and task, else the newest unfinished one; where a change is asked for, the newest."""
+    """The run of this very job and task, else the newest unfinished one, else the newest; where a change is asked for,
+    the newest, finished or not.
+    """
     equal = [run for run in runs if not _differing(run, asked, model_hash) and run.record.get("task") == task]
     job = run_record.job()
     of_this_job = [run for run in equal if job and run.record.get("job") == job]
-    takes_finished = options.running.changes_the_run
-    unfinished = [run for run in equal if takes_finished or run.record.get("finished") is None]
-    return next(iter([*of_this_job, *unfinished]), None)
+    unfinished = [] if options.running.changes_the_run else [run for run in equal if not run.is_finished]
+    return next(iter([*of_this_job, *unfinished, *equal]), None)
+
+
+def _say_that_goes_on(run: _Kept, options: TrainingOptions) -> None:
+    if run.is_finished and not options.running.changes_the_run:
+        log.info("run %s of these settings is finished; leave --resume out for a new run of them", run.folder)
+    else:
+        log.info("run %s goes on", run.folder)
+
+
+def _refuse_former_settings(
+    runs: list[_Kept], asked: Mapping[str, Any], model_hash: str | None, task: str | None
+) -> None:
+    """Begin no run anew whose settings another one had before it was continued with a change.
+
+    Raises:
+        InputError: such a run is there, and what its settings are now.
+    """
+    for run in runs:
+        for former in run.former_settings:
+            if run.record.get("task") != task or _other_names(former, run, asked, model_hash):
+                continue
+            now = [name for name, value in asked.items() if run.settings.get(name) != value]
+            shown = " ".join(f"--{name} {run.settings.get(name)}" for name in now)
+            raise InputError(
+                f"run {run.folder} began with these settings and was continued with {shown}; give that to go on, with "
+                "--resume_new_lr another --lr, or leave --resume out for a new run"
+            )
 
 
 def _differing(run: _Kept, asked: Mapping[str, Any], model_hash: str | None) -> list[str]:
     """Names of the settings in which a run is another one than that which is asked for."""
-    theirs = run.record["asked"]
+    return _other_names(run.settings, run, asked, model_hash)
+
+
+def _other_names(theirs: Mapping[str, Any], run: _Kept, asked: Mapping[str, Any], model_hash: str | None) -> list[str]:
+    """Names of the settings in which those of a run, of now or former ones, are not those that are asked for."""
     names = [name for name, value in asked.items() if name not in theirs or theirs[name] != value]
     if run.record.get("asked_model_json_hash") != model_hash:
         names.append("model.json")
@@ -172,7 +224,7 @@ def _nearest(runs: list[_Kept], asked: Mapping[str, Any], model_hash: str | None
         return ""
     names = _differing(runs[0], asked, model_hash)
     if not names:
-        return f" (the newest, {runs[0].folder.name}, is finished, or another task's)"
+        return f" (the newest, {runs[0].folder.name}, is another task's)"
     return f" (the newest, {runs[0].folder.name}, has another {', '.join(names[:4])}{' …' if len(names) > 4 else ''})"
 
 

@@ -23,7 +23,9 @@ from model_utils.settings import invoked
 
 NAME = "run.json"
 FORMAT = 1
-COMMANDS = ("sync",)  # settings that are commands
+COMMANDS = invoked.COMMANDS  # settings that are commands
+LENGTHS = ("epochs", "max_steps", "patience")  # may change at a named place, and tell runs of an experiment apart
+CHANGEABLE = ("lr", "ema", *LENGTHS)  # by which runs are told apart, and which a continuation may change
 PACKAGES = (
     "torch",
     "mace-torch",
@@ -58,6 +60,7 @@ def of_new_run(command: str, asked: Mapping[str, Any], model_json_hash: str | No
         "task": task,
         "asked": kept(asked),
         "asked_model_json_hash": model_json_hash,
+        "changed_to": [],
         "starts": [],
         "finished": None,
     }
@@ -96,23 +99,54 @@ def read(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def changes_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What continuations made of the settings by which runs are told apart, the last one last.
+
+    ``asked`` stays what the run began with, which is what a repetition begins with.
+    """
+    entries = record.get("changed_to")  # absent of a run from before there was this entry
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def with_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entry ``changed_to`` after a start.
+
+    Args:
+        record: of the run.
+        settings: all settings of the start, by name.
+    """
+    changes = changes_of(record)
+    before = {**record["asked"], **(changes[-1] if changes else {})}
+    now = {name: settings[name] for name in CHANGEABLE if name in before and name in settings}
+    is_changed = any(before[name] != value for name, value in now.items())
+    return [*changes, now] if is_changed else changes
+
+
 def text_of(record: Mapping[str, Any]) -> str:
     """A record as its file holds it."""
     return json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def changed(folder: Path, changes: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> None:
+def changed(
+    folder: Path,
+    changes: Mapping[str, Any],
+    start: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Put entries into the record of a folder, where there is one; a disk that refuses costs a warning.
 
     Args:
         folder: of the run.
         changes: entries by name, which replace those of the name.
         start: one more start of a process that computes the run.
+        settings: of the run as it goes on from a checkpoint, by name; None where it begins.
     """
     record = read(folder)
     if record is None:
         return
     record |= changes
+    if settings is not None:
+        record["changed_to"] = with_settings(record, settings)
     if start is not None:
         record["starts"] = [*record["starts"], dict(start)]
     try:

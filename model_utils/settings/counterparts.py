@@ -113,7 +113,7 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "`--dtype`; `bfloat16` is answered: there is no mixed precision, float32 is used",
         taken.precision,
     ),
-    _dipm("train.save_path", "`--output_safetensors`", taken.save_path),
+    _dipm("train.save_path", "`--output_safetensors`; with `--run_dir` in the folder of the run", taken.save_path),
     _dipm(
         "train.stage_splits",
         "`--stage_two --start_stage_two`, from shares of the epochs; the rate goes on",
@@ -122,7 +122,7 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _dipm("train.energy_weights", "`--energy_weight`, `--stage_two_energy_weight`", taken.weights("energy")),
     _dipm("train.forces_weights", "`--forces_weight`, `--stage_two_forces_weight`", taken.weights("forces")),
     _dipm("train.tensorboard", "`--loggers tensorboard`; events lie beside the checkpoint", taken.logger),
-    _dipm("train.wandb", "`--loggers wandb` where there is one, else answered", taken.logger),
+    _dipm("train.wandb", "`--loggers wandb` where the package is installed, else answered", taken.logger),
     _dipm("train.final_learning_rate", "`--min_lr`", renamed("min_lr")),
     _dipm("train.peak_learning_rate", "`--lr`", renamed("lr")),
     _dipm("train.grad_norm", "`--clip_grad`", renamed("clip_grad")),
@@ -163,6 +163,9 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _template("scripts/eval.py", "`evaluate.py --input_model … --data …`"),
     _template("scripts/infer.py", "`evaluate.py --data … --output_xyz predicted.xyz`; labels are not needed"),
     _template("scripts/plot_loss.py", "`plot_loss.py`, with the same flags"),
+    _template("--train_ids FILE --val_ids FILE", "the same: names of the records of each part"),
+    _template("--normalize_y", "`--loss_units spread`"),
+    _template("--balance_eh_loss", "`--loss_units balanced`, in which weights are shares"),
     _template("plug-ins that register themselves", "`--plugin my_code.py`, which adds to tables"),
     _mlip("TrainingLoop(…).run()", "`run = api.train(options)`"),
     _mlip("training_loop.training_state", "`run.state`"),
@@ -172,10 +175,10 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _mlip("load_parameters_from_checkpoint(path)", "`api.opened(path).best_model`"),
     _mlip("should_parallelize=True", "`torchrun model_utils/train_mace.py …`"),
     _mlip("MSELoss()", "`--loss terms`, the default"),
-    _mlip("HuberLoss()", "`--energy_loss huber --forces_loss huber --stress_loss huber`"),
+    _mlip("HuberLoss()", "`--loss huber`"),
     _mlip(
         "piecewise_constant_schedule(1.0, {100: 25.0})",
-        "`--energy_weight 1 --stage_two --start_stage_two 100 --stage_two_energy_weight 25`",
+        "`--weight_schedule energy=piecewise:0=1,100=25 forces=piecewise:0=25,100=1`",
     ),
     _mlip(
         "get_default_mlip_optimizer(OptimizerConfig(…))",
@@ -188,8 +191,12 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "dataset_info.json",
         "`--info_file`, of a network that the YAML describes; else the numbers stand in `model.json`",
     ),
-    _mlip("io_handler.attach_logger(function)", "`--plugin` with an entry of `LOGGERS`"),
+    _mlip("io_handler.attach_logger(function)", '`--plugin` with `LOGGERS["mine"] = hook(function)`'),
     _mlip("log_metrics_to_line", "the log, always"),
+    _mlip("log_metrics_to_table", "`--loggers rich`"),
+    _mlip(
+        "remote_storage_sync_fun", "`--sync 'rsync -a \"$RUN_FOLDER\" …'`, a command that runs after each checkpoint"
+    ),
 )
 
 

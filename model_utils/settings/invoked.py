@@ -8,6 +8,7 @@ SECRET_NAME = re.compile(rf"\w*{SECRET}\w*", re.IGNORECASE)
 SECRET_VALUE = re.compile(rf"({SECRET}\w*\s*[=:]\s*|{SECRET}\w*\s+|bearer\s+)[^\s&,;'\"]+", re.IGNORECASE)
 IN_A_URL = re.compile(r"(\w+://)[^/@\s]+@")
 HIDDEN = "…"
+COMMANDS = ("sync",)  # settings that are commands: no file that others read has one
 
 _words: list[str] = []
 
@@ -23,8 +24,8 @@ def words() -> list[str]:
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """Arguments with ``…`` in place of values of flags that are called password, token and the like, and of users in
-    addresses; also within a command that is the value of a flag.
+    """Arguments with ``…`` in place of commands, of values of flags that are called password, token and the like, and
+    of users in addresses.
     """
     shown: list[str] = []
     hide_next = False
@@ -34,7 +35,7 @@ def without_secrets(words: Sequence[str]) -> list[str]:
         if hide_next and not is_flag:
             shown.append(HIDDEN)
             hide_next = False
-        elif is_flag and is_secret(flag[2:]):
+        elif is_flag and (is_secret(flag[2:]) or flag[2:].replace("-", "_") in COMMANDS):
             shown.append(f"{flag}={HIDDEN}" if equals else flag)
             hide_next = not equals
         else:

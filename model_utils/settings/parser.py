@@ -1,6 +1,7 @@
 """The parser of a command, made from its options: flags and settings to values by name."""
 
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from dataloader.errors import InputError
 from model_utils.settings.declared import OnlyInYaml, Option, Panel, bare, declared
+from model_utils.settings.synonyms import ANSWERS_TO_VALUES
 from model_utils.settings.table_names import NamesOf
 
 
@@ -147,6 +149,18 @@ def _one_line(error: CycloptsError, source: Path | None) -> str:
     text = " ".join(str(error).split())
     if isinstance(error.__cause__, InputError):
         return str(error.__cause__)
+    if (answer := _answer_to_a_value(text)) is not None:
+        return answer
     if source is not None and "[" in text.partition(":")[0] and str(source) not in text:  # so cyclopts shows a key
         text = f"{text} in {source}"
     return text[0].lower() + text[1:].rstrip(".") + "; see --help"
+
+
+def _answer_to_a_value(text: str) -> str | None:
+    """What is said of a value that people know from elsewhere; None of any other."""
+    refused = re.match(r'Invalid value "([^"]*)" for --(\w+)', text)
+    if refused is None:
+        return None
+    value, name = refused.groups()
+    answer = ANSWERS_TO_VALUES.get(name, {}).get(value.lower())
+    return None if answer is None else f"--{name} {value}: {answer}"

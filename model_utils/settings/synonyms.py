@@ -146,20 +146,28 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "resume_best": ("from_best", "start_from_best", "use_best"),
     "to": ("convert_to", "target", "export_format", "target_format"),
 }
+SEVERAL = "several processes are begun by torchrun or srun: `torchrun --nproc_per_node N model_utils/train_mace.py …`"
+NO_MIXED_PRECISION = ("bfloat16", "bf16", "float16", "fp16", "half")
+NO_MIXED = "mixed precision is not offered; --dtype is float32 or float64"
 # Words for what no flag of ours does.
 ANSWERS: dict[str, str] = {
-    "amp": "mixed precision is not offered; --dtype is float32 or float64",
-    "bf16": "mixed precision is not offered; --dtype is float32 or float64",
-    "fp16": "mixed precision is not offered; --dtype is float32 or float64",
+    "amp": NO_MIXED,
+    "bf16": NO_MIXED,
+    "fp16": NO_MIXED,
+    "bfloat16": NO_MIXED,
+    "float16": NO_MIXED,
+    "half": NO_MIXED,
     "weights_only": "files are read as data alone, always; --trust_pickle is the one exception",
     "normalize_y": "use --loss_units spread; `metadata.py init` puts E0s, scale and shift into model.json",
     "balance_eh_loss": "use --loss_units balanced, with --energy_weight and --forces_weight as shares",
-    "num_nodes": "one process on one device for now; see --help",
-    "nnodes": "one process on one device for now; see --help",
-    "strategy": "one process on one device for now; see --help",
-    "ddp": "one process on one device for now; see --help",
+    "num_nodes": SEVERAL,
+    "nnodes": SEVERAL,
+    "strategy": SEVERAL,
+    "ddp": SEVERAL,
     "version": "`read_model.py show` says with which version a file was written",
 }
+# Values that people type for an option of ours, and what is said of them.
+ANSWERS_TO_VALUES: dict[str, dict[str, str]] = {"dtype": dict.fromkeys(NO_MIXED_PRECISION, NO_MIXED)}
 
 
 def _by_word() -> dict[str, tuple[str, ...]]:

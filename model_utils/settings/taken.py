@@ -7,10 +7,12 @@ Each function takes a key with its value and gives settings of ours by name. Fie
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
+from model_utils.settings.synonyms import NO_MIXED_PRECISION
 from model_utils.settings.table_names import NamesOf
 
 NETWORK = "model.json"  # a name that no option has
@@ -20,7 +22,6 @@ USUAL_CLASS = {"mace": "ScaleShiftMACE"}  # what is built elsewhere under this n
 LOSSES = NamesOf("losses", "LOSSES")
 SHAPES = NamesOf("losses", "SHAPES")
 LOGGERS = NamesOf("model_utils.run.loggers", "LOGGERS")
-NO_MIXED_PRECISION = ("bfloat16", "bf16", "float16", "fp16", "half")
 WHOLE = 1e-6  # by which shares of a run may miss 1
 
 
@@ -166,13 +167,19 @@ def weights(quantity: str) -> Taker:
 
 
 def logger(asked: Asked) -> Mapping[str, Any]:
-    """A logger by its name, where there is one; elsewhere its value is a folder or a project."""
+    """A logger by its name, which is that of its package, where there is one; its value is a folder or a project."""
     if asked.value is False:
         return {}
     if asked.key not in LOGGERS.names():
         asked.notes.append(
             f"{asked.where}: {asked.key}: there is no logger of this name ({', '.join(LOGGERS.names())}); every record "
             "is in metrics.jsonl"
+        )
+        return {}
+    if find_spec(asked.key) is None:
+        asked.notes.append(
+            f"{asked.where}: {asked.key}: the package {asked.key} is not installed (pip install {asked.key}); every "
+            "record is in metrics.jsonl"
         )
         return {}
     if asked.key == "wandb" and asked.value is not True:

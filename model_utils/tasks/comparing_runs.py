@@ -14,7 +14,7 @@ from typing import Any
 
 from dataloader import streams
 from model_utils.errors import InputError, VerificationError
-from model_utils.files.outputs import sidecar
+from model_utils.files.outputs import real, sidecar
 from model_utils.models.description import differing_fields
 from model_utils.models.versions import code_version
 from model_utils.run import resume_settings, run_record
@@ -24,7 +24,8 @@ from model_utils.settings.declared import OF_THE_COMMAND, OnlyInYaml, Option, de
 from model_utils.settings.options import DiffOptions, FinetuneOptions, ReproduceOptions, TrainOptions
 
 OF_THE_PLACE = ("output_checkpoint", "output_model", "output_safetensors", "input_json", "info_file")
-NOT_REPEATED = ("output_checkpoint", "output_model", "output_safetensors", "network", "info_file")
+NOT_REPEATED = ("output_checkpoint", "output_model", "output_safetensors", "network", "info_file", "time_limit")
+PLACES = ("output_model", "output_safetensors")  # files that the settings of a run may name beside its folder
 SCRIPTS: dict[str, type] = {"train_mace.py": TrainOptions, "finetune.py": FinetuneOptions}
 
 
@@ -37,7 +38,7 @@ class _Run:
 
     @classmethod
     def at(cls, path: Path) -> "_Run":
-        stored = resume_settings.stored_run(path)
+        stored = resume_settings.stored_run(real(path) if path.is_dir() else path)  # ``latest`` leads elsewhere later
         return cls(stored=stored, record=run_record.read(stored.path.parent) or {})
 
     def facts(self) -> Iterator[tuple[str, str, Any]]:
@@ -108,7 +109,11 @@ def reproduce(options: ReproduceOptions) -> None:
     for line in _needed(run):
         print(f"# {streams.printable(line)}")
     place = options.output_checkpoint or Path("repeated")
-    words = [*_command(run), "--output_checkpoint", str(place)]
+    words = [*_command(run, place)]
+    if _has_place_in_its_yaml(run):
+        print("# its YAML names the folder of the experiment: the repetition gets a folder of its own there")
+    else:
+        words += ["--output_checkpoint", str(place)]
     print(streams.printable(shlex.join(["python", *words])))
     for entry in run.stored.history:
         for line in _continued(entry, place):
@@ -131,7 +136,7 @@ def _needed(run: _Run) -> Iterator[str]:
         yield f"{role} data: {part.get('structures')} structures, sha256 {str(part.get('sha256'))[:12]}…, of {files}"
 
 
-def _command(run: _Run) -> list[str]:
+def _command(run: _Run, place: Path) -> list[str]:
     """Script and flags, without the place.
 
     Raises:
@@ -142,9 +147,9 @@ def _command(run: _Run) -> list[str]:
     parts = ["--step_parts", str(stored.computed_on["step_parts"])]
     script = str(run.record.get("command", "train_mace.py"))
     if run.record and script in SCRIPTS:
-        words = [*_flags(SCRIPTS[script], run.record["asked"])]
+        words = [*_of_the_yaml(run, place), *_flags(SCRIPTS[script], run.record["asked"])]
     elif stored.source is None:
-        words = ["--config", str(stored.outputs().config)]
+        words = [*_resolved(run, place)]
     else:
         raise InputError(
             f"{stored.path}: a fine-tuning without run.json, which --run_dir writes; its source was "
@@ -155,15 +160,56 @@ def _command(run: _Run) -> list[str]:
     return [f"model_utils/{script}", *words, *parts, *threads]
 
 
+def _resolved(run: _Run, place: Path) -> Iterator[str]:
+    """The settings of a run as its own file has them, with files of the repetition in place of the run's."""
+    yield from ("--config", str(run.stored.outputs().config))
+    for name in PLACES:
+        if named := run.stored.config.get(name):
+            yield from (f"--{name}", str(place / Path(named).name))
+
+
+def _of_the_yaml(run: _Run, place: Path) -> Iterator[str]:
+    """What no flag can say, as a list of sources: the file that has it, and what in it is not as the run began.
+
+    Of a training it is the run's own, since the one that it was given may also name a place or describe the network.
+    """
+    asked = run.record["asked"]
+    if not _needs_yaml(run):
+        return
+    if run.stored.source is not None:
+        yield from ("--config", str(asked.get("config")))
+        return
+    yield from _resolved(run, place)
+    for option in declared(TrainOptions):
+        began = asked.get(option.name)
+        is_default = began == option.default and began is not None  # else ``_flags`` says it
+        if option.name in run_record.CHANGEABLE and is_default and run.stored.config.get(option.name) != began:
+            yield from _words(option, began)
+
+
+def _needs_yaml(run: _Run) -> bool:
+    """Whether a setting of a run stands in a YAML alone."""
+    asked = run.record.get("asked", {})
+    kind = SCRIPTS.get(str(run.record.get("command")))
+    alone = [] if kind is None else [option for option in declared(kind) if option.marker(OnlyInYaml) is not None]
+    return any(asked.get(option.name) for option in alone if option.name not in NOT_REPEATED)
+
+
+def _has_place_in_its_yaml(run: _Run) -> bool:
+    """Whether the repetition of a fine-tuning reads a YAML that says where runs lie, beside which no place is given."""
+    if run.stored.source is None or not _needs_yaml(run):
+        return False
+    flags = {str(word).partition("=")[0] for word in run.record["argv"]}
+    return run.record["asked"].get("run_dir") is not None and not flags & {"--run_dir", "--exp_name"}
+
+
 def _flags(kind: type, asked: Mapping[str, Any]) -> Iterator[str]:
-    """Flags of all settings that are not the default; a list of sources stands in the YAML alone, which is named."""
+    """Flags of all settings that are not the default, but for those of a YAML alone."""
     for option in declared(kind):
         value = asked.get(option.name)
         if option.name in _not_repeated(kind) or value is None or value == [] or value == option.default:
             continue
-        if option.marker(OnlyInYaml) is not None:
-            yield from ("--config", str(asked.get("config")))
-        else:
+        if option.marker(OnlyInYaml) is None:
             yield from _words(option, value)
 
 

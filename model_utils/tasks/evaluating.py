@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dataloader.dataset import Dataset
-from losses import Metrics
+from losses import Loss, Metrics
 from model_utils import model_loader, runtime
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network, Parameters
@@ -62,8 +62,13 @@ class _Opened:
         return open_data.evaluation_data(options, self.loaded.description.facts(), self.dtype)
 
 
-def evaluate(options: EvaluateOptions) -> Evaluation:
+def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     """Load and verify the model, predict every structure, print the errors, write them where asked.
+
+    Args:
+        options: of the evaluation.
+        loss: that is given beside the errors, with units and shapes of its own; squared errors with the weights of
+            the options unless given.
 
     Raises:
         InputError: an output is there already, or model or data cannot be used.
@@ -83,7 +88,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None)
     physics = physics_check.examined(options.physics_checks, opened.subject(data), data, group)
     collected = reporting.collected_of(options.reporting, data)
-    total, by_source = _judged(options, opened, data, reporting.seen_by(breakdown, collected), group)
+    total, by_source = _judged(options, opened, data, reporting.seen_by(breakdown, collected), group, loss)
     if group.rank.is_first:
         evaluation_report.print_all(total, by_source, breakdown, physics)
         content = evaluation_report.content_of(options, total, by_source, breakdown, physics)
@@ -116,12 +121,12 @@ def _opened(options: EvaluateOptions) -> _Opened:
 
 
 def _judged(
-    options: EvaluateOptions, opened: _Opened, data: Dataset, on_batch: OnBatch, group: Group
+    options: EvaluateOptions, opened: _Opened, data: Dataset, on_batch: OnBatch, group: Group, loss: Loss | None = None
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """Errors of a model on all structures and on those of each source; ``on_batch`` sees every prediction."""
     network = opened.network
     weights = opened.weights
-    loss = evaluation_report.loss_of(options.loss)
+    loss = loss or evaluation_report.loss_of(options.loss)
     batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, opened.device, group)
     evaluator = assemble.evaluator(
         data,

@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import input_files
-from losses import Metrics
+from losses import Loss, Metrics
 from model_utils import model_loader
 from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
-from model_utils.run import resume_settings, resuming
+from model_utils.run import objective, resume_settings, resuming
+from model_utils.run.objective import Units
 from model_utils.run.stored_run import StoredRun
 from model_utils.settings import cli
-from model_utils.settings.options import EvaluateOptions
+from model_utils.settings.declared import names_of
+from model_utils.settings.options import (
+    BatchOptions,
+    EvaluateOptions,
+    FilterOptions,
+    LabelOptions,
+    PrintedLossOptions,
+    ResumeOptions,
+)
 from model_utils.tasks import evaluating
 
 Metric = Mapping[str, float | int | None]
@@ -91,19 +100,41 @@ class Run:
         Args:
             data: one or more files of any format.
             settings: further options of ``evaluate.py``, as ``energy_key`` or ``device``; names of labels, what
-                counts and how much fits into memory are those of the training unless given.
+                counts, how much fits into memory and the loss are those of the training unless given.
 
         Raises:
             InputError: the data cannot be used.
         """
         paths = [data] if isinstance(data, str | Path) else list(data)
-        config = self.state.config
-        same = ("energy_key", "forces_key", "stress_key", "charge_key", "spin_key", "head", "batch_size", "device")
+        stored = self.state
         plain = {
-            **{name: config[name] for name in same if config.get(name) is not None},
-            **{f"{term}_weight": config[f"{term}_weight"] for term in ("energy", "forces", "stress")},
+            **_as_in_training(stored, settings),
             "data": [str(path) for path in paths],
             "input_model": str(self.outputs.model),
             **settings,
         }
-        return evaluating.evaluate(cli.from_plain(EvaluateOptions, plain, self.outputs.checkpoint)).total
+        own_loss = None if any(name in settings for name in names_of(PrintedLossOptions)) else _loss_of(stored)
+        return evaluating.evaluate(cli.from_plain(EvaluateOptions, plain, self.outputs.checkpoint), own_loss).total
+
+
+def _as_in_training(stored: StoredRun, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an evaluation as the run had them: which structures count, by which labels, in which batches.
+
+    Args:
+        stored: the run.
+        given: options that take their place; one on batches takes that of all of them.
+    """
+    of_batches = names_of(BatchOptions)
+    names = {*names_of(LabelOptions), *names_of(FilterOptions), "head", "eval_on_free_atoms", "device"}
+    if not any(name in given for name in of_batches):
+        names |= {*of_batches}
+    return {name: value for name, value in stored.config.items() if name in names and value is not None}
+
+
+def _loss_of(stored: StoredRun) -> Loss:
+    """The loss by which the run judged its last validations, in its units."""
+    resumed = cli.from_plain(ResumeOptions, {"input_model": str(stored.path)}, stored.path)
+    options = resume_settings.train_options(resumed, stored)
+    units = Units(spread=stored.loss_units, balanced=options.loss.loss_units == "balanced")
+    stages = objective.stages(options, units)
+    return stages[min(int(stored.state.get("stage", 1)), len(stages)) - 1].loss

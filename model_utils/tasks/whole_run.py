@@ -1,20 +1,18 @@
 """A training from its options to its files: what train_mace.py, finetune.py and resume.py do."""
 
-from pathlib import Path
-
-from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.run import place, resume_settings, training
+from model_utils.run.assemble import logger_names
 from model_utils.run.beginning import beginning_of_training
 from model_utils.run.continuation import UNCHANGED, Changes
 from model_utils.run.from_model import beginning_of_finetuning
 from model_utils.run.interruption import Interruption
-from model_utils.settings.declared import composed
-from model_utils.settings.options import ConvertOptions, FinetuneOptions, ResumeOptions, TrainingOptions, TrainOptions
-from model_utils.tasks import conversion, inline_model
+from model_utils.settings.options import FinetuneOptions, ResumeOptions, TrainingOptions, TrainOptions
+from model_utils.tasks import exported_weights, inline_model
+from model_utils.tasks.exported_weights import ExportedWeights
 from model_utils.tasks.finished_run import Run
 
 
@@ -27,6 +25,7 @@ def train(options: TrainOptions, stop: Interruption, group: Group) -> Run:
     if options.inline.network is None:
         return _trained(options, model_json.read(options.input_json), stop, group)
     inline_model.refuse_unknown_class(options)
+    logger_names(options.run)  # before the data are measured, which may take long
     return _trained(options, None, stop, group)
 
 
@@ -36,13 +35,11 @@ def fine_tune(options: FinetuneOptions, stop: Interruption, group: Group) -> Run
     Raises:
         InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
-    _refuse_safetensors(options)
-    with (
-        place.held(options, group) as (placed, outputs),
-        beginning_of_finetuning(placed, outputs, stop, group) as (settings, beginning),
-    ):
-        training.train_in_place(settings, outputs, beginning, stop, group)
-        return _finished(settings, outputs, group)
+    with place.held(options, group) as (placed, outputs):
+        exported = exported_weights.of_run(placed, outputs, group)
+        with beginning_of_finetuning(placed, outputs, stop, group) as (settings, beginning):
+            training.train_in_place(settings, outputs, beginning, stop, group)
+            return _finished(settings, outputs, exported, group)
 
 
 def resume(options: ResumeOptions, stop: Interruption, group: Group) -> Run:
@@ -72,30 +69,17 @@ def _trained(
         group: the processes of the run.
         changes: what a continued run does otherwise.
     """
-    _refuse_safetensors(options)
     with place.held(options, group) as (placed, outputs):
+        exported = exported_weights.of_run(placed, outputs, group)
         if description is None:
             placed, description = inline_model.described(placed, outputs, group)
         beginning = beginning_of_training(placed, outputs, description, group, changes)
         training.train_in_place(placed, outputs, beginning, stop, group)
-        return _finished(placed, outputs, group)
+        return _finished(placed, outputs, exported, group)
 
 
-def _finished(options: TrainingOptions, outputs: Outputs, group: Group) -> Run:
+def _finished(options: TrainingOptions, outputs: Outputs, exported: ExportedWeights, group: Group) -> Run:
     """The run by names that hold when its folders are no longer held; with its weights as safetensors where asked."""
-    path = options.running.output_safetensors
-    if path is not None and group.rank.is_first and not options.run.dry_run:
-        asked = {"common": options.common, "input_model": outputs.model, "to": "safetensors", "output": path}
-        conversion.convert(composed(ConvertOptions, {**asked, "overwrite": True}))
+    if group.rank.is_first and not options.run.dry_run:
+        exported.write(options.common, outputs.model)
     return Run(Outputs(checkpoint=outputs.checkpoint, model=outputs.model))
-
-
-def _refuse_safetensors(options: TrainingOptions) -> None:
-    """Refuse a place for safetensors that another model has, or that is none, before anything slow begins."""
-    path: Path | None = options.running.output_safetensors
-    if path is None:
-        return
-    if path.suffix != ".safetensors":
-        raise InputError(f"--output_safetensors {path}: expected a path that ends in .safetensors")
-    if path.exists() and options.output.resume is None and not options.output.overwrite and not options.run.dry_run:
-        raise InputError(f"--output_safetensors {path} is there already; give another name, --resume or --overwrite")

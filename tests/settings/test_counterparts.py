@@ -11,7 +11,7 @@ import yaml
 from model_utils.errors import InputError
 from model_utils.settings import cli, counterparts
 from model_utils.settings.options import FinetuneOptions, TrainOptions
-from model_utils.settings.taken import LOGGERS, LOSSES
+from model_utils.settings.taken import LOSSES
 
 NEEDED = {"train_file": "t.xyz", "output_checkpoint": "run"}
 HERE = Path(__file__).parent
@@ -86,7 +86,7 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "train.tensorboard": ({"tensorboard": "./runs/x"}, {"loggers": ["tensorboard"]}, {}),
-    "train.wandb": ({"wandb": "project"}, {"loggers": ["wandb"] if "wandb" in LOGGERS.names() else []}, {}),
+    "train.wandb": ({"wandb": "project"}, {"loggers": ["wandb"]}, {}),
     "train.final_learning_rate": ({"final_learning_rate": "1e-4"}, {"min_lr": 1e-4}, {}),
     "train.peak_learning_rate": ({"peak_learning_rate": 0.02}, {"lr": 0.02}, {}),
     "train.grad_norm": ({"grad_norm": 500}, {"clip_grad": 500.0}, {}),
@@ -106,6 +106,14 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "scheduler.step_size": ({"scheduler": {"name": "step", "step_size": 30}}, {"lr_step": 30}, {}),
     "scheduler.gamma": ({"scheduler": {"name": "step", "gamma": 0.1}}, {"lr_factor": 0.1}, {}),
 }
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Packages of loggers that there seem to be, whatever is installed here."""
+    names = {"tensorboard", "wandb"}
+    monkeypatch.setattr("model_utils.settings.taken.find_spec", lambda name: name if name in names else None)
+    return names
 
 
 @pytest.mark.parametrize("row", KEYS)
@@ -148,8 +156,8 @@ def flags(*words: str) -> dict[str, Any]:
     return cli.as_plain(options)
 
 
-TWO_WEIGHTS = "--energy_weight 1 --stage_two --start_stage_two 100 --stage_two_energy_weight 25"
-HUBER = "--energy_loss huber --forces_loss huber --stress_loss huber"
+TWO_WEIGHTS = "--weight_schedule energy=piecewise:0=1,100=25 forces=piecewise:0=25,100=1"
+HUBER = "--loss huber"
 RATE = ["--resume", "--resume_best", "--lr", "1e-4"]
 FLAGS: dict[str, tuple[list[str], dict[str, Any]]] = {  # row: flags, options that they become
     "scripts/train.py --config FILE --exp_name NAME": (
@@ -170,11 +178,22 @@ FLAGS: dict[str, tuple[list[str], dict[str, Any]]] = {  # row: flags, options th
     "MSELoss()": (["--output_checkpoint", "run"], {"loss": "terms"}),
     "HuberLoss()": (
         ["--output_checkpoint", "run", *HUBER.split()],
-        {"forces_loss": "huber"},
+        {"loss": "huber"},
     ),
     "piecewise_constant_schedule(1.0, {100: 25.0})": (
         ["--output_checkpoint", "run", *TWO_WEIGHTS.split(), "--epochs", "200"],
-        {"start_stage_two": 100, "stage_two_energy_weight": 25.0},
+        {"weight_schedule": ["energy=piecewise:0=1,100=25", "forces=piecewise:0=25,100=1"]},
+    ),
+    "--train_ids FILE --val_ids FILE": (
+        ["--output_checkpoint", "run", "--train_ids", "a.txt", "--val_ids", "b.txt", "--id_key", "sid"],
+        {"train_ids": str(Path.cwd() / "a.txt"), "val_ids": str(Path.cwd() / "b.txt")},
+    ),
+    "--normalize_y": (["--output_checkpoint", "run", "--loss_units", "spread"], {"loss_units": "spread"}),
+    "--balance_eh_loss": (["--output_checkpoint", "run", "--loss_units", "balanced"], {"loss_units": "balanced"}),
+    "log_metrics_to_table": (["--output_checkpoint", "run", "--loggers", "rich"], {"loggers": ["rich"]}),
+    "remote_storage_sync_fun": (
+        ["--output_checkpoint", "run", "--sync", 'rsync -a "$RUN_FOLDER" host:'],
+        {"sync": 'rsync -a "$RUN_FOLDER" host:'},
     ),
     "get_default_mlip_optimizer(OptimizerConfig(…))": (
         [
@@ -192,6 +211,20 @@ def test_flags(row: str) -> None:
     plain = flags(*words)
     assert {name: plain[name] for name in options} == options
     assert all(word in counterparts.table() for word in (TWO_WEIGHTS, HUBER)), "as the documents say"
+
+
+def test_the_weights_of_a_piecewise_schedule() -> None:
+    """Those of mlip: energy 1, then 25 from epoch 100 on; forces 25, then 1."""
+    from model_utils.run.objective import weight_schedules
+
+    options = cli.parse(
+        TrainOptions,
+        ["--input_json", "m.json", "--train_file", "t.xyz", "--output_checkpoint", "run", *TWO_WEIGHTS.split()],
+    )
+    assert options is not None
+    schedules = weight_schedules(options.loss)
+    weights = {quantity: [schedule.at(epoch) for epoch in (0, 99, 100)] for quantity, schedule in schedules.items()}
+    assert weights == {"energy": [1.0, 1.0, 25.0], "forces": [25.0, 25.0, 1.0]}
 
 
 ELSEWHERE = {  # rows that a test of runs, commands or Python exercises, and which
@@ -237,7 +270,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "a head": ({"model": {"drop_force_head": True}}, "forces of MACE are the slope of its energy"),
     "parallel": ({"train": {"parallel": False}}, "torchrun or srun says"),
     "a logger": ({"train": {"tensorboard": "x"}}, "what it writes lies beside the checkpoint"),
-    "W&B": ({"train": {"wandb": "x"}}, "WANDB_PROJECT" if "wandb" in LOGGERS.names() else "no logger of this name"),
+    "W&B": ({"train": {"wandb": "x"}}, "WANDB_PROJECT"),
 }
 
 
@@ -248,6 +281,18 @@ def test_what_is_answered_is_said_once(case: str, tmp_path: Path, capsys: pytest
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("note: ")
     assert said in line
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_logger_whose_package_is_absent_is_answered(
+    name: str, installed: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed.remove(name)
+    plain = taken(tmp_path, {"input_json": "m.json", **NEEDED, "train": {name: "x"}})
+    assert plain["loggers"] == []
+    assert f"{name}: the package {name} is not installed (pip install {name}); every record is in metrics.jsonl" in (
+        capsys.readouterr().err
+    )
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -73,7 +73,11 @@ def test_a_key_of_a_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_word_without_a_counterpart_and_one_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
     assert train_mace.main(["--nnodes", "2"]) == 2
-    assert "unknown flag --nnodes; one process on one device for now" in capsys.readouterr().err
+    assert "unknown flag --nnodes; several processes are begun by torchrun or srun" in capsys.readouterr().err
+    for value in ("bfloat16", "BF16", "half"):
+        assert train_mace.main(["--input_json", "m.json", "--dtype", value]) == 2
+        said = capsys.readouterr().err
+        assert said == f"error: --dtype {value}: mixed precision is not offered; --dtype is float32 or float64\n"
     assert train_mace.main(["--quux", "2"]) == 2
     assert "unknown flag --quux; see --help" in capsys.readouterr().err
 

@@ -29,11 +29,11 @@ class ResumeOptions:
     input_model: Path
     """The run's directory, or its `*_checkpoint.pt`: the newest generation that is not damaged is taken."""
     lr: Rate | None = None
-    """Rate of the next step; later ones follow the schedule from there, and cosine and onecycle come down to --min_lr where the run now ends. A warm-up ends. The optimizer's moments are kept."""
+    """Rate of the next step; later ones follow the schedule from there, and cosine and onecycle come down to --min_lr at the --scheduler_length of the run where it has one, else where the run now ends. A warm-up ends. The optimizer's moments are kept."""
     resume_new_lr: bool = False
     """Accepted with --lr, which does it alone."""
     reset_scheduler: bool = False
-    """Begin the schedule anew, with its warm-up, from the rate of --lr where that is given; cosine and onecycle then end where the run now ends."""
+    """Begin the schedule anew, with its warm-up, from the rate of --lr where that is given; cosine and onecycle then have the --scheduler_length of the run, else they end where it now ends."""
     resume_reset_scheduler: bool = False
     """Another name of --reset_scheduler."""
     resume_best: bool = False

@@ -15,7 +15,7 @@ class RunningOptions:
     """A folder for each run, and how it goes on."""
 
     run_dir: Annotated[Path | None, OF_THE_COMMAND] = None
-    """Folder of an experiment, in place of --output_checkpoint: each run gets a folder of its own in it, with `run.json` (what was asked, versions, machine, data, every start), and `latest` leads to the newest. With --resume the newest unfinished run of equal settings goes on; a task of a job array has its own."""
+    """Folder of an experiment, in place of --output_checkpoint: each run gets a folder of its own in it, with `run.json` (what was asked, versions, machine, data, every start), and `latest` leads to the newest. With --resume the newest unfinished run of equal settings goes on, and where all are finished nothing is left to do; a task of a job array has its own."""
     resume_best: Annotated[bool, OF_THE_COMMAND] = False
     """With --resume: go on from the best weights instead of the last ones, with fresh moments, and with the rate of --lr."""
     resume_new_lr: Annotated[bool, OF_THE_COMMAND] = False
@@ -29,7 +29,7 @@ class RunningOptions:
     stage_two_follows_schedule: Annotated[bool, FIXED] = False
     """Stage two goes on with the rate of the schedule; --stage_two_lr is not looked at."""
     output_safetensors: Annotated[Path | None, MAY_CHANGE] = None
-    """At the end also write the best weights as safetensors, with their model.json beside; compared with the model before it gets its name."""
+    """At the end also write the best weights as safetensors, with their model.json beside; compared with the model before it gets its name. A file of another run is not replaced, and with --run_dir the file lies in the folder of the run."""
 
     @property
     def changes_the_run(self) -> bool:

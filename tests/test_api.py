@@ -9,12 +9,12 @@ import pytest
 import torch
 from ase.constraints import FixAtoms
 from ase.io import read, write
+from plugged import restored_tables  # noqa: F401
 
 from conftest import ROOT, TINY, waters
 from model_utils import api, evaluate, model_loader
 from model_utils.errors import InputError, Preempted
 from model_utils.run import interruption
-from model_utils.run.loggers import LOGGERS
 from model_utils.settings.options import FinetuneOptions, TrainOptions
 from model_utils.tasks.finished_run import Run
 
@@ -166,17 +166,13 @@ def test_records_as_a_table_and_in_the_log(run: Run) -> None:
     assert log.count(" valid  loss") == 3
 
 
-def test_a_logger_of_ones_own(folder: Path) -> None:
+def test_a_logger_of_ones_own(folder: Path, restored_tables: None) -> None:
     """Rows "io_handler.attach_logger(function)", "plug-ins that register themselves"."""
     plugin = folder / "counting.py"
     plugin.write_text(LOGGER)
     settings = {"input_json": folder / "tiny.json", "train_file": folder / "train.xyz", "max_steps": 1}
     more = {"valid_file": folder / "val.xyz", "plugin": [plugin], "loggers": ["counting_of_api", "hooked_of_api"]}
-    try:
-        made = api.train({**settings, **more, "output_checkpoint": folder / "counted", "export_mace_model": False})
-    finally:
-        LOGGERS.pop("counting_of_api", None)
-        LOGGERS.pop("hooked_of_api", None)
+    made = api.train({**settings, **more, "output_checkpoint": folder / "counted", "export_mace_model": False})
     words = (made.folder / "counted.txt").read_text().split()
     assert words[-2:] == ["final", "closed"]
     assert "validation" in words

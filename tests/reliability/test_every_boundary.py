@@ -156,6 +156,13 @@ def test_nothing_of_the_state_was_forgotten_here(broken_off: tuple[list[str], Pa
     covered = {"optimizer", "scheduler", "ema_state_dict", "tally", "rng", "epoch", "steps_in_epoch", "step", "samples"}
     covered |= {"stage", "best_loss", "best_epoch", "best_step", "waited", "validated_step", "validation_due"}
     covered |= {"metrics_offset"}
-    fixed = {"stage_starts", "config", "dtype", "data", "lmdb_indices"}  # compared with the command line's, refused
+    fixed = {
+        "stage_starts",
+        "config",
+        "dtype",
+        "data",
+        "lmdb_indices",
+        "loss_units",
+    }  # compared with the command line's, refused
     said = {"source", "reason", "finished", "history", "computed_on"}  # of the past, no part of what comes
     assert set(state) == covered | fixed | said

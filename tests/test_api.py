@@ -166,7 +166,8 @@ def test_records_as_a_table_and_in_the_log(run: Run) -> None:
     assert log.count(" valid  loss") == 3
 
 
-def test_a_logger_of_ones_own(folder: Path, restored_tables: None) -> None:
+@pytest.mark.usefixtures("restored_tables")
+def test_a_logger_of_ones_own(folder: Path) -> None:
     """Rows "io_handler.attach_logger(function)", "plug-ins that register themselves"."""
     plugin = folder / "counting.py"
     plugin.write_text(LOGGER)

@@ -1,5 +1,7 @@
 """What people type who come from mace_run_train, and what it is called here."""
 
+from model_utils.settings.synonyms import SEVERAL
+
 IN_MODEL_JSON = "the network is described in model.json"
 
 OURS = {
@@ -41,7 +43,7 @@ OURS = {
     "save_cpu": "models are always saved for the CPU",
     "save_all_checkpoints": "the two newest checkpoints and the best model are kept",
     "keep_checkpoints": "the two newest checkpoints and the best model are kept",
-    "distributed": "one process on one device for now",
+    "distributed": SEVERAL,
     "wandb": "use --loggers wandb",
     "virials_key": "use --stress_key, which takes virials too",
     "pin_memory": "memory is pinned where the device is CUDA",
@@ -56,7 +58,7 @@ OURS = {
     "dipole_weight": "dipoles are not trained here",
     "lora": "low-rank adapters are not offered; use finetune.py --freeze",
     "lbfgs": "use --optimizer adam or adamw",
-    "launcher": "one process on one device for now",
+    "launcher": SEVERAL,
     "log_level": "the log has one level; --debug shows tracebacks",
     "plot": "plot_loss.py draws metrics.jsonl, also while the run goes on; or use --tensorboard",
     "wandb_project": "use --loggers wandb, and the variable WANDB_PROJECT",

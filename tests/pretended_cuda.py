@@ -92,7 +92,8 @@ def caller() -> str:
     library = "?"
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(str(ROOT)) and not name.startswith(str(ROOT / "tests" / "pretended_cuda")):
+        is_ours = name.startswith(str(ROOT)) and "site-packages" not in name  # an environment may lie in the checkout
+        if is_ours and not name.startswith(str(ROOT / "tests" / "pretended_cuda")):
             return f"{Path(name).relative_to(ROOT)}:{frame.f_code.co_name}"
         if library == "?" and any(part in name for part in ("/mace/", "/e3nn/", "torch/optim", "torch/nn/utils")):
             library = f"{name.rpartition('site-packages/')[2]}:{frame.f_code.co_name}"

@@ -349,7 +349,7 @@ FLAGS: dict[str, Any] = {
     "zero": (("--epochs", 0), "--epochs", "Must be >= 1"),
     "half an epoch": (("--epochs", "1.5"), "--epochs", "expected a whole number, found '1.5'"),
     "a share of one": (("--valid_fraction", 1), "--valid_fraction", "Must be < 1"),
-    "a precision": (("--dtype", "float16"), "--dtype", '"float32", "float64"'),
+    "a precision": (("--dtype", "float16"), "--dtype", "float32 or float64"),
     "a device": (("--device", "gpu"), "--device gpu", "cpu, cuda, cuda:N or auto"),
     "a device that is absent": (("--device", "cuda:99"), "--device cuda:99", "CUDA device(s)"),
     "a numbered processor": (("--device", "cpu:7"), "--device cpu:7", "--threads"),

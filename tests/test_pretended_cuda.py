@@ -32,7 +32,7 @@ COPIES = {  # of all commands, but for tables of couplings
     "to the device by copy_ in model_utils/models/weights.py:load_tensors",
     "to the device by copy_ in model_utils/run/ema.py:load_state_dict",
     "to the device, pageable, blocking, in model_utils/run/stored_sums.py:sums_of_named",
-    "to the device, pageable, blocking, in model_utils/tasks/evaluating.py:evaluate",
+    "to the device, pageable, blocking, in model_utils/tasks/evaluating.py:_opened",
     "to the device, pageable, blocking, in model_utils/run/assemble.py:training_state",
     "to the device, pageable, blocking, in model_utils/run/closing.py:_judged",
     "to the device, pageable, blocking, in model_utils/run/finetuning.py:network_on",

@@ -1,7 +1,6 @@
 """What people type who come from mace_run_train, and what it is called here."""
 
-from model_utils.settings.synonyms import SEVERAL
-
+SEVERAL = "start the command with torchrun or srun"
 IN_MODEL_JSON = "the network is described in model.json"
 
 OURS = {

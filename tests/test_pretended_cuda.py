@@ -24,6 +24,7 @@ from model_utils import evaluate, finetune, model_loader, resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint
 from model_utils.models.accelerated import AcceleratedNetwork
+from model_utils.models.fast.convolution import odd_on
 from model_utils.run import evaluation, finetuning, fit
 from model_utils.run import step as step_module
 from model_utils.run.step import loss_and_gradients
@@ -98,6 +99,7 @@ def test_commands(
     step: str, place: Path, device: Notes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two stages, a resumed run with a worker, an evaluation with tables, a fine-tuning with other energies."""
+    odd_on.cache_clear()  # made once in a process: whichever test is the first
     compared_on = []
     deviations = finetuning.Origin._deviations
 

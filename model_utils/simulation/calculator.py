@@ -87,10 +87,12 @@ class Calculator(AseCalculator):
         self.potentials = list(potentials)
         _warn_of_other_references(self.potentials)
         self._movers = [_Mover(potential, skin) for potential in self.potentials]
+        self._wants_stress = False
 
     def forget(self) -> None:
         """Compute the next atoms as if they were the first: no neighbour list and no result is left from before."""
         self.reset()
+        self._wants_stress = False
         for mover in self._movers:
             mover.forget()
 
@@ -121,7 +123,10 @@ class Calculator(AseCalculator):
                 a cell without volume, two atoms in one place, a missing charge or spin.
         """
         super().calculate(atoms, properties, system_changes)
-        stress = "stress" in properties and bool(self.atoms.pbc.all())
+        # who asks for forces and then for the stress, as filters of cells and barostats do at every step, would have
+        # everything computed twice; with the forces it costs a tenth more
+        self._wants_stress = self._wants_stress or "stress" in properties
+        stress = self._wants_stress and bool(self.atoms.pbc.all())
         computed = [mover.compute(self.atoms, stress=stress) for mover in self._movers]
         self.results = _results(computed)
         if "energies" in properties:

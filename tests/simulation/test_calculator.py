@@ -12,9 +12,11 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from mace.calculators import MACECalculator
 
+from dataloader.batch import Batch
 from dataloader.errors import InputError
 from model_utils import model_loader
 from model_utils.calculator import Calculator
+from model_utils.simulation.potential import Computed, Potential
 from simulation.conftest import kinds, rattled, written
 
 
@@ -202,3 +204,23 @@ def test_a_committee_of_unlike_zero_points_is_warned_of(models: list[Path], tmp_
     other = written(tmp_path, 5, atomic_energies={"H": -1.0, "O": -2.0, "Al": -10.0, "Cu": -12.5})
     with pytest.warns(UserWarning, match=r"other E0s than .* \(H: -1.000 and -13.600 eV\)"):
         Calculator([models[0], other])
+
+
+def test_forces_and_stress_of_a_step_are_computed_once(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second step on; a filter of cells asks for them one after the other."""
+    atoms = rattled(bulk("Al", cubic=True))
+    atoms.calc = Calculator(models[0])
+    passes = []
+    compute = Potential.compute
+
+    def counted(potential: Potential, batch: Batch, *, stress: bool) -> list[Computed]:
+        passes.append(stress)
+        return compute(potential, batch, stress=stress)
+
+    monkeypatch.setattr(Potential, "compute", counted)
+    for _ in range(3):
+        atoms.positions += 0.01
+        atoms.get_forces()
+        atoms.get_potential_energy()
+        atoms.get_stress()
+    assert passes == [False, True, True, True]

@@ -21,7 +21,7 @@ def function(name: str, text: str) -> Any:
     file = f"<{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module: dict[str, Any] = {"__name__": "mace_pretrain_kernels"}
-    exec(compile(text, file, "exec"), module)
+    exec(compile(text, file, "exec"), module)  # text that this package makes from a network's orders; of no file
     return module[name]
 
 

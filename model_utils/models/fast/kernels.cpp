@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <omp.h>
 #include <type_traits>
 #include <vector>
 
@@ -61,6 +62,21 @@ template <typename T, typename Body> inline void blocks(int64_t n, Body body) {
   int64_t c = 0;
   for (; c + kLanes<T> <= n; c += kLanes<T>) body(c, Full<T>{});
   if (c < n) body(c, Part{n - c});
+}
+
+// Whether the caller shares work among threads: where there is much of it and it is not one of several threads already. An
+// `if` clause is no way to say so: where it is false there still is a region, of one thread. That costs 10 us, and a region
+// within it starts threads of its own and ends them, which costs milliseconds.
+inline bool shared(bool much) { return much && !omp_in_parallel(); }
+
+// f(i) for i < n.
+template <typename F> inline void each(int64_t n, bool much, F f) {
+  if (shared(much)) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; ++i) f(i);
+  } else {
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
 }
 
 struct Edges {  // directed edges sorted by receiver; of a pair, the edge whose receiver comes later in the batch is flipped
@@ -679,17 +695,15 @@ void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const
 
 // silu and its slopes from z and s = 1/(1 + exp(-z)), all times gain.
 template <typename T> void silu_vjp(int64_t n, T gain, const T* z, const T* s, const T* g, T* gz) {
-#pragma omp parallel for simd schedule(static) if (n > 8192)
-  for (int64_t i = 0; i < n; ++i) gz[i] = g[i] * (gain * s[i] * (1 + z[i] * (1 - s[i])));
+  each(n, n > 8192, [=](int64_t i) { gz[i] = g[i] * (gain * s[i] * (1 + z[i] * (1 - s[i]))); });
 }
 template <typename T>
 void silu_vjp_vjp(int64_t n, T gain, const T* z, const T* s, const T* g, const T* a, T* dz, T* dg) {
-#pragma omp parallel for simd schedule(static) if (n > 8192)
-  for (int64_t i = 0; i < n; ++i) {
+  each(n, n > 8192, [=](int64_t i) {
     const T rest = 1 - s[i], scaled = gain * s[i] * a[i];
     dg[i] = scaled * (1 + z[i] * rest);
     dz[i] = g[i] * (scaled * rest * (2 + z[i] * (rest - s[i])));
-  }
+  });
 }
 
 // A number with its derivatives by N others; products and sums carry them along.
@@ -760,20 +774,18 @@ template <typename T, typename S> inline void harmonics(const S& x, const S& y, 
 
 // Lengths of vectors and spherical harmonics of their directions, n = (max_ell + 1)^2 of them.
 template <typename T> void directions(int64_t pairs, int64_t n, const T* v, T* r, T* y) {
-#pragma omp parallel for schedule(static) if (pairs > 500)
-  for (int64_t q = 0; q < pairs; ++q) {
+  each(pairs, pairs > 500, [&](int64_t q) {
     const T *p = v + 3 * q, length = std::sqrt(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]);
     r[q] = length;
     y[q * n] = 1;
     harmonics<T, T>(p[0] / length, p[1] / length, p[2] / length, n, y + q * n + 1);
-  }
+  });
 }
 
 // gv of gr and gy: u = v / r gives gv = (gu - u (u gu)) / r + gr u.
 template <typename T>
 void directions_vjp(int64_t pairs, int64_t n, const T* v, const T* r, const T* gr, const T* gy, T* gv) {
-#pragma omp parallel for schedule(static) if (pairs > 500)
-  for (int64_t q = 0; q < pairs; ++q) {
+  each(pairs, pairs > 500, [&](int64_t q) {
     Dual<T, 3> u[3], y[kMaxHarmonics];
     for (int i = 0; i < 3; ++i) {
       u[i] = Dual<T, 3>{v[3 * q + i] / r[q], {0, 0, 0}};
@@ -785,14 +797,13 @@ void directions_vjp(int64_t pairs, int64_t n, const T* v, const T* r, const T* g
       for (int i = 0; i < 3; ++i) gu[i] += gy[q * n + m] * y[m - 1].by[i];
     for (int i = 0; i < 3; ++i) along += gu[i] * u[i].value;
     for (int i = 0; i < 3; ++i) gv[3 * q + i] = (gu[i] - u[i].value * along) / r[q] + gr[q] * u[i].value;
-  }
+  });
 }
 
 // dgr and dgy of the adjoint a of gv: the derivatives of r and y along a.
 template <typename T>
 void directions_jvp(int64_t pairs, int64_t n, const T* v, const T* r, const T* a, T* dr, T* dy) {
-#pragma omp parallel for schedule(static) if (pairs > 500)
-  for (int64_t q = 0; q < pairs; ++q) {
+  each(pairs, pairs > 500, [&](int64_t q) {
     Dual<T, 1> u[3], y[kMaxHarmonics];
     T along = 0;
     for (int i = 0; i < 3; ++i) along += a[3 * q + i] * v[3 * q + i] / r[q];
@@ -804,7 +815,7 @@ void directions_jvp(int64_t pairs, int64_t n, const T* v, const T* r, const T* a
     dr[q] = along;
     dy[q * n] = 0;
     for (int64_t m = 1; m < n; ++m) dy[q * n + m] = y[m - 1].by[0];
-  }
+  });
 }
 
 // C = A B for matrices of any strides; C has contiguous rows. Tiles of kRows x kColumns stay in registers; a panel of B is
@@ -850,35 +861,32 @@ inline void tile(int64_t depth, const Matrix<T>& a, const T* panel, T* c, int64_
 template <typename T>
 void multiply(int64_t m, int64_t n, int64_t depth, Matrix<T> a, Matrix<T> b, T* c, T scale = 1, int64_t stride = 0,
               bool add_to = false) {
-  const int64_t ldc = stride ? stride : n;
-  const int64_t width = kColumns<T>, panels = (n + width - 1) / width;
+  const int64_t ldc = stride ? stride : n, width = kColumns<T>, panels = (n + width - 1) / width;
   const int64_t rows = std::clamp<int64_t>((m / 16 + kRows) / kRows * kRows, 96, 480);
-  const int64_t row_blocks = (m + rows - 1) / rows;
-#pragma omp parallel for collapse(2) schedule(static) if (m * n * depth > 100000)
-  for (int64_t r = 0; r < row_blocks; ++r)
-    for (int64_t p = 0; p < panels; ++p) {
-      alignas(64) T panel[kDepth * kColumns<T>];
-      const int64_t first = r * rows, last = std::min(m, first + rows), columns = std::min(width, n - p * width);
-      for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepth) {
-        const int64_t deep = std::min(kDepth, depth - k0);
-        const T* from = b.at + k0 * b.row + p * width * b.column;
-        if (columns < width) std::memset(panel, 0, sizeof(panel));
-        if (b.column == 1)
-          for (int64_t k = 0; k < deep; ++k)
-            for (int64_t j = 0; j < columns; ++j) panel[k * width + j] = from[k * b.row + j] * scale;
-        else
-          for (int64_t j = 0; j < columns; ++j)
-            for (int64_t k = 0; k < deep; ++k) panel[k * width + j] = from[k * b.row + j * b.column] * scale;
-        int64_t i = first;
-        auto at = [&](int64_t row) { return Matrix<T>{a.at + row * a.row + k0 * a.column, a.row, a.column}; };
-        for (; i + kRows <= last; i += kRows)
-          tile<T, kRows>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
-        for (; i + 4 <= last; i += 4)
-          tile<T, 4>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
-        for (; i < last; ++i)
-          tile<T, 1>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
-      }
+  each((m + rows - 1) / rows * panels, m * n * depth > 100000, [&](int64_t task) {
+    const int64_t first = task / panels * rows, last = std::min(m, first + rows);
+    const int64_t p = task % panels, columns = std::min(width, n - p * width);
+    alignas(64) T panel[kDepth * kColumns<T>];
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(depth, 1); k0 += kDepth) {
+      const int64_t deep = std::min(kDepth, depth - k0);
+      const T* from = b.at + k0 * b.row + p * width * b.column;
+      if (columns < width) std::memset(panel, 0, sizeof(panel));
+      if (b.column == 1)
+        for (int64_t k = 0; k < deep; ++k)
+          for (int64_t j = 0; j < columns; ++j) panel[k * width + j] = from[k * b.row + j] * scale;
+      else
+        for (int64_t j = 0; j < columns; ++j)
+          for (int64_t k = 0; k < deep; ++k) panel[k * width + j] = from[k * b.row + j * b.column] * scale;
+      int64_t i = first;
+      auto at = [&](int64_t row) { return Matrix<T>{a.at + row * a.row + k0 * a.column, a.row, a.column}; };
+      for (; i + kRows <= last; i += kRows)
+        tile<T, kRows>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
+      for (; i + 4 <= last; i += 4)
+        tile<T, 4>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
+      for (; i < last; ++i)
+        tile<T, 1>(deep, at(i), panel, c + i * ldc + p * width, ldc, columns, add_to || k0 > 0);
     }
+  });
 }
 
 struct MapPart {
@@ -904,8 +912,7 @@ template <typename Body> void each_matrix(const Map& f, Body body) {
     largest = std::max(largest, f.parts[p].rows * f.n_atoms / n * f.parts[p].n_in * f.parts[p].n_out);
   }
   const int64_t n = tasks.size();
-#pragma omp parallel for schedule(dynamic, 1) if (n > 1 && largest > 10000 && largest < 1000000)
-  for (int64_t t = 0; t < n; ++t) {
+  auto one = [&](int64_t t) {
     const MapPart& p = *tasks[t].part;
     if (p.n_elements == 1) {
       body(p, p.rows * f.n_atoms, p.x, p.y, p.weight, true);
@@ -917,6 +924,12 @@ template <typename Body> void each_matrix(const Map& f, Body body) {
              m == 0);
       }
     }
+  };
+  if (shared(n > 1 && largest > 10000 && largest < 1000000)) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t t = 0; t < n; ++t) one(t);
+  } else {
+    for (int64_t t = 0; t < n; ++t) one(t);
   }
 }
 template <typename T> void map_blocks(const Map& f, const T* x, const T* w, T* y) {

@@ -54,8 +54,7 @@ void radial_basis(const Basis& b, int64_t pairs, const T* r, const T* scale, con
                   T* cutoff, T* cutoff_slope) {
   const T r_max = T(b.r_max), prefactor = T(b.prefactor), q = T(b.q), difference = T(b.q - b.p);
   const T c0 = T((b.power + 1) * (b.power + 2)) / 2, c1 = T(b.power * (b.power + 2)), c2 = T(b.power * (b.power + 1)) / 2;
-#pragma omp parallel for schedule(static) if (pairs > 100)
-  for (int64_t i = 0; i < pairs; ++i) {
+  each(pairs, pairs > 100, [&](int64_t i) {
     const T u = r[i] / r_max;
     T power = 1;  // u^(p - 1)
     for (int64_t k = 1; k < b.power; ++k) power *= u;
@@ -87,7 +86,7 @@ void radial_basis(const Basis& b, int64_t pairs, const T* r, const T* scale, con
       value[i * b.n + k] = wave * f;
       slope[i * b.n + k] = slope_of_wave * dx * f + wave * df;
     }
-  }
+  });
 }
 
 struct PairLayer {  // x -> gain silu(norm(scale x W + bias)); weight[i, j] at i row + j column
@@ -257,8 +256,7 @@ void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, cons
   }
   const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out, width = n_last + f.appended;
   const int64_t tiles = (n + kPairs - 1) / kPairs;
-#pragma omp parallel if (tiles > 2)
-  {
+  auto run = [&] {
     std::vector<Activated<T>> layers;
     for (int64_t l = 0; l < f.n_layers; ++l) layers.emplace_back(f.layers[l].n_out);
     std::vector<T> basis(2 * kPairs * n_basis), product;
@@ -300,6 +298,12 @@ void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, cons
         }
       }
     }
+  };
+  if (shared(tiles > 2)) {
+#pragma omp parallel
+    run();
+  } else {
+    run();
   }
 }
 
@@ -322,8 +326,7 @@ void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, 
   const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out, width = n_last + f.appended;
   const int64_t tiles = (n + kPairs - 1) / kPairs, parts = std::clamp<int64_t>(tiles / 2, 1, 16);
   std::vector<T> all(parts * size);
-#pragma omp parallel if (parts > 1)
-  {
+  auto run = [&] {
     std::vector<Activated<T>> layers;
     for (int64_t l = 0; l < f.n_layers; ++l) layers.emplace_back(f.layers[l].n_out);
     std::vector<T> input(2 * kPairs * n_basis), gradient, next, scratch;
@@ -371,6 +374,12 @@ void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, 
           }
         }
       }
+  };
+  if (shared(parts > 1)) {
+#pragma omp parallel
+    run();
+  } else {
+    run();
   }
   std::memcpy(by_weights, &all[0], sizeof(T) * size);
   for (int64_t part = 1; part < parts; ++part)

@@ -457,6 +457,22 @@ def test_what_is_not_covered_runs_the_reference_and_says_so(
     assert reason in caplog.text
 
 
+def test_frozen_weights_give_the_same_bits() -> None:
+    """What is kept of them belongs to the elements of the latest batch: molecules of others come in between."""
+    both = Both.of(fields_of({"first": "density"}))
+    weights = {name: weight.detach() for name, weight in model_loader.trainable(both.module).items()}
+    frozen = FastNetwork(both.module)
+    frozen.freeze()
+    batches = [both.batch([structure]) for structure in both.structures]
+    for batch in [*batches, *reversed(batches), *batches]:
+        right = predict(both.fast, weights, batch, wanted=("stress",), training=False)
+        kept = predict(frozen, weights, batch, wanted=("stress",), training=False)
+        assert {name: values.tolist() for name, values in kept.items()} == {
+            name: values.tolist() for name, values in right.items()
+        }
+    assert len({tuple(sorted(set(b.species.tolist()))) for b in batches}) > 1
+
+
 # Kernels
 
 

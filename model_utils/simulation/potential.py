@@ -64,6 +64,9 @@ class Potential:
         self.weights: Mapping[str, Tensor] = {
             name: weight.detach() for name, weight in model_loader.trainable(self.module).items()
         }
+        freeze = getattr(self.network, "freeze", None)  # of the fast form
+        if freeze is not None:
+            freeze()
         if ENERGY.name not in self.network.gives:
             raise InputError(f"{self.path} gives {', '.join(sorted(self.network.gives))} and no energies")
 

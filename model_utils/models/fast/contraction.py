@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of
+from model_utils.models.fast.frozen_weights import OfWeights, made_anew
 from model_utils.models.fast.gather import spread, take
 from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.linear import by_tile
@@ -71,13 +72,16 @@ class Contraction:
         n_in = sum(ir.dim for _, ir in module.irreps_in)
         return cls(tuple(orders), n_in, module.irreps_in[0].mul)
 
-    def __call__(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+    def __call__(
+        self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor], of_weights: OfWeights = made_anew
+    ) -> Tensor:
         """Products of features.
 
         Args:
             graph: orders of the batch.
             x: (components, n_atoms, n_channels).
             weight: W of the elements that occur by mace's name, (n_present, n_paths, n_channels).
+            of_weights: what keeps coefficients of frozen weights.
 
         Returns:
             (components of all output orders, n_atoms, n_channels).
@@ -85,7 +89,8 @@ class Contraction:
         backend = backend_of(x)
         if backend is None:
             return self.by_torch(graph, x, weight)
-        return _Contract.apply(x.contiguous(), self.terms(x.dtype, weight), graph, self, backend)
+        terms = of_weights(f"{self.first_weight} terms", lambda: self.terms(x.dtype, weight))
+        return _Contract.apply(x.contiguous(), terms, graph, self, backend)
 
     def terms(self, dtype: torch.dtype, weight: Callable[[str], Tensor]) -> Tensor:
         """T of the elements that occur, (n_present, n_terms, n_channels): the polynomial's coefficients."""
@@ -108,6 +113,11 @@ class Contraction:
     def n_out(self) -> int:
         """Components of all output orders."""
         return len(self.orders) ** 2
+
+    @property
+    def first_weight(self) -> str:
+        """A weight's name, by which the contraction is known within its network."""
+        return next(m.weight for degrees in self.orders for m in degrees)
 
     @property
     def n_terms(self) -> int:

@@ -15,6 +15,7 @@ linear map, and channels are innermost.
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch.func import functional_call
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
 from model_utils.models.fast.backends import backend_of, fused_kernels_of, prepare
+from model_utils.models.fast.frozen_weights import Kept, OfWeights, made_anew
 from model_utils.models.fast.gated import added, divided, gate
 from model_utils.models.fast.gather import adds_in_one_order, gather
 from model_utils.models.fast.geometry import directions, pair_vectors
@@ -51,6 +53,11 @@ class FastNetwork:
         self._own = dict(module.named_parameters())
         self._make_ready(next(module.parameters()))
         self._latest: tuple[weakref.ref[Batch], BatchGraph] | None = None
+        self._kept: Kept | None = None
+
+    def freeze(self) -> None:
+        """The weights stay as they are from here on, and what follows from them alone is computed once."""
+        self._kept = Kept()
 
     def _make_ready(self, like: Tensor) -> None:
         """Compile kernels, or copy tables to the device, and read constants there: not within the first step."""
@@ -72,8 +79,7 @@ class FastNetwork:
 
     def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``."""
-        weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
-        evaluation = _Pass(self, weights, batch, self.graph(batch))
+        evaluation = self._pass(parameters, batch)
         return {ENERGY.name: evaluation.energies(positions, shifts)}
 
     def energies_of_atoms(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
@@ -81,9 +87,13 @@ class FastNetwork:
 
         The repulsion of a pair belongs to both atoms by halves.
         """
-        weights = {**self._own, **parameters}
-        evaluation = _Pass(self, weights, batch, self.graph(batch))
+        evaluation = self._pass(parameters, batch)
         return evaluation.of_atoms(*evaluation.parts(positions, shifts))[self.graph(batch).rank]
+
+    def _pass(self, parameters: Parameters, batch: Batch) -> "_Pass":
+        weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
+        graph = self.graph(batch)
+        return _Pass(self, weights, batch, graph, made_anew if self._kept is None else self._kept.of(graph.present))
 
     def graph(self, batch: Batch) -> BatchGraph:
         """The orders of a batch; kept for the latest batch, which several evaluations share."""
@@ -95,12 +105,15 @@ class FastNetwork:
 class _Pass:
     """One evaluation of the network; holds weights, batch and orders so that the layers read as formulas."""
 
-    def __init__(self, network: FastNetwork, weights: Parameters, batch: Batch, graph: BatchGraph) -> None:
+    def __init__(
+        self, network: FastNetwork, weights: Parameters, batch: Batch, graph: BatchGraph, of_weights: OfWeights
+    ) -> None:
         self.plan = network.plan
         self.module = network.module
         self.weights = weights
         self.batch = batch
         self.graph = graph
+        self.of_weights = of_weights
         self._all_present = graph.n_present == len(self.module.get_buffer("atomic_numbers"))
 
     def select(self, weight: Tensor, axis: int) -> Tensor:
@@ -121,9 +134,7 @@ class _Pass:
         of_pair = (numbers[graph.pair_receiver], numbers[graph.pair_sender])
         pairs = Pairs.of(graph, plan.radial, lengths, of_pair, harmonics)
 
-        embedding = plan.embedding.parts[0]
-        h_element = self.weights[plan.embedding.name].view(-1, embedding.n_out) * embedding.scale
-        h_element = self.select(h_element, 0)  # (n_present, n_channels)
+        h_element = self.of_weights(plan.embedding.name, self.embedding)
         h = self.joint(h_element) if plan.joint else None
         first_energy = None if h is None or plan.joint_readout is None else self.joint_energy(h[0], plan.joint_readout)
 
@@ -133,6 +144,11 @@ class _Pass:
             layers.append(h)
         node_energy = torch.stack([self.readout(r, layers[r.layer]) for r in plan.readouts]).sum(dim=0)
         return node_energy, first_energy, lengths, of_pair
+
+    def embedding(self) -> Tensor:
+        """Features of the elements that occur before the first layer, (n_present, n_channels)."""
+        part = self.plan.embedding.parts[0]
+        return self.select(self.weights[self.plan.embedding.name].view(-1, part.n_out) * part.scale, 0)
 
     def joint(self, h_element: Tensor) -> Tensor:
         """The first features where charge, spin or other inputs join the elements, (1, n_atoms, n_channels)."""
@@ -144,7 +160,7 @@ class _Pass:
 
     def joint_energy(self, x: Tensor, blocks: Blocks) -> Tensor:
         """Energies of atoms by their first features, (n_atoms,), eV; they move no atom."""
-        return self.of_head(x @ _square(self.weights[blocks.name], blocks)[0])
+        return self.of_head(x @ self.square(blocks))
 
     def hidden_layers(self, layers: Sequence[Dense], first: Tensor | None) -> list[HiddenLayer]:
         """Layers of a network of pairs with their weights; ``first`` stands for weight and bias of the first one."""
@@ -195,10 +211,14 @@ class _Pass:
         last = interaction.last
         appended = last.bias is not None
         radial = self.pair_network(interaction.hidden, pairs, interaction.gated, times_cutoff=True, appended=appended)
+        return radial, self.of_weights(last.name, lambda: self.last_matrix(last))
+
+    def last_matrix(self, last: Dense) -> Tensor:
+        """The radial network's last matrix, (n_radial, n_paths · n_channels), with the bias below it."""
         matrix = self.weights[last.name]
         if last.bias is None:
-            return radial, matrix * last.scale
-        return radial, torch.cat([matrix.t(), self.weights[last.bias].unsqueeze(0)])
+            return matrix * last.scale
+        return torch.cat([matrix.t(), self.weights[last.bias].unsqueeze(0)])
 
     def layer(self, interaction: Interaction, h: Tensor | None, h_element: Tensor, pairs: Pairs) -> Tensor:
         """One interaction with its product block.
@@ -248,10 +268,10 @@ class _Pass:
             assert h is not None
             sent = self.map(h, interaction.up).view(-1, n_atoms, n_channels)
         else:
-            sent = h_element @ _square(self.weights[interaction.up.name], interaction.up)[0]
+            sent = self.of_weights(interaction.up.name, lambda: h_element @ self.square(interaction.up))
             if fused_kernels_of(sent) is None or first.pays(pairs.graph, radial.shape[1], interaction.down):
                 down = (self.weights[interaction.down.name], interaction.down, factor)
-                return first(pairs.graph, radial, pairs.harmonics, last, sent, down), sent
+                return first(pairs.graph, radial, pairs.harmonics, last, sent, down, self.of_weights), sent
         sent_by_atoms = sent if first is None else rows_of_elements(sent, self.graph.species).unsqueeze(0)
         x = interaction.couplings(pairs.graph, sent_by_atoms, pairs.harmonics, matmul(radial, last))
         return self.map(x, interaction.down, factor), sent
@@ -260,7 +280,7 @@ class _Pass:
         """What an atom itself sends, mapped to what is added to its messages, in flat blocks."""
         if sent.dim() == 3:
             return self.map(sent, gated.own)
-        rows = sent @ _square(self.weights[gated.own.name], gated.own)[0]
+        rows = sent @ self.square(gated.own)
         return rows_of_elements(rows, self.graph.species).view(-1)
 
     def density(self, interaction: Interaction, pairs: Pairs) -> Tensor:
@@ -276,8 +296,8 @@ class _Pass:
     def product(self, interaction: Interaction, x: Tensor) -> Tensor:
         """The symmetric contraction of x with the weights of each atom's element, or with those of all."""
         if interaction.agnostic:
-            return interaction.product(of_one_element(self.graph), x, lambda name: self.weights[name])
-        return interaction.product(self.graph, x, lambda name: self.select(self.weights[name], 0))
+            return interaction.product(of_one_element(self.graph), x, self.weights.__getitem__, self.of_weights)
+        return interaction.product(self.graph, x, lambda name: self.select(self.weights[name], 0), self.of_weights)
 
     def map(self, x: Tensor, blocks: Blocks, factor: float = 1.0) -> Tensor:
         """Features in blocks mapped by the same matrices for all atoms, in flat blocks."""
@@ -298,12 +318,8 @@ class _Pass:
         """y and the mapped features that came in; those of the first layer may be one row per element."""
         blocks = interaction.skip
         n_atoms = self.graph.n_atoms
-        weight = self.weights[blocks.name]
         if h is None:
-            part = blocks.parts[0]
-            matrices = weight[: part.size].view(part.n_in, part.n_elements, part.n_out)
-            matrices = matrices if part.n_elements == 1 else self.select(matrices, 1)
-            rows = torch.matmul(h_element.unsqueeze(1), matrices.transpose(0, 1)).squeeze(1) * part.scale
+            rows = self.of_weights(blocks.name, lambda: self.skip_rows(blocks, h_element))
             skip = rows_of_elements(rows, self.graph.species).unsqueeze(0)
         elif interaction.gated is not None:
             skip = self.map(h, blocks).view(-1, n_atoms, y.shape[2])
@@ -314,13 +330,20 @@ class _Pass:
         first, rest = y.split([len(skip), len(y) - len(skip)])
         return torch.cat([first + skip, rest])
 
+    def skip_rows(self, blocks: Blocks, h_element: Tensor) -> Tensor:
+        """Mapped features of the elements before the first layer, (n_present, n_channels)."""
+        part = blocks.parts[0]
+        matrices = self.weights[blocks.name][: part.size].view(part.n_in, part.n_elements, part.n_out)
+        matrices = matrices if part.n_elements == 1 else self.select(matrices, 1)
+        return torch.matmul(h_element.unsqueeze(1), matrices.transpose(0, 1)).squeeze(1) * part.scale
+
     def readout(self, readout: Readout, h: Tensor) -> Tensor:
         """Energies of atoms by one layer's scalars, each by its head's column; (n_atoms,), eV before scaling."""
         x = h[0]
         n_heads = self.plan.n_heads
         for index, (blocks, bias) in enumerate(zip(readout.maps, readout.biases, strict=True)):
             part = blocks.parts[0]
-            x = x @ (self.weights[blocks.name].view(part.n_in, part.n_out) * part.scale)
+            x = x @ self.of_weights(blocks.name, partial(self.square, blocks))
             x = x if bias is None else x + self.weights[bias]
             if index + 1 < len(readout.maps) and readout.activation is not None:
                 x = readout.activation(x) if readout.silu_gain is None else silu(x, readout.silu_gain)
@@ -380,13 +403,12 @@ class _Pass:
             node_energy = self.scale[head] * node_energy + shift[head]
         return node_energy if first_energy is None else node_energy + first_energy
 
+    def square(self, blocks: Blocks) -> Tensor:
+        """The matrix of a map's first order, (n_in, n_out)."""
+        part = blocks.parts[0]
+        return self.weights[blocks.name][: part.size].view(part.n_in, part.n_out) * part.scale
+
     def halves(self, repulsion: Tensor) -> Tensor:
         """The repulsion of pairs, half of it for either atom, (n_atoms,)."""
         halves = 0.5 * sums_over_neighbors(self.graph, repulsion.unsqueeze(1)).squeeze(1)
         return halves if self.scale is None else self.scale[self.graph.head] * halves
-
-
-def _square(weight: Tensor, blocks: Blocks) -> list[Tensor]:
-    """The matrices of a map as tensors of their own."""
-    flat = weight.split([p.size for p in blocks.parts])
-    return [w.view(p.n_in, p.n_out) * p.scale for p, w in zip(blocks.parts, flat, strict=True)]

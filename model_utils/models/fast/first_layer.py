@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from model_utils.models.fast.backends import Backend, backend_of, fused_kernels_of
 from model_utils.models.fast.convolution import odd_on, signed_harmonics
+from model_utils.models.fast.frozen_weights import OfWeights, made_anew
 from model_utils.models.fast.gather import adds_in_one_order, collect, gather
 from model_utils.models.fast.geometry import odd
 from model_utils.models.fast.graph import BatchGraph
@@ -62,6 +63,7 @@ class FirstLayer:
         path_matrix: Tensor,
         h: Tensor,
         down: tuple[Tensor, Blocks, float],
+        of_weights: OfWeights = made_anew,
     ) -> Tensor:
         """Messages behind their linear map.
 
@@ -72,6 +74,7 @@ class FirstLayer:
             path_matrix: (n_radial, (max_ell + 1) · n_channels), W_l side by side.
             h: (n_present, n_channels).
             down: the linear map: flat weight, where in it each order's matrix lies, and a factor.
+            of_weights: what keeps products of frozen weights.
 
         Returns:
             Flat blocks; block l is ((2l + 1), n_atoms, width of l).
@@ -83,7 +86,8 @@ class FirstLayer:
         flat = weight.split([part.size for part in blocks.parts])
         maps = [w.view(part.n_in, part.n_out) for w, part in zip(flat, blocks.parts, strict=True)]
         if graph.dense_segments:
-            return self.dense(graph, sums, paths, h, maps)
+            folded = of_weights(f"{blocks.name} folded", lambda: _folded(paths, h, maps))
+            return self.dense(graph, sums, folded)
         orders = []
         for order, s_l in enumerate(sums.split([2 * order + 1 for order in range(len(maps))])):
             by_segment = matmul(s_l.reshape(-1, s_l.shape[2]), paths[order]).view(2 * order + 1, -1, h.shape[1])
@@ -105,16 +109,14 @@ class FirstLayer:
         other = path_weights + graph.n_atoms * components * n_channels * width
         return own < SAVED * other
 
-    def dense(self, graph: BatchGraph, sums: Tensor, paths: Tensor, h: Tensor, maps: list[Tensor]) -> Tensor:
+    def dense(self, graph: BatchGraph, sums: Tensor, folded: list[Tensor]) -> Tensor:
         """Messages in flat blocks where every atom has a segment of every element: one matrix per order behind S."""
-        by_element = (paths.unsqueeze(1) * h.unsqueeze(1)).flatten(1, 2)  # (orders, n_present · n_radial, n_channels)
-        folded = [matmul(w_l, map_l) for w_l, map_l in zip(by_element.unbind(), maps, strict=True)]
-        n_in = by_element.shape[1]
+        n_in = folded[0].shape[0]
         kernels = fused_kernels_of(sums)
         if kernels is not None:
             blocks = _blocks_of(tuple((n_in, w.shape[1]) for w in folded))
             return mapped(kernels, graph, sums, torch.cat([w.view(-1) for w in folded]), blocks)
-        by_order = sums.split([2 * order + 1 for order in range(len(maps))])
+        by_order = sums.split([2 * order + 1 for order in range(len(folded))])
         return torch.cat([matmul(s.reshape(-1, n_in), w).view(-1) for s, w in zip(by_order, folded, strict=True)])
 
     def scaled(self, blocks: Blocks, factor: float, like: Tensor) -> Tensor:
@@ -139,6 +141,12 @@ class FirstLayer:
         left = signed_harmonics(graph, harmonics, self.max_ell, segments=True)
         right = gather(radial, slots.of_pair).view(*slots.sign.shape, -1)
         return torch.bmm(left.transpose(1, 2), right).transpose(0, 1)
+
+
+def _folded(paths: Tensor, h: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    """Per order W_l, h_z and the linear map as one matrix, (n_present · n_radial, width of l)."""
+    by_element = (paths.unsqueeze(1) * h.unsqueeze(1)).flatten(1, 2)  # (orders, n_present · n_radial, n_channels)
+    return [matmul(w_l, map_l) for w_l, map_l in zip(by_element.unbind(), maps, strict=True)]
 
 
 def _summed_by_atom(graph: BatchGraph, by_segment: Tensor) -> Tensor:

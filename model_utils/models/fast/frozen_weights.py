@@ -1,0 +1,53 @@
+"""What follows from weights alone, computed once where the weights stay as they are."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+class OfWeights(Protocol):
+    """Gives ``make()``, or what it gave before under the same name."""
+
+    def __call__(self, name: str, make: Callable[[], Value]) -> Value:
+        """The value.
+
+        Args:
+            name: of the value, one in the network; its weight's name with what is made of it.
+            make: computes it from weights and from the elements that occur, and from nothing else.
+        """
+        ...
+
+
+def made_anew(name: str, make: Callable[[], Value]) -> Value:
+    """``make()``: for weights that are trained."""
+    del name
+    return make()
+
+
+class Kept:
+    """Values of frozen weights for the elements of the latest batch.
+
+    A molecule's step in dynamics would spend a fifth of its time on them.
+    """
+
+    def __init__(self) -> None:
+        self._present: Tensor | None = None
+        self._values: dict[str, object] = {}
+
+    def of(self, present: Tensor) -> OfWeights:
+        """What keeps values for these elements, (n_present,); those of other ones are forgotten.
+
+        Elements are known by their tensor: to compare numbers would make a GPU wait.
+        """
+        if self._present is not present:
+            self._present = present
+            self._values = {}
+        return self._value
+
+    def _value(self, name: str, make: Callable[[], Value]) -> Value:
+        if name not in self._values:
+            self._values[name] = make()
+        return self._values[name]  # type: ignore[return-value]

@@ -32,6 +32,7 @@ from model_utils.models.weights import (
     check_buffers,
     copied,
     fill_in_precision,
+    keep_latest,
     load_tensors,
     to_be_filled,
     trainable,
@@ -81,6 +82,7 @@ def build(description: ModelDescription, dtype: torch.dtype, seed: int, where: s
         raise InputError(reason)
     torch.manual_seed(seed)
     module = build_module(description, dtype, where)
+    keep_latest(description, module)
     check_buffers(module, description, "freshly built model")
     return module
 

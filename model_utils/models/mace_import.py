@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from model_utils.models import packages_by_name
+
 VARIABLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -35,6 +37,13 @@ def _unsafe_loading_during_import() -> Iterator[None]:
 with _unsafe_loading_during_import():
     import e3nn
     import mace
+
+    packages_by_name.enter("mace.tools")
+    packages_by_name.enter("e3nn.io")
+    with packages_by_name.absent("torch._dynamo"):
+        import mace.tools.compile
+    if mace.tools.compile.dynamo is None:  # used by who lets torch's compiler follow mace's networks
+        mace.tools.compile.dynamo = packages_by_name.WhenAsked("torch._dynamo")
     import mace.modules
     from e3nn import o3
     from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE, CuEquivarianceConfig, OEQConfig

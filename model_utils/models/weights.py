@@ -11,18 +11,35 @@ from model_utils.errors import VerificationError
 from model_utils.models.architecture import architecture_of, build_module
 from model_utils.models.schema import ModelDescription
 
+_latest: tuple[str, torch.dtype, nn.Module] | None = None  # the latest network, with weights that mean nothing
+
 
 def to_be_filled(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
     """A module on the CPU whose weights mean nothing yet; torch's generator is left as it was.
 
+    A training needs four of one network: a second of e3nn's compilation each. The latest one is kept and copied, at
+    the cost of its weights' memory.
+
     Raises:
         InputError: this installation cannot build the structure.
     """
+    text = description.canonical_text()
+    if _latest is not None and _latest[:2] == (text, dtype):
+        return copied(_latest[2])
     generator = torch.random.get_rng_state()
     try:
-        return build_module(description, dtype, where)
+        module = build_module(description, dtype, where)
     finally:
         torch.random.set_rng_state(generator)
+    keep_latest(description, module)
+    return module
+
+
+def keep_latest(description: ModelDescription, module: nn.Module) -> None:
+    """Keep a copy of a module as it was built, before it was filled, for further ones of its network."""
+    global _latest
+    dtype = next(module.parameters()).dtype
+    _latest = (description.canonical_text(), dtype, copied(module))
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,81 @@
+"""mace and e3nn are imported without what they would bring along, and miss nothing."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_utils.models import mace_import, packages_by_name
+
+UNUSED = ("torch._dynamo", "torchmetrics", "matplotlib", "pandas", "scipy.signal", "torch.onnx")
+ENTERED = ("mace.tools", "e3nn.io")
+
+assert mace_import.VERSIONS, "the import this is about"
+
+
+def test_what_is_not_used_is_not_imported() -> None:
+    text = f"import model_utils.models.mace_import, sys; print([m for m in {UNUSED} if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("package", ENTERED)
+def test_every_name_is_there(package: str) -> None:
+    """Whoever imports mace besides, a plug-in for instance, finds the names of its own ``__init__``."""
+    module = importlib.import_module(package)
+    statements = ast.parse(Path(str(module.__file__)).read_text()).body
+    places = [(s.module, a) for s in statements if isinstance(s, ast.ImportFrom) for a in s.names]
+    assert len(places) > 1
+    for submodule, alias in places:
+        right = getattr(importlib.import_module(f"{package}.{submodule}"), alias.name)
+        assert getattr(module, alias.asname or alias.name) is right
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = module.nonsense
+
+
+def test_the_compiler_is_there_when_it_is_asked_for() -> None:
+    """mace sets it up where somebody lets it follow a network; without it mace would silently leave that out."""
+    text = (
+        "import model_utils.models.mace_import, mace.tools.compile as c, torch; "
+        "c.configure_autograd_for_compile(); print(torch._dynamo.config.trace_autograd_ops)"
+    )
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert ended.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_entered"),
+    [
+        ("from .here import there\n", True),
+        ('"""Package."""\nfrom .here import there as name, here\n__all__ = ["name"]\n', True),
+        ("from .here import *\n", False),
+        ("from . import here\n", False),
+        ("import os\nfrom .here import there\n", False),
+        ("from .here import there\nthere()\n", False),
+        ("from .here import there\nnumber = 3\n", False),
+    ],
+)
+def test_a_package_that_does_more_is_imported_as_usual(
+    text: str, is_entered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, init in (("parent", ""), ("parent/package", text)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text(init)
+    (tmp_path / "parent/package/here.py").write_text("there = lambda: 1\nhere = 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("parent", "parent.package", "parent.package.here"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.import_module("parent")
+    packages_by_name.enter("parent.package")
+    try:
+        assert ("parent.package" in sys.modules) is is_entered
+        package = importlib.import_module("parent.package")
+        assert ("parent.package.here" in sys.modules) is not is_entered
+        assert package.here is not None
+        assert "parent.package.here" in sys.modules
+    finally:
+        for name in ("parent", "parent.package", "parent.package.here"):
+            sys.modules.pop(name, None)

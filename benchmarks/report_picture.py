@@ -31,11 +31,19 @@ def main() -> None:
         run(sys.executable, "configs/quickstart/run.py")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.html"
-        words = ["--input_model", str(MODEL), "--data", "configs/quickstart/test.xyz", "--report", str(report)]
+        words = [
+            "--input_model",
+            str(MODEL.relative_to(ROOT)),
+            "--data",
+            "configs/quickstart/test.xyz",
+            "--report",
+            str(report),
+        ]
         run(sys.executable, "model_utils/evaluate.py", *words, "--worst", "0", "--threads", "1")
         seen = Path(folder) / "seen.png"
         size = ",".join(map(str, WINDOW))
-        run(asked.chromium, "--headless", "--no-sandbox", f"--window-size={size}", f"--screenshot={seen}", str(report))
+        flags = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={size}", f"--screenshot={seen}"]
+        run(asked.chromium, *flags, str(report))
         PICTURE.parent.mkdir(exist_ok=True)
         PICTURE.write_bytes(smaller(seen))
     print(f"wrote {PICTURE}, {PICTURE.stat().st_size // 1000} kB")

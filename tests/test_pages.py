@@ -1,6 +1,6 @@
-"""Every command of README.md and docs/ is run as it stands there, page by page, on small data of the names it has there.
+"""Every command of README.md and docs/ is run as it stands there, page by page, on small data of the names it has.
 
-A block whose title begins with ``needs`` or ``takes`` is not run: a GPU, a cluster, a service or a data set is not here,
+A block whose title begins with ``needs`` or ``takes`` is not run: a GPU, a cluster, a service, a data set is not here,
 or another test runs it. The options of its commands are parsed. Code within a sentence names options that there are.
 """
 

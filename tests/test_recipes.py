@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
+from test_documents import completed
 
 from conftest import ROOT
 from model_utils.models import description
 from model_utils.settings import cli
 from model_utils.settings.options import TrainOptions
 from model_utils.tasks.describe_data import MACE_SETTINGS
-from test_documents import completed
 
 RECIPES = ROOT / "configs" / "recipes"
 OURS = {  # a setting of mace_run_train with another name here

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart test test_extras lint battery slurm bench bench_simulation bench_ranks bench_step bench_gpu cuda_costs parity accelerated kernels parameters clean
+.PHONY: env quickstart docs test test_extras lint battery slurm bench bench_simulation bench_ranks bench_step bench_gpu cuda_costs parity accelerated kernels parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -19,6 +19,9 @@ quickstart: env  ## train, evaluate, print what to try next: about three minutes
 
 test: env  ## the default tests, two processes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+docs: env  ## the pages of docs/ as a site in build/docs; a broken link is an error
+	$(RUN) -m mkdocs build --strict
 
 lint: env  ## style and types
 	$(RUN) -m ruff check .
@@ -71,4 +74,4 @@ parameters: env  ## write the tables of Parameters.md anew
 	$(RUN) model_utils/settings/parameters_md.py
 
 clean:
-	rm -rf $(VENV) .venv-cueq .venv-extras runs
+	rm -rf $(VENV) .venv-cueq .venv-extras build/docs runs

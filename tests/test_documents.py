@@ -1,7 +1,9 @@
-"""Documents and configurations that promise something: Parameters.md, configs, the README's tree."""
+"""Documents and configurations that promise something: Parameters.md, configs, the tree of files, the site."""
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from conftest import ROOT
 from model_utils.models import description
 from model_utils.settings import cli, counterparts, parameters_md
 from model_utils.settings.declared import names_of
-from model_utils.settings.mace_flags import OURS
+from model_utils.settings.mace_flags import OTHERS, OURS
 from model_utils.settings.options import EvaluateOptions, FinetuneOptions, TrainOptions
 
 
@@ -26,6 +28,13 @@ def test_the_table_of_other_toolkits_is_that_of_the_code() -> None:
     assert text.count("\n| `") == len(counterparts.COUNTERPARTS)
 
 
+def test_the_table_of_maces_flags_is_that_of_the_code() -> None:
+    text = parameters_md.FROM_MACE.read_text(encoding="utf-8")
+    assert parameters_md.with_mace_flags(text) == text, "run `make parameters`"
+    table = text.partition("<!-- mace flags -->")[2]
+    assert table.count("\n| `--") == len({*OURS, *OTHERS})
+
+
 OF_ANOTHER_COMMAND: dict[str, tuple[type, list[str]]] = {  # configuration: options of its command, flags that it needs
     "finetune_replay.yaml": (
         FinetuneOptions,
@@ -35,7 +44,7 @@ OF_ANOTHER_COMMAND: dict[str, tuple[type, list[str]]] = {  # configuration: opti
 }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_configuration_parses_and_names_files_that_are_there(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,15 +88,15 @@ def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path)
 
 
 def test_hints_for_mace_flags_name_flags_that_exist() -> None:
-    ours = set(names_of(TrainOptions)) | {"scaling", "input_model"}
+    ours = {*names_of(TrainOptions), *names_of(FinetuneOptions), "scaling"}
     for name, hint in OURS.items():
         assert name not in names_of(TrainOptions), f"--{name} is ours and needs no hint"
         for flag in re.findall(r"--(\w+)", hint):
             assert flag in ours, (name, hint)
 
 
-def test_the_readmes_tree_names_what_is_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tree_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "tree.md").read_text(encoding="utf-8")
     tree = text.split("```text")[1].split("```")[0]
     named = paths_in(tree)
     assert [path for path in named if not (ROOT / path).exists()] == []
@@ -100,7 +109,7 @@ def test_the_readmes_tree_names_what_is_there() -> None:
 def test_the_architecture_names_files_that_are_there() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\w[\w/]*\.(?:py|md)|\w+/[\w/]*", text))
-    folders = ("", "model_utils", "model_utils/models")  # the picture leaves out the folder of a row
+    folders = ("", "docs", "model_utils", "model_utils/models")  # the picture leaves out the folder of a row
     missing = [name for name in named if not any((ROOT / folder / name).exists() for folder in folders)]
     assert sorted(missing) == []
     assert len(named) > 40
@@ -130,3 +139,11 @@ def paths_in(tree: str) -> list[str]:
         found.append("".join([*folders[:depth], name.rstrip("/")]))
         folders[depth:] = [name]
     return found
+
+
+def test_the_pages_make_a_site_without_a_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs-material is not installed (extra docs)")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "first_run.html").exists()

@@ -101,10 +101,11 @@ def test_one_module_writes_whole_files() -> None:
         assert "flock(" not in text or module_name(path) == "dataloader.file_lock", path
 
 
-def test_the_entry_scripts_are_the_commands_of_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_entry_scripts_are_the_commands_of_the_pages() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     files = {name.replace(".", "/") + ".py" for name in ENTRY}
-    assert files == set(re.findall(r"^python ([\w/]+\.py)", readme, re.MULTILINE))
+    assert files == set(re.findall(r"^python ([\w/]+\.py)", text, re.MULTILINE))
 
 
 def test_only_checkpoint_saves_and_loads_torch_files() -> None:

@@ -1,4 +1,9 @@
-"""What people type who come from mace_run_train, and what it is called here."""
+"""What people type who come from mace_run_train, and what it is called here: for answers and for docs/from_mace.md."""
+
+import re
+from collections.abc import Collection
+
+FLAG = re.compile(r"(?<!`)(?:finetune\.py |metadata\.py init )?--\w+")  # as a reader types it
 
 SEVERAL = "start the command with torchrun or srun"
 IN_MODEL_JSON = "the network is described in model.json"
@@ -64,6 +69,34 @@ OURS = {
     "wandb_entity": "use --loggers wandb, and the variable WANDB_ENTITY",
     "wandb_name": "use --loggers wandb, and the variable WANDB_NAME",
     "compute_stress": "use --stress_weight",
+    "enable_cueq": "use --step cueq",
+    "only_cueq": "use --step cueq; files hold the same weights whatever computes",
+    "enable_oeq": "use --step oeq",
+    "downloads_dir": "nothing is downloaded",
+    "compute_forces": "forces are always computed",
+    "multi_processed_test": "use --test_file with the folder or a pattern",
+    "foundation_head": "use finetune.py --copy_head, or --head of the data",
+    "foundation_filter_elements": "use finetune.py --elements",
+    "foundation_model_elements": "use finetune.py --elements",
+    "foundation_model_readout": "readouts are always taken over; --freeze and --lr_of say what they do",
+    "pt_train_file": "use finetune.py --replay",
+    "pt_valid_file": "name it in the YAML's sources with role: val",
+    "num_samples_pt": "use finetune.py --replay_ratio, structures for each new one",
+    "subselect_pt": "finetune.py draws from --replay by --seed",
+    "filter_type_pt": "use --elements, which leaves out structures with others",
+    "weight_pt_head": "use finetune.py --replay_weight",
+    "pseudolabel_replay": "use finetune.py --replay_labels source",
+    "force_mh_ft_lr": "the rate is that of --lr",
+    "lora_rank": "low-rank adapters are not offered; use finetune.py --freeze",
+    "lora_alpha": "low-rank adapters are not offered; use finetune.py --freeze",
+    "lr_params_factors": "use --lr_of PATTERN=RATE",
+    "skip_evaluate_heads": "errors of every head are printed",
+    "swa_virials_weight": "use --stage_two_stress_weight; virial labels are converted",
+    "beta1_schedulefree": "schedulefree is not offered; use --optimizer adam or adamw",
+    "beta2_schedulefree": "schedulefree is not offered; use --optimizer adam or adamw",
+    "wandb_dir": "what --loggers wandb writes lies beside the checkpoint",
+    "wandb_log_hypers": "--loggers wandb is told all settings",
+    "plot_frequency": "plot_loss.py draws when it is called",
     **{
         name: f"it is a field of model.json: {IN_MODEL_JSON}"
         for name in [
@@ -95,7 +128,7 @@ OURS = {
 }
 
 
-# Its further settings (mace-torch 0.3.16), which have the same name here or no counterpart.
+# Its further settings (mace-torch 0.3.16): those of the same name, some of the above, and those without a counterpart.
 OTHERS = frozenset(
     (
         *("add_local_electron_energy", "allow_random_padding_pt", "amsgrad", "atomic_multipoles_max_l"),
@@ -127,6 +160,14 @@ OTHERS = frozenset(
 )
 
 
+OTHER_WORDS = {  # of the same name here, but not with the same words after it
+    "config_type_weights": "written `bulk=2 surface=0.5`",
+    "freeze": "with patterns of names in place of a number of layers",
+    "optimizer": "`adam` or `adamw`",
+    "scheduler": "`plateau`, `exponential` and others in place of the classes of torch",
+}
+
+
 def is_known(name: str) -> bool:
     """Whether mace_run_train has a setting of this name."""
     return name in OURS or name in OTHERS
@@ -135,3 +176,21 @@ def is_known(name: str) -> bool:
 def ours_for(name: str) -> str | None:
     """What to use in place of a flag of mace_run_train; None where it is not one that we know."""
     return OURS.get(name)
+
+
+def table(ours: Collection[str]) -> str:
+    """Every setting of mace_run_train in alphabetical order with what it is here, as Markdown.
+
+    Args:
+        ours: names of the options of a training and a fine-tuning.
+    """
+    rows = [f"| `--{name}` | {_here(name, ours)} |" for name in sorted({*OURS, *OTHERS}, key=str.lower)]
+    return "\n".join(["| `mace_run_train` | here |", "|---|---|", *rows])
+
+
+def _here(name: str, ours: Collection[str]) -> str:
+    if name in OURS:
+        return FLAG.sub(r"`\g<0>`", OURS[name].removeprefix("use "))
+    if name not in ours:
+        return "no counterpart"
+    return f"`--{name}`, {OTHER_WORDS[name]}" if name in OTHER_WORDS else f"`--{name}`"

@@ -1,6 +1,6 @@
 """Parameters.md from the option declarations: ``python model_utils/settings/parameters_md.py`` rewrites its tables.
 
-And the table of docs/other_toolkits.md.
+And the tables of docs/other_toolkits.md and docs/from_mace.md.
 """
 
 import re
@@ -12,8 +12,8 @@ from pathlib import Path
 if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from model_utils.settings import counterparts
-from model_utils.settings.declared import OnlyInYaml, Option, Panel, declared
+from model_utils.settings import counterparts, mace_flags
+from model_utils.settings.declared import OnlyInYaml, Option, Panel, declared, names_of
 from model_utils.settings.options import (
     BestOptions,
     CheckOptions,
@@ -43,6 +43,7 @@ from model_utils.settings.table_names import NamesOf
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "Parameters.md"
 OTHER_TOOLKITS = ROOT / "docs" / "other_toolkits.md"
+FROM_MACE = ROOT / "docs" / "from_mace.md"
 TABLES: dict[str, type] = {
     "train_mace.py": TrainOptions,
     "finetune.py": FinetuneOptions,
@@ -73,14 +74,26 @@ def main() -> None:
     """Rewrite the tables between their markers; everything else in the document is written by hand."""
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
     OTHER_TOOLKITS.write_text(with_counterparts(OTHER_TOOLKITS.read_text(encoding="utf-8")), encoding="utf-8")
+    FROM_MACE.write_text(with_mace_flags(FROM_MACE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_mace_flags(text: str) -> str:
+    """The document for people who come from mace_run_train with its table of flags as the code has it today."""
+    ours = {*names_of(TrainOptions), *names_of(FinetuneOptions)}
+    return _between(text, "mace flags", mace_flags.table(ours))
 
 
 def with_counterparts(text: str) -> str:
     """The document on other toolkits with its table as the code has it today."""
-    begin = "<!-- counterparts -->"
-    end = "<!-- end of counterparts -->"
+    return _between(text, "counterparts", counterparts.table())
+
+
+def _between(text: str, name: str, table: str) -> str:
+    """A document with another table between the two markers of a name."""
+    begin = f"<!-- {name} -->"
+    end = f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
-    return f"{before}{begin}\n{counterparts.table()}\n{end}{rest.partition(end)[2]}"
+    return f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
 def with_tables(text: str) -> str:

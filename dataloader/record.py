@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES, LabelKeys, LabelNames, Labels, find_labels, usual_names
 from dataloader.names import Entries, WantedNames
 from dataloader.needs import FeatureSpec
-from dataloader.quantities import QUANTITIES
+from dataloader.quantities import DIPOLE, QUANTITIES
 from dataloader.record_details import (
     HELD_NAME,
     MOVABLE_NAME,
+    PERIODIC_DIPOLE,
     WEIGHT_NAME,
     feature_of,
     free_atoms_of,
@@ -141,8 +142,12 @@ def read_record(
         names=labels.names,
         faults=tuple(labels.faults.items()),
         pbc_rule=rule,
-        notes=(*units.notes(), *([held_in_part] if held_in_part else [])),
+        notes=(*units.notes(), *([held_in_part] if held_in_part else []), *_notes_on_dipole(labels, pbc)),
     )
+
+
+def _notes_on_dipole(labels: Labels, pbc: Sequence[bool]) -> list[str]:
+    return [PERIODIC_DIPOLE] if DIPOLE.name in labels.values and any(pbc) else []
 
 
 @cache

@@ -150,9 +150,19 @@ def _notes_on_dipole(labels: Labels, pbc: Sequence[bool]) -> list[str]:
     return [PERIODIC_DIPOLE] if DIPOLE.name in labels.values and any(pbc) else []
 
 
-@cache
 def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]) -> WantedNames:
     """Every name of a record that `read_record` looks at, in any case, and the names that state units."""
+    return _names_read(keys, features, keep, tuple(QUANTITIES))
+
+
+@cache
+def _names_read(
+    keys: LabelKeys,
+    features: tuple[FeatureSpec, ...],
+    keep: tuple[str, ...],
+    quantities: tuple[str, ...],
+) -> WantedNames:
+    """See ``names_read``; a network that gives one more quantity asks anew."""
     groups = (
         NUMBER_NAMES,
         SPECIES_NAMES,
@@ -161,7 +171,7 @@ def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[s
         LATTICE_NAMES,
         NEAR_LATTICE_NAMES,
         PBC_NAMES,
-        [WEIGHT_NAME, *(quantity.weight_name for quantity in QUANTITIES.values())],
+        [WEIGHT_NAME, *(QUANTITIES[name].weight_name for name in quantities)],
         (HELD_NAME, MOVABLE_NAME, "head", "config_type", "edges"),
         [spec.name for spec in features],
         keep,

@@ -117,7 +117,10 @@ def test_what_differs_from_the_json_is_refused(train: Make, pairs_json: Path) ->
         ({"n_gaussians": 1}, "n_gaussians: input should be greater than or equal to 2 .found 1."),
         ({"hidden_irreps": "4x0e"}, "unknown field 'hidden_irreps'"),
         ({"atomic_numbers": [1, 1]}, "an element stands twice|atomic_energies name"),
-        ({"model_class": "Pear"}, "model_class: input should be 'MACE', 'ScaleShiftMACE', .* or 'Pairs' .found 'Pear'."),
+        (
+            {"model_class": "Pear"},
+            "input should be 'MACE', 'ScaleShiftMACE', .* or 'Pairs' .found 'Pear'.",
+        ),
     ],
 )
 def test_its_json_is_checked_as_mace_s(change: dict[str, object], message: str) -> None:

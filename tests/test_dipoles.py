@@ -1,6 +1,7 @@
 """mace-torch's networks of dipoles: its own numbers, trained, resumed, fine-tuned, judged, converted, asked by ASE."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import read, write
+from lmdb_material import put
 from mace.calculators import MACECalculator
 from mace.modules import gate_dict, interaction_classes
 from mace.modules.models import AtomicDipolesMACE, EnergyDipolesMACE
@@ -15,6 +17,7 @@ from plugged import restored_tables  # noqa: F401
 
 import read_model
 from conftest import waters
+from dataloader import pack
 from dataloader.errors import InputError
 from dataloader.quantities import QUANTITIES
 from losses import Loss, metrics, sum_names
@@ -71,11 +74,11 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def training(place: Path, kind: str, run: str, *more: str) -> list[str]:
+def training(place: Path, kind: str, run: str, *more: str, dtype: str = "float64") -> list[str]:
     words = ["--input_json", f"{kind}.json", "--xyz_train", "train.xyz", "--xyz_val", "val.xyz"]
     paths = [str(place / word) if "." in word else word for word in words]
     place_of_run = ["--output_checkpoint", str(place / run)]
-    return [*paths, *place_of_run, "--batch_size", "4", "--lr", "0.02", "--dtype", "float64", *more]
+    return [*paths, *place_of_run, "--batch_size", "4", "--lr", "0.02", "--dtype", dtype, *more]
 
 
 def theirs(fields: dict[str, object]) -> torch.nn.Module:
@@ -103,7 +106,9 @@ def theirs(fields: dict[str, object]) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_mace_gives_its_numbers(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_mace_gives_its_numbers(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     torch.set_default_dtype(torch.float64)
     module = theirs(KINDS[kind])
     torch.save(module, tmp_path / "their.model")
@@ -111,6 +116,7 @@ def test_a_file_of_mace_gives_its_numbers(kind: str, tmp_path: Path, capsys: pyt
         models=[module], model_type=kind.replace("DipolesMACE", "DipoleMACE").replace("Atomic", "")
     )
     loaded = model_loader.load(tmp_path / "their.model")
+    assert any("unit of its training data" in record.message for record in caplog.records)
     assert loaded.description.gate == "tanh"
     ours = Calculator(tmp_path / "their.model")
     crystal = Atoms("OHH", [[0, 0, 0], [0.9, 0.1, 0], [0, 0.2, 0.9]], cell=3.1 * np.eye(3), pbc=True)
@@ -158,18 +164,18 @@ def test_a_file_of_mace_gives_its_numbers(kind: str, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains_resumes_to_the_bit_and_is_judged(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--loss", LOSSES[kind], "--quantity_weights", "dipole=100", "--ema"]
-    assert train_mace.main(training(place, kind, "whole", *words, "--epochs", "12")) == 0
+    assert train_mace.main(training(place, kind, "whole", *words, "--epochs", "8")) == 0
     said = capsys.readouterr().out
     assert "dipole from REF_dipole" in said
     assert "D of dipole components per atom (e·Å)" in said
-    assert train_mace.main(training(place, kind, "parts", *words, "--epochs", "5")) == 0
-    assert resume.main(["--input_model", str(place / "parts"), "--epochs", "12"]) == 0
+    assert train_mace.main(training(place, kind, "parts", *words, "--epochs", "3")) == 0
+    assert resume.main(["--input_model", str(place / "parts"), "--epochs", "8"]) == 0
     whole = checkpoint.read(place / "whole" / "whole_checkpoint.pt")
     parts = checkpoint.read(place / "parts" / "parts_checkpoint.pt")
     assert all(torch.equal(tensor, parts.tensors[name]) for name, tensor in whole.tensors.items())
     records = [json.loads(line) for line in (place / "whole" / "metrics.jsonl").read_text().splitlines()]
     errors = [record["dipole_rmse_per_atom"] for record in records if record["kind"] == "valid"]
-    assert min(errors) < 0.3 * errors[0]
+    assert min(errors) < 0.5 * errors[0]
 
     model = str(place / "whole" / "whole_model.pt")
     outputs = ["--output_json", str(place / "e.json"), "--output_xyz", str(place / "p.xyz")]
@@ -191,10 +197,10 @@ def test_trains_resumes_to_the_bit_and_is_judged(kind: str, place: Path, capsys:
 def test_is_fine_tuned_from_its_own_numbers(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(place / "train.xyz", dipolar(12, 3), format="extxyz")
     words = ["--loss", LOSSES[kind], "--epochs", "1", "--no_export_mace_model"]
-    assert train_mace.main(training(place, kind, "first", *words)) == 0
+    assert train_mace.main(training(place, kind, "first", *words, dtype="float32")) == 0
     capsys.readouterr()
     begin = ["--input_model", str(place / "first" / "first_model.pt")]
-    flags = [*begin, *training(place, kind, "tuned", *words)[2:]]
+    flags = [*begin, *training(place, kind, "tuned", *words, dtype="float32")[2:]]
     assert finetune.main(flags) == 0
     assert "of 12 structures are the source's to" in capsys.readouterr().out
     if kind == "AtomicDipolesMACE":
@@ -345,3 +351,28 @@ def test_a_description_has_one_text() -> None:
     assert short.atomic_energies == [[0.0, 0.0]]
     again = model_json.parse(short.canonical_text(), "m.json")
     assert again.hash() == short.hash()
+
+
+def test_in_an_lmdb_and_packed_it_is_the_same(place: Path, tiny_json: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a network that does not know of dipoles has indexed the file before."""
+    rows = {}
+    for k, atoms in enumerate(dipolar(12)):
+        record = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "dipole": atoms.info["REF_dipole"]}
+        labels = {"energy": atoms.info["REF_energy"], "forces": atoms.arrays["REF_forces"]}
+        rows[str(k).encode()] = pickle.dumps({**record, **labels})
+    shard = put(place / "train.lmdb", rows)
+    brief = ["--epochs", "1", "--no_export_mace_model", "--valid_file", str(shard), "--batch_size", "4"]
+    plain = ["--input_json", str(tiny_json), "--train_file", str(shard), "--output_checkpoint", str(place / "plain")]
+    assert train_mace.main([*plain, *brief]) == 0
+    assert "dipole" not in QUANTITIES
+    packing = ["--input", str(shard), "--output_dir", str(place / "packed"), "--label_keys", "dipole=dipole"]
+    assert pack.main(packing) == 0
+    results = []
+    for name, data in (("xyz", place / "train.xyz"), ("lmdb", shard), ("packed", place / "packed")):
+        words = ["--input_json", str(place / "AtomicDipolesMACE.json"), "--train_file", str(data), "--loss", "dipole"]
+        words += ["--dtype", "float64", "--output_checkpoint", str(place / name)]
+        assert train_mace.main([*words, *brief]) == 0
+        results.append(checkpoint.read(place / name / f"{name}_checkpoint.pt").tensors)
+    assert "dipole from dipole" in capsys.readouterr().out
+    for other in results[1:]:
+        assert all(torch.allclose(tensor, other[name], rtol=0, atol=1e-7) for name, tensor in results[0].items())

@@ -72,7 +72,7 @@ def collected_without_points(data: Dataset) -> Collected:
 
 
 def seen_by(*observers: OnBatch | None) -> OnBatch:
-    """Those that are there as one that sees every batch."""
+    """Several observers, of which some may be absent, as one that sees every batch."""
 
     def all_of_them(batch: Batch, prediction: Prediction) -> None:
         for observer in observers:

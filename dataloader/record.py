@@ -162,7 +162,7 @@ def _names_read(
     keep: tuple[str, ...],
     quantities: tuple[str, ...],
 ) -> WantedNames:
-    """See ``names_read``; a network that gives one more quantity asks anew."""
+    """Every name that is looked at with a table of these quantities, which grows where a network gives one more."""
     groups = (
         NUMBER_NAMES,
         SPECIES_NAMES,

@@ -59,4 +59,4 @@ class DipoleNetwork:
             computed: dict[str, Tensor] = functional_call(
                 self.module, tensors, (data,), {"training": True, "compute_force": False}
             )
-        return {name: computed[name] for name in self.gives}
+        return {name: computed[name] for name in (ENERGY.name, DIPOLE.name) if name in self.gives}

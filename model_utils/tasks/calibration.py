@@ -54,7 +54,7 @@ class Calibration:
         """One line for each labelled quantity, in thousandths of its unit."""
         return [
             f"committee of {self.n_models}: {name} {spreads.text(QUANTITIES[name])}"
-            for name, spreads in self.of_quantities.items()
+            for name, spreads in self._in_order()
         ]
 
     def as_content(self, models: Sequence[Path]) -> dict[str, object]:
@@ -63,8 +63,12 @@ class Calibration:
         By quantity ``rmse`` and ``rms_spread`` in its unit, per atom where it is judged so, their ratio, and the rank
         correlation of error and spread; beside them the paths of the models.
         """
-        of_quantities = {name: spreads.as_plain() for name, spreads in self.of_quantities.items()}
+        of_quantities = {name: spreads.as_plain() for name, spreads in self._in_order()}
         return {"models": [str(path) for path in models], **of_quantities}
+
+    def _in_order(self) -> list[tuple[str, "Spreads"]]:
+        """What was labelled, in the order of the table of quantities."""
+        return [(name, self.of_quantities[name]) for name in QUANTITIES if name in self.of_quantities]
 
 
 class Spreads:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dataloader.batch import Label, Rows
-from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
+from dataloader.quantities import DIPOLE, ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 
 COLUMNS = ("loss", "squared", "absolute", "undivided", "rows")  # sums that are kept of every quantity
 STRUCTURES = "structures"
@@ -248,6 +248,7 @@ def virials_loss(settings: LossSettings) -> Loss:
 # multiply the term, as in every other loss. With weights of 1 the values are equal.
 ENERGY_AND_FORCES = (ENERGY.name, FORCES.name)
 WITH_STRESS = {STRESS.name: 1.0}
+WITH_DIPOLE = {DIPOLE.name: 1.0}
 LOSSES: dict[str, NamedLoss] = {
     "terms": NamedLoss(build=terms_loss),
     "mse": NamedLoss(build=shaped("mse"), own_shapes=True),
@@ -264,6 +265,9 @@ LOSSES: dict[str, NamedLoss] = {
     "stress": NamedLoss(build=shaped("mse"), own_shapes=True, weights=WITH_STRESS),
     "virials": NamedLoss(build=virials_loss, own_shapes=True, weights=WITH_STRESS),
     "l1l2energyforces": NamedLoss(build=shaped("mae", forces="l2norm"), own_shapes=True, only=ENERGY_AND_FORCES),
+    # mace-torch multiplies the term of these two by 100 besides its weight
+    "dipole": NamedLoss(build=terms_loss, only=(DIPOLE.name,), weights=WITH_DIPOLE),
+    "energy_forces_dipole": NamedLoss(build=terms_loss, only=(*ENERGY_AND_FORCES, DIPOLE.name), weights=WITH_DIPOLE),
 }
 
 

@@ -103,7 +103,7 @@ class Labels:
     faults: Mapping[str, str] = field(default_factory=dict)
 
 
-Scale = Callable[[str], float]  # of a quantity (energy, forces, stress, virial): what its stated unit is in ours
+Scale = Callable[[str], float]  # of energy, forces, stress, virial or dipole: what its stated unit is in ours
 
 
 def find_labels(
@@ -208,9 +208,10 @@ def _find_other(quantity: Quantity, record: _Record) -> Finding:
         return None, None
     if quantity.needs_volume and record.volume == 0:
         return f"{name} (absent: no volume)", None
+    scale = record.scale(quantity.name)
     if quantity.per_atom or quantity.components:
-        return name, _rows(entries[name], name, quantity, record.n_atoms)
-    return name, _scalar(entries[name], name, quantity)
+        return name, scale * _rows(entries[name], name, quantity, record.n_atoms)
+    return name, scale * _scalar(entries[name], name, quantity)
 
 
 FINDERS: dict[str, Callable[[Quantity, _Record], Finding]] = {  # of quantities with ways of their own

@@ -89,7 +89,21 @@ STRESS = Quantity(
     needs_volume=True,
     unknown_is_fault=False,
 )
+# mace-torch divides it by the number of atoms too. Its networks give numbers in the unit of their training data; what
+# they can add for charges of atoms is in Debye (1 e·Å = 4.80320 Debye).
+DIPOLE = Quantity(
+    name="dipole",
+    symbol="D",
+    unit="e·Å",
+    names=("REF_dipole", "dipole"),
+    components=(3,),
+    over_atoms=True,
+    unknown_is_fault=False,
+)
 QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (ENERGY, FORCES, STRESS)}
+# Known, and in the table once a network gives them or an option names them: until then they are nobody's labels, and a
+# file that has some is read, indexed and judged as one that has none.
+OFFERED: dict[str, Quantity] = {quantity.name: quantity for quantity in (DIPOLE,)}
 MOST_QUANTITIES = 16  # each takes a bit in the index of a shard
 
 
@@ -108,6 +122,12 @@ def add(quantity: Quantity) -> None:
     if len(QUANTITIES) >= MOST_QUANTITIES:
         raise ValueError(f"at most {MOST_QUANTITIES} quantities are kept apart")
     QUANTITIES[quantity.name] = quantity
+
+
+def include(name: str) -> None:
+    """Put a quantity that is offered into the table; others, and those that are there, stay as they are."""
+    if name in OFFERED and name not in QUANTITIES:
+        add(OFFERED[name])
 
 
 def added() -> tuple[Quantity, ...]:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES, LabelKeys, LabelNames, Labels, find_labels, usual_names
 from dataloader.names import Entries, WantedNames
 from dataloader.needs import FeatureSpec
-from dataloader.quantities import QUANTITIES
+from dataloader.quantities import DIPOLE, QUANTITIES
 from dataloader.record_details import (
     HELD_NAME,
     MOVABLE_NAME,
+    PERIODIC_DIPOLE,
     WEIGHT_NAME,
     feature_of,
     free_atoms_of,
@@ -141,13 +142,27 @@ def read_record(
         names=labels.names,
         faults=tuple(labels.faults.items()),
         pbc_rule=rule,
-        notes=(*units.notes(), *([held_in_part] if held_in_part else [])),
+        notes=(*units.notes(), *([held_in_part] if held_in_part else []), *_notes_on_dipole(labels, pbc)),
     )
 
 
-@cache
+def _notes_on_dipole(labels: Labels, pbc: Sequence[bool]) -> list[str]:
+    return [PERIODIC_DIPOLE] if DIPOLE.name in labels.values and any(pbc) else []
+
+
 def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]) -> WantedNames:
     """Every name of a record that `read_record` looks at, in any case, and the names that state units."""
+    return _names_read(keys, features, keep, tuple(QUANTITIES))
+
+
+@cache
+def _names_read(
+    keys: LabelKeys,
+    features: tuple[FeatureSpec, ...],
+    keep: tuple[str, ...],
+    quantities: tuple[str, ...],
+) -> WantedNames:
+    """Every name that is looked at with a table of these quantities, which grows where a network gives one more."""
     groups = (
         NUMBER_NAMES,
         SPECIES_NAMES,
@@ -156,7 +171,7 @@ def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[s
         LATTICE_NAMES,
         NEAR_LATTICE_NAMES,
         PBC_NAMES,
-        [WEIGHT_NAME, *(quantity.weight_name for quantity in QUANTITIES.values())],
+        [WEIGHT_NAME, *(QUANTITIES[name].weight_name for name in quantities)],
         (HELD_NAME, MOVABLE_NAME, "head", "config_type", "edges"),
         [spec.name for spec in features],
         keep,

@@ -16,6 +16,7 @@ from dataloader.structure import LabelValue
 HELD_NAME = "fixed"  # True where an atom was held, as OC20 has it
 MOVABLE_NAME = "move_mask"  # True where an atom was free to move, as ASE writes it into extended XYZ
 WEIGHT_NAME = "config_weight"
+PERIODIC_DIPOLE = "a dipole of a periodic structure is known up to lattice vectors times e; it is taken as it stands"
 HELD_IN_PART = "atoms that were held in some directions only count as free"  # a note
 _MOST_TEXT = 256  # letters of a head or config_type
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataloader.entry_values import RecordError, is_absent
 from dataloader.labels import Labels
 from dataloader.names import Entries
-from dataloader.quantities import QUANTITIES
+from dataloader.quantities import OFFERED, QUANTITIES
 from dataloader.units import UnitError, factor_to_ours, parsed, stated_quantity
 
 _OURS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å³", "virial": "eV"}
-_OURS |= {"positions": "Å", "cell": "Å", "lengths": "Å"}
-_EXAMPLES = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "virial": "eV"}
+_OURS |= {"positions": "Å", "cell": "Å", "lengths": "Å", "dipole": "e·Å"}
+_EXAMPLES = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "virial": "eV", "dipole": "Debye"}
 _OTHER_STYLES = {"real", "electron", "si", "cgs", "lj", "au", "a.u.", "atomic"}  # of LAMMPS, and atomic units
 
 
@@ -29,6 +29,8 @@ class StatedUnits:
             if is_absent(value):
                 continue
             quantity = stated_quantity(name)
+            if quantity in OFFERED and quantity not in QUANTITIES:
+                continue  # a unit of what is nobody's label
             if quantity is not None:
                 self._take(name, quantity, value)
             elif isinstance(value, Mapping):

@@ -57,10 +57,17 @@ _PRESSURES = {
     1e6 * _SI.bar: ("mbar", "megabar"),
     101325.0 * _SI.Pascal: ("atm", "atmosphere", "atmospheres"),
 }
+DIPOLE = (0, 101)  # a charge times a length, which no powers of energy and length are
+_DIPOLES = {
+    1.0: ("e*å", "eå", "e*a", "ea", "e*ang", "eang", "e*angstrom", "eangstrom"),
+    _SI.Debye: ("debye", "debyes", "d"),
+    _SI.Bohr: ("e*bohr", "ebohr", "e*a0", "ea0"),
+}
 _NAMED: dict[str, Unit] = {
     **{name: Unit(factor, 0, 1) for factor, names in _LENGTHS.items() for name in names},
     **{name: Unit(factor, 1, 0) for factor, names in _ENERGIES.items() for name in names},
     **{name: Unit(factor, 1, -3) for factor, names in _PRESSURES.items() for name in names},
+    **{name: Unit(factor, *DIPOLE) for factor, names in _DIPOLES.items() for name in names},
 }
 _ATOMIC_UNITS = {"au", "a.u", "a.u.", "atomic", "atomic_unit", "atomic_units"}
 _SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
@@ -71,12 +78,12 @@ ENERGY = (1, 0)
 FORCE = (1, -1)
 STRESS = (1, -3)
 LENGTH = (0, 1)
-_OURS = {ENERGY: "eV", FORCE: "eV/Å", STRESS: "eV/Å³", LENGTH: "Å"}
+_OURS = {ENERGY: "eV", FORCE: "eV/Å", STRESS: "eV/Å³", LENGTH: "Å", DIPOLE: "e·Å"}
 
 _KEY = re.compile(
     r"^(?:ref_|dft_)?(?P<what>energy|energies|free_energy|forces?|gradients?|stress(?:es)?|virials?|positions?|pos|"
-    r"coordinates?|coords?|lengths?|distances?|cell|lattice)_?units?$"
-    r"|^units?_(?:of_)?(?P<of>energy|energies|forces?|stress(?:es)?|virials?|positions?|lengths?)$"
+    r"coordinates?|coords?|lengths?|distances?|cell|lattice|dipoles?|dipole_moments?)_?units?$"
+    r"|^units?_(?:of_)?(?P<of>energy|energies|forces?|stress(?:es)?|virials?|positions?|lengths?|dipoles?)$"
 )
 _MEASURES: Mapping[str, tuple[str, tuple[int, int]]] = {
     **dict.fromkeys(("energy", "energies", "free_energy"), ("energy", ENERGY)),
@@ -88,6 +95,7 @@ _MEASURES: Mapping[str, tuple[str, tuple[int, int]]] = {
     ),
     **dict.fromkeys(("length", "lengths", "distance", "distances"), ("lengths", LENGTH)),
     **dict.fromkeys(("cell", "lattice"), ("cell", LENGTH)),
+    **dict.fromkeys(("dipole", "dipoles", "dipole_moment", "dipole_moments"), ("dipole", DIPOLE)),
 }
 GENERAL = ("unit", "units")  # of what, such a key does not say
 
@@ -140,6 +148,8 @@ def factor_to_ours(text: object, quantity: str) -> tuple[float, bool]:
 
 def _atomic(dimension: tuple[int, int]) -> Unit:
     energy, length = dimension
+    if dimension == DIPOLE:
+        return Unit(_SI.Bohr, *DIPOLE)
     return Unit(_SI.Hartree**energy * _SI.Bohr**length, energy, length)
 
 

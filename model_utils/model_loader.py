@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dataloader.quantities import DIPOLE
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import filling
 from model_utils.files.checkpoint import WeightsFile
@@ -36,6 +37,12 @@ from model_utils.models.weights import (
     load_tensors,
     to_be_filled,
     trainable,
+)
+from model_utils.runtime import log
+
+FOREIGN_DIPOLES = (
+    "its dipoles are in the unit of its training data (e·Å where trained here, Debye by mace-torch's documents), "
+    "without what mace-torch adds for charges of atoms (REF_charges) where frames have them"
 )
 
 __all__ = [
@@ -120,6 +127,8 @@ def load(
     file = weights_file(path, expected, input_json, trust_pickle=trust_pickle, elements=elements)
     if file.is_ours:
         check_sidecar(file, restore=restore_sidecar)
+    elif DIPOLE.name in file.description.gives():
+        log.warning("%s: %s", path, FOREIGN_DIPOLES)
     return _opened(file, dtype)
 
 

@@ -117,7 +117,10 @@ def test_what_differs_from_the_json_is_refused(train: Make, pairs_json: Path) ->
         ({"n_gaussians": 1}, "n_gaussians: input should be greater than or equal to 2 .found 1."),
         ({"hidden_irreps": "4x0e"}, "unknown field 'hidden_irreps'"),
         ({"atomic_numbers": [1, 1]}, "an element stands twice|atomic_energies name"),
-        ({"model_class": "Pear"}, "model_class: input should be 'MACE', 'ScaleShiftMACE' or 'Pairs' .found 'Pear'."),
+        (
+            {"model_class": "Pear"},
+            "input should be 'MACE', 'ScaleShiftMACE', .* or 'Pairs' .found 'Pear'.",
+        ),
     ],
 )
 def test_its_json_is_checked_as_mace_s(change: dict[str, object], message: str) -> None:
@@ -125,8 +128,8 @@ def test_its_json_is_checked_as_mace_s(change: dict[str, object], message: str) 
         model_json.parse(json.dumps({**PAIRS_JSON, **change}), "it.json")
 
 
-def test_mace_is_the_only_family_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_that_nobody_added_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(ARCHITECTURES, "Pairs")
-    assert set(ARCHITECTURES) == {"MACE", "ScaleShiftMACE"}
-    with pytest.raises(InputError, match=r"model_class: input should be 'MACE' or 'ScaleShiftMACE' .found 'Pairs'."):
+    assert "Pairs" not in ARCHITECTURES
+    with pytest.raises(InputError, match=r"model_class: input should be 'MACE', 'ScaleShiftMACE', .* .found 'Pairs'."):
         model_json.parse(json.dumps({**TINY, "model_class": "Pairs"}), "it.json")

@@ -23,7 +23,7 @@ HOME = {  # third party: the only modules that may import it
     "lmdb": ["dataloader.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
     "cyclopts": ["model_utils.settings.parser", "model_utils.settings.option_types"],
-    "pydantic": ["model_utils.models.schema", "model_utils.models.mace_description"],
+    "pydantic": [f"model_utils.models.{m}" for m in ("schema", "mace_description", "dipole_description")],
     "triton": ["model_utils.models.fast.triton.assemble", "model_utils.models.fast.triton.library"],
     "pickle": ["dataloader.lmdb_shards.restricted_pickle", "dataloader.lmdb_shards.pickle_scanner"],
 }

@@ -118,10 +118,14 @@ def decode(
     return Decoded(reading, layout, any(name in record for name in IS2RE_NAMES))
 
 
-@cache
 def wanted_names(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]) -> WantedNames:
     """Every name of a row that `decode` looks at."""
-    return WantedNames({*names_read(keys, features, keep), *IS2RE_NAMES})
+    return _with_names_of_is2re(names_read(keys, features, keep))
+
+
+@cache
+def _with_names_of_is2re(names: WantedNames) -> WantedNames:
+    return WantedNames({*names, *IS2RE_NAMES})
 
 
 def fault_of(structure: Structure) -> str | None:

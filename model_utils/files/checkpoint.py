@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,8 +65,12 @@ class WeightsFile:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision the weights were trained in."""
-        return next(t.dtype for t in self.tensors.values() if t.is_floating_point())
+        """Precision the weights were trained in: that of most numbers, for some cutoffs of mace-torch are float64."""
+        numbers: Counter[torch.dtype] = Counter()
+        for tensor in self.tensors.values():
+            if tensor.is_floating_point():
+                numbers[tensor.dtype] += tensor.numel()
+        return numbers.most_common(1)[0][0]
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

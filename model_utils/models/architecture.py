@@ -11,13 +11,19 @@ from torch import nn
 
 from dataloader.batch import Batch
 from dataloader.errors import InputError
+from model_utils.models.dipole_architecture import ATOMIC_DIPOLES, ENERGY_DIPOLES
 from model_utils.models.mace_architecture import MACE
 from model_utils.models.network import Network
 from model_utils.models.schema import ModelDescription
 from model_utils.models.seams import Architecture, Form
 from model_utils.runtime import log
 
-ARCHITECTURES: dict[str, Architecture] = {"MACE": MACE, "ScaleShiftMACE": MACE}
+ARCHITECTURES: dict[str, Architecture] = {
+    "MACE": MACE,
+    "ScaleShiftMACE": MACE,
+    "AtomicDipolesMACE": ATOMIC_DIPOLES,
+    "EnergyDipolesMACE": ENERGY_DIPOLES,
+}
 USUAL = "ScaleShiftMACE"  # what a model.json is taken for that names no class, or none that is known
 
 

@@ -1,7 +1,7 @@
 """Build mace-torch's module from a description, and say which of its buffers repeat the description."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from dataloader.errors import InputError
+from dataloader.quantities import ENERGY
+from model_utils.models.dipole_description import DipoleDescription
 from model_utils.models.mace_description import MaceDescription
 from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, acceleration_config, mace, o3
 from model_utils.models.seams import Repeated
@@ -56,6 +58,15 @@ def accelerated_module(description: MaceDescription, dtype: torch.dtype, kind: s
         torch.random.set_rng_state(state)
 
 
+def build_dipoles(description: DipoleDescription, dtype: torch.dtype, where: str) -> nn.Module:
+    """mace-torch's own module of dipoles on the CPU, with weights drawn from torch's generator.
+
+    Raises:
+        InputError: this installation cannot build the structure.
+    """
+    return _of_class(description.model_class, _arguments_of_dipoles(description), dtype, where)
+
+
 def _built(description: MaceDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
     """A module of mace's class; ``acceleration`` are further arguments of its constructor."""
     if description.use_reduced_cg and not CUET_AVAILABLE:
@@ -63,11 +74,21 @@ def _built(description: MaceDescription, dtype: torch.dtype, where: str, **accel
             f"{where} asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
             "without them mace-torch silently builds other weight shapes; install both or set it to false"
         )
-    cls = getattr(mace.modules, description.model_class)
+    return _of_class(description.model_class, {**_arguments(description), **acceleration}, dtype, where)
+
+
+def _of_class(name: str, arguments: Mapping[str, object], dtype: torch.dtype, where: str) -> nn.Module:
+    """A module of one of mace's classes by the constructor's arguments.
+
+    Raises:
+        InputError: mace cannot build it.
+    """
+    cls = getattr(mace.modules, name)
     with default_dtype(dtype), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit and einsum notes of e3nn 0.4.4's code generation
         try:
-            return cls(**{**_arguments(description), **acceleration})
+            module: nn.Module = cls(**arguments)
+            return module
         except Exception as error:  # mace and e3nn assert and raise a dozen types
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
@@ -123,6 +144,35 @@ def _arguments(d: MaceDescription) -> dict[str, object]:
     return arguments
 
 
+OF_DIPOLES = (  # fields that both constructors take as they are
+    "r_max",
+    "num_bessel",
+    "num_polynomial_cutoff",
+    "max_ell",
+    "num_interactions",
+    "avg_num_neighbors",
+    "atomic_numbers",
+    "correlation",
+    "radial_MLP",
+)
+
+
+def _arguments_of_dipoles(d: DipoleDescription) -> dict[str, object]:
+    """The constructor's arguments that have an effect."""
+    has_energies = d.model_class == "EnergyDipolesMACE"
+    arguments: dict[str, object] = {name: getattr(d, name) for name in OF_DIPOLES}
+    arguments.update(
+        num_elements=len(d.atomic_numbers),
+        interaction_cls=mace.modules.interaction_classes[d.interaction_cls],
+        interaction_cls_first=mace.modules.interaction_classes[d.interaction_cls_first],
+        hidden_irreps=o3.Irreps(d.hidden_irreps),
+        MLP_irreps=o3.Irreps(d.MLP_irreps),
+        gate=mace.modules.gate_dict[d.gate],
+        atomic_energies=np.array(d.atomic_energies) if has_energies else None,
+    )
+    return arguments if has_energies else {**arguments, "radial_type": d.radial_type}
+
+
 def _embedding_specs(d: MaceDescription) -> dict[str, dict[str, object]] | None:
     """Inputs besides species by name, as mace's constructor takes them."""
     if d.embedding_specs is None:
@@ -130,14 +180,15 @@ def _embedding_specs(d: MaceDescription) -> dict[str, dict[str, object]] | None:
     return {spec.name: spec.model_dump(exclude={"name"}, exclude_none=True) for spec in d.embedding_specs}
 
 
-def repeated(description: MaceDescription, module: nn.Module) -> list[Repeated]:
+def repeated(description: MaceDescription | DipoleDescription, module: nn.Module) -> list[Repeated]:
     """The buffers of a module of mace that must say what its description says."""
     facts = [
-        Repeated("atomic_energies", ENERGIES, description.atomic_energies),
         Repeated("r_max", R_MAX, description.r_max),
         Repeated("atomic_numbers", "atomic_numbers", description.atomic_numbers),
     ]
-    if description.model_class == "ScaleShiftMACE":
+    if ENERGY.name in description.gives():
+        facts.insert(0, Repeated("atomic_energies", ENERGIES, description.atomic_energies))
+    if isinstance(description, MaceDescription) and description.model_class == "ScaleShiftMACE":
         facts.append(Repeated("atomic_inter_scale", SCALE, description.atomic_inter_scale))
         facts.append(Repeated("atomic_inter_shift", SHIFT, description.atomic_inter_shift))
     buffers = dict(module.named_buffers())

@@ -27,6 +27,11 @@ def scales_energies(fields: Any) -> bool:
     return class_of(fields).scales_energies(fields.get("model_class", USUAL))
 
 
+def has_energies(fields: Any) -> bool:
+    """Whether the network of a model.json with these fields gives energies."""
+    return class_of(fields).has_energies(fields.get("model_class", USUAL))
+
+
 def parse(text: str, where: str) -> ModelDescription:
     """A checked description from the text of a model.json.
 
@@ -108,6 +113,7 @@ __all__ = [
     "ModelDescription",
     "class_of",
     "differing_fields",
+    "has_energies",
     "load_fields",
     "number_of",
     "parse",

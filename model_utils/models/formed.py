@@ -12,6 +12,8 @@ from torch import nn
 
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
+from model_utils.models.dipole_network import DipoleNetwork, is_of_dipoles
+from model_utils.models.network import Network
 from model_utils.models.reference import ReferenceNetwork
 
 TOO_LARGE = 1e-4  # eV per atom; energies are judged to about a tenth of this
@@ -42,6 +44,14 @@ class FormedNetwork(ReferenceNetwork):
         self._no_reference = {}
 
 
+class FormedDipoleNetwork(DipoleNetwork):
+    """The forward pass of a network of dipoles as mace calls it; see ``FormedNetwork``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._no_reference = {}
+
+
 def forming_error(module: nn.Module, batches: Iterable[Batch]) -> FormingError:
     """How far energies formed in the module's precision are from the same interaction energies plus exact E0s.
 
@@ -52,11 +62,17 @@ def forming_error(module: nn.Module, batches: Iterable[Batch]) -> FormingError:
     per_structure = 0.0
     per_atom = 0.0
     weights = dict(module.named_parameters())
+    forms: tuple[Network, Network]
+    if is_of_dipoles(module):
+        forms = (DipoleNetwork(module), FormedDipoleNetwork(module))
+    else:
+        forms = (ReferenceNetwork(module), FormedNetwork(module))
+    if ENERGY.name not in forms[0].gives:
+        return FormingError(per_structure=0.0, per_atom=0.0)
     for batch in batches:
         with torch.no_grad():
             interaction, total = (
-                form.outputs(weights, batch, batch.positions, batch.shifts)[ENERGY.name].double()
-                for form in (ReferenceNetwork(module), FormedNetwork(module))
+                form.outputs(weights, batch, batch.positions, batch.shifts)[ENERGY.name].double() for form in forms
             )
         error = (total - interaction - batch.reference_energy).abs()
         n_atoms = batch.ptr.diff()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dataloader.needs import FeatureSpec
+from dataloader.quantities import ENERGY, FORCES, STRESS
 from model_utils.models.schema import MAX_CHANNELS, SHARED_RULES, ModelDescription, PerHead, Rule, Size
 
 MAX_WEIGHTS = 10**9  # 4 GB in single precision; Adam and its gradients take five times that
@@ -150,6 +151,10 @@ class MaceDescription(ModelDescription):
     def features(self) -> tuple[FeatureSpec, ...]:
         """Inputs of the embeddings besides species."""
         return tuple(spec.feature() for spec in self.embedding_specs or ())
+
+    def gives(self) -> tuple[str, ...]:
+        """Energies, and what follows from them."""
+        return (ENERGY.name, FORCES.name, STRESS.name)
 
     def summary(self) -> str:
         """Class and hidden irreps."""

@@ -55,6 +55,8 @@ def predict(
     (Knuth et al., Comput. Phys. Commun. 190, 33, 2015), so rotations do not enter. Volumes of structures that are not
     periodic in three directions are those of a unit cell; their stress is masked in the labels.
 
+    Several networks as one (``committee``) say what they predict themselves.
+
     Args:
         network: the form of the network.
         parameters: its tensors.
@@ -62,6 +64,10 @@ def predict(
         wanted: quantities that are looked at; what costs more is left out where it is not.
         training: keep the graph, so that the loss of the forces can be differentiated by the parameters.
     """
+    of_several = getattr(network, "predicted", None)
+    if of_several is not None:
+        together: Prediction = of_several(parameters, batch, wanted=wanted)
+        return together
     stress = STRESS.name in wanted
     with torch.enable_grad():
         positions = batch.positions.detach().requires_grad_(True)

@@ -8,14 +8,26 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dataloader.structure import symbols
 from model_utils.errors import InputError
 from model_utils.models import description as model_json
+from model_utils.models import pickled_dipoles
 from model_utils.models.mace_description import InteractionName, MaceDescription
+from model_utils.models.pickled_values import (
+    RADIAL,
+    activation_name,
+    correlation_of,
+    irreps_text,
+    nested_numbers,
+    plain_float,
+    radial_mlp_of,
+    scalar_of,
+    simplified,
+    whole_number,
+)
 from model_utils.models.sandbox import (
     SandboxedObject,
     as_mapping,
@@ -33,7 +45,6 @@ OBSOLETE = {  # buffers of the ZBL repulsion up to 0.3.9 that no energy depends 
     "pair_repulsion_fn.cutoff.p": "num_polynomial_cutoff",
 }
 OLD_GATE = ".equivariant_nonlin.mul.output_mask"  # of e3nn's Gate up to 0.3.15: ones, since every output is computed
-RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 WITHOUT_EFFECT = (  # fields that the module of a single layer does not tell
     "readout_cls",
     "gate",
@@ -84,36 +95,40 @@ def description_of(
             or elements that are missing or contradict those in the file.
     """
     name = class_name(root)
-    if name.rpartition(".")[2] not in ("MACE", "ScaleShiftMACE"):
-        raise InputError(f"{where} holds a {name}; models of class MACE and ScaleShiftMACE are supported")
+    kind = name.rpartition(".")[2]
+    if kind not in ("MACE", "ScaleShiftMACE", *pickled_dipoles.CLASSES):
+        known = "MACE, ScaleShiftMACE, AtomicDipolesMACE and EnergyDipolesMACE"
+        raise InputError(f"{where} holds a {name}; models of class {known} are supported")
     try:
         numbers = _atomic_numbers(root, where, elements, [] if expected is None else expected.atomic_numbers)
         _refuse_unknown_blocks(root, where)
         _refuse_old_soft_transform(root, where)
         _refuse_mixed_heads(root, where)
-        _refuse_layer_of_vectors(root, where)
-        fields = _fields(root, numbers)
-        text = json.dumps({**fields, "use_reduced_cg": fields["use_reduced_cg"] and reduced})
+        if kind in pickled_dipoles.CLASSES:
+            text = json.dumps(pickled_dipoles.fields_of(root, numbers))
+        else:
+            _refuse_layer_of_vectors(root, where)
+            fields = _fields(root, numbers)
+            text = json.dumps({**fields, "use_reduced_cg": fields["use_reduced_cg"] and reduced})
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{where}: its {name} is not built as mace-torch builds it ({error!s:.80})") from None
     stored = model_json.parse(text, f"the model in {where}")
-    assert isinstance(stored, MaceDescription)
-    if isinstance(expected, MaceDescription) and _same_in_buffers(stored, expected, root):
+    if expected is not None and _same_in_buffers(stored, expected, root):
         return expected
     return stored
 
 
-def _same_in_buffers(stored: MaceDescription, expected: MaceDescription, root: SandboxedObject) -> bool:
+def _same_in_buffers(stored: ModelDescription, expected: ModelDescription, root: SandboxedObject) -> bool:
     """Whether two descriptions agree in the precision of the buffers, and are equal in all that no buffer holds."""
     dtype = tensor_of(root, "r_max").dtype
     stored_fields = json.loads(stored.canonical_text())
     expected_fields = json.loads(expected.canonical_text())
-    if stored.num_interactions == expected.num_interactions == 1:
+    if stored_fields.get("num_interactions") == expected_fields.get("num_interactions") == 1:
         for name in WITHOUT_EFFECT:
-            del stored_fields[name]
-            del expected_fields[name]
+            stored_fields.pop(name, None)
+            expected_fields.pop(name, None)
     for name in ("r_max", "atomic_energies", "atomic_inter_scale", "atomic_inter_shift"):
-        if not _equal_in(dtype, stored_fields.pop(name), expected_fields.pop(name)):
+        if not _equal_in(dtype, stored_fields.pop(name, None), expected_fields.pop(name, None)):
             return False
     return bool(stored_fields == expected_fields)
 
@@ -208,22 +223,22 @@ def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
     readout = children(root, "readouts")[-1]
     radial = child(root, "radial_embedding")
     first = interactions[0]
-    energies = _numbers(tensor_of(child(root, "atomic_energies_fn"), "atomic_energies"))
+    energies = nested_numbers(tensor_of(child(root, "atomic_energies_fn"), "atomic_energies"))
     heads = _heads(root, n_heads=_rows(energies))
-    hidden = _irreps(attribute(child(products[0], "linear"), "irreps_out"))
+    hidden = irreps_text(attribute(child(products[0], "linear"), "irreps_out"))
     if len(interactions) == 1:  # its product may keep scalars only
-        hidden = _irreps(attribute(first, "hidden_irreps"))
-    last = _irreps(attribute(child(products[-1], "linear"), "irreps_out"))
+        hidden = irreps_text(attribute(first, "hidden_irreps"))
+    last = irreps_text(attribute(child(products[-1], "linear"), "irreps_out"))
     specs = attribute(root, "embedding_specs")
     fields: dict[str, Any] = {
         "model_class": class_name(root).rpartition(".")[2],
-        "r_max": _number(tensor_of(root, "r_max")),
+        "r_max": scalar_of(tensor_of(root, "r_max")),
         "atomic_numbers": numbers,
         "heads": heads,
         "atomic_energies": [energies] if _rows(energies) == 1 and not isinstance(energies[0], list) else energies,
-        "avg_num_neighbors": _plain_number(attribute(first, "avg_num_neighbors")),
+        "avg_num_neighbors": plain_float(attribute(first, "avg_num_neighbors")),
         "num_bessel": int(attribute(radial, "out_dim")),
-        "num_polynomial_cutoff": _whole(_number(tensor_of(child(radial, "cutoff_fn"), "p"))),
+        "num_polynomial_cutoff": whole_number(scalar_of(tensor_of(child(radial, "cutoff_fn"), "p"))),
         "max_ell": int(attribute(child(root, "spherical_harmonics"), "_lmax")),
         "interaction_cls_first": type(first).__name__,
         "interaction_cls": type(interactions[-1]).__name__,
@@ -231,10 +246,10 @@ def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
         "hidden_irreps": hidden,
         "edge_irreps": _optional_irreps(attribute(root, "edge_irreps")),
         "MLP_irreps": _scalars_per_head(attribute(readout, "hidden_irreps"), len(heads)),
-        "correlation": [_correlation(product) for product in products],
+        "correlation": [correlation_of(product) for product in products],
         "gate": _gate(readout),
         "radial_type": RADIAL[type(child(radial, "bessel_fn")).__name__],
-        "radial_MLP": _radial_mlp(first),
+        "radial_MLP": radial_mlp_of(first),
         "distance_transform": _distance_transform(radial),
         "pair_repulsion": "pair_repulsion_fn" in as_mapping(attribute(root, "_modules")),
         "apply_cutoff": bool(attribute(root, "apply_cutoff", True)),
@@ -246,7 +261,7 @@ def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
     }
     if fields["model_class"] == "ScaleShiftMACE":
         for name in ("scale", "shift"):
-            values = _numbers(tensor_of(child(root, "scale_shift"), name).reshape(-1))
+            values = nested_numbers(tensor_of(child(root, "scale_shift"), name).reshape(-1))
             fields[f"atomic_inter_{name}"] = values if len(values) > 1 else values[0]
     if fields["readout_cls"] == "LinearReadoutBlock":  # of a single layer: the fields have no effect there
         del fields["readout_cls"]
@@ -266,84 +281,22 @@ def _distance_transform(radial: SandboxedObject) -> str:
     return TRANSFORM[type(child(radial, "distance_transform")).__name__]
 
 
-def _number(tensor: Tensor) -> float:
-    """Exactly the stored number: 5.7 in single precision is 5.699999809265137, and so the network uses it."""
-    return float(tensor.detach().reshape(()).item())
-
-
-def _whole(number: float) -> int:
-    if number != int(number):
-        raise ValueError(f"{number} is no whole number")
-    return int(number)
-
-
-def _numbers(tensor: Tensor) -> list[Any]:
-    return [_number(item) if item.ndim == 0 else _numbers(item) for item in tensor.detach()]
-
-
 def _rows(energies: list[Any]) -> int:
     """Heads of E0s: one where they are a flat list."""
     return len(energies) if isinstance(energies[0], list) else 1
 
 
-def _plain_number(value: Any) -> float:
-    """A float that was stored as a number, a tensor, or (in 2022) as one of numpy's scalars."""
-    if isinstance(value, Tensor):
-        return _number(value)
-    if isinstance(value, SandboxedObject) and type(value).__name__ == "scalar":
-        raw = value.__dict__["constructor_arguments"][1]
-        dtype = np.float64 if len(raw) == 8 else np.float32
-        return float(np.frombuffer(raw, dtype=dtype)[0])
-    return float(value)
-
-
-def _irreps(value: object) -> str:
-    """``128x0e+128x1o`` from text or from the nested tuples of e3nn's Irreps."""
-    if isinstance(value, str):
-        return value
-    terms = []
-    for term in _items(value):
-        multiplicity, irrep = _items(term)
-        order, parity = _items(irrep)
-        terms.append(f"{int(multiplicity)}x{int(order)}{'e' if parity == 1 else 'o'}")
-    return "+".join(terms)
-
-
-def simplified(irreps: object) -> str:
-    """Irreps with neighbours of one kind together: ``2x0e+3x0e`` is ``5x0e`` (the weights of a map are the same)."""
-    terms: list[tuple[int, str]] = []
-    for term in _irreps(irreps).split("+"):
-        number, _, kind = term.partition("x")
-        before = terms.pop()[0] if terms and terms[-1][1] == kind else 0
-        terms.append((int(number or 0) + before, kind))
-    return "+".join(f"{number}x{kind}" for number, kind in terms)
-
-
-def _items(value: Any) -> tuple[Any, ...]:
-    """The items of a tuple, also of a sandboxed one of a subclass of tuple."""
-    if isinstance(value, SandboxedObject):
-        arguments = value.__dict__["constructor_arguments"]
-        return _items(arguments[0]) if len(arguments) == 1 else arguments
-    return tuple(value)
-
-
 def _optional_irreps(value: object) -> str | None:
-    return None if value is None else _irreps(value)
+    return None if value is None else irreps_text(value)
 
 
 def _scalars_per_head(value: object, n_heads: int) -> str | None:
     """MLP_irreps from the hidden irreps of a readout, in which every head has as many scalars."""
     if value is None:
         return None
-    scalars = [term for term in _irreps(value).split("+") if term.endswith("x0e")]
+    scalars = [term for term in irreps_text(value).split("+") if term.endswith("x0e")]
     channels = sum(int(term.partition("x")[0]) for term in scalars)
     return f"{max(1, channels // n_heads)}x0e"
-
-
-def _correlation(product: SandboxedObject) -> int:
-    """The highest degree of a product block, which all its contractions share."""
-    contractions = children(child(product, "symmetric_contractions"), "contractions")
-    return int(attribute(contractions[0], "correlation"))
 
 
 def _gate(readout: SandboxedObject) -> str:
@@ -351,18 +304,7 @@ def _gate(readout: SandboxedObject) -> str:
     if "non_linearity" not in as_mapping(attribute(readout, "_modules")):
         return "None"
     acts = children(child(readout, "non_linearity"), "acts")
-    function = attribute(acts[0], "f")
-    if isinstance(function, SandboxedObject):  # torch.tanh is pickled as getattr(…, "tanh")
-        return str(function.__dict__["constructor_arguments"][-1])
-    return "None" if function is None else class_name(function).rpartition(".")[2]
-
-
-def _radial_mlp(interaction: SandboxedObject) -> list[int]:
-    """Widths of the hidden layers of the radial network; without them stored, those of the network as it was built."""
-    stored = attribute(interaction, "radial_MLP")
-    if stored is not None:
-        return list(stored)
-    return list(attribute(child(interaction, "conv_tp_weights"), "hs")[1:-1])
+    return activation_name(attribute(acts[0], "f"))
 
 
 def without_obsolete(

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, equal
 
-from model_utils.models.pickled import OBSOLETE, simplified
+from model_utils.models.pickled import OBSOLETE
+from model_utils.models.pickled_values import simplified
 from model_utils.models.sandbox import DEEPEST, SandboxedObject, class_name
 
 WITHOUT_MEANING = {

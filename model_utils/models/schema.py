@@ -14,6 +14,7 @@ from ase.data import atomic_numbers as number_of_symbol
 from ase.data import chemical_symbols
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from dataloader import quantities
 from dataloader.errors import InputError
 from dataloader.needs import FeatureSpec, ModelFacts
 
@@ -117,6 +118,10 @@ class ModelDescription(BaseModel):
         """Inputs besides species that the data must hold."""
         return ()
 
+    def gives(self) -> tuple[str, ...]:
+        """Quantities that such a network gives, forces and stress of an energy too; empty: it says so once built."""
+        return ()
+
     def summary(self) -> str:
         """The network in a few words, for a line of the log."""
         return self.model_class
@@ -149,6 +154,11 @@ class ModelDescription(BaseModel):
     def scales_energies(cls, model_class: str) -> bool:
         """Whether a model.json of this class has a scale and a shift, which ``metadata.py`` computes from data."""
         return False
+
+    @classmethod
+    def has_energies(cls, model_class: str) -> bool:
+        """Whether a network of this class gives energies, and so needs reference energies."""
+        return True
 
     def for_heads(self, names: Sequence[str], parents: Sequence[int], kept: Sequence[int]) -> dict[str, Any]:
         """Fields of the same network with other heads or fewer elements.
@@ -210,7 +220,7 @@ def _without_negative_zero(value: Any) -> Any:
 
 
 def checked(fields: Mapping[str, Any], kind: type[ModelDescription], where: str, classes: Sequence[str]) -> Any:
-    """A description of a family from the fields of a model.json.
+    """A description of a family from the fields of a model.json; what its network gives is a quantity from then on.
 
     Args:
         fields: as they stand in the file.
@@ -222,9 +232,12 @@ def checked(fields: Mapping[str, Any], kind: type[ModelDescription], where: str,
         InputError: with the file, the field, what was found and what was expected.
     """
     try:
-        return kind.model_validate(fields)
+        description = kind.model_validate(fields)
     except ValidationError as error:
         raise InputError(f"{where}: {_explain(error, kind, classes)}") from None
+    for name in description.gives():
+        quantities.include(name)
+    return description
 
 
 def _explain(error: ValidationError, kind: type[ModelDescription], classes: Sequence[str]) -> str:

@@ -43,8 +43,8 @@ class Architecture(Protocol):
         ...
 
     @property
-    def reference_energies(self) -> str:
-        """The name of the buffer of a module that holds E0s, (n_heads, n_elements), eV."""
+    def reference_energies(self) -> str | None:
+        """The name of the buffer of a module that holds E0s, (n_heads, n_elements), eV; None without energies."""
         ...
 
     @property

@@ -144,3 +144,17 @@ def _with_units(names: Sequence[str]) -> list[str]:
     """``forces rmse`` and its unit, as heads of two lines."""
     units = units_of_errors()
     return [f"{name.replace('_per_atom', '').replace('_', ' ')}\n({units[name]})" for name in names]
+
+
+def committee(of_quantities: Plain) -> Table:
+    """Errors of a committee's means beside its spread, a row for each labelled quantity."""
+    rows = []
+    for name, quantity in QUANTITIES.items():
+        spreads = of_quantities.get(name)
+        if spreads is None:
+            continue
+        over = "/atom" if quantity.over_atoms else ""
+        numbers = [spreads["rmse_over_spread"], spreads["rank_correlation"]]
+        shown = ["-" if number is None else f"{number:.2f}" for number in numbers]
+        rows.append([name, milli(spreads["rmse"]), milli(spreads["rms_spread"]), f"m{quantity.unit}{over}", *shown])
+    return Table(heads=["quantity", "rmse", "rms spread", "unit", "rmse over spread", "rank correlation"], rows=rows)

@@ -38,7 +38,7 @@ class Subject:
     """What a report is of.
 
     Attributes:
-        model: path of the weights file.
+        models: paths of the weights file, or of those of a committee.
         weights: which of its weights, from when.
         model_json_hash: of the network.
         computed: precision and device.
@@ -46,7 +46,7 @@ class Subject:
         baseline: path of the model that it is compared with; None without one.
     """
 
-    model: Path
+    models: tuple[Path, ...]
     weights: str
     model_json_hash: str
     computed: str
@@ -72,14 +72,15 @@ def page(subject: Subject, content: Mapping[str, Any], collected: Collected, dat
     sections = [
         _errors(content),
         *_compared(content),
+        *_committee(content),
         *_checked(content),
-        *_learned(subject.model),
+        *_learned(subject.models[0]),
         *_parity(collected),
         _groups(content),
     ]
     worst = collected.worst()
     return rendered(
-        title=f"Errors of {subject.model.name}",
+        title=f"Errors of {_named(subject)}",
         facts=_facts(subject, content),
         sections=sections,
         viewer=_viewer(worst, data),
@@ -89,7 +90,7 @@ def page(subject: Subject, content: Mapping[str, Any], collected: Collected, dat
 
 def _facts(subject: Subject, content: Mapping[str, Any]) -> Table:
     rows = [
-        ["model", str(subject.model)],
+        ["model" if len(subject.models) == 1 else "committee", ", ".join(map(str, subject.models))],
         ["weights", subject.weights],
         ["model.json hash", subject.model_json_hash],
         ["computed in", subject.computed],
@@ -123,6 +124,25 @@ def _compared(content: Mapping[str, Any]) -> Iterator[Section]:
         "of many comparisons some fall below it by chance."
     )
     yield Section(title="Against the baseline", parts=[Part(tables=[tables.comparison(content)])], notes=[note])
+
+
+def _named(subject: Subject) -> str:
+    """The model, or how many there are."""
+    if len(subject.models) == 1:
+        return subject.models[0].name
+    return f"a committee of {len(subject.models)}"
+
+
+def _committee(content: Mapping[str, Any]) -> Iterator[Section]:
+    """How the errors of a committee compare with its spread, where several models were judged."""
+    if "committee" not in content:
+        return
+    note = (
+        "Spread: the standard deviation over the models (divided by their number). An error over spread above 1 says "
+        "that the models agree more than they are right; a rank correlation near 1, that large spreads are where the "
+        "large errors are."
+    )
+    yield Section(title="Committee", parts=[Part(tables=[tables.committee(content["committee"])])], notes=[note])
 
 
 def _checked(content: Mapping[str, Any]) -> Iterator[Section]:

@@ -2,7 +2,7 @@
 
 from itertools import chain
 
-from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
+from dataloader.quantities import DIPOLE, ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 from losses import Loss
 from model_utils.files.outputs import Outputs
 from model_utils.models.architecture import opens_in_mace
@@ -23,6 +23,7 @@ USUAL_ERRORS = {  # quantity: what its errors are taken of
     ENERGY.name: "energies per atom",
     FORCES.name: "force components",
     STRESS.name: "stress components",
+    DIPOLE.name: "dipole components per atom",
 }
 
 

@@ -7,7 +7,7 @@ its first step; ``Origin.check`` compares the two on real structures.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
-from dataloader.quantities import ENERGY, FORCES
+from dataloader.quantities import ENERGY
 from dataloader.structure import symbols
 from model_utils import model_loader
 from model_utils.errors import VerificationError
@@ -35,7 +35,7 @@ from model_utils.settings.options import GENERAL_FLAGS, FinetuneOptions, SourceO
 
 COMPARED = 32  # structures
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative
-SMALLEST_FORCE = {torch.float64: 1e-3, torch.float32: 1.0}  # eV/Å; below it rounding is that of what cancels
+SMALLEST = {torch.float64: 1e-3, torch.float32: 1.0}  # eV/Å, e·Å; below it rounding is that of what cancels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,8 @@ class Origin:
             module.load_state_dict(family.with_copied_heads(source, module, self.parents))
         else:
             own = family.reference_energies
-            module.load_state_dict({**source.state_dict(), own: module.state_dict()[own]})
+            kept = {} if own is None else {own: module.state_dict()[own]}
+            module.load_state_dict({**source.state_dict(), **kept})
 
     def check(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
         """Compare with the source on structures of the training data, both in the form of the network that is trained.
@@ -80,7 +81,7 @@ class Origin:
             device: on which it is trained; other devices have other kernels.
 
         Raises:
-            VerificationError: energies or forces differ by more than the declared change of reference energies.
+            VerificationError: what they give differs by more than the declared change of reference energies.
         """
         source_network = network_on(device, self.source.module, step, self.source.description)
         network = network_on(device, module, step, self.description)
@@ -95,28 +96,34 @@ class Origin:
                 f"before its first step the model deviates from {self.source.file.path} by {worst:.2g} (at most "
                 f"{TOLERANCE[dtype]:g}) beyond the change of reference energies; nothing was trained"
             )
-        log.info("step 0: energies and forces of %d structures are the source's to %.2g", len(indices), worst)
+        gives = "energies and forces" if ENERGY.name in network.gives else " and ".join(f"{q}s" for q in network.gives)
+        log.info("step 0: %s of %d structures are the source's to %.2g", gives, len(indices), worst)
 
-    def _deviations(self, source_network: Network, network: Network, batch: Batch) -> tuple[float, float]:
-        """Relative deviations of energy and forces between source and model on a batch of one structure.
+    def _deviations(self, source_network: Network, network: Network, batch: Batch) -> list[float]:
+        """Relative deviations between source and model on a batch of one structure, of all that both give.
 
         The change of reference energies that was asked for is no deviation.
         """
+        dtype = next(network.module.parameters()).dtype
+        theirs = predicted(source_network, self.in_source(batch))
+        ours = predicted(network, batch)
+        deviations = [] if ENERGY.name not in ours else [self._of_energy(theirs.pop(ENERGY.name), ours, batch)]
+        for name, expected in theirs.items():
+            scale = expected.abs().max().clamp(min=SMALLEST[dtype])
+            deviations.append(float((ours[name] - expected).abs().max() / scale))
+        return deviations
+
+    def _of_energy(self, source_energy: Tensor, ours: Mapping[str, Tensor], batch: Batch) -> float:
+        """The relative deviation of the energy of a structure beyond the change of reference energies."""
         source_table = np.array(self.source.description.atomic_energies)  # (n_heads, n_elements) of the source, eV
         E0s_before = source_table[:, self.kept][list(self.parents)]  # (n_heads, n_elements) of this model
         E0s_after = np.array(self.description.atomic_energies)
-        dtype = next(network.module.parameters()).dtype
         species = batch.species.numpy()
         head = int(batch.head[0])
         asked_change = (E0s_after - E0s_before)[head][species].sum()
-        source_energy, source_forces = predicted(source_network, self.in_source(batch))
-        own_energy, own_forces = predicted(network, batch)
         before = float(source_energy) + E0s_before[head][species].sum()
-        after = float(own_energy) + float(batch.reference_energy[0])
-        of_energy = abs(after - before - asked_change) / max(abs(before), 1.0)
-        scale = source_forces.abs().max().clamp(min=SMALLEST_FORCE[dtype])
-        of_forces = float((own_forces - source_forces).abs().max() / scale)
-        return of_energy, of_forces
+        after = float(ours[ENERGY.name]) + float(batch.reference_energy[0])
+        return float(abs(after - before - asked_change) / max(abs(before), 1.0))
 
     def in_source(self, batch: Batch) -> Batch:
         """A batch of this model as the source takes it."""
@@ -135,12 +142,12 @@ def network_on(device: torch.device, module: nn.Module, step: str, description: 
     return model_loader.build_network(there, step, description)
 
 
-def predicted(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Interaction energies (n_structures,), eV, and forces (n_atoms, 3), eV/Å, on the host, of a batch there."""
+def predicted(network: Network, batch: Batch) -> dict[str, Tensor]:
+    """What a network gives of a batch on the host, there again: by quantity, energies without E0s."""
     parameters = dict(network.module.named_parameters())
     device = next(network.module.parameters()).device
     prediction = predict(network, parameters, network.prepared(batch).to(device), wanted=(), training=False)
-    return prediction[ENERGY.name].cpu(), prediction[FORCES.name].cpu()
+    return {name: value.cpu() for name, value in prediction.items()}
 
 
 def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | None) -> TrainOptions:
@@ -219,6 +226,8 @@ def origin(options: FinetuneOptions) -> Origin:
         symbols(source.description.atomic_numbers),
         source.file.when(),
     )
+    if options.E0s != "keep" and architecture_of(source.description).reference_energies is None:
+        raise InputError(f"--E0s {options.E0s}: {source.description.model_class} has no energies; leave the flag out")
     heads, parents = _heads(source, options)
     kept = _kept(source, options)
     if options.E0s != "keep" and options.replay is not None and options.replay_head in source.description.heads:

@@ -119,7 +119,7 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
         for i in progress.over(chosen, "errors of the source", len(chosen)):
             batch = data.batch([i])
             if bool(batch.labels[ENERGY.name].mask[0]):
-                energy, _ = predicted(network, origin.in_source(batch))
+                energy = predicted(network, origin.in_source(batch))[ENERGY.name]
                 residuals.append(float(batch.labels[ENERGY.name].value[0]) - float(energy[0]))
                 compositions.append(np.bincount(batch.species.numpy(), minlength=len(rows[position])))
         if residuals:

@@ -1,9 +1,10 @@
 """What a run minimises: from options to the losses of its stages and of their epochs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from dataloader.quantities import QUANTITIES
+from dataloader import quantities
+from dataloader.quantities import DIPOLE, QUANTITIES
 from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss
 from model_utils.errors import InputError
 from model_utils.run.divisible import is_a_sum
@@ -60,9 +61,11 @@ def weights_of(options: LossOptions) -> Weights:
         InputError: a weight is given for a term that the loss does not have, or cannot be chosen.
     """
     named = entry_of(LOSSES, options.loss, "--loss")
+    for name in named.weights:
+        quantities.include(name)
     weights = terms.weights(options)
-    if options.stress_weight is None:
-        weights |= dict(named.weights)
+    given = terms.given_weights(options)
+    weights |= {name: weight for name, weight in named.weights.items() if name not in given}
     for name, weight in weights.items():
         is_usual = weight in (0.0, USUAL_WEIGHTS.get(name))
         if not is_usual and not _has_term(named, name):
@@ -114,6 +117,28 @@ def trained_on(options: TrainingOptions) -> set[str]:
     if options.stage_two.stage_two:
         stages.append(second_weights(options))
     return {quantity for weights in stages for quantity, weight in weights.items() if weight > 0}
+
+
+def require_given(options: TrainingOptions, gives: Collection[str], what: str) -> None:
+    """Refuse a loss with a term of something that the network does not compute, and that would be zero unseen.
+
+    Args:
+        options: of the run.
+        gives: quantities of the network; empty where that is not known yet.
+        what: it is, for the message.
+
+    Raises:
+        InputError: naming the quantities and what leaves them out.
+    """
+    missing = sorted(trained_on(options) - set(gives)) if gives else []
+    if not missing:
+        return
+    fitting = [name for name, named in LOSSES.items() if named.only is not None and set(named.only) <= set(gives)]
+    named = f", for example with --loss {fitting[-1]}" if DIPOLE.name in gives and fitting else ""
+    raise InputError(
+        f"--loss {options.loss.loss} trains on {', '.join(missing)}, and {what} gives {', '.join(sorted(gives))} "
+        f"only; give their terms the weight 0{named}"
+    )
 
 
 def second_weights(options: TrainingOptions) -> Weights:

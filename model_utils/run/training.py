@@ -51,6 +51,7 @@ def train_in_place(
     dtype = runtime.dtype_of(options.device.dtype, beginning.dtype)
     device = started(options, beginning, dtype, group)
     announcement.announce_model(options, beginning.description)
+    objective.require_given(options, beginning.description.gives(), beginning.description.model_class)
     if (limit := stop.limit(options.run.time_limit)) is not None:
         log.info(limit)
     shared_indexing.index_by_shares(options, beginning.description.facts(), group)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from dataloader import plain_json
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
-from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, added
+from dataloader.quantities import ENERGY, FORCES, OFFERED, QUANTITIES, STRESS, added, include
 from model_utils.settings.options import DataOptions, LabelOptions, LossOptions, PrintedLossOptions, StageTwoOptions
 
 # quantities with flags of their own: --energy_weight, --energy_loss
@@ -22,7 +22,14 @@ def weights(options: LossOptions | PrintedLossOptions) -> dict[str, float]:
         InputError: ``--quantity_weights`` names no quantity that was added, or no number.
     """
     own: dict[str, float] = {name: getattr(options, f"{name}_weight") or 0.0 for name in OWN_FLAGS}
-    return own | {q.name: 0.0 for q in added()} | _listed("quantity_weights", options.quantity_weights, _weight)
+    listed = _listed("quantity_weights", options.quantity_weights, _weight)
+    return own | {q.name: 0.0 for q in added()} | listed
+
+
+def given_weights(options: LossOptions) -> set[str]:
+    """Quantities beside energy and forces whose weights the user gave."""
+    named = {text.partition("=")[0] for text in options.quantity_weights}
+    return named if options.stress_weight is None else {*named, STRESS.name}
 
 
 def stage_two_weights(options: StageTwoOptions) -> dict[str, float]:
@@ -111,8 +118,9 @@ def _listed(flag: str, texts: Sequence[str], convert: Callable[[str], Value]) ->
         name, _, value = text.partition("=")
         if name in OWN_FLAGS:
             raise InputError(f"--{flag} {text}: the {name} has a flag of its own; see --help")
+        include(name)
         if name not in QUANTITIES:
-            known = ", ".join(q.name for q in added()) or "none is there; a --plugin adds them"
+            known = ", ".join({**OFFERED, **{q.name: q for q in added()}}) + "; a --plugin adds others"
             raise InputError(f"--{flag} {text}: no quantity {name!r} beside {', '.join(OWN_FLAGS)} ({known})")
         try:
             values[name] = convert(value)

@@ -1,7 +1,9 @@
 """ASE's atoms as a structure that a network can compute, with the faults that would give a wrong result."""
 
+import warnings
 from dataclasses import replace
 
+import numpy as np
 from ase import Atoms
 
 from dataloader.errors import InputError
@@ -56,6 +58,7 @@ def named(atoms: Atoms, fault: object) -> str:
 
 def _with_inputs(structure: Structure, atoms: Atoms, facts: ModelFacts) -> Structure:
     """The structure with charge, spin and whatever else the network takes."""
+    _warn_of_unknown_state(atoms, facts)
     if not facts.features:
         return structure
     of_structure = Entries.of(atoms.info)
@@ -70,3 +73,19 @@ def _with_inputs(structure: Structure, atoms: Atoms, facts: ModelFacts) -> Struc
     except (LabelError, RecordError) as error:
         raise InputError(named(atoms, f"{error}; set it in atoms.info")) from None
     return replace(structure, charge=charge, spin=spin, features=features)
+
+
+def _warn_of_unknown_state(atoms: Atoms, facts: ModelFacts) -> None:
+    """Warn of a charge or a multiplicity that the network has no input for: it computes a neutral singlet."""
+    inputs = {spec.name for spec in facts.features}
+    for names, usual in ((CHARGE_NAMES, (0,)), (SPIN_NAMES, (0, 1))):
+        if inputs & set(names):
+            continue
+        for name in names:
+            value = atoms.info.get(name, 0)
+            if isinstance(value, int | float | np.number) and value not in usual:
+                warnings.warn(
+                    f"atoms.info has {name} {value}, of which the network with the elements "
+                    f"{symbols(facts.atomic_numbers)} knows nothing: it gives what it gives of a neutral singlet",
+                    stacklevel=2,
+                )

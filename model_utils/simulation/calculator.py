@@ -1,27 +1,30 @@
 """ASE's calculator over any weights file and the fast step; several models are a committee."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import all_changes
-from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from dataloader.batch import Batch
 from dataloader.errors import InputError
 from dataloader.neighbors import Graph, GraphFault
+from dataloader.quantities import DIPOLE, ENERGY
+from dataloader.record_details import PERIODIC_DIPOLE
 from dataloader.structure import Structure
+from model_utils.models.committee import mean_and_std, other_zero_point
 from model_utils.simulation.atoms import named, structure_of
 from model_utils.simulation.moving_graph import MovingGraph
 from model_utils.simulation.potential import Computed, Potential
 
-UNLIKE = 1e-3  # eV
+ENERGETIC = ("energy", "free_energy", "forces", "stress")
 SKIN = 0.5  # Å; a list of 200 atoms at 300 K lasts some 20 steps of 1 fs
 
 
@@ -30,7 +33,8 @@ class Calculator(AseCalculator):
 
     ``atoms.calc = Calculator("run_model.pt")`` gives what ``evaluate.py`` gives: the energy is the total one, E0s
     included, and equals the free energy. The stress is that of structures which are periodic in three directions.
-    Charge and spin come from ``atoms.info`` where the network has such inputs.
+    Of a network that gives dipoles, ``dipole`` (3,) is in e·Å (1 e·Å = 4.80320 Debye); one that gives nothing else has
+    no other property. Charge and spin come from ``atoms.info`` where the network has such inputs.
 
     With several models the results are means over them, and ``results`` has besides ``energy_std`` (eV),
     ``forces_std`` (n_atoms, 3) in eV/Å, ``energies_of_models`` and ``forces_of_models``.
@@ -50,7 +54,7 @@ class Calculator(AseCalculator):
         VerificationError: a file is damaged or not what it says.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012 - as ASE has it
+    implemented_properties = [*ENERGETIC, "energies", DIPOLE.name]  # noqa: RUF012 - of a model, those that it gives
 
     def __init__(
         self,
@@ -85,7 +89,9 @@ class Calculator(AseCalculator):
 
     def _use(self, potentials: Sequence[Potential], skin: float) -> None:
         self.potentials = list(potentials)
+        _refuse_other_kinds(self.potentials)
         _warn_of_other_references(self.potentials)
+        self.implemented_properties = _properties(self.potentials[0].network.gives)
         self._movers = [_Mover(potential, skin) for potential in self.potentials]
         self._wants_stress = False
 
@@ -123,33 +129,47 @@ class Calculator(AseCalculator):
                 a cell without volume, two atoms in one place, a missing charge or spin.
         """
         super().calculate(atoms, properties, system_changes)
+        if ENERGY.name not in self.potentials[0].network.gives:
+            self.results = _with_dipoles({}, [mover.dipole(self.atoms) for mover in self._movers], self.atoms)
+            return
         # who asks for forces and then for the stress, as filters of cells and barostats do at every step, would have
         # everything computed twice; with the forces it costs a tenth more
         self._wants_stress = self._wants_stress or "stress" in properties
         stress = self._wants_stress and bool(self.atoms.pbc.all())
         computed = [mover.compute(self.atoms, stress=stress) for mover in self._movers]
         self.results = _results(computed)
+        dipoles = [of_model.dipole for of_model in computed if of_model.dipole is not None]
+        if dipoles:
+            self.results = _with_dipoles(self.results, dipoles, self.atoms)
         if "energies" in properties:
             of_atoms = [mover.energies_of_atoms(self.atoms) for mover in self._movers]
             self.results["energies"] = np.mean(of_atoms, axis=0)
+
+
+def _properties(gives: Collection[str]) -> list[str]:
+    """ASE's names of what models of these quantities can be asked for."""
+    of_energies = [*ENERGETIC, "energies"] if ENERGY.name in gives else []
+    return [*of_energies, *([DIPOLE.name] if DIPOLE.name in gives else [])]
+
+
+def _refuse_other_kinds(potentials: Sequence[Potential]) -> None:
+    """Raise InputError where models of a committee do not give the same quantities."""
+    first = potentials[0]
+    for other in potentials[1:]:
+        if other.network.gives != first.network.gives:
+            ours, theirs = (", ".join(sorted(p.network.gives)) for p in (first, other))
+            raise InputError(
+                f"{other.path} gives {theirs} and {first.path} {ours}: they are no committee; name models of one kind"
+            )
 
 
 def _warn_of_other_references(potentials: Sequence[Potential]) -> None:
     """Energies of models with other E0s have other zero points, and their mean has none."""
     first = potentials[0]
     for other in potentials[1:]:
-        shared = {
-            z: (first.reference_energy(z), other.reference_energy(z))
-            for z in set(first.facts.atomic_numbers) & set(other.facts.atomic_numbers)
-        }
-        unlike = {z: pair for z, pair in shared.items() if abs(pair[0] - pair[1]) > UNLIKE}
-        if unlike:
-            z, (ours, theirs) = min(unlike.items())
-            warnings.warn(
-                f"{other.path} has other E0s than {first.path} ({chemical_symbols[z]}: {theirs:.3f} and {ours:.3f} "
-                "eV): the mean of their energies has no meaning, that of their forces has",
-                stacklevel=4,
-            )
+        text = other_zero_point(first.reference_energies, other.reference_energies, first.path, other.path)
+        if text is not None:
+            warnings.warn(text, stacklevel=4)
 
 
 class _Mover:
@@ -171,6 +191,11 @@ class _Mover:
         """What the potential gives of the atoms."""
         [computed] = self.potential.compute(self._batch(atoms), stress=stress)
         return computed
+
+    def dipole(self, atoms: Atoms) -> NDArray[np.float64]:
+        """The dipole of the atoms, (3,), e·Å."""
+        [dipole] = self.potential.dipoles(self._batch(atoms))
+        return np.asarray(dipole)
 
     def energies_of_atoms(self, atoms: Atoms) -> NDArray[np.float64]:
         """Energies of the atoms, (n_atoms,), eV."""
@@ -203,10 +228,12 @@ def _results(computed: Sequence[Computed]) -> dict[str, Any]:
     """Results under ASE's names: of one model, or means and standard deviations over several."""
     energies = np.array([one.energy for one in computed])
     forces = np.stack([one.forces for one in computed])
+    energy, energy_std = mean_and_std(torch.from_numpy(energies))
+    mean_forces, forces_std = mean_and_std(torch.from_numpy(forces))
     results: dict[str, Any] = {
-        "energy": float(energies.mean()),
-        "free_energy": float(energies.mean()),
-        "forces": forces.mean(axis=0),
+        "energy": float(energy),
+        "free_energy": float(energy),
+        "forces": mean_forces.numpy(),
     }
     stresses = [one.stress for one in computed if one.stress is not None]
     if stresses:
@@ -214,6 +241,15 @@ def _results(computed: Sequence[Computed]) -> dict[str, Any]:
     if len(computed) > 1:
         results["energies_of_models"] = energies
         results["forces_of_models"] = forces
-        results["energy_std"] = float(energies.std())
-        results["forces_std"] = forces.std(axis=0)
+        results["energy_std"] = float(energy_std)
+        results["forces_std"] = forces_std.numpy()
     return results
+
+
+def _with_dipoles(results: Mapping[str, Any], dipoles: Sequence[NDArray[np.float64]], atoms: Atoms) -> dict[str, Any]:
+    """Results with the dipole of one model, or mean and standard deviation over several; (3,), e·Å."""
+    if atoms.pbc.any():
+        warnings.warn(PERIODIC_DIPOLE, stacklevel=3)
+    mean, std = mean_and_std(torch.from_numpy(np.stack(dipoles)))
+    spread = {} if len(dipoles) == 1 else {"dipole_std": std.numpy()}
+    return {**results, DIPOLE.name: mean.numpy(), **spread}

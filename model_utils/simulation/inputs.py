@@ -59,6 +59,7 @@ def calculator_of(options: SimulatedOptions, device: torch.device, dtype: str | 
         skin=skin,
     )
     for potential in calculator.potentials:
+        potential.require_energies()
         log.info("model %s", potential)
     return calculator
 

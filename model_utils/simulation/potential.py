@@ -13,7 +13,7 @@ from dataloader.batch import Batch, collate
 from dataloader.errors import InputError
 from dataloader.needs import ModelFacts
 from dataloader.neighbors import Graph
-from dataloader.quantities import ENERGY, FORCES, STRESS
+from dataloader.quantities import DIPOLE, ENERGY, FORCES, STRESS
 from dataloader.structure import Structure
 from model_utils import model_loader
 from model_utils.files.digest import digest
@@ -30,11 +30,13 @@ class Computed:
         energy: eV, with the reference energies E0, added in double precision.
         forces: (n_atoms, 3), eV/Å.
         stress: (3, 3), eV/Å³, positive under tension; None where it was not asked for or there is no volume.
+        dipole: (3,), e·Å; None of a network that gives none.
     """
 
     energy: float
     forces: NDArray[np.float64]
     stress: NDArray[np.float64] | None = None
+    dipole: NDArray[np.float64] | None = None
 
 
 class Potential:
@@ -67,8 +69,6 @@ class Potential:
         freeze = getattr(self.network, "freeze", None)  # of the fast form
         if freeze is not None:
             freeze()
-        if ENERGY.name not in self.network.gives:
-            raise InputError(f"{self.path} gives {', '.join(sorted(self.network.gives))} and no energies")
 
     @classmethod
     def of_file(
@@ -98,6 +98,11 @@ class Potential:
         loaded = model_loader.load(Path(path), dtype=None if dtype is None else DTYPES[dtype])
         return cls(loaded, find_device(device), head=head, step=step)
 
+    def require_energies(self) -> None:
+        """Raise InputError where the network gives no energies, and so neither forces nor stress."""
+        if ENERGY.name not in self.network.gives:
+            raise InputError(f"{self.path} gives {', '.join(sorted(self.network.gives))} and no energies")
+
     def digest(self) -> str:
         """Hash of structure and weights, hexadecimal: what decides the results."""
         return digest({"description": self._description_hash, "weights": dict(self.weights)})
@@ -105,10 +110,11 @@ class Potential:
     def __str__(self) -> str:
         return f"{self.path} in {dtype_name(self.dtype)} on {self.device}"
 
-    def reference_energy(self, atomic_number: int) -> float:
-        """E0 of an element in the potential's head, eV."""
+    @property
+    def reference_energies(self) -> dict[int, float]:
+        """E0s in the potential's head by atomic number, eV."""
         energies = self.facts.atomic_energies[self.facts.heads.index(self.head)]
-        return energies[self.facts.atomic_numbers.index(atomic_number)]
+        return dict(zip(self.facts.atomic_numbers, energies, strict=True))
 
     def batch(self, structures: Sequence[Structure], graphs: Sequence[Graph]) -> Batch:
         """Structures with their graphs as what ``compute`` takes.
@@ -136,11 +142,19 @@ class Potential:
         energies = (predicted[ENERGY.name].double() + batch.reference_energy).tolist()
         forces = predicted[FORCES.name].detach().double().cpu().numpy()
         stresses = predicted[STRESS.name].detach().double().cpu().numpy() if stress else [None] * len(energies)
+        has_dipoles = DIPOLE.name in predicted
+        dipoles = predicted[DIPOLE.name].detach().double().cpu().numpy() if has_dipoles else [None] * len(energies)
         bounds = batch.ptr.tolist()
         return [
-            Computed(energy=energy, forces=forces[bounds[k] : bounds[k + 1]], stress=stresses[k])
+            Computed(energy=energy, forces=forces[bounds[k] : bounds[k + 1]], stress=stresses[k], dipole=dipoles[k])
             for k, energy in enumerate(energies)
         ]
+
+    def dipoles(self, batch: Batch) -> NDArray[np.float64]:
+        """Dipoles of the structures of a batch, (n_structures, 3), e·Å, without energies and forces."""
+        with torch.no_grad():
+            outputs = self.network.outputs(self.weights, batch, batch.positions, batch.shifts)
+        return np.asarray(outputs[DIPOLE.name].double().cpu().numpy())
 
     def energies_of_atoms(self, batch: Batch) -> NDArray[np.float64]:
         """Energies of atoms, (n_atoms,), eV, E0s included; their sum is the energy. A forward pass of its own.

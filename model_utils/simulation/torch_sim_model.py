@@ -54,6 +54,7 @@ class TorchSimModel(ModelInterface):
     ) -> None:
         super().__init__()
         self.potential = Potential.of_file(model, device=device, dtype=dtype, head=head, step=step)
+        self.potential.require_energies()
         if self.potential.facts.features:
             names = ", ".join(spec.name for spec in self.potential.facts.features)
             raise InputError(

@@ -4,7 +4,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from dataloader import durable
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.frames import LABEL, PREDICTION, bare_atoms, put
-from dataloader.quantities import ENERGY, FORCES
+from dataloader.quantities import ENERGY, FORCES, STRESS
 from dataloader.structure import LabelValue
 from losses import Prediction
 from model_utils.files.csv_cells import csv_text
-from model_utils.run.predictions import of_structure, with_references
+from model_utils.models.committee import STD
+from model_utils.run.predictions import besides, is_of_atoms, of_structure, with_references
 
 SMALL_SET = 10  # structures; up to here each one's errors are printed
 MILLI = 1000.0
@@ -29,6 +30,7 @@ COLUMNS = (
     *("identifier", "config_type", "n_atoms", "energy", "predicted_energy", "energy_error_per_atom"),
     *("forces_rmse", "forces_max_error"),
 )
+OF_COMMITTEE = ("energy_std", "forces_std", "forces_max_std")  # eV of the structure; eV/Å, root mean square and largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Row:
     predicted_energy: float | None  # eV, total; None of a network that gives none
     forces_rmse: float | None  # eV/Å
     forces_max: float | None  # eV/Å, largest length of a force error
+    spread: Mapping[str, float | None] | None = None  # of a committee, by the names in OF_COMMITTEE
 
     @property
     def energy_error(self) -> float | None:
@@ -105,6 +108,7 @@ class Breakdown:
         # a NumPy copy once a batch: structures are judged one by one, and nothing waits for these numbers
         targets = with_references(batch, {name: label.value for name, label in batch.labels.items()})
         predicted = with_references(batch, prediction)
+        more = besides(prediction)
         counted = batch.labels[FORCES.name].mask.cpu().numpy() & (FORCES.name in predicted)  # (n_atoms,)
         errors = predicted.get(FORCES.name, targets[FORCES.name]) - targets[FORCES.name]  # (n_atoms, 3), eV/Å
         self._add_by_element(batch, errors, counted)
@@ -117,10 +121,11 @@ class Breakdown:
                 float(predicted[ENERGY.name][k]) if ENERGY.name in predicted else None,
                 float(targets[ENERGY.name][k]) if batch.labels[ENERGY.name].mask[k] else None,
             )
+            own = of_structure(more, k, atoms)
             if self._keep_rows:
-                self.rows.append(row)
+                self.rows.append(replace(row, spread=_spread(own)))
             if self._keep_frames:
-                self.frames.append(self._frame(index, of_structure(predicted, k, atoms)))
+                self.frames.append(self._frame(index, of_structure(predicted, k, atoms), own))
 
     def _add_by_element(self, batch: Batch, errors: NDArray[np.float64], counted: NDArray[np.bool_]) -> None:
         """Force errors (n_atoms, 3), eV/Å, of the atoms that count, to the sums of their elements."""
@@ -160,8 +165,8 @@ class Breakdown:
             forces_max=float(np.sqrt((errors**2).sum(axis=1)).max()) if errors.size else None,
         )
 
-    def _frame(self, index: int, predicted: Mapping[str, LabelValue]) -> Atoms:
-        """Predictions as ``mace_…``, labels as ``REF_…``; all else as it was."""
+    def _frame(self, index: int, predicted: Mapping[str, LabelValue], more: Mapping[str, LabelValue]) -> Atoms:
+        """Predictions, and what is known besides, as ``mace_…``, labels as ``REF_…``; all else as it was."""
         structure = self._data.structure(index)
         atoms = bare_atoms(structure)
         atoms.info.update(structure.extra)
@@ -171,6 +176,7 @@ class Breakdown:
         if structure.head is not None:
             atoms.info["head"] = structure.head
         put(atoms, PREDICTION, predicted)
+        _put_besides(atoms, more)
         put(atoms, LABEL, structure.labels)
         return atoms
 
@@ -225,12 +231,14 @@ class Breakdown:
         """One row per structure as CSV; energies in eV, forces in eV/Å."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(COLUMNS)
+        has_spread = any(row.spread is not None for row in self.rows)
+        table.writerow([*COLUMNS, *(OF_COMMITTEE if has_spread else ())])
         for row in self.rows:
             error = None if row.energy_error is None else row.energy_error / row.n_atoms
             energies = (row.energy, row.predicted_energy, error)
             words = (csv_text(row.identifier), csv_text(row.config_type))
-            table.writerow([*words, row.n_atoms, *energies, row.forces_rmse, row.forces_max])
+            spread = [] if row.spread is None else [row.spread[name] for name in OF_COMMITTEE]
+            table.writerow([*words, row.n_atoms, *energies, row.forces_rmse, row.forces_max, *spread])
         durable.write_text(path, text.getvalue())
 
     def write_frames(self, path: Path) -> None:
@@ -238,6 +246,33 @@ class Breakdown:
         text = io.StringIO()
         write_ase(text, self.frames, format="extxyz")
         durable.write_text(path, text.getvalue())
+
+
+def _put_besides(atoms: Atoms, values: Mapping[str, LabelValue]) -> None:
+    """Energies of atoms and standard deviations of a committee as ``mace_node_energies``, ``mace_forces_std``."""
+    for name, value in values.items():
+        if name == f"{STRESS.name}{STD}" and not atoms.pbc.all():
+            continue
+        if is_of_atoms(name):
+            atoms.arrays[f"{PREDICTION}{name}"] = np.asarray(value)
+        else:
+            atoms.info[f"{PREDICTION}{name}"] = value if isinstance(value, float) else np.asarray(value).reshape(-1)
+
+
+def _spread(more: Mapping[str, LabelValue]) -> dict[str, float | None] | None:
+    """What a committee differs by in one structure, by the names in ``OF_COMMITTEE``; None of a single model."""
+    if not any(name.endswith(STD) for name in more):
+        return None
+    spread: dict[str, float | None] = dict.fromkeys(OF_COMMITTEE)
+    energy = more.get(f"{ENERGY.name}{STD}")
+    if energy is not None:
+        spread["energy_std"] = float(energy)
+    forces = more.get(f"{FORCES.name}{STD}")
+    if forces is not None:
+        squared = np.asarray(forces) ** 2  # (n_atoms, 3)
+        spread["forces_std"] = float(np.sqrt(squared.mean()))
+        spread["forces_max_std"] = float(np.sqrt(squared.sum(axis=1)).max())
+    return spread
 
 
 def _root(sums: ForceSums) -> str:

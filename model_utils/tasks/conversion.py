@@ -31,6 +31,7 @@ from model_utils.settings.options import ConvertOptions
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative: forms sum in other orders
 PROBE_ELEMENTS = 6
 LARGE = 4  # atoms along a side of the structures on which sums of E0s are compared: 64, as in a usual cell
+Answers = dict[str, Tensor]  # by quantity
 OF_ONE_HEAD = ("lammps", "mliap")  # forms that give the energies of a single head
 ADDS = {"module": "mace's calculator", "lammps": "LAMMPS", "mliap": "LAMMPS"}  # who forms energies with a form
 
@@ -125,7 +126,7 @@ def _write(
     loaded: LoadedModel,
     head: str,
     probe: Sequence[Batch],
-    expected: tuple[Tensor, Tensor],
+    expected: Answers,
 ) -> None:
     """Write under another name, read it back, compare, and only then give it its name."""
     output = options.output
@@ -147,7 +148,8 @@ def _write(
         raise InputError(f"cannot write --output {output}: {error.strerror or error}") from None
     finally:
         unchecked.unlink(missing_ok=True)
-    log.info("wrote %s: energies and forces of a cluster and a crystal are the source's to %.2g", output, deviation)
+    what = "energies and forces" if ENERGY.name in expected else " and ".join(f"{name}s" for name in expected)
+    log.info("wrote %s: %s of a cluster and a crystal are the source's to %.2g", output, what, deviation)
 
 
 def _write_description(options: ConvertOptions, loaded: LoadedModel) -> None:
@@ -169,7 +171,7 @@ def _head(loaded: LoadedModel, head: str | None, *, needed: bool) -> str:
     return head or names[0]
 
 
-Check = Callable[[Path], tuple[Tensor, Tensor]]  # energies and forces of the probe, from the file
+Check = Callable[[Path], Answers]  # of the probe, from the file
 
 
 def _safetensors(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
@@ -178,7 +180,7 @@ def _safetensors(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tupl
 
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in loaded.module.state_dict().items()}
 
-    def check(path: Path) -> tuple[Tensor, Tensor]:
+    def check(path: Path) -> Answers:
         module = model_loader.build_as(loaded.description, loaded.module)
         module.load_state_dict(model_loader.read_safetensors(path)[0])
         return _reference(module, loaded, probe)
@@ -189,7 +191,7 @@ def _safetensors(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tupl
 def _module(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
     """The module as mace's calculator opens it; read back through inert stubs and rebuilt, never unpickled."""
 
-    def check(path: Path) -> tuple[Tensor, Tensor]:
+    def check(path: Path) -> Answers:
         stub = checkpoint.load_sandboxed(path)
         assert isinstance(stub, SandboxedObject)
         return _rebuilt(stub, path, loaded, probe)
@@ -202,12 +204,12 @@ def _lammps(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
     data = lammps.torchscript(loaded.module, head)
     n_elements = len(loaded.description.atomic_numbers)
 
-    def check(path: Path) -> tuple[Tensor, Tensor]:
+    def check(path: Path) -> Answers:
         script = path.read_bytes()
         results = [lammps.run_torchscript(script, batch, n_elements) for batch in probe]
         energies = torch.cat([energy for energy, _ in results])
         forces = torch.cat([forces for _, forces in results])
-        return energies, forces
+        return {ENERGY.name: energies, FORCES.name: forces}
 
     return data, check
 
@@ -215,7 +217,7 @@ def _lammps(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
 def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
     """The module inside the wrapper is read back and rebuilt; the wrapper itself runs only inside LAMMPS."""
 
-    def check(path: Path) -> tuple[Tensor, Tensor]:
+    def check(path: Path) -> Answers:
         stub: object = checkpoint.load_sandboxed(path)
         for name in ("model", "model"):  # the wrapper's edge-force module, and mace's module in it
             attributes = getattr(stub, "__dict__", {})
@@ -236,7 +238,7 @@ FORMS: dict[str, Form] = {
 }
 
 
-def _rebuilt(stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+def _rebuilt(stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]) -> Answers:
     """Energies and forces of the probe by a module that is built from what a pickle says.
 
     Raises:
@@ -253,17 +255,17 @@ def _rebuilt(stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequ
     return _reference(module, loaded, probe)
 
 
-def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-    """Total energies and forces by the form of the network that is mace's own."""
+def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -> Answers:
+    """Total energies, forces and what else it gives by the form of the network that is mace's own, by quantity."""
     network = model_loader.build_network(module, "reference", loaded.description)
     weights = model_loader.trainable(module)
-    energies: list[Tensor] = []
-    forces: list[Tensor] = []
+    of_batches: list[Answers] = []
     for batch in probe:
-        prediction = predict(network, weights, batch, wanted=(), training=False)
-        energies.append(prediction[ENERGY.name].double() + batch.reference_energy)
-        forces.append(prediction[FORCES.name])
-    return torch.cat(energies), torch.cat(forces)
+        prediction = dict(predict(network, weights, batch, wanted=(), training=False))
+        if ENERGY.name in prediction:
+            prediction[ENERGY.name] = prediction[ENERGY.name].double() + batch.reference_energy
+        of_batches.append(prediction)
+    return {name: torch.cat([answers[name] for answers in of_batches]) for name in of_batches[0]}
 
 
 def deviation(module: nn.Module, loaded: LoadedModel) -> float:
@@ -272,9 +274,9 @@ def deviation(module: nn.Module, loaded: LoadedModel) -> float:
     return _deviation(_reference(loaded.module, loaded, probe), _reference(module, loaded, probe))
 
 
-def _deviation(expected: tuple[Tensor, Tensor], computed: tuple[Tensor, Tensor]) -> float:
-    """Largest deviation relative to the largest energy and force; NaN where one of the numbers is."""
-    parts = [_relative(a.double(), b.double()) for a, b in zip(expected, computed, strict=True)]
+def _deviation(expected: Answers, computed: Answers) -> float:
+    """Largest deviation relative to the largest number of each quantity; NaN where one of the numbers is."""
+    parts = [_relative(expected[name].double(), computed[name].double()) for name in expected]
     return float(torch.tensor(parts, dtype=torch.float64).max())  # Python's own max may pass a NaN over
 
 

@@ -274,6 +274,9 @@ def measured_fields(
     scales: list[float] = []
     shifts: list[float] = []
     for name in network["heads"]:
+        if not model_json.has_energies(network):
+            rows.append([0.0] * len(elements))
+            continue
         head = sums.heads.get(name, HeadSums())
         energies = energies_of(head, name)
         scaling = _scaling(head, energies, options.scaling, name, zero_shift=zero_shift)

@@ -3,22 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from dataloader.dataset import Dataset
 from losses import Loss, Metrics
-from model_utils import model_loader, runtime
-from model_utils.model_loader import LoadedModel
-from model_utils.models.network import Network, Parameters
+from model_utils import runtime
 from model_utils.physics.records import PhysicsReport
-from model_utils.physics.subject import Subject
 from model_utils.ranks import joining
 from model_utils.ranks.group import Group
-from model_utils.run import announcement, assemble, open_data
+from model_utils.run import assemble
 from model_utils.run.evaluation import OnBatch
 from model_utils.settings.options import EvaluateOptions
-from model_utils.tasks import evaluation_report, physics_check, reporting
+from model_utils.tasks import evaluation_report, opened_models, physics_check, reporting
 from model_utils.tasks.breakdown import Breakdown
+from model_utils.tasks.calibration import Calibration
+from model_utils.tasks.opened_models import OpenedModel
 from model_utils.tasks.reporting import Baseline
 
 
@@ -41,27 +38,6 @@ class Evaluation:
         physics_check.require_passed(self.physics)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """A model that is going to be judged, in the precision and on the device where that is done."""
-
-    loaded: LoadedModel
-    dtype: torch.dtype
-    device: torch.device
-    network: Network
-    weights: Parameters
-
-    def subject(self, data: Dataset) -> Subject:
-        """The model as the checks of its physics take it."""
-        return Subject(
-            network=self.network, weights=self.weights, facts=data.facts, dtype=self.dtype, device=self.device
-        )
-
-    def data(self, options: EvaluateOptions) -> Dataset:
-        """The structures of the options, as this model takes them."""
-        return open_data.evaluation_data(options, self.loaded.description.facts(), self.dtype)
-
-
 def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     """Load and verify the model, predict every structure, print the errors, write them where asked.
 
@@ -79,7 +55,7 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     group.once(lambda: evaluation_report.refuse_existing(options))
     group.once(lambda: reporting.refuse_without_libraries(options.reporting))
     baseline = _baseline(options, group)
-    opened = _opened(options)
+    opened = opened_models.opened(options)
     if baseline is None:
         group.connect(opened.device)
     data = opened.data(options)
@@ -88,10 +64,14 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None)
     physics = physics_check.examined(options.physics_checks, opened.subject(data), data, group)
     collected = reporting.collected_of(options.reporting, data)
-    total, by_source = _judged(options, opened, data, reporting.seen_by(breakdown, collected), group, loss)
+    calibration = Calibration(len(opened.members)) if opened.is_committee else None
+    seen = reporting.seen_by(breakdown, calibration, collected)
+    total, by_source = _judged(options, opened, data, seen, group, loss)
     if group.rank.is_first:
-        evaluation_report.print_all(total, by_source, breakdown, physics)
+        evaluation_report.print_all(total, by_source, breakdown, calibration, physics)
         content = evaluation_report.content_of(options, total, by_source, breakdown, physics)
+        if calibration is not None:
+            content["committee"] = calibration.as_content(options.input_model)
         page = None
         if collected is not None:
             content = reporting.extended(options, content, (total, collected), baseline)
@@ -101,27 +81,13 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     return Evaluation(total=total, by_source=by_source, physics=physics)
 
 
-def _opened(options: EvaluateOptions) -> _Opened:
-    """Load and verify the model; set up precision and device."""
-    loaded = model_loader.load(
-        options.input_model,
-        dtype=runtime.DTYPES.get(options.device.dtype or ""),
-        input_json=options.input_json,
-        trust_pickle=options.trust.trust_pickle,
-    )
-    dtype = runtime.dtype_of(options.device.dtype, loaded.file.dtype)
-    device = runtime.start(device=options.device.device, dtype=dtype, threads=options.device.threads, seed=0)
-    evaluation_report.say_what_is_used(loaded, dtype, device)
-    evaluation_report.warn_of_wrong_forces(loaded)
-    module = loaded.module.to(device)
-    network = model_loader.build_network(module, options.step, loaded.description)
-    announcement.announce_step(network)
-    weights = model_loader.trainable(module)
-    return _Opened(loaded=loaded, dtype=dtype, device=device, network=network, weights=weights)
-
-
 def _judged(
-    options: EvaluateOptions, opened: _Opened, data: Dataset, on_batch: OnBatch, group: Group, loss: Loss | None = None
+    options: EvaluateOptions,
+    opened: OpenedModel,
+    data: Dataset,
+    on_batch: OnBatch,
+    group: Group,
+    loss: Loss | None = None,
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """Errors of a model on all structures and on those of each source; ``on_batch`` sees every prediction."""
     network = opened.network
@@ -144,7 +110,7 @@ def _baseline(options: EvaluateOptions, group: Group) -> Baseline | None:
     if options.reporting.compare_with is None:
         return None
     of_baseline = reporting.options_of_baseline(options)
-    opened = _opened(of_baseline)
+    opened = opened_models.opened(of_baseline)
     group.connect(opened.device)
     data = opened.data(of_baseline)
     collected = reporting.collected_without_points(data)

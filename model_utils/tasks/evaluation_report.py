@@ -17,6 +17,7 @@ from model_utils.runtime import dtype_name, log
 from model_utils.settings import terms
 from model_utils.settings.options import EvaluateOptions, PrintedLossOptions
 from model_utils.tasks.breakdown import Breakdown
+from model_utils.tasks.calibration import Calibration
 
 
 def refuse_existing(options: EvaluateOptions) -> None:
@@ -55,11 +56,18 @@ def loss_of(options: PrintedLossOptions) -> Loss:
 
 
 def print_all(
-    total: Metrics, by_source: Mapping[str, Metrics], breakdown: Breakdown, physics: PhysicsReport | None = None
+    total: Metrics,
+    by_source: Mapping[str, Metrics],
+    breakdown: Breakdown,
+    calibration: Calibration | None = None,
+    physics: PhysicsReport | None = None,
 ) -> None:
-    """The table, with a row per source where there are several, where the errors are, and the checks of physics."""
+    """The table, with a row per source where there are several, where the errors are, and what was found besides."""
     rows = {"all": total} if len(by_source) == 1 else {**by_source, "all": total}
-    for line in [*table(rows).splitlines(), *breakdown.lines(), *(physics.lines() if physics else ())]:
+    lines = [*table(rows).splitlines(), *breakdown.lines()]
+    lines += calibration.lines() if calibration else []
+    lines += physics.lines() if physics else []
+    for line in lines:
         log.info("%s", line)
 
 
@@ -71,12 +79,13 @@ def content_of(
     physics: PhysicsReport | None,
 ) -> dict[str, Any]:
     """What --output_json holds: metrics as top-level keys, by source, by element, by config_type."""
+    models = [str(path) for path in options.input_model]
     return {
         **total.as_plain(),
         "by_source": {source: metrics.as_plain() for source, metrics in by_source.items()},
         **breakdown.as_plain(),
         **({} if physics is None else {"physics": physics.as_plain()}),
-        "input_model": str(options.input_model),
+        "input_model": models[0] if len(models) == 1 else models,
     }
 
 

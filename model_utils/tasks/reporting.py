@@ -49,7 +49,8 @@ def options_of_baseline(options: EvaluateOptions) -> EvaluateOptions:
     assert baseline is not None
     return replace(
         options,
-        input_model=baseline,
+        input_model=(baseline,),
+        atom_energies=False,
         input_json=None,
         head=options.reporting.compare_head or options.head,
         output_xyz=None,
@@ -70,16 +71,15 @@ def collected_without_points(data: Dataset) -> Collected:
     return Collected(data, points=False)
 
 
-def seen_by(first: OnBatch, second: OnBatch | None) -> OnBatch:
-    """Both as one that sees every batch; the second only where there is one."""
-    if second is None:
-        return first
+def seen_by(*observers: OnBatch | None) -> OnBatch:
+    """Several observers, of which some may be absent, as one that sees every batch."""
 
-    def both(batch: Batch, prediction: Prediction) -> None:
-        first(batch, prediction)
-        second(batch, prediction)
+    def all_of_them(batch: Batch, prediction: Prediction) -> None:
+        for observer in observers:
+            if observer is not None:
+                observer(batch, prediction)
 
-    return both
+    return all_of_them
 
 
 def extended(
@@ -108,7 +108,7 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
 def subject(options: EvaluateOptions, loaded: LoadedModel, dtype: torch.dtype, device: torch.device) -> Subject:
     """What the page says of the model that was judged and of the data."""
     return Subject(
-        model=options.input_model,
+        models=options.input_model,
         weights=f"{loaded.file.weights}, {loaded.file.when()}",
         model_json_hash=loaded.description.hash(),
         computed=f"{dtype_name(dtype)} on {device}",

@@ -42,7 +42,7 @@ class LabelOptions:
     free_energy: Annotated[bool, FIXED] = False
     """Take the free energy as the energy where no energy name is given."""
     label_keys: Annotated[tuple[str, ...], FIXED] = ()
-    """Names of the labels of quantities that a plug-in adds, as `dipole=REF_dipole`."""
+    """Names of the labels of quantities beside energy, forces and stress, as `dipole=REF_dipole`: of networks of dipoles, and of what a plug-in adds. `dipole_unit=Debye` beside it is converted; e·Å unless stated. pack.py keeps such labels where they are named here."""
 
     def __post_init__(self) -> None:
         for name in ("energy_key", "forces_key", "stress_key", "charge_key", "spin_key"):

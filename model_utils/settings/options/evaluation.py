@@ -33,7 +33,7 @@ class PrintedLossOptions:
     stress_weight: NonNegative = 0.0
     """Weight of the stress in the loss that is printed."""
     quantity_weights: tuple[str, ...] = ()
-    """Weights of quantities that a plug-in adds in the loss that is printed, as `dipole=10`."""
+    """Weights in the loss that is printed of quantities beside energy, forces and stress, as `dipole=10`: of those that the network or a plug-in gives."""
 
 
 @panel("What is evaluated, and what is written", 5, nature=OF_THE_COMMAND)
@@ -47,8 +47,8 @@ class EvaluateOptions:
     filters: FilterOptions
     labels: LabelOptions
     trust: TrustOptions
-    input_model: Path
-    """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors; which was used is printed."""
+    input_model: tuple[Path, ...]
+    """A `*_model.pt` (best weights) or `*_checkpoint.pt` (raw weights) of ours, a `.model` of mace, or safetensors; which was used is printed. Several models of one kind are a committee: judged is their mean, and how their spread compares with the error is printed and written; predictions have `mace_energy_std`, `mace_forces_std` (the standard deviation over the models, divided by their number) beside them."""
     input_json: Path | None = None
     """A model.json that the one inside the weights file must equal; needed where the file holds none (mace's training checkpoint)."""
     data_format: Annotated[str | None, NAMES_OF_FORMATS] = None
@@ -73,6 +73,8 @@ class EvaluateOptions:
     """Write a CSV with one row per structure: identifier, atoms, energies, force RMSE, largest force error."""
     output_xyz: Path | None = None
     """Write the structures with predictions (`mace_energy`, `mace_forces`, `mace_stress`) beside labels (`REF_…`)."""
+    atom_energies: bool = False
+    """Write the energies of atoms into --output_xyz (`mace_node_energies`, eV): E0s are in, so that they sum to `mace_energy`; of a committee with their standard deviation. A forward pass more."""
     reporting: ReportOptions
     overwrite: bool = False
     """Replace an output file that is already there."""
@@ -81,6 +83,12 @@ class EvaluateOptions:
         if sum(map(bool, (self.data, self.xyz_path, self.lmdb_path))) != 1:
             raise InputError("name the data with either --xyz_path or --lmdb_path, or with --data alone")
         check_format(self.data_format, xyz=self.xyz_path, lmdb=self.lmdb_path)
+        if not self.input_model:
+            raise InputError("--input_model names no file; expected a weights file, or several for a committee")
+        if self.atom_energies and self.output_xyz is None:
+            raise InputError(
+                "--atom_energies is given without --output_xyz, into which they go; add it, or leave it out"
+            )
 
     def files(self) -> tuple[tuple[str | None, Path], ...]:
         """The files, each with its format where that is given."""

@@ -31,7 +31,7 @@ class LossOptions:
     """Weights and shapes of the loss terms."""
 
     loss: Annotated[str, NamesOf("losses", "LOSSES"), FIXED] = "terms"
-    """The whole loss: `terms`, every term with the shape that --energy_loss, --forces_loss … give it; `mse` and `huber` of all errors; and mace-torch's: `weighted` (squared errors of energy and forces), `ef` (with weights of 1), `forces_only`, `stress`, `virials` (squared errors of V/N times the stress), `l1l2energyforces`, `universal` (Huber, of forces with a smaller --huber_delta where the label is large)."""
+    """The whole loss: `terms`, every term with the shape that --energy_loss, --forces_loss … give it; `mse` and `huber` of all errors; and mace-torch's: `weighted` (squared errors of energy and forces), `ef` (with weights of 1), `forces_only`, `stress`, `virials` (squared errors of V/N times the stress), `l1l2energyforces`, `universal` (Huber, of forces with a smaller --huber_delta where the label is large), and of networks of dipoles `dipole` and `energy_forces_dipole` (weight 1 of the dipole unless --quantity_weights gives one, where mace-torch multiplies by 100 besides)."""
     energy_weight: Annotated[NonNegative, FIXED] = 1.0
     """Weight of the mean over configurations of the loss of (ΔE / atoms)."""
     forces_weight: Annotated[NonNegative, FIXED] = 100.0
@@ -45,7 +45,7 @@ class LossOptions:
     stress_loss: Annotated[str | None, NamesOf("losses", "SHAPES"), FIXED] = None
     """Shape of the stress term; mse unless given."""
     quantity_weights: Annotated[tuple[str, ...], FIXED] = ()
-    """Weights of the terms of quantities that a plug-in adds, as `dipole=10`; 0 unless given."""
+    """Weights of the terms of quantities beside energy, forces and stress, as `dipole=10`: of networks of dipoles (e·Å, components per atom), and of what a plug-in adds; 0 unless given, or as --loss has them."""
     quantity_losses: Annotated[tuple[str, ...], FIXED] = ()
     """Shapes of these terms, as `dipole=huber`; mse unless given."""
     huber_delta: Annotated[Positive, FIXED] = 0.01

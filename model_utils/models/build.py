@@ -1,14 +1,13 @@
 """Build mace-torch's module from a description, and say which of its buffers repeat the description."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
 from dataloader.errors import InputError
+from model_utils.models.default_dtype import default_dtype
 from model_utils.models.mace_description import MaceDescription
 from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, acceleration_config, mace, o3
 from model_utils.models.seams import Repeated
@@ -145,14 +144,3 @@ def repeated(description: MaceDescription, module: nn.Module) -> list[Repeated]:
         if name in buffers:
             facts.append(Repeated(field, name, getattr(description, field)))
     return facts
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """torch's default precision for a while; mace builds its constants in it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

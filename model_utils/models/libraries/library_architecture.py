@@ -1,5 +1,6 @@
 """Networks of other libraries as families of networks. A library is imported when one of its networks is built."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
@@ -89,8 +90,9 @@ class LibraryArchitecture:
             ) from error
 
     def _imported(self, description: LibraryDescription, where: str) -> Builder:
-        """The library's module; an import may draw random numbers, and a network's weights follow from a seed alone."""
+        """The library's module; an import may draw random numbers, and a run's follow from its seed alone."""
         generator = torch.random.get_rng_state()
+        of_python = random.getstate()
         try:
             return self._home()
         except ImportError as error:
@@ -100,6 +102,7 @@ class LibraryArchitecture:
             ) from None
         finally:
             torch.random.set_rng_state(generator)
+            random.setstate(of_python)
 
     def repeated(self, description: LibraryDescription, module: nn.Module) -> list[Repeated]:
         """Our buffers, and those of the library's network that repeat a field."""

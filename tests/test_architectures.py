@@ -10,7 +10,6 @@ from plugged import PAIRS, PAIRS_JSON, restored_tables  # noqa: F401
 
 import metadata
 import read_model
-from conftest import TINY
 from dataloader.errors import InputError
 from model_utils import evaluate, finetune, model_loader, plugins, resume, train_mace
 from model_utils.files import checkpoint
@@ -119,7 +118,7 @@ def test_what_differs_from_the_json_is_refused(train: Make, pairs_json: Path) ->
         ({"atomic_numbers": [1, 1]}, "an element stands twice|atomic_energies name"),
         (
             {"model_class": "Pear"},
-            "input should be 'MACE', 'ScaleShiftMACE', .* or 'Pairs' .found 'Pear'.",
+            "model_class: input should be 'MACE', 'ScaleShiftMACE', .* or 'Pairs' .found 'Pear'.",
         ),
     ],
 )
@@ -132,4 +131,4 @@ def test_a_family_that_nobody_added_is_not_known(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(ARCHITECTURES, "Pairs")
     assert "Pairs" not in ARCHITECTURES
     with pytest.raises(InputError, match=r"model_class: input should be 'MACE', 'ScaleShiftMACE', .* .found 'Pairs'."):
-        model_json.parse(json.dumps({**TINY, "model_class": "Pairs"}), "it.json")
+        model_json.parse(json.dumps(PAIRS_JSON), "it.json")

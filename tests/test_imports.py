@@ -23,7 +23,16 @@ HOME = {  # third party: the only modules that may import it
     "lmdb": ["dataloader.lmdb_file"],
     "vesin": ["dataloader.neighbors"],
     "cyclopts": ["model_utils.settings.parser", "model_utils.settings.option_types"],
-    "pydantic": [f"model_utils.models.{m}" for m in ("schema", "mace_description", "dipole_description")],
+    "pydantic": [
+        "model_utils.models.schema",
+        "model_utils.models.mace_description",
+        "model_utils.models.dipole_description",
+        "model_utils.models.libraries.library_description",
+        "model_utils.models.libraries.graph_pes_descriptions",
+        "model_utils.models.libraries.visnet_description",
+    ],
+    "graph_pes": ["model_utils.models.libraries.graph_pes_networks"],
+    "torch_geometric": ["model_utils.models.libraries.visnet"],
     "triton": ["model_utils.models.fast.triton.assemble", "model_utils.models.fast.triton.library"],
     "pickle": ["dataloader.lmdb_shards.restricted_pickle", "dataloader.lmdb_shards.pickle_scanner"],
 }

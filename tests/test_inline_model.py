@@ -161,7 +161,11 @@ def test_what_is_given_is_kept(written: Written, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"target": "NequIP"}, "target 'NequIP' in .*train.yaml: 'NequIP' is not known"),
+        ({"target": "GemNet"}, "target 'GemNet' in .*train.yaml: 'GemNet' is not known"),
+        (
+            {"target": "Equiformer V2"},
+            "section model of .*train.yaml: model_class 'Equiformer V2' cannot be had here: mace",
+        ),
         ({**MODEL, "hidden_irrep": "8x0e"}, "hidden_irrep"),
         ({**MODEL, "r_max": "long"}, "r_max"),
     ],

@@ -12,6 +12,8 @@ from torch import nn
 from dataloader.batch import Batch
 from dataloader.errors import InputError
 from model_utils.models.dipole_architecture import ATOMIC_DIPOLES, ENERGY_DIPOLES
+from model_utils.models.libraries.library_architecture import NEQUIP, PAINN, SCHNET, TENSORNET, VISNET
+from model_utils.models.libraries.not_here import why_not_here
 from model_utils.models.mace_architecture import MACE
 from model_utils.models.network import Network
 from model_utils.models.schema import ModelDescription
@@ -23,6 +25,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ScaleShiftMACE": MACE,
     "AtomicDipolesMACE": ATOMIC_DIPOLES,
     "EnergyDipolesMACE": ENERGY_DIPOLES,
+    "PaiNN": PAINN,
+    "TensorNet": TENSORNET,
+    "ZEmbeddingNequIP": NEQUIP,
+    "SchNet": SCHNET,
+    "ViSNet": VISNET,
 }
 USUAL = "ScaleShiftMACE"  # what a model.json is taken for that names no class, or none that is known
 
@@ -97,3 +104,19 @@ def namespaces() -> tuple[str, ...]:
     """How the full names of all families' classes begin."""
     names = [name for family in ARCHITECTURES.values() for name in family.namespaces]
     return tuple(dict.fromkeys(names))
+
+
+def proved_by_tests(description: ModelDescription) -> bool:
+    """Whether tests of this toolkit hold the family's physics; what others compute is examined before it is trained."""
+    return architecture_of(description) is MACE
+
+
+def refuse_elsewhere(name: object, where: str) -> None:
+    """Refuse a class of networks that people know and that cannot be had here.
+
+    Raises:
+        InputError: with the reason; a name that nobody knows passes, and is refused with those that there are.
+    """
+    reason = why_not_here(name) if isinstance(name, str) else None
+    if reason is not None and name not in ARCHITECTURES:
+        raise InputError(f"{where}: model_class {name!r:.60} cannot be had here: {reason}")

@@ -1,8 +1,7 @@
 """Build mace-torch's module from a description, and say which of its buffers repeat the description."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from dataloader.errors import InputError
 from dataloader.quantities import ENERGY
+from model_utils.models.default_dtype import default_dtype
 from model_utils.models.dipole_description import DipoleDescription
 from model_utils.models.mace_description import MaceDescription
 from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, acceleration_config, mace, o3
@@ -196,14 +196,3 @@ def repeated(description: MaceDescription | DipoleDescription, module: nn.Module
         if name in buffers:
             facts.append(Repeated(field, name, getattr(description, field)))
     return facts
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """torch's default precision for a while; mace builds its constants in it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -11,7 +11,7 @@ from dataloader import input_files, plain_json
 from dataloader.errors import InputError
 from dataloader.limits import MODEL_JSON_BYTES
 from model_utils.models import schema
-from model_utils.models.architecture import ARCHITECTURES, USUAL
+from model_utils.models.architecture import ARCHITECTURES, USUAL, refuse_elsewhere
 from model_utils.models.schema import ModelDescription, number_of
 
 
@@ -43,6 +43,7 @@ def parse(text: str, where: str) -> ModelDescription:
         InputError: with the file, the field, what was found and what was expected.
     """
     fields = _load_json(text, where)
+    refuse_elsewhere(fields.get("model_class"), where)
     description: ModelDescription = schema.checked(fields, class_of(fields), where, list(ARCHITECTURES))
     return description
 
@@ -80,6 +81,7 @@ def load_fields(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, or has a field that model.json has not.
     """
     fields = _load_json(_read_text(path), str(path))
+    refuse_elsewhere(fields.get("model_class"), str(path))
     kind = class_of(fields)
     for name in fields:
         if name not in kind.model_fields:

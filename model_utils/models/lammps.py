@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.batch import Batch
-from model_utils.models.build import default_dtype
+from model_utils.models.default_dtype import default_dtype
 from model_utils.models.mace_import import lammps_classes
 from model_utils.models.weights import written_and_read
 

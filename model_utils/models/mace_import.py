@@ -1,38 +1,12 @@
-"""The only import of mace and e3nn: both need torch's safe loading switched off to import, and leave it so.
+"""The only import of mace and e3nn, guarded: both need torch's safe loading switched off to import, and leave it so."""
 
-``import mace`` sets TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD for the whole process, which makes every bare ``torch.load``
-run code from the file; e3nn 0.4.4 does not import without it. The variable is put back to what it was.
-"""
-
-import contextlib
-import io
-import os
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from model_utils.models import packages_by_name
-
-VARIABLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-
-
-@contextlib.contextmanager
-def _unsafe_loading_during_import() -> Iterator[None]:
-    """Set the variable without which e3nn does not import, and put it back whatever the import did to it."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "1"
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # e3nn 0.4.4 and torch.jit deprecations; cuequivariance's absence on stdout
-            yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
-
+from model_utils.models.guarded_import import VARIABLE, choose_executor
+from model_utils.models.guarded_import import unsafe_loading_during_import as _unsafe_loading_during_import
 
 with _unsafe_loading_during_import():
     import e3nn
@@ -51,18 +25,6 @@ with _unsafe_loading_during_import():
 torch._C._jit_set_profiling_executor(False)  # as for a CPU, until a network is built elsewhere: ``choose_executor``
 
 VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}
-
-
-def choose_executor(device: torch.device) -> None:
-    """How this process runs what e3nn 0.4.4 has as TorchScript: its tensor products.
-
-    For batches that all have shapes of their own, torch's older executor takes a tenth (large steps) to a fifth (small
-    ones) less time on a CPU than the one that compiles for shapes it sees. On a GPU that one stays, as in mace-torch's
-    own training: the older one would hand the functions to a compiler for GPUs that is no longer maintained. Neither
-    shall compile for a GPU within a step.
-    """
-    torch._C._jit_set_profiling_executor(device.type != "cpu")
-    torch._C._jit_override_can_fuse_on_gpu(False)
 
 
 def acceleration_config(kind: str) -> Any:
@@ -88,6 +50,7 @@ def lammps_classes() -> tuple[Any, Any, Any]:
 __all__ = [
     "CUET_AVAILABLE",
     "OEQ_AVAILABLE",
+    "VARIABLE",
     "VERSIONS",
     "acceleration_config",
     "choose_executor",

@@ -6,8 +6,9 @@ from torch.func import functional_call
 
 from dataloader.batch import Batch
 from dataloader.quantities import ENERGY
-from model_utils.models.build import ENERGIES, default_dtype
-from model_utils.models.mace_import import choose_executor
+from model_utils.models.build import ENERGIES
+from model_utils.models.default_dtype import default_dtype
+from model_utils.models.guarded_import import choose_executor
 from model_utils.models.network import Parameters
 
 

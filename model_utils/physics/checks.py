@@ -1,17 +1,18 @@
 """All checks in one table, with their bounds for each precision; on which structures, and what comes of them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from ase.symbols import Symbols
 
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.neighbors import GraphFault
 from dataloader.structure import Structure
-from model_utils.physics import energy_in_time, pairs, slopes, symmetries
+from model_utils.physics import batches, energy_in_time, pairs, slopes, symmetries
 from model_utils.physics.records import CheckRecord, Measured, Outcome, PhysicsReport
 from model_utils.physics.subject import Subject, bare, moved
 
@@ -57,11 +58,15 @@ SAME: Mapping[str, Bound] = {  # up to rounding
     "stress": Bound(unit="eV/Å³", float64=1e-8, float32=1e-4),
 }
 
+IN_BATCHES = {quantity: SAME[quantity] for quantity in ("energy per atom", "forces")}
+
 CHECKS: Mapping[str, Check] = {
     "rotation": Check(measure=symmetries.rotation, bounds=SAME),
     "translation": Check(measure=symmetries.translation, bounds=SAME),
     "permutation": Check(measure=symmetries.permutation, bounds=SAME),
     "extensivity": Check(measure=symmetries.extensivity, bounds=SAME),
+    "batches": Check(measure=batches.batching, bounds=IN_BATCHES),
+    "isolated atoms": Check(measure=batches.isolated_atoms, bounds=IN_BATCHES),
     "forces as slopes": Check(measure=slopes.forces, bounds={"forces": Bound(unit="eV/Å", float64=1e-5, float32=1e-2)}),
     "stress as slope": Check(measure=slopes.stress, bounds={"stress": Bound(unit="eV/Å³", float64=1e-5, float32=1e-2)}),
     "smooth at r_max": Check(
@@ -82,16 +87,17 @@ CHECKS: Mapping[str, Check] = {
 }
 
 
-def examined(subject: Subject, structures: Sequence[Structure]) -> PhysicsReport:
-    """Every check of the table on some structures.
+def examined(subject: Subject, structures: Sequence[Structure], names: Collection[str] = CHECKS) -> PhysicsReport:
+    """Checks of the table on some structures.
 
     Args:
         subject: the network.
         structures: as they lie in the data; their atoms are moved by ``RATTLE`` first.
+        names: of the checks; all of them unless given.
     """
     rng = np.random.default_rng(11)
     rattled = [moved(bare(s), rng.normal(0.0, RATTLE, s.positions.shape)) for s in structures]
-    outcomes = {name: _outcome(check, subject, rattled) for name, check in CHECKS.items()}
+    outcomes = {name: _outcome(check, subject, rattled) for name, check in CHECKS.items() if name in names}
     records = [
         record
         for name, outcome in outcomes.items()
@@ -147,11 +153,17 @@ def _first_of(keys: Sequence[object]) -> Iterator[int]:
 
 
 def _outcome(check: Check, subject: Subject, structures: Sequence[Structure]) -> Outcome:
+    """What a check gives; where it cannot be made, why not, as what it measured on no structure in particular."""
     try:
         return check.measure(subject, structures)
+    except torch.OutOfMemoryError:
+        raise
     except GraphFault as fault:  # what a check makes of a sound structure is sound, where the network is
-        nothing = Measured(quantity=next(iter(check.bounds)), value=math.nan, structure=str(fault))
-        return Outcome(measured=[nothing])
+        reason = str(fault)
+    except Exception as error:  # of a network: of any library, of a plug-in
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no words'}"
+    nothing = Measured(quantity=next(iter(check.bounds)), value=math.nan, structure=reason[:200])
+    return Outcome(measured=[nothing], why_not=reason[:200])
 
 
 def _records(name: str, check: Check, outcome: Outcome, precision: str) -> Iterator[CheckRecord]:

@@ -20,7 +20,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.ranks.joining import this_rank
-from model_utils.run import announcement, open_data, resuming
+from model_utils.run import announcement, open_data, physics_gate, resuming
 from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
 from model_utils.run.continuation import UNCHANGED, Changes, take_over, with_asked
 from model_utils.run.metrics_file import KnownRecords
@@ -115,6 +115,14 @@ class Beginning(Protocol):
         """The options with a number of edges in place of ``--max_edges_per_batch auto``."""
         ...
 
+    def examine(self, run: AssembledRun) -> None:
+        """Look whether the network obeys physics, where nobody has looked before.
+
+        Raises:
+            VerificationError: it breaks a law that must hold.
+        """
+        ...
+
     def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Bring the assembled run to where its first step begins.
 
@@ -167,6 +175,11 @@ class NewRun:
     ) -> TrainOptions:
         """Measure how many edges the memory holds, where that is asked for."""
         return with_measured_budget(options, module, self.description, data, device, group)
+
+    def examine(self, run: AssembledRun) -> None:
+        """Examine what other libraries and plug-ins compute."""
+        options = run.options.run
+        physics_gate.examine(self.description, run.module, options.step, options.physics_gate, run.group)
 
     def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Prove that what will be written can be read; there are no continuations yet."""
@@ -285,6 +298,9 @@ class Continued:
         if options.batches.max_edges_per_batch != "auto":
             return options
         return with_edges_per_batch(options, self.stored.config["max_edges_per_batch"])
+
+    def examine(self, run: AssembledRun) -> None:
+        """Leave it: the network was examined as the run began."""
 
     def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Take over the stored run, and say what is not as it was."""

@@ -63,6 +63,7 @@ def train_in_place(
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, units, device, group)
     announcement.announce_step(run.state.network)
+    beginning.examine(run)
     announcement.announce_ranks(group, run.steps)
     largest = rehearsal.largest_batch(run)
     rehearsal.try_batch(largest, run)

@@ -73,7 +73,11 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "accepted, and said: forces of MACE are the slope of the energy, there is no head to drop",
         nothing_needed("forces of MACE are the slope of its energy, there is no force head to drop"),
     ),
-    _dipm("model.target", "`model_class`; `MACE` is what `mace_run_train` builds, `ScaleShiftMACE`", taken.target),
+    _dipm(
+        "model.target",
+        "`model_class`; `MACE` is what `mace_run_train` builds, `ScaleShiftMACE`, and `NequIP` is `ZEmbeddingNequIP`",
+        taken.target,
+    ),
     _dipm("model.seed", "`--seed`", as_is),
     _dipm("model.dtype", "`--dtype`; of `bfloat16` as below", taken.precision),
     _dipm("model.num_layers", f"`num_interactions` {IN_THE_NETWORK}", taken.field_of_network("num_interactions")),

@@ -18,7 +18,15 @@ from model_utils.settings.table_names import NamesOf
 NETWORK = "model.json"  # a name that no option has
 EXPERIMENTS = "runs"  # folder of the experiments that have a name and no folder
 CLASSES = NamesOf("model_utils.models.architecture", "ARCHITECTURES")
-USUAL_CLASS = {"mace": "ScaleShiftMACE"}  # what is built elsewhere under this name
+USUAL_CLASS = {"mace": "ScaleShiftMACE", "nequip": "ZEmbeddingNequIP"}  # what is built elsewhere under this name
+_OF_GRAPH_PES = {"num_layers": "layers", "num_channels": "channels", "num_rbf": "radial_features"}
+OWN_NAMES: dict[str, dict[str, str]] = {  # class of networks: key that others write, as its own model.json has it
+    "PaiNN": _OF_GRAPH_PES,
+    "TensorNet": _OF_GRAPH_PES,
+    "ZEmbeddingNequIP": _OF_GRAPH_PES,
+    "SchNet": {"num_layers": "layers", "num_channels": "channels", "num_rbf": "expansion_features"},
+    "ViSNet": {"num_channels": "hidden_channels", "l_max": "lmax"},
+}
 LOSSES = NamesOf("losses", "LOSSES")
 SHAPES = NamesOf("losses", "SHAPES")
 LOGGERS = NamesOf("model_utils.run.loggers", "LOGGERS")
@@ -64,8 +72,8 @@ def renamed(ours: str) -> Taker:
 
 
 def field_of_network(ours: str) -> Taker:
-    """A field of model.json of another name."""
-    return lambda asked: {NETWORK: {ours: asked.value}}
+    """A field of model.json of another name: of MACE's, or of that of the class which is asked for."""
+    return lambda asked: {NETWORK: {_field_of(asked, ours): asked.value}}
 
 
 def nothing_needed(note: str | None = None) -> Taker:
@@ -81,13 +89,31 @@ def nothing_needed(note: str | None = None) -> Taker:
 
 def target(asked: Asked) -> Mapping[str, Any]:
     """The class of the network, in any spelling of cases and underscores."""
+    return {NETWORK: {"model_class": _class_named(asked.value)}}
+
+
+def _class_named(value: Any) -> str:
+    """A class of networks as its table names it; a name that it lacks stays, and is judged later."""
     by_letters = {_letters(name): name for name in CLASSES.names()} | USUAL_CLASS
-    name = str(asked.value)
-    return {NETWORK: {"model_class": by_letters.get(_letters(name), name)}}  # one that a plug-in adds is judged later
+    return by_letters.get(_letters(str(value)), str(value))
+
+
+def _own_names(asked: Asked) -> Mapping[str, str]:
+    """What the class beside a key calls what keys mean; nothing where its names are MACE's, or not known."""
+    named = asked.beside.get("target") or asked.beside.get("model_class")
+    return OWN_NAMES.get(_class_named(named), {})
+
+
+def _field_of(asked: Asked, of_mace: str) -> str:
+    """The field that a key is; one that the class asked for has not is judged later, by the name that was written."""
+    own = _own_names(asked)
+    return own.get(asked.key, asked.key) if own else of_mace
 
 
 def channels(asked: Asked) -> Mapping[str, Any]:
     """Channels and the highest order of the node features, together: 128 and 1 are 128x0e+128x1o."""
+    if _own_names(asked):
+        return {NETWORK: {_field_of(asked, asked.key): asked.value}}
     orders = [asked.beside[name] for name in ("max_L", "node_symmetry") if asked.beside.get(name) is not None]
     order = orders[0] if orders else 1
     number = asked.beside.get("num_channels", 128)

@@ -17,7 +17,7 @@ from dataloader.errors import InputError
 from dataloader.limits import MODEL_JSON_BYTES
 from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
-from model_utils.models.architecture import ARCHITECTURES, USUAL
+from model_utils.models.architecture import ARCHITECTURES, USUAL, refuse_elsewhere
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.run import resuming
@@ -43,6 +43,7 @@ def refuse_unknown_class(options: TrainOptions) -> None:
         InputError: naming those that there are.
     """
     name = _given(options).get("model_class", USUAL)
+    refuse_elsewhere(name, f"section model of {options.input_json}")
     if name not in ARCHITECTURES:
         raise InputError(
             f"target {name!r:.60} in {options.input_json}: {unknown(str(name), list(ARCHITECTURES))}; a --plugin adds "

@@ -239,7 +239,7 @@ def test_the_command(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert content["physics"]["precision"] == "float64"
     assert "forces_rmse" in content
     shown = capsys.readouterr().out
-    assert "all 19 checks passed" in shown
+    assert "all 23 checks passed" in shown
 
 
 def test_a_failed_check_is_written_and_ends_with_3(

@@ -186,6 +186,8 @@ class RunOptions:
     """Seed of initial weights, order and split."""
     step: Annotated[str, FORMS_OF_STEP, FIXED] = "fast"
     """Form of the network's arithmetic: `fast` does the same in less time, on the same weights; `reference` is mace-torch's own module; `cueq` and `oeq` are its modules over cuequivariance and openequivariance, for CUDA, compared with the reference on the first batch. A network that the fast one does not cover runs the reference, and the log says so."""
+    physics_gate: Annotated[Literal["refuse", "warn", "off"], OF_THE_COMMAND] = "refuse"
+    """Before the first step of a network that is not MACE's own: `refuse` one whose forces are no slopes, or that depends on where atoms are, on their order, on what else is in a batch, or fails on a single atom, and warn of one that depends on how a structure is turned or jumps at the cutoff; `warn` of all of these; `off`."""
     deterministic: Annotated[bool, MAY_CHANGE] = False
     """On CUDA: only operations whose sums have a fixed order, at some cost. The CPU's always have."""
     validate_every: Annotated[Count, FIXED] = 1

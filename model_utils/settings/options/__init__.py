@@ -33,11 +33,13 @@ from model_utils.settings.options.models import (
 from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.physics import PhysicsOptions
+from model_utils.settings.options.piping import PipelineOptions
 from model_utils.settings.options.reporting import PlotLossOptions, ReportOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
 from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
 from model_utils.settings.options.simulating import MdOptions, RelaxOptions, SimulatedOptions
 from model_utils.settings.options.splits import SplitOptions
+from model_utils.settings.options.submitting import SubmissionOptions, submitted
 from model_utils.settings.options.training import (
     LossOptions,
     OptimizerOptions,
@@ -81,6 +83,7 @@ __all__ = [
     "OutputOptions",
     "PackOptions",
     "PhysicsOptions",
+    "PipelineOptions",
     "PlotLossOptions",
     "PrintedLossOptions",
     "RelaxOptions",
@@ -95,10 +98,12 @@ __all__ = [
     "SourceOptions",
     "SplitOptions",
     "StageTwoOptions",
+    "SubmissionOptions",
     "TrainOptions",
     "TrainingOptions",
     "TrustOptions",
     "VerifyOptions",
     "VerifyResumeOptions",
     "WatchOptions",
+    "submitted",
 ]

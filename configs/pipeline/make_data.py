@@ -86,12 +86,21 @@ def displaced(atoms: Atoms, scale: float, rng: np.random.Generator) -> Atoms:
     return copy
 
 
+def drawn(atoms: Atoms, config_type: str, scale: float, rng: np.random.Generator) -> Atoms:
+    """A displaced crystal with its labels."""
+    while True:
+        try:
+            return labelled(displaced(atoms, scale, rng), config_type)
+        except ZeroDivisionError:  # in ASE's code, of an atom with a single neighbour
+            continue
+
+
 def make_split(number: int, name: str, frames: int) -> list[Atoms]:
     """The frames of one split, in random order."""
     rng = np.random.default_rng([SEED, number])
     scales = SCALES if name == "train" else (1.0,)
     made = [
-        labelled(displaced(atoms, scale, rng), crystal_name)
+        drawn(atoms, crystal_name, scale, rng)
         for crystal_name, atoms in prototypes().items()
         for scale in scales
         for _ in range(frames)

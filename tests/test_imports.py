@@ -25,6 +25,10 @@ HOME = {  # third party: the only modules that may import it
     "cyclopts": ["model_utils.settings.parser", "model_utils.settings.option_types"],
     "pydantic": ["model_utils.models.schema", "model_utils.models.mace_description"],
     "triton": ["model_utils.models.fast.triton.assemble", "model_utils.models.fast.triton.library"],
+    "pymatgen": ["model_utils.judging.pymatgen_library"],
+    "smact": ["model_utils.judging.validity"],
+    "pyxtal": ["model_utils.generation.symmetric"],
+    "ase_ga": ["model_utils.generation.evolving"],
     "pickle": ["dataloader.lmdb_shards.restricted_pickle", "dataloader.lmdb_shards.pickle_scanner"],
 }
 

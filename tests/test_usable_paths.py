@@ -30,6 +30,8 @@ COMMANDS = {
     "model_utils.verify_resume": {"": settings.VerifyResumeOptions},
     "model_utils.relax": {"": settings.RelaxOptions},
     "model_utils.md": {"": settings.MdOptions},
+    "model_utils.generate": {"": settings.GenerateOptions},
+    "model_utils.judge": {"": settings.JudgeOptions},
     "model_utils.watch": {"": settings.WatchOptions},
     "model_utils.plot_loss": {"": settings.PlotLossOptions},
     "dataloader.index": {"": settings.IndexOptions},

@@ -1,4 +1,4 @@
-"""Run a pipeline, or one stage of it, on a cluster: ``python model_utils/submit.py pipeline --profile cluster.yaml …``."""
+"""Run a pipeline or a stage of it on a cluster: ``python model_utils/submit.py pipeline --profile cluster.yaml …``."""
 
 import sys
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Run: OMP_NUM_THREADS=1 python configs/pipeline/make_data.py
 
-It takes half a minute. The potential (Tersoff, Phys. Rev. Lett. 61, 2879, 1988) knows diamond and graphite: it is cheap,
+It takes seconds. The potential (Tersoff, Phys. Rev. Lett. 61, 2879, 1988) knows diamond and graphite: it is cheap and
 exact in any cell, and not what any model of a table of elements was trained on, so that there is something to learn.
 """
 
@@ -49,7 +49,9 @@ def potential() -> Tersoff:
 def prototypes() -> dict[str, Atoms]:
     """Crystals of carbon near their equilibrium, with 1 to 8 atoms."""
     lonsdaleite = crystal("C", [(1 / 3, 2 / 3, 0.0625)], spacegroup=194, cellpar=[2.52, 2.52, 4.12, 90, 90, 120])
-    graphite = crystal("CC", [(0, 0, 0.25), (1 / 3, 2 / 3, 0.25)], spacegroup=194, cellpar=[2.53, 2.53, 6.7, 90, 90, 120])
+    graphite = crystal(
+        "CC", [(0, 0, 0.25), (1 / 3, 2 / 3, 0.25)], spacegroup=194, cellpar=[2.53, 2.53, 6.7, 90, 90, 120]
+    )
     return {
         "diamond": bulk("C", "diamond", a=3.566),
         "diamond_cubic": bulk("C", "diamond", a=3.566, cubic=True),

@@ -132,7 +132,8 @@ def _plain(value: Any) -> Any:
 
 def settings_text(options: Any) -> str:
     """A file of settings that gives these options: everything that is not the default, paths absolute."""
-    defaults = {option.name: option.default for option in declared(type(options))}
+    kind: Any = type(options)
+    defaults = {option.name: option.default for option in declared(kind)}
     plain = {
         name: _without_none(value)
         for name, value in cli.as_plain(options).items()

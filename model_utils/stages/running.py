@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from dataloader import file_lock
 from dataloader.errors import InputError
@@ -45,8 +45,8 @@ class Ended:
 def run(script: str, settings: Path, place: Place, stage: str) -> Ended:
     """Run a command of ours with a file of settings; what it says goes to the log of the stage too.
 
-    A signal to this process is handed on once; the command then ends as it ends by itself, before ``StopRequested`` goes
-    on.
+    A signal to this process is handed on once; the command then ends as it ends by itself, before ``StopRequested``
+    goes on.
 
     Args:
         script: below model_utils/.
@@ -83,9 +83,9 @@ def run(script: str, settings: Path, place: Place, stage: str) -> Ended:
     return Ended(code=code, reason=_reason(code, lines))
 
 
-def _follow(stream: BinaryIO | object, file: BinaryIO, stage: str, lines: list[str]) -> None:
+def _follow(stream: IO[bytes], file: IO[bytes], stage: str, lines: list[str]) -> None:
     """Show and keep the lines of a command until it says no more."""
-    for line in stream:  # type: ignore[attr-defined]
+    for line in stream:
         with contextlib.suppress(OSError):  # a full disk costs the log, not the stage
             file.write(line)
         text = CLOCK.sub("", line.decode("utf-8", "backslashreplace").rstrip())
@@ -107,7 +107,7 @@ def _reason(code: int, lines: Sequence[str]) -> str:
     return line
 
 
-def _end_with(parent: int) -> object:
+def _end_with(parent: int) -> Callable[[], None]:
     """What a child does first: asks the kernel to be ended when the process that began it is gone."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 

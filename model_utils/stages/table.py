@@ -88,7 +88,7 @@ def _never(_: Situation) -> str | None:
 
 
 def _candidates(place: Place) -> Mapping[str, Path]:
-    """Of the folder of results the candidates are read; everything else there is made of them."""
+    """What is read of the folder of results: the candidates; everything else there is made of them."""
     return {"results_dir": place.candidates}
 
 
@@ -159,7 +159,9 @@ def _compared_data(found: Situation) -> dict[str, Any]:
         return given
     files = data.files("test") or data.files("val")
     if not files:
-        raise InputError("the section finetune names neither test nor validation data; name data in the section compare")
+        raise InputError(
+            "the section finetune names neither test nor validation data; name data in the section compare"
+        )
     formats = {file.format for file in files}
     if len(formats) > 1 or any(file.energy_key or file.forces_key or file.stress_key for file in files):
         raise InputError("the data have settings of their own in the list of sources; name data in the section compare")

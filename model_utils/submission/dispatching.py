@@ -151,7 +151,7 @@ def _recovering(kind: Any) -> Any:
     The library makes a second machine of the record that lies on the machine; from ours the secrets are missing.
     """
 
-    class Recovering(kind):  # type: ignore[misc]
+    class Recovering(kind):
         def try_recover_from_json(self) -> None:
             """Take the jobs of an earlier start, where their record is there."""
             import json

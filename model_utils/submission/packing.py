@@ -115,7 +115,8 @@ def _of_pipeline(options: PipelineOptions, inputs: Inputs) -> dict[str, Any]:
 
 def _plain_settings(options: Any, inputs: Inputs, leave_out: set[str]) -> dict[str, Any]:
     """Settings that are not the default, with the names that their files have in the job."""
-    defaults = {option.name: option.default for option in declared(type(options))}
+    kind: Any = type(options)
+    defaults = {option.name: option.default for option in declared(kind)}
     return {
         name: _in_job(name, value, inputs)
         for name, value in flat(options).items()

@@ -89,7 +89,9 @@ def read(path: Path) -> Profile:
 def _section(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     section = content.get(name)
     if not isinstance(section, Mapping) or not section:
-        raise InputError(f"{path} has no section {name}, expected one as dpdispatcher takes it; configs/submit/ has some")
+        raise InputError(
+            f"{path} has no section {name}, expected one as dpdispatcher takes it; configs/submit/ has some"
+        )
     return dict(section)
 
 

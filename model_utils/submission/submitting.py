@@ -103,9 +103,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _worked(
-    folder: JobFolder, where: Profile, record: JobRecord, sent: dict[str, bytes], options: Any
-) -> JobRecord:
+def _worked(folder: JobFolder, where: Profile, record: JobRecord, sent: dict[str, bytes], options: Any) -> JobRecord:
     """The record of a job that is submitted, and whose results are here if it has ended."""
     for name, data in sent.items():
         durable.write(folder.work / name, data)
@@ -160,4 +158,5 @@ def _last_error(folder: JobFolder) -> str:
             lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
     told = [line for line in lines if line.startswith(("error: ", "stopped: "))]
     last = told or lines
-    return last[-1].strip() if last else "it said nothing"
+    line = last[-1].strip() if last else "it said nothing"
+    return line.removeprefix("error: ").removeprefix("stopped: ")

@@ -46,7 +46,9 @@ def test_repeated_it_does_nothing_and_says_the_same(play: Play) -> None:
         ("xyz_test: [test.xyz]", "xyz_test: [train.xyz]", COMMANDS[:2]),
     ],
 )
-def test_a_changed_setting_does_its_stage_again_and_what_follows(play: Play, old: str, new: str, begun: list[str]) -> None:
+def test_a_changed_setting_does_its_stage_again_and_what_follows(
+    play: Play, old: str, new: str, begun: list[str]
+) -> None:
     assert play.run() == 0
     play.starts()
     config = play.folder / "p.yaml"

@@ -1,4 +1,4 @@
-"""submit.py on a real SLURM: a generation of candidates and a pipeline that is preempted on the way, files brought back.
+"""submit.py on a real SLURM: a pipeline that is preempted on the way, and its files brought back.
 
     python tests/slurm/submission.py
 
@@ -109,7 +109,9 @@ class Check:
             return 1
         self.submit("--wait", "--check_every", "2")
         restarts = self.cluster.job(number)["Restarts"]
-        print(f"submitted, preempted, brought back: {time.monotonic() - began:.0f} s, job {number}, restarts {restarts}")
+        print(
+            f"submitted, preempted, brought back: {time.monotonic() - began:.0f} s, job {number}, restarts {restarts}"
+        )
         found = list(differences(results(here), results(job / "pipeline_run")))
         if restarts == "0":
             found.append("the job was never preempted")

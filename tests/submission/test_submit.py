@@ -1,4 +1,4 @@
-"""submit.py: what is sent and what is not, secrets in no file, results back; with dpdispatcher where it is installed."""
+"""submit.py: what is sent and what is not, secrets in no file, results back; by dpdispatcher where it is installed."""
 
 import importlib.util
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stages.conftest import CONFIG
 
 from conftest import ROOT
 from model_utils import submit
@@ -19,7 +20,6 @@ from model_utils.settings.options import PipelineOptions
 from model_utils.submission import packing, profile
 from model_utils.submission.commands import commands
 from model_utils.submission.dispatching import _hidden
-from stages.conftest import CONFIG
 
 with_dpdispatcher = pytest.mark.skipif(
     importlib.util.find_spec("dpdispatcher") is None, reason="dpdispatcher is not installed: make test_extras"

@@ -103,8 +103,11 @@ def _strain(
     parent: Parent, _: Parent | None, shortest: Mapping[tuple[int, int], float], rng: np.random.RandomState
 ) -> Atoms | None:
     from ase_ga.standardmutations import StrainMutation
+    from ase_ga.utilities import CellBounds
 
-    operator = StrainMutation(dict(shortest), stddev=STRAIN, number_of_variable_cell_vectors=3, rng=rng)
+    operator = StrainMutation(
+        dict(shortest), cellbounds=CellBounds(), stddev=STRAIN, number_of_variable_cell_vectors=3, rng=rng
+    )
     return _or_none(operator.mutate(parent.atoms))
 
 

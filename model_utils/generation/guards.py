@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
-from dataloader.structure import Structure, geometry_fault
+from dataloader.structure import Structure, geometry_fault, volume_of
 from model_utils.generation.candidate import NotMade
 from model_utils.generation.compositions import refuse_size
 from model_utils.judging import pymatgen_library
@@ -24,6 +24,9 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
     refuse_size(len(atoms), wanted)
     if not atoms.pbc.all():
         raise NotMade("not periodic in three directions")
+    volume = volume_of(atoms.cell.array, (True, True, True)) / len(atoms)  # 0 of what is no cell
+    if not guards.min_volume <= volume <= guards.max_volume:
+        raise NotMade(f"volume of an atom not between {guards.min_volume:g} and {guards.max_volume:g} Å³")
     fault = geometry_fault(
         Structure(
             atomic_numbers=atoms.numbers.astype("int64"),
@@ -34,10 +37,7 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
         )
     )
     if fault is not None:
-        raise NotMade(fault.partition(" (")[0].partition(" is ")[0])
-    volume = float(atoms.get_volume()) / len(atoms)
-    if not guards.min_volume <= volume <= guards.max_volume:
-        raise NotMade(f"volume of an atom not between {guards.min_volume:g} and {guards.max_volume:g} Å³")
+        raise NotMade(fault.partition(" (")[0])
     if closest(atoms) < guards.min_distance:
         raise NotMade(f"atoms closer than {guards.min_distance:g} of their covalent radii")
 

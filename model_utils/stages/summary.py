@@ -66,7 +66,8 @@ def _model(place: Place, kept: Mapping[str, Record]) -> dict[str, Any] | None:
     if record is None or record.model is None:
         return None
     path = place.within(place.finetuned_model) if record.model == "fine-tuned" else None
-    return {"is": record.model, "path": path, "sha256": record.inputs.get("input_model")}
+    digests = record.inputs.get("input_model")
+    return {"is": record.model, "path": path, "sha256": digests[0] if isinstance(digests, list | tuple) else digests}
 
 
 def _stage(record: Record) -> dict[str, Any]:

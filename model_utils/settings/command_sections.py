@@ -33,8 +33,12 @@ class SectionOf:
 
 def sections_of(kind: type) -> dict[str, SectionOf]:
     """The sections that a command's file of settings has, by name."""
-    marked = ((option.name, option.marker(SectionOf)) for option in declared(kind))
-    return {name: section for name, section in marked if section is not None}
+    sections: dict[str, SectionOf] = {}
+    for option in declared(kind):
+        section = option.marker(SectionOf)
+        if section is not None:
+            sections[option.name] = section
+    return sections
 
 
 def as_text(settings: Mapping[str, Any], kind: type, path: Path) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from model_utils import model_loader
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.settings import cli
-from model_utils.settings.options import VerifyResumeOptions
+from model_utils.settings.options import PipelineOptions, VerifyResumeOptions, submitted
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("python ")]
@@ -29,6 +29,11 @@ COMMANDS |= {"model_utils/watch.py"}
 COMMANDS |= {"model_utils/plot_loss.py"}
 OF_THE_PIPELINE = {"model_utils/generate.py", "model_utils/judge.py"}  # need an extra
 COMMANDS |= OF_THE_PIPELINE
+OF_OTHERS = {  # commands that run others, in tests/stages and tests/submission: here their words are looked at
+    "model_utils/pipeline.py": PipelineOptions,
+    "model_utils/submit.py": submitted(PipelineOptions, "Submit."),
+}
+COMMANDS |= set(OF_OTHERS)
 
 SMALL = ["--hidden_irreps", "4x0e", "--num_interactions", "1", "--correlation", "1", "--max_ell", "1", "--r_max", "3"]
 SHORT = ["--max_steps", "2", "--batch_size", "4", "--lr", "1e-4"]
@@ -86,6 +91,10 @@ def test_every_command_line_runs(place: Path, capsys: pytest.CaptureFixture[str]
         if "--report" in words and find_spec("chemiscope") is None:
             words += ["--worst", "0"]
         if words[0] in OF_THE_PIPELINE and find_spec("pyxtal") is None:
+            continue
+        if words[0] in OF_OTHERS:
+            config = words.index("--config")  # lies in the checkout, or is the reader's own
+            assert cli.parse(OF_OTHERS[words[0]], words[2:config] + words[config + 2 :]) is not None
             continue
         if words[0] == "model_utils/verify_resume.py":  # three processes; tests/test_verify_resume.py runs it
             assert cli.parse(VerifyResumeOptions, words[1:]) is not None

@@ -39,7 +39,7 @@ SECTIONS = {
     "finetune": {
         **{f"xyz_{role}": [str(DATA / f"{name}.xyz")] for role, name in (("train", "train"), ("val", "valid"))},
         "xyz_test": [str(DATA / "test.xyz")],
-        "epochs": 400,
+        "epochs": 60,
         "batch_size": 8,
         "threads": 1,
         "device": "cpu",

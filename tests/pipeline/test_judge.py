@@ -297,6 +297,15 @@ def test_missing_terminals_are_listed_and_the_others_judged(
     assert found["references"]["missing_terminals"] == ["Cu"]
     assert found["metrics"]["frac_stable_structures"]["count"] == 1
     assert found["metrics"]["avg_energy_above_hull_per_atom"]["count"] == 1
+    candidates(folder, [bulk("AlCu", "cesiumchloride", a=2.95)])
+    assert command(folder, models[0], *words) == 0
+    unknown = summary(folder)["metrics"]["frac_stable_structures"]
+    assert unknown == {
+        "value": None,
+        "count": 0,
+        "interval": None,
+        "reason": "the references have no crystal of Cu alone",
+    }
 
 
 @pytest.fixture(scope="module")

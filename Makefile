@@ -38,10 +38,10 @@ kernels: env  ## the GPU's kernels without a GPU: interpreter against plain torc
 	$(RUN) -m pip install --quiet --no-deps "triton==$(TRITON)"
 	KERNELS=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_triton.py
 
-test_extras:  ## what needs the extras (torch-sim, W&B), in an environment of its own (5 minutes, most of it downloads)
+test_extras:  ## what needs the extras (torch-sim, W&B, pymatgen, pyxtal, ase-ga, dpdispatcher), in an environment of its own (5 minutes, most of it downloads)
 	$(MAKE) env VENV=.venv-extras
 	.venv-extras/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,simulation,loggers,report,pipeline,cluster]"
-	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/simulation/test_torch_sim.py tests/run/test_loggers.py tests/run/test_slow_loggers.py tests/stages tests/submission
+	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/simulation/test_torch_sim.py tests/run/test_loggers.py tests/run/test_slow_loggers.py tests/pipeline tests/stages tests/submission
 
 battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (more than an hour; BATTERY=product: more)
 	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ase import Atoms
@@ -36,8 +37,9 @@ class Hull:
 
     def missing(self, atoms: Atoms) -> list[str]:
         """Elements of a crystal that are no references by themselves: without them there is no hull."""
-        return sorted(set(atoms.get_chemical_symbols()) - self.terminals())
+        return sorted(set(atoms.get_chemical_symbols()) - self.terminals)
 
+    @cached_property
     def terminals(self) -> set[str]:
         """Elements that are references by themselves."""
         systems = [set(point.atoms.get_chemical_symbols()) for point in self.references]

@@ -134,8 +134,8 @@ class _Judging:
         comparison = self._compare(judged)
         self._put_shapes(judged)
         trusted = [candidate for candidate in judged if not candidate.left_out]
-        values = values_of(self._judgement(judged, known), draws=options.draws, seed=options.draws_seed)
-        alone = self._judgement(_as_if_alone(trusted, comparison), known)
+        values = values_of(self._judgement(judged, known, missing), draws=options.draws, seed=options.draws_seed)
+        alone = self._judgement(_as_if_alone(trusted, comparison), known, missing)
         of_trusted = values_of(alone, draws=options.draws, seed=options.draws_seed)
         values |= {f"{name}{TRUSTED}": value for name, value in of_trusted.items()}
         return JudgedByModel(
@@ -233,13 +233,16 @@ class _Judging:
             if self.options.relax:
                 candidate.rmsd = matching.rmsd(candidate.after, candidate.before)
 
-    def _judgement(self, judged: Sequence[Judged], known: References | None) -> Judgement:
+    def _judgement(self, judged: Sequence[Judged], known: References | None, missing: Sequence[str]) -> Judgement:
+        no_hull = NO_REFERENCES if known is None else ""
+        if missing and all(candidate.energy_above_hull is None for candidate in judged):
+            no_hull = f"the references have no crystal of {', '.join(missing)} alone"
         return Judgement(
             candidates=judged,
             n_references=None if known is None else len(known.known),
             found=frozenset(number for candidate in judged for number in candidate.known_numbers),
             known_systems=frozenset(chemical_system(r.named.atoms) for r in self.known or ()),
-            no_hull=NO_REFERENCES if known is None else "",
+            no_hull=no_hull,
             no_novelty=NO_REFERENCES if known is None else "",
             no_charges=validity.composition_unknown(),
             no_relaxation="" if self.options.relax else NOT_RELAXED,

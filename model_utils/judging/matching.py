@@ -73,10 +73,11 @@ class Comparison:
     def __init__(self, crystals: Mapping[int, Atoms], references: Sequence[Atoms], kind: str) -> None:
         self._fit = MATCHERS[kind]()
         self._crystals = {number: pymatgen_library.crystal(atoms) for number, atoms in crystals.items()}
-        self._references = [pymatgen_library.crystal(atoms) for atoms in references]
+        self._references = list(references)
         self._formulas = {number: pymatgen_library.reduced_formula(atoms) for number, atoms in crystals.items()}
         self._of_references = [pymatgen_library.reduced_formula(atoms) for atoms in references]
         self._same: dict[tuple[int, int], bool] = {}
+        self._known: dict[int, Crystal] = {}  # of references that are looked at: files may hold very many
 
     def first_of_equals(self, numbers: Sequence[int]) -> dict[int, int]:
         """For each of some crystals the first of them that is the same; itself where none before it is.
@@ -95,11 +96,13 @@ class Comparison:
     def known_as(self, number: int) -> list[int]:
         """Numbers of the references that are the same as a crystal."""
         formula = self._formulas[number]
-        return [
-            k
-            for k, reference in enumerate(self._references)
-            if self._of_references[k] == formula and self._fit(self._crystals[number], reference)
-        ]
+        alike = [k for k, other in enumerate(self._of_references) if other == formula]
+        return [k for k in alike if self._fit(self._crystals[number], self._reference(k))]
+
+    def _reference(self, number: int) -> Crystal:
+        if number not in self._known:
+            self._known[number] = pymatgen_library.crystal(self._references[number])
+        return self._known[number]
 
     def _are_one(self, number: int, other: int) -> bool:
         if self._formulas[number] != self._formulas[other]:

@@ -45,7 +45,7 @@ class Judgement:
 
     @property
     def successful(self) -> list[Judged]:
-        """Those with an energy."""
+        """Candidates with an energy."""
         return [judged for judged in self.candidates if judged.succeeded]
 
 

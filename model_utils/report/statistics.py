@@ -135,7 +135,7 @@ def mean_interval(values: Floats, *, draws: int, seed: int = 0) -> Interval | No
     middle = float(values.mean())
     centred = values - middle  # so that squares lose no digits
     error = _error_of_mean(np.array([[0.0, float((centred**2).sum())]]), len(values))[0]
-    if error == 0:
+    if error <= 1e-12 * abs(middle):  # rounding, of values that are all the same
         return Interval(low=middle, high=middle)
     drawn = _drawn(np.stack([centred, centred**2], axis=1), draws, seed)
     with np.errstate(divide="ignore", invalid="ignore"):

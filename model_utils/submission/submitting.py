@@ -64,7 +64,8 @@ def submit(name: str, options: Any) -> None:
     _made(folder)
     with held(folder.lock, wait=True, flag="--jobs_dir"):
         record = folder.read(key) or wanted
-        if record.state == "done" and (folder.path / record.result).exists():
+        is_here = (folder.path / record.result).exists() or record.exit_code != 0  # what failed may leave nothing
+        if record.state == "done" and is_here:
             log.info("done before: %s", folder.path / record.result)
         else:
             record = _worked(folder, where, record, sent, options)

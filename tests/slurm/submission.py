@@ -109,9 +109,7 @@ class Check:
         self.submit("--wait", "--check_every", "2")
         stages = json.loads((job / "pipeline_run" / "summary.json").read_text())["stages"]
         restarts = sum(stage["starts"] - 1 for stage in stages.values())
-        print(
-            f"submitted, preempted, brought back: {time.monotonic() - began:.0f} s, job {number}, restarts {restarts}"
-        )
+        print(f"submitted, preempted, brought back: {time.monotonic() - began:.0f} s, restarts {restarts}")
         found = list(differences(results(here), results(job / "pipeline_run")))
         if restarts == 0:
             found.append("the job was never preempted")

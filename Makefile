@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: env quickstart docs test test_extras lint battery slurm bench bench_simulation bench_ranks bench_step bench_gpu cuda_costs parity accelerated kernels parameters clean
+.PHONY: env quickstart docs test test_extras lint battery slurm slurm_submission bench bench_simulation bench_ranks bench_step bench_gpu cuda_costs parity accelerated kernels parameters clean
 
 env: $(VENV)/.made  ## virtual environment with everything that was tested
 
@@ -41,16 +41,21 @@ kernels: env  ## the GPU's kernels without a GPU: interpreter against plain torc
 	$(RUN) -m pip install --quiet --no-deps "triton==$(TRITON)"
 	KERNELS=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_triton.py
 
-test_extras:  ## what needs the extras (torch-sim, W&B, graph-pes, torch_geometric), in an environment of its own (5 minutes, most of it downloads)
+test_extras:  ## what needs the extras (torch-sim, W&B, graph-pes, torch_geometric, pymatgen, pyxtal, ase-ga, dpdispatcher), in an environment of its own (ten minutes, much of it downloads)
 	$(MAKE) env VENV=.venv-extras
-	.venv-extras/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,simulation,loggers,architectures]"
-	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/simulation/test_torch_sim.py tests/run/test_loggers.py tests/run/test_slow_loggers.py tests/architectures
+	.venv-extras/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,simulation,loggers,report,architectures,pipeline,cluster]"
+	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest -n 2 tests/simulation/test_torch_sim.py tests/run/test_loggers.py tests/run/test_slow_loggers.py tests/architectures tests/pipeline tests/stages tests/submission
 
 battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (more than an hour; BATTERY=product: more)
 	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests
 
 slurm: env  ## a job preempted and timed out on a SLURM of its own, as root, with one task and with two (half an hour; packages slurm-wlm and munge)
 	OMP_NUM_THREADS=1 $(RUN) tests/slurm/check.py
+
+slurm_submission:  ## submit.py on a SLURM of its own, as root: a pipeline preempted on the way, files back (ten minutes; the same packages)
+	$(MAKE) env VENV=.venv-extras
+	.venv-extras/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,pipeline,cluster]"
+	OMP_NUM_THREADS=1 .venv-extras/bin/python tests/slurm/submission.py
 
 bench: env  ## whole process against mace_run_train at the mace01 settings (about 15 minutes; needs the measured data)
 	$(RUN) benchmarks/against_mace_run_train.py

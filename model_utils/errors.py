@@ -9,6 +9,7 @@ __all__ = [
     "PeerLost",
     "Preempted",
     "SaveError",
+    "StageFailed",
     "StopRequested",
     "VerificationError",
 ]
@@ -36,6 +37,14 @@ class Preempted(Exception):
     """The run was asked to stop, saved its state and can be resumed (EX_TEMPFAIL: a scheduler may requeue it)."""
 
     exit_code = 75
+
+
+class StageFailed(Exception):
+    """A stage of a pipeline failed; the others did what they could. Ends with the code that the stage ended with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class PeerFailed(Exception):

@@ -14,7 +14,10 @@ from model_utils.models import description
 from model_utils.settings import cli, counterparts, parameters_md
 from model_utils.settings.declared import names_of
 from model_utils.settings.mace_flags import OTHERS, OURS
-from model_utils.settings.options import EvaluateOptions, FinetuneOptions, TrainOptions
+from model_utils.settings.options import EvaluateOptions, FinetuneOptions, PipelineOptions, TrainOptions
+from model_utils.stages.place import Place
+from model_utils.stages.planning import Plan
+from model_utils.stages.table import STAGES
 
 
 def test_parameters_md_has_todays_options() -> None:
@@ -41,6 +44,7 @@ OF_ANOTHER_COMMAND: dict[str, tuple[type, list[str]]] = {  # configuration: opti
         ["--input_model", "a.pt", "--replay", "b.xyz", "--output_checkpoint", "run", "--xyz_train", "x.xyz"],
     ),
     "evaluate.yaml": (EvaluateOptions, ["--input_model", "a.pt"]),
+    "pipeline_quick.yaml": (PipelineOptions, ["--input_model", "a.pt"]),
 }
 
 
@@ -50,7 +54,14 @@ def test_every_configuration_parses_and_names_files_that_are_there(
 ) -> None:
     training: tuple[type, list[str]] = (TrainOptions, ["--output_checkpoint", "run", "--xyz_train", "x.xyz"])
     kind, words = OF_ANOTHER_COMMAND.get(path.name, training)
-    options = cli.parse(kind, ["--config", str(path), *words])
+    if kind is PipelineOptions:  # whose settings are those of its stages
+        asked = cli.parse(PipelineOptions, ["--config", str(path), *words])
+        assert asked is not None
+        plan = Plan(asked, Place(folder=path.parent / "run"))
+        options = plan.finetuning
+        assert all(plan.options_of(stage, frozenset(STAGES)) for stage in STAGES)
+    else:
+        options = cli.parse(kind, ["--config", str(path), *words])
     assert options is not None
     plain = cli.as_plain(options)
     named = [

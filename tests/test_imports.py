@@ -34,6 +34,10 @@ HOME = {  # third party: the only modules that may import it
     "graph_pes": ["model_utils.models.libraries.graph_pes_networks"],
     "torch_geometric": ["model_utils.models.libraries.visnet"],
     "triton": ["model_utils.models.fast.triton.assemble", "model_utils.models.fast.triton.library"],
+    "pymatgen": ["model_utils.judging.pymatgen_library"],
+    "smact": ["model_utils.judging.validity"],
+    "pyxtal": ["model_utils.generation.symmetric"],
+    "ase_ga": ["model_utils.generation.evolving"],
     "pickle": ["dataloader.lmdb_shards.restricted_pickle", "dataloader.lmdb_shards.pickle_scanner"],
 }
 

@@ -32,6 +32,7 @@ from model_utils.models import description as model_json
 from model_utils.settings import cli
 from model_utils.settings.declared import names_of
 from model_utils.settings.mace_flags import is_known
+from model_utils.settings.options import PipelineOptions, submitted
 from model_utils.settings.parameters_md import TABLES
 
 GENERATED = "parameters.md"  # of the options themselves
@@ -45,6 +46,8 @@ COMMANDS |= {"model_utils/verify_resume.py", "metadata.py", "read_model.py"}
 COMMANDS |= {"dataloader/index.py", "dataloader/pack.py", "model_utils/relax.py", "model_utils/md.py"}
 COMMANDS |= {"model_utils/watch.py"}
 COMMANDS |= {"model_utils/plot_loss.py"}
+COMMANDS |= {"model_utils/generate.py", "model_utils/judge.py", "model_utils/pipeline.py", "model_utils/submit.py"}
+WITH_SUBCOMMANDS = {"metadata.py", "read_model.py", "model_utils/pipeline.py", "model_utils/submit.py"}
 OF_JOB_FILES = {"configs/slurm/train.sbatch": ["model_utils/train_mace.py"], "configs/slurm/prepare.sbatch": []}
 
 SMALL = ["--hidden_irreps", "4x0e", "--num_interactions", "1", "--correlation", "1", "--max_ell", "1", "--r_max", "3"]
@@ -108,13 +111,15 @@ def of_ours(words: Sequence[str]) -> list[str]:
 
 def named(words: Sequence[str]) -> tuple[str, list[str]]:
     """Name of a command with its subcommand, and the words that follow."""
-    if words[0] in ("metadata.py", "read_model.py") and len(words) > 1:
+    if words[0] in WITH_SUBCOMMANDS and len(words) > 1:
         return f"{words[0]} {words[1]}", list(words[2:])
     return words[0], list(words[1:])
 
 
 def options_of(command: str) -> type:
     """The options that a command has; Parameters.md lists those of every one."""
+    if command == "model_utils/submit.py pipeline":
+        return submitted(PipelineOptions, "Submit a pipeline.")
     return TABLES[command.removeprefix("model_utils/")]
 
 

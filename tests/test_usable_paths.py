@@ -30,6 +30,8 @@ COMMANDS = {
     "model_utils.verify_resume": {"": settings.VerifyResumeOptions},
     "model_utils.relax": {"": settings.RelaxOptions},
     "model_utils.md": {"": settings.MdOptions},
+    "model_utils.generate": {"": settings.GenerateOptions},
+    "model_utils.judge": {"": settings.JudgeOptions},
     "model_utils.watch": {"": settings.WatchOptions},
     "model_utils.plot_loss": {"": settings.PlotLossOptions},
     "dataloader.index": {"": settings.IndexOptions},
@@ -65,7 +67,7 @@ def arguments(word: str, kind: type, name: str, given: str) -> list[str]:
     if name != "data":  # which stands alone
         needed += [option.name for option in options if option.name in (f"{data}_train", f"{data}_path")]
     needed += ["id_key"] if name.endswith("_ids") else []
-    fitting = {"to": "module", "n_steps": "1"}
+    fitting = {"to": "module", "n_steps": "1", "num_gen": "1"}
     words = {needs: fitting.get(needs, f"some_{needs}") for needs in needed} | {name: given}
     return [*([word] if word else []), *(text for flag, value in words.items() for text in (f"--{flag}", value))]
 

@@ -1,17 +1,20 @@
-"""Libraries that draw, which are an extra: imported where they are used, told in one line where they are missing."""
+"""Libraries of an extra: imported where they are used, told in one line where they are missing."""
 
 import importlib
 from types import ModuleType
 
 from model_utils.errors import InputError
 
+PACKAGES = {"ase_ga": "ase-ga"}  # of modules that are called otherwise
 
-def needed(*names: str, what: str) -> list[ModuleType]:
+
+def needed(*names: str, what: str, extra: str = "report") -> list[ModuleType]:
     """Modules that something needs, imported.
 
     Args:
         names: as they are imported.
         what: needs them, as ``--report``.
+        extra: of pyproject.toml that brings them.
 
     Raises:
         InputError: one is not installed.
@@ -21,9 +24,10 @@ def needed(*names: str, what: str) -> list[ModuleType]:
         try:
             modules.append(importlib.import_module(name))
         except ImportError as error:
-            package = error.name or name
+            missing = error.name or name
+            package = PACKAGES.get(missing, missing)
             raise InputError(
-                f"{what} needs {package}, which is not installed: pip install {package}, or pip install -e '.[report]' "
-                "in the checkout"
+                f"{what} needs {package}, which is not installed: pip install {package}, or pip install -e "
+                f"'.[{extra}]' in the checkout"
             ) from None
     return modules

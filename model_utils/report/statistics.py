@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 FEWEST = 10  # structures with an entry; of fewer no interval is given
@@ -116,6 +117,56 @@ def difference(
         interval=_interval_of_delta(columns, delta, root, draws, seed) if has_interval else None,
         p_value=_p_value(columns, root, draws, seed),
     )
+
+
+def mean_interval(values: Floats, *, draws: int, seed: int = 0) -> Interval | None:
+    """Interval of the mean of some values of either sign, by a studentised bootstrap.
+
+    Args:
+        values: (n_structures,), in any unit.
+        draws: sets of structures drawn with replacement.
+        seed: of the draws.
+
+    Returns:
+        The interval in the unit of the values; None of fewer than `FEWEST`.
+    """
+    if len(values) < FEWEST:
+        return None
+    middle = float(values.mean())
+    centred = values - middle  # so that squares lose no digits
+    error = _error_of_mean(np.array([[0.0, float((centred**2).sum())]]), len(values))[0]
+    if error <= 1e-12 * abs(middle):  # rounding, of values that are all the same
+        return Interval(low=middle, high=middle)
+    drawn = _drawn(np.stack([centred, centred**2], axis=1), draws, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        studentised = drawn[:, 0] / len(values) / _error_of_mean(drawn, len(values))
+    bounds = _quantiles(studentised)
+    if bounds is None:
+        return None
+    low, high = middle - error * bounds[::-1]
+    return Interval(low=float(low), high=float(high))
+
+
+def _error_of_mean(moments: Floats, n: int) -> Floats:
+    """Standard error of the mean of n values, (k,), of (k, 2) sums of values and of squares."""
+    means = moments[:, 0] / n
+    return np.sqrt(np.maximum(moments[:, 1] / n - means**2, 0.0) / n)
+
+
+def share_interval(hits: int, n: int) -> Interval | None:
+    """Interval of a share, of ``hits`` in ``n`` structures; None of none.
+
+    Draws of n yes-or-no structures with replacement are draws of a binomial distribution, whose interval is known
+    without drawing (Clopper and Pearson, Biometrika 26, 404 (1934)). Where all structures say the same, draws would
+    promise certainty, and this does not.
+
+    Raises:
+        ValueError: there are more hits than structures.
+    """
+    if n == 0:
+        return None
+    bounds = binomtest(hits, n).proportion_ci(confidence_level=CONFIDENCE, method="exact")
+    return Interval(low=float(bounds.low), high=float(bounds.high))
 
 
 def _interval_of_delta(columns: Floats, delta: float, root: bool, draws: int, seed: int) -> Interval | None:

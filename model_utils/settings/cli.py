@@ -13,10 +13,10 @@ from dataloader import streams
 from dataloader.cache_folder import settle
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils import plugins
-from model_utils.errors import PeerFailed, PeerLost
+from model_utils.errors import PeerFailed, PeerLost, StageFailed
 from model_utils.ranks.joining import NOBODY, Peers, Processes, join, this_rank
 from model_utils.ranks.rank import Rank
-from model_utils.settings import invoked, plain_yaml, sections, typed
+from model_utils.settings import command_sections, invoked, plain_yaml, sections, typed
 from model_utils.settings.declared import composed, declared, flat, names_of
 from model_utils.settings.mace_flags import ours_for
 from model_utils.settings.parser import parsed_values
@@ -99,7 +99,7 @@ def _begins_with_a_model(argv: Sequence[str]) -> bool:
 
 def _say_why(error: Exception, code: int, rank: Rank, *, debug: bool) -> None:
     """Print a failure as one line, after a traceback where it is our bug or where that was asked for."""
-    is_bug = code == 1 and not isinstance(error, PeerLost)
+    is_bug = code == 1 and not isinstance(error, PeerLost | StageFailed)
     if debug or is_bug:
         traceback.print_exception(error)
     if not is_bug:
@@ -380,7 +380,8 @@ def of_settings(kind: type[Options], settings: Mapping[str, Any], path: Path) ->
 def _checked(settings: Mapping[str, Any], path: Path, kind: type, argv: Sequence[str]) -> Mapping[str, Any]:
     """Settings of a file by our names, each of which is an option's and holds what one can hold."""
     names = names_of(kind)
-    if "run_dir" in names:  # a training, which other toolkits have too
+    settings = command_sections.as_text(settings, kind, path)
+    if "run_dir" in names and not command_sections.sections_of(kind):  # a training, which other toolkits have too
         settings, notes = sections.as_ours(settings, path, kind, argv)
         _say(notes)
     if settings.get("config") is not None:

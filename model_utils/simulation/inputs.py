@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.frames import bare_atoms
 from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys
+from dataloader.needs import FeatureSpec
 from dataloader.record import EVERYTHING
 from dataloader.record_details import HELD_IN_PART
 from dataloader.sources import open_sources
@@ -50,14 +52,28 @@ def calculator_of(options: SimulatedOptions, device: torch.device, dtype: str | 
     Raises:
         InputError, VerificationError: see ``Calculator``.
     """
-    calculator = Calculator(
-        options.input_model,
-        device=str(device),
-        dtype=dtype or "float64",
-        head=options.head,
-        step=options.step,
-        skin=skin,
+    return calculator_of_models(
+        options.input_model, device=device, dtype=dtype, head=options.head, step=options.step, skin=skin
     )
+
+
+def calculator_of_models(
+    paths: Sequence[Path], *, device: torch.device, dtype: str | None, head: str | None, step: str, skin: float
+) -> Calculator:
+    """The calculator of weights files; several are a committee, whose mean counts.
+
+    Args:
+        paths: of the models.
+        device: on which they compute.
+        dtype: float64 unless given.
+        head: of the networks, where they have several.
+        step: the form that computes.
+        skin: Å, how far neighbour lists reach beyond the cutoff.
+
+    Raises:
+        InputError, VerificationError: a model cannot be used as asked.
+    """
+    calculator = Calculator(paths, device=str(device), dtype=dtype or "float64", head=head, step=step, skin=skin)
     for potential in calculator.potentials:
         potential.require_energies()
         log.info("model %s", potential)
@@ -71,17 +87,37 @@ def structures_of(options: SimulatedOptions, calculator: Calculator) -> list[Nam
         InputError: a file cannot be read, or there is none.
     """
     features = {spec.name: spec for potential in calculator.potentials for spec in potential.facts.features}
-    specs = [
-        SourceSpec(path=path, format=options.data_format or format_of(path), keys=NO_LABELS, keep=EVERYTHING)
-        for path in options.data
-    ]
-    sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=0.0, features=list(features.values()))
+    read = structures_in(options.data, data_format=options.data_format, features=list(features.values()))
+    structures = [_named(source, structure) for source, structure in read]
+    log.info("%d structures, %d atoms", len(structures), sum(len(named.atoms) for named in structures))
+    return structures
+
+
+def structures_in(
+    paths: Sequence[Path],
+    *,
+    data_format: str | None = None,
+    features: Sequence[FeatureSpec] = (),
+    keys: LabelKeys = NO_LABELS,
+) -> list[tuple[Source, Structure]]:
+    """All structures of files, isolated atoms among them, each with its file.
+
+    Args:
+        paths: files of any format, folders of them, patterns.
+        data_format: where ending and content do not say it.
+        features: inputs of a network that each structure must carry.
+        keys: names of the labels that are read; none are unless given.
+
+    Raises:
+        InputError: a file cannot be read, holds a faulty structure, or there is none in any.
+    """
+    specs = [SourceSpec(path=path, format=data_format or format_of(path), keys=keys, keep=EVERYTHING) for path in paths]
+    sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=0.0, features=features)
     for source in sources:
         _refuse_partly_held(source)
-    structures = [_named(source, structure) for source in sources for structure in _structures(source)]
+    structures = [(source, structure) for source in sources for structure in _structures(source)]
     if not structures:
-        raise InputError(f"there is no structure in {', '.join(map(str, options.data))}")
-    log.info("%d structures, %d atoms", len(structures), sum(len(named.atoms) for named in structures))
+        raise InputError(f"there is no structure in {', '.join(map(str, paths))}")
     return structures
 
 
@@ -111,6 +147,11 @@ def _frame_number(structure: Structure) -> tuple[str, int]:
 
 
 def _named(source: Source, structure: Structure) -> NamedAtoms:
+    return NamedAtoms(atoms=atoms_of(structure), identifier=structure.identifier, file=str(source.path))
+
+
+def atoms_of(structure: Structure) -> Atoms:
+    """A structure as ASE's atoms with what moves them: held atoms, masses, inputs of networks."""
     atoms = bare_atoms(structure)
     if structure.free_atoms is not None and not structure.free_atoms.all():
         atoms.set_constraint(FixAtoms(mask=~structure.free_atoms))
@@ -121,4 +162,4 @@ def _named(source: Source, structure: Structure) -> NamedAtoms:
             atoms.info[name] = float(value.reshape(()))
         else:
             atoms.arrays[name] = value
-    return NamedAtoms(atoms=atoms, identifier=structure.identifier, file=str(source.path))
+    return atoms

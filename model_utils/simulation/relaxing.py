@@ -22,7 +22,7 @@ from model_utils import runtime
 from model_utils.files.csv_cells import csv_text
 from model_utils.files.run_lock import held
 from model_utils.runtime import log
-from model_utils.settings.options import RelaxOptions
+from model_utils.settings.options import MinimizingOptions, RelaxOptions
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.inputs import NamedAtoms, calculator_of, structures_of
 from model_utils.simulation.journal import Journal, Record
@@ -56,14 +56,14 @@ def relax(options: RelaxOptions) -> None:
     """
     runtime.start_log(None)
     device = runtime.find_device(options.device.device)
-    processes = _processes(options, device)
+    processes = processes_of(options.minimizing, device)
     runtime.start(
         device=options.device.device,
         dtype=torch.float64,
         threads=1 if processes > 1 else options.device.threads,
         seed=0,
     )
-    calculator = calculator_of(options.simulated, device, options.device.dtype, options.skin)
+    calculator = calculator_of(options.simulated, device, options.device.dtype, options.minimizing.skin)
     structures = structures_of(options.simulated, calculator)
     folder = _folder(options)
     with held(folder / ".lock", wait=True, flag="--output_dir"):
@@ -72,14 +72,20 @@ def relax(options: RelaxOptions) -> None:
             _remove(folder / WAYS, "*.traj")
             _remove(folder, JOURNAL, *FILES)
         _refuse_files_of_others(folder)
-        work = _work(options, calculator, structures)
+        criteria = _criteria(options)
+        work = work_of(calculator, structures, criteria)
         journal = Journal(folder / JOURNAL, work, "give another --output_dir, or --overwrite")
-        _relax_rest(options, calculator, structures, journal, processes)
+        ways = folder / WAYS if options.trajectories else None
+        relax_rest(structures, calculator, criteria, journal, processes, ways)
         _write(folder, options, structures, journal.records)
 
 
-def _processes(options: RelaxOptions, device: torch.device) -> int:
-    """How many structures are relaxed at once."""
+def processes_of(options: MinimizingOptions, device: torch.device) -> int:
+    """How many structures are relaxed at once.
+
+    Raises:
+        InputError: several are asked for on a GPU.
+    """
     if device.type == "cuda":
         if options.processes not in (None, 1):
             raise InputError("--processes is for processors; on a GPU one process relaxes one structure after another")
@@ -113,8 +119,14 @@ def _remove(folder: Path, *patterns: str) -> None:
             path.unlink()
 
 
-def _work(options: RelaxOptions, calculator: Calculator, structures: Sequence[NamedAtoms]) -> dict[str, Any]:
-    """What decides the results."""
+def work_of(calculator: Calculator, structures: Sequence[NamedAtoms], criteria: Criteria) -> dict[str, Any]:
+    """What decides the results of relaxations, as plain values: what a journal is known by.
+
+    Args:
+        calculator: of the models.
+        structures: all of them, in their order.
+        criteria: when a relaxation is over.
+    """
     data = hashlib.sha256()
     for structure in structures:
         data.update(structure.fingerprint())
@@ -124,28 +136,54 @@ def _work(options: RelaxOptions, calculator: Calculator, structures: Sequence[Na
         "head": calculator.potentials[0].head,
         "data": data.hexdigest(),
         "structures": len(structures),
-        **dataclasses.asdict(_criteria(options)),
+        **dataclasses.asdict(criteria),
     }
 
 
 def _criteria(options: RelaxOptions) -> Criteria:
-    names = [field.name for field in dataclasses.fields(Criteria)]
-    return Criteria(**{name: getattr(options, name) for name in names})
+    return criteria_of(options.minimizing, relax_cell=options.relax_cell, pressure=options.pressure)
 
 
-def _relax_rest(
-    options: RelaxOptions,
-    calculator: Calculator,
+def criteria_of(options: MinimizingOptions, *, relax_cell: bool, pressure: float = 0.0) -> Criteria:
+    """When relaxations are over, by the options of a command.
+
+    Args:
+        options: of forces and steps.
+        relax_cell: where a structure is periodic in three directions.
+        pressure: GPa.
+    """
+    return Criteria(
+        fmax=options.fmax,
+        max_steps=options.max_steps,
+        minimizer=options.minimizer,
+        relax_cell=relax_cell,
+        pressure=pressure,
+        max_shift=options.max_shift,
+    )
+
+
+def relax_rest(
     structures: Sequence[NamedAtoms],
+    calculator: Calculator,
+    criteria: Criteria,
     journal: Journal,
     processes: int,
+    ways: Path | None = None,
 ) -> None:
+    """Relax the structures that a journal lacks; each is on the disk when it is done.
+
+    Args:
+        structures: all of them; the journal has their numbers.
+        calculator: of the models.
+        criteria: when a relaxation is over.
+        journal: of just this work, see ``work_of``.
+        processes: structures that are relaxed at once.
+        ways: folder for a trajectory of each; none is kept unless given.
+    """
     done = {record["number"] for record in journal.records}
     left = [number for number in range(len(structures)) if number not in done]
     if done:
         log.info("%d of %d structures are relaxed already", len(done), len(structures))
-    criteria = _criteria(options)
-    ways = options.output_dir / WAYS if options.trajectories else None
 
     def work(number: int) -> Relaxed:
         return _one(structures[number].atoms, calculator, criteria, ways, number)
@@ -203,7 +241,7 @@ def _record(number: int, structure: NamedAtoms, result: Relaxed) -> Record:
 def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms], records: Sequence[Record]) -> None:
     """The files for people, in the order of the structures."""
     ordered = sorted(records, key=lambda record: int(record["number"]))
-    frames = [_frame(structures[record["number"]], record) for record in ordered]
+    frames = [frame_of(structures[record["number"]], record) for record in ordered]
     text = io.StringIO()
     write(text, frames, format="extxyz")
     durable.write_text(folder / "relaxed.xyz", text.getvalue())
@@ -214,14 +252,14 @@ def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms]
         "%d of %d structures are at a minimum (no force above %g eV/Å)",
         summary["n_converged"],
         summary["n_structures"],
-        options.fmax,
+        options.minimizing.fmax,
     )
     for reason, count in summary["reasons"].items():
         log.info("  %d: %s", count, reason)
     log.info("wrote %s: %s", folder, ", ".join(FILES))
 
 
-def _frame(structure: NamedAtoms, record: Record) -> Atoms:
+def frame_of(structure: NamedAtoms, record: Record) -> Atoms:
     """A structure as it ended, with what is known of it under names that no reader takes for labels."""
     atoms = structure.atoms.copy()
     if atoms.constraints:

@@ -160,6 +160,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "FinetuneOptions": {"add_head": None},
     "EvaluateOptions": {"lmdb_path": [], "data": []},
     "IndexOptions": {"share": "3/64"},
+    "GenerateOptions": {"max_volume": 50.0},
     "PackOptions": {"share": "3/64", "finish": False},
     "MetadataInitOptions": {"E0s": "auto"},
     "MetadataFitOptions": {"E0s": "auto"},

@@ -20,6 +20,13 @@ from model_utils.settings.options.describing import (
 )
 from model_utils.settings.options.evaluation import EvaluateOptions, PrintedLossOptions
 from model_utils.settings.options.finetuning import FinetuneOptions
+from model_utils.settings.options.generating import (
+    GenerateOptions,
+    GeneratorSources,
+    GuardOptions,
+    JudgeOptions,
+    WantedCrystals,
+)
 from model_utils.settings.options.indexing import IndexOptions
 from model_utils.settings.options.models import (
     BestOptions,
@@ -33,11 +40,13 @@ from model_utils.settings.options.models import (
 from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.packing import PackOptions
 from model_utils.settings.options.physics import PhysicsOptions
+from model_utils.settings.options.piping import PipelineOptions
 from model_utils.settings.options.reporting import PlotLossOptions, ReportOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
 from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
-from model_utils.settings.options.simulating import MdOptions, RelaxOptions, SimulatedOptions
+from model_utils.settings.options.simulating import MdOptions, MinimizingOptions, RelaxOptions, SimulatedOptions
 from model_utils.settings.options.splits import SplitOptions
+from model_utils.settings.options.submitting import SubmissionOptions, submitted
 from model_utils.settings.options.training import (
     LossOptions,
     OptimizerOptions,
@@ -68,8 +77,12 @@ __all__ = [
     "ExportOptions",
     "FilterOptions",
     "FinetuneOptions",
+    "GenerateOptions",
+    "GeneratorSources",
+    "GuardOptions",
     "IndexOptions",
     "InlineModelOptions",
+    "JudgeOptions",
     "JudgingOptions",
     "LabelOptions",
     "LossOptions",
@@ -77,10 +90,12 @@ __all__ = [
     "MetadataFitOptions",
     "MetadataInitOptions",
     "MetadataOptions",
+    "MinimizingOptions",
     "OptimizerOptions",
     "OutputOptions",
     "PackOptions",
     "PhysicsOptions",
+    "PipelineOptions",
     "PlotLossOptions",
     "PrintedLossOptions",
     "RelaxOptions",
@@ -95,10 +110,13 @@ __all__ = [
     "SourceOptions",
     "SplitOptions",
     "StageTwoOptions",
+    "SubmissionOptions",
     "TrainOptions",
     "TrainingOptions",
     "TrustOptions",
     "VerifyOptions",
     "VerifyResumeOptions",
+    "WantedCrystals",
     "WatchOptions",
+    "submitted",
 ]

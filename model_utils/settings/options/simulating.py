@@ -34,6 +34,25 @@ class SimulatedOptions:
 
 @panel("Relaxation", 6, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
+class MinimizingOptions:
+    """How structures are brought to a minimum, and when they are there."""
+
+    fmax: Positive = 0.05
+    """Converged where no force is larger (eV/Å); where cells are relaxed the same holds for the virial per atom that ASE makes of the stress."""
+    max_steps: Count = 500
+    """Steps after which a structure is given up as not converged."""
+    minimizer: Annotated[str, NAMES_OF_MINIMIZERS] = "lbfgs"
+    """How the minimum is sought."""
+    max_shift: Positive = 0.2
+    """Longest way of an atom in one step (Å)."""
+    processes: Count | None = None
+    """Structures that are relaxed at once, each in a process with one thread; one for each core unless given, and one on a GPU."""
+    skin: NonNegative = 0.5
+    """How far neighbour lists reach beyond the cutoff (Å); no result depends on it."""
+
+
+@panel("Relaxation", 6, nature=OF_THE_COMMAND)
+@dataclass(frozen=True, kw_only=True)
 class RelaxOptions:
     """Relax structures with a trained model, many at once."""
 
@@ -42,24 +61,13 @@ class RelaxOptions:
     simulated: SimulatedOptions
     output_dir: Path
     """A folder for `relaxed.xyz`, `relaxed.csv`, `relaxed.json` and the trajectories. Repeated after a kill, the command does what is missing."""
-    fmax: Positive = 0.05
-    """Converged where no force is larger (eV/Å); with --relax_cell the same holds for the virial per atom that ASE makes of the stress."""
-    max_steps: Count = 500
-    """Steps after which a structure is given up as not converged."""
-    minimizer: Annotated[str, NAMES_OF_MINIMIZERS] = "lbfgs"
-    """How the minimum is sought."""
+    minimizing: MinimizingOptions
     relax_cell: bool = False
     """Relax cells too, of structures that are periodic in three directions."""
     pressure: Annotated[float, OF_THE_COMMAND] = 0.0
     """Pressure that cells are relaxed against (GPa)."""
-    max_shift: Positive = 0.2
-    """Longest way of an atom in one step (Å)."""
     trajectories: bool = True
     """Keep the way of each structure, as an ASE trajectory."""
-    processes: Count | None = None
-    """Structures that are relaxed at once, each in a process with one thread; one for each core unless given, and one on a GPU."""
-    skin: NonNegative = 0.5
-    """How far neighbour lists reach beyond the cutoff (Å); no result depends on it."""
     overwrite: bool = False
     """Begin anew in a folder that holds another relaxation."""
 

@@ -1,0 +1,1 @@
+"""Candidate crystals: generators under one interface, guards, and the files they are written to."""

@@ -1,0 +1,1 @@
+"""What generated crystals are worth: energies above the hull, duplicates, novelty, under the names of MatterGen."""

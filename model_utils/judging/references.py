@@ -1,0 +1,199 @@
+"""References: what is known already, and whose energies are the hull.
+
+Energies of two methods have different zero points and errors, so a hull is of one of them. ``potential`` relaxes the
+references with the model that relaxes the candidates, once, and keeps that under the hashes of model, structures and
+criteria. ``dft`` takes the labels of the file, where the user knows that the model was trained on labels of this kind.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+
+from dataloader.cache_folder import cache_folder
+from dataloader.errors import InputError
+from dataloader.labels import NOT_READ, LabelKeys
+from dataloader.structure import Structure
+from model_utils.files.run_lock import held
+from model_utils.judging.candidates import crystal_fault
+from model_utils.judging.hull import Hull, Point
+from model_utils.judging.judged import BROKEN
+from model_utils.runtime import log
+from model_utils.simulation import relaxing
+from model_utils.simulation.calculator import Calculator
+from model_utils.simulation.inputs import NamedAtoms, atoms_of, structures_in
+from model_utils.simulation.journal import Journal, Record
+from model_utils.simulation.relaxation import Criteria
+
+ENERGIES = LabelKeys(forces=NOT_READ, stress=NOT_READ)
+SHOWN = 20  # references that are left out, by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One known crystal.
+
+    Attributes:
+        named: its atoms, as the file has them: novelty is judged by these.
+        energy: label of the cell, eV; None where there is none.
+    """
+
+    named: NamedAtoms
+    energy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """All of them with the hull of one kind of energies.
+
+    Attributes:
+        kind: ``potential`` or ``dft``.
+        known: in the order of the files.
+        hull: of those with a usable energy.
+        left_out: names of the others, with the reason.
+        unconverged: names of those whose relaxation was given up: their energies are upper bounds.
+    """
+
+    kind: str
+    known: Sequence[Reference]
+    hull: Hull
+    left_out: dict[str, str] = field(default_factory=dict)
+    unconverged: list[str] = field(default_factory=list)
+
+    def as_plain(self, missing: Sequence[str]) -> dict[str, Any]:
+        """What the files say of them.
+
+        Args:
+            missing: elements of the candidates that are no references by themselves.
+        """
+        return {
+            "hull": self.kind,
+            "files": sorted({reference.named.file for reference in self.known}),
+            "digest": digest_of([reference.named for reference in self.known]),
+            "count": len(self.known),
+            "in_hull": len(self.hull.references),
+            "left_out": dict(list(self.left_out.items())[:SHOWN]),
+            "n_left_out": len(self.left_out),
+            "n_unconverged": len(self.unconverged),
+            "missing_terminals": list(missing),
+        }
+
+
+def read(paths: Sequence[Path]) -> list[Reference]:
+    """The references of files, with their energies where they have them.
+
+    Raises:
+        InputError: a file cannot be read, or a structure in it is no crystal.
+    """
+    references = []
+    for source, structure in structures_in(paths, keys=ENERGIES):
+        if structure.is_isolated_atom:
+            log.info("%s is an isolated atom and no reference", structure.identifier)
+            continue
+        fault = crystal_fault(structure)
+        if fault:
+            raise InputError(f"--references {source.path}, {structure.identifier}: {fault}")
+        references.append(_reference(structure, str(source.path)))
+    if not references:
+        raise InputError(f"--references {', '.join(map(str, paths))}: there is no crystal, only isolated atoms")
+    return references
+
+
+def _reference(structure: Structure, file: str) -> Reference:
+    atoms = atoms_of(structure)
+    atoms.set_constraint()
+    return Reference(named=NamedAtoms(atoms=atoms, identifier=structure.identifier, file=file), energy=structure.energy)
+
+
+def of_labels(known: Sequence[Reference]) -> References:
+    """References whose hull is made of the labels in their files.
+
+    Raises:
+        InputError: none has an energy.
+    """
+    points = [Point(atoms=r.named.atoms, energy=r.energy) for r in known if r.energy is not None]
+    if not points:
+        raise InputError(
+            "--reference_kind dft, but no reference has an energy; give labelled references, or --reference_kind "
+            "potential"
+        )
+    without = {r.named.identifier: "no energy in the file" for r in known if r.energy is None}
+    return References(kind="dft", known=known, hull=Hull(points), left_out=without)
+
+
+def of_model(
+    known: Sequence[Reference], calculator: Calculator, criteria: Criteria, processes: int, cache: Path | None
+) -> References:
+    """References relaxed by a model, which makes their hull; what was relaxed before is taken from the cache.
+
+    Args:
+        known: all references; those with elements that the model lacks are left out of the hull.
+        calculator: of the model.
+        criteria: of the relaxations.
+        processes: structures that are relaxed at once.
+        cache: folder; one in the user's cache folder where None.
+    """
+    folder = cache or cache_folder() / "references"
+    records = relaxations([reference.named for reference in known], calculator, criteria, processes, folder)
+    points = []
+    left_out = {}
+    unconverged = []
+    for reference, record in zip(known, records, strict=True):
+        name = reference.named.identifier
+        if record["energy"] is None or record["kind"] in BROKEN:
+            left_out[name] = record["reason"]
+            continue
+        points.append(Point(atoms=moved(reference.named.atoms, record), energy=record["energy"]))
+        if not record["converged"]:
+            unconverged.append(name)
+    for name, reason in left_out.items():
+        log.warning("warning: reference %s is left out of the hull: %s", name, reason)
+    return References(kind="potential", known=known, hull=Hull(points), left_out=left_out, unconverged=unconverged)
+
+
+def relaxations(
+    structures: Sequence[NamedAtoms], calculator: Calculator, criteria: Criteria, processes: int, folder: Path
+) -> list[Record]:
+    """A record of the relaxation of each structure; a journal in a folder keeps what is done.
+
+    Args:
+        structures: in their order.
+        calculator: of the model.
+        criteria: of the relaxations.
+        processes: structures that are relaxed at once.
+        folder: of journals, each of which is called by the hash of its work: two works never meet.
+
+    Raises:
+        InputError: the folder cannot be used, or the journal in it is damaged.
+    """
+    work = relaxing.work_of(calculator, structures, criteria)
+    key = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder} of relaxations: {error.strerror}") from None
+    with held(folder / f".{key}.lock", wait=True, flag="folder"):
+        journal = Journal(folder / f"{key}.jsonl", work, "move the file away")
+        relaxing.relax_rest(structures, calculator, criteria, journal, processes)
+        return sorted(journal.records, key=lambda record: int(record["number"]))
+
+
+def moved(atoms: Atoms, record: Record) -> Atoms:
+    """Atoms as a relaxation left them."""
+    after = atoms.copy()
+    after.set_constraint()
+    after.set_cell(record["cell"])
+    after.positions[:] = record["positions"]
+    return after
+
+
+def digest_of(structures: Sequence[NamedAtoms]) -> str:
+    """Hash of structures in their order, hexadecimal."""
+    content = hashlib.sha256()
+    for structure in structures:
+        content.update(structure.fingerprint())
+    return content.hexdigest()

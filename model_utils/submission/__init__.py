@@ -1,0 +1,1 @@
+"""Work of ours on clusters: what is sent, where it runs, how it comes back."""

@@ -1,0 +1,1 @@
+"""Tests of generate.py and judge.py."""

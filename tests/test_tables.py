@@ -351,10 +351,10 @@ def test_convert_takes_every_form_that_maces_family_offers() -> None:
     assert next(option for option in declared(ConvertOptions) if option.name == "to").marker(NamesOf) is not None
 
 
-@pytest.mark.parametrize("part", [0, 1])
-def test_a_form_whose_numbers_are_none_is_never_taken_for_equal(part: int) -> None:
+@pytest.mark.parametrize("quantity", ["energy", "forces"])
+def test_a_form_whose_numbers_are_none_is_never_taken_for_equal(quantity: str) -> None:
     """Of energies and forces either may be NaN; Python's max would pass over the second."""
-    expected = (torch.ones(2), torch.ones(2, 3))
-    computed = [tensor.clone() for tensor in expected]
-    computed[part][0] = torch.nan
-    assert not conversion._deviation(expected, (computed[0], computed[1])) <= 1.0
+    expected = {"energy": torch.ones(2), "forces": torch.ones(2, 3)}
+    computed = {name: tensor.clone() for name, tensor in expected.items()}
+    computed[quantity][0] = torch.nan
+    assert not conversion._deviation(expected, computed) <= 1.0

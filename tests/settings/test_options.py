@@ -83,6 +83,7 @@ def test_what_a_step_computes_is_fixed() -> None:
         "config",
         "plugin",
         "debug",
+        "physics_gate",
         "dry_run",
         "as_ranks",
         *OF_A_CONTINUATION,

@@ -92,12 +92,22 @@ def n_cores() -> int:
 
 
 def in_children(
-    work: Callable[[Task], Result], tasks: Sequence[Task], *, processes: int | None = None
+    work: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    processes: int | None = None,
+    instead: Callable[[Task, int], Result] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Do the tasks in forked processes; yields (number of the task, its result) as they are done.
 
     Whatever ends this generator (an error, a request to stop, the caller) ends the processes. A task whose process
     was killed from outside is begun once more in another.
+
+    Args:
+        work: what is done with a task.
+        tasks: in the order in which they are begun.
+        processes: at most so many at once; the cores that there are unless given.
+        instead: the result of a task whose process died, from it and the exit code; without it that is an error.
 
     Raises:
         InputError: what a task raised, or that a process died, with the file it was reading.
@@ -127,9 +137,18 @@ def in_children(
                     number, result, error = ready.recv()
                 except (EOFError, OSError):
                     ready.close()
-                    _refuse_death(children[slot][0], notes.read(slot), again=task not in begun_again)
-                    begun_again.add(task)
-                    begin(slot, task)
+                    exitcode = _exitcode(children[slot][0])
+                    sentence = death(exitcode, notes.read(slot))
+                    if exitcode in FROM_OUTSIDE and task not in begun_again:
+                        log.warning("warning: %s; its work begins again", sentence)
+                        begun_again.add(task)
+                        begin(slot, task)
+                        continue
+                    if instead is None:
+                        raise InputError(sentence) from None
+                    if (following := next(waiting, None)) is not None:
+                        begin(slot, following)
+                    yield task, instead(tasks[task], exitcode)
                     continue
                 if error is not None:
                     raise error
@@ -160,17 +179,11 @@ def _child(
     return child, ours
 
 
-def _refuse_death(child: ForkProcess, path: str, *, again: bool) -> None:
-    """Say that a process was killed, where its task can be begun again.
-
-    Raises:
-        InputError: it cannot.
-    """
+def _exitcode(child: ForkProcess) -> int:
+    """The code with which a process ended that has closed its pipe; of a signal, the negative one."""
     child.join()
-    sentence = death(child.exitcode, path)
-    if not again or child.exitcode not in FROM_OUTSIDE:
-        raise InputError(sentence)
-    log.warning("warning: %s; its work begins again", sentence)
+    assert child.exitcode is not None
+    return child.exitcode
 
 
 def _serve(

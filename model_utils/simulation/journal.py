@@ -37,13 +37,18 @@ class Journal:
         if not lines:
             self._append(text)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, *, lasting: bool = True) -> None:
         """Put a finished piece on the disk.
+
+        Args:
+            record: of the piece.
+            lasting: otherwise it is a record of this process alone, and the piece is done again in another.
 
         Raises:
             OSError: it cannot be written.
         """
-        self._append(json.dumps(record, allow_nan=False))
+        if lasting:
+            self._append(json.dumps(record, allow_nan=False))
         self.records.append(record)
 
     def _append(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """The relaxation of one structure, which ends with a minimum or with the reason why there is none."""
 
+import signal
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ MINIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"fire": FIRE, "lbfgs": LBF
 
 COLLAPSED = 0.2  # of the volume at the beginning; rock salt at 500 GPa has 0.5
 EXPLODED = 5.0
+DIED = "its process died"
 HOLE = 20.0  # eV per atom below the beginning; forming a solid from atoms gives 1 to 9
 
 
@@ -82,6 +84,30 @@ class _Stopped(Exception):
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
+
+
+def of_a_dead_process(atoms: Atoms, exitcode: int) -> Relaxed:
+    """The result of a structure whose process died: it stays as it came.
+
+    Args:
+        atoms: the structure.
+        exitcode: of the process; of a signal, the negative one.
+    """
+    how = signal.Signals(-exitcode).name if exitcode < 0 else f"code {exitcode}"
+    is_kill = exitcode == -signal.SIGKILL
+    memory = " twice, as happens where memory is short: fewer --processes leave more of it" if is_kill else ""
+    return Relaxed(
+        atoms=atoms.copy(),
+        converged=False,
+        kind=DIED,
+        reason=f"its process was ended by {how}{memory}; repeat the command to try it again",
+        steps=0,
+        energy=None,
+        energy_before=None,
+        fmax=None,
+        stress=None,
+        volume_before=None,
+    )
 
 
 def relaxed(atoms: Atoms, calculator: Any, criteria: Criteria, trajectory: Path | None = None) -> Relaxed:

@@ -26,7 +26,7 @@ from model_utils.settings.options import MinimizingOptions, RelaxOptions
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.inputs import NamedAtoms, calculator_of, structures_of
 from model_utils.simulation.journal import Journal, Record
-from model_utils.simulation.relaxation import Criteria, Relaxed, relaxed
+from model_utils.simulation.relaxation import DIED, Criteria, Relaxed, of_a_dead_process, relaxed
 
 JOURNAL = "relaxations.jsonl"
 WAYS = "trajectories"
@@ -189,17 +189,23 @@ def relax_rest(
         return _one(structures[number].atoms, calculator, criteria, ways, number)
 
     with ProgressBar("relaxation", len(left)) as progress:
-        for number, result in _results(work, left, processes):
-            journal.add(_record(number, structures[number], result))
+        for number, result in _results(work, structures, left, processes):
+            journal.add(_record(number, structures[number], result), lasting=result.kind != DIED)
             progress.update(1)
 
 
-def _results(work: Any, left: Sequence[int], processes: int) -> Iterator[tuple[int, Relaxed]]:
-    """Results as they come, with their numbers."""
+def _results(
+    work: Any, structures: Sequence[NamedAtoms], left: Sequence[int], processes: int
+) -> Iterator[tuple[int, Relaxed]]:
+    """Results as they come, with their numbers; a structure whose processes die takes none of the others along."""
+
+    def instead(number: int, exitcode: int) -> Relaxed:
+        return of_a_dead_process(structures[number].atoms, exitcode)
+
     if processes == 1 or len(left) < 2:
         yield from ((number, work(number)) for number in left)
         return
-    for task, result in parallel.in_children(work, left, processes=processes):
+    for task, result in parallel.in_children(work, left, processes=processes, instead=instead):
         yield left[task], result
 
 

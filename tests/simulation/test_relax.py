@@ -1,6 +1,10 @@
 """relax.py: minima of ASE with mace's own calculator, the same after a kill and in several processes, reasons kept."""
 
+import csv
+import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +105,35 @@ def test_killed_and_repeated_gives_the_same_files(
     assert "4 of 7 structures are relaxed already" in capsys.readouterr().out
     assert content(tmp_path) == unbroken
     assert not list(tmp_path.glob("trajectories/.*"))
+
+
+def test_a_structure_whose_process_dies_takes_no_other_along(
+    models: list[Path],
+    structures: Path,
+    unbroken: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where it takes more memory than there is; a repeated command tries it again."""
+    words = ("--relax_cell", "--processes", 2, "--max_steps", 60)
+    in_one = relaxing._one
+
+    def one(*arguments: object) -> object:
+        if arguments[-1] == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return in_one(*arguments)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(relaxing, "_one", one)
+        assert command(models[0], structures, tmp_path, *words) == 0
+    assert "its work begins again" in capsys.readouterr().out
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "relaxed.csv").read_text())))
+    right = list(csv.DictReader(io.StringIO(unbroken["relaxed.csv"].decode())))
+    assert lines[2]["reason"].startswith("its process was ended by SIGKILL twice")
+    assert [*lines[:2], *lines[3:]] == [*right[:2], *right[3:]]
+    assert command(models[0], structures, tmp_path, *words) == 0
+    assert content(tmp_path) == unbroken
 
 
 def test_other_work_in_the_folder_is_refused(

@@ -108,7 +108,7 @@ def _errors(content: Mapping[str, Any]) -> Section:
         f"Intervals: {intervals['draws']} sets of structures drawn with replacement (studentised bootstrap). They hold "
         "for structures that are independent of one another; of frames of one trajectory they are too narrow. "
         f"None is given of fewer than {FEWEST} structures, or where a few make up most of the error. Of some tens of "
-        "structures that differ by far in their errors they are a little narrow: they hold the true one nine times in ten."
+        "structures that differ by far in their errors they are a little narrow: nine in ten hold the true one."
     )
     parts = [Part(tables=[tables.total(content)])]
     if len(content["by_source"]) > 1:

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -133,6 +134,9 @@ def check_of_another_program(words: Sequence[str]) -> None:
     """A command that is not ours names what is there."""
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), words
+    elif words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(words[-1].strip(".[]").split(",")) <= set(extras), words
     else:
         assert words == [".", ".venv/bin/activate"], f"{words}: a test has to know how to check this"
 

@@ -97,6 +97,43 @@ def test_a_hull_of_labels_takes_the_labels(models: list[Path], tmp_path: Path) -
     assert energies[2] < (energies[0] + energies[1]) / 2, "it is on the hull"
     assert structures(folder)[0]["energy_above_hull_per_atom"] == pytest.approx(0.3, abs=1e-6)
     assert summary(folder)["references"]["hull"] == "dft"
+    assert summary(folder)["references"]["model_less_labels"] == {
+        "count": 3,
+        "mean": pytest.approx(0.1, abs=1e-6),
+        "rms": pytest.approx(0.3 / np.sqrt(3), abs=1e-6),
+    }
+
+
+@pytest.mark.parametrize(("shift", "is_said"), [(0.02, False), (-2.0, True)])
+def test_labels_of_another_method_are_said(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], shift: float, is_said: bool
+) -> None:
+    frames = [bulk("Al"), bulk("Cu"), bulk("Au")]  # the model has no gold
+    model = Calculator(models[0], dtype="float64")
+    for atoms in frames[:2]:
+        copy = atoms.copy()
+        copy.calc = model
+        atoms.info["REF_energy"] = copy.get_potential_energy() + shift * len(atoms)
+    frames[2].info["REF_energy"] = 0.0
+    write(tmp_path / "known.xyz", frames, format="extxyz")
+    folder = candidates(tmp_path / "in", [bulk("AlCu", "cesiumchloride", a=2.9)])
+    words = ("--references", tmp_path / "known.xyz", "--reference_kind", "dft", "--no_relax")
+    assert command(folder, models[0], *words) == 0
+    said = "2 references differ from the model's by 2 eV/atom (rms): labels of another method"
+    assert (said in capsys.readouterr().out) == is_said
+
+
+def test_a_hull_of_references_that_did_not_converge_is_said(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atoms = bulk("Al", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    write(tmp_path / "known.xyz", [atoms, bulk("Cu")], format="extxyz")
+    folder = candidates(tmp_path / "in", [bulk("Al")])
+    words = ("--references", tmp_path / "known.xyz", "--max_steps", 1, "--reference_cache", tmp_path / "cache")
+    assert command(folder, models[0], *words) == 0
+    assert "references did not converge: their energies are too high" in capsys.readouterr().out
+    assert summary(folder)["references"]["n_unconverged"] > 0
 
 
 def hull() -> Hull:

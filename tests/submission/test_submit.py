@@ -202,7 +202,9 @@ def work_in(folder: Path, result: str, **environment: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("result", ["plain", "two words ü", "-rf", "--checkpoint-action=exec=touch evil", "$(touch evil)"])
+@pytest.mark.parametrize(
+    "result", ["plain", "two words ü", "-rf", "--checkpoint-action=exec=touch evil", "$(touch evil)"]
+)
 def test_a_folder_of_any_name_comes_back(tmp_path: Path, result: str) -> None:
     done = work_in(tmp_path, result)
     assert done.returncode == 0, done.stderr

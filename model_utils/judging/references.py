@@ -20,13 +20,13 @@ from dataloader.errors import InputError
 from dataloader.labels import NOT_READ, LabelKeys
 from dataloader.structure import Structure
 from model_utils.files.run_lock import held
-from model_utils.judging.candidates import crystal_fault
+from model_utils.judging.candidates import crystal_fault, free_atoms_of
 from model_utils.judging.hull import Hull, Point
 from model_utils.judging.judged import BROKEN
 from model_utils.runtime import log
 from model_utils.simulation import relaxing
 from model_utils.simulation.calculator import Calculator
-from model_utils.simulation.inputs import NamedAtoms, atoms_of, structures_in
+from model_utils.simulation.inputs import NamedAtoms, structures_in
 from model_utils.simulation.journal import Journal, Record
 from model_utils.simulation.relaxation import Criteria
 
@@ -119,8 +119,7 @@ def read(paths: Sequence[Path]) -> list[Reference]:
 
 
 def _reference(structure: Structure, file: str) -> Reference:
-    atoms = atoms_of(structure)
-    atoms.set_constraint()
+    atoms = free_atoms_of(structure)
     return Reference(named=NamedAtoms(atoms=atoms, identifier=structure.identifier, file=file), energy=structure.energy)
 
 

@@ -1,6 +1,9 @@
 """judge.py: numbers of pymatgen called by hand, MatterGen's definitions on cases made by hand, what is no candidate."""
 
+import errno
 import json
+import os
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from dataloader.parallel import in_children
 from model_utils import judge
 from model_utils.calculator import Calculator
 from model_utils.judging import judgement_files, matching, validity
+from model_utils.judging import references as judged_references
+from model_utils.judging.candidates import candidates_in
 from model_utils.judging.hull import Hull, Point
 from model_utils.judging.matching import Comparison
 from model_utils.judging.metrics import METRICS
@@ -134,6 +139,17 @@ def test_a_hull_of_references_that_did_not_converge_is_said(
     assert command(folder, models[0], *words) == 0
     assert "references did not converge: their energies are too high" in capsys.readouterr().out
     assert summary(folder)["references"]["n_unconverged"] > 0
+
+
+def test_charge_and_spin_of_a_frame_reach_the_network(tmp_path: Path) -> None:
+    frames = [bulk("Al"), bulk("Cu")]
+    frames[0].info |= {"charge": 0, "spin": 1}
+    folder = candidates(tmp_path / "in", frames)
+    of_candidates = [candidate.named for candidate in candidates_in(folder)]
+    of_references = [known.named for known in judged_references.read([folder / "generated_crystals.extxyz"])]
+    for named in (of_candidates, of_references):
+        states = [None if one is None else (one.atoms.info.get("charge"), one.atoms.info.get("spin")) for one in named]
+        assert states == [(0.0, 1.0), (None, None)]
 
 
 def hull() -> Hull:
@@ -410,6 +426,29 @@ def test_killed_and_repeated_gives_the_same_files(
     for name in (*WRITTEN, "relaxed_compared.extxyz"):
         ours = (tmp_path / "in" / name).read_text().replace(str(folder.parent), "").replace(str(tmp_path), "")
         assert ours == (folder / name).read_text().replace(str(folder.parent), ""), name
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = candidates(tmp_path / "in", [bulk("Al"), bulk("Cu")])
+    synced = os.fsync
+    for succeeding in (0, 2, 4):  # the journal, what follows it, the files
+        left = iter([True] * succeeding)
+
+        def full(descriptor: int, left: Iterator[bool] = left) -> None:
+            if not next(left, False):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            synced(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            assert command(folder, models[0]) == 5
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: cannot write {folder}")
+        assert "make room" in line
+    assert command(folder, models[0]) == 0
+    assert [row["successful"] for row in structures(folder)] == [True, True]
 
 
 def test_references_are_relaxed_once(

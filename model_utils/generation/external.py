@@ -7,9 +7,11 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from ase import Atoms
@@ -23,6 +25,9 @@ from model_utils.settings.options import GenerateOptions
 from model_utils.simulation.inputs import atoms_of, structures_in
 
 OTHER_ENDINGS = (".cif",)
+ARCHIVE = ".zip"
+LARGEST = 2**24  # bytes of a cif in an archive, unpacked
+LARGEST_OF_ALL = 2**30  # bytes of all of them
 SAID = 2000  # bytes at the end of what a command said
 SHOWN = 300  # of its last line
 
@@ -43,7 +48,8 @@ def prepared(options: GenerateOptions, folder: Path) -> Maker:
         run(sources.external_command, options, folder)
         files = written_in(folder)
         if not files:
-            raise InputError("--external_command wrote no .extxyz, .xyz or .cif into {output_dir}, its folder")
+            raise InputError("--external_command wrote no .extxyz, .xyz, .cif or .zip into {output_dir}, its folder")
+    files = _without_archives(files, folder / "unpacked")
     crystals = [crystal for file in files for crystal in _crystals(file)]
     log.info("%d structures in %d files", len(crystals), len(files))
 
@@ -126,7 +132,48 @@ def written_in(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     usual = [path for path in files if path.name == GENERATED]
     xyz = [path for path in files if path.suffix in ENDINGS]
-    return usual or xyz or [path for path in files if path.suffix.lower() in OTHER_ENDINGS]
+    cifs = [path for path in files if path.suffix.lower() in OTHER_ENDINGS]
+    return usual or xyz or cifs or [path for path in files if path.suffix.lower() == ARCHIVE]
+
+
+def _without_archives(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Files with the cifs of an archive in place of it, in its own order."""
+    plain: list[Path] = []
+    for number, file in enumerate(files):
+        is_archive = file.suffix.lower() == ARCHIVE and file.is_file()
+        plain += unpacked(file, folder / str(number)) if is_archive else [file]
+    return plain
+
+
+def unpacked(archive: Path, folder: Path) -> list[Path]:
+    """The cifs of a zip as files of a folder, each in one of its own; the folders that the zip names are not made.
+
+    Raises:
+        InputError: it cannot be read, holds no cif, or unfolds to more than crystals need.
+    """
+    files = []
+    left = LARGEST_OF_ALL
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            for number, entry in enumerate(packed.infolist()):
+                name = PurePosixPath(entry.filename).name
+                if entry.is_dir() or name.startswith(".") or not name.lower().endswith(OTHER_ENDINGS):
+                    continue
+                with packed.open(entry) as stream:
+                    content = stream.read(min(LARGEST, left) + 1)
+                left -= len(content)
+                if len(content) > LARGEST or left < 0:
+                    raise InputError(f"{archive}: {name:.80} and those before it unfold to more than crystals need")
+                place = folder / str(number) / name
+                place.parent.mkdir(parents=True)
+                place.write_bytes(content)
+                files.append(place)
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot unpack {archive}: {reason:.200}; expected a zip of cifs") from None
+    if not files:
+        raise InputError(f"{archive} holds no .cif; expected a zip of cifs")
+    return files
 
 
 def _crystals(file: Path) -> Iterator[Found]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ase import Atoms
+
 from dataloader import input_files
 from dataloader.errors import InputError
 from dataloader.in_memory import RawFrame
@@ -83,8 +85,7 @@ def _candidate(number: int, frame: RawFrame, path: Path) -> Candidate:
         structure = read_record(frame.raw, frame.identifier, NO_LABELS, (), EVERYTHING, frame.pbc_rule).structure
     except LabelError as error:
         return Candidate(number=number, identifier=name, fault=str(error), named=None, info=dict(frame.raw.values))
-    atoms = atoms_of(structure)
-    atoms.set_constraint()  # of a crystal that is judged no atom is held
+    atoms = free_atoms_of(structure)
     info = {**structure.extra, **frame.raw.values}
     return Candidate(
         number=number,
@@ -93,6 +94,16 @@ def _candidate(number: int, frame: RawFrame, path: Path) -> Candidate:
         named=NamedAtoms(atoms=atoms, identifier=name, file=str(path)),
         info=info,
     )
+
+
+def free_atoms_of(structure: Structure) -> Atoms:
+    """Atoms of a crystal that is judged: none is held; charge and spin go along, for networks that take them."""
+    atoms = atoms_of(structure)
+    atoms.set_constraint()
+    for name, value in (("charge", structure.charge), ("spin", structure.spin)):
+        if value is not None:
+            atoms.info[name] = value
+    return atoms
 
 
 def crystal_fault(structure: Structure) -> str:

@@ -172,10 +172,10 @@ class _Judging:
     def _references(self, calculator: Calculator) -> References | None:
         if self.known is None:
             return None
-        if self.options.reference_kind == "dft":
-            return references.of_labels(self.known)
-        cache = self.options.reference_cache
-        return references.of_model(self.known, calculator, self._criteria(relax=True), self.processes, cache)
+        is_of_labels = self.options.reference_kind == "dft"
+        made = references.of_labels if is_of_labels else references.of_model
+        criteria = self._criteria(relax=not is_of_labels)
+        return made(self.known, calculator, criteria, self.processes, self.options.reference_cache)
 
     def _put_energies(self, judged: Sequence[Judged], known: References | None) -> list[str]:
         """Energies above the hull, what is stable and what is a hole; returns the elements that are missing."""

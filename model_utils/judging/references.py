@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from dataloader.cache_folder import cache_folder
@@ -19,18 +20,20 @@ from dataloader.errors import InputError
 from dataloader.labels import NOT_READ, LabelKeys
 from dataloader.structure import Structure
 from model_utils.files.run_lock import held
-from model_utils.judging.candidates import crystal_fault
+from model_utils.judging.candidates import crystal_fault, free_atoms_of
 from model_utils.judging.hull import Hull, Point
 from model_utils.judging.judged import BROKEN
 from model_utils.runtime import log
 from model_utils.simulation import relaxing
 from model_utils.simulation.calculator import Calculator
-from model_utils.simulation.inputs import NamedAtoms, atoms_of, structures_in
+from model_utils.simulation.inputs import NamedAtoms, structures_in
 from model_utils.simulation.journal import Journal, Record
 from model_utils.simulation.relaxation import Criteria
 
 ENERGIES = LabelKeys(forces=NOT_READ, stress=NOT_READ)
 SHOWN = 20  # references that are left out, by name
+LOOKED_AT = 20  # labelled references whose energies are compared with the model's
+DOUBTFUL = 0.1  # eV an atom by which they differ where something is said; what MatterGen calls stable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +59,15 @@ class References:
         hull: of those with a usable energy.
         left_out: names of the others, with the reason.
         unconverged: names of those whose relaxation was given up: their energies are upper bounds.
+        deviations: model less label of some references as they are, eV an atom; of ``dft`` alone.
     """
 
     kind: str
     known: Sequence[Reference]
     hull: Hull
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: Sequence[tuple[str, str]] = ()
     unconverged: list[str] = field(default_factory=list)
+    deviations: Sequence[float] = ()
 
     def as_plain(self, missing: Sequence[str]) -> dict[str, Any]:
         """What the files say of them.
@@ -76,10 +81,20 @@ class References:
             "digest": digest_of([reference.named for reference in self.known]),
             "count": len(self.known),
             "in_hull": len(self.hull.references),
-            "left_out": dict(list(self.left_out.items())[:SHOWN]),
+            "left_out": dict(self.left_out[:SHOWN]),
             "n_left_out": len(self.left_out),
             "n_unconverged": len(self.unconverged),
             "missing_terminals": list(missing),
+            **({} if self.kind != "dft" else {"model_less_labels": self._model_less_labels()}),
+        }
+
+    def _model_less_labels(self) -> dict[str, Any]:
+        """How far the model is from the labels, eV an atom; null where there is nothing to compare."""
+        known = np.array(self.deviations)
+        return {
+            "count": len(known),
+            "mean": float(known.mean()) if len(known) else None,
+            "rms": float(np.sqrt((known**2).mean())) if len(known) else None,
         }
 
 
@@ -104,25 +119,55 @@ def read(paths: Sequence[Path]) -> list[Reference]:
 
 
 def _reference(structure: Structure, file: str) -> Reference:
-    atoms = atoms_of(structure)
-    atoms.set_constraint()
+    atoms = free_atoms_of(structure)
     return Reference(named=NamedAtoms(atoms=atoms, identifier=structure.identifier, file=file), energy=structure.energy)
 
 
-def of_labels(known: Sequence[Reference]) -> References:
-    """References whose hull is made of the labels in their files.
+def of_labels(
+    known: Sequence[Reference], calculator: Calculator, criteria: Criteria, processes: int, cache: Path | None
+) -> References:
+    """References whose hull is made of the labels in their files; the model says of some whether it is of their kind.
+
+    Args:
+        known: all references.
+        calculator: of the model.
+        criteria: of a look at a structure as it is.
+        processes: structures that are looked at at once.
+        cache: folder; one in the user's cache folder where None.
 
     Raises:
         InputError: none has an energy.
     """
-    points = [Point(atoms=r.named.atoms, energy=r.energy) for r in known if r.energy is not None]
-    if not points:
+    labelled = [reference for reference in known if reference.energy is not None]
+    if not labelled:
         raise InputError(
             "--reference_kind dft, but no reference has an energy; give labelled references, or --reference_kind "
             "potential"
         )
-    without = {r.named.identifier: "no energy in the file" for r in known if r.energy is None}
-    return References(kind="dft", known=known, hull=Hull(points), left_out=without)
+    points = [Point(atoms=r.named.atoms, energy=r.energy) for r in labelled if r.energy is not None]
+    without = [(r.named.identifier, "no energy in the file") for r in known if r.energy is None]
+    some = labelled[:: max(len(labelled) // LOOKED_AT, 1)][:LOOKED_AT]
+    folder = cache or cache_folder() / "references"
+    records = relaxations([reference.named for reference in some], calculator, criteria, processes, folder)
+    deviations = [
+        (record["energy"] - reference.energy) / len(reference.named.atoms)
+        for reference, record in zip(some, records, strict=True)
+        if record["energy"] is not None and reference.energy is not None
+    ]
+    _say_doubtful(deviations)
+    return References(kind="dft", known=known, hull=Hull(points), left_out=without, deviations=deviations)
+
+
+def _say_doubtful(deviations: Sequence[float]) -> None:
+    """Warn where a model gives other energies than the labels, so that a hull would compare methods."""
+    rms = float(np.sqrt(np.mean(np.square(deviations)))) if deviations else 0.0
+    if rms > DOUBTFUL:
+        log.warning(
+            "warning: energies of %d references differ from the model's by %.3g eV/atom (rms): labels of another "
+            "method or zero point? Then energies above their hull say nothing; --reference_kind potential needs none",
+            len(deviations),
+            rms,
+        )
 
 
 def of_model(
@@ -140,18 +185,27 @@ def of_model(
     folder = cache or cache_folder() / "references"
     records = relaxations([reference.named for reference in known], calculator, criteria, processes, folder)
     points = []
-    left_out = {}
+    left_out = []
     unconverged = []
     for reference, record in zip(known, records, strict=True):
         name = reference.named.identifier
         if record["energy"] is None or record["kind"] in BROKEN:
-            left_out[name] = record["reason"]
+            left_out.append((name, record["reason"]))
             continue
         points.append(Point(atoms=moved(reference.named.atoms, record), energy=record["energy"]))
         if not record["converged"]:
             unconverged.append(name)
-    for name, reason in left_out.items():
+    for name, reason in left_out[:SHOWN]:
         log.warning("warning: reference %s is left out of the hull: %s", name, reason)
+    if len(left_out) > SHOWN:
+        log.warning("warning: and %d more references are left out of the hull", len(left_out) - SHOWN)
+    if unconverged:
+        log.warning(
+            "warning: %d of %d references did not converge: their energies are too high, and energies above the hull "
+            "too low; --max_steps gives them more",
+            len(unconverged),
+            len(points),
+        )
     return References(kind="potential", known=known, hull=Hull(points), left_out=left_out, unconverged=unconverged)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -11,9 +12,10 @@ from typing import Any, TypeVar
 
 from dataloader import streams
 from dataloader.cache_folder import settle
+from dataloader.durable import NotWritten
 from dataloader.errors import AwayError, InputError, is_away
 from model_utils import plugins
-from model_utils.errors import PeerFailed, PeerLost, StageFailed
+from model_utils.errors import PeerFailed, PeerLost, SaveError, StageFailed
 from model_utils.ranks.joining import NOBODY, Peers, Processes, join, this_rank
 from model_utils.ranks.rank import Rank
 from model_utils.settings import command_sections, invoked, plain_yaml, sections, typed
@@ -26,6 +28,7 @@ from model_utils.settings.usable_paths import refuse_unusable, refuse_unusable_p
 Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PERHAPS_FILES = ("E0s",)  # names of settings that take a word, JSON or a file
 
 
@@ -81,6 +84,8 @@ def run(
     except Exception as error:
         if isinstance(error, OSError) and is_away(error):
             error = AwayError(f"{error.filename or 'a file'}: {error.strerror}; is its file system there?")
+        elif isinstance(error, NotWritten) or (isinstance(error, OSError) and error.errno in NO_ROOM):
+            error = SaveError(f"{error}; what was whole before still is: make room, and repeat the command")
         code = getattr(error, "exit_code", 1)
         if peers.ends_with(code) and not isinstance(error, PeerFailed):
             _say_why(error, code, peers.rank, debug="--debug" in arguments)

@@ -1,5 +1,6 @@
 """A journal of finished work, a line of JSON for each piece: what stands in it is not done again after a kill."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import input_files, plain_json
+from dataloader.durable import NotWritten
 from dataloader.errors import InputError
 
 Record = Mapping[str, Any]
@@ -52,14 +54,16 @@ class Journal:
         self.records.append(record)
 
     def _append(self, text: str) -> None:
+        data = f"{text}\n".encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         size = os.fstat(descriptor).st_size
         try:
-            data = f"{text}\n".encode()
             if os.write(descriptor, data) != len(data):
                 os.ftruncate(descriptor, size)
-                raise OSError(28, os.strerror(28), str(self.path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
+        except OSError as error:
+            raise NotWritten(self.path, len(data), error) from None
         finally:
             os.close(descriptor)
 

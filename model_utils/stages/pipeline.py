@@ -9,7 +9,7 @@ from typing import Any
 
 from dataloader import durable
 from model_utils import runtime
-from model_utils.errors import Preempted, StageFailed, StopRequested
+from model_utils.errors import InputError, Preempted, StageFailed, StopRequested
 from model_utils.files.run_lock import held
 from model_utils.run.run_record import now, packages
 from model_utils.runtime import log
@@ -68,9 +68,15 @@ def _turn(plan: Plan, name: str, done: frozenset[str]) -> Record:
     why_not = stage.left_out(found)
     if why_not is not None:
         return _not_begun(plan, name, "left out", why_not)
-    options = plan.options_of(name, done)
-    instead = {option: keys.content_hash(path) for option, path in stage.reads(plan.place).items()}
-    inputs = {**keys.inputs_of(options), **instead}
+    try:
+        options = plan.options_of(name, done)
+        instead = {option: keys.content_hash(path) for option, path in stage.reads(plan.place).items()}
+        inputs = {**keys.inputs_of(options), **instead}
+    except InputError as error:
+        return _not_begun(plan, name, "failed", str(error), InputError.exit_code)
+    except OSError as error:
+        reason = f"cannot read {error.filename}: {error.strerror}"
+        return _not_begun(plan, name, "failed", reason, InputError.exit_code)
     model = found.model_name if stage.takes_model else None
     wanted = Record(stage=name, state="running", key=keys.key_of(inputs), inputs=inputs, model=model)
     before = records.read(plan.place, name)
@@ -82,10 +88,10 @@ def _turn(plan: Plan, name: str, done: frozenset[str]) -> Record:
     return _done(plan, wanted, before, options)
 
 
-def _not_begun(plan: Plan, name: str, state: State, reason: str) -> Record:
+def _not_begun(plan: Plan, name: str, state: State, reason: str, exit_code: int | None = None) -> Record:
     """The record of a stage that was not begun; what an earlier one made stays, and counts no more."""
     log.info("%s: %s: %s", name, state, reason)
-    record = Record(stage=name, state=state, key="", inputs={}, error=reason, started=now())
+    record = Record(stage=name, state=state, key="", inputs={}, error=reason, exit_code=exit_code, started=now())
     records.write(plan.place, record)
     return record
 

@@ -176,15 +176,30 @@ def _generate(found: Situation) -> Filled:
 
 def _relax(found: Situation) -> Filled:
     own = {"results_dir": found.place.generated, "input_model": [found.model]}
-    return Filled(own=own, leaves_out=AFTER_RELAXATION)
+    of_baseline = _head_of_baseline(found)
+    return Filled(own={**own, **of_baseline.own}, leaves_out=(*AFTER_RELAXATION, *of_baseline.leaves_out))
 
 
 def _judge(found: Situation) -> Filled:
     baseline = {"compare_with": [found.options.input_model]} if found.has_finetuned else {}
+    own = {"results_dir": found.place.generated, "input_model": [found.model]}
+    of_baseline = _head_of_baseline(found)
     return Filled(
-        own={"results_dir": found.place.generated, "input_model": [found.model]},
+        own={**own, **of_baseline.own},
         unless_given=baseline,
+        leaves_out=of_baseline.leaves_out,
     )
+
+
+def _head_of_baseline(found: Situation) -> Filled:
+    """The baseline's head where it takes the place of the fine-tuned model, whose head may have another name.
+
+    The section calls it ``compare_head``, unless it names a third model to compare with.
+    """
+    if found.has_finetuned or found.section.get("compare_with"):
+        return Filled()
+    head = found.section.get("compare_head")
+    return Filled(own={} if head is None else {"head": head}, leaves_out=("head", "compare_head"))
 
 
 def _not_to_be_relaxed(found: Situation) -> str | None:

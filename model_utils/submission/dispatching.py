@@ -13,7 +13,7 @@ from model_utils.report.libraries import needed
 from model_utils.runtime import log
 from model_utils.settings import invoked
 from model_utils.submission.job import EXIT_CODE, LOGS, RESULTS, SENT, JobFolder
-from model_utils.submission.profile import Profile
+from model_utils.submission.profile import VARIABLE, Profile
 
 LOGGER = "dpdispatcher"
 
@@ -66,7 +66,8 @@ class Dispatch:
     def clean(self) -> None:
         """Remove what lies on the machine, once the results are here."""
         try:
-            self._machine.context.clean()
+            with _without_credentials():
+                self._machine.context.clean()
         except Exception as error:  # of whatever library the context has
             log.warning("warning: what lies on the machine was not removed: %s", self._printable(error))
 
@@ -82,9 +83,10 @@ class Dispatch:
 
     @contextlib.contextmanager
     def _told(self, what: str, where: Path) -> Iterator[None]:
-        """Errors of the library as one line of ours, without secrets."""
+        """Errors of the library as one line of ours, without secrets; what it starts inherits none."""
         try:
-            yield
+            with _without_credentials():
+                yield
         except (InputError, StageFailed):
             raise
         except (KeyError, TypeError, ValueError, AssertionError) as error:
@@ -120,6 +122,16 @@ def _library(folder: Path) -> Any:
         if type(handler) is logging.StreamHandler:
             logger.removeHandler(handler)
     return library
+
+
+@contextlib.contextmanager
+def _without_credentials() -> Iterator[None]:
+    """The environment without its credentials: a job on this machine, and SLURM, would take them over."""
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(VARIABLE)}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _without_secrets(serialize: Any) -> Any:

@@ -19,12 +19,18 @@ from model_utils.stages.place import Place
 from model_utils.stages.planning import Plan
 from model_utils.stages.table import STAGES
 from model_utils.submission.commands import Submitted
+from model_utils.submission.job import EXIT_CODE, LOGS, RESULTS, SENT, JobFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("model_utils", "dataloader")
 MODULES = ("losses.py", "optimizer.py", "metadata.py", "read_model.py", "pyproject.toml")
 ENDINGS = (".py", ".cpp", ".h", ".html")
 INPUTS = "inputs"
+PROJECT = "project"  # where the sources are unpacked
+RESULT = "results"  # folder that comes back where its own name cannot be taken
+_FOLDER = JobFolder(path=Path())
+# names of what lies beside the results, in the job or in its folder here
+TAKEN = {"", ".", "..", INPUTS, PROJECT, RESULTS, EXIT_CODE, *SENT, *LOGS, _FOLDER.record.name, _FOLDER.work.name}
 WRITTEN = ("output", "out_", "report")  # begin the names of options whose files are made
 OF_THIS_MACHINE = ("config", "debug", "reference_cache", "info_file", "sync")
 EARLIEST = 315532800  # s: 1980, which zip and tar know; no time of a file goes into an archive, so equal ones are equal
@@ -84,7 +90,7 @@ def settings_of(command: Submitted, options: Any, inputs: Inputs) -> tuple[dict[
         plain = _of_pipeline(options, inputs)
     else:
         plain = _plain_settings(options, inputs, leave_out={command.place})
-    result = "results" if command.is_file or place.name in ("", ".", "..", INPUTS) else place.name
+    result = RESULT if command.is_file or place.name in TAKEN else place.name
     plain |= dict(command.fixed)
     plain[command.place] = f"{result}/{place.name}" if command.is_file else result
     if command.reads_place:
@@ -127,7 +133,7 @@ def _plain_settings(options: Any, inputs: Inputs, leave_out: set[str]) -> dict[s
 def _in_job(name: str, value: Any, inputs: Inputs) -> Any:
     if isinstance(value, Path):
         if name.startswith(WRITTEN):
-            return f"results/{value.name}"
+            return f"{RESULT}/{value.name}"
         return inputs.name_of(name, value)[0]
     if isinstance(value, tuple | list):
         items = [_in_job(name, item, inputs) if not isinstance(item, Path) else item for item in value]

@@ -20,18 +20,24 @@ from model_utils.submission.dispatching import Dispatch
 from model_utils.submission.job import EXIT_CODE, RESULTS, SENT, JobFolder, JobRecord
 from model_utils.submission.profile import Profile
 
+MOST_RESTARTS = 100  # of a job by itself: it ends one that never gets far enough to make progress
 LENGTH_OF_NAME = 8  # of a key, in the name of a folder
 WORK = """\
 #!/bin/bash
 # Made by submit.py. A start that was interrupted is begun again here, and goes on where it was.
-mkdir -p project && tar xzf sources.tar.gz -C project && tar xzf inputs.tar.gz || exit 1
-{launcher}{python} project/model_utils/{command} --config settings.yaml
+mkdir -p {project} && tar xzf sources.tar.gz -C {project} && tar xzf inputs.tar.gz || exit 1
+{launcher}{python} {project}/model_utils/{command} --config settings.yaml
 code=$?
 case $code in
-    75 | 137 | 138 | 143) exit $code ;;  # asked to stop, or killed: whoever watches the job begins it again
+    75 | 138 | 143)  # asked to stop: SLURM itself does not requeue a job that ends within its time of grace
+        if [ -n "$SLURM_JOB_ID" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most_restarts} ]; then
+            scontrol requeue "$SLURM_JOB_ID"  # ends this shell; where it is refused, the job fails with the code
+        fi
+        exit $code ;;
+    137) exit $code ;;  # killed: whoever watches the job begins it again
 esac
 if [ -e {result} ]; then
-    tar czf {results}.part --exclude='.*.lock' --exclude='.*.tmp' {result} && mv {results}.part {results} || exit 1
+    tar czf {results}.part --exclude='.*.lock' --exclude='.*.tmp' -- {result} && mv {results}.part {results} || exit 1
 else
     tar czf {results} -T /dev/null
 fi
@@ -84,12 +90,14 @@ def _sent(
 ) -> dict[str, bytes]:
     """The files that a job gets, by name."""
     script = WORK.format(
+        project=packing.PROJECT,
         launcher=f"{where.launcher} " if where.launcher else "",
         python=shlex.quote(where.python),
         command=shlex.join(command.words),
         result=shlex.quote(result),
         results=RESULTS,
         exit_code=EXIT_CODE,
+        most_restarts=MOST_RESTARTS,
     )
     content = (
         script.encode(),

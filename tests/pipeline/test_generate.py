@@ -15,7 +15,7 @@ from ase.io import read, write
 
 from model_utils import generate
 from model_utils.errors import InputError
-from model_utils.generation import guards
+from model_utils.generation import external, guards
 from model_utils.generation.candidate import NotMade
 from model_utils.report import libraries as extras
 from model_utils.settings import cli
@@ -224,6 +224,51 @@ def test_a_command_makes_crystals(tmp_path: Path) -> None:
     frames = read(tmp_path / "out of it" / FILES[0], ":")
     assert [atoms.get_chemical_formula() for atoms in frames] == ["Al", "Cu"]
     assert frames[0].cell.lengths()[0] == pytest.approx((4 + 0.05) / np.sqrt(2))
+
+
+def zip_of_cifs(path: Path, *names: str) -> Path:
+    """Crystals of copper that are told apart by their size, in the order of the names."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, name in enumerate(names):
+            write(path.with_name("one.cif"), bulk("Cu", a=3.6 + 0.1 * number), format="cif")
+            archive.writestr(name, path.with_name("one.cif").read_text())
+        archive.writestr("readme.txt", "of another kind")
+    path.with_name("one.cif").unlink(missing_ok=True)
+    return path
+
+
+def test_zips_of_cifs_are_read_in_their_order(tmp_path: Path) -> None:
+    path = zip_of_cifs(tmp_path / "the cifs ü.zip", "gen_2.cif", "gen_10.CIF", "../../evil.cif", "/gen_2.cif")
+    assert (
+        command(tmp_path / "a" / "b", 4, "--generator", "external", "--external_files", path, "--no_deduplicate") == 0
+    )
+    frames = read(tmp_path / "a" / "b" / FILES[0], ":")
+    lengths = [float(atoms.cell.lengths()[0] * np.sqrt(2)) for atoms in frames]
+    assert lengths == pytest.approx([3.6, 3.7, 3.8, 3.9], abs=1e-3)
+    assert sorted(file.name for file in tmp_path.rglob("*.cif")) == []
+
+
+def test_a_command_may_write_a_zip_of_cifs(tmp_path: Path) -> None:
+    path = zip_of_cifs(tmp_path / "cifs.zip", "gen_0.cif")
+    words = ("--generator", "external", "--external_command", f"cp '{path}' {{output_dir}}/made.zip")
+    assert command(tmp_path / "out", 1, *words) == 0
+    assert len(read(tmp_path / "out" / FILES[0], ":")) == 1
+
+
+def test_zips_that_cannot_be_read_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zip_of_cifs(tmp_path / "empty.zip")
+    whole = zip_of_cifs(tmp_path / "large.zip", "gen_0.cif").read_bytes()
+    (tmp_path / "torn.zip").write_bytes(whole[:-40])
+    for name, said in (("empty", "holds no .cif"), ("torn", "cannot unpack"), ("large", "unfold to more")):
+        if name == "large":
+            monkeypatch.setattr(external, "LARGEST", 100)
+        words = ("--generator", "external", "--external_files", tmp_path / f"{name}.zip")
+        assert command(tmp_path / "out", 1, *words) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert said in lines[0]
 
 
 @pytest.mark.parametrize(

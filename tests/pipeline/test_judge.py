@@ -1,6 +1,9 @@
 """judge.py: numbers of pymatgen called by hand, MatterGen's definitions on cases made by hand, what is no candidate."""
 
+import errno
 import json
+import os
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from dataloader.parallel import in_children
 from model_utils import judge
 from model_utils.calculator import Calculator
 from model_utils.judging import judgement_files, matching, validity
+from model_utils.judging import references as judged_references
+from model_utils.judging.candidates import candidates_in
 from model_utils.judging.hull import Hull, Point
 from model_utils.judging.matching import Comparison
 from model_utils.judging.metrics import METRICS
@@ -97,6 +102,54 @@ def test_a_hull_of_labels_takes_the_labels(models: list[Path], tmp_path: Path) -
     assert energies[2] < (energies[0] + energies[1]) / 2, "it is on the hull"
     assert structures(folder)[0]["energy_above_hull_per_atom"] == pytest.approx(0.3, abs=1e-6)
     assert summary(folder)["references"]["hull"] == "dft"
+    assert summary(folder)["references"]["model_less_labels"] == {
+        "count": 3,
+        "mean": pytest.approx(0.1, abs=1e-6),
+        "rms": pytest.approx(0.3 / np.sqrt(3), abs=1e-6),
+    }
+
+
+@pytest.mark.parametrize(("shift", "is_said"), [(0.02, False), (-2.0, True)])
+def test_labels_of_another_method_are_said(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], shift: float, is_said: bool
+) -> None:
+    frames = [bulk("Al"), bulk("Cu"), bulk("Au")]  # the model has no gold
+    model = Calculator(models[0], dtype="float64")
+    for atoms in frames[:2]:
+        copy = atoms.copy()
+        copy.calc = model
+        atoms.info["REF_energy"] = copy.get_potential_energy() + shift * len(atoms)
+    frames[2].info["REF_energy"] = 0.0
+    write(tmp_path / "known.xyz", frames, format="extxyz")
+    folder = candidates(tmp_path / "in", [bulk("AlCu", "cesiumchloride", a=2.9)])
+    words = ("--references", tmp_path / "known.xyz", "--reference_kind", "dft", "--no_relax")
+    assert command(folder, models[0], *words) == 0
+    said = "2 references differ from the model's by 2 eV/atom (rms): labels of another method"
+    assert (said in capsys.readouterr().out) == is_said
+
+
+def test_a_hull_of_references_that_did_not_converge_is_said(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atoms = bulk("Al", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    write(tmp_path / "known.xyz", [atoms, bulk("Cu")], format="extxyz")
+    folder = candidates(tmp_path / "in", [bulk("Al")])
+    words = ("--references", tmp_path / "known.xyz", "--max_steps", 1, "--reference_cache", tmp_path / "cache")
+    assert command(folder, models[0], *words) == 0
+    assert "references did not converge: their energies are too high" in capsys.readouterr().out
+    assert summary(folder)["references"]["n_unconverged"] > 0
+
+
+def test_charge_and_spin_of_a_frame_reach_the_network(tmp_path: Path) -> None:
+    frames = [bulk("Al"), bulk("Cu")]
+    frames[0].info |= {"charge": 0, "spin": 1}
+    folder = candidates(tmp_path / "in", frames)
+    of_candidates = [candidate.named for candidate in candidates_in(folder)]
+    of_references = [known.named for known in judged_references.read([folder / "generated_crystals.extxyz"])]
+    for named in (of_candidates, of_references):
+        states = [None if one is None else (one.atoms.info.get("charge"), one.atoms.info.get("spin")) for one in named]
+        assert states == [(0.0, 1.0), (None, None)]
 
 
 def hull() -> Hull:
@@ -373,6 +426,29 @@ def test_killed_and_repeated_gives_the_same_files(
     for name in (*WRITTEN, "relaxed_compared.extxyz"):
         ours = (tmp_path / "in" / name).read_text().replace(str(folder.parent), "").replace(str(tmp_path), "")
         assert ours == (folder / name).read_text().replace(str(folder.parent), ""), name
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = candidates(tmp_path / "in", [bulk("Al"), bulk("Cu")])
+    synced = os.fsync
+    for succeeding in (0, 2, 4):  # the journal, what follows it, the files
+        left = iter([True] * succeeding)
+
+        def full(descriptor: int, left: Iterator[bool] = left) -> None:
+            if not next(left, False):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            synced(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            assert command(folder, models[0]) == 5
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: cannot write {folder}")
+        assert "make room" in line
+    assert command(folder, models[0]) == 0
+    assert [row["successful"] for row in structures(folder)] == [True, True]
 
 
 def test_references_are_relaxed_once(

@@ -47,7 +47,8 @@ def finetune(settings: dict) -> None:
 def evaluate(settings: dict) -> None:
     path = Path(settings["output_json"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    loss = len(Path(settings["input_model"]).read_text())
+    [model] = settings["input_model"]
+    loss = len(Path(model).read_text())
     baseline = len(Path(settings["compare_with"]).read_text())
     names = ("energy_rmse_per_atom",)
     content = {

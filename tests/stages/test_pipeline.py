@@ -1,12 +1,15 @@
 """pipeline.py run: what is missing is done, what fails is recorded, a kill changes nothing."""
 
+import errno
 import json
 import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import every_second
+from model_utils.stages import keys
 from stages.conftest import Play, made
 
 COMMANDS = ["finetune", "evaluate", "generate", "judge", "judge"]  # of the five stages in their order
@@ -105,6 +108,41 @@ def test_without_a_fine_tuned_model_the_baseline_takes_its_place_and_that_is_sai
     assert play.run() == 0
     assert play.starts() == ["finetune", "evaluate", "judge", "judge"]  # the candidates are the same
     assert play.summary()["generation_eval"]["model"] == {"is": "model.pt after 3 epochs"}
+
+
+@pytest.mark.parametrize(
+    ("given", "head"),
+    [({"head": "new", "compare_head": "old"}, "old"), ({"head": "new"}, None), ({"compare_head": "old"}, "old")],
+)
+def test_a_baseline_that_takes_the_place_has_the_head_of_the_baseline(
+    play: Play, given: dict[str, str], head: str | None
+) -> None:
+    config = play.folder / "p.yaml"
+    config.write_text(config.read_text() + "".join(f"  {name}: {value}\n" for name, value in given.items()))
+    play.tell("finetune", "fails", "4 the loss is no number")
+    assert play.run() == 4
+    assert play.states()["judge"] == "done"
+    for stage in ("relax", "judge"):
+        settings = yaml.safe_load((play.run_dir / "stages" / f"{stage}.yaml").read_text())
+        assert (settings.get("head"), settings.get("compare_head")) == (head, None)
+    play.untell("finetune", "fails")
+    assert play.run() == 0
+    settings = yaml.safe_load((play.run_dir / "stages" / "judge.yaml").read_text())
+    assert {name: settings[name] for name in given} == given
+
+
+def test_a_file_that_cannot_be_read_fails_its_stage_alone(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = keys.file_hash
+
+    def denied(path: Path) -> str:
+        if path.name == "references.xyz":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return hashed(path)
+
+    monkeypatch.setattr(keys, "file_hash", denied)
+    assert play.run() == 2
+    assert play.states() == {**dict.fromkeys(STAGES, "done"), "judge": "failed"}
+    assert "references.xyz: Permission denied" in play.summary()["generation_eval"]["error"]
 
 
 def test_a_command_that_leaves_nothing_failed(play: Play) -> None:

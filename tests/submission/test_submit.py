@@ -17,7 +17,7 @@ from model_utils import submit
 from model_utils.errors import InputError
 from model_utils.settings import cli
 from model_utils.settings.options import PipelineOptions
-from model_utils.submission import packing, profile
+from model_utils.submission import packing, profile, submitting
 from model_utils.submission.commands import commands
 from model_utils.submission.dispatching import _hidden
 
@@ -158,13 +158,93 @@ def test_the_profiles_of_the_project_are_read(path: Path) -> None:
     assert profile.read(path).machine["batch_type"] in ("Shell", "Slurm", "Bohrium")
 
 
-def failing_job(data: Path, *more: object) -> subprocess.CompletedProcess[str]:
+def failing_job(data: Path, *more: object, **changes: object) -> subprocess.CompletedProcess[str]:
     """Submit a relaxation that ends at once, since its model is none."""
-    words = ["relax", "--profile", written(data), "--jobs_dir", data / "jobs", "--check_every", 0.5]
+    words = ["relax", "--profile", written(data, **changes), "--jobs_dir", data / "jobs", "--check_every", 0.5]
     words += ["--input_model", data / "model.pt", "--data", data / "train.xyz", "--output_dir", "relaxed"]
     command = [sys.executable, str(ROOT / "model_utils" / "submit.py"), *map(str, (*words, *more))]
-    environment = {**os.environ, "MACE_SUBMIT_PASSWORD": "s3cret", "HOME": str(data / "home")}
+    environment = {**os.environ, "MACE_SUBMIT_PASSWORD": "s3cret", "HOME": str(data / "home"), "RESULT": "relaxed"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=data)
+
+
+@pytest.mark.parametrize("name", ["project", "work", "job.json", "results.tar.gz", "settings.yaml", "inputs", ".."])
+def test_results_never_lie_where_something_of_the_job_lies(data: Path, name: str) -> None:
+    words = ["--config", data / "p.yaml", "--input_model", data / "model.pt", "--run_dir", data / "x" / name]
+    options = cli.parse(PipelineOptions, [str(word) for word in words])
+    settings, result = packing.settings_of(commands()["pipeline"], options, packing.Inputs())
+    assert (settings["run_dir"], result) == ("results", "results")
+
+
+FAKE_PYTHON = """\
+#!/bin/bash
+env >> {seen}
+mkdir -p "./$RESULT" && echo done > "./$RESULT/file.txt"
+exit ${{CODE:-0}}
+"""
+
+
+def work_in(folder: Path, result: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script of a job, whose interpreter notes its environment and leaves a folder."""
+    python = folder / "python"
+    python.write_text(FAKE_PYTHON.format(seen=folder / "seen.txt"))
+    python.chmod(0o755)
+    where = profile.read(written(folder, python=str(python)))
+    sent = submitting._sent(commands()["pipeline"], where, {}, result, packing.Inputs())
+    for name, data in sent.items():
+        (folder / name).write_bytes(data)
+    before = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return subprocess.run(
+        ["bash", "work.sh"],
+        cwd=folder,
+        env={**before, "RESULT": result, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "result", ["plain", "two words ü", "-rf", "--checkpoint-action=exec=touch evil", "$(touch evil)"]
+)
+def test_a_folder_of_any_name_comes_back(tmp_path: Path, result: str) -> None:
+    done = work_in(tmp_path, result)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "exit_code").read_text() == "0\n"
+    assert packing.unpack(tmp_path / "results.tar.gz", tmp_path / "back", result) == 1
+    assert (tmp_path / "back" / result / "file.txt").read_text() == "done\n"
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [("75", None, True), ("143", "99", True), ("75", "100", False), ("2", None, False), ("137", None, False)],
+)
+def test_a_job_that_was_asked_to_stop_goes_back_into_the_queue(
+    tmp_path: Path, code: str, restarts: str | None, requeued: bool
+) -> None:
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/scontrol.txt\n')
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "17", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    if restarts is not None:
+        slurm["SLURM_RESTART_COUNT"] = restarts
+    done = work_in(tmp_path, "results", CODE=code, **slurm)
+    asked = tmp_path / "scontrol.txt"
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 17\n" if requeued else "")
+    assert done.returncode == (0 if code == "2" else int(code))
+    assert (tmp_path / "exit_code").exists() == (code == "2")
+
+
+@with_dpdispatcher
+def test_a_job_inherits_no_credentials(data: Path) -> None:
+    (data / "home").mkdir()
+    python = data / "python"
+    python.write_text(FAKE_PYTHON.format(seen=data / "seen.txt"))
+    python.chmod(0o755)
+    done = failing_job(data, "--wait", python=str(python))
+    assert done.returncode == 0, done.stderr
+    assert "HOME=" in (data / "seen.txt").read_text()
+    assert "s3cret" not in (data / "seen.txt").read_text()
 
 
 @with_dpdispatcher

@@ -50,9 +50,9 @@ class GeneratorSources:
     input_model: tuple[Path, ...] = ()
     """Model that says the energies of parents; those that relax.py or judge.py wrote beside them unless given."""
     external_files: tuple[Path, ...] = ()
-    """Crystals that another program made, of any format."""
+    """Crystals that another program made, of any format, and zips of cifs."""
     external_command: str | None = None
-    """A command that makes crystals, run without a shell in a folder of its own; {output_dir}, {num_gen} and {seed} are filled in. What it writes as .extxyz, .xyz or .cif is taken, of a zip of cifs too: `mattergen-generate {output_dir} --pretrained_name=mattergen_base --batch_size=16`."""
+    """A command that makes crystals, run without a shell in a folder of its own; {output_dir}, {num_gen} and {seed} are filled in. What it writes as .extxyz or .xyz is taken, else its .cif files, else its zips of them: `mattergen-generate {output_dir} --pretrained_name=mattergen_base --batch_size=16`."""
     external_time_limit: Duration = 60.0
     """Minutes, or HH:MM:SS, after which the command is ended."""
 

@@ -18,12 +18,14 @@ from dataloader.names import Entries, WantedNames
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import DIPOLE, QUANTITIES
 from dataloader.record_details import (
+    CHARGED_DIPOLE,
     HELD_NAME,
     MOVABLE_NAME,
     PERIODIC_DIPOLE,
     WEIGHT_NAME,
     feature_of,
     free_atoms_of,
+    is_charged,
     meaningful,
     number_named,
     text_of,
@@ -38,6 +40,7 @@ from dataloader.record_geometry import (
     PBC_NAMES,
     POSITION_NAMES,
     SPECIES_NAMES,
+    Pbc,
     PbcRule,
     atomic_numbers_of,
     cell_of,
@@ -115,6 +118,7 @@ def read_record(
     charge = number_named(of_structure, keys.charge, CHARGE_NAMES, "charge")
     spin = number_named(of_structure, keys.spin, SPIN_NAMES, "spin")
     free_atoms, held_in_part = free_atoms_of(of_atoms, of_structure, n_atoms)
+    of_dipole = _notes_on_dipole(labels, pbc, ionic=is_charged(of_structure, charge))
     structure = Structure(
         atomic_numbers=numbers,
         positions=positions,
@@ -142,12 +146,20 @@ def read_record(
         names=labels.names,
         faults=tuple(labels.faults.items()),
         pbc_rule=rule,
-        notes=(*units.notes(), *([held_in_part] if held_in_part else []), *_notes_on_dipole(labels, pbc)),
+        notes=(
+            *units.notes(),
+            *([held_in_part] if held_in_part else []),
+            *of_dipole,
+        ),
     )
 
 
-def _notes_on_dipole(labels: Labels, pbc: Sequence[bool]) -> list[str]:
-    return [PERIODIC_DIPOLE] if DIPOLE.name in labels.values and any(pbc) else []
+def _notes_on_dipole(labels: Labels, pbc: Pbc, *, ionic: bool) -> list[str]:
+    """Where a dipole is no property of the structure alone."""
+    if DIPOLE.name not in labels.values:
+        return []
+    notes = {PERIODIC_DIPOLE: any(pbc), CHARGED_DIPOLE: ionic}
+    return [note for note, holds in notes.items() if holds]
 
 
 def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]) -> WantedNames:

@@ -17,6 +17,10 @@ HELD_NAME = "fixed"  # True where an atom was held, as OC20 has it
 MOVABLE_NAME = "move_mask"  # True where an atom was free to move, as ASE writes it into extended XYZ
 WEIGHT_NAME = "config_weight"
 PERIODIC_DIPOLE = "a dipole of a periodic structure is known up to lattice vectors times e; it is taken as it stands"
+CHARGED_DIPOLE = (
+    "a dipole of a charged structure depends on the origin, a network's does not: labels must be from an origin that "
+    "moves with the structure, such as its centre of mass"
+)
 HELD_IN_PART = "atoms that were held in some directions only count as free"  # a note
 _MOST_TEXT = 256  # letters of a head or config_type
 
@@ -76,6 +80,13 @@ def number_named(entries: Entries, given: str | None, usual: tuple[str, ...], wh
     if len(set(numbers.values())) > 1:
         raise RecordError(f"{' and '.join(numbers)} are both there and differ: say which with {key_flag(what)}")
     return next(iter(numbers.values()), None)
+
+
+def is_charged(entries: Entries, charge: float | None) -> bool:
+    """Whether a record names a charge other than zero, also where it is to be passed over (``--charge_key none``)."""
+    values = [charge] if charge is not None else [entries[name] for name in entries.present(CHARGE_NAMES)]
+    numbers = [np.asarray(value) for value in values]
+    return any(n.size == 1 and n.dtype.kind in "iuf" and abs(float(n.reshape(()))) > 0 for n in numbers)
 
 
 def feature_of(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_what_is_no_committee_is_one_line(place: Path, capsys: pytest.CaptureFix
     assert "r_max 3.5 and 3.0" in line
     assert evaluate.main([*words(place, 1), "--atom_energies"]) == 2
     assert "--atom_energies is given without --output_xyz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seeds", "is_said"), [((1, 2, 1), True), ((3, 3), True), ((1, 2), False)])
+def test_a_model_named_twice_is_said(
+    seeds: tuple[int, ...], is_said: bool, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy under another name agrees with its original as well: it is weights that are compared."""
+    assert evaluate.main(words(place, *seeds)) == 0
+    said = capsys.readouterr()
+    assert ("that the two agree says nothing" in said.out + said.err) is is_said
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        Calculator([place / f"seed{seed}_model.pt" for seed in seeds])
+    assert any("that the two agree says nothing" in str(w.message) for w in raised) is is_said
 
 
 def test_the_report_has_the_committee(place: Path, tmp_path: Path) -> None:

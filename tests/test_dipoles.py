@@ -292,6 +292,22 @@ def test_a_dipole_of_a_crystal_is_warned_of(place: Path, capsys: pytest.CaptureF
     assert "a dipole of a periodic structure is known up to lattice vectors times e" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("charge", "is_said"), [(1, True), (-2.0, True), (0, False), (None, False)])
+def test_that_a_dipole_of_an_ion_depends_on_the_origin_is_said(
+    charge: float | None, is_said: bool, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where charges are said not to matter: with the network's input they do not, with the labels they do."""
+    frames = dipolar(4, energies=False)
+    for frame in frames:
+        if charge is not None:
+            frame.info["charge"] = charge
+    write(place / "ions.xyz", frames, format="extxyz")
+    model = saved(place, "AtomicDipolesMACE")
+    words = ["--input_model", str(model), "--xyz_path", str(place / "ions.xyz"), "--charge_key", "none"]
+    assert evaluate.main(words) == 0
+    assert ("a dipole of a charged structure depends on the origin" in capsys.readouterr().out) is is_said
+
+
 def test_committees_of_one_kind(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     atomic = [saved(place, "AtomicDipolesMACE", seed) for seed in (1, 2)]
     both = saved(place, "EnergyDipolesMACE")

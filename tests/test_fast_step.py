@@ -473,6 +473,22 @@ def test_frozen_weights_give_the_same_bits() -> None:
     assert len({tuple(sorted(set(b.species.tolist()))) for b in batches}) > 1
 
 
+def test_frozen_weights_that_are_changed_all_the_same_are_not_mixed_with_kept_values() -> None:
+    both = Both.of(fields_of({"first": "density"}))
+    weights = {name: weight.detach() for name, weight in model_loader.trainable(both.module).items()}
+    frozen = FastNetwork(both.module)
+    frozen.freeze()
+    batch = both.batch(both.structures[:1])
+    with torch.inference_mode():
+        frozen.outputs(weights, batch, batch.positions, batch.shifts)
+    for factor in (1.0, 1.5):
+        for weight in weights.values():
+            weight.mul_(factor)
+        right = predict(both.fast, weights, batch, wanted=("forces",), training=False)
+        kept = predict(frozen, weights, batch, wanted=("forces",), training=False)
+        assert kept["forces"].tolist() == right["forces"].tolist()
+
+
 # Kernels
 
 

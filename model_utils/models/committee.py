@@ -1,6 +1,7 @@
 """Several networks as one that is judged: the means over them, and how far they are apart."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -43,6 +44,21 @@ def other_zero_point(ours: Mapping[int, float], theirs: Mapping[int, float], pat
         f"{other} has other E0s than {path} ({chemical_symbols[z]}: {theirs[z]:.3f} and {ours[z]:.3f} eV): the mean of "
         "their energies has no meaning, that of their forces has"
     )
+
+
+def repeated_member(members: Sequence[tuple[Path, Parameters]]) -> str | None:
+    """A sentence where two members of a committee have the same weights, whose agreement says nothing; else None.
+
+    Args:
+        members: path and trainable parameters of each.
+    """
+    for (first, ours), (second, theirs) in combinations(members, 2):
+        if ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours):
+            return (
+                f"{second} has the weights of {first}: that the two agree says nothing, and the committee's standard "
+                "deviations are too small; name each model once"
+            )
+    return None
 
 
 class Committee:

@@ -19,7 +19,7 @@ from dataloader.neighbors import Graph, GraphFault
 from dataloader.quantities import DIPOLE, ENERGY
 from dataloader.record_details import PERIODIC_DIPOLE
 from dataloader.structure import Structure
-from model_utils.models.committee import mean_and_std, other_zero_point
+from model_utils.models.committee import mean_and_std, other_zero_point, repeated_member
 from model_utils.simulation.atoms import named, structure_of
 from model_utils.simulation.moving_graph import MovingGraph
 from model_utils.simulation.potential import Computed, Potential
@@ -91,6 +91,7 @@ class Calculator(AseCalculator):
         self.potentials = list(potentials)
         _refuse_other_kinds(self.potentials)
         _warn_of_other_references(self.potentials)
+        _warn_of_a_repeated_one(self.potentials)
         self.implemented_properties = _properties(self.potentials[0].network.gives)
         self._movers = [_Mover(potential, skin) for potential in self.potentials]
         self._wants_stress = False
@@ -170,6 +171,12 @@ def _warn_of_other_references(potentials: Sequence[Potential]) -> None:
         text = other_zero_point(first.reference_energies, other.reference_energies, first.path, other.path)
         if text is not None:
             warnings.warn(text, stacklevel=4)
+
+
+def _warn_of_a_repeated_one(potentials: Sequence[Potential]) -> None:
+    text = repeated_member([(potential.path, potential.weights) for potential in potentials])
+    if text is not None:
+        warnings.warn(text, stacklevel=4)
 
 
 class _Mover:

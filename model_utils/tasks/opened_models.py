@@ -10,7 +10,7 @@ from dataloader.dataset import Dataset
 from model_utils import model_loader, runtime
 from model_utils.errors import InputError
 from model_utils.model_loader import LoadedModel
-from model_utils.models.committee import Committee, other_zero_point
+from model_utils.models.committee import Committee, other_zero_point, repeated_member
 from model_utils.models.network import Network, Parameters
 from model_utils.physics.subject import Subject
 from model_utils.run import announcement, open_data
@@ -73,6 +73,7 @@ def opened(options: EvaluateOptions) -> OpenedModel:
         evaluation_report.say_what_is_used(member, dtype, device)
         evaluation_report.warn_of_wrong_forces(member)
     _warn_of_other_zero_points(members)
+    _warn_of_a_repeated_one(members)
     networks = [
         model_loader.build_network(member.module.to(device), options.step, member.description) for member in members
     ]
@@ -127,6 +128,12 @@ def _warn_of_other_zero_points(members: Sequence[LoadedModel]) -> None:
             if text is not None:
                 log.warning("warning: %s", text)
                 break
+
+
+def _warn_of_a_repeated_one(members: Sequence[LoadedModel]) -> None:
+    text = repeated_member([(m.file.path, model_loader.trainable(m.module)) for m in members])
+    if text is not None:
+        log.warning("warning: %s", text)
 
 
 def _as_one(networks: Sequence[Network], members: Sequence[LoadedModel], *, of_atoms: bool) -> Network:

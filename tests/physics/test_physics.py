@@ -206,6 +206,22 @@ def test_a_planted_fault_fails(fault: str, precision: str, monkeypatch: pytest.M
     assert json.dumps(result.as_plain(), allow_nan=False)
 
 
+def sharp(inner: Inner, batch: Any, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+    """Besides, a sound energy that goes up and down along 0.03 Å, in which a step of the slopes is long."""
+    vectors = positions[batch.receivers] - positions[batch.senders] + shifts
+    wave = 0.01 * torch.sin(200.0 * torch.linalg.vector_norm(vectors, dim=1))
+    outputs = inner(positions, shifts)
+    return {**outputs, "energy": outputs["energy"].index_add(0, batch.structure[batch.receivers], wave)}
+
+
+def test_the_steps_of_slopes_are_short_enough_for_sharp_energies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deep networks, and those of many radial functions, were refused for the error of one long step."""
+    kept = ("forces as slopes", "stress as slope")
+    monkeypatch.setattr(checks, "CHECKS", {name: CHECKS[name] for name in kept})
+    result = report(wrapped(sharp)("float64"))
+    assert not result.failed, "\n".join(result.lines())
+
+
 # ---- which structures
 
 

@@ -93,10 +93,13 @@ class FastNetwork:
     def _pass(self, parameters: Parameters, batch: Batch) -> "_Pass":
         weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
         graph = self.graph(batch)
-        return _Pass(self, weights, batch, graph, made_anew if self._kept is None else self._kept.of(graph.present))
+        of_weights = made_anew if self._kept is None else self._kept.of(graph.present, weights)
+        return _Pass(self, weights, batch, graph, of_weights)
 
     def graph(self, batch: Batch) -> BatchGraph:
         """The orders of a batch; kept for the latest batch, which several evaluations share."""
+        if torch.is_inference_mode_enabled():  # of whose tensors there are no forces later
+            return graph_of(batch)
         if self._latest is None or self._latest[0]() is not batch:
             self._latest = (weakref.ref(batch), graph_of(batch))
         return self._latest[1]

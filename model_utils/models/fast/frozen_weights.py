@@ -1,8 +1,9 @@
 """What follows from weights alone, computed once where the weights stay as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 Value = TypeVar("Value")
@@ -35,15 +36,24 @@ class Kept:
 
     def __init__(self) -> None:
         self._present: Tensor | None = None
+        self._weights: tuple[Tensor, ...] = ()  # kept, so that no other tensor gets the identity of one of them
+        self._stamp: tuple[tuple[int, int], ...] = ()
         self._values: dict[str, object] = {}
 
-    def of(self, present: Tensor) -> OfWeights:
-        """What keeps values for these elements, (n_present,); those of other ones are forgotten.
+    def of(self, present: Tensor, weights: Mapping[str, Tensor]) -> OfWeights:
+        """What keeps values for these elements, (n_present,), and weights; those of other ones are forgotten.
 
-        Elements are known by their tensor: to compare numbers would make a GPU wait.
+        Elements are known by their tensor: to compare numbers would make a GPU wait. Weights that somebody changes in
+        place all the same are known by torch's count of changes. Nothing is kept in torch's inference mode, of whose
+        tensors there are no forces.
         """
-        if self._present is not present:
+        if torch.is_inference_mode_enabled():
+            return made_anew
+        stamp = tuple((id(w), 0 if w.is_inference() else w._version) for w in weights.values())
+        if self._present is not present or self._stamp != stamp:
             self._present = present
+            self._weights = tuple(weights.values())
+            self._stamp = stamp
             self._values = {}
         return self._value
 

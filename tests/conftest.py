@@ -25,6 +25,8 @@ from ase import Atoms
 from ase.io import write
 from torch import fx, jit, nn
 
+from dataloader.quantities import QUANTITIES
+
 ROOT = Path(__file__).resolve().parents[1]
 HANGING = 1200.0  # s after which a process is taken to hang; proves nothing else
 STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
@@ -131,6 +133,15 @@ def _default_precision():
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def _quantities_of_a_process() -> Iterator[None]:
+    """A command puts quantities that are offered into its process's table; tests share one."""
+    before = dict(QUANTITIES)
+    yield
+    QUANTITIES.clear()
+    QUANTITIES.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,6 +32,7 @@ COMMANDS = {
     "model_utils.md": {"": settings.MdOptions},
     "model_utils.generate": {"": settings.GenerateOptions},
     "model_utils.judge": {"": settings.JudgeOptions},
+    "model_utils.pipeline": {"run": settings.PipelineOptions},
     "model_utils.watch": {"": settings.WatchOptions},
     "model_utils.plot_loss": {"": settings.PlotLossOptions},
     "dataloader.index": {"": settings.IndexOptions},

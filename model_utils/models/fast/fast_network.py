@@ -409,7 +409,10 @@ class _Pass:
     def square(self, blocks: Blocks) -> Tensor:
         """The matrix of a map's first order, (n_in, n_out)."""
         part = blocks.parts[0]
-        return self.weights[blocks.name][: part.size].view(part.n_in, part.n_out) * part.scale
+        weight = self.weights[blocks.name]
+        if len(blocks.parts) > 1:
+            weight = weight.split([p.size for p in blocks.parts])[0]
+        return weight.view(part.n_in, part.n_out) * part.scale
 
     def halves(self, repulsion: Tensor) -> Tensor:
         """The repulsion of pairs, half of it for either atom, (n_atoms,)."""

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ase import Atoms
 from ase.io import write as write_frames
@@ -16,13 +16,11 @@ from dataloader.errors import InputError
 from model_utils.files.csv_cells import csv_text
 from model_utils.judging import matching
 from model_utils.judging.judged import Judged
+from model_utils.judging.judgement import JudgedByModel
 from model_utils.judging.metrics import METRICS, TRUSTED, Value
 from model_utils.report.statistics import CONFIDENCE
 from model_utils.runtime import log
 from model_utils.settings.options import JudgeOptions
-
-if TYPE_CHECKING:
-    from model_utils.judging.judging import JudgedByModel
 
 RELAXED = ("relaxed.extxyz", "relaxed_compared.extxyz")  # of the model, and of the one that it is compared with
 METRICS_FILE = "metrics.json"
@@ -87,7 +85,7 @@ def say_damaged(folder: Path) -> None:
             log.warning("warning: %s", error)
 
 
-def write(folder: Path, options: JudgeOptions, models: "Sequence[JudgedByModel]") -> None:
+def write(folder: Path, options: JudgeOptions, models: Sequence[JudgedByModel]) -> None:
     """Write everything that one or two models say of the same candidates; the summary comes last."""
     for name, model in zip(RELAXED, models, strict=False):
         durable.write_text(folder / name, _frames(model.candidates))
@@ -101,7 +99,7 @@ def write(folder: Path, options: JudgeOptions, models: "Sequence[JudgedByModel]"
     log.info("wrote %s: %s", folder, ", ".join((*RELAXED[: len(models)], METRICS_FILE, SUMMARY, TABLE)))
 
 
-def summary(options: JudgeOptions, models: "Sequence[JudgedByModel]") -> dict[str, Any]:
+def summary(options: JudgeOptions, models: Sequence[JudgedByModel]) -> dict[str, Any]:
     """What ``metrics_summary.json`` holds."""
     return {
         "count": len(models[0].candidates),
@@ -112,7 +110,7 @@ def summary(options: JudgeOptions, models: "Sequence[JudgedByModel]") -> dict[st
     }
 
 
-def _of_model(model: "JudgedByModel") -> dict[str, Any]:
+def _of_model(model: JudgedByModel) -> dict[str, Any]:
     known = model.references
     return {
         "metrics": {name: value.as_plain() for name, value in model.values.items()},
@@ -137,7 +135,7 @@ def _settings(options: JudgeOptions) -> dict[str, Any]:
     }
 
 
-def _comparison(first: "JudgedByModel", second: "JudgedByModel") -> dict[str, Any]:
+def _comparison(first: JudgedByModel, second: JudgedByModel) -> dict[str, Any]:
     """The model against the one that it is compared with, on the same candidates."""
     delta = {}
     for name, value in first.values.items():
@@ -169,7 +167,7 @@ def _rank_correlation(pairs: Sequence[tuple[Judged, Judged]]) -> float | None:
     return float(spearmanr(columns[0], columns[1]).statistic)
 
 
-def _by_structure_and_model(options: JudgeOptions, models: "Sequence[JudgedByModel]") -> dict[str, Any]:
+def _by_structure_and_model(options: JudgeOptions, models: Sequence[JudgedByModel]) -> dict[str, Any]:
     return {
         "descriptions": {name: metric.description for name, metric in METRICS.items()},
         "trusted": f"names with {TRUSTED} are of the candidates that converged and are no holes of the model",
@@ -207,7 +205,7 @@ def _frame(judged: Judged) -> Atoms:
     return atoms
 
 
-def _table(models: "Sequence[JudgedByModel]") -> str:
+def _table(models: Sequence[JudgedByModel]) -> str:
     """A row for each candidate; columns of the other model come after."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -223,7 +221,7 @@ def _cells(plain: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     return [csv_text(plain[name]) if isinstance(plain[name], str) else plain[name] for name in names]
 
 
-def _lines(models: "Sequence[JudgedByModel]") -> list[str]:
+def _lines(models: Sequence[JudgedByModel]) -> list[str]:
     """The metrics for the log."""
     lines = []
     for model in models:

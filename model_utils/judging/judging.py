@@ -2,9 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,8 +13,9 @@ from model_utils.judging import judgement_files, matching, pymatgen_library, ref
 from model_utils.judging.candidates import Candidate, candidates_in
 from model_utils.judging.hull import Point, chemical_system
 from model_utils.judging.judged import BROKEN, Judged
+from model_utils.judging.judgement import JudgedByModel
 from model_utils.judging.matching import Comparison
-from model_utils.judging.metrics import TRUSTED, Judgement, Value, values_of
+from model_utils.judging.metrics import TRUSTED, Judgement, values_of
 from model_utils.judging.references import Reference, References
 from model_utils.runtime import log
 from model_utils.settings.options import JudgeOptions
@@ -29,40 +28,6 @@ from model_utils.simulation.relaxation import Criteria
 JOURNALS = "judging"
 NO_REFERENCES = "no references were given; name them with --references"
 NOT_RELAXED = "nothing was relaxed (--no_relax)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedByModel:
-    """All candidates as one model judges them.
-
-    Attributes:
-        calculator: of the model.
-        paths: of its files.
-        candidates: in the order of the file.
-        references: with the hull of this model; None without references.
-        missing: elements of the candidates that are no references by themselves.
-        values: metrics by name, the trusted ones too.
-        n_trusted: candidates behind the trusted values.
-        left_out: of these, by reason.
-    """
-
-    calculator: Calculator
-    paths: Sequence[Path]
-    candidates: Sequence[Judged]
-    references: References | None
-    missing: Sequence[str]
-    values: dict[str, Value]
-    n_trusted: int
-    left_out: dict[str, int]
-
-    def as_plain(self) -> dict[str, Any]:
-        """Which model it is."""
-        return {
-            "files": [str(path) for path in self.paths],
-            "digests": [potential.digest() for potential in self.calculator.potentials],
-            "head": self.calculator.potentials[0].head,
-            "dtype": runtime.dtype_name(self.calculator.potentials[0].dtype),
-        }
 
 
 def judge(options: JudgeOptions) -> None:

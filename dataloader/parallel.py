@@ -112,58 +112,100 @@ def in_children(
     Raises:
         InputError: what a task raised, or that a process died, with the file it was reading.
     """
-    count = min(processes or n_cores(), len(tasks))
-    notes = SharedNotes(count)
-    waiting = iter(range(len(tasks)))
-    begun_again = set[int]()
-    children: dict[int, tuple[ForkProcess, Connection]] = {}  # by slot
-    busy: dict[Connection, tuple[int, int]] = {}  # slot and task that work behind it
-
-    def begin(slot: int, task: int) -> None:
-        _, pipe = children[slot] = _child(work, tasks, notes, slot)
-        busy[pipe] = (slot, task)
-        pipe.send(task)
-
+    children = _Children(work, tasks, min(processes or n_cores(), len(tasks)))
     try:
-        for slot in range(count):
-            begin(slot, next(waiting))
-        while busy:
-            while not (done := wait(list(busy), timeout=LOOK_EVERY)):
+        children.begin_all()
+        while children.busy:
+            while not (done := wait(list(children.busy), timeout=LOOK_EVERY)):
                 progress.look()
             for ready in done:
                 assert isinstance(ready, Connection)
-                slot, task = busy.pop(ready)
+                slot, task = children.busy.pop(ready)
                 try:
                     number, result, error = ready.recv()
                 except (EOFError, OSError):
-                    ready.close()
-                    exitcode = _exitcode(children[slot][0])
-                    sentence = death(exitcode, notes.read(slot))
-                    if exitcode in FROM_OUTSIDE and task not in begun_again:
-                        log.warning("warning: %s; its work begins again", sentence)
-                        begun_again.add(task)
-                        begin(slot, task)
-                        continue
-                    if instead is None:
-                        raise InputError(sentence) from None
-                    if (following := next(waiting, None)) is not None:
-                        begin(slot, following)
-                    yield task, instead(tasks[task], exitcode)
+                    exitcode = children.buried(slot, task, is_fatal=instead is None)
+                    if instead is not None and exitcode is not None:
+                        yield task, instead(tasks[task], exitcode)
                     continue
                 if error is not None:
                     raise error
-                following = next(waiting, None)
-                if following is None:
-                    ready.close()
-                else:
-                    busy[ready] = (slot, following)
-                    ready.send(following)
+                children.send_next(slot)
                 yield number, result
     finally:
-        for child, pipe in children.values():
+        children.end()
+
+
+class _Children:
+    """Forked processes, each in a slot of its own with one task at a time.
+
+    Args:
+        work: what is done with a task.
+        tasks: all of them.
+        count: of processes.
+    """
+
+    def __init__(self, work: Callable[[Any], Any], tasks: Sequence[Any], count: int) -> None:
+        self.busy: dict[Connection, tuple[int, int]] = {}  # slot and task that work behind it
+        self._work = work
+        self._tasks = tasks
+        self._count = count
+        self._notes = SharedNotes(count)
+        self._waiting = iter(range(len(tasks)))
+        self._begun_again = set[int]()
+        self._children: dict[int, tuple[ForkProcess, Connection]] = {}  # by slot
+
+    def begin_all(self) -> None:
+        """Make the processes, each with a task."""
+        for slot in range(self._count):
+            self._begin(slot, next(self._waiting))
+
+    def _begin(self, slot: int, task: int) -> None:
+        _, pipe = self._children[slot] = _child(self._work, self._tasks, self._notes, slot)
+        self.busy[pipe] = (slot, task)
+        pipe.send(task)
+
+    def send_next(self, slot: int) -> None:
+        """Give a process its next task, or let it go where none is left."""
+        _, pipe = self._children[slot]
+        following = next(self._waiting, None)
+        if following is None:
+            pipe.close()
+        else:
+            self.busy[pipe] = (slot, following)
+            pipe.send(following)
+
+    def buried(self, slot: int, task: int, *, is_fatal: bool) -> int | None:
+        """Put another process in the place of one that died: with its task once more, or with the next one.
+
+        Returns:
+            The exit code where the task is not begun again; of a signal, the negative one.
+
+        Raises:
+            InputError: the task is not begun again, and that is fatal.
+        """
+        child, pipe = self._children[slot]
+        pipe.close()
+        child.join()
+        sentence = death(child.exitcode, self._notes.read(slot))
+        if child.exitcode in FROM_OUTSIDE and task not in self._begun_again:
+            log.warning("warning: %s; its work begins again", sentence)
+            self._begun_again.add(task)
+            self._begin(slot, task)
+            return None
+        if is_fatal:
+            raise InputError(sentence)
+        following = next(self._waiting, None)
+        if following is not None:
+            self._begin(slot, following)
+        return child.exitcode
+
+    def end(self) -> None:
+        """End all of them at once."""
+        for child, pipe in self._children.values():
             child.kill()
             pipe.close()
-        for child, _ in children.values():
+        for child, _ in self._children.values():
             child.join()
 
 
@@ -177,13 +219,6 @@ def _child(
     child.start()
     theirs.close()
     return child, ours
-
-
-def _exitcode(child: ForkProcess) -> int:
-    """The code with which a process ended that has closed its pipe; of a signal, the negative one."""
-    child.join()
-    assert child.exitcode is not None
-    return child.exitcode
 
 
 def _serve(

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dataloader.errors import InputError
 from model_utils.models.dipole_description import DipoleDescription
+from model_utils.models.mace_architecture import OfMaceTorch
 from model_utils.models.network import Network
-from model_utils.models.seams import Form, Repeated
+from model_utils.models.seams import Form
 
 
 def _reference(module: nn.Module, description: DipoleDescription) -> Network:
@@ -18,7 +19,7 @@ def _reference(module: nn.Module, description: DipoleDescription) -> Network:
     return DipoleNetwork(module)
 
 
-class DipoleArchitecture:
+class DipoleArchitecture(OfMaceTorch):
     """mace-torch's classes of dipoles; they have the reference step alone, one head, and no form for LAMMPS.
 
     Args:
@@ -26,7 +27,6 @@ class DipoleArchitecture:
     """
 
     description = DipoleDescription
-    namespaces = ("mace.modules.",)
     forms: ClassVar = {"reference": Form(network=_reference)}
     exports = ("safetensors", "module")
 
@@ -42,28 +42,6 @@ class DipoleArchitecture:
         from model_utils.models.build import build_dipoles
 
         return build_dipoles(description, dtype, where)
-
-    def repeated(self, description: DipoleDescription, module: nn.Module) -> list[Repeated]:
-        """E0s where there are some, cutoff, elements, and what parts of the network repeat of these."""
-        from model_utils.models.build import repeated
-
-        return repeated(description, module)
-
-    def versions(self) -> Mapping[str, str]:
-        """Versions of mace-torch and e3nn."""
-        from model_utils.models.mace_import import VERSIONS
-
-        return VERSIONS
-
-    def narrowed(self, source: nn.Module, target: nn.Module, kept: Sequence[int]) -> Mapping[str, Tensor]:
-        """The state of a module for some of the source's elements (``narrowing``).
-
-        Raises:
-            InputError: a tensor depends on the elements in a way that is not known.
-        """
-        from model_utils.models.narrowing import narrowed
-
-        return narrowed(source, target, kept)
 
     def with_copied_heads(self, source: nn.Module, target: nn.Module, parents: Sequence[int]) -> Mapping[str, Tensor]:
         """There is one head.

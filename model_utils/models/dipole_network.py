@@ -6,9 +6,11 @@ from torch.func import functional_call
 
 from dataloader.batch import Batch
 from dataloader.quantities import DIPOLE, ENERGY
-from model_utils.models.build import ENERGIES, default_dtype
-from model_utils.models.mace_import import choose_executor
+from model_utils.models.build import ENERGIES
+from model_utils.models.default_dtype import default_dtype
+from model_utils.models.guarded_import import choose_executor
 from model_utils.models.network import Parameters
+from model_utils.models.reference import as_mace_reads
 
 
 def is_of_dipoles(module: nn.Module) -> bool:
@@ -42,18 +44,8 @@ class DipoleNetwork:
 
         The arguments are those of ``network.Network.outputs``.
         """
-        n_elements = len(self.module.get_buffer("atomic_numbers"))
-        data = {
-            "positions": positions,
-            "node_attrs": nn.functional.one_hot(batch.species, n_elements).to(positions.dtype),
-            "edge_index": torch.stack([batch.senders, batch.receivers]),
-            "shifts": shifts,
-            "cell": batch.cell,
-            "batch": batch.structure,
-            "ptr": batch.ptr,
-            "head": batch.head,
-            "charges": positions.new_zeros(batch.n_atoms),
-        }
+        data = as_mace_reads(self.module, batch, positions, shifts)
+        data["charges"] = positions.new_zeros(batch.n_atoms)
         tensors = {**parameters, **self._no_reference}
         with default_dtype(positions.dtype):
             computed: dict[str, Tensor] = functional_call(

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from model_utils.models.dipole_description import DipoleDescription
 from model_utils.models.fast.coverage import not_covered
 from model_utils.models.fast.orders import prepared
 from model_utils.models.mace_description import MaceDescription
@@ -45,26 +46,12 @@ FORMS: dict[str, Form] = {
 }
 
 
-class MaceArchitecture:
-    """mace-torch's classes MACE and ScaleShiftMACE."""
+class OfMaceTorch:
+    """What all families of mace-torch's own modules have in common."""
 
-    description = MaceDescription
-    reference_energies = "atomic_energies_fn.atomic_energies"
     namespaces = ("mace.modules.",)
-    forms: ClassVar = FORMS
-    exports = ("safetensors", "module", "lammps", "mliap")
 
-    def build(self, description: MaceDescription, dtype: torch.dtype, where: str) -> nn.Module:
-        """mace-torch's own module on the CPU, with weights drawn from torch's generator.
-
-        Raises:
-            InputError: this installation cannot build the structure, or would build another one.
-        """
-        from model_utils.models.build import build_module
-
-        return build_module(description, dtype, where)
-
-    def repeated(self, description: MaceDescription, module: nn.Module) -> list[Repeated]:
+    def repeated(self, description: MaceDescription | DipoleDescription, module: nn.Module) -> list[Repeated]:
         """E0s, cutoff, elements, scale and shift, and what parts of the network repeat of these."""
         from model_utils.models.build import repeated
 
@@ -85,6 +72,25 @@ class MaceArchitecture:
         from model_utils.models.narrowing import narrowed
 
         return narrowed(source, target, kept)
+
+
+class MaceArchitecture(OfMaceTorch):
+    """mace-torch's classes MACE and ScaleShiftMACE."""
+
+    description = MaceDescription
+    reference_energies = "atomic_energies_fn.atomic_energies"
+    forms: ClassVar = FORMS
+    exports = ("safetensors", "module", "lammps", "mliap")
+
+    def build(self, description: MaceDescription, dtype: torch.dtype, where: str) -> nn.Module:
+        """mace-torch's own module on the CPU, with weights drawn from torch's generator.
+
+        Raises:
+            InputError: this installation cannot build the structure, or would build another one.
+        """
+        from model_utils.models.build import build_module
+
+        return build_module(description, dtype, where)
 
     def with_copied_heads(self, source: nn.Module, target: nn.Module, parents: Sequence[int]) -> Mapping[str, Tensor]:
         """The state of a module with other heads (``heads``).

@@ -12,6 +12,29 @@ from model_utils.models.guarded_import import choose_executor
 from model_utils.models.network import Parameters
 
 
+def as_mace_reads(module: nn.Module, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+    """A batch as the dictionary that mace-torch's forward passes take.
+
+    Args:
+        module: mace-torch's own.
+        batch: everything of the structures but their geometry.
+        positions: (n_atoms, 3), Å.
+        shifts: (n_edges, 3), Å.
+    """
+    n_elements = len(module.get_buffer("atomic_numbers"))
+    return {
+        "positions": positions,
+        "node_attrs": nn.functional.one_hot(batch.species, n_elements).to(positions.dtype),
+        "edge_index": torch.stack([batch.senders, batch.receivers]),
+        "shifts": shifts,
+        "cell": batch.cell,
+        "batch": batch.structure,
+        "ptr": batch.ptr,
+        "head": batch.head,
+        **batch.features,
+    }
+
+
 class ReferenceNetwork:
     """mace-torch's forward pass on flat batches.
 
@@ -44,18 +67,7 @@ class ReferenceNetwork:
 
     def _computed(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
         """What mace's forward pass gives."""
-        n_elements = len(self.module.get_buffer("atomic_numbers"))
-        data = {
-            "positions": positions,
-            "node_attrs": nn.functional.one_hot(batch.species, n_elements).to(positions.dtype),
-            "edge_index": torch.stack([batch.senders, batch.receivers]),
-            "shifts": shifts,
-            "cell": batch.cell,
-            "batch": batch.structure,
-            "ptr": batch.ptr,
-            "head": batch.head,
-            **batch.features,
-        }
+        data = as_mace_reads(self.module, batch, positions, shifts)
         tensors = {**parameters, **self._no_reference}
         with default_dtype(positions.dtype):  # parts of mace's forward make constants in torch's default precision
             computed: dict[str, Tensor] = functional_call(

@@ -1,4 +1,4 @@
-"""Threads of the compiled kernels are made once and live as long as the process.
+"""Threads of the compiled kernels are made once and live as long as the process; numpy and scipy have none.
 
 A parallel region within another one, even one of a single thread, makes threads of its own and ends them: milliseconds
 each time, many times the work of a small molecule's kernel. No other test would see it, since they run one thread.
@@ -68,3 +68,30 @@ def test_a_step_makes_no_threads_after_the_first(tmp_path: Path) -> None:
     steps = ended.stdout.splitlines()
     assert len(steps) == 8
     assert all(step.endswith(": 0") for step in steps), steps
+
+
+COMMAND = """
+import os
+import sys
+
+from model_utils.settings import cli
+from model_utils.settings.options import RelaxOptions
+
+cli.run(RelaxOptions, print, ["--help"])
+import numpy
+import scipy.linalg
+
+square = numpy.random.default_rng(0).normal(size=(400, 400))
+numpy.linalg.inv(square)
+scipy.linalg.expm(square / 400)
+print("threads", len(os.listdir("/proc/self/task")), "of torch" if "torch" in sys.modules else "alone")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
+def test_a_command_has_no_threads_of_numpy_and_scipy(tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if key not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
+    run = [sys.executable, "-c", COMMAND]
+    ended = subprocess.run(run, env={**env, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "threads 1 alone"

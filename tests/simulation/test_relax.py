@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.io import read, write
-from ase.optimize import LBFGS
+from ase.optimize import FIRE, LBFGS
 from mace.calculators import MACECalculator
 
 from dataloader.parallel import in_children
 from model_utils import model_loader, relax
 from model_utils.simulation import relaxing
+from model_utils.simulation.relaxation import Criteria, relaxed
 from simulation.conftest import kinds
 
 FMAX = 0.002
@@ -64,6 +66,25 @@ def test_minima_are_those_of_ase_with_maces_calculator(models: list[Path], struc
         assert ours.info["mace_energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
         np.testing.assert_allclose(ours.positions, atoms.positions, rtol=0, atol=2e-3)  # soft bends
         np.testing.assert_allclose(ours.cell.array, atoms.cell.array, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("minimizer", [LBFGS, FIRE])
+def test_a_crystal_goes_the_way_of_ases_filter_which_is_asked_once_for_each_place(
+    minimizer: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crystal = kinds()["crystal"]
+    alone = crystal.copy()
+    alone.calc = EMT()
+    minimizer(FrechetCellFilter(alone), logfile=None, maxstep=0.2).run(fmax=FMAX, steps=30)
+    asked = []
+    forces = FrechetCellFilter.get_forces
+    monkeypatch.setattr(FrechetCellFilter, "get_forces", lambda self: asked.append(1) or forces(self))
+    name = minimizer.__name__.lower()
+    ours = relaxed(crystal, EMT(), Criteria(fmax=FMAX, max_steps=30, minimizer=name, relax_cell=True))
+    assert ours.atoms.positions.tobytes() == alone.positions.tobytes()
+    assert ours.atoms.cell.array.tobytes() == alone.cell.array.tobytes()
+    assert ours.steps > 2
+    assert len(asked) == ours.steps + 1
 
 
 def test_several_processes_give_the_same_files(

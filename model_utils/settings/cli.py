@@ -95,7 +95,7 @@ def run(
 
 
 def _one_thread_for_small_matrices() -> None:
-    """Keep numpy and scipy, which no command has imported yet, from threads of their own: torch's are the ones asked for.
+    """Keep numpy and scipy, which no command has imported yet, from threads of their own; torch's are asked for.
 
     Their OpenBLAS makes one for each core of the machine, and these wait busily between products of 3x3 matrices:
     children that relaxed crystals on two cores took twice the time.

@@ -19,10 +19,10 @@ from ase import Atoms
 from dataloader.errors import InputError
 from dataloader.xyz import ENDINGS
 from model_utils.generation.candidate import Candidate, Exhausted, Maker, NotMade
-from model_utils.judging.candidates import GENERATED, crystal_fault, crystals_in
+from model_utils.judging.candidates import GENERATED, crystal_fault, crystals_in, free_atoms_of, inputs_of
 from model_utils.runtime import log
 from model_utils.settings.options import GenerateOptions
-from model_utils.simulation.inputs import atoms_of, structures_in
+from model_utils.simulation.inputs import structures_in
 
 OTHER_ENDINGS = (".cif",)
 ARCHIVE = ".zip"
@@ -190,8 +190,9 @@ def _crystals(file: Path) -> Iterator[Found]:
         yield file.name, None, "a file that cannot be read"
         return
     for _, structure in structures:
-        yield structure.identifier, _bare(atoms_of(structure)), crystal_fault(structure)
+        yield structure.identifier, _bare(free_atoms_of(structure)), crystal_fault(structure)
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    """A crystal with charge and spin, which networks may take, and nothing else that its program said."""
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=inputs_of(atoms))

@@ -25,7 +25,7 @@ from model_utils.generation import guards
 from model_utils.generation.candidate import Candidate, Exhausted, NotMade
 from model_utils.generation.generators import GENERATORS
 from model_utils.judging import pymatgen_library
-from model_utils.judging.candidates import FAILED, GENERATED
+from model_utils.judging.candidates import FAILED, GENERATED, inputs_of
 from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.options import GenerateOptions
@@ -214,7 +214,7 @@ def _write(folder: Path, options: GenerateOptions, asked: Mapping[str, Any], mad
 def _frame(number: int, candidate: Candidate, options: GenerateOptions) -> Atoms:
     """A candidate with what is known of its making."""
     atoms = candidate.atoms
-    frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+    frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True, info=inputs_of(atoms))
     frame.info["id"] = f"gen_{number}"
     frame.info["generator"] = options.generator
     frame.info["seed"] = options.seed

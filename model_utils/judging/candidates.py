@@ -18,6 +18,7 @@ from model_utils.simulation.inputs import NO_LABELS, NamedAtoms, atoms_of
 GENERATED = "generated_crystals.extxyz"
 FAILED = "GENERATION_FAILED.txt"
 ORIGIN = ("generator", "parent", "parents", "space_group", "operation", "seed", "file")  # of a frame's info
+INPUTS = ("charge", "spin")  # of a frame's info, which networks may take
 PLAIN = (bool, int, float, str)
 SHOWN = 500  # characters of a reason
 
@@ -44,9 +45,7 @@ class Candidate:
     def origin(self) -> dict[str, Any]:
         """What the frame says of how it was made, as plain values."""
         said = {name: self.info[name] for name in ORIGIN if name in self.info}
-        return {
-            name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in said.items()
-        }
+        return {name: value if isinstance(value, PLAIN) else str(value) for name, value in said.items()}
 
 
 def candidates_in(folder: Path) -> list[Candidate]:
@@ -100,10 +99,16 @@ def free_atoms_of(structure: Structure) -> Atoms:
     """Atoms of a crystal that is judged: none is held; charge and spin go along, for networks that take them."""
     atoms = atoms_of(structure)
     atoms.set_constraint()
-    for name, value in (("charge", structure.charge), ("spin", structure.spin)):
+    for name in INPUTS:
+        value = getattr(structure, name)
         if value is not None:
             atoms.info[name] = value
     return atoms
+
+
+def inputs_of(atoms: Atoms) -> dict[str, Any]:
+    """Charge and spin of a crystal, where they are said."""
+    return {name: atoms.info[name] for name in INPUTS if name in atoms.info}
 
 
 def crystal_fault(structure: Structure) -> str:

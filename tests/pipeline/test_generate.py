@@ -190,6 +190,16 @@ def test_duplicates_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "b" / "GENERATION_FAILED.txt").exists(), "of the call before"
 
 
+def test_charge_and_spin_of_another_program_go_along(tmp_path: Path) -> None:
+    charged = bulk("Al")
+    charged.info = {"charge": 1, "spin": 2, "energy_of_its_own": -3.0}
+    write(tmp_path / "in.xyz", [charged, bulk("Cu")], format="extxyz")
+    assert command(tmp_path / "a", 2, "--generator", "external", "--external_files", tmp_path / "in.xyz") == 0
+    frames = read(tmp_path / "a" / FILES[0], ":")
+    assert [(frame.info.get("charge"), frame.info.get("spin")) for frame in frames] == [(1, 2), (None, None)]
+    assert "energy_of_its_own" not in frames[0].info
+
+
 def test_of_a_file_with_broken_frames_the_others_are_taken(tmp_path: Path) -> None:
     good = bulk("Al")
     flat = bulk("Al")

@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,24 @@ def _deciding(value: Any) -> Any:
         return [_deciding(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: _deciding(item) for name, item in flat(value).items()}
-    if isinstance(value, str) and _names_a_file(value):
-        return content_hash(Path(value))
-    return value
+    return _of_words(value) if isinstance(value, str) else value
+
+
+def _of_words(text: str) -> Any:
+    """A setting that may be a file, as E0s may be, or a command whose words name some, with their content in place."""
+    if _names_a_file(text):
+        return content_hash(Path(text))
+    try:
+        words = shlex.split(text)
+    except ValueError:  # no command
+        return text
+    if not any(_names_a_file(word) for word in words):
+        return text
+    return [content_hash(Path(word)) if _names_a_file(word) else word for word in words]
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether a setting that may be a word or a file is a file, as E0s may be."""
+    """Whether a word is the path of a file."""
     try:
         return "/" in text and Path(text).is_file()
     except (OSError, ValueError):

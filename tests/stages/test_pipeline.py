@@ -74,6 +74,22 @@ def test_what_decides_is_the_content_of_files_and_not_their_place(play: Play) ->
     assert play.starts() == ["judge"]
 
 
+def test_a_changed_script_of_another_program_does_the_generation_again(play: Play) -> None:
+    script = play.folder / "diffuse.py"
+    script.write_text("# first")
+    config = play.folder / "p.yaml"
+    command = f"python '{script}' --out {{output_dir}}"
+    external = f'generator: external\n  external_command: "{command}"'
+    config.write_text(config.read_text().replace("composition: [C]", external))
+    assert play.run() == 0
+    play.starts()
+    assert play.run() == 0
+    assert play.starts() == []
+    script.write_text("# second")
+    assert play.run() == 0
+    assert play.starts()[0] == "generate"
+
+
 def test_a_failed_stage_is_recorded_and_the_rest_is_there(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
     play.tell("generate", "fails", "2 no crystal <b>of C</b> could be made")
     assert play.run() == 2

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "data"))
 SMALL = DATA / "mace_mp" / "mace_mp_small.model"
-N_STEPS = {"benzene": 100, "MgO": 10}
+N_STEPS = {"benzene": 400, "MgO": 10}
 CELLS = {"steps": (3, 3, 3), "nve": (2, 2, 2)}  # of MgO, eight atoms each: mace's calculator takes 8 s for 216 atoms
 
 

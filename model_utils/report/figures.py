@@ -18,6 +18,7 @@ from model_utils.report.libraries import needed
 Floats = NDArray[np.float64]
 
 MOST_POINTS = 2_000  # beyond, a density is drawn
+TICKS = 5  # along a narrow axis: energies differ in the fifth digit, and all are written
 BINS = 160  # of a density, in each direction
 MILLI = 1000.0
 COLOR = "#2864a8"
@@ -86,6 +87,8 @@ def parity(quantity: Quantity, labels: Floats, predictions: Floats) -> bytes:
     _points(figure, middle, labels, errors)
     middle.axhline(0.0, color="#444444", linewidth=0.8, linestyle="--")
     middle.set(xlim=limits, xlabel=f"label ({unit})", ylabel=f"predicted minus label (m{unit})")
+    for axes in (left, middle):
+        axes.locator_params(axis="x", nbins=TICKS)
     _shares(right, np.abs(errors))
     right.set(xlabel=f"size of the error (m{unit})", ylabel="errors below it (%)", ylim=(0, 101))
     return as_png(figure)

@@ -5,6 +5,7 @@ import json
 import re
 from html.parser import HTMLParser
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from ase.io import read, write
 
 from conftest import TINY, waters
+from dataloader.quantities import ENERGY
 from model_utils import evaluate, model_loader
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
-from model_utils.report import libraries, page, tables
+from model_utils.report import figures, libraries, page, tables
 
 MILLI = 1000
 HOSTILE = ['<img src=x onerror="alert(1)">', "</script><script>alert(2)</script>", "{{ 7 * 7 }}", 'a"b & $c$']
@@ -232,3 +234,18 @@ def test_structures_without_labels_make_a_page(place: Path) -> None:
         evaluate.main(["--input_model", str(place / "new.model"), "--xyz_path", str(place / "bare.xyz"), *flags]) == 0
     )
     assert "3, 12" in path.read_text()
+
+
+@pytest.mark.parametrize("around", [-626.085, 0.0, -31527.4, 1e-4])
+def test_numbers_along_an_axis_do_not_meet(around: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Total energies per atom differ in the fifth digit, and each number is written whole."""
+    drawn = []
+    monkeypatch.setattr(figures, "as_png", lambda figure: drawn.append(figure) or b"")
+    labels = around + np.linspace(-0.035, 0.035, 50)
+    figures.parity(ENERGY, labels, labels + 1e-4)
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.get_xticklabels() if text.get_text()]
+        assert len(boxes) > 1
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))

@@ -3,7 +3,7 @@
 ``model_class`` decides which family's fields it has (``architecture.ARCHITECTURES``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +101,15 @@ def _read_text(path: Path) -> str:
 
 
 def differing_fields(first: ModelDescription, second: ModelDescription) -> Sequence[str]:
-    """Names of the fields in which two descriptions differ, with both values."""
+    """Names of the fields in which two descriptions differ, with both values; of another class, some are absent."""
     a = first.model_dump()
     b = second.model_dump()
-    return [
-        f"{name}: {a.get(name)!r:.60} against {b.get(name)!r:.60}"
-        for name in sorted({**a, **b})
-        if a.get(name, ...) != b.get(name, ...)
-    ]
+    differing = [name for name in sorted({**a, **b}) if a.get(name, ...) != b.get(name, ...)]
+    return [f"{name}: {_shown(a, name)} against {_shown(b, name)}" for name in differing]
+
+
+def _shown(fields: Mapping[str, object], name: str) -> str:
+    return f"{fields[name]!r:.60}" if name in fields else "absent"
 
 
 __all__ = [

@@ -74,6 +74,13 @@ def test_a_text_with_every_field_a_hash_and_back(name: str) -> None:
     assert differing_fields(description, other) == ["r_max: 3.0 against 3.5"]
 
 
+def test_a_field_that_another_class_has_not_is_absent_and_not_none() -> None:
+    differing = differing_fields(described(fields_of("PaiNN")), described(TINY))
+    assert "channels: 8 against absent" in differing
+    assert "max_ell: absent against 1" in differing
+    assert any(text.startswith("model_class: ") for text in differing)
+
+
 @pytest.mark.parametrize("name", HASHES_OF_MACE)
 def test_hashes_of_mace_are_what_they_were(name: str) -> None:
     changes, expected = HASHES_OF_MACE[name]

@@ -4,7 +4,6 @@ A section stands in an option that only the YAML has, as JSON text. Its keys are
 are looked at by that command's own checks when its options are made of them.
 """
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +19,10 @@ class SectionOf:
     """Marks a text option that holds settings of another command.
 
     Attributes:
-        options: name of that command's class in ``model_utils.settings.options``.
+        kind: options of that command.
     """
 
-    options: str
-
-    def kind(self) -> type:
-        """The options of that command."""
-        kind: type = getattr(importlib.import_module("model_utils.settings.options"), self.options)
-        return kind
+    kind: type
 
 
 def sections_of(kind: type) -> dict[str, SectionOf]:

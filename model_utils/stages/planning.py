@@ -35,7 +35,7 @@ class Plan:
     @cached_property
     def kinds(self) -> Mapping[str, type]:
         """Options of the command of each section, by its name."""
-        return {name: section.kind() for name, section in sections_of(PipelineOptions).items()}
+        return {name: section.kind for name, section in sections_of(PipelineOptions).items()}
 
     @cached_property
     def finetuning(self) -> FinetuneOptions:

@@ -39,7 +39,7 @@ def _stage(
     """The command of a stage by itself."""
     return Submitted(
         words=(STAGES[name].script,),
-        options=sections_of(PipelineOptions)[STAGES[name].section or name].kind(),
+        options=sections_of(PipelineOptions)[STAGES[name].section or name].kind,
         place=place,
         reads_place=reads_place,
         is_file=is_file,

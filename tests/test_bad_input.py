@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import metadata
-from conftest import ROOT, TINY
+from conftest import HANGING, ROOT, TINY
 from dataloader.errors import InputError
 from model_utils import evaluate, train_mace
 from model_utils.files import checkpoint
@@ -934,7 +934,12 @@ def command(folder: Path, *words: object) -> tuple[int, str]:
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, *map(str, words)],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANGING,
     )
     return done.returncode, done.stderr
 

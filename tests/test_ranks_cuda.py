@@ -12,7 +12,7 @@ from ase.io import write
 from ranks.launching import differences
 from ranks.test_adding import tensors_of_parts
 
-from conftest import ROOT, TINY, waters
+from conftest import HANGING, ROOT, TINY, waters
 from model_utils.ranks.exact_sum import add_rounded, largest_entries, rounders
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -32,7 +32,7 @@ def test_one_process_adds_over_a_backend_as_alone(device: str) -> None:
     """Over NCCL on a single GPU; over gloo on a CPU, which shows that the test can be run."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     words = [sys.executable, "-m", "ranks.one_over", device]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=HANGING, check=False)
     assert done.stdout.splitlines()[-1:] == ["the same bits"], done.stderr
 
 
@@ -51,7 +51,7 @@ def trained(size: int, folder: Path) -> Path:
     words = ["--input_json", folder / "tiny.json", "--xyz_train", folder / "train.xyz"]
     words += ["--xyz_val", folder / "valid.xyz", "--batch_size", 3, "--accumulate_batches", 2, "--epochs", 3, "--ema"]
     words += ["--deterministic", "--device", "cuda", "--step_parts", 8, "--output_checkpoint", folder / f"run{size}"]
-    subprocess.run([*torchrun, script, *map(str, words)], check=True, timeout=600)
+    subprocess.run([*torchrun, script, *map(str, words)], check=True, timeout=HANGING)
     return folder / f"run{size}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from conftest import HANGING, ROOT
 
 COUNTER = r"""
 #define _GNU_SOURCE
@@ -63,7 +63,7 @@ def test_a_step_makes_no_threads_after_the_first(tmp_path: Path) -> None:
     subprocess.run(["g++", "-xc", "-shared", "-fPIC", "-o", counter, source], check=True)
     env = {**os.environ, "LD_PRELOAD": str(counter), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     run = [sys.executable, "-c", STEPS, counter]
-    ended = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING)
     assert ended.returncode == 0, ended.stderr
     steps = ended.stdout.splitlines()
     assert len(steps) == 8
@@ -92,6 +92,7 @@ print("threads", len(os.listdir("/proc/self/task")), "of torch" if "torch" in sy
 def test_a_command_has_no_threads_of_numpy_and_scipy(tmp_path: Path) -> None:
     env = {key: value for key, value in os.environ.items() if key not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
     run = [sys.executable, "-c", COMMAND]
-    ended = subprocess.run(run, env={**env, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True)
+    env["PYTHONPATH"] = str(ROOT)
+    ended = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "threads 1 alone"

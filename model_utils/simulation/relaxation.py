@@ -1,6 +1,5 @@
 """The relaxation of one structure, which ends with a minimum or with the reason why there is none."""
 
-import functools
 import signal
 import warnings
 from collections.abc import Callable, Mapping
@@ -90,7 +89,7 @@ class _FilterOfCells(FrechetCellFilter):
 
     def get_forces(self, **asked: Any) -> np.ndarray:
         """Forces and the negative gradient by the logarithm of the deformation, (atoms + 3, 3)."""
-        return self._once("forces", functools.partial(super().get_forces, **asked))
+        return super().get_forces(**asked) if asked else self._once("forces", super().get_forces)
 
     def _once(self, what: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         now = (self.atoms.positions.tobytes(), self.atoms.cell.array.tobytes())

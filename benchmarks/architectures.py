@@ -2,7 +2,8 @@
 
     python benchmarks/architectures.py --data acac/train_300K.xyz --network PaiNN TensorNet     # on a quiet machine
 
-100 frames are trained on for 25 epochs with an EMA, and the next 50 of the file judge. Needs the extra `architectures`.
+100 frames are trained on for 25 epochs with an EMA, five a step, and the next 50 of the file judge.
+Needs the extra `architectures`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 25
 N_TRAIN = 100
 N_VALID = 50
+BATCH = 5
 BOUNDS = {"PaiNN": 1.1 * 106.0, "TensorNet": 1.1 * 87.0, "ZEmbeddingNequIP": 200.0}  # meV/Å, of forces
 SETTINGS: dict[str, tuple[dict[str, Any], float]] = {  # fields of model.json, learning rate
     "PaiNN": ({"channels": 128, "layers": 3}, 0.001),
@@ -53,8 +55,9 @@ def arguments() -> argparse.Namespace:
 def run(*words: object) -> float:
     """Run a command of the project on one thread; the processor seconds of its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *map(str, words)], check=True, env=environment, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, *map(str, words)]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -68,8 +71,9 @@ def measured(name: str, seed: int, folder: Path) -> tuple[float, float]:
     data = ["--xyz_train", folder / "train.xyz"]
     run(ROOT / "metadata.py", "fit", "--input_json", network, *data, "--output_json", complete, "--overwrite")
     place = folder / f"{name}-{seed}"
-    words = ["--input_json", complete, *data, "--xyz_val", folder / "valid.xyz", "--epochs", EPOCHS, "--ema"]
-    words += ["--lr", rate, "--seed", seed, "--threads", 1, "--output_checkpoint", place, "--overwrite"]
+    words = ["--input_json", complete, *data, "--xyz_val", folder / "valid.xyz"]
+    words += ["--epochs", EPOCHS, "--batch_size", BATCH, "--lr", rate, "--ema"]
+    words += ["--seed", seed, "--threads", 1, "--output_checkpoint", place, "--overwrite"]
     seconds = run(ROOT / "model_utils" / "train_mace.py", *words)
     records = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return 1000.0 * min(r["forces_rmse"] for r in records if r["kind"] == "valid"), seconds

@@ -23,6 +23,7 @@ from losses import Loss
 from model_utils import evaluate, finetune, model_loader, resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint
+from model_utils.models import reference
 from model_utils.models.accelerated import AcceleratedNetwork
 from model_utils.models.fast.convolution import odd_on
 from model_utils.run import evaluation, finetuning, fit
@@ -60,7 +61,12 @@ TABLES = {
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Notes]:
-    """A pretended device, on which steps and predictions are watched."""
+    """A pretended device, on which steps and predictions are watched.
+
+    What computes is a processor, and TorchScript is run as for one: its functions are kept from test to test here, and
+    one that a GPU's executor saw first fails within torch when it is run by the other one in single precision.
+    """
+    monkeypatch.setattr(reference, "choose_executor", lambda device: None)
     monkeypatch.setattr(fit._Run, "_optimizer_step", as_step(fit._Run._optimizer_step))
     monkeypatch.setattr(evaluation, "predict", as_step(evaluation.predict))
     monkeypatch.setattr(evaluation, "error_sums", as_step(evaluation.error_sums))

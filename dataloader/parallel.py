@@ -86,6 +86,15 @@ def live_and_die_with_the_run() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def keep_blas_to_one_thread() -> None:
+    """Keep numpy and scipy from threads of their own, where they are not imported yet; torch's are asked for.
+
+    Their OpenBLAS makes one for each core of the machine, and these wait busily between products of 3x3 matrices:
+    children that relaxed crystals on two cores took twice the time.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def n_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dataloader import streams
+from dataloader import parallel, streams
 from dataloader.cache_folder import settle
 from dataloader.durable import NotWritten
 from dataloader.errors import AwayError, InputError, is_away
@@ -56,7 +56,7 @@ def run(
         The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says (``model_utils.errors``).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _one_thread_for_small_matrices()
+    parallel.keep_blas_to_one_thread()
     streams.guard()
     streams.say_product(True)
     peers: Peers = NOBODY
@@ -92,15 +92,6 @@ def run(
             _say_why(error, code, peers.rank, debug="--debug" in arguments)
         peers.wait_to_end(code)
         return int(code)
-
-
-def _one_thread_for_small_matrices() -> None:
-    """Keep numpy and scipy, which no command has imported yet, from threads of their own; torch's are asked for.
-
-    Their OpenBLAS makes one for each core of the machine, and these wait busily between products of 3x3 matrices:
-    children that relaxed crystals on two cores took twice the time.
-    """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _begins_with_a_model(argv: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from ase import Atoms
 
+from dataloader import parallel
 from dataloader.errors import InputError
 from dataloader.xyz import ENDINGS
 from model_utils.generation.candidate import Candidate, Exhausted, Maker, NotMade
@@ -82,7 +83,13 @@ def run(command: str, options: GenerateOptions, folder: Path) -> None:
     with said.open("wb") as stream:
         try:
             child = subprocess.Popen(
-                words, cwd=folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+                words,
+                cwd=folder,
+                env=parallel.environment_of_others(),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
             )
         except OSError as error:
             raise InputError(f"--external_command {words[0]} cannot be started: {error.strerror}") from None

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
 
+from dataloader import parallel
 from model_utils import generate
 from model_utils.errors import InputError
 from model_utils.generation import external, guards
@@ -234,6 +235,26 @@ def test_a_command_makes_crystals(tmp_path: Path) -> None:
     frames = read(tmp_path / "out of it" / FILES[0], ":")
     assert [atoms.get_chemical_formula() for atoms in frames] == ["Al", "Cu"]
     assert frames[0].cell.lengths()[0] == pytest.approx((4 + 0.05) / np.sqrt(2))
+
+
+@pytest.mark.parametrize("of_the_user", [None, "3"])
+def test_another_program_has_the_threads_that_the_user_gave(
+    of_the_user: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours keep OpenBLAS to one; a command of ours has run in this process before."""
+    name = "OPENBLAS_NUM_THREADS"
+    monkeypatch.setattr(parallel, "_threads_are_ours", False)
+    monkeypatch.delenv(name, raising=False)
+    if of_the_user is not None:
+        monkeypatch.setenv(name, of_the_user)
+    seen = tmp_path / "seen.txt"
+    (tmp_path / "p.py").write_text(
+        f"import os\nopen({str(seen)!r}, 'w').write(os.environ.get({name!r}, 'none'))\n{PROGRAM}"
+    )
+    text = f"'{sys.executable}' '{tmp_path}/p.py' {{output_dir}} {{num_gen}} {{seed}}"
+    for place in ("first", "second"):
+        assert command(tmp_path / place, 2, "--generator", "external", "--external_command", text) == 0
+        assert seen.read_text() == (of_the_user or "none")
 
 
 def zip_of_cifs(path: Path, *names: str) -> Path:

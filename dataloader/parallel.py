@@ -23,9 +23,9 @@ log = logging.getLogger("mace_pretrain")  # the one that commands configure
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 LOOK_EVERY = 2.0  # s
 THREADS_OF_BLAS = "OPENBLAS_NUM_THREADS"
+CHOSEN_HERE = "MACE_TRAIN_OPENBLAS_NUM_THREADS"  # says that a command of ours chose the number, and no user
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)  # how a process ends that did nothing wrong itself
 _SLOT = 1024  # bytes for the note of one process
-_threads_are_ours = False  # the number of them was no choice of the user's
 _notes: "SharedNotes | None" = None  # where this process writes what it reads, if its parent looks there
 _slot = 0
 _noted = ""
@@ -94,15 +94,15 @@ def keep_blas_to_one_thread() -> None:
     Their OpenBLAS makes one for each core of the machine, and these wait busily between products of 3x3 matrices:
     children that relaxed crystals on two cores took twice the time.
     """
-    global _threads_are_ours
     if THREADS_OF_BLAS not in os.environ:
-        _threads_are_ours = True
-        os.environ[THREADS_OF_BLAS] = "1"
+        os.environ[THREADS_OF_BLAS] = os.environ[CHOSEN_HERE] = "1"
 
 
 def environment_of_others() -> dict[str, str]:
-    """The environment for a program that is not ours: as the user gave it."""
-    return {name: value for name, value in os.environ.items() if name != THREADS_OF_BLAS or not _threads_are_ours}
+    """The environment for a program that is not ours: as the user gave it, also where a command of ours began this."""
+    chosen = os.environ.get(CHOSEN_HERE)
+    ours = {CHOSEN_HERE, THREADS_OF_BLAS} if chosen == os.environ.get(THREADS_OF_BLAS) else {CHOSEN_HERE}
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def n_cores() -> int:

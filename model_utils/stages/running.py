@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dataloader import file_lock, parallel
+from dataloader import file_lock
 from dataloader.errors import InputError
 from dataloader.file_lock import Lock
 from model_utils.errors import StopRequested
@@ -65,7 +65,7 @@ def run(script: str, settings: Path, place: Place, stage: str) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**parallel.environment_of_others(), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             pass_fds=() if lock is None else (lock,),
             start_new_session=True,  # Ctrl-C is for the pipeline, which hands it on
             preexec_fn=_end_with(os.getpid()),

@@ -243,14 +243,13 @@ def test_another_program_has_the_threads_that_the_user_gave(
 ) -> None:
     """Ours keep OpenBLAS to one; a command of ours has run in this process before."""
     name = "OPENBLAS_NUM_THREADS"
-    monkeypatch.setattr(parallel, "_threads_are_ours", False)
     monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(parallel.CHOSEN_HERE, raising=False)
     if of_the_user is not None:
         monkeypatch.setenv(name, of_the_user)
     seen = tmp_path / "seen.txt"
-    (tmp_path / "p.py").write_text(
-        f"import os\nopen({str(seen)!r}, 'w').write(os.environ.get({name!r}, 'none'))\n{PROGRAM}"
-    )
+    look = f"import os\nopen({str(seen)!r}, 'w').write(os.environ.get({name!r}, 'none'))\n"
+    (tmp_path / "p.py").write_text(look + PROGRAM)
     text = f"'{sys.executable}' '{tmp_path}/p.py' {{output_dir}} {{num_gen}} {{seed}}"
     for place in ("first", "second"):
         assert command(tmp_path / place, 2, "--generator", "external", "--external_command", text) == 0

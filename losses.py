@@ -1,14 +1,16 @@
 """The loss and the error metrics: tensors in, sums and counts out, divided once at the end.
 
-Two tables are open to additions, of a plug-in too: `SHAPES`, what becomes of the errors of one quantity, and `LOSSES`,
-whole losses. Their keys are what a user types after ``--forces_loss`` and ``--loss``.
+Two tables are open to additions, of a plug-in too: `SHAPES`, what becomes of the errors of
+one quantity, and `LOSSES`, whole losses. Their keys are what a user types after
+``--forces_loss`` and ``--loss``.
 
 loss = Σ over quantities of  weight · mean over labelled entries of ℓ(error)
 
-with errors of energies per atom, of force components, of the nine stress components, each divided by the unit of its
-term, which is 1 unless the spread of the data is taken. A mean is Σ w·ℓ / number of labelled entries, global over
-micro-batches and ranks: a mean of batch means would weigh small batches more. Metrics are root mean squares and mean
-magnitudes of the unweighted errors, from global sums.
+with errors of energies per atom, of force components, of the nine stress components, each
+divided by the unit of its term, which is 1 unless the spread of the data is taken. A mean is Σ
+w·ℓ / number of labelled entries, global over micro-batches and ranks: a mean of batch means
+would weigh small batches more. Metrics are root mean squares and mean magnitudes of the
+unweighted errors, from global sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,8 @@ from torch import Tensor
 from dataloader.batch import Label, Rows
 from dataloader.quantities import DIPOLE, ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 
-COLUMNS = ("loss", "squared", "absolute", "undivided", "rows")  # sums that are kept of every quantity
+# sums that are kept of every quantity
+COLUMNS = ("loss", "squared", "absolute", "undivided", "rows")
 STRUCTURES = "structures"
 ATOMS = "atoms"
 
@@ -37,7 +40,8 @@ class Shape:
     """How errors of one quantity become numbers that are averaged.
 
     Attributes:
-        of: errors (n_rows, numbers), labels (n_rows, numbers) and δ → (n_rows, numbers), or (n_rows,) where ``by_row``.
+        of: errors (n_rows, numbers), labels (n_rows, numbers) and δ → (n_rows, numbers), or
+            (n_rows,) where ``by_row``.
         text: of the term in log lines, with ``{}`` for the quantity's symbol.
         by_row: a row counts as one entry of the mean; otherwise each of its numbers does.
     """
@@ -59,33 +63,39 @@ def mae(error: Tensor, label: Tensor, delta: float) -> Tensor:
 
 def huber(error: Tensor, label: Tensor, delta: float) -> Tensor:
     """e²/2 up to δ and δ(|e| − δ/2) beyond (Huber, Ann. Math. Stat. 35, 73, 1964)."""
-    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
+    return torch.nn.functional.huber_loss(
+        error, torch.zeros_like(error), reduction="none", delta=delta
+    )
 
 
 def l2norm(error: Tensor, label: Tensor, delta: float) -> Tensor:
     """Euclidean norm of a row's error (Chanussot et al., ACS Catal. 11, 6059, 2021).
 
-    Its gradient has the same length for every row, so a force error of 70 eV/Å cannot make training diverge.
+    Its gradient has the same length for every row, so a force error of 70 eV/Å cannot
+    make training diverge.
     """
     return torch.linalg.vector_norm(error, dim=1)
 
 
 def conditional_huber(error: Tensor, label: Tensor, delta: float) -> Tensor:
-    """Huber with a δ that shrinks where the label is large, so that violent structures weigh less (MACE-MP-0).
+    """Huber with a δ that shrinks where the label is large, so that violent structures
+    weigh less (MACE-MP-0).
 
-    δ is whole below a length of the label's row of 100 (eV/Å for forces), and 0.7, 0.4 and 0.1 of it from 100, 200 and
-    300 on, as in mace-torch's ``conditional_huber_forces``.
+    δ is whole below a length of the label's row of 100 (eV/Å for forces), and 0.7, 0.4 and 0.1 of
+    it from 100, 200 and 300 on, as in mace-torch's ``conditional_huber_forces``.
     """
     length = torch.linalg.vector_norm(label, dim=1, keepdim=True)  # (n_rows, 1)
     delta_of_row = torch.full_like(length, delta)
-    for bound, share in DELTA_OF_LARGE_LABELS.items():  # scalars, so that nothing is copied to a GPU
+    # scalars, so that nothing is copied to a GPU
+    for bound, share in DELTA_OF_LARGE_LABELS.items():
         delta_of_row = torch.where(length >= bound, share * delta, delta_of_row)
     size = error.abs()
     linear = delta_of_row * (size - 0.5 * delta_of_row)
     return torch.where(size < delta_of_row, 0.5 * error * error, linear)
 
 
-DELTA_OF_LARGE_LABELS = {100.0: 0.7, 200.0: 0.4, 300.0: 0.1}  # from this length of a row on: part of δ
+# from this length of a row on: part of δ
+DELTA_OF_LARGE_LABELS = {100.0: 0.7, 200.0: 0.4, 300.0: 0.1}
 SHAPES: dict[str, Shape] = {
     "mse": Shape(of=mse, text="{}²"),
     "huber": Shape(of=huber, text="huber({})"),
@@ -105,9 +115,10 @@ class Term:
     Attributes:
         weight: of the mean.
         shape: a name in ``SHAPES``.
-        unit: in which errors are taken before they are shaped, in the unit of the quantity's own errors.
-        as_virial: errors are multiplied by volume / number of atoms: those of a stress become those of the virial per
-            atom, in eV.
+        unit: in which errors are taken before they are shaped, in the unit of the
+            quantity's own errors.
+        as_virial: errors are multiplied by volume / number of atoms: those of a stress become those
+            of the virial per atom, in eV.
     """
 
     weight: float = 0.0
@@ -130,7 +141,8 @@ class Loss:
     """The terms of a loss by quantity; one that is not named has the weight 0."""
 
     terms: Mapping[str, Term]
-    huber_delta: float = 0.01  # in the unit of the errors: eV per atom, eV/Å, eV/Å³ unless a term has its own
+    # in the unit of the errors: eV per atom, eV/Å, eV/Å³ unless a term has its own
+    huber_delta: float = 0.01
     divisible: bool = True  # the loss of a batch is the sum of those of its parts
 
     @classmethod
@@ -143,10 +155,14 @@ class Loss:
         shapes: Mapping[str, str] | None = None,
         huber_delta: float = 0.01,
     ) -> "Loss":
-        """A loss of energy, forces and stress with these weights; squared errors where no other shape is given."""
+        """A loss of energy, forces and stress with these weights; squared errors where
+        no other shape is given.
+        """
         weights = {ENERGY.name: energy, FORCES.name: forces, STRESS.name: stress}
         shape_of = {name: "mse" for name in weights} | dict(shapes or {})
-        terms = {name: Term(weight=weight, shape=shape_of[name]) for name, weight in weights.items()}
+        terms = {
+            name: Term(weight=weight, shape=shape_of[name]) for name, weight in weights.items()
+        }
         return cls(terms=terms, huber_delta=huber_delta)
 
     def weight(self, quantity: str) -> float:
@@ -154,8 +170,14 @@ class Loss:
         return self.terms.get(quantity, Term()).weight
 
     def text(self) -> str:
-        """``1 E² + 100 F²``: E of the energy per atom, F of a force component, S of a stress component."""
-        return " + ".join(term.text(QUANTITIES[name].symbol) for name, term in self.terms.items() if term.weight > 0)
+        """``1 E² + 100 F²``: E of the energy per atom, F of a force component, S
+        of a stress component.
+        """
+        return " + ".join(
+            term.text(QUANTITIES[name].symbol)
+            for name, term in self.terms.items()
+            if term.weight > 0
+        )
 
     @property
     def needs_volumes(self) -> bool:
@@ -163,12 +185,15 @@ class Loss:
         return any(term.as_virial for term in self.terms.values())
 
     def total(self, sums: Tensor, rows: Rows) -> Tensor:
-        """The loss from the sums of ``error_sums`` and the labelled rows behind them; differentiable.
+        """The loss from the sums of ``error_sums`` and the labelled rows
+        behind them; differentiable.
 
         A term without a labelled row is zero.
         """
         parts = [
-            term.weight / max(rows[name] * entries_per_row(QUANTITIES[name], term), 1) * sums[position(name, "loss")]
+            term.weight
+            / max(rows[name] * entries_per_row(QUANTITIES[name], term), 1)
+            * sums[position(name, "loss")]
             for name, term in self.terms.items()
         ]
         return reduce(torch.add, parts)
@@ -183,7 +208,8 @@ class LossSettings:
 
     Attributes:
         weights: of the terms by quantity.
-        shapes: names of their shapes by quantity, where the user chooses them; squared errors otherwise.
+        shapes: names of their shapes by quantity, where the user chooses them;
+            squared errors otherwise.
         huber_delta: see `Loss`.
     """
 
@@ -202,7 +228,8 @@ class NamedLoss:
         only: quantities that it has a term of; None: of all.
         weights: of terms whose weight is 0 unless the user gives one.
         fixed: weights that the user cannot choose.
-        theirs: weights that mace-torch's loss of this name has unless the user gives one, where they are 0 here.
+        theirs: weights that mace-torch's loss of this name has unless the user gives one,
+            where they are 0 here.
     """
 
     build: Callable[[LossSettings], Loss]
@@ -216,7 +243,8 @@ class NamedLoss:
 def terms_loss(settings: LossSettings) -> Loss:
     """Every term has the shape that its own option gives it."""
     terms = {
-        name: Term(weight=weight, shape=settings.shapes.get(name, "mse")) for name, weight in settings.weights.items()
+        name: Term(weight=weight, shape=settings.shapes.get(name, "mse"))
+        for name, weight in settings.weights.items()
     }
     return Loss(terms=terms, huber_delta=settings.huber_delta)
 
@@ -237,15 +265,18 @@ def shaped(others: str = "mse", **shapes: str) -> Callable[[LossSettings], Loss]
 
 
 def virials_loss(settings: LossSettings) -> Loss:
-    """Squared errors; of the stress those of the virial per atom, V/N Δσ: mace-torch's ``virials``."""
+    """Squared errors; of the stress those of the virial per atom, V/N Δσ:
+    mace-torch's ``virials``.
+    """
     loss = terms_loss(replace(settings, shapes={}))
     of_virial = replace(loss.terms[STRESS.name], as_virial=True)
     return replace(loss, terms={**loss.terms, STRESS.name: of_virial})
 
 
-# Those of mace-torch have its names. It multiplies labels and predictions of `universal` with a structure's weight
-# before it compares them with δ, and passes weights over in `huber` and in the forces of `l1l2energyforces`; here they
-# multiply the term, as in every other loss. With weights of 1 the values are equal.
+# Those of mace-torch have its names. It multiplies labels and predictions of `universal` with a
+# structure's weight before it compares them with δ, and passes weights over in `huber` and in the
+# forces of `l1l2energyforces`; here they multiply the term, as in every other loss. With weights of
+# 1 the values are equal.
 ENERGY_AND_FORCES = (ENERGY.name, FORCES.name)
 WITH_STRESS = {STRESS.name: 1.0}
 WITH_DIPOLE = {DIPOLE.name: 1.0}
@@ -253,7 +284,9 @@ LOSSES: dict[str, NamedLoss] = {
     "terms": NamedLoss(build=terms_loss),
     "mse": NamedLoss(build=shaped("mse"), own_shapes=True),
     "huber": NamedLoss(build=shaped("huber"), own_shapes=True, theirs=WITH_STRESS),
-    "universal": NamedLoss(build=shaped("huber", forces="conditional_huber"), own_shapes=True, theirs=WITH_STRESS),
+    "universal": NamedLoss(
+        build=shaped("huber", forces="conditional_huber"), own_shapes=True, theirs=WITH_STRESS
+    ),
     "weighted": NamedLoss(build=shaped("mse"), own_shapes=True, only=ENERGY_AND_FORCES),
     "ef": NamedLoss(
         build=shaped("mse"),
@@ -264,10 +297,14 @@ LOSSES: dict[str, NamedLoss] = {
     "forces_only": NamedLoss(build=shaped("mse"), own_shapes=True, only=(FORCES.name,)),
     "stress": NamedLoss(build=shaped("mse"), own_shapes=True, weights=WITH_STRESS),
     "virials": NamedLoss(build=virials_loss, own_shapes=True, weights=WITH_STRESS),
-    "l1l2energyforces": NamedLoss(build=shaped("mae", forces="l2norm"), own_shapes=True, only=ENERGY_AND_FORCES),
+    "l1l2energyforces": NamedLoss(
+        build=shaped("mae", forces="l2norm"), own_shapes=True, only=ENERGY_AND_FORCES
+    ),
     # mace-torch multiplies the term of these two by 100 besides its weight
     "dipole": NamedLoss(build=terms_loss, only=(DIPOLE.name,), weights=WITH_DIPOLE),
-    "energy_forces_dipole": NamedLoss(build=terms_loss, only=(*ENERGY_AND_FORCES, DIPOLE.name), weights=WITH_DIPOLE),
+    "energy_forces_dipole": NamedLoss(
+        build=terms_loss, only=(*ENERGY_AND_FORCES, DIPOLE.name), weights=WITH_DIPOLE
+    ),
 }
 
 
@@ -280,7 +317,9 @@ def entries_per_row(quantity: Quantity, term: Term) -> int:
 
 
 def sum_names() -> list[str]:
-    """Names of the sums in their order, ``<quantity> <column>`` of every quantity, then structures and atoms."""
+    """Names of the sums in their order, ``<quantity> <column>`` of every quantity,
+    then structures and atoms.
+    """
     return [*(f"{name} {column}" for name in QUANTITIES for column in COLUMNS), STRUCTURES, ATOMS]
 
 
@@ -308,11 +347,12 @@ def error_sums(
         labels: of every quantity.
         sizes: (n_structures,), float64, numbers of atoms.
         loss: shapes of the terms.
-        volumes: (n_structures,), float64, Å³; needed where a term is one of virials (``Loss.needs_volumes``).
+        volumes: (n_structures,), float64, Å³; needed where a term is one of virials
+            (``Loss.needs_volumes``).
 
     Returns:
-        (n_sums,), float64, on the batch's device, in the order of ``sum_names``; the first of each quantity carries
-        the graph. Nothing here waits for a GPU.
+        (n_sums,), float64, on the batch's device, in the order of ``sum_names``; the first of each
+        quantity carries the graph. Nothing here waits for a GPU.
     """
     zero = torch.zeros((), dtype=torch.float64, device=sizes.device)
     sums: list[Tensor] = []
@@ -326,9 +366,16 @@ def error_sums(
 
 
 def _sums_of(
-    quantity: Quantity, predicted: Tensor, label: Label, sizes: Tensor, loss: Loss, volume_per_atom: Tensor | None
+    quantity: Quantity,
+    predicted: Tensor,
+    label: Label,
+    sizes: Tensor,
+    loss: Loss,
+    volume_per_atom: Tensor | None,
 ) -> list[Tensor]:
-    """The sums of one quantity in the order of ``COLUMNS``, scalars in float64; the first carries the graph."""
+    """The sums of one quantity in the order of ``COLUMNS``, scalars in float64; the
+    first carries the graph.
+    """
     by_row = (len(label.mask), quantity.numbers)
     # differences in float64: at 10⁵ eV a float32 step is 8 meV
     target = label.value.reshape(by_row)
@@ -366,32 +413,43 @@ class Metrics:
     Attributes:
         loss: with the weights of the terms.
         sums: in the order of ``sum_names``.
-        errors: of every quantity, ``<name>_rmse`` and ``<name>_mae`` in its unit, per atom and, besides, undivided
-            where a quantity is divided by the number of atoms (``energy_rmse_per_atom``, ``energy_mae_per_atom``,
-            ``energy_mae_cfg``); None where nothing was labelled.
+        errors: of every quantity, ``<name>_rmse`` and ``<name>_mae`` in its unit, per atom
+            and, besides, undivided where a quantity is divided by the number of atoms
+            (``energy_rmse_per_atom``, ``energy_mae_per_atom``, ``energy_mae_cfg``); None
+            where nothing was labelled.
     """
 
     loss: float
     errors: Mapping[str, float | None]
     n_configs: int
     n_atoms: int
-    sums: tuple[float, ...] = field(default=(), compare=False, repr=False)  # that were divided, to be added to others
+    # that were divided, to be added to others
+    sums: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     def __getitem__(self, name: str) -> float | None:
         """An error by its name: ``metrics["forces_rmse"]``."""
         return self.errors[name]
 
     def of(self, quantity: Quantity) -> dict[str, float | None]:
-        """The errors of one quantity by ``rmse``, ``mae`` and, where it is divided by atoms, ``mae_cfg``."""
+        """The errors of one quantity by ``rmse``, ``mae`` and, where it is divided
+        by atoms, ``mae_cfg``.
+        """
         return {short: self.errors[name] for short, name in error_names(quantity).items()}
 
     def as_plain(self) -> dict[str, float | int | None]:
         """All of it by name, as files have it."""
-        return {"loss": self.loss, **self.errors, "n_configs": self.n_configs, "n_atoms": self.n_atoms}
+        return {
+            "loss": self.loss,
+            **self.errors,
+            "n_configs": self.n_configs,
+            "n_atoms": self.n_atoms,
+        }
 
 
 def error_names(quantity: Quantity) -> dict[str, str]:
-    """Names of the metrics of a quantity by ``rmse``, ``mae`` and, where it is divided by atoms, ``mae_cfg``."""
+    """Names of the metrics of a quantity by ``rmse``, ``mae`` and, where it is divided
+    by atoms, ``mae_cfg``.
+    """
     per_atom = "_per_atom" if quantity.over_atoms else ""
     names = {"rmse": f"{quantity.name}_rmse{per_atom}", "mae": f"{quantity.name}_mae{per_atom}"}
     return {**names, "mae_cfg": f"{quantity.name}_mae_cfg"} if quantity.over_atoms else names

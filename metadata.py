@@ -1,4 +1,5 @@
-"""Put what the data say into a model.json, or look for what is wrong with them: ``python metadata.py init --help``.
+"""Put what the data say into a model.json, or look for what is wrong with them: ``python
+metadata.py init --help``.
 
 Also ``python metadata.py fit --help`` and ``python metadata.py check --help``.
 """
@@ -23,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def init(options: MetadataInitOptions) -> None:
-    """Write a complete model.json from data (and a preset or a mace YAML); without data, the network alone."""
+    """Write a complete model.json from data (and a preset or a mace YAML); without
+    data, the network alone.
+    """
     from model_utils.tasks import describe_data as describe
 
     group = describe.start()
@@ -35,7 +38,9 @@ def init(options: MetadataInitOptions) -> None:
     if sums is None:  # the first process goes on alone
         return
     network["heads"] = describe.heads_of(sums)
-    measured = describe.measured_fields(sums, network, options, zero_shift=describe.wants_zero_shift(options))
+    measured = describe.measured_fields(
+        sums, network, options, zero_shift=describe.wants_zero_shift(options)
+    )
     describe.write(options, network | measured)
 
 

@@ -1,7 +1,8 @@
 """Which parameters move and which decay, the optimizers, and the learning-rate schedules.
 
-Two tables are open to additions, of a plug-in too: `OPTIMIZERS`, how each is built, and `SCHEDULES`, what each makes of
-the learning rate. Their keys are what a user types after ``--optimizer`` and ``--scheduler``.
+Two tables are open to additions, of a plug-in too: `OPTIMIZERS`, how each is built, and
+`SCHEDULES`, what each makes of the learning rate. Their keys are what a user types after
+``--optimizer`` and ``--scheduler``.
 """
 
 import math
@@ -28,11 +29,14 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
         InputError: a pattern fits no parameter, or none is left to train.
     """
     for pattern in patterns:
-        fitting = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern) and p.numel()]
+        fitting = [
+            p for name, p in module.named_parameters() if fnmatchcase(name, pattern) and p.numel()
+        ]
         if not fitting:
             modules = sorted({name.rpartition(".")[0] for name in _trainable(module)})
             raise InputError(
-                f"--freeze {pattern}: no parameter has such a name; there are those of {', '.join(modules[:6])} …"
+                f"--freeze {pattern}: no parameter has such a name; there are those of "
+                f"{', '.join(modules[:6])} …"
             )
         for parameter in fitting:
             parameter.requires_grad_(False)
@@ -51,9 +55,9 @@ def _trainable(module: nn.Module) -> list[str]:
 def decays(name: str, parameter: Tensor, owner: nn.Module | None = None) -> bool:
     """Whether weight decay acts on a parameter.
 
-    Biases, normalisations, scales, shifts and scalars carry physical magnitudes, which it makes no sense to push
-    towards zero. The number of dimensions says nothing: e3nn stores its linear weights flat, and 81 % of MACE-MP-0's
-    parameters are one-dimensional tensors that must decay.
+    Biases, normalisations, scales, shifts and scalars carry physical magnitudes, which it makes no
+    sense to push towards zero. The number of dimensions says nothing: e3nn stores its linear
+    weights flat, and 81 % of MACE-MP-0's parameters are one-dimensional tensors that must decay.
     """
     if parameter.numel() == 1 or any(word in name.lower() for word in NO_DECAY_WORDS):
         return False
@@ -63,10 +67,12 @@ def decays(name: str, parameter: Tensor, owner: nn.Module | None = None) -> bool
 def parameter_groups(
     module: nn.Module, weight_decay: float, rates: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in a ``decay`` and a ``no_decay`` group, each with the names of its parameters.
+    """Trainable parameters in a ``decay`` and a ``no_decay`` group, each with the
+    names of its parameters.
 
-    Parameters that a pattern of ``rates`` names (the first that fits) get groups of their own with that rate. Names are
-    kept since torch maps optimizer state by position: another grouping would swap moments silently.
+    Parameters that a pattern of ``rates`` names (the first that fits) get groups of their own with
+    that rate. Names are kept since torch maps optimizer state by position: another grouping would
+    swap moments silently.
     """
     rates = rates or {}
     groups: dict[tuple[str | None, bool], list[tuple[str, nn.Parameter]]] = {
@@ -116,7 +122,8 @@ class OptimizerSettings:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
-# groups of parameters (``parameter_groups``), settings → an optimizer whose ``step()`` takes no closure
+# groups of parameters (``parameter_groups``), settings → an optimizer whose
+# ``step()`` takes no closure
 OptimizerBuilder = Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim.Optimizer]
 
 
@@ -151,8 +158,8 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
 class ScheduleSettings:
     """A learning-rate schedule by its name in `SCHEDULES`, and its numbers; times are in ``unit``.
 
-    Each kind begins with a linear warm-up of ``warmup`` units, and none goes below ``min_lr``. Which of the other
-    numbers a kind looks at, its entry in the table says.
+    Each kind begins with a linear warm-up of ``warmup`` units, and none goes below ``min_lr``.
+    Which of the other numbers a kind looks at, its entry in the table says.
     """
 
     kind: str = "plateau"
@@ -171,7 +178,8 @@ class ScheduleTime:
 
     Attributes:
         now: not before ``start``.
-        start: since when the rate follows the schedule: after the warm-up, or since a rate was set in the run.
+        start: since when the rate follows the schedule: after the warm-up, or since a
+            rate was set in the run.
         left: how much of the way to the horizon is left, 1 to 0.
         left_at_start: the same at ``start``; below 1 where a rate was set in the run.
         reductions: how often a plateau reduced the rate.
@@ -188,13 +196,14 @@ class ScheduleTime:
 class ScheduleKind:
     """What a kind of schedule makes of the learning rate after its warm-up.
 
-    The factor must be a closed form of the time, 1 at ``start``: a run that is resumed is then where an unbroken one
-    would be.
+    The factor must be a closed form of the time, 1 at ``start``: a run that is resumed is then
+    where an unbroken one would be.
 
     Attributes:
-        factor: settings, time → factor of the base rate; with an end, the part of the way from ``min_lr`` up to the
-            base rate, which is 0 at the horizon.
-        has_end: it comes down to ``min_lr`` at its horizon, which it keeps when a resumed run is made longer.
+        factor: settings, time → factor of the base rate; with an end, the part of the way from
+            ``min_lr`` up to the base rate, which is 0 at the horizon.
+        has_end: it comes down to ``min_lr`` at its horizon, which it keeps when a
+            resumed run is made longer.
         waits: it reduces the rate after validations without a lower loss, which are counted for it.
         warmup_share: part of the horizon that is its warm-up where none is given.
         uses: the option behind each number of the settings that ``factor`` looks at.
@@ -225,7 +234,9 @@ def exponential_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
 
 
 def cosine_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
-    """Half a cosine down to ``min_lr`` at the horizon (Loshchilov & Hutter, ICLR 2017), or what is left of it."""
+    """Half a cosine down to ``min_lr`` at the horizon (Loshchilov & Hutter, ICLR 2017),
+    or what is left of it.
+    """
     height = math.sin(math.pi / 2 * time.left)
     highest = math.sin(math.pi / 2 * time.left_at_start)
     return (height / highest) ** 2  # (1 + cos x) / 2 = sin²((π - x) / 2)
@@ -238,7 +249,9 @@ def constant_factor(settings: ScheduleSettings, time: ScheduleTime) -> float:
 
 SCHEDULES: dict[str, ScheduleKind] = {
     "plateau": ScheduleKind(
-        factor=plateau_factor, waits=True, uses={"factor": "lr_factor", "patience": "scheduler_patience"}
+        factor=plateau_factor,
+        waits=True,
+        uses={"factor": "lr_factor", "patience": "scheduler_patience"},
     ),
     "step": ScheduleKind(factor=step_factor, uses={"factor": "lr_factor", "period": "lr_step"}),
     "exponential": ScheduleKind(factor=exponential_factor, uses={"factor": "lr_gamma"}),
@@ -252,8 +265,8 @@ SCHEDULES: dict[str, ScheduleKind] = {
 class Schedule:
     """Sets the learning rate of an optimizer from counters that fit on one line of a checkpoint.
 
-    The rate is a closed form of (time, plateau counters, the rate that was set last and when), not a chain of
-    multiplications, so a resumed schedule is where an unbroken one would be.
+    The rate is a closed form of (time, plateau counters, the rate that was set last and when), not
+    a chain of multiplications, so a resumed schedule is where an unbroken one would be.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: ScheduleSettings) -> None:
@@ -266,7 +279,8 @@ class Schedule:
         self.waited = 0
         self.reductions = 0
         self.held: float | None = None  # by a stage of the run: this rate, whatever the time
-        self.set_at: float | None = None  # the base rates are those of this time on, where ``set_rate`` gave them
+        # the base rates are those of this time on, where ``set_rate`` gave them
+        self.set_at: float | None = None
         self.set_left = 1.0  # how much of its curve a cosine or one-cycle had before it then
         self._apply()
 
@@ -305,11 +319,12 @@ class Schedule:
     def set_rate(self, rate: float, horizon: float) -> None:
         """This rate now, of all groups in proportion; the schedule goes on from there.
 
-        A step or exponential schedule goes on to decay at its times, a plateau forgets its reductions. A cosine or
-        one-cycle takes what is left of its curve from this rate to ``min_lr`` at ``horizon``; where nothing is left, a
-        whole half cosine. In a warm-up the rate does not rise above this one: it stays until the warm-up ends. A rate
-        that stage two holds is held from now on. Where the rate is that of the schedule already and the horizon as it
-        was, nothing changes.
+        A step or exponential schedule goes on to decay at its times, a plateau forgets its
+        reductions. A cosine or one-cycle takes what is left of its curve from this rate to
+        ``min_lr`` at ``horizon``; where nothing is left, a whole half cosine. In a warm-up the
+        rate does not rise above this one: it stays until the warm-up ends. A rate that stage two
+        holds is held from now on. Where the rate is that of the schedule already and the horizon
+        as it was, nothing changes.
 
         Args:
             rate: of the first group, above 0.
@@ -323,11 +338,13 @@ class Schedule:
         self._apply()
 
     def restart(self, horizon: float, rate: float | None = None) -> None:
-        """Begin anew at time zero, with a warm-up where there is one; a rate held by stage two stays.
+        """Begin anew at time zero, with a warm-up where there is one; a rate
+        held by stage two stays.
 
         Args:
             horizon: units from now to the end of the run.
-            rate: another base rate, of all groups in proportion; in stage two the rate that is held.
+            rate: another base rate, of all groups in proportion; in stage two
+                the rate that is held.
         """
         if rate is not None:
             self._scale_to(rate)
@@ -348,7 +365,9 @@ class Schedule:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def rate_at(self, time: float) -> float:
-        """Learning rate of the first group at a time, in epochs or steps; a plateau's as it is now."""
+        """Learning rate of the first group at a time, in epochs or steps; a
+        plateau's as it is now.
+        """
         return self.held if self.held is not None else self._rate(self.base_rates[0], time)
 
     def is_warming_up(self) -> bool:
@@ -377,7 +396,8 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` stood; cosine and onecycle keep their horizon, however long the run is now.
+        """Continue where ``state`` stood; cosine and onecycle keep their horizon,
+        however long the run is now.
 
         Checkpoints from before a rate could be set in a run lack ``set_at`` and ``set_left``.
         """
@@ -390,7 +410,9 @@ class Schedule:
 
     def _scale_to(self, rate: float) -> None:
         first = self.base_rates[0]
-        self.base_rates = [rate if base == first else base * rate / first for base in self.base_rates]
+        self.base_rates = [
+            rate if base == first else base * rate / first for base in self.base_rates
+        ]
         self.held = rate if self.held is not None else None
 
     def _apply(self) -> None:
@@ -403,7 +425,9 @@ class Schedule:
                 group["lr"] = self.held if base == first else self.held * base / first
 
     def _start(self) -> float:
-        """When the rate begins to follow the schedule: after the warm-up, or after what ``set_rate`` made of it."""
+        """When the rate begins to follow the schedule: after the warm-up, or after what
+        ``set_rate`` made of it.
+        """
         if self.set_at is not None:
             return self.set_at
         return self.settings.warmup or self.kind.warmup_share * self.settings.horizon
@@ -435,8 +459,9 @@ class Schedule:
 def scheduler_step(schedule: Schedule) -> Callable[..., None]:
     """The closure the loop calls without knowing the kind of schedule.
 
-    ``scheduler_step()`` after each optimizer step, ``scheduler_step(epoch_done=True)`` after each epoch, and
-    ``scheduler_step(loss)`` after each validation; a schedule acts on the call it is made for.
+    ``scheduler_step()`` after each optimizer step, ``scheduler_step(epoch_done=True)``
+    after each epoch, and ``scheduler_step(loss)`` after each validation; a schedule acts on
+    the call it is made for.
     """
 
     def step(val_loss: float | None = None, *, epoch_done: bool = False) -> None:

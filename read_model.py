@@ -1,4 +1,5 @@
-"""Look into weights files, ours and mace's: ``python read_model.py export|verify|show|diff|convert|best --help``.
+"""Look into weights files, ours and mace's: ``python read_model.py
+export|verify|show|diff|convert|best --help``.
 
 And into runs: ``python read_model.py reproduce RUN``, ``python read_model.py diff RUN RUN``.
 """

@@ -1,9 +1,10 @@
-"""Errors and processor time of other networks on real molecules, through the real command: three seeds, the median.
+"""Errors and processor time of other networks on real molecules, through the real command:
+three seeds, the median.
 
-    python benchmarks/architectures.py --data acac/train_300K.xyz --network PaiNN TensorNet     # on a quiet machine
+    python benchmarks/architectures.py --data acac/train_300K.xyz --network PaiNN TensorNet
 
 100 frames are trained on for 25 epochs with an EMA, five a step, and the next 50 of the file judge.
-Needs the extra `architectures`.
+Needs the extra `architectures` and a quiet machine.
 """
 
 import argparse
@@ -23,7 +24,8 @@ EPOCHS = 25
 N_TRAIN = 100
 N_VALID = 50
 BATCH = 5
-BOUNDS = {"PaiNN": 1.1 * 106.0, "TensorNet": 1.1 * 87.0, "ZEmbeddingNequIP": 200.0}  # meV/Å, of forces
+# meV/Å, of forces
+BOUNDS = {"PaiNN": 1.1 * 106.0, "TensorNet": 1.1 * 87.0, "ZEmbeddingNequIP": 200.0}
 SETTINGS: dict[str, tuple[dict[str, Any], float]] = {  # fields of model.json, learning rate
     "PaiNN": ({"channels": 128, "layers": 3}, 0.001),
     "TensorNet": ({"channels": 64, "layers": 2, "radial_features": 32}, 0.001),
@@ -44,7 +46,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], float]] = {  # fields of model.json, l
 
 def arguments() -> argparse.Namespace:
     """What is measured, and where."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="frames of one kind of molecule")
     parser.add_argument("--network", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -55,7 +59,12 @@ def arguments() -> argparse.Namespace:
 def run(*words: object) -> float:
     """Run a command of the project on one thread; the processor seconds of its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     command = [sys.executable, *map(str, words)]
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -63,19 +72,33 @@ def run(*words: object) -> float:
 
 
 def measured(name: str, seed: int, folder: Path) -> tuple[float, float]:
-    """Lowest RMSE of forces of the validations (meV/Å), and processor seconds of the whole training."""
+    """Lowest RMSE of forces of the validations (meV/Å), and processor seconds
+    of the whole training.
+    """
     fields, rate = SETTINGS[name]
     network = folder / f"{name}.json"
     network.write_text(json.dumps({"model_class": name, "r_max": 5.0, **fields}))
     complete = folder / f"{name}_complete.json"
     data = ["--xyz_train", folder / "train.xyz"]
-    run(ROOT / "metadata.py", "fit", "--input_json", network, *data, "--output_json", complete, "--overwrite")
+    run(
+        ROOT / "metadata.py",
+        "fit",
+        "--input_json",
+        network,
+        *data,
+        "--output_json",
+        complete,
+        "--overwrite",
+    )
     place = folder / f"{name}-{seed}"
     words = ["--input_json", complete, *data, "--xyz_val", folder / "valid.xyz"]
     words += ["--epochs", EPOCHS, "--batch_size", BATCH, "--lr", rate, "--ema"]
     words += ["--seed", seed, "--threads", 1, "--output_checkpoint", place, "--overwrite"]
     seconds = run(ROOT / "model_utils" / "train_mace.py", *words)
-    records = [json.loads(line) for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (place / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return 1000.0 * min(r["forces_rmse"] for r in records if r["kind"] == "valid"), seconds
 
 
@@ -95,7 +118,9 @@ def main() -> int:
         each = ", ".join(f"{rmse:.1f}" for rmse, _ in results)
         limit = "" if bound is None else f"  at most {bound:.1f}"
         seconds = median(s for _, s in results)
-        print(f"{name:18s} F rmse {error:7.1f} meV/Å ({each}){limit}  {seconds:.0f} s CPU", flush=True)
+        print(
+            f"{name:18s} F rmse {error:7.1f} meV/Å ({each}){limit}  {seconds:.0f} s CPU", flush=True
+        )
     return int(missed)
 
 

@@ -1,13 +1,15 @@
-"""Launches, bytes and memory of one training step on a GPU, counted without one: nothing is computed.
+"""Launches, bytes and memory of one training step on a GPU, counted without
+one: nothing is computed.
 
-    python benchmarks/cuda_costs.py                                  S, M and L, 216 and 4104 atoms of MgO
+    python benchmarks/cuda_costs.py   # S, M and L, 216 and 4104 atoms of MgO
     python benchmarks/cuda_costs.py --models M --atoms 4104 --forms plain --by operation
 
-Every call of torch's library in a step on fake tensors is noted: what it reads and writes, each array once per call.
-The form ``plain`` is the fast step in plain torch, as CUDA runs it without kernels; ``kernels`` the same with one
-kernel, or a few, for each sum that a backend computes; ``reference`` mace-torch's own module without the fusions of
-TorchScript. Busy time is the sum over launches of the largest of 2 µs, bytes over bandwidth and operations over rate,
-with the rates of copying and of float32 products seen on such cards: it is counted, not measured.
+Every call of torch's library in a step on fake tensors is noted: what it reads and writes, each
+array once per call. The form ``plain`` is the fast step in plain torch, as CUDA runs it without
+kernels; ``kernels`` the same with one kernel, or a few, for each sum that a backend computes;
+``reference`` mace-torch's own module without the fusions of TorchScript. Busy time is the sum over
+launches of the largest of 2 µs, bytes over bandwidth and operations over rate, with the rates of
+copying and of float32 products seen on such cards: it is counted, not measured.
 """
 
 import argparse
@@ -34,22 +36,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 FORMS = ("reference", "plain", "kernels")
-CARDS = {"H100": (3.0e12, 60e12), "H200": (4.3e12, 60e12)}  # bytes/s of a copy, float32 operations/s
+# bytes/s of a copy, float32 operations/s
+CARDS = {"H100": (3.0e12, 60e12), "H200": (4.3e12, 60e12)}
 LAUNCH = 2e-6  # s, the least a kernel takes
 CACHE = 40e6  # bytes; what is gathered from an array that fits is read once
 FREE = {
-    "detach", "alias", "view", "_unsafe_view", "expand", "permute", "transpose", "t", "select", "slice", "split",
-    "split_with_sizes", "unsqueeze", "squeeze", "as_strided", "unbind", "diagonal", "_reshape_alias", "lift_fresh",
-    "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "set_", "sym_size", "sym_stride",
-    "sym_numel", "is_same_size", "unfold", "sym_storage_offset",
+    "detach", "alias", "view", "_unsafe_view", "expand", "permute", "transpose", "t", "select",
+    "slice", "split", "split_with_sizes", "unsqueeze", "squeeze", "as_strided", "unbind",
+    "diagonal", "_reshape_alias", "lift_fresh", "empty", "empty_like", "new_empty", "empty_strided",
+    "new_empty_strided", "set_", "sym_size", "sym_stride", "sym_numel", "is_same_size", "unfold",
+    "sym_storage_offset",
 }  # fmt: skip
 FILLING = {
-    "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange",
-    "scalar_tensor", "zero_", "fill_",
+    "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like",
+    "new_full", "arange", "scalar_tensor", "zero_", "fill_",
 }  # fmt: skip
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addmm_"}
 GATHERS = {"index_select", "index", "gather", "embedding"}
-SCATTERS = {"index_add", "index_add_", "scatter_add", "scatter_add_", "index_put", "index_put_", "index_copy_"}
+SCATTERS = {
+    "index_add",
+    "index_add_",
+    "scatter_add",
+    "scatter_add_",
+    "index_put",
+    "index_put_",
+    "index_copy_",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,9 @@ class Call:
 
     def seconds(self, bandwidth: float, rate: float) -> float:
         """How long a card is busy with it."""
-        return max(LAUNCH * self.launches, (self.read + self.written) / bandwidth, self.operations / rate)
+        return max(
+            LAUNCH * self.launches, (self.read + self.written) / bandwidth, self.operations / rate
+        )
 
 
 @dataclass
@@ -150,13 +164,21 @@ def call_of(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> Call:
     if name in GATHERS:
         indices = sum(map(touched, inputs[1:]))
         source = touched(inputs[0])
-        return Call(name, 1, indices + (min(source, written) if source < CACHE else size(outputs[0])), written)
+        return Call(
+            name,
+            1,
+            indices + (min(source, written) if source < CACHE else size(outputs[0])),
+            written,
+        )
     if name == "_embedding_bag_forward_only":
         table, rows = inputs[:2]
         listed = rows.numel() * table.shape[1] * table.element_size()
         source = touched(table)
         return Call(
-            name, 1, sum(map(touched, inputs[1:])) + (min(source, listed) if source < CACHE else listed), written
+            name,
+            1,
+            sum(map(touched, inputs[1:])) + (min(source, listed) if source < CACHE else listed),
+            written,
         )
     if name in SCATTERS:
         source = size(inputs[-1])
@@ -197,8 +219,12 @@ class CountedKernels:
             written = [tensor for tensor in outputs if isinstance(tensor, Tensor)]
             launches, read_twice = KERNELS.get(name, (1, False))
             factor = 2 if read_twice else 1  # arrays of pairs are met by both edges
-            read = factor * sum(size(t) for t in tensors if not any(t is other for other in written))
-            self._counted.calls.append(Call(name, launches, read, launches * sum(map(size, written))))
+            read = factor * sum(
+                size(t) for t in tensors if not any(t is other for other in written)
+            )
+            self._counted.calls.append(
+                Call(name, launches, read, launches * sum(map(size, written)))
+            )
 
         return kernel
 
@@ -210,7 +236,9 @@ KERNELS = {  # launches, and whether arrays of pairs are read by both edges
 
 
 def structures_of(atoms: int, table: int) -> tuple[list[Any], list[int]]:
-    """Supercells of MgO, of at least so many atoms together; of 17 elements in a table of ``table``."""
+    """Supercells of MgO, of at least so many atoms together; of 17 elements
+    in a table of ``table``.
+    """
     rng = np.random.default_rng(5)
     structures: list[Any] = []
     numbers: list[int] = []
@@ -226,14 +254,18 @@ def fake_parameters(module: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 with mode:
-                    empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)
+                    empty = torch.empty_strided(
+                        parameter.shape, parameter.stride(), dtype=parameter.dtype
+                    )
                 part._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 @contextmanager
 def as_on_a_gpu(form: str, counted: Counted) -> Iterator[None]:
-    """The algebra of a form, with sums as they are on a GPU; fake tensors can only be of the CPU."""
+    """The algebra of a form, with sums as they are on a GPU; fake tensors
+    can only be of the CPU.
+    """
     from unittest import mock
 
     from model_utils.models.fast import backends, fast_network, first_layer, geometry, linear, sums
@@ -250,9 +282,15 @@ def as_on_a_gpu(form: str, counted: Counted) -> Iterator[None]:
 
 
 def counted_step(
-    form: str, hidden: str, atoms: int, *, table: int = 0, structures: tuple[list[Any], list[int]] | None = None
+    form: str,
+    hidden: str,
+    atoms: int,
+    *,
+    table: int = 0,
+    structures: tuple[list[Any], list[int]] | None = None,
 ) -> tuple[Counted, int, int]:
-    """Calls of one training step in single precision, after the first one; numbers of atoms and edges.
+    """Calls of one training step in single precision, after the first one;
+    numbers of atoms and edges.
 
     Args:
         form: of ``FORMS``.
@@ -272,8 +310,8 @@ def counted_step(
 
     chosen, numbers = structures_of(atoms, table) if structures is None else structures
     fields = {
-        "model_class": "ScaleShiftMACE", "r_max": 5.0, "atomic_numbers": numbers,
-        "atomic_energies": [-1.0] * len(numbers), "avg_num_neighbors": 50.0, "atomic_inter_scale": 1.3,
+        "model_class": "ScaleShiftMACE", "r_max": 5.0, "atomic_numbers": numbers, "atomic_energies":
+        [-1.0] * len(numbers), "avg_num_neighbors": 50.0, "atomic_inter_scale": 1.3,
         "atomic_inter_shift": 0.2, "hidden_irreps": hidden,
     }  # fmt: skip
     described = model_json.parse(json.dumps(fields), "benchmark")
@@ -285,9 +323,13 @@ def counted_step(
     finally:
         e3nn.set_optimization_defaults(jit_script_fx=before)
     graphs = [build_graph(s, described.r_max) for s in chosen]
-    host = collate(chosen, graphs, range(len(chosen)), described.facts(), torch.float32, free_atoms_only=False)
+    host = collate(
+        chosen, graphs, range(len(chosen)), described.facts(), torch.float32, free_atoms_only=False
+    )
     with as_on_a_gpu(form, counted):
-        network = model_loader.build_network(module, "reference" if form == "reference" else "fast", described)
+        network = model_loader.build_network(
+            module, "reference" if form == "reference" else "fast", described
+        )
         host = network.prepared(host)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         weights = fake_parameters(module, mode)
@@ -301,11 +343,19 @@ def counted_step(
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=train_step.MODELS, default=["S", "M", "L"])
     parser.add_argument("--atoms", nargs="+", type=int, default=[216, 4104])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["plain", "kernels"])
-    parser.add_argument("--elements", type=int, choices=[0, 85], default=0, help="85: of the model's table, 17 present")
+    parser.add_argument(
+        "--elements",
+        type=int,
+        choices=[0, 85],
+        default=0,
+        help="85: of the model's table, 17 present",
+    )
     parser.add_argument("--by", choices=["operation"], help="also the heaviest operations")
     args = parser.parse_args()
     torch.set_default_dtype(torch.float32)
@@ -314,10 +364,13 @@ def main() -> None:
     for model in args.models:
         for atoms in args.atoms:
             for form in args.forms:
-                step, n_atoms, n_edges = counted_step(form, train_step.MODELS[model], atoms, table=args.elements)
+                step, n_atoms, n_edges = counted_step(
+                    form, train_step.MODELS[model], atoms, table=args.elements
+                )
                 print(
-                    f"{model:5s} {n_atoms:6d} {n_edges:8d} {form:9s} {step.launches:9d} {step.bytes / 1e9:7.1f} "
-                    f"{step.operations / 1e9:7.1f} {step.peak / 2**30:9.2f} {1e3 * step.busy('H100'):8.1f} "
+                    f"{model:5s} {n_atoms:6d} {n_edges:8d} {form:9s} {step.launches:9d} "
+                    f"{step.bytes / 1e9:7.1f} {step.operations / 1e9:7.1f} "
+                    f"{step.peak / 2**30:9.2f} {1e3 * step.busy('H100'):8.1f} "
                     f"{1e3 * step.busy('H200'):8.1f}",
                     flush=True,
                 )

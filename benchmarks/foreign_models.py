@@ -1,10 +1,12 @@
-"""Small models as releases 0.3.3 … 0.3.16 of mace-torch write them, for ``tests/data/foreign``: ``foreign_models.py``.
+"""Small models as releases 0.3.3 … 0.3.16 of mace-torch write them, for ``tests/data/foreign``:
+``foreign_models.py``.
 
-Every release is installed without its dependencies into a folder of its own and imported in a process of its own,
-over the torch and e3nn of this environment. It builds each small network that its constructors know, pickles it as
-``mace_run_train`` does, and computes energies and forces with its own forward pass. What comes of it, an archive with
-a folder per release and its ``expected.json``, is what the tests read. The TorchScript that e3nn adds to a pickle
-(nine tenths of a small one, and bytes that no reader here looks into) is left out. About five minutes.
+Every release is installed without its dependencies into a folder of its own and imported in a
+process of its own, over the torch and e3nn of this environment. It builds each small network that
+its constructors know, pickles it as ``mace_run_train`` does, and computes energies and forces with
+its own forward pass. What comes of it, an archive with a folder per release and its
+``expected.json``, is what the tests read. The TorchScript that e3nn adds to a pickle (nine tenths
+of a small one, and bytes that no reader here looks into) is left out. About five minutes.
 """
 
 import argparse
@@ -31,7 +33,13 @@ LATER = "RealAgnosticResidualInteractionBlock"
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 EMBEDDINGS = {
     "total_spin": {"type": "categorical", "per": "graph", "num_classes": 7, "emb_dim": 4},
-    "total_charge": {"type": "categorical", "per": "graph", "num_classes": 9, "offset": 4, "emb_dim": 4},
+    "total_charge": {
+        "type": "categorical",
+        "per": "graph",
+        "num_classes": 9,
+        "offset": 4,
+        "emb_dim": 4,
+    },
 }
 BASE: dict[str, Any] = {
     "model_class": "ScaleShiftMACE",
@@ -50,7 +58,8 @@ BASE: dict[str, Any] = {
     "radial_MLP": [5],
     "atomic_inter_scale": 0.8041,
     "atomic_inter_shift": 0.1641,
-    "use_reduced_cg": False,  # as mace_run_train gives it; releases that do not know it have the same
+    # as mace_run_train gives it; releases that do not know it have the same
+    "use_reduced_cg": False,
 }
 OMAT = {"distance_transform": "Agnesi", "pair_repulsion": True}
 DENSITY = {
@@ -105,7 +114,8 @@ NETWORKS: dict[str, dict[str, Any]] = {  # what differs from BASE
         "embedding_specs": EMBEDDINGS,
         "use_embedding_readout": True,
     },
-    "constructor": {"use_reduced_cg": True},  # the constructor's default: without cuequivariance it has no effect
+    # the constructor's default: without cuequivariance it has no effect
+    "constructor": {"use_reduced_cg": True},
     "all_irreps": {"keep_last_layer_irreps": True},
     "element_dependent": {"interaction_cls": "ResidualElementDependentInteractionBlock"},
 }
@@ -115,9 +125,14 @@ def main() -> None:
     """Install every release, let it write, and pack what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--releases", nargs="+", default=RELEASES)
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "tests/data/foreign/mace_torch.tar.xz")
-    parser.add_argument("--installed", type=Path, help="folder of releases, one mace-X.Y.Z each; kept if given")
-    parser.add_argument("--networks_of", type=Path, help=argparse.SUPPRESS)  # in the release's own process
+    parser.add_argument(
+        "--output", type=Path, default=HERE.parents[1] / "tests/data/foreign/mace_torch.tar.xz"
+    )
+    parser.add_argument(
+        "--installed", type=Path, help="folder of releases, one mace-X.Y.Z each; kept if given"
+    )
+    # in the release's own process
+    parser.add_argument("--networks_of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.networks_of is not None:
         write_networks(options.networks_of)
@@ -137,16 +152,31 @@ def run_release(release: str, folder: Path, installed: Path) -> None:
     """Let one release write its networks into a folder."""
     target = installed / f"mace-{release}"
     if not target.exists():
-        words = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), f"mace-torch=={release}"]
+        words = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(target),
+            f"mace-torch=={release}",
+        ]
         subprocess.run([sys.executable, *words], check=True)
     environment = {**os.environ, "PYTHONPATH": str(target), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    subprocess.run([sys.executable, str(HERE), "--networks_of", str(folder)], check=True, env=environment, cwd=folder)
+    subprocess.run(
+        [sys.executable, str(HERE), "--networks_of", str(folder)],
+        check=True,
+        env=environment,
+        cwd=folder,
+    )
 
 
 def pack(folder: Path, archive: Path) -> None:
     """The folder's files as an archive that depends on their names and content alone."""
     with tarfile.open(archive, "w:xz", preset=9) as packed:
-        for path in sorted(folder.rglob("*.*"), key=lambda path: (path.name, path.parent.name)):  # alike ones together
+        # alike ones together
+        for path in sorted(folder.rglob("*.*"), key=lambda path: (path.name, path.parent.name)):
             if path.is_file():
                 entry = tarfile.TarInfo(str(path.relative_to(folder)))
                 content = path.read_bytes()
@@ -158,7 +188,9 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def write_networks(folder: Path) -> None:
-    """Every network that this release can build, pickled, with its energies and forces in ``expected.json``."""
+    """Every network that this release can build, pickled, with its energies and
+    forces in ``expected.json``.
+    """
     warnings.simplefilter("ignore")
     import mace
     import torch
@@ -166,7 +198,11 @@ def write_networks(folder: Path) -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     leave_out_torchscript()
-    expected: dict[str, Any] = {"release": mace.__version__, "structures": structures(), "networks": {}}
+    expected: dict[str, Any] = {
+        "release": mace.__version__,
+        "structures": structures(),
+        "networks": {},
+    }
     for name, differences in NETWORKS.items():
         fields = {**BASE, **differences}
         module = built(fields)
@@ -179,7 +215,8 @@ def write_networks(folder: Path) -> None:
                 [computed(module, structure, fields, head) for structure in expected["structures"]]
                 for head in range(len(heads))
             ]
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # built, but not run by this release
+        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+            # built, but not run by this release
             print(f"{mace.__version__} cannot run {name}: {str(error).splitlines()[0]:.120}")
             results = None
         expected["networks"][name] = {"fields": fields, "heads": heads, "results": results}
@@ -202,7 +239,9 @@ def leave_out_torchscript() -> None:
 
 
 def built(fields: dict[str, Any]) -> Any:
-    """The module with random weights, or None where the release's constructor lacks an argument or a class."""
+    """The module with random weights, or None where the release's constructor lacks
+    an argument or a class.
+    """
     import torch
     from e3nn import o3
     from mace import modules
@@ -234,7 +273,11 @@ def built(fields: dict[str, Any]) -> Any:
             arguments[key] = [arguments[key], arguments[key] + 0.25]
     if fields["model_class"] == "MACE":
         del arguments["atomic_inter_scale"], arguments["atomic_inter_shift"]
-    taken = {*inspect.signature(modules.MACE.__init__).parameters, "atomic_inter_scale", "atomic_inter_shift"}
+    taken = {
+        *inspect.signature(modules.MACE.__init__).parameters,
+        "atomic_inter_scale",
+        "atomic_inter_shift",
+    }
     if "use_reduced_cg" not in taken and not arguments["use_reduced_cg"]:
         del arguments["use_reduced_cg"]
     if not set(arguments) <= taken:
@@ -255,7 +298,11 @@ def structures() -> list[dict[str, Any]]:
     probes: list[dict[str, Any]] = []
     for periodic in (False, True):
         positions = grid + rng.normal(0.0, 0.12, grid.shape)
-        cell = np.array([[3.0, 0.0, 0.0], [0.4, 3.1, 0.0], [0.0, -0.3, 2.9]]) if periodic else np.zeros((3, 3))
+        cell = (
+            np.array([[3.0, 0.0, 0.0], [0.4, 3.1, 0.0], [0.0, -0.3, 2.9]])
+            if periodic
+            else np.zeros((3, 3))
+        )
         probes.append(
             {
                 "numbers": rng.choice(ELEMENTS, len(grid)).tolist(),
@@ -269,7 +316,9 @@ def structures() -> list[dict[str, Any]]:
     return probes
 
 
-def computed(module: Any, structure: dict[str, Any], fields: dict[str, Any], head: int) -> dict[str, Any]:
+def computed(
+    module: Any, structure: dict[str, Any], fields: dict[str, Any], head: int
+) -> dict[str, Any]:
     """Energy (eV) and forces (eV/Å) by the release's own forward pass."""
     import torch
 
@@ -294,9 +343,15 @@ def computed(module: Any, structure: dict[str, Any], fields: dict[str, Any], hea
     return {"energy": output["energy"].item(), "forces": output["forces"].tolist()}
 
 
-def neighbours(positions: np.ndarray, cell: np.ndarray, periodic: bool, r_max: float) -> tuple[np.ndarray, ...]:
-    """Every pair within r_max by looking at all images: (sender, receiver), shift in Å, shift in cells."""
-    images = np.stack(np.meshgrid(*[np.arange(-2.0, 3.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+def neighbours(
+    positions: np.ndarray, cell: np.ndarray, periodic: bool, r_max: float
+) -> tuple[np.ndarray, ...]:
+    """Every pair within r_max by looking at all images: (sender, receiver),
+    shift in Å, shift in cells.
+    """
+    images = np.stack(np.meshgrid(*[np.arange(-2.0, 3.0)] * 3, indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
     images = images if periodic else np.zeros((1, 3))
     edges = []
     units = []

@@ -1,11 +1,12 @@
-"""What only a GPU can say, within ten minutes: ``python benchmarks/gpu.py`` on a machine that has one.
+"""What only a GPU can say, within ten minutes: ``python benchmarks/gpu.py`` on
+a machine that has one.
 
-    python benchmarks/gpu.py                 everything, then tests/test_cuda.py and tests/test_ranks_cuda.py
-    python benchmarks/gpu.py --rehearse      the same on a CPU with a tiny network, to see that all parts run
+    python benchmarks/gpu.py              # everything, then the tests on a GPU
+    python benchmarks/gpu.py --rehearse   # on a CPU with a tiny network, to see that all parts run
 
-Each part is guarded and timed: one that fails says so, and the next may still tell something. Forms of the step are
-timed in processes of their own, since mace-torch's own setting of TorchScript is one of the whole process. At the end
-stands one table, for the README.
+Each part is guarded and timed: one that fails says so, and the next may still tell something. Forms
+of the step are timed in processes of their own, since mace-torch's own setting of TorchScript is
+one of the whole process. At the end stands one table, for the README.
 """
 
 import argparse
@@ -70,18 +71,28 @@ class Parts:
         x = torch.empty(n, device=self.device)
         y = torch.empty_like(x)
         self.bandwidth = 2 * x.nbytes / (timed(lambda: y.copy_(x), self.device) / 1e3)
-        a = torch.randn(256 if self.rehearsal else 8192, 256 if self.rehearsal else 8192, device=self.device)
+        a = torch.randn(
+            256 if self.rehearsal else 8192, 256 if self.rehearsal else 8192, device=self.device
+        )
         rate = 2 * len(a) ** 3 / (timed(lambda: a @ a, self.device) / 1e3)
         precision = torch.get_float32_matmul_precision()
-        say(f"copy {self.bandwidth / 1e12:.3f} TB/s; float32 product {rate / 1e12:.2f} TFLOP/s ({precision})")
+        say(
+            f"copy {self.bandwidth / 1e12:.3f} TB/s; float32 product {rate / 1e12:.2f} "
+            f"TFLOP/s ({precision})"
+        )
         if self.rehearsal:
             return
         card = torch.cuda.get_device_properties(self.device)
         settings = torch.cuda.memory._snapshot()["allocator_settings"]
-        say(f"{card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}, memory: {settings}")
+        say(
+            f"{card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}, "
+            f"memory: {settings}"
+        )
 
     def correctness(self) -> None:
-        """Loss and gradients of the fast step against mace-torch's module, both precisions; bits of two runs."""
+        """Loss and gradients of the fast step against mace-torch's module, both
+        precisions; bits of two runs.
+        """
         from losses import Loss
         from model_utils import model_loader
         from model_utils.run.step import loss_and_gradients
@@ -89,7 +100,9 @@ class Parts:
         loss = Loss.of()
         for name, limit in AGREE.items():
             for model, hidden in self.models.items():
-                described, module, batch = made(hidden, 0 if self.rehearsal else 216, name, self.device)
+                described, module, batch = made(
+                    hidden, 0 if self.rehearsal else 216, name, self.device
+                )
                 weights = model_loader.trainable(module)
                 by_form = {}
                 for form in ("reference", "fast"):
@@ -97,17 +110,30 @@ class Parts:
                     by_form[form] = loss_and_gradients(network, weights, [batch], loss)
                 again = loss_and_gradients(network, weights, [batch], loss)
                 ours, theirs = (flat(by_form[form].gradients) for form in ("fast", "reference"))
-                error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
-                same = torch.equal(ours, flat(again.gradients)) and torch.equal(again.loss, by_form["fast"].loss)
-                self.judge(f"{model} {name}: gradients of fast and reference differ by {error:.1e}", error < limit)
-                self.judge(f"{model} {name}: {network.arithmetic}: two steps have the same bits", same)
+                error = float(
+                    torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
+                )
+                same = torch.equal(ours, flat(again.gradients)) and torch.equal(
+                    again.loss, by_form["fast"].loss
+                )
+                self.judge(
+                    f"{model} {name}: gradients of fast and reference differ by {error:.1e}",
+                    error < limit,
+                )
+                self.judge(
+                    f"{model} {name}: {network.arithmetic}: two steps have the same bits", same
+                )
 
     def convolution(self) -> None:
-        """Times and bandwidth of the convolution and its derivatives, by whatever computes it here."""
+        """Times and bandwidth of the convolution and its derivatives, by
+        whatever computes it here.
+        """
         from model_utils import model_loader
 
         for model, hidden in self.models.items():
-            described, module, batch = made(hidden, 0 if self.rehearsal else 4104, "float32", self.device)
+            described, module, batch = made(
+                hidden, 0 if self.rehearsal else 4104, "float32", self.device
+            )
             network = model_loader.build_network(module, "fast", described)
             graph = network.graph(network.prepared(batch))
             convolution = network.plan.interactions[1].couplings
@@ -118,10 +144,19 @@ class Parts:
                 (graph.n_pairs, (convolution.max_ell + 1) ** 2),
                 (graph.n_pairs, len(convolution.paths) * channels),
             ]
-            h, y, w = (torch.randn(shape, device=self.device).requires_grad_(True) for shape in shapes)
-            self.time_convolution(f"{model} {graph.n_atoms} atoms, {network.arithmetic}", convolution, graph, (h, y, w))
+            h, y, w = (
+                torch.randn(shape, device=self.device).requires_grad_(True) for shape in shapes
+            )
+            self.time_convolution(
+                f"{model} {graph.n_atoms} atoms, {network.arithmetic}",
+                convolution,
+                graph,
+                (h, y, w),
+            )
 
-    def time_convolution(self, what: str, convolution: Any, graph: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+    def time_convolution(
+        self, what: str, convolution: Any, graph: Any, inputs: tuple[torch.Tensor, ...]
+    ) -> None:
         """Bytes are those of a kernel that meets arrays of pairs once for each of their edges."""
         h, y, w = inputs
         with torch.no_grad():
@@ -138,7 +173,10 @@ class Parts:
     def report_bandwidth(self, what: str, ms: float, moved: int) -> None:
         """Say what share of a copy's rate a kernel reaches."""
         rate = moved / (ms / 1e3)
-        say(f"{what} {ms:.3f} ms, {rate / 1e12:.2f} TB/s, {100 * rate / self.bandwidth:.0f} % of a copy")
+        say(
+            f"{what} {ms:.3f} ms, {rate / 1e12:.2f} TB/s, "
+            f"{100 * rate / self.bandwidth:.0f} % of a copy"
+        )
 
     def waits_and_launches(self) -> None:
         """Waits of the host within a step, and kernels that it starts."""
@@ -147,7 +185,9 @@ class Parts:
         from model_utils.run.step import loss_and_gradients
 
         hidden = next(iter(self.models.values())) if self.rehearsal else MODELS["M"]
-        described, module, batch = made(hidden, 0 if self.rehearsal else 216, "float32", self.device)
+        described, module, batch = made(
+            hidden, 0 if self.rehearsal else 216, "float32", self.device
+        )
         weights = model_loader.trainable(module)
         for form in ("reference", "fast"):
             network = model_loader.build_network(module, form, described)
@@ -185,31 +225,67 @@ class Parts:
             place = Path(folder)
             (place / "m.json").write_text(json.dumps(NETWORK))
             write(place / "t.xyz", waters(12), format="extxyz")
-            common = ["--input_json", place / "m.json", "--xyz_train", place / "t.xyz", "--batch_size", 4, "--ema"]
-            common += ["--dtype", "float64", "--device", self.device.type, "--valid_fraction", 0.2, "--epochs", 4]
+            common = [
+                "--input_json",
+                place / "m.json",
+                "--xyz_train",
+                place / "t.xyz",
+                "--batch_size",
+                4,
+                "--ema",
+            ]
+            common += [
+                "--dtype",
+                "float64",
+                "--device",
+                self.device.type,
+                "--valid_fraction",
+                0.2,
+                "--epochs",
+                4,
+            ]
             for name, more in (("whole", []), ("part", ["--max_steps", 5])):
                 run(train_mace.main, [*common, *more, "--output_checkpoint", place / name])
-            run(resume.main, ["--input_model", place / "part" / "part_checkpoint.pt", "--max_steps", 100])
-            whole, part = (checkpoint.read(place / n / f"{n}_checkpoint.pt").tensors for n in ("whole", "part"))
+            run(
+                resume.main,
+                ["--input_model", place / "part" / "part_checkpoint.pt", "--max_steps", 100],
+            )
+            whole, part = (
+                checkpoint.read(place / n / f"{n}_checkpoint.pt").tensors for n in ("whole", "part")
+            )
             same = all(torch.equal(whole[name], part[name]) for name in whole)
-            self.judge("a run that was broken off and went on has the same bits, without --deterministic", same)
+            self.judge(
+                "a run that was broken off and went on has the same bits, without --deterministic",
+                same,
+            )
             errors = []
             for device in (self.device.type, "cpu"):
                 report = place / f"errors{len(errors)}.json"
-                words = ["--input_model", place / "whole" / "whole_model.pt", "--xyz_path", place / "t.xyz"]
+                words = [
+                    "--input_model",
+                    place / "whole" / "whole_model.pt",
+                    "--xyz_path",
+                    place / "t.xyz",
+                ]
                 run(evaluate.main, [*words, "--device", device, "--output_json", report])
                 errors.append(json.loads(report.read_text())["forces_rmse"])
-            self.judge("what the device wrote has its errors on a CPU too", abs(errors[0] / errors[1] - 1) < 1e-9)
+            self.judge(
+                "what the device wrote has its errors on a CPU too",
+                abs(errors[0] / errors[1] - 1) < 1e-9,
+            )
 
     def tests(self) -> None:
         """The tests that need a GPU."""
         left = max(LIMIT - (time.monotonic() - BEGAN), 60.0)
         words = [sys.executable, "-m", "pytest", "-q", "-x" if self.rehearsal else "-rf"]
         words += [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_ranks_cuda.py")]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=left, cwd=ROOT)
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, timeout=left, cwd=ROOT
+        )
         print(done.stdout[-6000:])
         self.judge(
-            "tests/test_cuda.py and tests/test_ranks_cuda.py", done.returncode in ((0, 5) if self.rehearsal else (0,))
+            "tests/test_cuda.py and tests/test_ranks_cuda.py",
+            done.returncode in ((0, 5) if self.rehearsal else (0,)),
         )
 
     def judge(self, sentence: str, holds: bool) -> None:
@@ -227,10 +303,16 @@ class Parts:
         for key in dict.fromkeys((row["model"], row["atoms"], row["edges"]) for row in self.rows):
             cells = []
             for form in forms:
-                of_form = [r for r in self.rows if r["form"] == form and (r["model"], r["atoms"], r["edges"]) == key]
+                of_form = [
+                    r
+                    for r in self.rows
+                    if r["form"] == form and (r["model"], r["atoms"], r["edges"]) == key
+                ]
                 cells.append(cell(of_form[0]) if of_form else "")
             print(f"| {key[0]}, {key[1]}, {key[2]} | " + " | ".join(cells) + " |")
-        print("\n" + ("everything holds" if not self.bad else "does not hold: " + "; ".join(self.bad)))
+        print(
+            "\n" + ("everything holds" if not self.bad else "does not hold: " + "; ".join(self.bad))
+        )
 
 
 def cell(row: dict[str, Any]) -> str:
@@ -244,7 +326,9 @@ def rows_of(words: list[str], seconds: float) -> tuple[list[dict[str, Any]], str
     """What a child measured, and how it ended where that was not its end."""
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
         try:
-            code: int | str = subprocess.run(words, stdout=said, stderr=errors, check=False, timeout=seconds).returncode
+            code: int | str = subprocess.run(
+                words, stdout=said, stderr=errors, check=False, timeout=seconds
+            ).returncode
         except subprocess.TimeoutExpired:
             code = "its time was over"
         said.seek(0)
@@ -315,7 +399,9 @@ def waits_of(step: Callable[[], None], device: torch.device) -> list[str]:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    lines = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)})
+    lines = sorted(
+        {f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)}
+    )
     if lines:
         say("  waits:", ", ".join(lines))
     return lines
@@ -330,7 +416,9 @@ def launches_of(step: Callable[[], None], device: torch.device) -> tuple[int, li
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         step()
         wait(device)
-    kernels = [e for e in profiled.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [
+        e for e in profiled.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA
+    ]
     kernels.sort(key=lambda event: -event.self_device_time_total)
     top = [f"{e.self_device_time_total / 1e3:.2f} ms {e.count}x {e.key[:50]}" for e in kernels[:5]]
     return sum(event.count for event in kernels), top
@@ -349,7 +437,9 @@ def crystals(atoms: int) -> list[Any]:
     return structures
 
 
-def built(hidden: str, dtype_name: str, device: torch.device, *, small: bool = False) -> tuple[Any, Any]:
+def built(
+    hidden: str, dtype_name: str, device: torch.device, *, small: bool = False
+) -> tuple[Any, Any]:
     """Description and module, this on the device; ``small``: for the cell of eight atoms."""
     from model_utils import model_loader, runtime
     from model_utils.models import description as model_json
@@ -380,7 +470,9 @@ def batch_of(described: Any, atoms: int, module: Any) -> Any:
     own = next(module.parameters())
     graphs = [build_graph(s, described.r_max) for s in structures]
     numbers = range(len(structures))
-    batch = collate(structures, graphs, numbers, described.facts(), own.dtype, free_atoms_only=False)
+    batch = collate(
+        structures, graphs, numbers, described.facts(), own.dtype, free_atoms_only=False
+    )
     return model_loader.preparation("fast", described)(batch).to(own.device)
 
 
@@ -394,12 +486,17 @@ def made(hidden: str, atoms: int, dtype_name: str, device: torch.device) -> tupl
 
 
 def child(form: str, seconds: float, *, rehearsal: bool) -> None:
-    """Steps of one form, a line of JSON for each model and size; larger ones are left out where one did not fit."""
+    """Steps of one form, a line of JSON for each model and size; larger ones are left out
+    where one did not fit.
+    """
     from model_utils import runtime
     from model_utils.run.memory import _out_of_memory
 
     device = runtime.start(
-        device="cpu" if rehearsal else "cuda", dtype=torch.float32, threads=1 if rehearsal else None, seed=3
+        device="cpu" if rehearsal else "cuda",
+        dtype=torch.float32,
+        threads=1 if rehearsal else None,
+        seed=3,
     )
     for model, hidden in (TINY if rehearsal else MODELS).items():
         described, module = built(hidden, "float32", device, small=rehearsal)
@@ -407,12 +504,22 @@ def child(form: str, seconds: float, *, rehearsal: bool) -> None:
             if time.monotonic() - BEGAN > seconds:
                 return
             batch = batch_of(described, atoms, module)
-            row: dict[str, Any] = {"form": form, "model": model, "atoms": batch.n_atoms, "edges": batch.n_edges}
+            row: dict[str, Any] = {
+                "form": form,
+                "model": model,
+                "atoms": batch.n_atoms,
+                "edges": batch.n_edges,
+            }
             try:
-                row |= measured(step_of(form, described, module, batch), device, 0.2 if rehearsal else 0.7)
+                row |= measured(
+                    step_of(form, described, module, batch), device, 0.2 if rehearsal else 0.7
+                )
             except Exception as error:
                 too_large = _out_of_memory(error)
-                row |= {"ms": None, "why": "does not fit" if too_large else f"fails: {str(error)[:80]}"}
+                row |= {
+                    "ms": None,
+                    "why": "does not fit" if too_large else f"fails: {str(error)[:80]}",
+                }
             print(json.dumps(row), flush=True)
             if row["ms"] is None and row["why"] != "does not fit":
                 return
@@ -480,7 +587,9 @@ def fuse_convolutions() -> None:
 
 def main() -> int:
     """Every part in turn; 1 where something does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a tiny network")
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--child", choices=FORMS, help=argparse.SUPPRESS)
@@ -495,9 +604,19 @@ def main() -> int:
     from model_utils import runtime
 
     threads = 1 if args.rehearse else None
-    runtime.start(device="cpu" if args.rehearse else "cuda", dtype=torch.float32, threads=threads, seed=3)
+    runtime.start(
+        device="cpu" if args.rehearse else "cuda", dtype=torch.float32, threads=threads, seed=3
+    )
     parts = Parts(rehearsal=args.rehearse)
-    names = ["environment", "correctness", "convolution", "waits_and_launches", "files", "steps", "tests"]
+    names = [
+        "environment",
+        "correctness",
+        "convolution",
+        "waits_and_launches",
+        "files",
+        "steps",
+        "tests",
+    ]
     for name in names if args.parts is None else args.parts:
         if time.monotonic() - BEGAN > LIMIT:
             parts.judge(f"{name}: in the time there is", holds=False)

@@ -1,10 +1,11 @@
 """Rates and memory of reading LMDBs: ``python benchmarks/lmdb_reading.py FOLDER [--rows 1.0]``.
 
-FOLDER gets synthetic shards (lmdb_shards.py; 15 GB at ``--rows 1``) and is used again where they are there. Prints:
-indexing of OC20-like and of small rows, also interrupted and continued; counting of edges; opening of a kept index;
-resident memory of a training process at 10⁴ and 10⁶ rows; and structures per second with neighbour lists against
-mace-torch's own loader on the same `.aselmdb`, same workers, in turn. Rates are per second of wall clock and per second
-of processor time of one core: on a machine that is shared the second is the one to compare.
+FOLDER gets synthetic shards (lmdb_shards.py; 15 GB at ``--rows 1``) and is used again where they
+are there. Prints: indexing of OC20-like and of small rows, also interrupted and continued; counting
+of edges; opening of a kept index; resident memory of a training process at 10⁴ and 10⁶ rows; and
+structures per second with neighbour lists against mace-torch's own loader on the same `.aselmdb`,
+same workers, in turn. Rates are per second of wall clock and per second of processor time of one
+core: on a machine that is shared the second is the one to compare.
 """
 
 import argparse
@@ -50,7 +51,10 @@ def shard(folder: Path, kind: str, n: int) -> Path:
     if not path.exists():
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
-        subprocess.run([sys.executable, str(ROOT / "benchmarks/lmdb_shards.py"), kind, str(n), temporary], check=True)
+        subprocess.run(
+            [sys.executable, str(ROOT / "benchmarks/lmdb_shards.py"), kind, str(n), temporary],
+            check=True,
+        )
         temporary.rename(path)
     return path
 
@@ -68,7 +72,10 @@ def timed(what: str, rows: int) -> Iterator[None]:
     def spent() -> float:
         return sum(
             usage.ru_utime + usage.ru_stime
-            for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+            for usage in (
+                resource.getrusage(resource.RUSAGE_SELF),
+                resource.getrusage(resource.RUSAGE_CHILDREN),
+            )
         )
 
     began = time.perf_counter()
@@ -77,7 +84,9 @@ def timed(what: str, rows: int) -> Iterator[None]:
     wall = time.perf_counter() - began
     busy = spent() - before
     print(
-        f"{what}: {rows} rows, {wall:.1f} s, {rows / wall:.0f} rows/s, {rows / busy:.0f} rows/s of one core", flush=True
+        f"{what}: {rows} rows, {wall:.1f} s, {rows / wall:.0f} rows/s, {rows / busy:.0f} "
+        "rows/s of one core",
+        flush=True,
     )
 
 
@@ -94,7 +103,9 @@ print(len(source), time.perf_counter() - began)
 
 def opened(path: Path) -> tuple[int, float]:
     """Open a source in a process of its own: number of rows, seconds."""
-    done = subprocess.run([sys.executable, "-c", OPEN, path], cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, path], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     n, seconds = done.stdout.split()
     return int(n), float(seconds)
 
@@ -109,7 +120,9 @@ def index_rates(folder: Path, share: float) -> None:
             assert opened(path)[0] == n
     whole = {entry.name: entry.read_bytes() for entry in folder.glob(f"{path.name}.*.index")}
     forget_index(path)
-    process = subprocess.Popen([sys.executable, "-c", OPEN, path], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPEN, path], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     work = folder / f"{next(iter(whole))}.building"
     while len(list(work.glob("0*"))) < 5 and process.poll() is None:
         time.sleep(0.05)
@@ -117,8 +130,13 @@ def index_rates(folder: Path, share: float) -> None:
     process.wait()
     made = len(list(work.glob("0*")))
     assert opened(path)[0] == n
-    same = whole == {entry.name: entry.read_bytes() for entry in folder.glob(f"{path.name}.*.index")}
-    print(f"index {kind} killed after {made} parts and continued: {'the same bytes' if same else 'DIFFERENT'}")
+    same = whole == {
+        entry.name: entry.read_bytes() for entry in folder.glob(f"{path.name}.*.index")
+    }
+    print(
+        f"index {kind} killed after {made} parts and continued: "
+        f"{'the same bytes' if same else 'DIFFERENT'}"
+    )
 
 
 def edge_rate(folder: Path, share: float) -> None:
@@ -142,7 +160,10 @@ def opening(folder: Path, share: float) -> None:
     path = shard(folder, "small", n)
     opened(path)
     times = sorted(opened(path)[1] for _ in range(5))
-    print(f"open the kept index of {n} rows: {times[2]:.2f} s (median of 5, {times[0]:.2f} to {times[-1]:.2f})")
+    print(
+        f"open the kept index of {n} rows: {times[2]:.2f} s (median of 5, {times[0]:.2f} "
+        f"to {times[-1]:.2f})"
+    )
 
 
 TRAIN = """
@@ -156,19 +177,22 @@ def first(self, batches):
     print("FIRST", time.time() - float(os.environ["BEGAN"]), time.process_time())
 fit._Run._optimizer_step = first
 def resident(*_):
-    lines = [line.split() for line in open("/proc/self/status") if line.startswith(("RssAnon", "RssFile"))]
-    print("RSS", *[int(words[1]) / 1024 for words in lines])
+    lines = [line.split() for line in open("/proc/self/status")]
+    print("RSS", *[int(words[1]) / 1024 for words in lines if words[0] in ("RssAnon:", "RssFile:")])
 closing.report_best = resident
 sys.exit(train_mace.main(sys.argv[1:]))
 """
 
 
 def training_memory(folder: Path, share: float) -> None:
-    """Resident memory after 200 steps of training, its own and that of mapped files; time to the first step."""
+    """Resident memory after 200 steps of training, its own and that of mapped files;
+    time to the first step.
+    """
     model = {
-        "model_class": "ScaleShiftMACE", "r_max": 3.0, "atomic_numbers": list(range(1, 21)), "avg_num_neighbors": 5.0,
-        "atomic_energies": [0.0] * 20, "atomic_inter_scale": 1.0, "atomic_inter_shift": 0.0, "hidden_irreps": "4x0e",
-        "max_ell": 1, "correlation": 2, "radial_MLP": [8], "MLP_irreps": "4x0e",
+        "model_class": "ScaleShiftMACE", "r_max": 3.0, "atomic_numbers": list(range(1, 21)),
+        "avg_num_neighbors": 5.0, "atomic_energies": [0.0] * 20, "atomic_inter_scale": 1.0,
+        "atomic_inter_shift": 0.0, "hidden_irreps": "4x0e", "max_ell": 1, "correlation": 2,
+        "radial_MLP": [8], "MLP_irreps": "4x0e",
     }  # fmt: skip
     (folder / "tiny.json").write_text(json.dumps(model))
     used = {}
@@ -182,19 +206,38 @@ def training_memory(folder: Path, share: float) -> None:
             "--lmdb_val",
             shard(folder, "small", 10_000),
         ]
-        flags += ["--lmdb_val_samples", "50", "--max_steps", "200", "--validate_every_steps", "200", "--overwrite"]
+        flags += [
+            "--lmdb_val_samples",
+            "50",
+            "--max_steps",
+            "200",
+            "--validate_every_steps",
+            "200",
+            "--overwrite",
+        ]
         command = [sys.executable, "-c", TRAIN, *flags, "--output_checkpoint", folder / "run"]
         opened(path)  # the index is kept
         environment = os.environ | {"BEGAN": str(time.time())}
         done = subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            list(map(str, command)),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         used[n] = [float(megabytes) for megabytes in done.stdout.split("RSS")[1].split()[:2]]
         wall, busy = map(float, done.stdout.split("FIRST")[1].split()[:2])
         print(f"first step at {n} rows: after {wall:.1f} s, {busy:.1f} s of one core")
     (small, (low, low_mapped)), (large, (high, high_mapped)) = used.items()
-    print(f"training process: {low:.0f} MB at {small} rows, {high:.0f} MB at {large} rows, {high - low:+.0f} MB")
-    print(f"  and pages of mapped files, which the kernel takes back: {low_mapped:.0f} and {high_mapped:.0f} MB")
+    print(
+        f"training process: {low:.0f} MB at {small} rows, {high:.0f} MB at {large} rows, "
+        f"{high - low:+.0f} MB"
+    )
+    print(
+        f"  and pages of mapped files, which the kernel takes back: {low_mapped:.0f} and "
+        f"{high_mapped:.0f} MB"
+    )
 
 
 OURS = """
@@ -209,7 +252,8 @@ from dataloader.loader import Loader
 torch.set_num_threads(1)
 path, workers, n = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 numbers = (1, 6, 8, 26)
-facts = ModelFacts(atomic_numbers=numbers, heads=("Default",), atomic_energies=((0.0,) * 4,), r_max=5.0)
+e0s = ((0.0,) * 4,)
+facts = ModelFacts(atomic_numbers=numbers, heads=("Default",), atomic_energies=e0s, r_max=5.0)
 source = LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.001)
 data = Dataset([source], facts, torch.float32)
 order = np.random.default_rng(0).permutation(len(data))[:n]
@@ -232,7 +276,9 @@ path, workers, n = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 data = LMDBDataset(path, r_max=5.0, z_table=AtomicNumberTable([1, 6, 8, 26]))
 order = np.random.default_rng(0).permutation(len(data))[:n]
 part = torch.utils.data.Subset(data, order.tolist())
-loader = torch_geometric.dataloader.DataLoader(part, batch_size=10, num_workers=workers, persistent_workers=workers > 0)
+loader = torch_geometric.dataloader.DataLoader(
+    part, batch_size=10, num_workers=workers, persistent_workers=workers > 0
+)
 if workers:
     iterator = iter(loader)
 edges, began = 0, time.perf_counter()
@@ -249,7 +295,10 @@ def loaders(folder: Path, share: float) -> None:
     if not packed.exists():
         flags = ["--input", path, "--output_dir", packed, "--r_max", str(R_MAX)]
         subprocess.run(
-            [sys.executable, "dataloader/pack.py", *map(str, flags)], cwd=ROOT, check=True, capture_output=True
+            [sys.executable, "dataloader/pack.py", *map(str, flags)],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
         )
     n = min(LOADED, max(int(20_000 * share), 2000))
     for workers in (0, 1):
@@ -263,7 +312,12 @@ def loaders(folder: Path, share: float) -> None:
                 command = [sys.executable, "-c", code, data, workers, n]
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 done = subprocess.run(
-                    list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+                    list(map(str, command)),
+                    cwd=ROOT,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
                 )
                 if done.returncode:
                     print(f"{name}: {done.stderr.strip().splitlines()[-1:]}")
@@ -271,10 +325,15 @@ def loaders(folder: Path, share: float) -> None:
                 rate, edges = json.loads(done.stdout.strip().splitlines()[-1])
                 rates.setdefault(name, []).append(rate)
         medians = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
-        ratio = medians.get("ours", 0) / medians["mace-torch"] if "mace-torch" in medians else float("nan")
+        ratio = (
+            medians.get("ours", 0) / medians["mace-torch"]
+            if "mace-torch" in medians
+            else float("nan")
+        )
         text = ", ".join(f"{name} {rate:.0f}/s" for name, rate in medians.items())
         print(
-            f"structures delivered, {workers} worker(s), {edges:.0f} edges: {text}; ours is {ratio:.1f} times",
+            f"structures delivered, {workers} worker(s), {edges:.0f} edges: {text}; ours "
+            f"is {ratio:.1f} times",
             flush=True,
         )
 

@@ -1,8 +1,9 @@
-"""Write synthetic LMDB shards: ``python benchmarks/lmdb_shards.py KIND N OUTPUT``; KIND is oc20, small, or aselmdb.
+"""Write synthetic LMDB shards: ``python benchmarks/lmdb_shards.py KIND N OUTPUT``; KIND is
+oc20, small, or aselmdb.
 
-oc20: rows of torch_geometric 1.x as OC20 has them, 44 to 64 atoms with 2,400 to 3,600 stored edges, 54 and 3,000 on
-average. small: plain dicts of 6 to 10 atoms.
-aselmdb: rows as ASE's LMDB backend writes them, 54 atoms in a cell that gives 3,000 edges at 5 Å.
+oc20: rows of torch_geometric 1.x as OC20 has them, 44 to 64 atoms with 2,400 to 3,600 stored edges,
+54 and 3,000 on average. small: plain dicts of 6 to 10 atoms. aselmdb: rows as ASE's LMDB backend
+writes them, 54 atoms in a cell that gives 3,000 edges at 5 Å.
 """
 
 import argparse
@@ -49,11 +50,15 @@ def write(kind: str, n: int, output: Path) -> Path:
     return output
 
 
-def crystal(rng: np.random.Generator, n_atoms: int, volume_per_atom: float) -> tuple[np.ndarray, np.ndarray]:
+def crystal(
+    rng: np.random.Generator, n_atoms: int, volume_per_atom: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions on a rattled cubic grid and the cell, no two atoms close."""
     side = (volume_per_atom * n_atoms) ** (1 / 3)
     n = int(np.ceil(n_atoms ** (1 / 3)))
-    grid = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:n_atoms]
+    grid = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[
+        :n_atoms
+    ]
     return grid * side / n + rng.normal(0, 0.1, (n_atoms, 3)), side * np.eye(3)
 
 
@@ -63,7 +68,9 @@ def _small(rng: np.random.Generator) -> Iterator[bytes]:
         positions, cell = crystal(rng, n, 12.0)
         record = {"pos": positions.astype(np.float32), "cell": cell.astype(np.float32)}
         record |= {"atomic_numbers": rng.integers(1, 20, n), "energy": float(rng.normal())}
-        yield pickle.dumps(record | {"forces": rng.normal(0, 1, (n, 3)).astype(np.float32)}, protocol=4)
+        yield pickle.dumps(
+            record | {"forces": rng.normal(0, 1, (n, 3)).astype(np.float32)}, protocol=4
+        )
 
 
 def _ase(rng: np.random.Generator) -> Iterator[bytes]:
@@ -76,9 +83,21 @@ def _ase(rng: np.random.Generator) -> Iterator[bytes]:
             "cell": cell,
             "pbc": np.ones(3, bool),
         }
-        record |= {"unique_id": "x" * 32, "ctime": 1.0, "user": None, "calculator": "unknown", "mtime": 1.0}
-        record |= {"energy": float(rng.normal()), "forces": rng.normal(0, 1, (54, 3)), "stress": rng.normal(0, 0.01, 6)}
-        rows.append(zlib.compress(encode(record | {"calculator_parameters": {}, "data": {}}).encode()))
+        record |= {
+            "unique_id": "x" * 32,
+            "ctime": 1.0,
+            "user": None,
+            "calculator": "unknown",
+            "mtime": 1.0,
+        }
+        record |= {
+            "energy": float(rng.normal()),
+            "forces": rng.normal(0, 1, (54, 3)),
+            "stress": rng.normal(0, 0.01, 6),
+        }
+        rows.append(
+            zlib.compress(encode(record | {"calculator_parameters": {}, "data": {}}).encode())
+        )
     while True:
         yield from rows
 

@@ -1,8 +1,9 @@
-"""What loggers cost a run: ``python benchmarks/loggers.py`` trains with every one on and a record for each step.
+"""What loggers cost a run: ``python benchmarks/loggers.py`` trains with every one on and
+a record for each step.
 
-Prints the processor time of the training thread inside calls of loggers as a share of that inside optimizer steps. W&B
-is among them where it is installed (offline); a plug-in's function, which takes 5 ms for each record in a thread of its
-own, always.
+Prints the processor time of the training thread inside calls of loggers as a share of that inside
+optimizer steps. W&B is among them where it is installed (offline); a plug-in's function, which
+takes 5 ms for each record in a thread of its own, always.
 """
 
 import json
@@ -56,14 +57,21 @@ def main() -> None:
     """Train for a few epochs and print the share."""
     os.environ.setdefault("WANDB_MODE", "offline")
     LOGGERS["slow"] = hook(lambda category, values, epoch: time.sleep(0.005))
-    names = [name for name, kind in LOGGERS.items() if kind.package is None or find_spec(kind.package)]
+    names = [
+        name for name, kind in LOGGERS.items() if kind.package is None or find_spec(kind.package)
+    ]
     for method in ("train", "validation"):
         setattr(Loggers, method, timed("loggers", getattr(Loggers, method)))
     for name in names:
         LOGGERS[name] = replace(LOGGERS[name], opened=timed_methods(name, LOGGERS[name].opened))
     fit._Run._optimizer_step = timed("steps", fit._Run._optimizer_step)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--config", ROOT / "configs" / "quickstart.yaml", "--output_checkpoint", Path(folder) / "run"]
+        words = [
+            "--config",
+            ROOT / "configs" / "quickstart.yaml",
+            "--output_checkpoint",
+            Path(folder) / "run",
+        ]
         words += ["--epochs", 3, "--threads", 1, "--log_every_steps", 1, "--loggers", *names]
         words += ["--no_export_mace_model"]
         code = train_mace.main([str(word) for word in words])

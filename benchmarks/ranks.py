@@ -1,8 +1,10 @@
-"""How evenly steps are dealt, what adding costs, how far it scales: ``python benchmarks/ranks.py --help``.
+"""How evenly steps are dealt, what adding costs, how far it scales: ``python
+benchmarks/ranks.py --help``.
 
-Parts: ``balance`` of four ways to share a step on the sizes of a data set; ``cost``, whether edges and atoms predict
-the time of a part; ``plans``, time and memory of an epoch's order; ``links``, time of the reduction by the α–β model;
-``exact``, the share of a step that adding without rounding takes; ``two``, two processes against one.
+Parts: ``balance`` of four ways to share a step on the sizes of a data set; ``cost``, whether edges
+and atoms predict the time of a part; ``plans``, time and memory of an epoch's order; ``links``,
+time of the reduction by the α–β model; ``exact``, the share of a step that adding without rounding
+takes; ``two``, two processes against one.
 """
 
 import argparse
@@ -78,7 +80,9 @@ def main() -> None:
         "exact": show_exact,
         "two": show_two,
     }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="structures, for balance, cost, exact and two")
     parser.add_argument("--r_max", type=float, default=6.0, help="cutoff, Å")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
@@ -93,9 +97,14 @@ def opened(path: Path, r_max: float, dtype: torch.dtype = torch.float32) -> Data
     """All structures of a file for a network of all elements."""
     numbers = tuple(range(1, 104))
     facts = ModelFacts(
-        atomic_numbers=numbers, heads=("Default",), atomic_energies=((0.0,) * len(numbers),), r_max=r_max
+        atomic_numbers=numbers,
+        heads=("Default",),
+        atomic_energies=((0.0,) * len(numbers),),
+        r_max=r_max,
     )
-    sources = open_sources([SourceSpec(path=path, format=format_of(path))], needs=TO_PREDICT, max_dropped=0.01)
+    sources = open_sources(
+        [SourceSpec(path=path, format=format_of(path))], needs=TO_PREDICT, max_dropped=0.01
+    )
     return Dataset(sources, facts, dtype)
 
 
@@ -104,7 +113,10 @@ def show_balance(arguments: argparse.Namespace) -> None:
     data = opened(arguments.data, arguments.r_max)
     draw = np.random.default_rng(1)
     cost = cost_of(data.n_edges, data.n_atoms)
-    print(f"{len(data)} structures, drawn with replacement; largest {cost.max() / cost.mean():.1f} times the mean")
+    print(
+        f"{len(data)} structures, drawn with replacement; largest "
+        f"{cost.max() / cost.mean():.1f} times the mean"
+    )
     print("processes  a part  fixed count  atoms budget  edges budget  dealt")
     for size in PROCESSES:
         for per_part in PER_PART:
@@ -114,7 +126,11 @@ def show_balance(arguments: argparse.Namespace) -> None:
                 drawn = draw.integers(0, len(data), 3 * size * per_part + 3 * size)
                 ways.append(_ways(data, cost, drawn, size, per_part))
             count, atoms, edges, dealt = np.mean(ways, axis=0)
-            print(f"{size:9d}  {per_part:6d}  {count:11.3f}  {atoms:12.3f}  {edges:12.3f}  {dealt:.4f}", flush=True)
+            print(
+                f"{size:9d}  {per_part:6d}  {count:11.3f}  {atoms:12.3f}  "
+                f"{edges:12.3f}  {dealt:.4f}",
+                flush=True,
+            )
 
 
 def _ways(
@@ -136,7 +152,9 @@ def _ways(
 
 
 def show_cost(arguments: argparse.Namespace) -> None:
-    """Seconds of a part as a sum over edges, atoms and the part itself, and what of it is not explained."""
+    """Seconds of a part as a sum over edges, atoms and the part itself, and what
+    of it is not explained.
+    """
     torch.set_num_threads(1)
     data = opened(arguments.data, arguments.r_max)
     draw = np.random.default_rng(5)
@@ -148,11 +166,13 @@ def show_cost(arguments: argparse.Namespace) -> None:
         rows.append((batch.n_edges, batch.n_atoms, 1.0, seconds))
     table = np.array(rows)
     known, measured = table[:, :3], table[:, 3]
-    per_edge, per_atom, per_part = np.linalg.lstsq(known / measured[:, None], np.ones(len(rows)), rcond=None)[0]
+    per_edge, per_atom, per_part = np.linalg.lstsq(
+        known / measured[:, None], np.ones(len(rows)), rcond=None
+    )[0]
     off = float(np.sqrt(np.mean((known @ [per_edge, per_atom, per_part] / measured - 1) ** 2)))
     print(
-        f"{per_edge * 1e6:.2f} µs an edge, an atom {per_atom / per_edge:.1f} edges, a part {per_part / per_edge:.0f}; "
-        f"residual {100 * off:.1f} % of the time"
+        f"{per_edge * 1e6:.2f} µs an edge, an atom {per_atom / per_edge:.1f} edges, a part "
+        f"{per_part / per_edge:.0f}; residual {100 * off:.1f} % of the time"
     )
 
 
@@ -182,7 +202,9 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def show_plans(arguments: argparse.Namespace) -> None:
-    """Time and memory of an epoch's order and its cut into batches, and of dealing a step of 17 a part."""
+    """Time and memory of an epoch's order and its cut into batches, and of
+    dealing a step of 17 a part.
+    """
     for n in (10**6, 10**7, 10**8):
         began = time.perf_counter()
         order = epoch_order(n, 0, 0)
@@ -191,7 +213,8 @@ def show_plans(arguments: argparse.Namespace) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         size_of_it = order.nbytes / 2**30
         print(
-            f"{n:>11,d} structures: order {made:.2f} s, {size_of_it:.2f} GiB; {len(plan):,d} steps; peak {used:.1f} GiB"
+            f"{n:>11,d} structures: order {made:.2f} s, {size_of_it:.2f} GiB; {len(plan):,d} "
+            f"steps; peak {used:.1f} GiB"
         )
         del order, plan
     draw = np.random.default_rng(0)
@@ -209,7 +232,9 @@ def show_links(arguments: argparse.Namespace) -> None:
 
 
 def show_exact(arguments: argparse.Namespace) -> None:
-    """The share of a step of at least 40,000 edges that adding without rounding takes, for one part."""
+    """The share of a step of at least 40,000 edges that adding without
+    rounding takes, for one part.
+    """
     torch.set_num_threads(1)
     data = opened(arguments.data, arguments.r_max)
     enough = int(np.searchsorted(np.cumsum(data.n_edges), 40_000)) + 1
@@ -228,8 +253,8 @@ def show_exact(arguments: argparse.Namespace) -> None:
     n = sum(gradient.numel() for gradient in gradients)
     share = 100 * exact / seconds
     print(
-        f"{batch.n_edges} edges, {n / 1e6:.1f} M weights: step {seconds:.2f} s, adding {1e3 * exact:.1f} ms, "
-        f"{share:.1f} %"
+        f"{batch.n_edges} edges, {n / 1e6:.1f} M weights: step {seconds:.2f} s, adding "
+        f"{1e3 * exact:.1f} ms, {share:.1f} %"
     )
 
 
@@ -241,13 +266,28 @@ def show_two(arguments: argparse.Namespace) -> None:
         write(folder / "train.xyz", frames, format="extxyz")
         write(folder / "valid.xyz", frames[:2], format="extxyz")
         numbers = sorted({number for atoms in frames for number in atoms.numbers.tolist()})
-        fields = {"model_class": "ScaleShiftMACE", "r_max": arguments.r_max, "atomic_numbers": numbers}
-        fields |= {"atomic_energies": {str(number): 0.0 for number in numbers}, "avg_num_neighbors": 60.0}
-        fields |= {"atomic_inter_scale": 1.0, "atomic_inter_shift": 0.0, "hidden_irreps": MODELS["M"]}
+        fields = {
+            "model_class": "ScaleShiftMACE",
+            "r_max": arguments.r_max,
+            "atomic_numbers": numbers,
+        }
+        fields |= {
+            "atomic_energies": {str(number): 0.0 for number in numbers},
+            "avg_num_neighbors": 60.0,
+        }
+        fields |= {
+            "atomic_inter_scale": 1.0,
+            "atomic_inter_shift": 0.0,
+            "hidden_irreps": MODELS["M"],
+        }
         (folder / "model.json").write_text(json.dumps(fields))
         for round_ in range(arguments.rounds):
             times = {size: _seconds_of(size, folder, round_) for size in (1, 2)}
-            print(f"one {times[1]:.2f} s a step, two {times[2]:.2f} s: {times[1] / times[2]:.2f} times", flush=True)
+            print(
+                f"one {times[1]:.2f} s a step, two {times[2]:.2f} s: "
+                f"{times[1] / times[2]:.2f} times",
+                flush=True,
+            )
 
 
 def _seconds_of(size: int, folder: Path, round_: int) -> float:
@@ -257,12 +297,33 @@ def _seconds_of(size: int, folder: Path, round_: int) -> float:
     launch = [str(python)] if size == 1 else torchrun
     run = folder / f"{size}-{round_}"
     words = ["--input_json", folder / "model.json", "--xyz_train", folder / "train.xyz"]
-    words += ["--xyz_val", folder / "valid.xyz", "--step_parts", 2, "--device", "cpu", "--output_checkpoint", run]
-    words += ["--batch_size", 26, "--accumulate_batches", 2, "--epochs", 6, "--no_export_mace_model"]
+    words += [
+        "--xyz_val",
+        folder / "valid.xyz",
+        "--step_parts",
+        2,
+        "--device",
+        "cpu",
+        "--output_checkpoint",
+        run,
+    ]
+    words += [
+        "--batch_size",
+        26,
+        "--accumulate_batches",
+        2,
+        "--epochs",
+        6,
+        "--no_export_mace_model",
+    ]
     script = ROOT / "model_utils" / "train_mace.py"
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, str(script), *map(str, words)], env=environ, capture_output=True, text=True, check=False
+        [*launch, str(script), *map(str, words)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)

@@ -1,8 +1,10 @@
-"""A few epochs on real files of other people: records used against records in the file, errors against predicting zero.
+"""A few epochs on real files of other people: records used against records in the file, errors
+against predicting zero.
 
     python benchmarks/real_data.py [mptrj lips oc20] [--epochs 3]
 
-Needs the measured data (MACE_TRAIN_SHARED_DATA, default ../shared/data). About five minutes on two cores.
+Needs the measured data (MACE_TRAIN_SHARED_DATA, default ../shared/data). About
+five minutes on two cores.
 """
 
 import argparse
@@ -24,24 +26,40 @@ SETS = {  # name: its file, the flag that takes it, records in it, settings of i
 
 def main() -> None:
     """Train on each set and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", metavar="SET", help="mptrj, lips or oc20; all unless given")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sets", nargs="*", metavar="SET", help="mptrj, lips or oc20; all unless given"
+    )
     parser.add_argument("--epochs", type=int, default=3)
     asked = parser.parse_args()
-    print("set     records  used  dropped  F rmse meV/Å  predicting zero  S rmse meV/Å³", flush=True)
+    print(
+        "set     records  used  dropped  F rmse meV/Å  predicting zero  S rmse meV/Å³", flush=True
+    )
     for name in asked.sets or SETS:
         with tempfile.TemporaryDirectory() as folder:
             print(row(name, asked.epochs, Path(folder)), flush=True)
 
 
 def row(name: str, epochs: int, folder: Path) -> str:
-    """Make a model.json from the data, train, and compare with a network that predicts no forces."""
+    """Make a model.json from the data, train, and compare with a network
+    that predicts no forces.
+    """
     file, kind, records, settings = SETS[name]
     data = [f"--{kind}_train", str(DATA / file)]
     model = folder / "model.json"
     run = folder / "run"
     command(
-        "metadata.py", "init", *data, "--output_json", str(model), "--hidden_irreps", "16x0e+16x1o", "--max_ell", "2"
+        "metadata.py",
+        "init",
+        *data,
+        "--output_json",
+        str(model),
+        "--hidden_irreps",
+        "16x0e+16x1o",
+        "--max_ell",
+        "2",
     )
     flags = [
         "--input_json",
@@ -58,16 +76,20 @@ def row(name: str, epochs: int, folder: Path) -> str:
     used = final["train"]["n_configs"] + final["valid"]["n_configs"]
     dropped = (run / "train.log").read_text().count("dropped")
     stress = final["valid"]["stress_rmse"]
-    zero = 1000 * json.loads(model.read_text())["atomic_inter_scale"][0]  # the scale is the rms force component
+    # the scale is the rms force component
+    zero = 1000 * json.loads(model.read_text())["atomic_inter_scale"][0]
     return (
-        f"{name:7s} {records:7d} {used:5d} {dropped:8d} {1000 * final['valid']['forces_rmse']:13.1f} {zero:16.1f} "
+        f"{name:7s} {records:7d} {used:5d} {dropped:8d} "
+        f"{1000 * final['valid']['forces_rmse']:13.1f} {zero:16.1f} "
         f"{'-' if stress is None else f'{1000 * stress:.2f}':>14s}"
     )
 
 
 def command(*words: str) -> None:
     """Run one of our commands; its output is shown only where it fails."""
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 

@@ -1,10 +1,11 @@
-"""What a fine-tuning forgets and replay keeps: MACE-MP-0 small on 50 solvent clusters, with 50 MPtrj frames or none.
+"""What a fine-tuning forgets and replay keeps: MACE-MP-0 small on 50 solvent clusters, with
+50 MPtrj frames or none.
 
     python benchmarks/replay.py [--epochs 20] [--labels file source] [--keep FOLDER]
 
-Errors on 200 fixed frames of the clusters' test file and on 200 MPtrj frames that were not replayed; energies of the
-latter on the source's E0s, whatever the head. Needs the measured data (MACE_TRAIN_SHARED_DATA, default ../shared/data).
-About ten minutes on one core.
+Errors on 200 fixed frames of the clusters' test file and on 200 MPtrj frames that were not
+replayed; energies of the latter on the source's E0s, whatever the head. Needs the measured data
+(MACE_TRAIN_SHARED_DATA, default ../shared/data). About ten minutes on one core.
 """
 
 import argparse
@@ -33,17 +34,39 @@ DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "d
 SOURCE = DATA / "mace_mp/mace_mp_small.model"
 CLUSTERS = DATA / "solvent_xtb/solvent_xtb_train_50.xyz"
 KEYS = LabelKeys(energy="energy_xtb", forces="forces_xtb")
-DATA_FLAGS = ["--xyz_train", str(CLUSTERS), "--energy_key", "energy_xtb", "--forces_key", "forces_xtb"]
-RUN_FLAGS = ["--dtype", "float32", "--batch_size", "5", "--ema", "--energy_weight", "100", "--no_export_mace_model"]
+DATA_FLAGS = [
+    "--xyz_train",
+    str(CLUSTERS),
+    "--energy_key",
+    "energy_xtb",
+    "--forces_key",
+    "forces_xtb",
+]
+RUN_FLAGS = [
+    "--dtype",
+    "float32",
+    "--batch_size",
+    "5",
+    "--ema",
+    "--energy_weight",
+    "100",
+    "--no_export_mace_model",
+]
 FROM_SOURCE = ["--input_model", str(SOURCE), "--E0s", "shift"]
 
 
 def main() -> None:
-    """Fine-tune with and without replay, train the same network from scratch, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Fine-tune with and without replay, train the same network from
+    scratch, and print the table.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--lr", default="5e-4")
-    parser.add_argument("--labels", nargs="*", default=["file", "source"], choices=["file", "source"])
+    parser.add_argument(
+        "--labels", nargs="*", default=["file", "source"], choices=["file", "source"]
+    )
     parser.add_argument("--keep", type=Path, help="folder for the runs, kept")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -68,10 +91,18 @@ def main() -> None:
                 ["model_utils/finetune.py", *FROM_SOURCE, *length, *with_replay],
                 "replay",
             )
-        scratch = ["model_utils/train_mace.py", "--input_json", str(fresh(folder)), "--epochs", str(asked.epochs)]
+        scratch = [
+            "model_utils/train_mace.py",
+            "--input_json",
+            str(fresh(folder)),
+            "--epochs",
+            str(asked.epochs),
+        ]
         runs["from scratch"] = (scratch, "")
         print(
-            f"{'':34s}{'clusters':>20s}{'MPtrj':>20s}{'':>10s}\n{'':34s}" + 2 * "    meV/atom    meV/Å" + "     CPU s"
+            f"{'':34s}{'clusters':>20s}{'MPtrj':>20s}{'':>10s}\n{'':34s}"
+            + 2 * "    meV/atom    meV/Å"
+            + "     CPU s"
         )
         for name, (words, head) in runs.items():
             place = folder / name.replace(" ", "_").replace(",", "")
@@ -82,15 +113,17 @@ def main() -> None:
             measured = [errors(model, test, KEYS, "Default")]
             measured += [errors(model, others, LabelKeys(), head)] if head else []
             cells = "".join(
-                f"{1000 * metrics['energy_rmse_per_atom']:12.1f}{1000 * metrics['forces_rmse']:9.1f}"
-                for metrics in measured
+                f"{1000 * of['energy_rmse_per_atom']:12.1f}{1000 * of['forces_rmse']:9.1f}"
+                for of in measured
             )
             seconds = ended.children_user - began.children_user
             print(f"{name:34s}{cells:42s}{seconds:8.0f}", flush=True)
 
 
 def errors(path: Path, xyz: Path, keys: LabelKeys, head: str) -> Metrics:
-    """Errors of the best weights on a file; MPtrj's energies (which have the usual names) on the source's E0s."""
+    """Errors of the best weights on a file; MPtrj's energies (which have the usual
+    names) on the source's E0s.
+    """
     loaded = model_loader.load(path)
     facts = loaded.description.facts()
     if keys.energy is None:
@@ -105,14 +138,39 @@ def errors(path: Path, xyz: Path, keys: LabelKeys, head: str) -> Metrics:
 
 
 def fresh(folder: Path) -> Path:
-    """The source's network for the clusters' elements, with their statistics in place of the source's."""
+    """The source's network for the clusters' elements, with their statistics in
+    place of the source's.
+    """
     exported, plain, fitted = (folder / f"{name}.json" for name in ("source", "plain", "fresh"))
-    command("read_model.py", "export", "--input_model", str(SOURCE), "--output_json", str(exported), "--overwrite")
+    command(
+        "read_model.py",
+        "export",
+        "--input_model",
+        str(SOURCE),
+        "--output_json",
+        str(exported),
+        "--overwrite",
+    )
     fields = json.loads(exported.read_text())
-    for name in ("atomic_numbers", "atomic_energies", "avg_num_neighbors", "atomic_inter_scale", "atomic_inter_shift"):
+    for name in (
+        "atomic_numbers",
+        "atomic_energies",
+        "avg_num_neighbors",
+        "atomic_inter_scale",
+        "atomic_inter_shift",
+    ):
         del fields[name]
     plain.write_text(json.dumps(fields))
-    command("metadata.py", "fit", "--input_json", str(plain), *DATA_FLAGS, "--output_json", str(fitted), "--overwrite")
+    command(
+        "metadata.py",
+        "fit",
+        "--input_json",
+        str(plain),
+        *DATA_FLAGS,
+        "--output_json",
+        str(fitted),
+        "--overwrite",
+    )
     return fitted
 
 
@@ -130,7 +188,9 @@ def frames_of(path: Path) -> list[str]:
 
 def command(*words: str) -> None:
     """Run one of our commands; its output is shown only where it fails."""
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 

@@ -1,8 +1,10 @@
-"""The picture of the README: the report of the quickstart's model, seen in a browser without a window.
+"""The picture of the README: the report of the quickstart's model, seen in a
+browser without a window.
 
     python benchmarks/report_picture.py [--chromium chromium]
 
-Trains the quickstart where it was not trained yet (three minutes), makes its report, and writes docs/images/report.png.
+Trains the quickstart where it was not trained yet (three minutes), makes its report, and writes
+docs/images/report.png.
 """
 
 import argparse
@@ -24,7 +26,9 @@ COLOURS = 64  # enough for text and curves, at a third of the size
 
 def main() -> None:
     """Make the report, look at it, keep the picture small."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chromium", default="chromium", help="name of the browser")
     asked = parser.parse_args()
     if not MODEL.exists():
@@ -42,7 +46,13 @@ def main() -> None:
         run(sys.executable, "model_utils/evaluate.py", *words, "--worst", "0", "--threads", "1")
         seen = Path(folder) / "seen.png"
         size = ",".join(map(str, WINDOW))
-        flags = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={size}", f"--screenshot={seen}"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            f"--window-size={size}",
+            f"--screenshot={seen}",
+        ]
         run(asked.chromium, *flags, str(report))
         PICTURE.parent.mkdir(exist_ok=True)
         PICTURE.write_bytes(smaller(seen))

@@ -2,11 +2,12 @@
 
     python benchmarks/simulation.py [--parts steps nve relax] [--rounds 3] [--structures 200]
 
-steps: velocity Verlet, neighbour lists included: benzene with MACE-MP-0 small, 216 atoms of MgO with M
-(128x0e+128x1o, random weights); seconds of wall clock and of the processor for each step. nve: the drift of either on
-the same paths, benzene 10 ps and 64 atoms of MgO 500 steps. relax: perturbed crystals of MPtrj with their cells, by
-relax.py and by ASE with mace's calculator one after another; energies and volumes compared. Needs the measured data
-(MACE_TRAIN_SHARED_DATA, default ../shared/data).
+steps: velocity Verlet, neighbour lists included: benzene with MACE-MP-0 small, 216 atoms of MgO
+with M (128x0e+128x1o, random weights); seconds of wall clock and of the processor for each step.
+nve: the drift of either on the same paths, benzene 10 ps and 64 atoms of MgO 500 steps. relax:
+perturbed crystals of MPtrj with their cells, by relax.py and by ASE with mace's calculator one
+after another; energies and volumes compared. Needs the measured data (MACE_TRAIN_SHARED_DATA,
+default ../shared/data).
 """
 
 import argparse
@@ -28,18 +29,27 @@ sys.path.insert(0, str(ROOT))
 DATA = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "data"))
 SMALL = DATA / "mace_mp" / "mace_mp_small.model"
 N_STEPS = {"benzene": 400, "MgO": 10}
-CELLS = {"steps": (3, 3, 3), "nve": (2, 2, 2)}  # of MgO, eight atoms each: mace's calculator takes 8 s for 216 atoms
+# of MgO, eight atoms each: mace's calculator takes 8 s for 216 atoms
+CELLS = {"steps": (3, 3, 3), "nve": (2, 2, 2)}
 
 
 def main() -> None:
     """Do the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["steps", "nve", "relax"], default=["steps", "relax"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=["steps", "nve", "relax"], default=["steps", "relax"]
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--structures", type=int, default=200)
-    parser.add_argument("--largest", type=int, default=12, help="atoms of a crystal that is relaxed")
-    parser.add_argument("--child", nargs=4, metavar=("PART", "WHO", "WHAT", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--largest", type=int, default=12, help="atoms of a crystal that is relaxed"
+    )
+    parser.add_argument(
+        "--child", nargs=4, metavar=("PART", "WHO", "WHAT", "FOLDER"), help=argparse.SUPPRESS
+    )
     asked = parser.parse_args()
     if asked.child:
         print(json.dumps(child(asked, *asked.child)))
@@ -51,7 +61,10 @@ def main() -> None:
 
 def steps(asked: argparse.Namespace, folder: Path) -> None:
     """Time a step of dynamics."""
-    print(f"steps, {asked.threads} threads, load {os.getloadavg()[0]:.1f}: ms of wall clock, of the processor")
+    print(
+        f"steps, {asked.threads} threads, load {os.getloadavg()[0]:.1f}: ms of wall "
+        "clock, of the processor"
+    )
     for what in N_STEPS:
         rows: dict[str, list[dict[str, float]]] = {"ours": [], "mace": []}
         for _ in range(asked.rounds):
@@ -72,15 +85,30 @@ def nve(asked: argparse.Namespace, folder: Path) -> None:
     """The drift of the energy by either calculator."""
     print("nve: drift in meV per atom and ps")
     for what in N_STEPS:
-        drifts = {who: in_process(asked, "nve", who, what, folder)["drift"] for who in ("ours", "mace")}
+        drifts = {
+            who: in_process(asked, "nve", who, what, folder)["drift"] for who in ("ours", "mace")
+        }
         print(f"  {what:8s} ours {drifts['ours']:.5f}   mace {drifts['mace']:.5f}")
 
 
 def relax(asked: argparse.Namespace, folder: Path) -> None:
     """Relax the same crystals both ways."""
     perturbed(folder / "crystals.xyz", asked.structures, asked.largest)
-    command = [sys.executable, str(ROOT / "model_utils" / "relax.py"), "--input_model", str(SMALL), "--data"]
-    command += [str(folder / "crystals.xyz"), "--output_dir", str(folder / "ours"), "--relax_cell", "--device", "cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "model_utils" / "relax.py"),
+        "--input_model",
+        str(SMALL),
+        "--data",
+    ]
+    command += [
+        str(folder / "crystals.xyz"),
+        "--output_dir",
+        str(folder / "ours"),
+        "--relax_cell",
+        "--device",
+        "cpu",
+    ]
     began, before = time.monotonic(), _used_by_children()
     subprocess.run([*command, "--no_trajectories"], check=True, capture_output=True)
     ours = time.monotonic() - began
@@ -97,13 +125,15 @@ def relax(asked: argparse.Namespace, folder: Path) -> None:
         if row["converged"] == "True" and converged
     ]
     print(
-        f"relax: {len(rows)} crystals, ours {ours:.0f} s, ASE with mace's calculator {theirs['seconds']:.0f} s: "
-        f"{theirs['seconds'] / ours:.1f} times; of processors {cpu:.0f} and {theirs['cpu']:.0f} s"
+        f"relax: {len(rows)} crystals, ours {ours:.0f} s, ASE with mace's calculator "
+        f"{theirs['seconds']:.0f} s: {theirs['seconds'] / ours:.1f} times; of processors {cpu:.0f} "
+        f"and {theirs['cpu']:.0f} s"
     )
     energies, volume_changes = (sorted(values) for values in zip(*both, strict=True))
     print(
-        f"  {len(both)} converged both ways: largest difference of energy {1000 * energies[-1]:.3f} meV/atom (median "
-        f"{1000 * statistics.median(energies):.4f}), of volume {100 * volume_changes[-1]:.3f} %"
+        f"  {len(both)} converged both ways: largest difference of energy "
+        f"{1000 * energies[-1]:.3f} meV/atom (median {1000 * statistics.median(energies):.4f}), of "
+        f"volume {100 * volume_changes[-1]:.3f} %"
     )
 
 
@@ -131,7 +161,9 @@ def in_process(asked: argparse.Namespace, *words: object) -> Any:
         "--child",
         *words,
     ]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -232,14 +264,20 @@ def _verlet(atoms: Any) -> Any:
 
 
 def perturbed(path: Path, n: int, largest: int) -> None:
-    """The first n crystals of MPtrj with at most so many atoms, with atoms and cell a little moved."""
+    """The first n crystals of MPtrj with at most so many atoms, with atoms
+    and cell a little moved.
+    """
     import numpy as np
     from ase import Atoms
     from ase.io import read, write
 
     rng = np.random.default_rng(0)
     crystals = []
-    frames = (atoms for atoms in read(DATA / "mptrj" / "mptrj-random-1k.xyz", ":") if len(atoms) <= largest)
+    frames = (
+        atoms
+        for atoms in read(DATA / "mptrj" / "mptrj-random-1k.xyz", ":")
+        if len(atoms) <= largest
+    )
     for atoms in itertools.islice(frames, n):
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
         bare.set_cell(bare.cell.array @ (np.eye(3) + rng.normal(0, 0.01, (3, 3))), scale_atoms=True)
@@ -273,7 +311,13 @@ def relaxed_by_ase(folder: Path) -> dict[str, Any]:
         volumes.append(atoms.get_volume())
     seconds = time.monotonic() - began
     cpu = time.process_time() - before
-    return {"seconds": seconds, "cpu": cpu, "energies": energies, "volumes": volumes, "converged": converged}
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "energies": energies,
+        "volumes": volumes,
+        "converged": converged,
+    }
 
 
 if __name__ == "__main__":

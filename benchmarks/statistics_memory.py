@@ -1,4 +1,5 @@
-"""Resident memory of `metadata.py init` on extended-XYZ files of 10³ and of 10⁶ small structures of our own making.
+"""Resident memory of `metadata.py init` on extended-XYZ files of 10³ and of 10⁶ small
+structures of our own making.
 
     python benchmarks/statistics_memory.py [1000 1000000]
 
@@ -33,7 +34,11 @@ def main() -> None:
             write_dimers(data, n)
             words = ["init", "--xyz_train", str(data), "--output_json", str(out)]
             done = subprocess.run(
-                [sys.executable, "-c", CHILD, *words], cwd=ROOT, capture_output=True, text=True, check=False
+                [sys.executable, "-c", CHILD, *words],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode:
                 sys.exit(done.stderr[-2000:])
@@ -47,8 +52,13 @@ def write_dimers(path: Path, n: int) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for i in range(n):
             bond, force, energy = 1.0 + rng.normal(0.0, 0.05, 3)
-            stream.write(f"2\nProperties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy={-14.0 * energy:.6f}\n")
-            stream.write(f"H 0 0 0 0 0 {-force:.6f}\n{'HO'[i % 2]} 0 0 {bond:.6f} 0 0 {force:.6f}\n")
+            stream.write(
+                "2\n"
+                f"Properties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy={-14.0 * energy:.6f}\n"
+            )
+            stream.write(
+                f"H 0 0 0 0 0 {-force:.6f}\n{'HO'[i % 2]} 0 0 {bond:.6f} 0 0 {force:.6f}\n"
+            )
 
 
 if __name__ == "__main__":

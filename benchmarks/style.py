@@ -1,9 +1,11 @@
-"""How the code reads, in numbers: ``python benchmarks/style.py`` prints them and ends with 1 where a bound is broken.
+"""How the code reads, in numbers: ``python benchmarks/style.py`` prints them and ends with 1
+where a bound is broken.
 
-Every file of the product is formatted to 88 columns first (by ruff, without magic commas), so that long lines do not
-make functions look short. Bounds: median function at most 10 lines, none above 80, complexity at most 12, packed
-assignments (``a, b = x, y``) at most 2 %, no docstring that only points at a neighbour, no file above 450 lines.
-Decisions and comments per 100 lines are printed beside those of five codebases of the field, measured the same way.
+Every file of the product is formatted to 88 columns first (by ruff, without magic commas), so that
+long lines do not make functions look short. Bounds: median function at most 10 lines, none above
+80, complexity at most 12, packed assignments (``a, b = x, y``) at most 2 %, no docstring that only
+points at a neighbour, no file above 450 lines. Decisions and comments per 100 lines are printed
+beside those of five codebases of the field, measured the same way.
 """
 
 import ast
@@ -26,7 +28,8 @@ MOST_COMPLEX = 12
 MOST_PACKED = 0.02
 MOST_FILE_LINES = 450
 POINTS_AT_A_NEIGHBOUR = re.compile(
-    r"(The same|Those|That of|These|This one|Such|See ``|See :|As (in|above|before|there)|It\b|Its\b|Of an?\b|Of the\b)"
+    r"(The same|Those|That of|These|This one|Such|See ``|See :|As "
+    r"(in|above|before|there)|It\b|Its\b|Of an?\b|Of the\b)"
 )
 ANCHORS = {  # decisions per 100 lines of function, comments per 100 lines, packed assignments (%)
     "mlip": (12.7, 10.6, 0.4),
@@ -35,7 +38,16 @@ ANCHORS = {  # decisions per 100 lines of function, comments per 100 lines, pack
     "graph-pes": (15.4, 5.0, 0.4),
     "nanochat": (15.0, 17.0, 2.7),
 }
-BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert, ast.comprehension, ast.match_case)
+BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.While,
+    ast.ExceptHandler,
+    ast.IfExp,
+    ast.Assert,
+    ast.comprehension,
+    ast.match_case,
+)
 
 
 @dataclass
@@ -71,12 +83,20 @@ def product_files() -> Iterator[Path]:
 def formatted(text: str) -> str:
     """The text as ruff lays it out in 88 columns."""
     command = [sys.executable, "-m", "ruff", "format", "--isolated", "--stdin-filename", "x.py"]
-    command += ["--line-length", str(COLUMNS), "--config", "format.skip-magic-trailing-comma=true", "-"]
+    command += [
+        "--line-length",
+        str(COLUMNS),
+        "--config",
+        "format.skip-magic-trailing-comma=true",
+        "-",
+    ]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
 def decisions_of(node: ast.AST) -> int:
-    """Places where the way parts: branches, loops, handlers, comprehensions, and/or; nested functions count apart."""
+    """Places where the way parts: branches, loops, handlers, comprehensions, and/or; nested
+    functions count apart.
+    """
     count = 0
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -104,7 +124,8 @@ def measured(path: Path) -> File:
     file = File(path.relative_to(ROOT), lines=len(text.splitlines()))
     file.code_lines = sum(bool(line.strip()) for line in shaped.splitlines())
     file.comments = sum(
-        token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(shaped).readline)
+        token.type == tokenize.COMMENT
+        for token in tokenize.generate_tokens(io.StringIO(shaped).readline)
     )
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
@@ -126,7 +147,17 @@ def measured(path: Path) -> File:
 
 def too_complex() -> list[str]:
     """Functions whose cyclomatic complexity (McCabe's, as ruff counts it) is above the bound."""
-    command = [sys.executable, "-m", "ruff", "check", "--select", "C901", "--output-format", "concise", "--no-fix"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--select",
+        "C901",
+        "--output-format",
+        "concise",
+        "--no-fix",
+    ]
     command += ["--config", f"lint.mccabe.max-complexity={MOST_COMPLEX}", *PRODUCT]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return [line for line in done.stdout.splitlines() if "C901" in line]
@@ -142,16 +173,28 @@ def main() -> int:
     decisions = 100 * sum(function.decisions - 1 for _, function in functions) / sum(lines)
     comments = 100 * sum(file.comments for file in files) / sum(file.code_lines for file in files)
     print(f"{len(files)} files, {len(functions)} functions, formatted to {COLUMNS} columns")
-    print(f"function: median {median:g} lines (at most {MEDIAN_LINES}), longest {max(lines)} (at most {MOST_LINES})")
+    print(
+        f"function: median {median:g} lines (at most {MEDIAN_LINES}), longest {max(lines)} (at "
+        f"most {MOST_LINES})"
+    )
     print(f"packed assignments {100 * packed:.1f} % (at most {100 * MOST_PACKED:g})")
-    print(f"decisions per 100 lines of function {decisions:.1f}, comments per 100 lines {comments:.1f}; others:")
+    print(
+        f"decisions per 100 lines of function {decisions:.1f}, comments per 100 lines "
+        f"{comments:.1f}; others:"
+    )
     for name, (their_decisions, their_comments, _) in ANCHORS.items():
         print(f"  {name:10s} {their_decisions:5.1f} {their_comments:5.1f}")
     broken = [f"{file.path}: {file.lines} lines" for file in files if file.lines > MOST_FILE_LINES]
-    broken += [f"{file.path}: {f.name} has {f.lines} lines" for file, f in functions if f.lines > MOST_LINES]
+    broken += [
+        f"{file.path}: {f.name} has {f.lines} lines"
+        for file, f in functions
+        if f.lines > MOST_LINES
+    ]
     broken += too_complex()
     broken += [
-        f"{file.path}: a docstring that points at a neighbour, {text}" for file in files for text in file.pointing
+        f"{file.path}: a docstring that points at a neighbour, {text}"
+        for file in files
+        for text in file.pointing
     ]
     if median > MEDIAN_LINES:
         broken.append(f"the median function has {median:g} lines")

@@ -1,17 +1,19 @@
-"""Time of one training step (energies, forces, loss, gradient of every parameter), or of a part, by each form.
+"""Time of one training step (energies, forces, loss, gradient of every parameter), or
+of a part, by each form.
 
-    python benchmarks/train_step.py                                       # mace-torch's own step against the fast one
+    python benchmarks/train_step.py                     # mace-torch's step and the fast one
     python benchmarks/train_step.py --models M --data periodic --dtype float64 --rounds 3
-    python benchmarks/train_step.py --forms mace torch                    # the fast algebra without a compiler
-    python benchmarks/train_step.py --elements 85                         # a table of 85 elements, 17 of them present
-    python benchmarks/train_step.py --what forces                         # evaluation: energy, forces; step; or loader
+    python benchmarks/train_step.py --forms mace torch  # the fast algebra without a compiler
+    python benchmarks/train_step.py --elements 85       # a table of 85, 17 of them present
+    python benchmarks/train_step.py --what forces       # or energy, step, loader
     python benchmarks/train_step.py --device cuda --models S M L --forms mace mace_cueq fast cueq
 
-Forms take turns in fresh processes, each on the same generated structures and weights. A step is repeated for half a
-second at a time; only stretches during which other processes used less than an eighth of a core count, and where
-there are too few of them no ratio is printed. "mace" is mace-torch's module on a prepared dictionary, so its data
-path is free; the fast step makes its orders of atoms and edges within the step. Neither has an optimizer. With
-``--what loader`` each batch is made anew, by each side's own loader in the main process, neighbour lists being kept.
+Forms take turns in fresh processes, each on the same generated structures and weights. A step is
+repeated for half a second at a time; only stretches during which other processes used less than an
+eighth of a core count, and where there are too few of them no ratio is printed. "mace" is
+mace-torch's module on a prepared dictionary, so its data path is free; the fast step makes its
+orders of atoms and edges within the step. Neither has an optimizer. With ``--what loader`` each
+batch is made anew, by each side's own loader in the main process, neighbour lists being kept.
 """
 
 import argparse
@@ -44,8 +46,8 @@ def main() -> None:
         return
     clock = "CPU seconds of one thread, whatever else runs" if args.cpu_time else "wall clock"
     print(
-        f"{args.what} on {args.device}, load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores, {args.threads} threads, "
-        f"{args.dtype}, {clock}"
+        f"{args.what} on {args.device}, load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores, "
+        f"{args.threads} threads, {args.dtype}, {clock}"
     )
     print(HEAD)
     for data in args.data:
@@ -59,22 +61,33 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """What to measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["S", "M"])
     parser.add_argument("--what", choices=["energy", "forces", "step", "loader"], default="step")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", nargs="+", choices=["molecules", "periodic"], default=["molecules", "periodic"])
+    parser.add_argument(
+        "--data", nargs="+", choices=["molecules", "periodic"], default=["molecules", "periodic"]
+    )
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["mace", "fast"])
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--elements", type=int, choices=[0, 85], default=0, help="85: of the model's table")
+    parser.add_argument(
+        "--elements", type=int, choices=[0, 85], default=0, help="85: of the model's table"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2, help="fresh processes of each form")
     parser.add_argument("--stretches", type=int, default=5, help="clean ones per process")
     parser.add_argument(
-        "--patience", type=float, default=120.0, help="seconds to wait for a quiet machine, per process"
+        "--patience",
+        type=float,
+        default=120.0,
+        help="seconds to wait for a quiet machine, per process",
     )
     parser.add_argument(
-        "--cpu_time", action="store_true", help="CPU seconds of one thread, for machines that are never quiet"
+        "--cpu_time",
+        action="store_true",
+        help="CPU seconds of one thread, for machines that are never quiet",
     )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -84,7 +97,17 @@ def arguments() -> argparse.Namespace:
 
 def fresh_process(args: argparse.Namespace, model: str, data: str, form: str) -> dict[str, Any]:
     """One form's measurement in a process of its own."""
-    command = [sys.executable, __file__, "--child", "--models", model, "--data", data, "--forms", form]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        "--models",
+        model,
+        "--data",
+        data,
+        "--forms",
+        form,
+    ]
     for name in ("what", "device", "dtype", "elements", "threads", "stretches", "patience"):
         command += [f"--{name}", str(getattr(args, name))]
     command += ["--cpu_time"] if args.cpu_time else []
@@ -96,13 +119,15 @@ def fresh_process(args: argparse.Namespace, model: str, data: str, form: str) ->
 
 
 HEAD = (
-    "model data      form         step s (smallest … largest)    steps/s  atoms/s   edges/s CPU s/step  extra MiB"
-    "  first s  ratio"
+    "model data      form         step s (smallest … largest)    steps/s  atoms/s   edges/s CPU "
+    "s/step  extra MiB  first s  ratio"
 )
 
 
 def report(model: str, data: str, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """One line per form; the ratio to the first form only where the stretches of both were clean."""
+    """One line per form; the ratio to the first form only where the
+    stretches of both were clean.
+    """
     medians: dict[str, float] = {}
     quiet = True
     for form, runs in rows.items():
@@ -110,12 +135,16 @@ def report(model: str, data: str, rows: dict[str, list[dict[str, Any]]]) -> None
         quiet = quiet and all(run["clean"] for run in runs)
         medians[form] = median = steps[len(steps) // 2]
         first = runs[0]
-        ratio = f"{next(iter(medians.values())) / median:6.2f}" if quiet else "no ratio: the machine was busy"
+        ratio = (
+            f"{next(iter(medians.values())) / median:6.2f}"
+            if quiet
+            else "no ratio: the machine was busy"
+        )
         print(
-            f"{model:5s} {data:9s} {form:9s} {median:9.4f} ({steps[0]:.4f} … {steps[-1]:.4f}) {1 / median:10.2f} "
-            f"{first['atoms'] / median:8.0f} {first['edges'] / median:9.0f} "
-            f"{sum(run['cpu'] for run in runs) / len(runs):10.4f} {max(run['extra'] for run in runs):10.0f} "
-            f"{first['first']:8.2f}  {ratio}",
+            f"{model:5s} {data:9s} {form:9s} {median:9.4f} ({steps[0]:.4f} … {steps[-1]:.4f}) "
+            f"{1 / median:10.2f} {first['atoms'] / median:8.0f} {first['edges'] / median:9.0f} "
+            f"{sum(run['cpu'] for run in runs) / len(runs):10.4f} "
+            f"{max(run['extra'] for run in runs):10.0f} {first['first']:8.2f}  {ratio}",
             flush=True,
         )
 
@@ -140,7 +169,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     every: list[float] = []
     cpu = 0.0
     deadline = time.monotonic() + args.patience
-    while len(clean) < args.stretches and (time.monotonic() < deadline or len(every) < args.stretches):
+    while len(clean) < args.stretches and (
+        time.monotonic() < deadline or len(every) < args.stretches
+    ):
         others = busy()
         own = own_cpu()
         start = clock()
@@ -198,7 +229,14 @@ def prepared(args: argparse.Namespace) -> tuple[Callable[[], Any], int, int]:
     graphs = [build_graph(s, 5.0) for s in structures]
 
     def made() -> Any:
-        return collate(structures, graphs, range(len(structures)), described.facts(), dtype, free_atoms_only=False)
+        return collate(
+            structures,
+            graphs,
+            range(len(structures)),
+            described.facts(),
+            dtype,
+            free_atoms_only=False,
+        )
 
     batch = made().to(device)
     if form in ("mace", "mace_cueq"):
@@ -216,7 +254,12 @@ def prepared(args: argparse.Namespace) -> tuple[Callable[[], Any], int, int]:
 
 
 def our_step(
-    args: argparse.Namespace, module: Any, described: Any, batch: Any, made: Callable[[], Any], loss: Any
+    args: argparse.Namespace,
+    module: Any,
+    described: Any,
+    batch: Any,
+    made: Callable[[], Any],
+    loss: Any,
 ) -> Callable[[], Any]:
     """A form of ours."""
     from model_utils import model_loader
@@ -244,9 +287,16 @@ def our_step(
 
 
 def mace_step(
-    args: argparse.Namespace, module: Any, described: Any, batch: Any, structures: list[Any], loss: Any
+    args: argparse.Namespace,
+    module: Any,
+    described: Any,
+    batch: Any,
+    structures: list[Any],
+    loss: Any,
 ) -> Callable[[], Any]:
-    """mace-torch's module as its training calls it, on a dictionary made once; or on those of its own loader."""
+    """mace-torch's module as its training calls it, on a dictionary made once; or on
+    those of its own loader.
+    """
     import torch
 
     from losses import error_sums
@@ -261,7 +311,9 @@ def mace_step(
             parameter.requires_grad_(False)
     data = {
         "positions": batch.positions,
-        "node_attrs": torch.nn.functional.one_hot(batch.species, len(module.atomic_numbers)).to(batch.positions.dtype),
+        "node_attrs": torch.nn.functional.one_hot(batch.species, len(module.atomic_numbers)).to(
+            batch.positions.dtype
+        ),
         "edge_index": torch.stack([batch.senders, batch.receivers]),
         "shifts": batch.shifts,
         "unit_shifts": batch.cell_shifts.to(batch.positions.dtype),
@@ -276,7 +328,11 @@ def mace_step(
         given = data if batches is None else next(batches).to(args.device).to_dict()
         training = args.what in ("step", "loader")
         forces = args.what != "energy"
-        out = module({**given, "positions": given["positions"].clone()}, training=training, compute_force=forces)
+        out = module(
+            {**given, "positions": given["positions"].clone()},
+            training=training,
+            compute_force=forces,
+        )
         if not training:
             return out
         prediction = {"energy": out["interaction_energy"], "forces": out["forces"]}
@@ -307,7 +363,9 @@ def mace_batches(structures: list[Any], described: Any) -> Iterator[Any]:
         )
         for s in structures
     ]
-    loader = torch_geometric.dataloader.DataLoader(dataset=atoms, batch_size=len(atoms), shuffle=False)
+    loader = torch_geometric.dataloader.DataLoader(
+        dataset=atoms, batch_size=len(atoms), shuffle=False
+    )
     while True:
         yield from loader
 
@@ -316,7 +374,12 @@ def molecules(rng: Any, table: int) -> tuple[list[Any], list[int]]:
     """Eight rattled pairs of molecules of 20 to 30 atoms in all: of H, C, N, O."""
     from ase.build import molecule
 
-    names = [("C6H6", "CH3CH2OH"), ("C4H4NH", "CH3CONH2"), ("CH3CH2OCH3", "C5H5N"), ("C5H8", "C4H4O")] * 2
+    names = [
+        ("C6H6", "CH3CH2OH"),
+        ("C4H4NH", "CH3CONH2"),
+        ("CH3CH2OCH3", "C5H5N"),
+        ("C5H8", "C4H4O"),
+    ] * 2
     pairs = []
     for first, second in names:
         lower = molecule(first)
@@ -327,7 +390,9 @@ def molecules(rng: Any, table: int) -> tuple[list[Any], list[int]]:
 
 
 def crystals(rng: Any, table: int) -> tuple[list[Any], list[int]]:
-    """Two rattled supercells of MgO, 108 atoms with 56 neighbours each; of 17 elements for the large table."""
+    """Two rattled supercells of MgO, 108 atoms with 56 neighbours each; of 17
+    elements for the large table.
+    """
     from ase.build import bulk
 
     supercells = []
@@ -362,7 +427,9 @@ def labelled(atoms: Any, rng: Any) -> Any:
 
 
 def peak(device: str, *, reset: bool = False) -> float:
-    """Largest memory so far, MiB: resident, or allocated on a GPU (there ``reset`` forgets and gives what is)."""
+    """Largest memory so far, MiB: resident, or allocated on a GPU (there ``reset``
+    forgets and gives what is).
+    """
     if device != "cpu":
         import torch
 

@@ -1,1 +1,3 @@
-"""From files to flat-array batches: readers, labels, neighbour lists, packing and the loader's workers."""
+"""From files to flat-array batches: readers, labels, neighbour lists, packing
+and the loader's workers.
+"""

@@ -1,9 +1,10 @@
-"""Named arrays behind a JSON header in one file: written whole or not at all, opened without being read.
+"""Named arrays behind a JSON header in one file: written whole or not at all,
+opened without being read.
 
-The header and every array have a CRC-32: disks, copies and memory damage by accident, and of accidents it lets one in
-4·10⁹ pass, and none that changes one bit or up to 32 in a row. zlib's does 4 GB/s on one core, where SHA-256 does 1.8
-with the CPU's own instructions and 0.5 without: an index of 10⁶ records is checked in 7 ms. Whoever means to change a
-file could change its digest as well.
+The header and every array have a CRC-32: disks, copies and memory damage by accident, and of
+accidents it lets one in 4·10⁹ pass, and none that changes one bit or up to 32 in a row. zlib's does
+4 GB/s on one core, where SHA-256 does 1.8 with the CPU's own instructions and 0.5 without: an index
+of 10⁶ records is checked in 7 ms. Whoever means to change a file could change its digest as well.
 """
 
 import json
@@ -35,7 +36,8 @@ class Contents(NamedTuple):
 
     header: dict[str, Any]
     arrays: dict[str, NDArray[Any]]  # read-only, mapped
-    digests: dict[str, int | None]  # CRC-32 of every array; None in a file of the first form, which had none
+    # CRC-32 of every array; None in a file of the first form, which had none
+    digests: dict[str, int | None]
     name: str
 
 
@@ -71,7 +73,9 @@ def encoded(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[An
     return b"".join(_pieces(header, columns))
 
 
-def _pieces(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> Iterable[bytes]:
+def _pieces(
+    header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]
+) -> Iterable[bytes]:
     layout = []
     position = 0
     for name, pieces in columns.items():
@@ -80,7 +84,9 @@ def _pieces(header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[An
         digest = 0
         for piece in pieces:
             digest = zlib.crc32(_stored(piece).data, digest)
-        layout.append([name, first.dtype.newbyteorder("<").str, [count, *first.shape[1:]], position, digest])
+        layout.append(
+            [name, first.dtype.newbyteorder("<").str, [count, *first.shape[1:]], position, digest]
+        )
         position += -(-sum(piece.nbytes for piece in pieces) // _ALIGNMENT) * _ALIGNMENT
     text = json.dumps({"header": header, "arrays": layout}).encode()
     head = _MAGIC + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + text
@@ -111,7 +117,8 @@ def read(path: Path) -> Contents:
 def look(path: Path) -> Contents:
     """Open a file, of which only the header is compared with its digest.
 
-    The arrays are mapped: they cost memory and time where they are looked at; ``check`` says whether they are whole.
+    The arrays are mapped: they cost memory and time where they are looked at; ``check`` says
+    whether they are whole.
 
     Raises:
         Damaged: it is no such file, or cut off, or its header is damaged.
@@ -134,7 +141,9 @@ def check(contents: Contents) -> None:
         if digest is None:
             raise Damaged(f"{contents.name} has no digests")
         if zlib.crc32(array.data) != digest:
-            raise Damaged(f"{contents.name} does not have the digest of {name} that was written with it")
+            raise Damaged(
+                f"{contents.name} does not have the digest of {name} that was written with it"
+            )
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:
@@ -142,7 +151,8 @@ def _mapped(file: BinaryIO) -> mmap.mmap:
 
 
 def decoded(data: bytes | mmap.mmap, name: str) -> Contents:
-    """A file of arrays from its bytes; the arrays are views of them, and only the header is checked.
+    """A file of arrays from its bytes; the arrays are views of them, and only
+    the header is checked.
 
     Raises:
         Damaged: they are not what ``encoded`` gives.
@@ -181,6 +191,8 @@ def _header_text(data: bytes | mmap.mmap, name: str) -> tuple[bytes, int]:
     if n_header > min(_MAX_HEADER, len(data) - head):
         raise Damaged(f"{name} is cut off")
     text = data[head : head + n_header]
-    if beginning == _MAGIC and zlib.crc32(text) != int.from_bytes(data[_HEAD - 4 : _HEAD], "little"):
+    if beginning == _MAGIC and zlib.crc32(text) != int.from_bytes(
+        data[_HEAD - 4 : _HEAD], "little"
+    ):
         raise Damaged(f"{name} has a damaged header")
     return text, -(-(head + n_header) // _ALIGNMENT) * _ALIGNMENT

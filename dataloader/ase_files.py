@@ -1,8 +1,10 @@
-"""The format ``ase``: a named list of files that ASE and the programs around it write, and what is refused by name.
+"""The format ``ase``: a named list of files that ASE and the programs around it write, and
+what is refused by name.
 
-Labels are what a calculator left in its results, by the rules of every format: the energy is the one that ASE calls
-so (of VASP that for no broadening, energy(sigma->0)), and ``--free_energy`` takes the free energy, as for rows of
-ASE's databases. Units are those in which ``ase.io`` gives them: eV and Å.
+Labels are what a calculator left in its results, by the rules of every format: the energy is
+the one that ASE calls so (of VASP that for no broadening, energy(sigma->0)), and
+``--free_energy`` takes the free energy, as for rows of ASE's databases. Units are those in
+which ``ase.io`` gives them: eV and Å.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +20,10 @@ from dataloader.labels import LabelError
 from dataloader.record import RawRecord
 from dataloader.record_geometry import periodic_with_a_volume
 
-LOOKED_AT = 64 * 2**10  # bytes at the beginning of a file; job scripts print before the program does
-DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # what damaged numbers and names raise
+# bytes at the beginning of a file; job scripts print before the program does
+LOOKED_AT = 64 * 2**10
+# what damaged numbers and names raise
+DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 WHAT = "a file of ASE, VASP, Quantum Espresso, CP2K or FHI-aims"
 
 
@@ -69,16 +73,26 @@ KINDS: dict[str, Kind] = {
         Kind(
             name="vasp-xml",
             what="a vasprun.xml of VASP",
-            takes=lambda path, beginning: beginning.startswith(b"<?xml") and b"<modeling>" in beginning,
+            takes=lambda path, beginning: (
+                beginning.startswith(b"<?xml") and b"<modeling>" in beginning
+            ),
             records=outputs.vasp_xml,
-            note="eV, Å; the energy is e_0_energy, without the entropy; forces are those of the free energy",
+            note=(
+                "eV, Å; the energy is e_0_energy, without the entropy; forces are those "
+                "of the free energy"
+            ),
         ),
         Kind(
             name="vasp-out",
             what="an OUTCAR of VASP",
-            takes=lambda path, beginning: beginning.lstrip().startswith(b"vasp.") and b"\n" in beginning,
+            takes=lambda path, beginning: (
+                beginning.lstrip().startswith(b"vasp.") and b"\n" in beginning
+            ),
             records=outputs.vasp_outcar,
-            note="eV, Å; the energy is energy(sigma->0), without the entropy; forces are those of the free energy",
+            note=(
+                "eV, Å; the energy is energy(sigma->0), without the entropy; forces are those "
+                "of the free energy"
+            ),
         ),
         Kind(
             name="espresso-out",
@@ -99,7 +113,10 @@ KINDS: dict[str, Kind] = {
             what="an output of CP2K",
             takes=lambda path, beginning: cp2k.BEGINS in beginning,
             records=cp2k.records,
-            note="eV, Å, from Hartree and Bohr; the energy is that of FORCE_EVAL, to which forces belong",
+            note=(
+                "eV, Å, from Hartree and Bohr; the energy is that of FORCE_EVAL, to "
+                "which forces belong"
+            ),
         ),
         Kind(
             name="cif",
@@ -107,34 +124,55 @@ KINDS: dict[str, Kind] = {
             takes=lambda path, beginning: path.suffix.lower() == ".cif",
             records=outputs.cif,
         ),
-        Kind(name="vasp", what="a POSCAR or CONTCAR of VASP", takes=_is_poscar, records=outputs.poscar),
+        Kind(
+            name="vasp",
+            what="a POSCAR or CONTCAR of VASP",
+            takes=_is_poscar,
+            records=outputs.poscar,
+        ),
     )
 }
 
 _OF_ONE_STRUCTURE = {"cif", "vasp"}  # with which a calculation begins, or ends
 
 _BY_ASE = "python -c \"from ase.io import read, write; write('NEW.xyz', read('{name}', ':'))\""
-_PICKLE = "is a pickle, which runs code when it is read; write it anew where you trust it: " + _BY_ASE
+_PICKLE = (
+    "is a pickle, which runs code when it is read; write it anew where you trust it: " + _BY_ASE
+)
 _SERVER = "is a database on a server; copy it into a file: ase db '{path}' --insert-into NEW.db"
 _NOT_READ = "is not read here; convert it: " + _BY_ASE
 _REFUSED_ENDINGS = {
     **dict.fromkeys((".pckl", ".pkl", ".pickle"), _PICKLE),
-    ".bundle": "is a BundleTrajectory, whose old form is a pickle; write it anew where you trust it: " + _BY_ASE,
+    ".bundle": (
+        "is a BundleTrajectory, whose old form is a pickle; write it anew where you trust it: "
+        + _BY_ASE
+    ),
     ".py": "is a program, which is not run",
     ".gpw": "is a restart file of GPAW, which GPAW itself opens; convert it there: " + _BY_ASE,
-    ".castep": "is read by some releases of ASE through a calculator that starts CASTEP; convert it: " + _BY_ASE,
-    **dict.fromkeys((".json", ".nc", ".dcd", ".pdb", ".xsf", ".gen", ".cell", ".pwi", ".in", ".xtd"), _NOT_READ),
-    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"), "is compressed; unpack it first"),
+    ".castep": (
+        "is read by some releases of ASE through a calculator that starts CASTEP; convert it: "
+        + _BY_ASE
+    ),
+    **dict.fromkeys(
+        (".json", ".nc", ".dcd", ".pdb", ".xsf", ".gen", ".cell", ".pwi", ".in", ".xtd"), _NOT_READ
+    ),
+    **dict.fromkeys(
+        (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"), "is compressed; unpack it first"
+    ),
     ".npz": "is not read here; write its structures as extended XYZ, or add a format by a plug-in",
 }
 _REFUSED_BEGINNINGS = {
-    b"PickleTrajectory": "is a trajectory of ASE before 2014, a pickle, which runs code when it is read; write it anew "
-    "where you trust it: python -m ase.io.trajectory {path}",
+    b"PickleTrajectory": (
+        "is a trajectory of ASE before 2014, a pickle, which runs code when it is read; write it "
+        "anew where you trust it: python -m ase.io.trajectory {path}"
+    ),
     b"- of UlmGPAW": _REFUSED_ENDINGS[".gpw"],
 }
 _REFUSED_WITHIN = {
-    b"Entering Gaussian System": "is a log of Gaussian: its forces are of the input orientation, its positions often "
-    "of another; write an extended-XYZ file with both in one",
+    b"Entering Gaussian System": (
+        "is a log of Gaussian: its forces are of the input orientation, its positions often of "
+        "another; write an extended-XYZ file with both in one"
+    ),
 }
 _SERVERS = ("postgresql:", "postgres:", "mysql:", "mariadb:")
 
@@ -142,7 +180,11 @@ _SERVERS = ("postgresql:", "postgres:", "mysql:", "mariadb:")
 def kind_of(path: Path) -> Kind | None:
     """What a regular file is on the list; None where it is nothing of it, or cannot be read."""
     beginning = _beginning(path)
-    return next((kind for kind in KINDS.values() if kind.takes(path, beginning)), None) if beginning else None
+    return (
+        next((kind for kind in KINDS.values() if kind.takes(path, beginning)), None)
+        if beginning
+        else None
+    )
 
 
 def _beginning(path: Path) -> bytes:
@@ -154,13 +196,20 @@ def _beginning(path: Path) -> bytes:
 
 
 def refuse_what_is_not_read(path: Path) -> None:
-    """Raise InputError for what people give ``ase.io`` and what is not read here, with the reason and what to do."""
+    """Raise InputError for what people give ``ase.io`` and what is not read here, with the
+    reason and what to do.
+    """
     reason = next((_SERVER for server in _SERVERS if str(path).startswith(server)), None)
     reason = reason or _REFUSED_ENDINGS.get(path.suffix.lower())
     if reason is None and path.is_file():
         beginning = _beginning(path)
-        reason = next((text for start, text in _REFUSED_BEGINNINGS.items() if beginning.startswith(start)), None)
-        reason = reason or next((text for part, text in _REFUSED_WITHIN.items() if part in beginning), None)
+        reason = next(
+            (text for start, text in _REFUSED_BEGINNINGS.items() if beginning.startswith(start)),
+            None,
+        )
+        reason = reason or next(
+            (text for part, text in _REFUSED_WITHIN.items() if part in beginning), None
+        )
     if reason is not None:
         raise InputError(f"{path} {reason.format(path=path, name=path.name)}")
 
@@ -180,16 +229,30 @@ def raw_frames(path: Path) -> Iterator[RawFrame]:
     try:
         for number, raw in enumerate(kind.records(path)):
             where = f"{path} frame {number}"
-            yield RawFrame(raw, f"{path.name}#{number}", where, (f"{kind.name}: {kind.note}",), periodic_with_a_volume)
+            yield RawFrame(
+                raw,
+                f"{path.name}#{number}",
+                where,
+                (f"{kind.name}: {kind.note}",),
+                periodic_with_a_volume,
+            )
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; expected {kind.what}") from None
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; expected {kind.what}"
+        ) from None
     except (LabelError, RowError) as error:
-        raise InputError(f"cannot read {path}{_after(number)}: {error}; expected {kind.what}") from None
+        raise InputError(
+            f"cannot read {path}{_after(number)}: {error}; expected {kind.what}"
+        ) from None
     except DAMAGED as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-        raise InputError(f"cannot read {path}{_after(number)}: damaged ({reason}); expected {kind.what}") from None
+        raise InputError(
+            f"cannot read {path}{_after(number)}: damaged ({reason}); expected {kind.what}"
+        ) from None
     if number < 0:
-        raise InputError(f"{path} holds no structure with results; expected {kind.what} with at least one")
+        raise InputError(
+            f"{path} holds no structure with results; expected {kind.what} with at least one"
+        )
 
 
 def _after(number: int) -> str:
@@ -200,20 +263,30 @@ def _require_readable(path: Path) -> None:
     try:
         input_files.require_regular(path)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; expected {WHAT}") from None
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; expected {WHAT}"
+        ) from None
 
 
 def _without_inputs(files: list[Path]) -> list[Path]:
     """The files of several that are read: what a program computed, and not what it began with.
 
     Raises:
-        InputError: OUTCAR and vasprun.xml of one run are both there, and each structure would count twice.
+        InputError: OUTCAR and vasprun.xml of one run are both there, and each
+            structure would count twice.
     """
-    kinds = {file: kind.name for file in files if len(files) > 1 and (kind := kind_of(file)) is not None}
-    twice = [(f, g) for f, g in _of_one_folder(kinds) if {kinds[f], kinds[g]} == {"vasp-out", "vasp-xml"}]
+    kinds = {
+        file: kind.name for file in files if len(files) > 1 and (kind := kind_of(file)) is not None
+    }
+    twice = [
+        (f, g) for f, g in _of_one_folder(kinds) if {kinds[f], kinds[g]} == {"vasp-out", "vasp-xml"}
+    ]
     if twice:
         shown = " and ".join(str(file) for file in twice[0])
-        raise InputError(f"{shown} say the same twice; name one of them by a pattern: '*/OUTCAR' or '*/vasprun.xml'")
+        raise InputError(
+            f"{shown} say the same twice; name one of them by a pattern: '*/OUTCAR' "
+            "or '*/vasprun.xml'"
+        )
     outputs_too = set(kinds.values()) - _OF_ONE_STRUCTURE
     return [file for file in files if not outputs_too or kinds.get(file) not in _OF_ONE_STRUCTURE]
 

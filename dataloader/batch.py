@@ -28,12 +28,13 @@ def added_rows(parts: Iterable[Rows]) -> dict[str, int]:
 class Label(NamedTuple):
     """Targets of one quantity with their weights, a row for each atom or for each structure.
 
-    A row whose mask is False is in neither sum of a mean. The energy is the label minus the sum of reference energies,
-    formed in float64 on the host: at 10⁵ eV a float32 step is 8 meV.
+    A row whose mask is False is in neither sum of a mean. The energy is the label minus the sum of
+    reference energies, formed in float64 on the host: at 10⁵ eV a float32 step is 8 meV.
     """
 
     value: Tensor  # (n_rows, *components), float64, in the quantity's unit; 0 where unlabelled
-    mask: Tensor  # (n_rows,), bool: labelled, and of an atom that was free to move where that is asked for
+    # (n_rows,), bool: labelled, and of an atom that was free to move where that is asked for
+    mask: Tensor
     weight: Tensor  # (n_rows,), float64
 
 
@@ -46,19 +47,22 @@ class Batch:
     structure: Tensor  # (n_atoms,), int64, index of the atom's structure
     ptr: Tensor  # (n_structures + 1,), int64, first atom of each structure
     head: Tensor  # (n_structures,), int64
-    cell: Tensor  # (n_structures, 3, 3), Å; a unit cell where a structure is not periodic in three directions
+    # (n_structures, 3, 3), Å; a unit cell where a structure is not periodic in three directions
+    cell: Tensor
     senders: Tensor  # (n_edges,), int64
     receivers: Tensor  # (n_edges,), int64
     cell_shifts: Tensor  # (n_edges, 3), int32, whole lattice vectors crossed by the edge
-    shifts: Tensor  # (n_edges, 3), Å, cell_shifts @ cell: vector = positions[receiver] - positions[sender] + shift
+    # (n_edges, 3), Å, cell_shifts @ cell: vector = positions[receiver] - positions[sender] + shift
+    shifts: Tensor
     reference_energy: Tensor  # (n_structures,), float64, eV, sum of the E0s
     sizes: Tensor  # (n_structures,), float64, numbers of atoms
     labels: Mapping[str, Label]  # by quantity, of every one there is
     rows: Rows  # behind the labels
     features: dict[str, Tensor]
     index: tuple[int, ...]  # of the structures in their dataset, to name them in messages
-    # what a form of the network needs besides, made by `Loader(prepare=…)`: tensors travel with the others, whole
-    # numbers stay on the host. Whoever changes species or edges, or takes a part of the batch, leaves it out.
+    # what a form of the network needs besides, made by `Loader(prepare=…)`: tensors travel with the
+    # others, whole numbers stay on the host. Whoever changes species or edges, or takes a part of
+    # the batch, leaves it out.
     orders: Mapping[str, Tensor | tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -86,15 +90,21 @@ class Batch:
         """The structures, their labels and sizes on the host: what tables and files are made of."""
         none = self.senders[:0]
         bare = replace(
-            self, senders=none, receivers=none, cell_shifts=self.cell_shifts[:0], shifts=self.shifts[:0], orders={}
+            self,
+            senders=none,
+            receivers=none,
+            cell_shifts=self.cell_shifts[:0],
+            shifts=self.shifts[:0],
+            orders={},
         )
         return _map_tensors(bare, lambda tensor: tensor.cpu())
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, by one copy that overlaps with computing.
 
-        Tensors that do not lie in one buffer yet are put into one of pinned memory: each copy of its own costs some
-        10 µs of the host, and waits for the device where the memory is not pinned.
+        Tensors that do not lie in one buffer yet are put into one of pinned memory:
+        each copy of its own costs some 10 µs of the host, and waits for the device
+        where the memory is not pinned.
         """
         if device.type == "cpu" or self.positions.device == device:
             return self
@@ -115,7 +125,8 @@ class _Mover:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._buffers: dict[int, Tensor] = {}  # on the device, by the address of the buffer on the host
+        # on the device, by the address of the buffer on the host
+        self._buffers: dict[int, Tensor] = {}
 
     def __call__(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -140,7 +151,9 @@ class _Place(NamedTuple):
 
 
 class BatchBuffer:
-    """A batch with its tensors in one buffer: between processes each tensor would cost 0.1 ms, and there are thirty."""
+    """A batch with its tensors in one buffer: between processes each tensor would cost 0.1
+    ms, and there are thirty.
+    """
 
     def __init__(self, batch: Batch) -> None:
         tensors: list[Tensor] = []
@@ -179,10 +192,13 @@ def _map_tensors(record: Any, function: Any) -> Any:
         if isinstance(value, Tensor | _Place):
             changed[item.name] = function(value)
         elif item.name == "labels":
-            changed[item.name] = {name: Label(*map(function, label)) for name, label in value.items()}
+            changed[item.name] = {
+                name: Label(*map(function, label)) for name, label in value.items()
+            }
         elif item.name in ("features", "orders"):
             changed[item.name] = {
-                name: function(entry) if isinstance(entry, Tensor | _Place) else entry for name, entry in value.items()
+                name: function(entry) if isinstance(entry, Tensor | _Place) else entry
+                for name, entry in value.items()
             }
     return replace(record, **changed)
 
@@ -204,7 +220,8 @@ def collate(
         index: their positions in the dataset.
         facts: of the model.
         dtype: working precision of geometry; labels stay float64.
-        free_atoms_only: force components of atoms that were held fixed count neither in loss nor in metrics.
+        free_atoms_only: force components of atoms that were held fixed count neither
+            in loss nor in metrics.
     """
     sizes = np.array([s.n_atoms for s in structures])
     ptr = np.concatenate([[0], sizes.cumsum()])
@@ -216,7 +233,8 @@ def collate(
     shifts = np.concatenate([g.shifts @ s.cell for g, s in zip(graphs, structures, strict=True)])
     references = _reference_energies(species, ptr, heads, facts)
     labels = {
-        quantity.name: _label(quantity, structures, references, free_atoms_only) for quantity in QUANTITIES.values()
+        quantity.name: _label(quantity, structures, references, free_atoms_only)
+        for quantity in QUANTITIES.values()
     }
     return Batch(
         positions=torch.from_numpy(np.concatenate([g.positions for g in graphs])).to(dtype),
@@ -224,7 +242,9 @@ def collate(
         structure=torch.from_numpy(np.repeat(np.arange(len(structures)), sizes)),
         ptr=torch.from_numpy(ptr),
         head=torch.from_numpy(heads),
-        cell=torch.from_numpy(np.stack([s.cell if s.periodic else np.eye(3) for s in structures])).to(dtype),
+        cell=torch.from_numpy(
+            np.stack([s.cell if s.periodic else np.eye(3) for s in structures])
+        ).to(dtype),
         senders=torch.from_numpy(np.concatenate([g.senders for g in graphs]) + offsets),
         receivers=torch.from_numpy(np.concatenate([g.receivers for g in graphs]) + offsets),
         cell_shifts=torch.from_numpy(cell_shifts.astype(np.int32)),
@@ -238,13 +258,20 @@ def collate(
     )
 
 
-def _reference_energies(species: np.ndarray, ptr: np.ndarray, heads: np.ndarray, facts: ModelFacts) -> np.ndarray:
+def _reference_energies(
+    species: np.ndarray, ptr: np.ndarray, heads: np.ndarray, facts: ModelFacts
+) -> np.ndarray:
     per_head = np.array(facts.atomic_energies)  # (n_heads, n_elements)
     per_atom = per_head[np.repeat(heads, np.diff(ptr)), species]
     return np.add.reduceat(per_atom, ptr[:-1])
 
 
-def _label(quantity: Quantity, structures: Sequence[Structure], references: np.ndarray, free_atoms_only: bool) -> Label:
+def _label(
+    quantity: Quantity,
+    structures: Sequence[Structure],
+    references: np.ndarray,
+    free_atoms_only: bool,
+) -> Label:
     values = [s.labels.get(quantity.name) for s in structures]
     weights = np.array([s.weight_of(quantity.name) for s in structures])
     if not quantity.per_atom:
@@ -253,9 +280,14 @@ def _label(quantity: Quantity, structures: Sequence[Structure], references: np.n
         stacked = np.stack([zero if value is None else np.asarray(value) for value in values])
         if quantity == ENERGY:
             stacked = stacked - np.where(labelled, references, 0.0)
-        return Label(torch.from_numpy(stacked), torch.from_numpy(labelled), torch.from_numpy(weights))
+        return Label(
+            torch.from_numpy(stacked), torch.from_numpy(labelled), torch.from_numpy(weights)
+        )
     shapes = [quantity.shape(s.n_atoms) for s in structures]
-    rows = [np.zeros(shape) if value is None else value for value, shape in zip(values, shapes, strict=True)]
+    rows = [
+        np.zeros(shape) if value is None else value
+        for value, shape in zip(values, shapes, strict=True)
+    ]
     counted = [counted_atoms(quantity, structure, free_atoms_only) for structure in structures]
     return Label(
         torch.from_numpy(np.concatenate(rows)),

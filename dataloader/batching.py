@@ -1,4 +1,6 @@
-"""Which structures go into which batch: an order from (seed, epoch) alone, cut by a fixed count or by a budget."""
+"""Which structures go into which batch: an order from (seed, epoch) alone, cut by a
+fixed count or by a budget.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,8 @@ from numpy.typing import NDArray
 
 from dataloader.errors import InputError
 
-SHARES = 1_000_033  # any number but 0, which numpy would drop: keeps the seeds of shares apart from [seed, epoch]
+# any number but 0, which numpy would drop: keeps the seeds of shares apart from [seed, epoch]
+SHARES = 1_000_033
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,9 @@ class Budget:
     edges: int | None = None
 
     def admits(self, structures: int, atoms: int, edges: int) -> bool:
-        """Whether a batch of this size stays within every limit, as all of ``pack`` do but a single large structure."""
+        """Whether a batch of this size stays within every limit, as all of ``pack`` do but a
+        single large structure.
+        """
         limits = ((self.structures, structures), (self.atoms, atoms), (self.edges, edges))
         return all(limit is None or size <= limit for limit, size in limits)
 
@@ -29,8 +34,9 @@ class Budget:
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of ``n`` structures in one epoch: a pure function of (seed, epoch).
 
-    Nothing else enters, so a resumed run needs no sampler state, and workers or ranks cannot change it. numpy's
-    SeedSequence mixes both numbers: torch's generator looks at the lower 32 bits of a seed only.
+    Nothing else enters, so a resumed run needs no sampler state, and workers or ranks cannot
+    change it. numpy's SeedSequence mixes both numbers: torch's generator looks at the lower
+    32 bits of a seed only.
     """
     return np.random.default_rng([seed, epoch]).permutation(n)
 
@@ -43,11 +49,14 @@ class Share:
     taken: int
 
 
-def mixed_order(rows: NDArray[np.int64], shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
+def mixed_order(
+    rows: NDArray[np.int64], shares: Sequence[Share], seed: int, epoch: int
+) -> NDArray[np.int64]:
     """The order of an epoch that has all of ``rows`` and a number of structures of every share.
 
-    A pure function of (seed, epoch): a share is gone through in shuffled passes, and an epoch begins where the one
-    before it ended. So each of its structures comes equally often, whatever the number.
+    A pure function of (seed, epoch): a share is gone through in shuffled passes, and an
+    epoch begins where the one before it ended. So each of its structures comes equally
+    often, whatever the number.
     """
     taken = [rows]
     for k, share in enumerate(shares):
@@ -55,14 +64,20 @@ def mixed_order(rows: NDArray[np.int64], shares: Sequence[Share], seed: int, epo
         begin = epoch * share.taken
         first = begin // n
         last = (begin + share.taken - 1) // n
-        passes = [np.random.default_rng([seed, k, i, SHARES]).permutation(n) for i in range(first, last + 1)]
+        passes = [
+            np.random.default_rng([seed, k, i, SHARES]).permutation(n)
+            for i in range(first, last + 1)
+        ]
         taken.append(share.rows[np.concatenate(passes)[begin - first * n :][: share.taken]])
     members = np.concatenate(taken)
     return members[epoch_order(len(members), seed, epoch)]
 
 
 def pack(
-    order: NDArray[np.int64], n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget
+    order: NDArray[np.int64],
+    n_atoms: NDArray[np.int64],
+    n_edges: NDArray[np.int64] | None,
+    budget: Budget,
 ) -> "PlannedBatches":
     """Cut an order into batches: each takes structures until the next one would break the budget.
 
@@ -75,8 +90,16 @@ def pack(
     if budget.atoms is None and budget.edges is None:
         size = budget.structures or max(len(order), 1)
         return PlannedBatches(order, np.arange(0, len(order), size))
-    totals = [np.cumsum(np.asarray(sizes, dtype=np.int64)[order]) for sizes in (n_atoms, n_edges) if sizes is not None]
-    limits = [limit for limit, sizes in ((budget.atoms, n_atoms), (budget.edges, n_edges)) if sizes is not None]
+    totals = [
+        np.cumsum(np.asarray(sizes, dtype=np.int64)[order])
+        for sizes in (n_atoms, n_edges)
+        if sizes is not None
+    ]
+    limits = [
+        limit
+        for limit, sizes in ((budget.atoms, n_atoms), (budget.edges, n_edges))
+        if sizes is not None
+    ]
     starts = []
     start = 0
     while start < len(order):
@@ -91,7 +114,9 @@ def pack(
 
 
 class PlannedBatches(Sequence[NDArray[np.int64]]):
-    """The batches of an order: where each begins; a batch is made when it is asked for, 10⁷ of them cost 80 MB."""
+    """The batches of an order: where each begins; a batch is made when it is asked for,
+    10⁷ of them cost 80 MB.
+    """
 
     def __init__(self, order: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         self._order = order
@@ -102,7 +127,11 @@ class PlannedBatches(Sequence[NDArray[np.int64]]):
 
     def totals(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sum of a size of the structures over each batch, (len,)."""
-        return np.add.reduceat(sizes[self._order], self._starts) if len(self) else np.zeros(0, np.int64)
+        return (
+            np.add.reduceat(sizes[self._order], self._starts)
+            if len(self)
+            else np.zeros(0, np.int64)
+        )
 
     @overload
     def __getitem__(self, i: int) -> NDArray[np.int64]: ...
@@ -117,13 +146,16 @@ class PlannedBatches(Sequence[NDArray[np.int64]]):
 
 
 def refuse_oversized(
-    n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64] | None, budget: Budget, name: Callable[[int], str]
+    n_atoms: NDArray[np.int64],
+    n_edges: NDArray[np.int64] | None,
+    budget: Budget,
+    name: Callable[[int], str],
 ) -> None:
     """Raise InputError where a single structure is larger than the budget."""
     for what, sizes, limit in (("atoms", n_atoms, budget.atoms), ("edges", n_edges, budget.edges)):
         if limit is not None and sizes is not None and len(sizes) and sizes.max() > limit:
             worst = int(sizes.argmax())
             raise InputError(
-                f"{name(worst)} has {sizes[worst]} {what}, more than --max_{what}_per_batch {limit}; "
-                f"raise it to at least {sizes.max()} or leave the structure out"
+                f"{name(worst)} has {sizes[worst]} {what}, more than --max_{what}_per_batch "
+                f"{limit}; raise it to at least {sizes.max()} or leave the structure out"
             )

@@ -1,4 +1,6 @@
-"""One name in a data set: how it is to be read, what its source gives and says of itself, and what a format is."""
+"""One name in a data set: how it is to be read, what its source gives and says of
+itself, and what a format is.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +55,8 @@ class Wanted:
         max_dropped: largest share of an LMDB's records that may be faulty.
         features: embedding inputs that each structure must carry.
         filters: structures that are left out by choice.
-        elements: where structures are streamed, those with other atomic numbers are left out; None keeps all.
+        elements: where structures are streamed, those with other atomic numbers are
+            left out; None keeps all.
     """
 
     needs: LabelNeeds
@@ -69,7 +72,8 @@ class Census:
 
     Attributes:
         path: the name.
-        label_names: how many records have their labels under which names; isolated atoms are not among them.
+        label_names: how many records have their labels under which names; isolated
+            atoms are not among them.
         named: how many name a charge, a spin.
         notes: what was converted or passed over, with the number of records.
         dropped: reasons for which faulty records are not used, with their numbers.
@@ -108,7 +112,10 @@ class Census:
 
     def _report(self, counts: Counter[str]) -> str:
         ordered = sorted(counts.items(), key=lambda item: -item[1])
-        shown = [f"{count} × {reason}{self._first(reason, count)}" for reason, count in ordered[:SHOWN_REASONS]]
+        shown = [
+            f"{count} × {reason}{self._first(reason, count)}"
+            for reason, count in ordered[:SHOWN_REASONS]
+        ]
         more = len(ordered) - len(shown)
         return "; ".join([*shown, f"and {more} other reasons"] if more else shown)
 
@@ -167,15 +174,21 @@ class Source(Protocol):
         ...
 
     def edges(self, r_max: float) -> NDArray[np.integer] | None:
-        """Directed edges of every structure where they can be known without building each graph here."""
+        """Directed edges of every structure where they can be known without
+        building each graph here.
+        """
         ...
 
     def content(self) -> bytes:
         """What tells these data from others."""
         ...
 
-    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
-        """Rows with a label by quantity over some structures, as ``batch.collate`` counts them, without reading any."""
+    def labelled_rows(
+        self, indices: NDArray[np.integer], *, free_atoms_only: bool
+    ) -> dict[str, int]:
+        """Rows with a label by quantity over some structures, as ``batch.collate`` counts
+        them, without reading any.
+        """
         ...
 
     def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
@@ -183,7 +196,8 @@ class Source(Protocol):
         ...
 
 
-Unread = Callable[[], Structure]  # reads a structure, where its format can leave that to whoever wants it
+# reads a structure, where its format can leave that to whoever wants it
+Unread = Callable[[], Structure]
 
 
 def given(structure: Structure) -> Unread:
@@ -196,8 +210,8 @@ class Streamed(NamedTuple):
 
     Attributes:
         census: complete once all structures were taken.
-        structures: what gives each, isolated atoms among them; one that is not called costs next to nothing in a format
-            that reads by number, and the reading of its text in the others.
+        structures: what gives each, isolated atoms among them; one that is not called costs next to
+            nothing in a format that reads by number, and the reading of its text in the others.
     """
 
     census: Census
@@ -211,7 +225,8 @@ class Format:
     Attributes:
         name: what users type.
         what: one of its files in words, for messages.
-        takes: whether an existing file or folder is of this kind, by its ending, its first bytes or what it holds.
+        takes: whether an existing file or folder is of this kind, by its ending, its first
+            bytes or what it holds.
         opened: a source of the usable structures.
         streamed: the structures one after another, unread.
         endings: of its files, for messages.

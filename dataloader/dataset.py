@@ -1,4 +1,6 @@
-"""A data set as the loop sees it: structures by number over all its sources, their graphs, and batches of them."""
+"""A data set as the loop sees it: structures by number over all its sources, their
+graphs, and batches of them.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +18,13 @@ from dataloader.needs import ModelFacts
 from dataloader.neighbors import MAX_NEIGHBORS, Graph, GraphFault, build_graph
 from dataloader.structure import Structure, symbols
 
-CACHED_EDGES = 20_000_000  # 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
+# 14 bytes each; beyond it graphs are built again every epoch, 0.3 ms for 54 atoms
+CACHED_EDGES = 20_000_000
 
 OF_HEAD = ", head "  # between file and head in the name of a part
 
-SAMPLING = 1_000_003  # beside the seed: another stream of random numbers than the orders of epochs have
+# beside the seed: another stream of random numbers than the orders of epochs have
+SAMPLING = 1_000_003
 
 
 class Dataset:
@@ -30,12 +34,14 @@ class Dataset:
         sources: opened files.
         facts: of the model.
         dtype: working precision of the batches.
-        elements: atomic numbers to keep; structures with others are left out and counted. None keeps all.
+        elements: atomic numbers to keep; structures with others are left out and
+            counted. None keeps all.
         free_atoms_only: see ``batch.collate``.
         max_neighbors: see ``neighbors.build_graph``.
 
     Raises:
-        InputError: a structure holds an element or a head that the model lacks, or a graph shows a broken structure.
+        InputError: a structure holds an element or a head that the model lacks, or a graph
+            shows a broken structure.
     """
 
     def __init__(
@@ -58,10 +64,13 @@ class Dataset:
         self._cached_edges = 0
         self._n_edges: NDArray[np.int64] | None = None
         kept = [self._accepted(s, elements) for s in range(len(self.sources))]
-        self.places = np.concatenate([np.zeros((0, 2), np.int32), *kept])  # (len, 2): source, structure in it
+        # (len, 2): source, structure in it
+        self.places = np.concatenate([np.zeros((0, 2), np.int32), *kept])
 
     def _accepted(self, s: int, elements: Sequence[int] | None) -> NDArray[np.int32]:
-        """Places of the structures of one source that the model can take; looks at values, not at every structure."""
+        """Places of the structures of one source that the model can take; looks at values,
+        not at every structure.
+        """
         source = self.sources[s]
         usable = np.ones(len(source), dtype=bool)
         if elements is not None:
@@ -90,18 +99,22 @@ class Dataset:
     def _unknown_head(self, source: Source, usable: NDArray[np.bool_]) -> str | None:
         heads = self.facts.heads
         several = len(self.facts.heads) > 1
-        bad = [(head is None and several) or (head is not None and head not in heads) for head in source.heads.values]
+        bad = [
+            (head is None and several) or (head is not None and head not in heads)
+            for head in source.heads.values
+        ]
         i = _first(usable, source.heads.ids, bad)
         if i is None:
             return None
         if source.heads[i] is not None:
             return (
-                f"{source.path}: {source.identifier(i)}: head {source.heads[i]!r} is not in model.json, which has "
-                f"{list(heads)}"
+                f"{source.path}: {source.identifier(i)}: head {source.heads[i]!r} is not in "
+                f"model.json, which has {list(heads)}"
             )
         return (
-            f"{source.path}: {source.identifier(i)}: names no head but model.json has {list(heads)}; "
-            "name it with --head, write `head` into the record, or give the source one in the YAML's list of sources"
+            f"{source.path}: {source.identifier(i)}: names no head but model.json has "
+            f"{list(heads)}; name it with --head, write `head` into the record, or give the source "
+            "one in the YAML's list of sources"
         )
 
     def __len__(self) -> int:
@@ -137,10 +150,14 @@ class Dataset:
         return values
 
     def labelled_rows(self, indices: NDArray[np.int64]) -> dict[str, int]:
-        """Rows with a label by quantity over some structures: those behind the means of their batch, unread."""
+        """Rows with a label by quantity over some structures: those behind the means
+        of their batch, unread.
+        """
         places = self.places[indices]
         return added_rows(
-            self.sources[s].labelled_rows(places[places[:, 0] == s, 1], free_atoms_only=self.free_atoms_only)
+            self.sources[s].labelled_rows(
+                places[places[:, 0] == s, 1], free_atoms_only=self.free_atoms_only
+            )
             for s in np.unique(places[:, 0]).tolist()
         )
 
@@ -164,13 +181,17 @@ class Dataset:
         return ", ".join(self.name(i) for i in indices[:shown]) + more
 
     def graph(self, i: int, structure: Structure | None = None) -> Graph:
-        """Neighbour list of the i-th structure; kept where the data are in memory and small enough."""
+        """Neighbour list of the i-th structure; kept where the data are in
+        memory and small enough.
+        """
         s = int(self.places[i][0])
         local = int(self.places[i][1])
         if (s, local) in self._graphs:
             return self._graphs[s, local]
         try:
-            graph = build_graph(structure or self.structure(i), self.facts.r_max, self.max_neighbors)
+            graph = build_graph(
+                structure or self.structure(i), self.facts.r_max, self.max_neighbors
+            )
         except GraphFault as fault:
             raise InputError(f"{self.sources[s].path}: {self.name(i)}: {fault}") from None
         if self.sources[s].in_memory and self._cached_edges < CACHED_EDGES:
@@ -183,11 +204,18 @@ class Dataset:
         structures = [self.structure(i) for i in indices]
         graphs = [self.graph(i, s) for i, s in zip(indices, structures, strict=True)]
         return collate(
-            structures, graphs, [int(i) for i in indices], self.facts, self.dtype, free_atoms_only=self.free_atoms_only
+            structures,
+            graphs,
+            [int(i) for i in indices],
+            self.facts,
+            self.dtype,
+            free_atoms_only=self.free_atoms_only,
         )
 
     def subset(self, indices: NDArray[np.int64]) -> "Dataset":
-        """A data set of only the structures of these numbers, in this order; sources and graphs are shared."""
+        """A data set of only the structures of these numbers, in this order; sources
+        and graphs are shared.
+        """
         part = object.__new__(Dataset)
         part.__dict__.update(self.__dict__)
         part.places = self.places[indices]
@@ -195,14 +223,18 @@ class Dataset:
         return part
 
     def with_facts(self, facts: ModelFacts) -> "Dataset":
-        """This data set for a model of the same elements and cutoff that has other reference energies."""
+        """This data set for a model of the same elements and cutoff that has
+        other reference energies.
+        """
         other = self.subset(np.arange(len(self)))
         other.facts = facts
         other._n_edges = self._n_edges
         return other
 
     def shares(self) -> tuple[NDArray[np.int64], list[Share]]:
-        """The structures of which an epoch has all, and for every source with a ratio how many it takes of it."""
+        """The structures of which an epoch has all, and for every source with a ratio
+        how many it takes of it.
+        """
         ratios = [source.ratio for source in self.sources]
         has_ratio = np.array([ratio is not None for ratio in ratios], dtype=bool)[self.places[:, 0]]
         own = np.nonzero(~has_ratio)[0]
@@ -214,17 +246,23 @@ class Dataset:
         return own, shares
 
     def head_numbers(self) -> NDArray[np.int64]:
-        """Position of every structure's head among the model's, (len,); those that name none have the first."""
+        """Position of every structure's head among the model's, (len,); those that
+        name none have the first.
+        """
         numbers = np.zeros(len(self), dtype=np.int64)
         for s, source in enumerate(self.sources):
             rows = np.nonzero(self.places[:, 0] == s)[0]
-            of_values = np.array([self.facts.heads.index(h or self.facts.heads[0]) for h in source.heads.values])
+            of_values = np.array(
+                [self.facts.heads.index(h or self.facts.heads[0]) for h in source.heads.values]
+            )
             if len(rows):
                 numbers[rows] = of_values[source.heads.ids[self.places[rows, 1]]]
         return numbers
 
     def elements_by_head(self) -> dict[str, set[int]]:
-        """Atomic numbers that occur in the structures of each head; looks at values, not at every structure."""
+        """Atomic numbers that occur in the structures of each head; looks at values,
+        not at every structure.
+        """
         occurring: dict[str, set[int]] = {}
         numbers = self.head_numbers()
         for s, source in enumerate(self.sources):
@@ -237,7 +275,9 @@ class Dataset:
         return occurring
 
     def by_source(self) -> dict[str, NDArray[np.int64]]:
-        """Numbers of the structures of each source by its file name, and by head where the model has several."""
+        """Numbers of the structures of each source by its file name, and by head where
+        the model has several.
+        """
         owners = self.places[:, 0]
         rows_of_part = dict[str, NDArray[np.int64]]()
         names = list[str]()
@@ -251,7 +291,10 @@ class Dataset:
                 rows_of_part[name] = rows
                 continue
             of_rows = numbers[rows]
-            rows_of_part |= {f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h] for h in np.unique(of_rows)}
+            rows_of_part |= {
+                f"{name}{OF_HEAD}{self.facts.heads[h]}": rows[of_rows == h]
+                for h in np.unique(of_rows)
+            }
         return rows_of_part
 
 
@@ -264,7 +307,8 @@ def _first(usable: NDArray[np.bool_], ids: NDArray[np.integer], bad: Sequence[bo
 
 
 def sample(dataset: Dataset, n: int, seed: int) -> Dataset:
-    """``n`` structures of the LMDBs and all others, in their order; which, is a pure function of (seed, counts).
+    """``n`` structures of the LMDBs and all others, in their order; which, is a pure
+    function of (seed, counts).
 
     A source with a ratio stays whole.
 
@@ -275,16 +319,20 @@ def sample(dataset: Dataset, n: int, seed: int) -> Dataset:
     kept = np.array(whole, dtype=bool)[dataset.places[:, 0]]
     rows = np.nonzero(~kept)[0]
     if n > len(rows):
-        raise InputError(f"{n} samples were asked for, but the LMDBs have {len(rows)} that can be used; ask for fewer")
+        raise InputError(
+            f"{n} samples were asked for, but the LMDBs have {len(rows)} that can be "
+            "used; ask for fewer"
+        )
     chosen = np.random.default_rng([seed, SAMPLING]).choice(rows, n, replace=False, shuffle=False)
     return dataset.subset(np.sort(np.concatenate([np.nonzero(kept)[0], chosen])))
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off a share for validation: a permutation by ``seed`` alone, both parts kept in their original order.
+    """Split off a share for validation: a permutation by ``seed`` alone, both parts kept
+    in their original order.
 
-    Of a source with a ratio as many are set aside as the ratio says, so that validation has an epoch's mixture; but no
-    larger share than of the others.
+    Of a source with a ratio as many are set aside as the ratio says, so that validation has an
+    epoch's mixture; but no larger share than of the others.
 
     Raises:
         InputError: one of the two parts would be empty.
@@ -293,16 +341,24 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     n_valid = round(fraction * len(own))
     if not 0 < n_valid < len(own):
         raise InputError(
-            f"--valid_fraction {fraction:g} of {len(own)} structures leaves {n_valid} for validation and "
-            f"{len(own) - n_valid} for training; give a validation file or another share"
+            f"--valid_fraction {fraction:g} of {len(own)} structures leaves {n_valid} "
+            f"for validation and {len(own) - n_valid} for training; give a validation "
+            "file or another share"
         )
     parts = [(own, n_valid)]
     for share in shares:
-        parts.append((share.rows, min(round(fraction * len(share.rows)), round(n_valid * share.taken / len(own)))))
+        parts.append(
+            (
+                share.rows,
+                min(round(fraction * len(share.rows)), round(n_valid * share.taken / len(own))),
+            )
+        )
     train = []
     valid = []
     for rows, n in parts:
         order = epoch_order(len(rows), seed, epoch=0)
         train.append(rows[order[n:]])
         valid.append(rows[order[:n]])
-    return dataset.subset(np.sort(np.concatenate(train))), dataset.subset(np.sort(np.concatenate(valid)))
+    return dataset.subset(np.sort(np.concatenate(train))), dataset.subset(
+        np.sort(np.concatenate(valid))
+    )

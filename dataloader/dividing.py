@@ -27,13 +27,17 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
     )
 
 
-def _part(batch: Batch, first: int, end: int, first_atom: np.ndarray, first_edge: np.ndarray) -> Batch:
+def _part(
+    batch: Batch, first: int, end: int, first_atom: np.ndarray, first_edge: np.ndarray
+) -> Batch:
     """The structures from ``first`` up to ``end`` as a batch of their own."""
     structures = slice(first, end)
     atoms = slice(int(first_atom[first]), int(first_atom[end]))
     edges = slice(int(first_edge[first]), int(first_edge[end]))
     labels = {
-        name: Label(*(tensor[atoms if QUANTITIES[name].per_atom else structures] for tensor in label))
+        name: Label(
+            *(tensor[atoms if QUANTITIES[name].per_atom else structures] for tensor in label)
+        )
         for name, label in batch.labels.items()
     }
     return Batch(
@@ -51,7 +55,9 @@ def _part(batch: Batch, first: int, end: int, first_atom: np.ndarray, first_edge
         sizes=batch.sizes[structures],
         labels=labels,
         rows={name: int(label.mask.sum()) for name, label in labels.items()},
-        features={name: value[_rows(value, structures, atoms)] for name, value in batch.features.items()},
+        features={
+            name: value[_rows(value, structures, atoms)] for name, value in batch.features.items()
+        },
         index=batch.index[structures],
     )
 

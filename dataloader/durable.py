@@ -1,6 +1,7 @@
 """Write files so that a kill or a power failure leaves the old one or the new one, never a piece.
 
-Every file that is written as a whole is written here: weights, tables, JSON, indexes, shards of packed data.
+Every file that is written as a whole is written here: weights, tables, JSON, indexes,
+shards of packed data.
 """
 
 import errno
@@ -17,7 +18,10 @@ LONGEST_IN_TEMPORARY = 100  # bytes of a file's name that are repeated in that o
 
 
 class NotWritten(OSError):
-    """A file could not be written; what stood there before is untouched. Says how much room it needs."""
+    """A file could not be written; what stood there before is untouched.
+
+    Says how much room it needs.
+    """
 
     def __init__(self, path: Path, size: int, cause: OSError) -> None:
         super().__init__(cause.errno, cause.strerror or str(cause), str(path))
@@ -25,23 +29,29 @@ class NotWritten(OSError):
         self.size = size
 
     def __str__(self) -> str:
-        return f"cannot write {self.path}: {self.strerror}; {self.size} bytes needed, {_free(self.path.parent)} free"
+        return (
+            f"cannot write {self.path}: {self.strerror}; {self.size} bytes needed, "
+            f"{_free(self.path.parent)} free"
+        )
 
 
 def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
     """Replace ``path`` by ``data``.
 
-    A temporary file in the same directory is written and fsynced, then renamed over the old one, then the directory is
-    fsynced: without the last step 68 of 75 simulated power failures brought back an older file than was reported saved.
+    A temporary file in the same directory is written and fsynced, then renamed over the old one,
+    then the directory is fsynced: without the last step 68 of 75 simulated power failures brought
+    back an older file than was reported saved.
 
     Args:
         path: the file.
-        data: its new content, serialised before so that a full disk meets our own write and keeps its errno.
-        previous: name under which the content that ``path`` has now stays, as the generation before.
+        data: its new content, serialised before so that a full disk meets our own
+            write and keeps its errno.
+        previous: name under which the content that ``path`` has now stays, as
+            the generation before.
 
     Raises:
-        NotWritten: with the errno of the call that failed. ``path`` holds the old content, or, where only the last
-            step failed, the new one.
+        NotWritten: with the errno of the call that failed. ``path`` holds the old content, or,
+            where only the last step failed, the new one.
     """
     temporary = _temporary(path).name
     try:
@@ -58,7 +68,8 @@ def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
                 _keep(path.name, _temporary(previous).name, previous.name, directory)
             os.replace(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
             os.fsync(directory)
-    except OSError as error:  # an fsync is never tried again: the kernel has forgotten the failed pages
+    except OSError as error:
+        # an fsync is never tried again: the kernel has forgotten the failed pages
         raise NotWritten(path, len(data), error) from None
 
 
@@ -73,8 +84,8 @@ def text_stream(path: Path, *, made_in: Path | None = None) -> Iterator[TextIO]:
 
     Args:
         path: the file.
-        made_in: folder of the same file system where the file lies until it is whole; that of ``path`` where none is
-            given. After a kill its piece lies there.
+        made_in: folder of the same file system where the file lies until it is whole; that of
+            ``path`` where none is given. After a kill its piece lies there.
 
     Raises:
         NotWritten: what stood there before is untouched.
@@ -85,12 +96,13 @@ def text_stream(path: Path, *, made_in: Path | None = None) -> Iterator[TextIO]:
 
 @contextmanager
 def byte_stream(path: Path, *, made_in: Path | None = None) -> Iterator[BinaryIO]:
-    """Bytes that are written piece by piece, never all in memory, and get their name when all are on the disk.
+    """Bytes that are written piece by piece, never all in memory, and get their name
+    when all are on the disk.
 
     Args:
         path: the file.
-        made_in: folder of the same file system where the file lies until it is whole; that of ``path`` where none is
-            given. After a kill its piece lies there.
+        made_in: folder of the same file system where the file lies until it is whole; that of
+            ``path`` where none is given. After a kill its piece lies there.
 
     Raises:
         NotWritten: what stood there before is untouched.
@@ -107,7 +119,8 @@ def give_name(made: Path, path: Path) -> None:
         path: its name from now on; a file that has it is replaced.
 
     Raises:
-        NotWritten: what stood there before is untouched, or, where only the last step failed, replaced.
+        NotWritten: what stood there before is untouched, or, where only the last
+            step failed, replaced.
     """
     size = 0
     try:
@@ -169,7 +182,9 @@ def new_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def temporary_files(folder: Path) -> Iterator[Path]:
-    """Files of writes on this machine that are under way, or were when their process was killed; …PID.tmp."""
+    """Files of writes on this machine that are under way, or were when their
+    process was killed; …PID.tmp.
+    """
     return folder.glob(f".*.{socket.gethostname()}.*.tmp")
 
 
@@ -195,7 +210,9 @@ def _stream(path: Path, made_in: Path, mode: str, encoding: str | None = None) -
 
 
 def _temporary(path: Path) -> Path:
-    """Beside a file, in any case a shorter name than a file system takes: 255 bytes, of which a host takes up to 64."""
+    """Beside a file, in any case a shorter name than a file system takes: 255 bytes, of which
+    a host takes up to 64.
+    """
     name = path.name
     if len(os.fsencode(name)) > LONGEST_IN_TEMPORARY:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
@@ -203,7 +220,9 @@ def _temporary(path: Path) -> Path:
 
 
 def _keep(name: str, link: str, previous: str, directory: int) -> None:
-    """Give the file of today a second name, by link and rename so that ``previous`` always exists as well."""
+    """Give the file of today a second name, by link and rename so that ``previous``
+    always exists as well.
+    """
     with suppress(FileNotFoundError):
         os.unlink(link, dir_fd=directory)
     with _removed_at_last(link, directory):
@@ -218,7 +237,9 @@ def _keep(name: str, link: str, previous: str, directory: int) -> None:
 
 
 def _new(name: str, directory: int) -> int:
-    return os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory)
+    return os.open(
+        name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory
+    )
 
 
 def _is_there(name: str, directory: int) -> bool:
@@ -231,7 +252,9 @@ def _is_there(name: str, directory: int) -> bool:
 
 @contextmanager
 def _directory(path: Path) -> Iterator[int]:
-    """A folder by descriptor: what is begun in it is ended in it, though somebody moves it meanwhile."""
+    """A folder by descriptor: what is begun in it is ended in it, though
+    somebody moves it meanwhile.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor

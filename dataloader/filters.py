@@ -1,4 +1,6 @@
-"""Which structures of a source are used by choice: sizes, forces, and charges that the model has no input for."""
+"""Which structures of a source are used by choice: sizes, forces, and charges that the
+model has no input for.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,12 +90,14 @@ def apply_filters(
         path: of the source, for a message.
 
     Raises:
-        InputError: structures have a charge or spin that the model does not know of, and nobody said what to do.
+        InputError: structures have a charge or spin that the model does not know of, and
+            nobody said what to do.
     """
     if filters.max_atoms is not None:
         drop(columns.n_atoms > filters.max_atoms, f"more than {filters.max_atoms} atoms")
     if filters.max_force is not None:
-        drop(columns.max_force > filters.max_force, f"a force above {filters.max_force:g} eV/Å")  # False for NaN
+        # False for NaN
+        drop(columns.max_force > filters.max_force, f"a force above {filters.max_force:g} eV/Å")
     if filters.charges == "keep":
         return
     inputs = {spec.name for spec in features}
@@ -109,7 +113,8 @@ def apply_filters(
             continue
         raise InputError(
             f"{path}: {int(concerned.sum())} of {len(has)} structures have a {what} (first: "
-            f"{where(int(np.argmax(concerned)))}), but model.json has no {names[0]} among its embedding_specs and "
-            "would take them for neutral singlets; give it one, leave them out with --drop_charged, or say with "
-            f"--{what}_key none that the {what} does not matter"
+            f"{where(int(np.argmax(concerned)))}), but model.json has no {names[0]} among "
+            "its embedding_specs and would take them for neutral singlets; give it one, "
+            f"leave them out with --drop_charged, or say with --{what}_key none that the "
+            f"{what} does not matter"
         )

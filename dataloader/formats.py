@@ -1,4 +1,6 @@
-"""The kinds of data that are read: one table, to which a plug-in adds, and how a name is taken for one of them."""
+"""The kinds of data that are read: one table, to which a plug-in adds, and how a name is
+taken for one of them.
+"""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,18 +32,21 @@ def format_named(name: str) -> Format:
 def format_of(path: Path) -> str:
     """The format of what a user names: a file, a folder of files, or a pattern.
 
-    What no format takes is xyz, as people call their files all kinds of names, and lmdb where it is no file: these two
-    say what they expected.
+    What no format takes is xyz, as people call their files all kinds of names, and lmdb where it is
+    no file: these two say what they expected.
 
     Raises:
-        InputError: it holds files of several formats, or is of a kind that is not read for a reason.
+        InputError: it holds files of several formats, or is of a kind that is
+            not read for a reason.
     """
     if not is_pattern(path):
         return _of_one(path)
     names = {_of_one(match): match for match in matching(path)}
     if len(names) > 1:
         shown = " and ".join(f"{match} ({name})" for name, match in names.items())
-        raise InputError(f"{path} matches files of several formats: {shown}; name them one after another")
+        raise InputError(
+            f"{path} matches files of several formats: {shown}; name them one after another"
+        )
     return next(iter(names), LMDB.name)
 
 
@@ -51,8 +56,8 @@ def _of_one(path: Path) -> str:
     names = [kind.name for kind in FORMATS.values() if kind.takes(path)]
     if len(names) > 1 and path.is_dir():
         raise InputError(
-            f"{path} holds files of several formats ({', '.join(names)}); name those that are meant by a pattern: "
-            f"'{path}/*.xyz'"
+            f"{path} holds files of several formats ({', '.join(names)}); name those that are "
+            f"meant by a pattern: '{path}/*.xyz'"
         )
     if names:
         return names[0]

@@ -1,4 +1,6 @@
-"""Structures as ASE's atoms, with labels or predictions under names that cannot be taken for one another."""
+"""Structures as ASE's atoms, with labels or predictions under names that cannot be
+taken for one another.
+"""
 
 from collections.abc import Mapping
 
@@ -14,7 +16,9 @@ PREDICTION = "mace_"
 
 def bare_atoms(structure: Structure) -> Atoms:
     """A structure as ASE's atoms with its cell, without labels."""
-    return Atoms(structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
+    return Atoms(
+        structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
+    )
 
 
 def put(atoms: Atoms, prefix: str, values: Mapping[str, LabelValue]) -> None:
@@ -23,8 +27,8 @@ def put(atoms: Atoms, prefix: str, values: Mapping[str, LabelValue]) -> None:
     Args:
         atoms: of one structure.
         prefix: ``LABEL`` or ``PREDICTION``.
-        values: by quantity, in its unit and shape; a matrix is laid out in one row, as extended XYZ has it. One that
-            needs a volume is left out where there is none.
+        values: by quantity, in its unit and shape; a matrix is laid out in one row, as extended XYZ
+            has it. One that needs a volume is left out where there is none.
     """
     for name, value in values.items():
         quantity = QUANTITIES[name]
@@ -33,4 +37,6 @@ def put(atoms: Atoms, prefix: str, values: Mapping[str, LabelValue]) -> None:
         if quantity.per_atom:
             atoms.arrays[f"{prefix}{name}"] = np.asarray(value)
         else:
-            atoms.info[f"{prefix}{name}"] = value if isinstance(value, float) else np.asarray(value).reshape(-1)
+            atoms.info[f"{prefix}{name}"] = (
+                value if isinstance(value, float) else np.asarray(value).reshape(-1)
+            )

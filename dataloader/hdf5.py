@@ -1,12 +1,13 @@
 """HDF5 files of ``mace_prepare_data``: a group for each structure, ``config_batch_N/config_M``.
 
-The structures are kept in memory. A structure lies in some fifteen data sets of its own: one of 48 atoms takes 5 ms to
-read, eight times what its neighbour list takes, and reading it anew in every epoch would set the pace. In memory it has
-4 kB where the file has 12 kB. What is larger than memory becomes shards once, with ``dataloader/pack.py``, a part of
-the files at a time.
+The structures are kept in memory. A structure lies in some fifteen data sets of its own: one of 48
+atoms takes 5 ms to read, eight times what its neighbour list takes, and reading it anew in every
+epoch would set the pace. In memory it has 4 kB where the file has 12 kB. What is larger than memory
+becomes shards once, with ``dataloader/pack.py``, a part of the files at a time.
 
-Labels lie in the group ``properties`` and their weights in ``property_weights``. Until mace-torch 0.3.12 they were data
-sets of the structure itself, and a label that was absent was written as zeros with the weight 0.
+Labels lie in the group ``properties`` and their weights in ``property_weights``. Until mace-torch
+0.3.12 they were data sets of the structure itself, and a label that was absent was written as
+zeros with the weight 0.
 """
 
 import re
@@ -36,12 +37,14 @@ UNITS = "mace's units: eV, Å"
 _BATCH = re.compile(r"config_batch_(\d+)$")
 _CONFIG = re.compile(r"config_(\d+)$")
 _GEOMETRY = ("atomic_numbers", "positions", "cell", "pbc")
-_WEIGHTED = ("energy", "forces", "stress", "virials")  # those that had weights until mace-torch 0.3.12
+# those that had weights until mace-torch 0.3.12
+_WEIGHTED = ("energy", "forces", "stress", "virials")
 _UNWEIGHTED = ("dipole", "charges")  # those that were zeros too where they were absent
 
 
 def raw_frames(path: Path) -> Iterator[RawFrame]:
-    """The structures of one file, one after another, as names and values; in eV and Å, as mace has them.
+    """The structures of one file, one after another, as names and values; in eV
+    and Å, as mace has them.
 
     Raises:
         InputError: the file cannot be read, or is not one of ``mace_prepare_data``.
@@ -69,7 +72,9 @@ def _library() -> Any:
     try:
         import h5py
     except ImportError:
-        raise InputError("HDF5 files need h5py; install it with: pip install 'mace-pretrain[formats]'") from None
+        raise InputError(
+            "HDF5 files need h5py; install it with: pip install 'mace-pretrain[formats]'"
+        ) from None
     return h5py
 
 
@@ -110,7 +115,9 @@ def _values(h5py: Any, group: Any) -> tuple[dict[str, object], tuple[str, ...]]:
     entries = _read(h5py, group)
     labels = entries.pop("properties", None)
     weights = entries.pop("property_weights", None)
-    values: dict[str, object] = {name: entries.pop(name, None) for name in (*_GEOMETRY, "config_type")}
+    values: dict[str, object] = {
+        name: entries.pop(name, None) for name in (*_GEOMETRY, "config_type")
+    }
     values["config_weight"] = entries.pop("weight", None)
     values["head"] = entries.pop("head", None)
     if not isinstance(labels, dict):
@@ -147,7 +154,8 @@ def _read(h5py: Any, group: Any) -> dict[str, Any]:
     """A group as names and values; ``None`` where mace wrote the text.
 
     Raises:
-        RecordError: an entry is no array of numbers and no text, lies in another file, or is too large.
+        RecordError: an entry is no array of numbers and no text, lies in another
+            file, or is too large.
     """
     if not isinstance(group, h5py.Group):
         raise RecordError("it is no group, as a structure of mace is one")

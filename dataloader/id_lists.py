@@ -47,7 +47,9 @@ def read(path: Path, flag: str) -> IdList:
     try:
         lines = input_files.read_text(path, MAX_BYTES).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {flag} {path}: {error}; expected one identifier on each line") from None
+        raise InputError(
+            f"cannot read {flag} {path}: {error}; expected one identifier on each line"
+        ) from None
     counts = Counter(line.strip() for line in lines if line.strip())
     if not counts:
         raise InputError(f"{flag} {path} is empty; expected one identifier on each line")
@@ -67,8 +69,9 @@ def require_apart(lists: Sequence[IdList]) -> None:
             if both:
                 more = f" and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
                 raise InputError(
-                    f"{first.flag} {first.path} and {second.flag} {second.path} both name {', '.join(both[:SHOWN])}"
-                    f"{more}; take each out of one of the files, or the model is judged by what it was trained on"
+                    f"{first.flag} {first.path} and {second.flag} {second.path} both name "
+                    f"{', '.join(both[:SHOWN])}{more}; take each out of one of the files, or the "
+                    "model is judged by what it was trained on"
                 )
 
 
@@ -104,7 +107,8 @@ def look(dataset: Dataset, id_key: str, group_key: str | None) -> Looked:
 def rows_named(listed: IdList, looked: Looked, id_key: str, n_left_out: int) -> NDArray[np.bool_]:
     """Which structures a list names, (n,).
 
-    What it names besides may be records that are not used, whose names nobody knows; a warning says how many and which.
+    What it names besides may be records that are not used, whose names nobody knows; a warning
+    says how many and which.
 
     Args:
         listed: the list.
@@ -121,17 +125,25 @@ def rows_named(listed: IdList, looked: Looked, id_key: str, n_left_out: int) -> 
         names = ", ".join(listed.ids[i] for i in absent[:SHOWN])
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         absence = (
-            f"{listed.flag} {listed.path}: {len(absent)} of its {len(wanted)} identifiers are no {id_key} of any "
-            f"record that is used ({names}{more})"
+            f"{listed.flag} {listed.path}: {len(absent)} of its {len(wanted)} identifiers are no "
+            f"{id_key} of any record that is used ({names}{more})"
         )
         if len(absent) > n_left_out:
             raise InputError(f"{absence}; are they of these data, one on each line?")
-        log.warning("warning: %s; %d records of the files are not used: are these among them?", absence, n_left_out)
+        log.warning(
+            "warning: %s; %d records of the files are not used: are these among them?",
+            absence,
+            n_left_out,
+        )
     return np.isin(looked.identifier, wanted)
 
 
-def across(parts: Mapping[str, Hashes]) -> dict[tuple[str, str], tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows of two parts that agree in a column, for each pair of parts that has some: of the one, and of the other."""
+def across(
+    parts: Mapping[str, Hashes],
+) -> dict[tuple[str, str], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows of two parts that agree in a column, for each pair of parts that has some: of the
+    one, and of the other.
+    """
     shared = {}
     names = list(parts)
     for number, first in enumerate(names):

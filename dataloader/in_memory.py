@@ -1,4 +1,6 @@
-"""Formats whose structures are kept in memory: a reader brings the frames of a file, everything else is done here."""
+"""Formats whose structures are kept in memory: a reader brings the frames of a file,
+everything else is done here.
+"""
 
 import glob
 import hashlib
@@ -24,7 +26,18 @@ from dataloader.record import RawRecord, Reading, read_record
 from dataloader.record_geometry import PbcRule, periodic_with_a_lattice
 from dataloader.structure import Structure, geometry_fault, weight_fault
 
-NOT_LABELS = {"numbers", "positions", "pos", "species", "z", "config_type", "head", "fixed", "lattice", "pbc"}
+NOT_LABELS = {
+    "numbers",
+    "positions",
+    "pos",
+    "species",
+    "z",
+    "config_type",
+    "head",
+    "fixed",
+    "lattice",
+    "pbc",
+}
 
 
 class RawFrame(NamedTuple):
@@ -57,7 +70,9 @@ class Frame(NamedTuple):
         return self.reading.structure
 
     def notes(self, needs: LabelNeeds) -> tuple[str, ...]:
-        """What is to be said of the frame; a label that cannot be used is said where it is not looked at."""
+        """What is to be said of the frame; a label that cannot be used is said
+        where it is not looked at.
+        """
         passed_over = [
             f"{reason.split(' (')[0]}: taken as absent, since the {quantity} is not looked at"
             for quantity, reason in self.reading.faults
@@ -70,9 +85,13 @@ RawFrames = Callable[[Path], Iterator[RawFrame]]  # of one file
 
 
 def judged(
-    frames: Iterable[RawFrame], spec: SourceSpec, needs: LabelNeeds, features: Sequence[FeatureSpec] = ()
+    frames: Iterable[RawFrame],
+    spec: SourceSpec,
+    needs: LabelNeeds,
+    features: Sequence[FeatureSpec] = (),
 ) -> Iterator[Frame]:
-    """Frames as structures, one after another; a file is small enough to be mended, so the first fault ends it.
+    """Frames as structures, one after another; a file is small enough to be mended, so
+    the first fault ends it.
 
     Args:
         frames: as a reader brings them.
@@ -86,11 +105,15 @@ def judged(
     for frame in frames:
         raw = frame.raw
         try:
-            reading = read_record(raw, frame.identifier, spec.keys, features, spec.keep, frame.pbc_rule)
+            reading = read_record(
+                raw, frame.identifier, spec.keys, features, spec.keep, frame.pbc_rule
+            )
         except LabelError as error:
             raise InputError(f"{frame.where}: {error}") from None
         columns = raw.columns or {}
-        entries = tuple(name for name in (*raw.values, *columns) if name.casefold() not in NOT_LABELS)
+        entries = tuple(
+            name for name in (*raw.values, *columns) if name.casefold() not in NOT_LABELS
+        )
         _refuse(reading, spec.keys, needs, entries, frame.where)
         yield Frame(reading._replace(notes=(*reading.notes, *frame.notes)), entries)
 
@@ -125,7 +148,9 @@ class KeptSource:
     in_memory = True
     ratio: float | None = None
 
-    def __init__(self, spec: SourceSpec, files: Sequence[Path], frames: RawFrames, wanted: Wanted) -> None:
+    def __init__(
+        self, spec: SourceSpec, files: Sequence[Path], frames: RawFrames, wanted: Wanted
+    ) -> None:
         self.path = spec.path
         self.files = files
         self.census = Census(path=spec.path)
@@ -160,7 +185,11 @@ class KeptSource:
             where=lambda i: structures[i].identifier,
             path=self.path,
         )
-        return structures if usable.all() else [s for s, used in zip(structures, usable, strict=True) if used]
+        return (
+            structures
+            if usable.all()
+            else [s for s, used in zip(structures, usable, strict=True) if used]
+        )
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -173,7 +202,9 @@ class KeptSource:
         """File and frame of the i-th usable structure."""
         return self.structures[i].identifier
 
-    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
+    def labelled_rows(
+        self, indices: NDArray[np.integer], *, free_atoms_only: bool
+    ) -> dict[str, int]:
         """Rows with a label by quantity over some structures."""
         return added_rows(rows_of(self.structures[int(i)], free_atoms_only) for i in indices)
 
@@ -213,7 +244,8 @@ def kept_format(
         takes: whether a regular file is one of its files.
         frames: the frames of one file.
         endings: of its files, for messages.
-        choose: which of the files behind one name are read; raises InputError where that is not clear.
+        choose: which of the files behind one name are read; raises InputError
+            where that is not clear.
     """
 
     def takes_any(path: Path) -> bool:
@@ -232,20 +264,30 @@ def kept_format(
         passing = (s for s in structures if s.is_isolated_atom or _passes(s, wanted))
         return Streamed(census, map(given, passing))
 
-    return Format(name=name, what=what, takes=takes_any, opened=opened, streamed=streamed, endings=endings)
+    return Format(
+        name=name, what=what, takes=takes_any, opened=opened, streamed=streamed, endings=endings
+    )
 
 
 def _of_all(files: Sequence[Path], frames: RawFrames) -> Iterator[RawFrame]:
-    """The frames of several files; of files in different folders an identifier names the folder too."""
+    """The frames of several files; of files in different folders an
+    identifier names the folder too.
+    """
     root = Path(os.path.commonpath([file.parent.absolute() for file in files]))
     for file in files:
         folder = file.parent.absolute().relative_to(root)
         for frame in frames(file):
-            yield frame if folder == Path() else frame._replace(identifier=f"{folder}/{frame.identifier}")
+            yield (
+                frame
+                if folder == Path()
+                else frame._replace(identifier=f"{folder}/{frame.identifier}")
+            )
 
 
 def _passes(structure: Structure, wanted: Wanted) -> bool:
-    """Whether neither elements nor filters leave a structure out; charges are of no matter to statistics."""
+    """Whether neither elements nor filters leave a structure out; charges are of
+    no matter to statistics.
+    """
     elements = wanted.elements
     filters = wanted.filters
     if elements is not None and not set(structure.atomic_numbers.tolist()) <= set(elements):
@@ -256,17 +298,22 @@ def _passes(structure: Structure, wanted: Wanted) -> bool:
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether a name stands for the files that it matches; a file that is called so is meant itself."""
+    """Whether a name stands for the files that it matches; a file that is
+    called so is meant itself.
+    """
     return any(character in str(path) for character in "*?[") and not path.exists()
 
 
 def matching(path: Path) -> list[Path]:
-    """The files and folders that a pattern matches, in order; ``**`` stands for any number of folders."""
+    """The files and folders that a pattern matches, in order; ``**`` stands for
+    any number of folders.
+    """
     return sorted(Path(name) for name in glob.glob(str(path), recursive=True))
 
 
 def files_in(folder: Path, takes: Callable[[Path], bool]) -> list[Path]:
-    """The files of a kind that lie in a folder, in order; what lies in folders below is not looked at.
+    """The files of a kind that lie in a folder, in order; what lies in folders
+    below is not looked at.
 
     Raises:
         InputError: the folder cannot be listed.
@@ -283,7 +330,8 @@ def files_behind(path: Path, takes: Callable[[Path], bool], what: str) -> list[P
 
     Args:
         path: what the user gave.
-        takes: whether a file of a folder is wanted; what a pattern matches, or is named itself, is taken as it is.
+        takes: whether a file of a folder is wanted; what a pattern matches, or is named
+            itself, is taken as it is.
         what: one of the files in words.
 
     Raises:
@@ -293,8 +341,8 @@ def files_behind(path: Path, takes: Callable[[Path], bool], what: str) -> list[P
         files = files_in(path, takes)
         if not files:
             raise InputError(
-                f"{path} is a folder without a file to read; expected {what} in it; files in folders below are named "
-                f"by a pattern: '{path}/*/NAME'"
+                f"{path} is a folder without a file to read; expected {what} in it; files in "
+                f"folders below are named by a pattern: '{path}/*/NAME'"
             )
         return files
     if not is_pattern(path):
@@ -305,8 +353,12 @@ def files_behind(path: Path, takes: Callable[[Path], bool], what: str) -> list[P
     return files
 
 
-def _refuse(reading: Reading, keys: LabelKeys, needs: LabelNeeds, entries: Sequence[str], where: str) -> None:
-    """Raise InputError where a frame is broken, or a label that is needed is absent or cannot be used."""
+def _refuse(
+    reading: Reading, keys: LabelKeys, needs: LabelNeeds, entries: Sequence[str], where: str
+) -> None:
+    """Raise InputError where a frame is broken, or a label that is needed is
+    absent or cannot be used.
+    """
     structure = reading.structure
     fault = geometry_fault(structure) or weight_fault(structure)
     if fault:
@@ -322,7 +374,9 @@ def _refuse(reading: Reading, keys: LabelKeys, needs: LabelNeeds, entries: Seque
 
 
 def _may_be_absent(structure: Structure, quantity: Quantity) -> bool:
-    """An isolated atom gives a reference energy and nothing else; without a volume there is no stress."""
+    """An isolated atom gives a reference energy and nothing else; without a
+    volume there is no stress.
+    """
     if structure.is_isolated_atom and not quantity.of_isolated_atoms:
         return True
     return quantity.needs_volume and not structure.periodic
@@ -331,11 +385,13 @@ def _may_be_absent(structure: Structure, quantity: Quantity) -> bool:
 def _missing(quantity: str, name: str | None, keys: LabelKeys, entries: Sequence[str]) -> str:
     if name is not None and "NaN" in name:
         return (
-            f"{quantity} is NaN, which says that it is not known; leave the frame out, or give --allow_missing_labels"
+            f"{quantity} is NaN, which says that it is not known; leave the frame out, or give "
+            "--allow_missing_labels"
         )
     looked = keys.of(quantity) or "the usual names"
     has = ", ".join(sorted(entries)) or "nothing"
     return (
-        f"{quantity} missing (looked for {looked}; the frame has: {has}); name it with {key_flag(quantity)}, give its "
-        "loss the weight 0, or take partly labelled data with --allow_missing_labels"
+        f"{quantity} missing (looked for {looked}; the frame has: {has}); name it with "
+        f"{key_flag(quantity)}, give its loss the weight 0, or take partly labelled data with "
+        "--allow_missing_labels"
     )

@@ -1,6 +1,8 @@
-"""Open what a user names: regular files only, and read whole only what is not larger than its kind can be.
+"""Open what a user names: regular files only, and read whole only what is not
+larger than its kind can be.
 
-A pipe, a device or a socket in the place of a file would let a command wait without a word, or read without end.
+A pipe, a device or a socket in the place of a file would let a command wait without a
+word, or read without end.
 """
 
 import errno

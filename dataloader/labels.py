@@ -18,7 +18,8 @@ SPIN_NAMES = ("total_spin", "spin", "multiplicity", "spin_multiplicity")
 
 NOT_READ = "none"  # of a key flag: the label is not looked for at all
 
-LabelNames = tuple[str | None, ...]  # under which the labels of a record were found, in the order of QUANTITIES
+# under which the labels of a record were found, in the order of QUANTITIES
+LabelNames = tuple[str | None, ...]
 
 
 class LabelError(ValueError):
@@ -37,7 +38,8 @@ class LabelKeys:
     stress: str | None = None
     charge: str | None = None
     spin: str | None = None
-    others: tuple[tuple[str, str], ...] = ()  # of quantities beside energy, forces and stress: quantity and name
+    # of quantities beside energy, forces and stress: quantity and name
+    others: tuple[tuple[str, str], ...] = ()
     free_energy: bool = False  # take the free energy where no energy name was given
 
     def of(self, quantity: str) -> str | None:
@@ -55,11 +57,13 @@ class LabelKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelNeeds:
-    """What a command does with labels: which it cannot do without, and of which it looks at every value.
+    """What a command does with labels: which it cannot do without, and of which
+    it looks at every value.
 
     Attributes:
         required: where one is absent, an xyz file is refused and a record of an LMDB is dropped.
-        judged: where one cannot be used, likewise; an unusable label of the others counts as absent.
+        judged: where one cannot be used, likewise; an unusable label of the
+            others counts as absent.
     """
 
     required: frozenset[str]
@@ -80,7 +84,9 @@ def usual_names(keys: LabelKeys) -> frozenset[str]:
     """Every name under which `find_labels`, or charge and spin, may be found."""
     usual = (FREE_ENERGY_NAMES, VIRIAL_NAMES, CHARGE_NAMES, SPIN_NAMES)
     of_quantities = (quantity.names for quantity in QUANTITIES.values())
-    return frozenset({*keys.given().values(), *(name for names in (*usual, *of_quantities) for name in names)})
+    return frozenset(
+        {*keys.given().values(), *(name for names in (*usual, *of_quantities) for name in names)}
+    )
 
 
 def name_of(quantity: str, names: LabelNames) -> str | None:
@@ -90,10 +96,12 @@ def name_of(quantity: str, names: LabelNames) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of one record, the names under which they were found, and what is wrong with those that are unusable.
+    """The labels of one record, the names under which they were found, and what is wrong with
+    those that are unusable.
 
     Attributes:
-        values: by quantity, of those that are there and can be used; in the quantity's unit and shape.
+        values: by quantity, of those that are there and can be used; in the
+            quantity's unit and shape.
         names: of all quantities, in the order of ``QUANTITIES``; None where there is none.
         faults: by quantity, of those that are there and cannot be used.
     """
@@ -103,7 +111,8 @@ class Labels:
     faults: Mapping[str, str] = field(default_factory=dict)
 
 
-Scale = Callable[[str], float]  # of energy, forces, stress, virial or dipole: what its stated unit is in ours
+# of energy, forces, stress, virial or dipole: what its stated unit is in ours
+Scale = Callable[[str], float]
 
 
 def find_labels(
@@ -186,7 +195,11 @@ def _find_energy(quantity: Quantity, record: _Record) -> Finding:
 def _find_forces(quantity: Quantity, record: _Record) -> Finding:
     """Among the columns, else among the entries of the structure."""
     given = record.keys.forces
-    entries = record.of_atoms if _is_there(record.of_atoms, given, quantity.names) else record.of_structure
+    entries = (
+        record.of_atoms
+        if _is_there(record.of_atoms, given, quantity.names)
+        else record.of_structure
+    )
     name = _choose(entries, given, quantity.names, quantity.name)
     if name is None:
         return None, None
@@ -214,7 +227,8 @@ def _find_other(quantity: Quantity, record: _Record) -> Finding:
     return name, scale * _scalar(entries[name], name, quantity)
 
 
-FINDERS: dict[str, Callable[[Quantity, _Record], Finding]] = {  # of quantities with ways of their own
+# of quantities with ways of their own
+FINDERS: dict[str, Callable[[Quantity, _Record], Finding]] = {
     ENERGY.name: _find_energy,
     FORCES.name: _find_forces,
     STRESS.name: _find_stress,
@@ -235,7 +249,9 @@ def _is_there(entries: Entries, given: str | None, usual: tuple[str, ...]) -> bo
 
 
 def _choose(entries: Entries, given: str | None, usual: tuple[str, ...], what: str) -> str | None:
-    """The name to use: the one given, else the first usual one; usual names that disagree are an error."""
+    """The name to use: the one given, else the first usual one; usual names that
+    disagree are an error.
+    """
     if given == NOT_READ:
         return None
     if given is not None:
@@ -245,7 +261,10 @@ def _choose(entries: Entries, given: str | None, usual: tuple[str, ...], what: s
         first = _array(entries[present[0]], present[0])
         second = _array(entries[other], other)
         if first.shape != second.shape or not _close(first, second):
-            raise LabelError(f"{present[0]} and {other} are both there and differ: say which with {key_flag(what)}")
+            raise LabelError(
+                f"{present[0]} and {other} are both there and differ: say which "
+                f"with {key_flag(what)}"
+            )
     return present[0] if present else None
 
 
@@ -257,7 +276,11 @@ def key_flag(what: str) -> str:
 
 def _close(first: NDArray[np.generic], second: NDArray[np.generic]) -> bool:
     try:
-        return bool(np.allclose(first.astype(float), second.astype(float), rtol=1e-8, atol=1e-8, equal_nan=True))
+        return bool(
+            np.allclose(
+                first.astype(float), second.astype(float), rtol=1e-8, atol=1e-8, equal_nan=True
+            )
+        )
     except (TypeError, ValueError):
         return False
 
@@ -285,13 +308,16 @@ def _scalar(value: object, name: str, quantity: Quantity) -> float:
     array = _numbers(value, name)
     if array.size != 1:
         raise LabelError(
-            f"{name} has {array.size} values, expected one {quantity.name} of the whole structure in {quantity.unit}"
+            f"{name} has {array.size} values, expected one {quantity.name} of the whole structure "
+            f"in {quantity.unit}"
         )
     return float(array.reshape(()))
 
 
 def _rows(value: object, name: str, quantity: Quantity, n_atoms: int) -> NDArray[np.float64]:
-    """The label in its shape; a leading axis of one, and one number of a row as a column, are taken for it."""
+    """The label in its shape; a leading axis of one, and one number of a row as a
+    column, are taken for it.
+    """
     array = _without_unit_axis(_numbers(value, name))
     expected = quantity.shape(n_atoms)
     if array.shape == (1, *expected) or (array.shape == (*expected, 1) and not quantity.components):
@@ -308,10 +334,16 @@ def _stress(
     if name is not None and volume == 0:
         return f"{name} (absent: no volume)", None
     is_virial = name is not None and "virial" in name.lower()
-    stress = None if name is None else scale("virial" if is_virial else "stress") * as_tensor(entries[name], name)
+    stress = (
+        None
+        if name is None
+        else scale("virial" if is_virial else "stress") * as_tensor(entries[name], name)
+    )
     if is_virial and stress is not None and volume > 0:
         stress = -stress / volume
-    virial = _choose(entries, None, VIRIAL_NAMES, STRESS.name) if given is None and volume > 0 else None
+    virial = (
+        _choose(entries, None, VIRIAL_NAMES, STRESS.name) if given is None and volume > 0 else None
+    )
     if virial is None:
         return name, stress
     converted = -scale("virial") * as_tensor(entries[virial], virial) / volume
@@ -320,12 +352,17 @@ def _stress(
     if np.isnan(stress).all() or np.isnan(converted).all():
         return (virial, converted) if np.isnan(stress).all() else (name, stress)
     if not np.allclose(stress, converted, rtol=1e-4, atol=1e-6, equal_nan=True):
-        raise LabelError(f"{name} and {virial} (as −virial / V) are both there and differ: say which with --stress_key")
+        raise LabelError(
+            f"{name} and {virial} (as −virial / V) are both there and differ: say "
+            "which with --stress_key"
+        )
     return name, stress
 
 
 def as_tensor(value: object, name: str) -> NDArray[np.float64]:
-    """A symmetric 3×3 tensor from 3×3, nine numbers, or six in Voigt order xx, yy, zz, yz, xz, xy."""
+    """A symmetric 3×3 tensor from 3×3, nine numbers, or six in Voigt order
+    xx, yy, zz, yz, xz, xy.
+    """
     array = _numbers(value, name).squeeze()
     if array.shape == (6,):
         xx, yy, zz, yz, xz, xy = array
@@ -337,7 +374,8 @@ def as_tensor(value: object, name: str) -> NDArray[np.float64]:
             raise LabelError(f"{name} is not symmetric")
         return tensor
     raise LabelError(
-        f"{name} has {array.size} numbers, expected 3×3, nine, or six in Voigt order (xx, yy, zz, yz, xz, xy), in eV/Å³"
+        f"{name} has {array.size} numbers, expected 3×3, nine, or six in Voigt order (xx, yy, zz, "
+        "yz, xz, xy), in eV/Å³"
     )
 
 

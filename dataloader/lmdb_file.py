@@ -1,4 +1,6 @@
-"""One LMDB opened for reading, safe to fork and to pickle, refused in one sentence where it is none or is cut off."""
+"""One LMDB opened for reading, safe to fork and to pickle, refused in one sentence where it
+is none or is cut off.
+"""
 
 import errno
 import glob
@@ -16,12 +18,13 @@ from dataloader import input_files, parallel
 from dataloader.errors import AwayError, InputError, is_away
 from dataloader.limits import LMDB_ENTRY_BYTES
 
-# Environments open now, by (process, device, inode): py-lmdb refuses to open a file twice in one process, and the same
-# file may well be asked for twice, as training and as test set.
+# Environments open now, by (process, device, inode): py-lmdb refuses to open a file twice in one
+# process, and the same file may well be asked for twice, as training and as test set.
 _OPEN: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDictionary()
 
 _MAGIC = struct.pack("=I", 0xBEEFC0DE)
-# page header, magic, version, …, page size, …, entries of the main database, its root, last page, transaction
+# page header, magic, version, …, page size, …, entries of the main database, its root,
+# last page, transaction
 _META = struct.Struct("=16x4sI16xI76xQ8xQQ")
 _MIN_PAGE = 256
 _MAX_PAGE = 65536
@@ -40,12 +43,14 @@ _OTHER_FILES = {
 class LmdbFile:
     """The records of one LMDB, a file or a directory that holds ``data.mdb``.
 
-    The environment is opened at first use and once per process: a memory map and its file descriptor must not be used
-    across a fork, and cannot be pickled.
+    The environment is opened at first use and once per process: a memory map and its file
+    descriptor must not be used across a fork, and cannot be pickled.
     """
 
     def __init__(self, path: Path | str, *, in_order: bool = False) -> None:
-        """``in_order``: records are read one after another, so that pages are fetched ahead; else at random."""
+        """``in_order``: records are read one after another, so that pages are fetched
+        ahead; else at random.
+        """
         self.path = Path(path)
         self.in_order = in_order
         self._environment: lmdb.Environment | None = None
@@ -61,15 +66,18 @@ class LmdbFile:
         return self._n_samples
 
     def sample_keys(self) -> list[bytes]:
-        """The decimal keys in numerical order (LMDB's own is 0, 1, 10, 11, …, 2); other keys hold no samples.
+        """The decimal keys in numerical order (LMDB's own is 0, 1, 10, 11, …, 2);
+        other keys hold no samples.
 
-        The keys are listed rather than counted up to the ``length`` record: that one is missing in IS2RE files, and
-        the number of entries counts it too where it is there.
+        The keys are listed rather than counted up to the ``length`` record: that one is missing in
+        IS2RE files, and the number of entries counts it too where it is there.
         """
         return sorted(filter(_is_sample, self._keys()), key=lambda key: (int(key), key))
 
     def metadata_keys(self) -> list[bytes]:
-        """The keys that are not decimal: ``length``, ``nextid``, ``deleted_ids``, ``metadata``, …."""
+        """The keys that are not decimal: ``length``, ``nextid``,
+        ``deleted_ids``, ``metadata``, ….
+        """
         return [key for key in self._keys() if not _is_sample(key)]
 
     def get(self, key: bytes) -> bytes:
@@ -82,7 +90,9 @@ class LmdbFile:
         with self._explained(f" at key {_shown(key)}"), self._open().begin() as transaction:
             value = transaction.get(key)
         if value is None:
-            raise InputError(f"{self.path} has no key {_shown(key)}; was the file replaced since it was indexed?")
+            raise InputError(
+                f"{self.path} has no key {_shown(key)}; was the file replaced since it was indexed?"
+            )
         return value
 
     def get_all(self, keys: Iterable[bytes]) -> Iterator[bytes]:
@@ -96,7 +106,10 @@ class LmdbFile:
             for key in keys:
                 value = transaction.get(key)
                 if value is None:
-                    raise InputError(f"{self.path} has no key {_shown(key)}; was the file replaced while it was read?")
+                    raise InputError(
+                        f"{self.path} has no key {_shown(key)}; was the file replaced "
+                        "while it was read?"
+                    )
                 yield value
 
     def find(self, key: bytes) -> bytes | None:
@@ -107,7 +120,10 @@ class LmdbFile:
         return value
 
     def close(self) -> None:
-        """Let the file go; the next use opens it again. It is closed once no other `LmdbFile` of it is in use."""
+        """Let the file go; the next use opens it again.
+
+        It is closed once no other `LmdbFile` of it is in use.
+        """
         self._environment = None
 
     def _keys(self) -> Iterator[bytes]:
@@ -115,10 +131,15 @@ class LmdbFile:
         with self._explained(), self._open().begin() as transaction:
             stated = transaction.stat()["entries"]
             if stated > data_file_of(self.path).stat().st_size // LMDB_ENTRY_BYTES:
-                raise InputError(f"{self.path} is damaged: it counts {stated} records, more than it can hold")
+                raise InputError(
+                    f"{self.path} is damaged: it counts {stated} records, more than it can hold"
+                )
             for count, key in enumerate(transaction.cursor().iternext(keys=True, values=False)):
                 if count == stated:  # a damaged tree can lead to the same page again and again
-                    raise InputError(f"{self.path} is damaged: it has more records than the {stated} that it counts")
+                    raise InputError(
+                        f"{self.path} is damaged: it has more records than the "
+                        f"{stated} that it counts"
+                    )
                 yield key
 
     def _open(self) -> lmdb.Environment:
@@ -135,9 +156,12 @@ class LmdbFile:
         except (lmdb.Error, OSError) as error:
             self.close()  # the next read opens it anew
             if is_away(error):
-                raise AwayError(f"{self.path} cannot be read{where} ({error}); is its file system there?") from error
+                raise AwayError(
+                    f"{self.path} cannot be read{where} ({error}); is its file system there?"
+                ) from error
             raise InputError(
-                f"{self.path} cannot be read as an LMDB{where} ({error}); check its permissions, or copy it again"
+                f"{self.path} cannot be read as an LMDB{where} ({error}); check its "
+                "permissions, or copy it again"
             ) from error
 
 
@@ -172,7 +196,8 @@ SHARD_ENDINGS = (".lmdb", ".aselmdb", ".mdb")
 
 
 def shards_of(path: Path) -> list[Path]:
-    """The LMDBs that a name stands for: one, those of a directory, or those that a pattern with * ? [ ] matches.
+    """The LMDBs that a name stands for: one, those of a directory, or those that a
+    pattern with * ? [ ] matches.
 
     Raises:
         InputError: there are none.
@@ -187,7 +212,8 @@ def shards_of(path: Path) -> list[Path]:
         for entry in named:
             if not entry.is_file() and not entry.is_dir():
                 raise InputError(
-                    f"{entry} is a broken link or no regular file; restore it, or remove it if its data are not wanted"
+                    f"{entry} is a broken link or no regular file; restore it, or remove it if its "
+                    "data are not wanted"
                 )
         if found := [entry for entry in named if _may_be_lmdb(entry)]:
             return found
@@ -215,7 +241,9 @@ def write_lmdb(path: Path, rows: Iterable[tuple[bytes, bytes]]) -> int:
     count = 0
     try:
         with (
-            lmdb.open(str(path), subdir=False, map_size=2**40, lock=False, max_dbs=0) as environment,
+            lmdb.open(
+                str(path), subdir=False, map_size=2**40, lock=False, max_dbs=0
+            ) as environment,
             environment.begin(write=True) as transaction,
         ):
             for key, value in rows:
@@ -224,7 +252,9 @@ def write_lmdb(path: Path, rows: Iterable[tuple[bytes, bytes]]) -> int:
                 count += 1
     except lmdb.Error as error:
         code = getattr(error, "code", 0)
-        raise OSError(code if code > 0 else errno.EIO, os.strerror(code) if code > 0 else str(error), path) from None
+        raise OSError(
+            code if code > 0 else errno.EIO, os.strerror(code) if code > 0 else str(error), path
+        ) from None
     return count
 
 
@@ -242,7 +272,8 @@ def _environment(path: Path, in_order: bool) -> lmdb.Environment:
     """Open a file for reading, or take the environment that this process has already opened."""
     pid = os.getpid()
     for key, inherited in list(_OPEN.items()):
-        if key[0] != pid:  # from before a fork: py-lmdb takes the file for open here until it is closed here
+        # from before a fork: py-lmdb takes the file for open here until it is closed here
+        if key[0] != pid:
             del _OPEN[key]
             inherited.close()
     data_file = data_file_of(path)
@@ -255,8 +286,11 @@ def _environment(path: Path, in_order: bool) -> lmdb.Environment:
             str(path),
             subdir=data_file != path,
             readonly=True,
-            lock=False,  # nobody writes: works on read-only directories, and a reader table does not survive forks
-            readahead=in_order,  # at random it would fetch pages nobody asked for; a page at a time costs 10 µs each
+            # nobody writes: works on read-only directories, and a reader table
+            # does not survive forks
+            lock=False,
+            # at random it would fetch pages nobody asked for; a page at a time costs 10 µs each
+            readahead=in_order,
             meminit=False,  # clears pages before writing only
             max_readers=1,
         )
@@ -273,12 +307,15 @@ def data_file_of(path: Path) -> Path:
     if path.is_dir():
         if not (path / "data.mdb").is_file():
             raise InputError(
-                f"{path} is a directory without a data.mdb and without shards (*{', *'.join(SHARD_ENDINGS)}), so it is "
-                "no LMDB; name an LMDB file, or a directory of them"
+                f"{path} is a directory without a data.mdb and without shards "
+                f"(*{', *'.join(SHARD_ENDINGS)}), so it is no LMDB; name an LMDB file, or "
+                "a directory of them"
             )
         return path / "data.mdb"
     if not path.is_file():
-        raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; expected an LMDB")
+        raise InputError(
+            f"{path} {'is not a file' if path.exists() else 'does not exist'}; expected an LMDB"
+        )
     return path
 
 
@@ -292,9 +329,11 @@ class _Meta(NamedTuple):
 
 
 def _whole_lmdb(path: Path) -> tuple[_Meta, int]:
-    """The meta page that holds, and the size; an LMDB shorter than that page says is refused, as is what is none.
+    """The meta page that holds, and the size; an LMDB shorter than that page says is
+    refused, as is what is none.
 
-    A read beyond the end of a mapped file is no error but SIGBUS, and the process is gone without a word.
+    A read beyond the end of a mapped file is no error but SIGBUS, and the process
+    is gone without a word.
     """
     try:
         file = input_files.opened(path)
@@ -312,8 +351,9 @@ def _whole_lmdb(path: Path) -> tuple[_Meta, int]:
     expected = meta.n_pages * meta.page_size
     if size < expected:
         raise InputError(
-            f"{path} is cut off: it has {size} bytes where its header counts {expected}; copy it again "
-            "(if it is complete and its last pages were only freed, `mdb_copy -c` makes a copy that can be read)"
+            f"{path} is cut off: it has {size} bytes where its header counts {expected}; copy it "
+            "again (if it is complete and its last pages were only freed, `mdb_copy -c` makes a "
+            "copy that can be read)"
         )
     return meta, size
 
@@ -338,4 +378,7 @@ def _what_it_is(head: bytes) -> str:
     for beginning, what in _OTHER_FILES.items():
         if head.startswith(beginning):
             return what
-    return f"not an LMDB (it begins with {ascii(head[:12])[1:]}); name an LMDB file, or the directory of its data.mdb"
+    return (
+        f"not an LMDB (it begins with {ascii(head[:12])[1:]}); name an LMDB file, or the "
+        "directory of its data.mdb"
+    )

@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from dataloader import parallel
 from dataloader.batch import Batch, BatchBuffer
-from dataloader.batching import Budget, PlannedBatches, epoch_order, mixed_order, pack, refuse_oversized
+from dataloader.batching import (
+    Budget,
+    PlannedBatches,
+    epoch_order,
+    mixed_order,
+    pack,
+    refuse_oversized,
+)
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
 
@@ -35,7 +42,8 @@ class Fault(NamedTuple):
 class Loader:
     """Yields the batches of a plan; workers live as long as the loader.
 
-    The content and order of the batches are the plan's alone: the number of workers changes nothing but the time.
+    The content and order of the batches are the plan's alone: the number of workers
+    changes nothing but the time.
 
     Args:
         dataset: the structures.
@@ -77,7 +85,8 @@ class Loader:
         """The batches of a plan, in its order.
 
         Raises:
-            InputError: a record could not be read; it names file and key. Or a worker died; it names the file.
+            InputError: a record could not be read; it names file and key. Or a worker
+                died; it names the file.
         """
         fetched = self._by_workers(plan) if self._workers is not None else self._made_here(plan)
         for item in fetched:
@@ -91,10 +100,12 @@ class Loader:
             yield item.pin_memory() if self._pin_memory and isinstance(item, BatchBuffer) else item
 
     def _by_workers(self, plan: Plan) -> Iterator[BatchBuffer | Fault]:
-        """What the workers make; after one was killed, others make what is left of the plan, so that nothing differs.
+        """What the workers make; after one was killed, others make what is left of the plan,
+        so that nothing differs.
 
         Raises:
-            InputError: a worker died of what it read, or was killed again before the next batch was there.
+            InputError: a worker died of what it read, or was killed again before
+                the next batch was there.
         """
         assert self._workers is not None
         done = 0
@@ -127,7 +138,9 @@ class _WorkerDied(Exception):
 
 
 class _Workers:
-    """The processes of a DataLoader, whose death is met here, within five seconds, and not by a handler anywhere."""
+    """The processes of a DataLoader, whose death is met here, within five seconds, and not
+    by a handler anywhere.
+    """
 
     def __init__(self, loader: DataLoader[BatchBuffer]) -> None:
         self._loader = loader
@@ -151,7 +164,8 @@ class _Workers:
                 item = next(iterator)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError):  # the last two: what it had sent is gone with it
+            except (RuntimeError, OSError, EOFError):
+                # the last two: what it had sent is gone with it
                 self._raise_for_the_dead(timeout=2)
                 raise
             yield item
@@ -162,7 +176,8 @@ class _Workers:
         try:
             iterator = iter(self._loader)
             if in_main_thread:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would raise in the middle of a step
+                # torch's own would raise in the middle of a step
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._processes = list(iterator._workers)  # type: ignore[attr-defined]
@@ -171,7 +186,11 @@ class _Workers:
         return iterator
 
     def _raise_for_the_dead(self, timeout: float) -> None:
-        gone = wait([process.sentinel for process in self._processes], timeout=timeout) if self._processes else []
+        gone = (
+            wait([process.sentinel for process in self._processes], timeout=timeout)
+            if self._processes
+            else []
+        )
         for process in self._processes:  # its files are closed before it can be asked how it ended
             if process.sentinel in gone:
                 process.join(timeout=5)
@@ -187,7 +206,9 @@ class _Workers:
 
 
 def _kill(workers: list[BaseProcess]) -> None:
-    """End what is left when the process ends: Python would send SIGTERM, which workers outlive, and wait for ever."""
+    """End what is left when the process ends: Python would send SIGTERM, which workers
+    outlive, and wait for ever.
+    """
     for worker in workers:
         if worker.is_alive():
             worker.kill()
@@ -209,7 +230,9 @@ class _PlanSampler(Sampler[NDArray[np.int64]]):
 class _Fetch:
     """Makes one batch, or says why it cannot be made."""
 
-    def __init__(self, dataset: Dataset, prepare: Callable[[Batch], Batch] | None, *, in_one_buffer: bool) -> None:
+    def __init__(
+        self, dataset: Dataset, prepare: Callable[[Batch], Batch] | None, *, in_one_buffer: bool
+    ) -> None:
         self.dataset = dataset
         self.prepare = prepare
         self.in_one_buffer = in_one_buffer
@@ -230,7 +253,9 @@ class _Fetch:
 
 
 def _begin(worker: int, notes: parallel.SharedNotes) -> None:
-    """In a worker: outlive signals to the process group, note what is read, leave the cores to the others."""
+    """In a worker: outlive signals to the process group, note what is read, leave
+    the cores to the others.
+    """
     parallel.live_and_die_with_the_run()
     notes.use(worker)
     torch.set_num_threads(1)

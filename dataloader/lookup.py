@@ -1,4 +1,7 @@
-"""Dictionary encoding: a value for every row where few differ. Each is stored once, a row costs a small number."""
+"""Dictionary encoding: a value for every row where few differ.
+
+Each is stored once, a row costs a small number.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,7 +36,9 @@ class Lookup(Generic[Value]):
 
 @dataclass(frozen=True)
 class Elements:
-    """The set of elements of every row: which sets there are as bits, and the number of its set for each row."""
+    """The set of elements of every row: which sets there are as bits, and the number
+    of its set for each row.
+    """
 
     ids: NDArray[Any]  # (n,), into bits
     bits: NDArray[np.uint64]  # (k, 2), bit Z of 128

@@ -5,7 +5,8 @@ from functools import lru_cache
 
 from dataloader.units import is_general, stated_quantity
 
-SHORTEST_FOLDED = 3  # letters; of shorter names the case may tell two things apart: y and Y, z and Z
+# letters; of shorter names the case may tell two things apart: y and Y, z and Z
+SHORTEST_FOLDED = 3
 
 
 class Entries(Mapping[str, object]):
@@ -56,16 +57,22 @@ class _Shape:
             if isinstance(name, str):
                 self._by_folded.setdefault(folded(name), []).append(name)
         self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self.stating_units = tuple(name for name in names if isinstance(name, str) and states_unit(name))
+        self.stating_units = tuple(
+            name for name in names if isinstance(name, str) and states_unit(name)
+        )
 
     def spellings(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the record that are spellings of usual names, in the order of these, usual spellings first."""
+        """Names of the record that are spellings of usual names, in the order of these,
+        usual spellings first.
+        """
         known = self._known.get(names)
         if known is None:
             known = tuple(
                 spelling
                 for name in names
-                for spelling in sorted(self._by_folded.get(folded(name), ()), key=lambda there: there != name)
+                for spelling in sorted(
+                    self._by_folded.get(folded(name), ()), key=lambda there: there != name
+                )
             )
             self._known[names] = known
         return known
@@ -82,7 +89,9 @@ def folded(name: str) -> str:
 
 
 class WantedNames(Collection[str]):
-    """Names that a reader looks at, in any case, with all that state a unit; for readers that skip the others."""
+    """Names that a reader looks at, in any case, with all that state a unit; for
+    readers that skip the others.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(names)

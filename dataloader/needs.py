@@ -1,4 +1,6 @@
-"""What a network needs of the data: elements, heads, reference energies, cutoff, inputs besides the species."""
+"""What a network needs of the data: elements, heads, reference energies, cutoff,
+inputs besides the species.
+"""
 
 from dataclasses import dataclass
 
@@ -13,11 +15,16 @@ class FeatureSpec:
     name: str
     per_atom: bool  # one row per atom; otherwise one number per structure
     width: int = 1  # numbers per row
-    classes: tuple[int, int] | None = None  # smallest and largest value of a class; None: any real number
+    # smallest and largest value of a class; None: any real number
+    classes: tuple[int, int] | None = None
 
     def fault(self, value: NDArray[np.float64], n_atoms: int) -> str | None:
         """What is wrong with a value, as a phrase; None where it fits."""
-        shapes = [(n_atoms, self.width)] + ([(n_atoms,)] if self.width == 1 else []) if self.per_atom else [(), (1,)]
+        shapes = (
+            [(n_atoms, self.width)] + ([(n_atoms,)] if self.width == 1 else [])
+            if self.per_atom
+            else [(), (1,)]
+        )
         if value.shape not in shapes:
             return f"{self.name} has shape {value.shape}, expected {shapes[0]}"
         if not np.isfinite(value).all():
@@ -31,7 +38,9 @@ class FeatureSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the data path must know of the model: element order, heads, reference energies, cutoff, inputs."""
+    """What the data path must know of the model: element order, heads, reference
+    energies, cutoff, inputs.
+    """
 
     atomic_numbers: tuple[int, ...]
     heads: tuple[str, ...]

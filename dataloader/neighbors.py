@@ -9,9 +9,11 @@ from vesin import NeighborList
 
 from dataloader.structure import Edges, Structure
 
-MIN_DISTANCE = 0.1  # Å; mace gives NaN for two atoms in one place and finite nonsense just beside it
+# Å; mace gives NaN for two atoms in one place and finite nonsense just beside it
+MIN_DISTANCE = 0.1
 MANY_ATOMS = 200  # from here on all pairs cost more than a neighbour list
-MAX_NEIGHBORS = 500  # per atom of a structure, unless asked for more: at the usual cutoffs there are 20 to 150
+# per atom of a structure, unless asked for more: at the usual cutoffs there are 20 to 150
+MAX_NEIGHBORS = 500
 
 
 class GraphFault(ValueError):
@@ -22,9 +24,9 @@ class GraphFault(ValueError):
 class Graph:
     """Directed edges of one structure, sorted by receiver, then sender, then shift.
 
-    The vector of an edge is ``positions[receiver] - positions[sender] + shift @ cell``, mace's convention. Positions
-    are wrapped into the cell and centred: an energy does not depend on it, and a float32 position close to zero is
-    worth more digits than one 10⁵ Å away.
+    The vector of an edge is ``positions[receiver] - positions[sender] + shift @ cell``, mace's
+    convention. Positions are wrapped into the cell and centred: an energy does not depend on it,
+    and a float32 position close to zero is worth more digits than one 10⁵ Å away.
     """
 
     positions: NDArray[np.float64]  # (n_atoms, 3), Å
@@ -42,8 +44,9 @@ def build_graph(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
     """All directed edges shorter than ``r_max`` (Å).
 
     Raises:
-        GraphFault: two atoms lie closer than ``MIN_DISTANCE``, or there are more than ``max_neighbors`` edges per atom
-            in the mean over the structure, which is taken for a broken cell.
+        GraphFault: two atoms lie closer than ``MIN_DISTANCE``, or there are more than
+            ``max_neighbors`` edges per atom in the mean over the structure, which is
+            taken for a broken cell.
     """
     if structure.edges is not None and structure.edges.r_max >= r_max:
         return _from_stored(structure, structure.edges, r_max, max_neighbors)
@@ -52,7 +55,9 @@ def build_graph(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
     _refuse_many(2 * len(i), structure.n_atoms, max_neighbors)
     refuse_close(i, j, distances)
     if len(shifts) and max(shifts.max(), -shifts.min()) > np.iinfo(np.int16).max:
-        raise GraphFault("the cell is so skewed that neighbours lie 32768 lattice vectors apart: reduce it")
+        raise GraphFault(
+            "the cell is so skewed that neighbours lie 32768 lattice vectors apart: reduce it"
+        )
     senders = np.concatenate([i, j], dtype=np.int32)
     receivers = np.concatenate([j, i], dtype=np.int32)
     shifts = np.concatenate([shifts, -shifts], dtype=np.int16)
@@ -61,7 +66,9 @@ def build_graph(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
 
 
 def closest_pair(structure: Structure, within: float = 1.0) -> tuple[float, int, int] | None:
-    """Distance (Å) and indices of the closest two atoms no further apart than ``within``; None where there are none."""
+    """Distance (Å) and indices of the closest two atoms no further apart than ``within``;
+    None where there are none.
+    """
     i, j, distances = _pairs(structure, structure.positions, within, "ijd")
     if len(distances) == 0:
         return None
@@ -83,22 +90,35 @@ def count_edges(structure: Structure, r_max: float, max_neighbors: int = MAX_NEI
     return 2 * len(i)
 
 
-def _pairs(structure: Structure, positions: NDArray[np.float64], r_max: float, quantities: str) -> list[NDArray[Any]]:
-    """Every pair of atoms or images once; to mirror them here takes half the time of asking for both directions."""
+def _pairs(
+    structure: Structure, positions: NDArray[np.float64], r_max: float, quantities: str
+) -> list[NDArray[Any]]:
+    """Every pair of atoms or images once; to mirror them here takes half the time of
+    asking for both directions.
+    """
     neighbors = NeighborList(cutoff=r_max, full_list=False, n_threads=1)  # workers share the cores
-    pairs: list[NDArray[Any]] = neighbors.compute(positions, structure.cell, structure.pbc, quantities)
+    pairs: list[NDArray[Any]] = neighbors.compute(
+        positions, structure.cell, structure.pbc, quantities
+    )
     return pairs
 
 
 def edge_order(
-    senders: NDArray[np.integer], receivers: NDArray[np.integer], shifts: NDArray[np.integer], n_atoms: int
+    senders: NDArray[np.integer],
+    receivers: NDArray[np.integer],
+    shifts: NDArray[np.integer],
+    n_atoms: int,
 ) -> NDArray[np.intp]:
-    """The order by receiver, then sender, then shift: no two edges agree in all, so that one number says it."""
+    """The order by receiver, then sender, then shift: no two edges agree in all, so
+    that one number says it.
+    """
     if len(senders) == 0:
         return np.zeros(0, dtype=np.intp)
     columns: NDArray[Any] = np.ascontiguousarray(shifts.T)  # (3, n_edges)
     low = columns.min(axis=1).tolist()
-    spans = [high - least + 1 for high, least in zip(columns.max(axis=1).tolist(), low, strict=True)]
+    spans = [
+        high - least + 1 for high, least in zip(columns.max(axis=1).tolist(), low, strict=True)
+    ]
     n_keys = n_atoms * n_atoms * spans[0] * spans[1] * spans[2]
     if n_keys >= 2**62:
         return np.lexsort((*columns[::-1], senders, receivers))
@@ -109,12 +129,15 @@ def edge_order(
     return np.argsort(key)  # a third of the time of np.lexsort over five arrays
 
 
-def surely_apart(positions: NDArray[np.float64], cells: NDArray[np.float64] | None) -> NDArray[np.bool_]:
-    """Which of several structures have no two atoms closer than ``MIN_DISTANCE``; True is certain, False is not.
+def surely_apart(
+    positions: NDArray[np.float64], cells: NDArray[np.float64] | None
+) -> NDArray[np.bool_]:
+    """Which of several structures have no two atoms closer than ``MIN_DISTANCE``; True is
+    certain, False is not.
 
-    In fractional coordinates two such atoms differ, up to whole numbers, by less than the distance over the height of
-    the cell, in every direction. Whole multiples of 2⁻³² of a cell vector wrap by themselves when they are subtracted:
-    4 µs for 54 atoms, where a neighbour list takes 60.
+    In fractional coordinates two such atoms differ, up to whole numbers, by less than the distance
+    over the height of the cell, in every direction. Whole multiples of 2⁻³² of a cell vector wrap
+    by themselves when they are subtracted: 4 µs for 54 atoms, where a neighbour list takes 60.
 
     Args:
         positions: (m, n_atoms, 3), Å, finite.
@@ -126,7 +149,8 @@ def surely_apart(positions: NDArray[np.float64], cells: NDArray[np.float64] | No
         return apart
     if cells is None:
         low = positions.min(axis=1, keepdims=True)
-        box = 2.0 * (positions.max(axis=1) - low[:, 0] + 1.0)  # twice the extent: nothing meets across its border
+        # twice the extent: nothing meets across its border
+        box = 2.0 * (positions.max(axis=1) - low[:, 0] + 1.0)
         fractions = (positions - low) / box[:, None]
         limits = 1.001 * MIN_DISTANCE / box
     else:
@@ -177,13 +201,16 @@ def _from_stored(structure: Structure, edges: Edges, r_max: float, max_neighbors
 
 
 def _wrapped(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Positions inside the cell and centred, and the whole lattice vectors (n_atoms, 3) taken from each."""
+    """Positions inside the cell and centred, and the whole lattice vectors
+    (n_atoms, 3) taken from each.
+    """
     positions = structure.positions
     whole = np.zeros((structure.n_atoms, 3), dtype=np.int64)
     if any(structure.pbc):
         pbc = np.array(structure.pbc)
         vectors = structure.cell[pbc]
-        inverse = np.linalg.inv(vectors) if structure.periodic else np.linalg.pinv(vectors)  # 10 and 40 µs
+        # 10 and 40 µs
+        inverse = np.linalg.inv(vectors) if structure.periodic else np.linalg.pinv(vectors)
         taken = np.floor(positions @ inverse)
         positions = positions - taken @ vectors
         whole[:, pbc] = taken
@@ -193,8 +220,8 @@ def _wrapped(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.int6
 def too_many(n_edges: int, n_atoms: int, max_neighbors: int) -> str:
     """What is said of a structure with more edges than a whole cell is expected to have."""
     return (
-        f"{n_edges / n_atoms:.0f} neighbours per atom, at most {max_neighbors} are expected: is the cell right? "
-        "--max_neighbors allows more, and a shorter r_max gives fewer"
+        f"{n_edges / n_atoms:.0f} neighbours per atom, at most {max_neighbors} are expected: is "
+        "the cell right? --max_neighbors allows more, and a shorter r_max gives fewer"
     )
 
 
@@ -203,8 +230,12 @@ def _refuse_many(n_edges: int, n_atoms: int, max_neighbors: int) -> None:
         raise GraphFault(too_many(n_edges, n_atoms, max_neighbors))
 
 
-def refuse_close(i: NDArray[np.integer], j: NDArray[np.integer], distances: NDArray[np.float64]) -> None:
-    """Raise GraphFault where two atoms of a pair are closer than ``MIN_DISTANCE``; distances in Å."""
+def refuse_close(
+    i: NDArray[np.integer], j: NDArray[np.integer], distances: NDArray[np.float64]
+) -> None:
+    """Raise GraphFault where two atoms of a pair are closer than
+    ``MIN_DISTANCE``; distances in Å.
+    """
     if len(distances) and distances.min() < MIN_DISTANCE:
         pair = int(distances.argmin())
         raise GraphFault(

@@ -1,4 +1,6 @@
-"""Work in child processes that end with this one, and whose death is one sentence that names the file."""
+"""Work in child processes that end with this one, and whose death is one
+sentence that names the file.
+"""
 
 import ctypes
 import logging
@@ -23,16 +25,21 @@ log = logging.getLogger("mace_pretrain")  # the one that commands configure
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 LOOK_EVERY = 2.0  # s
 THREADS_OF_BLAS = "OPENBLAS_NUM_THREADS"
-CHOSEN_HERE = "MACE_TRAIN_OPENBLAS_NUM_THREADS"  # says that a command of ours chose the number, and no user
-FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)  # how a process ends that did nothing wrong itself
+# says that a command of ours chose the number, and no user
+CHOSEN_HERE = "MACE_TRAIN_OPENBLAS_NUM_THREADS"
+# how a process ends that did nothing wrong itself
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 _SLOT = 1024  # bytes for the note of one process
-_notes: "SharedNotes | None" = None  # where this process writes what it reads, if its parent looks there
+# where this process writes what it reads, if its parent looks there
+_notes: "SharedNotes | None" = None
 _slot = 0
 _noted = ""
 
 
 class SharedNotes:
-    """Shared memory on which each child notes the file it is about to read: a dead one cannot tell."""
+    """Shared memory on which each child notes the file it is about to read:
+    a dead one cannot tell.
+    """
 
     def __init__(self, n_children: int) -> None:
         self._memory = mmap.mmap(-1, max(n_children, 1) * _SLOT)
@@ -51,11 +58,17 @@ class SharedNotes:
 
     def read(self, slot: int) -> str:
         """What a child noted last."""
-        return self._memory[slot * _SLOT : (slot + 1) * _SLOT].partition(b"\0")[0].decode("utf-8", "replace")
+        return (
+            self._memory[slot * _SLOT : (slot + 1) * _SLOT]
+            .partition(b"\0")[0]
+            .decode("utf-8", "replace")
+        )
 
 
 def note(path: str) -> None:
-    """Say which file this process is about to read; costs nothing where nobody looks at the notes."""
+    """Say which file this process is about to read; costs nothing where
+    nobody looks at the notes.
+    """
     global _noted
     if _notes is not None and path != _noted:
         _notes.write(_slot, path)
@@ -67,18 +80,25 @@ def death(exitcode: int | None, path: str) -> str:
     where = f"while reading {path}" if path else "before it read anything"
     if exitcode == -signal.SIGBUS:
         return (
-            f"a process was ended by SIGBUS {where}: the file is damaged, was cut off or replaced while in use, or "
-            "its file system failed; copy it again, or let --verify compare it"
+            f"a process was ended by SIGBUS {where}: the file is damaged, was cut off or replaced "
+            "while in use, or its file system failed; copy it again, or let --verify compare it"
         )
     if exitcode == -signal.SIGKILL:
-        return f"a process was killed {where}: is there enough memory? lower --num_workers, or ask for more"
+        return (
+            f"a process was killed {where}: is there enough memory? lower "
+            "--num_workers, or ask for more"
+        )
     if exitcode is not None and exitcode < 0:
-        return f"a process was ended by {signal.Signals(-exitcode).name} {where}: is the file damaged? copy it again"
+        return (
+            f"a process was ended by {signal.Signals(-exitcode).name} {where}: is the file "
+            "damaged? copy it again"
+        )
     return f"a process ended with code {exitcode} {where}"
 
 
 def live_and_die_with_the_run() -> None:
-    """A scheduler signals the whole process group: children outlive that so that the main process can save.
+    """A scheduler signals the whole process group: children outlive that so that the
+    main process can save.
 
     When the main process is killed, the kernel ends them, also one that hangs in a read.
     """
@@ -89,19 +109,26 @@ def live_and_die_with_the_run() -> None:
 
 
 def keep_blas_to_one_thread() -> None:
-    """Keep numpy and scipy from threads of their own, where they are not imported yet; torch's are asked for.
+    """Keep numpy and scipy from threads of their own, where they are not imported yet;
+    torch's are asked for.
 
-    Their OpenBLAS makes one for each core of the machine, and these wait busily between products of 3x3 matrices:
-    children that relaxed crystals on two cores took twice the time.
+    Their OpenBLAS makes one for each core of the machine, and these wait busily between products of
+    3x3 matrices: children that relaxed crystals on two cores took twice the time.
     """
     if THREADS_OF_BLAS not in os.environ:
         os.environ[THREADS_OF_BLAS] = os.environ[CHOSEN_HERE] = "1"
 
 
 def environment_of_others() -> dict[str, str]:
-    """The environment for a program that is not ours: as the user gave it, also where a command of ours began this."""
+    """The environment for a program that is not ours: as the user gave it, also where a
+    command of ours began this.
+    """
     chosen = os.environ.get(CHOSEN_HERE)
-    ours = {CHOSEN_HERE, THREADS_OF_BLAS} if chosen == os.environ.get(THREADS_OF_BLAS) else {CHOSEN_HERE}
+    ours = (
+        {CHOSEN_HERE, THREADS_OF_BLAS}
+        if chosen == os.environ.get(THREADS_OF_BLAS)
+        else {CHOSEN_HERE}
+    )
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
@@ -119,14 +146,15 @@ def in_children(
 ) -> Iterator[tuple[int, Result]]:
     """Do the tasks in forked processes; yields (number of the task, its result) as they are done.
 
-    Whatever ends this generator (an error, a request to stop, the caller) ends the processes. A task whose process
-    was killed from outside is begun once more in another.
+    Whatever ends this generator (an error, a request to stop, the caller) ends the processes. A
+    task whose process was killed from outside is begun once more in another.
 
     Args:
         work: what is done with a task.
         tasks: in the order in which they are begun.
         processes: at most so many at once; the cores that there are unless given.
-        instead: the result of a task whose process died, from it and the exit code; without it that is an error.
+        instead: the result of a task whose process died, from it and the exit code;
+            without it that is an error.
 
     Raises:
         InputError: what a task raised, or that a process died, with the file it was reading.
@@ -195,7 +223,8 @@ class _Children:
             pipe.send(following)
 
     def buried(self, slot: int, task: int, *, is_fatal: bool) -> int | None:
-        """Put another process in the place of one that died: with its task once more, or with the next one.
+        """Put another process in the place of one that died: with its task once
+        more, or with the next one.
 
         Returns:
             The exit code where the task is not begun again; of a signal, the negative one.
@@ -234,7 +263,9 @@ def _child(
     """A process that waits for numbers of tasks, and our end of the pipe to it."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    child = context.Process(target=_serve, args=(work, tasks, theirs, ours, notes, slot), daemon=True)
+    child = context.Process(
+        target=_serve, args=(work, tasks, theirs, ours, notes, slot), daemon=True
+    )
     child.start()
     theirs.close()
     return child, ours
@@ -264,9 +295,17 @@ def _serve(
             answer = (number, None, error)
         except OSError as error:
             kind = AwayError if is_away(error) else InputError
-            answer = (number, None, kind(f"{error.strerror or error} ({error.filename or notes.read(slot)})"))
+            answer = (
+                number,
+                None,
+                kind(f"{error.strerror or error} ({error.filename or notes.read(slot)})"),
+            )
         except MemoryError:
-            answer = (number, None, InputError(f"there is not enough memory to read {notes.read(slot)}"))
+            answer = (
+                number,
+                None,
+                InputError(f"there is not enough memory to read {notes.read(slot)}"),
+            )
         except Exception:
             answer = (number, None, RuntimeError(f"in a child process:\n{traceback.format_exc()}"))
         try:

@@ -1,4 +1,6 @@
-"""Work in numbered parts, each a file that is there as a whole or not at all, whichever process made it."""
+"""Work in numbered parts, each a file that is there as a whole or not at all,
+whichever process made it.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +22,14 @@ Columns = Mapping[str, NDArray[Any]]
 class Parts:
     """The parts of one work, in a folder that is removed when all of it is done.
 
-    Several processes may make parts at the same time, also the same one: what they write is the same.
+    Several processes may make parts at the same time, also the same one: what
+    they write is the same.
 
     Args:
         folder: where the files lie.
         name: their names begin with it.
-        made_for: what the content depends on, as a text; a part that was made for something else does not count.
+        made_for: what the content depends on, as a text; a part that was made for
+            something else does not count.
     """
 
     def __init__(self, folder: Path, name: str, made_for: str) -> None:
@@ -38,7 +42,9 @@ class Parts:
         return self.folder / f"{self.name}-{number:08d}"
 
     def read(self, number: int) -> Columns | None:
-        """The arrays of a part, mapped and compared with their digests; None where it is not there or not whole."""
+        """The arrays of a part, mapped and compared with their digests; None where it is
+        not there or not whole.
+        """
         try:
             contents = array_file.read(self.path(number))
         except (OSError, Damaged):
@@ -57,7 +63,13 @@ class Parts:
         """Which of some parts are still to be made."""
         return [number for number in numbers if self.read(number) is None]
 
-    def make(self, numbers: Sequence[int], work: Callable[[int], Columns], what: str, sizes: Mapping[int, int]) -> None:
+    def make(
+        self,
+        numbers: Sequence[int],
+        work: Callable[[int], Columns],
+        what: str,
+        sizes: Mapping[int, int],
+    ) -> None:
         """Make those of some parts that are not there, in child processes.
 
         Args:
@@ -71,7 +83,9 @@ class Parts:
         """
         missing = self.missing(numbers)
         with ProgressBar(what, sum(sizes[number] for number in numbers)) as bar:
-            bar.begin_at(sum(sizes[number] for number in numbers) - sum(sizes[number] for number in missing))
+            bar.begin_at(
+                sum(sizes[number] for number in numbers) - sum(sizes[number] for number in missing)
+            )
             for done, _ in parallel.in_children(partial(self._make, work=work), missing):
                 bar.update(sizes[missing[done]])
 
@@ -80,9 +94,13 @@ class Parts:
         path = self.path(number)
         try:
             with overtaken(self.folder):
-                array_file.write(path, {"made_for": self.made_for}, {name: [array] for name, array in columns.items()})
+                array_file.write(
+                    path,
+                    {"made_for": self.made_for},
+                    {name: [array] for name, array in columns.items()},
+                )
         except OSError as error:
             raise InputError(
-                f"cannot write {path}: {error.strerror or error}; make room and start again with the same settings, "
-                "it goes on where it was"
+                f"cannot write {path}: {error.strerror or error}; make room and start again with "
+                "the same settings, it goes on where it was"
             ) from None

@@ -1,4 +1,6 @@
-"""JSON without surprises: a key twice, endless numbers and bottomless nesting are refused, whoever reads it."""
+"""JSON without surprises: a key twice, endless numbers and bottomless nesting are
+refused, whoever reads it.
+"""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,13 +16,17 @@ def loads(text: str | bytes, constant: Callable[[str], Any] | None = None) -> An
 
     Args:
         text: of one JSON value.
-        constant: makes something of NaN, Infinity and -Infinity, or raises ValueError; floats unless given.
+        constant: makes something of NaN, Infinity and -Infinity, or raises
+            ValueError; floats unless given.
 
     Raises:
-        ValueError: it is not JSON, or not plain; the message is a phrase. Nothing else is raised, whatever the text.
+        ValueError: it is not JSON, or not plain; the message is a phrase. Nothing else is
+            raised, whatever the text.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_int=integer, parse_constant=constant)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_int=integer, parse_constant=constant
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     refuse_depth(value)
@@ -52,7 +58,8 @@ def integer(digits: str) -> int:
     """
     if len(digits.lstrip("-")) > _MAX_DIGITS:
         raise ValueError(
-            f"a whole number of {len(digits)} digits, which nothing here has (more than {INTEGER_BITS} bits)"
+            f"a whole number of {len(digits)} digits, which nothing here has (more than "
+            f"{INTEGER_BITS} bits)"
         )
     return int(digits)
 

@@ -1,4 +1,6 @@
-"""Which part of a work is this process's own, where several processes divide it without talking to one another."""
+"""Which part of a work is this process's own, where several processes divide it without
+talking to one another.
+"""
 
 import re
 from collections.abc import Sequence
@@ -28,7 +30,9 @@ class Portion:
         return self.size == 1
 
     def of(self, items: Sequence[Item]) -> list[Item]:
-        """The items of this share: every ``size``-th, so that large and small ones come to all alike."""
+        """The items of this share: every ``size``-th, so that large and small
+        ones come to all alike.
+        """
         return list(items[self.number :: self.size])
 
     def __str__(self) -> str:
@@ -48,13 +52,17 @@ def portion_of(text: str | None) -> Portion:
         return WHOLE
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
     if match is None:
-        raise ValueError(f"{text!r:.40} is no share; expected NUMBER/SHARES, for example 3/64 for the fourth of 64")
+        raise ValueError(
+            f"{text!r:.40} is no share; expected NUMBER/SHARES, for example 3/64 "
+            "for the fourth of 64"
+        )
     number = int(match[1])
     size = int(match[2])
     if not 1 <= size <= MOST:
         raise ValueError(f"{text!r:.40} is no share; there are 1 to {MOST} shares")
     if number >= size:
         raise ValueError(
-            f"{text!r:.40} is no share; they are counted from 0, and the last of {size} is {size - 1}/{size}"
+            f"{text!r:.40} is no share; they are counted from 0, and the last of {size} "
+            f"is {size - 1}/{size}"
         )
     return Portion(number, size)

@@ -1,4 +1,6 @@
-"""Nothing is silent for long: a bar on a terminal, a line of the log now and then where output goes to a file."""
+"""Nothing is silent for long: a bar on a terminal, a line of the log now and then where
+output goes to a file.
+"""
 
 import logging
 import sys
@@ -35,7 +37,9 @@ def spoken() -> None:
 
 
 def due(said: float | None) -> bool:
-    """Whether a line is due from work that wrote its own last one at ``said``: never in what lasts for seconds only."""
+    """Whether a line is due from work that wrote its own last one at ``said``: never in what
+    lasts for seconds only.
+    """
     now = clock()
     return not _quiet and now - _spoken >= QUIET and (said is None or now - said >= BETWEEN)
 
@@ -59,7 +63,9 @@ def lasting(seconds: float) -> str:
 
 
 class Bar(tqdm):
-    """tqdm's bar on a clock that nobody sets: after the time of day was set back, its own would stand still as long."""
+    """tqdm's bar on a clock that nobody sets: after the time of day was set back, its own
+    would stand still as long.
+    """
 
     monitor_interval = 0  # its thread looks at the time of day
 
@@ -70,7 +76,8 @@ class Bar(tqdm):
 
 
 class ProgressBar:
-    """How far some work has come; nothing is shown of what is done within a second (bar) or ten (lines).
+    """How far some work has come; nothing is shown of what is done within a
+    second (bar) or ten (lines).
 
     Args:
         what: the work, as it is named.
@@ -93,13 +100,21 @@ class ProgressBar:
         if on_a_terminal():
             is_size = self.unit == "B"
             self._bar = Bar(
-                total=self.total, desc=self.what, leave=False, delay=DELAY, unit=self.unit, unit_scale=is_size
+                total=self.total,
+                desc=self.what,
+                leave=False,
+                delay=DELAY,
+                unit=self.unit,
+                unit_scale=is_size,
             )
         _running.append(self)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self in _running:
             _running.remove(self)
@@ -138,7 +153,9 @@ class ProgressBar:
         return f"{self.what}: {share}{percent:.0f} % in {lasting(passed)}{left}"
 
 
-def over(items: Iterable[Item], what: str, total: int | None = None, unit: str = "structures") -> Iterator[Item]:
+def over(
+    items: Iterable[Item], what: str, total: int | None = None, unit: str = "structures"
+) -> Iterator[Item]:
     """The items, with progress; one that is handed out counts when the next is asked for."""
     with ProgressBar(what, total, unit) as progress:
         for item in items:

@@ -1,8 +1,9 @@
-"""The labelled quantities: what an entry of each is, wherever it is read, batched, learned, judged or printed.
+"""The labelled quantities: what an entry of each is, wherever it is read, batched,
+learned, judged or printed.
 
-Whoever handles labels iterates over `QUANTITIES`. A quantity that is added here, or by a plug-in through `add`, is
-looked for in every format, kept in shards, batched, trained on and reported without another line elsewhere; only what
-computes it, the network, has to be written.
+Whoever handles labels iterates over `QUANTITIES`. A quantity that is added here, or by a plug-in
+through `add`, is looked for in every format, kept in shards, batched, trained on and reported
+without another line elsewhere; only what computes it, the network, has to be written.
 """
 
 import math
@@ -23,9 +24,12 @@ class Quantity:
         over_atoms: its errors are divided by the number of atoms before they are judged.
         required: training data must have it, unless its term of the loss has the weight 0.
         needs_volume: it has no meaning for a structure that is not periodic in three directions.
-        of_free_atoms: it counts for atoms only that were free to move, where the data say so and that is asked for.
-        of_isolated_atoms: it is asked of an isolated atom, a frame that gives a reference energy and little else.
-        unknown_is_fault: a label that is NaN is counted among the faults of a record of a shard; else as absent.
+        of_free_atoms: it counts for atoms only that were free to move, where the data say so
+            and that is asked for.
+        of_isolated_atoms: it is asked of an isolated atom, a frame that gives a reference
+            energy and little else.
+        unknown_is_fault: a label that is NaN is counted among the faults of a record of a
+            shard; else as absent.
     """
 
     name: str
@@ -89,8 +93,8 @@ STRESS = Quantity(
     needs_volume=True,
     unknown_is_fault=False,
 )
-# mace-torch divides it by the number of atoms too. Its networks give numbers in the unit of their training data; what
-# they can add for charges of atoms is in Debye (1 e·Å = 4.80320 Debye).
+# mace-torch divides it by the number of atoms too. Its networks give numbers in the unit of their
+# training data; what they can add for charges of atoms is in Debye (1 e·Å = 4.80320 Debye).
 DIPOLE = Quantity(
     name="dipole",
     symbol="D",
@@ -101,8 +105,8 @@ DIPOLE = Quantity(
     unknown_is_fault=False,
 )
 QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (ENERGY, FORCES, STRESS)}
-# Known, and in the table once a network gives them or an option names them: until then they are nobody's labels, and a
-# file that has some is read, indexed and judged as one that has none.
+# Known, and in the table once a network gives them or an option names them: until then they are
+# nobody's labels, and a file that has some is read, indexed and judged as one that has none.
 OFFERED: dict[str, Quantity] = {quantity.name: quantity for quantity in (DIPOLE,)}
 MOST_QUANTITIES = 16  # each takes a bit in the index of a shard
 
@@ -125,11 +129,15 @@ def add(quantity: Quantity) -> None:
 
 
 def include(name: str) -> None:
-    """Put a quantity that is offered into the table; others, and those that are there, stay as they are."""
+    """Put a quantity that is offered into the table; others, and those that are
+    there, stay as they are.
+    """
     if name in OFFERED and name not in QUANTITIES:
         add(OFFERED[name])
 
 
 def added() -> tuple[Quantity, ...]:
     """The quantities beside energy, forces and stress."""
-    return tuple(quantity for quantity in QUANTITIES.values() if quantity not in (ENERGY, FORCES, STRESS))
+    return tuple(
+        quantity for quantity in QUANTITIES.values() if quantity not in (ENERGY, FORCES, STRESS)
+    )

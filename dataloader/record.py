@@ -1,8 +1,9 @@
 """What a record means, whatever file it came from: one set of rules for every reader.
 
-A reader brings names and values (`RawRecord`); from here on it does not matter any more whether they stood in an
-extended-XYZ comment, in a pickle or in an ASE row. Names that decide physics are read in any case, units that are
-stated are converted and said, charge and spin have one set of names, and held atoms one meaning.
+A reader brings names and values (`RawRecord`); from here on it does not matter any more whether
+they stood in an extended-XYZ comment, in a pickle or in an ASE row. Names that decide physics are
+read in any case, units that are stated are converted and said, charge and spin have one set of
+names, and held atoms one meaning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.labels import CHARGE_NAMES, SPIN_NAMES, LabelKeys, LabelNames, Labels, find_labels, usual_names
+from dataloader.labels import (
+    CHARGE_NAMES,
+    SPIN_NAMES,
+    LabelKeys,
+    LabelNames,
+    Labels,
+    find_labels,
+    usual_names,
+)
 from dataloader.names import Entries, WantedNames
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import DIPOLE, QUANTITIES
@@ -60,7 +69,8 @@ class RawRecord:
 
     Attributes:
         values: of the whole structure.
-        columns: those with a value for each atom, where the format tells them apart; None where ``values`` holds all.
+        columns: those with a value for each atom, where the format tells them apart; None
+            where ``values`` holds all.
     """
 
     values: Mapping[str, object]
@@ -72,7 +82,8 @@ class Reading(NamedTuple):
 
     structure: Structure
     names: LabelNames  # under which the labels were found
-    faults: tuple[tuple[str, str], ...]  # quantity and reason, of labels that are there and unusable
+    # quantity and reason, of labels that are there and unusable
+    faults: tuple[tuple[str, str], ...]
     pbc_rule: str
     notes: tuple[str, ...]  # what was converted or passed over, for the log
 
@@ -96,7 +107,8 @@ def read_record(
         pbc_rule: periodic directions where the record does not say them, and the rule in words.
 
     Raises:
-        RecordError, LabelError: the record is no structure, or an entry that is always read has no meaning.
+        RecordError, LabelError: the record is no structure, or an entry that is
+            always read has no meaning.
     """
     of_structure = Entries.of(raw.values)
     of_atoms = of_structure if raw.columns is None else Entries.of(raw.columns)
@@ -131,7 +143,9 @@ def read_record(
         head=text_of(of_structure, "head"),
         config_type=text_of(of_structure, "config_type") or "Default",
         features={
-            spec.name: feature_of(spec, of_atoms if spec.per_atom else of_structure, n_atoms, charge, spin)
+            spec.name: feature_of(
+                spec, of_atoms if spec.per_atom else of_structure, n_atoms, charge, spin
+            )
             for spec in features
         },
         labels=meaningful(labels, pbc),
@@ -162,8 +176,12 @@ def _notes_on_dipole(labels: Labels, pbc: Pbc, *, ionic: bool) -> list[str]:
     return [note for note, holds in notes.items() if holds]
 
 
-def names_read(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]) -> WantedNames:
-    """Every name of a record that `read_record` looks at, in any case, and the names that state units."""
+def names_read(
+    keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]
+) -> WantedNames:
+    """Every name of a record that `read_record` looks at, in any case, and the
+    names that state units.
+    """
     return _names_read(keys, features, keep, tuple(QUANTITIES))
 
 
@@ -174,7 +192,9 @@ def _names_read(
     keep: tuple[str, ...],
     quantities: tuple[str, ...],
 ) -> WantedNames:
-    """Every name that is looked at with a table of these quantities, which grows where a network gives one more."""
+    """Every name that is looked at with a table of these quantities, which grows where a
+    network gives one more.
+    """
     groups = (
         NUMBER_NAMES,
         SPECIES_NAMES,
@@ -204,13 +224,19 @@ def _kept_entries(raw: RawRecord, keep: Keep, labels: Labels, n_atoms: int) -> d
             continue
         if plain is not None:
             kept[name] = plain
-        elif isinstance(value, np.ndarray | list) and not _is_column(value, n_atoms) and np.size(value) <= 9:
+        elif (
+            isinstance(value, np.ndarray | list)
+            and not _is_column(value, n_atoms)
+            and np.size(value) <= 9
+        ):
             kept[name] = np.asarray(value)
     return kept
 
 
 def _kept_columns(raw: RawRecord, labels: Labels, n_atoms: int) -> dict[str, NDArray[np.generic]]:
-    """The entries with a value for each atom that mean nothing to us and are passed on as they are."""
+    """The entries with a value for each atom that mean nothing to us and
+    are passed on as they are.
+    """
     used = _used_names(raw, labels)
     columns = raw.values if raw.columns is None else raw.columns
     return {
@@ -221,7 +247,9 @@ def _kept_columns(raw: RawRecord, labels: Labels, n_atoms: int) -> dict[str, NDA
 
 
 def _is_column(value: object, n_atoms: int) -> bool:
-    return isinstance(value, np.ndarray | list) and np.ndim(value) in (1, 2) and len(value) == n_atoms
+    return (
+        isinstance(value, np.ndarray | list) and np.ndim(value) in (1, 2) and len(value) == n_atoms
+    )
 
 
 def _plain(value: object) -> str | int | float | None:

@@ -1,4 +1,6 @@
-"""What a record says beside geometry and labels: held atoms, charge and spin, inputs of the model, weights, names."""
+"""What a record says beside geometry and labels: held atoms, charge and spin, inputs of the
+model, weights, names.
+"""
 
 from collections.abc import Mapping
 
@@ -14,21 +16,29 @@ from dataloader.record_geometry import Pbc
 from dataloader.structure import LabelValue
 
 HELD_NAME = "fixed"  # True where an atom was held, as OC20 has it
-MOVABLE_NAME = "move_mask"  # True where an atom was free to move, as ASE writes it into extended XYZ
+# True where an atom was free to move, as ASE writes it into extended XYZ
+MOVABLE_NAME = "move_mask"
 WEIGHT_NAME = "config_weight"
-PERIODIC_DIPOLE = "a dipole of a periodic structure is known up to lattice vectors times e; it is taken as it stands"
+PERIODIC_DIPOLE = (
+    "a dipole of a periodic structure is known up to lattice vectors times e; it is "
+    "taken as it stands"
+)
 CHARGED_DIPOLE = (
-    "a dipole of a charged structure depends on the origin, a network's does not: labels must be from an origin that "
-    "moves with the structure, such as its centre of mass"
+    "a dipole of a charged structure depends on the origin, a network's does not: labels must be "
+    "from an origin that moves with the structure, such as its centre of mass"
 )
 HELD_IN_PART = "atoms that were held in some directions only count as free"  # a note
 _MOST_TEXT = 256  # letters of a head or config_type
 
 
-def free_atoms_of(columns: Entries, values: Entries, n_atoms: int) -> tuple[NDArray[np.bool_] | None, str | None]:
-    """Which atoms were free to move, (n_atoms,), None where the record does not say; and a note of partly held ones.
+def free_atoms_of(
+    columns: Entries, values: Entries, n_atoms: int
+) -> tuple[NDArray[np.bool_] | None, str | None]:
+    """Which atoms were free to move, (n_atoms,), None where the record does not say; and a
+    note of partly held ones.
 
-    An atom is held where all its components are; the forces of one that may move in some direction count whole.
+    An atom is held where all its components are; the forces of one that may move in some
+    direction count whole.
     """
     masks: dict[str, NDArray[np.bool_]] = {}
     for usual in (HELD_NAME, MOVABLE_NAME):
@@ -38,29 +48,44 @@ def free_atoms_of(columns: Entries, values: Entries, n_atoms: int) -> tuple[NDAr
                 masks[name] = np.logical_not(mask) if usual == HELD_NAME else mask
     if not masks:
         return None, None
-    free: dict[str, NDArray[np.bool_]] = {name: np.any(mask, axis=1) for name, mask in masks.items()}
+    free: dict[str, NDArray[np.bool_]] = {
+        name: np.any(mask, axis=1) for name, mask in masks.items()
+    }
     first = next(iter(free))
     for name, mask in free.items():
         if not np.array_equal(mask, free[first]):
-            raise RecordError(f"{first} and {name} are both there and differ about which atoms were held; keep one")
+            raise RecordError(
+                f"{first} and {name} are both there and differ about which atoms "
+                "were held; keep one"
+            )
     in_part = any((mask.any(axis=1) & ~mask.all(axis=1)).any() for mask in masks.values())
     return free[first], HELD_IN_PART if in_part else None
 
 
 def _truths(stored: object, name: str, n_atoms: int) -> NDArray[np.bool_]:
-    """(n_atoms, 1 or 3) values that are true or false, 0 or 1; text would be true whatever it says."""
+    """(n_atoms, 1 or 3) values that are true or false, 0 or 1; text would
+    be true whatever it says.
+    """
     values = any_array(stored, name)
     if values.shape not in ((n_atoms,), (n_atoms, 1), (n_atoms, 3), (1, n_atoms)):
-        raise RecordError(f"{name} has {values.size} entries for {n_atoms} atoms, expected a column of true or false")
+        raise RecordError(
+            f"{name} has {values.size} entries for {n_atoms} atoms, expected a "
+            "column of true or false"
+        )
     if values.dtype.kind not in "biuf" or not are_truths(values):
-        raise RecordError(f"{name} holds other values than 0 and 1, expected a column of true or false")
+        raise RecordError(
+            f"{name} holds other values than 0 and 1, expected a column of true or false"
+        )
     return values.astype(bool).reshape(n_atoms, 3 if values.shape == (n_atoms, 3) else 1)
 
 
-def number_named(entries: Entries, given: str | None, usual: tuple[str, ...], what: str) -> float | None:
+def number_named(
+    entries: Entries, given: str | None, usual: tuple[str, ...], what: str
+) -> float | None:
     """Charge or spin of the whole structure; None where the record names none.
 
-    A list with a value for each atom is something else (partial charges, moments) and is passed over.
+    A list with a value for each atom is something else (partial charges,
+    moments) and is passed over.
     """
     if given == NOT_READ:
         return None
@@ -78,22 +103,35 @@ def number_named(entries: Entries, given: str | None, usual: tuple[str, ...], wh
         if array.size == 1 and not np.isnan(array).all():
             numbers[name] = float(array.reshape(()))
     if len(set(numbers.values())) > 1:
-        raise RecordError(f"{' and '.join(numbers)} are both there and differ: say which with {key_flag(what)}")
+        raise RecordError(
+            f"{' and '.join(numbers)} are both there and differ: say which with {key_flag(what)}"
+        )
     return next(iter(numbers.values()), None)
 
 
 def is_charged(entries: Entries, charge: float | None) -> bool:
-    """Whether a record names a charge other than zero, also where it is to be passed over (``--charge_key none``)."""
-    values = [charge] if charge is not None else [entries[name] for name in entries.present(CHARGE_NAMES)]
+    """Whether a record names a charge other than zero, also where it is to be passed over
+    (``--charge_key none``).
+    """
+    values = (
+        [charge]
+        if charge is not None
+        else [entries[name] for name in entries.present(CHARGE_NAMES)]
+    )
     numbers = [np.asarray(value) for value in values]
-    return any(n.size == 1 and n.dtype.kind in "iuf" and abs(float(n.reshape(()))) > 0 for n in numbers)
+    return any(
+        n.size == 1 and n.dtype.kind in "iuf" and abs(float(n.reshape(()))) > 0 for n in numbers
+    )
 
 
 def feature_of(
     spec: FeatureSpec, entries: Entries, n_atoms: int, charge: float | None, spin: float | None
 ) -> NDArray[np.float64]:
     """An embedding input that the model asks for; charge and spin under any of their names."""
-    looked_for = f"which the model's embedding_specs ask for (looked for {', '.join(_names_of_feature(spec))})"
+    looked_for = (
+        "which the model's embedding_specs ask for (looked for "
+        f"{', '.join(_names_of_feature(spec))})"
+    )
     if not spec.per_atom and spec.name in (*CHARGE_NAMES, *SPIN_NAMES):
         number = charge if spec.name in CHARGE_NAMES else spin
         if number is None:
@@ -130,12 +168,16 @@ def meaningful(labels: Labels, pbc: Pbc) -> Mapping[str, LabelValue]:
     """The labels of a record by quantity, less those that need a volume where the cell has none."""
     if all(pbc):
         return labels.values
-    return {name: value for name, value in labels.values.items() if not QUANTITIES[name].needs_volume}
+    return {
+        name: value for name, value in labels.values.items() if not QUANTITIES[name].needs_volume
+    }
 
 
 def weights_of(entries: Entries) -> Mapping[str, float]:
     """The weights of single quantities that are not 1."""
-    weights = {name: weight_of(entries, quantity.weight_name) for name, quantity in QUANTITIES.items()}
+    weights = {
+        name: weight_of(entries, quantity.weight_name) for name, quantity in QUANTITIES.items()
+    }
     return {name: weight for name, weight in weights.items() if weight != 1.0}
 
 

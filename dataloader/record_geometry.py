@@ -1,4 +1,6 @@
-"""Elements, positions, cell and periodic directions of a record, under the names that people give them."""
+"""Elements, positions, cell and periodic directions of a record, under the names
+that people give them.
+"""
 
 from collections.abc import Callable
 
@@ -77,7 +79,8 @@ def positions_of(entries: Entries, n_atoms: int) -> NDArray[np.float64]:
         fractional = first_present(entries, FRACTIONAL_NAMES)
         if fractional is not None:
             raise RecordError(
-                f"{fractional} and no {POSITION_NAMES[0]}: expected Cartesian positions in Å under the name pos"
+                f"{fractional} and no {POSITION_NAMES[0]}: expected Cartesian positions in Å "
+                "under the name pos"
             )
         raise RecordError(f"{POSITION_NAMES[0]} missing")
     positions = numeric(entries, name)
@@ -87,7 +90,10 @@ def positions_of(entries: Entries, n_atoms: int) -> NDArray[np.float64]:
 
 
 def cell_of(entries: Entries) -> NDArray[np.float64]:
-    """(3, 3), rows are the lattice vectors; zero where the record has none. OC20 stores (1, 3, 3)."""
+    """(3, 3), rows are the lattice vectors; zero where the record has none.
+
+    OC20 stores (1, 3, 3).
+    """
     cells: dict[str, NDArray[np.float64]] = {}
     for name in entries.present(LATTICE_NAMES):
         cells[name] = _nine(entries, name)
@@ -111,14 +117,16 @@ def _nine(entries: Entries, name: str) -> NDArray[np.float64]:
     cell = numeric(entries, name)
     if cell.size != 9:
         raise RecordError(
-            f"{name} has shape {cell.shape}, expected (3, 3): the nine numbers of three lattice vectors, one after "
-            'another, as in Lattice="ax ay az bx by bz cx cy cz"'
+            f"{name} has shape {cell.shape}, expected (3, 3): the nine numbers of three lattice "
+            'vectors, one after another, as in Lattice="ax ay az bx by bz cx cy cz"'
         )
     return cell.reshape(3, 3)
 
 
 def periodicity_of(entries: Entries, cell: NDArray[np.float64], rule: PbcRule) -> tuple[Pbc, str]:
-    """Periodic directions and the rule that gave them: what the record says, else what its format says."""
+    """Periodic directions and the rule that gave them: what the record says,
+    else what its format says.
+    """
     stated = {name: _pbc(entries[name], name) for name in entries.present(PBC_NAMES)}
     if not stated:
         return rule(entries, cell)
@@ -138,13 +146,17 @@ def _pbc(stored: object, name: str) -> Pbc:
 
 
 def periodic_with_a_lattice(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
-    """The rule of extended XYZ: periodic in three directions where there is a lattice (ASE's rule)."""
+    """The rule of extended XYZ: periodic in three directions where there is
+    a lattice (ASE's rule).
+    """
     periodic = bool(cell.any()) or not np.isfinite(cell).all()
     return (periodic,) * 3, "not stored; periodic where there is a Lattice"
 
 
 def periodic_with_a_volume(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
-    """The rule of plain dicts and ASE rows: periodic where the cell has a volume; one not finite is refused later."""
+    """The rule of plain dicts and ASE rows: periodic where the cell has a volume; one not
+    finite is refused later.
+    """
     periodic = volume_of(cell, (True, True, True)) > 0 or not np.isfinite(cell).all()
     return (periodic,) * 3, "not stored; periodic where the cell has a volume"
 
@@ -152,6 +164,7 @@ def periodic_with_a_volume(entries: Entries, cell: NDArray[np.float64]) -> tuple
 def always_periodic(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
     """The rule of torch_geometric rows, which store no periodicity: periodic in three directions.
 
-    Taken periodic in three directions OC20 rows reproduce the edges stored in them exactly, taken as clusters 60 %.
+    Taken periodic in three directions OC20 rows reproduce the edges stored in them exactly,
+    taken as clusters 60 %.
     """
     return (True, True, True), "not stored; torch_geometric rows are periodic in three directions"

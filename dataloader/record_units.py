@@ -10,8 +10,15 @@ from dataloader.units import UnitError, factor_to_ours, parsed, stated_quantity
 
 _OURS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å³", "virial": "eV"}
 _OURS |= {"positions": "Å", "cell": "Å", "lengths": "Å", "dipole": "e·Å"}
-_EXAMPLES = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3", "virial": "eV", "dipole": "Debye"}
-_OTHER_STYLES = {"real", "electron", "si", "cgs", "lj", "au", "a.u.", "atomic"}  # of LAMMPS, and atomic units
+_EXAMPLES = {
+    "energy": "eV",
+    "forces": "eV/Å",
+    "stress": "eV/Å^3",
+    "virial": "eV",
+    "dipole": "Debye",
+}
+# of LAMMPS, and atomic units
+_OTHER_STYLES = {"real", "electron", "si", "cgs", "lj", "au", "a.u.", "atomic"}
 
 
 class StatedUnits:
@@ -47,7 +54,9 @@ class StatedUnits:
         except UnitError as error:
             raise RecordError(f"{name}: {error}") from None
         if self._scales.get(quantity, scale) != scale:
-            raise RecordError(f"{name} says {text!r:.40}, and another entry another unit of {quantity}; keep one")
+            raise RecordError(
+                f"{name} says {text!r:.40}, and another entry another unit of {quantity}; keep one"
+            )
         self._scales[quantity] = scale
         self._texts[quantity] = f"{name} {text}"
 
@@ -61,18 +70,24 @@ class StatedUnits:
         return self._scales.get(quantity, self._scales.get("lengths", (1.0, False)))[0]
 
     def refuse_half_stated(self, labels: Labels) -> None:
-        """Raise RecordError where one label is said to be in another unit than ours and another label says nothing."""
-        foreign = [text for quantity, text in self._texts.items() if self._scales[quantity][0] != 1.0]
+        """Raise RecordError where one label is said to be in another unit than ours and
+        another label says nothing.
+        """
+        foreign = [
+            text for quantity, text in self._texts.items() if self._scales[quantity][0] != 1.0
+        ]
         if not foreign:
             return
         for quantity, name in zip(QUANTITIES, labels.names, strict=True):
             if quantity not in labels.values or quantity not in _OURS:
                 continue
-            stated = "virial" if quantity == "stress" and name and "virial" in name.lower() else quantity
+            stated = (
+                "virial" if quantity == "stress" and name and "virial" in name.lower() else quantity
+            )
             if name is not None and stated not in self._scales:
                 raise RecordError(
-                    f"{foreign[0]} is stated and no unit of {name}; state it as {stated}_unit, for example "
-                    f"{stated}_unit={_EXAMPLES[stated]}"
+                    f"{foreign[0]} is stated and no unit of {name}; state it as {stated}_unit, for "
+                    f"example {stated}_unit={_EXAMPLES[stated]}"
                 )
 
     def notes(self) -> tuple[str, ...]:
@@ -82,12 +97,17 @@ class StatedUnits:
             if (factor, per_atom) != (1.0, False):
                 times = f" × {factor:.9g}" if factor != 1.0 else ""
                 atoms = " × atoms" if per_atom else ""
-                lines.append(f"{quantity} converted to {_OURS[quantity]}:{times}{atoms} ({self._texts[quantity]})")
+                lines.append(
+                    f"{quantity} converted to {_OURS[quantity]}:{times}{atoms} "
+                    f"({self._texts[quantity]})"
+                )
         return tuple(lines)
 
 
 def _refuse_unclear(name: str, value: object) -> None:
-    """Raise RecordError for ``units=real``: it says that the numbers are not ours, and not which is in what."""
+    """Raise RecordError for ``units=real``: it says that the numbers are not ours,
+    and not which is in what.
+    """
     if not isinstance(value, str):
         return
     style = value.strip().casefold()
@@ -95,6 +115,6 @@ def _refuse_unclear(name: str, value: object) -> None:
     foreign = unit is not None and (unit.factor, unit.per_atom) != (1.0, False)
     if style in _OTHER_STYLES or foreign:
         raise RecordError(
-            f"{name} is {value!r:.40}: of what, it does not say; state energy_unit and forces_unit (they are "
-            "converted), or convert to eV, Å"
+            f"{name} is {value!r:.40}: of what, it does not say; state energy_unit and forces_unit "
+            "(they are converted), or convert to eV, Å"
         )

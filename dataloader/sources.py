@@ -41,7 +41,9 @@ class Adjusted:
         self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
 
     def _adjust(self, structure: Structure) -> Structure:
-        return _adjusted(structure, self.head, self.weight * self.type_weights.get(structure.config_type, 1.0))
+        return _adjusted(
+            structure, self.head, self.weight * self.type_weights.get(structure.config_type, 1.0)
+        )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -55,10 +57,14 @@ class Adjusted:
         return self.source.identifier(i)
 
     def edges(self, r_max: float) -> NDArray[np.integer] | None:
-        """Directed edges of every usable structure within ``r_max`` (Å), where the file knows them."""
+        """Directed edges of every usable structure within ``r_max`` (Å),
+        where the file knows them.
+        """
         return self.source.edges(r_max)
 
-    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
+    def labelled_rows(
+        self, indices: NDArray[np.integer], *, free_atoms_only: bool
+    ) -> dict[str, int]:
         """Rows with a label by quantity over some structures."""
         return self.source.labelled_rows(indices, free_atoms_only=free_atoms_only)
 
@@ -92,8 +98,9 @@ def open_sources(
         filters: structures that are left out by choice.
 
     Raises:
-        InputError: a file is missing or cannot be read, an xyz frame is faulty, more than ``max_dropped`` of an LMDB's
-            records are, or a name that the user gave for a label is in none of the files that it was given for.
+        InputError: a file is missing or cannot be read, an xyz frame is faulty, more than
+            ``max_dropped`` of an LMDB's records are, or a name that the user gave for a label is in
+            none of the files that it was given for.
     """
     wanted = Wanted(needs=needs, max_dropped=max_dropped, features=features, filters=filters)
     sources = [_open(spec, wanted) for spec in specs]
@@ -117,15 +124,17 @@ def refuse_names_that_are_nowhere(specs: Sequence[SourceSpec], censuses: Sequenc
             there = next((names for file in group if (names := file.first_names())), ())
             paths = ", ".join(str(file.path) for file in group)
             raise InputError(
-                f"no structure of {paths} has {name}, the name given with --{quantity}_key; the first has: "
-                f"{', '.join(there) or 'nothing'}"
+                f"no structure of {paths} has {name}, the name given with --{quantity}_key; the "
+                f"first has: {', '.join(there) or 'nothing'}"
             )
 
 
 def _occurs(file: Census, quantity: str, name: str) -> bool:
     if quantity in ("charge", "spin"):
         return file.named[quantity] > 0
-    return any((name_of(quantity, names) or "").split(" (")[0] == name for names in file.label_names)
+    return any(
+        (name_of(quantity, names) or "").split(" (")[0] == name for names in file.label_names
+    )
 
 
 def unread(
@@ -167,7 +176,9 @@ def _read(structure: Unread, head: str | None, weight: float) -> Structure:
 
 
 def _adjusted(structure: Structure, head: str | None, weight: float) -> Structure:
-    return dataclasses.replace(structure, head=structure.head or head, weight=structure.weight * weight)
+    return dataclasses.replace(
+        structure, head=structure.head or head, weight=structure.weight * weight
+    )
 
 
 def _require_file(spec: SourceSpec) -> None:
@@ -178,5 +189,7 @@ def _require_file(spec: SourceSpec) -> None:
 def _open(spec: SourceSpec, wanted: Wanted) -> Source:
     _require_file(spec)
     source = format_named(spec.format).opened(spec, wanted)
-    plain = spec.head is None and spec.weight == 1.0 and spec.ratio is None and not spec.type_weights
+    plain = (
+        spec.head is None and spec.weight == 1.0 and spec.ratio is None and not spec.type_weights
+    )
     return source if plain else Adjusted(source, spec)

@@ -1,4 +1,6 @@
-"""What a model.json must know of the data, in one pass and memory independent of the number of structures."""
+"""What a model.json must know of the data, in one pass and memory independent of
+the number of structures.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +25,8 @@ NO_ATOMS = np.zeros(MAX_Z, dtype=np.int64)  # by atomic number
 class TriangularFactor:
     """R of a QR factorisation of rows that arrive one by one.
 
-    It answers every least-squares question about the rows (RᵀR = AᵀA) in n² numbers, and without squaring the condition
-    number as summing AᵀA would.
+    It answers every least-squares question about the rows (RᵀR = AᵀA) in n² numbers, and without
+    squaring the condition number as summing AᵀA would.
     """
 
     def __init__(self, n_columns: int) -> None:
@@ -39,7 +41,9 @@ class TriangularFactor:
 
     def _reduce(self) -> None:
         if self._rows:
-            self._factor = np.asarray(np.linalg.qr(np.vstack([self._factor, *self._rows]), mode="r"))
+            self._factor = np.asarray(
+                np.linalg.qr(np.vstack([self._factor, *self._rows]), mode="r")
+            )
             self._rows = []
 
     def value(self) -> NDArray[np.float64]:
@@ -54,7 +58,8 @@ class HeadSums:
 
     structures: int = 0
     energies: int = 0
-    compositions: TriangularFactor = field(default_factory=lambda: TriangularFactor(MAX_Z + 1))  # counts per Z, energy
+    # counts per Z, energy
+    compositions: TriangularFactor = field(default_factory=lambda: TriangularFactor(MAX_Z + 1))
     fractions: TriangularFactor = field(
         default_factory=lambda: TriangularFactor(MAX_Z + 2)
     )  # 1, counts/N per Z, energy/N
@@ -75,7 +80,9 @@ class DataSums:
     edges: int = 0
     atoms_with_neighbors: int = 0
     atoms: int = 0
-    atoms_by_number: NDArray[np.int64] = field(default_factory=lambda: np.zeros(MAX_Z, dtype=np.int64))
+    atoms_by_number: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(MAX_Z, dtype=np.int64)
+    )
 
     @property
     def elements(self) -> set[int]:
@@ -89,17 +96,20 @@ class DataSums:
 
 
 class Facts(NamedTuple):
-    """What statistics need of one structure, about a kilobyte: to make it costs, to add it does not.
+    """What statistics need of one structure, about a kilobyte: to make it
+    costs, to add it does not.
 
     Attributes:
         identifier: a name under which a person finds the structure again.
         head: that it names, if any.
-        isolated: the structure itself where it is an isolated atom, of which nothing else is needed.
+        isolated: the structure itself where it is an isolated atom, of which
+            nothing else is needed.
         labels: quantities that it has labels of.
         counts: (MAX_Z,), atoms by atomic number.
         n_atoms: of the structure.
         energy: eV; None where there is none.
-        force_square: sum of the squares of the force components that count, (eV/Å)²; None where there are no forces.
+        force_square: sum of the squares of the force components that count, (eV/Å)²; None
+            where there are no forces.
         force_components: how many those are.
         n_edges: directed edges within the cutoff.
         atoms_with_neighbors: atoms that have any.
@@ -118,7 +128,9 @@ class Facts(NamedTuple):
     atoms_with_neighbors: int = 0
 
 
-def facts_of(structure: Structure, r_max: float, *, free_atoms_only: bool, max_neighbors: int = MAX_NEIGHBORS) -> Facts:
+def facts_of(
+    structure: Structure, r_max: float, *, free_atoms_only: bool, max_neighbors: int = MAX_NEIGHBORS
+) -> Facts:
     """Look at one structure.
 
     Args:
@@ -159,7 +171,8 @@ def _counted_forces(structure: Structure, free_atoms_only: bool) -> NDArray[np.f
 
 
 def collect(facts: Iterable[Facts], default_head: str) -> DataSums:
-    """Add what was found of structures, in their order: sums of floats and factors depend on it in their last bits.
+    """Add what was found of structures, in their order: sums of floats and factors depend on
+    it in their last bits.
 
     Args:
         facts: of every structure, isolated atoms, which give E0s, among them.
@@ -208,43 +221,66 @@ class ReferenceEnergies:
 def reference_energies(head: HeadSums, elements: Sequence[int], method: str) -> ReferenceEnergies:
     """E0s of one head; 0 for elements that none of its structures has.
 
-    ``isolated`` takes the IsolatedAtom frames. ``lstsq`` fits total energies by composition. ``average`` is the same
-    fit where compositions do not determine every element, with the shortest solution, as mace's "average". ``auto``
-    takes isolated atoms where there are some, fits the elements that have none, and falls back to average.
+    ``isolated`` takes the IsolatedAtom frames. ``lstsq`` fits total energies by composition.
+    ``average`` is the same fit where compositions do not determine every element, with the shortest
+    solution, as mace's "average". ``auto`` takes isolated atoms where there are some, fits the
+    elements that have none, and falls back to average.
 
     Raises:
         InputError: the method cannot give a value for every element.
     """
-    isolated = {z: head.isolated[z] for z in elements if z in head.isolated} if method in ("auto", "isolated") else {}
+    isolated = (
+        {z: head.isolated[z] for z in elements if z in head.isolated}
+        if method in ("auto", "isolated")
+        else {}
+    )
     missing = [z for z in elements if z not in isolated]
     if missing and head.energies == 0 and method != "isolated":
-        raise InputError("no energies to fit E0s to; name them with --energy_key or give --E0s as JSON")
+        raise InputError(
+            "no energies to fit E0s to; name them with --energy_key or give --E0s as JSON"
+        )
     absent = [z for z in missing if not head.has(z)] if head.energies else []
     missing = [z for z in missing if z not in absent]
     values = {**isolated, **dict.fromkeys(absent, 0.0)}
     if not missing:
-        return ReferenceEnergies(values=values, origin="from IsolatedAtom frames", absent=tuple(absent))
+        return ReferenceEnergies(
+            values=values, origin="from IsolatedAtom frames", absent=tuple(absent)
+        )
     if method == "isolated":
-        raise InputError(f"no IsolatedAtom frame of {symbols(missing)}; add them, or let --E0s auto fit these elements")
+        raise InputError(
+            f"no IsolatedAtom frame of {symbols(missing)}; add them, or let --E0s auto "
+            "fit these elements"
+        )
     fitted, rank = _fit(head, missing, isolated)
     origin = f"least squares over {head.energies} energies"
     warning = ""
     if rank < len(missing):
         if method == "lstsq":
             raise InputError(
-                f"compositions determine only {rank} of {len(missing)} E0s; use --E0s average, or add isolated atoms"
+                f"compositions determine only {rank} of {len(missing)} E0s; use --E0s average, or "
+                "add isolated atoms"
             )
-        origin = f"average: compositions determine only {rank} of {len(missing)} elements, shortest solution taken"
+        origin = (
+            f"average: compositions determine only {rank} of {len(missing)} elements, "
+            "shortest solution taken"
+        )
         warning = undetermined("E0s", rank, fitted)
     if isolated:
-        origin = f"from IsolatedAtom frames for {symbols(list(isolated))}; {origin} for {symbols(missing)}"
+        origin = (
+            f"from IsolatedAtom frames for {symbols(list(isolated))}; {origin} for "
+            f"{symbols(missing)}"
+        )
     values |= fitted
     return ReferenceEnergies(values=values, origin=origin, absent=tuple(absent), warning=warning)
 
 
-def _fit(head: HeadSums, missing: Sequence[int], known: Mapping[int, float]) -> tuple[dict[int, float], int]:
+def _fit(
+    head: HeadSums, missing: Sequence[int], known: Mapping[int, float]
+) -> tuple[dict[int, float], int]:
     factor = head.compositions.value()
-    target = factor[:, -1] - sum((factor[:, z] * e for z, e in known.items()), np.zeros(len(factor)))
+    target = factor[:, -1] - sum(
+        (factor[:, z] * e for z, e in known.items()), np.zeros(len(factor))
+    )
     solution, _, rank, _ = np.linalg.lstsq(factor[:, list(missing)], target, rcond=None)
     return dict(zip(missing, solution.tolist(), strict=True)), int(rank)
 
@@ -262,28 +298,47 @@ class Scaling:
 def scale_and_shift(head: HeadSums, energies: Mapping[int, float], scaling: str) -> Scaling:
     """Scale and shift (eV) of the interaction energy per atom, as mace computes them.
 
-    The shift is the mean over configurations of (E − ΣE0) / n_atoms. The scale is the root mean square of the force
-    components (``rms_forces``), the standard deviation of the same energies (``std``), or 1 (``none``, shift 0). What
-    is asked for and no more than numerical noise, as the forces of perfect crystals, gives no scale: the other of the
-    two is taken, or 1, with a warning.
+    The shift is the mean over configurations of (E − ΣE0) / n_atoms. The scale is the root mean
+    square of the force components (``rms_forces``), the standard deviation of the same energies
+    (``std``), or 1 (``none``, shift 0). What is asked for and no more than numerical noise, as the
+    forces of perfect crystals, gives no scale: the other of the two is taken, or 1, with a warning.
     """
     if scaling == "none":
         return Scaling(scale=1.0, shift=0.0, origin="no scaling")
     shift, spread = _mean_and_spread(head, energies)
     rms = (head.force_squares / head.force_components) ** 0.5 if head.force_components else 0.0
     choices = {
-        "rms_forces": (rms, LEAST_FORCE, f"rms of the forces, {rms:.4g} eV/Å", "rms_forces scaling"),
-        "std": (spread, LEAST_SPREAD, f"spread of the energies, {spread:.4g} eV/atom", "std scaling"),
+        "rms_forces": (
+            rms,
+            LEAST_FORCE,
+            f"rms of the forces, {rms:.4g} eV/Å",
+            "rms_forces scaling",
+        ),
+        "std": (
+            spread,
+            LEAST_SPREAD,
+            f"spread of the energies, {spread:.4g} eV/atom",
+            "std scaling",
+        ),
     }
     size, least, text, origin = choices.pop(scaling)
     if size >= least:
         return Scaling(scale=size, shift=shift, origin=origin)
     ((other, enough, other_text, other_origin),) = choices.values()
-    reason = "there are no forces" if scaling == "rms_forces" and not head.force_components else f"the {text}, is noise"
+    reason = (
+        "there are no forces"
+        if scaling == "rms_forces" and not head.force_components
+        else f"the {text}, is noise"
+    )
     if other >= max(enough, LEAST_FORCE):
         warning = f"{reason} and gives no scale: the {other_text}, is taken in its place"
         return Scaling(scale=other, shift=shift, origin=other_origin, warning=warning)
-    return Scaling(scale=1.0, shift=shift, origin="no scaling", warning=f"{reason} and gives no scale: 1 is taken")
+    return Scaling(
+        scale=1.0,
+        shift=shift,
+        origin="no scaling",
+        warning=f"{reason} and gives no scale: 1 is taken",
+    )
 
 
 def _mean_and_spread(head: HeadSums, energies: Mapping[int, float]) -> tuple[float, float]:

@@ -1,4 +1,6 @@
-"""Output that cannot end a run: what a full disk or a reader that left refuses waits in memory, and is tried again."""
+"""Output that cannot end a run: what a full disk or a reader that left refuses waits in
+memory, and is tried again.
+"""
 
 import errno
 import io
@@ -8,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakSet
 
-HELD = 2**20  # bytes that wait for a stream or a log, ten thousand lines; later lines are counted, and lost
+# bytes that wait for a stream or a log, ten thousand lines; later lines are counted, and lost
+HELD = 2**20
 STREAMS = ("stdout", "stderr")
 
 
 class ReaderLeft(Exception):
-    """Nobody reads what a command says, and it makes nothing else: it ends without a word, as by SIGPIPE."""
+    """Nobody reads what a command says, and it makes nothing else: it ends without
+    a word, as by SIGPIPE.
+    """
 
     exit_code = 141  # 128 + SIGPIPE, which shells know
 
@@ -24,11 +29,14 @@ class PatientFile(io.RawIOBase):
     Args:
         descriptor: open for writing.
         name: of the file, for messages.
-        path: where to open it again when its handle has become stale (NFS); None where it has no place.
+        path: where to open it again when its handle has become stale (NFS); None
+            where it has no place.
         most: bytes that may wait.
     """
 
-    def __init__(self, descriptor: int, name: str, path: Path | None = None, most: float = HELD) -> None:
+    def __init__(
+        self, descriptor: int, name: str, path: Path | None = None, most: float = HELD
+    ) -> None:
         super().__init__()
         self.name = name
         self.most = most
@@ -112,13 +120,18 @@ class PatientFile(io.RawIOBase):
             self._waiting = self._waiting[written:]
 
     def news(self) -> str | None:
-        """One sentence when it begins to refuse, or takes bytes again, since this was asked last."""
+        """One sentence when it begins to refuse, or takes bytes again,
+        since this was asked last.
+        """
         if (self.refused is not None) == self._told:
             return None
         self._told = self.refused is not None
         if self.refused is None:
             return f"{self.name} can be written again"
-        return f"{self.name} cannot be written ({self.refused.strerror}): its lines wait, and nothing else does"
+        return (
+            f"{self.name} cannot be written ({self.refused.strerror}): its lines wait, "
+            "and nothing else does"
+        )
 
     def close(self) -> None:
         """Close it, and its descriptor where it was opened here; what still waits is lost."""
@@ -153,7 +166,8 @@ def _opened(path: Path) -> int:
 
 
 def guard() -> None:
-    """Make stdout and stderr of this process such files; one that is closed leads nowhere from now on.
+    """Make stdout and stderr of this process such files; one that is closed
+    leads nowhere from now on.
 
     Streams that somebody put in the place of the process's own are left alone.
     """
@@ -186,7 +200,9 @@ def say_product(is_product: bool) -> None:
 
 
 def refused_by_stdout() -> OSError | None:
-    """Why stdout lacks lines, after a last try; None where it has them all, or where nobody reads it any more."""
+    """Why stdout lacks lines, after a last try; None where it has them all, or where
+    nobody reads it any more.
+    """
     for file in _guarded():
         file.flush()
         if file.name == "stdout" and file.refused is not None and file.refused.errno != errno.EPIPE:
@@ -202,5 +218,7 @@ def news() -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Text with ``?`` for what steers a terminal instead of being shown, which names in data may hold."""
+    """Text with ``?`` for what steers a terminal instead of being shown, which
+    names in data may hold.
+    """
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

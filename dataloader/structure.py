@@ -1,4 +1,6 @@
-"""One labelled structure, the same record whatever file it came from, and the faults that one structure shows."""
+"""One labelled structure, the same record whatever file it came from, and the faults
+that one structure shows.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +16,19 @@ from dataloader.quantities import ENERGY, FORCES, STRESS
 
 LabelValue = float | NDArray[np.float64]
 
-MAX_OPEN_COORDINATE = 1e5  # Å; beyond it, without periodicity, a float32 position is worth less than 0.01 Å
+# Å; beyond it, without periodicity, a float32 position is worth less than 0.01 Å
+MAX_OPEN_COORDINATE = 1e5
 MIN_VOLUME_PER_ATOM = 1.0  # Å³; hydrogen at 500 GPa still has 1.5
 MIN_EDGE = 0.1  # Å, of a cell; below it a neighbour list has 10⁵ edges per atom and more
 MIN_FACE = 0.1  # Å²
-MAX_LENGTH = 1e8  # Å; a float64 position is worth 1e-8 Å there, and beyond it neighbour lists overflow
+# Å; a float64 position is worth 1e-8 Å there, and beyond it neighbour lists overflow
+MAX_LENGTH = 1e8
 
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Directed edges that a record brings along, sorted by receiver; shifts belong to the positions as stored.
+    """Directed edges that a record brings along, sorted by receiver; shifts belong to
+    the positions as stored.
 
     The vector of an edge is ``positions[receiver] - positions[sender] + shift @ cell``.
     """
@@ -40,23 +45,30 @@ class Structure:
 
     atomic_numbers: NDArray[np.int64]  # (n_atoms,)
     positions: NDArray[np.float64]  # (n_atoms, 3), Å
-    cell: NDArray[np.float64]  # (3, 3), Å, rows are the lattice vectors; zero rows where there is none
+    # (3, 3), Å, rows are the lattice vectors; zero rows where there is none
+    cell: NDArray[np.float64]
     pbc: tuple[bool, bool, bool]
     identifier: str
-    labels: Mapping[str, LabelValue] = field(default_factory=dict)  # by quantity, in its unit and shape
-    free_atoms: NDArray[np.bool_] | None = None  # (n_atoms,), True where the atom was free to move; None: all are
-    charge: float | None = None  # of the whole structure, in elementary charges; None where the record names none
+    # by quantity, in its unit and shape
+    labels: Mapping[str, LabelValue] = field(default_factory=dict)
+    # (n_atoms,), True where the atom was free to move; None: all are
+    free_atoms: NDArray[np.bool_] | None = None
+    # of the whole structure, in elementary charges; None where the record names none
+    charge: float | None = None
     spin: float | None = None  # multiplicity 2S + 1
     weight: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)  # by quantity, where it is not 1
     head: str | None = None
     config_type: str = "Default"
-    features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # inputs of embedding_specs, by name
-    extra: Mapping[str, object] = field(default_factory=dict)  # numbers and texts that were asked for by name
+    # inputs of embedding_specs, by name
+    features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    # numbers and texts that were asked for by name
+    extra: Mapping[str, object] = field(default_factory=dict)
     columns: Mapping[str, NDArray[np.generic]] = field(
         default_factory=dict
     )  # (n_atoms, …), where everything was asked for
-    edges: Edges | None = None  # where the record holds a neighbour list; within its cutoff it is taken
+    # where the record holds a neighbour list; within its cutoff it is taken
+    edges: Edges | None = None
 
     @property
     def energy(self) -> float | None:
@@ -70,7 +82,9 @@ class Structure:
 
     @property
     def stress(self) -> NDArray[np.float64] | None:
-        """Label of the stress, (3, 3), eV/Å³: (1/V) dE/dstrain, positive under tension (ASE's sign)."""
+        """Label of the stress, (3, 3), eV/Å³: (1/V) dE/dstrain, positive
+        under tension (ASE's sign).
+        """
         return cast("NDArray[np.float64] | None", self.labels.get(STRESS.name))
 
     def weight_of(self, quantity: str) -> float:
@@ -99,8 +113,11 @@ class Structure:
 
     @property
     def is_isolated_atom(self) -> bool:
-        """A frame that gives a reference energy E0 and is left out of training (mace's convention)."""
-        name = (self.config_type or "").replace("_", "").casefold()  # IsolatedAtom, isolated_atom: both are written
+        """A frame that gives a reference energy E0 and is left out of
+        training (mace's convention).
+        """
+        # IsolatedAtom, isolated_atom: both are written
+        name = (self.config_type or "").replace("_", "").casefold()
         return self.n_atoms == 1 and name == "isolatedatom"
 
 
@@ -110,26 +127,35 @@ def symbols(atomic_numbers: object) -> str:
 
 
 def volume_of(cell: NDArray[np.float64], pbc: Sequence[bool]) -> float:
-    """Volume in Å³; 0 where the cell is not periodic in three directions or is none, without numpy's warnings."""
+    """Volume in Å³; 0 where the cell is not periodic in three directions or is none,
+    without numpy's warnings.
+    """
     if not all(pbc) or not (np.abs(cell) <= MAX_LENGTH).all():  # False for NaN
         return 0.0
-    a, b, c = cell.tolist()  # nine Python numbers: numpy's det and cross cost ten times as much, for every record
+        # nine Python numbers: numpy's det and cross cost ten times as much, for every record
+    a, b, c = cell.tolist()
     return abs(_dot(a, _cross(b, c)))
 
 
 def geometry_fault(structure: Structure) -> str | None:
-    """The first fault that makes a structure unusable whatever its labels, as a phrase; None where it is sound.
+    """The first fault that makes a structure unusable whatever its labels, as a phrase;
+    None where it is sound.
 
-    mace-torch builds finite energies from several of these (a zero periodic cell becomes a 1 Å cube, a NaN position
-    an isolated atom), so they are refused here, before any graph is built.
+    mace-torch builds finite energies from several of these (a zero periodic cell becomes a 1 Å
+    cube, a NaN position an isolated atom), so they are refused here, before any graph is built.
     """
     positions = structure.positions
     cell = structure.cell
     pbc = np.array(structure.pbc)
     if structure.n_atoms == 0:
         return "no atoms"
-    if structure.atomic_numbers.min() < 1 or structure.atomic_numbers.max() >= len(chemical_symbols):
-        return f"atomic number {_first_bad_number(structure.atomic_numbers)} is no element (expected 1 to 118)"
+    if structure.atomic_numbers.min() < 1 or structure.atomic_numbers.max() >= len(
+        chemical_symbols
+    ):
+        return (
+            f"atomic number {_first_bad_number(structure.atomic_numbers)} is no element "
+            "(expected 1 to 118)"
+        )
     if not np.isfinite(positions).all():
         return f"position of atom {_first_row(~np.isfinite(positions))} is not finite"
     if not np.isfinite(cell).all():
@@ -140,14 +166,23 @@ def geometry_fault(structure: Structure) -> str | None:
     fault = _cell_fault(structure, cell[pbc]) if pbc.any() else None
     if fault is None and not pbc.all():
         far = np.abs(_open_part(positions, cell[pbc])) > MAX_OPEN_COORDINATE
-        fault = f"atom {_first_row(far)} lies more than {MAX_OPEN_COORDINATE:.0e} Å away" if far.any() else None
+        fault = (
+            f"atom {_first_row(far)} lies more than {MAX_OPEN_COORDINATE:.0e} Å away"
+            if far.any()
+            else None
+        )
     return fault
 
 
 def surely_sound(
-    positions: NDArray[np.float64], cells: NDArray[np.float64], numbers: NDArray[np.int64], *, periodic: bool
+    positions: NDArray[np.float64],
+    cells: NDArray[np.float64],
+    numbers: NDArray[np.int64],
+    *,
+    periodic: bool,
 ) -> NDArray[np.bool_]:
-    """Which of several structures have no `geometry_fault`: True is certain, False is not, and most get True.
+    """Which of several structures have no `geometry_fault`: True is certain, False is
+    not, and most get True.
 
     Args:
         positions: (m, n_atoms, 3), Å.
@@ -187,18 +222,28 @@ def _cell_fault(structure: Structure, vectors: NDArray[np.float64]) -> str | Non
     rows: list[list[float]] = vectors.tolist()
     lengths = [math.hypot(*row) for row in rows]
     if min(lengths) < 1e-6:
-        return f"periodic in direction(s) {_directions(structure.pbc)} but the cell has a zero vector there"
+        return (
+            f"periodic in direction(s) {_directions(structure.pbc)} but the cell has "
+            "a zero vector there"
+        )
     if min(lengths) < MIN_EDGE:
         return f"a cell vector is shorter than {MIN_EDGE:g} Å"
     faces = [math.hypot(*_cross(a, b)) for a, b in combinations(rows, 2)]
-    sizes = lengths[:1], faces[:1], [abs(_dot(rows[0], _cross(*rows[1:])))] if len(rows) == 3 else []
+    sizes = (
+        lengths[:1],
+        faces[:1],
+        [abs(_dot(rows[0], _cross(*rows[1:])))] if len(rows) == 3 else [],
+    )
     area = sizes[len(rows) - 1][0]  # length, area or volume of the periodic directions
     if area < 1e-6 * math.prod(lengths):
         return "cell is singular: its vectors are not independent"
     if faces and min(faces) < MIN_FACE:
         return f"a face of the cell is smaller than {MIN_FACE:g} Å²"
     if structure.periodic and area < MIN_VOLUME_PER_ATOM * structure.n_atoms:
-        return f"volume per atom is {area / structure.n_atoms:.3g} Å³ (expected at least {MIN_VOLUME_PER_ATOM:g})"
+        return (
+            f"volume per atom is {area / structure.n_atoms:.3g} Å³ (expected at least "
+            f"{MIN_VOLUME_PER_ATOM:g})"
+        )
     return None
 
 

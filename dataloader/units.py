@@ -1,4 +1,5 @@
-"""Units that data state beside their numbers: ``energy_unit=hartree`` is read and converted, never overlooked.
+"""Units that data state beside their numbers: ``energy_unit=hartree`` is read and
+converted, never overlooked.
 
 Everything inside is eV, eV/Å, eV/Å³ and Å. Conversion factors are of CODATA 2018.
 """
@@ -27,7 +28,19 @@ class Unit(NamedTuple):
 
 
 _LENGTHS = {
-    1.0: ("å", "a", "ang", "angs", "angst", "angstrom", "angstroms", "angstroem", "ångström", "ångstrom", "aa"),
+    1.0: (
+        "å",
+        "a",
+        "ang",
+        "angs",
+        "angst",
+        "angstrom",
+        "angstroms",
+        "angstroem",
+        "ångström",
+        "ångstrom",
+        "aa",
+    ),
     _SI.Bohr: ("bohr", "bohrs", "a0", "a_0", "bohr_radius"),
     _SI.nm: ("nm", "nanometer", "nanometers", "nanometre", "nanometres"),
     1e-2: ("pm", "picometer", "picometre"),
@@ -91,7 +104,8 @@ _MEASURES: Mapping[str, tuple[str, tuple[int, int]]] = {
     **dict.fromkeys(("stress", "stresses"), ("stress", STRESS)),
     **dict.fromkeys(("virial", "virials"), ("virial", ENERGY)),
     **dict.fromkeys(
-        ("position", "positions", "pos", "coordinate", "coordinates", "coord", "coords"), ("positions", LENGTH)
+        ("position", "positions", "pos", "coordinate", "coordinates", "coord", "coords"),
+        ("positions", LENGTH),
     ),
     **dict.fromkeys(("length", "lengths", "distance", "distances"), ("lengths", LENGTH)),
     **dict.fromkeys(("cell", "lattice"), ("cell", LENGTH)),
@@ -101,7 +115,8 @@ GENERAL = ("unit", "units")  # of what, such a key does not say
 
 
 def stated_quantity(key: str) -> str | None:
-    """What a key states the unit of: energy, forces, stress, virial, positions, cell, lengths; None for other keys.
+    """What a key states the unit of: energy, forces, stress, virial, positions, cell,
+    lengths; None for other keys.
 
     ``energy-unit``, ``EnergyUnits``, ``unit_of_energy`` are all read.
     """
@@ -140,7 +155,9 @@ def factor_to_ours(text: object, quantity: str) -> tuple[float, bool]:
     if unit is None:
         raise UnitError(f"{text!r:.40} is no unit that is known; convert to {ours}, or say {ours}")
     if (unit.energy, unit.length) != dimension:
-        raise UnitError(f"{text!r:.40} does not measure {quantity}; expected {ours} or another unit of it")
+        raise UnitError(
+            f"{text!r:.40} does not measure {quantity}; expected {ours} or another unit of it"
+        )
     if unit.per_atom and quantity != "energy":
         raise UnitError(f"{text!r:.40} is per atom; expected {ours}")
     return unit.factor, unit.per_atom
@@ -190,12 +207,22 @@ def parsed(text: str) -> Unit | None:
 
 
 def _canonical(text: str) -> str:
-    """Small letters, ``*``, ``/`` and ``^``: from ``kcal mol⁻¹ Å⁻¹``, ``eV/(Å**3)``, ``Eh.a0^-1``."""
-    plain = unicodedata.normalize("NFC", text.strip().translate(_SUPERSCRIPTS)).replace("\u212b", "Å").casefold()
+    """Small letters, ``*``, ``/`` and ``^``: from ``kcal mol⁻¹ Å⁻¹``,
+    ``eV/(Å**3)``, ``Eh.a0^-1``.
+    """
+    plain = (
+        unicodedata.normalize("NFC", text.strip().translate(_SUPERSCRIPTS))
+        .replace("\u212b", "Å")
+        .casefold()
+    )
     plain = plain.replace("**", "^").replace("·", "*").replace("⋅", "*").replace(" per ", "/")
-    plain = re.sub(r"/\(([^()]*)\)", lambda inner: "/" + re.sub(r"[*\s]+", "/", inner[1].strip()), plain)
+    plain = re.sub(
+        r"/\(([^()]*)\)", lambda inner: "/" + re.sub(r"[*\s]+", "/", inner[1].strip()), plain
+    )
     plain = plain.strip("()[]")
-    plain = re.sub(r"/(?:cell|config|configuration|structure|frame|molecule|system)(?![a-z])", "", plain)
+    plain = re.sub(
+        r"/(?:cell|config|configuration|structure|frame|molecule|system)(?![a-z])", "", plain
+    )
     plain = re.sub(r"/a\.?u\.?(?![a-z])", "/bohr", plain)  # Ry/au, as QE says
     plain = re.sub(r"(/mol)-(?=[a-zå])", r"\1/", plain)  # kcal/mol-Å, as LAMMPS says
     plain = re.sub(r"\s*([*/^])\s*", r"\1", plain)

@@ -1,8 +1,10 @@
-"""A folder of unfinished work, which one process has at a time; a killed one leaves it to the next, which goes on.
+"""A folder of unfinished work, which one process has at a time; a killed one leaves it to
+the next, which goes on.
 
-The kernel's lock on a file in the folder says whether somebody works there, so nothing is left behind by a process that
-is gone. Where a file system has no locks several may work in one folder; what they write must then be the same, each
-file whole under its name, and who finds the folder gone (``Overtaken``) looks whether the work is done.
+The kernel's lock on a file in the folder says whether somebody works there, so nothing is left
+behind by a process that is gone. Where a file system has no locks several may work in one folder;
+what they write must then be the same, each file whole under its name, and who finds the folder gone
+(``Overtaken``) looks whether the work is done.
 """
 
 import contextlib
@@ -19,11 +21,14 @@ from dataloader.file_lock import Lock
 
 LOCK = "lock"
 LOOK_EVERY = 0.2  # s, of a process that waits for another
-TRIES = 10  # to take a folder that another process is just removing; to do work that another has overtaken
+# to take a folder that another process is just removing; to do work that another has overtaken
+TRIES = 10
 
 
 class Overtaken(InputError):
-    """The folder of the work is gone: another process has finished, where locks do not keep two apart."""
+    """The folder of the work is gone: another process has finished, where locks
+    do not keep two apart.
+    """
 
 
 class WorkFolder:
@@ -31,7 +36,8 @@ class WorkFolder:
 
     Attributes:
         path: where it is.
-        alone: False where others may work in it too: it was taken with them, or the file system has no locks.
+        alone: False where others may work in it too: it was taken with them, or the
+            file system has no locks.
     """
 
     def __init__(self, path: Path, descriptor: int, *, alone: bool) -> None:
@@ -76,7 +82,9 @@ def take(path: Path, *, shared: bool = False) -> WorkFolder | None:
     for _ in range(TRIES):
         path.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(
+                path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+            )
         except FileNotFoundError:  # whoever had it has just removed it
             continue
         lock = file_lock.ask(descriptor, shared=shared)
@@ -86,7 +94,9 @@ def take(path: Path, *, shared: bool = False) -> WorkFolder | None:
         if _lies_at(descriptor, path / LOCK):
             with contextlib.suppress(OSError):  # for people only
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                os.pwrite(
+                    descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
+                )
             return WorkFolder(path, descriptor, alone=lock is Lock.OURS and not shared)
         os.close(descriptor)
     return None
@@ -112,14 +122,17 @@ def overtaken(path: Path) -> Iterator[None]:
     """Around work in a folder: that a file of it is gone means that another process has finished.
 
     Raises:
-        Overtaken: in place of an OSError that says so: FileNotFoundError, or ``NotWritten`` for that cause.
+        Overtaken: in place of an OSError that says so: FileNotFoundError, or
+            ``NotWritten`` for that cause.
     """
     try:
         yield
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
-        raise Overtaken(f"{path} was removed while this process worked in it; start again") from None
+        raise Overtaken(
+            f"{path} was removed while this process worked in it; start again"
+        ) from None
 
 
 def _lies_at(descriptor: int, path: Path) -> bool:

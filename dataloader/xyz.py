@@ -1,4 +1,6 @@
-"""Read extended-XYZ files into structures, frame by frame, with every refusal naming file and frame."""
+"""Read extended-XYZ files into structures, frame by frame, with every refusal
+naming file and frame.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,14 +17,16 @@ from dataloader.xyz_text import parse_frame
 
 ENDINGS = (".xyz", ".extxyz")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks, of both orders
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK")  # gzip, bzip2, xz, zstd, zip
+# gzip, bzip2, xz, zstd, zip
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK")
 _LONGEST_MARK = max(map(len, _COMPRESSED))
 _DIGITS = 18  # of a number that fits into 64 bits
 LATIN = "a comment that is not UTF-8 was read as Latin-1"
 
 
 def stream_xyz(path: Path, keys: LabelKeys, needs: LabelNeeds) -> Iterator[Frame]:
-    """The frames of one extended-XYZ file as structures, one after another, isolated atoms among them.
+    """The frames of one extended-XYZ file as structures, one after another,
+    isolated atoms among them.
 
     Args:
         path: the file; always parsed as extended XYZ, whatever its name.
@@ -30,8 +34,9 @@ def stream_xyz(path: Path, keys: LabelKeys, needs: LabelNeeds) -> Iterator[Frame
         needs: labels that must be there, and those whose values must be usable.
 
     Raises:
-        InputError: the file cannot be read, or a frame is faulty; an xyz file is small enough to be mended, so the
-            first fault stops the run (in LMDBs faulty records are dropped and counted instead).
+        InputError: the file cannot be read, or a frame is faulty; an xyz file is small enough
+            to be mended, so the first fault stops the run (in LMDBs faulty records are
+            dropped and counted instead).
     """
     return judged(raw_frames(path), SourceSpec(path=path, format=XYZ.name, keys=keys), needs)
 
@@ -57,7 +62,10 @@ def raw_frames(path: Path) -> Iterator[RawFrame]:
 def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """The lines of each frame, and what is to be said of their text."""
     try:
-        with input_files.opened(path) as stream, ProgressBar(f"reading {path.name}", path.stat().st_size, "B") as bar:
+        with (
+            input_files.opened(path) as stream,
+            ProgressBar(f"reading {path.name}", path.stat().st_size, "B") as bar,
+        ):
             beginning = stream.peek(_LONGEST_MARK)[:_LONGEST_MARK]
             if beginning.startswith(b"\xef\xbb\xbf"):
                 stream.read(3)
@@ -66,18 +74,26 @@ def _frames(path: Path) -> Iterator[tuple[list[str], tuple[str, ...]]]:
                 yield _decoded(lines, f"{path} frame {frame}")
                 bar.update(sum(map(len, lines)))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; expected an extended-XYZ file") from None
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; expected an extended-XYZ file"
+        ) from None
 
 
 def _refuse_other_texts(path: Path, beginning: bytes) -> None:
     if beginning.startswith(_COMPRESSED):
-        raise InputError(f"{path} is a compressed file; unpack it first; expected an extended-XYZ file")
+        raise InputError(
+            f"{path} is a compressed file; unpack it first; expected an extended-XYZ file"
+        )
     if beginning.startswith(_UTF_16):
-        raise InputError(f"{path} is text in UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 converts it")
+        raise InputError(
+            f"{path} is text in UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 converts it"
+        )
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
-    """The lines of each frame: the number of atoms, the comment, then as many lines of atoms; no blank lines."""
+    """The lines of each frame: the number of atoms, the comment, then as many lines of
+    atoms; no blank lines.
+    """
     frame = 0
     number = 1  # of the line that is read next, counted from 1
     while line := stream.readline(XYZ_LINE_BYTES):
@@ -88,11 +104,16 @@ def _lines(path: Path, stream: BinaryIO) -> Iterator[list[bytes]]:
         n_atoms = _number_of_atoms(line, where)
         comment = stream.readline(XYZ_COMMENT_BYTES + 1)
         if len(comment) > XYZ_COMMENT_BYTES:
-            raise InputError(f"{where}: its comment has more than {XYZ_COMMENT_BYTES} bytes; take large entries out")
+            raise InputError(
+                f"{where}: its comment has more than {XYZ_COMMENT_BYTES} bytes; "
+                "take large entries out"
+            )
         rest = [text for _ in range(n_atoms) if (text := stream.readline(XYZ_LINE_BYTES))]
         if not comment or len(rest) < n_atoms:
             missing = n_atoms - len(rest) + (not comment)
-            raise InputError(f"{where}: expected {n_atoms} atoms, the file ends {missing} lines short")
+            raise InputError(
+                f"{where}: expected {n_atoms} atoms, the file ends {missing} lines short"
+            )
         yield [line, comment, *rest]
         frame = frame + 1
         number = number + n_atoms + 2
@@ -103,7 +124,8 @@ def _refuse_what_follows(path: Path, stream: BinaryIO, number: int) -> None:
     while line := stream.readline(XYZ_LINE_BYTES):
         if line.strip():
             raise InputError(
-                f"{path} line {number}: text after a blank line, where other programs stop; remove the blank line"
+                f"{path} line {number}: text after a blank line, where other programs stop; "
+                "remove the blank line"
             )
         number += 1
 
@@ -112,10 +134,14 @@ def _number_of_atoms(line: bytes, where: str) -> int:
     """The number in the first line of a frame, within bounds."""
     digits = line.strip()
     if not digits.isdigit():
-        raise InputError(f"{where}: expected a number of atoms as in extended XYZ, found {_shown(line[:80])}")
+        raise InputError(
+            f"{where}: expected a number of atoms as in extended XYZ, found {_shown(line[:80])}"
+        )
     n_atoms = int(digits[:_DIGITS])
     if n_atoms > XYZ_ATOMS or len(digits) > _DIGITS:
-        raise InputError(f"{where}: {_shown(line[:80])} atoms in a frame; at most {XYZ_ATOMS} are read")
+        raise InputError(
+            f"{where}: {_shown(line[:80])} atoms in a frame; at most {XYZ_ATOMS} are read"
+        )
     return n_atoms
 
 
@@ -139,7 +165,8 @@ def _decoded(lines: Sequence[bytes], where: str) -> tuple[list[str], tuple[str, 
         except UnicodeDecodeError:
             if number != 1:
                 raise InputError(
-                    f"{where}: the line of atom {number - 2} is not text in UTF-8; expected an extended-XYZ file"
+                    f"{where}: the line of atom {number - 2} is not text in UTF-8; expected "
+                    "an extended-XYZ file"
                 ) from None
             texts.append(line.decode("latin-1"))
     return texts, (LATIN,)

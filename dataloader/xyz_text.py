@@ -1,7 +1,9 @@
-"""The text of one extended-XYZ frame as names and values, strictly: what is not as declared is refused.
+"""The text of one extended-XYZ frame as names and values, strictly: what is not
+as declared is refused.
 
-The grammar is that of extended XYZ (github.com/libAtoms/extxyz) in the dialect that ASE reads and writes: pairs
-``key=value`` with quotes or brackets, ``Properties=name:type:columns:…`` for the columns of the atoms.
+The grammar is that of extended XYZ (github.com/libAtoms/extxyz) in the dialect that ASE reads
+and writes: pairs ``key=value`` with quotes or brackets, ``Properties=name:type:columns:…`` for
+the columns of the atoms.
 """
 
 import re
@@ -22,7 +24,9 @@ PLAIN = "species:S:1:pos:R:3"  # where no Properties are declared
 _QUOTED = r'"(?:[^"\\]++|\\.)*+"' + r"|'(?:[^'\\]++|\\.)*+'"
 _BRACKETS = r"\{[^{}]*\}" + r"|\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]"
 _SPACES = re.compile(r"\s*")
-_PAIR = re.compile(rf"(?P<key>{_QUOTED}|[^\s=]+)(?:\s*=\s*(?P<value>{_QUOTED}|{_BRACKETS}|[^\s]*))?")
+_PAIR = re.compile(
+    rf"(?P<key>{_QUOTED}|[^\s=]+)(?:\s*=\s*(?P<value>{_QUOTED}|{_BRACKETS}|[^\s]*))?"
+)
 _TRUTHS = {"T": True, "F": False, "true": True, "false": False, "True": True, "False": False}
 _TRUTHS |= {"TRUE": True, "FALSE": False}
 _ZEROS_BEFORE = re.compile(r"[+-]?0\d+$")  # 0012 is a name and no number
@@ -59,7 +63,11 @@ def parse_frame(comment: str, rows: Sequence[str]) -> RawRecord:
     words = [row.split() for row in rows]
     for atom, row in enumerate(words):
         if len(row) != width:
-            which = "that Properties declares" if declared else "of plain xyz; declare more in Properties"
+            which = (
+                "that Properties declares"
+                if declared
+                else "of plain xyz; declare more in Properties"
+            )
             raise RecordError(f"atom {atom} has {len(row)} columns, expected the {width} {which}")
     return RawRecord(values, {column.name: _column(words, column) for column in columns})
 
@@ -74,7 +82,10 @@ def parse_comment(comment: str) -> dict[str, object]:
     texts: dict[str, tuple[str, str]] = {}  # by the key in one case
     for count, match in enumerate(_pairs(comment.strip())):
         if count == XYZ_COMMENT_KEYS:
-            raise RecordError(f"the comment has more than {XYZ_COMMENT_KEYS} entries; is a line of another file here?")
+            raise RecordError(
+                f"the comment has more than {XYZ_COMMENT_KEYS} entries; is a line of "
+                "another file here?"
+            )
         key = _unquoted(match["key"])
         if match["value"] is None:
             values.setdefault(key, True)
@@ -82,14 +93,19 @@ def parse_comment(comment: str) -> dict[str, object]:
         text = _unquoted(match["value"])
         before = texts.get(folded(key))
         if before is not None:
-            raise RecordError(f"{key} is there twice, {_shown(*before)} and {_shown(key, text)}; remove one")
+            raise RecordError(
+                f"{key} is there twice, {_shown(*before)} and {_shown(key, text)}; remove one"
+            )
         texts[folded(key)] = (key, text)
         values[key] = text if key.casefold() in _NAMES_OF_RECORDS else parse_value(text)
     return values
 
 
 def _pairs(text: str) -> Iterator[re.Match[str]]:
-    """Every key with its value; a stray ``=`` is passed over. Each letter is looked at a bounded number of times."""
+    """Every key with its value; a stray ``=`` is passed over.
+
+    Each letter is looked at a bounded number of times.
+    """
     position = 0
     while match := _SPACES.match(text, position):
         pair = _PAIR.match(text, match.end())
@@ -113,7 +129,9 @@ def _unquoted(text: str) -> str:
 
 
 def parse_value(text: str) -> object:
-    """A number, truth or text, or an array of numbers or truths; ``_JSON …`` as ASE writes what is none of these."""
+    """A number, truth or text, or an array of numbers or truths; ``_JSON …`` as ASE writes
+    what is none of these.
+    """
     if text.startswith("_JSON "):
         return _from_json(text.removeprefix("_JSON "))
     bare = re.sub(r"[\[\]]", " ", text) if text.startswith("[") and text.endswith("]") else text
@@ -168,7 +186,11 @@ def parse_properties(text: str) -> list[Column]:
     seen: set[str] = set()
     begin = 0
     for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
-        if kind.upper() not in _TYPES or not width.isdecimal() or not 0 < int(width[:6]) <= XYZ_COLUMNS:
+        if (
+            kind.upper() not in _TYPES
+            or not width.isdecimal()
+            or not 0 < int(width[:6]) <= XYZ_COLUMNS
+        ):
             raise RecordError(f"Properties has {f'{name}:{kind}'!s:.60}:{width!r:.20}, {expected}")
         if folded(name) in seen:
             raise RecordError(f"Properties names {name} twice; remove or rename one")
@@ -176,7 +198,9 @@ def parse_properties(text: str) -> list[Column]:
         columns.append(Column(name, kind.upper(), begin, begin + int(width)))
         begin += int(width)
         if begin > XYZ_COLUMNS:
-            raise RecordError(f"Properties declares more than {XYZ_COLUMNS} columns; leave large entries out")
+            raise RecordError(
+                f"Properties declares more than {XYZ_COLUMNS} columns; leave large entries out"
+            )
     return columns
 
 
@@ -185,11 +209,14 @@ def _require_geometry(columns: Sequence[Column], *, declared: bool) -> None:
     there = ", ".join(column.name for column in columns)
     if not names & set(map(folded, (*SPECIES_NAMES, *NUMBER_NAMES))):
         raise RecordError(
-            f"Properties has no species and no Z; it has {there}: name the column of the elements species"
+            f"Properties has no species and no Z; it has {there}: name the column of "
+            "the elements species"
         )
     if not names & set(map(folded, POSITION_NAMES)):
         fractional = sorted(names & set(map(folded, FRACTIONAL_NAMES)))
-        also = f"; {fractional[0]} are fractions of the cell: convert them to Å" if fractional else ""
+        also = (
+            f"; {fractional[0]} are fractions of the cell: convert them to Å" if fractional else ""
+        )
         raise RecordError(f"Properties has no pos (Cartesian positions in Å); it has {there}{also}")
 
 
@@ -197,7 +224,10 @@ def _column(words: Sequence[Sequence[str]], column: Column) -> NDArray[np.generi
     """(n_atoms,) or (n_atoms, width)."""
     table = [row[column.begin : column.end] for row in words]
     if column.kind == "L":
-        values = np.array([[_truth(word, column, atom) for word in row] for atom, row in enumerate(table)], dtype=bool)
+        values = np.array(
+            [[_truth(word, column, atom) for word in row] for atom, row in enumerate(table)],
+            dtype=bool,
+        )
     else:
         try:
             values = np.array(table, dtype=_TYPES[column.kind])

@@ -1,1 +1,3 @@
-"""Entry scripts and what they share: options, model building and loading, the loop, evaluation, files, reports."""
+"""Entry scripts and what they share: options, model building and loading, the loop,
+evaluation, files, reports.
+"""

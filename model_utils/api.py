@@ -4,16 +4,19 @@
 
     from model_utils import api
 
-    run = api.train({"input_json": "model.json", "train_file": "train.xyz", "epochs": 50, "run_dir": "runs/demo"})
+    run = api.train(
+        {"input_json": "model.json", "train_file": "train.xyz", "run_dir": "runs/demo"}
+    )
     run.best_model.module            # torch module with the best weights, on the CPU
     run.metrics["valid"]             # errors of the best model, eV and eV/Å
     run.test("held_out.xyz")         # errors on other data
     api.opened("runs/demo/latest")   # the same for a run that is there
 
-Settings are named as flags and keys of a YAML are (Parameters.md). What a command ends with an exit code for is raised
-here: `InputError`, `VerificationError`, `NonFiniteError`, `SaveError`, `Preempted` (``model_utils.errors``). Signals
-are met as in a command, so a training is called from the main thread. Nothing here is imported slowly before it is
-used: the commands answer ``--help`` through this module.
+Settings are named as flags and keys of a YAML are (Parameters.md). What a command ends with an
+exit code for is raised here: `InputError`, `VerificationError`, `NonFiniteError`, `SaveError`,
+`Preempted` (``model_utils.errors``). Signals are met as in a command, so a training is called
+from the main thread. Nothing here is imported slowly before it is used: the commands answer
+``--help`` through this module.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +27,13 @@ from typing import TYPE_CHECKING, Any
 from model_utils.ranks import joining
 from model_utils.run.interruption import Interruption
 from model_utils.settings import cli, sections
-from model_utils.settings.options import EvaluateOptions, FinetuneOptions, ResumeOptions, TrainingOptions, TrainOptions
+from model_utils.settings.options import (
+    EvaluateOptions,
+    FinetuneOptions,
+    ResumeOptions,
+    TrainingOptions,
+    TrainOptions,
+)
 
 if TYPE_CHECKING:
     from model_utils.tasks.evaluating import Evaluation
@@ -32,11 +41,12 @@ if TYPE_CHECKING:
 
 
 def options_of(settings: Mapping[str, Any] | str | Path) -> TrainOptions | FinetuneOptions:
-    """Options of a training, or of a fine-tuning where ``input_model`` or ``model: {pretrained: …}`` is among them.
+    """Options of a training, or of a fine-tuning where ``input_model`` or ``model:
+    {pretrained: …}`` is among them.
 
     Args:
-        settings: by name, flat or in the sections model, dataset and train; or a YAML file of them. Relative paths are
-            taken from the folder of the file, or from where Python runs.
+        settings: by name, flat or in the sections model, dataset and train; or a YAML file of them.
+            Relative paths are taken from the folder of the file, or from where Python runs.
 
     Raises:
         InputError: a name is unknown, a value is not allowed, or something is missing.
@@ -47,14 +57,17 @@ def options_of(settings: Mapping[str, Any] | str | Path) -> TrainOptions | Finet
     else:
         path = Path("settings")
         content = settings
-    is_from_a_model = content.get("input_model") is not None or sections.begins_with_a_model(content)
+    is_from_a_model = content.get("input_model") is not None or sections.begins_with_a_model(
+        content
+    )
     if is_from_a_model:
         return cli.of_settings(FinetuneOptions, content, path)
     return cli.of_settings(TrainOptions, content, path)
 
 
 def train(options: TrainingOptions | Mapping[str, Any] | str | Path) -> "Run":
-    """Train a network, or fine-tune a trained one; with ``resume: auto``, go on with the run that is there.
+    """Train a network, or fine-tune a trained one; with ``resume: auto``, go on with
+    the run that is there.
 
     Args:
         options: ``TrainOptions`` or ``FinetuneOptions``, or what ``options_of`` takes.
@@ -63,7 +76,8 @@ def train(options: TrainingOptions | Mapping[str, Any] | str | Path) -> "Run":
         The run, by its files. Of a dry run it has none.
 
     Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
+            ``model_utils.errors``.
     """
     chosen = options if isinstance(options, TrainingOptions) else options_of(options)
     with Interruption(give_up=joining.giving_up()) as stop, _precision_kept():
@@ -80,7 +94,8 @@ def resume(options: ResumeOptions) -> "Run":
     """Go on with a run as it was, but for what the options change.
 
     Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
+            ``model_utils.errors``.
     """
     with Interruption(give_up=joining.giving_up()) as stop, _precision_kept():
         from model_utils.tasks import whole_run

@@ -16,7 +16,9 @@ __all__ = [
 
 
 class VerificationError(Exception):
-    """One of our own files, or a model, fails its digest, hash, shapes or check; or no valid checkpoint is left."""
+    """One of our own files, or a model, fails its digest, hash, shapes or check; or no
+    valid checkpoint is left.
+    """
 
     exit_code = 3
 
@@ -34,13 +36,18 @@ class SaveError(Exception):
 
 
 class Preempted(Exception):
-    """The run was asked to stop, saved its state and can be resumed (EX_TEMPFAIL: a scheduler may requeue it)."""
+    """The run was asked to stop, saved its state and can be resumed (EX_TEMPFAIL: a
+    scheduler may requeue it).
+    """
 
     exit_code = 75
 
 
 class StageFailed(Exception):
-    """A stage of a pipeline failed; the others did what they could. Ends with the code that the stage ended with."""
+    """A stage of a pipeline failed; the others did what they could.
+
+    Ends with the code that the stage ended with.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -48,7 +55,9 @@ class StageFailed(Exception):
 
 
 class PeerFailed(Exception):
-    """Another process of the run failed, and says why; this one ends with the same code and says nothing."""
+    """Another process of the run failed, and says why; this one ends with the same
+    code and says nothing.
+    """
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of the run failed")
@@ -62,4 +71,6 @@ class PeerLost(Exception):
 
 
 class StopRequested(BaseException):
-    """A signal or the clock asks the run to end; like KeyboardInterrupt, no ``except Exception`` may swallow it."""
+    """A signal or the clock asks the run to end; like KeyboardInterrupt, no ``except
+    Exception`` may swallow it.
+    """

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+# run as a file: import our modules from the checkout, not from beside this script
+if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model_utils import api
@@ -19,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Load and verify the model, predict every structure, print the errors, write them where asked."""
+    """Load and verify the model, predict every structure, print the errors,
+    write them where asked.
+    """
     evaluation = api.evaluate(options)
     evaluation.require_physics()
 

@@ -1,10 +1,13 @@
-"""Fine-tune a trained model: ``python model_utils/finetune.py --input_model W --xyz_train data.xyz …``."""
+"""Fine-tune a trained model: ``python model_utils/finetune.py --input_model W
+--xyz_train data.xyz …``.
+"""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+# run as a file: import our modules from the checkout, not from beside this script
+if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model_utils import api

@@ -1,8 +1,10 @@
-"""The one door to models: build one from its description, load one with every check, prove what a run would write.
+"""The one door to models: build one from its description, load one with every check, prove
+what a run would write.
 
-Commands and the loop import models from here. The work is done below: ``files.weights_file`` recognises and reads a
-file, ``files.filling`` puts it into a module and compares, ``files.sidecar`` looks after the model.json beside it,
-``files.pair`` writes the two files of a run, and ``models`` builds.
+Commands and the loop import models from here. The work is done below: ``files.weights_file``
+recognises and reads a file, ``files.filling`` puts it into a module and compares,
+``files.sidecar`` looks after the model.json beside it, ``files.pair`` writes the two files of a
+run, and ``models`` builds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +43,9 @@ from model_utils.models.weights import (
 from model_utils.runtime import log
 
 FOREIGN_DIPOLES = (
-    "its dipoles are in the unit of its training data (e·Å where trained here, Debye by mace-torch's documents), "
-    "without what mace-torch adds for charges of atoms (REF_charges) where frames have them"
+    "its dipoles are in the unit of its training data (e·Å where trained here, Debye by "
+    "mace-torch's documents), without what mace-torch adds for charges of atoms (REF_charges) "
+    "where frames have them"
 )
 
 __all__ = [
@@ -78,7 +81,9 @@ class LoadedModel:
     file: WeightsFile
 
 
-def build(description: ModelDescription, dtype: torch.dtype, seed: int, where: str = "model.json") -> nn.Module:
+def build(
+    description: ModelDescription, dtype: torch.dtype, seed: int, where: str = "model.json"
+) -> nn.Module:
     """A module with fresh weights, drawn by the seed alone, on the CPU.
 
     Raises:
@@ -111,17 +116,20 @@ def load(
     """A module with the weights of a file, on the CPU.
 
     Args:
-        path: our ``*_checkpoint.pt`` (raw weights) or ``*_model.pt`` (best weights), safetensors with their JSON,
-            or a file of mace: a pickled module, or with ``input_json`` a training's checkpoint or a bare state_dict.
+        path: our ``*_checkpoint.pt`` (raw weights) or ``*_model.pt`` (best weights), safetensors
+            with their JSON, or a file of mace: a pickled module, or with ``input_json`` a
+            training's checkpoint or a bare state_dict.
         dtype: working precision; the file's own unless given.
         input_json: a model.json that the file's own description must equal.
-        trust_pickle: where the sandboxed unpickler refuses the file, execute it in a process of its own.
+        trust_pickle: where the sandboxed unpickler refuses the file, execute it
+            in a process of its own.
         restore_sidecar: write a model.json that is absent beside our own file again.
         elements: atomic numbers of a module of mace that does not hold them.
 
     Raises:
         InputError: a file cannot be read, or is of another kind.
-        VerificationError: digest, hash, sidecar, names, shapes, buffers or the pickled network do not agree.
+        VerificationError: digest, hash, sidecar, names, shapes, buffers or the
+            pickled network do not agree.
     """
     expected = None if input_json is None else model_json.read(input_json)
     file = weights_file(path, expected, input_json, trust_pickle=trust_pickle, elements=elements)
@@ -133,13 +141,17 @@ def load(
 
 
 def prove(
-    writer: PairWriter, parameters: Mapping[str, Tensor], module: nn.Module, train_state: Mapping[str, Any]
+    writer: PairWriter,
+    parameters: Mapping[str, Tensor],
+    module: nn.Module,
+    train_state: Mapping[str, Any],
 ) -> None:
-    """Make both files of a run as they would be now, in memory, and open them as every command does.
+    """Make both files of a run as they would be now, in memory, and open them
+    as every command does.
 
-    What this toolkit would refuse afterwards is refused here, before it has cost a training. Takes as long as
-    loading the two files, which is mostly the building of the network: 2 s for 128x0e and 89 elements (3.8 million
-    weights), 3 s for 128x0e+128x1o+128x2e.
+    What this toolkit would refuse afterwards is refused here, before it has cost a training. Takes
+    as long as loading the two files, which is mostly the building of the network: 2 s for 128x0e
+    and 89 elements (3.8 million weights), 3 s for 128x0e+128x1o+128x2e.
 
     Raises:
         VerificationError: one of them does not open.
@@ -148,7 +160,9 @@ def prove(
         for file in writer.in_memory(parameters, module, train_state):
             _opened(file)
     except VerificationError as error:
-        raise VerificationError(f"before the first step, of what would be written: {error}") from None
+        raise VerificationError(
+            f"before the first step, of what would be written: {error}"
+        ) from None
 
 
 def _opened(file: WeightsFile, dtype: torch.dtype | None = None) -> LoadedModel:

@@ -1,10 +1,11 @@
 """A user's own Python files that add to the tables of this project: ``--plugin my_code.py``.
 
-A plug-in adds an entry to a plain dictionary: a loss shape (``losses.SHAPES``), a schedule or an optimizer
-(``optimizer``), a logger, a format of files, a labelled quantity, an architecture. It is imported before options are
-read, so that its names are known there. The file is what the user typed, on the command line or in the file of
-settings that the command line names. No path that is stored in a checkpoint is ever followed; a checkpoint keeps the
-sha256, and who goes on with it or evaluates it names the file again.
+A plug-in adds an entry to a plain dictionary: a loss shape (``losses.SHAPES``), a schedule or an
+optimizer (``optimizer``), a logger, a format of files, a labelled quantity, an architecture. It is
+imported before options are read, so that its names are known there. The file is what the user
+typed, on the command line or in the file of settings that the command line names. No path that is
+stored in a checkpoint is ever followed; a checkpoint keeps the sha256, and who goes on with it or
+evaluates it names the file again.
 """
 
 import hashlib
@@ -56,7 +57,8 @@ def load(paths: Sequence[Path]) -> None:
     """Import plug-ins, each once.
 
     Raises:
-        InputError: one cannot be read, is no Python, fails while it is imported, or changes an entry of a table.
+        InputError: one cannot be read, is no Python, fails while it is imported, or
+            changes an entry of a table.
     """
     for path in paths:
         code = _read(path)
@@ -88,11 +90,12 @@ def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
             continue
         if name in names:
             raise InputError(
-                f"--plugin {name} is not the file that made {source}: its sha256 is {names[name][:12]}…, there "
-                f"{digest[:12]}…; give the file as it was"
+                f"--plugin {name} is not the file that made {source}: its sha256 is "
+                f"{names[name][:12]}…, there {digest[:12]}…; give the file as it was"
             )
         raise InputError(
-            f"{source} was made with --plugin {name} (sha256 {digest[:12]}…); name that file again with --plugin"
+            f"{source} was made with --plugin {name} (sha256 {digest[:12]}…); name that file "
+            "again with --plugin"
         )
 
 
@@ -102,9 +105,14 @@ def _read(path: Path) -> bytes:
         with input_files.opened(path) as file:
             code = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise InputError(f"cannot read --plugin {path}: {error.strerror or error}; expected a Python file") from None
+        raise InputError(
+            f"cannot read --plugin {path}: {error.strerror or error}; expected a Python file"
+        ) from None
     if len(code) > MOST_BYTES:
-        raise InputError(f"--plugin {path} has more than {MOST_BYTES} bytes; expected a Python file of a few pages")
+        raise InputError(
+            f"--plugin {path} has more than {MOST_BYTES} bytes; expected a Python "
+            "file of a few pages"
+        )
     return code
 
 
@@ -118,12 +126,18 @@ def _run(path: Path, code: bytes) -> None:
     except SyntaxError as error:
         raise InputError(f"--plugin {path} line {error.lineno}: {error.msg}") from None
     except Exception as error:
-        raise InputError(f"--plugin {path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"--plugin {path}{_line_of(error, path)}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _line_of(error: Exception, path: Path) -> str:
     """`` line 3`` where the error passed through a line of the plug-in."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
     return f" line {lines[-1]}" if lines else ""
 
 
@@ -145,8 +159,12 @@ def _tables() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _refuse_changes(path: Path, before: Mapping[tuple[str, str], Any]) -> None:
-    """Raise where an entry that was there is another one now: runs of the same settings would differ unnoticed."""
+    """Raise where an entry that was there is another one now: runs of the same settings
+    would differ unnoticed.
+    """
     after = _entries()
     for (table, name), entry in before.items():
         if after.get((table, name)) is not entry:
-            raise InputError(f"--plugin {path} replaces {name!r} of {table}; add it under a name of its own")
+            raise InputError(
+                f"--plugin {path} replaces {name!r} of {table}; add it under a name of its own"
+            )

@@ -1,4 +1,6 @@
-"""Device, precision, threads, seed and the log: what a process sets once, before anything is built."""
+"""Device, precision, threads, seed and the log: what a process sets once,
+before anything is built.
+"""
 
 import logging
 import logging.handlers
@@ -21,7 +23,8 @@ log = logging.getLogger("mace_pretrain")
 logging.raiseExceptions = False  # a line that cannot be written must not print a traceback
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the user's word on how CUDA's memory is divided
+# the user's word on how CUDA's memory is divided
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def dtype_of(name: str | None, default: torch.dtype) -> torch.dtype:
@@ -37,10 +40,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 def start(
     *, device: str, dtype: torch.dtype, threads: int | None, seed: int, deterministic: bool = False
 ) -> torch.device:
-    """Set up precision, threads, seeds and determinism for the whole process; returns the device to compute on.
+    """Set up precision, threads, seeds and determinism for the whole process; returns
+    the device to compute on.
 
-    Products of float32 matrices are computed in float32 everywhere: containers of NVIDIA switch TF32 on, which keeps
-    10 of 23 bits, by an environment variable.
+    Products of float32 matrices are computed in float32 everywhere: containers of NVIDIA switch
+    TF32 on, which keeps 10 of 23 bits, by an environment variable.
 
     Args:
         device: its name, ``auto`` for CUDA where there is one.
@@ -60,30 +64,40 @@ def start(
     torch.manual_seed(seed)
     random.seed(seed)  # drawn by no one today; without it no two runs would hold the same state
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before CUDA is first used
+        # cuBLAS asks for it, before CUDA is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=False)
-        # no memory is read before it is written: to fill it first would cost a pass over every new tensor
+        # no memory is read before it is written: to fill it first would cost a
+        # pass over every new tensor
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     if not any(name in os.environ for name in ALLOCATOR):
-        # batches have all sizes: blocks that cannot grow fragment the memory. Read as CUDA is first used
+        # batches have all sizes: blocks that cannot grow fragment the memory.
+        # Read as CUDA is first used
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     found = find_device(device)
     if found.type == "cuda":
-        torch.cuda.set_device(found)  # else the thread that pins batches, cuBLAS and other libraries take the first one
+        # else the thread that pins batches, cuBLAS and other libraries take the first one
+        torch.cuda.set_device(found)
     return found
 
 
 def _own_share_of_cores() -> int | None:
-    """Threads for one of several processes on a machine whose cores they all may use; None: as torch has it."""
+    """Threads for one of several processes on a machine whose cores they all may use;
+    None: as torch has it.
+    """
     rank = this_rank()
     usable = len(os.sched_getaffinity(0))
-    shared = rank.local_size > 1 and usable == os.cpu_count() and "OMP_NUM_THREADS" not in os.environ
+    shared = (
+        rank.local_size > 1 and usable == os.cpu_count() and "OMP_NUM_THREADS" not in os.environ
+    )
     return max(usable // rank.local_size, 1) if shared else None
 
 
 def own_cores() -> int:
-    """Cores for the children of this process, where several on a machine may all use all of them: its share."""
+    """Cores for the children of this process, where several on a machine may all use
+    all of them: its share.
+    """
     rank = this_rank()
     usable = parallel.n_cores()
     return max(usable // rank.local_size, 1) if usable == os.cpu_count() else usable
@@ -100,22 +114,29 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device {name} is no device; expected cpu, cuda, cuda:N or auto") from None
+        raise InputError(
+            f"--device {name} is no device; expected cpu, cuda, cuda:N or auto"
+        ) from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; expected cpu, cuda, cuda:N or auto")
     if device.type == "cpu" and device.index:
-        raise InputError(f"--device {name}: the processors are one device, cpu; --threads says how many are used")
+        raise InputError(
+            f"--device {name}: the processors are one device, cpu; --threads says how many are used"
+        )
     rank = this_rank()
     if device.type == "cuda" and rank.size > 1:
         if device.index is not None and rank.local_size > 1:
             raise InputError(
-                f"--device {name} for {rank.local_size} processes on this machine; give cuda: each has its own"
+                f"--device {name} for {rank.local_size} processes on this machine; give "
+                "cuda: each has its own"
             )
         return _own_of_several(rank)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise InputError(f"--device {name}: this machine has {count} CUDA device(s); use another, or cpu")
+            raise InputError(
+                f"--device {name}: this machine has {count} CUDA device(s); use another, or cpu"
+            )
         return torch.device("cuda", device.index or 0)
     return torch.device("cpu")
 
@@ -129,9 +150,11 @@ def _own_of_several(rank: Rank) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count != 1 and count < rank.local_size:
         raise InputError(
-            f"{rank}: {rank.local_size} processes on this machine see {count} GPUs; start as many processes as GPUs"
+            f"{rank}: {rank.local_size} processes on this machine see {count} GPUs; start as "
+            "many processes as GPUs"
         )
-    device = torch.device("cuda", 0 if count == 1 else rank.local)  # where a launcher shows each its own
+        # where a launcher shows each its own
+    device = torch.device("cuda", 0 if count == 1 else rank.local)
     torch.cuda.set_device(device)
     return device
 
@@ -142,7 +165,8 @@ def start_log(path: Path | None) -> None:
     if not rank.is_first:
         progress.be_quiet()
     progress.spoken()
-    log.setLevel(logging.INFO if rank.is_first else logging.CRITICAL)  # what all find, the first says
+    # what all find, the first says
+    log.setLevel(logging.INFO if rank.is_first else logging.CRITICAL)
     log.propagate = False
     for handler in list(log.handlers):
         log.removeHandler(handler)
@@ -153,7 +177,9 @@ def start_log(path: Path | None) -> None:
 
 
 def speak_of_own() -> None:
-    """From now on what is warned of is this process's own matter: of other processes than the first too."""
+    """From now on what is warned of is this process's own matter: of other
+    processes than the first too.
+    """
     rank = this_rank()
     if not rank.is_first:
         log.setLevel(logging.WARNING)
@@ -187,7 +213,9 @@ def _formatted(handler: logging.Handler) -> logging.Handler:
 
 
 class _OneLine(logging.Formatter):
-    """Names in data may hold line ends and codes that steer a terminal; neither gets into the log."""
+    """Names in data may hold line ends and codes that steer a terminal;
+    neither gets into the log.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of printable characters."""
@@ -201,7 +229,8 @@ class _BesideProgress(logging.Handler):
         """Write one line to stdout; where that fails, the run goes on."""
         from tqdm import tqdm
 
-        with suppress(OSError, ValueError):  # of a stream that is not the process's own, see ``streams.guard``
+        # of a stream that is not the process's own, see ``streams.guard``
+        with suppress(OSError, ValueError):
             tqdm.write(self.format(record), file=sys.stdout)
         progress.spoken()
         for sentence in streams.news():
@@ -235,7 +264,10 @@ class _LogFile(logging.Handler):
 def computing(device: torch.device) -> dict[str, Any]:
     """What decides the order of sums, and with it the last bits, besides the code."""
     cuda = device.type == "cuda"
-    of_cuda = {"tf32": torch.get_float32_matmul_precision() != "highest", "cuda": torch.version.cuda}
+    of_cuda = {
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+        "cuda": torch.version.cuda,
+    }
     return {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -246,7 +278,10 @@ def computing(device: torch.device) -> dict[str, Any]:
 
 
 def not_bitwise(
-    code: Mapping[str, str], code_now: Mapping[str, str], before: Mapping[str, Any], now_on: Mapping[str, Any]
+    code: Mapping[str, str],
+    code_now: Mapping[str, str],
+    before: Mapping[str, Any],
+    now_on: Mapping[str, Any],
 ) -> Iterator[str]:
     """Why a continued run need not equal the unbroken one in the last bits, one reason at a time.
 

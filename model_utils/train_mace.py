@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+# run as a file: import our modules from the checkout, not from beside this script
+if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model_utils import api
@@ -15,7 +16,9 @@ from model_utils.settings.options import FinetuneOptions, TrainingOptions, Train
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or continue with --resume; returns the exit code."""
-    return cli.run(TrainOptions, train, argv, from_a_model=(FinetuneOptions, train), processes="together")
+    return cli.run(
+        TrainOptions, train, argv, from_a_model=(FinetuneOptions, train), processes="together"
+    )
 
 
 def train(options: TrainingOptions) -> None:

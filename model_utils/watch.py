@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+# run as a file: import our modules from the checkout, not from beside this script
+if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model_utils.run.interruption import leave

@@ -1,7 +1,8 @@
-"""What several tests share: where the measured data lie, a tiny network, a few labelled structures, how to wait.
+"""What several tests share: where the measured data lie, a tiny network, a few labelled
+structures, how to wait.
 
-No test depends on the clock, on the load, on free memory, or on the machine: a test waits for what has to happen, and
-limits of time stand only where a process might hang.
+No test depends on the clock, on the load, on free memory, or on the machine: a test waits for what
+has to happen, and limits of time stand only where a process might hang.
 """
 
 import copy
@@ -16,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # also of the commands that tests start; before torch is imported
+# also of the commands that tests start; before torch is imported
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -29,8 +31,10 @@ from dataloader.quantities import QUANTITIES
 
 ROOT = Path(__file__).resolve().parents[1]
 HANGING = 1200.0  # s after which a process is taken to hang; proves nothing else
-STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")  # variables that change what a command does or says
-LONG = os.environ.get("BATTERY") in ("full", "product")  # every case of what has many: `make battery`
+# variables that change what a command does or says
+STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")
+# every case of what has many: `make battery`
+LONG = os.environ.get("BATTERY") in ("full", "product")
 in_the_battery = pytest.mark.skipif(not LONG, reason="one more case of its kind: make battery")
 KEPT_TEXTS = 1000  # of e3nn's generated functions; the default tests have some hundred in a process
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
@@ -53,16 +57,22 @@ TINY = {
 
 def every_second(cases: Sequence[Any]) -> list[Any]:
     """Cases of which every second one runs by default; the others in the battery."""
-    return [case if number % 2 == 0 else pytest.param(case, marks=in_the_battery) for number, case in enumerate(cases)]
+    return [
+        case if number % 2 == 0 else pytest.param(case, marks=in_the_battery)
+        for number, case in enumerate(cases)
+    ]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All machines alike: no job of a scheduler around the tests, no GPU but for ``pytest tests/test_cuda.py``."""
+    """All machines alike: no job of a scheduler around the tests, no GPU but for
+    ``pytest tests/test_cuda.py``.
+    """
     for name in [name for name in os.environ if name.startswith(STEERING)]:
         del os.environ[name]
     if not any("_cuda" in str(word) for word in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` and nohup ignore it, for children too
+        # a shell's `&` and nohup ignore it, for children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_until(reached: Callable[[], object], what: str) -> None:
@@ -115,12 +125,16 @@ def pausing(step: int, reached: Path, over: Path) -> list[str]:
         over: the step goes on when this file is there; never, where nobody makes it.
     """
     script = ROOT / "model_utils" / "train_mace.py"
-    return [str(word) for word in (sys.executable, "-c", PAUSING, ROOT, step, reached, over, script)]
+    return [
+        str(word) for word in (sys.executable, "-c", PAUSING, ROOT, step, reached, over, script)
+    ]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real data with independently measured answers; tests that need it are skipped where it is absent."""
+    """Folder of real data with independently measured answers; tests that need it are
+    skipped where it is absent.
+    """
     folder = Path(os.environ.get("MACE_TRAIN_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"the measured real data are not at {folder} (set MACE_TRAIN_SHARED_DATA)")
@@ -146,12 +160,16 @@ def _quantities_of_a_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _networks_are_built_once() -> Iterator[None]:
-    """What was built before from the same state of torch's generator is copied: the same bits in a tenth of the time.
+    """What was built before from the same state of torch's generator is copied: the same bits
+    in a tenth of the time.
 
-    Building takes most of a tiny run's time. The parity tests and all commands in processes of their own build anew;
-    in the former, what e3nn makes of a generated text is made once for each text.
+    Building takes most of a tiny run's time. The parity tests and all commands in
+    processes of their own build anew; in the former, what e3nn makes of a generated text
+    is made once for each text.
     """
-    if not {"model_utils.model_loader", "model_utils.train_mace", "model_utils.evaluate"} & set(sys.modules):
+    if not {"model_utils.model_loader", "model_utils.train_mace", "model_utils.evaluate"} & set(
+        sys.modules
+    ):
         yield  # these tests need no network, and are spared its imports
         return
     from model_utils import model_loader
@@ -165,7 +183,10 @@ def _networks_are_built_once() -> Iterator[None]:
 
 
 def texts_made_once() -> Iterator[tuple[object, str, object]]:
-    """What e3nn makes of a generated text, by place and name; nine tenths of a building. Copies share no tensor."""
+    """What e3nn makes of a generated text, by place and name; nine tenths of a building.
+
+    Copies share no tensor.
+    """
     from model_utils.model_loader import copied
 
     importlib.import_module("model_utils.models.mace_import")  # makes the next imports possible
@@ -176,7 +197,10 @@ def texts_made_once() -> Iterator[tuple[object, str, object]]:
     from e3nn.util.codegen import _mixin
 
     def text_of(generated: fx.GraphModule) -> tuple[object, ...]:
-        constants = ((name, value.dtype, value.numpy().tobytes()) for name, value in generated.state_dict().items())
+        constants = (
+            (name, value.dtype, value.numpy().tobytes())
+            for name, value in generated.state_dict().items()
+        )
         return type(generated).__name__, generated.code, *constants
 
     compiled: dict[tuple[object, ...], jit.ScriptModule] = {}
@@ -191,7 +215,9 @@ def texts_made_once() -> Iterator[tuple[object, str, object]]:
             compiled[key] = jit.script(jitable(generated))
         return copy.deepcopy(compiled[key])
 
-    def optimised_once(model: fx.GraphModule, example_inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+    def optimised_once(
+        model: fx.GraphModule, example_inputs: tuple[torch.Tensor, ...]
+    ) -> nn.Module:
         key = (*text_of(model), *(tuple(value.shape) for value in example_inputs))
         if key not in optimised:
             while len(optimised) > KEPT_TEXTS:
@@ -204,17 +230,25 @@ def texts_made_once() -> Iterator[tuple[object, str, object]]:
     yield _mixin, "jitable", compiled_once
     for module in (_linear, _codegen, opt_einsum_fx):
         yield module, "optimize_einsums_full", optimised_once
-    yield _normalize_activation, "moment", functools.cache(_normalize_activation.moment)  # of a million numbers
+        # of a million numbers
+    yield _normalize_activation, "moment", functools.cache(_normalize_activation.moment)
 
 
 def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``build_module`` that keeps the last 32 networks with the state in which building left the generator."""
+    """``build_module`` that keeps the last 32 networks with the state in which
+    building left the generator.
+    """
     from model_utils.model_loader import copied
 
     kept: dict[tuple[type, str, torch.dtype, bytes], tuple[nn.Module, torch.Tensor]] = {}
 
     def build_or_copy(description: Any, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
-        key = (type(description), description.hash(), dtype, torch.get_rng_state().numpy().tobytes())
+        key = (
+            type(description),
+            description.hash(),
+            dtype,
+            torch.get_rng_state().numpy().tobytes(),
+        )
         if key not in kept:
             module = build(description, dtype, where)
             kept[key] = (copied(module), torch.get_rng_state())
@@ -229,7 +263,9 @@ def built_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def filled_once(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """``to_be_filled``, whose networks get their weights from a file, building each structure once."""
+    """``to_be_filled``, whose networks get their weights from a file,
+    building each structure once.
+    """
     from model_utils.model_loader import copied
 
     kept: dict[tuple[type, str, torch.dtype], nn.Module] = {}
@@ -252,7 +288,9 @@ def tiny_json(tmp_path: Path) -> Path:
 
 
 def waters(n: int, seed: int = 0, *, prefix: str = "REF_") -> list[Atoms]:
-    """Water molecules with random bends and labels of a pair potential, one to two molecules each."""
+    """Water molecules with random bends and labels of a pair potential, one
+    to two molecules each.
+    """
     rng = np.random.default_rng(seed)
     frames = []
     for i in range(n):
@@ -269,7 +307,9 @@ def waters(n: int, seed: int = 0, *, prefix: str = "REF_") -> list[Atoms]:
 
 
 def pair_potential(atoms: Atoms) -> tuple[float, np.ndarray]:
-    """Energy (eV) and forces (eV/Å) of Gaussian wells between all pairs, on top of the tiny network's E0s."""
+    """Energy (eV) and forces (eV/Å) of Gaussian wells between all pairs, on top of
+    the tiny network's E0s.
+    """
     energy = sum({1: -13.6, 8: -430.0}[int(z)] for z in atoms.numbers)
     forces = np.zeros((len(atoms), 3))
     for i in range(len(atoms)):

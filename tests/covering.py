@@ -9,11 +9,14 @@ Case = Mapping[str, str]  # axis → name of its value
 TwoValues = frozenset[tuple[str, str]]  # two axes with a value each
 
 
-def pairwise(axes: Mapping[str, Mapping[str, Any]], possible: Callable[[Case], bool] = lambda _: True) -> list[Case]:
+def pairwise(
+    axes: Mapping[str, Mapping[str, Any]], possible: Callable[[Case], bool] = lambda _: True
+) -> list[Case]:
     """Cases in which every possible pair of values of two axes occurs; greedy, the same every time.
 
-    Each case begins with a pair that is still missing; every other axis then takes the value that brings most missing
-    pairs or, of equals, the pairs seen least. Of the cases from all rotations of the axes' order the best is kept.
+    Each case begins with a pair that is still missing; every other axis then takes the value that
+    brings most missing pairs or, of equals, the pairs seen least. Of the cases from all rotations
+    of the axes' order the best is kept.
     """
     names = list(axes)
     seen: Counter[TwoValues] = Counter()
@@ -52,7 +55,13 @@ def _filled(
         for value in axes[axis]:
             if possible({**case, axis: value}):
                 pairs = [frozenset([(axis, value), known]) for known in case.items()]
-                options.append((sum(pair in missing for pair in pairs), -sum(seen[pair] for pair in pairs), value))
+                options.append(
+                    (
+                        sum(pair in missing for pair in pairs),
+                        -sum(seen[pair] for pair in pairs),
+                        value,
+                    )
+                )
         gain, _, case[axis] = max(options, key=lambda option: option[:2])
         total += gain
     return total, case

@@ -1,4 +1,6 @@
-"""Small files that ask for endless time or memory, or that are no files; each is made by a function of a folder."""
+"""Small files that ask for endless time or memory, or that are no files; each is made by
+a function of a folder.
+"""
 
 import json
 import os
@@ -64,7 +66,9 @@ def no_files(name: str) -> dict[str, Make]:
 def archive(data: bytes, *, compress: bool = False, again: bytes | None = None) -> bytes:
     """What torch.save writes, around a pickle of any kind."""
     out = BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED, compresslevel=1) as file:
+    with zipfile.ZipFile(
+        out, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED, compresslevel=1
+    ) as file:
         for name, content in (("data.pkl", data), ("version", b"3\n"), ("byteorder", b"little")):
             file.writestr(f"archive/{name}", content)
         if again is not None:
@@ -111,7 +115,9 @@ def _modules_in_modules(levels: int) -> bytes:
     chain = kind + b"q\0"
     for number in range(levels):
         chain += kind + b"}" + twice(number) + b"sbq" + bytes([number + 1])
-    return b"\x80\x02" + kind + b"}(" + _text("chain") + b"](" + chain + b"e" + twice(levels) + b"ub."
+    return (
+        b"\x80\x02" + kind + b"}(" + _text("chain") + b"](" + chain + b"e" + twice(levels) + b"ub."
+    )
 
 
 TUPLES = b")" + b"q\0h\0\x86" * 60  # pairs of one pair, 60 times
@@ -121,12 +127,18 @@ PICKLES: dict[str, Callable[[], bytes]] = {
     "a list of itself": lambda: archive(b"\x80\x02]q\0h\0a."),
     "a tensor a million times": lambda: saved({**OURS, "config": doubled(torch.zeros(2000), 18)}),
     "nested tuples as a key": lambda: archive(b"\x80\x02}" + TUPLES + b"K\x01s."),
-    "nested tuples in a set": lambda: archive(b"\x80\x02" + _call("__builtin__.set", b"](" + TUPLES + b"e\x85") + b"."),
+    "nested tuples in a set": lambda: archive(
+        b"\x80\x02" + _call("__builtin__.set", b"](" + TUPLES + b"e\x85") + b"."
+    ),
     "keys of one hash": lambda: archive(
         b"\x80\x02}(" + b"".join(_long(i * MERSENNE << 8) + b"N" for i in range(1, 20000)) + b"u."
     ),
-    "40 GB from a number": lambda: archive(b"\x80\x02" + _call("torch.FloatTensor", _long(10**10) + b"\x85") + b"."),
-    "10 GB of zeros": lambda: archive(b"\x80\x02" + _call("__builtin__.bytearray", _long(10**10) + b"\x85") + b"."),
+    "40 GB from a number": lambda: archive(
+        b"\x80\x02" + _call("torch.FloatTensor", _long(10**10) + b"\x85") + b"."
+    ),
+    "10 GB of zeros": lambda: archive(
+        b"\x80\x02" + _call("__builtin__.bytearray", _long(10**10) + b"\x85") + b"."
+    ),
     "a text encoded again and again": lambda: archive(
         b"\x80\x02]("
         + _text("x" * 10**5)
@@ -168,7 +180,9 @@ def jsons() -> dict[str, str]:
     """Whatever is JSON."""
     return {
         "a key twice": '{"H": -1.0, "H": -2.0}',
-        "the last of many keys twice": "{" + "".join(f'"k{i}": 1, ' for i in range(60_000)) + '"k59999": 2}',
+        "the last of many keys twice": "{"
+        + "".join(f'"k{i}": 1, ' for i in range(60_000))
+        + '"k59999": 2}',
         "nested": '{"heads": ' + "[" * 900 + "]" * 900 + "}",
         "nested deeper": "[" * 10**5,
         "a million digits": '{"H": ' + "1" * 10**6 + "}",
@@ -185,7 +199,9 @@ def xyzs() -> dict[str, str]:
     many = ":".join(f"a{i}:R:1" for i in range(50_000))
     return {
         "a comment of 43 MB": f"1\n{properties} {'a=1 ' * (43 * 2**18)}\n{ATOM}",
-        "a hundred thousand keys": f"1\n{properties} {' '.join(f'key{i}=1' for i in range(100_000))}\n{ATOM}",
+        "a hundred thousand keys": (
+            f"1\n{properties} {' '.join(f'key{i}=1' for i in range(100_000))}\n{ATOM}"
+        ),
         "a gap in a comment": f"1\n{properties} energy=1{' ' * 10**6}=1\nH 0 0\n",
         "a billion atoms": f"1000000000\n{properties}\n{ATOM}",
         "10^30 atoms": f"{10**30}\n{properties}\n{ATOM}",
@@ -204,7 +220,10 @@ def lmdb(rows: Iterable[bytes], name: str = "a.lmdb") -> Make:
     """An LMDB of these rows."""
 
     def make(folder: Path) -> Path:
-        write_lmdb(folder / name, [(str(number).encode(), row) for number, row in enumerate(rows, start=10)])
+        write_lmdb(
+            folder / name,
+            [(str(number).encode(), row) for number, row in enumerate(rows, start=10)],
+        )
         return folder / name
 
     return make
@@ -223,7 +242,9 @@ def lmdbs() -> dict[str, Make]:
         path = lmdb([b"x"])(folder)
         content = bytearray(path.read_bytes())
         for page in (0, 4096):  # entries of the main table, in both meta pages
-            content[page + 16 + 24 + 48 + 32 : page + 16 + 24 + 48 + 40] = (2**50).to_bytes(8, "little")
+            content[page + 16 + 24 + 48 + 32 : page + 16 + 24 + 48 + 40] = (2**50).to_bytes(
+                8, "little"
+            )
         path.write_bytes(content)
         return path
 
@@ -248,7 +269,9 @@ def lmdbs() -> dict[str, Make]:
         "zlib bombs": lmdb([zlib.compress(bytes(2**27), 9)] * 3),
         "arrays of a billion": lmdb([_row(numbers=shape, positions=shape)]),
         "arrays of a hundred thousand axes": lmdb([_row(numbers=flat, positions=flat)]),
-        "a charge of 4000 digits": lmdb([_row(numbers=[1], positions=[[0, 0, 0]], charge=int("9" * 4000))]),
+        "a charge of 4000 digits": lmdb(
+            [_row(numbers=[1], positions=[[0, 0, 0]], charge=int("9" * 4000))]
+        ),
         "pickles of nested tuples": lmdb([b"\x80\x02}" + TUPLES + b"K\x01s."]),
         "pickles of doubled lists": lmdb([pickle.dumps({"pos": doubled("x", 40)}, protocol=2)]),
         "packed rows that lie": lmdb([packed_rows.MAGIC + b"\xff" * 40]),

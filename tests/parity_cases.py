@@ -1,7 +1,8 @@
 """Networks, structures and a direct use of mace-torch for the parity guard ``test_parity.py``.
 
-What is built here comes from mace's own constructor, data classes and losses, with every argument written out; of our
-own code there is only the plain record ``Structure``, so that no error of ours can stand on both sides of a comparison.
+What is built here comes from mace's own constructor, data classes and losses, with every argument
+written out; of our own code there is only the plain record ``Structure``, so that no error of ours
+can stand on both sides of a comparison.
 """
 
 import os
@@ -32,9 +33,11 @@ Fields = dict[str, Any]
 Case = Mapping[str, str]  # axis → name of its value
 
 ELEMENTS = [8, 1, 6]  # not sorted: the order is the model's
-ENERGIES = [[-4.25, -1.125, -7.5], [-4.5, -1.0625, -7.0]]  # eV, per head; small, so that 1e-10 of a total is sharp
+# eV, per head; small, so that 1e-10 of a total is sharp
+ENERGIES = [[-4.25, -1.125, -7.5], [-4.5, -1.0625, -7.0]]
 ABSENT = "-"  # the value, in a network of one layer, of an axis that such a network does not have
-LATER_LAYERS = ("later", "readouts", "last_layer", "readout", "gate")  # the axes of which this is so
+# the axes of which this is so
+LATER_LAYERS = ("later", "readouts", "last_layer", "readout", "gate")
 SITE = "site_field"  # two numbers per atom, input of an embedding
 INTERACTIONS = {
     "plain": "RealAgnosticInteractionBlock",
@@ -45,7 +48,13 @@ INTERACTIONS = {
     "nonlinear": "RealAgnosticResidualNonLinearInteractionBlock",
 }
 EMBEDDINGS = {
-    "total_spin": {"type": "categorical", "per": "graph", "emb_dim": 3, "num_classes": 5, "offset": -1},
+    "total_spin": {
+        "type": "categorical",
+        "per": "graph",
+        "emb_dim": 3,
+        "num_classes": 5,
+        "offset": -1,
+    },
     "total_charge": {"type": "continuous", "per": "graph", "emb_dim": 2, "use_bias": False},
     SITE: {"type": "continuous", "per": "atom", "emb_dim": 2, "in_dim": 2},
 }
@@ -88,7 +97,8 @@ MAIN_AXES: dict[str, dict[str, Fields]] = {
     "radial": {
         "bessel": {},
         "gaussian": {"radial_type": "gaussian"},
-        "chebyshev": {"radial_type": "chebyshev", "num_bessel": 2},  # grows as distance^number: 5 give 10⁷ eV
+        # grows as distance^number: 5 give 10⁷ eV
+        "chebyshev": {"radial_type": "chebyshev", "num_bessel": 2},
     },
     "transform": {name: {"distance_transform": name} for name in ("None", "Agnesi", "Soft")},
     "repulsion": {"off": {}, "zbl": {"pair_repulsion": True}},
@@ -127,8 +137,14 @@ SWITCHES: dict[str, dict[str, Fields]] = {
 AXES = {**MAIN_AXES, **SWITCHES}
 
 IMPOSSIBLE: list[tuple[Case, str]] = [
-    ({"later": "nonlinear", "irreps": "pseudoscalars"}, "the block's gate has no activation for odd scalars"),
-    ({"class": "MACE", "heads": "two", "embedding": "readout"}, "MACE adds the embedding's energies of all heads"),
+    (
+        {"later": "nonlinear", "irreps": "pseudoscalars"},
+        "the block's gate has no activation for odd scalars",
+    ),
+    (
+        {"class": "MACE", "heads": "two", "embedding": "readout"},
+        "MACE adds the embedding's energies of all heads",
+    ),
 ]
 
 
@@ -148,19 +164,26 @@ def possible(case: Case) -> bool:
 
 
 def full_product() -> Iterator[Case]:
-    """The product of the main axes; each takes the next set of switches from the pairwise array of these."""
+    """The product of the main axes; each takes the next set of switches from the
+    pairwise array of these.
+    """
     switches = pairwise(SWITCHES)
     for number, values in enumerate(product(*MAIN_AXES.values())):
         main = dict(zip(MAIN_AXES, values, strict=True))
-        start = number + number // len(switches)  # else an axis of 3 values would meet every third set only
-        candidates = ({**main, **switches[(start + k) % len(switches)]} for k in range(len(switches)))
+        # else an axis of 3 values would meet every third set only
+        start = number + number // len(switches)
+        candidates = (
+            {**main, **switches[(start + k) % len(switches)]} for k in range(len(switches))
+        )
         yield next(case for case in candidates if possible(case))
 
 
 def name_of(case: Case) -> str:
     """The main axes' values, then the switches that are not at their first value."""
     switched = [
-        f"{axis}={case[axis]}" for axis, values in SWITCHES.items() if case[axis] not in (ABSENT, next(iter(values)))
+        f"{axis}={case[axis]}"
+        for axis, values in SWITCHES.items()
+        if case[axis] not in (ABSENT, next(iter(values)))
     ]
     return "-".join([*(case[axis] for axis in MAIN_AXES), *switched])
 
@@ -174,7 +197,9 @@ def fields_of(case: Case) -> Fields:
 
 
 def completed(fields: Fields) -> Fields:
-    """What follows from the other fields: numbers per layer and per head, and the parity of edges under SO(3)."""
+    """What follows from the other fields: numbers per layer and per head, and the
+    parity of edges under SO(3).
+    """
     n_heads, layers = len(fields["heads"]), fields["num_interactions"]
     fields = dict(fields)
     if isinstance(fields["correlation"], list) and len(fields["correlation"]) == 2:
@@ -195,11 +220,13 @@ def completed(fields: Fields) -> Fields:
 def direct_model(fields: Fields) -> nn.Module:
     """mace-torch's module in float64, by its constructor.
 
-    e3nn's generated code stays Python here, where ours is TorchScript: the two forms are compared, and building takes
-    half the time.
+    e3nn's generated code stays Python here, where ours is TorchScript: the two forms are compared,
+    and building takes half the time.
     """
     blocks, arguments = mace.modules.blocks, {}
-    cls = {"MACE": mace.modules.MACE, "ScaleShiftMACE": mace.modules.ScaleShiftMACE}[fields["model_class"]]
+    cls = {"MACE": mace.modules.MACE, "ScaleShiftMACE": mace.modules.ScaleShiftMACE}[
+        fields["model_class"]
+    ]
     if cls is mace.modules.ScaleShiftMACE:
         scale, shift = fields["atomic_inter_scale"], fields["atomic_inter_shift"]
         arguments = {"atomic_inter_scale": scale, "atomic_inter_shift": shift}
@@ -236,7 +263,9 @@ def direct_model(fields: Fields) -> nn.Module:
             radial_type=fields["radial_type"],
             heads=fields["heads"],
             cueq_config=None,
-            embedding_specs=None if specs is None else {name: {"in_dim": 1, **spec} for name, spec in specs.items()},
+            embedding_specs=None
+            if specs is None
+            else {name: {"in_dim": 1, **spec} for name, spec in specs.items()},
             oeq_config=None,
             lammps_mliap=False,
             readout_cls=getattr(blocks, fields["readout_cls"]),
@@ -257,22 +286,36 @@ def python_instead_of_torchscript() -> Iterator[None]:
 
 
 def structures(heads: Sequence[str]) -> list[Structure]:
-    """A molecule, a slab periodic in two directions, an atom alone and two crystals, all labelled; heads in turn."""
+    """A molecule, a slab periodic in two directions, an atom alone and two crystals, all
+    labelled; heads in turn.
+    """
     rng = np.random.default_rng(7)
     zero, open_, full = np.zeros((3, 3)), (False, False, False), (True, True, True)
     ethanol = np.array(
         [
-            [1.18, -0.42, 0.03], [0.02, 0.56, -0.02], [-1.20, -0.24, 0.01], [-1.95, 0.37, -0.04], [1.16, -1.04, 0.92],
-            [1.13, -1.08, -0.87], [2.12, 0.13, 0.01], [0.06, 1.21, 0.87], [0.04, 1.19, -0.91],
+            [1.18, -0.42, 0.03], [0.02, 0.56, -0.02], [-1.20, -0.24, 0.01],
+            [-1.95, 0.37, -0.04], [1.16, -1.04, 0.92], [1.13, -1.08, -0.87],
+            [2.12, 0.13, 0.01], [0.06, 1.21, 0.87], [0.04, 1.19, -0.91],
         ]
     )  # fmt: skip
     skewed = np.array([[3.1, 0.2, 0.1], [-0.9, 3.4, 0.3], [0.4, -0.7, 3.8]])
-    scaled = np.array([[0.05, 0.1, 0.02], [0.52, 1.48, 0.45], [-0.45, 0.07, 0.55], [0.02, 0.55, 2.61]])  # some outside
-    small = np.array([[0.0, 1.9, 1.8], [1.7, 0.0, 2.0], [1.9, 1.8, 0.1]])  # shorter than the cutoff: own images
+    # some outside
+    scaled = np.array(
+        [[0.05, 0.1, 0.02], [0.52, 1.48, 0.45], [-0.45, 0.07, 0.55], [0.02, 0.55, 2.61]]
+    )
+    # shorter than the cutoff: own images
+    small = np.array([[0.0, 1.9, 1.8], [1.7, 0.0, 2.0], [1.9, 1.8, 0.1]])
     slab = np.array([[2.9, 0.3, 0.4], [0.0, 20.0, 0.0], [-0.8, 0.0, 3.3]])
     geometries = [
-        ("molecule", [6, 6, 8, 1, 1, 1, 1, 1, 1], 0.9 * ethanol, zero, open_),  # short bonds, for ZBL
-        ("slab", [6, 8, 1], np.array([[0.1, 0.2, 0.1], [1.4, 1.7, 1.5], [-0.6, 2.4, 7.0]]), slab, (True, False, True)),
+        # short bonds, for ZBL
+        ("molecule", [6, 6, 8, 1, 1, 1, 1, 1, 1], 0.9 * ethanol, zero, open_),
+        (
+            "slab",
+            [6, 8, 1],
+            np.array([[0.1, 0.2, 0.1], [1.4, 1.7, 1.5], [-0.6, 2.4, 7.0]]),
+            slab,
+            (True, False, True),
+        ),
         ("atom", [8], np.array([[0.3, -0.2, 0.1]]), zero, open_),
         ("crystal", [6, 8, 1, 1], scaled @ skewed, skewed, full),
         ("small crystal", [6, 8], np.array([[0.1, 0.0, 0.2], [1.6, 1.9, 2.1]]), small, full),
@@ -309,14 +352,24 @@ def mace_batch(structures: Sequence[Structure], fields: Fields) -> Any:
     table = tools.AtomicNumberTable(fields["atomic_numbers"])
     with tools.torch_tools.default_dtype(torch.float64):
         records: Any = [
-            data.AtomicData.from_config(_configuration(s), z_table=table, cutoff=fields["r_max"], heads=fields["heads"])
+            data.AtomicData.from_config(
+                _configuration(s), z_table=table, cutoff=fields["r_max"], heads=fields["heads"]
+            )
             for s in structures
         ]
-        return next(iter(DataLoader(dataset=records, batch_size=len(records), shuffle=False, drop_last=False)))
+        return next(
+            iter(
+                DataLoader(dataset=records, batch_size=len(records), shuffle=False, drop_last=False)
+            )
+        )
 
 
 def _configuration(structure: Structure) -> Any:
-    properties = {"energy": structure.energy, "forces": structure.forces, "stress": structure.stress}
+    properties = {
+        "energy": structure.energy,
+        "forces": structure.forces,
+        "stress": structure.stress,
+    }
     return data.Configuration(
         atomic_numbers=structure.atomic_numbers,
         positions=structure.positions,
@@ -337,17 +390,23 @@ def mace_outputs(model: nn.Module, batch: Any, *, stress: bool) -> dict[str, Ten
 def mace_loss_and_gradients(
     model: nn.Module, batch: Any, weights: Mapping[str, float], parameters: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """mace's weighted loss of energy per atom, forces and stress, and autograd's gradient of it; zero where unused."""
+    """mace's weighted loss of energy per atom, forces and stress, and autograd's gradient of
+    it; zero where unused.
+    """
     loss_fn = mace.modules.WeightedEnergyForcesStressLoss(**weights)
     outputs = mace_outputs(model, batch, stress=weights["stress_weight"] > 0)
     outputs["stress"] = batch.stress if outputs["stress"] is None else outputs["stress"]
     loss = loss_fn(pred=outputs, ref=batch)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return loss.detach(), [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    return loss.detach(), [
+        torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)
+    ]
 
 
 def mace_runs(fields: Fields) -> bool:
-    """Whether mace by itself builds a network and gets finite forces and their gradients from it."""
+    """Whether mace by itself builds a network and gets finite forces and
+    their gradients from it.
+    """
     try:
         model = direct_model(fields)
         outputs = mace_outputs(model, mace_batch(structures(fields["heads"]), fields), stress=False)

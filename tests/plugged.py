@@ -1,4 +1,6 @@
-"""What tests of plug-ins share: the project's examples, a model.json for them, tables left as they were."""
+"""What tests of plug-ins share: the project's examples, a model.json for them,
+tables left as they were.
+"""
 
 import sys
 from collections.abc import Iterator

@@ -1,8 +1,9 @@
 """CUDA's rules without CUDA: the CPU's arithmetic on tensors that say they lie on ``cuda:0``.
 
-Tensors keep their storage; a table says which storages "lie on the device". A dispatch mode sees every call of
-torch's library: what mixes devices raises as it would there, what makes the host wait and what copies between host and
-device is noted with the function of the project that asked for it. It cannot show streams, atomics, memory, speed.
+Tensors keep their storage; a table says which storages "lie on the device". A dispatch mode sees
+every call of torch's library: what mixes devices raises as it would there, what makes the host wait
+and what copies between host and device is noted with the function of the project that asked for it.
+It cannot show streams, atomics, memory, speed.
 """
 
 import contextlib
@@ -23,16 +24,27 @@ from torch.utils._pytree import tree_leaves, tree_map
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.device("cuda", 0)
 WAITS = {
-    "_local_scalar_dense": "item", "nonzero": "nonzero", "_unique2": "unique", "unique_consecutive": "unique",
-    "unique_dim": "unique", "masked_select": "masked_select", "equal": "equal", "bincount": "bincount",
-    "is_nonzero": "is_nonzero", "histc": "histc",
+    "_local_scalar_dense": "item", "nonzero": "nonzero", "_unique2": "unique", "unique_consecutive":
+    "unique", "unique_dim": "unique", "masked_select": "masked_select", "equal": "equal",
+    "bincount": "bincount", "is_nonzero": "is_nonzero", "histc": "histc",
 }  # fmt: skip
 VIEWS = {
-    "detach", "alias", "view", "_unsafe_view", "expand", "permute", "transpose", "t", "select", "slice", "split",
-    "split_with_sizes", "unsqueeze", "squeeze", "as_strided", "unbind", "diagonal", "unfold", "_reshape_alias",
-    "lift_fresh", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "set_", "narrow",
+    "detach", "alias", "view", "_unsafe_view", "expand", "permute", "transpose", "t", "select",
+    "slice", "split", "split_with_sizes", "unsqueeze", "squeeze", "as_strided", "unbind",
+    "diagonal", "unfold", "_reshape_alias", "lift_fresh", "empty", "empty_like", "new_empty",
+    "empty_strided", "new_empty_strided", "set_", "narrow",
 }  # fmt: skip
-FACTORIES = {"empty", "zeros", "ones", "full", "arange", "eye", "scalar_tensor", "empty_strided", "linspace"}
+FACTORIES = {
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "eye",
+    "scalar_tensor",
+    "empty_strided",
+    "linspace",
+}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 ALL_ON_ONE = {
     "cat",
@@ -92,10 +104,13 @@ def caller() -> str:
     library = "?"
     while frame is not None:
         name = frame.f_code.co_filename
-        is_ours = name.startswith(str(ROOT)) and "site-packages" not in name  # an environment may lie in the checkout
+        # an environment may lie in the checkout
+        is_ours = name.startswith(str(ROOT)) and "site-packages" not in name
         if is_ours and not name.startswith(str(ROOT / "tests" / "pretended_cuda")):
             return f"{Path(name).relative_to(ROOT)}:{frame.f_code.co_name}"
-        if library == "?" and any(part in name for part in ("/mace/", "/e3nn/", "torch/optim", "torch/nn/utils")):
+        if library == "?" and any(
+            part in name for part in ("/mace/", "/e3nn/", "torch/optim", "torch/nn/utils")
+        ):
             library = f"{name.rpartition('site-packages/')[2]}:{frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return library
@@ -140,7 +155,9 @@ class _Mode(TorchDispatchMode):
             return self._copied_into(func, args, kwargs)
         if name == "_to_copy":
             return self._copied(func, args, kwargs, to_cuda, wanted)
-        target = to_cuda or (any(there) and (wanted is None or name.startswith("new_") or name.endswith("_like")))
+        target = to_cuda or (
+            any(there) and (wanted is None or name.startswith("new_") or name.endswith("_like"))
+        )
         in_derivative = torch._C._current_graph_task_id() != -1
         if tensors:
             self.was_there = any(there)
@@ -191,7 +208,9 @@ def _note_copy_there(tensor: Tensor, non_blocking: bool) -> None:
 def _note_wait(name: str, args: Any, kwargs: Any) -> None:
     if name in WAITS:
         notes.wait(WAITS[name])
-    elif name in INDEXING and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+    elif name in INDEXING and any(
+        i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+    ):
         if name == "index" or args[2].numel() > 1:
             notes.wait("an index of booleans")
     elif name == "repeat_interleave" and kwargs.get("output_size") is None and len(args) < 3:
@@ -199,7 +218,9 @@ def _note_wait(name: str, args: Any, kwargs: Any) -> None:
 
 
 def _refuse_mixed(name: str, args: Any, tensors: list[Tensor], there: list[bool]) -> None:
-    """Raise what CUDA raises; a number (a tensor without axes) may come from the host in most functions."""
+    """Raise what CUDA raises; a number (a tensor without axes) may come from the
+    host in most functions.
+    """
     on_host = [tensor for tensor, is_on in zip(tensors, there, strict=True) if not is_on]
     numbers = all(tensor.dim() == 0 for tensor in on_host)
     if name in INDEXING and is_there(args[0]):
@@ -209,8 +230,12 @@ def _refuse_mixed(name: str, args: Any, tensors: list[Tensor], there: list[bool]
             return
     elif numbers and name not in ALL_ON_ONE and name not in INDEXING:
         return
-    shapes = [(tuple(t.shape), str(t.dtype), is_on) for t, is_on in zip(tensors, there, strict=True)]
-    raise RuntimeError(f"Expected all tensors to be on the same device: {name} {shapes} in {caller()}")
+    shapes = [
+        (tuple(t.shape), str(t.dtype), is_on) for t, is_on in zip(tensors, there, strict=True)
+    ]
+    raise RuntimeError(
+        f"Expected all tensors to be on the same device: {name} {shapes} in {caller()}"
+    )
 
 
 class _ToDevice(torch.autograd.Function):
@@ -251,7 +276,9 @@ def _pretending_to(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if device is None:
             return original(self, *args, **kwargs)
         device = torch.device(device)
-        dtype = kwargs.get("dtype") or next((a for a in rest if isinstance(a, torch.dtype)), self.dtype)
+        dtype = kwargs.get("dtype") or next(
+            (a for a in rest if isinstance(a, torch.dtype)), self.dtype
+        )
         if device.type == _device(self).type:
             same = dtype == self.dtype and not kwargs.get("copy")
             return self if same else original(self, dtype)
@@ -272,7 +299,9 @@ def _device(tensor: Tensor) -> torch.device:
 
 def _pin_memory(self: Tensor, *_: Any, **__: Any) -> Tensor:
     if is_there(self):
-        raise RuntimeError("cannot pin 'torch.cuda.ByteTensor' only dense CPU tensors can be pinned")
+        raise RuntimeError(
+            "cannot pin 'torch.cuda.ByteTensor' only dense CPU tensors can be pinned"
+        )
     pinned = self.clone()
     storage = pinned.untyped_storage()
     _pinned[storage._cdata] = StorageWeakRef(storage)
@@ -295,12 +324,17 @@ def _moved_where_asked(original: Callable[..., Tensor]) -> Callable[..., Tensor]
 
 
 CUDA_SAYS: dict[str, Any] = {
-    "is_available": True, "device_count": 1, "_lazy_init": None, "is_initialized": True, "current_device": 0,
-    "set_device": None, "synchronize": None, "empty_cache": None, "get_device_name": "Pretended",
-    "set_rng_state": None, "manual_seed_all": None, "memory_reserved": 0, "memory_allocated": 0,
-    "max_memory_allocated": 10**6, "reset_peak_memory_stats": None, "mem_get_info": (2**33, 2**33),
+    "is_available": True, "device_count": 1, "_lazy_init": None, "is_initialized": True,
+    "current_device": 0, "set_device": None, "synchronize": None, "empty_cache": None,
+    "get_device_name": "Pretended", "set_rng_state": None, "manual_seed_all": None,
+    "memory_reserved": 0, "memory_allocated": 0, "max_memory_allocated": 10**6,
+    "reset_peak_memory_stats": None, "mem_get_info": (2**33, 2**33),
 }  # fmt: skip
-ACCELERATOR_SAYS: dict[str, Any] = {"is_available": True, "current_device_index": 0, "set_device_index": None}
+ACCELERATOR_SAYS: dict[str, Any] = {
+    "is_available": True,
+    "current_device_index": 0,
+    "set_device_index": None,
+}
 
 
 @contextlib.contextmanager

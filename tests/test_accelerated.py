@@ -1,4 +1,6 @@
-"""mace's modules over cuequivariance give mace's numbers on mace's weights; `make accelerated` installs the package."""
+"""mace's modules over cuequivariance give mace's numbers on mace's weights; `make
+accelerated` installs the package.
+"""
 
 import importlib.util
 import json
@@ -58,10 +60,14 @@ def test_same_loss_and_gradients(name: str) -> None:
     cueq, reference = networks(NETWORKS[name])
     batch, _ = mixed_batch()
     weights = model_loader.trainable(reference.module)
-    ours, theirs = (loss_and_gradients(network, weights, [batch], LOSS) for network in (cueq, reference))
+    ours, theirs = (
+        loss_and_gradients(network, weights, [batch], LOSS) for network in (cueq, reference)
+    )
     assert float(ours.loss) == pytest.approx(float(theirs.loss), rel=1e-12)
     for found, expected in zip(ours.gradients, theirs.gradients, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-11 * max(float(expected.abs().max()), 1e-3))
+        torch.testing.assert_close(
+            found, expected, rtol=0, atol=1e-11 * max(float(expected.abs().max()), 1e-3)
+        )
 
 
 @needs_cueq
@@ -103,7 +109,9 @@ class _Bump(torch.autograd.Function):
 class Bumped(ReferenceNetwork):
     """Energies and forces of mace's module, with another gradient of a loss of forces."""
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
         outputs = super().outputs(parameters, batch, positions, shifts)
         weight = parameters["interactions.0.linear_up.weight"]
         return {**outputs, "energy": outputs["energy"] + _Bump.apply(positions, weight)}
@@ -118,26 +126,58 @@ def test_a_wrong_second_derivative_is_noticed(form: type[ReferenceNetwork]) -> N
     network._form = form(module)
     network._arranged = {}
     batch, _ = mixed_batch()
-    words = (ReferenceNetwork(module), model_loader.trainable(module), batch, batch.positions, batch.shifts)
+    words = (
+        ReferenceNetwork(module),
+        model_loader.trainable(module),
+        batch,
+        batch.positions,
+        batch.shifts,
+    )
     if form is ReferenceNetwork:
         network._compare(*words)
         return
-    with pytest.raises(VerificationError, match=r"gradients of forces by interactions\.0\.linear_up"):
+    with pytest.raises(
+        VerificationError, match=r"gradients of forces by interactions\.0\.linear_up"
+    ):
         network._compare(*words)
 
 
 @needs_cueq
-def test_a_run_goes_the_same_way(tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_goes_the_same_way(
+    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path
+) -> None:
     losses = []
     for step in ("cueq", "reference"):
         place = tmp_path / step
-        data = ["--xyz_train", str(water_xyz("train.xyz", 12)), "--epochs", "2", "--dtype", "float64", "--ema"]
-        flags = ["--input_json", str(tiny_json), "--output_checkpoint", str(place), "--step", step, "--batch_size", "3"]
+        data = [
+            "--xyz_train",
+            str(water_xyz("train.xyz", 12)),
+            "--epochs",
+            "2",
+            "--dtype",
+            "float64",
+            "--ema",
+        ]
+        flags = [
+            "--input_json",
+            str(tiny_json),
+            "--output_checkpoint",
+            str(place),
+            "--step",
+            step,
+            "--batch_size",
+            "3",
+        ]
         assert train_mace.main([*data, *flags]) == 0
-        losses.append([r["loss"] for r in map(json.loads, (place / "metrics.jsonl").open()) if "loss" in r])
+        losses.append(
+            [r["loss"] for r in map(json.loads, (place / "metrics.jsonl").open()) if "loss" in r]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     file = checkpoint.read(tmp_path / "cueq" / "cueq_checkpoint.pt")
-    assert file.tensors.keys() == checkpoint.read(tmp_path / "reference" / "reference_checkpoint.pt").tensors.keys()
+    assert (
+        file.tensors.keys()
+        == checkpoint.read(tmp_path / "reference" / "reference_checkpoint.pt").tensors.keys()
+    )
     assert file.content["train_state"]["computed_on"]["arithmetic"] == "cueq"
 
 

@@ -1,4 +1,6 @@
-"""Training from Python: one run, and everything that can be asked of it; mistakes; and that the scripts call it."""
+"""Training from Python: one run, and everything that can be asked of it; mistakes; and
+that the scripts call it.
+"""
 
 import csv
 import json
@@ -40,7 +42,9 @@ class Counting:
         with open(self.path, "a") as file:
             file.write(word + "\\n")
 
-LOGGERS["counting_of_api"] = LoggerKind(opened=Counting, writes="counted.txt", what="a word for each record")
+LOGGERS["counting_of_api"] = LoggerKind(
+    opened=Counting, writes="counted.txt", what="a word for each record"
+)
 """
 
 
@@ -75,8 +79,8 @@ def run(folder: Path) -> Run:
 
 
 def test_a_run_and_its_state(run: Run, folder: Path) -> None:
-    """Rows "TrainingLoop(…).run()", "training_loop.training_state", "load_parameters_from_checkpoint(path)",
-    "TrainingIOHandler.Config(local_model_output_dir=…)".
+    """Rows "TrainingLoop(…).run()", "training_loop.training_state",
+    "load_parameters_from_checkpoint(path)", "TrainingIOHandler.Config(local_model_output_dir=…)".
     """
     assert (run.state.epoch, run.state.step, run.state.is_over) == (2, 4, True)
     assert run.folder == folder / "run"
@@ -95,7 +99,9 @@ def test_the_best_model_and_its_errors(run: Run, folder: Path) -> None:
     assert best.description.model_class == "ScaleShiftMACE"
     assert next(best.module.parameters()).dtype == torch.float64
     exported = model_loader.load(folder / "best.safetensors")
-    pairs = zip(best.module.state_dict().values(), exported.module.state_dict().values(), strict=True)
+    pairs = zip(
+        best.module.state_dict().values(), exported.module.state_dict().values(), strict=True
+    )
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
     assert set(run.metrics) == {"train", "valid"}
     validations = [record for record in run.records if record["kind"] == "valid"]
@@ -105,7 +111,14 @@ def test_the_best_model_and_its_errors(run: Run, folder: Path) -> None:
 def test_errors_on_other_data(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows "training_loop.test(data)", "scripts/eval.py": the same numbers as the command gives."""
     errors = run.test(folder / "test.xyz")
-    words = ["--input_model", str(run.model_path), "--data", str(folder / "test.xyz"), "--batch_size", "4"]
+    words = [
+        "--input_model",
+        str(run.model_path),
+        "--data",
+        str(folder / "test.xyz"),
+        "--batch_size",
+        "4",
+    ]
     output = folder / "errors.json"
     assert evaluate.main([*words, "--output_json", str(output)]) == 0
     by_command = json.loads(output.read_text())
@@ -118,20 +131,33 @@ def test_errors_on_other_data(run: Run, folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_data_are_judged_as_in_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By its loss in its units, its labels, its budgets, and what counts of atoms that were held."""
+    """By its loss in its units, its labels, its budgets, and what counts of
+    atoms that were held.
+    """
     held = waters(4, seed=3)
     for atoms in held:
         atoms.info["free_energy"] = atoms.info.pop("REF_energy")
         atoms.set_constraint(FixAtoms(indices=[0]))
         atoms.arrays["REF_forces"][0] *= 100
-    write(folder / "held.xyz", held, format="extxyz", columns=["symbols", "positions", "REF_forces", "move_mask"])
+    write(
+        folder / "held.xyz",
+        held,
+        format="extxyz",
+        columns=["symbols", "positions", "REF_forces", "move_mask"],
+    )
     settings = {
         "input_json": folder / "tiny.json",
         "train_file": folder / "held.xyz",
         "valid_file": folder / "held.xyz",
     }
     judged = {"energy_key": "free_energy", "eval_on_free_atoms": False, "max_atoms_per_batch": 6}
-    loss = {"loss": "huber", "huber_delta": 0.3, "loss_units": "spread", "energy_weight": 2.0, "forces_weight": 3.0}
+    loss = {
+        "loss": "huber",
+        "huber_delta": 0.3,
+        "loss_units": "spread",
+        "energy_weight": 2.0,
+        "forces_weight": 3.0,
+    }
     place = {"output_checkpoint": folder / "judged", "export_mace_model": False, "dtype": "float64"}
     made = api.train({**settings, **judged, **loss, **place, "max_steps": 1})
     expected = made.metrics["valid"]
@@ -139,8 +165,13 @@ def test_data_are_judged_as_in_the_run(folder: Path, capsys: pytest.CaptureFixtu
     errors = made.test(folder / "held.xyz")
     for name in ("loss", "forces_rmse", "energy_rmse_per_atom"):
         assert errors.as_plain()[name] == pytest.approx(expected[name], rel=1e-12), name
-    assert made.test(folder / "held.xyz", forces_weight=1.0, batch_size=2).loss != pytest.approx(errors.loss)
-    assert made.test(folder / "held.xyz", eval_on_free_atoms=True)["forces_rmse"] < errors["forces_rmse"] / 2
+    assert made.test(folder / "held.xyz", forces_weight=1.0, batch_size=2).loss != pytest.approx(
+        errors.loss
+    )
+    assert (
+        made.test(folder / "held.xyz", eval_on_free_atoms=True)["forces_rmse"]
+        < errors["forces_rmse"] / 2
+    )
 
 
 def test_predictions_without_labels(run: Run, folder: Path) -> None:
@@ -172,9 +203,19 @@ def test_a_logger_of_ones_own(folder: Path) -> None:
     """Rows "io_handler.attach_logger(function)", "plug-ins that register themselves"."""
     plugin = folder / "counting.py"
     plugin.write_text(LOGGER)
-    settings = {"input_json": folder / "tiny.json", "train_file": folder / "train.xyz", "max_steps": 1}
-    more = {"valid_file": folder / "val.xyz", "plugin": [plugin], "loggers": ["counting_of_api", "hooked_of_api"]}
-    made = api.train({**settings, **more, "output_checkpoint": folder / "counted", "export_mace_model": False})
+    settings = {
+        "input_json": folder / "tiny.json",
+        "train_file": folder / "train.xyz",
+        "max_steps": 1,
+    }
+    more = {
+        "valid_file": folder / "val.xyz",
+        "plugin": [plugin],
+        "loggers": ["counting_of_api", "hooked_of_api"],
+    }
+    made = api.train(
+        {**settings, **more, "output_checkpoint": folder / "counted", "export_mace_model": False}
+    )
     words = (made.folder / "counted.txt").read_text().split()
     assert words[-2:] == ["final", "closed"]
     assert "validation" in words
@@ -185,18 +226,32 @@ def test_a_logger_of_ones_own(folder: Path) -> None:
 
 
 def test_settings_are_those_of_a_yaml(folder: Path) -> None:
-    flat = {"input_json": "m.json", "train_file": ["a.xyz"], "output_checkpoint": "run", "lr": 0.5, "epochs": None}
+    flat = {
+        "input_json": "m.json",
+        "train_file": ["a.xyz"],
+        "output_checkpoint": "run",
+        "lr": 0.5,
+        "epochs": None,
+    }
     options = api.options_of(flat)
     assert isinstance(options, TrainOptions)
     assert (options.optimizer.lr, options.run.epochs) == (0.5, 100)
     assert options.data.train_file == (Path("a.xyz"),)
-    sections = {"model": {"target": "MACE"}, "dataset": {"train_dataset_paths": "a.xyz"}, "train": {"exp_name": "demo"}}
+    sections = {
+        "model": {"target": "MACE"},
+        "dataset": {"train_dataset_paths": "a.xyz"},
+        "train": {"exp_name": "demo"},
+    }
     options = api.options_of(sections)
     assert isinstance(options, TrainOptions)
     assert options.running.run_dir == Path.cwd() / "runs" / "demo"
-    tuned = api.options_of({"model": {"pretrained": "w.pt"}, "train_file": "a.xyz", "run_dir": "runs"})
+    tuned = api.options_of(
+        {"model": {"pretrained": "w.pt"}, "train_file": "a.xyz", "run_dir": "runs"}
+    )
     assert isinstance(tuned, FinetuneOptions)
-    (folder / "settings.yaml").write_text("input_json: m.json\ntrain_file: a.xyz\noutput_checkpoint: run\n")
+    (folder / "settings.yaml").write_text(
+        "input_json: m.json\ntrain_file: a.xyz\noutput_checkpoint: run\n"
+    )
     options = api.options_of(folder / "settings.yaml")
     assert isinstance(options, TrainOptions)
     assert options.data.train_file == (folder / "a.xyz",)
@@ -207,7 +262,10 @@ def test_settings_are_those_of_a_yaml(folder: Path) -> None:
     [
         ({"learning_rate": 1}, "unknown setting 'learning_rate' in settings; did you mean lr?"),
         ({"input_json": "m.json", "train_file": "a.xyz"}, "output_checkpoint is missing"),
-        ({"input_json": "m.json", "train_file": "a.xyz", "output_checkpoint": "r", "lr": "fast"}, "expected a number"),
+        (
+            {"input_json": "m.json", "train_file": "a.xyz", "output_checkpoint": "r", "lr": "fast"},
+            "expected a number",
+        ),
         ({"input_json": "m.json", "output_checkpoint": "r"}, "no training data"),
     ],
 )

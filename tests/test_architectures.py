@@ -1,4 +1,6 @@
-"""A second family of networks, added to the table from outside the product, through the real commands."""
+"""A second family of networks, added to the table from outside the product,
+through the real commands.
+"""
 
 import json
 from collections.abc import Callable
@@ -35,14 +37,24 @@ def pairs_json(tmp_path: Path) -> Path:
 def train(pairs_json: Path, water_xyz: Make, tmp_path: Path) -> Callable[..., Path]:
     def go(name: str, *flags: str) -> Path:
         words = ["--input_json", str(pairs_json), "--xyz_train", str(water_xyz("train.xyz", 8))]
-        words += ["--xyz_val", str(water_xyz("val.xyz", 3, seed=1)), "--batch_size", "4", "--lr", "0.05", "--ema"]
+        words += [
+            "--xyz_val",
+            str(water_xyz("val.xyz", 3, seed=1)),
+            "--batch_size",
+            "4",
+            "--lr",
+            "0.05",
+            "--ema",
+        ]
         assert train_mace.main([*words, "--output_checkpoint", str(tmp_path / name), *flags]) == 0
         return tmp_path / name
 
     return go
 
 
-def test_it_trains_resumes_evaluates_and_exports(train: Make, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_it_trains_resumes_evaluates_and_exports(
+    train: Make, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     whole = train("whole", "--epochs", "4")
     said = capfd.readouterr().out
     assert "Pairs, 6 gaussians" in said
@@ -52,7 +64,9 @@ def test_it_trains_resumes_evaluates_and_exports(train: Make, tmp_path: Path, ca
     parts = train("parts", "--epochs", "2")
     again = ["--input_model", str(parts / "parts_checkpoint.pt"), "--epochs", "4"]
     assert resume.main(again) == 0
-    first, second = (checkpoint.read(folder / f"{folder.name}_checkpoint.pt") for folder in (whole, parts))
+    first, second = (
+        checkpoint.read(folder / f"{folder.name}_checkpoint.pt") for folder in (whole, parts)
+    )
     assert all(torch.equal(second.tensors[name], tensor) for name, tensor in first.tensors.items())
     assert first.content["code_version"]["pairs"] == "1"
     assert "mace-torch" not in first.content["code_version"]
@@ -71,17 +85,40 @@ def test_it_trains_resumes_evaluates_and_exports(train: Make, tmp_path: Path, ca
     assert set(json.loads(text)) == set(ARCHITECTURES["Pairs"].description.model_fields)
     assert read_model.main(["verify", "--input_model", str(model), "--input_json", str(made)]) == 0
     assert read_model.main(["show", "--input_model", str(model)]) == 0
-    plain = ["convert", "--input_model", str(model), "--to", "safetensors", "--output", str(tmp_path / "x.safetensors")]
+    plain = [
+        "convert",
+        "--input_model",
+        str(model),
+        "--to",
+        "safetensors",
+        "--output",
+        str(tmp_path / "x.safetensors"),
+    ]
     assert read_model.main(plain) == 0
     capfd.readouterr()
     assert read_model.main([*plain[:4], "lammps", "--output", str(tmp_path / "x.pt")]) == 2
-    assert "--to lammps: there is no such form of Pairs; there is safetensors" in capfd.readouterr().err
+    assert (
+        "--to lammps: there is no such form of Pairs; there is safetensors"
+        in capfd.readouterr().err
+    )
 
 
 def test_it_is_fine_tuned_to_other_reference_energies(train: Make, tmp_path: Path) -> None:
     source = train("source", "--epochs", "1") / "source_model.pt"
-    words = ["--input_model", str(source), "--xyz_train", str(tmp_path / "train.xyz"), "--epochs", "1"]
-    words += ["--xyz_val", str(tmp_path / "val.xyz"), "--output_checkpoint", str(tmp_path / "tuned")]
+    words = [
+        "--input_model",
+        str(source),
+        "--xyz_train",
+        str(tmp_path / "train.xyz"),
+        "--epochs",
+        "1",
+    ]
+    words += [
+        "--xyz_val",
+        str(tmp_path / "val.xyz"),
+        "--output_checkpoint",
+        str(tmp_path / "tuned"),
+    ]
     assert finetune.main([*words, "--E0s", "shift"]) == 0
     tuned = checkpoint.read(tmp_path / "tuned" / "tuned_model.pt")
     assert tuned.description.hash() != checkpoint.read(source).description.hash()
@@ -91,7 +128,15 @@ def test_it_is_fine_tuned_to_other_reference_energies(train: Make, tmp_path: Pat
 def test_its_json_is_completed_from_data(tmp_path: Path, water_xyz: Make) -> None:
     path, output = tmp_path / "network.json", tmp_path / "fitted.json"
     path.write_text(json.dumps({"model_class": "Pairs", "r_max": 3.0, "n_gaussians": 4}))
-    words = ["fit", "--input_json", str(path), "--xyz_train", str(water_xyz("train.xyz", 8)), "--E0s", "average"]
+    words = [
+        "fit",
+        "--input_json",
+        str(path),
+        "--xyz_train",
+        str(water_xyz("train.xyz", 8)),
+        "--E0s",
+        "average",
+    ]
     assert metadata.main([*words, "--output_json", str(output)]) == 0
     fitted = json.loads(output.read_text())
     assert fitted["atomic_numbers"] == [1, 8]
@@ -103,9 +148,13 @@ def test_what_differs_from_the_json_is_refused(train: Make, pairs_json: Path) ->
     file = checkpoint.read(path)
     module = model_loader.build(file.description, torch.float32, seed=1)
     wrong = {**file.tensors, "r_max": torch.tensor(2.0)}
-    with pytest.raises(Exception, match=r"buffer r_max holds \[2.0\] but model.json says r_max = \[3.0\]"):
+    with pytest.raises(
+        Exception, match=r"buffer r_max holds \[2.0\] but model.json says r_max = \[3.0\]"
+    ):
         model_loader.load_tensors(module, wrong, file.description, "file")
-    with pytest.raises(InputError, match="--step cueq: there is no such form of Pairs; there is reference"):
+    with pytest.raises(
+        InputError, match="--step cueq: there is no such form of Pairs; there is reference"
+    ):
         model_loader.build_network(module, "cueq", file.description)
 
 
@@ -130,5 +179,8 @@ def test_its_json_is_checked_as_mace_s(change: dict[str, object], message: str) 
 def test_a_family_that_nobody_added_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(ARCHITECTURES, "Pairs")
     assert "Pairs" not in ARCHITECTURES
-    with pytest.raises(InputError, match=r"model_class: input should be 'MACE', 'ScaleShiftMACE', .* .found 'Pairs'."):
+    with pytest.raises(
+        InputError,
+        match=r"model_class: input should be 'MACE', 'ScaleShiftMACE', .* .found 'Pairs'.",
+    ):
         model_json.parse(json.dumps(PAIRS_JSON), "it.json")

@@ -1,4 +1,6 @@
-"""Charge and spin as inputs: whatever file they stand in, a network that has them takes them, others refuse."""
+"""Charge and spin as inputs: whatever file they stand in, a network that has them
+takes them, others refuse.
+"""
 
 import json
 import warnings
@@ -39,7 +41,9 @@ def as_omol(frames: list[Atoms], path: Path) -> Path:
     """Rows as OMol25 has them: ASE's LMDB with charge and spin among the data of a row."""
     data = []
     for atoms in frames:
-        data.append({"charge": atoms.info.pop("total_charge"), "spin": atoms.info.pop("total_spin")})
+        data.append(
+            {"charge": atoms.info.pop("total_charge"), "spin": atoms.info.pop("total_spin")}
+        )
         labels = {"energy": atoms.info.pop("REF_energy"), "forces": atoms.arrays.pop("REF_forces")}
         atoms.calc = SinglePointCalculator(atoms, **labels)
     return write_ase(path, frames, data)
@@ -60,15 +64,36 @@ def source_of(kind: str, place: Path) -> Path:
 
 
 def training(place: Path, network: str, data: Path, *more: str) -> list[str]:
-    words = ["--input_json", str(place / f"{network}.json"), "--train_file", str(data), "--valid_file", str(data)]
-    words += ["--output_checkpoint", str(place / "run"), "--batch_size", "4", "--lr", "0.05", "--dtype", "float64"]
+    words = [
+        "--input_json",
+        str(place / f"{network}.json"),
+        "--train_file",
+        str(data),
+        "--valid_file",
+        str(data),
+    ]
+    words += [
+        "--output_checkpoint",
+        str(place / "run"),
+        "--batch_size",
+        "4",
+        "--lr",
+        "0.05",
+        "--dtype",
+        "float64",
+    ]
     return [*words, "--no_export_mace_model", *more]
 
 
 @pytest.mark.parametrize("kind", every_second(["lmdb", "xyz"]))
-def test_a_network_with_them_computes_by_them(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_with_them_computes_by_them(
+    kind: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = source_of(kind, place)
-    assert train_mace.main(training(place, "charged", data, "--epochs", "3", "--energy_weight", "100")) == 0
+    assert (
+        train_mace.main(training(place, "charged", data, "--epochs", "3", "--energy_weight", "100"))
+        == 0
+    )
     assert resume.main(["--input_model", str(place / "run"), "--epochs", "4"]) == 0
     tensors = checkpoint.read(place / "run" / "run_model.pt").tensors
     names = [name for name in tensors if name.startswith("joint_embedding.")]
@@ -82,7 +107,9 @@ def test_a_network_with_them_computes_by_them(kind: str, place: Path, capsys: py
     for frame, (charge, spin) in zip(sorted_as_written(frames), STATES * 3, strict=True):
         atoms = Atoms(frame.numbers, frame.positions)
         atoms.info = {"charge": charge, "spin": spin}  # OMol25's names
-        assert calculator.get_potential_energy(atoms) == pytest.approx(frame.info["mace_energy"], abs=1e-6)
+        assert calculator.get_potential_energy(atoms) == pytest.approx(
+            frame.info["mace_energy"], abs=1e-6
+        )
         atoms.info["charge"] = -charge if charge else 1
         assert abs(calculator.get_potential_energy(atoms) - frame.info["mace_energy"]) > 1e-6
 
@@ -94,7 +121,9 @@ def sorted_as_written(frames: list[Atoms]) -> list[Atoms]:
 
 
 @pytest.mark.parametrize("kind", every_second(["xyz", "lmdb"]))
-def test_a_network_without_refuses_them_unless_told(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_without_refuses_them_unless_told(
+    kind: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = source_of(kind, place)
     assert train_mace.main(training(place, "plain", data)) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -108,7 +137,9 @@ def test_a_network_without_refuses_them_unless_told(kind: str, place: Path, caps
 
 
 @pytest.mark.parametrize("kind", ["xyz", "lmdb"])
-def test_a_network_with_them_refuses_rows_without(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_with_them_refuses_rows_without(
+    kind: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frames = states(12)
     for atoms in frames:
         del atoms.info["total_spin"]

@@ -1,4 +1,6 @@
-"""metadata.py check on real data finds what is planted, with factor or key, and nothing in data that are sound."""
+"""metadata.py check on real data finds what is planted, with factor or key, and nothing
+in data that are sound.
+"""
 
 import json
 import pickle
@@ -42,7 +44,11 @@ def errors(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def clusters(shared_data: Path, n: int = 200) -> list[Atoms]:
     """Solvent clusters with labels under REF names, isolated atoms left out."""
-    frames = [atoms for atoms in read(shared_data / "solvent_xtb/solvent_xtb_test.xyz", ":400") if len(atoms) > 1][:n]
+    frames = [
+        atoms
+        for atoms in read(shared_data / "solvent_xtb/solvent_xtb_test.xyz", ":400")
+        if len(atoms) > 1
+    ][:n]
     for atoms in frames:
         atoms.calc = None
         atoms.info = {"REF_energy": atoms.info["energy_xtb"]}
@@ -72,7 +78,14 @@ def xyz(tmp_path: Path) -> Callable[..., Path]:
 def test_sound_data_have_no_errors(shared_data: Path, check: Check) -> None:
     train = shared_data / "solvent_xtb/solvent_xtb_train_200.xyz"
     keys = ("--energy_key", "energy_xtb", "--forces_key", "forces_xtb")
-    check("--xyz_train", train, "--xyz_test", shared_data / "solvent_xtb/solvent_xtb_test.xyz", *keys, code=0)
+    check(
+        "--xyz_train",
+        train,
+        "--xyz_test",
+        shared_data / "solvent_xtb/solvent_xtb_test.xyz",
+        *keys,
+        code=0,
+    )
     check("--xyz_train", shared_data / "mptrj/mptrj-random-1k.xyz", code=0)
     check("--lmdb_train", shared_data / "lips/data.lmdb", code=0)
 
@@ -86,7 +99,9 @@ def test_energies_in_kcal(shared_data: Path, check: Check, xyz: Callable[..., Pa
     assert any("kcal/mol" in finding["text"] for finding in found)
 
 
-def test_some_energies_in_kcal_are_named(shared_data: Path, check: Check, xyz: Callable[..., Path]) -> None:
+def test_some_energies_in_kcal_are_named(
+    shared_data: Path, check: Check, xyz: Callable[..., Path]
+) -> None:
     frames = clusters(shared_data)
     for i in (17, 60):
         frames[i].info["REF_energy"] *= 23.0605
@@ -94,27 +109,44 @@ def test_some_energies_in_kcal_are_named(shared_data: Path, check: Check, xyz: C
     assert (round(found["factor"], 2), found["keys"]) == (23.06, ["train.xyz#17", "train.xyz#60"])
 
 
-def test_energies_of_the_validation_set_in_kcal(shared_data: Path, check: Check, xyz: Callable[..., Path]) -> None:
+def test_energies_of_the_validation_set_in_kcal(
+    shared_data: Path, check: Check, xyz: Callable[..., Path]
+) -> None:
     frames = clusters(shared_data)
     for atoms in frames[150:]:
         atoms.info["REF_energy"] *= 23.0605
-    found = errors(check("--xyz_train", xyz(frames[:150]), "--xyz_val", xyz(frames[150:], "val.xyz")))
+    found = errors(
+        check("--xyz_train", xyz(frames[:150]), "--xyz_val", xyz(frames[150:], "val.xyz"))
+    )
     assert {finding["data"] for finding in found} == {"validation"}
-    assert any("times what those of training lead to expect" in finding["text"] for finding in found)
+    assert any(
+        "times what those of training lead to expect" in finding["text"] for finding in found
+    )
 
 
 def test_energies_per_atom(shared_data: Path, check: Check, xyz: Callable[..., Path]) -> None:
     for frames in (clusters(shared_data), crystals(shared_data, 500)):
         per_atom = []
         for atoms in frames:
-            energy = atoms.info.get("REF_energy", None if atoms.calc is None else atoms.calc.results.get("energy"))
-            forces = atoms.arrays.get("REF_forces", None if atoms.calc is None else atoms.calc.results.get("forces"))
+            energy = atoms.info.get(
+                "REF_energy", None if atoms.calc is None else atoms.calc.results.get("energy")
+            )
+            forces = atoms.arrays.get(
+                "REF_forces", None if atoms.calc is None else atoms.calc.results.get("forces")
+            )
             per_atom.append(relabelled(atoms, energy=energy / len(atoms), forces=forces))
-            per_atom[-1].info, per_atom[-1].arrays = {}, {n: v for n, v in atoms.arrays.items() if n != "REF_forces"}
-        assert any("per atom" in finding["text"] for finding in errors(check("--xyz_train", xyz(per_atom))))
+            per_atom[-1].info, per_atom[-1].arrays = (
+                {},
+                {n: v for n, v in atoms.arrays.items() if n != "REF_forces"},
+            )
+        assert any(
+            "per atom" in finding["text"] for finding in errors(check("--xyz_train", xyz(per_atom)))
+        )
 
 
-def test_forces_in_hartree_per_bohr(shared_data: Path, check: Check, xyz: Callable[..., Path]) -> None:
+def test_forces_in_hartree_per_bohr(
+    shared_data: Path, check: Check, xyz: Callable[..., Path]
+) -> None:
     frames = clusters(shared_data)
     for atoms in frames:
         atoms.arrays["REF_forces"] /= 51.4221
@@ -123,7 +155,9 @@ def test_forces_in_hartree_per_bohr(shared_data: Path, check: Check, xyz: Callab
     assert found["factor"] == pytest.approx(1 / 51.4221, rel=1e-3)
 
 
-def test_gradients_in_place_of_forces(shared_data: Path, check: Check, xyz: Callable[..., Path]) -> None:
+def test_gradients_in_place_of_forces(
+    shared_data: Path, check: Check, xyz: Callable[..., Path]
+) -> None:
     frames = clusters(shared_data)
     for atoms in frames:
         atoms.arrays["REF_forces"] *= -1
@@ -132,8 +166,12 @@ def test_gradients_in_place_of_forces(shared_data: Path, check: Check, xyz: Call
     assert "gradients" in found["text"]
 
 
-@pytest.mark.parametrize(("factor", "words"), [(-1.0, "sign of the stress is flipped"), (-1602.1766, "in kbar")])
-def test_stress(factor: float, words: str, shared_data: Path, check: Check, xyz: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("factor", "words"), [(-1.0, "sign of the stress is flipped"), (-1602.1766, "in kbar")]
+)
+def test_stress(
+    factor: float, words: str, shared_data: Path, check: Check, xyz: Callable[..., Path]
+) -> None:
     frames = [
         relabelled(
             atoms,
@@ -148,7 +186,9 @@ def test_stress(factor: float, words: str, shared_data: Path, check: Check, xyz:
     assert {finding["check"] for finding in found} == {"stress"}
 
 
-def test_a_shifted_E0(shared_data: Path, check: Check, xyz: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_shifted_E0(
+    shared_data: Path, check: Check, xyz: Callable[..., Path], tmp_path: Path
+) -> None:
     frames = clusters(shared_data)
     fitted = tmp_path / "fitted.json"
     flags = ["--xyz_train", str(xyz(frames)), "--E0s", "lstsq", "--output_json", str(fitted)]
@@ -157,20 +197,28 @@ def test_a_shifted_E0(shared_data: Path, check: Check, xyz: Callable[..., Path],
     content = json.loads(fitted.read_text())
     content["atomic_energies"][0][2] += 3.0  # O
     (tmp_path / "shifted.json").write_text(json.dumps(content))
-    (found,) = errors(check("--xyz_train", tmp_path / "train.xyz", "--input_json", tmp_path / "shifted.json"))
+    (found,) = errors(
+        check("--xyz_train", tmp_path / "train.xyz", "--input_json", tmp_path / "shifted.json")
+    )
     assert "E0 of O in model.json" in found["text"]
     assert found["factor"] == pytest.approx(3.0, abs=0.3)
     for atoms in frames[150:]:
         atoms.info["REF_energy"] += 2.5 * int((atoms.numbers == 6).sum())
-    (found,) = errors(check("--xyz_train", xyz(frames[:150]), "--xyz_val", xyz(frames[150:], "val.xyz")))
+    (found,) = errors(
+        check("--xyz_train", xyz(frames[:150]), "--xyz_val", xyz(frames[150:], "val.xyz"))
+    )
     assert "an E0 is shifted, most that of C" in found["text"]
     assert found["factor"] == pytest.approx(2.5, rel=0.2)
 
 
-def test_repeats_missing_labels_and_elements(check: Check, xyz: Callable[..., Path], tiny_json: Path) -> None:
+def test_repeats_missing_labels_and_elements(
+    check: Check, xyz: Callable[..., Path], tiny_json: Path
+) -> None:
     frames = waters(20)
     frames[7] = frames[3].copy()
-    found = check("--xyz_train", xyz(frames), "--xyz_val", xyz([*waters(5, seed=1), frames[0]], "val.xyz"))
+    found = check(
+        "--xyz_train", xyz(frames), "--xyz_val", xyz([*waters(5, seed=1), frames[0]], "val.xyz")
+    )
     within = next(f for f in found if f["check"] == "duplicates" and f["data"] == "training")
     between = next(f for f in found if f["check"] == "duplicates" and f["data"] == "validation")
     assert (within["level"], within["keys"]) == ("warning", ["train.xyz#7"])
@@ -185,7 +233,9 @@ def test_repeats_missing_labels_and_elements(check: Check, xyz: Callable[..., Pa
     assert texts["S in 1 structures, which the model.json lacks"] == ["train.xyz#11"]
 
 
-def test_a_zero_cell_and_what_is_not_finite(check: Check, xyz: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_zero_cell_and_what_is_not_finite(
+    check: Check, xyz: Callable[..., Path], tmp_path: Path
+) -> None:
     frames = waters(6)
     frames[2].pbc = True
     (found,) = errors(check("--xyz_train", xyz(frames)))
@@ -197,11 +247,20 @@ def test_a_zero_cell_and_what_is_not_finite(check: Check, xyz: Callable[..., Pat
     ):
         for i, atoms in enumerate(waters(12)):
             forces = atoms.arrays["REF_forces"] if i != 3 else np.full((len(atoms), 3), np.nan)
-            row = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "pbc": np.full(3, i == 5)}
-            put.put(str(i).encode(), pickle.dumps(row | {"energy": atoms.info["REF_energy"], "forces": forces}))
+            row = {
+                "pos": atoms.positions,
+                "atomic_numbers": atoms.numbers,
+                "pbc": np.full(3, i == 5),
+            }
+            put.put(
+                str(i).encode(),
+                pickle.dumps(row | {"energy": atoms.info["REF_energy"], "forces": forces}),
+            )
     reading, labels = errors(check("--lmdb_train", path))
     assert "the cell has a zero vector there (key 5)" in reading["text"]
-    assert labels["text"] == "forces missing in 1 of 11 structures", "NaN is how programs write what they do not know"
+    assert labels["text"] == "forces missing in 1 of 11 structures", (
+        "NaN is how programs write what they do not know"
+    )
     assert labels["keys"] == ["a.lmdb key 3"]
 
 
@@ -209,7 +268,15 @@ def test_linear_references_become_the_atomic_energies(
     tmp_path: Path, xyz: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, references, output = xyz(waters(8)), tmp_path / "linref.json", tmp_path / "out.json"
-    flags = ["init", "--xyz_train", str(path), "--linear_references", str(references), "--output_json", str(output)]
+    flags = [
+        "init",
+        "--xyz_train",
+        str(path),
+        "--linear_references",
+        str(references),
+        "--output_json",
+        str(output),
+    ]
     by_number: list[float | None] = [0.0] * 9
     by_number[1], by_number[8] = -13.5, -429.0
     for content in ({"H": -13.5, "O": -429.0, "Fe": 1.0}, {"1": -13.5, "8": -429.0}, by_number):

@@ -1,4 +1,6 @@
-"""metadata.py check finds nothing wrong in sound data of many kinds, head by head, and what is planted in them."""
+"""metadata.py check finds nothing wrong in sound data of many kinds, head by head, and
+what is planted in them.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +34,9 @@ def labelled(atoms: Atoms, shifts: Mapping[str, float] | None = None, **info: ob
 
 def isolated(symbol: str, shift: float = 0.0, **info: object) -> Atoms:
     """An isolated atom as EMT has it."""
-    return labelled(Atoms(symbol, positions=[[0, 0, 0]]), {symbol: shift}, config_type="IsolatedAtom", **info)
+    return labelled(
+        Atoms(symbol, positions=[[0, 0, 0]]), {symbol: shift}, config_type="IsolatedAtom", **info
+    )
 
 
 def rattled(atoms: Atoms, n: int, seed: int = 0, size: float = 0.1) -> list[Atoms]:
@@ -64,7 +68,9 @@ def random_cells(n: int, seed: int = 0) -> list[Atoms]:
     while len(frames) < n:
         size = int(rng.integers(2, 7))
         length = (size * rng.uniform(9, 25)) ** (1 / 3)
-        atoms = Atoms(f"Cu{size}", scaled_positions=rng.random((size, 3)), cell=[length] * 3, pbc=True)
+        atoms = Atoms(
+            f"Cu{size}", scaled_positions=rng.random((size, 3)), cell=[length] * 3, pbc=True
+        )
         distances = atoms.get_all_distances(mic=True)
         if distances[np.triu_indices(size, 1)].min() > 1.6:
             frames.append(atoms)
@@ -108,22 +114,33 @@ def two_heads(*, same_structures: bool = False) -> list[Atoms]:
 SOUND: dict[str, Callable[[], list[list[Atoms]]]] = {
     "one element and its atom": lambda: [[isolated("Cu"), *map(labelled, rattled(CUBE, 20))]],
     "random cells and an atom": lambda: [[isolated("Cu"), *map(labelled, random_cells(40))]],
-    "dimers, crystals and an atom": lambda: [[isolated("Cu"), *map(labelled, DIMERS + rattled(CUBE, 20))]],
-    "one composition and its atoms": lambda: [[isolated("Cu"), isolated("Au"), *map(labelled, alloys(57)[::7])]],
-    "alloys and their atoms": lambda: [[isolated("Cu"), isolated("Au"), *map(labelled, alloys(40))]],
+    "dimers, crystals and an atom": lambda: [
+        [isolated("Cu"), *map(labelled, DIMERS + rattled(CUBE, 20))]
+    ],
+    "one composition and its atoms": lambda: [
+        [isolated("Cu"), isolated("Au"), *map(labelled, alloys(57)[::7])]
+    ],
+    "alloys and their atoms": lambda: [
+        [isolated("Cu"), isolated("Au"), *map(labelled, alloys(40))]
+    ],
     "all electrons": lambda: [
         [isolated("Cu", -45000.0), isolated("Au", -535000.0)]
         + [labelled(atoms, {"Cu": -45000.0, "Au": -535000.0}) for atoms in alloys(40)]
     ],
     "perfect crystals": lambda: [[isolated("Cu"), *crystals_of_no_force()]],
     "adsorption energies": lambda: [slabs_with_hydrogen([(2, 2, 2), (3, 2, 2), (3, 3, 2)])],
-    "two heads": lambda: [[isolated("Cu", head="pbe"), isolated("Cu", -100.0, head="r2scan"), *two_heads()]],
+    "two heads": lambda: [
+        [isolated("Cu", head="pbe"), isolated("Cu", -100.0, head="r2scan"), *two_heads()]
+    ],
     "the same structures in two heads": lambda: [two_heads(same_structures=True)],
     "hotter validation": lambda: [
         [*map(labelled, rattled(CUBE, 30, size=0.05))],
         [*map(labelled, rattled(CUBE, 15, 1, size=0.25))],
     ],
-    "dimers to validate on": lambda: [[*map(labelled, rattled(CUBE, 30))], [*map(labelled, DIMERS)]],
+    "dimers to validate on": lambda: [
+        [*map(labelled, rattled(CUBE, 30))],
+        [*map(labelled, DIMERS)],
+    ],
     "few structures": lambda: [[*map(labelled, alloys(5))], [*map(labelled, alloys(6, seed=3))]],
     "two charges of every geometry": lambda: [
         [labelled(atoms, {"Cu": 10.0 * charge}, charge=charge)
@@ -138,7 +155,12 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., F
     """Run the command on frames for training and validation; gives the findings."""
 
     def go(train: Sequence[Atoms], valid: Sequence[Atoms] = (), *flags: object) -> Findings:
-        arguments = ["--output_json", str(tmp_path / "findings.json"), "--overwrite", *map(str, flags)]
+        arguments = [
+            "--output_json",
+            str(tmp_path / "findings.json"),
+            "--overwrite",
+            *map(str, flags),
+        ]
         for name, frames in (("train", train), ("val", valid)):
             if frames:
                 write(tmp_path / f"{name}.xyz", frames, format="extxyz")
@@ -153,7 +175,9 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., F
 
 
 def errors(findings: Findings, level: str = "error") -> list[str]:
-    return [f"{finding['data']}: {finding['text']}" for finding in findings if finding["level"] == level]
+    return [
+        f"{finding['data']}: {finding['text']}" for finding in findings if finding["level"] == level
+    ]
 
 
 @pytest.mark.parametrize("kind", SOUND)
@@ -168,9 +192,14 @@ def shifted(frames: Sequence[Atoms], per_atom: float, every: int = 1) -> list[At
 
 
 def test_two_references_in_one_head(check: Callable[..., Findings]) -> None:
-    """Alternating in a trajectory, among unlike structures, and in two heads that are named as one."""
+    """Alternating in a trajectory, among unlike structures, and in two
+    heads that are named as one.
+    """
     walk = [labelled(atoms) for atoms in rattled(CUBE * (2, 1, 1), 30, size=0.05)]
-    assert any("energies form two groups 1.5" in text for text in errors(check(shifted(walk, 1.5, every=2))))
+    assert any(
+        "energies form two groups 1.5" in text
+        for text in errors(check(shifted(walk, 1.5, every=2)))
+    )
     mixed = shifted([labelled(atoms) for atoms in alloys(40)], -4.0, every=3)
     assert any("energies form two groups" in text for text in errors(check(mixed)))
     frames = two_heads()
@@ -182,31 +211,48 @@ def test_two_references_in_one_head(check: Callable[..., Findings]) -> None:
 def test_energies_that_jump_between_near_structures(check: Callable[..., Findings]) -> None:
     """Three references: no two groups."""
     molecule = [
-        labelled(atoms) for atoms in rattled(Atoms("CuHCu", [[0, 0, 0], [0, 0, 1.6], [0, 0, 3.2]]), 30, size=0.02)
+        labelled(atoms)
+        for atoms in rattled(Atoms("CuHCu", [[0, 0, 0], [0, 0, 1.6], [0, 0, 3.2]]), 30, size=0.02)
     ]
     for i, atoms in enumerate(molecule):
         atoms.info["REF_energy"] += 2.0 * (i % 3) * len(atoms)
-    assert any("the energy jumps by more than any force explains" in text for text in errors(check(molecule)))
+    assert any(
+        "the energy jumps by more than any force explains" in text
+        for text in errors(check(molecule))
+    )
 
 
 def test_a_second_file_of_another_reference(check: Callable[..., Findings], tmp_path: Path) -> None:
     other = shifted([labelled(atoms) for atoms in rattled(CUBE, 10, seed=1)], -3.0)
     write(tmp_path / "other.xyz", other, format="extxyz")
     (tmp_path / "both.yaml").write_text("sources:\n  - {path: other.xyz}\n")
-    found = errors(check([labelled(atoms) for atoms in rattled(CUBE, 30)], (), "--config", tmp_path / "both.yaml"))
+    found = errors(
+        check(
+            [labelled(atoms) for atoms in rattled(CUBE, 30)], (), "--config", tmp_path / "both.yaml"
+        )
+    )
     assert any("other.xyz: energies do not continue those of train.xyz" in text for text in found)
 
 
 def model_json(
-    folder: Path, energies: Mapping[str, float] | Mapping[str, Mapping[str, float]], **fields: object
+    folder: Path,
+    energies: Mapping[str, float] | Mapping[str, Mapping[str, float]],
+    **fields: object,
 ) -> Path:
     path = folder / "model.json"
-    content = {"model_class": "MACE", "r_max": 4.0, "avg_num_neighbors": 10.0, "hidden_irreps": "4x0e"}
+    content = {
+        "model_class": "MACE",
+        "r_max": 4.0,
+        "avg_num_neighbors": 10.0,
+        "hidden_irreps": "4x0e",
+    }
     path.write_text(json.dumps(content | {"atomic_energies": energies} | fields))
     return path
 
 
-def test_reference_energies_that_nothing_can_have(check: Callable[..., Findings], tmp_path: Path) -> None:
+def test_reference_energies_that_nothing_can_have(
+    check: Callable[..., Findings], tmp_path: Path
+) -> None:
     frames = [labelled(atoms) for atoms in rattled(CUBE, 20)]
     path = model_json(tmp_path, {"Cu": -50.0}, atomic_numbers=[29])
     (found,) = errors(check(frames, (), "--input_json", path))
@@ -216,7 +262,9 @@ def test_reference_energies_that_nothing_can_have(check: Callable[..., Findings]
         assert errors(check(frames, (), "--input_json", path)) == []
 
 
-def test_one_shifted_element_where_compositions_tell(check: Callable[..., Findings], tmp_path: Path) -> None:
+def test_one_shifted_element_where_compositions_tell(
+    check: Callable[..., Findings], tmp_path: Path
+) -> None:
     frames = [labelled(atoms, {"Au": -2.0}) for atoms in alloys(60)]
     matrix = np.array([[(a.numbers == z).sum() / 8 for z in (29, 79)] for a in frames])
     fit = np.linalg.lstsq(matrix, [a.info["REF_energy"] / 8 for a in frames], rcond=None)[0]
@@ -230,7 +278,9 @@ def test_one_shifted_element_where_compositions_tell(check: Callable[..., Findin
 
 
 def test_heads_are_compared_with_their_own(check: Callable[..., Findings], tmp_path: Path) -> None:
-    """Sound against E0s of both heads; swapped, both are wrong; a head that the model lacks is named."""
+    """Sound against E0s of both heads; swapped, both are wrong; a head that
+    the model lacks is named.
+    """
     frames, numbers = two_heads(), {"atomic_numbers": [29], "heads": ["pbe", "r2scan"]}
     right = model_json(tmp_path, {"pbe": {"Cu": 3.5}, "r2scan": {"Cu": -96.5}}, **numbers)
     assert errors(check(frames, (), "--input_json", right)) == []
@@ -252,7 +302,9 @@ def test_heads_are_compared_with_their_own(check: Callable[..., Findings], tmp_p
 def test_repeats_are_looked_for_within_a_head(check: Callable[..., Findings]) -> None:
     frames = two_heads()
     validation = [frames[2].copy(), *[labelled(a, head="pbe") for a in rattled(CUBE, 5, seed=7)]]
-    assert any("1 structures stand in training" in text for text in errors(check(frames, validation)))
+    assert any(
+        "1 structures stand in training" in text for text in errors(check(frames, validation))
+    )
     validation[0].info["head"] = "r2scan"
     validation[0].info["REF_energy"] -= 400.0
     assert not any("stand in training" in text for text in errors(check(frames, validation)))
@@ -265,12 +317,17 @@ def test_zero_forces_without_symmetry_are_a_placeholder(check: Callable[..., Fin
     assert any("all forces are exactly 0 in 10 of 10" in text for text in errors(check(frames)))
 
 
-def test_compositions_that_do_not_tell_are_a_warning(check: Callable[..., Findings], tmp_path: Path) -> None:
+def test_compositions_that_do_not_tell_are_a_warning(
+    check: Callable[..., Findings], tmp_path: Path
+) -> None:
     frames = [labelled(atoms) for atoms in alloys(57)[::7]]
     (found,) = errors(check(frames), "warning")
     assert "the compositions determine only 1 of 2 E0s (Cu, Au)" in found
     assert errors(check([isolated("Cu"), isolated("Au"), *frames]), "warning") == []
-    water = [labelled(atoms, {"H": -300.0}) for atoms in rattled(Atoms("CuH", [[0, 0, 0], [0, 0, 1.5]]), 8)]
+    water = [
+        labelled(atoms, {"H": -300.0})
+        for atoms in rattled(Atoms("CuH", [[0, 0, 0], [0, 0, 1.5]]), 8)
+    ]
     path = model_json(tmp_path, {"H": -151.0, "Cu": -151.0}, atomic_numbers=[1, 29])
     (found,) = errors(check(water, (), "--input_json", path), "warning")
     assert "no atom has the E0 of H -151 eV in model.json" in found
@@ -279,7 +336,13 @@ def test_compositions_that_do_not_tell_are_a_warning(check: Callable[..., Findin
 XTB = ("--energy_key", "energy_xtb", "--forces_key", "forces_xtb")
 MOF = ("--energy_key", "dft_energy", "--forces_key", "dft_forces", "--stress_key", "dft_stress")
 REAL: dict[str, tuple[str, ...]] = {
-    "acac": ("--xyz_train", "acac/train_300K.xyz", "acac/isolated_atoms.xyz", "--xyz_test", "acac/test_MD_300K.xyz"),
+    "acac": (
+        "--xyz_train",
+        "acac/train_300K.xyz",
+        "acac/isolated_atoms.xyz",
+        "--xyz_test",
+        "acac/test_MD_300K.xyz",
+    ),
     "mof": ("--xyz_train", "mof/mlip_train.xyz", "--xyz_val", "mof/mlip_valid.xyz", *MOF),
     "solvents, few": ("--xyz_train", "solvent_xtb/solvent_xtb_train_20.xyz", *XTB),
     "solvents by mace": (
@@ -293,19 +356,24 @@ REAL: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_nothing_is_wrong_with_real_data(name: str, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_wrong_with_real_data(
+    name: str, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [str(shared_data / word) if "/" in word else word for word in REAL[name]]
     assert metadata.main(["check", *flags]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "name",
-    ["01_voigt/voigt.xyz", "02_keys_by_case/good.xyz", "02_keys_by_case/lower.xyz", "03_units/hartree.xyz",
-     "05_energies_only/eonly.xyz", "07_nan_stress/nan.xyz", "08_charge/charged.xyz", "22_text/latin.xyz",
-     "09_one_element/t.xyz", "10_all_electron/t.xyz", "11_noise_forces/noise.xyz",
-     "12_precision/t.xyz", "13_isolated_atoms/t.xyz", "15_two_heads/a.xyz", "15_two_heads/d.yaml",
-     "21_heads_in_records/h.xyz", "27_held_atoms/slab.xyz",
-     "17_lmdb_rows/charge_None.lmdb", "19_mace_lmdb/ref.aselmdb", "27_held_atoms/slab.aselmdb"],
+    [
+        "01_voigt/voigt.xyz", "02_keys_by_case/good.xyz", "02_keys_by_case/lower.xyz",
+        "03_units/hartree.xyz", "05_energies_only/eonly.xyz", "07_nan_stress/nan.xyz",
+        "08_charge/charged.xyz", "22_text/latin.xyz", "09_one_element/t.xyz",
+        "10_all_electron/t.xyz", "11_noise_forces/noise.xyz", "12_precision/t.xyz",
+        "13_isolated_atoms/t.xyz", "15_two_heads/a.xyz", "15_two_heads/d.yaml",
+        "21_heads_in_records/h.xyz", "27_held_atoms/slab.xyz", "17_lmdb_rows/charge_None.lmdb",
+        "19_mace_lmdb/ref.aselmdb", "27_held_atoms/slab.aselmdb",
+    ],
 )  # fmt: skip
 def test_nothing_is_wrong_with_the_sound_cases(
     name: str, shared_data: Path, capsys: pytest.CaptureFixture[str]
@@ -329,4 +397,7 @@ def test_a_set_without_forces_is_sound_and_a_partly_labelled_one_where_that_is_s
         atoms.arrays.pop("REF_forces", None)
     findings = check(frames)
     assert not errors(findings)
-    assert any("no structure has forces: train with --forces_weight 0" in text for text in errors(findings, "warning"))
+    assert any(
+        "no structure has forces: train with --forces_weight 0" in text
+        for text in errors(findings, "warning")
+    )

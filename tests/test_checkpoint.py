@@ -49,11 +49,15 @@ def test_both_files_load_into_the_same_module(pair: Path, name: str) -> None:
     loaded = model_loader.load(pair / name)
     assert loaded.description.hash() == loaded.file.content["model_json_hash"]
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float64}
-    assert torch.equal(loaded.module.get_buffer(ENERGIES), torch.tensor([[-13.6, -430.0]], dtype=torch.float64))
+    assert torch.equal(
+        loaded.module.get_buffer(ENERGIES), torch.tensor([[-13.6, -430.0]], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("name", ["x_checkpoint.pt", "x_model.pt"])
-def test_flipped_bits_are_never_loaded_with_other_content(pair: Path, name: str, tmp_path: Path) -> None:
+def test_flipped_bits_are_never_loaded_with_other_content(
+    pair: Path, name: str, tmp_path: Path
+) -> None:
     good, rng = (pair / name).read_bytes(), random.Random(1)
     reference = checkpoint.read(pair / name).tensors
     harmless = 0
@@ -90,7 +94,10 @@ class Bomb:
 
 def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    torch.save({"format_version": 1, "digest": "", "model_json_text": "", "x": Bomb(marker)}, tmp_path / "bomb.pt")
+    torch.save(
+        {"format_version": 1, "digest": "", "model_json_text": "", "x": Bomb(marker)},
+        tmp_path / "bomb.pt",
+    )
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Bomb(marker)))
     for name in ("bomb.pt", "plain.pt"):
         with pytest.raises(VerificationError):
@@ -139,7 +146,9 @@ def test_weights_of_another_network_are_named(pair: Path) -> None:
     file = checkpoint.read(pair / "x_checkpoint.pt")
     other = model_json.parse(json.dumps({**TINY, "hidden_irreps": "5x0e+5x1o"}), "other")
     with pytest.raises(VerificationError, match="has shape"):
-        model_loader.load_tensors(model_loader.build(other, torch.float64, 1), file.tensors, other, "file")
+        model_loader.load_tensors(
+            model_loader.build(other, torch.float64, 1), file.tensors, other, "file"
+        )
 
 
 def test_numpy_numbers_and_paths_may_not_stand_in_a_checkpoint(tmp_path: Path) -> None:
@@ -159,7 +168,9 @@ def test_the_generation_before_stays(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"a.pt", "a.prev.pt"}
 
 
-def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.pt"
     durable.write(path, b"old")
 

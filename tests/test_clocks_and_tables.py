@@ -1,4 +1,6 @@
-"""The time of day decides nothing that a run does, and text of data is text in every table that is written."""
+"""The time of day decides nothing that a run does, and text of data is text in every
+table that is written.
+"""
 
 import csv
 import time
@@ -25,10 +27,30 @@ DAY = 86400.0
 def test_a_clock_that_is_set_during_a_run_changes_nothing(
     tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It jumps by a year at every look at it; the limit of time is not met, and the result is the same."""
+    """It jumps by a year at every look at it; the limit of time is not met, and
+    the result is the same.
+    """
     train, val = water_xyz("train.xyz", 8), water_xyz("val.xyz", 4, seed=1)
-    words = ["--input_json", tiny_json, "--xyz_train", train, "--xyz_val", val, "--batch_size", "4", "--epochs", "2"]
-    words += ["--time_limit", "00:59:00", "--checkpoint_every_minutes", "20", "--no_export_mace_model", "--tensorboard"]
+    words = [
+        "--input_json",
+        tiny_json,
+        "--xyz_train",
+        train,
+        "--xyz_val",
+        val,
+        "--batch_size",
+        "4",
+        "--epochs",
+        "2",
+    ]
+    words += [
+        "--time_limit",
+        "00:59:00",
+        "--checkpoint_every_minutes",
+        "20",
+        "--no_export_mace_model",
+        "--tensorboard",
+    ]
     flags = [str(word) for word in words]
     assert train_mace.main([*flags, "--output_checkpoint", str(tmp_path / "whole")]) == 0
     now, looks = time.time, [0]
@@ -65,9 +87,15 @@ def test_the_end_of_an_allocation_by_a_clock_that_is_wrong(
 ) -> None:
     """SLURM itself is asked, as where it tells a job nothing."""
     start = 1_800_000_000
-    monkeypatch.setattr(interruption, "time", SimpleNamespace(time=lambda: start + 60 + off, monotonic=time.monotonic))
     monkeypatch.setattr(
-        interruption.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=f"{said}\n", returncode=0)
+        interruption,
+        "time",
+        SimpleNamespace(time=lambda: start + 60 + off, monotonic=time.monotonic),
+    )
+    monkeypatch.setattr(
+        interruption.subprocess,
+        "run",
+        lambda *_, **__: SimpleNamespace(stdout=f"{said}\n", returncode=0),
     )
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert scheduler_left() == 2 * DAY + 3630
@@ -80,12 +108,24 @@ def test_the_end_of_an_allocation_by_a_clock_that_is_wrong(
 
 @pytest.mark.parametrize("said", ["UNLIMITED", "INVALID", "", "N/A"])
 def test_no_limit_where_slurm_says_none(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=f"{said}\n"))
+    monkeypatch.setattr(
+        interruption.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=f"{said}\n")
+    )
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert Interruption().limit(None) is None
 
 
-FORMULAS = ("=HYPERLINK(1)", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", " =1", "=1\tx", "＝1+1", "|calc", "%0A=1")
+FORMULAS = (
+    "=HYPERLINK(1)",
+    "+1+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(1)",
+    " =1",
+    "=1\tx",
+    "＝1+1",
+    "|calc",
+    "%0A=1",
+)
 TEXTS = ("slab", "-12", "+3.5", "a=b", "H2O-2", "1-2", "", "'quoted", "été")
 
 
@@ -100,11 +140,22 @@ def test_cells_that_begin_like_formulas_begin_with_an_apostrophe() -> None:
 
 
 def test_tables_frames_and_lines_of_an_evaluation(
-    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_json: Path,
+    water_xyz: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Names of structures and their types as nobody would choose them; the xyz file gives them back as they were."""
+    """Names of structures and their types as nobody would choose them; the xyz file gives
+    them back as they were.
+    """
     words = ["--input_json", tiny_json, "--xyz_train", water_xyz("train.xyz", 4), "--epochs", "1"]
-    words += ["--xyz_val", water_xyz("val.xyz", 4), "--no_export_mace_model", "--output_checkpoint", tmp_path / "run"]
+    words += [
+        "--xyz_val",
+        water_xyz("val.xyz", 4),
+        "--no_export_mace_model",
+        "--output_checkpoint",
+        tmp_path / "run",
+    ]
     assert train_mace.main([str(word) for word in words]) == 0
     frames = waters(6)
     odd = ("=1+1", "@cmd", "<script>alert(1)</script>", "+2+2", "a\x1b[31mb", '=HYPERLINK("x")')
@@ -128,10 +179,21 @@ def test_tables_frames_and_lines_of_an_evaluation(
 
 def test_nothing_else_writes_tables_or_markup() -> None:
     """A new writer of CSV or HTML belongs in this file."""
-    root, words = Path(train_mace.__file__).parents[1], ("csv.writer", "DictWriter", "to_csv", "<table", "<svg", "</")
-    files = [path for folder in ("dataloader", "model_utils") for path in (root / folder).rglob("*.py")]
+    root, words = (
+        Path(train_mace.__file__).parents[1],
+        ("csv.writer", "DictWriter", "to_csv", "<table", "<svg", "</"),
+    )
+    files = [
+        path for folder in ("dataloader", "model_utils") for path in (root / folder).rglob("*.py")
+    ]
     files += [root / "metadata.py", root / "read_model.py"]
-    writing = {path.name for path in files if any(word in path.read_text(encoding="utf-8") for word in words)}
+    writing = {
+        path.name
+        for path in files
+        if any(word in path.read_text(encoding="utf-8") for word in words)
+    }
     of_text = {"breakdown.py", "curves.py", "judgement_files.py", "relaxing.py"}  # through csv_text
     of_numbers = {"csv_file.py", "dynamics.py"}
-    assert writing == of_text | of_numbers | {"viewer.py"}, "which hands the viewer numbers and elements alone"
+    assert writing == of_text | of_numbers | {"viewer.py"}, (
+        "which hands the viewer numbers and elements alone"
+    )

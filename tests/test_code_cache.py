@@ -1,4 +1,6 @@
-"""Compiled kernels that are damaged, or that somebody else could have written, are not loaded but compiled again."""
+"""Compiled kernels that are damaged, or that somebody else could have written, are not
+loaded but compiled again.
+"""
 
 import ctypes
 import hashlib
@@ -48,7 +50,9 @@ def prebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny library, compiled once for all tests."""
     folder = tmp_path_factory.mktemp("prebuilt")
     (folder / "tiny.cpp").write_text('extern "C" int answer() { return 42; }\n')
-    compiler._run(["g++", "-shared", "-fPIC", str(folder / "tiny.cpp"), "-o", str(folder / "tiny.so")])
+    compiler._run(
+        ["g++", "-shared", "-fPIC", str(folder / "tiny.cpp"), "-o", str(folder / "tiny.so")]
+    )
     return folder / "tiny.so"
 
 
@@ -57,7 +61,9 @@ def lines() -> Iterator[list[str]]:
     """What is logged as a warning."""
     said: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage()) if record.levelno >= logging.WARNING else None  # type: ignore[method-assign]
+    handler.emit = lambda record: (
+        said.append(record.getMessage()) if record.levelno >= logging.WARNING else None
+    )  # type: ignore[method-assign]
     runtime.log.addHandler(handler)
     yield said
     runtime.log.removeHandler(handler)
@@ -81,7 +87,9 @@ def cache(tmp_path: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 
 def put(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """In the place of a file, another one: one that is loaded is never changed, which would change this process."""
+    """In the place of a file, another one: one that is loaded is never changed, which
+    would change this process.
+    """
     path.unlink()
     path.write_bytes(content)
     path.chmod(mode)
@@ -99,11 +107,16 @@ def flipped(place: float) -> Callable[[Cache], None]:
 
 
 def other_seal(text: str) -> Callable[[Cache], None]:
-    """Another text in the place of the seal; {sha} stands for the digest that fits, {name} for the library's name."""
+    """Another text in the place of the seal; {sha} stands for the digest that fits, {name}
+    for the library's name.
+    """
 
     def damage(cache: Cache) -> None:
         digest = hashlib.sha256(cache.library.read_bytes()).hexdigest()
-        put(cache.seal, text.format(sha=digest, name=cache.library.name, folder=cache.folder).encode())
+        put(
+            cache.seal,
+            text.format(sha=digest, name=cache.library.name, folder=cache.folder).encode(),
+        )
 
     return damage
 
@@ -129,14 +142,21 @@ def pipe(cache: Cache) -> None:
 DAMAGES: dict[str, tuple[Callable[[Cache], None], str]] = {
     "truncated": (lambda c: put(c.library, c.library.read_bytes()[:5000]), "its digest is another"),
     "empty": (lambda c: put(c.library, b""), "its digest is another"),
-    "zeros": (lambda c: put(c.library, bytes(len(c.library.read_bytes()))), "its digest is another"),
+    "zeros": (
+        lambda c: put(c.library, bytes(len(c.library.read_bytes()))),
+        "its digest is another",
+    ),
     "longer": (lambda c: put(c.library, c.library.read_bytes() + b"\0"), "its digest is another"),
-    **{f"bit at {place}": (flipped(place), "its digest is another") for place in (0.0, 0.1, 0.5, 0.9, 1.0)},
+    **{
+        f"bit at {place}": (flipped(place), "its digest is another")
+        for place in (0.0, 0.1, 0.5, 0.9, 1.0)
+    },
     "open to the group": (lambda c: c.library.chmod(0o720), "can be written by other users"),
     "open to all": (lambda c: c.library.chmod(0o702), "can be written by other users"),
     "a link": (linked("library"), "cannot be read"),
     "a pipe": (pipe, "is no file"),
-    "without a digest": (lambda c: c.seal.unlink(), "has no digest"),  # as a kill leaves it, and as it was made before
+    # as a kill leaves it, and as it was made before
+    "without a digest": (lambda c: c.seal.unlink(), "has no digest"),
     "an empty digest": (other_seal(""), "has a damaged digest"),
     "another digest": (other_seal("0" * 64 + "  {name}\n"), "its digest is another"),
     "half a digest": (other_seal("0123456"), "has a damaged digest"),
@@ -144,7 +164,10 @@ DAMAGES: dict[str, tuple[Callable[[Cache], None], str]] = {
     "a digest without an end": (other_seal("{sha}  {name}"), "has a damaged digest"),
     "a digest with another end": (other_seal("{sha}  {name}\v"), "has a damaged digest"),
     "the digest of a path": (other_seal("{sha}  {folder}/{name}\n"), "has a damaged digest"),
-    "the digest of a place above": (other_seal("{sha}  ../mace-pretrain/{name}\n"), "has a damaged digest"),
+    "the digest of a place above": (
+        other_seal("{sha}  ../mace-pretrain/{name}\n"),
+        "has a damaged digest",
+    ),
     "a digest that is no text": (lambda c: put(c.seal, b"\xff\xfe" * 40), "has a damaged digest"),
     "a digest open to all": (lambda c: c.seal.chmod(0o666), "can be written by other users"),
     "a linked digest": (linked("seal"), "cannot be read"),
@@ -153,7 +176,9 @@ DAMAGES: dict[str, tuple[Callable[[Cache], None], str]] = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_is_damaged_is_compiled_again_and_that_is_said(name: str, cache: Cache, lines: list[str]) -> None:
+def test_what_is_damaged_is_compiled_again_and_that_is_said(
+    name: str, cache: Cache, lines: list[str]
+) -> None:
     damage, reason = DAMAGES[name]
     content, library = cache.library.read_bytes(), cache.library
     damage(cache)
@@ -176,7 +201,9 @@ def test_what_is_damaged_is_compiled_again_and_that_is_said(name: str, cache: Ca
 
 @needs_compiler
 @pytest.mark.parametrize("which", ["library", "seal"])
-def test_another_users_file_is_not_loaded(which: str, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_file_is_not_loaded(
+    which: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path: Path = getattr(cache, which)
     theirs, fstat = path.stat().st_ino, os.fstat
 
@@ -198,7 +225,9 @@ def test_another_users_file_is_not_loaded(which: str, cache: Cache, monkeypatch:
 
 
 @needs_compiler
-def test_a_folder_that_others_can_write_is_closed_and_not_believed(cache: Cache, lines: list[str]) -> None:
+def test_a_folder_that_others_can_write_is_closed_and_not_believed(
+    cache: Cache, lines: list[str]
+) -> None:
     cache.folder.chmod(0o777)
     assert compiler.build().answer() == 42
     assert cache.compiled == 2
@@ -255,7 +284,9 @@ def test_damaged_and_no_compiler_is_one_sentence_and_nothing_is_loaded(
     flipped(0.5)(cache)
     damaged = cache.library.read_bytes()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(compiler.BuildError, match=r"no C\+\+ compiler found \(looked for no-such-compiler\)"):
+    with pytest.raises(
+        compiler.BuildError, match=r"no C\+\+ compiler found \(looked for no-such-compiler\)"
+    ):
         compiler.build()
     assert cache.library.read_bytes() == damaged
     monkeypatch.setenv("CXX", "g++")
@@ -296,7 +327,9 @@ def test_several_processes_at_once_compile_once(
 
 
 @needs_compiler
-def test_without_locks_each_makes_its_own_and_all_load(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_each_makes_its_own_and_all_load(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 

@@ -1,4 +1,6 @@
-"""evaluate.py with several models, and with energies of atoms: means, deviations, and what is said of them."""
+"""evaluate.py with several models, and with energies of atoms: means, deviations,
+and what is said of them.
+"""
 
 import csv
 import json
@@ -20,7 +22,9 @@ E0S = {"H": -13.6, "O": -430.0}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three networks of one structure with random weights, one with other E0s, and labelled waters."""
+    """Three networks of one structure with random weights, one with other
+    E0s, and labelled waters.
+    """
     folder = tmp_path_factory.mktemp("committee")
     for seed in (1, 2, 3):
         written(folder, seed, **TINY)
@@ -35,13 +39,23 @@ def words(place: Path, *seeds: int) -> list[str]:
     return ["--input_model", *models, "--xyz_path", str(place / "w.xyz"), "--dtype", "float64"]
 
 
-def judged(place: Path, out: Path, *more: str, seeds: tuple[int, ...] = (1, 2, 3)) -> dict[str, object]:
-    flags = ["--output_json", str(out / "e.json"), "--output_xyz", str(out / "p.xyz"), "--output_table"]
+def judged(
+    place: Path, out: Path, *more: str, seeds: tuple[int, ...] = (1, 2, 3)
+) -> dict[str, object]:
+    flags = [
+        "--output_json",
+        str(out / "e.json"),
+        "--output_xyz",
+        str(out / "p.xyz"),
+        "--output_table",
+    ]
     assert evaluate.main([*words(place, *seeds), *flags, str(out / "t.csv"), *more]) == 0
     return json.loads((out / "e.json").read_text())
 
 
-def test_is_the_committee_of_the_calculator(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_is_the_committee_of_the_calculator(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = judged(place, tmp_path, "--atom_energies")
     said = capsys.readouterr().out
     frames = read(tmp_path / "p.xyz", index=":")
@@ -56,15 +70,23 @@ def test_is_the_committee_of_the_calculator(place: Path, tmp_path: Path, capsys:
         results = calculator.results
         assert frame.info["mace_energy_std"] == pytest.approx(results["energy_std"], abs=1e-8)
         np.testing.assert_allclose(frame.arrays["mace_forces"], results["forces"], atol=1e-7)
-        np.testing.assert_allclose(frame.arrays["mace_forces_std"], results["forces_std"], atol=1e-7)
+        np.testing.assert_allclose(
+            frame.arrays["mace_forces_std"], results["forces_std"], atol=1e-7
+        )
         of_atoms = np.stack([member.get_property("energies", atoms) for member in members])
-        np.testing.assert_allclose(frame.arrays["mace_node_energies"], of_atoms.mean(axis=0), atol=1e-7)
-        np.testing.assert_allclose(frame.arrays["mace_node_energies_std"], of_atoms.std(axis=0), atol=1e-7)
+        np.testing.assert_allclose(
+            frame.arrays["mace_node_energies"], of_atoms.mean(axis=0), atol=1e-7
+        )
+        np.testing.assert_allclose(
+            frame.arrays["mace_node_energies_std"], of_atoms.std(axis=0), atol=1e-7
+        )
         row = by_name[frame.info["identifier"]]
         assert float(row["energy_std"]) == pytest.approx(results["energy_std"], abs=1e-8)
         lengths = np.linalg.norm(results["forces_std"], axis=1)
         assert float(row["forces_max_std"]) == pytest.approx(lengths.max(), rel=1e-6)
-    errors = np.array([f.arrays["mace_forces"] - f.arrays["REF_forces"] for f in frames], dtype=object)
+    errors = np.array(
+        [f.arrays["mace_forces"] - f.arrays["REF_forces"] for f in frames], dtype=object
+    )
     spreads = [f.arrays["mace_forces_std"] for f in frames]
     rmse = np.sqrt(np.mean(np.concatenate([e.astype(float).ravel() for e in errors]) ** 2))
     rms_spread = np.sqrt(np.mean(np.concatenate([s.ravel() for s in spreads]) ** 2))
@@ -81,7 +103,9 @@ def test_energies_of_atoms_sum_to_the_energy(place: Path, tmp_path: Path) -> Non
     content = judged(place, tmp_path, "--atom_energies", seeds=(1,))
     assert "committee" not in content
     for frame in read(tmp_path / "p.xyz", index=":"):
-        assert frame.arrays["mace_node_energies"].sum() == pytest.approx(frame.info["mace_energy"], abs=1e-6)
+        assert frame.arrays["mace_node_energies"].sum() == pytest.approx(
+            frame.info["mace_energy"], abs=1e-6
+        )
         below = [E0S[symbol] + 20 for symbol in frame.get_chemical_symbols()]
         assert (frame.arrays["mace_node_energies"] < below).all(), "E0s are in"
         assert "mace_node_energies_std" not in frame.arrays
@@ -116,7 +140,9 @@ def test_what_is_no_committee_is_one_line(place: Path, capsys: pytest.CaptureFix
 def test_a_model_named_twice_is_said(
     seeds: tuple[int, ...], is_said: bool, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A copy under another name agrees with its original as well: it is weights that are compared."""
+    """A copy under another name agrees with its original as well: it is
+    weights that are compared.
+    """
     assert evaluate.main(words(place, *seeds)) == 0
     said = capsys.readouterr()
     assert ("that the two agree says nothing" in said.out + said.err) is is_said

@@ -1,4 +1,6 @@
-"""The configurations to start from, as far as they are small: run as their first lines say, on a few structures."""
+"""The configurations to start from, as far as they are small: run as their first lines
+say, on a few structures.
+"""
 
 import json
 from pathlib import Path
@@ -14,14 +16,27 @@ CONFIGS = ROOT / "configs"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few frames of the quickstart's data, and a run of the configuration for small molecules on them."""
+    """A few frames of the quickstart's data, and a run of the configuration for
+    small molecules on them.
+    """
     folder = tmp_path_factory.mktemp("configs")
     for name in ("train", "valid", "test"):
         frames = sorted(read(CONFIGS / "quickstart" / f"{name}.xyz", index=":40"), key=len)
         write(folder / f"{name}.xyz", frames[:4], format="extxyz")
-    words = [str(CONFIGS / "small_molecules.yaml"), "--train_file", str(folder / "train.xyz"), "--max_steps", "1"]
+    words = [
+        str(CONFIGS / "small_molecules.yaml"),
+        "--train_file",
+        str(folder / "train.xyz"),
+        "--max_steps",
+        "1",
+    ]
     words += ["--valid_file", str(folder / "valid.xyz"), "--test_file", str(folder / "test.xyz")]
-    assert train_mace.main([*words, "--no_export_mace_model", "--run_dir", str(folder / "molecules"), "--resume"]) == 0
+    assert (
+        train_mace.main(
+            [*words, "--no_export_mace_model", "--run_dir", str(folder / "molecules"), "--resume"]
+        )
+        == 0
+    )
     return folder
 
 
@@ -43,13 +58,35 @@ def test_small_molecules(folder: Path) -> None:
 def test_evaluate(folder: Path) -> None:
     words = ["--config", str(CONFIGS / "evaluate.yaml"), "--input_model", model_of(folder)]
     output = folder / "errors.json"
-    assert evaluate.main([*words, "--data", str(folder / "test.xyz"), "--output_json", str(output)]) == 0
+    assert (
+        evaluate.main([*words, "--data", str(folder / "test.xyz"), "--output_json", str(output)])
+        == 0
+    )
     assert json.loads(output.read_text())["n_configs"] == 4
 
 
 def test_fine_tune_with_replay(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", str(CONFIGS / "finetune_replay.yaml"), "--input_model", model_of(folder), "--E0s", "keep"]
-    words += ["--train_file", str(folder / "valid.xyz"), "--replay", str(folder / "test.xyz"), "--max_steps", "1"]
+    words = [
+        "--config",
+        str(CONFIGS / "finetune_replay.yaml"),
+        "--input_model",
+        model_of(folder),
+        "--E0s",
+        "keep",
+    ]
+    words += [
+        "--train_file",
+        str(folder / "valid.xyz"),
+        "--replay",
+        str(folder / "test.xyz"),
+        "--max_steps",
+        "1",
+    ]
     words += ["--valid_fraction", "0.5"]
-    assert finetune.main([*words, "--no_export_mace_model", "--run_dir", str(folder / "tuned"), "--resume"]) == 0
+    assert (
+        finetune.main(
+            [*words, "--no_export_mace_model", "--run_dir", str(folder / "tuned"), "--resume"]
+        )
+        == 0
+    )
     assert "replay" in capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""What only a GPU can show; skipped without one. ``python benchmarks/gpu.py`` has the times, and runs these."""
+"""What only a GPU can show; skipped without one.
+
+``python benchmarks/gpu.py`` has the times, and runs these.
+"""
 
 import json
 from collections.abc import Callable
@@ -16,7 +19,8 @@ from model_utils.run.step import loss_and_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 STEPS = ("fast", "reference")
-IN_ORDER = {"fast": [], "reference": ["--deterministic"]}  # what makes sums of a form have one order
+# what makes sums of a form have one order
+IN_ORDER = {"fast": [], "reference": ["--deterministic"]}
 
 
 @pytest.fixture
@@ -26,7 +30,12 @@ def train(tmp_path: Path, water_xyz: Callable[..., Path]) -> Callable[..., Path]
     description.write_text(json.dumps(TINY))
 
     def go(name: str, *flags: str) -> Path:
-        data = ["--xyz_train", str(water_xyz("train.xyz", 20)), "--xyz_val", str(water_xyz("val.xyz", 4, seed=1))]
+        data = [
+            "--xyz_train",
+            str(water_xyz("train.xyz", 20)),
+            "--xyz_val",
+            str(water_xyz("val.xyz", 4, seed=1)),
+        ]
         place = ["--input_json", str(description), "--output_checkpoint", str(tmp_path / name)]
         common = ["--device", "cuda", "--dtype", "float64", "--batch_size", "4", "--ema"]
         assert train_mace.main([*data, *place, *common, *flags]) == 0
@@ -99,7 +108,14 @@ def test_files_of_a_gpu_open_on_a_cpu(train: Callable[..., Path], tmp_path: Path
     errors = []
     for device in ("cuda", "cpu"):
         report = tmp_path / f"{device}.json"
-        data = ["--xyz_path", str(tmp_path / "val.xyz"), "--output_json", str(report), "--device", device]
+        data = [
+            "--xyz_path",
+            str(tmp_path / "val.xyz"),
+            "--output_json",
+            str(report),
+            "--device",
+            device,
+        ]
         assert evaluate.main(["--input_model", str(path.with_name("run_model.pt")), *data]) == 0
         errors.append(json.loads(report.read_text()))
     assert errors[0]["forces_rmse"] == pytest.approx(errors[1]["forces_rmse"], rel=1e-10)
@@ -117,13 +133,17 @@ def test_a_step_goes_on_in_little_memory(step: str) -> None:
     memory.release(device)
     total = torch.cuda.get_device_properties(device).total_memory
     try:
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.6 * needed) / total)
+        torch.cuda.set_per_process_memory_fraction(
+            (torch.cuda.memory_reserved() + 0.6 * needed) / total
+        )
         divided = loss_and_gradients(network, weights, [batch], LOSS)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert float(divided.loss) == pytest.approx(float(whole.loss), rel=1e-12)
     for ours, theirs in zip(divided.gradients, whole.gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * max(float(theirs.abs().max()), 1e-3))
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=1e-11 * max(float(theirs.abs().max()), 1e-3)
+        )
 
 
 def test_steps_agree(train: Callable[..., Path]) -> None:

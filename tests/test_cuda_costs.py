@@ -1,4 +1,5 @@
-"""Launches and bytes of a training step as a GPU would have them, counted on fake tensors by benchmarks/cuda_costs.py.
+"""Launches and bytes of a training step as a GPU would have them, counted on fake tensors by
+benchmarks/cuda_costs.py.
 
 The numbers are bounds: who makes them smaller lowers them here; a line that raises them is seen.
 """
@@ -43,7 +44,9 @@ def crystal_of(n_elements: int, costs: ModuleType) -> tuple[list[Any], list[int]
     return [replace(structure, atomic_numbers=numbers.astype(np.int64))], list(range(1, 21))
 
 
-def test_launches_do_not_grow_with_elements_but_with_a_copy(costs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_do_not_grow_with_elements_but_with_a_copy(
+    costs: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few, _, n_edges = costs.counted_step("plain", HIDDEN, 0, structures=crystal_of(3, costs))
     many, _, _ = costs.counted_step("plain", HIDDEN, 0, structures=crystal_of(17, costs))
     assert many.launches == few.launches

@@ -1,4 +1,6 @@
-"""model.json: one canonical text per structure, a hash that means it, refusals that name the field."""
+"""model.json: one canonical text per structure, a hash that means it,
+refusals that name the field.
+"""
 
 import json
 
@@ -46,19 +48,31 @@ def test_spellings_of_one_structure_have_one_hash(spelling: dict[str, object]) -
 
 @pytest.mark.parametrize(
     "change",
-    [{"r_max": 3.0000001}, {"atomic_numbers": [8, 1]}, {"gate": "tanh"}, {"avg_num_neighbors": 2.5}, {"use_so3": True}],
+    [
+        {"r_max": 3.0000001},
+        {"atomic_numbers": [8, 1]},
+        {"gate": "tanh"},
+        {"avg_num_neighbors": 2.5},
+        {"use_so3": True},
+    ],
 )
 def test_another_structure_has_another_hash_and_is_named(change: dict[str, object]) -> None:
     other = described(**change)
     assert other.hash() != described().hash()
-    assert any(difference.startswith(next(iter(change))) for difference in differing_fields(described(), other))
+    assert any(
+        difference.startswith(next(iter(change)))
+        for difference in differing_fields(described(), other)
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"r_maxx": 3.0}, "unknown field 'r_maxx'; did you mean 'r_max'?"),
-        ({"avg_num_neighbors": ...}, "avg_num_neighbors is missing; `metadata.py fit` computes it from data"),
+        (
+            {"avg_num_neighbors": ...},
+            "avg_num_neighbors is missing; `metadata.py fit` computes it from data",
+        ),
         ({"atomic_inter_scale": ...}, "atomic_inter_scale is missing, which ScaleShiftMACE needs"),
         ({"gate": None}, "gate: input should be 'silu'"),
         ({"r_max": "3"}, "r_max: input should be a valid number (found '3')"),

@@ -1,4 +1,6 @@
-"""What a process sets before CUDA is used, and which arithmetic libraries may take there; no GPU is needed."""
+"""What a process sets before CUDA is used, and which arithmetic libraries may take
+there; no GPU is needed.
+"""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def start(device: str = "cpu", *, deterministic: bool = False) -> torch.device:
-    return runtime.start(device=device, dtype=torch.float32, threads=1, seed=1, deterministic=deterministic)
+    return runtime.start(
+        device=device, dtype=torch.float32, threads=1, seed=1, deterministic=deterministic
+    )
 
 
 @pytest.fixture
@@ -52,8 +56,11 @@ def test_a_device_that_is_not_there_is_refused(two_devices: list[torch.device]) 
     assert two_devices == []
 
 
-def test_float32_products_are_float32_whatever_the_environment_says(two_devices: list[torch.device]) -> None:
-    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE does in NVIDIA's containers
+def test_float32_products_are_float32_whatever_the_environment_says(
+    two_devices: list[torch.device],
+) -> None:
+    # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE does in NVIDIA's containers
+    torch.set_float32_matmul_precision("high")
     device = start("cuda")
     assert torch.backends.cuda.matmul.allow_tf32 is False
     assert runtime.computing(device)["tf32"] is False
@@ -64,7 +71,9 @@ def test_float32_products_are_float32_whatever_the_environment_says(two_devices:
     assert "tf32" not in runtime.computing(torch.device("cpu"))
 
 
-def test_blocks_of_memory_may_grow_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_memory_may_grow_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     start()
     assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     del os.environ["PYTORCH_CUDA_ALLOC_CONF"]

@@ -1,4 +1,6 @@
-"""mace-torch's networks of dipoles: its own numbers, trained, resumed, fine-tuned, judged, converted, asked by ASE."""
+"""mace-torch's networks of dipoles: its own numbers, trained, resumed, fine-tuned, judged,
+converted, asked by ASE.
+"""
 
 import json
 import pickle
@@ -29,7 +31,8 @@ from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
 from model_utils.models.mace_import import o3
 
-pytestmark = pytest.mark.usefixtures("restored_tables")  # dipoles are a quantity once a network gives them
+# dipoles are a quantity once a network gives them
+pytestmark = pytest.mark.usefixtures("restored_tables")
 
 DIPOLES = {
     "model_class": "AtomicDipolesMACE",
@@ -50,11 +53,14 @@ BOTH = {
 }
 KINDS = {"AtomicDipolesMACE": DIPOLES, "EnergyDipolesMACE": BOTH}
 LOSSES = {"AtomicDipolesMACE": "dipole", "EnergyDipolesMACE": "energy_forces_dipole"}
-MODEL_TYPES = {"AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}  # of mace's calculator
+# of mace's calculator
+MODEL_TYPES = {"AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
 CHARGES = {1: 0.35, 8: -0.7}
 
 
-def dipolar(n: int, seed: int = 0, name: str = "REF_dipole", *, energies: bool = True) -> list[Atoms]:
+def dipolar(
+    n: int, seed: int = 0, name: str = "REF_dipole", *, energies: bool = True
+) -> list[Atoms]:
     """Waters with the dipoles of fixed charges, e·Å."""
     frames = waters(n, seed)
     for atoms in frames:
@@ -119,7 +125,9 @@ def test_a_file_of_mace_gives_its_numbers(
     assert any("unit of its training data" in record.message for record in caplog.records)
     assert loaded.description.gate == "tanh"
     ours = Calculator(tmp_path / "their.model")
-    crystal = Atoms("OHH", [[0, 0, 0], [0.9, 0.1, 0], [0, 0.2, 0.9]], cell=3.1 * np.eye(3), pbc=True)
+    crystal = Atoms(
+        "OHH", [[0, 0, 0], [0.9, 0.1, 0], [0, 0.2, 0.9]], cell=3.1 * np.eye(3), pbc=True
+    )
     for atoms in (*waters(3), Atoms("O"), crystal):
         mine = atoms.copy()
         mine.calc = ours
@@ -129,9 +137,13 @@ def test_a_file_of_mace_gives_its_numbers(
                 dipole = mine.get_dipole_moment()
         else:
             dipole = mine.get_dipole_moment()
-        np.testing.assert_allclose(dipole, of_mace.get_property("dipole", atoms), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(
+            dipole, of_mace.get_property("dipole", atoms), rtol=0, atol=1e-10
+        )
         if kind == "EnergyDipolesMACE":
-            assert mine.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
+            assert mine.get_potential_energy() == pytest.approx(
+                atoms.get_potential_energy(), abs=1e-10
+            )
             np.testing.assert_allclose(mine.get_forces(), atoms.get_forces(), rtol=0, atol=1e-10)
     if crystal.calc is of_mace and kind == "EnergyDipolesMACE":
         np.testing.assert_allclose(mine.get_stress(), crystal.get_stress(), rtol=0, atol=1e-10)
@@ -139,13 +151,23 @@ def test_a_file_of_mace_gives_its_numbers(
         output = tmp_path / f"again.{ending}"
         assert (
             read_model.main(
-                ["convert", "--input_model", str(tmp_path / "their.model"), "--to", form, "--output", str(output)]
+                [
+                    "convert",
+                    "--input_model",
+                    str(tmp_path / "their.model"),
+                    "--to",
+                    form,
+                    "--output",
+                    str(output),
+                ]
             )
             == 0
         )
         again = Calculator(output)
         atoms = waters(1)[0]
-        assert np.array_equal(again.get_property("dipole", atoms), ours.get_property("dipole", atoms))
+        assert np.array_equal(
+            again.get_property("dipole", atoms), ours.get_property("dipole", atoms)
+        )
     capsys.readouterr()
     for form in ("lammps", "mliap"):
         words = [
@@ -162,7 +184,9 @@ def test_a_file_of_mace_gives_its_numbers(
 
 
 @pytest.mark.parametrize("kind", every_second(list(KINDS)))
-def test_trains_resumes_to_the_bit_and_is_judged(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trains_resumes_to_the_bit_and_is_judged(
+    kind: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--loss", LOSSES[kind], "--quantity_weights", "dipole=100", "--ema"]
     assert train_mace.main(training(place, kind, "whole", *words, "--epochs", "8")) == 0
     said = capsys.readouterr().out
@@ -173,13 +197,17 @@ def test_trains_resumes_to_the_bit_and_is_judged(kind: str, place: Path, capsys:
     whole = checkpoint.read(place / "whole" / "whole_checkpoint.pt")
     parts = checkpoint.read(place / "parts" / "parts_checkpoint.pt")
     assert all(torch.equal(tensor, parts.tensors[name]) for name, tensor in whole.tensors.items())
-    records = [json.loads(line) for line in (place / "whole" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (place / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     errors = [record["dipole_rmse_per_atom"] for record in records if record["kind"] == "valid"]
     assert min(errors) < 0.5 * errors[0]
 
     model = str(place / "whole" / "whole_model.pt")
     outputs = ["--output_json", str(place / "e.json"), "--output_xyz", str(place / "p.xyz")]
-    assert evaluate.main(["--input_model", model, "--xyz_path", str(place / "val.xyz"), *outputs]) == 0
+    assert (
+        evaluate.main(["--input_model", model, "--xyz_path", str(place / "val.xyz"), *outputs]) == 0
+    )
     content = json.loads((place / "e.json").read_text())
     frames = read(place / "p.xyz", index=":")
     differences = [f.info["mace_dipole"] - f.info["REF_dipole"] for f in frames]
@@ -194,7 +222,9 @@ def test_trains_resumes_to_the_bit_and_is_judged(kind: str, place: Path, capsys:
 
 
 @pytest.mark.parametrize("kind", every_second(list(reversed(KINDS))))
-def test_is_fine_tuned_from_its_own_numbers(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_is_fine_tuned_from_its_own_numbers(
+    kind: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(place / "train.xyz", dipolar(12, 3), format="extxyz")
     words = ["--loss", LOSSES[kind], "--epochs", "1", "--no_export_mace_model"]
     assert train_mace.main(training(place, kind, "first", *words, dtype="float32")) == 0
@@ -210,7 +240,16 @@ def test_is_fine_tuned_from_its_own_numbers(kind: str, place: Path, capsys: pyte
 
 
 def test_a_structure_with_a_dipole_alone_is_enough(place: Path) -> None:
-    words = training(place, "AtomicDipolesMACE", "run", "--loss", "dipole", "--epochs", "1", "--no_export_mace_model")
+    words = training(
+        place,
+        "AtomicDipolesMACE",
+        "run",
+        "--loss",
+        "dipole",
+        "--epochs",
+        "1",
+        "--no_export_mace_model",
+    )
     words[words.index("--xyz_train") + 1] = str(place / "bare.xyz")
     assert train_mace.main(words) == 0
 
@@ -227,25 +266,38 @@ def saved(folder: Path, kind: str, seed: int = 1) -> Path:
 
 
 REFUSED = {
-    "energies of a network without": ([], "trains on energy, forces, and AtomicDipolesMACE gives dipole only"),
-    "a step": (["--loss", "dipole", "--step", "cueq"], "--step cueq: there is no such form of AtomicDipolesMACE"),
+    "energies of a network without": (
+        [],
+        "trains on energy, forces, and AtomicDipolesMACE gives dipole only",
+    ),
+    "a step": (
+        ["--loss", "dipole", "--step", "cueq"],
+        "--step cueq: there is no such form of AtomicDipolesMACE",
+    ),
     "no label": (["--loss", "dipole", "--label_keys", "dipole=mu"], "mu"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_training_cannot_do_is_one_line(what: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_training_cannot_do_is_one_line(
+    what: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags, said = REFUSED[what]
     assert train_mace.main(training(place, "AtomicDipolesMACE", "run", *flags)) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in line
 
 
-def test_a_plain_network_has_no_dipole(place: Path, tiny_json: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_network_has_no_dipole(
+    place: Path, tiny_json: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = training(place, "AtomicDipolesMACE", "run", "--quantity_weights", "dipole=1")
     words[1] = str(tiny_json)
     assert train_mace.main(words) == 2
-    assert "trains on dipole, and ScaleShiftMACE gives energy, forces, stress only" in capsys.readouterr().err
+    assert (
+        "trains on dipole, and ScaleShiftMACE gives energy, forces, stress only"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_dipole_in_a_file_is_nothing_to_a_plain_network(
@@ -275,13 +327,18 @@ def test_debye_that_is_stated_is_converted(place: Path, capsys: pytest.CaptureFi
                 frame.info["dipole_unit"] = unit
         write(place / "d.xyz", frames, format="extxyz")
         out = place / f"{unit}.json"
-        assert evaluate.main([*models, "--xyz_path", str(place / "d.xyz"), "--output_json", str(out)]) == 0
+        assert (
+            evaluate.main([*models, "--xyz_path", str(place / "d.xyz"), "--output_json", str(out)])
+            == 0
+        )
         errors.append(json.loads(out.read_text())["dipole_rmse_per_atom"])
     assert "dipole converted to e·Å: × 0.208194" in capsys.readouterr().out
     assert errors[1] == pytest.approx(errors[0], rel=1e-6)
 
 
-def test_a_dipole_of_a_crystal_is_warned_of(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dipole_of_a_crystal_is_warned_of(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frames = dipolar(4, energies=False)
     for frame in frames:
         frame.cell = 8.0 * np.eye(3)
@@ -289,23 +346,39 @@ def test_a_dipole_of_a_crystal_is_warned_of(place: Path, capsys: pytest.CaptureF
     write(place / "c.xyz", frames, format="extxyz")
     model = saved(place, "AtomicDipolesMACE")
     assert evaluate.main(["--input_model", str(model), "--xyz_path", str(place / "c.xyz")]) == 0
-    assert "a dipole of a periodic structure is known up to lattice vectors times e" in capsys.readouterr().out
+    assert (
+        "a dipole of a periodic structure is known up to lattice vectors times e"
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize(("charge", "is_said"), [(1, True), (-2.0, True), (0, False), (None, False)])
+@pytest.mark.parametrize(
+    ("charge", "is_said"), [(1, True), (-2.0, True), (0, False), (None, False)]
+)
 def test_that_a_dipole_of_an_ion_depends_on_the_origin_is_said(
     charge: float | None, is_said: bool, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where charges are said not to matter: with the network's input they do not, with the labels they do."""
+    """Also where charges are said not to matter: with the network's input they do not,
+    with the labels they do.
+    """
     frames = dipolar(4, energies=False)
     for frame in frames:
         if charge is not None:
             frame.info["charge"] = charge
     write(place / "ions.xyz", frames, format="extxyz")
     model = saved(place, "AtomicDipolesMACE")
-    words = ["--input_model", str(model), "--xyz_path", str(place / "ions.xyz"), "--charge_key", "none"]
+    words = [
+        "--input_model",
+        str(model),
+        "--xyz_path",
+        str(place / "ions.xyz"),
+        "--charge_key",
+        "none",
+    ]
     assert evaluate.main(words) == 0
-    assert ("a dipole of a charged structure depends on the origin" in capsys.readouterr().out) is is_said
+    assert (
+        "a dipole of a charged structure depends on the origin" in capsys.readouterr().out
+    ) is is_said
 
 
 def test_committees_of_one_kind(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,10 +395,14 @@ def test_committees_of_one_kind(place: Path, capsys: pytest.CaptureFixture[str])
     committee = Calculator(atomic)
     for frame in read(out, index=":"):
         committee.get_property("dipole", frame)
-        np.testing.assert_allclose(frame.info["mace_dipole_std"], committee.results["dipole_std"], atol=1e-8)
+        np.testing.assert_allclose(
+            frame.info["mace_dipole_std"], committee.results["dipole_std"], atol=1e-8
+        )
 
 
-def test_what_a_network_of_dipoles_cannot_be_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_network_of_dipoles_cannot_be_asked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ase.calculators.calculator import PropertyNotImplementedError
 
     from model_utils import md
@@ -335,7 +412,14 @@ def test_what_a_network_of_dipoles_cannot_be_asked(place: Path, capsys: pytest.C
     atoms.calc = Calculator(model)
     with pytest.raises(PropertyNotImplementedError, match="energy"):
         atoms.get_potential_energy()
-    dynamics = ["--data", str(place / "val.xyz"), "--output_dir", str(place / "m"), "--n_steps", "1"]
+    dynamics = [
+        "--data",
+        str(place / "val.xyz"),
+        "--output_dir",
+        str(place / "m"),
+        "--n_steps",
+        "1",
+    ]
     assert md.main(["--input_model", str(model), *dynamics, "--timestep", "1"]) == 2
     assert "gives dipole and no energies" in capsys.readouterr().err
     words = ["--input_model", str(model), "--xyz_path", str(place / "val.xyz")]
@@ -362,33 +446,73 @@ def test_a_description_that_mace_would_build_otherwise(what: str) -> None:
 
 
 def test_a_description_has_one_text() -> None:
-    short = model_json.parse(json.dumps({k: v for k, v in DIPOLES.items() if k != "MLP_irreps"}), "m.json")
+    short = model_json.parse(
+        json.dumps({k: v for k, v in DIPOLES.items() if k != "MLP_irreps"}), "m.json"
+    )
     assert short.MLP_irreps == "16x1o"
     assert short.atomic_energies == [[0.0, 0.0]]
     again = model_json.parse(short.canonical_text(), "m.json")
     assert again.hash() == short.hash()
 
 
-def test_in_an_lmdb_and_packed_it_is_the_same(place: Path, tiny_json: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_an_lmdb_and_packed_it_is_the_same(
+    place: Path, tiny_json: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where a network that does not know of dipoles has indexed the file before."""
     rows = {}
     for k, atoms in enumerate(dipolar(12)):
-        record = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "dipole": atoms.info["REF_dipole"]}
+        record = {
+            "pos": atoms.positions,
+            "atomic_numbers": atoms.numbers,
+            "dipole": atoms.info["REF_dipole"],
+        }
         labels = {"energy": atoms.info["REF_energy"], "forces": atoms.arrays["REF_forces"]}
         rows[str(k).encode()] = pickle.dumps({**record, **labels})
     shard = put(place / "train.lmdb", rows)
-    brief = ["--epochs", "1", "--no_export_mace_model", "--valid_file", str(shard), "--batch_size", "4"]
-    plain = ["--input_json", str(tiny_json), "--train_file", str(shard), "--output_checkpoint", str(place / "plain")]
+    brief = [
+        "--epochs",
+        "1",
+        "--no_export_mace_model",
+        "--valid_file",
+        str(shard),
+        "--batch_size",
+        "4",
+    ]
+    plain = [
+        "--input_json",
+        str(tiny_json),
+        "--train_file",
+        str(shard),
+        "--output_checkpoint",
+        str(place / "plain"),
+    ]
     assert train_mace.main([*plain, *brief]) == 0
     assert "dipole" not in QUANTITIES
-    packing = ["--input", str(shard), "--output_dir", str(place / "packed"), "--label_keys", "dipole=dipole"]
+    packing = [
+        "--input",
+        str(shard),
+        "--output_dir",
+        str(place / "packed"),
+        "--label_keys",
+        "dipole=dipole",
+    ]
     assert pack.main(packing) == 0
     results = []
     for name, data in (("xyz", place / "train.xyz"), ("lmdb", shard), ("packed", place / "packed")):
-        words = ["--input_json", str(place / "AtomicDipolesMACE.json"), "--train_file", str(data), "--loss", "dipole"]
+        words = [
+            "--input_json",
+            str(place / "AtomicDipolesMACE.json"),
+            "--train_file",
+            str(data),
+            "--loss",
+            "dipole",
+        ]
         words += ["--dtype", "float64", "--output_checkpoint", str(place / name)]
         assert train_mace.main([*words, *brief]) == 0
         results.append(checkpoint.read(place / name / f"{name}_checkpoint.pt").tensors)
     assert "dipole from dipole" in capsys.readouterr().out
     for other in results[1:]:
-        assert all(torch.allclose(tensor, other[name], rtol=0, atol=1e-7) for name, tensor in results[0].items())
+        assert all(
+            torch.allclose(tensor, other[name], rtol=0, atol=1e-7)
+            for name, tensor in results[0].items()
+        )

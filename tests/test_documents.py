@@ -1,4 +1,6 @@
-"""Documents and configurations that promise something: Parameters.md, configs, the tree of files, the site."""
+"""Documents and configurations that promise something: Parameters.md, configs, the
+tree of files, the site.
+"""
 
 import json
 import re
@@ -14,7 +16,12 @@ from model_utils.models import description
 from model_utils.settings import cli, counterparts, parameters_md
 from model_utils.settings.declared import names_of
 from model_utils.settings.mace_flags import OTHERS, OURS
-from model_utils.settings.options import EvaluateOptions, FinetuneOptions, PipelineOptions, TrainOptions
+from model_utils.settings.options import (
+    EvaluateOptions,
+    FinetuneOptions,
+    PipelineOptions,
+    TrainOptions,
+)
 from model_utils.stages.place import Place
 from model_utils.stages.planning import Plan
 from model_utils.stages.table import STAGES
@@ -38,10 +45,20 @@ def test_the_table_of_maces_flags_is_that_of_the_code() -> None:
     assert table.count("\n| `--") == len({*OURS, *OTHERS})
 
 
-OF_ANOTHER_COMMAND: dict[str, tuple[type, list[str]]] = {  # configuration: options of its command, flags that it needs
+# configuration: options of its command, flags that it needs
+OF_ANOTHER_COMMAND: dict[str, tuple[type, list[str]]] = {
     "finetune_replay.yaml": (
         FinetuneOptions,
-        ["--input_model", "a.pt", "--replay", "b.xyz", "--output_checkpoint", "run", "--xyz_train", "x.xyz"],
+        [
+            "--input_model",
+            "a.pt",
+            "--replay",
+            "b.xyz",
+            "--output_checkpoint",
+            "run",
+            "--xyz_train",
+            "x.xyz",
+        ],
     ),
     "evaluate.yaml": (EvaluateOptions, ["--input_model", "a.pt"]),
     "pipeline_quick.yaml": (PipelineOptions, ["--input_model", "a.pt"]),
@@ -56,7 +73,10 @@ CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.par
 def test_every_configuration_parses_and_names_files_that_are_there(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training: tuple[type, list[str]] = (TrainOptions, ["--output_checkpoint", "run", "--xyz_train", "x.xyz"])
+    training: tuple[type, list[str]] = (
+        TrainOptions,
+        ["--output_checkpoint", "run", "--xyz_train", "x.xyz"],
+    )
     kind, words = OF_ANOTHER_COMMAND.get(path.name, training)
     if kind is PipelineOptions:  # whose settings are those of its stages
         asked = cli.parse(PipelineOptions, ["--config", str(path), *words])
@@ -78,13 +98,20 @@ def test_every_configuration_parses_and_names_files_that_are_there(
     assert capsys.readouterr().err == "", "nothing of ours has to be answered"
     if kind is TrainOptions:
         network = plain["network"]
-        assert description.read(Path(plain["input_json"])) if network is None else completed(network)
+        assert (
+            description.read(Path(plain["input_json"])) if network is None else completed(network)
+        )
 
 
 def completed(network: str) -> description.ModelDescription:
     """The description of a network whose data said this."""
     measured = {"atomic_numbers": [1, 8], "atomic_energies": [[0.0, 0.0]], "avg_num_neighbors": 9.0}
-    fields = {"atomic_inter_scale": 1.0, "atomic_inter_shift": 0.0, **measured, **json.loads(network)}
+    fields = {
+        "atomic_inter_scale": 1.0,
+        "atomic_inter_shift": 0.0,
+        **measured,
+        **json.loads(network),
+    }
     return description.parse(json.dumps(fields), "configuration")
 
 
@@ -92,11 +119,17 @@ def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path)
     (tmp_path / "a.yaml").write_text(
         "input_json: m.json\nlr: 1e-3\nxyz_train: [t.xyz]\nepochs: 7\noutput_checkpoint: run\n"
     )
-    for argv in (["--lr", "0.5", "--config", f"{tmp_path}/a.yaml"], [f"--config={tmp_path}/a.yaml", "--lr", "0.5"]):
+    for argv in (
+        ["--lr", "0.5", "--config", f"{tmp_path}/a.yaml"],
+        [f"--config={tmp_path}/a.yaml", "--lr", "0.5"],
+    ):
         options = cli.parse(TrainOptions, argv)
         assert options is not None
         assert (options.optimizer.lr, options.run.epochs) == (0.5, 7)
-        assert (options.input_json, options.data.xyz_train) == (tmp_path / "m.json", (tmp_path / "t.xyz",))
+        assert (options.input_json, options.data.xyz_train) == (
+            tmp_path / "m.json",
+            (tmp_path / "t.xyz",),
+        )
     options = cli.parse(TrainOptions, ["--config", f"{tmp_path}/a.yaml"])
     assert options is not None
     assert options.optimizer.lr == 1e-3
@@ -115,7 +148,9 @@ def test_the_tree_names_what_is_there() -> None:
     tree = text.split("```text")[1].split("```")[0]
     named = paths_in(tree)
     assert [path for path in named if not (ROOT / path).exists()] == []
-    top = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["py-modules"]
+    top = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["py-modules"]
     modules = [*ROOT.glob("model_utils/**/*.py"), *ROOT.glob("dataloader/**/*.py")]
     there = {str(path.relative_to(ROOT)) for path in modules if path.name != "__init__.py"}
     assert {*there, *(f"{name}.py" for name in top)} <= set(named)
@@ -124,28 +159,37 @@ def test_the_tree_names_what_is_there() -> None:
 def test_the_architecture_names_files_that_are_there() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\w[\w/]*\.(?:py|md)|\w+/[\w/]*", text))
-    folders = ("", "docs", "model_utils", "model_utils/models")  # the picture leaves out the folder of a row
-    missing = [name for name in named if not any((ROOT / folder / name).exists() for folder in folders)]
+    # the picture leaves out the folder of a row
+    folders = ("", "docs", "model_utils", "model_utils/models")
+    missing = [
+        name for name in named if not any((ROOT / folder / name).exists() for folder in folders)
+    ]
     assert sorted(missing) == []
     assert len(named) > 40
     assert "docs/architecture.md" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_architecture_names_tables_that_are_there() -> None:
-    """Where the document sends the reader there is a table of that name, with what it says a plug-in adds."""
+    """Where the document sends the reader there is a table of that name, with what
+    it says a plug-in adds.
+    """
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     tables = re.findall(r"`([A-Z]+)`(?:, `([A-Z]+)`)? in `([\w/]+\.py)`", text)
     assert len(tables) >= 9
     for first, second, path in tables:
         module = (ROOT / path).read_text(encoding="utf-8")
-        assert all(re.search(rf"^{name}: .*{{", module, re.MULTILINE) for name in (first, second) if name), path
+        assert all(
+            re.search(rf"^{name}: .*{{", module, re.MULTILINE) for name in (first, second) if name
+        ), path
     for names, path in re.findall(r"((?:`\w+`(?:, )?)+) in `(configs/plugins/\w+\.py)`", text):
         plugin = (ROOT / path).read_text(encoding="utf-8")
         assert all(f'"{name}"' in plugin for name in re.findall(r"\w+", names)), (names, path)
 
 
 def paths_in(tree: str) -> list[str]:
-    """Of lines indented by two spaces below the folder they lie in, whose name ends with a slash."""
+    """Of lines indented by two spaces below the folder they lie in, whose
+    name ends with a slash.
+    """
     folders: list[str] = []
     found = []
     for line in filter(str.strip, tree.splitlines()):

@@ -1,4 +1,6 @@
-"""From plug-ins alone, without touching the product: each idea trains, resumes and is evaluated by real commands."""
+"""From plug-ins alone, without touching the product: each idea trains, resumes and is
+evaluated by real commands.
+"""
 
 import json
 from collections.abc import Callable
@@ -20,8 +22,21 @@ pytestmark = pytest.mark.usefixtures("restored_tables")
 
 @pytest.fixture
 def words(tmp_path: Path, tiny_json: Path, water_xyz: Callable[..., Path]) -> list[str]:
-    flags = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 6)), "--plugin", str(IDEAS)]
-    flags += ["--xyz_val", str(water_xyz("val.xyz", 2, seed=1)), "--batch_size", "3", "--no_export_mace_model"]
+    flags = [
+        "--input_json",
+        str(tiny_json),
+        "--xyz_train",
+        str(water_xyz("train.xyz", 6)),
+        "--plugin",
+        str(IDEAS),
+    ]
+    flags += [
+        "--xyz_val",
+        str(water_xyz("val.xyz", 2, seed=1)),
+        "--batch_size",
+        "3",
+        "--no_export_mace_model",
+    ]
     return [*flags, "--output_checkpoint", str(tmp_path / "run")]
 
 
@@ -40,13 +55,19 @@ def without_plugin(words: list[str]) -> list[str]:
     ],
 )
 def test_an_idea_trains_and_resumes(
-    flags: list[str], said: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    said: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert train_mace.main([*words, *flags, "--epochs", "2"]) == 0
     assert said in capsys.readouterr().out
     again = ["--input_model", str(tmp_path / "run"), "--epochs", "3"]
     assert resume.main([*again, "--plugin", str(IDEAS)]) == 0
-    assert checkpoint.read(tmp_path / "run" / "run_checkpoint.pt").content["train_state"]["epoch"] == 3
+    assert (
+        checkpoint.read(tmp_path / "run" / "run_checkpoint.pt").content["train_state"]["epoch"] == 3
+    )
 
 
 def test_the_logger_heard_of_everything(words: list[str], tmp_path: Path) -> None:
@@ -73,14 +94,21 @@ def test_a_checkpoint_knows_the_plug_in_and_asks_for_it(
         assert "name that file again with --plugin" in line
     other = tmp_path / "ideas.py"
     other.write_text("# another\n")
-    assert evaluate.main([*more[:1], str(model), "--xyz_path", str(tmp_path / "val.xyz"), "--plugin", str(other)]) == 2
+    assert (
+        evaluate.main(
+            [*more[:1], str(model), "--xyz_path", str(tmp_path / "val.xyz"), "--plugin", str(other)]
+        )
+        == 2
+    )
     assert "is not the file that made" in capsys.readouterr().err
 
 
 def test_in_the_file_of_settings_that_was_typed(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "ideas.py").write_bytes(IDEAS.read_bytes())
     (tmp_path / "run.yaml").write_text("plugin: [ideas.py]\nforces_loss: log_cosh\n")
-    options = cli.parse(TrainOptions, [*without_plugin(words), "--config", str(tmp_path / "run.yaml")])
+    options = cli.parse(
+        TrainOptions, [*without_plugin(words), "--config", str(tmp_path / "run.yaml")]
+    )
     assert options is not None
     assert options.loss.forces_loss == "log_cosh"
 
@@ -89,8 +117,14 @@ def test_in_the_file_of_settings_that_was_typed(words: list[str], tmp_path: Path
     ("code", "said"),
     [
         ("def broken(:\n", "line 1: invalid syntax"),
-        ("import nowhere_at_all\n", "line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
-        ("from losses import SHAPES\nSHAPES['mse'] = SHAPES['mae']\n", "replaces 'mse' of losses.SHAPES"),
+        (
+            "import nowhere_at_all\n",
+            "line 1: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
+        (
+            "from losses import SHAPES\nSHAPES['mse'] = SHAPES['mae']\n",
+            "replaces 'mse' of losses.SHAPES",
+        ),
         (
             "from dataloader import quantities\nquantities.add(quantities.ENERGY)\n",
             "there is a quantity energy already",
@@ -127,35 +161,88 @@ def test_a_format_an_architecture_and_a_quantity_that_it_gives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "pairs.json").write_text(json.dumps(PAIRS_JSON))
-    flags = ["--plugin", str(PAIRS), "--input_json", str(tmp_path / "pairs.json"), "--quantity_weights", "dipole=10"]
-    flags += ["--train_file", str(npz(tmp_path / "train.npz", 12, 0)), "--batch_size", "4", "--lr", "0.05"]
-    flags += ["--valid_file", str(npz(tmp_path / "val.npz", 4, 1)), "--dtype", "float64", "--epochs", "30"]
+    flags = [
+        "--plugin",
+        str(PAIRS),
+        "--input_json",
+        str(tmp_path / "pairs.json"),
+        "--quantity_weights",
+        "dipole=10",
+    ]
+    flags += [
+        "--train_file",
+        str(npz(tmp_path / "train.npz", 12, 0)),
+        "--batch_size",
+        "4",
+        "--lr",
+        "0.05",
+    ]
+    flags += [
+        "--valid_file",
+        str(npz(tmp_path / "val.npz", 4, 1)),
+        "--dtype",
+        "float64",
+        "--epochs",
+        "30",
+    ]
     assert train_mace.main([*flags, "--output_checkpoint", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "dipole from REF_dipole" in said
     assert "D rmse" in said
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     dipoles = [record["dipole_rmse"] for record in records if record["kind"] == "valid"]
     assert dipoles[-1] < 0.1 * dipoles[0]
 
     best = ["--input_model", str(tmp_path / "run" / "run_model.pt"), "--plugin", str(PAIRS)]
-    out = ["--output_json", str(tmp_path / "errors.json"), "--output_xyz", str(tmp_path / "predicted.xyz")]
+    out = [
+        "--output_json",
+        str(tmp_path / "errors.json"),
+        "--output_xyz",
+        str(tmp_path / "predicted.xyz"),
+    ]
     assert evaluate.main([*best, "--data", str(tmp_path / "val.npz"), *out]) == 0
-    assert json.loads((tmp_path / "errors.json").read_text())["dipole_rmse"] == pytest.approx(min(dipoles), rel=1e-6)
+    assert json.loads((tmp_path / "errors.json").read_text())["dipole_rmse"] == pytest.approx(
+        min(dipoles), rel=1e-6
+    )
     assert "mace_dipole" in (tmp_path / "predicted.xyz").read_text()
 
 
-def test_packed_and_indexed_a_quantity_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packed_and_indexed_a_quantity_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dataloader import pack
 
     (tmp_path / "pairs.json").write_text(json.dumps(PAIRS_JSON))
     data = npz(tmp_path / "train.npz", 8, 0)
-    packing = ["--plugin", str(PAIRS), "--input", str(data), "--output_dir", str(tmp_path / "packed")]
+    packing = [
+        "--plugin",
+        str(PAIRS),
+        "--input",
+        str(data),
+        "--output_dir",
+        str(tmp_path / "packed"),
+    ]
     assert pack.main(packing) == 0
     results = []
     for name, source in (("a", data), ("b", tmp_path / "packed")):
-        flags = ["--plugin", str(PAIRS), "--input_json", str(tmp_path / "pairs.json"), "--dtype", "float64"]
-        flags += ["--train_file", str(source), "--valid_file", str(source), "--quantity_weights", "dipole=10"]
+        flags = [
+            "--plugin",
+            str(PAIRS),
+            "--input_json",
+            str(tmp_path / "pairs.json"),
+            "--dtype",
+            "float64",
+        ]
+        flags += [
+            "--train_file",
+            str(source),
+            "--valid_file",
+            str(source),
+            "--quantity_weights",
+            "dipole=10",
+        ]
         flags += ["--batch_size", "4", "--epochs", "1", "--output_checkpoint", str(tmp_path / name)]
         assert train_mace.main(flags) == 0
         results.append(checkpoint.read(tmp_path / name / f"{name}_model.pt").tensors)

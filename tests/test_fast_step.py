@@ -1,11 +1,12 @@
-"""The fast step gives mace-torch's numbers: energies, forces, stress, and every gradient of each term of the loss.
+"""The fast step gives mace-torch's numbers: energies, forces, stress, and every gradient of
+each term of the loss.
 
-mace-torch stands on the other side as ``--step reference``, its own forward pass, which ``test_parity.py`` holds to
-mace used by itself. Both forms share one module's weights.
+mace-torch stands on the other side as ``--step reference``, its own forward pass, which
+``test_parity.py`` holds to mace used by itself. Both forms share one module's weights.
 
     pytest tests/test_fast_step.py               every value of every axis
     BATTERY=full pytest tests/test_fast_step.py  every possible pair of two axes' values
-    PARITY=full pytest tests/test_fast_step.py   the product of the main axes, each with other switches
+    PARITY=full pytest tests/test_fast_step.py   the product of the main axes, with other switches
 """
 
 import json
@@ -62,7 +63,10 @@ MAIN: dict[str, dict[str, Fields]] = {
         "tensors": {"hidden_irreps": "4x0e+4x1o+4x2e"},
     },
     "orders": {"2": {}, "1": {"max_ell": 1}, "3": {"max_ell": 3}},
-    "correlation": {**{f"{n}": {"correlation": [n] * 4} for n in (2, 1, 3)}, "falling": {"correlation": [3, 2, 1, 2]}},
+    "correlation": {
+        **{f"{n}": {"correlation": [n] * 4} for n in (2, 1, 3)},
+        "falling": {"correlation": [3, 2, 1, 2]},
+    },
 }
 SWITCHES: dict[str, dict[str, Fields]] = {
     "channels": {"4": {}, "3": {"channels": 3}, "19": {"channels": 19}},
@@ -88,7 +92,9 @@ SWITCHES: dict[str, dict[str, Fields]] = {
 }
 AXES = {**MAIN, **SWITCHES}
 QUANTITIES = ("energy", "forces", "stress")
-LOSSES = {name: Loss.of(**{other: float(other == name) for other in QUANTITIES}) for name in QUANTITIES}
+LOSSES = {
+    name: Loss.of(**{other: float(other == name) for other in QUANTITIES}) for name in QUANTITIES
+}
 
 
 def possible(case: Case) -> bool:
@@ -110,7 +116,9 @@ def full_product() -> Iterator[Case]:
     for number, values in enumerate(product(*MAIN.values())):
         main = dict(zip(MAIN, values, strict=True))
         if possible(main):
-            candidates = ({**main, **switches[(number + k) % len(switches)]} for k in range(len(switches)))
+            candidates = (
+                {**main, **switches[(number + k) % len(switches)]} for k in range(len(switches))
+            )
             yield next(case for case in candidates if possible(case))
 
 
@@ -125,11 +133,17 @@ def has_compiler() -> bool:
         return False
 
 
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler: the fast step runs in plain torch")
+needs_compiler = pytest.mark.skipif(
+    not has_compiler(), reason="no C++ compiler: the fast step runs in plain torch"
+)
 
 
 def name_of(case: Case) -> str:
-    return "-".join(v for axis, v in case.items() if axis in MAIN or v not in (cases.ABSENT, next(iter(AXES[axis]))))
+    return "-".join(
+        v
+        for axis, v in case.items()
+        if axis in MAIN or v not in (cases.ABSENT, next(iter(AXES[axis])))
+    )
 
 
 def fields_of(case: Case) -> Fields:
@@ -158,9 +172,12 @@ class Both:
         with cases.python_instead_of_torchscript():
             module = build_module(described, dtype)
         with torch.no_grad():
-            for parameter in model_loader.trainable(module).values():  # biases begin at zero, which would hide them
+            # biases begin at zero, which would hide them
+            for parameter in model_loader.trainable(module).values():
                 parameter += 0.02 * torch.randn_like(parameter)
-        return cls(description=described, module=module, structures=cases.structures(fields["heads"]))
+        return cls(
+            description=described, module=module, structures=cases.structures(fields["heads"])
+        )
 
     @property
     def fast(self) -> Network:
@@ -170,10 +187,19 @@ class Both:
     def reference(self) -> Network:
         return ReferenceNetwork(self.module)
 
-    def batch(self, structures: list[Structure] | None = None, dtype: torch.dtype = torch.float64) -> Batch:
+    def batch(
+        self, structures: list[Structure] | None = None, dtype: torch.dtype = torch.float64
+    ) -> Batch:
         chosen = self.structures if structures is None else structures
         graphs = [build_graph(s, self.description.r_max) for s in chosen]
-        return collate(chosen, graphs, range(len(chosen)), self.description.facts(), dtype, free_atoms_only=False)
+        return collate(
+            chosen,
+            graphs,
+            range(len(chosen)),
+            self.description.facts(),
+            dtype,
+            free_atoms_only=False,
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -184,14 +210,26 @@ def _as_a_command() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def assert_close(ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-3, tolerance: float = 1e-12) -> None:
-    """No entry differs by more than the tolerance times the largest, or times ``floor`` where all are smaller."""
+def assert_close(
+    ours: Tensor, theirs: Tensor, what: str, floor: float = 1e-3, tolerance: float = 1e-12
+) -> None:
+    """No entry differs by more than the tolerance times the largest, or times ``floor``
+    where all are smaller.
+    """
     assert ours.shape == theirs.shape
-    error, scale = float((ours - theirs).detach().abs().max()), max(float(theirs.detach().abs().max()), floor)
-    assert error <= tolerance * scale, f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
+    error, scale = (
+        float((ours - theirs).detach().abs().max()),
+        max(float(theirs.detach().abs().max()), floor),
+    )
+    assert error <= tolerance * scale, (
+        f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
+    )
 
 
-ALGEBRAS: dict[str, Callable[[], AbstractContextManager[None]]] = {"kernels": nullcontext, "torch": plain_torch}
+ALGEBRAS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "kernels": nullcontext,
+    "torch": plain_torch,
+}
 
 
 def check_outputs(both: Both, batch: Batch) -> None:
@@ -214,7 +252,10 @@ def check_gradients(both: Both, batch: Batch, term: str) -> None:
             ours = loss_and_gradients(both.fast, weights, [batch], LOSSES[term])
         assert_close(ours.loss, theirs.loss, f"loss of {term} by {algebra}", floor=1e-6)
         for name, own, their in zip(weights, ours.gradients, theirs.gradients, strict=True):
-            error, size = float(torch.linalg.vector_norm(own - their)), float(torch.linalg.vector_norm(their))
+            error, size = (
+                float(torch.linalg.vector_norm(own - their)),
+                float(torch.linalg.vector_norm(their)),
+            )
             limit = 1e-12 * max(size, 1e-2 * whole)
             what = f"gradient of the {term} loss by {name}, {algebra}"
             assert error <= limit, f"{what}: differs by {error:.2e} of {size:.2e}"
@@ -230,7 +271,9 @@ def test_parity(case: Case) -> None:
 
 
 def test_every_value_of_every_axis_occurs_by_default() -> None:
-    by_default = {value for case in covering.pairwise(AXES, possible)[::2] for value in case.items()}
+    by_default = {
+        value for case in covering.pairwise(AXES, possible)[::2] for value in case.items()
+    }
     assert by_default == {(axis, value) for axis in AXES for value in AXES[axis]}
 
 
@@ -240,9 +283,13 @@ RICH: Case = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [RICH, {"first": "nonlinear", "later": "nonlinear"}], ids=["rich", "nonlinear"])
+@pytest.mark.parametrize(
+    "case", [RICH, {"first": "nonlinear", "later": "nonlinear"}], ids=["rich", "nonlinear"]
+)
 def test_each_structure_alone(case: Case) -> None:
-    """Molecules, a slab, crystals, an atom alone: without edges there are no pairs, rows or segments."""
+    """Molecules, a slab, crystals, an atom alone: without edges there are no
+    pairs, rows or segments.
+    """
     both = Both.of(fields_of(case))
     assert min(both.batch([s]).n_edges for s in both.structures) == 0
     for structure in both.structures:
@@ -255,19 +302,32 @@ def test_forces_and_stress_are_derivatives_of_the_energy() -> None:
     weights = model_loader.trainable(both.module)
 
     def energy(structure: Structure) -> float:
-        return float(predict(both.fast, weights, both.batch([structure]), wanted=(), training=False)["energy"])
+        return float(
+            predict(both.fast, weights, both.batch([structure]), wanted=(), training=False)[
+                "energy"
+            ]
+        )
 
     for structure in both.structures:
-        found = predict(both.fast, weights, both.batch([structure]), wanted=("stress",), training=False)
+        found = predict(
+            both.fast, weights, both.batch([structure]), wanted=("stress",), training=False
+        )
         direction = rng.normal(size=(structure.n_atoms, 3))
-        ends = [replace(structure, positions=structure.positions + h * direction) for h in (step, -step)]
+        ends = [
+            replace(structure, positions=structure.positions + h * direction) for h in (step, -step)
+        ]
         slope = (energy(ends[0]) - energy(ends[1])) / (2 * step)
-        assert slope == pytest.approx(-float((found["forces"].numpy() * direction).sum()), rel=1e-6, abs=1e-7)
+        assert slope == pytest.approx(
+            -float((found["forces"].numpy() * direction).sum()), rel=1e-6, abs=1e-7
+        )
         if structure.periodic:
             strain = rng.normal(size=(3, 3))
             strain += strain.T
             bent = [np.eye(3) + h * strain for h in (step, -step)]
-            ends = [replace(structure, positions=structure.positions @ b, cell=structure.cell @ b) for b in bent]
+            ends = [
+                replace(structure, positions=structure.positions @ b, cell=structure.cell @ b)
+                for b in bent
+            ]
             slope = (energy(ends[0]) - energy(ends[1])) / (2 * step)
             volume = abs(float(np.linalg.det(structure.cell)))
             assert slope == pytest.approx(
@@ -277,7 +337,9 @@ def test_forces_and_stress_are_derivatives_of_the_energy() -> None:
 
 @pytest.mark.parametrize("radial", ["bessel", "gaussian"])
 def test_second_derivatives_by_positions(radial: str) -> None:
-    """Not a part of training: rows of the Hessian, which go through every derivative of harmonics and basis."""
+    """Not a part of training: rows of the Hessian, which go through every derivative
+    of harmonics and basis.
+    """
     both = Both.of(fields_of({"orders": "3", "irreps": "tensors", "radial": radial}))
     weights, batch = model_loader.trainable(both.module), both.batch()
     direction = torch.randn_like(batch.positions)
@@ -306,7 +368,9 @@ def test_highest_orders(name: str) -> None:
 
 @needs_compiler
 def test_either_way_through_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By sums over senders of an element, and by path weights where neighbours are few; other tests take what pays."""
+    """By sums over senders of an element, and by path weights where neighbours are few;
+    other tests take what pays.
+    """
     both = Both.of(fields_of({"orders": "3"}))
     for saved in (0.0, 1e9):
         monkeypatch.setattr(first_layer, "SAVED", saved)
@@ -315,9 +379,13 @@ def test_either_way_through_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def many_elements() -> tuple[Both, Batch]:
-    """18 atoms of 17 elements, in a table of 40: segments are not dense, and of the atoms' tiles not all are full."""
+    """18 atoms of 17 elements, in a table of 40: segments are not dense, and of the atoms'
+    tiles not all are full.
+    """
     numbers = list(range(1, 41))
-    fields = cases.completed({**cases.BASE, "atomic_numbers": numbers, "atomic_energies": [[0.0] * 40], "max_ell": 3})
+    fields = cases.completed(
+        {**cases.BASE, "atomic_numbers": numbers, "atomic_energies": [[0.0] * 40], "max_ell": 3}
+    )
     both, rng = Both.of(fields), np.random.default_rng(4)
     crystal = next(s for s in both.structures if s.periodic)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:18]
@@ -339,7 +407,8 @@ def test_many_elements_and_few_of_them_present(monkeypatch: pytest.MonkeyPatch) 
     graph = graph_of(batch)
     assert not graph.dense_segments
     assert graph.tiles.n_slots > graph.n_atoms
-    monkeypatch.setattr(first_layer, "SAVED", 1e9)  # by sums over senders of an element, with kernels too
+    # by sums over senders of an element, with kernels too
+    monkeypatch.setattr(first_layer, "SAVED", 1e9)
     check_outputs(both, batch)
     check_gradients(both, batch, "forces")
 
@@ -363,9 +432,17 @@ class Repeated(TorchDispatchMode):
 EVERY_PART: dict[str, Fields] = {
     "densities": fields_of({**RICH, "later": "density_residual"}),
     "directed edges": fields_of(
-        {"first": "nonlinear", "later": "nonlinear", "embedding": "readout", "edge": "vectors", "cutoff": "on_weights"}
+        {
+            "first": "nonlinear",
+            "later": "nonlinear",
+            "embedding": "readout",
+            "edge": "vectors",
+            "cutoff": "on_weights",
+        }
     ),
-    "one element": fields_of({"first": "nonlinear", "later": "residual", "product": "agnostic", "radial": "gaussian"}),
+    "one element": fields_of(
+        {"first": "nonlinear", "later": "residual", "product": "agnostic", "radial": "gaussian"}
+    ),
     "four factors": cases.completed({**cases.BASE, "correlation": [4, 4], "max_ell": 1}),
 }
 
@@ -375,40 +452,61 @@ def test_plain_torch_adds_in_one_order(name: str) -> None:
     both = Both.of(EVERY_PART[name])
     weights = model_loader.trainable(both.module)
     with plain_torch(), Repeated() as repeated:
-        loss_and_gradients(both.fast, weights, [both.batch()], Loss.of(energy=1.0, forces=1.0, stress=1.0))
+        loss_and_gradients(
+            both.fast, weights, [both.batch()], Loss.of(energy=1.0, forces=1.0, stress=1.0)
+        )
     assert not repeated.seen
 
 
 @pytest.mark.parametrize("term", ["energy", "forces"])
 def test_error_in_single_precision(term: str) -> None:
-    """Against a float64 truth on the same rounded weights, at most 1.5 times the error of mace-torch's own float32."""
-    both = Both.of(fields_of({**RICH, "later": "density_residual", "channels": "19"}), torch.float32)
+    """Against a float64 truth on the same rounded weights, at most 1.5 times the error of
+    mace-torch's own float32.
+    """
+    both = Both.of(
+        fields_of({**RICH, "later": "density_residual", "channels": "19"}), torch.float32
+    )
     weights = model_loader.trainable(both.module)
     structures = both.structures
     torch.set_default_dtype(torch.float32)
     single = both.batch(structures, torch.float32)
     errors = []
-    found = [loss_and_gradients(n, weights, [single], LOSSES[term]) for n in (both.fast, both.reference)]
+    found = [
+        loss_and_gradients(n, weights, [single], LOSSES[term]) for n in (both.fast, both.reference)
+    ]
     torch.set_default_dtype(torch.float64)
     truth_module = model_loader.copied(both.module).double()
     truth_weights = model_loader.trainable(truth_module)
     double = replace(
-        single, positions=single.positions.double(), cell=single.cell.double(), shifts=single.shifts.double()
+        single,
+        positions=single.positions.double(),
+        cell=single.cell.double(),
+        shifts=single.shifts.double(),
     )
-    truth = loss_and_gradients(ReferenceNetwork(truth_module), truth_weights, [double], LOSSES[term])
+    truth = loss_and_gradients(
+        ReferenceNetwork(truth_module), truth_weights, [double], LOSSES[term]
+    )
     exact = torch.cat([g.reshape(-1) for g in truth.gradients])
     for result in found:
         rounded = torch.cat([g.reshape(-1) for g in result.gradients]).double()
-        errors.append(float(torch.linalg.vector_norm(rounded - exact) / torch.linalg.vector_norm(exact)))
+        errors.append(
+            float(torch.linalg.vector_norm(rounded - exact) / torch.linalg.vector_norm(exact))
+        )
     assert errors[0] <= 1.5 * errors[1] + 1e-7, errors
 
 
 def test_fifty_steps_follow_the_reference() -> None:
-    """Adam on energies, forces and stress in float64: each step's loss within 1e-6 of the reference's."""
+    """Adam on energies, forces and stress in float64: each step's loss within
+    1e-6 of the reference's.
+    """
     losses = []
     for form in (FastNetwork, ReferenceNetwork):
         both = Both.of(fields_of({"orders": "3", "heads": "two"}))
-        network, weights, batch = form(both.module), model_loader.trainable(both.module), both.batch()
+        network, weights, batch = (
+            form(both.module),
+            model_loader.trainable(both.module),
+            both.batch(),
+        )
         optimizer = torch.optim.Adam(list(weights.values()), lr=0.01, amsgrad=True)
         found = []
         for _ in range(50):
@@ -445,12 +543,16 @@ def test_a_list_that_is_not_symmetric_is_refused() -> None:
 def test_what_is_not_covered_runs_the_reference_and_says_so(
     changes: Fields, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    described = model_json.parse(json.dumps(cases.completed({**cases.BASE, **changes})), "model.json")
+    described = model_json.parse(
+        json.dumps(cases.completed({**cases.BASE, **changes})), "model.json"
+    )
     assert reason in (not_covered(described) or "")
     caplog.set_level("INFO", logger=runtime.log.name)
     runtime.log.addHandler(caplog.handler)
     try:
-        network = model_loader.build_network(build_module(described, torch.float64), "fast", described)
+        network = model_loader.build_network(
+            build_module(described, torch.float64), "fast", described
+        )
     finally:
         runtime.log.removeHandler(caplog.handler)
     assert network.kind == "reference"
@@ -458,9 +560,13 @@ def test_what_is_not_covered_runs_the_reference_and_says_so(
 
 
 def test_frozen_weights_give_the_same_bits() -> None:
-    """What is kept of them belongs to the elements of the latest batch: molecules of others come in between."""
+    """What is kept of them belongs to the elements of the latest batch: molecules of
+    others come in between.
+    """
     both = Both.of(fields_of({"first": "density"}))
-    weights = {name: weight.detach() for name, weight in model_loader.trainable(both.module).items()}
+    weights = {
+        name: weight.detach() for name, weight in model_loader.trainable(both.module).items()
+    }
     frozen = FastNetwork(both.module)
     frozen.freeze()
     batches = [both.batch([structure]) for structure in both.structures]
@@ -475,7 +581,9 @@ def test_frozen_weights_give_the_same_bits() -> None:
 
 def test_frozen_weights_that_are_changed_all_the_same_are_not_mixed_with_kept_values() -> None:
     both = Both.of(fields_of({"first": "density"}))
-    weights = {name: weight.detach() for name, weight in model_loader.trainable(both.module).items()}
+    weights = {
+        name: weight.detach() for name, weight in model_loader.trainable(both.module).items()
+    }
     frozen = FastNetwork(both.module)
     frozen.freeze()
     batch = both.batch(both.structures[:1])
@@ -500,9 +608,21 @@ def test_kernels_are_compiled_here() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kernel of a step, run again with other numbers of threads. torch's matrix products have no such promise."""
-    fields = fields_of({"orders": "3", "irreps": "tensors", "correlation": "3", "channels": "19", "first": "density"})
+def test_any_number_of_threads_gives_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kernel of a step, run again with other numbers of threads. torch's matrix
+    products have no such promise.
+    """
+    fields = fields_of(
+        {
+            "orders": "3",
+            "irreps": "tensors",
+            "correlation": "3",
+            "channels": "19",
+            "first": "density",
+        }
+    )
     both = Both.of(fields, dtype)
     torch.set_default_dtype(dtype)
     batch, weights = both.batch(both.structures * 4, dtype), model_loader.trainable(both.module)
@@ -515,7 +635,9 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypat
             product(*arguments) if name == "multiply" else right(name, dtype, *arguments)
             found.append([a.clone() for a in arguments if isinstance(a, Tensor)])
         torch.set_num_threads(1)
-        assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True)), name
+        assert all(
+            torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True)
+        ), name
         seen.add(name)
 
     def again_product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -525,8 +647,16 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypat
     monkeypatch.setattr(kernels, "multiply", again_product)
     monkeypatch.setattr(kernels, "call", again)
     loss_and_gradients(both.fast, weights, [batch], Loss.of(stress=1.0))
-    assert {f"{kernel}{vjp}" for kernel in ("convolve", "contract") for vjp in ("", "_vjp", "_vjp_vjp")} <= seen
-    assert {"pair_network", "pair_network_vjp", "map_blocks", "map_blocks_by_input", "map_blocks_by_weight"} <= seen
+    assert {
+        f"{kernel}{vjp}" for kernel in ("convolve", "contract") for vjp in ("", "_vjp", "_vjp_vjp")
+    } <= seen
+    assert {
+        "pair_network",
+        "pair_network_vjp",
+        "map_blocks",
+        "map_blocks_by_input",
+        "map_blocks_by_weight",
+    } <= seen
 
 
 @pytest.fixture
@@ -544,11 +674,15 @@ def fake_compiler(folder: Path, name: str, text: str, monkeypatch: pytest.Monkey
 
 
 @needs_compiler
-def test_the_cache_is_the_users_alone_and_compiles_once(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_the_users_alone_and_compiles_once(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled = []
     right = compiler._compiled
     monkeypatch.setattr(compiler, "FLAGS", [*compiler.FLAGS, "-O0"])  # fast to compile
-    monkeypatch.setattr(compiler, "_compiled", lambda *args: (compiled.append(args), right(*args))[1])
+    monkeypatch.setattr(
+        compiler, "_compiled", lambda *args: (compiled.append(args), right(*args))[1]
+    )
     compiler.build()
     compiler.build()
     assert len(compiled) == 1
@@ -564,13 +698,21 @@ def test_the_cache_is_the_users_alone_and_compiles_once(fresh_cache: Path, monke
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ('[ "$1" = --version ] && echo 1 || { echo "x.cpp:1: error: no disk" >&2; exit 1; }', "no disk"),
+        (
+            '[ "$1" = --version ] && echo 1 || { echo "x.cpp:1: error: no disk" >&2; exit 1; }',
+            "no disk",
+        ),
         ('for a; do [ "$before" = -o ] && : > "$a"; before=$a; done; echo 1', "does not load"),
         ("exit 3", "failed"),
     ],
 )
 def test_a_compiler_that_fails_is_one_loud_line(
-    script: str, reason: str, fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    script: str,
+    reason: str,
+    fresh_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
 ) -> None:
     fake_compiler(tmp_path, "compiler", script, monkeypatch)
     runtime.log.addHandler(caplog.handler)
@@ -590,13 +732,17 @@ def test_a_compiler_that_fails_is_one_loud_line(
 
 
 @pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64"])
-def test_other_vector_widths(flags: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_vector_widths(
+    flags: str, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The CPU's own width is tested above; AVX2 and SSE run on any x86 CPU with AVX-512."""
     if platform.machine() != "x86_64" or "avx2" not in compiler._cpu() or not has_compiler():
         pytest.skip("needs an x86 CPU with AVX2 and a C++ compiler")
     if os.environ.get("PARITY") != "full":
         pytest.skip("compiles anew, which takes 10 s: with PARITY=full")
-    monkeypatch.setattr(compiler, "FLAGS", [flags if f.startswith("-march") else f for f in compiler.FLAGS])
+    monkeypatch.setattr(
+        compiler, "FLAGS", [flags if f.startswith("-march") else f for f in compiler.FLAGS]
+    )
     kernels._library.cache_clear()
     try:
         both = Both.of(fields_of({**RICH, "channels": "19"}))
@@ -644,7 +790,9 @@ def _a_slope_of_the_radial_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def _one_coupling(monkeypatch: pytest.MonkeyPatch) -> None:
     right = convolution.o3.wigner_3j
     monkeypatch.setattr(
-        convolution.o3, "wigner_3j", lambda *args, **kw: right(*args, **kw) * (1 + 1e-9 * (args[2] == 2))
+        convolution.o3,
+        "wigner_3j",
+        lambda *args, **kw: right(*args, **kw) * (1 + 1e-9 * (args[2] == 2)),
     )
 
 
@@ -653,7 +801,11 @@ def _a_monomial(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def without_the_last(u: Tensor, degree: int, weight: str) -> Any:
         whole = right(u, degree, weight)
-        return None if whole is None else replace(whole, rows=whole.rows[:-1], couplings=whole.couplings[:-1])
+        return (
+            None
+            if whole is None
+            else replace(whole, rows=whole.rows[:-1], couplings=whole.couplings[:-1])
+        )
 
     monkeypatch.setattr(contraction, "_monomials", without_the_last)
 
@@ -676,7 +828,9 @@ def _scale_of_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         _scale_of_first_layer,
     ],
 )
-def test_a_fault_of_the_algebra_is_seen(fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_algebra_is_seen(
+    fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fields = fields_of({"orders": "3"})
     right = Both.of(fields)
     check_gradients(right, right.batch(), "forces")

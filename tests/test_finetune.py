@@ -1,4 +1,6 @@
-"""finetune.py: the source to the last bit before the first step, what is frozen stays, what changes is said."""
+"""finetune.py: the source to the last bit before the first step, what is frozen
+stays, what changes is said.
+"""
 
 import json
 import shutil
@@ -28,7 +30,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.json").write_text(json.dumps(TINY))
     write(folder / "first.xyz", waters(10), format="extxyz")
-    words = ["--input_json", str(folder / "tiny.json"), "--xyz_train", str(folder / "first.xyz"), "--batch_size", "4"]
+    words = [
+        "--input_json",
+        str(folder / "tiny.json"),
+        "--xyz_train",
+        str(folder / "first.xyz"),
+        "--batch_size",
+        "4",
+    ]
     words += ["--epochs", "2", "--dtype", "float64", "--no_export_mace_model"]
     assert train_mace.main([*words, "--output_checkpoint", str(folder / "source")]) == 0
     return folder
@@ -46,8 +55,20 @@ def run(source: Path, water_xyz: Make, tmp_path: Path) -> Callable[..., Path]:
     """Fine-tune it on other waters."""
 
     def go(name: str, *flags: str, code: int = 0) -> Path:
-        words = ["--input_model", str(source), "--xyz_train", str(water_xyz("second.xyz", 10, seed=5))]
-        words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=6)), "--batch_size", "4", "--epochs", "2"]
+        words = [
+            "--input_model",
+            str(source),
+            "--xyz_train",
+            str(water_xyz("second.xyz", 10, seed=5)),
+        ]
+        words += [
+            "--xyz_val",
+            str(water_xyz("val.xyz", 4, seed=6)),
+            "--batch_size",
+            "4",
+            "--epochs",
+            "2",
+        ]
         folder = tmp_path / name
         arguments = [*words, "--no_export_mace_model", "--output_checkpoint", str(folder), *flags]
         assert finetune.main(arguments) == code
@@ -68,9 +89,13 @@ def test_it_begins_with_the_source_in_its_precision(
     assert "step 0: energies and forces of 10 structures are the source's to " in shown
     before, after = checkpoint.read(source).tensors, tensors(folder)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert (folder / "run_model.json").read_bytes() == source.with_name("source_model.json").read_bytes()
+    assert (folder / "run_model.json").read_bytes() == source.with_name(
+        "source_model.json"
+    ).read_bytes()
     assert not (folder / "run_source_model.json").exists()
-    assert checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]["source"]["path"] == str(source)
+    assert checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]["source"][
+        "path"
+    ] == str(source)
 
 
 def test_the_source_itself_may_be_the_best(run: Callable[..., Path], source: Path) -> None:
@@ -80,14 +105,18 @@ def test_the_source_itself_may_be_the_best(run: Callable[..., Path], source: Pat
     assert all(torch.equal(best.tensors[n], t) for n, t in checkpoint.read(source).tensors.items())
 
 
-def test_frozen_parameters_are_bit_equal_and_the_others_moved(run: Callable[..., Path], source: Path) -> None:
+def test_frozen_parameters_are_bit_equal_and_the_others_moved(
+    run: Callable[..., Path], source: Path
+) -> None:
     folder = run("run", "--freeze", "node_embedding.*", "interactions.0.*", "--lr", "0.01", "--ema")
     before = checkpoint.read(source).tensors
     trainable = set(model_loader.trainable(model_loader.load(source).module))
     for kind in ("checkpoint", "model"):
         after = tensors(folder, kind)
         for name in before:
-            frozen = name.startswith(("node_embedding.", "interactions.0.")) or name not in trainable
+            frozen = (
+                name.startswith(("node_embedding.", "interactions.0.")) or name not in trainable
+            )
             assert torch.equal(before[name], after[name]) == frozen, (kind, name)
 
 
@@ -99,14 +128,18 @@ def test_a_rate_of_its_own_acts_on_its_group_alone(run: Callable[..., Path], sou
     assert all(name.startswith("readouts.") for name in moved)
 
 
-def test_given_reference_energies(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_given_reference_energies(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run("run", "--E0s", '{"O": -431.25}')
     shown = capsys.readouterr().out
     assert "E0 of O (Default): -430.000000 → -431.250000 eV" in shown
     assert "E0 of H" not in shown
     found = json.loads((folder / "run_model.json").read_text())
     assert found["atomic_energies"] == [[-13.6, -431.25]]
-    assert json.loads((folder / "run_source_model.json").read_text())["atomic_energies"] == [[-13.6, -430.0]]
+    assert json.loads((folder / "run_source_model.json").read_text())["atomic_energies"] == [
+        [-13.6, -430.0]
+    ]
     history = checkpoint.read(folder / "run_checkpoint.pt").content["model_json_history"]
     assert len(set(history)) == 2
 
@@ -114,7 +147,9 @@ def test_given_reference_energies(run: Callable[..., Path], capsys: pytest.Captu
 def test_fitted_reference_energies(
     run: Callable[..., Path], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Labels 3 eV per oxygen higher: waters leave one combination open, and the smallest shift that fits is taken."""
+    """Labels 3 eV per oxygen higher: waters leave one combination open, and the smallest
+    shift that fits is taken.
+    """
     frames = read(tmp_path / "first.xyz", index=":")
     for atoms in frames:
         atoms.info["REF_energy"] += 3.0 * (atoms.numbers == 8).sum()
@@ -130,8 +165,9 @@ def test_fitted_reference_energies(
     )
     shown = capsys.readouterr().out
     assert (
-        "warning: the compositions determine only 1 of 2 shifts of E0s, and the shortest that fit were taken" in shown
-    )
+        "warning: the compositions determine only 1 of 2 shifts of E0s, and the shortest "
+        "that fit were taken"
+    ) in shown
     assert "E0 shift fitted to 10 structures" in shown
 
 
@@ -154,7 +190,10 @@ def test_what_does_not_fit_the_source(
     for flags, said in (
         (["--xyz_train", str(tmp_path / "iron.xyz")], "element Fe (Z=26) is not in model.json"),
         (["--E0s", '{"Fe": -1.0}'], "--E0s names Fe, which the source does not have"),
-        (["--E0s", "whatever"], "there is no such file; expected keep, shift, isolated, a file of isolated atoms"),
+        (
+            ["--E0s", "whatever"],
+            "there is no such file; expected keep, shift, isolated, a file of isolated atoms",
+        ),
         (["--freeze", "nothing.*"], "--freeze nothing.*: no parameter has such a name"),
         (["--freeze", "*"], "--freeze leaves nothing to train"),
         (["--lr_of", "readouts.*"], "is not PATTERN=RATE"),
@@ -183,8 +222,19 @@ def test_the_gate_finds_a_wrong_transfer(
 
 
 @pytest.mark.parametrize("by", ["finetune", "resume"])
-def test_resumed_it_equals_the_unbroken_run(run: Callable[..., Path], tmp_path: Path, by: str) -> None:
-    flags = ["--freeze", "node_embedding.*", "--lr_of", "readouts.*=0.01", "--E0s", '{"H": -13.5}', "--lr", "0.001"]
+def test_resumed_it_equals_the_unbroken_run(
+    run: Callable[..., Path], tmp_path: Path, by: str
+) -> None:
+    flags = [
+        "--freeze",
+        "node_embedding.*",
+        "--lr_of",
+        "readouts.*=0.01",
+        "--E0s",
+        '{"H": -13.5}',
+        "--lr",
+        "0.001",
+    ]
     whole = run("whole/run", *flags)
     folder = run("part/run", *flags, "--epochs", "2", "--max_steps", "3")
     if by == "finetune":
@@ -192,22 +242,47 @@ def test_resumed_it_equals_the_unbroken_run(run: Callable[..., Path], tmp_path: 
     else:
         assert resume.main(["--input_model", str(folder), "--max_steps", "100"]) == 0
     outputs = [Outputs.named(f / "run_checkpoint.pt", None) for f in (whole, folder)]
-    # stopped by --max_steps, the part validated once more and has another horizon; weights and moments are the same
-    found = [text for text in differences(*outputs) if not text.startswith("metrics.jsonl") and "horizon" not in text]
+    # stopped by --max_steps, the part validated once more and has another horizon; weights
+    # and moments are the same
+    found = [
+        text
+        for text in differences(*outputs)
+        if not text.startswith("metrics.jsonl") and "horizon" not in text
+    ]
     assert [text for text in found if "scheduler" not in text] == []
 
 
-def test_from_a_mace_model(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_mace_model(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = shared_data / "solvent_xtb"
-    words = ["--input_model", str(data / "mace01_swa.model"), "--xyz_train", str(data / "solvent_xtb_train_20.xyz")]
-    words += ["--energy_key", "energy_xtb", "--forces_key", "forces_xtb", "--epochs", "1", "--no_export_mace_model"]
+    words = [
+        "--input_model",
+        str(data / "mace01_swa.model"),
+        "--xyz_train",
+        str(data / "solvent_xtb_train_20.xyz"),
+    ]
+    words += [
+        "--energy_key",
+        "energy_xtb",
+        "--forces_key",
+        "forces_xtb",
+        "--epochs",
+        "1",
+        "--no_export_mace_model",
+    ]
     assert finetune.main([*words, "--output_checkpoint", str(tmp_path / "run")]) == 0
-    assert "step 0: energies and forces of 16 structures are the source's to" in capsys.readouterr().out
+    assert (
+        "step 0: energies and forces of 16 structures are the source's to"
+        in capsys.readouterr().out
+    )
     shutil.rmtree(tmp_path / "run")
     assert reference.ReferenceNetwork.kind == "reference"
 
 
-@pytest.mark.parametrize("first", ["RealAgnosticResidualInteractionBlock", "RealAgnosticDensityInteractionBlock"])
+@pytest.mark.parametrize(
+    "first", ["RealAgnosticResidualInteractionBlock", "RealAgnosticDensityInteractionBlock"]
+)
 def test_a_narrower_table_gives_the_same_energies(
     first: str, water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +304,12 @@ def test_a_narrower_table_gives_the_same_energies(
         "H",
         "O",
     ]
-    assert finetune.main([*words, "--output_checkpoint", str(tmp_path / "run"), "--no_export_mace_model"]) == 0
+    assert (
+        finetune.main(
+            [*words, "--output_checkpoint", str(tmp_path / "run"), "--no_export_mace_model"]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "the new model has H, O of the source's 6 elements" in shown
     assert "step 0: energies and forces of 7 structures are the source's to" in shown
@@ -248,9 +328,18 @@ def test_a_second_head_begins_as_a_copy_and_replays(
     checkpoint.write_bare_module(plain, model_loader.build(model_json.read(path), torch.float64, 3))
     new, old = str(water_xyz("new.xyz", 8)), str(water_xyz("old.xyz", 8, seed=4))
     (tmp_path / "run.yaml").write_text(
-        f"sources:\n  - {{path: {new}, head: Default}}\n  - {{path: {old}, head: replay, weight: 0.5}}\n"
+        "sources:\n"
+        f"  - {{path: {new}, head: Default}}\n"
+        f"  - {{path: {old}, head: replay, weight: 0.5}}\n"
     )
-    words = ["--input_model", str(plain), "--config", str(tmp_path / "run.yaml"), "--add_head", "replay"]
+    words = [
+        "--input_model",
+        str(plain),
+        "--config",
+        str(tmp_path / "run.yaml"),
+        "--add_head",
+        "replay",
+    ]
     words += ["--E0s", '{"O": -431.0}', "--epochs", "1", "--lr", "1e-3", "--no_export_mace_model"]
     assert finetune.main([*words, "--output_checkpoint", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
@@ -275,9 +364,20 @@ def cli_config(folder: Path) -> dict[str, list[dict[str, object]]]:
 def test_replay_in_one_line(
     run: Callable[..., Path], water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A head of its own with the source's E0s, as many structures as asked for, named in the tables and in the log."""
+    """A head of its own with the source's E0s, as many structures as asked for, named in the
+    tables and in the log.
+    """
     old = str(water_xyz("old.xyz", 20, seed=4))
-    flags = ["--replay", old, "--replay_ratio", "0.5", "--replay_weight", "0.25", "--E0s", '{"O": -431.0}']
+    flags = [
+        "--replay",
+        old,
+        "--replay_ratio",
+        "0.5",
+        "--replay_weight",
+        "0.25",
+        "--E0s",
+        '{"O": -431.0}',
+    ]
     folder = run("run", *flags)
     shown = capsys.readouterr().out
     assert "heads: Default (the source's) and replay, a copy" in shown
@@ -290,7 +390,11 @@ def test_replay_in_one_line(
     table = [line.split()[1:] for line in shown.rpartition("meV/Å³")[2].splitlines()]
     assert table[1][:2] == ["head", "configs"]
     assert [row[:4] for row in table if old in row] == [["train", old, "replay", "20"]]
-    assert (replayed(folder)["ratio"], replayed(folder)["weight"], replayed(folder)["head"]) == (0.5, 0.25, "replay")
+    assert (replayed(folder)["ratio"], replayed(folder)["weight"], replayed(folder)["head"]) == (
+        0.5,
+        0.25,
+        "replay",
+    )
     log = (folder / "train.log").read_text()
     assert "source " in log
     assert "E0 of O (Default): -430.000000 → -431.000000 eV" in log
@@ -301,22 +405,37 @@ def test_replay_resumed_equals_the_unbroken_run(
     run: Callable[..., Path], water_xyz: Make, tmp_path: Path, labels: str
 ) -> None:
     """Which of 7 structures an epoch takes, and the labels of the source, are as they were."""
-    flags = ["--replay", str(water_xyz("old.xyz", 7, seed=4)), "--replay_ratio", "0.4", "--replay_labels", labels]
+    flags = [
+        "--replay",
+        str(water_xyz("old.xyz", 7, seed=4)),
+        "--replay_ratio",
+        "0.4",
+        "--replay_labels",
+        labels,
+    ]
     flags += ["--lr", "0.001", "--epochs", "3", "--scheduler", "constant"]
     whole = run("whole/run", *flags)
     part = run("part/run", *flags, "--max_steps", "6")
     (tmp_path / "moved").mkdir()
     shutil.move(part, tmp_path / "moved" / "run")
     assert resume.main(["--input_model", str(tmp_path / "moved/run"), "--max_steps", "100"]) == 0
-    outputs = [Outputs.named(f / "run_checkpoint.pt", None) for f in (whole, tmp_path / "moved/run")]
-    found = [text for text in differences(*outputs) if not text.startswith("metrics.jsonl") and "horizon" not in text]
+    outputs = [
+        Outputs.named(f / "run_checkpoint.pt", None) for f in (whole, tmp_path / "moved/run")
+    ]
+    found = [
+        text
+        for text in differences(*outputs)
+        if not text.startswith("metrics.jsonl") and "horizon" not in text
+    ]
     assert [text for text in found if "scheduler" not in text] == []
 
 
 def test_the_source_labels_what_is_replayed(
     run: Callable[..., Path], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Structures without labels, whose labels are then the source's own: before the first step its error is zero."""
+    """Structures without labels, whose labels are then the source's own: before the first
+    step its error is zero.
+    """
     bare = waters(6, seed=9)
     for atoms in bare:
         atoms.info.clear()
@@ -332,7 +451,14 @@ def test_the_source_labels_what_is_replayed(
     assert len(kept) == 6
     network = model_loader.load(source)
     evaluated = tmp_path / "predicted.xyz"
-    words = ["--input_model", str(source), "--xyz_path", str(tmp_path / "bare.xyz"), "--output_xyz", str(evaluated)]
+    words = [
+        "--input_model",
+        str(source),
+        "--xyz_path",
+        str(tmp_path / "bare.xyz"),
+        "--output_xyz",
+        str(evaluated),
+    ]
     assert evaluate.main(words) == 0
     for ours, theirs in zip(kept, read(evaluated, index=":"), strict=True):
         assert ours.info["REF_energy"] == pytest.approx(theirs.info["mace_energy"], rel=1e-12)
@@ -345,7 +471,10 @@ def test_what_replay_refuses(
 ) -> None:
     old = str(water_xyz("old.xyz", 6, seed=4))
     for flags, said in (
-        (["--replay", old, "--replay_head", "Default", "--E0s", "shift"], "give a new --replay_head, or keep the"),
+        (
+            ["--replay", old, "--replay_head", "Default", "--E0s", "shift"],
+            "give a new --replay_head, or keep the",
+        ),
         (["--replay", old, "--add_head", "second"], "leave --add_head out"),
         (["--replay", old, "--replay_head", ""], "--replay_head is empty"),
         (["--replay", old, "--replay_ratio", "1e9"], "--replay_ratio. Must be <= 1000"),
@@ -356,7 +485,10 @@ def test_what_replay_refuses(
             "--replay_head replay: a head is not copied together with --elements",
         ),
         (["--replay", str(tmp_path / "no.xyz")], "no.xyz does not exist"),
-        (["--replay", str(tmp_path / "no.xyz"), "--replay_labels", "source"], "no.xyz does not exist"),
+        (
+            ["--replay", str(tmp_path / "no.xyz"), "--replay_labels", "source"],
+            "no.xyz does not exist",
+        ),
     ):
         run("run", *flags, code=2)
         shown = capsys.readouterr().err
@@ -369,7 +501,14 @@ def test_what_replay_refuses(
         ("ratio: 1, role: val", "only files to train on have"),
     ):
         (tmp_path / "all.yaml").write_text(f"sources:\n  - {{path: {old}, {source}}}\n")
-        words = ["--input_model", "x.pt", "--config", str(tmp_path / "all.yaml"), "--output_checkpoint", "r"]
+        words = [
+            "--input_model",
+            "x.pt",
+            "--config",
+            str(tmp_path / "all.yaml"),
+            "--output_checkpoint",
+            "r",
+        ]
         assert finetune.main(words) == 2
         assert said in capsys.readouterr().err
 
@@ -378,7 +517,9 @@ def test_what_replay_refuses(
 def test_what_does_not_begin_leaves_replayed_labels_as_they_were(
     run: Callable[..., Path], water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Labels are written before training begins, so a run that does not begin must take them back."""
+    """Labels are written before training begins, so a run that does not
+    begin must take them back.
+    """
     flags = ["--replay", str(water_xyz("old.xyz", 6, seed=4)), "--replay_labels", "source"]
     wrong = ["--freeze", "nothing.*"]
     folder = run("run", *flags, *wrong, code=2)
@@ -389,7 +530,17 @@ def test_what_does_not_begin_leaves_replayed_labels_as_they_were(
     others = ["--replay", str(water_xyz("others.xyz", 6, seed=8)), "--replay_labels", "source"]
     run("run", *others, *wrong, "--overwrite", code=2)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    run("run", *flags, "--max_edges_per_batch", "auto", "--resume", "auto", "--epochs", "3", "--dry_run")
+    run(
+        "run",
+        *flags,
+        "--max_edges_per_batch",
+        "auto",
+        "--resume",
+        "auto",
+        "--epochs",
+        "3",
+        "--dry_run",
+    )
     run("run", *flags, "--max_edges_per_batch", "auto", "--resume", "auto", "--epochs", "3")
     run("run", *others, "--overwrite")
     assert (folder / "run_replay.xyz").read_bytes() != before["run_replay.xyz"]
@@ -412,5 +563,7 @@ def test_the_source_is_never_written_over(
 ) -> None:
     before = {path.name: path.read_bytes() for path in source.parent.iterdir()}
     run("source", *(["--overwrite"] if overwrite else []), code=2)
-    assert "is the source, and this run would write over it; give another" in capsys.readouterr().err
+    assert (
+        "is the source, and this run would write over it; give another" in capsys.readouterr().err
+    )
     assert {path.name: path.read_bytes() for path in source.parent.iterdir()} == before

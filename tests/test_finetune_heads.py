@@ -49,7 +49,9 @@ def structures(folder: Path, head: str) -> list[Structure]:
 
 @pytest.mark.parametrize("readout", ["NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"])
 def test_every_head_is_a_copy_of_its_parent(readout: str, tmp_path: Path) -> None:
-    """Whatever heads are made of two, energies and forces are those of the head that each copies."""
+    """Whatever heads are made of two, energies and forces are those of the
+    head that each copies.
+    """
     source = model_loader.load(bare_module(tmp_path, readout))
     for parents in ((0, 1, 1), (1,)):
         fields = json.loads(source.description.canonical_text())
@@ -67,14 +69,19 @@ def test_every_head_is_a_copy_of_its_parent(readout: str, tmp_path: Path) -> Non
             ):
                 named = structures(tmp_path, facts.heads[number])
                 graphs = [build_graph(structure, facts.r_max) for structure in named]
-                batch = collate(named, graphs, [0, 1, 2], facts, torch.float64, free_atoms_only=False)
+                batch = collate(
+                    named, graphs, [0, 1, 2], facts, torch.float64, free_atoms_only=False
+                )
                 energies.append(predicted(ReferenceNetwork(model), batch))
             torch.testing.assert_close(energies[0], energies[1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture
 def tune(two_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Fine-tune the model with two heads on waters of given heads, their oxygens shifted; dry. Gives what was said."""
+    """Fine-tune the model with two heads on waters of given heads, their oxygens shifted; dry.
+
+    Gives what was said.
+    """
 
     def go(shifts: Mapping[str | None, float], *flags: str, atoms: str = "", code: int = 0) -> str:
         frames = []
@@ -82,12 +89,21 @@ def tune(two_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             own = waters(6, seed)
             for frame in own:
                 frame.info["REF_energy"] += shift * (frame.numbers == 8).sum()
-            own += [Atoms(z, info={"REF_energy": -10.0 + shift, "config_type": "IsolatedAtom"}) for z in atoms]
+            own += [
+                Atoms(z, info={"REF_energy": -10.0 + shift, "config_type": "IsolatedAtom"})
+                for z in atoms
+            ]
             for frame in own if head is not None else []:
                 frame.info["head"] = head
             frames += own
         write(tmp_path / "data.xyz", frames, format="extxyz")
-        words = ["--input_model", str(two_heads), "--xyz_train", str(tmp_path / "data.xyz"), "--dry_run"]
+        words = [
+            "--input_model",
+            str(two_heads),
+            "--xyz_train",
+            str(tmp_path / "data.xyz"),
+            "--dry_run",
+        ]
         words += ["--output_checkpoint", str(tmp_path / "run"), "--valid_fraction", "0.3", *flags]
         assert finetune.main(words) == code
         return "".join(capsys.readouterr())
@@ -96,36 +112,64 @@ def tune(two_heads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_third_head_beside_two_with_energies_head_by_head(tune: Callable[..., str]) -> None:
-    """A copy of the head that is named; each head is shifted by its own data, and at step 0 equals its parent."""
-    shown = tune({"pbe": 30.0, "new": -60.0}, "--E0s", "shift", "--add_head", "new", "--copy_head", "r2scan")
+    """A copy of the head that is named; each head is shifted by its own data, and at
+    step 0 equals its parent.
+    """
+    shown = tune(
+        {"pbe": 30.0, "new": -60.0}, "--E0s", "shift", "--add_head", "new", "--copy_head", "r2scan"
+    )
     assert "heads: pbe, r2scan (the source's) and new, a copy of r2scan" in shown
     assert "head pbe: E0 shift fitted to" in shown
     assert "warning: head new: the compositions determine only 1 of 2 shifts of E0s" in shown
     lines = [line.split() for line in shown.splitlines() if " E0 of O " in line]
     assert [words[4] for words in lines] == ["(pbe):", "(new):"], "of r2scan there are no data"
     pbe, new = (float(words[-2]) - float(words[-4]) for words in lines)
-    assert pbe - new == pytest.approx(90 / 5, rel=0.1), "the shortest: 2/5 of it on each H, 1/5 on O"
+    assert pbe - new == pytest.approx(90 / 5, rel=0.1), (
+        "the shortest: 2/5 of it on each H, 1/5 on O"
+    )
     assert "step 0: energies and forces of 8 structures are the source's to" in shown
 
 
 def test_what_is_refused_of_heads(tune: Callable[..., str]) -> None:
     for heads, flags, said in (
-        (["pbe", None], ["--add_head", "new"], "names no head but model.json has ['pbe', 'r2scan', 'new']; name it"),
-        (["pbe"], ["--copy_head", "b3lyp", "--add_head", "new"], "--copy_head b3lyp: the source has pbe, r2scan"),
+        (
+            ["pbe", None],
+            ["--add_head", "new"],
+            "names no head but model.json has ['pbe', 'r2scan', 'new']; name it",
+        ),
+        (
+            ["pbe"],
+            ["--copy_head", "b3lyp", "--add_head", "new"],
+            "--copy_head b3lyp: the source has pbe, r2scan",
+        ),
         (["pbe"], ["--copy_head", "pbe"], "--copy_head is given but no new head"),
         (["pbe"], ["--add_head", "pbe"], "a head of the source has this name"),
-        (["pbe"], ["--E0s", '{"b3lyp": {"H": 1}}'], "--E0s names head 'b3lyp', but the heads are pbe, r2scan"),
-        (["pbe"], ["--E0s", "isolated"], "--E0s isolated: the training data hold no IsolatedAtom frame"),
+        (
+            ["pbe"],
+            ["--E0s", '{"b3lyp": {"H": 1}}'],
+            "--E0s names head 'b3lyp', but the heads are pbe, r2scan",
+        ),
+        (
+            ["pbe"],
+            ["--E0s", "isolated"],
+            "--E0s isolated: the training data hold no IsolatedAtom frame",
+        ),
     ):
         assert said in tune(dict.fromkeys(heads, 0.0), *flags, code=2)
 
 
 def test_energies_of_isolated_atoms_head_by_head(tune: Callable[..., str]) -> None:
     shown = tune({"pbe": 1.0, "new": 2.0}, "--E0s", "isolated", "--add_head", "new", atoms="HO")
-    for change in ("E0 of O (pbe): -430.000000 → -9.000000", "E0 of H (new): -13.600000 → -8.000000"):
+    for change in (
+        "E0 of O (pbe): -430.000000 → -9.000000",
+        "E0 of H (new): -13.600000 → -8.000000",
+    ):
         assert change in shown
     assert "IsolatedAtom frames are the E0s of head new" in shown
-    assert "warning: --add_head new copies head pbe, the first of pbe, r2scan; --copy_head names another" in shown
+    assert (
+        "warning: --add_head new copies head pbe, the first of pbe, r2scan; "
+        "--copy_head names another"
+    ) in shown
     shown = tune({"pbe": 1.0, "r2scan": 2.0}, "--E0s", "isolated", atoms="H")
     assert "warning: head pbe: no IsolatedAtom frame of O: they keep the source's E0s" in shown
     assert "E0 of O" not in shown
@@ -133,7 +177,10 @@ def test_energies_of_isolated_atoms_head_by_head(tune: Callable[..., str]) -> No
 
 def test_energies_of_a_file_and_by_head(tune: Callable[..., str], tmp_path: Path) -> None:
     """Beside IsolatedAtom frames of the data, which are then said not to be the model's."""
-    atoms = [Atoms("H", info={"REF_energy": -13.0}), Atoms("O", info={"REF_energy": -450.0, "head": "r2scan"})]
+    atoms = [
+        Atoms("H", info={"REF_energy": -13.0}),
+        Atoms("O", info={"REF_energy": -450.0, "head": "r2scan"}),
+    ]
     write(tmp_path / "atoms.xyz", atoms, format="extxyz")
     shown = tune({"pbe": 0.0}, "--E0s", str(tmp_path / "atoms.xyz"))
     assert [line.partition("E0 of ")[2] for line in shown.splitlines() if "E0 of" in line] == [
@@ -144,5 +191,8 @@ def test_energies_of_a_file_and_by_head(tune: Callable[..., str], tmp_path: Path
     shown = tune({"pbe": 1.0}, "--E0s", '{"r2scan": {"H": -1.0}}', atoms="HO")
     assert "E0 of H (r2scan): -14.000000 → -1.000000" in shown
     assert "E0 of H (pbe)" not in shown
-    assert "IsolatedAtom frames are not what the E0s of head pbe are: H -9 against -13.6, O -9 against -430 eV" in shown
+    assert (
+        "IsolatedAtom frames are not what the E0s of head pbe are: H -9 against -13.6, O "
+        "-9 against -430 eV"
+    ) in shown
     assert "finetune.py --E0s isolated takes those of the frames" in shown

@@ -13,11 +13,18 @@ from model_utils import train_mace
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_isolated_atoms_and_first_errors(right: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The frames' energies beside those of the model; one line of advice where the first errors are large."""
+def test_isolated_atoms_and_first_errors(
+    right: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The frames' energies beside those of the model; one line of advice where the
+    first errors are large.
+    """
     energies = {"H": -13.6, "O": -430.0 if right else -380.0}
     (tmp_path / "m.json").write_text(json.dumps(TINY | {"atomic_energies": energies}))
-    atoms = [Atoms(z, info={"REF_energy": e, "config_type": "IsolatedAtom"}) for z, e in (("H", -13.6), ("O", -430.0))]
+    atoms = [
+        Atoms(z, info={"REF_energy": e, "config_type": "IsolatedAtom"})
+        for z, e in (("H", -13.6), ("O", -430.0))
+    ]
     for atom in atoms:
         atom.arrays["REF_forces"] = np.zeros((1, 3))
     write(tmp_path / "w.xyz", [*atoms, *waters(6)], format="extxyz")
@@ -29,18 +36,31 @@ def test_isolated_atoms_and_first_errors(right: bool, tmp_path: Path, capsys: py
         "--valid_fraction",
         "0.4",
     ]
-    words += ["--max_steps", "1", "--no_export_mace_model", "--output_checkpoint", str(tmp_path / "run")]
+    words += [
+        "--max_steps",
+        "1",
+        "--no_export_mace_model",
+        "--output_checkpoint",
+        str(tmp_path / "run"),
+    ]
     assert train_mace.main(words) == 0
     shown = capsys.readouterr().out
     assert "2 IsolatedAtom frame(s) are left out\n" in shown
-    advice = f"`metadata.py check --input_json {tmp_path / 'm.json'}` compares them with the data, `metadata.py fit`"
+    advice = (
+        f"`metadata.py check --input_json {tmp_path / 'm.json'}` compares them with the "
+        "data, `metadata.py fit`"
+    )
     assert ("IsolatedAtom frames are the E0s of head Default" in shown) == right
     assert ("are not what the E0s of head Default are: O -430 against -380 eV" in shown) != right
     assert (advice in shown) != right
 
 
-def test_reference_energies_that_no_atom_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "m.json").write_text(json.dumps(TINY | {"atomic_energies": {"H": -190.0, "O": -77.0}}))
+def test_reference_energies_that_no_atom_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.json").write_text(
+        json.dumps(TINY | {"atomic_energies": {"H": -190.0, "O": -77.0}})
+    )
     write(tmp_path / "w.xyz", waters(6), format="extxyz")
     words = [
         "--input_json",

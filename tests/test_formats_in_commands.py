@@ -1,4 +1,6 @@
-"""Every format of the table in every command that reads data: trained on, evaluated, packed, measured, checked."""
+"""Every format of the table in every command that reads data: trained on, evaluated,
+packed, measured, checked.
+"""
 
 import json
 from pathlib import Path
@@ -35,7 +37,15 @@ def files(place: Path) -> list[str]:
 
 
 def training(place: Path, run: str, *flags: object) -> list[str]:
-    words = ["--input_json", place / "m.json", "--output_checkpoint", place / run, "--epochs", 1, *flags]
+    words = [
+        "--input_json",
+        place / "m.json",
+        "--output_checkpoint",
+        place / run,
+        "--epochs",
+        1,
+        *flags,
+    ]
     return list(map(str, [*words, "--dtype", "float64", "--no_export_mace_model"]))
 
 
@@ -50,7 +60,8 @@ def every(place: Path) -> Path:
     valid = ["--valid_file", place / "waters.xyz"]
     precision = torch.get_default_dtype()
     assert train_mace.main(training(place, "every", "--train_file", *files(place), *valid)) == 0
-    torch.set_default_dtype(precision)  # a fixture of a module comes before the one that restores it for each test
+    # a fixture of a module comes before the one that restores it for each test
+    torch.set_default_dtype(precision)
     return place / "every"
 
 
@@ -73,7 +84,14 @@ def test_a_run_goes_on_with_files_of_every_format(place: Path, every: Path) -> N
 
 
 def test_every_format_is_evaluated_alike(place: Path, every: Path) -> None:
-    words = ["--input_model", every / "every_model.pt", "--data", *files(place), "--output_json", place / "e.json"]
+    words = [
+        "--input_model",
+        every / "every_model.pt",
+        "--data",
+        *files(place),
+        "--output_json",
+        place / "e.json",
+    ]
     assert evaluate.main(list(map(str, words))) == 0
     metrics = json.loads((place / "e.json").read_text())["by_source"]
     assert set(metrics) == set(files(place))
@@ -83,9 +101,18 @@ def test_every_format_is_evaluated_alike(place: Path, every: Path) -> None:
             assert metrics[str(place / name)][key] == pytest.approx(expected[key], rel=1e-4), name
 
 
-def test_structures_without_labels_are_predicted(place: Path, every: Path, capsys: pytest.CaptureFixture) -> None:
+def test_structures_without_labels_are_predicted(
+    place: Path, every: Path, capsys: pytest.CaptureFixture
+) -> None:
     write(place / "POSCAR", FRAMES[0], format="vasp")
-    words = ["--input_model", every / "every_model.pt", "--data", place / "POSCAR", "--output_xyz", place / "p.xyz"]
+    words = [
+        "--input_model",
+        every / "every_model.pt",
+        "--data",
+        place / "POSCAR",
+        "--output_xyz",
+        place / "p.xyz",
+    ]
     assert evaluate.main(list(map(str, words))) == 0
     assert "this is inference" in capsys.readouterr().out
     assert read(place / "p.xyz").arrays["mace_forces"].shape == (3, 3)
@@ -94,7 +121,9 @@ def test_structures_without_labels_are_predicted(place: Path, every: Path, capsy
 def test_every_format_is_packed(place: Path) -> None:
     words = ["--input", *files(place), "--output_dir", str(place / "packed")]
     assert pack.main(words) == 0
-    (packed,) = open_sources([SourceSpec(path=place / "packed", format="lmdb")], needs=TO_EVALUATE, max_dropped=0)
+    (packed,) = open_sources(
+        [SourceSpec(path=place / "packed", format="lmdb")], needs=TO_EVALUATE, max_dropped=0
+    )
     assert len(packed) == len(FILES) * len(FRAMES)
     for i in range(len(packed)):
         atoms = FRAMES[i % len(FRAMES)]
@@ -104,7 +133,12 @@ def test_every_format_is_packed(place: Path) -> None:
 
 def test_every_format_is_measured_and_checked(place: Path, capsys: pytest.CaptureFixture) -> None:
     for name, given in {"every": files(place), "one": [str(place / "waters.xyz")]}.items():
-        assert metadata.main(["init", "--train_file", *given, "--output_json", str(place / f"{name}.json")]) == 0
+        assert (
+            metadata.main(
+                ["init", "--train_file", *given, "--output_json", str(place / f"{name}.json")]
+            )
+            == 0
+        )
     every, one = (json.loads((place / f"{name}.json").read_text()) for name in ("every", "one"))
     np.testing.assert_allclose(every["atomic_energies"], one["atomic_energies"], atol=1e-4)
     assert every["avg_num_neighbors"] == pytest.approx(one["avg_num_neighbors"])
@@ -134,6 +168,13 @@ def test_help_names_every_format(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_data_are_named_once(place: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ["--input_model", "m.pt", "--data", str(place / "waters.xyz"), "--xyz_path", str(place / "waters.xyz")]
+    words = [
+        "--input_model",
+        "m.pt",
+        "--data",
+        str(place / "waters.xyz"),
+        "--xyz_path",
+        str(place / "waters.xyz"),
+    ]
     assert evaluate.main(words) == 2
     assert "--data alone" in capsys.readouterr().err

@@ -16,7 +16,8 @@ FILES = [
     *sorted((ROOT / "model_utils").rglob("*.py")),
     *(ROOT / name for name in ("losses.py", "optimizer.py", "metadata.py", "read_model.py")),
 ]
-COMMANDS = (ROOT, ROOT / "model_utils", ROOT / "dataloader")  # where entry scripts lie; the rooms below have none
+# where entry scripts lie; the rooms below have none
+COMMANDS = (ROOT, ROOT / "model_utils", ROOT / "dataloader")
 HOME = {  # third party: the only modules that may import it
     "mace": ["model_utils.models.mace_import"],
     "e3nn": ["model_utils.models.mace_import"],
@@ -48,7 +49,9 @@ def module_name(path: Path) -> str:
 
 def is_run_as_a_file(path: Path) -> bool:
     statements = ast.parse(path.read_text(encoding="utf-8")).body
-    return "__name__ == '__main__'" in [ast.unparse(node.test) for node in statements if isinstance(node, ast.If)]
+    return "__name__ == '__main__'" in [
+        ast.unparse(node.test) for node in statements if isinstance(node, ast.If)
+    ]
 
 
 ENTRY = {module_name(path) for path in FILES if path.parent in COMMANDS and is_run_as_a_file(path)}
@@ -71,7 +74,9 @@ def test_directions(path: Path) -> None:
     name, found = module_name(path), imports_of(path)
     assert not found & (ENTRY - {name}), "nobody imports an entry script"
     if (name.startswith("dataloader") and name not in ENTRY) or name in ("optimizer",):
-        assert not any(f.split(".")[0] in ("model_utils", "losses") for f in found), "data and optimizer know no models"
+        assert not any(f.split(".")[0] in ("model_utils", "losses") for f in found), (
+            "data and optimizer know no models"
+        )
     if name == "losses":
         assert not any(f.startswith("model_utils") for f in found)
     if name.startswith("model_utils.models."):
@@ -91,26 +96,42 @@ def part_of_the_data_package(module: str) -> str:
 
 
 def test_parts_of_the_data_package_stand_on_each_other_in_no_circle() -> None:
-    paths = [path for path in FILES if module_name(path).startswith("dataloader.") and module_name(path) not in ENTRY]
+    paths = [
+        path
+        for path in FILES
+        if module_name(path).startswith("dataloader.") and module_name(path) not in ENTRY
+    ]
     parts = {part_of_the_data_package(module_name(path)) for path in paths}
     stands_on: dict[str, set[str]] = {part: set() for part in parts}
     for path in paths:
         part = part_of_the_data_package(module_name(path))
-        stands_on[part] |= {part_of_the_data_package(name) for name in imports_of(path)} & parts - {part}
-    floors = list(TopologicalSorter(stands_on).static_order())  # CycleError names the parts of a circle
+        stands_on[part] |= {part_of_the_data_package(name) for name in imports_of(path)} & parts - {
+            part
+        }
+        # CycleError names the parts of a circle
+    floors = list(TopologicalSorter(stands_on).static_order())
     assert floors.index("dataloader.durable") < floors.index("dataloader.array_file")
     assert floors.index("dataloader.packed") < floors.index("dataloader.lmdb_shards")
-    for reader in ("dataloader.labels", "dataloader.record", "dataloader.xyz", "dataloader.lmdb_shards"):
+    for reader in (
+        "dataloader.labels",
+        "dataloader.record",
+        "dataloader.xyz",
+        "dataloader.lmdb_shards",
+    ):
         assert "dataloader.batch" not in stands_on[reader], "who reads a file knows no batches"
 
 
 def test_one_module_writes_whole_files() -> None:
     """Everyone else's file would be lost by a power failure that the one writer survives."""
-    elsewhere = {"model_utils.models.fast.code_cache", "model_utils.tasks.conversion"}  # name what is checked first
+    # name what is checked first
+    elsewhere = {"model_utils.models.fast.code_cache", "model_utils.tasks.conversion"}
     elsewhere |= {"model_utils.run.replaying", "model_utils.run.resuming"}  # set whole files aside
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        assert "os.replace(" not in text or module_name(path) in {"dataloader.durable", *elsewhere}, path
+        assert "os.replace(" not in text or module_name(path) in {
+            "dataloader.durable",
+            *elsewhere,
+        }, path
         assert "flock(" not in text or module_name(path) == "dataloader.file_lock", path
 
 
@@ -128,13 +149,17 @@ def test_only_checkpoint_saves_and_loads_torch_files() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.save")
         ]
-        if module_name(path) == "model_utils.tasks.unpickling":  # --trust_pickle, in a process of its own
+        # --trust_pickle, in a process of its own
+        if module_name(path) == "model_utils.tasks.unpickling":
             assert len(calls) == 1
             continue
         assert not calls or module_name(path) == "model_utils.files.checkpoint", path
         for call in calls:
             if ast.unparse(call.func) == "torch.load":
-                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
+                assert any(
+                    k.arg == "weights_only" and ast.unparse(k.value) == "True"
+                    for k in call.keywords
+                )
 
 
 def test_entry_scripts_define_no_classes_and_stay_short() -> None:
@@ -146,7 +171,8 @@ def test_entry_scripts_define_no_classes_and_stay_short() -> None:
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from model_utils import train_mace; train_mace.main(['--help']); sys.exit('torch' in sys.modules)"
+        "import sys; from model_utils import train_mace; train_mace.main(['--help']); "
+        "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -155,8 +181,13 @@ def test_help_needs_no_torch() -> None:
 
 def test_importing_mace_leaves_safe_loading_on() -> None:
     code = (
-        "import os; import model_utils.models.mace_import; assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ"
+        "import os; import model_utils.models.mace_import; assert "
+        "'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_FORCE_")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("TORCH_FORCE_")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""Processes that are killed from outside are begun anew, and nothing differs; what cannot be read ends a run saved."""
+"""Processes that are killed from outside are begun anew, and nothing differs; what cannot be
+read ends a run saved.
+"""
 
 import multiprocessing
 import os
@@ -28,7 +30,9 @@ PLAN = [np.array([i, i + 1]) for i in range(0, 12, 2)]
 
 @pytest.fixture
 def data(water_xyz: Callable[..., Path]) -> Dataset:
-    facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
+    facts = ModelFacts(
+        atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0
+    )
     spec = SourceSpec(path=water_xyz(n=12), format="xyz")
     return Dataset(open_sources([spec], needs=TO_TRAIN, max_dropped=0.0), facts, torch.float64)
 
@@ -48,7 +52,9 @@ def kill_one() -> None:
 
 
 @pytest.mark.parametrize("when", ["before the first", "between two", "between two passes"])
-def test_batches_are_the_same_after_a_worker_was_killed(when: str, data: Dataset, warnings: list[str]) -> None:
+def test_batches_are_the_same_after_a_worker_was_killed(
+    when: str, data: Dataset, warnings: list[str]
+) -> None:
     batches = Loader(data, num_workers=2)
     made = []
     for each in range(2):
@@ -60,7 +66,9 @@ def test_batches_are_the_same_after_a_worker_was_killed(when: str, data: Dataset
             kill_one()
     plain = [(batch.index, batch.positions) for batch in Loader(data).batches(PLAN)] * 2
     assert [index for index, _ in made] == [index for index, _ in plain]
-    assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(made, plain, strict=True))
+    assert all(
+        torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(made, plain, strict=True)
+    )
     (line,) = warnings
     assert "a process was killed" in line
 
@@ -91,15 +99,29 @@ def test_a_task_whose_process_was_killed_is_done_again(tmp_path: Path, warnings:
             os.kill(os.getpid(), signal.SIGKILL)
         return n * n
 
-    assert sorted(parallel.in_children(work, list(range(6)), processes=2)) == [(n, n * n) for n in range(6)]
+    assert sorted(parallel.in_children(work, list(range(6)), processes=2)) == [
+        (n, n * n) for n in range(6)
+    ]
     (line,) = warnings
     assert "3.lmdb" in line
 
 
 @pytest.fixture
 def flags(tiny_json: Path, water_xyz: Callable[..., Path]) -> list[str]:
-    words = ["--input_json", tiny_json, "--xyz_train", water_xyz("train.xyz", 10), "--batch_size", "4", "--epochs", "2"]
-    return [str(word) for word in (*words, "--xyz_val", water_xyz("val.xyz", 4, seed=1), "--no_export_mace_model")]
+    words = [
+        "--input_json",
+        tiny_json,
+        "--xyz_train",
+        water_xyz("train.xyz", 10),
+        "--batch_size",
+        "4",
+        "--epochs",
+        "2",
+    ]
+    return [
+        str(word)
+        for word in (*words, "--xyz_val", water_xyz("val.xyz", 4, seed=1), "--no_export_mace_model")
+    ]
 
 
 @pytest.mark.parametrize("error", [InputError, AwayError])
@@ -110,7 +132,9 @@ def test_data_that_can_no_longer_be_read_end_the_run_saved(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One line; a file system that does not answer is worth another try (75); the rest is as in the unbroken run."""
+    """One line; a file system that does not answer is worth another try (75); the rest is
+    as in the unbroken run.
+    """
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train_mace.main([*flags, "--output_checkpoint", str(whole)]) == 0
     batches = Loader.batches

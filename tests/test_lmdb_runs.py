@@ -1,4 +1,6 @@
-"""The commands on LMDBs as people have them: train, evaluate, metadata; samples that depend on the seed alone."""
+"""The commands on LMDBs as people have them: train, evaluate, metadata; samples that
+depend on the seed alone.
+"""
 
 import json
 import pickle
@@ -34,7 +36,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def write_ase(path: Path, frames: list[Atoms], **columns: list[Any]) -> Path:
-    backend = pytest.importorskip("ase_db_backends.aselmdb", reason="ase-db-backends is not installed (extra dev)")
+    backend = pytest.importorskip(
+        "ase_db_backends.aselmdb", reason="ase-db-backends is not installed (extra dev)"
+    )
     database = backend.LMDBDatabase(str(path))
     for i, atoms in enumerate(frames):
         database.write(atoms, data={name: values[i] for name, values in columns.items()})
@@ -45,41 +49,110 @@ def write_ase(path: Path, frames: list[Atoms], **columns: list[Any]) -> Path:
 def test_train_evaluate_and_metadata_run_on_an_aselmdb(
     shared_data: Path, tmp_path: Path, said: Callable[..., str]
 ) -> None:
-    frames = [atoms for atoms in read(shared_data / "mptrj/mptrj-random-1k.xyz", ":") if len(atoms) < 12][:40]
-    path, model, run = write_ase(tmp_path / "mptrj.aselmdb", frames), tmp_path / "model.json", tmp_path / "run"
-    shape = ("--r_max", 4, "--hidden_irreps", "4x0e", "--max_ell", 1, "--correlation", 2, "--num_interactions", 1)
+    frames = [
+        atoms for atoms in read(shared_data / "mptrj/mptrj-random-1k.xyz", ":") if len(atoms) < 12
+    ][:40]
+    path, model, run = (
+        write_ase(tmp_path / "mptrj.aselmdb", frames),
+        tmp_path / "model.json",
+        tmp_path / "run",
+    )
+    shape = (
+        "--r_max",
+        4,
+        "--hidden_irreps",
+        "4x0e",
+        "--max_ell",
+        1,
+        "--correlation",
+        2,
+        "--num_interactions",
+        1,
+    )
     said(metadata, "init", "--lmdb_train", path, *shape, "--output_json", model)
     out = said(
-        *(train_mace, "--input_json", model, "--lmdb_train", path, "--lmdb_train_samples", 30, "--epochs", 1),
-        *("--output_checkpoint", run, "--no_export_mace_model", "--stress_weight", 1, "--num_workers", 1),
+        *(
+            train_mace,
+            "--input_json",
+            model,
+            "--lmdb_train",
+            path,
+            "--lmdb_train_samples",
+            30,
+            "--epochs",
+            1,
+        ),
+        *(
+            "--output_checkpoint",
+            run,
+            "--no_export_mace_model",
+            "--stress_weight",
+            1,
+            "--num_workers",
+            1,
+        ),
     )
     assert "layout ASE rows (zlib, JSON): 40 records" in out
     assert "train: 30 of these structures are drawn (seed 123)" in out
-    indices = torch.load(run / "run_checkpoint.pt", weights_only=True)["train_state"]["lmdb_indices"]
-    keys = {role: [key for part in parts for key in part["keys"]] for role, parts in indices.items()}
+    indices = torch.load(run / "run_checkpoint.pt", weights_only=True)["train_state"][
+        "lmdb_indices"
+    ]
+    keys = {
+        role: [key for part in parts for key in part["keys"]] for role, parts in indices.items()
+    }
     assert (len(keys["train"]), len(keys["valid"])) == (27, 3)
     assert len({*keys["train"], *keys["valid"]}) == 30
     said(
-        evaluate, "--input_model", run / "run_model.pt", "--lmdb_path", path, "--output_json", tmp_path / "errors.json"
+        evaluate,
+        "--input_model",
+        run / "run_model.pt",
+        "--lmdb_path",
+        path,
+        "--output_json",
+        tmp_path / "errors.json",
     )
     assert json.loads((tmp_path / "errors.json").read_text())["n_configs"] == 40
     said(metadata, "check", "--lmdb_train", path, "--input_json", model)
 
 
-def test_the_same_seed_draws_the_same_whatever_the_workers(tmp_path: Path, said: Callable[..., str]) -> None:
+def test_the_same_seed_draws_the_same_whatever_the_workers(
+    tmp_path: Path, said: Callable[..., str]
+) -> None:
     frames = waters(30, prefix="")
     from ase.calculators.singlepoint import SinglePointCalculator
 
     for atoms in frames:
-        atoms.calc = SinglePointCalculator(atoms, energy=atoms.info.pop("energy"), forces=atoms.arrays.pop("forces"))
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=atoms.info.pop("energy"), forces=atoms.arrays.pop("forces")
+        )
     path, model = write_ase(tmp_path / "w.aselmdb", frames), tmp_path / "tiny.json"
     model.write_text(json.dumps(TINY))
     losses = {}
     for name, seed, workers in (("a", 1, 0), ("b", 1, 2), ("c", 2, 0)):
-        flags = ("--input_json", model, "--lmdb_train", path, "--lmdb_val", path, "--epochs", 1, "--seed", seed)
+        flags = (
+            "--input_json",
+            model,
+            "--lmdb_train",
+            path,
+            "--lmdb_val",
+            path,
+            "--epochs",
+            1,
+            "--seed",
+            seed,
+        )
         samples = ("--lmdb_train_samples", 12, "--lmdb_val_samples", 5, "--num_workers", workers)
-        said(train_mace, *flags, *samples, "--output_checkpoint", tmp_path / name, "--no_export_mace_model")
-        state = torch.load(tmp_path / name / f"{name}_checkpoint.pt", weights_only=True)["train_state"]
+        said(
+            train_mace,
+            *flags,
+            *samples,
+            "--output_checkpoint",
+            tmp_path / name,
+            "--no_export_mace_model",
+        )
+        state = torch.load(tmp_path / name / f"{name}_checkpoint.pt", weights_only=True)[
+            "train_state"
+        ]
         text = (tmp_path / name / "metrics.jsonl").read_text()
         losses[name] = (state["lmdb_indices"], re.findall(r'"loss": ([^,]+)', text))
     assert losses["a"] == losses["b"]
@@ -109,12 +182,27 @@ def test_a_run_that_is_stopped_while_it_indexes_leaves_no_process_and_goes_on(
     new = lmdb.open(str(path), subdir=False, map_size=2**24, lock=False)
     with new as environment, environment.begin(write=True) as put:
         for i, atoms in enumerate(frames):
-            row = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "energy": atoms.info["REF_energy"]}
+            row = {
+                "pos": atoms.positions,
+                "atomic_numbers": atoms.numbers,
+                "energy": atoms.info["REF_energy"],
+            }
             put.put(str(i).encode(), pickle.dumps(row | {"forces": atoms.arrays["REF_forces"]}))
-    flags = ["--input_json", str(tiny_json), "--lmdb_train", str(path), "--output_checkpoint", str(tmp_path / "run")]
+    flags = [
+        "--input_json",
+        str(tiny_json),
+        "--lmdb_train",
+        str(path),
+        "--output_checkpoint",
+        str(tmp_path / "run"),
+    ]
     command = [sys.executable, "-c", SLOW_INDEX, *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_until(lambda: len(list(tmp_path.glob("w.lmdb.*.building/0*[0-9]"))) == 2, "two parts of the index")
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(
+        lambda: len(list(tmp_path.glob("w.lmdb.*.building/0*[0-9]"))) == 2, "two parts of the index"
+    )
     process.terminate()
     _, errors = process.communicate(timeout=HANGING)
     assert process.returncode == 75, errors
@@ -125,11 +213,20 @@ def test_a_run_that_is_stopped_while_it_indexes_leaves_no_process_and_goes_on(
     said(train_mace, *flags, "--epochs", 1, "--resume", "auto", "--no_export_mace_model")
 
 
-def test_what_samples_cannot_be_drawn(tmp_path: Path, said: Callable[..., str], tiny_json: Path) -> None:
+def test_what_samples_cannot_be_drawn(
+    tmp_path: Path, said: Callable[..., str], tiny_json: Path
+) -> None:
     from ase.io import write
 
     write(tmp_path / "w.xyz", waters(8), format="extxyz")
-    flags = ("--input_json", tiny_json, "--xyz_train", tmp_path / "w.xyz", "--output_checkpoint", tmp_path / "run")
+    flags = (
+        "--input_json",
+        tiny_json,
+        "--xyz_train",
+        tmp_path / "w.xyz",
+        "--output_checkpoint",
+        tmp_path / "run",
+    )
     assert "--lmdb_train_samples 3 is given but no LMDB to draw from" in said(
         train_mace, *flags, "--lmdb_train_samples", 3, code=2
     )
@@ -138,12 +235,16 @@ def test_what_samples_cannot_be_drawn(tmp_path: Path, said: Callable[..., str], 
     )
 
 
-def test_omol_rows_are_refused_by_a_model_without_a_charge(tmp_path: Path, said: Callable[..., str]) -> None:
+def test_omol_rows_are_refused_by_a_model_without_a_charge(
+    tmp_path: Path, said: Callable[..., str]
+) -> None:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     frames = waters(12, prefix="")
     for atoms in frames:
-        atoms.calc = SinglePointCalculator(atoms, energy=atoms.info.pop("energy"), forces=atoms.arrays.pop("forces"))
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=atoms.info.pop("energy"), forces=atoms.arrays.pop("forces")
+        )
     charges = [0] * 9 + [1, -1, 0]
     path = write_ase(tmp_path / "omol.aselmdb", frames, charge=charges, spin=[1] * 12)
     plain, charged = tmp_path / "tiny.json", tmp_path / "charged.json"
@@ -152,7 +253,10 @@ def test_omol_rows_are_refused_by_a_model_without_a_charge(tmp_path: Path, said:
     charged.write_text(json.dumps(TINY | {"embedding_specs": {"total_charge": charge}}))
     flags = ("--lmdb_train", path, "--epochs", 1, "--no_export_mace_model", "--output_checkpoint")
     text = said(train_mace, "--input_json", plain, *flags, tmp_path / "no", code=2)
-    assert "2 of 12 structures have a charge (first: omol.aselmdb key 10), but model.json has no total_charge" in text
+    assert (
+        "2 of 12 structures have a charge (first: omol.aselmdb key 10), but model.json "
+        "has no total_charge"
+    ) in text
     text = said(train_mace, "--input_json", plain, *flags, tmp_path / "dropped", "--drop_charged")
     assert "left out 2: 2 × a charge for which the model has no input (keys 10, 11)" in text
     said(train_mace, "--input_json", charged, *flags, tmp_path / "used")

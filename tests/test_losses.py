@@ -1,4 +1,6 @@
-"""The arithmetic of loss and metrics against hand-computed cases with unequal sizes, where wrong averaging shows."""
+"""The arithmetic of loss and metrics against hand-computed cases with unequal sizes, where
+wrong averaging shows.
+"""
 
 import math
 
@@ -11,10 +13,14 @@ from losses import Loss, Prediction, error_sums, metrics, no_sums
 SIZES = torch.tensor([1.0, 3.0], dtype=torch.float64)
 LABELS = {
     "energy": Label(
-        torch.zeros(2, dtype=torch.float64), torch.tensor([True, True]), torch.ones(2, dtype=torch.float64)
+        torch.zeros(2, dtype=torch.float64),
+        torch.tensor([True, True]),
+        torch.ones(2, dtype=torch.float64),
     ),
     "forces": Label(
-        torch.zeros(4, 3, dtype=torch.float64), torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.float64)
+        torch.zeros(4, 3, dtype=torch.float64),
+        torch.ones(4, dtype=torch.bool),
+        torch.ones(4, dtype=torch.float64),
     ),
     "stress": Label(
         torch.zeros(2, 3, 3, dtype=torch.float64),
@@ -30,7 +36,9 @@ def labels(**changes: dict[str, torch.Tensor]) -> dict[str, Label]:
 
 
 def prediction() -> Prediction:
-    """Energy errors 2 and 6 eV (2 eV per atom each); forces 1 on the lone atom, 2 on the others; stress 0.1."""
+    """Energy errors 2 and 6 eV (2 eV per atom each); forces 1 on the lone atom, 2 on
+    the others; stress 0.1.
+    """
     forces = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0]])
     return {
         "energy": torch.tensor([2.0, 6.0]),
@@ -60,7 +68,8 @@ def test_mse_by_hand() -> None:
 def test_unlabelled_and_masked_entries_are_in_neither_sum() -> None:
     loss = Loss.of(energy=1, forces=1)
     partial = labels(
-        energy={"mask": torch.tensor([True, False])}, forces={"mask": torch.tensor([True, False, False, True])}
+        energy={"mask": torch.tensor([True, False])},
+        forces={"mask": torch.tensor([True, False, False, True])},
     )
     sums = error_sums(prediction(), partial, SIZES, loss)
     rows = {"energy": 1, "forces": 2, "stress": 1}
@@ -89,7 +98,9 @@ def test_weights_act_on_the_loss_and_not_on_the_metrics() -> None:
 )
 def test_other_shapes_of_the_forces_term(forces_loss: str, expected: float) -> None:
     loss = Loss.of(energy=0, forces=1, shapes={"forces": forces_loss}, huber_delta=0.5)
-    assert float(loss.total(error_sums(prediction(), labels(), SIZES, loss), ROWS)) == pytest.approx(expected)
+    assert float(
+        loss.total(error_sums(prediction(), labels(), SIZES, loss), ROWS)
+    ) == pytest.approx(expected)
 
 
 def test_l2norm_of_a_perfect_force_has_a_finite_gradient() -> None:
@@ -107,7 +118,10 @@ def test_sums_of_two_batches_give_the_metrics_of_one() -> None:
     for structures, atoms in (([0], [0]), ([1], [1, 2, 3])):
         rows = {"energy": structures, "forces": atoms, "stress": structures}
         predicted = {name: value[rows[name]] for name, value in prediction().items()}
-        labelled = {name: Label(*(tensor[rows[name]] for tensor in label)) for name, label in labels().items()}
+        labelled = {
+            name: Label(*(tensor[rows[name]] for tensor in label))
+            for name, label in labels().items()
+        }
         parts += error_sums(predicted, labelled, SIZES[structures], loss)
     assert metrics(parts.tolist(), loss) == metrics(whole.tolist(), loss)
 

@@ -1,4 +1,6 @@
-"""A dense solid and a long cutoff: more than 500 neighbours per atom are refused, and allowed by a flag."""
+"""A dense solid and a long cutoff: more than 500 neighbours per atom are refused,
+and allowed by a flag.
+"""
 
 import json
 import re
@@ -44,25 +46,69 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = coppers(6)
     write(folder / "cu.xyz", frames, format="extxyz", write_results=True)
     write_dicts(folder / "cu.lmdb", read(folder / "cu.xyz", ":"))
-    fields = {"model_class": "ScaleShiftMACE", "r_max": R_MAX, "atomic_numbers": [29], "atomic_energies": [0.0]}
-    fields |= {"avg_num_neighbors": 690.0, "atomic_inter_scale": 1.0, "atomic_inter_shift": 0.0, "num_interactions": 1}
-    fields |= {"hidden_irreps": "2x0e", "max_ell": 1, "correlation": 1, "radial_MLP": [4], "MLP_irreps": "2x0e"}
+    fields = {
+        "model_class": "ScaleShiftMACE",
+        "r_max": R_MAX,
+        "atomic_numbers": [29],
+        "atomic_energies": [0.0],
+    }
+    fields |= {
+        "avg_num_neighbors": 690.0,
+        "atomic_inter_scale": 1.0,
+        "atomic_inter_shift": 0.0,
+        "num_interactions": 1,
+    }
+    fields |= {
+        "hidden_irreps": "2x0e",
+        "max_ell": 1,
+        "correlation": 1,
+        "radial_MLP": [4],
+        "MLP_irreps": "2x0e",
+    }
     (folder / "model.json").write_text(json.dumps(fields))
     return folder
 
 
 def commands(place: Path, out: Path) -> list[tuple[Main, list[str]]]:
     model = ["--input_json", str(place / "model.json")]
-    run = [*model, "--epochs", "1", "--batch_size", "2", "--valid_fraction", "0.4", "--no_export_mace_model"]
+    run = [
+        *model,
+        "--epochs",
+        "1",
+        "--batch_size",
+        "2",
+        "--valid_fraction",
+        "0.4",
+        "--no_export_mace_model",
+    ]
     xyz, lmdb = ["--xyz_train", str(place / "cu.xyz")], ["--lmdb_train", str(place / "cu.lmdb")]
     budget = ["--max_edges_per_batch", "2000"]
     return [
-        (metadata.main, ["init", *xyz, "--r_max", str(R_MAX), "--output_json", str(out / "x.json")]),
+        (
+            metadata.main,
+            ["init", *xyz, "--r_max", str(R_MAX), "--output_json", str(out / "x.json")],
+        ),
         (metadata.main, ["fit", *lmdb, *model, "--output_json", str(out / "l.json")]),
         (train_mace.main, [*run, *xyz, "--output_checkpoint", str(out / "x")]),
-        (pack.main, ["--input", *xyz[1:], "--r_max", str(R_MAX), "--output_dir", str(out / "packed")]),
-        (train_mace.main, [*run, "--lmdb_train", str(out / "packed"), *budget, "--output_checkpoint", str(out / "p")]),
-        (evaluate.main, ["--input_model", str(out / "x/x_model.pt"), "--xyz_path", str(place / "cu.xyz")]),
+        (
+            pack.main,
+            ["--input", *xyz[1:], "--r_max", str(R_MAX), "--output_dir", str(out / "packed")],
+        ),
+        (
+            train_mace.main,
+            [
+                *run,
+                "--lmdb_train",
+                str(out / "packed"),
+                *budget,
+                "--output_checkpoint",
+                str(out / "p"),
+            ],
+        ),
+        (
+            evaluate.main,
+            ["--input_model", str(out / "x/x_model.pt"), "--xyz_path", str(place / "cu.xyz")],
+        ),
     ]
 
 
@@ -80,19 +126,29 @@ def test_refused_by_default_and_allowed_by_the_flag(
 
 
 def test_check_finds_it_and_takes_the_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["check", "--xyz_train", str(place / "cu.xyz"), "--input_json", str(place / "model.json")]
+    words = [
+        "check",
+        "--xyz_train",
+        str(place / "cu.xyz"),
+        "--input_json",
+        str(place / "model.json"),
+    ]
     metadata.main(words)
     assert "at most 500 are expected" in capsys.readouterr().out
     metadata.main([*words, "--max_neighbors", "700"])
     assert "are expected" not in capsys.readouterr().out
 
 
-def test_counts_that_were_kept_where_more_were_allowed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_that_were_kept_where_more_were_allowed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(index_building, "KEPT_FROM", 1)
 
     def source(limit: int) -> LmdbSource:
         filters = Filters(max_neighbors=limit)
-        return LmdbSource(place / "cu.lmdb", LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, filters=filters)
+        return LmdbSource(
+            place / "cu.lmdb", LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, filters=filters
+        )
 
     assert source(700).edges(R_MAX).max() == 682
     assert kept_edges._kept(source(700).indexes[0], R_MAX) is not None

@@ -1,6 +1,8 @@
-"""What the memory does not hold: batches in parts with the same result, measured budgets, a sentence at the end.
+"""What the memory does not hold: batches in parts with the same result, measured budgets,
+a sentence at the end.
 
-Memory is limited for real (the address space of a child process), and by a network that refuses large batches.
+Memory is limited for real (the address space of a child process), and by a network that
+refuses large batches.
 """
 
 import json
@@ -38,7 +40,9 @@ LOSS = Loss.of(energy=1.0, forces=10.0, stress=5.0, shapes={"forces": "huber"})
 
 
 def mixed_batch() -> tuple[Batch, Callable[[slice], Batch]]:
-    """Molecules and crystals of several heads, some labels missing; and any part of them collated by itself."""
+    """Molecules and crystals of several heads, some labels missing; and any part of
+    them collated by itself.
+    """
     described = model_json.parse(json.dumps(cases.completed(dict(cases.BASE))), "model.json")
     structures = cases.structures(described.heads)
     graphs = [build_graph(s, described.r_max) for s in structures]
@@ -46,16 +50,29 @@ def mixed_batch() -> tuple[Batch, Callable[[slice], Batch]]:
     def part(which: slice) -> Batch:
         numbers = range(len(structures))[which]
         return collate(
-            structures[which], graphs[which], numbers, described.facts(), torch.float64, free_atoms_only=False
+            structures[which],
+            graphs[which],
+            numbers,
+            described.facts(),
+            torch.float64,
+            free_atoms_only=False,
         )
 
     return part(slice(None)), part
 
 
 def tensors_of(batch: Batch) -> dict[str, Any]:
-    flat = {f"{name}.{part}": getattr(label, part) for name, label in batch.labels.items() for part in label._fields}
+    flat = {
+        f"{name}.{part}": getattr(label, part)
+        for name, label in batch.labels.items()
+        for part in label._fields
+    }
     flat |= {f"features.{name}": value for name, value in batch.features.items()}
-    return flat | {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("labels", "features")}
+    return flat | {
+        f.name: getattr(batch, f.name)
+        for f in fields(batch)
+        if f.name not in ("labels", "features")
+    }
 
 
 def test_halves_are_what_collate_makes_of_their_structures() -> None:
@@ -65,7 +82,9 @@ def test_halves_are_what_collate_makes_of_their_structures() -> None:
     def check(batch: Batch, first: int) -> None:
         alone = tensors_of(part(slice(first, first + batch.n_structures)))
         for name, ours in tensors_of(batch).items():
-            same = torch.equal(ours, alone[name]) if isinstance(ours, Tensor) else ours == alone[name]
+            same = (
+                torch.equal(ours, alone[name]) if isinstance(ours, Tensor) else ours == alone[name]
+            )
             assert same, (name, first, batch.n_structures)
         seen.append(batch.n_structures)
         if batch.n_structures > 1:
@@ -81,14 +100,23 @@ def test_halves_are_what_collate_makes_of_their_structures() -> None:
 
 
 class Cramped:
-    """A network for whose memory batches above some number of edges are too large; counts what it computes."""
+    """A network for whose memory batches above some number of edges are too large;
+    counts what it computes.
+    """
 
     def __init__(self, inner: Network, edges: int) -> None:
-        self.inner, self.module, self.kind, self.arithmetic = inner, inner.module, inner.kind, inner.arithmetic
+        self.inner, self.module, self.kind, self.arithmetic = (
+            inner,
+            inner.module,
+            inner.kind,
+            inner.arithmetic,
+        )
         self.gives = inner.gives
         self.edges, self.sizes = edges, list[int]()
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
         if batch.n_edges > self.edges:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.sizes.append(batch.n_structures)
@@ -115,7 +143,9 @@ def test_a_divided_step_has_the_loss_and_gradients_of_the_whole(network: Network
         assert float(divided.loss) == pytest.approx(float(whole.loss), rel=1e-12)
         torch.testing.assert_close(divided.sums, whole.sums, rtol=1e-12, atol=1e-12)
         for ours, theirs in zip(divided.gradients, whole.gradients, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * max(float(theirs.abs().max()), 1e-3))
+            torch.testing.assert_close(
+                ours, theirs, rtol=0, atol=1e-12 * max(float(theirs.abs().max()), 1e-3)
+            )
 
 
 def test_a_divided_evaluation_has_the_same_errors(network: Network) -> None:
@@ -129,7 +159,9 @@ def test_a_divided_evaluation_has_the_same_errors(network: Network) -> None:
         def note(part: Batch, _: Prediction, seen: list[int] = seen) -> None:
             seen.extend(part.index)
 
-        sums = evaluation.evaluate(form, weights, [batch], LOSS, torch.device("cpu"), note, everything=True)
+        sums = evaluation.evaluate(
+            form, weights, [batch], LOSS, torch.device("cpu"), note, everything=True
+        )
         assert seen == list(batch.index)
         found.append(sums)
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
@@ -142,7 +174,10 @@ def test_a_structure_that_does_not_fit_is_named(network: Network) -> None:
     biggest = int(per_structure.argmax())
     cramped = Cramped(network, int(per_structure.max()) - 1)
     with (
-        pytest.raises(InputError, match=rf"out of memory on cpu: frame {biggest} alone, with \d+ atoms and \d+ edges"),
+        pytest.raises(
+            InputError,
+            match=rf"out of memory on cpu: frame {biggest} alone, with \d+ atoms and \d+ edges",
+        ),
         memory.naming(lambda numbers: ", ".join(f"frame {i}" for i in numbers)),
     ):
         loss_and_gradients(cramped, weights, [batch], LOSS)
@@ -174,7 +209,8 @@ from model_utils.run.step import loss_and_gradients
 runtime.start_log(None)
 network, batch = test_memory.wide_network("reference"), test_memory.many_waters(300)
 weights = model_loader.trainable(network.module)
-loss_and_gradients(network, weights, [test_memory.many_waters(4)], test_memory.LOSS)  # code generation
+# code generation
+loss_and_gradients(network, weights, [test_memory.many_waters(4)], test_memory.LOSS)
 free = int(sys.argv[1]) * 2**20
 size = memory._kilobytes(Path("/proc/self/status"), "VmSize")
 resource.setrlimit(resource.RLIMIT_AS, (size + free, resource.RLIM_INFINITY))
@@ -182,8 +218,10 @@ assert memory.free(batch.positions.device) <= free
 divided = loss_and_gradients(network, weights, [batch], test_memory.LOSS)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 whole = loss_and_gradients(network, weights, [batch], test_memory.LOSS)
-pairs = zip(divided.gradients, whole.gradients)
-worst = max(float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-3)) for ours, theirs in pairs)
+worst = max(
+    float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-3))
+    for ours, theirs in zip(divided.gradients, whole.gradients)
+)
 print(json.dumps([float(divided.loss), float(whole.loss), worst]))
 """
 
@@ -229,13 +267,20 @@ def test_a_step_goes_on_in_little_memory() -> None:
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", 2),
+    torch.AcceleratorError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", 2
+    ),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError(
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"
+    ),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("CUDA driver error: out of memory"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate"
+    ),
     MemoryError(),
 ]
 OTHERS = [
@@ -248,13 +293,18 @@ OTHERS = [
 def test_every_text_of_exhausted_memory_divides_a_batch_and_no_other() -> None:
     batch, _ = mixed_batch()
     for error in OUT_OF_MEMORY:
-        assert sum(memory.in_parts(refusing(batch.n_structures, error), batch, "step")) == batch.n_structures, error
+        assert (
+            sum(memory.in_parts(refusing(batch.n_structures, error), batch, "step"))
+            == batch.n_structures
+        ), error
     for error in OTHERS:
         with pytest.raises(type(error), match=re.escape(str(error)[:20])):
             memory.in_parts(refusing(batch.n_structures, error), batch, "step")
 
 
-def refusing(n_structures: int, error: BaseException, tried: list[int] | None = None) -> Callable[[Batch], int]:
+def refusing(
+    n_structures: int, error: BaseException, tried: list[int] | None = None
+) -> Callable[[Batch], int]:
     """Counts structures of a batch, and refuses one of so many or more."""
 
     def compute(batch: Batch) -> int:
@@ -268,8 +318,12 @@ def refusing(n_structures: int, error: BaseException, tried: list[int] | None = 
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_gpu_does_not_try_again_what_did_not_fit(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU nothing is remembered; on a device also not of other work, nor for smaller batches."""
+def test_a_gpu_does_not_try_again_what_did_not_fit(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU nothing is remembered; on a device also not of other work,
+    nor for smaller batches.
+    """
     batch, part = mixed_batch()
     monkeypatch.setattr(memory, "_failed", {})
     monkeypatch.setattr(memory, "release", lambda _: None)
@@ -317,15 +371,33 @@ def test_the_first_trial_step_is_not_measured(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(memory, "free", lambda _: 2 * 10**6)
     monkeypatch.setattr(memory, "peak", peak)
-    taken = budget.measured_edges(lambda b: steps.append(b.n_edges), Data(), torch.device("cpu"), None, ALONE)  # type: ignore[arg-type]
+    taken = budget.measured_edges(
+        lambda b: steps.append(b.n_edges), Data(), torch.device("cpu"), None, ALONE
+    )  # type: ignore[arg-type]
     assert seen[0] == 1
     assert steps[0] == steps[1]
     assert taken == 10_000  # all of them: 10 bytes an edge
 
 
-def test_auto_budget_is_a_number_from_then_on(tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path) -> None:
-    arguments = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 40)), "--epochs", "2"]
-    arguments += ["--max_edges_per_batch", "auto", "--batch_size", "8", "--output_checkpoint", str(tmp_path / "run")]
+def test_auto_budget_is_a_number_from_then_on(
+    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path
+) -> None:
+    arguments = [
+        "--input_json",
+        str(tiny_json),
+        "--xyz_train",
+        str(water_xyz("train.xyz", 40)),
+        "--epochs",
+        "2",
+    ]
+    arguments += [
+        "--max_edges_per_batch",
+        "auto",
+        "--batch_size",
+        "8",
+        "--output_checkpoint",
+        str(tmp_path / "run"),
+    ]
     assert train_mace.main([*arguments, "--max_steps", "3"]) == 0
     log = (tmp_path / "run" / "train.log").read_text()
     [number] = map(int, re.findall(r"max_edges_per_batch auto: (\d+);", log))
@@ -341,7 +413,9 @@ def test_auto_budget_is_a_number_from_then_on(tiny_json: Path, water_xyz: Callab
 
 @in_the_battery
 def test_auto_budget_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the free memory gives twice the budget; the growth of the process is measured, its free memory is given."""
+    """Twice the free memory gives twice the budget; the growth of the process is measured,
+    its free memory is given.
+    """
     from dataloader.dataset import Dataset
     from model_utils.run import budget
 
@@ -374,8 +448,16 @@ def test_auto_budget_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_limit_of_a_job_is_seen(tmp_path: Path) -> None:
     """Of all groups around the process; what was only read from files counts as free."""
-    names = {"memory.max": "4000", "memory.current": "3000", "memory.stat": "active_file 500\ninactive_file 700"}
-    older = {"limit_in_bytes": "4000", "usage_in_bytes": "3000", "stat": "total_active_file 1\ntotal_inactive_file 2"}
+    names = {
+        "memory.max": "4000",
+        "memory.current": "3000",
+        "memory.stat": "active_file 500\ninactive_file 700",
+    }
+    older = {
+        "limit_in_bytes": "4000",
+        "usage_in_bytes": "3000",
+        "stat": "total_active_file 1\ntotal_inactive_file 2",
+    }
     for folder, files in (
         ("slurm/job_1", names),
         ("slurm/job_1/step_0", {**names, "memory.max": "max"}),
@@ -384,15 +466,26 @@ def test_the_limit_of_a_job_is_seen(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         for name, text in files.items():
             (tmp_path / folder / name).write_text(f"{text}\n")
-    (tmp_path / "own").write_text("3:memory:/slurm/elsewhere\n1:name=systemd:/\n0::/slurm/job_1/step_0\n")
+    (tmp_path / "own").write_text(
+        "3:memory:/slurm/elsewhere\n1:name=systemd:/\n0::/slurm/job_1/step_0\n"
+    )
     assert memory._group_free(tmp_path / "own", tmp_path) == [1003, 2200]
     assert min(memory._group_free(), default=1) > 0
 
 
 def test_auto_says_where_an_epoch_is_one_step(
-    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_json: Path,
+    water_xyz: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 30)), "--dry_run"]
+    words = [
+        "--input_json",
+        str(tiny_json),
+        "--xyz_train",
+        str(water_xyz("train.xyz", 30)),
+        "--dry_run",
+    ]
     words += ["--max_edges_per_batch", "auto", "--output_checkpoint", str(tmp_path / "run")]
     for more, batches in ([], 1), (["--batch_size", "9"], 3):
         assert train_mace.main([*words, *more]) == 0
@@ -402,5 +495,10 @@ def test_auto_says_where_an_epoch_is_one_step(
 
 
 def test_auto_is_refused_where_it_means_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_mace.main(["--input_json", "m.json", "--xyz_train", "t.xyz", "--max_edges_per_batch", "much"]) == 2
+    assert (
+        train_mace.main(
+            ["--input_json", "m.json", "--xyz_train", "t.xyz", "--max_edges_per_batch", "much"]
+        )
+        == 2
+    )
     assert "expected" in capsys.readouterr().err

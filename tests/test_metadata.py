@@ -1,4 +1,6 @@
-"""metadata.py: the same numbers as mace-torch's own functions, and a complete model.json in one command."""
+"""metadata.py: the same numbers as mace-torch's own functions, and a complete
+model.json in one command.
+"""
 
 import gc
 import importlib
@@ -43,7 +45,12 @@ def file(tmp_path: Path) -> Path:
     ],
 )
 def test_statistics_are_maces_own(
-    name: str, r_max: float, energy_key: str, forces_key: str, tmp_path: Path, request: pytest.FixtureRequest
+    name: str,
+    r_max: float,
+    energy_key: str,
+    forces_key: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     from model_utils.models.mace_import import _unsafe_loading_during_import, mace
 
@@ -52,7 +59,9 @@ def test_statistics_are_maces_own(
         from mace.data.utils import compute_average_E0s
         from mace.tools import torch_geometric
 
-    path = ROOT / name if name.startswith("configs") else request.getfixturevalue("shared_data") / name
+    path = (
+        ROOT / name if name.startswith("configs") else request.getfixturevalue("shared_data") / name
+    )
     flags = ["--xyz_train", str(path), "--r_max", str(r_max), "--E0s", "average", "--overwrite"]
     flags += ["--energy_key", energy_key, "--forces_key", forces_key]
     found = init(tmp_path, *flags, "--scaling", "std")
@@ -75,13 +84,22 @@ def test_statistics_are_maces_own(
     assert found["atomic_numbers"] == list(table.zs)
     energies = np.array([list(compute_average_E0s(configurations, table).values())])
     assert np.array(found["atomic_energies"]) == pytest.approx(energies, rel=1e-8)
-    graphs = [data.AtomicData.from_config(c, z_table=table, cutoff=r_max, heads=["Default"]) for c in configurations]
+    graphs = [
+        data.AtomicData.from_config(c, z_table=table, cutoff=r_max, heads=["Default"])
+        for c in configurations
+    ]
     loader = torch_geometric.dataloader.DataLoader(graphs, batch_size=7)
-    assert found["avg_num_neighbors"] == pytest.approx(mace.modules.compute_avg_num_neighbors(loader), rel=1e-8)
+    assert found["avg_num_neighbors"] == pytest.approx(
+        mace.modules.compute_avg_num_neighbors(loader), rel=1e-8
+    )
     mean, std = mace.modules.compute_mean_std_atomic_inter_energy(loader, energies)
-    assert found["atomic_inter_shift"] == pytest.approx(np.atleast_1d(mean).tolist(), rel=1e-8, abs=1e-10)
+    assert found["atomic_inter_shift"] == pytest.approx(
+        np.atleast_1d(mean).tolist(), rel=1e-8, abs=1e-10
+    )
     # eV: E − ΣE0 cancels most digits of both
-    assert found["atomic_inter_scale"] == pytest.approx(np.atleast_1d(std).tolist(), rel=1e-8, abs=1e-8)
+    assert found["atomic_inter_scale"] == pytest.approx(
+        np.atleast_1d(std).tolist(), rel=1e-8, abs=1e-8
+    )
     _, scale = mace.modules.compute_mean_rms_energy_forces(loader, energies)
     rms = init(tmp_path, *flags)
     assert rms["atomic_inter_scale"] == pytest.approx(np.atleast_1d(scale).tolist(), rel=1e-8)
@@ -90,19 +108,23 @@ def test_statistics_are_maces_own(
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Of reading 40 and 1200 frames; at 10⁶ see benchmarks/statistics_memory.py."""
     peaks = []
-    for n in (40, 40, 1200):  # the first time also fills what is kept for later, such as caches of parsers
+    # the first time also fills what is kept for later, such as caches of parsers
+    for n in (40, 40, 1200):
         write(tmp_path / f"{n}.xyz", waters(8) * (n // 8), format="extxyz")
         peaks.append(peak_of_reading(tmp_path / f"{n}.xyz", n))
     assert peaks[2] - peaks[1] < 30 * (1200 - 40), "bytes; a frame that is kept costs a thousand"
 
 
 def peak_of_reading(path: Path, n: int) -> int:
-    """Bytes in use at most between two frames and while one is read, cyclic garbage collected after each.
+    """Bytes in use at most between two frames and while one is read, cyclic
+    garbage collected after each.
 
-    When the collector comes by itself depends on all that the process has allocated before: up to hundreds of frames,
-    which hold cycles, would be counted or not.
+    When the collector comes by itself depends on all that the process has allocated before: up to
+    hundreds of frames, which hold cycles, would be counted or not.
     """
-    frames = unread([SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, elements=None, max_dropped=0.0)
+    frames = unread(
+        [SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, elements=None, max_dropped=0.0
+    )
     gc.collect()
     gc.freeze()  # what was there before is not looked through after every frame
     gc.disable()
@@ -130,7 +152,9 @@ def test_one_command_gives_a_complete_description(file: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("config_type", ["IsolatedAtom", "isolated_atom"])
-def test_isolated_atoms_are_used_and_what_they_lack_is_fitted(config_type: str, tmp_path: Path) -> None:
+def test_isolated_atoms_are_used_and_what_they_lack_is_fitted(
+    config_type: str, tmp_path: Path
+) -> None:
     hydrogen = Atoms("H", info={"REF_energy": -13.0, "config_type": config_type})
     hydrogen.arrays["REF_forces"] = np.zeros((1, 3))
     frames = waters(4)
@@ -158,7 +182,9 @@ def test_given_e0s(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_mace_yaml_describes_the_network(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "mace.yml").write_text("model: MACE\nnum_channels: 16\nmax_L: 1\nr_max: 4.0\ncorrelation: 2\nlr: 0.1\n")
+    (tmp_path / "mace.yml").write_text(
+        "model: MACE\nnum_channels: 16\nmax_L: 1\nr_max: 4.0\ncorrelation: 2\nlr: 0.1\n"
+    )
     found = init(tmp_path, "--xyz_train", str(file), "--mace_config", str(tmp_path / "mace.yml"))
     assert found["hidden_irreps"] == "16x0e+16x1o"
     assert found["interaction_cls_first"] == "RealAgnosticInteractionBlock"
@@ -169,10 +195,28 @@ def test_a_mace_yaml_describes_the_network(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        *[("correlations", "correlation"), ("rmax", "r_max"), ("R_max", "r_max"), ("hidden_irrep", "hidden_irreps")],
-        *[("num_channel", "num_channels"), ("maxL", "max_L"), ("max_l", "max_L"), ("radial_mlp", "radial_MLP")],
-        *[("num_radial_bases", "num_radial_basis"), ("num_bessel", "num_radial_basis"), ("modle", "model")],
-        *[("interaction_cls", "interaction"), ("num-interactions", "num_interactions"), ("gates", "gate")],
+        *[
+            ("correlations", "correlation"),
+            ("rmax", "r_max"),
+            ("R_max", "r_max"),
+            ("hidden_irrep", "hidden_irreps"),
+        ],
+        *[
+            ("num_channel", "num_channels"),
+            ("maxL", "max_L"),
+            ("max_l", "max_L"),
+            ("radial_mlp", "radial_MLP"),
+        ],
+        *[
+            ("num_radial_bases", "num_radial_basis"),
+            ("num_bessel", "num_radial_basis"),
+            ("modle", "model"),
+        ],
+        *[
+            ("interaction_cls", "interaction"),
+            ("num-interactions", "num_interactions"),
+            ("gates", "gate"),
+        ],
     ],
 )
 def test_a_misspelt_key_of_a_mace_yaml_is_an_error(
@@ -180,10 +224,21 @@ def test_a_misspelt_key_of_a_mace_yaml_is_an_error(
 ) -> None:
     path, out = tmp_path / "mace.yml", tmp_path / "out.json"
     path.write_text(f"model: MACE\nnum_channels: 16\n{key}: 1\nlr: 0.1\n")
-    words = ["init", "--xyz_train", str(file), "--mace_config", str(path), "--output_json", str(out)]
+    words = [
+        "init",
+        "--xyz_train",
+        str(file),
+        "--mace_config",
+        str(path),
+        "--output_json",
+        str(out),
+    ]
     assert metadata.main(words) == 2
     error = capsys.readouterr().err
-    assert error == f"error: {path}: mace_run_train has no '{key}'; did you mean {meant}? if not, remove the line\n"
+    assert error == (
+        f"error: {path}: mace_run_train has no '{key}'; did you mean {meant}? if "
+        "not, remove the line\n"
+    )
     assert not out.exists()
 
 
@@ -193,18 +248,43 @@ def test_every_setting_of_mace_is_known_and_what_is_like_nothing_is_named(
     from model_utils.models import mace_import  # noqa: F401  # imports mace without leaving safe loading off
 
     parser = importlib.import_module("mace.tools.arg_parser").build_default_arg_parser()
-    names = {action.dest for action in parser._actions} - {"help", *MACE_SETTINGS, "model", "num_channels", "max_L"}
-    (tmp_path / "mace.yml").write_text("".join(f"{name}: 1\n" for name in sorted(names)) + "zzz: 1\n")
-    init(tmp_path, "--xyz_train", str(file), "--mace_config", str(tmp_path / "mace.yml"), "--r_max", "3.0")
+    names = {action.dest for action in parser._actions} - {
+        "help",
+        *MACE_SETTINGS,
+        "model",
+        "num_channels",
+        "max_L",
+    }
+    (tmp_path / "mace.yml").write_text(
+        "".join(f"{name}: 1\n" for name in sorted(names)) + "zzz: 1\n"
+    )
+    init(
+        tmp_path,
+        "--xyz_train",
+        str(file),
+        "--mace_config",
+        str(tmp_path / "mace.yml"),
+        "--r_max",
+        "3.0",
+    )
     shown = capsys.readouterr().out
     assert "left aside, not of the network: " in shown
     assert "zzz" in shown
 
 
 def test_fit_keeps_the_network_and_replaces_the_numbers(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.json").write_text('{"model_class": "ScaleShiftMACE", "r_max": 3.5, "hidden_irreps": "8x0e"}')
+    (tmp_path / "in.json").write_text(
+        '{"model_class": "ScaleShiftMACE", "r_max": 3.5, "hidden_irreps": "8x0e"}'
+    )
     out = tmp_path / "out.json"
-    flags = ["--input_json", str(tmp_path / "in.json"), "--xyz_train", str(file), "--output_json", str(out)]
+    flags = [
+        "--input_json",
+        str(tmp_path / "in.json"),
+        "--xyz_train",
+        str(file),
+        "--output_json",
+        str(out),
+    ]
     assert metadata.main(["fit", *flags]) == 0
     found = description.read(out)
     assert (found.hidden_irreps, found.r_max, found.atomic_numbers) == ("8x0e", 3.5, [1, 8])
@@ -218,7 +298,9 @@ def test_statistics_can_leave_out_the_validation_part(file: Path, tmp_path: Path
 
 
 def test_the_heads_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One row of E0s, scale and shift for each, in the order of the data; an element that a head lacks is said."""
+    """One row of E0s, scale and shift for each, in the order of the data; an element
+    that a head lacks is said.
+    """
     frames = waters(12)
     for i, atoms in enumerate(frames):
         atoms.info["head"] = "r2scan" if i < 6 else "pbe"
@@ -246,7 +328,10 @@ def test_the_heads_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_isolated_atoms_without_a_head_are_those_of_the_only_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    atoms = [Atoms(z, info={"REF_energy": e, "config_type": "IsolatedAtom"}) for z, e in (("H", -13.0), ("O", -420.0))]
+    atoms = [
+        Atoms(z, info={"REF_energy": e, "config_type": "IsolatedAtom"})
+        for z, e in (("H", -13.0), ("O", -420.0))
+    ]
     frames = waters(6)
     for frame in frames:
         frame.info["head"] = "xtb"
@@ -267,7 +352,11 @@ def test_a_file_of_isolated_atoms(
     """Whatever its frames are called; from a YAML beside it too."""
     (tmp_path / "sub").mkdir()
     path = tmp_path / "sub" / "atoms.xyz"
-    write(path, [Atoms("H", info={"REF_energy": -13.25}), Atoms("O", info={"REF_energy": -431.5})], format="extxyz")
+    write(
+        path,
+        [Atoms("H", info={"REF_energy": -13.25}), Atoms("O", info={"REF_energy": -431.5})],
+        format="extxyz",
+    )
     (tmp_path / "sub" / "e.yaml").write_text("E0s: atoms.xyz\n")
     given = ["--config", str(tmp_path / "sub/e.yaml")] if flags else ["--E0s", str(path)]
     found = init(tmp_path, "--xyz_train", str(file), *given)
@@ -300,7 +389,9 @@ def test_energies_by_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def crystal(forces: float, energies: float) -> list[Atoms]:
-    """Single atoms in cells of several sizes: forces and energies of the given spread, alternating in sign."""
+    """Single atoms in cells of several sizes: forces and energies of the given
+    spread, alternating in sign.
+    """
     frames = []
     for i in range(6):
         atoms = Atoms("Cu", cell=[2.5 + 0.1 * i] * 3, pbc=True)
@@ -313,7 +404,13 @@ def crystal(forces: float, energies: float) -> list[Atoms]:
 @pytest.mark.parametrize(
     ("forces", "energies", "scaling", "scale", "said"),
     [
-        (1e-8, 0.07, "rms_forces", 0.07 * 1.2**0.5, "the spread of the energies, 0.07668 eV/atom, is taken"),
+        (
+            1e-8,
+            0.07,
+            "rms_forces",
+            0.07 * 1.2**0.5,
+            "the spread of the energies, 0.07668 eV/atom, is taken",
+        ),
         (0.0, 0.07, "rms_forces", 0.07 * 1.2**0.5, "the rms of the forces, 0 eV/Å, is noise"),
         (1e-8, 1e-9, "rms_forces", 1.0, "is noise and gives no scale: 1 is taken"),
         (0.5, 1e-9, "std", 0.5, "the rms of the forces, 0.5 eV/Å, is taken"),
@@ -333,14 +430,18 @@ def test_noise_gives_no_scale(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(tmp_path / "c.xyz", crystal(forces, energies), format="extxyz")
-    found = init(tmp_path, "--xyz_train", str(tmp_path / "c.xyz"), "--scaling", scaling, "--r_max", "4")
+    found = init(
+        tmp_path, "--xyz_train", str(tmp_path / "c.xyz"), "--scaling", scaling, "--r_max", "4"
+    )
     assert found["atomic_inter_scale"] == pytest.approx([scale], rel=1e-6)
     shown = capsys.readouterr().out
     assert said in shown
     assert ("warning" in shown) == bool(said)
 
 
-def test_the_elements_of_oc22(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_elements_of_oc22(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Asked for, or where neither data nor --elements name any; data alone give their own."""
     assert len(set(OC22)) == 57
     found = init(tmp_path, "--xyz_train", str(file), "--elements", "oc22")
@@ -352,23 +453,45 @@ def test_the_elements_of_oc22(file: Path, tmp_path: Path, capsys: pytest.Capture
     assert network["atomic_numbers"] == found["atomic_numbers"]
     assert (network["hidden_irreps"], network["r_max"]) == ("16x0e", 4.0)
     incomplete = str(tmp_path / "model.json")
-    flags = ["--input_json", incomplete, "--xyz_train", str(file), "--output_json", str(tmp_path / "whole.json")]
+    flags = [
+        "--input_json",
+        incomplete,
+        "--xyz_train",
+        str(file),
+        "--output_json",
+        str(tmp_path / "whole.json"),
+    ]
     assert metadata.main(["fit", *flags]) == 0
     assert description.read(tmp_path / "whole.json").atomic_numbers == found["atomic_numbers"]
     assert init(tmp_path, "--elements", "H", "O", "--overwrite")["atomic_numbers"] == [1, 8]
     assert init(tmp_path, "--xyz_train", str(file), "--overwrite")["atomic_numbers"] == [1, 8]
 
 
-def test_what_compositions_do_not_determine_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_compositions_do_not_determine_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frames = waters(6)
     for atoms in frames:
         atoms.info["REF_energy"] -= 9000.0 * (len(atoms) // 3)
     write(tmp_path / "w.xyz", frames, format="extxyz")
     init(tmp_path, "--xyz_train", str(tmp_path / "w.xyz"))
     shown = capsys.readouterr().out
-    assert "warning: head Default: the compositions determine only 1 of 2 E0s, and the shortest that fit" in shown
+    assert (
+        "warning: head Default: the compositions determine only 1 of 2 E0s, and "
+        "the shortest that fit"
+    ) in shown
     assert "(H -37" in shown
-    assert "energies of other compositions, of fragments and of reactions mean nothing with them" in shown
+    assert (
+        "energies of other compositions, of fragments and of reactions mean nothing with them"
+        in shown
+    )
     assert "warning: head Default: no atom has so low an E0: H -37" in shown
-    init(tmp_path, "--xyz_train", str(tmp_path / "w.xyz"), "--E0s", '{"H": -13, "O": -9430}', "--overwrite")
+    init(
+        tmp_path,
+        "--xyz_train",
+        str(tmp_path / "w.xyz"),
+        "--E0s",
+        '{"H": -13, "O": -9430}',
+        "--overwrite",
+    )
     assert "the compositions determine" not in capsys.readouterr().out

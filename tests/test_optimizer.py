@@ -9,7 +9,14 @@ from torch import nn
 from conftest import TINY
 from model_utils.models import description
 from model_utils.models.build import build_module
-from optimizer import OptimizerSettings, Schedule, ScheduleSettings, build_optimizer, parameter_groups, scheduler_step
+from optimizer import (
+    OptimizerSettings,
+    Schedule,
+    ScheduleSettings,
+    build_optimizer,
+    parameter_groups,
+    scheduler_step,
+)
 
 
 def module_of(**changes: object) -> nn.Module:
@@ -26,7 +33,9 @@ def test_every_parameter_of_the_usual_network_decays() -> None:
     module = module_of()
     expected = {name for name, p in module.named_parameters() if p.requires_grad and p.numel()}
     assert names_in(module) == {"decay": expected}
-    assert any(p.dim() == 1 for p in module.parameters()), "e3nn's flat linear weights are one-dimensional and decay"
+    assert any(p.dim() == 1 for p in module.parameters()), (
+        "e3nn's flat linear weights are one-dimensional and decay"
+    )
 
 
 def test_biases_norms_and_scalars_do_not_decay() -> None:
@@ -42,7 +51,11 @@ def test_biases_norms_and_scalars_do_not_decay() -> None:
         if isinstance(m, nn.LayerNorm)
         for leaf in ("weight", "bias")
     }
-    biases = {name for name, p in module.named_parameters() if name.endswith("bias") and p.numel() and p.requires_grad}
+    biases = {
+        name
+        for name, p in module.named_parameters()
+        if name.endswith("bias") and p.numel() and p.requires_grad
+    }
     scalars = {f"interactions.{i}.{name}" for i in (0, 1) for name in ("alpha", "beta")}
     assert layer_norms
     assert biases
@@ -88,26 +101,38 @@ def test_plateau_waits_for_more_than_its_patience() -> None:
 def test_plateau_is_torchs_own_on_a_random_walk() -> None:
     losses = torch.rand(60, generator=torch.Generator().manual_seed(1)).tolist()
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, factor=0.7, patience=2, threshold=0.0)
+    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        reference, factor=0.7, patience=2, threshold=0.0
+    )
     expected = [1.0]
     for loss in losses:
         torchs.step(loss)
         expected.append(reference.param_groups[0]["lr"])
-    assert rates(ScheduleSettings(kind="plateau", factor=0.7, patience=2), 60, losses=losses) == pytest.approx(expected)
+    assert rates(
+        ScheduleSettings(kind="plateau", factor=0.7, patience=2), 60, losses=losses
+    ) == pytest.approx(expected)
 
 
 def test_step_exponential_constant() -> None:
-    assert rates(ScheduleSettings(kind="step", factor=0.1, period=2), 4) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
-    assert rates(ScheduleSettings(kind="exponential", factor=0.5), 3) == pytest.approx([1, 0.5, 0.25, 0.125])
+    assert rates(ScheduleSettings(kind="step", factor=0.1, period=2), 4) == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
+    assert rates(ScheduleSettings(kind="exponential", factor=0.5), 3) == pytest.approx(
+        [1, 0.5, 0.25, 0.125]
+    )
     assert rates(ScheduleSettings(kind="constant"), 3) == [1, 1, 1, 1]
 
 
 def test_cosine_ends_at_its_horizon_and_stays_there() -> None:
     found = rates(ScheduleSettings(kind="cosine", horizon=4, min_lr=0.1), 6)
-    assert found == pytest.approx([0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(t, 4) / 4)) for t in range(7)])
+    assert found == pytest.approx(
+        [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(t, 4) / 4)) for t in range(7)]
+    )
 
 
-@pytest.mark.parametrize("kind", ["plateau", "step", "exponential", "cosine", "onecycle", "constant"])
+@pytest.mark.parametrize(
+    "kind", ["plateau", "step", "exponential", "cosine", "onecycle", "constant"]
+)
 def test_every_kind_warms_up_linearly(kind: str) -> None:
     settings = ScheduleSettings(kind=kind, unit="step", warmup=3, horizon=20, period=100)  # type: ignore[arg-type]
     assert rates(settings, 3)[:3] == pytest.approx([0.25, 0.5, 0.75])
@@ -129,7 +154,10 @@ def test_a_schedule_resumes_where_it_stood() -> None:
 
 
 def test_stage_two_holds_its_rate() -> None:
-    schedule = Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), ScheduleSettings(kind="exponential"))
+    schedule = Schedule(
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
+        ScheduleSettings(kind="exponential"),
+    )
     schedule.hold(0.125)
     schedule.after_epoch()
     assert schedule.rate() == 0.125

@@ -17,14 +17,19 @@ assert mace_import.VERSIONS, "the import this is about"
 
 
 def test_what_is_not_used_is_not_imported() -> None:
-    text = f"import model_utils.models.mace_import, sys; print([m for m in {UNUSED} if m in sys.modules])"
+    text = (
+        f"import model_utils.models.mace_import, sys; print([m for m in {UNUSED} if "
+        "m in sys.modules])"
+    )
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("package", ENTERED)
 def test_every_name_is_there(package: str) -> None:
-    """Whoever imports mace besides, a plug-in for instance, finds the names of its own ``__init__``."""
+    """Whoever imports mace besides, a plug-in for instance, finds the names
+    of its own ``__init__``.
+    """
     module = importlib.import_module(package)
     statements = ast.parse(Path(str(module.__file__)).read_text()).body
     places = [(s.module, a) for s in statements if isinstance(s, ast.ImportFrom) for a in s.names]
@@ -37,7 +42,9 @@ def test_every_name_is_there(package: str) -> None:
 
 
 def test_the_compiler_is_there_when_it_is_asked_for() -> None:
-    """mace sets it up where somebody lets it follow a network; without it mace would silently leave that out."""
+    """mace sets it up where somebody lets it follow a network; without it mace would
+    silently leave that out.
+    """
     text = (
         "import model_utils.models.mace_import, mace.tools.compile as c, torch; "
         "c.configure_autograd_for_compile(); print(torch._dynamo.config.trace_autograd_ops)"

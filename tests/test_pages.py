@@ -1,7 +1,9 @@
-"""Every command of README.md and docs/ is run as it stands there, page by page, on small data of the names it has.
+"""Every command of README.md and docs/ is run as it stands there, page by page, on small
+data of the names it has.
 
-A block whose title begins with ``needs`` or ``takes`` is not run: a GPU, a cluster, a service, a data set is not here,
-or another test runs it. The options of its commands are parsed. Code within a sentence names options that there are.
+A block whose title begins with ``needs`` or ``takes`` is not run: a GPU, a cluster, a service, a
+data set is not here, or another test runs it. The options of its commands are parsed. Code within a
+sentence names options that there are.
 """
 
 import importlib
@@ -38,20 +40,55 @@ from model_utils.settings.parameters_md import TABLES
 
 GENERATED = "parameters.md"  # of the options themselves
 OTHER_TOOLKITS = "other_toolkits.md"  # every row of which has a test of its own
-OF_MACE = {"from_mace.md", "model_json.md", "losses.md", "many_devices.md"}  # pages that also name its flags
+# pages that also name its flags
+OF_MACE = {"from_mace.md", "model_json.md", "losses.md", "many_devices.md"}
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 del PAGES[GENERATED]
 BLOCK = re.compile(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-COMMANDS = {"model_utils/train_mace.py", "model_utils/finetune.py", "model_utils/resume.py", "model_utils/evaluate.py"}
+COMMANDS = {
+    "model_utils/train_mace.py",
+    "model_utils/finetune.py",
+    "model_utils/resume.py",
+    "model_utils/evaluate.py",
+}
 COMMANDS |= {"model_utils/verify_resume.py", "metadata.py", "read_model.py"}
-COMMANDS |= {"dataloader/index.py", "dataloader/pack.py", "model_utils/relax.py", "model_utils/md.py"}
+COMMANDS |= {
+    "dataloader/index.py",
+    "dataloader/pack.py",
+    "model_utils/relax.py",
+    "model_utils/md.py",
+}
 COMMANDS |= {"model_utils/watch.py"}
 COMMANDS |= {"model_utils/plot_loss.py"}
-COMMANDS |= {"model_utils/generate.py", "model_utils/judge.py", "model_utils/pipeline.py", "model_utils/submit.py"}
-WITH_SUBCOMMANDS = {"metadata.py", "read_model.py", "model_utils/pipeline.py", "model_utils/submit.py"}
-OF_JOB_FILES = {"configs/slurm/train.sbatch": ["model_utils/train_mace.py"], "configs/slurm/prepare.sbatch": []}
+COMMANDS |= {
+    "model_utils/generate.py",
+    "model_utils/judge.py",
+    "model_utils/pipeline.py",
+    "model_utils/submit.py",
+}
+WITH_SUBCOMMANDS = {
+    "metadata.py",
+    "read_model.py",
+    "model_utils/pipeline.py",
+    "model_utils/submit.py",
+}
+OF_JOB_FILES = {
+    "configs/slurm/train.sbatch": ["model_utils/train_mace.py"],
+    "configs/slurm/prepare.sbatch": [],
+}
 
-SMALL = ["--hidden_irreps", "4x0e", "--num_interactions", "1", "--correlation", "1", "--max_ell", "1", "--r_max", "3"]
+SMALL = [
+    "--hidden_irreps",
+    "4x0e",
+    "--num_interactions",
+    "1",
+    "--correlation",
+    "1",
+    "--max_ell",
+    "1",
+    "--r_max",
+    "3",
+]
 SHORT = ["--max_steps", "2", "--batch_size", "4", "--lr", "1e-4"]
 LESS = {  # of a size for a test; a flag that is given twice is the last one
     "metadata.py init": SMALL,
@@ -97,11 +134,15 @@ def commands_of(page: str) -> Iterator[list[str]]:
             yield from block.commands()
 
 
-RUN = [name for name in PAGES if any(block.language in ("bash", "python") for block in blocks_of(name))]
+RUN = [
+    name for name in PAGES if any(block.language in ("bash", "python") for block in blocks_of(name))
+]
 
 
 def of_ours(words: Sequence[str]) -> list[str]:
-    """The words of a command of ours, from its file on, whoever starts it; none where it is another one."""
+    """The words of a command of ours, from its file on, whoever starts it; none
+    where it is another one.
+    """
     for position, word in enumerate(words):
         if word in OF_JOB_FILES:
             return [*OF_JOB_FILES[word], *words[position + 1 :]]
@@ -133,16 +174,24 @@ def check_options(words: Sequence[str]) -> None:
 def check_of_another_program(words: Sequence[str]) -> None:
     """A command that is not ours names what is there."""
     if words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), words
+        assert re.search(
+            rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+        ), words
     elif words[:2] == ["pip", "install"]:
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+            "optional-dependencies"
+        ]
         assert set(words[-1].strip(".[]").split(",")) <= set(extras), words
     else:
-        assert words == [".", ".venv/bin/activate"], f"{words}: a test has to know how to check this"
+        assert words == [".", ".venv/bin/activate"], (
+            f"{words}: a test has to know how to check this"
+        )
 
 
 def run(words: Sequence[str], *, as_written: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a command in this process, of a size for a test unless it is to be run as it is written."""
+    """Run a command in this process, of a size for a test unless it is to
+    be run as it is written.
+    """
     command, rest = named(words)
     if not as_written:
         rest = [word.replace("stage_10000.json", "stage_4.json") for word in rest]
@@ -177,15 +226,26 @@ def walk(page: str, capsys: pytest.CaptureFixture[str], *, as_written: bool = Fa
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data under the names that the pages have, a model.json, and two runs: what a reader of the first page has."""
+    """Data under the names that the pages have, a model.json, and two runs: what a reader
+    of the first page has.
+    """
     folder = tmp_path_factory.mktemp("material")
-    for name, n, seed in (("train", 12, 0), ("test", 4, 1), ("valid", 4, 5), ("some_mptrj", 6, 2), ("more", 5, 3)):
+    for name, n, seed in (
+        ("train", 12, 0),
+        ("test", 4, 1),
+        ("valid", 4, 5),
+        ("some_mptrj", 6, 2),
+        ("more", 5, 3),
+    ):
         write(folder / f"{name}.xyz", described(waters(n, seed)), format="extxyz")
     write(folder / "named.xyz", waters(4, 6, prefix="dft_"), format="extxyz")
     (folder / "train").mkdir()
     write_dicts(folder / "train" / "data.0000.lmdb", labelled(12, seed=4))
     (folder / "oc20").mkdir()
-    rows = {str(i).encode(): dict_row(a, sid=i, system=i // 2) for i, a in enumerate(labelled(40, seed=6))}
+    rows = {
+        str(i).encode(): dict_row(a, sid=i, system=i // 2)
+        for i, a in enumerate(labelled(40, seed=6))
+    }
     put(folder / "oc20" / "a.lmdb", rows)
     for name in ("model.json", "mine.json"):
         (folder / name).write_text(json.dumps(TINY))
@@ -194,8 +254,21 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = model_loader.build(model_json.read(folder / "model.json"), torch.float64, 3)
     checkpoint.write_bare_module(folder / "mace_mp_small.model", module)
     for seed, name in enumerate(("first", "second")):
-        words = ["--input_json", str(folder / "model.json"), "--train_file", str(folder / "train.xyz"), *SHORT]
-        words += ["--epochs", "1", "--seed", str(seed), "--output_checkpoint", str(folder / "runs" / name)]
+        words = [
+            "--input_json",
+            str(folder / "model.json"),
+            "--train_file",
+            str(folder / "train.xyz"),
+            *SHORT,
+        ]
+        words += [
+            "--epochs",
+            "1",
+            "--seed",
+            str(seed),
+            "--output_checkpoint",
+            str(folder / "runs" / name),
+        ]
         assert train_mace.main(words) == 0
     return folder
 
@@ -203,7 +276,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def described(frames: list[Atoms]) -> list[Atoms]:
     """Structures with identifiers and a config_type each."""
     for i, atoms in enumerate(frames):
-        atoms.info |= {"sid": 100 + i, "system": 100 + i, "config_type": ("bulk", "surface", "liquid")[i % 3]}
+        atoms.info |= {
+            "sid": 100 + i,
+            "system": 100 + i,
+            "config_type": ("bulk", "surface", "liquid")[i % 3],
+        }
     return frames
 
 
@@ -235,13 +312,23 @@ def test_the_first_run_on_data_that_nobody_ships(
     assert len(read("dynamics/trajectory.xyz", index=":")) >= 1
 
 
-@pytest.mark.skipif(not LONG, reason="the first page as it is written, a hundred epochs: make battery")
+@pytest.mark.skipif(
+    not LONG, reason="the first page as it is written, a hundred epochs: make battery"
+)
 def test_the_first_run_as_it_is_written(
-    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Acetylacetone, as people have it: labels called energy and forces, isolated atoms in a file of their own."""
+    """Acetylacetone, as people have it: labels called energy and forces, isolated atoms
+    in a file of their own.
+    """
     monkeypatch.chdir(tmp_path)
-    texts = [(shared_data / "acac" / f"{name}.xyz").read_text() for name in ("isolated_atoms", "train_300K")]
+    texts = [
+        (shared_data / "acac" / f"{name}.xyz").read_text()
+        for name in ("isolated_atoms", "train_300K")
+    ]
     Path("train.xyz").write_text("".join(texts))
     shutil.copy(shared_data / "acac" / "test_MD_300K.xyz", "test.xyz")
     walk("first_run.md", capsys, as_written=True)
@@ -251,7 +338,9 @@ def test_the_first_run_as_it_is_written(
 
 
 def alloys(n: int, seed: int) -> list[Atoms]:
-    """Cells of two copper and gold atoms, strained and shaken, with energies, forces and stress of EMT."""
+    """Cells of two copper and gold atoms, strained and shaken, with energies,
+    forces and stress of EMT.
+    """
     rng = np.random.default_rng(seed)
     frames = []
     for i in range(n):
@@ -260,7 +349,11 @@ def alloys(n: int, seed: int) -> list[Atoms]:
         atoms.set_cell(atoms.cell @ (np.eye(3) + rng.normal(0, 0.02, (3, 3))), scale_atoms=True)
         atoms.rattle(0.1, rng=rng)
         atoms.calc = EMT()
-        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
+        results = {
+            "energy": atoms.get_potential_energy(),
+            "forces": atoms.get_forces(),
+            "stress": atoms.get_stress(),
+        }
         atoms.calc = SinglePointCalculator(atoms, **results)
         frames.append(atoms)
     return frames
@@ -274,8 +367,14 @@ def test_the_first_run_is_short() -> None:
 def test_every_command_has_an_example() -> None:
     examples = [of_ours(words) for page in PAGES for words in commands_of(page)]
     assert {words[0] for words in examples if words} == COMMANDS
-    subcommands = {named(words)[0] for words in examples if words and words[0] in ("metadata.py", "read_model.py")}
-    assert subcommands == {name for name in TABLES if name.startswith(("metadata.py", "read_model.py"))}
+    subcommands = {
+        named(words)[0]
+        for words in examples
+        if words and words[0] in ("metadata.py", "read_model.py")
+    }
+    assert subcommands == {
+        name for name in TABLES if name.startswith(("metadata.py", "read_model.py"))
+    }
 
 
 def test_what_is_not_run_says_what_it_needs() -> None:
@@ -306,7 +405,10 @@ def test_options_within_sentences_are_there(page: str) -> None:
         names = set(names_of(options_of(named(ours)[0]))) if is_whole else every
         for flag in re.findall(r"(?<![\w-])--(\w[\w-]*)", code):
             is_there = flag in names or flag.removeprefix("no_") in names
-            assert is_there or (page in OF_MACE and is_known(flag)) or flag in OF_OTHERS, f"{code}: --{flag}"
+            assert is_there or (page in OF_MACE and is_known(flag)) or flag in OF_OTHERS, (
+                f"{code}: --{flag}"
+            )
 
 
-OF_OTHERS = {"nproc-per-node", "standalone", "help", "settings"}  # torchrun's; of every command; of a benchmark
+# torchrun's; of every command; of a benchmark
+OF_OTHERS = {"nproc-per-node", "standalone", "help", "settings"}

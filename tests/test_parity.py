@@ -1,14 +1,17 @@
-"""The parity guard: every network that model.json can describe gives mace-torch's numbers, in float64.
+"""The parity guard: every network that model.json can describe gives
+mace-torch's numbers, in float64.
 
-On one side stands our way (``build_module``, vesin's edges, ``collate``, ``predict``, ``loss_and_gradients``), on the
-other mace-torch by itself (``parity_cases``): its constructor with every argument written out, its data classes, its
-losses, its forward pass and autograd. Both have the same weights.
+On one side stands our way (``build_module``, vesin's edges, ``collate``, ``predict``,
+``loss_and_gradients``), on the other mace-torch by itself (``parity_cases``): its constructor
+with every argument written out, its data classes, its losses, its forward pass and autograd. Both
+have the same weights.
 
-    pytest -n 2 tests/test_parity.py               23 networks, every value of every axis; 20 seconds
-    BATTERY=full pytest -n 2 tests/test_parity.py  45 networks, every possible pair of two axes' values; 1 minute
-    PARITY=full pytest -n 2 tests/test_parity.py   6,048 networks, the product of the main axes; 1 hour
+    pytest -n 2 tests/test_parity.py               23 networks, all values of all axes; 20 s
+    BATTERY=full pytest -n 2 tests/test_parity.py  45 networks, all pairs of values; 1 min
+    PARITY=full pytest -n 2 tests/test_parity.py   6,048, the product of the main axes; 1 h
 
-The full run builds our networks without TorchScript too, which never gives back the 10 MB that each would take.
+The full run builds our networks without TorchScript too, which never gives back the 10
+MB that each would take.
 """
 
 import json
@@ -45,14 +48,22 @@ from parity_cases import AXES, BASE, EMBEDDINGS, INTERACTIONS, Case, Fields
 
 FULL = os.environ.get("PARITY") == "full"
 CASES = list(cases.full_product()) if FULL else cases.pairwise(AXES)
-RICH: Case = {"first": "density", "transform": "Agnesi", "repulsion": "zbl", "heads": "two", "correlation": "falling"}
+RICH: Case = {
+    "first": "density",
+    "transform": "Agnesi",
+    "repulsion": "zbl",
+    "heads": "two",
+    "correlation": "falling",
+}
 TERMS = ("energy", "forces", "stress")
-ENERGY, FORCES, STRESS = 1.0, 1e-3, 1e-4  # eV, eV/Å, eV/Å³: magnitudes below which an error counts as one of these
+# eV, eV/Å, eV/Å³: magnitudes below which an error counts as one of these
+ENERGY, FORCES, STRESS = 1.0, 1e-3, 1e-4
 
 
 @pytest.fixture(autouse=True)
 def _as_a_command() -> Iterator[None]:
-    """The process as a command sets it up: ZBL multiplies whole numbers in torch's default precision.
+    """The process as a command sets it up: ZBL multiplies whole numbers in
+    torch's default precision.
 
     One thread, since arrays here are tiny and pytest-xdist's workers share the cores.
     """
@@ -102,24 +113,35 @@ def our_batch(pair: Pair, structures: Sequence[Structure]) -> Batch:
 
 
 def our_prediction(pair: Pair, batch: Batch) -> Prediction:
-    return predict(ReferenceNetwork(pair.ours), trainable(pair.ours), batch, wanted=("stress",), training=False)
+    return predict(
+        ReferenceNetwork(pair.ours), trainable(pair.ours), batch, wanted=("stress",), training=False
+    )
 
 
 def check_same_tensors(ours: nn.Module, theirs: nn.Module) -> None:
     """Parameters of equal names, shapes and trainability; buffers of equal names and values."""
-    shapes = [{name: (p.shape, p.requires_grad) for name, p in m.named_parameters()} for m in (ours, theirs)]
+    shapes = [
+        {name: (p.shape, p.requires_grad) for name, p in m.named_parameters()}
+        for m in (ours, theirs)
+    ]
     assert shapes[0] == shapes[1]
-    assert set(trainable(ours)) == {name for name, p in theirs.named_parameters() if p.requires_grad and p.numel()}
+    assert set(trainable(ours)) == {
+        name for name, p in theirs.named_parameters() if p.requires_grad and p.numel()
+    }
     mine, their = dict(ours.named_buffers()), dict(theirs.named_buffers())
     assert set(mine) == set(their)
-    assert {name: b.dtype for name, b in mine.items()} == {name: b.dtype for name, b in their.items()}
+    assert {name: b.dtype for name, b in mine.items()} == {
+        name: b.dtype for name, b in their.items()
+    }
     assert [name for name in mine if not torch.equal(mine[name], their[name])] == []
 
 
 def assert_close(ours: Tensor, theirs: Tensor, floor: float, what: str) -> None:
     """No entry differs by more than 10⁻¹⁰ of the largest, or of ``floor`` where all are smaller."""
     error, scale = largest(ours - theirs), max(largest(theirs), floor)
-    assert error <= 1e-10 * scale, f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
+    assert error <= 1e-10 * scale, (
+        f"{what}: differs by {error:.2e} where the largest is {scale:.2e}"
+    )
 
 
 def largest(tensor: Tensor) -> float:
@@ -131,12 +153,17 @@ def check_outputs(pair: Pair, structures: Sequence[Structure], batch: Batch | No
     batch = our_batch(pair, structures) if batch is None else batch
     theirs = cases.mace_batch(structures, pair.fields)
     assert batch.n_edges == theirs.edge_index.shape[1]
-    mine, expected = our_prediction(pair, batch), cases.mace_outputs(pair.theirs, theirs, stress=True)
+    mine, expected = (
+        our_prediction(pair, batch),
+        cases.mace_outputs(pair.theirs, theirs, stress=True),
+    )
     for i, structure in enumerate(structures):
         name, atoms = structure.identifier, slice(int(batch.ptr[i]), int(batch.ptr[i + 1]))
         total = mine["energy"][i] + batch.reference_energy[i]
         assert_close(total, expected["energy"][i], ENERGY, f"energy of the {name}")
-        assert_close(mine["forces"][atoms], expected["forces"][atoms], FORCES, f"forces of the {name}")
+        assert_close(
+            mine["forces"][atoms], expected["forces"][atoms], FORCES, f"forces of the {name}"
+        )
         if structure.periodic:
             assert_close(mine["stress"][i], expected["stress"][i], STRESS, f"stress of the {name}")
 
@@ -160,12 +187,19 @@ def check_loss_and_gradients(pair: Pair, term: str) -> None:
         [their_parameters[name] for name in parameters],
     )
     assert_close(mine.loss, loss, 1e-6, f"loss of {term}")
-    whole = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+    whole = float(
+        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    )
     assert whole > 0
     for name, own, their in zip(parameters, mine.gradients, gradients, strict=True):
-        error, size = float(torch.linalg.vector_norm(own - their)), float(torch.linalg.vector_norm(their))
+        error, size = (
+            float(torch.linalg.vector_norm(own - their)),
+            float(torch.linalg.vector_norm(their)),
+        )
         limit = 1e-8 * max(size, 1e-6 * whole)
-        assert error <= limit, f"gradient of the {term} loss by {name}: differs by {error:.2e} of {size:.2e}"
+        assert error <= limit, (
+            f"gradient of the {term} loss by {name}: differs by {error:.2e} of {size:.2e}"
+        )
 
 
 def check_round_trip(described: ModelDescription) -> None:
@@ -189,7 +223,9 @@ def test_parity(case: Case) -> None:
 def test_every_possible_pair_of_values_occurs() -> None:
     networks = cases.pairwise(AXES)
     by_default = {value for case in networks[::2] for value in case.items()}
-    assert by_default == {(axis, value) for axis in AXES for value in AXES[axis]}, "every value, in the default tests"
+    assert by_default == {(axis, value) for axis in AXES for value in AXES[axis]}, (
+        "every value, in the default tests"
+    )
     covered = {pair for case in networks for pair in product(case.items(), repeat=2)}
     for a, b in combinations(AXES, 2):
         for pair in product([(a, v) for v in AXES[a]], [(b, v) for v in AXES[b]]):
@@ -211,18 +247,28 @@ def test_mace_has_nothing_that_the_guard_does_not_know() -> None:
     assert set(cases.mace.modules.interaction_classes) == set(INTERACTIONS.values())
 
 
-# What mace-torch cannot run, and what it runs as something else: exit code 2, before any weights are made.
+# What mace-torch cannot run, and what it runs as something else: exit code 2,
+# before any weights are made.
 
 SPIN = EMBEDDINGS["total_spin"]
 UNRUNNABLE: dict[str, Fields] = {
     **{" ".join(case.values()): cases.fields_of(case) for case, _ in cases.IMPOSSIBLE},
     "a single layer read only at the last": {"num_interactions": 1, "use_last_readout_only": True},
     "linear readout, called with 7 arguments of its 4": {"readout_cls": "LinearReadoutBlock"},
-    "linear dipole readout, called with 7 arguments of its 4": {"readout_cls": "LinearDipoleReadoutBlock"},
-    "dipole readout, called with 7 arguments of its 6": {"readout_cls": "NonLinearDipoleReadoutBlock"},
-    "general readout, called with 7 arguments of its 6": {"readout_cls": "GeneralNonLinearBiasReadoutBlock"},
+    "linear dipole readout, called with 7 arguments of its 4": {
+        "readout_cls": "LinearDipoleReadoutBlock"
+    },
+    "dipole readout, called with 7 arguments of its 6": {
+        "readout_cls": "NonLinearDipoleReadoutBlock"
+    },
+    "general readout, called with 7 arguments of its 6": {
+        "readout_cls": "GeneralNonLinearBiasReadoutBlock"
+    },
     "one activation for two kinds of scalars": {"MLP_irreps": "4x0e+4x0o"},
-    "one activation for two kinds of scalars per head": {"MLP_irreps": "4x0e+4x0o", "heads": ["pbe", "r2scan"]},
+    "one activation for two kinds of scalars per head": {
+        "MLP_irreps": "4x0e+4x0o",
+        "heads": ["pbe", "r2scan"],
+    },
     "an activation of vectors": {"MLP_irreps": "4x1o"},
     "silu of odd scalars": {"MLP_irreps": "4x0o"},
     "no scalars": {"hidden_irreps": "4x1o"},
@@ -232,11 +278,16 @@ UNRUNNABLE: dict[str, Fields] = {
     "a gaussian basis of one": {"radial_type": "gaussian", "num_bessel": 1},
     "three correlations for four layers": {"correlation": [2, 2, 2], "num_interactions": 4},
     "E0s of two elements for three": {"atomic_energies": [[-1.0, -2.0]]},
-    "E0s of one head for two": {"atomic_energies": [[-1.0, -2.0, -3.0]], "heads": ["pbe", "r2scan"]},
+    "E0s of one head for two": {
+        "atomic_energies": [[-1.0, -2.0, -3.0]],
+        "heads": ["pbe", "r2scan"],
+    },
     "scale of one head for two": {"atomic_inter_scale": [1.0], "heads": ["pbe", "r2scan"]},
     "no neighbours": {"avg_num_neighbors": 0.0},
     "no inputs": {"embedding_specs": {}},
-    "a vector per structure": {"embedding_specs": {"total_charge": {**EMBEDDINGS["total_charge"], "in_dim": 3}}},
+    "a vector per structure": {
+        "embedding_specs": {"total_charge": {**EMBEDDINGS["total_charge"], "in_dim": 3}}
+    },
     "an input with a dot": {"embedding_specs": {"total.spin": SPIN}},
     "an input named as a method": {"embedding_specs": {"pop": SPIN}},
 }
@@ -249,7 +300,9 @@ OTHERWISE: dict[str, Fields] = {
     "vectors first": {"hidden_irreps": "4x1o+4x0e"},
     "two heads of one name": {"heads": ["pbe", "pbe"]},
     "an input in place of the positions": {
-        "embedding_specs": {"positions": {"type": "continuous", "per": "atom", "emb_dim": 2, "in_dim": 3}}
+        "embedding_specs": {
+            "positions": {"type": "continuous", "per": "atom", "emb_dim": 2, "in_dim": 3}
+        }
     },
 }
 
@@ -286,7 +339,10 @@ def check_refusal(fields: Fields) -> None:
 def test_place_does_not_matter() -> None:
     pair = rich_pair()
     far = np.array([1e3, -2e3, 5e2])  # Å
-    here, there = pair.structures, [replace(s, positions=s.positions + far) for s in pair.structures]
+    here, there = (
+        pair.structures,
+        [replace(s, positions=s.positions + far) for s in pair.structures],
+    )
     batches = [our_batch(pair, structures) for structures in (here, there)]
     assert torch.equal(batches[0].senders, batches[1].senders)
     assert torch.equal(batches[0].receivers, batches[1].receivers)
@@ -294,7 +350,8 @@ def test_place_does_not_matter() -> None:
     assert torch.equal(*(b.cell_shifts[b.receivers < molecule] for b in batches))
     first, second = (our_prediction(pair, batch) for batch in batches)
     assert_close(second["energy"], first["energy"], ENERGY, "energy")
-    assert_close(second["forces"], first["forces"], 1.0, "forces")  # the shift costs three digits of every position
+    # the shift costs three digits of every position
+    assert_close(second["forces"], first["forces"], 1.0, "forces")
 
 
 NO_GRADIENT = pytest.mark.xfail(
@@ -304,7 +361,9 @@ NO_GRADIENT = pytest.mark.xfail(
 )
 
 
-@pytest.mark.parametrize("radial", ["bessel", "gaussian", pytest.param("chebyshev", marks=NO_GRADIENT)])
+@pytest.mark.parametrize(
+    "radial", ["bessel", "gaussian", pytest.param("chebyshev", marks=NO_GRADIENT)]
+)
 def test_forces_and_stress_are_derivatives_of_the_energy(radial: str) -> None:
     pair = build_pair(cases.fields_of({**RICH, "radial": radial}))
     rng, step = np.random.default_rng(3), 1e-5
@@ -313,7 +372,9 @@ def test_forces_and_stress_are_derivatives_of_the_energy(radial: str) -> None:
             continue
         prediction = our_prediction(pair, our_batch(pair, [structure]))
         direction = rng.normal(size=(structure.n_atoms, 3))
-        moved = [replace(structure, positions=structure.positions + h * direction) for h in (step, -step)]
+        moved = [
+            replace(structure, positions=structure.positions + h * direction) for h in (step, -step)
+        ]
         slope = difference(pair, moved) / (2 * step)
         expected = -float((prediction["forces"].numpy() * direction).sum())
         assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7), structure.identifier
@@ -323,7 +384,9 @@ def test_forces_and_stress_are_derivatives_of_the_energy(radial: str) -> None:
         strain = strain + strain.T
         moved = [strained(structure, np.eye(3) + h * strain) for h in (step, -step)]
         slope = difference(pair, moved) / (2 * step)
-        expected = float((prediction["stress"][0].numpy() * strain).sum()) * abs(float(np.linalg.det(structure.cell)))
+        expected = float((prediction["stress"][0].numpy() * strain).sum()) * abs(
+            float(np.linalg.det(structure.cell))
+        )
         assert slope == pytest.approx(expected, rel=1e-6, abs=1e-7), structure.identifier
 
 
@@ -333,7 +396,9 @@ def difference(pair: Pair, structures: Sequence[Structure]) -> float:
 
 
 def strained(structure: Structure, deformation: np.ndarray) -> Structure:
-    return replace(structure, positions=structure.positions @ deformation, cell=structure.cell @ deformation)
+    return replace(
+        structure, positions=structure.positions @ deformation, cell=structure.cell @ deformation
+    )
 
 
 def test_the_canonical_text_means_the_same_network() -> None:
@@ -345,10 +410,14 @@ def test_the_canonical_text_means_the_same_network() -> None:
 
 
 def test_a_class_per_atom() -> None:
-    specs = {"total_spin": SPIN, "site_class": {"type": "categorical", "per": "atom", "emb_dim": 2, "num_classes": 3}}
+    specs = {
+        "total_spin": SPIN,
+        "site_class": {"type": "categorical", "per": "atom", "emb_dim": 2, "num_classes": 3},
+    }
     pair = build_pair(cases.completed({**BASE, "embedding_specs": specs}))
     structures = [
-        replace(s, features={**s.features, "site_class": np.mod(s.atomic_numbers, 3.0)}) for s in pair.structures
+        replace(s, features={**s.features, "site_class": np.mod(s.atomic_numbers, 3.0)})
+        for s in pair.structures
     ]
     for batch in (structures, *([structure] for structure in structures)):
         check_outputs(pair, batch)
@@ -404,7 +473,9 @@ def test_a_millionth_of_a_weight_is_seen() -> None:
                 parameter.copy_(before)
 
 
-@pytest.mark.parametrize("broken", ["E0s", "species", "heads", "edges reversed", "shifts", "edge", "positions"])
+@pytest.mark.parametrize(
+    "broken", ["E0s", "species", "heads", "edges reversed", "shifts", "edge", "positions"]
+)
 def test_a_wrong_batch_is_seen(broken: str) -> None:
     pair = rich_pair()
     right = our_batch(pair, pair.structures)
@@ -414,9 +485,14 @@ def test_a_wrong_batch_is_seen(broken: str) -> None:
         "heads": {"head": 1 - right.head},
         "edges reversed": {"senders": right.receivers, "receivers": right.senders},
         "shifts": {"shifts": -right.shifts},
-        "edge": {"senders": right.senders[1:], "receivers": right.receivers[1:], "shifts": right.shifts[1:]},
+        "edge": {
+            "senders": right.senders[1:],
+            "receivers": right.receivers[1:],
+            "shifts": right.shifts[1:],
+        },
         "positions": {
-            "positions": right.positions + 1e-8 * torch.sin(torch.arange(3.0 * right.n_atoms)).reshape(-1, 3)
+            "positions": right.positions
+            + 1e-8 * torch.sin(torch.arange(3.0 * right.n_atoms)).reshape(-1, 3)
         },
     }
     check_outputs(pair, pair.structures, right)

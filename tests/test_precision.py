@@ -1,4 +1,6 @@
-"""Whatever precision a model comes from and goes to: all that a run writes opens in every command that takes it."""
+"""Whatever precision a model comes from and goes to: all that a run writes opens in every
+command that takes it.
+"""
 
 import json
 import os
@@ -66,11 +68,16 @@ _prototypes: dict[tuple[str, torch.dtype], nn.Module] = {}
 
 @pytest.fixture(autouse=True)
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network is built once and copied from then on, in a tenth of the time; all weights are drawn or loaded."""
+    """A network is built once and copied from then on, in a tenth of the time; all
+    weights are drawn or loaded.
+    """
     real = build._built
 
     def built(
-        description: model_json.ModelDescription, dtype: torch.dtype, where: str, **acceleration: object
+        description: model_json.ModelDescription,
+        dtype: torch.dtype,
+        where: str,
+        **acceleration: object,
     ) -> nn.Module:
         key = (description.hash(), dtype)
         if key not in _prototypes:
@@ -97,8 +104,16 @@ def source(material: Path) -> Callable[[str], Path]:
     def trained(precision: str) -> Path:
         folder = material / precision
         if not folder.exists():
-            words = ["--input_json", str(material / "metals.json"), "--dtype", precision, "--no_export_mace_model"]
-            assert train_mace.main([*words, *data(material), "--output_checkpoint", str(folder)]) == 0
+            words = [
+                "--input_json",
+                str(material / "metals.json"),
+                "--dtype",
+                precision,
+                "--no_export_mace_model",
+            ]
+            assert (
+                train_mace.main([*words, *data(material), "--output_checkpoint", str(folder)]) == 0
+            )
         return folder / f"{precision}_model.pt"
 
     return trained
@@ -125,10 +140,23 @@ RUNS = {  # precision of the source, of the run, --E0s, more
 
 @pytest.mark.parametrize("name", RUNS if LONG else list(RUNS)[::2])
 def test_every_file_opens_in_every_command(
-    name: str, source: Callable[[str], Path], material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    source: Callable[[str], Path],
+    material: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     begin, precision, energies, more = RUNS[name]
-    words = ["--input_model", str(source(begin)), *data(material), "--dtype", precision, "--E0s", energies, *more]
+    words = [
+        "--input_model",
+        str(source(begin)),
+        *data(material),
+        "--dtype",
+        precision,
+        "--E0s",
+        energies,
+        *more,
+    ]
     run = tmp_path / "run"
     assert finetune.main([*words, "--output_checkpoint", str(run)]) == 0
     description = model_json.read(run / "run_model.json")
@@ -149,24 +177,42 @@ def test_every_file_opens_in_every_command(
                 ("radial_embedding.cutoff_fn.r_max", description.r_max),
             ):
                 exact = torch.tensor(values, dtype=torch.float64).to(dtype)
-                assert torch.equal(module.get_buffer(buffer).reshape(-1), exact.reshape(-1)), (path.name, buffer)
+                assert torch.equal(module.get_buffer(buffer).reshape(-1), exact.reshape(-1)), (
+                    path.name,
+                    buffer,
+                )
 
 
-def opened(files: dict[str, Path], described: Path, material: Path, tmp_path: Path, turn: int) -> Iterator[str]:
-    """Names of files and commands where a command does not take a file; every run has its share of the table."""
+def opened(
+    files: dict[str, Path], described: Path, material: Path, tmp_path: Path, turn: int
+) -> Iterator[str]:
+    """Names of files and commands where a command does not take a file; every run has
+    its share of the table.
+    """
     frames, out = str(material / "val.xyz"), tmp_path / "out"
     for row, (name, path) in enumerate(files.items()):
         own = ["--input_model", str(path)]
         commands = {
             "show": (read_model.main, ["show", *own]),
             "verify": (read_model.main, ["verify", *own, "--input_json", str(described)]),
-            "export": (read_model.main, ["export", *own, "--output_json", str(out / f"{name}.json")]),
+            "export": (
+                read_model.main,
+                ["export", *own, "--output_json", str(out / f"{name}.json")],
+            ),
             "diff": (read_model.main, ["diff", *own, "--other_model", str(path)]),
         }
         for dtype in PRECISIONS:
             words = [*own, "--xyz_path", frames, "--dtype", dtype, "--step", "reference"]
             commands[f"evaluate {dtype}"] = (evaluate.main, words)
-            words = [*own, *data(material), "--dtype", dtype, "--output_checkpoint", str(out / "dry"), "--dry_run"]
+            words = [
+                *own,
+                *data(material),
+                "--dtype",
+                dtype,
+                "--output_checkpoint",
+                str(out / "dry"),
+                "--dry_run",
+            ]
             commands[f"finetune {dtype}"] = (finetune.main, words)
         if "checkpoint" in name:
             words = [*own, "--epochs", "3", "--output_checkpoint", str(out / name)]
@@ -177,20 +223,36 @@ def opened(files: dict[str, Path], described: Path, material: Path, tmp_path: Pa
 
 
 def converted(model: Path, material: Path, tmp_path: Path, turn: int) -> Iterator[str]:
-    """The same of convert's forms, and where MACECalculator's energies are not those of evaluate.py."""
+    """The same of convert's forms, and where MACECalculator's energies are
+    not those of evaluate.py.
+    """
     for row, dtype in enumerate(PRECISIONS):
         for column, form in enumerate(("module", "safetensors", "lammps", "mliap")):
             if not WHOLE and (row + column + turn) % SHARE != 0:
                 continue
-            output = tmp_path / f"{dtype}_{form}.{'safetensors' if form == 'safetensors' else 'model'}"
-            words = ["convert", "--input_model", str(model), "--dtype", dtype, "--to", form, "--output", str(output)]
+            output = (
+                tmp_path / f"{dtype}_{form}.{'safetensors' if form == 'safetensors' else 'model'}"
+            )
+            words = [
+                "convert",
+                "--input_model",
+                str(model),
+                "--dtype",
+                dtype,
+                "--to",
+                form,
+                "--output",
+                str(output),
+            ]
             if read_model.main(words) != 0:
                 yield f"convert to {form} in {dtype}"
             elif form in ("module", "safetensors"):
                 own, out = ["--input_model", str(output)], tmp_path / f"{dtype}_{form}.xyz"
                 words = [*own, "--xyz_path", str(material / "val.xyz"), "--output_xyz", str(out)]
                 described = ["--input_json", str(model.with_name("run_model.json"))]
-                if evaluate.main([*words, "--step", "reference"]) or read_model.main(["verify", *own, *described]):
+                if evaluate.main([*words, "--step", "reference"]) or read_model.main(
+                    ["verify", *own, *described]
+                ):
                     yield f"{form} in {dtype}"
                 if form == "module":
                     yield from calculated(output, out, dtype)
@@ -206,14 +268,20 @@ def calculated(module: Path, predicted: Path, dtype: str) -> Iterator[str]:
         calculator.calculate(atoms)
         errors = [calculator.results["energy"] - atoms.info["mace_energy"]]
         errors.append(np.abs(calculator.results["forces"] - atoms.arrays["mace_forces"]).max())
-        if max(np.abs(errors)) > max(tolerance, 1e-7 if dtype == "float64" else 0):  # an xyz has eight digits
+        # an xyz has eight digits
+        if max(np.abs(errors)) > max(tolerance, 1e-7 if dtype == "float64" else 0):
             yield f"MACECalculator on {module.name}: {errors}"
 
 
 def test_a_run_that_could_not_be_opened_does_not_begin(
-    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    material: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A fault that every run would have met at its end is met before its first step, and nothing is left behind."""
+    """A fault that every run would have met at its end is met before its first step, and
+    nothing is left behind.
+    """
 
     def wrongly(*arguments: object) -> nn.Module:
         module = model_loader.build(*arguments)  # type: ignore[arg-type]
@@ -230,7 +298,13 @@ def test_a_run_that_could_not_be_opened_does_not_begin(
             return getattr(model_loader, name)
 
     monkeypatch.setattr(training, "model_loader", Loader())
-    words = ["--input_json", str(material / "metals.json"), *data(material), "--output_checkpoint", str(tmp_path / "r")]
+    words = [
+        "--input_json",
+        str(material / "metals.json"),
+        *data(material),
+        "--output_checkpoint",
+        str(tmp_path / "r"),
+    ]
     assert train_mace.main(words) == 3
     said = capsys.readouterr()
     assert "before the first step, of what would be written:" in said.err
@@ -248,11 +322,26 @@ def test_exported_energies_are_those_that_were_judged(
     """E0s of all electrons: mace would add them in single precision."""
     frames = read(material / "train.xyz", index=":")
     for atoms in frames:
-        atoms.info["REF_energy"] += sum({29: -45012.8377, 79: -535412.2259}[z] for z in atoms.numbers)
+        atoms.info["REF_energy"] += sum(
+            {29: -45012.8377, 79: -535412.2259}[z] for z in atoms.numbers
+        )
     write(tmp_path / "all.xyz", frames, format="extxyz")
     (tmp_path / "all.json").write_text(json.dumps(ALL_ELECTRON))
-    words = ["--input_json", str(tmp_path / "all.json"), *data(material), "--xyz_train", str(tmp_path / "all.xyz")]
-    words += ["--xyz_val", str(tmp_path / "all.xyz"), "--epochs", "1", "--output_checkpoint", str(tmp_path / "run")]
+    words = [
+        "--input_json",
+        str(tmp_path / "all.json"),
+        *data(material),
+        "--xyz_train",
+        str(tmp_path / "all.xyz"),
+    ]
+    words += [
+        "--xyz_val",
+        str(tmp_path / "all.xyz"),
+        "--epochs",
+        "1",
+        "--output_checkpoint",
+        str(tmp_path / "run"),
+    ]
     assert train_mace.main(words) == 0
     said = capsys.readouterr().out
     assert "run.model for mace's calculator, in float64" in said
@@ -260,7 +349,14 @@ def test_exported_energies_are_those_that_were_judged(
     model = str(tmp_path / "run" / "run_model.pt")
     assert (
         evaluate.main(
-            ["--input_model", model, "--xyz_path", str(tmp_path / "all.xyz"), "--output_xyz", str(tmp_path / "p.xyz")]
+            [
+                "--input_model",
+                model,
+                "--xyz_path",
+                str(tmp_path / "all.xyz"),
+                "--output_xyz",
+                str(tmp_path / "p.xyz"),
+            ]
         )
         == 0
     )
@@ -271,7 +367,12 @@ def test_exported_energies_are_those_that_were_judged(
         assert read_model.main(words) == 0
         assert "so the file is float64" in capsys.readouterr().out
         if form == "module" or LONG:
-            assert read_model.main([*words, "--dtype", "float32", "--overwrite", "--output", str(tmp_path / "x")]) == 0
+            assert (
+                read_model.main(
+                    [*words, "--dtype", "float32", "--overwrite", "--output", str(tmp_path / "x")]
+                )
+                == 0
+            )
             assert "adds E0s in float32: its energies differ" in capsys.readouterr().out
     with _unsafe_loading_during_import():
         from mace.calculators import MACECalculator
@@ -280,14 +381,24 @@ def test_exported_energies_are_those_that_were_judged(
             calculator = MACECalculator(model_paths=[str(path)], device="cpu")
             for atoms in read(tmp_path / "p.xyz", index=":"):
                 calculator.calculate(atoms)
-                assert abs(calculator.results["energy"] - atoms.info["mace_energy"]) < 1e-5, path.name
+                assert abs(calculator.results["energy"] - atoms.info["mace_energy"]) < 1e-5, (
+                    path.name
+                )
 
 
 def test_small_reference_energies_keep_the_precision(
     source: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "it.model"
-    words = ["convert", "--input_model", str(source("float32")), "--to", "module", "--output", str(output)]
+    words = [
+        "convert",
+        "--input_model",
+        str(source("float32")),
+        "--to",
+        "module",
+        "--output",
+        str(output),
+    ]
     assert read_model.main(words) == 0
     assert "warning" not in capsys.readouterr().out
     assert model_loader.load(output).file.dtype == torch.float32
@@ -301,13 +412,26 @@ def test_one_layer_is_verified_too(tmp_path: Path) -> None:
     checkpoint.write_bare_module(tmp_path / "it.model", module)
     own = ["--input_model", str(tmp_path / "it.model"), "--input_json", str(tmp_path / "it.json")]
     assert read_model.main(["verify", *own]) == 0
-    convert = ["convert", *own, "--to", "module", "--output", str(tmp_path / "out.model"), "--dtype", "float64"]
+    convert = [
+        "convert",
+        *own,
+        "--to",
+        "module",
+        "--output",
+        str(tmp_path / "out.model"),
+        "--dtype",
+        "float64",
+    ]
     assert read_model.main(convert) == 0
 
 
 @pytest.mark.parametrize("command", ["evaluate", "verify", "show", "export", "diff", "convert"])
 def test_what_only_reads_writes_nothing_beside_the_model(
-    command: str, source: Callable[[str], Path], material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str,
+    source: Callable[[str], Path],
+    material: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "lone"
     folder.mkdir()
@@ -322,14 +446,25 @@ def test_what_only_reads_writes_nothing_beside_the_model(
         "convert": ["--to", "safetensors", "--output", str(tmp_path / "out.safetensors")],
         "show": [],
     }[command]
-    main = evaluate.main if command == "evaluate" else lambda words: read_model.main([command, *words])
+    main = (
+        evaluate.main if command == "evaluate" else lambda words: read_model.main([command, *words])
+    )
     before = sorted(path.name for path in folder.iterdir())
     assert main([*own, *words]) == 0
     assert sorted(path.name for path in folder.iterdir()) == before
     if command not in ("show", "diff"):  # these look at no sidecar
-        assert "float32_model.json is absent; the one inside float32_model.pt is used" in capsys.readouterr().out
+        assert (
+            "float32_model.json is absent; the one inside float32_model.pt is used"
+            in capsys.readouterr().out
+        )
     if command == "show":
-        words = [*own, *data(material), "--output_checkpoint", str(tmp_path / "tuned"), "--no_export_mace_model"]
+        words = [
+            *own,
+            *data(material),
+            "--output_checkpoint",
+            str(tmp_path / "tuned"),
+            "--no_export_mace_model",
+        ]
         assert finetune.main(words) == 0
         assert "float32_model.json was absent and is written again" in capsys.readouterr().out
         assert (folder / "float32_model.json").exists()
@@ -342,7 +477,9 @@ def edited(path: Path, edit: Callable[[nn.Module], None], to: Path) -> Path:
     """A ``*_model.pt`` with another network under ``model``, and its digest as it was."""
     with _unsafe_loading_during_import():
         content = torch.load(path, map_location="cpu", weights_only=False)
-    content["model_state_dict"] = {name: tensor.clone() for name, tensor in content["model_state_dict"].items()}
+    content["model_state_dict"] = {
+        name: tensor.clone() for name, tensor in content["model_state_dict"].items()
+    }
     with torch.no_grad():
         edit(content["model"])
     torch.save(content, to)
@@ -356,14 +493,32 @@ def block(module: nn.Module, name: str) -> nn.Module:
 EDITS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "scale": (lambda m: m.get_buffer(SCALE).mul_(2.0), SCALE),
     "E0s": (lambda m: m.get_buffer(ENERGIES).add_(1.0), ENERGIES),
-    "a weight": (lambda m: m.get_parameter("readouts.0.linear.weight").mul_(1.0001), "readouts.0.linear.weight"),
-    "neighbours": (lambda m: setattr(block(m, "interactions.1"), "avg_num_neighbors", 6.0), "avg_num_neighbors is 6.0"),
+    "a weight": (
+        lambda m: m.get_parameter("readouts.0.linear.weight").mul_(1.0001),
+        "readouts.0.linear.weight",
+    ),
+    "neighbours": (
+        lambda m: setattr(block(m, "interactions.1"), "avg_num_neighbors", 6.0),
+        "avg_num_neighbors is 6.0",
+    ),
     "heads": (lambda m: setattr(m, "heads", ["other"]), "heads"),
     "cutoff": (lambda m: block(m, "radial_embedding.cutoff_fn").r_max.mul_(0.9), "cutoff_fn.r_max"),
-    "activation": (lambda m: setattr(block(m, "readouts.1.non_linearity.acts.0"), "cst", 1.5), "cst is 1.5"),
-    "a method": (lambda m: setattr(block(m, "scale_shift"), "forward", torch.nn.functional.silu), "forward is there"),
-    "a hook": (lambda m: block(m, "scale_shift").register_forward_hook(torch.nn.functional.silu), "_forward_hooks"),
-    "a class": (lambda m: setattr(block(m, "readouts.1"), "__class__", nn.Linear), "readouts.1 is a"),
+    "activation": (
+        lambda m: setattr(block(m, "readouts.1.non_linearity.acts.0"), "cst", 1.5),
+        "cst is 1.5",
+    ),
+    "a method": (
+        lambda m: setattr(block(m, "scale_shift"), "forward", torch.nn.functional.silu),
+        "forward is there",
+    ),
+    "a hook": (
+        lambda m: block(m, "scale_shift").register_forward_hook(torch.nn.functional.silu),
+        "_forward_hooks",
+    ),
+    "a class": (
+        lambda m: setattr(block(m, "readouts.1"), "__class__", nn.Linear),
+        "readouts.1 is a",
+    ),
     "a part": (lambda m: m.add_module("pair_repulsion_fn", nn.Identity()), "pair_repulsion_fn"),
     "compiled code": (
         lambda m: (
@@ -393,7 +548,9 @@ def test_a_pickled_network_that_is_another_is_refused(
 def test_a_network_of_other_versions_is_compared_in_what_both_have(
     source: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """A file of another torch has other compiled code, and may lack attributes; numbers must still agree."""
+    """A file of another torch has other compiled code, and may lack attributes;
+    numbers must still agree.
+    """
     file = checkpoint.read(source("float64"))
     with _unsafe_loading_during_import():
         module = torch.load(source("float64"), map_location="cpu", weights_only=False)["model"]

@@ -1,4 +1,5 @@
-"""The commands on a device that pretends to be CUDA: no mixed devices, no wait within a step, one copy for each batch.
+"""The commands on a device that pretends to be CUDA: no mixed devices, no wait within a step,
+one copy for each batch.
 
 What a GPU alone can show is in ``test_cuda.py``.
 """
@@ -63,8 +64,9 @@ TABLES = {
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Notes]:
     """A pretended device, on which steps and predictions are watched.
 
-    What computes is a processor, and TorchScript is run as for one: its functions are kept from test to test here, and
-    one that a GPU's executor saw first fails within torch when it is run by the other one in single precision.
+    What computes is a processor, and TorchScript is run as for one: its functions are kept from
+    test to test here, and one that a GPU's executor saw first fails within torch when it is run by
+    the other one in single precision.
     """
     monkeypatch.setattr(reference, "choose_executor", lambda device: None)
     monkeypatch.setattr(fit._Run, "_optimizer_step", as_step(fit._Run._optimizer_step))
@@ -87,7 +89,17 @@ def trained(place: Path, step: str, *more: str, data: tuple[str, str] = ("xyz", 
     kind, suffix = data
     words = ["--input_json", place / "tiny.json", f"--{kind}_train", place / f"train.{suffix}"]
     words += [f"--{kind}_val", place / f"valid.{suffix}"]
-    words += ["--output_checkpoint", place / "run", "--device", "cuda", "--batch_size", 4, "--ema", "--step", step]
+    words += [
+        "--output_checkpoint",
+        place / "run",
+        "--device",
+        "cuda",
+        "--batch_size",
+        4,
+        "--ema",
+        "--step",
+        step,
+    ]
     assert train_mace.main([*map(str, words), *more]) == 0
     return place / "run" / "run_model.pt"
 
@@ -102,32 +114,85 @@ def assert_like_a_step(device: Notes) -> None:
 
 @pytest.mark.parametrize("step", ["fast", pytest.param("reference", marks=in_the_battery)])
 def test_commands(
-    step: str, place: Path, device: Notes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    step: str,
+    place: Path,
+    device: Notes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two stages, a resumed run with a worker, an evaluation with tables, a fine-tuning with other energies."""
+    """Two stages, a resumed run with a worker, an evaluation with tables, a
+    fine-tuning with other energies.
+    """
     odd_on.cache_clear()  # made once in a process: whichever test is the first
     compared_on = []
     deviations = finetuning.Origin._deviations
 
     def noted(origin: Any, source: Any, own: Any, batch: Batch) -> tuple[float, float]:
-        compared_on.extend(next(network.module.parameters()).device.type for network in (source, own))
+        compared_on.extend(
+            next(network.module.parameters()).device.type for network in (source, own)
+        )
         return deviations(origin, source, own, batch)
 
     monkeypatch.setattr(finetuning.Origin, "_deviations", noted)
     model = trained(place, step, "--epochs", "2", "--stage_two", "--start_stage_two", "1")
-    words = ["--input_model", str(model.with_name("run_checkpoint.pt")), "--epochs", "3", "--num_workers", "1"]
+    words = [
+        "--input_model",
+        str(model.with_name("run_checkpoint.pt")),
+        "--epochs",
+        "3",
+        "--num_workers",
+        "1",
+    ]
     assert resume.main(words) == 0
-    words = ["--input_model", str(model), "--xyz_path", str(place / "valid.xyz"), "--device", "cuda", "--step", step]
-    assert evaluate.main([*words, "--output_xyz", str(place / "out.xyz"), "--output_table", str(place / "t.csv")]) == 0
-    words = ["--input_model", str(model), "--xyz_train", str(place / "train.xyz"), "--device", "cuda", "--step", step]
-    words += ["--output_checkpoint", str(place / "tuned"), "--epochs", "1", "--batch_size", "4", "--E0s", "shift"]
+    words = [
+        "--input_model",
+        str(model),
+        "--xyz_path",
+        str(place / "valid.xyz"),
+        "--device",
+        "cuda",
+        "--step",
+        step,
+    ]
+    assert (
+        evaluate.main(
+            [*words, "--output_xyz", str(place / "out.xyz"), "--output_table", str(place / "t.csv")]
+        )
+        == 0
+    )
+    words = [
+        "--input_model",
+        str(model),
+        "--xyz_train",
+        str(place / "train.xyz"),
+        "--device",
+        "cuda",
+        "--step",
+        step,
+    ]
+    words += [
+        "--output_checkpoint",
+        str(place / "tuned"),
+        "--epochs",
+        "1",
+        "--batch_size",
+        "4",
+        "--E0s",
+        "shift",
+    ]
     assert finetune.main([*words, "--xyz_val", str(place / "valid.xyz")]) == 0
     assert set(compared_on) == {"cuda"}
     assert_like_a_step(device)
     assert set(device.copies) == COPIES | (TABLES if step == "fast" else set())
-    said = "plain torch; there are no compiled kernels for cuda here" if step == "fast" else "mace-torch"
+    said = (
+        "plain torch; there are no compiled kernels for cuda here"
+        if step == "fast"
+        else "mace-torch"
+    )
     assert capsys.readouterr().out.count(f"step: {step} on cuda:0, computed by {said}") == 4
-    computed_on = checkpoint.read(model.with_name("run_checkpoint.pt")).content["train_state"]["computed_on"]
+    computed_on = checkpoint.read(model.with_name("run_checkpoint.pt")).content["train_state"][
+        "computed_on"
+    ]
     assert computed_on["device"] == "Pretended"
     assert computed_on["tf32"] is False
 
@@ -135,13 +200,25 @@ def test_commands(
 def test_the_reference_step_on_an_lmdb(place: Path, device: Notes) -> None:
     for name, n in (("train", 8), ("valid", 3)):
         write_dicts(place / f"{name}.lmdb", labelled(n, n))
-    trained(place, "reference", "--epochs", "1", "--max_steps", "2", "--num_workers", "1", data=("lmdb", "lmdb"))
+    trained(
+        place,
+        "reference",
+        "--epochs",
+        "1",
+        "--max_steps",
+        "2",
+        "--num_workers",
+        "1",
+        data=("lmdb", "lmdb"),
+    )
     assert_like_a_step(device)
 
 
 @pytest.mark.parametrize("name", EVERY_PART)
 def test_a_step_of_every_part(name: str, device: Notes) -> None:
-    """Repulsion, transform, densities, heads, stress of crystals, molecules: what the commands above do not have."""
+    """Repulsion, transform, densities, heads, stress of crystals, molecules: what the
+    commands above do not have.
+    """
     both = Both.of(EVERY_PART[name])
     loss = Loss.of(energy=1.0, forces=1.0, stress=1.0)
     weights = model_loader.trainable(both.module)
@@ -152,7 +229,9 @@ def test_a_step_of_every_part(name: str, device: Notes) -> None:
     for network in (both.fast, both.reference):
         batches = [network.prepared(both.batch()).to(torch.device("cuda")) for _ in range(2)]
         results.append(as_step(loss_and_gradients)(network, weights, batches[:1], loss))
-        as_step(evaluation.evaluate)(network, weights, batches[1:], loss, torch.device("cuda"), everything=True)
+        as_step(evaluation.evaluate)(
+            network, weights, batches[1:], loss, torch.device("cuda"), everything=True
+        )
     assert not device.waits_in_steps
     for result in results:
         for ours, theirs in zip(result.gradients, expected.gradients, strict=True):
@@ -167,7 +246,9 @@ def test_many_elements_wait_for_nothing(device: Notes) -> None:
     both.module.to("cuda")
     network = both.fast
     batch = network.prepared(batch).to(torch.device("cuda"))
-    as_step(loss_and_gradients)(network, model_loader.trainable(both.module), [batch], LOSSES["forces"])
+    as_step(loss_and_gradients)(
+        network, model_loader.trainable(both.module), [batch], LOSSES["forces"]
+    )
     assert not device.waits_in_steps
 
 

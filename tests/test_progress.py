@@ -1,4 +1,6 @@
-"""Nothing is silent for long: lines that a file gets, on a clock of the test's own, and the bar of a terminal."""
+"""Nothing is silent for long: lines that a file gets, on a clock of the test's own, and
+the bar of a terminal.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -70,7 +72,9 @@ def test_long_work_writes_now_and_then(clock: Clock, lines: list[tuple[float, st
     assert lines[6][1] == "statistics: 70 of 100 structures, 70 % in 70 s, about 30 s left"
 
 
-def test_silence_counts_over_several_short_works(clock: Clock, lines: list[tuple[float, str]]) -> None:
+def test_silence_counts_over_several_short_works(
+    clock: Clock, lines: list[tuple[float, str]]
+) -> None:
     for what in ("first", "second", "third"):
         for _ in over(range(4), what, 4):
             clock.work(1.0)
@@ -107,7 +111,9 @@ def test_sizes_and_unknown_totals(clock: Clock, lines: list[tuple[float, str]]) 
     ]
 
 
-def test_work_that_was_begun_before_says_how_long_the_rest_takes(clock: Clock, lines: list[tuple[float, str]]) -> None:
+def test_work_that_was_begun_before_says_how_long_the_rest_takes(
+    clock: Clock, lines: list[tuple[float, str]]
+) -> None:
     with ProgressBar("index", 100, "records") as bar:
         bar.begin_at(80)
         clock.work(10.0)
@@ -115,7 +121,9 @@ def test_work_that_was_begun_before_says_how_long_the_rest_takes(clock: Clock, l
     assert lines[0][1] == "index: 90 of 100 records, 90 % in 10 s, about 10 s left"
 
 
-def test_while_children_work(clock: Clock, lines: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_children_work(
+    clock: Clock, lines: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nothing_yet(pipes: list[Any], timeout: float | None = None) -> list[Any]:
         clock.work(4.0)
         return [] if clock.now < 1013.0 else wait(pipes)
@@ -129,7 +137,9 @@ def test_while_children_work(clock: Clock, lines: list[tuple[float, str]], monke
 
 def state_of_epoch() -> Any:
     tally = SimpleNamespace(sums=torch.ones_like(no_sums(torch.device("cpu"))))
-    return SimpleNamespace(progress=Counters(epoch=2), tally=tally, schedule=SimpleNamespace(rate=lambda: 1e-3))
+    return SimpleNamespace(
+        progress=Counters(epoch=2), tally=tally, schedule=SimpleNamespace(rate=lambda: 1e-3)
+    )
 
 
 def epoch(state: Any, steps: int, clock: Clock, seconds: float, told: EpochProgress) -> None:
@@ -172,18 +182,34 @@ def test_every_part_of_a_run_and_of_an_evaluation_speaks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     train, test = str(water_xyz("train.xyz", 8)), str(water_xyz("test.xyz", 3, seed=1))
-    words = ["--input_json", str(tiny_json), "--xyz_train", train, "--xyz_test", test, "--valid_fraction", "0.25"]
+    words = [
+        "--input_json",
+        str(tiny_json),
+        "--xyz_train",
+        train,
+        "--xyz_test",
+        test,
+        "--valid_fraction",
+        "0.25",
+    ]
     words += ["--batch_size", "2", "--epochs", "1", "--output_checkpoint", str(tmp_path / "run")]
     assert train_mace.main([*words, "--no_export_mace_model"]) == 0
     said = capsys.readouterr()
-    parts = ["reading train.xyz: ", "neighbour lists: 1 of 8 structures", "epoch 1: step 2 of 3, loss "]
+    parts = [
+        "reading train.xyz: ",
+        "neighbour lists: 1 of 8 structures",
+        "epoch 1: step 2 of 3, loss ",
+    ]
     parts += ["validation: 2 of 2 structures"]
     parts += [f"errors of the best model, {name}: " for name in ("train", "valid", "test")]
     for part in parts:
         assert part in said.out
         assert part in (tmp_path / "run" / "train.log").read_text()
     assert said.err == ""
-    assert evaluate.main(["--input_model", str(tmp_path / "run/run_model.pt"), "--xyz_path", test]) == 0
+    assert (
+        evaluate.main(["--input_model", str(tmp_path / "run/run_model.pt"), "--xyz_path", test])
+        == 0
+    )
     said = capsys.readouterr()
     assert "evaluation: 3 of 3 structures, 100 % in " in said.out
     assert said.err == ""

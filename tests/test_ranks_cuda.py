@@ -1,4 +1,6 @@
-"""Several processes on GPUs, one for each, and one alone over NCCL; skipped without a GPU, but for one over gloo."""
+"""Several processes on GPUs, one for each, and one alone over NCCL; skipped without a GPU,
+but for one over gloo.
+"""
 
 import json
 import os
@@ -32,7 +34,9 @@ def test_one_process_adds_over_a_backend_as_alone(device: str) -> None:
     """Over NCCL on a single GPU; over gloo on a CPU, which shows that the test can be run."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     words = [sys.executable, "-m", "ranks.one_over", device]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=HANGING, check=False)
+    done = subprocess.run(
+        words, env=env, capture_output=True, text=True, timeout=HANGING, check=False
+    )
     assert done.stdout.splitlines()[-1:] == ["the same bits"], done.stderr
 
 
@@ -46,18 +50,42 @@ def test_the_sum_on_the_device_is_that_of_the_processor(dtype: torch.dtype) -> N
 
 def trained(size: int, folder: Path) -> Path:
     """A run of so many processes on as many GPUs."""
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", f"--nproc-per-node={size}"]
+    torchrun = [
+        str(Path(sys.executable).with_name("torchrun")),
+        "--standalone",
+        f"--nproc-per-node={size}",
+    ]
     script = str(ROOT / "model_utils" / "train_mace.py")
     words = ["--input_json", folder / "tiny.json", "--xyz_train", folder / "train.xyz"]
-    words += ["--xyz_val", folder / "valid.xyz", "--batch_size", 3, "--accumulate_batches", 2, "--epochs", 3, "--ema"]
-    words += ["--deterministic", "--device", "cuda", "--step_parts", 8, "--output_checkpoint", folder / f"run{size}"]
+    words += [
+        "--xyz_val",
+        folder / "valid.xyz",
+        "--batch_size",
+        3,
+        "--accumulate_batches",
+        2,
+        "--epochs",
+        3,
+        "--ema",
+    ]
+    words += [
+        "--deterministic",
+        "--device",
+        "cuda",
+        "--step_parts",
+        8,
+        "--output_checkpoint",
+        folder / f"run{size}",
+    ]
     subprocess.run([*torchrun, script, *map(str, words)], check=True, timeout=HANGING)
     return folder / f"run{size}"
 
 
 @needs_cuda
 def test_nccl_gives_the_run_of_one_device(tmp_path: Path) -> None:
-    """One process over NCCL against several where there are so many devices; else against itself."""
+    """One process over NCCL against several where there are so many
+    devices; else against itself.
+    """
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
     for part, n in (("train", 14), ("valid", 5)):
         write(tmp_path / f"{part}.xyz", waters(n), format="extxyz")

@@ -19,7 +19,11 @@ def write_json(path: Path, **changes: object) -> Path:
     return path
 
 
-SOLVENT = {"atomic_numbers": [1, 6, 8], "atomic_energies": {"H": -10.7072, "C": -48.8474, "O": -102.5712}, "r_max": 4.0}
+SOLVENT = {
+    "atomic_numbers": [1, 6, 8],
+    "atomic_energies": {"H": -10.7072, "C": -48.8474, "O": -102.5712},
+    "r_max": 4.0,
+}
 
 
 def test_metrics_do_not_depend_on_batches(shared_data: Path, tmp_path: Path) -> None:
@@ -45,9 +49,23 @@ def test_metrics_do_not_depend_on_batches(shared_data: Path, tmp_path: Path) -> 
         ["--max_edges_per_batch", "4000"],
     ):
         out = tmp_path / f"{len(found)}.json"
-        common = ["--input_model", str(outputs.model), "--xyz_path", str(path), "--energy_key", "energy_xtb"]
-        assert evaluate.main([*common, "--forces_key", "forces_xtb", "--output_json", str(out), *flags]) == 0
-        found.append({k: v for k, v in json.loads(out.read_text()).items() if isinstance(v, int | float)})
+        common = [
+            "--input_model",
+            str(outputs.model),
+            "--xyz_path",
+            str(path),
+            "--energy_key",
+            "energy_xtb",
+        ]
+        assert (
+            evaluate.main(
+                [*common, "--forces_key", "forces_xtb", "--output_json", str(out), *flags]
+            )
+            == 0
+        )
+        found.append(
+            {k: v for k, v in json.loads(out.read_text()).items() if isinstance(v, int | float)}
+        )
     assert found[0]["n_configs"] == 250
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-12)
@@ -65,9 +83,13 @@ def test_one_epoch_on_real_lmdbs_uses_every_record(
 ) -> None:
     numbers = fields["atomic_numbers"]
     assert isinstance(numbers, list)
-    model = write_json(tmp_path / "m.json", **fields, atomic_energies=[0.0] * len(numbers), hidden_irreps="2x0e")
+    model = write_json(
+        tmp_path / "m.json", **fields, atomic_energies=[0.0] * len(numbers), hidden_irreps="2x0e"
+    )
     flags = ["--input_json", str(model), "--lmdb_train", str(shared_data / file), "--epochs", "1"]
     flags += ["--max_edges_per_batch", "40000", "--output_checkpoint", str(tmp_path / "run")]
     assert train_mace.main(flags) == 0
-    final = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][-1]
+    final = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ][-1]
     assert final["train"]["n_configs"] + final["valid"]["n_configs"] == records

@@ -1,4 +1,6 @@
-"""configs/recipes against the settings of the scripts that they were taken from, which are written down here."""
+"""configs/recipes against the settings of the scripts that they were taken from, which
+are written down here.
+"""
 
 from typing import Any
 
@@ -129,8 +131,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "swa_forces_weight": 10,
         "swa_energy_weight": 1000,
         "seed": 123,
-        "E0s": {35: -70045.28385080204, 6: -1030.5671648271828, 17: -12522.649269035726, 9: -2715.318528602957}
-        | {1: -13.571964772646918, 53: -8102.524593409054, 7: -1486.3750255780376, 8: -2043.933693071156}
+        "E0s": {
+            35: -70045.28385080204,
+            6: -1030.5671648271828,
+            17: -12522.649269035726,
+            9: -2715.318528602957,
+        }
+        | {
+            1: -13.571964772646918,
+            53: -8102.524593409054,
+            7: -1486.3750255780376,
+            8: -2043.933693071156,
+        }
         | {15: -9287.407133426237, 16: -10834.4844708122},
     },
 }
@@ -142,7 +154,9 @@ def test_every_recipe_is_compared() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_settings_of_its_script(name: str) -> None:
-    options = cli.parse(TrainOptions, [str(RECIPES / f"{name}.yaml"), "--train_file", "x.xyz", "--run_dir", "run"])
+    options = cli.parse(
+        TrainOptions, [str(RECIPES / f"{name}.yaml"), "--train_file", "x.xyz", "--run_dir", "run"]
+    )
     assert options is not None
     settings = cli.as_plain(options)
     network = completed(settings["network"])

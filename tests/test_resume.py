@@ -1,4 +1,6 @@
-"""resume.py: what may change and what it says; one writer per run; a requeued job repeats its command."""
+"""resume.py: what may change and what it says; one writer per run; a requeued
+job repeats its command.
+"""
 
 import json
 import os
@@ -30,7 +32,14 @@ def flags_in(folder: Path) -> list[str]:
     (folder / "tiny.json").write_text(json.dumps(TINY))
     write(folder / "train.xyz", waters(10), format="extxyz")
     write(folder / "val.xyz", waters(4, seed=1), format="extxyz")
-    words = ["--input_json", str(folder / "tiny.json"), "--xyz_train", str(folder / "train.xyz"), "--batch_size", "4"]
+    words = [
+        "--input_json",
+        str(folder / "tiny.json"),
+        "--xyz_train",
+        str(folder / "train.xyz"),
+        "--batch_size",
+        "4",
+    ]
     return [*words, "--xyz_val", str(folder / "val.xyz"), "--no_export_mace_model", "--epochs", "3"]
 
 
@@ -66,31 +75,52 @@ def test_from_another_folder_by_directory_or_file(
     shutil.copytree(stopped, tmp_path / "copy" / "run")
     monkeypatch.chdir(tmp_path / "copy")
     assert resume.main(["--input_model", "run", "--max_steps", "9"]) == 0
-    assert resume.main(["--input_model", str(stopped / "run_checkpoint.pt"), "--max_steps", "9"]) == 0
+    assert (
+        resume.main(["--input_model", str(stopped / "run_checkpoint.pt"), "--max_steps", "9"]) == 0
+    )
     assert state_of(stopped)["step"] == 9
     assert differences(outputs_in(stopped), outputs_in(tmp_path / "copy" / "run")) == []
 
 
 def test_moved_data_are_found_where_the_flag_says(tmp_path: Path) -> None:
     stopped = tmp_path / "run"
-    assert train_mace.main([*flags_in(tmp_path), "--max_steps", "5", "--output_checkpoint", str(stopped)]) == 0
+    assert (
+        train_mace.main(
+            [*flags_in(tmp_path), "--max_steps", "5", "--output_checkpoint", str(stopped)]
+        )
+        == 0
+    )
     (tmp_path / "moved").mkdir()
     for name in ("train.xyz", "val.xyz"):
         shutil.move(tmp_path / name, tmp_path / "moved" / name)
     assert resume.main(["--input_model", str(stopped), "--max_steps", "9"]) == 2
-    moved = ["--xyz_train", str(tmp_path / "moved/train.xyz"), "--xyz_val", str(tmp_path / "moved/val.xyz")]
+    moved = [
+        "--xyz_train",
+        str(tmp_path / "moved/train.xyz"),
+        "--xyz_val",
+        str(tmp_path / "moved/val.xyz"),
+    ]
     assert resume.main(["--input_model", str(stopped), "--max_steps", "9", *moved]) == 0
 
 
-def test_other_data_are_refused(stopped: Path, water_xyz: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_data_are_refused(
+    stopped: Path, water_xyz: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = str(water_xyz("other.xyz", 10, seed=7))
     assert resume.main(["--input_model", str(stopped), "--xyz_train", other]) == 3
     assert "the train data are not those of the run" in capsys.readouterr().err
 
 
-def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lr_keeps_moments_and_the_schedule_follows(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = state_of(stopped)["optimizer"]["state"]  # type: ignore[index]
-    assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--lr", "1e-9", "--resume_new_lr"]) == 0
+    assert (
+        resume.main(
+            ["--input_model", str(stopped), "--max_steps", "6", "--lr", "1e-9", "--resume_new_lr"]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "--lr 1e-09: the rate is now 1e-09" in shown
     assert f"goes on writing {stopped / 'run_checkpoint.pt'} and what lies beside it" in shown
@@ -104,7 +134,12 @@ def test_lr_keeps_moments_and_the_schedule_follows(stopped: Path, capsys: pytest
 
 
 def test_best_weights_with_fresh_moments(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert resume.main(["--input_model", str(stopped), "--max_steps", "6", "--resume_best", "--lr", "1e-12"]) == 0
+    assert (
+        resume.main(
+            ["--input_model", str(stopped), "--max_steps", "6", "--resume_best", "--lr", "1e-12"]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "moments start anew" in shown
     assert "moments are kept" not in shown
@@ -141,10 +176,21 @@ def rates_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_longer_run_does_not_stand_still_and_goes_on_from_the_rate_that_is_named(
-    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
-    cosine = [*flags, "--scheduler", "cosine", "--scheduler_unit", "step", "--output_checkpoint", str(folder)]
+    cosine = [
+        *flags,
+        "--scheduler",
+        "cosine",
+        "--scheduler_unit",
+        "step",
+        "--output_checkpoint",
+        str(folder),
+    ]
     assert train_mace.main([*cosine, "--epochs", "2"]) == 0
     assert state_of(folder)["scheduler"]["horizon"] == 6.0  # type: ignore[index]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -162,7 +208,10 @@ def test_a_longer_run_does_not_stand_still_and_goes_on_from_the_rate_that_is_nam
     assert taken == pytest.approx([1e-3, 0.75e-3, 0.25e-3], rel=1e-12)
     assert taken[0] == 1e-3
     shown = capsys.readouterr().out
-    assert "cosine schedule: 0.001 now, 0.00025 in the last step, until step 9, the end of the run" in shown
+    assert (
+        "cosine schedule: 0.001 now, 0.00025 in the last step, until step 9, the end of the run"
+        in shown
+    )
     assert resume.main([*words, "4", "--resume_reset_scheduler"]) == 0
     assert taken[3:] == pytest.approx([1e-3, 0.75e-3, 0.25e-3], rel=1e-12)
     scheduler = state_of(folder)["scheduler"]
@@ -188,20 +237,32 @@ def test_a_broken_off_command_goes_on_where_it_is_repeated(
     assert resume.main(words) == 0
     assert "--lr: applied already; this continues what it began" in capsys.readouterr().out
     assert resume.main([*words[:-1], "10", "--epochs", "4"]) == 0
-    assert "--lr 0.0001: the rate is now" in capsys.readouterr().out, "another end is another command"
+    assert "--lr 0.0001: the rate is now" in capsys.readouterr().out, (
+        "another end is another command"
+    )
 
 
 def test_at_another_place_with_records_and_best_model(stopped: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     elsewhere = tmp_path / "elsewhere"
-    words = ["--input_model", str(stopped), "--output_checkpoint", str(elsewhere), "--max_steps", "9"]
+    words = [
+        "--input_model",
+        str(stopped),
+        "--output_checkpoint",
+        str(elsewhere),
+        "--max_steps",
+        "9",
+    ]
     assert resume.main(words) == 0
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
     assert resume.main(["--input_model", str(stopped), "--max_steps", "9"]) == 0
     there = Outputs.named(elsewhere, None)
     assert differences(outputs_in(stopped), there) == []
-    assert resume.main([*words, "--max_steps", "10"]) == 0, "the same command in a requeued job goes on there"
-    assert checkpoint.read(there.checkpoint).content["train_state"]["step"] == 9  # three epochs are nine steps
+    assert resume.main([*words, "--max_steps", "10"]) == 0, (
+        "the same command in a requeued job goes on there"
+    )
+    # three epochs are nine steps
+    assert checkpoint.read(there.checkpoint).content["train_state"]["step"] == 9
 
 
 def test_a_place_of_another_run_is_refused(
@@ -236,7 +297,9 @@ def test_a_damaged_newest_generation_is_named_skipped_and_set_aside(
     shown = capsys.readouterr()
     assert f"{newest} is cut off" in shown.out + shown.err
     assert (stopped / "run_checkpoint.damaged.pt").exists()
-    ours, theirs = (checkpoint.read(folder / "run_checkpoint.pt").tensors for folder in (stopped, whole))
+    ours, theirs = (
+        checkpoint.read(folder / "run_checkpoint.pt").tensors for folder in (stopped, whole)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -249,7 +312,9 @@ def test_a_damaged_newest_generation_is_named_skipped_and_set_aside(
         (["--seed", "5"], "--seed cannot change in a resumed run"),
     ],
 )
-def test_contradictions(stopped: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contradictions(
+    stopped: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     assert resume.main(["--input_model", str(stopped), *words]) == 2
     error = capsys.readouterr().err
@@ -258,7 +323,9 @@ def test_contradictions(stopped: Path, words: list[str], said: str, capsys: pyte
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
 
 
-def test_inputs_that_are_no_checkpoint(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_that_are_no_checkpoint(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     for path, said in (
@@ -308,7 +375,12 @@ def test_a_place_with_another_description_is_not_written_over(
     other = tmp_path / "other"
     other.mkdir()
     (other / "other_model.json").write_text("{}")
-    assert resume.main(["--input_model", str(stopped), "--output_checkpoint", str(other), "--max_steps", "6"]) == 2
+    assert (
+        resume.main(
+            ["--input_model", str(stopped), "--output_checkpoint", str(other), "--max_steps", "6"]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "move it away, or give another --output_checkpoint" in error
     assert "--overwrite" not in error
@@ -336,10 +408,15 @@ def test_what_is_not_bitwise_is_said(stopped: Path, capsys: pytest.CaptureFixtur
         assert f"not bitwise: {words}" in shown
 
 
-def test_one_writer_per_run(stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_writer_per_run(
+    stopped: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     lock = outputs_in(stopped).lock
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1], text=True
+        [sys.executable, "-c", HOLD, str(lock)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        text=True,
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -384,7 +461,9 @@ def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
         assert (leftover.exists(), alive.exists()) == (False, True)
 
 
-def test_a_checkpoint_by_another_name(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_by_another_name(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, copy = tmp_path / "runs", tmp_path / "copy"
     last, best = folder / "last.pth", folder / "best.pth"
     words = [*flags, "--output_checkpoint", str(last), "--output_model", str(best)]
@@ -395,12 +474,21 @@ def test_a_checkpoint_by_another_name(flags: list[str], tmp_path: Path, capsys: 
     shutil.copytree(folder, copy)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert resume.main(["--input_model", str(copy / "last.pth"), "--max_steps", "4"]) == 0
-    assert {path.name for path in copy.iterdir()} == names, "the best model keeps the name that it was given"
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "a copy writes into its own folder"
+    assert {path.name for path in copy.iterdir()} == names, (
+        "the best model keeps the name that it was given"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, (
+        "a copy writes into its own folder"
+    )
     last.write_bytes(last.read_bytes()[:-9])
     assert resume.main(["--input_model", str(folder), "--max_steps", "4"]) == 0
     assert {path.name for path in folder.iterdir()} == {*names, "last.damaged.pth"}
     assert checkpoint.read(last).content["train_state"]["step"] == 4
     capsys.readouterr()
-    assert train_mace.main([*flags, "--output_checkpoint", str(folder / "other.pth"), "--resume", "auto"]) == 2
+    assert (
+        train_mace.main(
+            [*flags, "--output_checkpoint", str(folder / "other.pth"), "--resume", "auto"]
+        )
+        == 2
+    )
     assert "last.pth of another run beside" in capsys.readouterr().err

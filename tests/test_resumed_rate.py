@@ -1,4 +1,6 @@
-"""The rate of every step of a resumed run: every schedule, mid-run and after its end, longer, anew, in stage two."""
+"""The rate of every step of a resumed run: every schedule, mid-run and after its end,
+longer, anew, in stage two.
+"""
 
 import math
 from dataclasses import replace
@@ -27,7 +29,9 @@ class Run:
     def __init__(self, kind: str, unit: str, epochs: int = 8, **settings: Any) -> None:
         horizon = epochs * (PER_EPOCH if unit == "step" else 1)
         usual = {"factor": 0.9 if kind == "exponential" else 0.5, "period": 2, "patience": 1}
-        self.settings = ScheduleSettings(kind=kind, unit=unit, horizon=horizon, **(usual | settings))  # type: ignore[arg-type]
+        self.settings = ScheduleSettings(
+            kind=kind, unit=unit, horizon=horizon, **(usual | settings)
+        )  # type: ignore[arg-type]
         self.schedule, self.progress = self._fresh(), Progress()
         self.epochs, self.stored = epochs, {"epochs": epochs, "max_steps": None}
         self.later: tuple[Stage, ...] = ()
@@ -50,7 +54,8 @@ class Run:
             if self.progress.steps_in_epoch == PER_EPOCH:
                 self.progress.epoch, self.progress.steps_in_epoch = self.progress.epoch + 1, 0
                 self.schedule.after_epoch()
-                self.schedule.after_validation(1.0)  # never lower after the first: a plateau comes down
+                # never lower after the first: a plateau comes down
+                self.schedule.after_validation(1.0)
         return self
 
     def resumed(self, epochs: int | None = None, *, new: bool = True, **change: Any) -> list[str]:
@@ -65,9 +70,13 @@ class Run:
 
 
 def later(kind: str, unit: str, begin: float, end: float, left: float = 1.0) -> list[float]:
-    """Rates from ``begin`` to ``end`` (epochs) where X was set at ``begin``, by the formulas of the schedules."""
+    """Rates from ``begin`` to ``end`` (epochs) where X was set at ``begin``, by the
+    formulas of the schedules.
+    """
     scale = PER_EPOCH if unit == "step" else 1
-    units = [step / PER_EPOCH * scale for step in range(round(begin * PER_EPOCH), round(end * PER_EPOCH))]
+    units = [
+        step / PER_EPOCH * scale for step in range(round(begin * PER_EPOCH), round(end * PER_EPOCH))
+    ]
     units = [u if unit == "step" else math.floor(u + 1e-9) for u in units]
     first, last = units[0], end * scale
     if kind in ("cosine", "onecycle"):
@@ -132,7 +141,8 @@ def test_a_length_of_the_schedule_stays(unit: str) -> None:
     assert run.schedule.rate() == X
     assert f"1e-05 from {unit} {6 * scale} on" in notes[-1]
     assert run.schedule.rate_at(6 * scale) == pytest.approx(1e-5)
-    left = (math.sin(math.pi / 8) / math.sin(math.pi / 4)) ** 2  # of the half of the curve that was to come
+    # of the half of the curve that was to come
+    left = (math.sin(math.pi / 8) / math.sin(math.pi / 4)) ** 2
     assert run.schedule.rate_at(4.5 * scale) == pytest.approx(1e-5 + (X - 1e-5) * left)
     longer = with_length(20, unit, 0.0).to(3)
     longer.resumed(lr=X)
@@ -231,7 +241,9 @@ def test_anew_it_is_the_schedule_of_a_new_run(kind: str, unit: str, lr: float | 
     if kind != "onecycle":
         assert run.taken[0] == (lr or 0.01)
     else:
-        assert max(run.taken) == pytest.approx(lr or 0.01, rel=0.2), "it rises first, as in a new run"
+        assert max(run.taken) == pytest.approx(lr or 0.01, rel=0.2), (
+            "it rises first, as in a new run"
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -241,7 +253,10 @@ def test_within_stage_two_the_rate_is_held(kind: str) -> None:
     run.progress.stage = 2
     run.schedule.hold(1e-3)
     run.to(6).taken.clear()
-    assert run.resumed(12, lr=X)[-1] == "stage two holds the rate 0.0003 until epoch 12, the end of the run"
+    assert (
+        run.resumed(12, lr=X)[-1]
+        == "stage two holds the rate 0.0003 until epoch 12, the end of the run"
+    )
     assert run.to(12).taken == [X] * 18
 
 
@@ -255,7 +270,9 @@ def test_before_stage_two_its_own_rate_is_named() -> None:
 @pytest.mark.parametrize("kind", ["cosine", "onecycle"])
 @pytest.mark.parametrize("begin", [4, 8])
 def test_a_longer_run_that_would_stand_still_is_refused(kind: str, unit: str, begin: int) -> None:
-    with pytest.raises(InputError, match=r"would train nothing; give resume.py a --lr, .* or --reset_scheduler"):
+    with pytest.raises(
+        InputError, match=r"would train nothing; give resume.py a --lr, .* or --reset_scheduler"
+    ):
         Run(kind, unit).to(begin).resumed(20)
     run = Run(kind, unit, min_lr=1e-4).to(begin)
     [note] = run.resumed(20)
@@ -264,7 +281,9 @@ def test_a_longer_run_that_would_stand_still_is_refused(kind: str, unit: str, be
     assert run.to(20).taken[-1] == 1e-4
     run = Run(kind, unit).to(begin)
     run.later = (Stage(start=8, loss=Loss.of(), lr=1e-3),)
-    assert "where stage two begins" in run.resumed(20)[-1] or begin == 8, "stage two takes over where it ends"
+    assert "where stage two begins" in run.resumed(20)[-1] or begin == 8, (
+        "stage two takes over where it ends"
+    )
 
 
 def test_decayed_to_nothing_is_refused() -> None:
@@ -276,7 +295,9 @@ def test_decayed_to_nothing_is_refused() -> None:
 def test_what_is_no_longer_than_before_goes_on_in_silence() -> None:
     assert Run("cosine", "step").to(5).resumed() == []
     assert Run("cosine", "step").to(8).resumed() == [], "a finished run that is repeated"
-    assert Run("step", "epoch", factor=1e-4, period=1).to(6).resumed() == [], "its own schedule brought it there"
+    assert Run("step", "epoch", factor=1e-4, period=1).to(6).resumed() == [], (
+        "its own schedule brought it there"
+    )
 
 
 def test_a_rate_for_a_run_that_is_over_is_said_and_does_not_hide_a_standstill() -> None:

@@ -1,4 +1,6 @@
-"""--run_dir: a folder for each run, which one goes on, what is kept of it; commands that repeat and compare runs."""
+"""--run_dir: a folder for each run, which one goes on, what is kept of it; commands that
+repeat and compare runs.
+"""
 
 import json
 import os
@@ -39,7 +41,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     write(folder / "train.xyz", waters(8), format="extxyz")
     write(folder / "val.xyz", waters(3, seed=1), format="extxyz")
     data = ["--xyz_train", str(folder / "train.xyz"), "--xyz_val", str(folder / "val.xyz")]
-    return ["--input_json", str(folder / "tiny.json"), *data, "--batch_size", "4", "--no_export_mace_model"]
+    return [
+        "--input_json",
+        str(folder / "tiny.json"),
+        *data,
+        "--batch_size",
+        "4",
+        "--no_export_mace_model",
+    ]
 
 
 def runs_in(experiment: Path) -> list[Path]:
@@ -79,7 +88,9 @@ def test_a_run_has_a_folder_with_its_files_and_record(finished: Path, words: lis
     assert (record["seed"], record["asked"]["epochs"], record["run_id"]) == (123, 2, folder.name)
     [start] = record["starts"]
     assert start["step"] == 0
-    assert {"host", "processor", "cores", "memory_bytes", "device", "threads"} <= set(start["hardware"])
+    assert {"host", "processor", "cores", "memory_bytes", "device", "threads"} <= set(
+        start["hardware"]
+    )
     assert {"torch", "mace-torch", "e3nn", "python"} <= set(start["packages"])
     assert record["finished"]["why"] == "epochs done"
     log = (folder / "train.log").read_text()
@@ -94,9 +105,13 @@ Choose = Callable[..., Path]
 
 @pytest.fixture
 def choose(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
-    """The folder that a command gets in an experiment where nothing is trained; each is made an hour later."""
+    """The folder that a command gets in an experiment where nothing is trained; each
+    is made an hour later.
+    """
     hours = iter(range(24))
-    monkeypatch.setattr(run_record, "now", lambda: f"2026-01-01T{next(hours):02d}:00:00.000000+00:00")
+    monkeypatch.setattr(
+        run_record, "now", lambda: f"2026-01-01T{next(hours):02d}:00:00.000000+00:00"
+    )
 
     def go(*flags: str, **environ: str) -> Path:
         with monkeypatch.context() as patch:
@@ -127,7 +142,9 @@ def test_the_newest_unfinished_one_of_equal_settings(choose: Choose) -> None:
 
 def continued(folder: Path, **settings: Any) -> None:
     """A start that goes on with other settings."""
-    run_record.changed(folder, {"finished": None}, settings={**record_of(folder)["asked"], **settings})
+    run_record.changed(
+        folder, {"finished": None}, settings={**record_of(folder)["asked"], **settings}
+    )
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -144,7 +161,9 @@ def test_a_run_that_was_continued_with_a_change_is_the_run_of_its_settings_of_no
     assert record_of(first)["asked"]["lr"] == 0.01, "what a repetition begins with"
     assert choose("--resume", "--lr", "1e-4", "--epochs", "5") == first
     assert choose("--resume", "--resume_best", "--lr", "1e-5", "--epochs", "4") == first
-    with pytest.raises(InputError, match=r"was continued with --lr 0\.0001 --epochs 5; give that to go on"):
+    with pytest.raises(
+        InputError, match=r"was continued with --lr 0\.0001 --epochs 5; give that to go on"
+    ):
         choose("--resume", "--epochs", "4")
     with pytest.raises(InputError, match=r"was continued with --lr 0\.0001; give that"):
         choose("--resume", "--lr", "1e-3", "--epochs", "5")
@@ -190,20 +209,29 @@ def test_another_network_is_another_run(choose: Choose, words: list[str], tmp_pa
     first = choose()
     copy = tmp_path / "copy.json"
     copy.write_text(json.dumps(TINY))
-    assert choose("--resume", "--input_json", str(copy)) == first, "the same network in another file"
+    assert choose("--resume", "--input_json", str(copy)) == first, (
+        "the same network in another file"
+    )
     copy.write_text(json.dumps({**TINY, "r_max": 3.5}))
     assert choose("--resume", "--input_json", str(copy)) != first
 
 
 def test_jobs_and_tasks_of_a_scheduler(choose: Choose) -> None:
-    tasks = [{"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": k} for k in ("0", "1")]
+    tasks = [
+        {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": k}
+        for k in ("0", "1")
+    ]
     first, second = (choose("--resume", **task) for task in tasks)
     assert (first.name, second.name) == ("job7_0", "job7_1")
     assert [choose("--resume", **task) for task in tasks] == [first, second], "requeued"
     later = {**tasks[1], "SLURM_ARRAY_JOB_ID": "8"}
-    assert choose("--resume", **later) == second, "submitted again: the unfinished run of its number"
+    assert choose("--resume", **later) == second, (
+        "submitted again: the unfinished run of its number"
+    )
     finish(second)
-    assert choose("--resume", **tasks[1]) == second, "a job that is requeued when all was done does not begin anew"
+    assert choose("--resume", **tasks[1]) == second, (
+        "a job that is requeued when all was done does not begin anew"
+    )
     assert choose("--resume", **later) == second, "nor one that is submitted again"
     assert choose(**later).name == "job8_1", "unless a new run is asked for"
     job = {"SLURM_JOB_ID": "12"}
@@ -219,14 +247,23 @@ def test_where_a_change_is_asked_for_a_finished_run_goes_on(choose: Choose, tmp_
         choose("--resume", "--resume_best", "--lr", "1e-4")
     first = choose()
     finish(first)
-    for words in (["--resume_best", "--lr", "1e-4"], ["--resume_new_lr", "--lr", "3"], ["--reset_scheduler"]):
+    for words in (
+        ["--resume_best", "--lr", "1e-4"],
+        ["--resume_new_lr", "--lr", "3"],
+        ["--reset_scheduler"],
+    ):
         assert choose("--resume", *words, "--epochs", "9") == first
     with pytest.raises(InputError, match=r"\(the newest, 20260101-\d+, has another seed\)"):
         choose("--resume", "--resume_best", "--seed", "8")
 
 
 def test_what_is_no_record_is_left_aside(choose: Choose, tmp_path: Path) -> None:
-    for name, text in (("a", "{"), ("b", "[]"), ("c", '{"created": 1}'), ("d", '{"created": "", "created": ""}')):
+    for name, text in (
+        ("a", "{"),
+        ("b", "[]"),
+        ("c", '{"created": 1}'),
+        ("d", '{"created": "", "created": ""}'),
+    ):
         (tmp_path / "demo" / name).mkdir(parents=True)
         (tmp_path / "demo" / name / "run.json").write_text(text)
     (tmp_path / "demo" / "file").touch()
@@ -240,7 +277,9 @@ def test_what_is_no_record_is_left_aside(choose: Choose, tmp_path: Path) -> None
 
 
 def test_folders_are_whole_from_the_beginning(choose: Choose, tmp_path: Path) -> None:
-    """A process that is killed while it makes one leaves no folder that a run could take for its own."""
+    """A process that is killed while it makes one leaves no folder that a run
+    could take for its own.
+    """
     choose()
     assert [path for path in (tmp_path / "demo").iterdir() if path.name.startswith(".")] == []
     taken = {choose().name for _ in range(3)}
@@ -260,19 +299,36 @@ def test_a_start_that_fails_leaves_no_folder(words: list[str], tmp_path: Path) -
     asked = [*words, "--run_dir", str(tmp_path / "demo"), "--energy_key", "nowhere"]
     assert train_mace.main(asked) == 2
     assert list((tmp_path / "demo").iterdir()) == []
-    assert train_mace.main([*words, "--epochs", "1", "--run_dir", str(tmp_path / "demo"), "--dry_run"]) == 0
+    assert (
+        train_mace.main([*words, "--epochs", "1", "--run_dir", str(tmp_path / "demo"), "--dry_run"])
+        == 0
+    )
     assert list((tmp_path / "demo").iterdir()) == []
 
 
 def test_from_the_best_model_with_another_rate(
     finished: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As seed's template writes it; the same command again, as of a requeued job, changes nothing more."""
+    """As seed's template writes it; the same command again, as of a requeued
+    job, changes nothing more.
+    """
     [folder] = runs_in(finished)
-    assert resume.main(["--input_model", str(finished / "latest"), "--epochs", "2"]) == 0, "nothing is left to do"
+    assert resume.main(["--input_model", str(finished / "latest"), "--epochs", "2"]) == 0, (
+        "nothing is left to do"
+    )
     assert os.readlink(finished / "latest") == folder.name
     capsys.readouterr()
-    asked = [*words, "--run_dir", str(finished), "--resume", "--resume_best", "--lr", "1e-4", "--epochs", "3"]
+    asked = [
+        *words,
+        "--run_dir",
+        str(finished),
+        "--resume",
+        "--resume_best",
+        "--lr",
+        "1e-4",
+        "--epochs",
+        "3",
+    ]
     assert train_mace.main([*asked, "--max_steps", "5"]) == 0
     shown = capsys.readouterr().out
     assert f"run {folder} goes on" in shown
@@ -291,24 +347,42 @@ def test_from_the_best_model_with_another_rate(
 def test_a_job_of_a_chain_after_the_last_one_has_nothing_to_do(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a run that was continued with another rate goes on with it; both are what the command itself does."""
+    """And a run that was continued with another rate goes on with it; both are what
+    the command itself does.
+    """
     asked = [*words, "--max_steps", "1", "--run_dir", str(tmp_path / "demo"), "--resume"]
     assert train_mace.main(asked) == 0
     [folder] = runs_in(tmp_path / "demo")
     assert train_mace.main(asked) == 0
-    assert f"run {folder} of these settings is finished; leave --resume out" in capsys.readouterr().out
-    changed = [*words, "--run_dir", str(tmp_path / "demo"), "--resume", "--lr", "1e-3", "--max_steps", "2"]
+    assert (
+        f"run {folder} of these settings is finished; leave --resume out" in capsys.readouterr().out
+    )
+    changed = [
+        *words,
+        "--run_dir",
+        str(tmp_path / "demo"),
+        "--resume",
+        "--lr",
+        "1e-3",
+        "--max_steps",
+        "2",
+    ]
     assert train_mace.main([*changed, "--resume_new_lr"]) == 0
     run_record.changed(folder, {"finished": None})
     assert train_mace.main(changed) == 0
     assert f"run {folder} goes on" in capsys.readouterr().out
     assert train_mace.main(asked) == 2
-    assert "was continued with --lr 0.001 --max_steps 2; give that to go on" in capsys.readouterr().err
+    assert (
+        "was continued with --lr 0.001 --max_steps 2; give that to go on" in capsys.readouterr().err
+    )
     assert runs_in(tmp_path / "demo") == [folder]
 
 
 def test_a_run_that_another_process_computes(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = [*words, "--max_steps", "1", "--run_dir", str(tmp_path / "demo")]
     assert train_mace.main(asked) == 0
@@ -320,7 +394,9 @@ def test_a_run_that_another_process_computes(
     assert "--output" not in said
 
 
-def test_changes_are_for_runs_that_go_on(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changes_are_for_runs_that_go_on(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = [*words, "--epochs", "1", "--output_checkpoint", str(tmp_path / "run")]
     assert train_mace.main([*place, "--resume_best"]) == 2
     assert "say how a run goes on; add --resume" in capsys.readouterr().err
@@ -328,14 +404,18 @@ def test_changes_are_for_runs_that_go_on(words: list[str], tmp_path: Path, capsy
     assert "run_checkpoint.pt to go on with" in capsys.readouterr().err
 
 
-def test_at_a_place_of_its_own(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_at_a_place_of_its_own(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = [*words, "--epochs", "2", "--output_checkpoint", str(tmp_path / "run")]
     assert train_mace.main([*place, "--max_steps", "2"]) == 0
     assert train_mace.main([*place, "--resume", "--lr", "1e-5"]) == 2
     assert "here --resume_new_lr takes the rate of --lr" in capsys.readouterr().err
     assert train_mace.main([*place, "--resume", "--lr", "1e-5", "--resume_new_lr"]) == 0
     assert "--lr 1e-05: the rate is now 1e-05" in capsys.readouterr().out
-    assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "3"]) == 0, "no change is made once more"
+    assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "3"]) == 0, (
+        "no change is made once more"
+    )
     assert "the rate is now" not in capsys.readouterr().out
 
 
@@ -351,20 +431,44 @@ def test_only_its_run_replaces_a_safetensors_file(
     assert train_mace.main([*first, "--max_steps", "1"]) == 0
     before = file.read_bytes()
     for more in ([], ["--resume"]):
-        assert train_mace.main([*asked, "--output_checkpoint", str(tmp_path / "second"), *more]) == 2
+        assert (
+            train_mace.main([*asked, "--output_checkpoint", str(tmp_path / "second"), *more]) == 2
+        )
         assert f"{file} is there and not of this run; give another name" in capsys.readouterr().err
     assert train_mace.main([*first, "--max_steps", "4", "--resume"]) == 0
     assert file.read_bytes() != before
-    assert resume.main(["--input_model", str(tmp_path / "first"), "--output_checkpoint", str(tmp_path / "third")]) == 2
+    assert (
+        resume.main(
+            [
+                "--input_model",
+                str(tmp_path / "first"),
+                "--output_checkpoint",
+                str(tmp_path / "third"),
+            ]
+        )
+        == 2
+    )
     assert "not of this run" in capsys.readouterr().err
     options = cli.parse(TrainOptions, first)
     assert options is not None
-    with pytest.raises(InputError, match="was written by another process meanwhile and stays as it is"):
-        ExportedWeights(path=file, before=None).write(options.common, tmp_path / "first" / "first_model.pt")
+    with pytest.raises(
+        InputError, match="was written by another process meanwhile and stays as it is"
+    ):
+        ExportedWeights(path=file, before=None).write(
+            options.common, tmp_path / "first" / "first_model.pt"
+        )
 
 
-def test_runs_of_an_experiment_have_safetensors_of_their_own(words: list[str], tmp_path: Path) -> None:
-    asked = [*words, "--run_dir", str(tmp_path), "--output_safetensors", str(tmp_path / "best.safetensors")]
+def test_runs_of_an_experiment_have_safetensors_of_their_own(
+    words: list[str], tmp_path: Path
+) -> None:
+    asked = [
+        *words,
+        "--run_dir",
+        str(tmp_path),
+        "--output_safetensors",
+        str(tmp_path / "best.safetensors"),
+    ]
     options = cli.parse(TrainOptions, asked)
     assert options is not None
     placed = run_folders.with_folder(options, tmp_path / "a")
@@ -380,9 +484,14 @@ def printed_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_run_is_repeated_bit_for_bit(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a run with a record, and (in the battery) of one without, though the model.json of its beginning is gone."""
+    """Of a run with a record, and (in the battery) of one without, though the model.json of
+    its beginning is gone.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.json").write_text(json.dumps(TINY))
     asked = [
@@ -411,13 +520,21 @@ def test_a_run_is_repeated_bit_for_bit(
 
 
 def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its own resolved settings have the sources, and neither the place nor what a continuation changed."""
+    """Its own resolved settings have the sources, and neither the place nor what
+    a continuation changed.
+    """
     monkeypatch.chdir(tmp_path)
     given = dict(zip(words[::2], words[1::2], strict=False))
     settings = {
-        "model": {"target": "MACE", **{name: value for name, value in TINY.items() if name != "model_class"}},
+        "model": {
+            "target": "MACE",
+            **{name: value for name, value in TINY.items() if name != "model_class"},
+        },
         "sources": [{"path": given["--xyz_train"]}],
         "valid_file": given["--xyz_val"],
         "exp_name": "demo",
@@ -429,7 +546,9 @@ def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert train_mace.main(["run.yaml"]) == 0
-    assert resume.main(["--input_model", "runs/demo/latest", "--lr", "1e-4", "--max_steps", "2"]) == 0
+    assert (
+        resume.main(["--input_model", "runs/demo/latest", "--lr", "1e-4", "--max_steps", "2"]) == 0
+    )
     capsys.readouterr()
     assert read_model.main(["reproduce", "runs/demo/latest"]) == 0
     _, *flags = printed_command(capsys)
@@ -439,14 +558,22 @@ def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
     plain = cli.as_plain(options)
     run = (tmp_path / "runs/demo/latest").resolve()
     assert [Path(source["path"]) for source in plain["sources"]] == [Path(given["--xyz_train"])]
-    assert (plain["lr"], plain["max_steps"], plain["run_dir"], plain["network"]) == (0.01, 1, None, None)
+    assert (plain["lr"], plain["max_steps"], plain["run_dir"], plain["network"]) == (
+        0.01,
+        1,
+        None,
+        None,
+    )
     assert Path(plain["input_json"]) == run / f"{run.name}_model.json"
     assert Path(plain["output_safetensors"]).parent.name == "repeated"
     assert train_mace.main([*flags, "--dry_run"]) == 0
 
 
 def test_a_logger_without_its_package_is_refused_before_data_are_measured(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("model_utils.run.loggers.find_spec", lambda name: None)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"target": "MACE"}}))
@@ -468,22 +595,42 @@ def test_a_fine_tuning_is_repeated(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     [folder] = runs_in(finished)
-    asked = ["--input_model", str(folder / f"{folder.name}_model.pt"), *words[2:], "--epochs", "1", "--E0s", "shift"]
+    asked = [
+        "--input_model",
+        str(folder / f"{folder.name}_model.pt"),
+        *words[2:],
+        "--epochs",
+        "1",
+        "--E0s",
+        "shift",
+    ]
     assert finetune.main([*asked, "--run_dir", "tuned"]) == 0
     capsys.readouterr()
     assert read_model.main(["reproduce", "tuned/latest"]) == 0
     script, *flags = printed_command(capsys)
     assert script == "model_utils/finetune.py"
     assert finetune.main(flags) == 0
-    assert differences(outputs_of((tmp_path / "tuned/latest").resolve()), outputs_of(tmp_path / "repeated")) == []
+    assert (
+        differences(
+            outputs_of((tmp_path / "tuned/latest").resolve()), outputs_of(tmp_path / "repeated")
+        )
+        == []
+    )
 
 
-def test_what_tells_two_runs_apart(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_tells_two_runs_apart(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "other.xyz"
     write(other, waters(8, seed=3), format="extxyz")
     flags: dict[str, list[str]] = {"a": [], "c": ["--lr", "0.02", "--xyz_train", str(other)]}
     for name, more in flags.items():
-        assert train_mace.main([*words, "--max_steps", "1", "--output_checkpoint", str(tmp_path / name), *more]) == 0
+        assert (
+            train_mace.main(
+                [*words, "--max_steps", "1", "--output_checkpoint", str(tmp_path / name), *more]
+            )
+            == 0
+        )
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     capsys.readouterr()
     assert read_model.main(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
@@ -515,7 +662,9 @@ SECRETS = {
 def test_secrets_are_not_kept(case: str) -> None:
     words, shown = SECRETS[case]
     assert invoked.without_secrets(words) == shown
-    assert "abc" not in json.dumps(run_record.kept({words[0].lstrip("-").partition("=")[0]: words[1:]}))
+    assert "abc" not in json.dumps(
+        run_record.kept({words[0].lstrip("-").partition("=")[0]: words[1:]})
+    )
 
 
 def test_a_command_among_the_settings_is_not_kept() -> None:

@@ -14,7 +14,13 @@ from model_utils.settings.options import TrainOptions
 from optimizer import Schedule
 
 Batches: Any = SimpleNamespace(plan=lambda epoch: [None] * 6)  # six batches to an epoch
-NEEDED = {"input_json": "m.json", "output_checkpoint": "run", "xyz_train": ["a.xyz"], "epochs": 20, "lr": 0.01}
+NEEDED = {
+    "input_json": "m.json",
+    "output_checkpoint": "run",
+    "xyz_train": ["a.xyz"],
+    "epochs": 20,
+    "lr": 0.01,
+}
 
 
 def schedule(**settings: Any) -> Schedule:
@@ -29,7 +35,9 @@ def test_a_cosine_has_come_down_at_its_length_and_stays() -> None:
     assert made.rate_at(4) == pytest.approx((0.01 + 1e-4) / 2)
     assert [made.rate_at(time) for time in (8, 9, 20)] == [pytest.approx(1e-4)] * 3
     whole = schedule(scheduler="cosine", min_lr=1e-4)
-    assert whole.rate_at(10) == pytest.approx((0.01 + 1e-4) / 2), "unless given, the length is that of the run"
+    assert whole.rate_at(10) == pytest.approx((0.01 + 1e-4) / 2), (
+        "unless given, the length is that of the run"
+    )
 
 
 def test_it_counts_in_the_unit_of_the_schedule() -> None:

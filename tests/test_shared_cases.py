@@ -1,4 +1,6 @@
-"""Small files that repeat what people reported: each does what its row of the cases' README says is right."""
+"""Small files that repeat what people reported: each does what its row of the
+cases' README says is right.
+"""
 
 import json
 import shutil
@@ -15,7 +17,18 @@ import metadata
 import read_model
 from model_utils import evaluate, finetune, train_mace
 
-SHAPE = ("--r_max", 4, "--hidden_irreps", "4x0e", "--max_ell", 1, "--correlation", 1, "--num_interactions", 1)
+SHAPE = (
+    "--r_max",
+    4,
+    "--hidden_irreps",
+    "4x0e",
+    "--max_ell",
+    1,
+    "--correlation",
+    1,
+    "--num_interactions",
+    1,
+)
 
 
 @pytest.fixture
@@ -47,12 +60,23 @@ class Place:
     def fitted(self, *data: object) -> Path:
         """A model.json of data."""
         path = self.folder / "fitted.json"
-        assert self.run(metadata.main, "init", *data, *SHAPE, "--output_json", path, "--overwrite") == 0, self.err
+        assert (
+            self.run(metadata.main, "init", *data, *SHAPE, "--output_json", path, "--overwrite")
+            == 0
+        ), self.err
         return path
 
     def trained(self, description: Path, *data: object) -> int:
         """The exit code of a run of one epoch."""
-        usual = ("--epochs", 1, "--valid_fraction", 0.3, "--overwrite", "--output_checkpoint", self.folder / "run")
+        usual = (
+            "--epochs",
+            1,
+            "--valid_fraction",
+            0.3,
+            "--overwrite",
+            "--output_checkpoint",
+            self.folder / "run",
+        )
         return self.run(train_mace.main, "--input_json", description, *data, *usual)
 
     @property
@@ -82,7 +106,8 @@ def test_01_six_numbers_are_a_stress(case: Case, place: Place) -> None:
 
 def test_02_keys_count_whatever_their_case(case: Case, place: Place) -> None:
     counts = [
-        average_neighbours(place.fitted("--xyz_train", case(f"02_keys_by_case/{f}.xyz"))) for f in ("good", "lower")
+        average_neighbours(place.fitted("--xyz_train", case(f"02_keys_by_case/{f}.xyz")))
+        for f in ("good", "lower")
     ]
     assert counts[0] == counts[1] > 10
 
@@ -99,8 +124,12 @@ def test_04_a_key_that_is_there_twice_is_refused(case: Case, place: Place) -> No
     assert "frame 0: energy is there twice, energy='5.25731649' and energy='-999.0'" in place.err
 
 
-@pytest.mark.parametrize(("name", "flags"), [("eonly", ("--forces_weight", 0)), ("mixed", ("--allow_missing_labels",))])
-def test_05_what_has_no_weight_is_not_required(name: str, flags: tuple[object, ...], case: Case, place: Place) -> None:
+@pytest.mark.parametrize(
+    ("name", "flags"), [("eonly", ("--forces_weight", 0)), ("mixed", ("--allow_missing_labels",))]
+)
+def test_05_what_has_no_weight_is_not_required(
+    name: str, flags: tuple[object, ...], case: Case, place: Place
+) -> None:
     data = ("--xyz_train", case(f"05_energies_only/{name}.xyz"))
     allow = ("--allow_missing_labels",) if name == "mixed" else ()
     description = place.fitted(*data, *allow)
@@ -126,20 +155,32 @@ def test_08_charge_and_spin_have_one_rule(name: str, case: Case, place: Place) -
 
 
 def test_09_one_element_with_isolated_atoms_is_sound(case: Case, place: Place) -> None:
-    assert place.run(metadata.main, "check", "--xyz_train", case("09_one_element/t.xyz")) == 0, place.err
+    assert place.run(metadata.main, "check", "--xyz_train", case("09_one_element/t.xyz")) == 0, (
+        place.err
+    )
 
 
 def test_10_exported_energies_are_those_that_were_judged(
     case: Case, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as mace's own import leaves it for its users
+    # as mace's own import leaves it for its users
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     from mace.calculators import MACECalculator
 
     path = case("10_all_electron/t.xyz")
     data = ("--xyz_train", path)
     assert place.trained(place.fitted(*data), *data) == 0, place.err
     predicted = place.folder / "predicted.xyz"
-    judged = ("--input_model", place.model, "--xyz_path", path, "--dtype", "float64", "--output_xyz", predicted)
+    judged = (
+        "--input_model",
+        place.model,
+        "--xyz_path",
+        path,
+        "--dtype",
+        "float64",
+        "--output_xyz",
+        predicted,
+    )
     assert place.run(evaluate.main, *judged) == 0, place.err
     before = torch.get_default_dtype()
     calculator = MACECalculator(model_paths=str(place.folder / "run" / "run.model"), device="cpu")
@@ -158,14 +199,32 @@ def test_12_a_float32_model_is_tuned_in_float64(case: Case, place: Place) -> Non
     data = ("--xyz_train", case("12_precision/t.xyz"))
     assert place.trained(place.fitted(*data), *data, "--dtype", "float32") == 0, place.err
     tuned = place.folder / "tuned"
-    flags = ("--dtype", "float64", "--epochs", 1, "--valid_fraction", 0.3, "--output_checkpoint", tuned)
+    flags = (
+        "--dtype",
+        "float64",
+        "--epochs",
+        1,
+        "--valid_fraction",
+        0.3,
+        "--output_checkpoint",
+        tuned,
+    )
     assert place.run(finetune.main, "--input_model", place.model, *data, *flags) == 0, place.err
     for name in ("tuned_model.pt", "tuned_checkpoint.pt", "tuned.model"):
         judged = ("--input_model", tuned / name, "--xyz_path", data[1])
         assert place.run(evaluate.main, *judged) == 0, place.err
     for form in ("safetensors", "module", "lammps", "mliap"):
         output = place.folder / f"out.{'safetensors' if form == 'safetensors' else form}"
-        asked = ("--input_model", place.model, "--to", form, "--dtype", "float64", "--output", output)
+        asked = (
+            "--input_model",
+            place.model,
+            "--to",
+            form,
+            "--dtype",
+            "float64",
+            "--output",
+            output,
+        )
         assert place.run(read_model.main, "convert", *asked) == 0, place.err
 
 
@@ -218,7 +277,9 @@ def test_21_a_model_has_the_heads_of_its_data(case: Case, place: Place) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("bom", 0), ("latin", 0), ("frac", 2)])
-def test_22_text_is_read_or_answered_with_what_is_there(name: str, code: int, case: Case, place: Place) -> None:
+def test_22_text_is_read_or_answered_with_what_is_there(
+    name: str, code: int, case: Case, place: Place
+) -> None:
     path = case(f"22_text/{name}.xyz")
     arguments = ("init", "--xyz_train", path, *SHAPE, "--output_json", place.folder / "m.json")
     assert place.run(metadata.main, *arguments) == code, place.err
@@ -227,9 +288,16 @@ def test_22_text_is_read_or_answered_with_what_is_there(name: str, code: int, ca
         assert "frac_pos" in place.err
 
 
-def test_25_a_misspelt_key_of_a_network_is_named(case: Case, place: Place, shared_data: Path) -> None:
+def test_25_a_misspelt_key_of_a_network_is_named(
+    case: Case, place: Place, shared_data: Path
+) -> None:
     data = ("--xyz_train", case("12_precision/t.xyz"))
-    asked = ("--mace_config", case("25_misspelt/typo.yml"), "--output_json", place.folder / "m.json")
+    asked = (
+        "--mace_config",
+        case("25_misspelt/typo.yml"),
+        "--output_json",
+        place.folder / "m.json",
+    )
     assert place.run(metadata.main, "init", *data, *asked) == 2
     assert any(word in place.err for word in ("correlation", "hidden_irreps", "r_max"))
 
@@ -246,8 +314,18 @@ def test_27_held_atoms_are_the_same_in_every_format(case: Case, place: Place) ->
         assert "records say which atoms were fixed" in place.out
     assert scales[0] == pytest.approx(scales[1], rel=1e-6)
     predicted = place.folder / "predicted.xyz"
-    judged = ("--input_model", place.model, "--xyz_path", case("27_held_atoms/slab.xyz"), "--output_xyz", predicted)
+    judged = (
+        "--input_model",
+        place.model,
+        "--xyz_path",
+        case("27_held_atoms/slab.xyz"),
+        "--output_xyz",
+        predicted,
+    )
     assert place.run(evaluate.main, *judged) == 0, place.err
     theirs, ours = read(case("27_held_atoms/slab.xyz")), read(predicted)
-    assert (ours.info["my_id"], ours.info["temperature"]) == (theirs.info["my_id"], theirs.info["temperature"])
+    assert (ours.info["my_id"], ours.info["temperature"]) == (
+        theirs.info["my_id"],
+        theirs.info["temperature"],
+    )
     assert np.array_equal(ours.arrays["tags"], theirs.arrays["tags"])

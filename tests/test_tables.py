@@ -1,4 +1,6 @@
-"""What a plug-in may add, added from here and used through the functions of a run; and mace's own universal loss."""
+"""What a plug-in may add, added from here and used through the functions of a run; and
+mace's own universal loss.
+"""
 
 import ast
 import dataclasses
@@ -46,13 +48,19 @@ Batches = SimpleNamespace(plan=lambda epoch: [None] * 6)  # six batches to an ep
 
 
 def options_of(tmp_path: Any, **settings: Any) -> TrainOptions:
-    """The options of a run, some of them other than by default and as if no flag had been read for them."""
+    """The options of a run, some of them other than by default and as if no flag
+    had been read for them.
+    """
     place = str(tmp_path)
-    options = cli.parse(TrainOptions, ["--input_json", place, "--output_checkpoint", place, "--xyz_train", place])
+    options = cli.parse(
+        TrainOptions, ["--input_json", place, "--output_checkpoint", place, "--xyz_train", place]
+    )
     assert options is not None
     for name, value in settings.items():
         group = next(
-            group for group in ("loss", "optimizer", "stage_two", "run") if hasattr(getattr(options, group), name)
+            group
+            for group in ("loss", "optimizer", "stage_two", "run")
+            if hasattr(getattr(options, group), name)
         )
         changed = dataclasses.replace(getattr(options, group), **{name: value})
         options = dataclasses.replace(options, **{group: changed})
@@ -97,14 +105,20 @@ def test_a_longer_run_would_stand_still_after_the_end_of_an_added_schedule() -> 
     run: Any = SimpleNamespace(schedule=schedule, progress=Progress(epoch=1, step=6))
     plan = FitPlan(epochs=9, stages=(Stage(loss=Loss.of()),))
     stored = {"epochs": 4, "max_steps": None}
-    with pytest.raises(InputError, match="the polynomial schedule has come down to rate 0 by epoch 4 and stays"):
+    with pytest.raises(
+        InputError, match="the polynomial schedule has come down to rate 0 by epoch 4 and stays"
+    ):
         change_rate(run, plan, 6, stored, RateChange())
     notes = change_rate(run, plan, 6, stored, RateChange(lr=0.5))
     assert notes[-1].startswith("polynomial schedule: 0.5 now, 0.0625 in the last epoch")
 
 
-def test_an_optimizer_that_was_added_moves_weights(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def momentum(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def test_an_optimizer_that_was_added_moves_weights(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def momentum(
+        groups: list[dict[str, Any]], settings: OptimizerSettings
+    ) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.beta1)
 
     monkeypatch.setitem(OPTIMIZERS, "momentum", momentum)
@@ -121,7 +135,9 @@ def test_an_optimizer_that_was_added_moves_weights(tmp_path: Any, monkeypatch: p
 
 
 def labelled(n_atoms: int, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Label], Tensor]:
-    """Prediction, labels and sizes of two fully labelled structures; errors small and large, forces up to 400 eV/Å."""
+    """Prediction, labels and sizes of two fully labelled structures; errors small and large,
+    forces up to 400 eV/Å.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(*shape: int) -> Tensor:
@@ -135,21 +151,31 @@ def labelled(n_atoms: int, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, 
     sizes = torch.tensor([n_atoms // 3, n_atoms - n_atoms // 3], dtype=torch.float64)
     errors = {name: 0.02 * numbers(*value.shape) for name, value in values.items()}
     errors["energy"] = errors["energy"] * sizes
-    prediction = {name: (value + errors[name]).requires_grad_(True) for name, value in values.items()}
+    prediction = {
+        name: (value + errors[name]).requires_grad_(True) for name, value in values.items()
+    }
     ones = {name: torch.ones(len(value), dtype=torch.float64) for name, value in values.items()}
     labels = {name: Label(value, ones[name] > 0, ones[name]) for name, value in values.items()}
     return prediction, labels, sizes
 
 
-def value_of(loss: Loss, prediction: dict[str, Tensor], labels: dict[str, Label], sizes: Tensor) -> Tensor:
+def value_of(
+    loss: Loss, prediction: dict[str, Tensor], labels: dict[str, Label], sizes: Tensor
+) -> Tensor:
     rows = {name: len(label.mask) for name, label in labels.items()}
     return loss.total(error_sums(prediction, labels, sizes, loss), rows)
 
 
 VOLUMES = torch.tensor([90.0, 240.0], dtype=torch.float64)
 WEIGHTS = {"energy": 1.5, "forces": 10.0, "stress": 3.0}
-OWN = {"weight": [0.5, 3.0], "energy_weight": [2.0, 0.25], "forces_weight": [1.0, 4.0], "stress_weight": [7.0, 0.1]}
-MACES = {  # name: mace's class, our weights by its words, and whether it honours weights of structures
+OWN = {
+    "weight": [0.5, 3.0],
+    "energy_weight": [2.0, 0.25],
+    "forces_weight": [1.0, 4.0],
+    "stress_weight": [7.0, 0.1],
+}
+# name: mace's class, our weights by its words, and whether it honours weights of structures
+MACES = {
     "weighted": ("WeightedEnergyForcesLoss", ("energy", "forces"), True),
     "forces_only": ("WeightedForcesLoss", ("forces",), True),
     "stress": ("WeightedEnergyForcesStressLoss", ("energy", "forces", "stress"), True),
@@ -163,7 +189,9 @@ MACES = {  # name: mace's class, our weights by its words, and whether it honour
 class MacesBatch(dict[str, Tensor]):
     """Labels and weights as mace's losses look them up."""
 
-    def __init__(self, labels: dict[str, Label], sizes: Tensor, own: dict[str, list[float]]) -> None:
+    def __init__(
+        self, labels: dict[str, Label], sizes: Tensor, own: dict[str, list[float]]
+    ) -> None:
         super().__init__({name: label.value for name, label in labels.items()})
         self["virials"] = -self["stress"] * VOLUMES[:, None, None]
         self.ptr = torch.tensor([0, *sizes.cumsum(0).int().tolist()])
@@ -172,7 +200,9 @@ class MacesBatch(dict[str, Tensor]):
             setattr(self, name, torch.tensor(values, dtype=torch.float64))
 
 
-def with_weights(labels: dict[str, Label], sizes: Tensor, own: dict[str, list[float]]) -> dict[str, Label]:
+def with_weights(
+    labels: dict[str, Label], sizes: Tensor, own: dict[str, list[float]]
+) -> dict[str, Label]:
     """Labels with the weights of the structures, as a batch of ours has them."""
     weighted = {}
     for name, label in labels.items():
@@ -190,13 +220,19 @@ def test_a_loss_of_maces_name_is_maces(name: str, tmp_path: Any) -> None:
     kind, words, honours_weights = MACES[name]
     own = OWN if honours_weights else {}
     prediction, labels, sizes = labelled(30)
-    options = options_of(tmp_path, loss=name, **{f"{q}_weight": w for q, w in WEIGHTS.items() if q in _terms(words)})
+    options = options_of(
+        tmp_path, loss=name, **{f"{q}_weight": w for q, w in WEIGHTS.items() if q in _terms(words)}
+    )
     ours = objective.loss_of(options.loss)
     rows = {quantity: len(label.mask) for quantity, label in labels.items()}
-    value = ours.total(error_sums(prediction, with_weights(labels, sizes, own), sizes, ours, VOLUMES), rows)
+    value = ours.total(
+        error_sums(prediction, with_weights(labels, sizes, own), sizes, ours, VOLUMES), rows
+    )
 
     torch.set_default_dtype(torch.float64)
-    their_words = {f"{word}_weight": WEIGHTS["stress" if word == "virials" else word] for word in words}
+    their_words = {
+        f"{word}_weight": WEIGHTS["stress" if word == "virials" else word] for word in words
+    }
     theirs = getattr(maces, kind)(**their_words)
     predicted = {**prediction, "virials": -prediction["stress"] * VOLUMES[:, None, None]}
     expected = theirs(MacesBatch(labels, sizes, own), predicted)
@@ -220,16 +256,26 @@ def test_ef_has_weights_of_one(tmp_path: Any) -> None:
 
 def test_a_weight_of_a_term_that_the_loss_lacks_is_refused(tmp_path: Any) -> None:
     options = options_of(tmp_path, loss="weighted", stress_weight=2.0)
-    with pytest.raises(InputError, match="--loss weighted has no term of the stress, and its weight is given as 2"):
+    with pytest.raises(
+        InputError, match="--loss weighted has no term of the stress, and its weight is given as 2"
+    ):
         objective.loss_of(options.loss)
     assert objective.trained_on(options_of(tmp_path, loss="forces_only")) == {"forces"}
-    assert objective.trained_on(options_of(tmp_path, loss="virials")) == {"energy", "forces", "stress"}
+    assert objective.trained_on(options_of(tmp_path, loss="virials")) == {
+        "energy",
+        "forces",
+        "stress",
+    }
 
 
 def test_the_shape_of_a_term_sees_the_label() -> None:
-    """The same error counts less where the label is large, and δ changes exactly at 100, 200 and 300."""
+    """The same error counts less where the label is large, and δ changes
+    exactly at 100, 200 and 300.
+    """
     error = torch.full((5, 3), 1.0, dtype=torch.float64)
-    label = torch.tensor([[99.999, 0, 0], [100, 0, 0], [0, 200, 0], [0, 0, 300], [0, 0, 0]], dtype=torch.float64)
+    label = torch.tensor(
+        [[99.999, 0, 0], [100, 0, 0], [0, 200, 0], [0, 0, 300], [0, 0, 0]], dtype=torch.float64
+    )
     found = SHAPES["conditional_huber"].of(error, label, 0.01)[:, 0].tolist()
     expected = [delta * (1 - delta / 2) for delta in (0.01, 0.007, 0.004, 0.001, 0.01)]
     assert found == pytest.approx(expected, rel=1e-12)
@@ -245,12 +291,18 @@ def test_a_shape_that_was_added_is_a_term(monkeypatch: pytest.MonkeyPatch) -> No
     prediction, labels, sizes = labelled(6)
     loss = Loss.of(energy=0.0, forces=2.0, shapes={"forces": "relative"}, huber_delta=0.5)
     forces = labels["forces"].value
-    expected = 2.0 * ((prediction["forces"] - forces).norm(dim=1) / (forces.norm(dim=1) + 0.5)).mean()
-    assert float(value_of(loss, prediction, labels, sizes)) == pytest.approx(float(expected), rel=1e-12)
+    expected = (
+        2.0 * ((prediction["forces"] - forces).norm(dim=1) / (forces.norm(dim=1) + 0.5)).mean()
+    )
+    assert float(value_of(loss, prediction, labels, sizes)) == pytest.approx(
+        float(expected), rel=1e-12
+    )
     assert loss.text() == "2 relative(F)"
 
 
-def test_a_whole_loss_that_was_added_has_its_own_total(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_loss_that_was_added_has_its_own_total(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Logarithmic(Loss):
         def total(self, sums: Tensor, rows: Any) -> Tensor:
             return super().total(sums, rows).log()
@@ -261,7 +313,9 @@ def test_a_whole_loss_that_was_added_has_its_own_total(tmp_path: Any, monkeypatc
 
     monkeypatch.setitem(LOSSES, "logarithmic", NamedLoss(build=build, own_shapes=True))
     prediction, labels, sizes = labelled(6)
-    options = options_of(tmp_path, loss="logarithmic", forces_weight=7.0, stage_two=True, start_stage_two=3)
+    options = options_of(
+        tmp_path, loss="logarithmic", forces_weight=7.0, stage_two=True, start_stage_two=3
+    )
     first, second = objective.stages(options)
     plain = Loss.of(energy=1.0, forces=7.0)
     expected = value_of(plain, prediction, labels, sizes).log()
@@ -272,9 +326,14 @@ def test_a_whole_loss_that_was_added_has_its_own_total(tmp_path: Any, monkeypatc
 
 def test_a_loss_with_shapes_of_its_own_takes_no_other(tmp_path: Any) -> None:
     options = options_of(tmp_path, loss="universal", forces_loss="mae")
-    with pytest.raises(InputError, match="--loss universal has shapes of its own, and mae is given for the forces"):
+    with pytest.raises(
+        InputError, match="--loss universal has shapes of its own, and mae is given for the forces"
+    ):
         objective.loss_of(options.loss)
-    assert "conditional_huber(F)" in objective.loss_of(options_of(tmp_path, loss="universal").loss).text()
+    assert (
+        "conditional_huber(F)"
+        in objective.loss_of(options_of(tmp_path, loss="universal").loss).text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -290,10 +349,16 @@ def test_a_loss_with_shapes_of_its_own_takes_no_other(tmp_path: Any) -> None:
             {"optimizer": "adamq"},
             "--optimizer 'adamq' is not known; did you mean adam",
         ),
-        (lambda o: assemble.schedule_settings(o, Batches), {"scheduler": "cos"}, "--scheduler 'cos' is not known"),  # type: ignore[arg-type]
+        (
+            lambda o: assemble.schedule_settings(o, Batches),
+            {"scheduler": "cos"},
+            "--scheduler 'cos' is not known",
+        ),  # type: ignore[arg-type]
     ],
 )
-def test_a_name_that_no_table_has(build: Callable[[Any], Any], setting: Any, words: str, tmp_path: Any) -> None:
+def test_a_name_that_no_table_has(
+    build: Callable[[Any], Any], setting: Any, words: str, tmp_path: Any
+) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
         build(options_of(tmp_path, **setting))
 
@@ -306,7 +371,10 @@ def test_an_entry_is_found_by_its_name() -> None:
 
 @pytest.mark.parametrize(
     ("option", "table"),
-    [("loss", LOSSES), ("loggers", {name: kind for name, kind in LOGGERS.items() if name != "console"})],
+    [
+        ("loss", LOSSES),
+        ("loggers", {name: kind for name, kind in LOGGERS.items() if name != "console"}),
+    ],
 )
 def test_the_help_of_an_option_names_what_the_table_has(option: str, table: Any) -> None:
     text = (ROOT / "Parameters.md").read_text(encoding="utf-8")
@@ -316,27 +384,43 @@ def test_the_help_of_an_option_names_what_the_table_has(option: str, table: Any)
 
 @pytest.mark.parametrize(
     ("module", "table"),
-    [(optimizer, "SCHEDULES"), (optimizer, "OPTIMIZERS"), (losses, "SHAPES"), (losses, "LOSSES"), (loggers, "LOGGERS")],
+    [
+        (optimizer, "SCHEDULES"),
+        (optimizer, "OPTIMIZERS"),
+        (losses, "SHAPES"),
+        (losses, "LOSSES"),
+        (loggers, "LOGGERS"),
+    ],
 )
 def test_a_table_is_a_plain_dict_with_its_names_written_out(module: Any, table: str) -> None:
     """So that names can be read from the text, without the seconds that torch takes to import."""
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     [declared] = [
-        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table
     ]
     assert isinstance(declared, ast.Dict)
-    assert [ast.literal_eval(key) for key in declared.keys if key is not None] == list(getattr(module, table))
+    assert [ast.literal_eval(key) for key in declared.keys if key is not None] == list(
+        getattr(module, table)
+    )
 
 
 def test_step_takes_what_families_of_networks_offer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is imported the names are those of MACE's text; afterwards a plug-in's family adds its own."""
+    """Before anything is imported the names are those of MACE's text; afterwards a
+    plug-in's family adds its own.
+    """
     of_mace = ("fast", "reference", "cueq", "oeq")
     assert tuple(architecture.ARCHITECTURES["MACE"].forms) == of_mace
     with monkeypatch.context() as bare:
         for module in ("model_utils.models.architecture", "model_utils.models.mace_architecture"):
             bare.delitem(sys.modules, module)
         assert FORMS_OF_STEP.names() == of_mace
-    monkeypatch.setitem(architecture.ARCHITECTURES, "Toy", SimpleNamespace(forms={"reference": None, "triton": None}))
+    monkeypatch.setitem(
+        architecture.ARCHITECTURES,
+        "Toy",
+        SimpleNamespace(forms={"reference": None, "triton": None}),
+    )
     assert FORMS_OF_STEP.names() == (*of_mace, "triton")
     words = ["--input_json", "x", "--output_checkpoint", "y", "--xyz_train", "z", "--step"]
     options = cli.parse(TrainOptions, [*words, "triton"])
@@ -348,7 +432,10 @@ def test_step_takes_what_families_of_networks_offer(monkeypatch: pytest.MonkeyPa
 
 def test_convert_takes_every_form_that_maces_family_offers() -> None:
     assert tuple(conversion.FORMS) == tuple(architecture.ARCHITECTURES["MACE"].exports)
-    assert next(option for option in declared(ConvertOptions) if option.name == "to").marker(NamesOf) is not None
+    assert (
+        next(option for option in declared(ConvertOptions) if option.name == "to").marker(NamesOf)
+        is not None
+    )
 
 
 @pytest.mark.parametrize("quantity", ["energy", "forces"])

@@ -1,7 +1,9 @@
-"""Threads of the compiled kernels are made once and live as long as the process; numpy and scipy have none.
+"""Threads of the compiled kernels are made once and live as long as the process;
+numpy and scipy have none.
 
-A parallel region within another one, even one of a single thread, makes threads of its own and ends them: milliseconds
-each time, many times the work of a small molecule's kernel. No other test would see it, since they run one thread.
+A parallel region within another one, even one of a single thread, makes threads of its own and ends
+them: milliseconds each time, many times the work of a small molecule's kernel. No other test would
+see it, since they run one thread.
 """
 
 import os
@@ -56,14 +58,18 @@ for again in range(3):
 """
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler: the fast step runs in plain torch")
+@pytest.mark.skipif(
+    not shutil.which("g++"), reason="no C++ compiler: the fast step runs in plain torch"
+)
 def test_a_step_makes_no_threads_after_the_first(tmp_path: Path) -> None:
     source, counter = tmp_path / "counter.c", tmp_path / "counter.so"
     source.write_text(COUNTER)
     subprocess.run(["g++", "-xc", "-shared", "-fPIC", "-o", counter, source], check=True)
     env = {**os.environ, "LD_PRELOAD": str(counter), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     run = [sys.executable, "-c", STEPS, counter]
-    ended = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING)
+    ended = subprocess.run(
+        run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING
+    )
     assert ended.returncode == 0, ended.stderr
     steps = ended.stdout.splitlines()
     assert len(steps) == 8
@@ -84,15 +90,24 @@ import scipy.linalg
 square = numpy.random.default_rng(0).normal(size=(400, 400))
 numpy.linalg.inv(square)
 scipy.linalg.expm(square / 400)
-print("threads", len(os.listdir("/proc/self/task")), "of torch" if "torch" in sys.modules else "alone")
+where = "of torch" if "torch" in sys.modules else "alone"
+print("threads", len(os.listdir("/proc/self/task")), where)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="threads are counted where Linux lists them"
+)
 def test_a_command_has_no_threads_of_numpy_and_scipy(tmp_path: Path) -> None:
-    env = {key: value for key, value in os.environ.items() if key not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    }
     run = [sys.executable, "-c", COMMAND]
     env["PYTHONPATH"] = str(ROOT)
-    ended = subprocess.run(run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING)
+    ended = subprocess.run(
+        run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "threads 1 alone"

@@ -1,7 +1,8 @@
-"""The Triton kernels without a GPU: their numbers by Triton's interpreter, their machine code, launches and the cache.
+"""The Triton kernels without a GPU: their numbers by Triton's interpreter, their machine code,
+launches and the cache.
 
     pytest tests/test_triton.py                one network and one convolution
-    KERNELS=full pytest tests/test_triton.py   a covering array, all kernels of S, M and L (``make kernels``)
+    KERNELS=full pytest tests/test_triton.py   a covering array; S, M and L (``make kernels``)
 
 Without triton (``pip install -e '.[triton]'``) only what needs none of it is tested.
 """
@@ -35,7 +36,9 @@ from model_utils.models.fast.triton.pairs import harmonics
 HERE = Path(__file__).parent
 FULL = os.environ.get("KERNELS") == "full"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (the extra 'triton')")
+needs_triton = pytest.mark.skipif(
+    not HAS_TRITON, reason="triton is not installed (the extra 'triton')"
+)
 
 AXES: dict[str, dict[str, Any]] = {
     "irreps": {"vectors": "{c}x0e+{c}x1o", "scalars": "{c}x0e", "tensors": "{c}x0e+{c}x1o+{c}x2e"},
@@ -70,15 +73,21 @@ CASES = [fields_of(case) for case in covering.pairwise(AXES, possible)] if FULL 
 def run(script: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
     """Lines that a script of this folder prints, in a process of its own."""
     command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @needs_triton
-@pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(str(v) for v in fields.values()) or "default")
+@pytest.mark.parametrize(
+    "fields", CASES, ids=lambda fields: "-".join(str(v) for v in fields.values()) or "default"
+)
 def test_interpreted_kernels_give_plain_torchs_numbers(fields: dict[str, Any]) -> None:
-    """Energies, forces, all gradients of a loss of both; the convolution's second derivatives by all inputs; bits."""
+    """Energies, forces, all gradients of a loss of both; the convolution's second
+    derivatives by all inputs; bits.
+    """
     lines = run("triton_interpreted.py", json.dumps(fields), TRITON_INTERPRET="1")
     launched = lines.pop()["launched"]
     errors = {line["what"]: line["error"] for line in lines}
@@ -92,7 +101,8 @@ def test_interpreted_kernels_give_plain_torchs_numbers(fields: dict[str, Any]) -
         assert {p.name for p in programs} - rare <= set(launched)
 
 
-REGISTERS = {  # of the convolution, float32, programs of 128 threads, as first measured; 10 % more are allowed
+# of the convolution, float32, programs of 128 threads, as first measured; 10 % more are allowed
+REGISTERS = {
     "128x0e+128x1o": {
         "convolve": 72,
         "convolve__adjoint": 168,
@@ -128,12 +138,16 @@ COMPILED = (
 
 @needs_triton
 @pytest.mark.parametrize(("hidden", "precision", "which"), COMPILED)
-def test_kernels_compile_for_gpus_that_are_not_here(hidden: str, precision: str, which: str) -> None:
+def test_kernels_compile_for_gpus_that_are_not_here(
+    hidden: str, precision: str, which: str
+) -> None:
     lines = run("triton_compiled.py", hidden, precision, which, "80", "90")
     assert {line["sm"] for line in lines} == {"80", "90"}
     for line in lines:
         assert line["spilled"] <= SPILLED.get(line["kernel"], 0), line
-        known = REGISTERS.get(hidden, {}).get(line["kernel"].removesuffix("__0").removesuffix("__1"), 255)
+        known = REGISTERS.get(hidden, {}).get(
+            line["kernel"].removesuffix("__0").removesuffix("__1"), 255
+        )
         assert line["registers"] <= 1.1 * (known if precision == "fp32" else 255), line
 
 
@@ -154,7 +168,9 @@ def test_harmonics_as_polynomials_are_geometrys_own(max_ell: int) -> None:
     lengths, expected = by_torch(vectors, max_ell)
     units = vectors / lengths
     for polynomial, column in zip(harmonics(max_ell), expected.unbind(1), strict=True):
-        value = sum(c * (units ** torch.tensor(powers)).prod(dim=1) for powers, c in polynomial.items())
+        value = sum(
+            c * (units ** torch.tensor(powers)).prod(dim=1) for powers, c in polynomial.items()
+        )
         assert float((value - column).abs().max()) < 1e-14
 
 
@@ -163,12 +179,14 @@ def test_triton_is_imported_only_where_a_gpu_asks() -> None:
     files = [*(HERE.parent / "model_utils").rglob("*.py")]
     for file in files:
         at_import = ast.parse(file.read_text(encoding="utf-8")).body
-        names = [alias.name for node in at_import if isinstance(node, ast.Import) for alias in node.names]
+        names = [
+            alias.name for node in at_import if isinstance(node, ast.Import) for alias in node.names
+        ]
         names += [node.module or "" for node in at_import if isinstance(node, ast.ImportFrom)]
         assert not any(name.split(".")[0] == "triton" for name in names), file
 
 
-# --- what a step launches -------------------------------------------------------------------------------------------
+# --- what a step launches -------------------------------------------------------------------------
 
 
 def launches(fields: dict[str, Any]) -> list[Launch]:
@@ -198,10 +216,12 @@ def test_bytes_of_a_launch_follow_from_shapes() -> None:
     features = 8 * 4 * batch.n_atoms * 3
     assert first.n_programs == batch.n_atoms
     assert first.read == 2 * weights + 2 * harmonics + features
-    assert first.written == 8 * batch.n_atoms * sum((2 * k + 1) * w for k, w in enumerate(convolution.widths))
+    assert first.written == 8 * batch.n_atoms * sum(
+        (2 * k + 1) * w for k, w in enumerate(convolution.widths)
+    )
 
 
-# --- where there are no kernels ---------------------------------------------------------------------------------------
+# --- where there are no kernels -------------------------------------------------------------------
 
 
 class OnCuda(torch.Tensor):
@@ -224,7 +244,9 @@ def on_cuda() -> torch.Tensor:
     return torch.zeros(2).as_subclass(OnCuda)
 
 
-def test_without_triton_one_warning_and_plain_torch(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
+def test_without_triton_one_warning_and_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     with only(Triton()):
         assert backend_of(on_cuda()) is None
@@ -234,7 +256,9 @@ def test_without_triton_one_warning_and_plain_torch(monkeypatch: pytest.MonkeyPa
     assert "triton cannot be imported" in warnings[0]
 
 
-def test_on_an_old_card_one_warning_and_plain_torch(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
+def test_on_an_old_card_one_warning_and_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.6.0"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     with only(Triton()):
@@ -243,7 +267,9 @@ def test_on_an_old_card_one_warning_and_plain_torch(monkeypatch: pytest.MonkeyPa
     assert "the GPU is sm_75, and they are for sm_80 and later" in warnings[0]
 
 
-def test_without_a_driver_one_warning_and_plain_torch(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
+def test_without_a_driver_one_warning_and_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.6.0"))
 
     def fail() -> None:
@@ -290,7 +316,9 @@ def test_kernels_of_gpus_are_in_the_table() -> None:
 
 @needs_triton
 def test_kernels_are_compiled_by_processes_loaded_and_launched(tmp_path: Path) -> None:
-    """With a driver that notes what it is given; in full a whole step, of which no kernel is compiled within it."""
+    """With a driver that notes what it is given; in full a whole step, of which no kernel
+    is compiled within it.
+    """
     result = run("triton_launched.py", "all" if FULL else "few", XDG_CACHE_HOME=str(tmp_path))[-1]
     names = [launch["kernel"] for launch in result["launches"]]
     if FULL:
@@ -305,7 +333,7 @@ def test_kernels_are_compiled_by_processes_loaded_and_launched(tmp_path: Path) -
     assert len(sealed) == len(result["compiled"][0])
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -327,7 +355,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(library, "_compile", compile_into)
     monkeypatch.setattr(library, "_loaded", load)
     network, _ = network_and_batch({})
-    state.programs = Catalogue().of_network(network.plan, dict(network.module.named_parameters()))[:3]
+    state.programs = Catalogue().of_network(network.plan, dict(network.module.named_parameters()))[
+        :3
+    ]
     state.load = lambda: library.kernels_of(state.programs, 90)
     return state
 
@@ -344,7 +374,9 @@ def test_kernels_are_compiled_once_and_kept_for_this_user_alone(kept: Any) -> No
 
 
 @pytest.mark.parametrize("damage", ["bit", "missing", "more", "no seal", "open to others"])
-def test_kernels_that_are_not_what_was_compiled_are_compiled_again(damage: str, kept: Any, warnings: list[str]) -> None:
+def test_kernels_that_are_not_what_was_compiled_are_compiled_again(
+    damage: str, kept: Any, warnings: list[str]
+) -> None:
     first = kept.load()
     folder = next(path for path in kept.folder.iterdir() if path.is_dir())
     file = sorted(folder.rglob("*.cubin"))[0]

@@ -1,4 +1,6 @@
-"""Every path of every command that can be none is refused in one line; long names, no home and where caches lie."""
+"""Every path of every command that can be none is refused in one line; long names, no
+home and where caches lie.
+"""
 
 import ast
 import importlib
@@ -39,8 +41,16 @@ COMMANDS = {
     "dataloader.pack": {"": settings.PackOptions},
     "metadata": {"init": settings.MetadataInitOptions, "fit": settings.MetadataFitOptions}
     | {"check": settings.CheckOptions},
-    "read_model": {"export": settings.ExportOptions, "verify": settings.VerifyOptions, "show": settings.DescribeOptions}
-    | {"diff": settings.DiffOptions, "convert": settings.ConvertOptions, "reproduce": settings.ReproduceOptions}
+    "read_model": {
+        "export": settings.ExportOptions,
+        "verify": settings.VerifyOptions,
+        "show": settings.DescribeOptions,
+    }
+    | {
+        "diff": settings.DiffOptions,
+        "convert": settings.ConvertOptions,
+        "reproduce": settings.ReproduceOptions,
+    }
     | {"best": settings.BestOptions},
 }
 UNUSABLE = {  # of any command, whatever lies there
@@ -63,14 +73,20 @@ def arguments(word: str, kind: type, name: str, given: str) -> list[str]:
     """A command line that is whole, with one path as given."""
     options = declared(kind)
     needed = [option.name for option in options if option.required]
-    needed = [needs for needs in needed if needs != "output_checkpoint" or name != "run_dir"]  # which has its place
+    # which has its place
+    needed = [needs for needs in needed if needs != "output_checkpoint" or name != "run_dir"]
     data = "lmdb" if name.startswith("lmdb") else "xyz"
     if name != "data":  # which stands alone
-        needed += [option.name for option in options if option.name in (f"{data}_train", f"{data}_path")]
+        needed += [
+            option.name for option in options if option.name in (f"{data}_train", f"{data}_path")
+        ]
     needed += ["id_key"] if name.endswith("_ids") else []
     fitting = {"to": "module", "n_steps": "1", "num_gen": "1"}
     words = {needs: fitting.get(needs, f"some_{needs}") for needs in needed} | {name: given}
-    return [*([word] if word else []), *(text for flag, value in words.items() for text in (f"--{flag}", value))]
+    return [
+        *([word] if word else []),
+        *(text for flag, value in words.items() for text in (f"--{flag}", value)),
+    ]
 
 
 @pytest.mark.parametrize("what", UNUSABLE)
@@ -93,7 +109,11 @@ def test_a_path_that_can_be_none(
 
 def test_the_table_holds_every_command() -> None:
     kinds = {kind for kinds in COMMANDS.values() for kind in kinds.values()}
-    entries = {kind for kind in vars(settings).values() if isinstance(kind, type) and _is_of_a_command(kind)}
+    entries = {
+        kind
+        for kind in vars(settings).values()
+        if isinstance(kind, type) and _is_of_a_command(kind)
+    }
     assert entries <= kinds
 
 
@@ -108,7 +128,10 @@ def test_stored_paths_that_lead_in_a_circle(tmp_path: Path) -> None:
     """Those of a checkpoint's settings, which nobody typed."""
     (tmp_path / "circle").symlink_to("circle")
     for path in ("circle", "circle/run"):
-        config = {"output_checkpoint": str(tmp_path / path), "output_model": str(tmp_path / path / "x_model.pt")}
+        config = {
+            "output_checkpoint": str(tmp_path / path),
+            "output_model": str(tmp_path / path / "x_model.pt"),
+        }
         place = Outputs.of_checkpoint(tmp_path / "run" / "run_checkpoint.pt", config)
         assert place.model == tmp_path / "run" / "run_model.pt"
 
@@ -117,25 +140,44 @@ def test_stored_paths_that_lead_in_a_circle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [215, 233])
-def test_a_run_with_a_long_name(n: int, tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_with_a_long_name(
+    n: int, tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path
+) -> None:
     """Every file that it may write has a name that fits."""
     outputs = Outputs.named(tmp_path / f"{'n' * n}.pt", None)
     for path in outputs._all_named_after_the_run():
         durable.write(path, b"whole")
         assert path.read_bytes() == b"whole"
         path.unlink()
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz()), "--valid_fraction", "0.3"]
-    assert train_mace.main([*words, "--max_steps", "1", "--output_checkpoint", str(outputs.checkpoint)]) == 0
+    words = [
+        "--input_json",
+        str(tiny_json),
+        "--xyz_train",
+        str(water_xyz()),
+        "--valid_fraction",
+        "0.3",
+    ]
+    assert (
+        train_mace.main(
+            [*words, "--max_steps", "1", "--output_checkpoint", str(outputs.checkpoint)]
+        )
+        == 0
+    )
     evaluated = ["--input_model", str(outputs.model), "--xyz_path", str(water_xyz())]
     for flag, ending in (("output_json", ".jsn"), ("output_table", ".csv"), ("output_xyz", ".xyz")):
         evaluated += [f"--{flag}", str(tmp_path / f"{'m' * (min(n, 230) - 4)}{ending}")]
     assert evaluate.main(evaluated) == 0
 
 
-@pytest.mark.parametrize(("checkpoint", "model"), [("n" * 236, None), ("ü" * 120, None), ("run", f"{'m' * 238}.pt")])
-def test_a_run_whose_files_would_have_names_too_long(checkpoint: str, model: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint", "model"), [("n" * 236, None), ("ü" * 120, None), ("run", f"{'m' * 238}.pt")]
+)
+def test_a_run_whose_files_would_have_names_too_long(
+    checkpoint: str, model: str | None, tmp_path: Path
+) -> None:
     with pytest.raises(
-        InputError, match=r"would have a name of 2\d\d bytes, and file systems take 255; give a shorter"
+        InputError,
+        match=r"would have a name of 2\d\d bytes, and file systems take 255; give a shorter",
     ):
         Outputs.named(tmp_path / checkpoint, None if model is None else tmp_path / model)
     assert list(tmp_path.iterdir()) == []
@@ -145,7 +187,11 @@ def test_outputs_whose_names_are_too_long(capsys: pytest.CaptureFixture[str]) ->
     """Before anything is read: the other paths need not even be there."""
     n = 0
     for module, word, kind, name in every_path():
-        if not name.startswith("output") or name in ("output_checkpoint", "output_model", "output_dir"):
+        if not name.startswith("output") or name in (
+            "output_checkpoint",
+            "output_model",
+            "output_dir",
+        ):
             continue
         assert importlib.import_module(module).main(arguments(word, kind, name, "n" * 240)) == 2
         assert f"--{name} nnn" in (line := capsys.readouterr().err)
@@ -214,16 +260,24 @@ def test_a_command_of_a_user_without_a_home(water_xyz: Callable[..., Path], tmp_
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     words = [ROOT / "metadata.py", "check", "--xyz_train", water_xyz()]
     command = [sys.executable, "-c", NOBODY, *map(str, words)]
-    done = subprocess.run(command, env={**environment, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**environment, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
 def test_homes_and_caches_are_looked_up_in_one_place() -> None:
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("model_utils/**/*.py"), *ROOT.glob("dataloader/**/*.py")]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("model_utils/**/*.py"),
+        *ROOT.glob("dataloader/**/*.py"),
+    ]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         asked = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         words = {
-            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == "XDG_CACHE_HOME"
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and node.value == "XDG_CACHE_HOME"
         }
         if asked & {"Path.home", "os.path.expanduser"} or words:
             assert path == ROOT / "dataloader" / "cache_folder.py"

@@ -1,4 +1,6 @@
-"""verify_resume.py as a user runs it: equal where nothing is planted, different where something is."""
+"""verify_resume.py as a user runs it: equal where nothing is planted,
+different where something is.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,14 @@ def flags(
     script, waiting = tmp_path / "train.py", pausing(8, tmp_path / "waiting", tmp_path / "never")
     script.write_text(WAITS_TO_BE_KILLED.format(pausing=waiting, train=str(resume_check.TRAIN)))
     monkeypatch.setattr(resume_check, "TRAIN", script)
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz("train.xyz", 24)), "--batch_size", "4"]
+    words = [
+        "--input_json",
+        str(tiny_json),
+        "--xyz_train",
+        str(water_xyz("train.xyz", 24)),
+        "--batch_size",
+        "4",
+    ]
     words += ["--xyz_val", str(water_xyz("val.xyz", 4, seed=1)), "--ema", "--threads", "1"]
     return [*words, "--steps", "12", "--output_checkpoint", str(tmp_path / "check")]
 
@@ -45,7 +54,9 @@ def test_a_planted_fault_is_found(flags: list[str], capsys: pytest.CaptureFixtur
     assert "metrics.jsonl: train_steps record of step" in shown, "what differs first is named"
 
 
-def test_settings_that_fail_by_themselves(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_fail_by_themselves(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert verify_resume.main([*flags, "--elements", "Xx"]) == 2
     error = capsys.readouterr().err
     assert "a run ended with 2: error: --elements Xx is no element" in error
@@ -55,6 +66,16 @@ def test_settings_that_fail_by_themselves(flags: list[str], capsys: pytest.Captu
 def test_equal_is_to_the_last_bit() -> None:
     """By value 0 would be -0, and what is no number would never be itself."""
     zero = torch.tensor([0.0, float("nan")])
-    assert list(comparison._different({"a": zero, "b": float("nan")}, {"a": zero.clone(), "b": float("nan")})) == []
-    assert len(list(comparison._different({"a": zero}, {"a": torch.tensor([-0.0, float("nan")])}))) == 1
+    assert (
+        list(
+            comparison._different(
+                {"a": zero, "b": float("nan")}, {"a": zero.clone(), "b": float("nan")}
+            )
+        )
+        == []
+    )
+    assert (
+        len(list(comparison._different({"a": zero}, {"a": torch.tensor([-0.0, float("nan")])})))
+        == 1
+    )
     assert len(list(comparison._different({"b": 1.0}, {"b": float("nan")}))) == 1

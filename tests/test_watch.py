@@ -1,4 +1,6 @@
-"""watch.py follows the records of runs that are written, killed, cut to a checkpoint, continued and replaced."""
+"""watch.py follows the records of runs that are written, killed, cut to a checkpoint,
+continued and replaced.
+"""
 
 import json
 import os
@@ -21,13 +23,33 @@ LIMITS = Limits(no_improvement=20, silence=600.0)
 
 def train(epoch: int, **changes: Any) -> dict[str, Any]:
     perf = {"seconds": 10.0, "atoms_per_s": 1000.0}
-    record = {"kind": "train", "epoch": epoch, "step": 5 * epoch, "lr": 0.01, "loss": 3.0, "forces_rmse": 0.25}
+    record = {
+        "kind": "train",
+        "epoch": epoch,
+        "step": 5 * epoch,
+        "lr": 0.01,
+        "loss": 3.0,
+        "forces_rmse": 0.25,
+    }
     return {**record, "energy_rmse_per_atom": 0.012, "gradient_norm": 4.0, "perf": perf, **changes}
 
 
 def valid(epoch: int, **changes: Any) -> dict[str, Any]:
-    record = {"kind": "valid", "epoch": epoch, "step": 5 * epoch, "lr": 0.01, "loss": 2.0, "best": True}
-    return {**record, "energy_rmse_per_atom": 0.011, "forces_rmse": 0.5, "perf": {"seconds": 2.0}, **changes}
+    record = {
+        "kind": "valid",
+        "epoch": epoch,
+        "step": 5 * epoch,
+        "lr": 0.01,
+        "loss": 2.0,
+        "best": True,
+    }
+    return {
+        **record,
+        "energy_rmse_per_atom": 0.011,
+        "forces_rmse": 0.5,
+        "perf": {"seconds": 2.0},
+        **changes,
+    }
 
 
 def run_of(n_epochs: int) -> list[dict[str, Any]]:
@@ -46,7 +68,9 @@ def status(records: Sequence[Any], plan: Plan = Plan(epochs=100), **changes: Any
 
 
 def test_every_way_a_file_changes_gives_the_records_that_are_in_it(tmp_path: Path) -> None:
-    """Grown, torn, cut to a checkpoint and grown beyond where it was, replaced, gone and back: after each look."""
+    """Grown, torn, cut to a checkpoint and grown beyond where it was, replaced, gone and
+    back: after each look.
+    """
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)
     rng = random.Random(3)
@@ -59,7 +83,9 @@ def test_every_way_a_file_changes_gives_the_records_that_are_in_it(tmp_path: Pat
             text = "".join(whole) + text_of([train(number), valid(number)])
             text = text[: -rng.randrange(1, 40)] if what == "tear" else text
         elif what == "cut":  # and go on with records of equal length
-            text = "".join(lines[: len(lines) // 2]) + text_of([train(number)] * rng.randrange(0, 20))
+            text = "".join(lines[: len(lines) // 2]) + text_of(
+                [train(number)] * rng.randrange(0, 20)
+            )
         elif what == "replace":
             text = text_of([train(number)] * rng.randrange(0, 9))
         if what == "remove":
@@ -107,7 +133,8 @@ def test_a_validation_every_second_epoch_takes_half_a_validation_of_each() -> No
 def test_a_run_in_steps_counts_within_its_epoch() -> None:
     """Records of steps say what passed since their epoch began."""
     records = [
-        train(1, kind="train_steps", step=100 * k, perf={"seconds": 50.0 * k, "atoms_per_s": 10.0}) for k in (1, 2, 3)
+        train(1, kind="train_steps", step=100 * k, perf={"seconds": 50.0 * k, "atoms_per_s": 10.0})
+        for k in (1, 2, 3)
     ]
     now = status(records, Plan(max_steps=1000))
     assert (now.step, now.share_done) == (300, 0.3)
@@ -116,7 +143,9 @@ def test_a_run_in_steps_counts_within_its_epoch() -> None:
 
 def test_the_end_that_comes_first_counts() -> None:
     records = run_of(4)
-    assert status(records, Plan(epochs=100, max_steps=40)).seconds_left == pytest.approx(20 * 10.0 / 5)
+    assert status(records, Plan(epochs=100, max_steps=40)).seconds_left == pytest.approx(
+        20 * 10.0 / 5
+    )
     assert status(records, Plan()).seconds_left is None
     assert status([], Plan(epochs=3)).share_done == 0.0
 
@@ -133,11 +162,18 @@ WARNED = {
         "the gradient norm rises: 32, 8.0 times",
     ),
     "slower": (
-        [*run_of(8), *(train(k, perf={"seconds": 40.0, "atoms_per_s": 250.0}) for k in (9, 10, 11))],
+        [
+            *run_of(8),
+            *(train(k, perf={"seconds": 40.0, "atoms_per_s": 250.0}) for k in (9, 10, 11)),
+        ],
         {},
         "slower than it was (250 atoms/s, usually 1e+03): it waits for data",
     ),
-    "silent": (run_of(3), {"silent": 1200.0}, "no record for 20 min: it waits for data, is stuck, or was killed"),
+    "silent": (
+        run_of(3),
+        {"silent": 1200.0},
+        "no record for 20 min: it waits for data, is stuck, or was killed",
+    ),
     "no number": ([train(1, loss=None)], {}, "the loss is no number"),
 }
 
@@ -163,7 +199,9 @@ def test_a_finished_run_that_goes_on_is_not_finished() -> None:
     assert status([*ended, train(4)]).ending is None
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(43, "43 s"), (720, "12 min"), (11100, "3 h 05"), (187200, "2 d 04 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(43, "43 s"), (720, "12 min"), (11100, "3 h 05"), (187200, "2 d 04 h")]
+)
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
@@ -179,7 +217,9 @@ def experiment(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(text_of(run_of(number)))
         (folder / "config.resolved.yaml").write_text("epochs: 8\nmax_steps: null\n")
-        (folder / "run.json").write_text(json.dumps({"created": f"2026-01-0{number}", "finished": None}))
+        (folder / "run.json").write_text(
+            json.dumps({"created": f"2026-01-0{number}", "finished": None})
+        )
     return tmp_path / "demo"
 
 
@@ -201,7 +241,12 @@ def test_a_run_has_three_names(experiment: Path, capsys: pytest.CaptureFixture[s
 def test_several_runs(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     early = str(experiment / "early")
     late = str(experiment / "late")
-    for words in ([early, late], ["--once", early, late], [early, "--once", late], ["--runs", early, late]):
+    for words in (
+        [early, late],
+        ["--once", early, late],
+        [early, "--once", late],
+        ["--runs", early, late],
+    ):
         assert watch.main(words) == 0
         out = capsys.readouterr().out
         assert out.index("epoch 1 of 8") < out.index("epoch 2 of 8")
@@ -226,7 +271,9 @@ def test_a_run_that_has_not_written_yet(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no record yet" in capsys.readouterr().out
 
 
-def test_names_and_words_of_files_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_and_words_of_files_cannot_steer_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "a\x1b[31m[red]"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(text_of(run_of(2)))
@@ -237,8 +284,12 @@ def test_names_and_words_of_files_cannot_steer_a_terminal(tmp_path: Path, capsys
     assert "[bold]gone" in out
 
 
-def test_the_view_goes_on_until_all_runs_are_finished(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run is cut to its checkpoint, continued, and ends: the view shows the file as it is each time."""
+def test_the_view_goes_on_until_all_runs_are_finished(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is cut to its checkpoint, continued, and ends: the view shows the
+    file as it is each time.
+    """
     from rich.console import Console
 
     metrics = experiment / "late" / "metrics.jsonl"
@@ -263,7 +314,9 @@ def test_the_view_goes_on_until_all_runs_are_finished(experiment: Path, monkeypa
     monkeypatch.setattr(live.time, "sleep", go_on)
     monkeypatch.setattr(live, "view", kept)
     screen = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    monkeypatch.setattr(live, "_console", lambda: Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(
+        live, "_console", lambda: Console(file=screen, force_terminal=True, width=80)
+    )
     assert watch.main([str(experiment)]) == 0
     screen.close()
     assert shown == [(2, None), (0, None), (1, None), (1, None), (3, "finished")]

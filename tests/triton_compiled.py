@@ -1,7 +1,9 @@
-"""Compile Triton's kernels for GPUs that are not there: ``python triton_compiled.py HIDDEN PRECISION WHICH SM …``.
+"""Compile Triton's kernels for GPUs that are not there: ``python triton_compiled.py HIDDEN
+PRECISION WHICH SM …``.
 
-WHICH is a pattern of kernels' names. Every line of the output is one kernel as JSON: registers and spilled bytes as
-Triton's own cuobjdump reads them from the machine code, and the seconds that compiling took.
+WHICH is a pattern of kernels' names. Every line of the output is one kernel as JSON:
+registers and spilled bytes as Triton's own cuobjdump reads them from the machine code, and
+the seconds that compiling took.
 """
 
 import json
@@ -41,7 +43,9 @@ def usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
     read = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", done.stdout + done.stderr))
     return {"registers": int(read["REG"]), "spilled": int(read["STACK"]) + int(read["LOCAL"])}
 
@@ -59,7 +63,12 @@ def main(hidden: str, precision: str, which: str, *architectures: str) -> None:
                 start = time.process_time()
                 kernel = assemble.compiled(**p.task(int(architecture)))
                 seconds = time.process_time() - start
-                line = {"kernel": p.name, "lines": len(p.body), "sm": architecture, "seconds": round(seconds, 2)}
+                line = {
+                    "kernel": p.name,
+                    "lines": len(p.body),
+                    "sm": architecture,
+                    "seconds": round(seconds, 2),
+                }
                 print(json.dumps(line | usage(kernel.asm["cubin"])), flush=True)
 
 

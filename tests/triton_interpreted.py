@@ -1,7 +1,9 @@
-"""Triton's kernels by its interpreter against plain torch, float64: ``python triton_interpreted.py CASE …``.
+"""Triton's kernels by its interpreter against plain torch, float64: ``python
+triton_interpreted.py CASE …``.
 
-Run with TRITON_INTERPRET=1, in a process of its own: Triton looks at the variable when it is imported. Every line of
-the output is one comparison as JSON: the case, what is compared, the largest difference over the largest number.
+Run with TRITON_INTERPRET=1, in a process of its own: Triton looks at the variable when it is
+imported. Every line of the output is one comparison as JSON: the case, what is compared, the
+largest difference over the largest number.
 """
 
 import json
@@ -45,7 +47,9 @@ BASE: Fields = {
 
 
 def patch_interpreter() -> None:
-    """Triton 3.6 with numpy from 2.4 on: int() of an array of one number raises in its ``range``; 3.7 has it mended."""
+    """Triton 3.6 with numpy from 2.4 on: int() of an array of one number raises in its
+    ``range``; 3.7 has it mended.
+    """
     from triton.runtime import interpreter
 
     with open(interpreter.__file__, encoding="utf-8") as file:
@@ -82,9 +86,15 @@ class Interpreted(Triton):
 
 
 def structures(rng: np.random.Generator) -> list[Structure]:
-    """A chain whose atom is a neighbour of its own images, a cluster of uneven degrees, an atom alone."""
+    """A chain whose atom is a neighbour of its own images, a cluster of uneven
+    degrees, an atom alone.
+    """
     chain = (np.zeros((1, 3)), (True, False, False), np.diag([2.9, 8, 8]))
-    cluster = (np.array([[0.0, 0, 0], [1.1, 0.8, 0.4], [2.9, 1.9, 0.1]]), (False,) * 3, np.zeros((3, 3)))
+    cluster = (
+        np.array([[0.0, 0, 0], [1.1, 0.8, 0.4], [2.9, 1.9, 0.1]]),
+        (False,) * 3,
+        np.zeros((3, 3)),
+    )
     alone = (np.zeros((1, 3)), (False,) * 3, np.zeros((3, 3)))
     made = []
     for positions, pbc, cell in (chain, cluster, alone):
@@ -107,7 +117,9 @@ def network_and_batch(fields: Fields) -> tuple[FastNetwork, Batch]:
     module = model_loader.build(described, torch.float64, 1)
     made = structures(np.random.default_rng(2))
     graphs = [build_graph(structure, described.facts().r_max) for structure in made]
-    batch = collate(made, graphs, range(len(made)), described.facts(), torch.float64, free_atoms_only=False)
+    batch = collate(
+        made, graphs, range(len(made)), described.facts(), torch.float64, free_atoms_only=False
+    )
     return FastNetwork(module), batch
 
 
@@ -129,20 +141,38 @@ def step(network: FastNetwork, batch: Batch) -> dict[str, Tensor]:
     return results | {f"gradient by {name}": g for name, g in given if g is not None}
 
 
-def trilinear(convolution: Callable[..., Tensor], graph: Any, h: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
-    """A convolution with its first derivatives and the derivatives of those, by all three inputs."""
+def trilinear(
+    convolution: Callable[..., Tensor], graph: Any, h: Tensor, y: Tensor, w: Tensor
+) -> dict[str, Tensor]:
+    """A convolution with its first derivatives and the derivatives of
+    those, by all three inputs.
+    """
     inputs = [x.clone().requires_grad_(True) for x in (h, y, w)]
     out = convolution(graph, *inputs)
     value = (out * waves(out) + 0.1 * out**2).sum()
     first = torch.autograd.grad(value, inputs, create_graph=True)
-    second = torch.autograd.grad(sum(((g * waves(g)).sum() + (g**2).sum() for g in first), start=h.sum()), inputs)
+    second = torch.autograd.grad(
+        sum(((g * waves(g)).sum() + (g**2).sum() for g in first), start=h.sum()), inputs
+    )
     values = [out, *first, *second]
-    names = ("A", "first by h", "first by Y", "first by w", "second by h", "second by Y", "second by w")
+    names = (
+        "A",
+        "first by h",
+        "first by Y",
+        "first by w",
+        "second by h",
+        "second by Y",
+        "second by w",
+    )
     return {name: value.detach() for name, value in zip(names, values, strict=True)}
 
 
-def convolutions(network: FastNetwork, batch: Batch, *, directed: bool = False) -> dict[str, Tensor]:
-    """The first convolution of a network on random inputs; directed: every edge brings its own copy of its pair's."""
+def convolutions(
+    network: FastNetwork, batch: Batch, *, directed: bool = False
+) -> dict[str, Tensor]:
+    """The first convolution of a network on random inputs; directed: every edge brings its
+    own copy of its pair's.
+    """
     graph = network.graph(batch)
     convolution = network.plan.interactions[-1].couplings
     draw = torch.Generator().manual_seed(4)
@@ -158,8 +188,12 @@ def convolutions(network: FastNetwork, batch: Batch, *, directed: bool = False) 
         return trilinear(convolution, graph, *inputs)
     pair = graph.pair.long()
     edges = torch.arange(graph.n_edges)
-    reading = replace(graph, pair=edges.int(), pair_edge=edges, flipped=torch.zeros_like(graph.flipped), kept={})
-    signs = torch.where(torch.tensor(convolution.odd), 1 - 2 * graph.flipped.double().unsqueeze(1), 1.0)
+    reading = replace(
+        graph, pair=edges.int(), pair_edge=edges, flipped=torch.zeros_like(graph.flipped), kept={}
+    )
+    signs = torch.where(
+        torch.tensor(convolution.odd), 1 - 2 * graph.flipped.double().unsqueeze(1), 1.0
+    )
 
     def of_edges(_: Any, h: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return convolution(reading, h, y[pair] * signs, w[pair])
@@ -183,13 +217,19 @@ def comparisons(fields: Fields) -> Iterator[dict[str, Any]]:
             expected = function(network, batch)
         with only(backend):
             results = function(network, batch)
-            repeated = what == "convolution" or len(fields.get("correlation", [0] * 3)) < 3  # or it takes minutes
+            # or it takes minutes
+            repeated = what == "convolution" or len(fields.get("correlation", [0] * 3)) < 3
             again = function(network, batch) if repeated else results
         for name, value in expected.items():
             largest = max(float(value.abs().max()), 1e-30)
             error = float((results[name] - value).abs().max()) / largest
             same = bool(torch.equal(results[name], again[name]))
-            yield {"what": f"{what}: {name}", "error": error, "same_again": same, "largest": largest}
+            yield {
+                "what": f"{what}: {name}",
+                "error": error,
+                "same_again": same,
+                "largest": largest,
+            }
     yield {"launched": sorted(backend.launched)}
 
 

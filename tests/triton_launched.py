@@ -1,8 +1,10 @@
-"""Kernels compiled by processes, kept, loaded and launched, with a driver that only notes what it is given.
+"""Kernels compiled by processes, kept, loaded and launched, with a driver that only
+notes what it is given.
 
     python triton_launched.py few|all      in a cache of its own ($XDG_CACHE_HOME)
 
-Prints as JSON what was compiled by the first load and the second, and every launch: kernel, grid, number of arguments.
+Prints as JSON what was compiled by the first load and the second, and every launch: kernel,
+grid, number of arguments.
 """
 
 import json
@@ -74,7 +76,9 @@ def pairs(backend: Triton) -> None:
     for vectors in (torch.randn(5, 3), torch.randn(6, 3)[1:]):
         lengths = torch.empty(5, 1)
         backend.directions(vectors, lengths, torch.empty(5, 9))
-        backend.directions_vjp((vectors, lengths, torch.empty(5, 1), torch.empty(5, 9)), torch.empty(5, 3))
+        backend.directions_vjp(
+            (vectors, lengths, torch.empty(5, 1), torch.empty(5, 9)), torch.empty(5, 3)
+        )
 
 
 def main(which: str) -> None:

@@ -1,8 +1,10 @@
-"""Make a small data set with dipoles: molecules of H, C, N, O at 500 K, labelled with GFN2-xTB by tblite.
+"""Make a small data set with dipoles: molecules of H, C, N, O at 500 K, labelled
+with GFN2-xTB by tblite.
 
 Run: OMP_NUM_THREADS=1 python configs/dipoles/make_data.py
 
-It takes about a minute. With more threads the sums change order, the trajectories part and the files differ.
+It takes about a minute. With more threads the sums change order, the trajectories
+part and the files differ.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def sample(start: Atoms, n_frames: int, rng: np.random.Generator) -> list[Atoms]
     """Return snapshots of one equilibrated Langevin trajectory, each turned at random."""
     atoms = start.copy()
     atoms.calc = xtb()
-    dynamics = Langevin(atoms, TIMESTEP, temperature_K=TEMPERATURE, friction=FRICTION, fixcm=False, rng=rng)
+    dynamics = Langevin(
+        atoms, TIMESTEP, temperature_K=TEMPERATURE, friction=FRICTION, fixcm=False, rng=rng
+    )
     dynamics.run(EQUILIBRATION_STEPS)
     frames = []
     for _ in range(n_frames):
@@ -65,7 +69,8 @@ def sample(start: Atoms, n_frames: int, rng: np.random.Generator) -> list[Atoms]
 
 
 def labelled(frame: Atoms, config_type: str, multiplicity: int | None = None) -> Atoms:
-    """Return a clean copy with `REF_energy` (eV), `REF_forces` (eV/Å) and, of a molecule, `REF_dipole` (e·Å).
+    """Return a clean copy with `REF_energy` (eV), `REF_forces` (eV/Å) and, of a
+    molecule, `REF_dipole` (e·Å).
 
     The labels are computed at the rounded positions that are written, by a fresh calculator.
     """
@@ -85,13 +90,20 @@ def labelled(frame: Atoms, config_type: str, multiplicity: int | None = None) ->
 
 def isolated_atoms() -> list[Atoms]:
     """Return one labelled frame per element: the reference energies E0."""
-    return [labelled(Atoms(symbol), "IsolatedAtom", spin) for symbol, spin in GROUND_STATE_MULTIPLICITY.items()]
+    return [
+        labelled(Atoms(symbol), "IsolatedAtom", spin)
+        for symbol, spin in GROUND_STATE_MULTIPLICITY.items()
+    ]
 
 
 def main() -> None:
     """Make the three files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the three files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder of the three files"
+    )
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)

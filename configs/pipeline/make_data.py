@@ -1,9 +1,11 @@
-"""Make the data of configs/pipeline_quick.yaml: crystals of carbon with the energies of Tersoff's potential, by ASE.
+"""Make the data of configs/pipeline_quick.yaml: crystals of carbon with the energies of
+Tersoff's potential, by ASE.
 
 Run: OMP_NUM_THREADS=1 python configs/pipeline/make_data.py
 
-It takes seconds. The potential (Tersoff, Phys. Rev. Lett. 61, 2879, 1988) knows diamond and graphite: it is cheap and
-exact in any cell, and not what any model of a table of elements was trained on, so that there is something to learn.
+It takes seconds. The potential (Tersoff, Phys. Rev. Lett. 61, 2879, 1988) knows diamond and
+graphite: it is cheap and exact in any cell, and not what any model of a table of elements was
+trained on, so that there is something to learn.
 """
 
 import argparse
@@ -38,7 +40,8 @@ CARBON = TersoffParameters(
 RATTLE = 0.06  # Å
 STRAIN = 0.04
 SCALES = (0.94, 1.0, 1.06)  # of lengths
-SPLITS = {"train": 3, "valid": 1, "test": 2}  # frames for each crystal and scale; of valid and test at the middle one
+# frames for each crystal and scale; of valid and test at the middle one
+SPLITS = {"train": 3, "valid": 1, "test": 2}
 
 
 def potential() -> Tersoff:
@@ -48,9 +51,14 @@ def potential() -> Tersoff:
 
 def prototypes() -> dict[str, Atoms]:
     """Crystals of carbon near their equilibrium, with 1 to 8 atoms."""
-    lonsdaleite = crystal("C", [(1 / 3, 2 / 3, 0.0625)], spacegroup=194, cellpar=[2.52, 2.52, 4.12, 90, 90, 120])
+    lonsdaleite = crystal(
+        "C", [(1 / 3, 2 / 3, 0.0625)], spacegroup=194, cellpar=[2.52, 2.52, 4.12, 90, 90, 120]
+    )
     graphite = crystal(
-        "CC", [(0, 0, 0.25), (1 / 3, 2 / 3, 0.25)], spacegroup=194, cellpar=[2.53, 2.53, 6.7, 90, 90, 120]
+        "CC",
+        [(0, 0, 0.25), (1 / 3, 2 / 3, 0.25)],
+        spacegroup=194,
+        cellpar=[2.53, 2.53, 6.7, 90, 90, 120],
     )
     return {
         "diamond": bulk("C", "diamond", a=3.566),
@@ -64,8 +72,15 @@ def prototypes() -> dict[str, Atoms]:
 
 
 def labelled(atoms: Atoms, config_type: str) -> Atoms:
-    """A clean copy with energy (eV), forces (eV/Å) and stress (eV/Å³), computed at the numbers that are written."""
-    copy = Atoms(atoms.symbols, np.round(atoms.positions, 8), cell=np.round(atoms.cell.array, 8), pbc=atoms.pbc)
+    """A clean copy with energy (eV), forces (eV/Å) and stress (eV/Å³), computed at the
+    numbers that are written.
+    """
+    copy = Atoms(
+        atoms.symbols,
+        np.round(atoms.positions, 8),
+        cell=np.round(atoms.cell.array, 8),
+        pbc=atoms.pbc,
+    )
     copy.calc = potential()
     energy = float(copy.get_potential_energy())
     forces = copy.get_forces()
@@ -123,8 +138,12 @@ def references() -> list[Atoms]:
 
 def main() -> None:
     """Make the four files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder of the files"
+    )
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     splits = {name: make_split(k, name, frames) for k, (name, frames) in enumerate(SPLITS.items())}

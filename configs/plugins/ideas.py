@@ -1,7 +1,7 @@
 """A plug-in with one small idea for each table of the loop: ``--plugin configs/plugins/ideas.py``.
 
-    train_mace.py … --plugin configs/plugins/ideas.py --forces_loss log_cosh --scheduler inverse_root \
-        --optimizer momentum --loggers lines
+    train_mace.py … --plugin configs/plugins/ideas.py --forces_loss log_cosh \
+        --scheduler inverse_root --optimizer momentum --loggers lines
 """
 
 from pathlib import Path
@@ -13,7 +13,14 @@ from torch import Tensor
 from losses import SHAPES, Shape
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.run.loggers import LOGGERS, LoggedRun, LoggerKind
-from optimizer import OPTIMIZERS, SCHEDULES, OptimizerSettings, ScheduleKind, ScheduleSettings, ScheduleTime
+from optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    OptimizerSettings,
+    ScheduleKind,
+    ScheduleSettings,
+    ScheduleTime,
+)
 
 
 def log_cosh(error: Tensor, label: Tensor, delta: float) -> Tensor:
@@ -21,11 +28,15 @@ def log_cosh(error: Tensor, label: Tensor, delta: float) -> Tensor:
     scaled = error / delta
     # ln cosh x = |x| + ln(1 + exp(−2|x|)) − ln 2, which does not overflow
     magnitude = scaled.abs()
-    return delta**2 * (magnitude + torch.log1p(torch.exp(-2 * magnitude)) - torch.log(torch.tensor(2.0)))
+    return delta**2 * (
+        magnitude + torch.log1p(torch.exp(-2 * magnitude)) - torch.log(torch.tensor(2.0))
+    )
 
 
 def inverse_root(settings: ScheduleSettings, time: ScheduleTime) -> float:
-    """1 / √(1 + t): a closed form of the time, so that a resumed run is where an unbroken one would be."""
+    """1 / √(1 + t): a closed form of the time, so that a resumed run is where an
+    unbroken one would be.
+    """
     return (1.0 + time.now - time.start) ** -0.5
 
 

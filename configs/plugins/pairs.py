@@ -1,9 +1,11 @@
 """A plug-in with a quantity, a format and an architecture: ``--plugin configs/plugins/pairs.py``.
 
-The quantity is the dipole of a structure, the format one ``.npz`` for a set of molecules of one composition, and the
-architecture a toy: energies are sums over pairs of atoms, dipoles come from a charge for each element. Trained with
+The quantity is the dipole of a structure, the format one ``.npz`` for a set of molecules of one
+composition, and the architecture a toy: energies are sums over pairs of atoms, dipoles come from a
+charge for each element. Trained with
 
-    train_mace.py … --plugin configs/plugins/pairs.py --train_file waters.npz --quantity_weights dipole=10
+    train_mace.py … --plugin configs/plugins/pairs.py --train_file waters.npz \\
+        --quantity_weights dipole=10
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +32,17 @@ from model_utils.models.seams import Form, Repeated
 
 # A quantity: from here on it is read from files, packed, batched, trained on and reported
 
-quantities.add(Quantity(name="dipole", symbol="D", unit="e·Å", names=("REF_dipole", "dipole"), components=(3,)))
+quantities.add(
+    Quantity(name="dipole", symbol="D", unit="e·Å", names=("REF_dipole", "dipole"), components=(3,))
+)
 
 
 # A format: a reader of one file, and how a file is known
 
 
 def frames_of(path: Path) -> Iterator[RawFrame]:
-    """The structures of one ``.npz``: numbers (n_atoms,), and stacked positions, energies, forces and dipoles.
+    """The structures of one ``.npz``: numbers (n_atoms,), and stacked positions,
+    energies, forces and dipoles.
 
     Raises:
         InputError: the file cannot be read as such.
@@ -49,7 +54,9 @@ def frames_of(path: Path) -> Iterator[RawFrame]:
         count = len(arrays["positions"])
         of_all = {name: arrays.pop(name) for name in ("numbers", "cell") if name in arrays}
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot read {path}: {error}; expected numbers and positions in an .npz") from None
+        raise InputError(
+            f"cannot read {path}: {error}; expected numbers and positions in an .npz"
+        ) from None
     for row in range(count):
         values = {**of_all, **{name: array[row] for name, array in arrays.items()}}
         yield RawFrame(RawRecord(values), f"{path.name}#{row}", f"{path} structure {row}")
@@ -88,7 +95,9 @@ class Pairs(nn.Module):
     def __init__(self, description: PairsDescription, dtype: torch.dtype) -> None:
         super().__init__()
         n_elements = len(description.atomic_numbers)
-        self.weights = nn.Parameter(0.1 * torch.randn(n_elements, n_elements, description.n_gaussians, dtype=dtype))
+        self.weights = nn.Parameter(
+            0.1 * torch.randn(n_elements, n_elements, description.n_gaussians, dtype=dtype)
+        )
         self.charges = nn.Parameter(0.1 * torch.randn(n_elements, dtype=dtype))
         centres = torch.linspace(0.5, description.r_max, description.n_gaussians, dtype=dtype)
         self.register_buffer("centres", centres)
@@ -100,13 +109,18 @@ class Pairs(nn.Module):
         """Interaction energies (n_structures,), eV, and dipoles (n_structures, 3), e·Å."""
         vectors = positions[batch.receivers] - positions[batch.senders] + shifts
         length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        basis = torch.exp(-4.0 * (length - self.centres) ** 2) * (1 - (length / self.r_max) ** 2) ** 3
+        basis = (
+            torch.exp(-4.0 * (length - self.centres) ** 2) * (1 - (length / self.r_max) ** 2) ** 3
+        )
         of_pair = self.weights[batch.species[batch.receivers], batch.species[batch.senders]]
         of_edge = 0.5 * (of_pair * basis).sum(dim=1)
-        energies = positions.new_zeros(batch.n_structures).index_add(0, batch.structure[batch.receivers], of_edge)
+        energies = positions.new_zeros(batch.n_structures).index_add(
+            0, batch.structure[batch.receivers], of_edge
+        )
         charges = self.charges[batch.species]
         total = charges.new_zeros(batch.n_structures).index_add(0, batch.structure, charges)
-        neutral = charges - (total / batch.sizes.to(charges.dtype))[batch.structure]  # the origin does not matter then
+        # the origin does not matter then
+        neutral = charges - (total / batch.sizes.to(charges.dtype))[batch.structure]
         moments = neutral[:, None] * positions
         dipoles = moments.new_zeros(batch.n_structures, 3).index_add(0, batch.structure, moments)
         return energies, dipoles
@@ -126,8 +140,12 @@ class PairNetwork:
         """The batch as it is."""
         return batch
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Energies and dipoles; arguments and result as in ``model_utils.models.network.Network.outputs``."""
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        """Energies and dipoles; arguments and result as in
+        ``model_utils.models.network.Network.outputs``.
+        """
         energy, dipole = functional_call(self.module, dict(parameters), (batch, positions, shifts))
         return {"energy": energy, "dipole": dipole}
 
@@ -157,11 +175,15 @@ class PairArchitecture:
         """What computes it, besides torch."""
         return {"pairs": "1"}
 
-    def narrowed(self, source: nn.Module, target: nn.Module, kept: Sequence[int]) -> Mapping[str, Any]:
+    def narrowed(
+        self, source: nn.Module, target: nn.Module, kept: Sequence[int]
+    ) -> Mapping[str, Any]:
         """Not offered."""
         raise InputError("--elements: a network of pairs cannot be narrowed; leave the flag out")
 
-    def with_copied_heads(self, source: nn.Module, target: nn.Module, parents: Sequence[int]) -> Mapping[str, Any]:
+    def with_copied_heads(
+        self, source: nn.Module, target: nn.Module, parents: Sequence[int]
+    ) -> Mapping[str, Any]:
         """Not offered."""
         raise InputError("a network of pairs has no heads of its own to copy")
 

@@ -1,8 +1,10 @@
-"""Make the quickstart's data set: small C/H/O molecules at 500-600 K, labelled with GFN2-xTB by tblite.
+"""Make the quickstart's data set: small C/H/O molecules at 500-600 K, labelled
+with GFN2-xTB by tblite.
 
 Run: OMP_NUM_THREADS=1 python configs/quickstart/make_data.py
 
-It takes about a minute. With more threads the sums change order, the trajectories part and the files differ.
+It takes about a minute. With more threads the sums change order, the trajectories
+part and the files differ.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Split:
     temperature: float  # K
 
 
-# The test set is hotter than the training set: it asks for a little extrapolation, as real use does.
+# The test set is hotter than the training set: it asks for a little
+# extrapolation, as real use does.
 SPLITS = (Split("train", 34, 500.0), Split("valid", 5, 500.0), Split("test", 10, 600.0))
 
 
@@ -64,12 +67,16 @@ def relaxed(g2_name: str) -> Atoms:
     return atoms
 
 
-def sample(start: Atoms, n_frames: int, temperature: float, rng: np.random.Generator) -> list[Atoms]:
+def sample(
+    start: Atoms, n_frames: int, temperature: float, rng: np.random.Generator
+) -> list[Atoms]:
     """Return `n_frames` snapshots of one equilibrated Langevin trajectory at `temperature` (K)."""
     atoms = start.copy()
     atoms.calc = xtb()
     # ASE's fixcm=True samples small molecules wrongly; they may drift, `labelled` centres them.
-    dynamics = Langevin(atoms, TIMESTEP, temperature_K=temperature, friction=FRICTION, fixcm=False, rng=rng)
+    dynamics = Langevin(
+        atoms, TIMESTEP, temperature_K=temperature, friction=FRICTION, fixcm=False, rng=rng
+    )
     dynamics.run(EQUILIBRATION_STEPS)
     frames = []
     for _ in range(n_frames):
@@ -81,8 +88,9 @@ def sample(start: Atoms, n_frames: int, temperature: float, rng: np.random.Gener
 def labelled(frame: Atoms, config_type: str, multiplicity: int | None = None) -> Atoms:
     """Return a clean copy with `REF_energy` (eV) and `REF_forces` (n_atoms, 3) (eV/Å).
 
-    The label is computed at the rounded positions that are written, by a fresh calculator: one that has
-    followed a trajectory starts from its last density, and its result depends on that within the convergence.
+    The label is computed at the rounded positions that are written, by a fresh calculator: one
+    that has followed a trajectory starts from its last density, and its result depends on that
+    within the convergence.
     """
     positions = np.round(frame.positions - frame.get_center_of_mass(), 6)  # (n_atoms, 3), Å
     atoms = Atoms(frame.symbols, positions)
@@ -105,20 +113,31 @@ def isolated_atoms() -> list[Atoms]:
 
 
 def make_split(split: Split, starts: dict[str, Atoms], scale: float) -> list[Atoms]:
-    """Return the shuffled, labelled molecules of one split; `scale` multiplies the number of frames."""
+    """Return the shuffled, labelled molecules of one split; `scale`
+    multiplies the number of frames.
+    """
     n_frames = max(1, round(scale * split.frames_per_molecule))
     rng = np.random.default_rng([SEED, SPLITS.index(split)])
     frames = []
     for (name, start), molecule_rng in zip(starts.items(), rng.spawn(len(starts)), strict=True):
-        frames += [labelled(frame, name) for frame in sample(start, n_frames, split.temperature, molecule_rng)]
+        frames += [
+            labelled(frame, name)
+            for frame in sample(start, n_frames, split.temperature, molecule_rng)
+        ]
     return [frames[i] for i in rng.permutation(len(frames))]
 
 
 def main() -> None:
     """Make the three files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the three files")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of frames (0.1 for a trial)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder of the three files"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiplies the number of frames (0.1 for a trial)"
+    )
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)

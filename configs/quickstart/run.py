@@ -1,4 +1,6 @@
-"""The quickstart: train a small model, evaluate it on its test set, say what to try next: ``make quickstart``."""
+"""The quickstart: train a small model, evaluate it on its test set, say what to try
+next: ``make quickstart``.
+"""
 
 import json
 import subprocess
@@ -16,23 +18,27 @@ def main() -> None:
     folder = RUN.relative_to(ROOT)
     model = f"{folder}/quickstart_model.pt"
     errors_file = f"{folder}/test_errors.json"
-    command(f"model_utils/train_mace.py --config configs/quickstart.yaml --output_checkpoint {folder} --overwrite")
+    command(
+        "model_utils/train_mace.py --config configs/quickstart.yaml --output_checkpoint "
+        f"{folder} --overwrite"
+    )
     command(
         f"model_utils/evaluate.py --input_model {model} --xyz_path configs/quickstart/test.xyz "
         f"--output_json {errors_file} --overwrite --threads 1"
     )
     errors = json.loads((ROOT / errors_file).read_text())
     print(
-        f"\nDone in {time.monotonic() - began:.0f} s. On the test set, hotter than the training set by 100 K: "
-        f"{1000 * errors['forces_rmse']:.0f} meV/Å (the forces themselves: 1099 meV/Å), "
+        "\n"
+        f"Done in {time.monotonic() - began:.0f} s. On the test set, hotter than the training set "
+        f"by 100 K: {1000 * errors['forces_rmse']:.0f} meV/Å (the forces themselves: 1099 meV/Å), "
         f"{1000 * errors['energy_rmse_per_atom']:.1f} meV/atom.\n"
         f"Everything lies in {folder}/. Next:\n"
         "  python model_utils/train_mace.py --help\n"
-        "  python metadata.py init --xyz_train YOUR.xyz --output_json model.json   # from your own data\n"
+        "  python metadata.py init --xyz_train YOUR.xyz --output_json model.json   # from your own "
+        "data\n"
         "  python model_utils/train_mace.py --input_json model.json --xyz_train YOUR.xyz "
         "--output_checkpoint runs/mine\n"
-        f"  python model_utils/evaluate.py --input_model {model} "
-        "--xyz_path YOUR.xyz"
+        f"  python model_utils/evaluate.py --input_model {model} --xyz_path YOUR.xyz"
     )
 
 

@@ -1,8 +1,9 @@
-"""Outputs of CP2K: energy and forces of single points, read here since ``ase.io`` has no reader for them.
+"""Outputs of CP2K: energy and forces of single points, read here since ``ase.io``
+has no reader for them.
 
-Of a run with several structures (a relaxation, molecular dynamics) CP2K writes the positions to other files, in which
-energies are in Hartree and forces in Hartree/Bohr: such an output is refused. Stress is not read: which sign it has
-depends on the version.
+Of a run with several structures (a relaxation, molecular dynamics) CP2K writes the positions to
+other files, in which energies are in Hartree and forces in Hartree/Bohr: such an output is refused.
+Stress is not read: which sign it has depends on the version.
 """
 
 import re
@@ -21,11 +22,17 @@ from dataloader.record import RawRecord
 BEGINS = b"CP2K| version string"
 _UNITS = create_units("2018")  # CP2K takes CODATA 2006 to 2010, which differ by 1e-8
 _START = "CP2K| version string"
-_ENERGY = re.compile(r" ENERGY\| Total FORCE_EVAL.*?(?:\[(?:a\.u\.|hartree)\])?:?\s+(-?\d+\.\d+(?:E[+-]\d+)?)\s*$")
-_VECTOR = re.compile(r" CELL\| Vector ([abc]) \[angstrom\]?:?\s+(-?[\d.]+)\s+(-?[\d.]+)\s+(-?[\d.]+)")
+_ENERGY = re.compile(
+    r" ENERGY\| Total FORCE_EVAL.*?(?:\[(?:a\.u\.|hartree)\])?:?\s+(-?\d+\.\d+(?:E[+-]\d+)?)\s*$"
+)
+_VECTOR = re.compile(
+    r" CELL\| Vector ([abc]) \[angstrom\]?:?\s+(-?[\d.]+)\s+(-?[\d.]+)\s+(-?[\d.]+)"
+)
 _PERIODIC = re.compile(r" (?:CELL|POISSON)\| Periodicity\s+(\w+)\s*$")
 _COORDINATES = "ATOMIC COORDINATES IN"
-_FORCES = re.compile(r" (?:ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\])", re.IGNORECASE)
+_FORCES = re.compile(
+    r" (?:ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\])", re.IGNORECASE
+)
 
 
 def records(path: Path) -> Iterator[RawRecord]:
@@ -55,9 +62,9 @@ def _record(lines: list[str]) -> RawRecord:
         raise RecordError("its SCF run did not converge; leave it out")
     if len(energies) > 1:
         raise RecordError(
-            f"it has {len(energies)} energies: of relaxations and molecular dynamics CP2K writes the positions to "
-            "other files; make an extended-XYZ file of -pos-1.xyz and -frc-1.xyz, with energy_unit=hartree and "
-            "forces_unit=hartree/bohr"
+            f"it has {len(energies)} energies: of relaxations and molecular dynamics CP2K writes "
+            "the positions to other files; make an extended-XYZ file of -pos-1.xyz and "
+            "-frc-1.xyz, with energy_unit=hartree and forces_unit=hartree/bohr"
         )
     start = next((number for number, line in enumerate(lines) if _COORDINATES in line), None)
     if start is None:
@@ -91,14 +98,18 @@ def _rows(lines: list[str], start: int, least: int) -> list[list[str]]:
 
 
 def _cell(lines: list[str]) -> tuple[NDArray[np.float64], tuple[bool, ...]]:
-    """Lattice vectors in Å as rows, and the periodic directions; all where CP2K does not say them."""
+    """Lattice vectors in Å as rows, and the periodic directions; all where
+    CP2K does not say them.
+    """
     vectors = {match[1]: match.groups()[1:] for line in lines if (match := _VECTOR.match(line))}
     if len(vectors) != 3:
         raise RecordError("its cell is not there; let CP2K print it (PRINT_LEVEL MEDIUM)")
     cell = np.array([[float(word) for word in vectors[name]] for name in "abc"])
     stated = next((match[1].upper() for line in lines if (match := _PERIODIC.match(line))), None)
     if stated is None:
-        raise RecordError("it does not say its periodic directions; let CP2K print them (PRINT_LEVEL MEDIUM)")
+        raise RecordError(
+            "it does not say its periodic directions; let CP2K print them (PRINT_LEVEL MEDIUM)"
+        )
     return cell, tuple(axis in stated and stated != "NONE" for axis in "XYZ")
 
 

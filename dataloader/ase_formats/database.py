@@ -1,7 +1,8 @@
 """ASE's databases in one file (``.db``, SQLite), read within bounds and without ASE.
 
-ASE finds the kind of a database by its name, and would connect to a server; here a file is a file. It is opened for
-reading only, and nothing of what a schema can compute (views, triggers, generated columns) is let in.
+ASE finds the kind of a database by its name, and would connect to a server; here a file is a
+file. It is opened for reading only, and nothing of what a schema can compute (views, triggers,
+generated columns) is let in.
 """
 
 import contextlib
@@ -23,7 +24,18 @@ from dataloader.record import RawRecord
 BEGINS = b"SQLite format 3\0"
 OLDEST = 5  # of ASE's layouts, of 2015; before it columns were others
 _COLUMNS = (
-    *("id", "numbers", "positions", "cell", "pbc", "constraints", "energy", "free_energy", "forces", "stress"),
+    *(
+        "id",
+        "numbers",
+        "positions",
+        "cell",
+        "pbc",
+        "constraints",
+        "energy",
+        "free_energy",
+        "forces",
+        "stress",
+    ),
     *("dipole", "magmoms", "charges", "key_value_pairs", "data"),
 )
 _BLOBS: Mapping[str, tuple[str, tuple[int, ...]]] = {  # little-endian, and how they are laid out
@@ -48,7 +60,9 @@ def records(path: Path) -> Iterator[tuple[int, RawRecord]]:
     input_files.require_regular(path)
     beside = path.with_name(f"{path.name}-wal")
     if beside.exists() and beside.stat().st_size:
-        raise RowError(f"{beside.name} beside it holds what was written last; close the program that writes it")
+        raise RowError(
+            f"{beside.name} beside it holds what was written last; close the program that writes it"
+        )
     try:
         with contextlib.closing(_connected(path)) as connection:
             _refuse_another_schema(connection)
@@ -69,8 +83,14 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 def _refuse_another_schema(connection: sqlite3.Connection) -> None:
     """Raise RowError where what is read would not be what was stored."""
-    kinds = connection.execute("SELECT type, sql FROM sqlite_master WHERE name = 'systems'").fetchall()
-    if len(kinds) != 1 or kinds[0][0] != "table" or not str(kinds[0][1]).upper().startswith("CREATE TABLE"):
+    kinds = connection.execute(
+        "SELECT type, sql FROM sqlite_master WHERE name = 'systems'"
+    ).fetchall()
+    if (
+        len(kinds) != 1
+        or kinds[0][0] != "table"
+        or not str(kinds[0][1]).upper().startswith("CREATE TABLE")
+    ):
         raise RowError("it has no table of systems, so it is no database of ASE")
     columns = connection.execute("PRAGMA table_xinfo(systems)").fetchall()
     if any(column[6] for column in columns):
@@ -78,7 +98,10 @@ def _refuse_another_schema(connection: sqlite3.Connection) -> None:
     information = connection.execute("SELECT name, value FROM information").fetchall()
     version = str(dict(information).get("version"))
     if not version.isdecimal() or int(version) < OLDEST:
-        raise RowError(f"its layout is {version:.10}, at least {OLDEST} is read; write it anew: ase db OLD -i NEW.db")
+        raise RowError(
+            f"its layout is {version:.10}, at least {OLDEST} is read; write it anew: "
+            "ase db OLD -i NEW.db"
+        )
 
 
 def _record(row: dict[str, object]) -> dict[str, object]:
@@ -90,10 +113,14 @@ def _record(row: dict[str, object]) -> dict[str, object]:
     row.pop("id")
     constraints = _unpacked(row.pop("constraints"))
     own = {name: _array(value, name) if name in _BLOBS else value for name, value in row.items()}
-    own["pbc"] = None if row["pbc"] is None else [bool(int(str(row["pbc"])) & bit) for bit in (1, 2, 4)]
+    own["pbc"] = (
+        None if row["pbc"] is None else [bool(int(str(row["pbc"])) & bit) for bit in (1, 2, 4)]
+    )
     values |= {name: value for name, value in own.items() if value is not None}
     if values.get("fixed") is None:
-        values["fixed"] = ase_rows.held_components({"numbers": own["numbers"], "constraints": constraints})
+        values["fixed"] = ase_rows.held_components(
+            {"numbers": own["numbers"], "constraints": constraints}
+        )
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -110,7 +137,9 @@ def _array(stored: object, name: str) -> NDArray[np.generic] | None:
 
 
 def _unpacked(stored: object) -> object:
-    """A text of JSON, or bytes that hold arrays beside the JSON, as ASE stores ``data`` since 2019."""
+    """A text of JSON, or bytes that hold arrays beside the JSON, as ASE
+    stores ``data`` since 2019.
+    """
     if stored is None or stored == b"":
         return None
     if not isinstance(stored, str | bytes) or len(stored) > ASE_JSON_BYTES:
@@ -141,7 +170,9 @@ def _with_arrays(value: object, stored: bytes, depth: int) -> object:
     match value.get("__ndarray__"):
         case None:
             return {name: _with_arrays(item, stored, depth + 1) for name, item in value.items()}
-        case [list() as shape, str() as dtype, int() as place] if dtype in ase_rows.DTYPES and place >= 0:
+        case [list() as shape, str() as dtype, int() as place] if (
+            dtype in ase_rows.DTYPES and place >= 0
+        ):
             return _placed(shape, dtype, place, stored)
         case _:
             return None  # of complex numbers or texts, of which nothing here knows a meaning

@@ -1,8 +1,10 @@
-"""Outputs and structure files of other programs, read by the functions of ``ase.io`` that only parse.
+"""Outputs and structure files of other programs, read by the functions of
+``ase.io`` that only parse.
 
-A function is called directly, never found by a name: what picks readers by name would also pick those of plug-ins.
-Every function here was read in ASE 3.29: it opens no other file (or is kept from it), starts nothing, and makes nothing
-but structures. What it raises on a damaged file becomes one sentence, and a file that ends too early ends its loops.
+A function is called directly, never found by a name: what picks readers by name would also pick
+those of plug-ins. Every function here was read in ASE 3.29: it opens no other file (or is kept from
+it), starts nothing, and makes nothing but structures. What it raises on a damaged file becomes one
+sentence, and a file that ends too early ends its loops.
 """
 
 import io
@@ -23,9 +25,11 @@ from dataloader.entry_values import RecordError
 from dataloader.limits import ASE_HEADER_BYTES, ASE_STRUCTURE_BYTES, ASE_TEXT_BYTES
 from dataloader.record import RawRecord
 
-_EMPTY_READS = 1000  # at the end of a file, after which a reader is taken to wait for what never comes
+# at the end of a file, after which a reader is taken to wait for what never comes
+_EMPTY_READS = 1000
 _LABELS = ("energy", "free_energy", "forces", "stress", "dipole")
-NOWHERE = "/dev/null/"  # a folder that cannot be: readers that look for a further file beside theirs find none
+# a folder that cannot be: readers that look for a further file beside theirs find none
+NOWHERE = "/dev/null/"
 
 
 class _Text(io.TextIOWrapper):
@@ -57,7 +61,9 @@ _AIMS_ATOMS = re.compile(rb"\| Number of atoms +: *(\d+)")
 Parse = Callable[[Any], Any]  # of a text: one structure, or several
 
 
-def frames(path: Path, parse: Parse, *, most: int = ASE_TEXT_BYTES, binary: bool = False) -> Iterator[Atoms]:
+def frames(
+    path: Path, parse: Parse, *, most: int = ASE_TEXT_BYTES, binary: bool = False
+) -> Iterator[Atoms]:
     """The structures that a reader of ASE finds in a file.
 
     Args:
@@ -82,7 +88,9 @@ def frames(path: Path, parse: Parse, *, most: int = ASE_TEXT_BYTES, binary: bool
         except (OSError, RecordError):
             raise
         except Exception as error:  # readers of ASE raise whatever a line makes of their arithmetic
-            raise RecordError(f"ASE's reader stops with {type(error).__name__}: {str(error)[:120]}") from None
+            raise RecordError(
+                f"ASE's reader stops with {type(error).__name__}: {str(error)[:120]}"
+            ) from None
 
 
 def record_of(atoms: Atoms, held: NDArray[np.bool_] | None = None) -> RawRecord:
@@ -108,7 +116,9 @@ def record_of(atoms: Atoms, held: NDArray[np.bool_] | None = None) -> RawRecord:
 
 
 def held_by(atoms: Atoms) -> NDArray[np.bool_]:
-    """Which components of which atoms constraints hold, (n_atoms, 3); of ``FixScaled`` along lattice vectors."""
+    """Which components of which atoms constraints hold, (n_atoms, 3); of ``FixScaled``
+    along lattice vectors.
+    """
     held = np.zeros((len(atoms), 3), dtype=bool)
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
@@ -119,19 +129,25 @@ def held_by(atoms: Atoms) -> NDArray[np.bool_]:
 
 
 def vasp_outcar(path: Path) -> Iterator[RawRecord]:
-    """Every ionic step of an OUTCAR; held atoms are those of CONTCAR or POSCAR where the file is called OUTCAR."""
+    """Every ionic step of an OUTCAR; held atoms are those of CONTCAR or POSCAR where the
+    file is called OUTCAR.
+    """
     from ase.io.vasp import iread_vasp_out
 
     held: NDArray[np.bool_] | None = None
     _refuse_more_atoms_than_bytes(path, _OUTCAR_ATOMS)
-    for number, atoms in enumerate(frames(path, lambda text: iread_vasp_out(text, index=slice(None)))):
+    for number, atoms in enumerate(
+        frames(path, lambda text: iread_vasp_out(text, index=slice(None)))
+    ):
         if number == 0:
             held = _held_beside(path, len(atoms))
         yield record_of(atoms, held)
 
 
 def _held_beside(path: Path, n_atoms: int) -> NDArray[np.bool_] | None:
-    """What CONTCAR or POSCAR in the folder of an OUTCAR hold; None where there is none, or of another structure."""
+    """What CONTCAR or POSCAR in the folder of an OUTCAR hold; None where there is none,
+    or of another structure.
+    """
     if path.name != "OUTCAR":
         return None
     for name in ("CONTCAR", "POSCAR"):
@@ -143,13 +159,19 @@ def _held_beside(path: Path, n_atoms: int) -> NDArray[np.bool_] | None:
 
 
 def _refuse_more_atoms_than_bytes(path: Path, stated: re.Pattern[bytes]) -> None:
-    """Raise RecordError where a file states more atoms than it can hold: readers take memory for as many as it says."""
+    """Raise RecordError where a file states more atoms than it can hold: readers take memory
+    for as many as it says.
+    """
     with input_files.opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         for match in stated.finditer(file.read(ASE_HEADER_BYTES)):
             words = match[1].split()
-            if sum(int(word[:18]) for word in words) > size or any(len(word) > 18 for word in words):
-                raise RecordError(f"it states {match[1].decode().strip()[:60]} atoms and has {size} bytes")
+            if sum(int(word[:18]) for word in words) > size or any(
+                len(word) > 18 for word in words
+            ):
+                raise RecordError(
+                    f"it states {match[1].decode().strip()[:60]} atoms and has {size} bytes"
+                )
 
 
 def vasp_xml(path: Path) -> Iterator[RawRecord]:
@@ -188,7 +210,8 @@ def cif(path: Path) -> Iterator[RawRecord]:
         for site in atoms.info.get("occupancy", {}).values():
             if len(site) > 1 or any(share < 1 for share in site.values()):
                 raise RecordError(
-                    f"a site is occupied in part ({site}); a model needs whole atoms: order the structure"
+                    f"a site is occupied in part ({site}); a model needs whole atoms: "
+                    "order the structure"
                 )
         yield record_of(atoms)
 
@@ -209,9 +232,12 @@ def _poscar(text: io.TextIOBase) -> Atoms:
         words = lines[6].split() if len(lines) > 6 else []
     elif words:
         symbols = lines[0].split()
-        if len(symbols) < len(words) or not all(symbol[:1].isalpha() for symbol in symbols[: len(words)]):
+        if len(symbols) < len(words) or not all(
+            symbol[:1].isalpha() for symbol in symbols[: len(words)]
+        ):
             raise RecordError(
-                "it names no elements; write their symbols in a line before their numbers, as VASP 5 does"
+                "it names no elements; write their symbols in a line before their "
+                "numbers, as VASP 5 does"
             )
     counts = [int(word) for word in words if word.isdigit()]
     if sum(counts) > len(lines):

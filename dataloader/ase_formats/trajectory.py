@@ -1,7 +1,8 @@
 """ASE's own trajectories (``.traj``), read within bounds and without making objects.
 
-The file (``ase.io.ulm``) holds items of JSON and arrays of numbers beside them. ASE's reader takes every size from the
-file on trust; here each is compared with the file's own. What an item says is what a row of ASE's databases says.
+The file (``ase.io.ulm``) holds items of JSON and arrays of numbers beside them. ASE's reader takes
+every size from the file on trust; here each is compared with the file's own. What an item says is
+what a row of ASE's databases says.
 """
 
 import os
@@ -19,9 +20,22 @@ from dataloader.lmdb_shards import ase_rows
 from dataloader.record import RawRecord
 
 BEGINS = (b"- of UlmASE-Trajectory", b"AFFormatASE-Trajectory")
-_HEADER = 48  # bytes: eight of the kind, a tag of 16, then version, number of items and place of their offsets
+# bytes: eight of the kind, a tag of 16, then version, number of items and place of their offsets
+_HEADER = 48
 _SHARED = ("numbers", "pbc", "constraints")  # stated by the first item for those that follow
-_DTYPES = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"}
+_DTYPES = {
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float32",
+    "float64",
+}
 Order = Literal["<", ">"]
 _DEEPEST = 4  # of items in items; a calculator is one
 
@@ -44,19 +58,25 @@ def records(path: Path) -> Iterator[RawRecord]:
 
 
 def _record(item: Mapping[str, object], shared: Mapping[str, object]) -> dict[str, object]:
-    """One frame: what was kept in ``info``, then the results of its calculator, then the structure itself."""
+    """One frame: what was kept in ``info``, then the results of its calculator,
+    then the structure itself.
+    """
     frame = dict(item) if "numbers" in item else {**shared, **item}
     info = frame.pop("info", None)
     calculator = frame.pop("calculator", None)
     values: dict[str, object] = dict(info) if isinstance(info, dict) else {}
     if isinstance(calculator, dict):
-        values |= {name: value for name, value in calculator.items() if name not in ("name", "parameters")}
+        values |= {
+            name: value for name, value in calculator.items() if name not in ("name", "parameters")
+        }
     values |= {name: frame.get(name) for name in ("numbers", "positions", "cell", "pbc")}
     constraints = frame.get("constraints")
     if isinstance(constraints, str):
         constraints = ase_rows.from_json(constraints.encode())
     if values.get("fixed") is None:
-        values["fixed"] = ase_rows.held_components({"numbers": values["numbers"], "constraints": constraints})
+        values["fixed"] = ase_rows.held_components(
+            {"numbers": values["numbers"], "constraints": constraints}
+        )
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -78,14 +98,18 @@ class _Items:
         offset = self._offsets[number]
         length = int(np.frombuffer(self._bytes(offset, 8), "<i8")[0])
         if length > ASE_JSON_BYTES:
-            raise RowError(f"item {number} has {length} bytes of JSON, at most {ASE_JSON_BYTES} are read")
+            raise RowError(
+                f"item {number} has {length} bytes of JSON, at most {ASE_JSON_BYTES} are read"
+            )
         content = ase_rows.from_json(self._bytes(offset + 8, length))
         if not isinstance(content, dict):
             raise RowError(f"item {number} is no JSON object")
         order: Order = "<" if content.pop("_little_endian", True) else ">"
         return self._with_arrays(content, order, 0)
 
-    def _with_arrays(self, content: Mapping[str, object], order: Order, depth: int) -> dict[str, object]:
+    def _with_arrays(
+        self, content: Mapping[str, object], order: Order, depth: int
+    ) -> dict[str, object]:
         """Names that end in a dot stand for an array or for a further item."""
         if depth > _DEEPEST:
             raise RowError("its items are nested too deep")
@@ -93,7 +117,11 @@ class _Items:
         for name, value in content.items():
             if name.endswith(".") and isinstance(value, dict):
                 stored = value.get("ndarray")
-                inner = self._with_arrays(value, order, depth + 1) if stored is None else self._array(stored, order)
+                inner = (
+                    self._with_arrays(value, order, depth + 1)
+                    if stored is None
+                    else self._array(stored, order)
+                )
                 values[name.removesuffix(".")] = inner
             else:
                 values[name] = value

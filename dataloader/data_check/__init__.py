@@ -1,1 +1,3 @@
-"""The arithmetic of ``metadata.py check``: does a data set mean what it should? Nothing here opens a file."""
+"""The arithmetic of ``metadata.py check``: does a data set mean what it should?
+Nothing here opens a file.
+"""

@@ -18,7 +18,8 @@ ENERGY_FACTORS = {
     1 / 13.6057: "Rydberg in place of eV",
 }
 LEAST = 0.05  # eV/atom; what a fit by composition leaves is never an outlier below it
-ALIKE = (0.05, 0.95)  # quantiles between which another group's middle must lie to be of the same kind
+# quantiles between which another group's middle must lie to be of the same kind
+ALIKE = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,23 @@ class EnergyFit:
     spread: float  # eV per atom, of the middle of the structures
     per_atom: bool  # the energies of the set are per atom, the fit is of energy × atoms
     rank: int  # how many E0s the compositions determine
-    covariance: NDArray[np.float64]  # (MAX_Z, MAX_Z), of the values over spread², within what is determined
+    # (MAX_Z, MAX_Z), of the values over spread², within what is determined
+    covariance: NDArray[np.float64]
     row_space: NDArray[np.float64]  # (MAX_Z, MAX_Z), projection on the compositions that occurred
 
     def error_of(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Standard error (eV/atom) of what the fit says of compositions (n, MAX_Z); inf for those out of its reach."""
+        """Standard error (eV/atom) of what the fit says of compositions (n, MAX_Z); inf for
+        those out of its reach.
+        """
         outside = np.abs(fractions - fractions @ self.row_space).max(axis=1) > 1e-6
         variance = np.einsum("ij,jk,ik->i", fractions, self.covariance, fractions)
         return np.where(outside, np.inf, self.spread * np.sqrt(np.maximum(variance, 0.0)))
 
 
 def fit_energies(data: Set) -> EnergyFit | None:
-    """Least absolute deviations per atom, so that structures with a wrong label do not bend it; None with too few."""
+    """Least absolute deviations per atom, so that structures with a wrong label do not bend
+    it; None with too few.
+    """
     energy = data.looked["energy"]
     n = data.n_atoms
     rows = np.isfinite(energy)
@@ -54,7 +60,9 @@ def fit_energies(data: Set) -> EnergyFit | None:
         values, residual = robust(fractions, (target / n)[rows])
         fits.append((values, spread_of(residual, rank)))
     per_atom = np.ptp(n[rows]) > 0 and fits[1][1] < 0.2 * fits[0][1] * np.median(n[rows])
-    per_atom = bool(per_atom and _explains(fits[1], data, energy * n) > _explains(fits[0], data, energy))
+    per_atom = bool(
+        per_atom and _explains(fits[1], data, energy * n) > _explains(fits[0], data, energy)
+    )
     values, spread = fits[1 if per_atom else 0]
     known = np.abs(np.diag(row_space) - 1) < 1e-6
     errors = np.where(known, spread * np.sqrt(np.maximum(np.diag(covariance), 0.0)), np.inf)
@@ -62,7 +70,9 @@ def fit_energies(data: Set) -> EnergyFit | None:
 
 
 def _reach(fractions: NDArray[np.float64]) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Rank of the compositions, covariance of a fit to them for unit errors, projection on what they span."""
+    """Rank of the compositions, covariance of a fit to them for unit errors,
+    projection on what they span.
+    """
     _, sizes, rows = np.linalg.svd(np.linalg.qr(fractions, mode="r"), full_matrices=False)
     kept = sizes > 1e-6 * sizes[0] if len(sizes) else np.zeros(0, dtype=bool)
     directions = rows[kept]
@@ -71,12 +81,18 @@ def _reach(fractions: NDArray[np.float64]) -> tuple[int, NDArray[np.float64], ND
 
 
 def spread_of(residual: NDArray[np.float64], parameters: int) -> float:
-    """The middle size of residuals, as a standard deviation; so many are zero by fitting and say nothing."""
+    """The middle size of residuals, as a standard deviation; so many are zero by
+    fitting and say nothing.
+    """
     return 1.4826 * float(np.median(np.sort(np.abs(residual))[parameters:]))
 
 
-def _explains(fit: tuple[NDArray[np.float64], float], data: Set, target: NDArray[np.float64]) -> float:
-    """How much smaller the spread around the fit is than that of the energies per atom, on a log scale."""
+def _explains(
+    fit: tuple[NDArray[np.float64], float], data: Set, target: NDArray[np.float64]
+) -> float:
+    """How much smaller the spread around the fit is than that of the energies
+    per atom, on a log scale.
+    """
     rows = np.isfinite(target)
     per_atom = (target / data.n_atoms)[rows]
     residual = per_atom - (data.counts[rows] @ fit[0]) / data.n_atoms[rows]
@@ -85,8 +101,12 @@ def _explains(fit: tuple[NDArray[np.float64], float], data: Set, target: NDArray
     return float(np.log(size / max(float(np.median(np.abs(residual))), 1e-12)))
 
 
-def robust(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coefficients (columns of the matrix,) with the least sum of absolute residuals, and the residuals."""
+def robust(
+    matrix: NDArray[np.float64], target: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coefficients (columns of the matrix,) with the least sum of absolute
+    residuals, and the residuals.
+    """
     present = matrix.any(axis=0)
     columns = matrix[:, present]
     weights = np.ones(len(target))
@@ -102,7 +122,8 @@ def robust(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[ND
 
 
 def energies(data: Set, fit: EnergyFit | None, *, totals: bool) -> list[Finding]:
-    """Energies of one set against its own fit: per atom, single ones in another unit, outliers, two references.
+    """Energies of one set against its own fit: per atom, single ones in another unit,
+    outliers, two references.
 
     Args:
         data: the structures of one head.
@@ -113,7 +134,10 @@ def energies(data: Set, fit: EnergyFit | None, *, totals: bool) -> list[Finding]
     if fit is None:
         return impossible
     if fit.per_atom and not totals:
-        text = "energies are per atom: times the number of atoms they fit the compositions, as they are they do not"
+        text = (
+            "energies are per atom: times the number of atoms they fit the compositions, as "
+            "they are they do not"
+        )
         factor = float(1 / np.median(data.n_atoms))
         return [Finding(level="error", check="energies", text=text, data=data.name, factor=factor)]
     text = f"spread around a fit of E0s {fit.spread:.4g} eV/atom"
@@ -132,16 +156,25 @@ def _outliers(data: Set, fit: EnergyFit) -> list[Finding]:
     residual = (energy - predicted) / n
     limit = max(12 * fit.spread, LEAST)
     outliers = np.isfinite(energy) & (np.abs(residual) > limit)
-    findings, named = _in_another_unit(data, predicted, outliers & (np.abs(predicted) / n > 4 * fit.spread))
+    findings, named = _in_another_unit(
+        data, predicted, outliers & (np.abs(predicted) / n > 4 * fit.spread)
+    )
     rest = outliers & ~named
     if not rest.any():
         return findings
     worst = np.argsort(-np.abs(np.where(rest, residual, 0.0)))[: rest.sum()]
     furthest = residual[worst[0]]
-    text = f"{rest.sum()} energies lie more than {limit:.3g} eV/atom from the fit, the furthest {furthest:.4g}"
-    # atoms pressed together may have any energy above, but no structure binds so much better than the others
+    text = (
+        f"{rest.sum()} energies lie more than {limit:.3g} eV/atom from the fit, the "
+        f"furthest {furthest:.4g}"
+    )
+    # atoms pressed together may have any energy above, but no structure binds so much
+    # better than the others
     level: Level = "error" if rest.mean() > 0.01 and (residual[rest] < -10).any() else "warning"
-    return [*findings, Finding(level=level, check="energies", text=text, data=data.name, keys=data.keys(worst))]
+    return [
+        *findings,
+        Finding(level=level, check="energies", text=text, data=data.name, keys=data.keys(worst)),
+    ]
 
 
 def _in_another_unit(
@@ -155,20 +188,34 @@ def _in_another_unit(
         ratio = data.looked["energy"] / predicted
     for factor, meaning in {**ENERGY_FACTORS, 0.0: "per atom"}.items():
         expected = 1 / n if factor == 0.0 else np.full(len(data), factor)
-        alike = outliers & ~named & (np.abs(ratio / expected - 1) < 0.05) & (np.abs(expected - 1) > 0.2)
+        alike = (
+            outliers & ~named & (np.abs(ratio / expected - 1) < 0.05) & (np.abs(expected - 1) > 0.2)
+        )
         if alike.any():
             shown = float(np.median(ratio[alike]))
-            text = f"{alike.sum()} energies are {shown:.4g} times what the others lead to expect: {meaning}?"
+            text = (
+                f"{alike.sum()} energies are {shown:.4g} times what the others lead to "
+                f"expect: {meaning}?"
+            )
             keys = data.keys(alike)
             findings.append(
-                Finding(level="error", check="energies", text=text, data=data.name, factor=factor or shown, keys=keys)
+                Finding(
+                    level="error",
+                    check="energies",
+                    text=text,
+                    data=data.name,
+                    factor=factor or shown,
+                    keys=keys,
+                )
             )
             named |= alike
     return findings, named
 
 
 def _two_groups(data: Set, fit: EnergyFit) -> list[Finding]:
-    """Energies per atom in two groups with nothing between, of structures that are alike: two references."""
+    """Energies per atom in two groups with nothing between, of structures that are
+    alike: two references.
+    """
     rows = np.nonzero(np.isfinite(data.looked["energy"]))[0]
     fractions = data.fractions[rows]
     target = (data.looked["energy"] / data.n_atoms)[rows]
@@ -189,15 +236,20 @@ def _two_groups(data: Set, fit: EnergyFit) -> list[Finding]:
     if not (alike(data, rows[upper], rows[~upper]) and alike(data, rows[~upper], rows[upper])):
         return []
     text = (
-        f"energies form two groups {apart:.4g} eV/atom apart, {(~upper).sum()} and {upper.sum()} structures of the "
-        "same kind: two units, references or functionals in one head? give each a head of its own"
+        f"energies form two groups {apart:.4g} eV/atom apart, {(~upper).sum()} and {upper.sum()} "
+        "structures of the same kind: two units, references or functionals in one head? give "
+        "each a head of its own"
     )
     keys = data.keys(rows[upper])
-    return [Finding(level="error", check="energies", text=text, data=data.name, factor=apart, keys=keys)]
+    return [
+        Finding(level="error", check="energies", text=text, data=data.name, factor=apart, keys=keys)
+    ]
 
 
 def _above_the_gap(residual: NDArray[np.float64]) -> NDArray[np.bool_] | None:
-    """Which residuals lie above the widest gap between a tenth from below and a tenth from above."""
+    """Which residuals lie above the widest gap between a tenth from below
+    and a tenth from above.
+    """
     values = np.sort(residual)
     few = max(int(np.ceil(0.1 * len(values))), 2)
     steps = np.diff(values)[few - 1 : len(values) - few]
@@ -208,19 +260,31 @@ def _above_the_gap(residual: NDArray[np.float64]) -> NDArray[np.bool_] | None:
 
 
 def kinds(data: Set) -> NDArray[np.float64]:
-    """What tells kinds of structures apart, (n, 5): neighbours, force (log), closest contact, charge, spin."""
+    """What tells kinds of structures apart, (n, 5): neighbours, force (log), closest
+    contact, charge, spin.
+    """
     looked = data.looked
-    columns = [looked["n_edges"] / data.n_atoms, np.log10(looked["force_square"] + 1e-6), looked["closest"]]
+    columns = [
+        looked["n_edges"] / data.n_atoms,
+        np.log10(looked["force_square"] + 1e-6),
+        looked["closest"],
+    ]
     return np.stack([*columns, looked["charge"], looked["spin"]], axis=1).astype(float)
 
 
 def alike(data: Set, some: NDArray[np.int64], others: NDArray[np.int64]) -> bool:
-    """Whether the middle of some structures lies within the range of others, in composition and in kind."""
-    return within(kinds(data)[some], kinds(data)[others]) and within(data.fractions[some], data.fractions[others])
+    """Whether the middle of some structures lies within the range of others, in
+    composition and in kind.
+    """
+    return within(kinds(data)[some], kinds(data)[others]) and within(
+        data.fractions[some], data.fractions[others]
+    )
 
 
 def within(some: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Whether the medians of the columns of one table lie within the range of the other's, with some room."""
+    """Whether the medians of the columns of one table lie within the range of the
+    other's, with some room.
+    """
     with np.errstate(invalid="ignore"):
         low, high = np.quantile(others, ALIKE, axis=0)
         middle = np.median(some, axis=0)
@@ -236,14 +300,25 @@ def too_low(data: Set) -> list[Finding]:
     if below.mean() <= 0.5:
         return []
     text = (
-        f"{below.sum()} energies are lower than with all electrons of the atoms: another unit, kcal/mol (23.06) or "
-        "kJ/mol (96.49)?"
+        f"{below.sum()} energies are lower than with all electrons of the atoms: another unit, "
+        "kcal/mol (23.06) or kJ/mol (96.49)?"
     )
-    return [Finding(level="error", check="energies", text=text, data=data.name, factor=23.0605, keys=data.keys(below))]
+    return [
+        Finding(
+            level="error",
+            check="energies",
+            text=text,
+            data=data.name,
+            factor=23.0605,
+            keys=data.keys(below),
+        )
+    ]
 
 
 def impossible_elements(data: Set, fit: EnergyFit | None) -> list[Finding]:
-    """An element whose fitted energy is lower than with all its electrons, beyond the error of the fit."""
+    """An element whose fitted energy is lower than with all its electrons,
+    beyond the error of the fit.
+    """
     if fit is None:
         return []
     enough = data.counts.astype(bool).sum(axis=0) >= 5
@@ -252,7 +327,7 @@ def impossible_elements(data: Set, fit: EnergyFit | None) -> list[Finding]:
         return []
     first = int(low.argmax())
     text = (
-        f"the energy of {symbols([first])} would be {fit.values[first]:.4g} eV, lower than with all its electrons: "
-        "another unit, kcal/mol (23.06) or kJ/mol (96.49)?"
+        f"the energy of {symbols([first])} would be {fit.values[first]:.4g} eV, lower than with "
+        "all its electrons: another unit, kcal/mol (23.06) or kJ/mol (96.49)?"
     )
     return [Finding(level="error", check="energies", text=text, data=data.name, factor=23.0605)]

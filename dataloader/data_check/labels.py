@@ -24,13 +24,27 @@ def labels(data: Set, *, allow_missing: bool = False) -> list[Finding]:
         level = "note" if allow_missing else "error"
         if missing.all() and not all(others.all() for others in without.values()):
             level = "warning"
-            text = f"no structure has {what}: train with --{what}_weight 0, or name the label with --{what}_key"
-        findings.append(Finding(level=level, check="labels", text=text, data=data.name, keys=data.keys(missing)))
-    for what, zero in (("energy is exactly 0", energy == 0), ("all forces are exactly 0", data.looked["zero_forces"])):
+            text = (
+                f"no structure has {what}: train with --{what}_weight 0, or name the "
+                f"label with --{what}_key"
+            )
+        findings.append(
+            Finding(level=level, check="labels", text=text, data=data.name, keys=data.keys(missing))
+        )
+    for what, zero in (
+        ("energy is exactly 0", energy == 0),
+        ("all forces are exactly 0", data.looked["zero_forces"]),
+    ):
         if zero.any():
             level = "error" if zero.mean() > 0.5 else "warning"
-            text = f"{what} in {zero.sum()} of {len(data)} structures: is it a label or a placeholder?"
-            findings.append(Finding(level=level, check="labels", text=text, data=data.name, keys=data.keys(zero)))
+            text = (
+                f"{what} in {zero.sum()} of {len(data)} structures: is it a label or a placeholder?"
+            )
+            findings.append(
+                Finding(
+                    level=level, check="labels", text=text, data=data.name, keys=data.keys(zero)
+                )
+            )
     return findings
 
 
@@ -41,16 +55,38 @@ def geometry(data: Set) -> list[Finding]:
     broken = looked["fault"] != ""
     if broken.any():
         first = str(looked["fault"][np.argmax(broken)])
-        text = f"{broken.sum()} structures whose neighbour list shows that they are broken, the first: {first}"
-        findings.append(Finding(level="error", check="distances", text=text, data=data.name, keys=data.keys(broken)))
+        text = (
+            f"{broken.sum()} structures whose neighbour list shows that they are broken, "
+            f"the first: {first}"
+        )
+        findings.append(
+            Finding(
+                level="error", check="distances", text=text, data=data.name, keys=data.keys(broken)
+            )
+        )
     close = looked["closest"] < 0.5
     if close.any():
-        text = f"{close.sum()} structures with two atoms closer than half the sum of their covalent radii"
-        findings.append(Finding(level="warning", check="distances", text=text, data=data.name, keys=data.keys(close)))
+        text = (
+            f"{close.sum()} structures with two atoms closer than half the sum of "
+            "their covalent radii"
+        )
+        findings.append(
+            Finding(
+                level="warning", check="distances", text=text, data=data.name, keys=data.keys(close)
+            )
+        )
     lonely = looked["lonely"] > 0
     if lonely.any():
         text = f"{lonely.sum()} structures with atoms that have no neighbour within the cutoff"
-        findings.append(Finding(level="warning", check="distances", text=text, data=data.name, keys=data.keys(lonely)))
+        findings.append(
+            Finding(
+                level="warning",
+                check="distances",
+                text=text,
+                data=data.name,
+                keys=data.keys(lonely),
+            )
+        )
     volumes = looked["volume"]
     if np.isfinite(volumes).any():
         low = np.nanmin(volumes)

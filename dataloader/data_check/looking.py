@@ -106,13 +106,17 @@ class Set:
         parts = {}
         for head in names:
             part = self.part(heads == head, f"{self.name}, head {head}")
-            sampled = [structure for structure in self.sampled if (structure.head or default) == head]
+            sampled = [
+                structure for structure in self.sampled if (structure.head or default) == head
+            ]
             parts[head] = dataclasses.replace(part, sampled=sampled)
         return parts
 
 
 def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS) -> Looked:
-    """The numbers of one structure; neighbours are those within ``r_max`` (Å), more than so many per atom a fault."""
+    """The numbers of one structure; neighbours are those within ``r_max`` (Å), more than so
+    many per atom a fault.
+    """
     nan = float("nan")
     closest = float("inf")
     lonely = 0
@@ -129,17 +133,23 @@ def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS)
         fault = str(error)
     forces = structure.forces
     stress = structure.stress
-    with np.errstate(over="ignore"):  # a force of 10²⁰⁰ eV/Å is reported as what it is, infinite when squared
+    # a force of 10²⁰⁰ eV/Å is reported as what it is, infinite when squared
+    with np.errstate(over="ignore"):
         squares = None if forces is None else np.square(forces).sum(axis=1)  # (n_atoms,), (eV/Å)²
     return Looked(
         fingerprint=_fingerprint(structure),
         energy=nan if structure.energy is None else structure.energy,
         force_square=nan if squares is None else float(squares.mean()) / 3,
         max_force=nan if squares is None else float(np.sqrt(squares.max())),
-        zero_forces=forces is not None and structure.n_atoms > 1 and not balanced and not forces.any(),
+        zero_forces=forces is not None
+        and structure.n_atoms > 1
+        and not balanced
+        and not forces.any(),
         trace=nan if stress is None else float(np.trace(stress)) / 3,
         max_stress=nan if stress is None else float(np.abs(stress).max()),
-        volume=abs(float(np.linalg.det(structure.cell))) / structure.n_atoms if structure.periodic else nan,
+        volume=abs(float(np.linalg.det(structure.cell))) / structure.n_atoms
+        if structure.periodic
+        else nan,
         closest=closest,
         lonely=lonely,
         n_edges=n_edges,
@@ -151,11 +161,18 @@ def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS)
 
 
 def _distances(structure: Structure, graph: Graph, r_max: float) -> tuple[float, bool]:
-    """Smallest distance over covalent radii; whether every atom's neighbours pull it to no side, as in a crystal."""
-    vectors = graph.positions[graph.receivers] - graph.positions[graph.senders] + graph.shifts @ structure.cell
+    """Smallest distance over covalent radii; whether every atom's neighbours pull it to no
+    side, as in a crystal.
+    """
+    vectors = (
+        graph.positions[graph.receivers]
+        - graph.positions[graph.senders]
+        + graph.shifts @ structure.cell
+    )
     lengths = np.linalg.norm(vectors, axis=1)
     radii = covalent_radii[structure.atomic_numbers]
-    strengths = radii[graph.senders] * np.exp(-lengths) * (1 - lengths / r_max) ** 2  # a shell at the cutoff counts not
+    # a shell at the cutoff counts not
+    strengths = radii[graph.senders] * np.exp(-lengths) * (1 - lengths / r_max) ** 2
     pulls = np.zeros((structure.n_atoms, 3))
     np.add.at(pulls, graph.receivers, vectors * (strengths / lengths)[:, None])
     closest = float((lengths / (radii[graph.senders] + radii[graph.receivers])).min())

@@ -1,4 +1,6 @@
-"""Energies against reference energies that are given, against those of another set and of other files."""
+"""Energies against reference energies that are given, against those of another
+set and of other files.
+"""
 
 from collections.abc import Mapping
 
@@ -18,22 +20,26 @@ from dataloader.data_check.energies import (
 from dataloader.data_check.looking import MAX_Z, Finding, Level, Set
 from dataloader.structure import symbols
 
-# eV per atom that a structure lies above its free atoms. Tungsten is bound by 8.9; against the unpolarised atoms of
-# plane-wave programs, whose energy is about zero, by 13. A set whose middle lies above its free atoms does not exist.
+# eV per atom that a structure lies above its free atoms. Tungsten is bound by 8.9; against the
+# unpolarised atoms of plane-wave programs, whose energy is about zero, by 13. A set whose middle
+# lies above its free atoms does not exist.
 BOUND = (-15.0, 2.0)
-BOUND_ELEMENT = (-20.0, 8.0)  # the same of one element in a fit, which takes from one what it gives to another
+# the same of one element in a fit, which takes from one what it gives to another
+BOUND_ELEMENT = (-20.0, 8.0)
 CERTAIN = 0.25  # eV; below this error of a fitted E0 the compositions tell it
 FREE = 1.0  # eV; bound by less, an element has an E0 of a fit and not of its free atom
 # Noble gases and metals bound by less than 2 eV: their E0s do not tell free atoms from a fit.
 WEAK = {2, 10, 18, 36, 54, 86, 11, 12, 19, 20, 30, 37, 38, 48, 55, 56, 63, 70, 80}
 
 
-def against_references(data: Set, fit: EnergyFit | None, references: Mapping[int, float], whose: str) -> list[Finding]:
+def against_references(
+    data: Set, fit: EnergyFit | None, references: Mapping[int, float], whose: str
+) -> list[Finding]:
     """Given E0s (isolated atoms, a model.json) against the energies.
 
-    E0s of free atoms leave the binding energy, which may have any plausible size: where there is one element or one
-    composition, a shifted E0 cannot be told from it. Fitted E0s leave nothing, so where the compositions tell them and
-    all but one agree with a fit, that one is shifted.
+    E0s of free atoms leave the binding energy, which may have any plausible size: where there is
+    one element or one composition, a shifted E0 cannot be told from it. Fitted E0s leave nothing,
+    so where the compositions tell them and all but one agree with a fit, that one is shifted.
     """
     energy = data.looked["energy"]
     n = data.n_atoms
@@ -41,7 +47,11 @@ def against_references(data: Set, fit: EnergyFit | None, references: Mapping[int
     given = np.zeros(MAX_Z)
     known = np.isin(np.arange(MAX_Z), list(references))
     given[list(references)] = list(references.values())
-    if not rows.any() or (data.counts.any(axis=0) & ~known).any() or (fit is not None and fit.per_atom):
+    if (
+        not rows.any()
+        or (data.counts.any(axis=0) & ~known).any()
+        or (fit is not None and fit.per_atom)
+    ):
         return []
     residual = ((energy - data.counts @ given) / n)[rows]
     shifts = {} if fit is None else _shifted(data.part(rows, data.name), fit, given, residual)
@@ -60,7 +70,9 @@ def against_references(data: Set, fit: EnergyFit | None, references: Mapping[int
     ]
 
 
-def _shifted(data: Set, fit: EnergyFit, given: NDArray[np.float64], residual: NDArray[np.float64]) -> dict[int, float]:
+def _shifted(
+    data: Set, fit: EnergyFit, given: NDArray[np.float64], residual: NDArray[np.float64]
+) -> dict[int, float]:
     """Elements whose given E0 is wrong, with what is to be added to it."""
     limit = max(2 * fit.spread, 1e-3)
     if 1.4826 * np.median(np.abs(residual)) < limit:
@@ -82,25 +94,36 @@ def _shifted(data: Set, fit: EnergyFit, given: NDArray[np.float64], residual: ND
     return {lone: float(robust(data.fractions[:, [lone]], residual)[0][0])}
 
 
-def _only_one(data: Set, present: list[int], residual: NDArray[np.float64], limit: float) -> int | None:
+def _only_one(
+    data: Set, present: list[int], residual: NDArray[np.float64], limit: float
+) -> int | None:
     """The element whose shift alone explains what the given E0s leave; None where none does."""
-    left = {z: float(np.median(np.abs(robust(data.fractions[:, [z]], residual)[1]))) for z in present}
+    left = {
+        z: float(np.median(np.abs(robust(data.fractions[:, [z]], residual)[1]))) for z in present
+    }
     best = min(left, key=lambda z: left[z])
     return best if 1.4826 * left[best] < limit else None
 
 
 def _unbound(data: Set, given: NDArray[np.float64], middle: float, whose: str) -> Finding:
     present = np.nonzero(data.counts.any(axis=0))[0].tolist()
-    shown = ", ".join(f"{symbols([z])} {given[z]:.6g}" for z in present[:4]) + (" …" if len(present) > 4 else "")
+    shown = ", ".join(f"{symbols([z])} {given[z]:.6g}" for z in present[:4]) + (
+        " …" if len(present) > 4 else ""
+    )
     text = (
-        f"energies lie {abs(middle):.4g} eV/atom {'above' if middle > 0 else 'below'} the E0s in {whose} ({shown} eV); "
-        f"atoms are bound by 0 to {-BOUND[0]:g}: E0s of another method or unit?"
+        f"energies lie {abs(middle):.4g} eV/atom {'above' if middle > 0 else 'below'} the "
+        f"E0s in {whose} ({shown} eV); atoms are bound by 0 to {-BOUND[0]:g}: E0s of "
+        "another method or unit?"
     )
     return Finding(level="error", check="E0s", text=text, data=data.name, factor=-middle)
 
 
-def undetermined(data: Set, fit: EnergyFit | None, references: Mapping[str, Mapping[int, float]]) -> list[Finding]:
-    """Compositions that do not tell the E0s, where no isolated atoms do; and E0s in a model.json that show it."""
+def undetermined(
+    data: Set, fit: EnergyFit | None, references: Mapping[str, Mapping[int, float]]
+) -> list[Finding]:
+    """Compositions that do not tell the E0s, where no isolated atoms do; and E0s in a
+    model.json that show it.
+    """
     present = [int(z) for z in np.nonzero(data.counts.any(axis=0))[0]]
     if fit is None or fit.rank >= len(present):
         return []
@@ -112,17 +135,20 @@ def undetermined(data: Set, fit: EnergyFit | None, references: Mapping[str, Mapp
     if not low and any(set(present) <= set(values) for values in references.values()):
         return []
     text = (
-        f"the compositions determine only {fit.rank} of {len(present)} E0s ({symbols(present)}): those of a fit give "
-        "energies of these compositions, none of others, of fragments or reactions; give isolated atoms"
+        f"the compositions determine only {fit.rank} of {len(present)} E0s ({symbols(present)}): "
+        "those of a fit give energies of these compositions, none of others, of fragments or "
+        "reactions; give isolated atoms"
     )
     text = f"{text}; no atom has the E0 of {low[0]}" if low else text
     return [Finding(level="warning", check="E0s", text=text, data=data.name)]
 
 
 def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Finding]:
-    """Energies of validation or test against the fit of the training set: another unit, another reference.
+    """Energies of validation or test against the fit of the training set: another
+    unit, another reference.
 
-    Structures of another kind (hotter, smaller, more open) may have other energies per atom: that is a warning.
+    Structures of another kind (hotter, smaller, more open) may have other energies per
+    atom: that is a warning.
     """
     energy = data.looked["energy"]
     n = data.n_atoms
@@ -143,13 +169,25 @@ def against_other_set(data: Set, train: Set, fit: EnergyFit | None) -> list[Find
     if middle < limit and not (same_kind and abs(np.median(residual)) > max(4 * doubt, 0.3)):
         return []
     if np.median(np.abs(predicted) / n) > limit:
-        for factor, meaning in {**ENERGY_FACTORS, 0.0: "energies are per atom, those are not"}.items():
+        for factor, meaning in {
+            **ENERGY_FACTORS,
+            0.0: "energies are per atom, those are not",
+        }.items():
             expected = factor or 1 / n
-            if np.median(np.abs(energy / predicted / expected - 1)) < 0.05 and (factor or np.median(n) > 1.5):
+            if np.median(np.abs(energy / predicted / expected - 1)) < 0.05 and (
+                factor or np.median(n) > 1.5
+            ):
                 shown = float(np.median(energy / predicted))
-                text = f"energies are {shown:.4g} times what those of {train.name} lead to expect: {meaning}?"
+                text = (
+                    f"energies are {shown:.4g} times what those of {train.name} lead to "
+                    f"expect: {meaning}?"
+                )
                 factor = factor or float(1 / np.median(n))
-                return [Finding(level="error", check="energies", text=text, data=data.name, factor=factor)]
+                return [
+                    Finding(
+                        level="error", check="energies", text=text, data=data.name, factor=factor
+                    )
+                ]
     return [_another_reference(data, train, residual)]
 
 
@@ -162,17 +200,20 @@ def _another_reference(data: Set, train: Set, residual: NDArray[np.float64]) -> 
         left[z] = float(np.median(np.abs(rest)))
     largest = min(left, key=lambda z: left[z])  # the one element whose shift explains most
     middle = float(np.median(residual))
-    same_kind = within(kinds(data), kinds(train)) and (abs(middle) > 0.3 or abs(shift[largest]) > 1.0)
+    same_kind = within(kinds(data), kinds(train)) and (
+        abs(middle) > 0.3 or abs(shift[largest]) > 1.0
+    )
     level: Level = "error" if same_kind or abs(middle) > -BOUND[0] else "warning"
     text = f"energies do not continue those of {train.name}: "
     if level == "warning":
         text += (
-            f"{middle:+.4g} eV/atom, by structures of another kind (forces, neighbours, distances) or another method"
+            f"{middle:+.4g} eV/atom, by structures of another kind (forces, neighbours, "
+            "distances) or another method"
         )
     elif len(left) > 1:
         text += (
-            f"an E0 is shifted, most that of {symbols([largest])} by {shift[largest]:+.4g} eV; another reference or "
-            "functional?"
+            f"an E0 is shifted, most that of {symbols([largest])} by {shift[largest]:+.4g} eV; "
+            "another reference or functional?"
         )
     else:
         text += f"{middle:+.4g} eV/atom; another reference or functional?"
@@ -180,7 +221,9 @@ def _another_reference(data: Set, train: Set, residual: NDArray[np.float64]) -> 
 
 
 def between_files(data: Set, paths: Mapping[int, str]) -> list[Finding]:
-    """Files of one head against the largest of them, as a validation set against the training set."""
+    """Files of one head against the largest of them, as a validation set
+    against the training set.
+    """
     numbers, sizes = np.unique(data.files, return_counts=True)
     if len(numbers) < 2:
         return []

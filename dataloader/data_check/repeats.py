@@ -21,7 +21,11 @@ def elements(sets: Sequence[Set], known: Sequence[int] | None) -> list[Finding]:
         if lacking:
             rows = np.asarray(data.counts[:, lacking].any(axis=1))
             text = f"{symbols(lacking)} in {rows.sum()} structures, which the model.json lacks"
-            findings.append(Finding(level="error", check="elements", text=text, data=data.name, keys=data.keys(rows)))
+            findings.append(
+                Finding(
+                    level="error", check="elements", text=text, data=data.name, keys=data.keys(rows)
+                )
+            )
         rare = [int(z) for z in present if per_element[z] < 10]
         if rare and len(data) >= 100:
             text = f"fewer than 10 structures have {symbols(rare)}"
@@ -34,7 +38,13 @@ def elements(sets: Sequence[Set], known: Sequence[int] | None) -> list[Finding]:
                 rows = np.asarray(data.counts[:, unseen].any(axis=1))
                 text = f"{symbols(unseen)} in {rows.sum()} structures, which {sets[0].name} lacks"
                 findings.append(
-                    Finding(level="error", check="elements", text=text, data=data.name, keys=data.keys(rows))
+                    Finding(
+                        level="error",
+                        check="elements",
+                        text=text,
+                        data=data.name,
+                        keys=data.keys(rows),
+                    )
                 )
     return findings
 
@@ -53,11 +63,20 @@ def heads(sets: Sequence[Set], known: Sequence[str] | None) -> list[Finding]:
             if known is None or head in known or (head == "" and len(known) == 1):
                 continue
             what = (
-                f"head {head!r}, which the model.json lacks" if head else f"no head, and the model.json has {[*known]}"
+                f"head {head!r}, which the model.json lacks"
+                if head
+                else f"no head, and the model.json has {[*known]}"
             )
             rows = np.asarray(data.looked["head"] == head)
-            text = f"{n} structures name {what}; it is `head` in the record, --head, or of a source in the YAML"
-            findings.append(Finding(level="error", check="heads", text=text, data=data.name, keys=data.keys(rows)))
+            text = (
+                f"{n} structures name {what}; it is `head` in the record, --head, or of a "
+                "source in the YAML"
+            )
+            findings.append(
+                Finding(
+                    level="error", check="heads", text=text, data=data.name, keys=data.keys(rows)
+                )
+            )
     return findings
 
 
@@ -71,18 +90,35 @@ def repeats(sets: Sequence[Set]) -> list[Finding]:
         if twice.any():
             text = f"{twice.sum()} structures repeat {int((counts > 1).sum())} others of the set"
             findings.append(
-                Finding(level="warning", check="duplicates", text=text, data=data.name, keys=data.keys(twice))
+                Finding(
+                    level="warning",
+                    check="duplicates",
+                    text=text,
+                    data=data.name,
+                    keys=data.keys(twice),
+                )
             )
             spread = _largest_disagreement(prints, data.looked["energy"] / data.n_atoms)
             if spread > 1e-3:
                 text = f"equal structures have energies that differ by up to {spread:.4g} eV/atom"
-                findings.append(Finding(level="error", check="duplicates", text=text, data=data.name))
+                findings.append(
+                    Finding(level="error", check="duplicates", text=text, data=data.name)
+                )
         for other in sets[:number]:
             shared = np.isin(prints, other.looked["fingerprint"])
             if shared.any():
-                text = f"{shared.sum()} structures stand in {other.name} too: errors on them say nothing"
+                text = (
+                    f"{shared.sum()} structures stand in {other.name} too: errors "
+                    "on them say nothing"
+                )
                 findings.append(
-                    Finding(level="error", check="duplicates", text=text, data=data.name, keys=data.keys(shared))
+                    Finding(
+                        level="error",
+                        check="duplicates",
+                        text=text,
+                        data=data.name,
+                        keys=data.keys(shared),
+                    )
                 )
     return findings
 
@@ -98,10 +134,12 @@ def memory(data: Set, batch_size: int, channels: int, max_ell: int, layers: int)
     """Rough memory of a training step on the largest batch: messages on edges rule it."""
     largest = np.sort(data.looked["n_edges"].astype(np.int64))[::-1][:batch_size].sum()
     atoms = np.sort(data.n_atoms)[::-1][:batch_size].sum()
-    per_edge = channels * (max_ell + 1) ** 2 * 4 * layers * 3  # forward, and twice for the derivative of forces
+    # forward, and twice for the derivative of forces
+    per_edge = channels * (max_ell + 1) ** 2 * 4 * layers * 3
     gigabytes = float(largest) * per_edge / 2**30
     text = (
-        f"the largest batch of {batch_size} has {atoms:.0f} atoms and {largest} edges: some {gigabytes:.2g} GiB in "
-        f"single precision with {channels} channels, max_ell {max_ell}, {layers} layers"
+        f"the largest batch of {batch_size} has {atoms:.0f} atoms and {largest} edges: some "
+        f"{gigabytes:.2g} GiB in single precision with {channels} channels, max_ell "
+        f"{max_ell}, {layers} layers"
     )
     return Finding(level="note", check="memory", text=text, data=data.name)

@@ -9,7 +9,8 @@ from dataloader.data_check.looking import Finding, Level, Set
 GPA = 160.2177  # of 1 eV/Å³
 KBAR = 1602.177
 HIGH_STRESS = 2.0  # eV/Å³, 320 GPa: the centre of the earth
-HIGH_WORK = 4.0  # eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
+# eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
+HIGH_WORK = 4.0
 COMPRESSED = 0.8  # closest distance over covalent radii, below which such a pressure is possible
 
 
@@ -23,7 +24,10 @@ def _forces(data: Set) -> list[Finding]:
     if not np.isfinite(squares).any():
         return []
     rms = float(np.sqrt(np.nanmean(squares)))
-    text = f"rms of the force components {rms:.4g} eV/Å, largest force {np.nanmax(data.looked['max_force']):.4g}"
+    text = (
+        f"rms of the force components {rms:.4g} eV/Å, largest force "
+        f"{np.nanmax(data.looked['max_force']):.4g}"
+    )
     level: Level = "note"
     if 0 < rms < 0.02:
         level = "warning"
@@ -35,7 +39,9 @@ def _forces(data: Set) -> list[Finding]:
 
 
 def _stress(data: Set) -> list[Finding]:
-    """By size; a stress as in the earth's core is believed where atoms are pressed together as there."""
+    """By size; a stress as in the earth's core is believed where atoms are
+    pressed together as there.
+    """
     traces = data.looked["trace"]
     largest = data.looked["max_stress"]
     if not np.isfinite(traces).any():
@@ -54,9 +60,11 @@ def _stress(data: Set) -> list[Finding]:
 
 
 def stress_sign(data: Set) -> list[Finding]:
-    """Compressed structures must be under pressure: of the most stressed tenth, the sign against the volume.
+    """Compressed structures must be under pressure: of the most stressed tenth, the
+    sign against the volume.
 
-    The volume is compared with that which the elements of the structure have in the other structures.
+    The volume is compared with that which the elements of the structure have
+    in the other structures.
     """
     traces = data.looked["trace"]
     volumes = data.looked["volume"]
@@ -66,18 +74,29 @@ def stress_sign(data: Set) -> list[Finding]:
     fractions = data.counts[rows] / data.n_atoms[rows, None]
     present = fractions.any(axis=0)
     target = np.log(volumes[rows])
-    residual = target - fractions[:, present] @ np.linalg.lstsq(fractions[:, present], target, rcond=None)[0]
+    residual = (
+        target
+        - fractions[:, present] @ np.linalg.lstsq(fractions[:, present], target, rcond=None)[0]
+    )
     size = np.abs(traces[rows])
     most = size >= np.quantile(size, 0.9)
     rho = _rank_correlation(residual[most], traces[rows][most])
     n = int(most.sum())
     if rho * np.sqrt(n - 1) < -3:
         text = (
-            f"the sign of the stress is flipped: of the {n} most stressed structures the compressed ones are under "
-            f"tension (rank correlation {rho:.2f}, expected positive); ASE's sign is positive under tension"
+            f"the sign of the stress is flipped: of the {n} most stressed structures the "
+            f"compressed ones are under tension (rank correlation {rho:.2f}, expected positive); "
+            "ASE's sign is positive under tension"
         )
         return [Finding(level="error", check="stress", text=text, data=data.name, factor=-1.0)]
-    return [Finding(level="note", check="stress", text=f"sign agrees with the volumes ({rho:+.2f})", data=data.name)]
+    return [
+        Finding(
+            level="note",
+            check="stress",
+            text=f"sign agrees with the volumes ({rho:+.2f})",
+            data=data.name,
+        )
+    ]
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -1,4 +1,6 @@
-"""Energies against forces: what energies change by between near structures, and the work of the forces."""
+"""Energies against forces: what energies change by between near structures, and
+the work of the forces.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -42,7 +44,8 @@ class Comparison(NamedTuple):
 
 
 def compare(data: Set) -> Comparison | None:
-    """Energy differences of near structures against the work of the forces between them; None with too few pairs.
+    """Energy differences of near structures against the work of the forces between them;
+    None with too few pairs.
 
     The trapezoidal rule −½(F₁ + F₂)·Δx is exact for a harmonic energy; near pairs count most.
     """
@@ -70,8 +73,12 @@ def says_totals(compared: Comparison | None) -> bool:
     return compared is not None and compared.correlation > 0.6 and 0.3 < compared.ratio < 3
 
 
-def energies_and_forces(data: Set, fit: EnergyFit | None, compared: Comparison | None) -> list[Finding]:
-    """The ratio of the units of energies and forces, the sign of the forces, and jumps of the energy."""
+def energies_and_forces(
+    data: Set, fit: EnergyFit | None, compared: Comparison | None
+) -> list[Finding]:
+    """The ratio of the units of energies and forces, the sign of the forces,
+    and jumps of the energy.
+    """
     if compared is None:
         return []
     if abs(compared.correlation) < 0.6:
@@ -80,31 +87,45 @@ def energies_and_forces(data: Set, fit: EnergyFit | None, compared: Comparison |
     ratio = compared.ratio
     n = compared.n_atoms
     if slope < 0:
-        text = f"energies rise along the forces (ratio {slope:.3g}): are the forces gradients? their sign is flipped"
+        text = (
+            f"energies rise along the forces (ratio {slope:.3g}): are the forces gradients? "
+            "their sign is flipped"
+        )
         return [Finding(level="error", check="forces", text=text, data=data.name, factor=-1.0)]
     if n > 2 and 0.6 < ratio * n < 1.6:
-        text = f"energies change {ratio:.3g} times as much as the forces say, 1/{n:g}: are they per atom?"
+        text = (
+            f"energies change {ratio:.3g} times as much as the forces say, 1/{n:g}: "
+            "are they per atom?"
+        )
         return [Finding(level="error", check="energies", text=text, data=data.name, factor=1 / n)]
     if 0.3 < ratio < 3:
-        text = f"energies change as the forces say (ratio {slope:.2f} over {len(compared.jumps)} near pairs)"
+        text = (
+            f"energies change as the forces say (ratio {slope:.2f} over "
+            f"{len(compared.jumps)} near pairs)"
+        )
         return [Finding(level="note", check="forces", text=text, data=data.name)]
-    wrong = "energies" if too_low(data) or impossible_elements(data, fit) else None  # the other way the forces are
+        # the other way the forces are
+    wrong = "energies" if too_low(data) or impossible_elements(data, fit) else None
     if wrong is None and ratio > 1 and np.nanmean(data.looked["force_square"]) < 0.2**2:
         wrong = "forces"
     candidates = [item for item in FACTORS.items() if wrong in (None, item[1][0])]
     what, factor, text = min(candidates, key=lambda item: abs(np.log(ratio / item[0])))[1]
-    text = f"energies change {ratio:.3g} times as much as the forces say: {text}? factor {factor:.5g}"
+    text = (
+        f"energies change {ratio:.3g} times as much as the forces say: {text}? factor {factor:.5g}"
+    )
     return [Finding(level="error", check=what, text=text, data=data.name, factor=factor)]
 
 
 def _jumps(data: Set, compared: Comparison) -> list[Finding]:
-    """Pairs between which the energy jumps, where they are many: structures of two references among one another."""
+    """Pairs between which the energy jumps, where they are many: structures of two
+    references among one another.
+    """
     n = int(compared.jumps.sum())
     if n < max(3, 0.1 * len(compared.jumps)):
         return []
     text = (
-        f"between {n} of {len(compared.jumps)} pairs of near structures the energy jumps by more than any force "
-        "explains: two units, references or functionals in one head?"
+        f"between {n} of {len(compared.jumps)} pairs of near structures the energy jumps by more "
+        "than any force explains: two units, references or functionals in one head?"
     )
     return [Finding(level="error", check="energies", text=text, data=data.name)]
 
@@ -119,7 +140,11 @@ def _near_pairs(structures: Sequence[Structure], reach: int = 60) -> list[Pair]:
     pairs = []
     for group in groups.values():
         for i, first in enumerate(group):
-            later = [pair for other in group[i + 1 : i + reach] if (pair := _pair(first, other)) is not None]
+            later = [
+                pair
+                for other in group[i + 1 : i + reach]
+                if (pair := _pair(first, other)) is not None
+            ]
             if later:
                 pairs.append(min(later))
     return pairs
@@ -142,8 +167,12 @@ def _pair(a: Structure, b: Structure) -> Pair | None:
     return Pair(length, work, b.energy - a.energy, float(a.n_atoms), most)
 
 
-def _displacement(a: Structure, b: Structure) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """What brings the atoms of the first to the second, after a rotation, which is given too; None for two cells."""
+def _displacement(
+    a: Structure, b: Structure
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """What brings the atoms of the first to the second, after a rotation, which is given
+    too; None for two cells.
+    """
     if any(a.pbc):
         if np.abs(a.cell - b.cell).max() > 1e-6:
             return None

@@ -1,6 +1,8 @@
-"""Read the row of an ASE LMDB (`.aselmdb` of OMat24, OMol25, fairchem: zlib and JSON) within bounds, without ASE.
+"""Read the row of an ASE LMDB (`.aselmdb` of OMat24, OMol25, fairchem: zlib and JSON)
+within bounds, without ASE.
 
-ASE's own decoder fills an array of any size from one number (75 bytes become 4 GB) and makes objects by name.
+ASE's own decoder fills an array of any size from one number (75 bytes become 4 GB) and
+makes objects by name.
 """
 
 import json
@@ -24,15 +26,17 @@ DTYPES = {
     *("float16", "float32", "float64"),
 }
 _MACE_PARTS = ("__info__", "__arrays__")
-_HOLDING = {"FixAtoms": "indices", "FixCartesian": "a"}  # constraint and its argument that names atoms
+# constraint and its argument that names atoms
+_HOLDING = {"FixAtoms": "indices", "FixCartesian": "a"}
 ZLIB_BEGINS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 def loads(data: bytes) -> dict[str, object]:
     """The row as one flat record: what ASE stores at its top, then `key_value_pairs`, then `data`.
 
-    `__ndarray__` becomes an array, the atoms of `FixAtoms` and `FixCartesian` constraints become the mask `fixed`, and
-    what mace's own writer keeps in `data` under `__info__` and `__arrays__` is laid out beside the rest.
+    `__ndarray__` becomes an array, the atoms of `FixAtoms` and `FixCartesian` constraints become
+    the mask `fixed`, and what mace's own writer keeps in `data` under `__info__` and `__arrays__`
+    is laid out beside the rest.
 
     Raises:
         RowError: whatever is wrong; no other exception leaves this function.
@@ -49,7 +53,8 @@ def loads(data: bytes) -> dict[str, object]:
         if isinstance(part, Mapping):
             _refuse_another_meaning(record, part, row)
             record.update(part)
-    record.update(row)  # what ASE itself reads; mace's writer leaves results of other rows in `data` beside it
+        # what ASE itself reads; mace's writer leaves results of other rows in `data` beside it
+    record.update(row)
     if record.get("fixed") is None:
         record["fixed"] = held_components(record)
     return record
@@ -64,7 +69,9 @@ def _refuse_another_meaning(
         now = part[name]
         if before is None or now is None or _equal(before, now):
             continue
-        raise RowError(f"{name} is there twice in the row, {_short(before)} and {_short(now)}; remove one")
+        raise RowError(
+            f"{name} is there twice in the row, {_short(before)} and {_short(now)}; remove one"
+        )
 
 
 def _equal(first: object, second: object) -> bool:
@@ -88,7 +95,8 @@ def plain(data: bytes) -> object:
 
 
 def from_json(text: bytes) -> object:
-    """A JSON value as ASE writes it, with ``__ndarray__`` as arrays; nothing else becomes an object.
+    """A JSON value as ASE writes it, with ``__ndarray__`` as arrays; nothing
+    else becomes an object.
 
     Raises:
         RowError: whatever is wrong.
@@ -97,7 +105,9 @@ def from_json(text: bytes) -> object:
     if items > _MAX_ITEMS:
         raise RowError(f"row holds too many values ({items}, at most {_MAX_ITEMS})")
     try:
-        return _value(json.loads(text, object_pairs_hook=_without_repeats, parse_int=plain_json.integer), 0)
+        return _value(
+            json.loads(text, object_pairs_hook=_without_repeats, parse_int=plain_json.integer), 0
+        )
     except RowError:
         raise
     except (MemoryError, RecursionError) as error:
@@ -165,7 +175,9 @@ def _array(stored: object) -> NDArray[np.generic]:
 
 
 def held_components(record: Mapping[str, object]) -> NDArray[np.bool_] | None:
-    """Which components of which atoms were held, (n_atoms, 3), by FixAtoms and FixCartesian; None where none was."""
+    """Which components of which atoms were held, (n_atoms, 3), by FixAtoms and
+    FixCartesian; None where none was.
+    """
     constraints = record.get("constraints")
     numbers = record.get("numbers")
     n_atoms = len(numbers) if isinstance(numbers, np.ndarray | list) else 0

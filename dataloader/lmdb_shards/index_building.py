@@ -1,7 +1,9 @@
-"""How the index of a shard is made: in parts, in parallel, so that what was done before an interruption counts.
+"""How the index of a shard is made: in parts, in parallel, so that what was done before
+an interruption counts.
 
-A part is a file that is there as a whole or not at all. The parts lie in a folder beside the place of the index, which
-one process has at a time (``work_folder``), and are laid end to end when all are there.
+A part is a file that is there as a whole or not at all. The parts lie in a folder beside
+the place of the index, which one process has at a time (``work_folder``), and are laid end
+to end when all are there.
 """
 
 import json
@@ -69,7 +71,8 @@ def build(wanted: Mapping[Path, Path | None], recipe: IndexRecipe) -> dict[Path,
     """Index some shards; parts that are there already count.
 
     Args:
-        wanted: for every shard the place of its index, whose ``workplace`` this process has; None where it is not kept.
+        wanted: for every shard the place of its index, whose ``workplace`` this process has;
+            None where it is not kept.
         recipe: label names and inputs.
 
     Raises:
@@ -79,7 +82,9 @@ def build(wanted: Mapping[Path, Path | None], recipe: IndexRecipe) -> dict[Path,
     indexes: dict[Path, ShardIndex] = {}
     parts: dict[Path, list[_Part]] = {}
     tasks = [(path, place, recipe) for path, place in wanted.items()]
-    for number, survey in over(parallel.in_children(_survey, tasks), "list the records", len(tasks), "shards"):
+    for number, survey in over(
+        parallel.in_children(_survey, tasks), "list the records", len(tasks), "shards"
+    ):
         path, place, _ = tasks[number]
         if survey.whole is not None:
             indexes[path] = ShardIndex(path, None, array_file.decoded(survey.whole, str(path)))
@@ -113,7 +118,9 @@ def cuts(n: int) -> list[tuple[int, int]]:
 
 
 def _survey(task: tuple[Path, Path | None, IndexRecipe]) -> _Survey:
-    """List the records; index them at once where they are few, or where there is no place to keep an index."""
+    """List the records; index them at once where they are few, or where there is no
+    place to keep an index.
+    """
     path, place, recipe = task
     keys, warned = _sample_keys(LmdbFile(path))
     header = _about(path, keys, state_of(path), [warned] if warned else [])
@@ -153,7 +160,9 @@ def _refuse_what_is_no_layout(path: Path, keys: NDArray[Any], recipe: IndexRecip
 
 
 def _sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:
-    """Keys of the samples in numerical order, less those that ASE has deleted; and a warning where counts disagree."""
+    """Keys of the samples in numerical order, less those that ASE has deleted; and a warning
+    where counts disagree.
+    """
     keys = file.sample_keys()
     deleted = _plain_metadata(file, b"deleted_ids")
     if isinstance(deleted, list) and deleted:
@@ -166,8 +175,14 @@ def _sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:
         and isinstance(deleted, list | None)
         and stated - 1 - len(set(map(str, deleted or ()))) != len(keys)
     ):
-        warning = f"nextid {stated} less deleted_ids does not give the {len(keys)} records that are there"
-    if any(key != str(int(key)).encode() or len(key) > 18 for key in keys if key[:1] == b"0" or len(key) > 18):
+        warning = (
+            f"nextid {stated} less deleted_ids does not give the {len(keys)} records that are there"
+        )
+    if any(
+        key != str(int(key)).encode() or len(key) > 18
+        for key in keys
+        if key[:1] == b"0" or len(key) > 18
+    ):
         return np.array(keys), warning
     return np.array([int(key) for key in keys], dtype=np.uint64), warning
 
@@ -184,7 +199,11 @@ def _plain_metadata(file: LmdbFile, name: bytes) -> object:
 
 def _about(path: Path, keys: NDArray[Any], state: FileState, warnings: list[str]) -> dict[str, Any]:
     """The part of the header that says for which version of the file the index holds."""
-    rows = sorted(set(np.linspace(0, len(keys) - 1, SAMPLED_ROWS).astype(int).tolist())) if len(keys) else []
+    rows = (
+        sorted(set(np.linspace(0, len(keys) - 1, SAMPLED_ROWS).astype(int).tolist()))
+        if len(keys)
+        else []
+    )
     sampled = [key_bytes(keys[row]) for row in rows]
     digests = [digest_of(value) for value in LmdbFile(path).get_all(sampled)]
     return {
@@ -238,7 +257,9 @@ def _joined(
 ) -> tuple[dict[str, Any], dict[str, list[NDArray[Any]]]]:
     """Header and columns of a whole shard."""
     tables = _Tables()
-    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in contents[0].arrays if name != "element_sets"}
+    columns: dict[str, list[NDArray[Any]]] = {
+        name: [] for name in contents[0].arrays if name != "element_sets"
+    }
     first_row = 0
     for part, content in zip(parts, contents, strict=True):
         for name, values in tables.renumbered(content, first_row, part.begin).items():
@@ -265,7 +286,10 @@ class _Tables:
             begin: all records before it.
         """
         values = dict(part.arrays)
-        sets = [self.sets.setdefault((int(a), int(b)), len(self.sets)) for a, b in values.pop("element_sets")]
+        sets = [
+            self.sets.setdefault((int(a), int(b)), len(self.sets))
+            for a, b in values.pop("element_sets")
+        ]
         heads = [self.heads.setdefault(name, len(self.heads)) for name in part.header["heads"]]
         kinds = [
             self.unusable.setdefault((quantity, reason), len(self.unusable))

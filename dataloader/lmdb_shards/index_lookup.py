@@ -1,4 +1,6 @@
-"""Indexes that lie beside their shards: looked at, compared with the shards, and used where they hold."""
+"""Indexes that lie beside their shards: looked at, compared with the shards,
+and used where they hold.
+"""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,15 +13,24 @@ from dataloader.lmdb_shards.shard_index import FORMAT, IndexRecipe, ShardIndex, 
 from dataloader.progress import log, over
 
 
-def kept_indexes(paths: Sequence[Path], recipe: IndexRecipe, *, aloud: bool = False) -> dict[Path, ShardIndex]:
+def kept_indexes(
+    paths: Sequence[Path], recipe: IndexRecipe, *, aloud: bool = False
+) -> dict[Path, ShardIndex]:
     """Indexes that are whole and those of the shards as they are; ``aloud`` says which are damaged.
 
-    All of them is read and compared with its digests, 27 bytes a record; in parallel, a shard at a time.
+    All of them is read and compared with its digests, 27 bytes a record; in
+    parallel, a shard at a time.
     """
-    candidates = [path for path in dict.fromkeys(paths) if any(place.exists() for place in places(path, recipe))]
+    candidates = [
+        path
+        for path in dict.fromkeys(paths)
+        if any(place.exists() for place in places(path, recipe))
+    ]
     indexes: dict[Path, ShardIndex] = {}
     looked = parallel.in_children(_sound_place, [(path, recipe) for path in candidates])
-    for number, (place, damages) in over(looked, "compare indexes with their shards", len(candidates), "shards"):
+    for number, (place, damages) in over(
+        looked, "compare indexes with their shards", len(candidates), "shards"
+    ):
         path = candidates[number]
         for damage in damages if aloud else ():
             log.warning("%s; it is made again", damage)
@@ -30,13 +41,18 @@ def kept_indexes(paths: Sequence[Path], recipe: IndexRecipe, *, aloud: bool = Fa
 
 
 def _sound_place(task: tuple[Path, IndexRecipe]) -> tuple[Path | None, list[str]]:
-    """Where the index of a shard lies that is whole and the shard's own; what is damaged of those that are there."""
+    """Where the index of a shard lies that is whole and the shard's own; what is damaged
+    of those that are there.
+    """
     path, recipe = task
     damages: list[str] = []
     for place in places(path, recipe):
         try:
             contents = array_file.look(place)
-            if contents.header["state"] != list(state_of(path)) or contents.header["format"] != FORMAT:
+            if (
+                contents.header["state"] != list(state_of(path))
+                or contents.header["format"] != FORMAT
+            ):
                 continue
             array_file.check(contents)
             index = ShardIndex(path, place, contents)
@@ -53,6 +69,11 @@ def _sound_place(task: tuple[Path, IndexRecipe]) -> tuple[Path | None, list[str]
 
 
 def sampled_rows_are(path: Path, sampled: Sequence[Sequence[str]]) -> bool:
-    """Whether a shard has the sampled records of an index, pairs of key and hash, as they were when it was made."""
+    """Whether a shard has the sampled records of an index, pairs of key and hash, as they
+    were when it was made.
+    """
     file = LmdbFile(path)
-    return all((value := file.find(key.encode())) is not None and digest_of(value) == d for key, d in sampled)
+    return all(
+        (value := file.find(key.encode())) is not None and digest_of(value) == d
+        for key, d in sampled
+    )

@@ -74,6 +74,8 @@ def remove_leftovers(indexes: Iterable[ShardIndex]) -> None:
 def wait_for(path: Path, recipe: IndexRecipe, *, aloud: bool) -> None:
     """Wait a moment for the process that makes an index; ``aloud`` says in the log for whom."""
     if aloud:
-        holders = [holder(workplace(place)) for place in places(path, recipe) if workplace(place).is_dir()]
+        holders = [
+            holder(workplace(place)) for place in places(path, recipe) if workplace(place).is_dir()
+        ]
         log.info("waiting for %s, which indexes %s", (holders or ["another process"])[0], path)
     time.sleep(LOOK_EVERY)

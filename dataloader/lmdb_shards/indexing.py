@@ -1,4 +1,6 @@
-"""Index the shards of data sets, and nothing else: by one process, or each process a share of the shards."""
+"""Index the shards of data sets, and nothing else: by one process, or each process
+a share of the shards.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,8 +33,11 @@ class NamedShard(NamedTuple):
     hashed: bool
 
 
-def named_shards(specs: Sequence[SourceSpec], features: Sequence[FeatureSpec] = ()) -> list[NamedShard]:
-    """All shards that LMDBs among the names of data sets stand for, each once, in the order of the names.
+def named_shards(
+    specs: Sequence[SourceSpec], features: Sequence[FeatureSpec] = ()
+) -> list[NamedShard]:
+    """All shards that LMDBs among the names of data sets stand for, each once, in
+    the order of the names.
 
     Raises:
         InputError: a name stands for no LMDB, or its manifest is damaged.
@@ -40,7 +45,9 @@ def named_shards(specs: Sequence[SourceSpec], features: Sequence[FeatureSpec] = 
     return list(dict.fromkeys(_named_shards(specs, tuple(features))))
 
 
-def _named_shards(specs: Sequence[SourceSpec], features: tuple[FeatureSpec, ...]) -> Iterator[NamedShard]:
+def _named_shards(
+    specs: Sequence[SourceSpec], features: tuple[FeatureSpec, ...]
+) -> Iterator[NamedShard]:
     for spec in specs:
         if spec.format == FORMAT:
             manifest = packed_manifest.beside(spec.path)
@@ -57,7 +64,8 @@ def index_shards(
     r_max: float | None = None,
     max_neighbors: int = MAX_NEIGHBORS,
 ) -> list[ShardIndex]:
-    """Make the indexes of a share of the shards, where they are not there, so that whoever opens the data finds them.
+    """Make the indexes of a share of the shards, where they are not there, so that whoever
+    opens the data finds them.
 
     Args:
         specs: names of data sets; those that are no LMDBs need no index.

@@ -1,4 +1,6 @@
-"""How many edges every record of a shard has within a cutoff: counted once, in parallel, and kept beside the index."""
+"""How many edges every record of a shard has within a cutoff: counted once, in parallel, and
+kept beside the index.
+"""
 
 import contextlib
 import shutil
@@ -17,7 +19,13 @@ from dataloader.labels import LabelError
 from dataloader.lmdb_file import LmdbFile
 from dataloader.lmdb_shards.index_building import cuts
 from dataloader.lmdb_shards.lmdb_record import decode
-from dataloader.lmdb_shards.shard_index import IndexRecipe, ShardIndex, key_bytes, workplace, write_whole
+from dataloader.lmdb_shards.shard_index import (
+    IndexRecipe,
+    ShardIndex,
+    key_bytes,
+    workplace,
+    write_whole,
+)
 from dataloader.neighbors import GraphFault, count_edges
 from dataloader.progress import ProgressBar, log
 
@@ -33,7 +41,8 @@ class _Part(NamedTuple):
 def edge_counts(
     indexes: Sequence[ShardIndex], recipe: IndexRecipe, r_max: float, max_neighbors: int
 ) -> list[NDArray[np.uint32]]:
-    """Directed edges within ``r_max`` (Å) of every row of every index; counted in parallel once, and kept.
+    """Directed edges within ``r_max`` (Å) of every row of every index; counted in
+    parallel once, and kept.
 
     What was counted and kept where more neighbours per atom were allowed is not looked at again.
 
@@ -47,9 +56,14 @@ def edge_counts(
         if kept is not None:
             counts[number] = kept
             continue
-        parts += [(number, _Part(index, begin, end)) for begin, end in (cuts(len(index)) if len(index) else [])]
+        parts += [
+            (number, _Part(index, begin, end))
+            for begin, end in (cuts(len(index)) if len(index) else [])
+        ]
         counts[number] = np.zeros(len(index), dtype=np.uint32)
-    with ProgressBar("neighbours", sum(part.end - part.begin for _, part in parts), "records") as bar:
+    with ProgressBar(
+        "neighbours", sum(part.end - part.begin for _, part in parts), "records"
+    ) as bar:
         work = partial(_count_edges, recipe=recipe, r_max=r_max, max_neighbors=max_neighbors)
         for done, counted in parallel.in_children(work, [part for _, part in parts]):
             number, part = parts[done]
@@ -61,7 +75,11 @@ def edge_counts(
 
 
 def _place(index: ShardIndex, r_max: float) -> Path | None:
-    return None if index.place is None else index.place.with_name(f"{index.place.name}.edges-{r_max!r}")
+    return (
+        None
+        if index.place is None
+        else index.place.with_name(f"{index.place.name}.edges-{r_max!r}")
+    )
 
 
 def _kept(index: ShardIndex, r_max: float) -> NDArray[np.uint32] | None:
@@ -70,7 +88,9 @@ def _kept(index: ShardIndex, r_max: float) -> NDArray[np.uint32] | None:
         return None
     try:
         contents = array_file.read(place)
-        if contents.header == {"identity": index.identity} and len(contents.arrays["n_edges"]) == len(index):
+        if contents.header == {"identity": index.identity} and len(
+            contents.arrays["n_edges"]
+        ) == len(index):
             if workplace(place).exists():  # of a process that was killed at the end
                 shutil.rmtree(workplace(place), ignore_errors=True)
             return contents.arrays["n_edges"]
@@ -90,7 +110,9 @@ def _keep(index: ShardIndex, r_max: float, counts: NDArray[np.uint32]) -> None:
             shutil.rmtree(workplace(place), ignore_errors=True)
 
 
-def _count_edges(part: _Part, recipe: IndexRecipe, r_max: float, max_neighbors: int) -> NDArray[np.uint32]:
+def _count_edges(
+    part: _Part, recipe: IndexRecipe, r_max: float, max_neighbors: int
+) -> NDArray[np.uint32]:
     """The edges of some records; kept in a part file, so that what is counted stays counted."""
     file = _part_file(part, r_max)
     if file is not None:

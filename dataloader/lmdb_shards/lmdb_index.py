@@ -1,7 +1,8 @@
-"""What is known of every record of an LMDB without reading it: made once, kept, looked at before it is believed.
+"""What is known of every record of an LMDB without reading it: made once, kept, looked at
+before it is believed.
 
-One process at a time makes the index of a shard; others wait for it and then use it. An index that is damaged is made
-again, and that is said.
+One process at a time makes the index of a shard; others wait for it and then use it. An index that
+is damaged is made again, and that is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,16 @@ from dataloader.work_folder import TRIES, Overtaken
 def open_indexes(
     paths: Sequence[Path], recipe: IndexRecipe, *, verify: bool = False, hashed: bool = False
 ) -> list[ShardIndex]:
-    """The index of every shard; those that are not there, damaged, or of another version of the file, are made.
+    """The index of every shard; those that are not there, damaged, or of another version
+    of the file, are made.
 
     Args:
         paths: of the shards.
         recipe: label names and inputs.
-        verify: compare the hash of each whole file with the one that its index keeps; where it has none, keep it.
-        hashed: every index is to have the hash of the whole file. Else none is made: it takes reading everything again.
+        verify: compare the hash of each whole file with the one that its index keeps;
+            where it has none, keep it.
+        hashed: every index is to have the hash of the whole file. Else none is made: it takes
+            reading everything again.
 
     Raises:
         InputError: a shard is no LMDB, is cut off, changed, or reading it ended a process.
@@ -37,7 +41,9 @@ def open_indexes(
     remove_leftovers(indexes.values())
     waited = False
     overtaken = 0
-    while missing := [path for path in paths if not _is_complete(indexes.get(path), verify or hashed)]:
+    while missing := [
+        path for path in paths if not _is_complete(indexes.get(path), verify or hashed)
+    ]:
         with free_shards(missing, recipe) as mine:
             if not mine:
                 wait_for(missing[0], recipe, aloud=not waited)
@@ -58,7 +64,9 @@ def _is_complete(index: ShardIndex | None, hashed: bool) -> bool:
 def _completed(
     mine: Mapping[Path, Building], recipe: IndexRecipe, digests: Mapping[Path, str], *, hashed: bool
 ) -> dict[Path, ShardIndex]:
-    """The indexes of shards that this process has: another one may have made them by now, or they are made."""
+    """The indexes of shards that this process has: another one may have made them by
+    now, or they are made.
+    """
     indexes = kept_indexes(list(mine), recipe, aloud=True)
     missing = {path: building.place for path, building in mine.items() if path not in indexes}
     if missing:

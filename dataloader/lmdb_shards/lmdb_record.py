@@ -51,8 +51,9 @@ def unreadable(path: Path, reasons: Iterable[str]) -> str:
     """What to do about rows of none of the layouts that are read."""
     if any("msgpack" in reason for reason in reasons):
         return (
-            'DeePMD writes such LMDBs; dpdata converts them to extended XYZ: python -c "import dpdata; '
-            f"dpdata.MultiSystems.from_file('{path}', fmt='deepmd/lmdb').to('mace/xyz', '{path.stem}.xyz')\""
+            "DeePMD writes such LMDBs; dpdata converts them to extended XYZ: "
+            f"python -c \"import dpdata; dpdata.MultiSystems.from_file('{path}', fmt='deepmd/lmdb')"
+            f".to('mace/xyz', '{path.stem}.xyz')\""
         )
     return f"the layouts that are read: {SUPPORTED}"
 
@@ -70,8 +71,11 @@ class Decoded(NamedTuple):
         return self.reading.structure
 
 
-def record_of(value: bytes, only: Collection[str] | None = None) -> tuple[Mapping[str, object], str]:
-    """The names of a row with their values, and its layout; of a pickle only the names that are asked for.
+def record_of(
+    value: bytes, only: Collection[str] | None = None
+) -> tuple[Mapping[str, object], str]:
+    """The names of a row with their values, and its layout; of a pickle only the
+    names that are asked for.
 
     Raises:
         RowError: it is none of the layouts, or damaged.
@@ -86,7 +90,9 @@ def record_of(value: bytes, only: Collection[str] | None = None) -> tuple[Mappin
             return record, PYG_1 if record.version == 1 else PYG_2
         if isinstance(record, dict):
             return record, DICTS
-        raise RowError(f"record is a {type(record).__name__}, expected a torch_geometric Data or a dict")
+        raise RowError(
+            f"record is a {type(record).__name__}, expected a torch_geometric Data or a dict"
+        )
     raise RowError(f"row is {_what_it_is(value)}, {NO_LAYOUT}")
 
 
@@ -118,7 +124,9 @@ def decode(
     return Decoded(reading, layout, any(name in record for name in IS2RE_NAMES))
 
 
-def wanted_names(keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]) -> WantedNames:
+def wanted_names(
+    keys: LabelKeys, features: tuple[FeatureSpec, ...], keep: tuple[str, ...]
+) -> WantedNames:
     """Every name of a row that `decode` looks at."""
     return _with_names_of_is2re(names_read(keys, features, keep))
 

@@ -1,4 +1,6 @@
-"""The usable records of LMDB shards as structures; faulty ones are dropped and counted when the index is made."""
+"""The usable records of LMDB shards as structures; faulty ones are dropped and counted
+when the index is made.
+"""
 
 import contextlib
 from collections import Counter
@@ -56,7 +58,9 @@ class LmdbSource:
         self.recipe = IndexRecipe(keys, tuple(features))
         manifest = packed_manifest.beside(path)
         self.shards = manifest.shards if manifest else shards_of(path)
-        self.indexes = open_indexes(self.shards, self.recipe, verify=filters.verify, hashed=manifest is not None)
+        self.indexes = open_indexes(
+            self.shards, self.recipe, verify=filters.verify, hashed=manifest is not None
+        )
         if manifest:
             manifest.compare([index.sha256 for index in self.indexes])
         self.files = [LmdbFile(shard) for shard in self.shards]
@@ -65,7 +69,12 @@ class LmdbSource:
         self.census = Census(path=path, first_names=partial(names_of_first, self.files))
         for shard, index in enumerate(self.indexes):
             for reason, (count, offenders) in index.faults.items():
-                self._count(self.census.dropped, reason, count, [self._shown_key(shard, key) for key in offenders])
+                self._count(
+                    self.census.dropped,
+                    reason,
+                    count,
+                    [self._shown_key(shard, key) for key in offenders],
+                )
         self._collect_names()
         self._choose(needs, filters)
         self._refuse_too_many_drops(max_dropped, needs)
@@ -81,10 +90,14 @@ class LmdbSource:
             census.layouts.update(index.header["layouts"])
             census.notes.update(index.header["notes"])
             census.named.update(index.header["named"])
-            census.warnings += [f"{index.path.name}: {text}" for text in index.header.get("warnings", ())]
+            census.warnings += [
+                f"{index.path.name}: {text}" for text in index.header.get("warnings", ())
+            ]
         for shard in self.shards:
             for place in outdated(shard):
-                census.warnings.append(f"{place} was made by an earlier version and is not used any more: remove it")
+                census.warnings.append(
+                    f"{place} was made by an earlier version and is not used any more: remove it"
+                )
 
     def _choose(self, needs: LabelNeeds, filters: Filters) -> None:
         """Rows that are used; why the others are not."""
@@ -119,8 +132,12 @@ class LmdbSource:
         self.free_components = self._used(self._column("free_components"))
         self.labels = self._used(labels)
 
-    def _drop_without_labels(self, usable: NDArray[np.bool_], labels: NDArray[np.uint32], needs: LabelNeeds) -> None:
-        """Take out rows that lack a label that is required, or have one that is looked at and cannot be used."""
+    def _drop_without_labels(
+        self, usable: NDArray[np.bool_], labels: NDArray[np.uint32], needs: LabelNeeds
+    ) -> None:
+        """Take out rows that lack a label that is required, or have one that is looked
+        at and cannot be used.
+        """
         isolated = labels & index_bits.ISOLATED > 0
         for (faulty, reason), rows in self._unusable_labels().items():
             unknown = reason.endswith(index_bits.UNKNOWN)
@@ -130,9 +147,9 @@ class LmdbSource:
             if faulty in needs.required or (needs.judges(faulty) and not unknown):
                 self._drop(usable, concerned, reason, self.census.dropped)
             elif not unknown:
-                self.census.notes[f"{reason}: taken as absent, since the {faulty} is not looked at"] += int(
-                    concerned.sum()
-                )
+                self.census.notes[
+                    f"{reason}: taken as absent, since the {faulty} is not looked at"
+                ] += int(concerned.sum())
         for quantity in QUANTITIES.values():
             if quantity.name not in needs.required:
                 continue
@@ -166,7 +183,9 @@ class LmdbSource:
         bits, numbers = np.unique(sets, axis=0, return_inverse=True)
         firsts = np.cumsum([0, *(len(index.element_sets) for index in self.indexes)])
         parts = [
-            numbers.reshape(-1)[first : first + len(index.element_sets)].astype(np.uint32)[index.elements]
+            numbers.reshape(-1)[first : first + len(index.element_sets)].astype(np.uint32)[
+                index.elements
+            ]
             for first, index in zip(firsts, self.indexes, strict=False)
         ]
         return Elements(np.concatenate(parts), bits)
@@ -178,19 +197,25 @@ class LmdbSource:
         for index in self.indexes:
             table = [names.setdefault(name, len(names)) for name in index.head_names]
             same = table == list(range(len(table)))
-            columns.append(index.heads if same else np.array(table, dtype=index.heads.dtype)[index.heads])
+            columns.append(
+                index.heads if same else np.array(table, dtype=index.heads.dtype)[index.heads]
+            )
         return Lookup(columns[0] if len(columns) == 1 else np.concatenate(columns), list(names))
 
     def _used(self, column: NDArray[Any]) -> NDArray[Any]:
         return column if self._rows is None else column[self._rows]
 
-    def _drop(self, usable: NDArray[np.bool_], bad: NDArray[np.bool_], reason: str, into: Counter[str]) -> None:
+    def _drop(
+        self, usable: NDArray[np.bool_], bad: NDArray[np.bool_], reason: str, into: Counter[str]
+    ) -> None:
         """Take rows out and count them under the first reason that they fall to."""
         fallen = usable & bad
         count = int(fallen.sum())
         if count:
             first = np.nonzero(fallen)[0][:SHOWN_OFFENDERS]
-            self._count(into, reason, count, [self._shown_key(*self._shard_row(int(row))) for row in first])
+            self._count(
+                into, reason, count, [self._shown_key(*self._shard_row(int(row))) for row in first]
+            )
             usable &= ~bad
 
     def _count(self, into: Counter[str], reason: str, count: int, offenders: list[str]) -> None:
@@ -215,20 +240,22 @@ class LmdbSource:
         missing = census.dropped["forces missing"] + census.dropped["energy missing"]
         if needs.required and relaxed and missing >= relaxed:
             raise InputError(
-                f"{self.path}: {relaxed} of {total} records are IS2RE rows (y_relaxed, pos_relaxed) without energy "
-                f"and forces of the positions they hold ({census.drop_report()}); take an S2EF set"
+                f"{self.path}: {relaxed} of {total} records are IS2RE rows (y_relaxed, "
+                "pos_relaxed) without energy and forces of the positions they hold "
+                f"({census.drop_report()}); take an S2EF set"
             )
         if any(NO_LAYOUT in reason for reason in census.dropped):
             raise InputError(
-                f"{self.path}: {dropped} of {total} records cannot be read ({census.drop_report()}); "
-                f"{unreadable(self.path, census.dropped)}"
+                f"{self.path}: {dropped} of {total} records cannot be read "
+                f"({census.drop_report()}); {unreadable(self.path, census.dropped)}"
             )
         has = ""
         if any(reason.endswith(" missing") for reason in census.dropped):
             has = f"; the first record has: {', '.join(census.first_names()) or 'nothing'}"
         raise InputError(
-            f"{self.path}: {dropped} of {total} records cannot be used ({census.drop_report()}){has}; mend them, name "
-            "the labels with --energy_key/--forces_key, give a loss the weight 0, take partly labelled data with "
+            f"{self.path}: {dropped} of {total} records cannot be used "
+            f"({census.drop_report()}){has}; mend them, name the labels with "
+            "--energy_key/--forces_key, give a loss the weight 0, take partly labelled data with "
             f"--allow_missing_labels, or raise --max_dropped {max_dropped:g}"
         )
 
@@ -261,7 +288,9 @@ class LmdbSource:
             local = np.sort(rows[shards == shard]) - first
             index = self.indexes[shard]
             keys = tuple(index.key(int(row)).decode() for row in local)
-            parts.append(ShardRecords(self.shards[shard], keys, tuple(index.record_numbers(local).tolist())))
+            parts.append(
+                ShardRecords(self.shards[shard], keys, tuple(index.record_numbers(local).tolist()))
+            )
         return parts
 
     def structure(self, i: int) -> Structure:
@@ -278,29 +307,40 @@ class LmdbSource:
         key = index.key(local)
         value = self.files[shard].get(key)
         try:
-            structure = decode(value, self._place(row), self.recipe.keys, self.recipe.features, self.keep).structure
+            structure = decode(
+                value, self._place(row), self.recipe.keys, self.recipe.features, self.keep
+            ).structure
         except (RowError, LabelError) as error:
-            raise InputError(f"{index.path} key {key.decode()}: {error}; did the file change?") from None
+            raise InputError(
+                f"{index.path} key {key.decode()}: {error}; did the file change?"
+            ) from None
         if structure.n_atoms != index.n_atoms[local]:
             raise InputError(
-                f"{index.path} key {key.decode()}: has {structure.n_atoms} atoms where its index has "
-                f"{index.n_atoms[local]}; did the file change? remove {index.place}"
+                f"{index.path} key {key.decode()}: has {structure.n_atoms} atoms where its index "
+                f"has {index.n_atoms[local]}; did the file change? remove {index.place}"
             )
         return structure
 
-    def labelled_rows(self, indices: NDArray[np.integer], *, free_atoms_only: bool) -> dict[str, int]:
+    def labelled_rows(
+        self, indices: NDArray[np.integer], *, free_atoms_only: bool
+    ) -> dict[str, int]:
         """Rows with a label by quantity over some structures, from the columns of the index."""
         bits = self.labels[indices]
         free = self.free_components[indices].astype(np.int64) // 3 if free_atoms_only else None
         n_atoms = self.n_atoms[indices].astype(np.int64)
         rows = dict[str, int]()
         for name, quantity in QUANTITIES.items():
-            of_one = (free if free is not None and quantity.of_free_atoms else n_atoms) if quantity.per_atom else 1
+            of_one = (
+                (free if free is not None and quantity.of_free_atoms else n_atoms)
+                if quantity.per_atom
+                else 1
+            )
             rows[name] = int(((bits & index_bits.label_bit(name) > 0) * of_one).sum())
         return rows
 
     def edges(self, r_max: float) -> NDArray[np.uint32]:
-        """Directed edges of every usable record, (len,); counted in parallel once, and kept beside the index.
+        """Directed edges of every usable record, (len,); counted in parallel once, and
+        kept beside the index.
 
         Raises:
             InputError: the neighbours of a record show that it is broken.
@@ -308,7 +348,8 @@ class LmdbSource:
         if r_max not in self._edges:
             counts = edge_counts(self.indexes, self.recipe, r_max, self.max_neighbors)
             n_edges = self._used(counts[0] if len(counts) == 1 else np.concatenate(counts))
-            many = n_edges > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)  # counted where more may be
+            # counted where more may be
+            many = n_edges > self.max_neighbors * np.asarray(self.n_atoms, dtype=np.int64)
             if many.any():
                 i = int(many.argmax())
                 fault = too_many(int(n_edges[i]), int(self.n_atoms[i]), self.max_neighbors)
@@ -327,7 +368,9 @@ def names_of_first(files: Sequence[LmdbFile]) -> tuple[str, ...]:
         for key in file.sample_keys()[:SHOWN_OFFENDERS]:
             with contextlib.suppress(RowError):
                 record, _ = record_of(file.get(key))
-                return tuple(sorted(str(name) for name, value in record.items() if value is not None))[:40]
+                return tuple(
+                    sorted(str(name) for name, value in record.items() if value is not None)
+                )[:40]
     return ()
 
 
@@ -345,7 +388,11 @@ def _opened(spec: SourceSpec, wanted: Wanted) -> LmdbSource:
 
 def _streamed(spec: SourceSpec, wanted: Wanted) -> Streamed:
     source = _opened(spec, wanted)
-    rows = np.arange(len(source)) if wanted.elements is None else np.nonzero(source.elements.within(wanted.elements))[0]
+    rows = (
+        np.arange(len(source))
+        if wanted.elements is None
+        else np.nonzero(source.elements.within(wanted.elements))[0]
+    )
     shown = progress.over(rows, "statistics", len(rows))
     by_number = (partial(source.structure, int(row)) for row in shown)
     return Streamed(source.census, chain(map(given, source.isolated_atoms), by_number))

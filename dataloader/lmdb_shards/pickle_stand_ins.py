@@ -1,4 +1,5 @@
-"""What takes the place of every class and function that a pickled row may name: inert, of bounded cost.
+"""What takes the place of every class and function that a pickled row may name:
+inert, of bounded cost.
 
 A stand-in keeps what the row hands it and checks it only when it is converted (``plain_values``).
 """
@@ -29,18 +30,25 @@ class Converter(Protocol):
         ...
 
     def array(
-        self, buffer: bytes, start: int, dtype: np.dtype[Any], shape: tuple[int, ...], stride: tuple[int, ...]
+        self,
+        buffer: bytes,
+        start: int,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
     ) -> NDArray[Any]:
         """A copy of a strided view (stride in elements, start in bytes) of a byte string."""
         ...
 
 
 class Inert:
-    """Base of the stand-ins: they keep what the row gave them, and BUILD cannot set anything on them.
+    """Base of the stand-ins: they keep what the row gave them, and BUILD
+    cannot set anything on them.
 
-    The C unpickler sets attributes on whatever lies on its stack, functions and classes too, unless that has a
-    `__setstate__`; every stand-in has one, and a class answers BUILD with a TypeError because `self` is missing.
-    Stand-ins are what REDUCE returns, never arrays: SETITEMS on an array would run numpy's fancy indexing.
+    The C unpickler sets attributes on whatever lies on its stack, functions and classes too, unless
+    that has a `__setstate__`; every stand-in has one, and a class answers BUILD with a TypeError
+    because `self` is missing. Stand-ins are what REDUCE returns, never arrays: SETITEMS on an array
+    would run numpy's fancy indexing.
     """
 
     __slots__ = ()
@@ -50,13 +58,17 @@ class Inert:
 
 
 class Name(Inert):
-    """A class that rows mention and never use: numpy.ndarray, torch_geometric's DataTensorAttr and DataEdgeAttr."""
+    """A class that rows mention and never use: numpy.ndarray, torch_geometric's
+    DataTensorAttr and DataEdgeAttr.
+    """
 
     __slots__ = ()
 
 
 class OrderedDict(dict[object, object]):
-    """`collections.OrderedDict`: filled by SETITEMS only, since a copying constructor would multiply memory."""
+    """`collections.OrderedDict`: filled by SETITEMS only, since a copying constructor
+    would multiply memory.
+    """
 
     __slots__ = ()
 
@@ -68,7 +80,9 @@ class OrderedDict(dict[object, object]):
 
 
 class Latin1(Inert):
-    """`_codecs.encode(text, 'latin1')` and `bytes()`: how protocol 2 spells a byte string; encoded when asked for."""
+    """`_codecs.encode(text, 'latin1')` and `bytes()`: how protocol 2 spells a byte string;
+    encoded when asked for.
+    """
 
     __slots__ = ("_bytes", "_text")
 
@@ -87,7 +101,9 @@ class Latin1(Inert):
 
 
 class GlobalStorage(Inert):
-    """`torch_geometric.data.storage.GlobalStorage` (2.x): a state with the attributes under `_mapping`."""
+    """`torch_geometric.data.storage.GlobalStorage` (2.x): a state with the
+    attributes under `_mapping`.
+    """
 
     __slots__ = ("state",)
     state: dict[object, object]
@@ -99,12 +115,16 @@ class GlobalStorage(Inert):
 
 
 class Data(GlobalStorage):
-    """`torch_geometric.data.data.Data`: attributes in the state (1.x), or in the GlobalStorage under `_store` (2.x)."""
+    """`torch_geometric.data.data.Data`: attributes in the state (1.x), or in the
+    GlobalStorage under `_store` (2.x).
+    """
 
     __slots__ = ()
 
     def attributes(self) -> dict[str, object]:
-        """The attributes that are not None; torch_geometric's own private names (`__num_nodes__`) are none."""
+        """The attributes that are not None; torch_geometric's own private names
+        (`__num_nodes__`) are none.
+        """
         mapping: object = self.state
         store = self.state.get("_store")
         if isinstance(store, GlobalStorage):
@@ -116,9 +136,10 @@ class Data(GlobalStorage):
         return {k: v for k, v in mapping.items() if v is not None and not (k[:2] == "__" == k[-2:])}
 
 
-# What torch.save writes for one storage in its legacy form, up to the elements: five pickles of protocol 2 (magic
-# number, version 1001, system, persistent id of the storage, list of the one key) and the element count as int64.
-# It is always these bytes, so it is matched as bytes: no unpickler runs inside a row.
+# What torch.save writes for one storage in its legacy form, up to the elements: five pickles of
+# protocol 2 (magic number, version 1001, system, persistent id of the storage, list of the one
+# key) and the element count as int64. It is always these bytes, so it is matched as bytes: no
+# unpickler runs inside a row.
 _STORAGE_HEADER = re.compile(
     rb"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
     rb"\x80\x02M\xe9\x03\."
@@ -145,7 +166,9 @@ _STORAGE_DTYPES: dict[bytes, np.dtype[Any]] = {
 
 
 class Storage(Inert):
-    """`torch.storage._load_from_bytes(payload)`: the elements of a tensor, in the payload from `start` on."""
+    """`torch.storage._load_from_bytes(payload)`: the elements of a tensor, in the
+    payload from `start` on.
+    """
 
     __slots__ = ("payload",)
 
@@ -160,13 +183,18 @@ class Storage(Inert):
             raise RowError("torch storage is not in the legacy layout")
         module, name, key, n1, n2, n4, only_key, n8 = header.groups()
         if module != b"torch" or name not in _STORAGE_DTYPES:
-            raise RowError(f"global {printable(b'.'.join((module, name)).decode('latin-1'))} is not allowed")
+            raise RowError(
+                f"global {printable(b'.'.join((module, name)).decode('latin-1'))} is not allowed"
+            )
         dtype = _STORAGE_DTYPES[name]
         count = int.from_bytes(n8, "little")
         if key != only_key or count != int.from_bytes(n1 or n2 or n4, "little"):
             raise RowError("torch storage contradicts itself")
         if len(payload) - header.end() != count * dtype.itemsize:
-            raise RowError(f"torch storage is cut off ({len(payload) - header.end()} bytes for {count} elements)")
+            raise RowError(
+                f"torch storage is cut off ({len(payload) - header.end()} bytes "
+                f"for {count} elements)"
+            )
         return payload, header.end(), dtype, count
 
 
@@ -193,7 +221,9 @@ class Tensor(Inert):
         self.stride = stride
 
     def array(self, plain: Converter) -> NDArray[Any]:
-        """The tensor as an array that owns its memory; raises RowError where it reaches beyond its storage."""
+        """The tensor as an array that owns its memory; raises RowError where it
+        reaches beyond its storage.
+        """
         if not isinstance(self.storage, Storage):
             raise RowError("torch tensor without a storage")
         buffer, start, dtype, count = self.storage.elements(plain)
@@ -229,16 +259,21 @@ class Dtype(Inert):
             case (3, "<" | ">" | "=" | "|" as order, None, None, None, *_):
                 self.order = order
             case _:
-                raise RowError(f"numpy dtype {self.name} with fields, a shape or metadata is not allowed")
+                raise RowError(
+                    f"numpy dtype {self.name} with fields, a shape or metadata is not allowed"
+                )
 
 
 class NumpyArray(Inert):
-    """`_reconstruct(ndarray, (0,), b'b')` and its state, or `_frombuffer(buffer, dtype, shape, order, axes)`."""
+    """`_reconstruct(ndarray, (0,), b'b')` and its state, or `_frombuffer(buffer,
+    dtype, shape, order, axes)`.
+    """
 
     __slots__ = ("axes", "dtype", "order", "raw", "shape")
 
     def __init__(self, *_: object) -> None:
-        self.shape: object = None  # the arguments describe an empty array; all that counts comes with the state
+        # the arguments describe an empty array; all that counts comes with the state
+        self.shape: object = None
 
     def __setstate__(self, state: object) -> None:
         match state:
@@ -263,7 +298,9 @@ class NumpyArray(Inert):
         dtype = _dtype(self.dtype)
         shape = _counts(self.shape)
         if len(raw) != math.prod(shape) * dtype.itemsize:
-            raise RowError(f"numpy array is cut off ({len(raw)} bytes for shape {shape} of {dtype})")
+            raise RowError(
+                f"numpy array is cut off ({len(raw)} bytes for shape {shape} of {dtype})"
+            )
         if self.order == "F":
             return plain.array(raw, 0, dtype, shape[::-1], _c_stride(shape[::-1])).T.copy()
         array = plain.array(raw, 0, dtype, shape, _c_stride(shape))
@@ -280,7 +317,9 @@ class FromBuffer(NumpyArray):
 
     __slots__ = ()
 
-    def __init__(self, buffer: object, dtype: object, shape: object, order: object, axes: object = None) -> None:
+    def __init__(
+        self, buffer: object, dtype: object, shape: object, order: object, axes: object = None
+    ) -> None:
         self.fill(buffer, dtype, shape, order, axes)
 
     def __setstate__(self, state: object) -> None:

@@ -1,4 +1,6 @@
-"""From what the unpickler left of a row, stand-ins within containers, to plain values within a budget of memory."""
+"""From what the unpickler left of a row, stand-ins within containers, to plain values
+within a budget of memory.
+"""
 
 import math
 from collections.abc import Collection
@@ -23,16 +25,20 @@ _ARRAY_BYTES = 100  # an array object without its elements
 
 
 class TorchGeometricData(dict[str, object]):
-    """The attributes of one torch_geometric ``Data``; a class of its own because such rows imply periodicity."""
+    """The attributes of one torch_geometric ``Data``; a class of its own because such
+    rows imply periodicity.
+    """
 
     version = 1  # of torch_geometric: 1, or 2 where the attributes lie in a GlobalStorage
 
 
 class PlainValues:
-    """Turns what the unpickler left, stand-ins within containers, into plain values, within a budget.
+    """Turns what the unpickler left, stand-ins within containers, into plain
+    values, within a budget.
 
-    What the row shares is converted again at every place. So a value that unfolds to more than the row could have
-    spelled out (a list of one list twice, of one list twice, …) is refused here and not met by whoever uses the row.
+    What the row shares is converted again at every place. So a value that unfolds to more than the
+    row could have spelled out (a list of one list twice, of one list twice, …) is refused here and
+    not met by whoever uses the row.
     """
 
     _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
@@ -57,7 +63,10 @@ class PlainValues:
         if isinstance(value, dict | list | tuple):
             self.items_left -= len(value)
             if self.items_left < 0:
-                raise RowError(f"containers hold too much, shared parts counted at each place (over {MAX_OPCODES})")
+                raise RowError(
+                    "containers hold too much, shared parts counted at each place "
+                    f"(over {MAX_OPCODES})"
+                )
         return self._convert(value, depth + 1)
 
     def _convert(self, value: object, depth: int) -> object:
@@ -100,18 +109,31 @@ class PlainValues:
         raise RowError(f"expected bytes, found {type(value).__name__}")
 
     def array(
-        self, buffer: bytes, start: int, dtype: np.dtype[Any], shape: tuple[int, ...], stride: tuple[int, ...]
+        self,
+        buffer: bytes,
+        start: int,
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
     ) -> NDArray[Any]:
-        """Copy a strided view (stride in elements, start in bytes) out of the row: contiguous, aligned, writable."""
+        """Copy a strided view (stride in elements, start in bytes) out of the row:
+        contiguous, aligned, writable.
+        """
         count = math.prod(shape)
         self.take(count * dtype.itemsize + _ARRAY_BYTES)
         if count == 0:
-            self.take(max(shape))  # (0, 2⁶⁰) takes nothing here, and who knows what where it is used
+            # (0, 2⁶⁰) takes nothing here, and who knows what where it is used
+            self.take(max(shape))
             return np.empty(shape, dtype.newbyteorder("="))
         is_bool = dtype.kind == "b"
         view: NDArray[Any] = np.ndarray(
-            shape, np.uint8 if is_bool else dtype, buffer, start, [step * dtype.itemsize for step in stride]
+            shape,
+            np.uint8 if is_bool else dtype,
+            buffer,
+            start,
+            [step * dtype.itemsize for step in stride],
         )
         if is_bool:
-            return np.asarray(np.not_equal(view, 0, order="C"))  # a byte that is neither 0 nor 1 would be no bool
+            # a byte that is neither 0 nor 1 would be no bool
+            return np.asarray(np.not_equal(view, 0, order="C"))
         return view.copy() if dtype.isnative else view.astype(dtype.newbyteorder("="), order="C")

@@ -1,7 +1,9 @@
-"""What an index says of some records: sizes, labels and faults, looked at for whole groups of structures at once.
+"""What an index says of some records: sizes, labels and faults, looked at for whole groups
+of structures at once.
 
-Most records are sound, and that is seen for hundreds of them together. What is in doubt is looked at by itself: only
-`decode` and `fault_of` find a fault, so that a record is kept or refused as it would be if it were read alone.
+Most records are sound, and that is seen for hundreds of them together. What is in doubt is looked
+at by itself: only `decode` and `fault_of` find a fault, so that a record is kept or refused as it
+would be if it were read alone.
 """
 
 from collections import Counter, defaultdict
@@ -25,7 +27,9 @@ from dataloader.structure import surely_sound
 SHOWN_OFFENDERS = 3
 MOST_REASONS = 200
 # Bits of `labels`:
-ENERGY, FORCES, STRESS, CHARGED, OPEN_SHELL, ISOLATED, FREE_MASK, PERIODIC = (1 << i for i in range(8))
+ENERGY, FORCES, STRESS, CHARGED, OPEN_SHELL, ISOLATED, FREE_MASK, PERIODIC = (
+    1 << i for i in range(8)
+)
 _FIRST_ADDED = 8  # bit of the first quantity beside energy, forces and stress
 
 
@@ -186,7 +190,9 @@ class _Facts:
         self._refused: list[tuple[int, str]] = []
 
     def refuse(self, row: int, fault: str) -> None:
-        """Count a record that cannot be used; numbers in brackets at the end of a fault tell its like apart no more."""
+        """Count a record that cannot be used; numbers in brackets at the end of a fault tell
+        its like apart no more.
+        """
         self._refused.append((row, fault.split(" (")[0]))
 
     def keep_or_refuse(self, row: int, decoded: Decoded) -> None:
@@ -213,7 +219,9 @@ class _Facts:
             n_free = n_atoms if group.free is None else group.free[sound].sum(axis=1)
             self._arrays["free_components"][rows] = 3 * n_free
             with np.errstate(over="ignore"):
-                self._arrays["max_force"][rows] = np.sqrt(np.square(group.forces[sound]).sum(axis=2).max(axis=1))
+                self._arrays["max_force"][rows] = np.sqrt(
+                    np.square(group.forces[sound]).sum(axis=2).max(axis=1)
+                )
         self._elements[rows] = _element_bits(group.numbers[sound])
         self._counts["names"][like.reading.names] += 0 if like.structure.is_isolated_atom else count
         self._counts["pbc_rules"][like.reading.pbc_rule] += count
@@ -264,16 +272,23 @@ class _Facts:
         columns |= {"elements": numbers.reshape(-1).astype("u4"), "element_sets": sets}
         kinds = self._kinds_of_unusable()
         place = np.cumsum(self._sound) - 1  # of a record among the sound ones
-        columns["unusable_rows"] = np.array([place[row] for row, _, _ in self._unusable], dtype="u8")
+        columns["unusable_rows"] = np.array(
+            [place[row] for row, _, _ in self._unusable], dtype="u8"
+        )
         columns["unusable_kinds"] = np.array(
-            [kinds.get((quantity, reason), len(kinds) - 1) for _, quantity, reason in self._unusable], dtype="u2"
+            [
+                kinds.get((quantity, reason), len(kinds) - 1)
+                for _, quantity, reason in self._unusable
+            ],
+            dtype="u2",
         )
         columns["refused_rows"] = np.array(sorted(row for row, _ in self._refused), dtype="u8")
         return columns | {"rows": np.nonzero(self._sound)[0]}
 
 
 def unusable_labels(reading: Reading) -> Iterator[tuple[str, str]]:
-    """Quantity and reason of labels that are there and give no number; a stress that is NaN is nobody's loss.
+    """Quantity and reason of labels that are there and give no number; a stress that
+    is NaN is nobody's loss.
 
     Numbers in brackets at the end of a reason would tell its like apart.
     """

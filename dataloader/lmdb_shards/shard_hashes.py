@@ -1,4 +1,6 @@
-"""The sha256 of whole shards: computed in parallel, kept in their indexes, compared with what was kept."""
+"""The sha256 of whole shards: computed in parallel, kept in their indexes,
+compared with what was kept.
+"""
 
 import contextlib
 import hashlib
@@ -16,15 +18,18 @@ from dataloader.progress import over
 
 
 def verified_hashes(paths: Sequence[Path], recipe: IndexRecipe) -> dict[Path, str]:
-    """The hash of every file, equal to that in the index that lies there, of whatever version of the file it is."""
+    """The hash of every file, equal to that in the index that lies there, of whatever
+    version of the file it is.
+    """
     kept = {path: stored for path in paths if (stored := _stored_sha256(path, recipe)) is not None}
     hashed = over(parallel.in_children(_sha256, paths), "sha256 of all files", len(paths), "shards")
     digests = {paths[number]: digest for number, digest in hashed}
     for path, (place, expected) in kept.items():
         if digests[path] != expected:
             raise InputError(
-                f"{path} is not the file that was indexed: its sha256 is {digests[path]}, the index {place} has "
-                f"{expected}; copy it again, or remove the index if the file was meant to change"
+                f"{path} is not the file that was indexed: its sha256 is {digests[path]}, the "
+                f"index {place} has {expected}; copy it again, or remove the index if the file "
+                "was meant to change"
             )
     return digests
 
@@ -41,7 +46,9 @@ def keep_hashes(indexes: Sequence[ShardIndex], known: Mapping[Path, str]) -> Non
 
 
 def _stored_sha256(path: Path, recipe: IndexRecipe) -> tuple[Path, str] | None:
-    """The hash in the index that lies there, even one whose arrays are damaged or that is of an earlier version."""
+    """The hash in the index that lies there, even one whose arrays are damaged or that is
+    of an earlier version.
+    """
     for place in [*places(path, recipe), *outdated(path)]:
         with contextlib.suppress(OSError, Damaged, KeyError):
             kept = array_file.look(place).header["sha256"]
@@ -50,7 +57,9 @@ def _stored_sha256(path: Path, recipe: IndexRecipe) -> tuple[Path, str] | None:
 
 
 def hashes_kept_before(paths: Sequence[Path], recipe: IndexRecipe) -> dict[Path, str]:
-    """Hashes in indexes that are not used, damaged ones or of an earlier version, of these very files."""
+    """Hashes in indexes that are not used, damaged ones or of an earlier
+    version, of these very files.
+    """
     headers = []
     for path in paths:
         stored = _stored_sha256(path, recipe)
@@ -63,7 +72,9 @@ def hashes_kept_before(paths: Sequence[Path], recipe: IndexRecipe) -> dict[Path,
 def _is_of_this_file(task: tuple[Path, Mapping[str, Any]]) -> bool:
     path, header = task
     try:
-        return bool(header["state"] == list(state_of(path)) and sampled_rows_are(path, header["sampled"]))
+        return bool(
+            header["state"] == list(state_of(path)) and sampled_rows_are(path, header["sampled"])
+        )
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 

@@ -1,7 +1,9 @@
-"""The index of one shard: what is known of its records without reading them, on what that depends, where it lies.
+"""The index of one shard: what is known of its records without reading them, on what that
+depends, where it lies.
 
-The index lies beside the shard, or in a per-user folder where that place cannot be written. It holds for one size, one
-last transaction and one hash of sampled rows of the shard, and for one choice of label names and model inputs.
+The index lies beside the shard, or in a per-user folder where that place cannot be written. It
+holds for one size, one last transaction and one hash of sampled rows of the shard, and for one
+choice of label names and model inputs.
 """
 
 import contextlib
@@ -24,7 +26,8 @@ from dataloader.labels import LabelKeys
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import added
 
-FORMAT = 4  # 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests
+# 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,12 @@ class IndexRecipe:
 
     def digest(self) -> str:
         """Eight letters for a file name."""
-        depends = [FORMAT, asdict(self.keys), [asdict(spec) for spec in self.features], [asdict(q) for q in added()]]
+        depends = [
+            FORMAT,
+            asdict(self.keys),
+            [asdict(spec) for spec in self.features],
+            [asdict(q) for q in added()],
+        ]
         text = json.dumps(depends, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -53,9 +61,10 @@ class ShardIndex:
         max_force: (n,) float32, eV/Å, largest length of a force; NaN where there are none.
         elements: (n,) uint32 into ``element_sets``.
         heads: (n,) uint16 into ``head_names``.
-        unusable_rows, unusable_kinds: of labels that are there and give no number: the row, and an index into
-            ``unusable``, which has quantity and reason.
-        refused_rows: (n_refused,) uint64, in order: which of all records of the shard are faulty and have no row here.
+        unusable_rows, unusable_kinds: of labels that are there and give no number: the row, and an
+            index into ``unusable``, which has quantity and reason.
+        refused_rows: (n_refused,) uint64, in order: which of all records of the shard are
+            faulty and have no row here.
     """
 
     def __init__(self, path: Path, place: Path | None, contents: Contents) -> None:
@@ -63,7 +72,9 @@ class ShardIndex:
         self.place = place
         self.header = contents.header
         arrays = self._arrays = contents.arrays
-        self.keys, self.n_atoms, self.free_components = (arrays[n] for n in ("keys", "n_atoms", "free_components"))
+        self.keys, self.n_atoms, self.free_components = (
+            arrays[n] for n in ("keys", "n_atoms", "free_components")
+        )
         self.labels = arrays["labels"]
         self.max_force = arrays["max_force"]
         self.elements = arrays["elements"]
@@ -73,8 +84,12 @@ class ShardIndex:
         self.unusable_rows = arrays["unusable_rows"]
         self.unusable_kinds = arrays["unusable_kinds"]
         self.refused_rows = arrays["refused_rows"]
-        self.unusable: list[tuple[str, str]] = [(quantity, reason) for quantity, reason in contents.header["unusable"]]
-        self.faults: dict[str, tuple[int, list[str]]] = {k: (n, o) for k, (n, o) in contents.header["faults"].items()}
+        self.unusable: list[tuple[str, str]] = [
+            (quantity, reason) for quantity, reason in contents.header["unusable"]
+        ]
+        self.faults: dict[str, tuple[int, list[str]]] = {
+            k: (n, o) for k, (n, o) in contents.header["faults"].items()
+        }
 
     def check(self) -> None:
         """See whether the arrays fit each other.
@@ -82,8 +97,17 @@ class ShardIndex:
         Raises:
             Damaged: they do not.
         """
-        columns = (self.n_atoms, self.free_components, self.labels, self.max_force, self.elements, self.heads)
-        if any(len(column) != len(self) for column in columns) or len(self.unusable_rows) != len(self.unusable_kinds):
+        columns = (
+            self.n_atoms,
+            self.free_components,
+            self.labels,
+            self.max_force,
+            self.elements,
+            self.heads,
+        )
+        if any(len(column) != len(self) for column in columns) or len(self.unusable_rows) != len(
+            self.unusable_kinds
+        ):
             raise Damaged("arrays of unequal length")
         for numbers, n in (
             (self.elements, len(self.element_sets)),
@@ -104,7 +128,9 @@ class ShardIndex:
 
     @property
     def identity(self) -> str:
-        """What tells the shard from others: size, last transaction and hashes of the sampled rows."""
+        """What tells the shard from others: size, last transaction and
+        hashes of the sampled rows.
+        """
         about = [self.header["state"], self.header["sampled"]]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
@@ -122,12 +148,17 @@ class ShardIndex:
         if self.place is not None:
             with contextlib.suppress(OSError):
                 workplace(self.place).mkdir(exist_ok=True)
-                write_whole(self.place, self.header, {name: [array] for name, array in self._arrays.items()})
+                write_whole(
+                    self.place, self.header, {name: [array] for name, array in self._arrays.items()}
+                )
                 workplace(self.place).rmdir()  # if nobody works there
 
     def record_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which records of the shard some rows are, counted in the order of its keys, faulty ones included."""
-        before = self.refused_rows.astype(np.int64) - np.arange(len(self.refused_rows))  # sound ones before each faulty
+        """Which records of the shard some rows are, counted in the order of its
+        keys, faulty ones included.
+        """
+        # sound ones before each faulty
+        before = self.refused_rows.astype(np.int64) - np.arange(len(self.refused_rows))
         return rows + np.searchsorted(before, rows, side="right")
 
     def key(self, row: int) -> bytes:
@@ -159,8 +190,11 @@ def workplace(place: Path) -> Path:
     return place.with_name(f"{place.name}.building")
 
 
-def write_whole(place: Path, header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]) -> None:
-    """Write an index, or what belongs to one, in its work folder, and give it its name: a kill leaves nothing beside.
+def write_whole(
+    place: Path, header: Mapping[str, Any], columns: Mapping[str, Sequence[NDArray[Any]]]
+) -> None:
+    """Write an index, or what belongs to one, in its work folder, and give it its name: a kill
+    leaves nothing beside.
 
     Raises:
         OSError: it cannot be written; the work folder is gone, for one.

@@ -1,13 +1,16 @@
-"""Pickled rows that differ from one that was read in nothing but their numbers, read a block at a time.
+"""Pickled rows that differ from one that was read in nothing but their numbers,
+read a block at a time.
 
-In a shard of plain dicts most rows of one length are the same bytes but for the contents of arrays and a few numbers. A
-pickle has no jumps: where all other bytes are equal, so are its opcodes, and the restricted reader would give the same
-record with these numbers in it. Which bytes are the numbers of which name is not assumed but found out with that reader
-itself, by changing them and looking at what has changed in the record.
+In a shard of plain dicts most rows of one length are the same bytes but for the contents of arrays
+and a few numbers. A pickle has no jumps: where all other bytes are equal, so are its opcodes, and
+the restricted reader would give the same record with these numbers in it. Which bytes are the
+numbers of which name is not assumed but found out with that reader itself, by changing them and
+looking at what has changed in the record.
 
-It makes the index of such a shard 4 to 6 times as fast, once per shard: 11,600 to 18,000 rows a second on one core in
-place of 2,900. That is worth its length from some 10⁷ rows of this one layout on; nothing else may depend on it, and
-without it (`Patterns.read` that gives all rows back) every index is the same.
+It makes the index of such a shard 4 to 6 times as fast, once per shard: 11,600 to 18,000 rows a
+second on one core in place of 2,900. That is worth its length from some 10⁷ rows of this one
+layout on; nothing else may depend on it, and without it (`Patterns.read` that gives all rows
+back) every index is the same.
 """
 
 import pickletools
@@ -38,10 +41,24 @@ MOST_LENGTHS = 256
 MOST_BYTES = 2**16  # longer rows are seldom as long as one another
 _OTHER_GEOMETRY = (
     frozenset(
-        map(folded, (*record_geometry.NUMBER_NAMES, *record_geometry.SPECIES_NAMES, *record_geometry.POSITION_NAMES))
+        map(
+            folded,
+            (
+                *record_geometry.NUMBER_NAMES,
+                *record_geometry.SPECIES_NAMES,
+                *record_geometry.POSITION_NAMES,
+            ),
+        )
     )
     | frozenset(
-        map(folded, (*record_geometry.LATTICE_NAMES, *record_geometry.NEAR_LATTICE_NAMES, *record_geometry.PBC_NAMES))
+        map(
+            folded,
+            (
+                *record_geometry.LATTICE_NAMES,
+                *record_geometry.NEAR_LATTICE_NAMES,
+                *record_geometry.PBC_NAMES,
+            ),
+        )
     )
     | {HELD_NAME, MOVABLE_NAME}
 )
@@ -66,11 +83,19 @@ class Group(NamedTuple):
 
 
 def has_a_kind(decoded: Decoded) -> bool:
-    """Whether a structure is looked at together with others: what a `Group` has no place for is as it mostly is."""
+    """Whether a structure is looked at together with others: what a `Group` has no place
+    for is as it mostly is.
+    """
     s = decoded.structure
     unweighted = s.weight == 1.0 and not s.weights
     usual = all(name in (ENERGY.name, FORCES.name, STRESS.name) for name in s.labels)
-    return not decoded.reading.faults and unweighted and usual and len(set(s.pbc)) == 1 and s.n_atoms < MANY_ATOMS
+    return (
+        not decoded.reading.faults
+        and unweighted
+        and usual
+        and len(set(s.pbc)) == 1
+        and s.n_atoms < MANY_ATOMS
+    )
 
 
 class Patterns:
@@ -90,7 +115,11 @@ class Patterns:
         others: list[int] = []
         for length, rows in by_length.items():
             known = self._known.get(length, [])
-            if len(rows) >= WORTH_IT and 0 < length <= MOST_BYTES and (known or len(self._known) < MOST_LENGTHS):
+            if (
+                len(rows) >= WORTH_IT
+                and 0 < length <= MOST_BYTES
+                and (known or len(self._known) < MOST_LENGTHS)
+            ):
                 self._known[length] = known
                 groups_of_length, rows = self._read_block(known, values, np.array(rows))
                 groups += groups_of_length
@@ -101,7 +130,9 @@ class Patterns:
         self, known: list["_Pattern | None"], values: Sequence[bytes], rows: NDArray[np.intp]
     ) -> tuple[list[Group], list[int]]:
         groups: list[Group] = []
-        block = np.frombuffer(b"".join([values[row] for row in rows]), np.uint8).reshape(len(rows), -1)
+        block = np.frombuffer(b"".join([values[row] for row in rows]), np.uint8).reshape(
+            len(rows), -1
+        )
         for attempt in range(MOST_TRIES):
             if attempt == len(known):
                 if len(rows) < WORTH_IT:
@@ -130,7 +161,12 @@ class _Pattern:
     """One row and the places where others may differ from it."""
 
     def __init__(
-        self, row: bytes, record: Mapping[str, Any], like: Decoded, holes: Mapping[str, _Hole], texts: Sequence[slice]
+        self,
+        row: bytes,
+        record: Mapping[str, Any],
+        like: Decoded,
+        holes: Mapping[str, _Hole],
+        texts: Sequence[slice],
     ) -> None:
         self.record = record
         self.like = like
@@ -145,11 +181,16 @@ class _Pattern:
         """Which rows (m, length) are this one with other numbers."""
         fits: NDArray[np.bool_] = ((block ^ self.row) & self.fixed == 0).all(axis=1)
         for place in self.texts:
-            fits &= (block[:, place] < 0x80).all(axis=1)  # any such byte is a letter; others might be no UTF-8
+            # any such byte is a letter; others might be no UTF-8
+            fits &= (block[:, place] < 0x80).all(axis=1)
         return fits
 
-    def group(self, block: NDArray[np.uint8], rows: NDArray[np.intp]) -> tuple[Group, NDArray[np.bool_]]:
-        """The structures of rows that fit, less those that `decode` might refuse; and which were taken."""
+    def group(
+        self, block: NDArray[np.uint8], rows: NDArray[np.intp]
+    ) -> tuple[Group, NDArray[np.bool_]]:
+        """The structures of rows that fit, less those that `decode` might
+        refuse; and which were taken.
+        """
         like = self.like.structure
         m = len(block)
         energy_name, forces_name, stress_name = self.like.reading.names[:3]
@@ -171,7 +212,9 @@ class _Pattern:
         cells = cells.reshape(m, 3, 3)
         if like.periodic:  # a dict without a volume would not be
             with np.errstate(all="ignore"):
-                sure &= (np.abs(cells) <= MAX_LENGTH).all(axis=(1, 2)) & (np.abs(np.linalg.det(cells)) > 1e-6)
+                sure &= (np.abs(cells) <= MAX_LENGTH).all(axis=(1, 2)) & (
+                    np.abs(np.linalg.det(cells)) > 1e-6
+                )
         group = Group(
             rows[sure],
             self.like,
@@ -179,7 +222,9 @@ class _Pattern:
             positions[sure],
             cells[sure],
             None if energy_name is None else self._values(block, energy_name).reshape(m)[sure],
-            None if forces_name is None else self._values(block, forces_name).reshape(m, -1, 3)[sure],
+            None
+            if forces_name is None
+            else self._values(block, forces_name).reshape(m, -1, 3)[sure],
             None if free is None else free[sure],
         )
         return group, sure
@@ -188,7 +233,9 @@ class _Pattern:
         """What the rows have under a name, (m, …)."""
         hole = self.holes.get(name)
         if hole is None:
-            return np.repeat(np.asarray(self.record[name], dtype=np.float64)[None], len(block), axis=0)
+            return np.repeat(
+                np.asarray(self.record[name], dtype=np.float64)[None], len(block), axis=0
+            )
         values = np.ascontiguousarray(block[:, hole.begin : hole.end])
         values = values != 0 if hole.dtype.kind == "b" else values.view(hole.dtype)
         return values.reshape(len(block), *hole.shape).astype(np.float64)
@@ -199,7 +246,9 @@ def _present(record: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> _Pattern | None:
-    """The pattern of a row; None where it cannot be read, or is of a kind that is read one by one."""
+    """The pattern of a row; None where it cannot be read, or is of a kind
+    that is read one by one.
+    """
     try:
         record = restricted_pickle.loads(row)
         like = decode(row, "", keys, features)
@@ -232,12 +281,15 @@ def _learned(row: bytes, keys: LabelKeys, features: tuple[FeatureSpec, ...]) -> 
 
 
 def _is_plain(record: Mapping[str, Any], like: Decoded) -> bool:
-    """Whether a row holds its geometry under the usual names, as it is used: nothing spelled or measured otherwise."""
+    """Whether a row holds its geometry under the usual names, as it is used: nothing spelled
+    or measured otherwise.
+    """
     geometry = {*NUMBER_NAMES, *POSITION_NAMES, HELD_NAME, "cell", "pbc"}
     spelled = all(name in geometry or folded(name) not in _OTHER_GEOMETRY for name in record)
     mask = record.get(HELD_NAME)
     whole = mask is None or np.size(mask) == like.structure.n_atoms
-    named = all(name is None or name in record for name in like.reading.names)  # not those that are absent
+    # not those that are absent
+    named = all(name is None or name in record for name in like.reading.names)
     units = any(states_unit(name) for name in record)
     return spelled and whole and named and not units and not like.reading.notes
 
@@ -259,13 +311,18 @@ def _candidates(row: bytes) -> Iterator[tuple[int, int, str]]:
 def _what_lies_there(
     row: bytes, record: Mapping[str, Any], begin: int, end: int, opcode: str
 ) -> tuple[str, np.dtype[Any] | None, tuple[int, ...]] | None:
-    """Name, dtype (None for a text) and shape of the one value that these bytes are; None where they are not one."""
-    rng = np.random.default_rng(begin)  # not all bytes the same way: a transposed array would not show
+    """Name, dtype (None for a text) and shape of the one value that these bytes are; None
+    where they are not one.
+    """
+    # not all bytes the same way: a transposed array would not show
+    rng = np.random.default_rng(begin)
     there = row[begin:end]
     if opcode in _TEXTS:
         new = bytes(rng.integers(ord("a"), ord("z"), end - begin, dtype=np.uint8))
     else:
-        new = bytes(np.frombuffer(there, np.uint8) ^ rng.integers(1, 256, end - begin, dtype=np.uint8))
+        new = bytes(
+            np.frombuffer(there, np.uint8) ^ rng.integers(1, 256, end - begin, dtype=np.uint8)
+        )
     try:
         changed = restricted_pickle.loads(row[:begin] + new + row[end:])
     except RowError:
@@ -292,7 +349,9 @@ def _what_lies_there(
     elif isinstance(before, str) and opcode in _TEXTS:
         return (name, None, ()) if (before.encode(), str(after).encode()) == (there, new) else None
     elif type(before) in (int, float):
-        stored = np.dtype(_NUMBERS[opcode] if opcode in _NUMBERS else _SCALARS.get(len(there), "u1"))
+        stored = np.dtype(
+            _NUMBERS[opcode] if opcode in _NUMBERS else _SCALARS.get(len(there), "u1")
+        )
         values = [np.frombuffer(raw, stored).tolist() for raw in (there, new)]
         if values == [[before], [after]] and type(values[0][0]) is type(before):
             return name, stored, ()
@@ -303,9 +362,15 @@ def _same(first: object, second: object) -> bool:
     if type(first) is not type(second):
         return False
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+        return (first.dtype, first.shape, first.tobytes()) == (
+            second.dtype,
+            second.shape,
+            second.tobytes(),
+        )
     if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(_same(first[name], second[name]) for name in first)
+        return first.keys() == second.keys() and all(
+            _same(first[name], second[name]) for name in first
+        )
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
         return len(first) == len(second) and all(map(_same, first, second))
     return first == second

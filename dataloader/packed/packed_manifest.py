@@ -1,4 +1,6 @@
-"""The manifest of a packed data set: its shards with their checksums, and from what and how they were made."""
+"""The manifest of a packed data set: its shards with their checksums, and from what
+and how they were made.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,8 +39,8 @@ class Manifest:
         for shard, digest in zip(self.content["shards"], digests, strict=True):
             if shard["sha256"] != digest:
                 raise InputError(
-                    f"{self.folder / shard['file']} is not the shard that was packed: its sha256 is {digest}, "
-                    f"{NAME} has {shard['sha256']}; copy it again"
+                    f"{self.folder / shard['file']} is not the shard that was packed: its sha256 "
+                    f"is {digest}, {NAME} has {shard['sha256']}; copy it again"
                 )
 
 
@@ -63,15 +65,23 @@ def beside(path: Path) -> Manifest | None:
         if content["format"] != FORMAT or not names or len(names) != len(shards):
             raise ValueError("another format")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no manifest of dataloader/pack.py ({error}); pack the data again") from None
+        raise InputError(
+            f"{file} is no manifest of dataloader/pack.py ({error}); pack the data again"
+        ) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise InputError(f"{file} names the shard {name!r:.80}; expected the name of a file beside it")
+            raise InputError(
+                f"{file} names the shard {name!r:.80}; expected the name of a file beside it"
+            )
     return Manifest(file.parent, content)
 
 
 def write_manifests(
-    folder: Path, entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], stages: Sequence[int], work: Path
+    folder: Path,
+    entries: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
+    stages: Sequence[int],
+    work: Path,
 ) -> None:
     """Write the manifest of one split, and one for each of its stages.
 

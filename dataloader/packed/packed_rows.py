@@ -1,9 +1,10 @@
-"""A structure, with its neighbour list where asked, as the few bytes that dataloader/pack.py writes, and back.
+"""A structure, with its neighbour list where asked, as the few bytes that
+dataloader/pack.py writes, and back.
 
-All little-endian: the header; atomic numbers u1; positions f8; cell f8; then energy f8, forces f8, stress f8 and the
-mask of fixed atoms u1, each where its flag is set; the edges: cutoff f8, number of neighbours of each atom u4, senders
-u2 (u4 from 65536 atoms on), shifts i1 (i2 where a byte is too small); JSON with all else, labels of quantities that a
-plug-in added among it.
+All little-endian: the header; atomic numbers u1; positions f8; cell f8; then energy f8, forces f8,
+stress f8 and the mask of fixed atoms u1, each where its flag is set; the edges: cutoff f8, number
+of neighbours of each atom u4, senders u2 (u4 from 65536 atoms on), shifts i1 (i2 where a byte is
+too small); JSON with all else, labels of quantities that a plug-in added among it.
 """
 
 import json
@@ -21,13 +22,16 @@ from dataloader.structure import Edges, Structure
 
 MAGIC = b"MPK1"
 _HEADER = struct.Struct("<4sIIII")  # magic, flags, atoms, edges, bytes of JSON
-_ENERGY, _FORCES, _STRESS, _FIXED, _EDGES, _WIDE_SHIFTS = (8 << i for i in range(6))  # the first three bits are pbc
+# the first three bits are pbc
+_ENERGY, _FORCES, _STRESS, _FIXED, _EDGES, _WIDE_SHIFTS = (8 << i for i in range(6))
 _MAX_BYTES = 64 * 2**20
 _MAX_JSON = 2**20
 _FLAGS = {ENERGY.name: _ENERGY, FORCES.name: _FORCES, STRESS.name: _STRESS}
 
 
-def dumps(structure: Structure, *, edges: Edges | None = None, extra: Mapping[str, object] | None = None) -> bytes:
+def dumps(
+    structure: Structure, *, edges: Edges | None = None, extra: Mapping[str, object] | None = None
+) -> bytes:
     """The bytes of one structure.
 
     Args:
@@ -56,14 +60,20 @@ def dumps(structure: Structure, *, edges: Edges | None = None, extra: Mapping[st
     rest: dict[str, object] = {k: v for k, v in (extra or {}).items() if v is not None}
     rest |= {"config_weight": s.weight} if s.weight != 1.0 else {}
     rest |= {QUANTITIES[name].weight_name: weight for name, weight in s.weights.items()}
-    rest |= {QUANTITIES[name].names[0]: np.asarray(s.labels[name]).tolist() for name in s.labels if name not in _FLAGS}
+    rest |= {
+        QUANTITIES[name].names[0]: np.asarray(s.labels[name]).tolist()
+        for name in s.labels
+        if name not in _FLAGS
+    }
     rest |= {"charge": s.charge} if s.charge is not None else {}
     rest |= {"spin": s.spin} if s.spin is not None else {}
     rest |= {"head": s.head} if s.head is not None else {}
     rest |= {"config_type": s.config_type} if s.config_type != "Default" else {}
     rest |= {name: np.asarray(value).tolist() for name, value in s.features.items()}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode() if rest else b""
-    header = _HEADER.pack(MAGIC, flags, s.n_atoms, 0 if edges is None else len(edges.senders), len(text))
+    header = _HEADER.pack(
+        MAGIC, flags, s.n_atoms, 0 if edges is None else len(edges.senders), len(text)
+    )
     return b"".join([header, *(part.tobytes() for part in parts), text])
 
 
@@ -115,7 +125,9 @@ def _edges(cursor: "_Cursor", flags: int, n_atoms: int, n_edges: int) -> Edges:
     n_neighbors = cursor.take("<u4", n_atoms)
     senders = cursor.take("<u2" if n_atoms < 2**16 else "<u4", n_edges)
     shifts = cursor.take("<i2" if flags & _WIDE_SHIFTS else "i1", n_edges, 3)
-    if int(n_neighbors.sum(dtype=np.int64)) != n_edges or (n_edges and int(senders.max()) >= n_atoms):
+    if int(n_neighbors.sum(dtype=np.int64)) != n_edges or (
+        n_edges and int(senders.max()) >= n_atoms
+    ):
         raise RowError("packed row has edges between atoms that are not there")
     receivers = np.repeat(np.arange(n_atoms, dtype=np.int32), n_neighbors)
     return Edges(r_max, senders.astype(np.int32), receivers, shifts.astype(np.int16))

@@ -1,8 +1,10 @@
-"""Any sources to packed shards: looked through once, split, written, by one process or by several that share the work.
+"""Any sources to packed shards: looked through once, split, written, by one process or by
+several that share the work.
 
-Three phases, each in pieces that are files: slices of structures are looked at, by share; the split follows from what
-all slices say, and every process makes it anew; shards are written, by share. Whoever finds that all is there finishes.
-The result does not depend on who did what, nor on how often it was interrupted.
+Three phases, each in pieces that are files: slices of structures are looked at, by share; the split
+follows from what all slices say, and every process makes it anew; shards are written, by share.
+Whoever finds that all is there finishes. The result does not depend on who did what, nor on how
+often it was interrupted.
 """
 
 import contextlib
@@ -25,7 +27,16 @@ from dataloader.packed.shard_writer import Shards
 from dataloader.packed.split_report import split_survey
 from dataloader.packed.survey import Look
 from dataloader.portion import WHOLE, Portion
-from dataloader.work_folder import LOCK, LOOK_EVERY, TRIES, Overtaken, WorkFolder, holder, overtaken, take
+from dataloader.work_folder import (
+    LOCK,
+    LOOK_EVERY,
+    TRIES,
+    Overtaken,
+    WorkFolder,
+    holder,
+    overtaken,
+    take,
+)
 
 WORK = "packing"  # folder of what is not finished; removed at the end
 ASKED = "asked.json"
@@ -74,7 +85,8 @@ class Packing:
 
     @cached_property
     def deal(self) -> Deal:
-        """Which structure goes where: it follows from what all slices say, so that every process finds the same.
+        """Which structure goes where: it follows from what all slices say, so that every
+        process finds the same.
 
         Raises:
             Overtaken: a slice is not there.
@@ -82,16 +94,28 @@ class Packing:
         """
         survey = self.look.survey()
         if survey is None:
-            raise Overtaken(f"slices in {self.work} were removed while this process worked with them; start again")
+            raise Overtaken(
+                f"slices in {self.work} were removed while this process worked "
+                "with them; start again"
+            )
         assignment, report = split_survey(survey, self.sources, self.recipe)
-        folders = {name: self.output / name if len(assignment.names) > 1 else self.output for name in assignment.names}
-        return Deal(Shards(assignment, folders, survey, self.sources, self.recipe, self.work), report)
+        folders = {
+            name: self.output / name if len(assignment.names) > 1 else self.output
+            for name in assignment.names
+        }
+        return Deal(
+            Shards(assignment, folders, survey, self.sources, self.recipe, self.work), report
+        )
 
     @property
     def report(self) -> dict[str, Any] | None:
-        """The report of a packing of these data with these settings that is done; None where there is none."""
+        """The report of a packing of these data with these settings that is done;
+        None where there is none.
+        """
         try:
-            report = dict(plain_json.loads(input_files.read_text(self.output / "report.json", JSON_BYTES)))
+            report = dict(
+                plain_json.loads(input_files.read_text(self.output / "report.json", JSON_BYTES))
+            )
             return report if report["asked"] == self.asked else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -112,7 +136,8 @@ def pack(packing: Packing) -> dict[str, Any]:
         The report, which also lies in report.json.
 
     Raises:
-        InputError: a structure cannot be packed, the ID files contradict each other, or the folder holds other shards.
+        InputError: a structure cannot be packed, the ID files contradict each other, or the
+            folder holds other shards.
         OSError: the folder cannot be written.
     """
 
@@ -131,12 +156,14 @@ def pack(packing: Packing) -> dict[str, Any]:
 
 
 def pack_share(packing: Packing, portion: Portion, *, wait: bool = False) -> dict[str, Any] | None:
-    """Do one share: look at its slices, and write its shards where all slices were looked at; the last one finishes.
+    """Do one share: look at its slices, and write its shards where all slices were looked at;
+    the last one finishes.
 
     Args:
         packing: what and how.
         portion: which share.
-        wait: for other shares to look at their slices, which must be at it; else the share is to be started again.
+        wait: for other shares to look at their slices, which must be at it; else the share
+            is to be started again.
 
     Returns:
         The report where all is done; None where shares are missing, which is said.
@@ -171,18 +198,22 @@ def finish(packing: Packing) -> dict[str, Any]:
     if packing.report is None and packing.begun is None:
         _refuse_another(packing)
         raise InputError(
-            f"--finish: nothing of --output_dir {packing.output} was begun; start the shares first: --share 0/N, …"
+            f"--finish: nothing of --output_dir {packing.output} was begun; start the shares "
+            "first: --share 0/N, …"
         )
 
     def rest(folder: WorkFolder) -> dict[str, Any] | None:
         size = _size_begun(packing)
         if slices := packing.look.missing():
             raise InputError(
-                f"--finish: {_names(slices, size)} not looked through everything yet; start them, then every "
-                "share once more for its shards"
+                f"--finish: {_names(slices, size)} not looked through everything yet; start them, "
+                "then every share once more for its shards"
             )
         if shards := _unwritten(packing):
-            raise InputError(f"--finish: {_names(shards, size)} not written everything yet; start again with --share")
+            raise InputError(
+                f"--finish: {_names(shards, size)} not written everything yet; start "
+                "again with --share"
+            )
         return _finished(packing, folder)
 
     report = _packed_by(packing, rest)
@@ -193,12 +224,14 @@ def finish(packing: Packing) -> dict[str, Any]:
 def _packed_by(
     packing: Packing, work: Callable[[WorkFolder], dict[str, Any] | None], *, patient: bool = True
 ) -> dict[str, Any] | None:
-    """The report of what is done in a folder that this process has for itself, or that was done before.
+    """The report of what is done in a folder that this process has for itself,
+    or that was done before.
 
     Args:
         packing: what and how.
         work: in the folder; gives the report.
-        patient: wait for another process that has the folder; else leave it to that one, and give None.
+        patient: wait for another process that has the folder; else leave it to
+            that one, and give None.
     """
     tries = 0
     while (report := packing.report) is None:
@@ -223,10 +256,12 @@ def _packed_by(
 def _begin(packing: Packing, portion: Portion) -> None:
     """Say in the folder what is packed there, unless a sibling has said it.
 
-    Whoever finds a sibling at it looks again, and does not wait for the folder: the siblings may wait for this share.
+    Whoever finds a sibling at it looks again, and does not wait for the folder: the siblings
+    may wait for this share.
 
     Raises:
-        InputError: the folder holds something else, siblings that were started with other data or settings among it.
+        InputError: the folder holds something else, siblings that were started with other
+            data or settings among it.
     """
     while packing.report is None and packing.begun != packing.asked:
         _refuse_another(packing)
@@ -250,16 +285,22 @@ def _share_is_done(packing: Packing, portion: Portion, *, wait: bool) -> bool:
         while slices := packing.look.absent() or packing.look.missing():
             if not waiting:
                 packing.say(
-                    f"share {portion}: its structures are looked through; {_names(slices, portion.size)} not yet"
+                    f"share {portion}: its structures are looked through; "
+                    f"{_names(slices, portion.size)} not yet"
                 )
                 waiting = True
             if not wait:
-                packing.say("start every share once more when all have looked: then it writes its shards")
+                packing.say(
+                    "start every share once more when all have looked: then it writes its shards"
+                )
                 return False
             time.sleep(LOOK_EVERY)
-        _refuse_another(packing)  # where there are no locks, a sibling may have said something else at the same moment
+            # where there are no locks, a sibling may have said something else at the same moment
+        _refuse_another(packing)
         written = _write(packing, portion)
-        packing.say(f"share {portion}: its {written} of {len(packing.deal.shards.all)} shards are written")
+        packing.say(
+            f"share {portion}: its {written} of {len(packing.deal.shards.all)} shards are written"
+        )
         if shards := _unwritten(packing):
             packing.say(f"{_names(shards, portion.size)} not written everything yet")
             return False
@@ -291,7 +332,9 @@ def _finished(packing: Packing, folder: WorkFolder) -> dict[str, Any]:
     for shard in deal.shards.all:
         entry = deal.shards.entry(shard)
         if entry is None:
-            raise Overtaken(f"{shard.path} was removed while this process worked with it; start again")
+            raise Overtaken(
+                f"{shard.path} was removed while this process worked with it; start again"
+            )
         by_split[shard.split].append(entry)
         folders[shard.split] = shard.folder
     for name, entries in by_split.items():
@@ -305,7 +348,9 @@ def _finished(packing: Packing, folder: WorkFolder) -> dict[str, Any]:
 
 
 def _names(items: Sequence[int], size: int) -> str:
-    """The shares that some slices or shards belong to: ``share 2/8 has``, ``shares 2/8, 5/8 have``."""
+    """The shares that some slices or shards belong to: ``share 2/8 has``,
+    ``shares 2/8, 5/8 have``.
+    """
     owners = sorted({item % size for item in items})
     shown = ", ".join(str(Portion(number, size)) for number in owners[:SHOWN_SHARES])
     if len(owners) == 1:
@@ -315,7 +360,9 @@ def _names(items: Sequence[int], size: int) -> str:
 
 
 def _size_begun(packing: Packing) -> int:
-    """How many shares the work is divided into, as the one that was started last has said; else 1."""
+    """How many shares the work is divided into, as the one that was started
+    last has said; else 1.
+    """
     try:
         size = plain_json.loads(input_files.read_text(packing.work / SHARES, JSON_BYTES))["shares"]
         return size if type(size) is int and size > 0 else 1
@@ -324,9 +371,11 @@ def _size_begun(packing: Packing) -> int:
 
 
 def _refuse_another(packing: Packing) -> None:
-    """Refuse a folder with anything in it but an unfinished packing of the same data with the same settings.
+    """Refuse a folder with anything in it but an unfinished packing of the same data
+    with the same settings.
 
-    A folder in which a packing left nothing but its lock, because it was killed before it had said a word, is empty.
+    A folder in which a packing left nothing but its lock, because it was killed before it had
+    said a word, is empty.
     """
     output = packing.output
     entries = [entry.name for entry in output.iterdir()] if output.exists() else []
@@ -342,8 +391,8 @@ def _refuse_another(packing: Packing) -> None:
         return
     if begun != packing.asked and packing.report is None:
         raise InputError(
-            f"--output_dir {output} holds something else than an unfinished packing of these data with these settings; "
-            "give an empty folder, or the settings it was begun with"
+            f"--output_dir {output} holds something else than an unfinished packing of these data "
+            "with these settings; give an empty folder, or the settings it was begun with"
         )
 
 
@@ -354,8 +403,12 @@ def _says_nothing(entry: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _at_work(packing: Packing, *, shared: bool = False, patient: bool = True) -> Iterator[WorkFolder | None]:
-    """Have the work folder, after waiting for another process that packs there; None where nobody is to wait."""
+def _at_work(
+    packing: Packing, *, shared: bool = False, patient: bool = True
+) -> Iterator[WorkFolder | None]:
+    """Have the work folder, after waiting for another process that packs there; None
+    where nobody is to wait.
+    """
     work = packing.work
     waiting = False
     while (folder := take(work, shared=shared)) is None and patient:

@@ -26,7 +26,10 @@ class PackingRecipe:
 
 def asked_for(sources: Sequence[Source], recipe: PackingRecipe) -> dict[str, Any]:
     """What determines the shards: the data and the settings."""
-    listed = {name: hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest() for name, ids in recipe.listed.items()}
+    listed = {
+        name: hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+        for name, ids in recipe.listed.items()
+    }
     return {
         "data": [hashlib.sha256(source.content()).hexdigest() for source in sources],
         "structures": [len(source) for source in sources],

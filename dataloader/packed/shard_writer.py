@@ -1,4 +1,6 @@
-"""Shards of packed data, written in parallel: which structures each has, its file, the note that says it is whole."""
+"""Shards of packed data, written in parallel: which structures each has, its file, the note
+that says it is whole.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -81,7 +83,9 @@ class Shards:
         self.recipe = recipe
         self.work = work
         self.rows = {name: _rows_of(name, assignment, recipe) for name in assignment.names}
-        stages = {name: recipe.stages if name == assignment.names[0] else () for name in assignment.names}
+        stages = {
+            name: recipe.stages if name == assignment.names[0] else () for name in assignment.names
+        }
         self.all = [
             shard
             for name in assignment.names
@@ -90,7 +94,9 @@ class Shards:
         self.stages = stages
 
     def entry(self, shard: Shard) -> dict[str, Any] | None:
-        """What the manifest will say of a shard that is whole; None where it is still to be written."""
+        """What the manifest will say of a shard that is whole; None where it
+        is still to be written.
+        """
         try:
             entry = plain_json.loads(input_files.read_text(shard.note(self.work), JSON_BYTES))
             if self.recipe.id_key is not None:
@@ -100,7 +106,8 @@ class Shards:
             return None
 
     def write_ids(self, folder: Path) -> None:
-        """List the identifiers of each split in a file, each once, in the order of its shards; all are written.
+        """List the identifiers of each split in a file, each once, in the order of its
+        shards; all are written.
 
         Raises:
             OSError: a list cannot be read or written.
@@ -125,14 +132,18 @@ class Shards:
 
 
 def _rows_of(split: str, assignment: Assignment, recipe: PackingRecipe) -> NDArray[np.int64]:
-    """Rows of the survey that a split has, in the order in which they are packed; random where there are stages."""
+    """Rows of the survey that a split has, in the order in which they are packed; random
+    where there are stages.
+    """
     rows = np.nonzero(assignment.split == assignment.names.index(split))[0]
     if not len(rows):
         raise InputError(f"no structure falls to {split}; give it a larger share, or leave it out")
     if split != assignment.names[0] or not recipe.stages:
         return rows
     if max(recipe.stages) > len(rows):
-        raise InputError(f"--stages {max(recipe.stages)} is more than the {len(rows)} structures of {split}")
+        raise InputError(
+            f"--stages {max(recipe.stages)} is more than the {len(rows)} structures of {split}"
+        )
     return np.random.default_rng([recipe.seed, 1]).permutation(rows)
 
 
@@ -160,20 +171,32 @@ def _write_shard(shard: Shard, shards: Shards) -> None:
     work = shards.work
     try:
         with overtaken(work):
-            size, digest = _write_file(shard.path, own_name(work / f"{shard.split}-{shard.path.name}"), written)
-            entry = {"file": shard.path.name, "rows": len(rows), "atoms": n_atoms[0], "bytes": size, "sha256": digest}
+            size, digest = _write_file(
+                shard.path, own_name(work / f"{shard.split}-{shard.path.name}"), written
+            )
+            entry = {
+                "file": shard.path.name,
+                "rows": len(rows),
+                "atoms": n_atoms[0],
+                "bytes": size,
+                "sha256": digest,
+            }
             if shards.recipe.id_key is not None:
                 durable.write_text(shard.ids(work), "".join(f"{name}\n" for name in ids))
             write_json(shard.note(work), entry, work)
     except OSError as error:
         raise InputError(
-            f"cannot write {shard.path}: {error.strerror or error}; make room and start again with the same settings, "
-            "it goes on where it was"
+            f"cannot write {shard.path}: {error.strerror or error}; make room and start again with "
+            "the same settings, it goes on where it was"
         ) from None
 
 
-def _write_file(path: Path, temporary: Path, rows: Iterable[tuple[bytes, bytes]]) -> tuple[int, str]:
-    """Write an LMDB under a temporary name, bring it to disk, and give it its name; bytes and sha256."""
+def _write_file(
+    path: Path, temporary: Path, rows: Iterable[tuple[bytes, bytes]]
+) -> tuple[int, str]:
+    """Write an LMDB under a temporary name, bring it to disk, and give it its
+    name; bytes and sha256.
+    """
     temporary.unlink(missing_ok=True)
     write_lmdb(temporary, rows)
     with temporary.open("rb") as file:
@@ -194,7 +217,9 @@ def _packed(
         if recipe.r_max is not None:
             try:
                 edges = stored_edges(
-                    structure, build_graph(structure, recipe.r_max, recipe.max_neighbors), recipe.r_max
+                    structure,
+                    build_graph(structure, recipe.r_max, recipe.max_neighbors),
+                    recipe.r_max,
                 )
             except GraphFault as fault:
                 raise InputError(f"{structure.identifier}: {fault}") from None

@@ -1,4 +1,6 @@
-"""The split of surveyed structures, and what is said of it: repeats, what is left out, how many go where."""
+"""The split of surveyed structures, and what is said of it: repeats, what is left
+out, how many go where.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +18,9 @@ from dataloader.packed.survey import Survey
 SHOWN = 5
 
 
-def split_survey(survey: Survey, sources: Sequence[Source], recipe: PackingRecipe) -> tuple[Assignment, dict[str, Any]]:
+def split_survey(
+    survey: Survey, sources: Sequence[Source], recipe: PackingRecipe
+) -> tuple[Assignment, dict[str, Any]]:
     """The split of every structure, and the report on it; its ``lines`` are for the log.
 
     Raises:
@@ -28,14 +32,18 @@ def split_survey(survey: Survey, sources: Sequence[Source], recipe: PackingRecip
 
     belongs = components([survey.geometry, survey.identifier, survey.group])
     listed = {
-        split: _listed(survey.identifier, ids, split, recipe.id_key) for split, ids in recipe.listed.items() if ids
+        split: _listed(survey.identifier, ids, split, recipe.id_key)
+        for split, ids in recipe.listed.items()
+        if ids
     }
     shares = recipe.shares or {"train": 1.0}
     assignment = assign(belongs, listed, shares, recipe.seed)
     same = components([survey.geometry])
     repeated = np.nonzero(same != np.arange(len(same)))[0]
     sets = np.unique(same[repeated])
-    lines = [f"{len(repeated)} structures repeat {len(sets)} others: {_pairs(same, repeated, name)}"]
+    lines = [
+        f"{len(repeated)} structures repeat {len(sets)} others: {_pairs(same, repeated, name)}"
+    ]
     if not len(repeated):
         lines = ["no structure repeats another"]
     if recipe.drop_duplicates and len(repeated):
@@ -44,10 +52,18 @@ def split_survey(survey: Survey, sources: Sequence[Source], recipe: PackingRecip
         lines.append(f"{len(gone)} repeated structures are left out")
     for reason, rows in assignment.left_out.items():
         lines.append(f"{len(rows)} left out: {reason} ({', '.join(map(name, rows[:SHOWN]))})")
-    counts = {split: int((assignment.split == number).sum()) for number, split in enumerate(assignment.names)}
+    counts = {
+        split: int((assignment.split == number).sum())
+        for number, split in enumerate(assignment.names)
+    }
     lines += [f"{split}: {count} structures" for split, count in counts.items()]
     shown = [[name(int(same[row])), name(int(row))] for row in repeated[:1000]]
-    report = {"structures": counts, "repeated": len(repeated), "repeated_pairs": shown, "lines": lines}
+    report = {
+        "structures": counts,
+        "repeated": len(repeated),
+        "repeated_pairs": shown,
+        "lines": lines,
+    }
     report["leaks"] = _leaks(belongs, assignment.split)
     return assignment, report
 
@@ -57,14 +73,16 @@ def _pairs(same: NDArray[np.int64], repeated: NDArray[np.int64], name: Callable[
     return shown + (" …" if len(repeated) > SHOWN else "")
 
 
-def _listed(identifiers: NDArray[np.uint64], ids: frozenset[str], split: str, id_key: str | None) -> NDArray[np.bool_]:
+def _listed(
+    identifiers: NDArray[np.uint64], ids: frozenset[str], split: str, id_key: str | None
+) -> NDArray[np.bool_]:
     wanted = np.array(sorted(hashed(name.encode()) for name in ids), dtype=np.uint64)
     rows = np.isin(identifiers, wanted)
     missing = len(wanted) - len(np.unique(identifiers[rows]))
     if missing:
         raise InputError(
-            f"{missing} of the {len(wanted)} identifiers of the ID file of {split} are no {id_key} of any record; are "
-            "they of these data, one on each line?"
+            f"{missing} of the {len(wanted)} identifiers of the ID file of {split} are no {id_key} "
+            "of any record; are they of these data, one on each line?"
         )
     return rows
 

@@ -48,14 +48,16 @@ def assign(
         if len(clash):
             other = names[owner[clash[0]]]
             raise InputError(
-                f"the ID files of {other} and {name} name records that are the same structure, identifier or group "
-                f"({len(clash)} such sets); take them out of one of the files"
+                f"the ID files of {other} and {name} name records that are the same structure, "
+                f"identifier or group ({len(clash)} such sets); take them out of one of the files"
             )
         owner[taken] = number
         split[rows] = number
     held = (owner[belongs] != LEFT_OUT) & (split == LEFT_OUT)
     if held.any():
-        left_out["the same structure, identifier or group as a record of an ID file"] = np.nonzero(held)[0]
+        left_out["the same structure, identifier or group as a record of an ID file"] = np.nonzero(
+            held
+        )[0]
     free = (owner[belongs] == LEFT_OUT) & (split == LEFT_OUT)
     _split_free_rows(split, belongs, free, names, shares, seed)
     return Assignment(names, split, left_out)
@@ -79,7 +81,9 @@ def _split_free_rows(
     ends = np.cumsum(list(shares.values())) * len(rows)
     number_of_share = np.zeros(len(components), dtype=np.int64)
     number_of_share[order] = np.minimum(np.searchsorted(ends, middle, side="left"), len(shares) - 1)
-    split[rows] = np.array([names.index(name) for name in shares], dtype=np.int8)[number_of_share][numbers]
+    split[rows] = np.array([names.index(name) for name in shares], dtype=np.int8)[number_of_share][
+        numbers
+    ]
 
 
 def parse_shares(words: Sequence[str]) -> dict[str, float]:
@@ -96,7 +100,9 @@ def parse_shares(words: Sequence[str]) -> dict[str, float]:
         except ValueError:
             share = -1.0
         if not name.isidentifier() or not 0 < share <= 1 or name in shares:
-            raise InputError(f"--split {word} is no share; expected for example train=0.8 valid=0.1 test=0.1")
+            raise InputError(
+                f"--split {word} is no share; expected for example train=0.8 valid=0.1 test=0.1"
+            )
         shares[name] = share
     if shares and abs(sum(shares.values()) - 1) > 1e-9:
         raise InputError(f"the shares of --split add up to {sum(shares.values()):g}, expected 1")

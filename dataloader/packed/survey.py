@@ -1,4 +1,6 @@
-"""One look at every structure that is to be packed: what tells which are the same or belong together."""
+"""One look at every structure that is to be packed: what tells which are the
+same or belong together.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -47,7 +49,9 @@ class Look:
         made_for: what they depend on; see ``Parts``.
     """
 
-    def __init__(self, sources: Sequence[Source], recipe: PackingRecipe, folder: Path, made_for: str) -> None:
+    def __init__(
+        self, sources: Sequence[Source], recipe: PackingRecipe, folder: Path, made_for: str
+    ) -> None:
         self._sources = sources
         self._recipe = recipe
         rows = max(ROWS_AT_ONCE, -(-sum(map(len, sources)) // MOST_SLICES))
@@ -62,10 +66,13 @@ class Look:
         """Look at the slices of a share that nobody has looked at yet, in parallel.
 
         Raises:
-            InputError: a structure has no identifier or group where its name was given, or a slice cannot be written.
+            InputError: a structure has no identifier or group where its name was given, or a
+                slice cannot be written.
         """
         numbers = portion.of(range(len(self._slices)))
-        sizes = {number: self._slices[number].end - self._slices[number].begin for number in numbers}
+        sizes = {
+            number: self._slices[number].end - self._slices[number].begin for number in numbers
+        }
         look = partial(_look, slices=self._slices, sources=self._sources, recipe=self._recipe)
         self._parts.make(numbers, look, "look through", sizes)
 
@@ -74,7 +81,9 @@ class Look:
         return self._parts.absent(range(len(self._slices)))
 
     def missing(self) -> list[int]:
-        """Numbers of the slices that are still to be looked at: there is no file, or it is damaged."""
+        """Numbers of the slices that are still to be looked at: there is no
+        file, or it is damaged.
+        """
         return self._parts.missing(range(len(self._slices)))
 
     def survey(self) -> Survey | None:
@@ -95,7 +104,9 @@ class Look:
         )
 
 
-def _look(number: int, slices: Sequence[_Slice], sources: Sequence[Source], recipe: PackingRecipe) -> Columns:
+def _look(
+    number: int, slices: Sequence[_Slice], sources: Sequence[Source], recipe: PackingRecipe
+) -> Columns:
     """Fingerprint, identifier and group of the structures of a slice."""
     part = slices[number]
     numbers = np.zeros((len(COLUMNS), part.end - part.begin), dtype=np.uint64)
@@ -115,5 +126,8 @@ def name_in(structure: Structure, key: str) -> str:
         InputError: its record has none.
     """
     if key not in structure.extra:
-        raise InputError(f"{structure.identifier}: {key} is missing or neither one number nor a text; name another key")
+        raise InputError(
+            f"{structure.identifier}: {key} is missing or neither one number nor a "
+            "text; name another key"
+        )
     return str(structure.extra[key])

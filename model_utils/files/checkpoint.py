@@ -1,4 +1,6 @@
-"""The only module that reads or writes ``.pt`` files: their keys, their digests, and loading without running code."""
+"""The only module that reads or writes ``.pt`` files: their keys, their digests, and
+loading without running code.
+"""
 
 import hashlib
 import io
@@ -65,7 +67,9 @@ class WeightsFile:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision the weights were trained in: that of most numbers, for some cutoffs of mace-torch are float64."""
+        """Precision the weights were trained in: that of most numbers, for some cutoffs of
+        mace-torch are float64.
+        """
         numbers: Counter[torch.dtype] = Counter()
         for tensor in self.tensors.values():
             if tensor.is_floating_point():
@@ -78,7 +82,8 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         path: ``*_checkpoint.pt``.
-        content: tensors, numbers, text, lists, tuples and dicts only, so that it loads with an empty allow-list.
+        content: tensors, numbers, text, lists, tuples and dicts only, so that it loads
+            with an empty allow-list.
 
     Raises:
         OSError: it could not be written; the old generations are untouched.
@@ -86,7 +91,9 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     bad = next(non_finite(content), None)
     if bad is not None:
-        raise NonFiniteError(f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr")
+        raise NonFiniteError(
+            f"{bad} is not finite; the checkpoint before it stays, resume from that with a lower lr"
+        )
     durable.write(path, checkpoint_bytes(content), previous=previous_generation(path))
 
 
@@ -119,10 +126,14 @@ def previous_generation(path: Path) -> Path:
 
 
 def is_best_model(path: Path) -> bool:
-    """Whether a weights file holds no training state, by a look at its names; False where it is damaged."""
+    """Whether a weights file holds no training state, by a look at its names;
+    False where it is damaged.
+    """
     try:
         with input_files.opened(path) as stream, zipfile.ZipFile(stream) as archive:
-            [record] = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
+            [record] = [
+                record for record in archive.infolist() if record.filename.endswith("/data.pkl")
+            ]
             if record.compress_type != zipfile.ZIP_STORED:  # else a few kB unfold to any size
                 return False
             return b"train_state" not in archive.read(record)
@@ -131,7 +142,9 @@ def is_best_model(path: Path) -> bool:
 
 
 def serialise(value: object) -> bytes:
-    """The bytes that ``torch.save`` writes, made in memory so that a full disk meets our own write."""
+    """The bytes that ``torch.save`` writes, made in memory so that a full
+    disk meets our own write.
+    """
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
@@ -161,7 +174,9 @@ def read(path: Path, data: bytes | None = None) -> WeightsFile:
 
 def is_ours(content: object) -> TypeGuard[dict[str, Any]]:
     """Whether what a file holds is what we write."""
-    return isinstance(content, dict) and {"format_version", "digest", "model_json_text"} <= set(content)
+    return isinstance(content, dict) and {"format_version", "digest", "model_json_text"} <= set(
+        content
+    )
 
 
 def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
@@ -173,25 +188,32 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
     stored = content.pop("digest")
     module = content.pop("model", None)
     if _digest_of_read(path, content) != stored:
-        raise VerificationError(f"{path} is damaged: its content does not match the digest stored in it")
+        raise VerificationError(
+            f"{path} is damaged: its content does not match the digest stored in it"
+        )
     if type(content["format_version"]) is not int or content["format_version"] > FORMAT_VERSION:
         raise VerificationError(
-            f"{path} has format {content['format_version']}, this version reads up to {FORMAT_VERSION}; "
-            "update the toolkit"
+            f"{path} has format {content['format_version']}, this version reads up to "
+            f"{FORMAT_VERSION}; update the toolkit"
         )
     absent = list(missing(content))
     if absent:
-        raise VerificationError(f"{path} is not as we write it: {', '.join(absent)} missing or of another kind")
+        raise VerificationError(
+            f"{path} is not as we write it: {', '.join(absent)} missing or of another kind"
+        )
     plugins.compare(content.get("plugins", []), path)
     text = content["model_json_text"]
     if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
         raise VerificationError(
-            f"{path}: the model.json inside does not match its hash {content['model_json_hash'][:12]}…"
+            f"{path}: the model.json inside does not match its hash "
+            f"{content['model_json_hash'][:12]}…"
         )
     try:
         description = model_json.parse(text, f"model.json inside {path}")
     except InputError as error:  # of a newer toolkit, or forged
-        raise VerificationError(f"{error}; update the toolkit, or take the weights file from where it came") from None
+        raise VerificationError(
+            f"{error}; update the toolkit, or take the weights file from where it came"
+        ) from None
     return WeightsFile(
         path=path,
         kind=content["kind"],
@@ -199,14 +221,17 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         description=description,
         weights=content["weights"],
         content=content,
-        module=None if module is None else _as_verified(path, module, content["model_state_dict"], description),
+        module=None
+        if module is None
+        else _as_verified(path, module, content["model_state_dict"], description),
     )
 
 
 def _as_verified(
     path: Path, module: object, tensors: Mapping[str, Tensor], description: ModelDescription
 ) -> SandboxedObject:
-    """The pickled network in a file, which other programs compute with: its tensors are those of the digest.
+    """The pickled network in a file, which other programs compute with: its tensors
+    are those of the digest.
 
     Raises:
         VerificationError: naming the first that is another.
@@ -214,17 +239,23 @@ def _as_verified(
     own = architecture_of(description).namespaces
     if not isinstance(module, SandboxedObject) or not class_name(module).startswith(own):
         family = own[0].partition(".")[0]
-        raise VerificationError(f"{path} is not as we write it: its `model` is no network of {family}")
+        raise VerificationError(
+            f"{path} is not as we write it: its `model` is no network of {family}"
+        )
     theirs = tensors_of(module)
     for name in {**tensors, **theirs}:
         if COMPILED in name:  # constants of compiled functions, which are pickled with the code
             continue
         if name not in theirs or name not in tensors:
-            raise VerificationError(f"{path}: {name} is in {'its `model`' if name in theirs else 'the weights'} alone")
-        if theirs[name].dtype != tensors[name].dtype or not torch.equal(theirs[name], tensors[name]):
             raise VerificationError(
-                f"{path}: {name} of its `model`, which mace would compute with, is not that of the verified weights; "
-                "take the file from where it came"
+                f"{path}: {name} is in {'its `model`' if name in theirs else 'the weights'} alone"
+            )
+        if theirs[name].dtype != tensors[name].dtype or not torch.equal(
+            theirs[name], tensors[name]
+        ):
+            raise VerificationError(
+                f"{path}: {name} of its `model`, which mace would compute with, is not that of the "
+                "verified weights; take the file from where it came"
             )
     return module
 
@@ -238,7 +269,8 @@ def _begins_as_zip(stream: BinaryIO) -> bool:
 
 
 def load_sandboxed(path: Path, data: bytes | None = None) -> object:
-    """What a file holds, read by a sandboxed unpickler: objects are ``SandboxedObject``, no code runs.
+    """What a file holds, read by a sandboxed unpickler: objects are
+    ``SandboxedObject``, no code runs.
 
     ``torch.load`` checks no CRC, so that is done here.
 
@@ -256,7 +288,8 @@ def load_sandboxed(path: Path, data: bytes | None = None) -> object:
             return _whole(path, stream)
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: {error.strerror or error}; expected a *_checkpoint.pt or *_model.pt"
+            f"cannot read {path}: {error.strerror or error}; expected a "
+            "*_checkpoint.pt or *_model.pt"
         ) from None
 
 
@@ -269,8 +302,11 @@ def _whole(path: Path, stream: BinaryIO) -> object:
             walk = _walked(archive)
         return _loaded(stream, walk, size)
     except zipfile.BadZipFile:
-        kind = DamagedFile if _begins_as_zip(stream) else VerificationError  # torch's old form is none
-        raise kind(f"{path} is cut off or not a weights file: it is no complete zip archive") from None
+        # torch's old form is none
+        kind = DamagedFile if _begins_as_zip(stream) else VerificationError
+        raise kind(
+            f"{path} is cut off or not a weights file: it is no complete zip archive"
+        ) from None
     except (OSError, InputError, VerificationError):
         raise
     except _Refused as error:
@@ -287,15 +323,23 @@ def _refuse_foreign_records(path: Path, archive: zipfile.ZipFile, size: int) -> 
     """Raise where the records are not as torch writes them, before any of them is read."""
     records = archive.infolist()
     if len(records) > ZIP_RECORDS:
-        raise VerificationError(f"{path} has {len(records)} records; expected at most {ZIP_RECORDS}")
+        raise VerificationError(
+            f"{path} has {len(records)} records; expected at most {ZIP_RECORDS}"
+        )
     if any("/code/" in record.filename for record in records):
         raise InputError(
-            f"{path} is TorchScript, made for LAMMPS or by compilation: it is code, not a module; give the "
-            "eager .model it was made from"
+            f"{path} is TorchScript, made for LAMMPS or by compilation: it is code, not a module; "
+            "give the eager .model it was made from"
         )
-    if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
-        raise VerificationError(f"{path} is not as we write it: a record is compressed or larger than the file")
-    if len({record.filename.casefold() for record in records}) < len(records):  # torch reads another of the two
+    if (
+        any(r.compress_type != zipfile.ZIP_STORED for r in records)
+        or sum(r.file_size for r in records) > size
+    ):
+        raise VerificationError(
+            f"{path} is not as we write it: a record is compressed or larger than the file"
+        )
+        # torch reads another of the two
+    if len({record.filename.casefold() for record in records}) < len(records):
         raise VerificationError(f"{path} is not as we write it: two records have one name")
     damaged = archive.testzip()
     if damaged is not None:
@@ -338,7 +382,9 @@ def _opened(path: Path, data: bytes | None) -> BinaryIO:
 
 
 def sandboxed(module: nn.Module) -> SandboxedObject:
-    """A module as the sandboxed unpickler would read it from a file; made here, it is not looked through before."""
+    """A module as the sandboxed unpickler would read it from a file; made here, it is not
+    looked through before.
+    """
     stream = io.BytesIO(serialise(module))
     with _only_sandboxed_classes(stream, set()):
         stream.seek(0)
@@ -363,7 +409,9 @@ def _only_sandboxed_classes(stream: BinaryIO, names: set[str]) -> Iterator[None]
         stream.seek(0)
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
         known = (*MODULE_NAMESPACES, *namespaces())
-        foreign = [name for name in unknown if not name.startswith(known) and name != "builtins.getattr"]
+        foreign = [
+            name for name in unknown if not name.startswith(known) and name != "builtins.getattr"
+        ]
         if foreign:
             raise ValueError(f"it asks to run code ({foreign[0]})")
         odd = sorted(name for name in names - set(unknown) if not is_called(name))
@@ -382,7 +430,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _digest_of_read(path: Path, content: Mapping[str, Any]) -> str:
-    """The digest of what a forged file holds too: other types, tensors larger than their storage, endless nesting."""
+    """The digest of what a forged file holds too: other types, tensors larger than their
+    storage, endless nesting.
+    """
     try:
         return digest(content)
     except Exception as error:  # six types, one meaning
@@ -390,19 +440,28 @@ def _digest_of_read(path: Path, content: Mapping[str, Any]) -> str:
 
 
 def _refuse_odd_tensors(content: object) -> None:
-    """Tensors are numbers in the memory of this machine, each stored; anything else is no network's."""
+    """Tensors are numbers in the memory of this machine, each stored;
+    anything else is no network's.
+    """
     for tensor in _tensors(content, set()):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex():
-            raise ValueError(f"it holds a tensor of {tensor.layout} on {tensor.device}, which no network has")
+            raise ValueError(
+                f"it holds a tensor of {tensor.layout} on {tensor.device}, which no network has"
+            )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"it holds a tensor of {tensor.numel()} numbers over a smaller storage")
+            raise ValueError(
+                f"it holds a tensor of {tensor.numel()} numbers over a smaller storage"
+            )
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
-    """All tensors in a content, however deep; a shared part, whose id is in ``seen``, is gone through once."""
+    """All tensors in a content, however deep; a shared part, whose id is in
+    ``seen``, is gone through once.
+    """
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict | list | tuple | SandboxedObject):  # all that the sandboxed unpickler can nest
+    elif isinstance(value, dict | list | tuple | SandboxedObject):
+        # all that the sandboxed unpickler can nest
         if id(value) in seen:
             return
         seen.add(id(value))

@@ -9,9 +9,11 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
 
 def csv_text(text: str) -> str:
-    """Text of data as a cell that no spreadsheet takes for a formula: an apostrophe goes before what begins like one.
+    """Text of data as a cell that no spreadsheet takes for a formula: an apostrophe goes
+    before what begins like one.
 
-    Numbers stay; line ends and other characters that steer become ``?``. See OWASP, "CSV Injection".
+    Numbers stay; line ends and other characters that steer become ``?``. See
+    OWASP, "CSV Injection".
     """
     shown = printable(text)
     if shown.lstrip().startswith(FORMULA_BEGINS) and not NUMBER.fullmatch(shown):

@@ -1,4 +1,6 @@
-"""What a weights file of ours must hold, entry by entry, so that a forged or damaged one is named before it is used."""
+"""What a weights file of ours must hold, entry by entry, so that a forged or damaged one is
+named before it is used.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -40,7 +42,9 @@ def _are_weights(tensors: Mapping[Any, object]) -> bool:
     """Whether all values are tensors, and some of them real numbers."""
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         return False
-    return any(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in tensors.values())
+    return any(
+        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in tensors.values()
+    )
 
 
 def _are_plugins(stored: object) -> bool:
@@ -57,4 +61,6 @@ def _is_plugin(entry: object) -> bool:
 
 
 def _has_counts(state: object) -> bool:
-    return isinstance(state, dict) and all(isinstance(state.get(name), int) for name in ("epoch", "step"))
+    return isinstance(state, dict) and all(
+        isinstance(state.get(name), int) for name in ("epoch", "step")
+    )

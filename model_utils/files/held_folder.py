@@ -1,4 +1,6 @@
-"""A folder that a run writes, known by its inode: the run follows it where somebody moves it while it lasts."""
+"""A folder that a run writes, known by its inode: the run follows it where somebody
+moves it while it lasts.
+"""
 
 import errno
 import os
@@ -33,7 +35,10 @@ class HeldFolder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         os.close(self.descriptor)
 
@@ -41,7 +46,8 @@ class HeldFolder:
         """Where the folder is now; another one may lie at its former path.
 
         Raises:
-            SaveError: it is nowhere: removed, or moved to another file system, which copies and removes it.
+            SaveError: it is nowhere: removed, or moved to another file system, which
+                copies and removes it.
         """
         for _ in range(TRIES):
             for known in (self._last, self._began_at):
@@ -52,8 +58,9 @@ class HeldFolder:
                 return self._now_at(now)
             time.sleep(0.01)
         raise SaveError(
-            f"{self._last}, a folder of this run, was removed or moved to another file system while the run was "
-            "writing it: what was not saved before is lost; resume the copy of it, or start again elsewhere"
+            f"{self._last}, a folder of this run, was removed or moved to another file system "
+            "while the run was writing it: what was not saved before is lost; resume the copy of "
+            "it, or start again elsewhere"
         )
 
     def _is_at(self, path: Path) -> bool:
@@ -64,7 +71,11 @@ class HeldFolder:
 
     def _now_at(self, path: Path) -> Path:
         if path != self._last:
-            log.warning("warning: %s was moved while the run writes it; the run goes on in %s", self._last, path)
+            log.warning(
+                "warning: %s was moved while the run writes it; the run goes on in %s",
+                self._last,
+                path,
+            )
             self._last = path
         return path
 

@@ -1,4 +1,6 @@
-"""The good models of a run that are kept for a later choice: a folder of weights files, each with its errors."""
+"""The good models of a run that are kept for a later choice: a folder of weights
+files, each with its errors.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,8 +59,14 @@ def of_file(file: WeightsFile, stage: int = 1) -> KeptModel:
     ):
         raise VerificationError(f"{file.path} is not as we write it: it does not say its errors")
     score = content.get("score")
-    judged = ("loss", float(errors.get("loss") or 0.0))  # of an older best model, which does not say
-    if isinstance(score, list) and len(score) == 2 and isinstance(score[0], str) and isinstance(score[1], float):
+    # of an older best model, which does not say
+    judged = ("loss", float(errors.get("loss") or 0.0))
+    if (
+        isinstance(score, list)
+        and len(score) == 2
+        and isinstance(score[0], str)
+        and isinstance(score[1], float)
+    ):
         judged = (score[0], score[1])
     return KeptModel(
         path=file.path,

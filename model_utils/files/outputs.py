@@ -1,4 +1,6 @@
-"""Where a run writes: all names from two options, announced up front, and never over another run's files."""
+"""Where a run writes: all names from two options, announced up front, and never
+over another run's files.
+"""
 
 import os
 import re
@@ -21,11 +23,13 @@ class Outputs:
     Args:
         checkpoint: of the raw weights and the whole state.
         model: of the best weights.
-        folders: those of the two files, where the run holds them: the names then follow folders that are moved, and
-            asking for one raises SaveError where its folder is gone.
+        folders: those of the two files, where the run holds them: the names then follow folders
+            that are moved, and asking for one raises SaveError where its folder is gone.
     """
 
-    def __init__(self, *, checkpoint: Path, model: Path, folders: tuple[HeldFolder, HeldFolder] | None = None) -> None:
+    def __init__(
+        self, *, checkpoint: Path, model: Path, folders: tuple[HeldFolder, HeldFolder] | None = None
+    ) -> None:
         self._checkpoint = checkpoint
         self._model = model
         self._folders = folders
@@ -40,7 +44,8 @@ class Outputs:
         return self._checkpoint, self._model
 
     def _refuse_long_names(self) -> None:
-        """A run must not find out after its first stage that the name of the best model of it is too long.
+        """A run must not find out after its first stage that the name of the best
+        model of it is too long.
 
         Raises:
             InputError: a file that the run may write has a longer name than a file system takes.
@@ -50,13 +55,15 @@ class Outputs:
         if size > NAME_MAX:
             of_checkpoint = longest.parent == self.checkpoint.parent
             raise InputError(
-                f"--output_{'checkpoint' if of_checkpoint else 'model'}: {longest.name:.30}…{longest.name[-40:]}, a "
-                f"file of the run, would have a name of {size} bytes, and file systems take {NAME_MAX}; give a shorter "
-                "name"
+                f"--output_{'checkpoint' if of_checkpoint else 'model'}: "
+                f"{longest.name:.30}…{longest.name[-40:]}, a file of the run, would have a name of "
+                f"{size} bytes, and file systems take {NAME_MAX}; give a shorter name"
             )
 
     def _all_named_after_the_run(self) -> Iterator[Path]:
-        """Files whose names contain the run's; those that are called the same in every run are short enough."""
+        """Files whose names contain the run's; those that are called the same in
+        every run are short enough.
+        """
         yield from (self.checkpoint, previous_generation(self.checkpoint), damaged(self.checkpoint))
         yield from (self.model, self.stage_one_model, self.bare_module, self.source_json, self.kept)
         yield from (self.replay, self.replay_before, *self.locks)
@@ -78,25 +85,37 @@ class Outputs:
 
     def held_in(self, of_checkpoint: HeldFolder, of_model: HeldFolder) -> "Outputs":
         """Outputs of the same names, which follow their folders where somebody moves them."""
-        return Outputs(checkpoint=self._checkpoint, model=self._model, folders=(of_checkpoint, of_model))
+        return Outputs(
+            checkpoint=self._checkpoint, model=self._model, folders=(of_checkpoint, of_model)
+        )
 
     @classmethod
     def named(cls, output_checkpoint: Path, output_model: Path | None) -> "Outputs":
         """The outputs of a run from what the user typed.
 
         Args:
-            output_checkpoint: a path that ends in .pt or .pth is that file; any other is a directory, and ``run/``
-                makes ``run/run_checkpoint.pt``.
+            output_checkpoint: a path that ends in .pt or .pth is that file; any other is a
+                directory, and ``run/`` makes ``run/run_checkpoint.pt``.
             output_model: by the same rule; beside the checkpoint where it is not given.
 
         Raises:
             InputError: both are one file, or a name cannot be one of a file.
         """
         checkpoint = _file(output_checkpoint, "checkpoint")
-        model = _file(output_model, "model") if output_model else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
-        own = {_place(path) for path in (checkpoint, previous_generation(checkpoint), damaged(checkpoint))}
+        model = (
+            _file(output_model, "model")
+            if output_model
+            else checkpoint.with_name(f"{_stem(checkpoint)}_model.pt")
+        )
+        own = {
+            _place(path)
+            for path in (checkpoint, previous_generation(checkpoint), damaged(checkpoint))
+        }
         if _place(model) in own:
-            raise InputError(f"--output_checkpoint and --output_model are both {model}; give them different names")
+            raise InputError(
+                f"--output_checkpoint and --output_model are both {model}; give "
+                "them different names"
+            )
         outputs = cls(checkpoint=checkpoint, model=model)
         outputs._refuse_long_names()
         return outputs
@@ -118,7 +137,11 @@ class Outputs:
         if begun_at and real(cls.named(Path(begun_at), None).checkpoint) == real(current):
             return named
         here = current.with_name(named.model.name)  # in a copy of the folder its own best model
-        places = (model for model in (beside.model, here, named.model) if model.exists() and model != current)
+        places = (
+            model
+            for model in (beside.model, here, named.model)
+            if model.exists() and model != current
+        )
         return cls(checkpoint=current, model=next(places, beside.model))
 
     @property
@@ -128,7 +151,9 @@ class Outputs:
 
     @property
     def model_jsons(self) -> tuple[Path, ...]:
-        """``<name>_model.json`` beside each of the two files; one where the folder and name are the same."""
+        """``<name>_model.json`` beside each of the two files; one where the folder
+        and name are the same.
+        """
         return tuple(dict.fromkeys((sidecar(self.checkpoint), sidecar(self.model))))
 
     @property
@@ -178,7 +203,9 @@ class Outputs:
 
     @property
     def record(self) -> Path:
-        """What the run was asked and every time it was started, where it has a folder of its own."""
+        """What the run was asked and every time it was started, where it
+        has a folder of its own.
+        """
         return self.checkpoint.with_name("run.json")
 
     @property
@@ -199,14 +226,17 @@ class Outputs:
     @property
     def lock(self) -> Path:
         """Held by the process that writes the run."""
-        return self.checkpoint.with_name(".run.lock")  # of the folder: metrics.jsonl and train.log are the folder's
+        # of the folder: metrics.jsonl and train.log are the folder's
+        return self.checkpoint.with_name(".run.lock")
 
     @property
     def locks(self) -> dict[Path, Path]:
-        """Every lock that a run holds, and what it is for: the folder of its records, and each name of weights.
+        """Every lock that a run holds, and what it is for: the folder of its records,
+        and each name of weights.
 
-        ``X_model.pt``, ``X_model.json``, ``X.model``, ``X_stage_one_model.pt`` and ``X_source_model.json`` are files
-        of one name, X: best models of several runs may lie in one folder, two of one name may not.
+        ``X_model.pt``, ``X_model.json``, ``X.model``, ``X_stage_one_model.pt`` and
+        ``X_source_model.json`` are files of one name, X: best models of several runs may lie in one
+        folder, two of one name may not.
         """
         weights = {_lock_of_name(path): path for path in (self.checkpoint, self.model)}
         return {self.lock: self.checkpoint.parent, **weights}
@@ -255,19 +285,25 @@ class Outputs:
         )
         place = real(path)
         is_kept = place.parent == real(self.kept) and place.match(PATTERN)
-        return is_kept or place in {real(name) for name in own} or _place(path) in {_place(name) for name in own}
+        return (
+            is_kept
+            or place in {real(name) for name in own}
+            or _place(path) in {_place(name) for name in own}
+        )
 
     def refuse_another_run(self) -> None:
         """Raise InputError where the place holds another run's files."""
         files = self.of_another_run()
         if files:
             raise InputError(
-                f"{files[0]} belongs to another run; continue that one with --resume auto, replace it with "
-                "--overwrite, or give another --output_checkpoint"
+                f"{files[0]} belongs to another run; continue that one with --resume auto, replace "
+                "it with --overwrite, or give another --output_checkpoint"
             )
 
     def remove_another_run(self) -> None:
-        """Remove another run's files, so that no old generation can be taken for one of this run."""
+        """Remove another run's files, so that no old generation can be
+        taken for one of this run.
+        """
         for path in self.of_another_run():
             path.unlink(missing_ok=True)
 
@@ -278,12 +314,14 @@ class Outputs:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
-                    f"cannot create {folder}: {error.strerror}; give another --output_checkpoint or --output_model"
+                    f"cannot create {folder}: {error.strerror}; give another "
+                    "--output_checkpoint or --output_model"
                 ) from None
 
 
 def refuse_names_of_runs(output: Path, flag: str, *known: Outputs) -> None:
-    """Refuse a place where a training writes: a command that holds no lock must not replace it, whatever is asked.
+    """Refuse a place where a training writes: a command that holds no lock must not replace
+    it, whatever is asked.
 
     The run would go on with a best model that its checkpoint does not know, or with none.
 
@@ -295,17 +333,21 @@ def refuse_names_of_runs(output: Path, flag: str, *known: Outputs) -> None:
     Raises:
         InputError: a run writes there.
     """
-    checkpoints = (path for path in output.parent.glob("*_checkpoint.pt*") if path.suffix in ENDINGS)
+    checkpoints = (
+        path for path in output.parent.glob("*_checkpoint.pt*") if path.suffix in ENDINGS
+    )
     runs = [*known, *(Outputs.named(path, None) for path in checkpoints if path.is_file())]
     if any(run.owns(output) for run in runs):
         raise InputError(
-            f"{flag} {output} is a file of a run, which a training writes; give another name (--overwrite replaces "
-            "other files alone)"
+            f"{flag} {output} is a file of a run, which a training writes; give another name "
+            "(--overwrite replaces other files alone)"
         )
 
 
 def real(path: Path) -> Path:
-    """Where a path leads; one whose links lead in a circle leads to itself, while ``Path.resolve`` raises."""
+    """Where a path leads; one whose links lead in a circle leads to itself, while
+    ``Path.resolve`` raises.
+    """
     return Path(os.path.realpath(path))
 
 
@@ -315,7 +357,9 @@ def _place(path: Path) -> Path:
 
 
 def _lock_of_name(weights: Path) -> Path:
-    """The lock of the files that bear one name: best model of a stage and source belong to the run's own."""
+    """The lock of the files that bear one name: best model of a stage and source
+    belong to the run's own.
+    """
     name = re.sub(r"(_stage_one|_source)+$", "", _stem(weights))
     return weights.with_name(f".{name}.run.lock")
 
@@ -341,10 +385,14 @@ def newest_generation(name: str) -> str:
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of the runs in a folder, each by the name of its newest generation.
 
-    Where none is called ``*_checkpoint``, those that a user named otherwise: their model.json lies beside, and they
-    are not the best models of the same runs.
+    Where none is called ``*_checkpoint``, those that a user named otherwise: their model.json lies
+    beside, and they are not the best models of the same runs.
     """
-    files = [path for path in folder.iterdir() if path.suffix in ENDINGS and not path.stem.endswith(".damaged")]
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix in ENDINGS and not path.stem.endswith(".damaged")
+    ]
     names = {newest_generation(path.name) for path in files}
     usual = {name for name in names if Path(name).stem.endswith("_checkpoint")}
     if usual:
@@ -362,7 +410,9 @@ def _file(given: Path, role: str) -> Path:
     try:
         return _named(given, role)
     except (OSError, ValueError) as error:  # a name too long, or with a null byte
-        raise InputError(f"--output_{role} {str(given)!r:.80} cannot be a place for files ({error!s:.60})") from None
+        raise InputError(
+            f"--output_{role} {str(given)!r:.80} cannot be a place for files ({error!s:.60})"
+        ) from None
 
 
 def _named(given: Path, role: str) -> Path:
@@ -370,7 +420,8 @@ def _named(given: Path, role: str) -> Path:
     if given.suffix in ENDINGS:
         if given.is_dir():
             raise InputError(
-                f"{given} is a directory, and a path ending in {given.suffix} is taken for a file; rename one of them"
+                f"{given} is a directory, and a path ending in {given.suffix} is taken for a file; "
+                "rename one of them"
             )
         return given
     if given.exists() and not given.is_dir():

@@ -18,11 +18,13 @@ from model_utils.models.description import ModelDescription
 from model_utils.models.weights import copied
 
 
-def write_description(outputs: Outputs, description: ModelDescription, source: Path | None, *, overwrite: bool) -> None:
+def write_description(
+    outputs: Outputs, description: ModelDescription, source: Path | None, *, overwrite: bool
+) -> None:
     """Write the canonical model.json beside both weights files.
 
-    Where the place is the input itself (a user keeps model.json in the run's folder), the author's text stays as
-    ``<name>_model.input.json``.
+    Where the place is the input itself (a user keeps model.json in the run's folder), the author's
+    text stays as ``<name>_model.input.json``.
 
     Raises:
         InputError: another file with other content is there, and ``overwrite`` is not given.
@@ -33,15 +35,20 @@ def write_description(outputs: Outputs, description: ModelDescription, source: P
             if holds(path, text):
                 continue
             if source is not None and path.samefile(source):
-                durable.write(path.with_suffix(".input.json"), input_files.read_bytes(path, MODEL_JSON_BYTES))
+                durable.write(
+                    path.with_suffix(".input.json"), input_files.read_bytes(path, MODEL_JSON_BYTES)
+                )
             elif not overwrite:
                 raise InputError(
-                    f"{path} is there with other content than the model of this run; move it away or give --overwrite"
+                    f"{path} is there with other content than the model of this run; move it away "
+                    "or give --overwrite"
                 )
         durable.write_text(path, text)
 
 
-def refuse_other_description(outputs: Outputs, description: ModelDescription, source: Path | None) -> None:
+def refuse_other_description(
+    outputs: Outputs, description: ModelDescription, source: Path | None
+) -> None:
     """Refuse a place where another model.json lies, before anything is written.
 
     Raises:
@@ -51,7 +58,8 @@ def refuse_other_description(outputs: Outputs, description: ModelDescription, so
         known = source is not None and source.exists() and path.exists() and path.samefile(source)
         if path.exists() and not known and not holds(path, description.canonical_text()):
             raise InputError(
-                f"{path} is there with other content than the model of this run; move it away or give --overwrite"
+                f"{path} is there with other content than the model of this run; move it away "
+                "or give --overwrite"
             )
 
 
@@ -63,8 +71,9 @@ def holds(path: Path, text: str) -> bool:
 class PairWriter:
     """Writes a run's checkpoint and its best model, with the description in both.
 
-    The module under ``model`` is a copy made on the CPU before training, filled with the best weights: a module that
-    was moved from CUDA does not open on a CPU, since e3nn keeps the device in it.
+    The module under ``model`` is a copy made on the CPU before training, filled with the
+    best weights: a module that was moved from CUDA does not open on a CPU, since e3nn
+    keeps the device in it.
     """
 
     def __init__(
@@ -99,8 +108,12 @@ class PairWriter:
         return version
 
     def begin_with(self, module: nn.Module) -> None:
-        """Take all tensors of the module as they are before the first step; frozen ones are never written again."""
-        self._module.load_state_dict({name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
+        """Take all tensors of the module as they are before the first step; frozen ones
+        are never written again.
+        """
+        self._module.load_state_dict(
+            {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+        )
 
     def in_memory(
         self, parameters: Mapping[str, Tensor], module: nn.Module, train_state: Mapping[str, Any]
@@ -112,33 +125,48 @@ class PairWriter:
         """
         best = self._best_content(parameters, weights="raw", epoch=0, step=0, metrics={})
         files = {
-            self.outputs.checkpoint: checkpoint.checkpoint_bytes(self._checkpoint_content(module, train_state)),
+            self.outputs.checkpoint: checkpoint.checkpoint_bytes(
+                self._checkpoint_content(module, train_state)
+            ),
             self.outputs.model: checkpoint.model_bytes(best, self._module),
         }
         return [checkpoint.read(path, data) for path, data in files.items()]
 
     def save_checkpoint(self, module: nn.Module, train_state: Mapping[str, Any]) -> None:
-        """Raw weights and the whole training state; never averaged weights. Before it, a best model that waits.
+        """Raw weights and the whole training state; never averaged weights.
+
+        Before it, a best model that waits.
 
         Raises:
             OSError: not written; what was there is untouched.
             NonFiniteError: a number of the state is none.
         """
         self._write_best()
-        checkpoint.write_checkpoint(self.outputs.checkpoint, self._checkpoint_content(module, train_state))
+        checkpoint.write_checkpoint(
+            self.outputs.checkpoint, self._checkpoint_content(module, train_state)
+        )
 
-    def _checkpoint_content(self, module: nn.Module, train_state: Mapping[str, Any]) -> dict[str, Any]:
+    def _checkpoint_content(
+        self, module: nn.Module, train_state: Mapping[str, Any]
+    ) -> dict[str, Any]:
         tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-        return {"model_state_dict": tensors, "weights": "raw", "train_state": train_state, **self._common}
+        return {
+            "model_state_dict": tensors,
+            "weights": "raw",
+            "train_state": train_state,
+            **self._common,
+        }
 
-    def save_best(self, parameters: Mapping[str, Tensor], *, metrics: Metrics, **facts: Any) -> None:
+    def save_best(
+        self, parameters: Mapping[str, Tensor], *, metrics: Metrics, **facts: Any
+    ) -> None:
         """The best weights so far, averaged ones where there is an average.
 
         Args:
             parameters: the weights.
             metrics: their errors of the validation data.
-            facts: ``weights``, ``epoch``, ``step``, ``stage`` and ``score`` (the metric that the run judges by, and its
-                value), as plain values.
+            facts: ``weights``, ``epoch``, ``step``, ``stage`` and ``score`` (the metric that the
+                run judges by, and its value), as plain values.
 
         Raises:
             OSError: not written; the next checkpoint tries it again.
@@ -177,8 +205,8 @@ class PairWriter:
     def keep_stage_one(self, best_step: int) -> None:
         """Keep the best model of stage one under its own name.
 
-        A run that was killed in its second stage before a checkpoint left that stage's best model; the one of stage
-        one is then kept already.
+        A run that was killed in its second stage before a checkpoint left that stage's best model;
+        the one of stage one is then kept already.
 
         Raises:
             OSError: not written; the next checkpoint tries it again.
@@ -193,5 +221,7 @@ class PairWriter:
 
 
 def export_bare_module(outputs: Outputs, module: nn.Module) -> None:
-    """The best model as mace's calculator opens it; the module must be on the CPU and never have left it."""
+    """The best model as mace's calculator opens it; the module must be on the CPU
+    and never have left it.
+    """
     checkpoint.write_bare_module(outputs.bare_module, module)

@@ -1,9 +1,11 @@
-"""The pickle of a weights file, looked through before torch's unpickler runs it: what it would do, and at what cost.
+"""The pickle of a weights file, looked through before torch's unpickler runs it: what it
+would do, and at what cost.
 
-torch's restricted unpickler runs nothing foreign, but it hashes whatever is a key, copies what is built of a shared
-part, and calls all that rebuilds any kind of tensor; 800 bytes can keep it busy for ever. A pickle has no jumps, so one
-pass with a stack of descriptions instead of values sees all that will be done. What no network and no checkpoint of
-ours or of mace needs is refused; 0.01 s for a network.
+torch's restricted unpickler runs nothing foreign, but it hashes whatever is a key, copies what
+is built of a shared part, and calls all that rebuilds any kind of tensor; 800 bytes can keep it
+busy for ever. A pickle has no jumps, so one pass with a stack of descriptions instead of values
+sees all that will be done. What no network and no checkpoint of ours or of mace needs is
+refused; 0.01 s for a network.
 """
 
 import pickletools
@@ -19,7 +21,8 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocol 2 
 class _Item:
     """What is known of one value on the stack."""
 
-    # text, int, long, plain (None, truths, floats), tuple, list, dict, set, storage, tensor, object; a global: name
+    # text, int, long, plain (None, truths, floats), tuple, list, dict, set, storage, tensor,
+    # object; a global: name
     kind: str
     size: int = 1  # letters of a text, items of a collection
     name: str = ""  # of a global
@@ -47,7 +50,8 @@ class PickleWalk:
             data: the pickle.
 
         Raises:
-            ValueError: it is cut off, or does what no network and no checkpoint does; the message is a phrase.
+            ValueError: it is cut off, or does what no network and no checkpoint does;
+                the message is a phrase.
         """
         self.names: set[str] = set()
         self.n_bytes = len(data)
@@ -68,13 +72,18 @@ class PickleWalk:
                 self._position += 1
                 step = _STEPS.get(code)
                 if step is None:
-                    raise ValueError(f"its pickle has the opcode {_OPCODES.get(code, hex(code))}, which no network has")
+                    raise ValueError(
+                        f"its pickle has the opcode {_OPCODES.get(code, hex(code))}, "
+                        "which no network has"
+                    )
                 step(self)
         except (IndexError, KeyError):
             raise ValueError(f"its pickle is cut off or damaged at byte {self._position}") from None
 
     def _take(self, work: int) -> None:
-        """Count what a step costs; refuse where all of it together is out of proportion to the pickle's length."""
+        """Count what a step costs; refuse where all of it together is out of proportion
+        to the pickle's length.
+        """
         self._work -= work
         if self._work < 0:
             raise ValueError("its pickle repeats shared parts out of all proportion")
@@ -182,7 +191,9 @@ class PickleWalk:
         target.size += len(items) // 2
         for key in items[::2]:
             if key.kind not in _KEYS:
-                raise ValueError(f"its pickle has a key that is a {key.kind}, not a word or a number")
+                raise ValueError(
+                    f"its pickle has a key that is a {key.kind}, not a word or a number"
+                )
 
     def _key_and_value(self) -> list[_Item]:
         value = self._pop()
@@ -202,7 +213,9 @@ class PickleWalk:
         self._stack.append(_Item("object"))
 
     def _call(self) -> None:
-        """REDUCE: a function that torch really calls must get what a network gives it; others are not called."""
+        """REDUCE: a function that torch really calls must get what a network gives it;
+        others are not called.
+        """
         arguments = self._pop("tuple")
         function = self._pop("name")
         self._called(arguments)
@@ -254,8 +267,9 @@ def _parameter(given: tuple[_Item, ...]) -> _Item | None:
     return _Item("tensor") if given and given[0].kind == "tensor" else None
 
 
-# What torch's unpickler really calls, of all that it would: everything else of a network becomes a sandboxed object.
-# Each gives what the call makes of its arguments, None where no network calls it so.
+# What torch's unpickler really calls, of all that it would: everything else of a network
+# becomes a sandboxed object. Each gives what the call makes of its arguments, None where
+# no network calls it so.
 _CALLS: dict[str, Callable[[tuple[_Item, ...]], _Item | None]] = {
     "collections.OrderedDict": lambda given: None if given else _Item("dict"),
     "builtins.set": _set,
@@ -268,12 +282,26 @@ _CALLS: dict[str, Callable[[tuple[_Item, ...]], _Item | None]] = {
 
 
 def is_called(name: str) -> bool:
-    """Whether a global that torch itself provides may be in a network: one of the above, a storage, or a dtype."""
+    """Whether a global that torch itself provides may be in a network: one of the above,
+    a storage, or a dtype.
+    """
     return name in _CALLS or name.endswith("Storage") or name.removeprefix("torch.") in _DTYPES
 
 
 _DTYPES = frozenset(
-    {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64"}
+    {
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+        "complex64",
+    }
 )
 _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _CODES = {name: code for code, name in _OPCODES.items()}

@@ -1,4 +1,6 @@
-"""One writer per run: lock files beside what it writes, held by the kernel, so that a dead holder's are free."""
+"""One writer per run: lock files beside what it writes, held by the kernel, so that a
+dead holder's are free.
+"""
 
 import json
 import os
@@ -28,7 +30,8 @@ def run_held(outputs: Outputs, *, wait: bool, remedy: str | None = None) -> Iter
     Args:
         outputs: of the run; its folders are there.
         wait: give a holder ten seconds to end, as after a requeue.
-        remedy: what else than waiting can be done where another process writes; another place unless given.
+        remedy: what else than waiting can be done where another process writes;
+            another place unless given.
 
     Yields:
         The same names, which follow folders that are moved.
@@ -42,8 +45,12 @@ def run_held(outputs: Outputs, *, wait: bool, remedy: str | None = None) -> Iter
         of_model = _opened(stack, outputs.model.parent)
         of_model = of_checkpoint if of_model.identity == of_checkpoint.identity else of_model
         folders = {outputs.model.parent: of_model, outputs.checkpoint.parent: of_checkpoint}
-        locks = {(folders[lock.parent].identity, lock.name): (lock, place) for lock, place in outputs.locks.items()}
-        for _, (lock, place) in sorted(locks.items()):  # in one order, or two runs might wait for each other
+        locks = {
+            (folders[lock.parent].identity, lock.name): (lock, place)
+            for lock, place in outputs.locks.items()
+        }
+        # in one order, or two runs might wait for each other
+        for _, (lock, place) in sorted(locks.items()):
             stack.enter_context(_locked(folders[lock.parent], lock, place, patience, remedy))
         for folder in folders:
             _remove_leftovers(folder)
@@ -61,11 +68,13 @@ def _opened(stack: ExitStack, folder: Path) -> HeldFolder:
 def held(path: Path, *, wait: bool, flag: str = "--output_checkpoint") -> Iterator[None]:
     """Hold one lock.
 
-    The file says who holds it. Where the file system has no locks (Lustre without ``flock``), that text decides: a
-    holder on this machine that is dead, or a former start of this very job, is stale.
+    The file says who holds it. Where the file system has no locks (Lustre without
+    ``flock``), that text decides: a holder on this machine that is dead, or a former start
+    of this very job, is stale.
 
     Args:
-        path: the lock file; removed at the end, from its folder wherever that is then, and only if it is still ours.
+        path: the lock file; removed at the end, from its folder wherever that is then, and
+            only if it is still ours.
         wait: give a holder ten seconds to end, as after a requeue.
         flag: which names the folder, for messages.
 
@@ -74,14 +83,20 @@ def held(path: Path, *, wait: bool, flag: str = "--output_checkpoint") -> Iterat
     """
     with ExitStack() as stack:
         folder = _opened(stack, path.parent)
-        stack.enter_context(_locked(folder, path, path.parent, WAIT if wait else 0.0, f"give another {flag}"))
+        stack.enter_context(
+            _locked(folder, path, path.parent, WAIT if wait else 0.0, f"give another {flag}")
+        )
         _remove_leftovers(path.parent)
         yield
 
 
 @contextmanager
-def _locked(folder: HeldFolder, path: Path, place: Path, patience: float, remedy: str | None = None) -> Iterator[None]:
-    """Hold a lock file, with a text that says who holds it; arguments and errors are those of ``_acquire``."""
+def _locked(
+    folder: HeldFolder, path: Path, place: Path, patience: float, remedy: str | None = None
+) -> Iterator[None]:
+    """Hold a lock file, with a text that says who holds it; arguments and errors are
+    those of ``_acquire``.
+    """
     usual = "--output_checkpoint" if place == path.parent else "--output_model"
     descriptor = _acquire(folder, path, place, patience, remedy or f"give another {usual}")
     _held.add(descriptor)
@@ -128,7 +143,9 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, remed
             return descriptor
         os.close(descriptor)
         if not free and time.monotonic() >= end:
-            raise InputError(f"{place} is being written by {_words(holder)}; wait for its end, or {remedy}")
+            raise InputError(
+                f"{place} is being written by {_words(holder)}; wait for its end, or {remedy}"
+            )
         if not waiting and not free:
             log.info("waiting for %s, which writes %s, to end", _words(holder), place)
             waiting = True
@@ -136,11 +153,15 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, remed
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write {path}: {error.strerror}; give another --output_checkpoint or --output_model")
+    return InputError(
+        f"cannot write {path}: {error.strerror}; give another --output_checkpoint or --output_model"
+    )
 
 
 def _still_there(descriptor: int, folder: HeldFolder, name: str) -> bool:
-    """Whether the file that is locked is the one in the folder: its holder removes it at the end."""
+    """Whether the file that is locked is the one in the folder: its holder
+    removes it at the end.
+    """
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=folder.descriptor))
     except FileNotFoundError:
@@ -165,12 +186,18 @@ def _is_stale(holder: dict[str, str | int]) -> bool:
         return True
     if holder.get("host") != mine["host"]:
         return False
-    return holder.get("boot") != mine["boot"] or holder.get("started") != _started(int(holder.get("pid", 0)))
+    return holder.get("boot") != mine["boot"] or holder.get("started") != _started(
+        int(holder.get("pid", 0))
+    )
 
 
 def _words(holder: dict[str, str | int]) -> str:
     """Who holds a lock, for a message."""
-    return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
+    return (
+        f"process {holder['pid']} on {holder['host']}"
+        if {"pid", "host"} <= set(holder)
+        else "another process"
+    )
 
 
 def _read(descriptor: int) -> dict[str, str | int]:
@@ -183,7 +210,9 @@ def _read(descriptor: int) -> dict[str, str | int]:
 
 
 def _started(pid: int) -> str:
-    """Start of a process in ticks since boot: a number that was used again names another process."""
+    """Start of a process in ticks since boot: a number that was used again
+    names another process.
+    """
     fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else ""
 
@@ -205,7 +234,9 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _release_in_child() -> None:
-    """Close the locks in a forked worker: it shares them, and they must not outlive the process that took them."""
+    """Close the locks in a forked worker: it shares them, and they must not outlive the
+    process that took them.
+    """
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)

@@ -1,6 +1,8 @@
-"""How much the content of a weights file is once its shared parts are counted at every place where they stand.
+"""How much the content of a weights file is once its shared parts are counted at every
+place where they stand.
 
-A list of one list twice, of one list twice, … is 40 short lines of a pickle and 10¹² values for whoever hashes it.
+A list of one list twice, of one list twice, … is 40 short lines of a pickle and 10¹² values
+for whoever hashes it.
 """
 
 from collections.abc import Iterable
@@ -24,22 +26,28 @@ class _Extent(NamedTuple):
 
 
 def refuse_unfolding(content: object, n_bytes: int, n_pickle: int) -> None:
-    """Raise ValueError where a content holds far more than its file has bytes, or is nested without bottom.
+    """Raise ValueError where a content holds far more than its file has bytes, or is
+    nested without bottom.
 
     Args:
         content: of a weights file, as the sandboxed unpickler gives it.
         n_bytes: of the file.
-        n_pickle: of these, the pickle's, of which every value that is there once takes one at least.
+        n_pickle: of these, the pickle's, of which every value that is there
+            once takes one at least.
     """
     extent = _extent(content, {}, 0)
     if extent.items > PICKLE_WORK + n_pickle:
         raise ValueError("it holds shared parts that unfold to millions of values")
     if extent.n_bytes > PICKLE_WORK + TENSOR_SHARING * n_bytes:
-        raise ValueError(f"it holds shared tensors or texts that unfold to over {TENSOR_SHARING} times its size")
+        raise ValueError(
+            f"it holds shared tensors or texts that unfold to over {TENSOR_SHARING} times its size"
+        )
 
 
 def _extent(value: object, known: dict[int, _Extent | None], depth: int) -> _Extent:
-    """The extent of a value; ``known`` has those of collections by id, None while one is being counted."""
+    """The extent of a value; ``known`` has those of collections by id, None
+    while one is being counted.
+    """
     if isinstance(value, _COLLECTIONS):
         return _extent_of_collection(value, known, depth)
     if isinstance(value, Tensor):

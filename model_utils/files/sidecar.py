@@ -1,4 +1,6 @@
-"""The model.json beside a weights file: the one inside the file rules, and what lies beside is compared with it."""
+"""The model.json beside a weights file: the one inside the file rules, and what lies
+beside is compared with it.
+"""
 
 import os
 from pathlib import Path
@@ -14,7 +16,8 @@ from model_utils.runtime import log
 
 
 def check_sidecar(file: WeightsFile, *, restore: bool) -> None:
-    """The model.json inside a weights file rules: one beside it that differs is refused, a missing one is said.
+    """The model.json inside a weights file rules: one beside it that differs is refused,
+    a missing one is said.
 
     Args:
         file: one of ours.
@@ -40,13 +43,16 @@ def _refuse_edited(file: WeightsFile, path: Path) -> None:
     try:
         beside = model_json.read(path)
     except InputError as error:
-        raise VerificationError(f"{error}; the one inside {file.path} rules: remove the damaged one") from None
+        raise VerificationError(
+            f"{error}; the one inside {file.path} rules: remove the damaged one"
+        ) from None
     edited = "it was edited after training: restore it, or remove it to have it written again"
     require_description(file, beside, path, edited)
 
 
 def check_descriptions(file: WeightsFile, outputs: Outputs) -> None:
-    """Compare what lies where a continued run writes its model.json with the one inside its checkpoint, which rules.
+    """Compare what lies where a continued run writes its model.json with the one inside its
+    checkpoint, which rules.
 
     Raises:
         VerificationError: one beside the checkpoint was edited, field by field.
@@ -61,12 +67,14 @@ def check_descriptions(file: WeightsFile, outputs: Outputs) -> None:
             _refuse_edited(file, path)
         else:
             raise InputError(
-                f"{path} is there with other content than the model of the run that goes on there; move it away, or "
-                "give another --output_checkpoint"
+                f"{path} is there with other content than the model of the run that goes on there; "
+                "move it away, or give another --output_checkpoint"
             )
 
 
-def require_description(file: WeightsFile, other: ModelDescription, path: Path, remedy: str) -> None:
+def require_description(
+    file: WeightsFile, other: ModelDescription, path: Path, remedy: str
+) -> None:
     """Refuse a model.json that is not the one of a weights file.
 
     Args:

@@ -2,8 +2,8 @@
 
 What that process makes of it is then read by the sandboxed unpickler.
 
-The process ends before anything is built here, so what the file's code does to torch or mace stays in it. It is no
-sandbox: that code has the user's rights.
+The process ends before anything is built here, so what the file's code does to torch or mace stays
+in it. It is no sandbox: that code has the user's rights.
 """
 
 import hashlib
@@ -20,20 +20,23 @@ UNPICKLING = Path(__file__).resolve().parents[1] / "tasks" / "unpickling.py"
 
 
 def load(path: Path) -> object:
-    """What a foreign file holds, as ``checkpoint.load_sandboxed`` gives it; executed only where that refuses the file.
+    """What a foreign file holds, as ``checkpoint.load_sandboxed`` gives it; executed only where
+    that refuses the file.
 
     Raises:
         InputError: there is no such file, or it holds no model that can be described.
-        VerificationError: it is damaged, does not open, or computes otherwise than what was read from it.
+        VerificationError: it is damaged, does not open, or computes otherwise than
+            what was read from it.
     """
     try:
         content = checkpoint.load_sandboxed(path)
-    except checkpoint.DamagedFile:  # torch looks at no checksum: executed, it would be taken for sound
+    except checkpoint.DamagedFile:
+        # torch looks at no checksum: executed, it would be taken for sound
         raise
     except VerificationError as refused:
         log.warning(
-            "warning: --trust_pickle: %s (sha256 %s) is not readable as data (%s); the code in it runs now, with your "
-            "rights",
+            "warning: --trust_pickle: %s (sha256 %s) is not readable as data (%s); the code in it "
+            "runs now, with your rights",
             path,
             hashlib.sha256(path.read_bytes()).hexdigest(),
             refused,
@@ -57,4 +60,6 @@ def _executed(path: Path) -> object:
         try:
             return checkpoint.load_sandboxed(plain)
         except VerificationError as error:
-            raise VerificationError(f"{path}, executed: {error}".replace(str(plain), "what came of it")) from None
+            raise VerificationError(
+                f"{path}, executed: {error}".replace(str(plain), "what came of it")
+            ) from None

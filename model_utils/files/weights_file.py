@@ -1,7 +1,9 @@
-"""Recognise a weights file, whoever wrote it, and read it: tensors, description, and what else it says.
+"""Recognise a weights file, whoever wrote it, and read it: tensors, description,
+and what else it says.
 
-Ours are ``*_checkpoint.pt`` and ``*_model.pt``. Of mace there are the pickled module, the checkpoint of
-``mace_run_train`` and a bare state_dict; and there are safetensors with a model.json beside them.
+Ours are ``*_checkpoint.pt`` and ``*_model.pt``. Of mace there are the pickled module, the
+checkpoint of ``mace_run_train`` and a bare state_dict; and there are safetensors with a
+model.json beside them.
 """
 
 import dataclasses
@@ -40,7 +42,8 @@ def weights_file(
         path: the file.
         expected: the description it must have; of a file that holds none, its description.
         where: the file of ``expected``, for messages.
-        trust_pickle: where the sandboxed unpickler refuses the file, execute it in a process of its own.
+        trust_pickle: where the sandboxed unpickler refuses the file, execute it
+            in a process of its own.
         elements: atomic numbers of a module of mace that does not hold them.
 
     Raises:
@@ -58,7 +61,8 @@ def weights_file(
         return _of_tensors_alone(path, content, tensors, expected)
     else:
         raise InputError(
-            f"{path} holds {_what(content)}, no MACE model; expected *_model.pt, *_checkpoint.pt or .model"
+            f"{path} holds {_what(content)}, no MACE model; expected *_model.pt, "
+            "*_checkpoint.pt or .model"
         )
     if expected is not None and where is not None:
         require_description(file, expected, where, "give the one the weights were trained with")
@@ -72,7 +76,8 @@ def _of_mace_module(
     tensors = tensors_of(module)
     description = pickled.description_of(module, str(path), expected, elements)
     if isinstance(description, MaceDescription) and description.use_reduced_cg:
-        # mace stores what was asked for; the weights tell whether the package that reduces was there
+        # mace stores what was asked for; the weights tell whether the package
+        # that reduces was there
         full = pickled.description_of(module, str(path), expected, elements, reduced=False)
         description = full if _fits(full, tensors, path) else description
     return dataclasses.replace(_of_mace(path, "module", tensors, description, {}), module=module)
@@ -81,11 +86,14 @@ def _of_mace_module(
 def _of_tensors_alone(
     path: Path, content: object, tensors: dict[str, Tensor], expected: ModelDescription | None
 ) -> WeightsFile:
-    """A checkpoint of mace_run_train or a bare state_dict, whose structure ``expected`` must give."""
+    """A checkpoint of mace_run_train or a bare state_dict, whose structure
+    ``expected`` must give.
+    """
     if expected is None:
         raise InputError(
-            f"{path} holds weights without the structure of their network; name its model.json with --input_json "
-            "(`read_model.py export` makes one from the .model of the same training)"
+            f"{path} holds weights without the structure of their network; name its "
+            "model.json with --input_json (`read_model.py export` makes one from the .model "
+            "of the same training)"
         )
     assert isinstance(content, dict)
     kind = "training" if "optimizer" in content else "state_dict"
@@ -93,14 +101,17 @@ def _of_tensors_alone(
     return _of_mace(path, kind, tensors, expected, epoch)
 
 
-def _of_safetensors(path: Path, expected: ModelDescription | None, where: Path | None) -> WeightsFile:
+def _of_safetensors(
+    path: Path, expected: ModelDescription | None, where: Path | None
+) -> WeightsFile:
     """Tensors of a safetensors file, with the model.json beside it unless another is given."""
     tensors, stored_hash = read_safetensors(path)
     where = where or sidecar(path)
     description = expected or model_json.read(where)
     if stored_hash is not None and stored_hash != description.hash():
         raise VerificationError(
-            f"{where} (hash {description.hash()[:12]}…) is not the model.json of {path} ({stored_hash[:12]}…)"
+            f"{where} (hash {description.hash()[:12]}…) is not the model.json of {path} "
+            f"({stored_hash[:12]}…)"
         )
     return _of_mace(path, "safetensors", tensors, description, {})
 
@@ -123,23 +134,37 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
-        raise VerificationError(f"{path} is damaged or no safetensors file: {error!s:.100}") from None
+        raise VerificationError(
+            f"{path} is damaged or no safetensors file: {error!s:.100}"
+        ) from None
 
 
 def _of_mace(
-    path: Path, kind: str, tensors: dict[str, Tensor], description: ModelDescription, content: Mapping[str, Any]
+    path: Path,
+    kind: str,
+    tensors: dict[str, Tensor],
+    description: ModelDescription,
+    content: Mapping[str, Any],
 ) -> WeightsFile:
-    """A weights file that another program wrote; its weights must have a precision in which mace computes."""
+    """A weights file that another program wrote; its weights must have a precision
+    in which mace computes.
+    """
     if not any(tensor.is_floating_point() for tensor in tensors.values()):
         raise InputError(f"{path} holds no weights")
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if not kinds <= {torch.float32, torch.float64}:
         raise InputError(
-            f"{path} holds weights in {', '.join(sorted(str(k).removeprefix('torch.') for k in kinds))}; expected "
-            "float32 or float64, in which mace computes"
+            f"{path} holds weights in "
+            f"{', '.join(sorted(str(k).removeprefix('torch.') for k in kinds))}; expected float32 "
+            "or float64, in which mace computes"
         )
     return WeightsFile(
-        path=path, kind=kind, tensors=tensors, description=description, weights="as saved", content=content
+        path=path,
+        kind=kind,
+        tensors=tensors,
+        description=description,
+        weights="as saved",
+        content=content,
     )
 
 
@@ -149,7 +174,11 @@ def _stored_tensors(content: object) -> dict[str, Tensor]:
         return {}
     inner = content.get("model", content)
     tensors = inner if isinstance(inner, dict) else {}
-    return dict(tensors) if tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values()) else {}
+    return (
+        dict(tensors)
+        if tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        else {}
+    )
 
 
 def _what(content: object) -> str:

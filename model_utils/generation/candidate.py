@@ -1,4 +1,6 @@
-"""What a generator makes: one crystal with what is to be known of its making, or the reason why there is none."""
+"""What a generator makes: one crystal with what is to be known of its making, or the
+reason why there is none.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +30,6 @@ class Exhausted(Exception):
     """There is nothing left of which further candidates could be made."""
 
 
-# makes the candidate of an attempt, which is counted from 0 on; all that is drawn comes from the generator, which is of
-# that attempt alone: raises NotMade, or Exhausted
+# makes the candidate of an attempt, which is counted from 0 on; all that is drawn comes from the
+# generator, which is of that attempt alone: raises NotMade, or Exhausted
 Maker = Callable[[int, np.random.Generator], Candidate]

@@ -1,4 +1,6 @@
-"""What a cell holds: whole multiples of formulas that are asked for, or numbers of atoms of some elements."""
+"""What a cell holds: whole multiples of formulas that are asked for, or numbers of
+atoms of some elements.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,11 +26,13 @@ def formulas_of(wanted: WantedCrystals) -> list[Composition]:
         try:
             formula = pymatgen_library.composition_of(text)
         except ValueError as error:
-            raise InputError(f"--composition: {error}; expected one such as MgO or SrTiO3") from None
+            raise InputError(
+                f"--composition: {error}; expected one such as MgO or SrTiO3"
+            ) from None
         if not multiples_of(formula, wanted):
             raise InputError(
-                f"--composition {text}: no multiple of its {sum(formula.values())} atoms lies between --min_atoms "
-                f"{wanted.min_atoms} and --max_atoms {wanted.max_atoms}"
+                f"--composition {text}: no multiple of its {sum(formula.values())} atoms lies "
+                f"between --min_atoms {wanted.min_atoms} and --max_atoms {wanted.max_atoms}"
             )
         formulas.append(formula)
     return formulas
@@ -44,7 +48,9 @@ def elements_of(wanted: WantedCrystals) -> list[str]:
     for text in wanted.elements:
         symbol = text.strip().capitalize()
         if atomic_numbers.get(symbol, 0) < 1:
-            raise InputError(f"--elements: {text!r:.40} is no element; expected symbols such as Mg O")
+            raise InputError(
+                f"--elements: {text!r:.40} is no element; expected symbols such as Mg O"
+            )
         if symbol not in elements:
             elements.append(symbol)
     return elements
@@ -57,9 +63,13 @@ def multiples_of(formula: Composition, wanted: WantedCrystals) -> list[int]:
 
 
 def drawn_cell(
-    formulas: Sequence[Composition], elements: Sequence[str], wanted: WantedCrystals, rng: np.random.Generator
+    formulas: Sequence[Composition],
+    elements: Sequence[str],
+    wanted: WantedCrystals,
+    rng: np.random.Generator,
 ) -> dict[str, int]:
-    """Atoms of a cell: a multiple of one of the formulas, or a number of atoms of one or more of the elements.
+    """Atoms of a cell: a multiple of one of the formulas, or a number of atoms of one
+    or more of the elements.
 
     Args:
         formulas: of which one is drawn; where there are none, the composition is.
@@ -72,23 +82,30 @@ def drawn_cell(
         times = int(rng.choice(multiples_of(formula, wanted)))
         return {element: times * count for element, count in formula.items()}
     most = min(len(elements), wanted.max_atoms)
-    chosen = sorted(rng.choice(len(elements), size=int(rng.integers(1, most + 1)), replace=False).tolist())
+    chosen = sorted(
+        rng.choice(len(elements), size=int(rng.integers(1, most + 1)), replace=False).tolist()
+    )
     n_atoms = int(rng.integers(max(wanted.min_atoms, len(chosen)), wanted.max_atoms + 1))
     shares = rng.multinomial(n_atoms - len(chosen), [1 / len(chosen)] * len(chosen)) + 1
     return {elements[k]: int(count) for k, count in zip(chosen, shares, strict=True)}
 
 
-def refuse_nothing_asked(formulas: Sequence[Composition], elements: Sequence[str], generator: str) -> None:
+def refuse_nothing_asked(
+    formulas: Sequence[Composition], elements: Sequence[str], generator: str
+) -> None:
     """Raise InputError where nothing says of which elements crystals are made."""
     if not formulas and not elements:
         raise InputError(
-            f"--generator {generator} needs to know of what: give formulas with --composition, or --elements"
+            f"--generator {generator} needs to know of what: give formulas with "
+            "--composition, or --elements"
         )
 
 
 def as_text(composition: Composition) -> str:
     """A composition as a formula, elements in the order that it has."""
-    return "".join(f"{element}{count if count > 1 else ''}" for element, count in composition.items())
+    return "".join(
+        f"{element}{count if count > 1 else ''}" for element, count in composition.items()
+    )
 
 
 def refuse_size(n_atoms: int, wanted: WantedCrystals) -> None:

@@ -1,7 +1,9 @@
-"""``--generator evolve``: the best relaxed crystals, mutated and crossed; the only place that knows ase-ga.
+"""``--generator evolve``: the best relaxed crystals, mutated and crossed; the only
+place that knows ase-ga.
 
-Operators are those of genetic algorithms for crystals (Glass, Oganov, Hansen, Comput. Phys. Commun. 175, 713 (2006)):
-cut and splice, strain, exchange of elements, rattle. Energies of one composition are compared, and of no two.
+Operators are those of genetic algorithms for crystals (Glass, Oganov, Hansen, Comput. Phys. Commun.
+175, 713 (2006)): cut and splice, strain, exchange of elements, rattle. Energies of one composition
+are compared, and of no two.
 """
 
 from collections import defaultdict
@@ -50,19 +52,25 @@ class Parent:
         return self is not other and np.array_equal(self.atoms.numbers, other.atoms.numbers)
 
 
-# of a parent and another one that is like it (None without): a child, or None where the operator found none
-Operator = Callable[[Parent, Parent | None, Mapping[tuple[int, int], float], np.random.RandomState], Atoms | None]
+# of a parent and another one that is like it (None without): a child, or None where
+# the operator found none
+Operator = Callable[
+    [Parent, Parent | None, Mapping[tuple[int, int], float], np.random.RandomState], Atoms | None
+]
 
 
 def prepared(options: GenerateOptions, _: Path) -> Maker:
     """A maker of children of the best parents.
 
     Raises:
-        InputError: ase-ga is not installed, there are no parents as are asked for, or their energies are not known.
+        InputError: ase-ga is not installed, there are no parents as are asked for, or their
+            energies are not known.
     """
     needed("ase_ga", what="--generator evolve", extra=pymatgen_library.EXTRA)
     if not options.sources.parents:
-        raise InputError("--generator evolve needs relaxed crystals to begin with; name them with --parents")
+        raise InputError(
+            "--generator evolve needs relaxed crystals to begin with; name them with --parents"
+        )
     parents = _best(options)
 
     def make(_: int, rng: np.random.Generator) -> Candidate:
@@ -88,31 +96,48 @@ def prepared(options: GenerateOptions, _: Path) -> Maker:
 
 
 def _crossing(
-    parent: Parent, mate: Parent | None, shortest: Mapping[tuple[int, int], float], rng: np.random.RandomState
+    parent: Parent,
+    mate: Parent | None,
+    shortest: Mapping[tuple[int, int], float],
+    rng: np.random.RandomState,
 ) -> Atoms | None:
     from ase_ga.cutandsplicepairing import CutAndSplicePairing
 
     assert mate is not None
     operator = CutAndSplicePairing(
-        Atoms(pbc=True), len(parent.atoms), dict(shortest), number_of_variable_cell_vectors=3, rng=rng
+        Atoms(pbc=True),
+        len(parent.atoms),
+        dict(shortest),
+        number_of_variable_cell_vectors=3,
+        rng=rng,
     )
     return _or_none(operator.cross(parent.atoms, mate.atoms))
 
 
 def _strain(
-    parent: Parent, _: Parent | None, shortest: Mapping[tuple[int, int], float], rng: np.random.RandomState
+    parent: Parent,
+    _: Parent | None,
+    shortest: Mapping[tuple[int, int], float],
+    rng: np.random.RandomState,
 ) -> Atoms | None:
     from ase_ga.standardmutations import StrainMutation
     from ase_ga.utilities import CellBounds
 
     operator = StrainMutation(
-        dict(shortest), cellbounds=CellBounds(), stddev=STRAIN, number_of_variable_cell_vectors=3, rng=rng
+        dict(shortest),
+        cellbounds=CellBounds(),
+        stddev=STRAIN,
+        number_of_variable_cell_vectors=3,
+        rng=rng,
     )
     return _or_none(operator.mutate(parent.atoms))
 
 
 def _exchange(
-    parent: Parent, _: Parent | None, shortest: Mapping[tuple[int, int], float], rng: np.random.RandomState
+    parent: Parent,
+    _: Parent | None,
+    shortest: Mapping[tuple[int, int], float],
+    rng: np.random.RandomState,
 ) -> Atoms | None:
     from ase_ga.standardmutations import PermutationMutation
 
@@ -121,7 +146,10 @@ def _exchange(
 
 
 def _rattle(
-    parent: Parent, _: Parent | None, shortest: Mapping[tuple[int, int], float], rng: np.random.RandomState
+    parent: Parent,
+    _: Parent | None,
+    shortest: Mapping[tuple[int, int], float],
+    rng: np.random.RandomState,
 ) -> Atoms | None:
     from ase_ga.standardmutations import RattleMutation
 
@@ -135,7 +163,8 @@ OPERATORS: Mapping[str, Operator] = {
     "exchange": _exchange,
     "rattle": _rattle,
 }
-NEEDS: Mapping[str, Callable[[Parent, Parent | None], bool]] = {  # what an operator cannot do without
+# what an operator cannot do without
+NEEDS: Mapping[str, Callable[[Parent, Parent | None], bool]] = {
     "crossing": lambda parent, mate: mate is not None and len(parent.atoms) > 1,
     "strain": lambda parent, mate: True,
     "exchange": lambda parent, mate: len(set(parent.atoms.numbers.tolist())) > 1,
@@ -150,19 +179,23 @@ def _or_none(made: Any) -> Atoms | None:
 def _best(options: GenerateOptions) -> list[Parent]:
     """The best parents of each composition, by energy an atom and then by name."""
     crystals = crystals_of(options.sources.parents, "--parents")
-    relaxed = [crystal for crystal in crystals if crystal.atoms.info.get("converged", True) is not False]
+    relaxed = [
+        crystal for crystal in crystals if crystal.atoms.info.get("converged", True) is not False
+    ]
     if len(relaxed) < len(crystals):
         log.info("%d parents did not converge and are left out", len(crystals) - len(relaxed))
     wanted = [crystal for crystal in relaxed if _is_asked_for(crystal.atoms, options)]
     if not wanted:
         raise InputError(
-            f"--parents: none of {len(crystals)} crystals is relaxed and of the composition, the elements and the size "
-            "that are asked for; give others"
+            f"--parents: none of {len(crystals)} crystals is relaxed and of the composition, the "
+            "elements and the size that are asked for; give others"
         )
     by_formula: dict[str, list[Parent]] = defaultdict(list)
     for crystal, energy in zip(wanted, _energies(wanted, options), strict=True):
         atoms = crystal.atoms[np.argsort(crystal.atoms.numbers, kind="stable")]
-        parent = Parent(atoms=atoms, name=str(crystal.atoms.info.get("id", crystal.identifier)), energy=energy)
+        parent = Parent(
+            atoms=atoms, name=str(crystal.atoms.info.get("id", crystal.identifier)), energy=energy
+        )
         by_formula[pymatgen_library.reduced_formula(atoms)].append(parent)
     best = []
     for formula in sorted(by_formula):
@@ -173,7 +206,9 @@ def _best(options: GenerateOptions) -> list[Parent]:
 
 def _is_asked_for(atoms: Atoms, options: GenerateOptions) -> bool:
     wanted = options.wanted
-    formulas = {pymatgen_library.reduced_formula(_atoms_of(formula)) for formula in formulas_of(wanted)}
+    formulas = {
+        pymatgen_library.reduced_formula(_atoms_of(formula)) for formula in formulas_of(wanted)
+    }
     elements = set(elements_of(wanted))
     if formulas and pymatgen_library.reduced_formula(atoms) not in formulas:
         return False
@@ -187,7 +222,8 @@ def _atoms_of(formula: Composition) -> Atoms:
 
 
 def _energies(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[float]:
-    """Energies an atom, eV: of the model where one is named, else those that stand beside the crystals.
+    """Energies an atom, eV: of the model where one is named, else those that
+    stand beside the crystals.
 
     Raises:
         InputError: no model is named, and a crystal has no energy.
@@ -197,18 +233,26 @@ def _energies(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[
     for crystal in crystals:
         if not isinstance(crystal.atoms.info.get(ENERGY), float):
             raise InputError(
-                f"--parents {crystal.file}, {crystal.identifier}: no {ENERGY}, which relax.py and judge.py write; name "
-                "a model with --input_model"
+                f"--parents {crystal.file}, {crystal.identifier}: no {ENERGY}, which relax.py and "
+                "judge.py write; name a model with --input_model"
             )
     return [float(crystal.atoms.info[ENERGY]) / len(crystal.atoms) for crystal in crystals]
 
 
 def _computed(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[float]:
     device = runtime.start(
-        device=options.device.device, dtype=torch.float64, threads=options.device.threads, seed=options.seed
+        device=options.device.device,
+        dtype=torch.float64,
+        threads=options.device.threads,
+        seed=options.seed,
     )
     calculator = calculator_of_models(
-        options.sources.input_model, device=device, dtype=options.device.dtype, head=None, step="fast", skin=0.0
+        options.sources.input_model,
+        device=device,
+        dtype=options.device.dtype,
+        head=None,
+        step="fast",
+        skin=0.0,
     )
     energies = []
     for crystal in crystals:

@@ -1,4 +1,6 @@
-"""What generate.py does: attempts until there are as many candidates as were asked for, and the files made of them."""
+"""What generate.py does: attempts until there are as many candidates as were asked for, and
+the files made of them.
+"""
 
 import hashlib
 import io
@@ -36,7 +38,8 @@ RECORD = "generation.json"
 FILES = (GENERATED, CIFS, RECORD)
 WORKSHOP = ".generation"  # folder of what a generator writes while it works
 LARGEST = 2**26  # bytes of a record
-NO_PART = ("config", "plugin", "debug", "output_dir", "overwrite", "device", "threads")  # of what decides the result
+# of what decides the result
+NO_PART = ("config", "plugin", "debug", "output_dir", "overwrite", "device", "threads")
 OF_FILES = ("prototypes", "parents", "input_model", "external_files")
 BEGINNING = (1980, 1, 1, 0, 0, 0)  # of the time that a zip can hold; the same bytes on any day
 SHOWN = 4  # reasons in a message
@@ -94,7 +97,9 @@ def _asked(options: GenerateOptions) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str | None:
-    """Hash of a file; None of a folder or a pattern, and of what cannot be read, of which its reader speaks."""
+    """Hash of a file; None of a folder or a pattern, and of what cannot be read, of
+    which its reader speaks.
+    """
     try:
         with input_files.opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -117,9 +122,14 @@ def _is_done(folder: Path, asked: Mapping[str, Any]) -> bool:
         hashes = dict(record["sha256"])
         differing = differences(before, asked)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is no record of a generation ({error}); --overwrite begins anew") from None
+        raise InputError(
+            f"{path} is no record of a generation ({error}); --overwrite begins anew"
+        ) from None
     if differing:
-        raise InputError(f"{folder} holds another generation: {differing}; give another --output_dir, or --overwrite")
+        raise InputError(
+            f"{folder} holds another generation: {differing}; give another "
+            "--output_dir, or --overwrite"
+        )
     for name, digest in hashes.items():
         found = _sha256(folder / name)
         if found is None:
@@ -178,21 +188,26 @@ def _too_few(options: GenerateOptions, n_made: int, end: str, refused: Counter[s
     reasons = [f"{count} × {reason}" for reason, count in refused.most_common(SHOWN)]
     because = f"; refused: {'; '.join(reasons)}" if reasons else ""
     return (
-        f"--generator {options.generator} could make {n_made} of {options.num_gen} candidates ({end}{because}); "
-        "ask for fewer with --num_gen, or loosen what refuses them (see --help)"
+        f"--generator {options.generator} could make {n_made} of {options.num_gen} candidates "
+        f"({end}{because}); ask for fewer with --num_gen, or loosen what refuses them (see --help)"
     )
 
 
 def _write(folder: Path, options: GenerateOptions, asked: Mapping[str, Any], made: Made) -> None:
     """The files of a generation; its record, which says that they are whole, comes last."""
-    frames = [_frame(number, candidate, options) for number, candidate in enumerate(made.candidates)]
+    frames = [
+        _frame(number, candidate, options) for number, candidate in enumerate(made.candidates)
+    ]
     text = io.StringIO()
     write(text, frames, format="extxyz")
     contents = {GENERATED: text.getvalue().encode(), CIFS: _zipped_cifs(frames)}
     for name, content in contents.items():
         path = folder / name
         if path.exists() and not input_files.holds(path, content):
-            raise InputError(f"{path} is there and not of this generation; give another --output_dir, or --overwrite")
+            raise InputError(
+                f"{path} is there and not of this generation; give another "
+                "--output_dir, or --overwrite"
+            )
     for name, content in contents.items():
         durable.write(folder / name, content)
     record = {
@@ -203,7 +218,9 @@ def _write(folder: Path, options: GenerateOptions, asked: Mapping[str, Any], mad
         "formulas": dict(sorted(Counter(frame.get_chemical_formula() for frame in frames).items())),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
-    durable.write_text(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    durable.write_text(
+        folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     _remove(folder, (FAILED,))
     log.info("%d candidates in %d attempts", len(frames), made.attempts)
     for reason, count in made.refused.items():

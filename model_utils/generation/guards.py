@@ -1,4 +1,6 @@
-"""What is no candidate: broken cells, atoms that meet, volumes that no crystal has, what is there already."""
+"""What is no candidate: broken cells, atoms that meet, volumes that no crystal has,
+what is there already.
+"""
 
 from collections.abc import Mapping
 
@@ -26,7 +28,9 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
         raise NotMade("not periodic in three directions")
     volume = volume_of(atoms.cell.array, (True, True, True)) / len(atoms)  # 0 of what is no cell
     if not guards.min_volume <= volume <= guards.max_volume:
-        raise NotMade(f"volume of an atom not between {guards.min_volume:g} and {guards.max_volume:g} Å³")
+        raise NotMade(
+            f"volume of an atom not between {guards.min_volume:g} and {guards.max_volume:g} Å³"
+        )
     fault = geometry_fault(
         Structure(
             atomic_numbers=atoms.numbers.astype("int64"),
@@ -43,7 +47,9 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
 
 
 def closest(atoms: Atoms) -> float:
-    """Shortest distance of two atoms or their images, as a share of the sum of their covalent radii."""
+    """Shortest distance of two atoms or their images, as a share of the sum
+    of their covalent radii.
+    """
     radii = covalent_radii[atoms.numbers]
     senders, receivers, distances = neighbor_list("ijd", atoms, cutoff=radii.tolist())
     if len(distances) == 0:
@@ -52,9 +58,13 @@ def closest(atoms: Atoms) -> float:
 
 
 def shortest_allowed(numbers: np.ndarray, share: float) -> Mapping[tuple[int, int], float]:
-    """Shortest distances (Å) of each two elements, in both orders, as operators of ase-ga take them."""
+    """Shortest distances (Å) of each two elements, in both orders, as
+    operators of ase-ga take them.
+    """
     kinds = sorted({int(number) for number in numbers})
-    return {(a, b): share * float(covalent_radii[a] + covalent_radii[b]) for a in kinds for b in kinds}
+    return {
+        (a, b): share * float(covalent_radii[a] + covalent_radii[b]) for a in kinds for b in kinds
+    }
 
 
 class Distinct:

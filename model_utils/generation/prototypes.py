@@ -1,4 +1,6 @@
-"""``--generator prototypes``: known crystals with other elements, fitted to their radii, strained and rattled."""
+"""``--generator prototypes``: known crystals with other elements, fitted to their
+radii, strained and rattled.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,10 +27,13 @@ def prepared(options: GenerateOptions, _: Path) -> Maker:
     """A maker of crystals from prototypes.
 
     Raises:
-        InputError: there are none, one is no crystal, or none can have a composition that is asked for.
+        InputError: there are none, one is no crystal, or none can have a
+            composition that is asked for.
     """
     if not options.sources.prototypes:
-        raise InputError("--generator prototypes needs crystals to begin with; name them with --prototypes")
+        raise InputError(
+            "--generator prototypes needs crystals to begin with; name them with --prototypes"
+        )
     prototypes = crystals_of(options.sources.prototypes, "--prototypes")
     formulas = formulas_of(options.wanted)
     elements = elements_of(options.wanted)
@@ -43,7 +48,9 @@ def prepared(options: GenerateOptions, _: Path) -> Maker:
         atoms.wrap()
         changed = {f"{old}→{symbol}" for old, symbol in new.items() if old != symbol}
         operation = ", ".join(sorted(changed)) or AS_IT_IS
-        return Candidate(atoms=atoms, origin={"parent": prototype.identifier, "operation": operation})
+        return Candidate(
+            atoms=atoms, origin={"parent": prototype.identifier, "operation": operation}
+        )
 
     return make
 
@@ -64,21 +71,28 @@ def crystals_of(paths: Sequence[Path], flag: str) -> list[NamedAtoms]:
         atoms = atoms_of(structure)
         atoms.set_constraint()
         atoms.info |= structure.extra
-        crystals.append(NamedAtoms(atoms=atoms, identifier=structure.identifier, file=str(source.path)))
+        crystals.append(
+            NamedAtoms(atoms=atoms, identifier=structure.identifier, file=str(source.path))
+        )
     if not crystals:
-        raise InputError(f"{flag} {', '.join(map(str, paths))}: there is no crystal, only isolated atoms")
+        raise InputError(
+            f"{flag} {', '.join(map(str, paths))}: there is no crystal, only isolated atoms"
+        )
     return crystals
 
 
 def substituted(atoms: Atoms, new: dict[str, str]) -> Atoms:
-    """A crystal with other elements, and with the volume that goes with the cubes of their covalent radii.
+    """A crystal with other elements, and with the volume that goes with the cubes
+    of their covalent radii.
 
     Args:
         atoms: of the prototype.
         new: element for each of its own.
     """
     symbols = [new[symbol] for symbol in atoms.get_chemical_symbols()]
-    changed = Atoms(symbols, cell=atoms.cell, pbc=True, scaled_positions=atoms.get_scaled_positions(wrap=False))
+    changed = Atoms(
+        symbols, cell=atoms.cell, pbc=True, scaled_positions=atoms.get_scaled_positions(wrap=False)
+    )
     before = (covalent_radii[atoms.numbers] ** 3).sum()
     after = (covalent_radii[changed.numbers] ** 3).sum()
     changed.set_cell(atoms.cell.array * (after / before) ** (1 / 3), scale_atoms=True)
@@ -94,7 +108,8 @@ def _strain(atoms: Atoms, deviation: float, rng: np.random.Generator) -> None:
 def _drawn_elements(
     atoms: Atoms, formulas: Sequence[Composition], elements: Sequence[str], rng: np.random.Generator
 ) -> dict[str, str]:
-    """An element for each of a prototype's: of a formula that has its proportions, of the elements, or its own.
+    """An element for each of a prototype's: of a formula that has its proportions, of
+    the elements, or its own.
 
     Raises:
         NotMade: none of these can be.
@@ -114,7 +129,9 @@ def _drawn_elements(
 
 
 def _assignments(atoms: Atoms, formula: Composition) -> Iterator[dict[str, str]]:
-    """All ways to put a formula's elements on a prototype's so that their proportions are those of the formula."""
+    """All ways to put a formula's elements on a prototype's so that their proportions
+    are those of the formula.
+    """
     counts = Counter(atoms.get_chemical_symbols())
     if len(counts) != len(formula):
         return
@@ -133,8 +150,12 @@ def _refuse_what_fits_none(
     for formula in formulas:
         if not any(list(_assignments(prototype.atoms, formula)) for prototype in prototypes):
             raise InputError(
-                f"--composition {as_text(formula)}: no prototype has its proportions; give another of --prototypes"
+                f"--composition {as_text(formula)}: no prototype has its proportions; give "
+                "another of --prototypes"
             )
     fewest = min(len(symbols_of(prototype.atoms)) for prototype in prototypes)
     if not formulas and elements and len(elements) < fewest:
-        raise InputError(f"--elements names {len(elements)}, and every prototype has {fewest} or more; name as many")
+        raise InputError(
+            f"--elements names {len(elements)}, and every prototype has {fewest} or "
+            "more; name as many"
+        )

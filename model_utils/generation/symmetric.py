@@ -1,7 +1,8 @@
-"""``--generator random``: symmetric random crystals by composition and space group; the only place that knows pyxtal.
+"""``--generator random``: symmetric random crystals by composition and space group; the only
+place that knows pyxtal.
 
-pyxtal (Fredericks et al., Comput. Phys. Commun. 261, 107810 (2021)) fills Wyckoff positions at random until the
-composition is reached, within a volume that it estimates from radii.
+pyxtal (Fredericks et al., Comput. Phys. Commun. 261, 107810 (2021)) fills Wyckoff positions at
+random until the composition is reached, within a volume that it estimates from radii.
 """
 
 from collections.abc import Sequence
@@ -84,8 +85,17 @@ def _crystal(cell: Composition, group: int, factor: float, rng: np.random.Genera
 
     made = pyxtal()
     try:
-        made.from_random(3, group, list(cell), list(cell.values()), factor, max_count=TRIES_OF_PYXTAL, random_state=rng)
-    except Exception as error:  # its own for compositions, RuntimeError where it takes long, ValueError of bad luck
+        made.from_random(
+            3,
+            group,
+            list(cell),
+            list(cell.values()),
+            factor,
+            max_count=TRIES_OF_PYXTAL,
+            random_state=rng,
+        )
+    except Exception as error:
+        # its own for compositions, RuntimeError where it takes long, ValueError of bad luck
         raise NotMade(f"pyxtal found no crystal ({type(error).__name__})") from None
     if not made.valid:
         raise NotMade("pyxtal found no crystal")

@@ -1,1 +1,3 @@
-"""What generated crystals are worth: energies above the hull, duplicates, novelty, under the names of MatterGen."""
+"""What generated crystals are worth: energies above the hull, duplicates, novelty, under
+the names of MatterGen.
+"""

@@ -1,4 +1,6 @@
-"""Candidates from a file in which some may be broken: each with its fault, and the others are read all the same."""
+"""Candidates from a file in which some may be broken: each with its fault, and the others
+are read all the same.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ from model_utils.simulation.inputs import NO_LABELS, NamedAtoms, atoms_of
 
 GENERATED = "generated_crystals.extxyz"
 FAILED = "GENERATION_FAILED.txt"
-ORIGIN = ("generator", "parent", "parents", "space_group", "operation", "seed", "file")  # of a frame's info
+# of a frame's info
+ORIGIN = ("generator", "parent", "parents", "space_group", "operation", "seed", "file")
 INPUTS = ("charge", "spin")  # of a frame's info, which networks may take
 PLAIN = (bool, int, float, str)
 SHOWN = 500  # characters of a reason
@@ -45,7 +48,9 @@ class Candidate:
     def origin(self) -> dict[str, Any]:
         """What the frame says of how it was made, as plain values."""
         said = {name: self.info[name] for name in ORIGIN if name in self.info}
-        return {name: value if isinstance(value, PLAIN) else str(value) for name, value in said.items()}
+        return {
+            name: value if isinstance(value, PLAIN) else str(value) for name, value in said.items()
+        }
 
 
 def candidates_in(folder: Path) -> list[Candidate]:
@@ -81,9 +86,17 @@ def _why_not(folder: Path) -> str:
 def _candidate(number: int, frame: RawFrame, path: Path) -> Candidate:
     name = str(frame.raw.values.get("id", frame.identifier))
     try:
-        structure = read_record(frame.raw, frame.identifier, NO_LABELS, (), EVERYTHING, frame.pbc_rule).structure
+        structure = read_record(
+            frame.raw, frame.identifier, NO_LABELS, (), EVERYTHING, frame.pbc_rule
+        ).structure
     except LabelError as error:
-        return Candidate(number=number, identifier=name, fault=str(error), named=None, info=dict(frame.raw.values))
+        return Candidate(
+            number=number,
+            identifier=name,
+            fault=str(error),
+            named=None,
+            info=dict(frame.raw.values),
+        )
     atoms = free_atoms_of(structure)
     info = {**structure.extra, **frame.raw.values}
     return Candidate(
@@ -96,7 +109,9 @@ def _candidate(number: int, frame: RawFrame, path: Path) -> Candidate:
 
 
 def free_atoms_of(structure: Structure) -> Atoms:
-    """Atoms of a crystal that is judged: none is held; charge and spin go along, for networks that take them."""
+    """Atoms of a crystal that is judged: none is held; charge and spin go along, for
+    networks that take them.
+    """
     atoms = atoms_of(structure)
     atoms.set_constraint()
     for name in INPUTS:

@@ -1,4 +1,6 @@
-"""Energies above the convex hull of references, eV an atom; pymatgen's phase diagram does the geometry."""
+"""Energies above the convex hull of references, eV an atom; pymatgen's phase
+diagram does the geometry.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -36,7 +38,9 @@ class Hull:
     _diagrams: dict[str, Any] = field(default_factory=dict)
 
     def missing(self, atoms: Atoms) -> list[str]:
-        """Elements of a crystal that are no references by themselves: without them there is no hull."""
+        """Elements of a crystal that are no references by themselves: without
+        them there is no hull.
+        """
         return sorted(set(atoms.get_chemical_symbols()) - self.terminals)
 
     @cached_property
@@ -46,7 +50,9 @@ class Hull:
         return {next(iter(system)) for system in systems if len(system) == 1}
 
     def above(self, points: Sequence[Point]) -> list[float | None]:
-        """Energy of each above the hull of the references, negative below it; None where an element is missing."""
+        """Energy of each above the hull of the references, negative below it; None where
+        an element is missing.
+        """
         above: list[float | None] = []
         for point in points:
             if self.missing(point.atoms):
@@ -54,12 +60,15 @@ class Hull:
                 continue
             system = chemical_system(point.atoms)
             if system not in self._diagrams:
-                self._diagrams[system] = pymatgen_library.phase_diagram(self._entries_within(system))
+                self._diagrams[system] = pymatgen_library.phase_diagram(
+                    self._entries_within(system)
+                )
             above.append(pymatgen_library.above_hull(self._diagrams[system], _entry(point)))
         return above
 
     def self_consistent(self, points: Sequence[Point]) -> list[float | None]:
-        """Energy of each above the hull in which the candidates of its system stand for the references of it.
+        """Energy of each above the hull in which the candidates of its system stand
+        for the references of it.
 
         References of smaller systems, elements among them, stay (MatterGen's definition).
         """
@@ -77,10 +86,18 @@ class Hull:
         return above
 
     def _entries_within(self, system: str, *, itself: bool = True) -> list[Any]:
-        """Entries of the references that have no other elements; of just this system only where ``itself``."""
+        """Entries of the references that have no other elements; of just this system
+        only where ``itself``.
+        """
         elements = set(system.split("-"))
-        within = [point for point in self.references if set(point.atoms.get_chemical_symbols()) <= elements]
-        return [_entry(point) for point in within if itself or chemical_system(point.atoms) != system]
+        within = [
+            point
+            for point in self.references
+            if set(point.atoms.get_chemical_symbols()) <= elements
+        ]
+        return [
+            _entry(point) for point in within if itself or chemical_system(point.atoms) != system
+        ]
 
 
 def chemical_system(atoms: Atoms) -> str:

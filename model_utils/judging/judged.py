@@ -8,7 +8,8 @@ from ase import Atoms
 HOLE = "energy hole"
 NOT_CONVERGED = "not converged"
 FAILED = "failed"
-BROKEN = ("a hole of the model", "the cell collapsed", "the cell exploded")  # kinds of relaxations that ran astray
+# kinds of relaxations that ran astray
+BROKEN = ("a hole of the model", "the cell collapsed", "the cell exploded")
 
 
 @dataclass(kw_only=True)
@@ -20,7 +21,8 @@ class Judged:
         identifier: as the frame names itself, or file and frame.
         origin: what the frame says of how it was made.
         before: atoms as they were generated; None where the frame is no structure.
-        after: atoms as they were judged, relaxed where that was asked for; None where nothing could be computed.
+        after: atoms as they were judged, relaxed where that was asked for; None where
+            nothing could be computed.
         converged: whether no force is above the criterion.
         kind: of the reason, by which candidates are counted; empty where there is none.
         reason: why it failed, or is no minimum; empty where it is one.
@@ -28,7 +30,8 @@ class Judged:
         energy: of the cell, eV.
         fmax: eV/Å, largest force.
         energy_above_hull: eV an atom; None where it is not known.
-        self_consistent_energy_above_hull: the same over the hull of candidates, see ``Hull.self_consistent``.
+        self_consistent_energy_above_hull: the same over the hull of candidates, see
+            ``Hull.self_consistent``.
         missing: elements that the references lack.
         stable: whether it is within the threshold of the hull; None where that is not known.
         first_of_equals: number of the first candidate that is the same crystal.
@@ -102,7 +105,9 @@ class Judged:
             "reason": self.reason,
             "steps": self.steps,
             "energy": self.energy,
-            "energy_per_atom": None if self.energy is None or n_atoms is None else self.energy / n_atoms,
+            "energy_per_atom": None
+            if self.energy is None or n_atoms is None
+            else self.energy / n_atoms,
             "fmax": self.fmax,
             "energy_above_hull_per_atom": self.energy_above_hull,
             "self_consistent_energy_above_hull": self.self_consistent_energy_above_hull,
@@ -122,7 +127,9 @@ class Judged:
         }
 
     def all_three(self) -> bool | None:
-        """Novel, unique and stable; None where one of them is not known and none of them is denied."""
+        """Novel, unique and stable; None where one of them is not known and
+        none of them is denied.
+        """
         answers = (self.stable, self.novel, self.unique)
         if not self.succeeded or False in answers:
             return False

@@ -1,4 +1,6 @@
-"""The files of a judgement: relaxed crystals, metrics by structure and by model, a summary, a table."""
+"""The files of a judgement: relaxed crystals, metrics by structure and by
+model, a summary, a table.
+"""
 
 import csv
 import io
@@ -22,7 +24,8 @@ from model_utils.report.statistics import CONFIDENCE
 from model_utils.runtime import log
 from model_utils.settings.options import JudgeOptions
 
-RELAXED = ("relaxed.extxyz", "relaxed_compared.extxyz")  # of the model, and of the one that it is compared with
+# of the model, and of the one that it is compared with
+RELAXED = ("relaxed.extxyz", "relaxed_compared.extxyz")
 METRICS_FILE = "metrics.json"
 SUMMARY = "metrics_summary.json"
 TABLE = "structures.csv"
@@ -66,18 +69,24 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         content = plain_json.loads(input_files.read_bytes(path, LARGEST), _no_number)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; judge.py writes it") from None
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; judge.py writes it"
+        ) from None
     except ValueError as error:  # of bytes that are no text, too
         raise InputError(f"{path} is damaged: {error}; judge.py writes it anew") from None
     metrics = content.get("metrics") if isinstance(content, dict) else None
     if not isinstance(metrics, dict) or not isinstance(content.get("count"), int):
-        raise InputError(f"{path} is no summary of a judgement (count and metrics); judge.py writes it anew")
+        raise InputError(
+            f"{path} is no summary of a judgement (count and metrics); judge.py writes it anew"
+        )
     assert isinstance(content, dict)
     return content
 
 
 def say_damaged(folder: Path) -> None:
-    """Warn of a summary that cannot be read; it is written anew from the relaxations that are kept."""
+    """Warn of a summary that cannot be read; it is written anew from the
+    relaxations that are kept.
+    """
     if (folder / SUMMARY).exists():
         try:
             read_summary(folder / SUMMARY)
@@ -86,7 +95,9 @@ def say_damaged(folder: Path) -> None:
 
 
 def write(folder: Path, options: JudgeOptions, models: Sequence[JudgedByModel]) -> None:
-    """Write everything that one or two models say of the same candidates; the summary comes last."""
+    """Write everything that one or two models say of the same candidates;
+    the summary comes last.
+    """
     for name, model in zip(RELAXED, models, strict=False):
         durable.write_text(folder / name, _frames(model.candidates))
     for name in RELAXED[len(models) :]:
@@ -96,7 +107,9 @@ def write(folder: Path, options: JudgeOptions, models: Sequence[JudgedByModel]) 
     durable.write_text(folder / SUMMARY, _json(summary(options, models)))
     for line in _lines(models):
         log.info("%s", line)
-    log.info("wrote %s: %s", folder, ", ".join((*RELAXED[: len(models)], METRICS_FILE, SUMMARY, TABLE)))
+    log.info(
+        "wrote %s: %s", folder, ", ".join((*RELAXED[: len(models)], METRICS_FILE, SUMMARY, TABLE))
+    )
 
 
 def summary(options: JudgeOptions, models: Sequence[JudgedByModel]) -> dict[str, Any]:
@@ -106,7 +119,11 @@ def summary(options: JudgeOptions, models: Sequence[JudgedByModel]) -> dict[str,
         "relaxed": options.relax,
         **_of_model(models[0]),
         "settings": _settings(options),
-        **({"compared": _of_model(models[1]), "comparison": _comparison(*models)} if len(models) > 1 else {}),
+        **(
+            {"compared": _of_model(models[1]), "comparison": _comparison(*models)}
+            if len(models) > 1
+            else {}
+        ),
     }
 
 
@@ -117,7 +134,11 @@ def _of_model(model: JudgedByModel) -> dict[str, Any]:
         "trusted": {"count": model.n_trusted, "left_out": model.left_out},
         "model": model.as_plain(),
         "references": None if known is None else known.as_plain(model.missing),
-        **({"no_references": model.values["frac_stable_structures"].reason} if known is None else {}),
+        **(
+            {"no_references": model.values["frac_stable_structures"].reason}
+            if known is None
+            else {}
+        ),
     }
 
 
@@ -160,26 +181,38 @@ def _comparison(first: JudgedByModel, second: JudgedByModel) -> dict[str, Any]:
 
 
 def _rank_correlation(pairs: Sequence[tuple[Judged, Judged]]) -> float | None:
-    """Spearman's, of energies above the hull by two models; None of fewer than three, or of equal ones."""
-    columns = [[judged.energy_above_hull for judged in column] for column in zip(*pairs, strict=True)]
+    """Spearman's, of energies above the hull by two models; None of fewer than
+    three, or of equal ones.
+    """
+    columns = [
+        [judged.energy_above_hull for judged in column] for column in zip(*pairs, strict=True)
+    ]
     if len(pairs) < 3 or any(len(set(column)) == 1 for column in columns):
         return None
     return float(spearmanr(columns[0], columns[1]).statistic)
 
 
-def _by_structure_and_model(options: JudgeOptions, models: Sequence[JudgedByModel]) -> dict[str, Any]:
+def _by_structure_and_model(
+    options: JudgeOptions, models: Sequence[JudgedByModel]
+) -> dict[str, Any]:
     return {
         "descriptions": {name: metric.description for name, metric in METRICS.items()},
-        "trusted": f"names with {TRUSTED} are of the candidates that converged and are no holes of the model",
+        "trusted": (
+            f"names with {TRUSTED} are of the candidates that converged and are no "
+            "holes of the model"
+        ),
         "relaxed": options.relax,
         "models": [
-            {**_of_model(model), "structures": [judged.as_plain() for judged in model.candidates]} for model in models
+            {**_of_model(model), "structures": [judged.as_plain() for judged in model.candidates]}
+            for model in models
         ],
     }
 
 
 def _frames(candidates: Sequence[Judged]) -> str:
-    """Crystals as they were judged, as extended XYZ; those that are no structures at all have no frame."""
+    """Crystals as they were judged, as extended XYZ; those that are no
+    structures at all have no frame.
+    """
     frames = [_frame(judged) for judged in candidates if judged.before is not None]
     text = io.StringIO()
     if frames:
@@ -212,22 +245,32 @@ def _table(models: Sequence[JudgedByModel]) -> str:
     heads = [*COLUMNS, *(f"{COMPARED}{name}" for name in COLUMNS[4:] if len(models) > 1)]
     table.writerow(heads)
     for rows in zip(*(model.candidates for model in models), strict=True):
-        cells = [_cells(judged.as_plain(), COLUMNS if k == 0 else COLUMNS[4:]) for k, judged in enumerate(rows)]
+        cells = [
+            _cells(judged.as_plain(), COLUMNS if k == 0 else COLUMNS[4:])
+            for k, judged in enumerate(rows)
+        ]
         table.writerow([cell for of_model in cells for cell in of_model])
     return text.getvalue()
 
 
 def _cells(plain: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    return [csv_text(plain[name]) if isinstance(plain[name], str) else plain[name] for name in names]
+    return [
+        csv_text(plain[name]) if isinstance(plain[name], str) else plain[name] for name in names
+    ]
 
 
 def _lines(models: Sequence[JudgedByModel]) -> list[str]:
     """The metrics for the log."""
     lines = []
     for model in models:
-        lines.append(f"{', '.join(str(path) for path in model.paths)}: {len(model.candidates)} candidates")
+        lines.append(
+            f"{', '.join(str(path) for path in model.paths)}: {len(model.candidates)} candidates"
+        )
         for name in METRICS:
-            lines.append(f"  {name}: {_said(model.values[name])}; trusted {_said(model.values[f'{name}{TRUSTED}'])}")
+            lines.append(
+                f"  {name}: {_said(model.values[name])}; trusted "
+                f"{_said(model.values[f'{name}{TRUSTED}'])}"
+            )
         for reason, count in model.left_out.items():
             lines.append(f"  not trusted: {count} × {reason}")
     return lines

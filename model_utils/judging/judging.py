@@ -41,7 +41,9 @@ def judge(options: JudgeOptions) -> None:
     pymatgen_library.require("judge.py")
     folder = options.results_dir
     if not folder.is_dir():
-        raise InputError(f"--results_dir {folder} is no folder; expected one that generate.py filled")
+        raise InputError(
+            f"--results_dir {folder} is no folder; expected one that generate.py filled"
+        )
     candidates = candidates_in(folder)
     known = references.read(options.references) if options.references else None
     device = runtime.find_device(options.device.device)
@@ -99,7 +101,9 @@ class _Judging:
         comparison = self._compare(judged)
         self._put_shapes(judged)
         trusted = [candidate for candidate in judged if not candidate.left_out]
-        values = values_of(self._judgement(judged, known, missing), draws=options.draws, seed=options.draws_seed)
+        values = values_of(
+            self._judgement(judged, known, missing), draws=options.draws, seed=options.draws_seed
+        )
         alone = self._judgement(_as_if_alone(trusted, comparison), known, missing)
         of_trusted = values_of(alone, draws=options.draws, seed=options.draws_seed)
         values |= {f"{name}{TRUSTED}": value for name, value in of_trusted.items()}
@@ -120,16 +124,26 @@ class _Judging:
 
     def _relaxed(self, calculator: Calculator) -> list[Judged]:
         """The candidates with what came of their relaxation, or of a look at them."""
-        sound = [candidate for candidate in self.candidates if not candidate.fault and candidate.named is not None]
+        sound = [
+            candidate
+            for candidate in self.candidates
+            if not candidate.fault and candidate.named is not None
+        ]
         criteria = self._criteria(relax=self.options.relax)
         structures = [candidate.named for candidate in sound if candidate.named is not None]
         folder = self.options.results_dir / JOURNALS
         records = references.relaxations(structures, calculator, criteria, self.processes, folder)
-        by_number = {candidate.number: record for candidate, record in zip(sound, records, strict=True)}
-        judged = [_judged(candidate, by_number.get(candidate.number)) for candidate in self.candidates]
+        by_number = {
+            candidate.number: record for candidate, record in zip(sound, records, strict=True)
+        }
+        judged = [
+            _judged(candidate, by_number.get(candidate.number)) for candidate in self.candidates
+        ]
         for candidate in judged:
             if not self.options.relax and candidate.succeeded and not candidate.converged:
-                candidate.reason = f"not relaxed, and no minimum: its largest force is {candidate.fmax:.3g} eV/Å"
+                candidate.reason = (
+                    f"not relaxed, and no minimum: its largest force is {candidate.fmax:.3g} eV/Å"
+                )
             if not candidate.succeeded:
                 log.warning("warning: candidate %s: %s", candidate.identifier, candidate.reason)
         return judged
@@ -143,7 +157,9 @@ class _Judging:
         return made(self.known, calculator, criteria, self.processes, self.options.reference_cache)
 
     def _put_energies(self, judged: Sequence[Judged], known: References | None) -> list[str]:
-        """Energies above the hull, what is stable and what is a hole; returns the elements that are missing."""
+        """Energies above the hull, what is stable and what is a hole; returns the
+        elements that are missing.
+        """
         options = self.options
         for candidate in judged:
             candidate.is_hole = candidate.kind in BROKEN
@@ -151,11 +167,15 @@ class _Judging:
             return []
         successful = [candidate for candidate in judged if candidate.energy is not None]
         points = [
-            Point(atoms=c.after, energy=c.energy) for c in successful if c.after is not None and c.energy is not None
+            Point(atoms=c.after, energy=c.energy)
+            for c in successful
+            if c.after is not None and c.energy is not None
         ]
         above = known.hull.above(points)
         among_themselves = known.hull.self_consistent(points)
-        for candidate, point, energy, own in zip(successful, points, above, among_themselves, strict=True):
+        for candidate, point, energy, own in zip(
+            successful, points, above, among_themselves, strict=True
+        ):
             candidate.energy_above_hull = energy
             candidate.self_consistent_energy_above_hull = own
             candidate.missing = known.hull.missing(point.atoms)
@@ -168,7 +188,8 @@ class _Judging:
         missing = sorted({element for candidate in successful for element in candidate.missing})
         if missing:
             log.warning(
-                "warning: the references have no crystal of %s alone; candidates with it have no energy above the hull",
+                "warning: the references have no crystal of %s alone; candidates with it have no "
+                "energy above the hull",
                 ", ".join(missing),
             )
         return missing
@@ -176,14 +197,18 @@ class _Judging:
     def _compare(self, judged: Sequence[Judged]) -> Comparison:
         """Find duplicates and what is known; the comparison, for other choices of candidates."""
         known = [] if self.known is None else [reference.named.atoms for reference in self.known]
-        crystals = {candidate.number: candidate.after for candidate in judged if candidate.after is not None}
+        crystals = {
+            candidate.number: candidate.after for candidate in judged if candidate.after is not None
+        }
         comparison = Comparison(crystals, known, self.options.structure_matcher)
         first = comparison.first_of_equals(list(crystals))
         for candidate in judged:
             candidate.first_of_equals = first.get(candidate.number)
             if self.known is not None and candidate.number in crystals:
                 candidate.known_numbers = comparison.known_as(candidate.number)
-                candidate.known_as = [self.known[k].named.identifier for k in candidate.known_numbers]
+                candidate.known_as = [
+                    self.known[k].named.identifier for k in candidate.known_numbers
+                ]
         return comparison
 
     def _put_shapes(self, judged: Sequence[Judged]) -> None:
@@ -198,7 +223,9 @@ class _Judging:
             if self.options.relax:
                 candidate.rmsd = matching.rmsd(candidate.after, candidate.before)
 
-    def _judgement(self, judged: Sequence[Judged], known: References | None, missing: Sequence[str]) -> Judgement:
+    def _judgement(
+        self, judged: Sequence[Judged], known: References | None, missing: Sequence[str]
+    ) -> Judgement:
         no_hull = NO_REFERENCES if known is None else ""
         if missing and all(candidate.energy_above_hull is None for candidate in judged):
             no_hull = f"the references have no crystal of {', '.join(missing)} alone"
@@ -216,7 +243,9 @@ class _Judging:
 
 def _judged(candidate: Candidate, record: Record | None) -> Judged:
     """A candidate with the record of its relaxation; None where there was nothing to relax."""
-    judged = Judged(number=candidate.number, identifier=candidate.identifier, origin=candidate.origin)
+    judged = Judged(
+        number=candidate.number, identifier=candidate.identifier, origin=candidate.origin
+    )
     judged.before = None if candidate.named is None else candidate.named.atoms
     if record is None or judged.before is None:
         judged.kind = "no crystal"
@@ -234,9 +263,14 @@ def _judged(candidate: Candidate, record: Record | None) -> Judged:
 
 
 def _as_if_alone(chosen: Sequence[Judged], comparison: Comparison) -> list[Judged]:
-    """Some candidates with their duplicates among themselves: the first of equals may not be chosen."""
+    """Some candidates with their duplicates among themselves: the first of
+    equals may not be chosen.
+    """
     first = comparison.first_of_equals([candidate.number for candidate in chosen])
-    return [dataclasses.replace(candidate, first_of_equals=first[candidate.number]) for candidate in chosen]
+    return [
+        dataclasses.replace(candidate, first_of_equals=first[candidate.number])
+        for candidate in chosen
+    ]
 
 
 def _counted(reasons: Sequence[str]) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """When two crystals are one: duplicates among candidates, and what is known already.
 
-Definitions and tolerances are MatterGen's (github.com/microsoft/mattergen, evaluation/utils/structure_matcher.py): a
-candidate is unique if none before it in the file is the same crystal, and novel if no reference is. By its default,
-``disordered``, two ordered crystals are also one where they are two orders of an alloy: elements of similar radius and
-electronegativity may take each other's sites (modified rules of Hume-Rothery).
+Definitions and tolerances are MatterGen's (github.com/microsoft/mattergen,
+evaluation/utils/structure_matcher.py): a candidate is unique if none before it in the file is the
+same crystal, and novel if no reference is. By its default, ``disordered``, two ordered crystals are
+also one where they are two orders of an alloy: elements of similar radius and electronegativity may
+take each other's sites (modified rules of Hume-Rothery).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from model_utils.judging.pymatgen_library import Crystal
 TOLERANCES = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0, "primitive_cell": True, "scale": True}
 SIMILAR_RADIUS = 0.3
 SIMILAR_ELECTRONEGATIVITY = 1.0
-FARTHEST = 0.5  # of atoms in units of the cube root of the volume of one; what no matching reaches counts as this
+# of atoms in units of the cube root of the volume of one; what no matching reaches counts as this
+FARTHEST = 0.5
 LOOSE = {"ltol": 0.5, "stol": FARTHEST, "angle_tol": 10.0, "primitive_cell": True, "scale": False}
 
 Fit = Callable[[Crystal, Crystal], bool]  # of two crystals of one reduced formula
@@ -31,9 +33,13 @@ def ordered() -> Fit:
 
 
 def disordered() -> Fit:
-    """Crystals are one where they are by ``ordered``, with one space group, or are two orders of one alloy."""
+    """Crystals are one where they are by ``ordered``, with one space group, or are
+    two orders of one alloy.
+    """
     as_ordered = ordered()
-    as_alloy = pymatgen_library.alloy_matcher(**TOLERANCES, attempt_supercell=True, allow_subset=True).fit
+    as_alloy = pymatgen_library.alloy_matcher(
+        **TOLERANCES, attempt_supercell=True, allow_subset=True
+    ).fit
 
     def fit(first: Crystal, second: Crystal) -> bool:
         if first == second:
@@ -42,7 +48,9 @@ def disordered() -> Fit:
         if len(set(groups)) == 1 and as_ordered(first, second):
             return True
         mixing = interchangeable([element.symbol for element in first.composition])
-        return bool(mixing) and bool(as_alloy(pymatgen_library.with_mixed_sites(first, mixing), second))
+        return bool(mixing) and bool(
+            as_alloy(pymatgen_library.with_mixed_sites(first, mixing), second)
+        )
 
     return fit
 
@@ -51,7 +59,9 @@ MATCHERS: Mapping[str, Callable[[], Fit]] = {"ordered": ordered, "disordered": d
 
 
 def interchangeable(symbols: Sequence[str]) -> list[list[str]]:
-    """Groups of elements that may take each other's sites, directly or through a third one; none are empty."""
+    """Groups of elements that may take each other's sites, directly or through a
+    third one; none are empty.
+    """
     sets = DisjointSet(symbols)
     for first, second in combinations(symbols, 2):
         if pymatgen_library.may_substitute(
@@ -70,25 +80,36 @@ class Comparison:
         kind: name in ``MATCHERS``.
     """
 
-    def __init__(self, crystals: Mapping[int, Atoms], references: Sequence[Atoms], kind: str) -> None:
+    def __init__(
+        self, crystals: Mapping[int, Atoms], references: Sequence[Atoms], kind: str
+    ) -> None:
         self._fit = MATCHERS[kind]()
-        self._crystals = {number: pymatgen_library.crystal(atoms) for number, atoms in crystals.items()}
+        self._crystals = {
+            number: pymatgen_library.crystal(atoms) for number, atoms in crystals.items()
+        }
         self._references = list(references)
-        self._formulas = {number: pymatgen_library.reduced_formula(atoms) for number, atoms in crystals.items()}
+        self._formulas = {
+            number: pymatgen_library.reduced_formula(atoms) for number, atoms in crystals.items()
+        }
         self._of_references = [pymatgen_library.reduced_formula(atoms) for atoms in references]
         self._same: dict[tuple[int, int], bool] = {}
-        self._known: dict[int, Crystal] = {}  # of references that are looked at: files may hold very many
+        # of references that are looked at: files may hold very many
+        self._known: dict[int, Crystal] = {}
 
     def first_of_equals(self, numbers: Sequence[int]) -> dict[int, int]:
-        """For each of some crystals the first of them that is the same; itself where none before it is.
+        """For each of some crystals the first of them that is the same; itself
+        where none before it is.
 
         Args:
-            numbers: of the crystals that are looked at, in their order; the others are as if they were not there.
+            numbers: of the crystals that are looked at, in their order; the others are as
+                if they were not there.
         """
         first: dict[int, int] = {}
         distinct: list[int] = []
         for number in numbers:
-            first[number] = next((other for other in distinct if self._are_one(number, other)), number)
+            first[number] = next(
+                (other for other in distinct if self._are_one(number, other)), number
+            )
             if first[number] == number:
                 distinct.append(number)
         return first
@@ -108,18 +129,22 @@ class Comparison:
         if self._formulas[number] != self._formulas[other]:
             return False
         if (number, other) not in self._same:
-            self._same[number, other] = bool(self._fit(self._crystals[number], self._crystals[other]))
+            self._same[number, other] = bool(
+                self._fit(self._crystals[number], self._crystals[other])
+            )
         return self._same[number, other]
 
 
 def rmsd(relaxed: Atoms, before: Atoms) -> float:
     """Root mean square by which atoms moved in a relaxation, Å, as MatterGen has it.
 
-    Both are mapped onto each other by a matcher with wide tolerances; where even these do not reach, it is
-    ``FARTHEST`` times the cube root of the volume of an atom.
+    Both are mapped onto each other by a matcher with wide tolerances; where even these do not
+    reach, it is ``FARTHEST`` times the cube root of the volume of an atom.
     """
     after = pymatgen_library.crystal(relaxed)
     first = pymatgen_library.reduced(pymatgen_library.crystal(before))
-    match = pymatgen_library.matcher(**LOOSE, attempt_supercell=True, allow_subset=False).get_rms_dist(after, first)
+    match = pymatgen_library.matcher(
+        **LOOSE, attempt_supercell=True, allow_subset=False
+    ).get_rms_dist(after, first)
     length = (pymatgen_library.volume_of_difference(after, first) / len(after)) ** (1 / 3)
     return float((FARTHEST if match is None else match[0]) * length)

@@ -1,8 +1,10 @@
-"""MatterGen's metrics of a set of candidates, each with the number of candidates behind it and an interval.
+"""MatterGen's metrics of a set of candidates, each with the number of candidates
+behind it and an interval.
 
-Names and definitions are those of github.com/microsoft/mattergen (evaluation/metrics). A candidate of which nothing
-could be computed counts as not stable, and is in no other metric but ``frac_successful_jobs``. A candidate whose
-elements are no references is neither stable nor unstable: it is not among those that a share of stable ones is of.
+Names and definitions are those of github.com/microsoft/mattergen (evaluation/metrics). A candidate
+of which nothing could be computed counts as not stable, and is in no other metric but
+``frac_successful_jobs``. A candidate whose elements are no references is neither stable nor
+unstable: it is not among those that a share of stable ones is of.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +98,9 @@ class Metric:
     unknown: Callable[[Judgement], str] = lambda judgement: ""
 
 
-def _of_successful(answer: Callable[[Judged], bool | float | None]) -> Callable[[Judgement], Answers]:
+def _of_successful(
+    answer: Callable[[Judged], bool | float | None],
+) -> Callable[[Judgement], Answers]:
     return lambda judgement: [answer(judged) for judged in judgement.successful]
 
 
@@ -127,7 +131,9 @@ def _firsts_of_new_systems(judgement: Judgement) -> Answers:
 
 
 def _systems(judgement: Judgement) -> list[str]:
-    return [chemical_system(judged.after) for judged in judgement.successful if judged.after is not None]
+    return [
+        chemical_system(judged.after) for judged in judgement.successful if judged.after is not None
+    ]
 
 
 def _found(judgement: Judgement) -> Answers:
@@ -159,7 +165,9 @@ METRICS: Mapping[str, Metric] = {
         unknown=lambda judgement: judgement.no_hull,
     ),
     "frac_novel_unique_stable_structures": Metric(
-        description="share of candidates that are stable, unique and novel (S.U.N.); failed ones are not",
+        description=(
+            "share of candidates that are stable, unique and novel (S.U.N.); failed ones are not"
+        ),
         answers=lambda judgement: [
             None if judged.stable is None else judged.all_three() for judged in judgement.candidates
         ],
@@ -176,7 +184,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     "frac_novel_unique_structures": Metric(
         description="share of successful candidates that are novel and unique",
-        answers=_of_successful(lambda judged: None if judged.novel is None else judged.novel and judged.unique),
+        answers=_of_successful(
+            lambda judged: None if judged.novel is None else judged.novel and judged.unique
+        ),
         unknown=lambda judgement: judgement.no_novelty,
     ),
     "frac_unique_systems": Metric(
@@ -184,12 +194,17 @@ METRICS: Mapping[str, Metric] = {
         answers=_firsts_of_systems,
     ),
     "frac_novel_systems": Metric(
-        description="number of different systems of elements that no reference has, over that of successful candidates",
+        description=(
+            "number of different systems of elements that no reference has, over that of "
+            "successful candidates"
+        ),
         answers=_firsts_of_new_systems,
         unknown=lambda judgement: judgement.no_novelty,
     ),
     "avg_structure_validity": Metric(
-        description="share of successful candidates without a distance below 0.5 Å or a volume below 0.1 Å³",
+        description=(
+            "share of successful candidates without a distance below 0.5 Å or a volume below 0.1 Å³"
+        ),
         answers=_of_successful(lambda judged: judged.valid_structure),
     ),
     "avg_comp_validity": Metric(
@@ -228,7 +243,11 @@ def values_of(judgement: Judgement, *, draws: int, seed: int) -> dict[str, Value
 
 def _value(metric: Metric, judgement: Judgement, draws: int, seed: int) -> Value:
     unknown = metric.unknown(judgement)
-    known = [] if unknown else [float(answer) for answer in metric.answers(judgement) if answer is not None]
+    known = (
+        []
+        if unknown
+        else [float(answer) for answer in metric.answers(judgement) if answer is not None]
+    )
     if not known:
         return Value(value=None, count=0, reason=unknown or NOBODY)
     values = np.array(known)
@@ -236,4 +255,9 @@ def _value(metric: Metric, judgement: Judgement, draws: int, seed: int) -> Value
         interval = mean_interval(values, draws=draws, seed=seed)
         return Value(value=float(values.mean()), count=len(known), interval=interval)
     hits = int(values.sum())
-    return Value(value=hits / len(known), count=len(known), hits=hits, interval=share_interval(hits, len(known)))
+    return Value(
+        value=hits / len(known),
+        count=len(known),
+        hits=hits,
+        interval=share_interval(hits, len(known)),
+    )

@@ -64,7 +64,8 @@ def space_group_number(structure: Crystal) -> int:
 
 
 def reduced(structure: Crystal) -> Crystal:
-    """The primitive cell of a crystal, refined by symmetry and reduced; as it is where symmetry cannot be found.
+    """The primitive cell of a crystal, refined by symmetry and reduced; as it is where
+    symmetry cannot be found.
 
     MatterGen does this to a candidate before it is compared with what a relaxation made of it.
     """
@@ -95,7 +96,9 @@ def composition_of(formula: str) -> dict[str, int]:
     try:
         amounts = Composition(formula, strict=True).get_el_amt_dict()
     except Exception as error:  # ValueError, or what its parser meets
-        raise ValueError(f"{formula!r:.60} is no chemical formula ({str(error).partition(chr(10))[0]:.80})") from None
+        raise ValueError(
+            f"{formula!r:.60} is no chemical formula ({str(error).partition(chr(10))[0]:.80})"
+        ) from None
     if not amounts or any(amount != round(amount) or amount < 1 for amount in amounts.values()):
         raise ValueError(f"{formula!r:.60} has no whole numbers of atoms")
     return {element: round(amount) for element, amount in amounts.items()}
@@ -135,7 +138,9 @@ def above_hull(diagram: Any, point: Any) -> float:
 
 
 def shortest_distance(structure: Crystal) -> float:
-    """Shortest distance between two sites of a cell or their images, Å; infinite where there is one site alone."""
+    """Shortest distance between two sites of a cell or their images, Å; infinite where
+    there is one site alone.
+    """
     distances = np.array(structure.distance_matrix)
     np.fill_diagonal(distances, np.inf)
     return float(distances.min())
@@ -162,7 +167,9 @@ def may_substitute(first: str, second: str, *, radius: float, electronegativity:
 
 
 def with_mixed_sites(structure: Crystal, groups: Iterable[Sequence[str]]) -> Crystal:
-    """A crystal in which the elements of each group share their sites, in the shares that they have in the whole."""
+    """A crystal in which the elements of each group share their sites, in the shares that
+    they have in the whole.
+    """
     mixed = structure.copy()
     for group in groups:
         shares = {symbol: structure.composition.get_atomic_fraction(symbol) for symbol in group}

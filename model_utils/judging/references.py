@@ -1,8 +1,9 @@
 """References: what is known already, and whose energies are the hull.
 
-Energies of two methods have different zero points and errors, so a hull is of one of them. ``potential`` relaxes the
-references with the model that relaxes the candidates, once, and keeps that under the hashes of model, structures and
-criteria. ``dft`` takes the labels of the file, where the user knows that the model was trained on labels of this kind.
+Energies of two methods have different zero points and errors, so a hull is of one of them.
+``potential`` relaxes the references with the model that relaxes the candidates, once, and keeps
+that under the hashes of model, structures and criteria. ``dft`` takes the labels of the file, where
+the user knows that the model was trained on labels of this kind.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ from model_utils.simulation.relaxation import Criteria
 ENERGIES = LabelKeys(forces=NOT_READ, stress=NOT_READ)
 SHOWN = 20  # references that are left out, by name
 LOOKED_AT = 20  # labelled references whose energies are compared with the model's
-DOUBTFUL = 0.1  # eV an atom by which they differ where something is said; what MatterGen calls stable
+# eV an atom by which they differ where something is said; what MatterGen calls stable
+DOUBTFUL = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,9 @@ class References:
         }
 
     def _model_less_labels(self) -> dict[str, Any]:
-        """How far the model is from the labels, eV an atom; null where there is nothing to compare."""
+        """How far the model is from the labels, eV an atom; null where
+        there is nothing to compare.
+        """
         known = np.array(self.deviations)
         return {
             "count": len(known),
@@ -114,19 +118,29 @@ def read(paths: Sequence[Path]) -> list[Reference]:
             raise InputError(f"--references {source.path}, {structure.identifier}: {fault}")
         references.append(_reference(structure, str(source.path)))
     if not references:
-        raise InputError(f"--references {', '.join(map(str, paths))}: there is no crystal, only isolated atoms")
+        raise InputError(
+            f"--references {', '.join(map(str, paths))}: there is no crystal, only isolated atoms"
+        )
     return references
 
 
 def _reference(structure: Structure, file: str) -> Reference:
     atoms = free_atoms_of(structure)
-    return Reference(named=NamedAtoms(atoms=atoms, identifier=structure.identifier, file=file), energy=structure.energy)
+    return Reference(
+        named=NamedAtoms(atoms=atoms, identifier=structure.identifier, file=file),
+        energy=structure.energy,
+    )
 
 
 def of_labels(
-    known: Sequence[Reference], calculator: Calculator, criteria: Criteria, processes: int, cache: Path | None
+    known: Sequence[Reference],
+    calculator: Calculator,
+    criteria: Criteria,
+    processes: int,
+    cache: Path | None,
 ) -> References:
-    """References whose hull is made of the labels in their files; the model says of some whether it is of their kind.
+    """References whose hull is made of the labels in their files; the model says of some
+    whether it is of their kind.
 
     Args:
         known: all references.
@@ -141,39 +155,51 @@ def of_labels(
     labelled = [reference for reference in known if reference.energy is not None]
     if not labelled:
         raise InputError(
-            "--reference_kind dft, but no reference has an energy; give labelled references, or --reference_kind "
-            "potential"
+            "--reference_kind dft, but no reference has an energy; give labelled references, or "
+            "--reference_kind potential"
         )
     points = [Point(atoms=r.named.atoms, energy=r.energy) for r in labelled if r.energy is not None]
     without = [(r.named.identifier, "no energy in the file") for r in known if r.energy is None]
     some = labelled[:: max(len(labelled) // LOOKED_AT, 1)][:LOOKED_AT]
     folder = cache or cache_folder() / "references"
-    records = relaxations([reference.named for reference in some], calculator, criteria, processes, folder)
+    records = relaxations(
+        [reference.named for reference in some], calculator, criteria, processes, folder
+    )
     deviations = [
         (record["energy"] - reference.energy) / len(reference.named.atoms)
         for reference, record in zip(some, records, strict=True)
         if record["energy"] is not None and reference.energy is not None
     ]
     _say_doubtful(deviations)
-    return References(kind="dft", known=known, hull=Hull(points), left_out=without, deviations=deviations)
+    return References(
+        kind="dft", known=known, hull=Hull(points), left_out=without, deviations=deviations
+    )
 
 
 def _say_doubtful(deviations: Sequence[float]) -> None:
-    """Warn where a model gives other energies than the labels, so that a hull would compare methods."""
+    """Warn where a model gives other energies than the labels, so that a hull
+    would compare methods.
+    """
     rms = float(np.sqrt(np.mean(np.square(deviations)))) if deviations else 0.0
     if rms > DOUBTFUL:
         log.warning(
-            "warning: energies of %d references differ from the model's by %.3g eV/atom (rms): labels of another "
-            "method or zero point? Then energies above their hull say nothing; --reference_kind potential needs none",
+            "warning: energies of %d references differ from the model's by %.3g eV/atom (rms): "
+            "labels of another method or zero point? Then energies above their hull say nothing; "
+            "--reference_kind potential needs none",
             len(deviations),
             rms,
         )
 
 
 def of_model(
-    known: Sequence[Reference], calculator: Calculator, criteria: Criteria, processes: int, cache: Path | None
+    known: Sequence[Reference],
+    calculator: Calculator,
+    criteria: Criteria,
+    processes: int,
+    cache: Path | None,
 ) -> References:
-    """References relaxed by a model, which makes their hull; what was relaxed before is taken from the cache.
+    """References relaxed by a model, which makes their hull; what was relaxed before
+    is taken from the cache.
 
     Args:
         known: all references; those with elements that the model lacks are left out of the hull.
@@ -183,7 +209,9 @@ def of_model(
         cache: folder; one in the user's cache folder where None.
     """
     folder = cache or cache_folder() / "references"
-    records = relaxations([reference.named for reference in known], calculator, criteria, processes, folder)
+    records = relaxations(
+        [reference.named for reference in known], calculator, criteria, processes, folder
+    )
     points = []
     left_out = []
     unconverged = []
@@ -198,19 +226,27 @@ def of_model(
     for name, reason in left_out[:SHOWN]:
         log.warning("warning: reference %s is left out of the hull: %s", name, reason)
     if len(left_out) > SHOWN:
-        log.warning("warning: and %d more references are left out of the hull", len(left_out) - SHOWN)
+        log.warning(
+            "warning: and %d more references are left out of the hull", len(left_out) - SHOWN
+        )
     if unconverged:
         log.warning(
-            "warning: %d of %d references did not converge: their energies are too high, and energies above the hull "
-            "too low; --max_steps gives them more",
+            "warning: %d of %d references did not converge: their energies are too high, and "
+            "energies above the hull too low; --max_steps gives them more",
             len(unconverged),
             len(points),
         )
-    return References(kind="potential", known=known, hull=Hull(points), left_out=left_out, unconverged=unconverged)
+    return References(
+        kind="potential", known=known, hull=Hull(points), left_out=left_out, unconverged=unconverged
+    )
 
 
 def relaxations(
-    structures: Sequence[NamedAtoms], calculator: Calculator, criteria: Criteria, processes: int, folder: Path
+    structures: Sequence[NamedAtoms],
+    calculator: Calculator,
+    criteria: Criteria,
+    processes: int,
+    folder: Path,
 ) -> list[Record]:
     """A record of the relaxation of each structure; a journal in a folder keeps what is done.
 
@@ -229,7 +265,9 @@ def relaxations(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {folder} of relaxations: {error.strerror}") from None
+        raise InputError(
+            f"cannot make the folder {folder} of relaxations: {error.strerror}"
+        ) from None
     with held(folder / f".{key}.lock", wait=True, flag="folder"):
         journal = Journal(folder / f"{key}.jsonl", work, "move the file away")
         relaxing.relax_rest(structures, calculator, criteria, journal, processes)

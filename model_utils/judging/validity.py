@@ -1,4 +1,6 @@
-"""Whether a crystal can be one at all: by distances and volume, and by charges (MatterGen's definitions)."""
+"""Whether a crystal can be one at all: by distances and volume, and by charges
+(MatterGen's definitions).
+"""
 
 import importlib.util
 import itertools
@@ -28,9 +30,11 @@ def composition_unknown() -> str:
 
 
 def has_valid_composition(atoms: Atoms) -> bool:
-    """Whether oxidation states balance with more negative ones on more electronegative elements; metals may mix.
+    """Whether oxidation states balance with more negative ones on more electronegative
+    elements; metals may mix.
 
-    The rules are SMACT's (Davies et al., J. Open Source Softw. 4, 1361 (2019)), as MatterGen applies them.
+    The rules are SMACT's (Davies et al., J. Open Source Softw. 4, 1361 (2019)), as
+    MatterGen applies them.
     """
     import smact
     from smact.screening import pauling_test
@@ -44,8 +48,11 @@ def has_valid_composition(atoms: Atoms) -> bool:
     stoichiometry = [(counts[symbol] // divisor,) for symbol in symbols]
     most = max(counts.values()) // divisor
     electronegativities = [element.pauling_eneg for element in elements]
-    passes = [value is None for value in electronegativities]  # where one is not known, nothing is to be tested
-    for states in itertools.product(*(element.oxidation_states_smact14 or () for element in elements)):
+    # where one is not known, nothing is to be tested
+    passes = [value is None for value in electronegativities]
+    for states in itertools.product(
+        *(element.oxidation_states_smact14 or () for element in elements)
+    ):
         if not smact.neutral_ratios(states, stoichs=stoichiometry, threshold=most):
             continue
         if any(passes) or pauling_test(states, electronegativities):

@@ -1,1 +1,3 @@
-"""From model.json to a network: description, builder and networks; the only home of mace and e3nn."""
+"""From model.json to a network: description, builder and networks; the only
+home of mace and e3nn.
+"""

@@ -1,9 +1,11 @@
-"""mace's modules over NVIDIA's cuequivariance or openequivariance as a form of the network, on mace's own parameters.
+"""mace's modules over NVIDIA's cuequivariance or openequivariance as a form of the network, on
+mace's own parameters.
 
-These libraries keep some weights in other shapes. They are arranged anew in every call, by operations that autograd
-follows, so that gradients, checkpoints and exports know only mace's parameters. A conversion can go wrong without a
-word (mace's issues 1298 and 1474), so the first batch is computed by mace's plain module as well and compared: what a
-step of training computes, on the device where it does.
+These libraries keep some weights in other shapes. They are arranged anew in every call, by
+operations that autograd follows, so that gradients, checkpoints and exports know only mace's
+parameters. A conversion can go wrong without a word (mace's issues 1298 and 1474), so the first
+batch is computed by mace's plain module as well and compared: what a step of training computes, on
+the device where it does.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,11 +28,13 @@ CONTRACTIONS = "symmetric_contractions"
 
 
 class AcceleratedNetwork:
-    """The network over mace's modules with another library's kernels: ``--step cueq`` and ``--step oeq``.
+    """The network over mace's modules with another library's kernels: ``--step
+    cueq`` and ``--step oeq``.
 
     Raises:
-        InputError: the library is not installed or has no kernels for the device, or none whose sums have an order
-            where that is asked for, or this network has weights that cannot be arranged for it.
+        InputError: the library is not installed or has no kernels for the device, or none
+            whose sums have an order where that is asked for, or this network has weights that
+            cannot be arranged for it.
     """
 
     def __init__(self, module: nn.Module, kind: str, description: MaceDescription) -> None:
@@ -40,8 +44,8 @@ class AcceleratedNetwork:
         own = next(module.parameters())
         if own.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
             raise InputError(
-                f"--step {kind} adds by atomics on a GPU, in no fixed order, which --deterministic excludes; leave one "
-                "of the two out, or use --step fast"
+                f"--step {kind} adds by atomics on a GPU, in no fixed order, which --deterministic "
+                "excludes; leave one of the two out, or use --step fast"
             )
         target = accelerated_module(description, own.dtype, kind, own.device)
         self._arranged = arrangement(module, target, kind)
@@ -58,11 +62,15 @@ class AcceleratedNetwork:
         """Nothing is needed besides the batch's arrays."""
         return batch
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``.
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        """Interaction energies (n_structures,), eV; the arguments are those of
+        ``network.Network.outputs``.
 
         Raises:
-            VerificationError: the first batch's energies, forces or gradients are not those of mace's plain module.
+            VerificationError: the first batch's energies, forces or gradients are not those
+                of mace's plain module.
         """
         if self._plain is not None:
             self._compare(self._plain, parameters, batch, positions, shifts)
@@ -89,11 +97,13 @@ class AcceleratedNetwork:
         worst, where = _largest_difference(*results)
         if not worst <= TOLERANCE[positions.dtype]:
             raise VerificationError(
-                f"--step {self.kind} computes something else than mace's plain module: on the first batch {where} "
-                f"differ by {worst:.2g} of the largest; use --step fast or --step reference"
+                f"--step {self.kind} computes something else than mace's plain module: on "
+                f"the first batch {where} differ by {worst:.2g} of the largest; use --step "
+                "fast or --step reference"
             )
         log.info(
-            "step: %s agrees with mace's plain module on the first batch on %s, gradients of forces included, to %.1g",
+            "step: %s agrees with mace's plain module on the first batch on %s, gradients of "
+            "forces included, to %.1g",
             self.kind,
             positions.device,
             worst,
@@ -110,8 +120,8 @@ def _derivatives(
 ) -> dict[str, Tensor | None]:
     """What a step needs of a form: energies, forces, their gradients by weights.
 
-    The gradient by weights of a sum over forces is the second derivative that training on forces needs; a wrong one
-    shows nowhere else.
+    The gradient by weights of a sum over forces is the second derivative that training on forces
+    needs; a wrong one shows nowhere else.
 
     Args:
         form: of the network.
@@ -122,10 +132,14 @@ def _derivatives(
         shifts: (n_edges, 3), Å.
     """
     at = positions.detach().clone().requires_grad_(True)
-    weights = {name: tensor.detach().clone().requires_grad_(True) for name, tensor in parameters.items()}
+    weights = {
+        name: tensor.detach().clone().requires_grad_(True) for name, tensor in parameters.items()
+    }
     leaves = list(weights.values())
     with torch.enable_grad():
-        given = {name: arrange(weights) for name, arrange in arranged.items()} if arranged else weights
+        given = (
+            {name: arrange(weights) for name, arrange in arranged.items()} if arranged else weights
+        )
         energies = form.outputs(given, batch, at, shifts.detach())[ENERGY.name]
         total = energies.sum()
         (slopes,) = torch.autograd.grad(total, at, create_graph=True)
@@ -134,7 +148,10 @@ def _derivatives(
     return {
         "energies": energies.detach(),
         "forces": -slopes.detach(),
-        **{f"gradients of energies by {name}": g for name, g in zip(weights, of_energy, strict=True)},
+        **{
+            f"gradients of energies by {name}": g
+            for name, g in zip(weights, of_energy, strict=True)
+        },
         **{f"gradients of forces by {name}": g for name, g in zip(weights, of_forces, strict=True)},
     }
 
@@ -142,7 +159,9 @@ def _derivatives(
 def _largest_difference(
     expected: Mapping[str, Tensor | None], actual: Mapping[str, Tensor | None]
 ) -> tuple[float, str]:
-    """The largest difference, as a part of the largest entry of its tensor, and the tensor's name."""
+    """The largest difference, as a part of the largest entry of its tensor,
+    and the tensor's name.
+    """
     worst = 0.0
     where = ""
     for name, theirs in expected.items():
@@ -186,8 +205,8 @@ def arrangement(module: nn.Module, target: nn.Module, kind: str) -> dict[str, Ar
         size = sum(p.numel() for p in given if p is not None)
         if not given or any(p is None for p in given) or size != parameter.numel():
             raise InputError(
-                f"--step {kind}: the weights {name} {tuple(shape)} have no counterpart in this network; "
-                "use --step fast or --step reference"
+                f"--step {kind}: the weights {name} {tuple(shape)} have no counterpart in this "
+                "network; use --step fast or --step reference"
             )
         arranged[name] = _arranged(sources, shape, own)
     return arranged
@@ -206,10 +225,16 @@ def _arranged(sources: list[str], shape: torch.Size, own: Mapping[str, Tensor]) 
 
 
 def _contraction_weights(own: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """mace's weights of one contraction in the library's order: by output order, then from the highest degree down."""
+    """mace's weights of one contraction in the library's order: by output order, then from
+    the highest degree down.
+    """
     names = [name for name in own if name.startswith(f"{prefix}.contractions.")]
-    output_order = {name: int(name.removeprefix(f"{prefix}.contractions.").split(".")[0]) for name in names}
-    return sorted(names, key=lambda name: (output_order[name], not name.endswith("weights_max"), name))
+    output_order = {
+        name: int(name.removeprefix(f"{prefix}.contractions.").split(".")[0]) for name in names
+    }
+    return sorted(
+        names, key=lambda name: (output_order[name], not name.endswith("weights_max"), name)
+    )
 
 
 def _take_over_buffers(module: nn.Module, target: nn.Module) -> None:

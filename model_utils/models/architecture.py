@@ -1,7 +1,8 @@
 """The table of families of networks, and what is looked up in it.
 
-To add a family, write a class with what ``seams.Architecture`` asks for and put an object of it into ``ARCHITECTURES``
-under each ``model_class`` that its model.json may name. Everything outside ``models/`` asks here.
+To add a family, write a class with what ``seams.Architecture`` asks for and put an object of it
+into ``ARCHITECTURES`` under each ``model_class`` that its model.json may name. Everything outside
+``models/`` asks here.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,13 @@ from torch import nn
 from dataloader.batch import Batch
 from dataloader.errors import InputError
 from model_utils.models.dipole_architecture import ATOMIC_DIPOLES, ENERGY_DIPOLES
-from model_utils.models.libraries.library_architecture import NEQUIP, PAINN, SCHNET, TENSORNET, VISNET
+from model_utils.models.libraries.library_architecture import (
+    NEQUIP,
+    PAINN,
+    SCHNET,
+    TENSORNET,
+    VISNET,
+)
 from model_utils.models.libraries.not_here import why_not_here
 from model_utils.models.mace_architecture import MACE
 from model_utils.models.network import Network
@@ -31,7 +38,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "SchNet": SCHNET,
     "ViSNet": VISNET,
 }
-USUAL = "ScaleShiftMACE"  # what a model.json is taken for that names no class, or none that is known
+# what a model.json is taken for that names no class, or none that is known
+USUAL = "ScaleShiftMACE"
 
 
 def architecture_of(description: ModelDescription) -> Architecture:
@@ -39,7 +47,9 @@ def architecture_of(description: ModelDescription) -> Architecture:
     return ARCHITECTURES[description.model_class]
 
 
-def build_module(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+def build_module(
+    description: ModelDescription, dtype: torch.dtype, where: str = "model.json"
+) -> nn.Module:
     """A module on the CPU, with weights drawn from torch's generator.
 
     Raises:
@@ -59,7 +69,8 @@ def build_network(module: nn.Module, kind: str, description: ModelDescription) -
         description: of the module.
 
     Raises:
-        InputError: the family has no such form, or an accelerated one cannot be had here or not for this network.
+        InputError: the family has no such form, or an accelerated one cannot be had here
+            or not for this network.
     """
     form, reason = _form(kind, description)
     if reason is not None:
@@ -68,7 +79,8 @@ def build_network(module: nn.Module, kind: str, description: ModelDescription) -
 
 
 def preparation(kind: str, description: ModelDescription) -> Callable[[Batch], Batch]:
-    """The function that adds to a batch what a form of the network needs of it; for the loader's workers.
+    """The function that adds to a batch what a form of the network needs of it;
+    for the loader's workers.
 
     Args:
         kind: the form, as ``--step`` names it.
@@ -81,13 +93,16 @@ def preparation(kind: str, description: ModelDescription) -> Callable[[Batch], B
 
 
 def _form(kind: str, description: ModelDescription) -> tuple[Form, str | None]:
-    """The form that is used for the one asked for, and why it is the reference where it was not asked for."""
+    """The form that is used for the one asked for, and why it is the reference
+    where it was not asked for.
+    """
     forms = architecture_of(description).forms
     if kind == "fast" and kind not in forms:
         return forms["reference"], f"there is none for {description.model_class}"
     if kind not in forms:
         raise InputError(
-            f"--step {kind}: there is no such form of {description.model_class}; there is {', '.join(forms)}"
+            f"--step {kind}: there is no such form of {description.model_class}; there is "
+            f"{', '.join(forms)}"
         )
     reason = forms[kind].why_not(description)
     if reason is not None:
@@ -107,7 +122,9 @@ def namespaces() -> tuple[str, ...]:
 
 
 def proved_by_tests(description: ModelDescription) -> bool:
-    """Whether tests of this toolkit hold the family's physics; what others compute is examined before it is trained."""
+    """Whether tests of this toolkit hold the family's physics; what others compute is
+    examined before it is trained.
+    """
     return architecture_of(description) is MACE
 
 
@@ -115,7 +132,8 @@ def refuse_elsewhere(name: object, where: str) -> None:
     """Refuse a class of networks that people know and that cannot be had here.
 
     Raises:
-        InputError: with the reason; a name that nobody knows passes, and is refused with those that there are.
+        InputError: with the reason; a name that nobody knows passes, and is refused
+            with those that there are.
     """
     reason = why_not_here(name) if isinstance(name, str) else None
     if reason is not None and name not in ARCHITECTURES:

@@ -1,4 +1,6 @@
-"""Build mace-torch's module from a description, and say which of its buffers repeat the description."""
+"""Build mace-torch's module from a description, and say which of its buffers
+repeat the description.
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -12,7 +14,13 @@ from dataloader.quantities import ENERGY
 from model_utils.models.default_dtype import default_dtype
 from model_utils.models.dipole_description import DipoleDescription
 from model_utils.models.mace_description import MaceDescription
-from model_utils.models.mace_import import CUET_AVAILABLE, OEQ_AVAILABLE, acceleration_config, mace, o3
+from model_utils.models.mace_import import (
+    CUET_AVAILABLE,
+    OEQ_AVAILABLE,
+    acceleration_config,
+    mace,
+    o3,
+)
 from model_utils.models.seams import Repeated
 
 ENERGIES = "atomic_energies_fn.atomic_energies"
@@ -30,7 +38,9 @@ REPEATED = {  # buffers of parts of the network, where it has them, by the field
 }
 
 
-def build_module(description: MaceDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+def build_module(
+    description: MaceDescription, dtype: torch.dtype, where: str = "model.json"
+) -> nn.Module:
     """mace-torch's own module on the CPU, with weights drawn from torch's generator.
 
     Raises:
@@ -39,18 +49,26 @@ def build_module(description: MaceDescription, dtype: torch.dtype, where: str = 
     return _built(description, dtype, where)
 
 
-def accelerated_module(description: MaceDescription, dtype: torch.dtype, kind: str, device: torch.device) -> nn.Module:
-    """mace-torch's module over cuequivariance (``cueq``) or openequivariance (``oeq``) on a device, weights at random.
+def accelerated_module(
+    description: MaceDescription, dtype: torch.dtype, kind: str, device: torch.device
+) -> nn.Module:
+    """mace-torch's module over cuequivariance (``cueq``) or openequivariance (``oeq``) on a
+    device, weights at random.
 
     Raises:
         InputError: the library is not installed, or cannot build the structure.
     """
     if not AVAILABLE[kind]:
         package = PACKAGES[kind]
-        raise InputError(f"--step {kind} needs the package {package}; install it, or use --step fast")
+        raise InputError(
+            f"--step {kind} needs the package {package}; install it, or use --step fast"
+        )
     if kind == "oeq" and device.type != "cuda":
-        raise InputError(f"--step oeq has kernels for CUDA only, and the device is {device}; use --step fast")
-    state = torch.random.get_rng_state()  # weights that are never used may not move the run's random numbers
+        raise InputError(
+            f"--step oeq has kernels for CUDA only, and the device is {device}; use --step fast"
+        )
+        # weights that are never used may not move the run's random numbers
+    state = torch.random.get_rng_state()
     try:
         config = {f"{kind}_config": acceleration_config(kind)}
         return _built(description, dtype, "model.json", **config).to(device)
@@ -67,17 +85,24 @@ def build_dipoles(description: DipoleDescription, dtype: torch.dtype, where: str
     return _of_class(description.model_class, _arguments_of_dipoles(description), dtype, where)
 
 
-def _built(description: MaceDescription, dtype: torch.dtype, where: str, **acceleration: object) -> nn.Module:
+def _built(
+    description: MaceDescription, dtype: torch.dtype, where: str, **acceleration: object
+) -> nn.Module:
     """A module of mace's class; ``acceleration`` are further arguments of its constructor."""
     if description.use_reduced_cg and not CUET_AVAILABLE:
         raise InputError(
-            f"{where} asks for use_reduced_cg, which needs the packages cuequivariance and cuequivariance_torch: "
-            "without them mace-torch silently builds other weight shapes; install both or set it to false"
+            f"{where} asks for use_reduced_cg, which needs the packages cuequivariance and "
+            "cuequivariance_torch: without them mace-torch silently builds other weight shapes; "
+            "install both or set it to false"
         )
-    return _of_class(description.model_class, {**_arguments(description), **acceleration}, dtype, where)
+    return _of_class(
+        description.model_class, {**_arguments(description), **acceleration}, dtype, where
+    )
 
 
-def _of_class(name: str, arguments: Mapping[str, object], dtype: torch.dtype, where: str) -> nn.Module:
+def _of_class(
+    name: str, arguments: Mapping[str, object], dtype: torch.dtype, where: str
+) -> nn.Module:
     """A module of one of mace's classes by the constructor's arguments.
 
     Raises:
@@ -85,14 +110,16 @@ def _of_class(name: str, arguments: Mapping[str, object], dtype: torch.dtype, wh
     """
     cls = getattr(mace.modules, name)
     with default_dtype(dtype), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit and einsum notes of e3nn 0.4.4's code generation
+        # torch.jit and einsum notes of e3nn 0.4.4's code generation
+        warnings.simplefilter("ignore")
         try:
             module: nn.Module = cls(**arguments)
             return module
         except Exception as error:  # mace and e3nn assert and raise a dozen types
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"mace-torch {mace.__version__} cannot build the network that {where} describes: {detail}"
+                f"mace-torch {mace.__version__} cannot build the network that {where} "
+                f"describes: {detail}"
             ) from error
 
 
@@ -122,7 +149,9 @@ SAME_NAME = (  # fields that the constructor takes as they are
 
 
 def _arguments(d: MaceDescription) -> dict[str, object]:
-    """The constructor's arguments; every one is given, so a changed default of mace changes nothing."""
+    """The constructor's arguments; every one is given, so a changed default
+    of mace changes nothing.
+    """
     arguments: dict[str, object] = {name: getattr(d, name) for name in SAME_NAME}
     arguments.update(
         num_elements=len(d.atomic_numbers),
@@ -140,7 +169,9 @@ def _arguments(d: MaceDescription) -> dict[str, object]:
         lammps_mliap=False,
     )
     if d.model_class == "ScaleShiftMACE":
-        arguments.update(atomic_inter_scale=d.atomic_inter_scale, atomic_inter_shift=d.atomic_inter_shift)
+        arguments.update(
+            atomic_inter_scale=d.atomic_inter_scale, atomic_inter_shift=d.atomic_inter_shift
+        )
     return arguments
 
 
@@ -177,7 +208,10 @@ def _embedding_specs(d: MaceDescription) -> dict[str, dict[str, object]] | None:
     """Inputs besides species by name, as mace's constructor takes them."""
     if d.embedding_specs is None:
         return None
-    return {spec.name: spec.model_dump(exclude={"name"}, exclude_none=True) for spec in d.embedding_specs}
+    return {
+        spec.name: spec.model_dump(exclude={"name"}, exclude_none=True)
+        for spec in d.embedding_specs
+    }
 
 
 def repeated(description: MaceDescription | DipoleDescription, module: nn.Module) -> list[Repeated]:

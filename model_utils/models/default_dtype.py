@@ -1,4 +1,6 @@
-"""torch's default precision for a while: libraries build networks, and constants within them, in it."""
+"""torch's default precision for a while: libraries build networks, and
+constants within them, in it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

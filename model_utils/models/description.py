@@ -16,14 +16,18 @@ from model_utils.models.schema import ModelDescription, number_of
 
 
 def class_of(fields: Any) -> type[ModelDescription]:
-    """The description of the family that the fields name; the usual family's where they name none that is known."""
+    """The description of the family that the fields name; the usual family's where they
+    name none that is known.
+    """
     name = fields.get("model_class")
     known = isinstance(name, str) and name in ARCHITECTURES
     return ARCHITECTURES[name if known else USUAL].description
 
 
 def scales_energies(fields: Any) -> bool:
-    """Whether a model.json with these fields has a scale and a shift, which ``metadata.py`` computes from data."""
+    """Whether a model.json with these fields has a scale and a shift, which
+    ``metadata.py`` computes from data.
+    """
     return class_of(fields).scales_energies(fields.get("model_class", USUAL))
 
 
@@ -36,7 +40,8 @@ def parse(text: str, where: str) -> ModelDescription:
     """A checked description from the text of a model.json.
 
     Args:
-        text: JSON; numbers may be whole where the field is real, unknown and duplicate keys are refused.
+        text: JSON; numbers may be whole where the field is real, unknown and
+            duplicate keys are refused.
         where: file name for the message.
 
     Raises:
@@ -44,20 +49,27 @@ def parse(text: str, where: str) -> ModelDescription:
     """
     fields = _load_json(text, where)
     refuse_elsewhere(fields.get("model_class"), where)
-    description: ModelDescription = schema.checked(fields, class_of(fields), where, list(ARCHITECTURES))
+    description: ModelDescription = schema.checked(
+        fields, class_of(fields), where, list(ARCHITECTURES)
+    )
     return description
 
 
 def _load_json(text: str, where: str) -> dict[str, Any]:
     """The object that a text is, with every key once and without NaN or infinity."""
     if len(text) > MODEL_JSON_BYTES:
-        raise InputError(f"{where} has {len(text)} bytes, far more than any model.json (limit {MODEL_JSON_BYTES})")
+        raise InputError(
+            f"{where} has {len(text)} bytes, far more than any model.json (limit "
+            f"{MODEL_JSON_BYTES})"
+        )
     try:
         value = plain_json.loads(text, _no_constant)
     except ValueError as error:
         raise InputError(f"{where} is not a model.json: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{where} is not a model.json: expected an object {{…}}, found {type(value).__name__}")
+        raise InputError(
+            f"{where} is not a model.json: expected an object {{…}}, found {type(value).__name__}"
+        )
     return value
 
 
@@ -96,12 +108,15 @@ def _read_text(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}; expected a model.json") from None
     except UnicodeDecodeError:
         raise InputError(
-            f"{path} is not text; expected a model.json (to get one from weights: read_model.py export)"
+            f"{path} is not text; expected a model.json (to get one from weights: "
+            "read_model.py export)"
         ) from None
 
 
 def differing_fields(first: ModelDescription, second: ModelDescription) -> Sequence[str]:
-    """Names of the fields in which two descriptions differ, with both values; of another class, some are absent."""
+    """Names of the fields in which two descriptions differ, with both values; of another
+    class, some are absent.
+    """
     a = first.model_dump()
     b = second.model_dump()
     differing = [name for name in sorted({**a, **b}) if a.get(name, ...) != b.get(name, ...)]

@@ -20,7 +20,8 @@ def _reference(module: nn.Module, description: DipoleDescription) -> Network:
 
 
 class DipoleArchitecture(OfMaceTorch):
-    """mace-torch's classes of dipoles; they have the reference step alone, one head, and no form for LAMMPS.
+    """mace-torch's classes of dipoles; they have the reference step alone, one head,
+    and no form for LAMMPS.
 
     Args:
         with_energies: the class gives energies too, and so has E0s.
@@ -43,13 +44,17 @@ class DipoleArchitecture(OfMaceTorch):
 
         return build_dipoles(description, dtype, where)
 
-    def with_copied_heads(self, source: nn.Module, target: nn.Module, parents: Sequence[int]) -> Mapping[str, Tensor]:
+    def with_copied_heads(
+        self, source: nn.Module, target: nn.Module, parents: Sequence[int]
+    ) -> Mapping[str, Tensor]:
         """There is one head.
 
         Raises:
             InputError: always.
         """
-        raise InputError("a network of dipoles has one head, and no other can be added; leave the flag out")
+        raise InputError(
+            "a network of dipoles has one head, and no other can be added; leave the flag out"
+        )
 
 
 ATOMIC_DIPOLES = DipoleArchitecture(with_energies=False)

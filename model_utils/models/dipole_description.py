@@ -1,7 +1,8 @@
-"""model.json of mace-torch's networks of dipoles: the fields that their constructors use, and what contradicts itself.
+"""model.json of mace-torch's networks of dipoles: the fields that their constructors use, and
+what contradicts itself.
 
-Both classes of mace-torch take arguments that they ignore (heads, scale and shift, the Agnesi transform, ZBL, inputs
-besides species): these are no fields here.
+Both classes of mace-torch take arguments that they ignore (heads, scale and shift, the Agnesi
+transform, ZBL, inputs besides species): these are no fields here.
 """
 
 import re
@@ -13,11 +14,13 @@ from dataloader.quantities import DIPOLE, ENERGY, FORCES, STRESS
 from model_utils.models.mace_description import InteractionName, Irreps
 from model_utils.models.schema import SHARED_RULES, ModelDescription, Rule, Size
 
-READOUTS = {"AtomicDipolesMACE": "16x1o", "EnergyDipolesMACE": "16x0e+16x1o"}  # MLP_irreps unless given
+# MLP_irreps unless given
+READOUTS = {"AtomicDipolesMACE": "16x1o", "EnergyDipolesMACE": "16x0e+16x1o"}
 
 
 class DipoleDescription(ModelDescription):
-    """The fields of a model.json of AtomicDipolesMACE, which gives dipoles alone, and of EnergyDipolesMACE.
+    """The fields of a model.json of AtomicDipolesMACE, which gives dipoles alone,
+    and of EnergyDipolesMACE.
 
     Dipoles are in the unit of the labels, e·Å here.
     """
@@ -36,11 +39,14 @@ class DipoleDescription(ModelDescription):
     correlation: Annotated[int, Field(ge=1, le=6)] = 3
     gate: Literal["silu", "tanh", "abs", "None"] = "silu"
     radial_type: Literal["bessel", "gaussian"] = "bessel"
-    radial_MLP: Annotated[list[Size], Field(min_length=1, max_length=16)] = Field(default=[64, 64, 64])
+    radial_MLP: Annotated[list[Size], Field(min_length=1, max_length=16)] = Field(
+        default=[64, 64, 64]
+    )
 
     @classmethod
     def spread(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """What a person may leave out: the readout's irreps of the class, and E0s of a network without energies.
+        """What a person may leave out: the readout's irreps of the class, and E0s of a
+        network without energies.
 
         Raises:
             ValueError: what is written cannot be spread.
@@ -81,8 +87,9 @@ class DipoleDescription(ModelDescription):
         notes = [f"dipoles are in the unit of the labels, {DIPOLE.unit} (1 e·Å = 4.80320 Debye)"]
         if self.model_class == "AtomicDipolesMACE" and self.num_interactions > 1:
             notes.append(
-                f"the last of the {self.num_interactions} layers gives nothing in mace-torch's AtomicDipolesMACE: its "
-                "readout is gated by scalars that this layer has not; take a layer more, or EnergyDipolesMACE"
+                f"the last of the {self.num_interactions} layers gives nothing in mace-torch's "
+                "AtomicDipolesMACE: its readout is gated by scalars that this layer has not; take "
+                "a layer more, or EnergyDipolesMACE"
             )
         return notes
 
@@ -94,7 +101,10 @@ def _vectors_second(model: DipoleDescription) -> str | None:
     kinds = [term.partition("x")[2] for term in terms]
     if kinds[:2] == ["0e", "1o"] and len(set(kinds)) == len(kinds) and len(widths) == 1:
         return None
-    return f"hidden_irreps: {model.hidden_irreps} must begin with scalars and vectors of one width (32x0e+32x1o)"
+    return (
+        f"hidden_irreps: {model.hidden_irreps} must begin with scalars and vectors of one "
+        "width (32x0e+32x1o)"
+    )
 
 
 def _readout_of_the_class(model: DipoleDescription) -> str | None:
@@ -102,7 +112,10 @@ def _readout_of_the_class(model: DipoleDescription) -> str | None:
     expected = r"\d+x1o" if model.model_class == "AtomicDipolesMACE" else r"\d+x0e(\+\d+x1o)?"
     if re.fullmatch(expected, model.MLP_irreps):
         return None
-    return f"MLP_irreps: {model.MLP_irreps} is none of {model.model_class}; expected {READOUTS[model.model_class]}"
+    return (
+        f"MLP_irreps: {model.MLP_irreps} is none of {model.model_class}; expected "
+        f"{READOUTS[model.model_class]}"
+    )
 
 
 def _one_head(model: DipoleDescription) -> str | None:
@@ -110,7 +123,9 @@ def _one_head(model: DipoleDescription) -> str | None:
 
 
 def _no_energies(model: DipoleDescription) -> str | None:
-    if model.model_class != "AtomicDipolesMACE" or not any(any(row) for row in model.atomic_energies):
+    if model.model_class != "AtomicDipolesMACE" or not any(
+        any(row) for row in model.atomic_energies
+    ):
         return None
     return "atomic_energies: AtomicDipolesMACE has no energies; leave them out"
 

@@ -21,8 +21,9 @@ def is_of_dipoles(module: nn.Module) -> bool:
 class DipoleNetwork:
     """Dipoles, and energies where the class has them, by mace-torch's forward pass on flat batches.
 
-    Reference energies are zero for the call, as in ``reference.ReferenceNetwork``. mace-torch adds Σ q r of the atomic
-    charges that a frame has (``REF_charges``); here they are zero, so that the dipole is the network's own.
+    Reference energies are zero for the call, as in ``reference.ReferenceNetwork``. mace-torch adds
+    Σ q r of the atomic charges that a frame has (``REF_charges``); here they are zero, so that the
+    dipole is the network's own.
     """
 
     kind = "reference"
@@ -39,8 +40,11 @@ class DipoleNetwork:
         """Nothing is needed besides the batch's arrays."""
         return batch
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Dipoles (n_structures, 3), e·Å, and interaction energies (n_structures,), eV, where there are some.
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        """Dipoles (n_structures, 3), e·Å, and interaction energies (n_structures,),
+        eV, where there are some.
 
         The arguments are those of ``network.Network.outputs``.
         """

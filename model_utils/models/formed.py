@@ -1,7 +1,8 @@
-"""Energies as other programs form them: mace's own forward pass, which adds E0s in the module's precision.
+"""Energies as other programs form them: mace's own forward pass, which adds E0s in
+the module's precision.
 
-A sum of E0s near 10⁵ eV is known to 8 meV in single precision. Loss, metrics and ``evaluate.py`` add them in double
-precision; mace's calculator and LAMMPS do not.
+A sum of E0s near 10⁵ eV is known to 8 meV in single precision. Loss, metrics and ``evaluate.py``
+add them in double precision; mace's calculator and LAMMPS do not.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ WORTH_A_WORD = 1e-3  # eV per structure: what a user sees who compares two progr
 
 @dataclass(frozen=True, kw_only=True)
 class FormingError:
-    """The largest deviation, over some structures, of energies formed in a module's precision from the exact sum."""
+    """The largest deviation, over some structures, of energies formed in a module's
+    precision from the exact sum.
+    """
 
     per_structure: float  # eV
     per_atom: float  # eV, of the same or another structure
@@ -33,11 +36,15 @@ class FormingError:
         return not self.per_atom <= TOO_LARGE
 
     def __str__(self) -> str:
-        return f"{1000 * self.per_structure:.3g} meV a structure ({1000 * self.per_atom:.2g} meV/atom)"
+        return (
+            f"{1000 * self.per_structure:.3g} meV a structure ({1000 * self.per_atom:.2g} meV/atom)"
+        )
 
 
 class FormedNetwork(ReferenceNetwork):
-    """mace-torch's forward pass as mace calls it: total energies, E0s included, in the module's precision."""
+    """mace-torch's forward pass as mace calls it: total energies, E0s included, in
+    the module's precision.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -53,7 +60,8 @@ class FormedDipoleNetwork(DipoleNetwork):
 
 
 def forming_error(module: nn.Module, batches: Iterable[Batch]) -> FormingError:
-    """How far energies formed in the module's precision are from the same interaction energies plus exact E0s.
+    """How far energies formed in the module's precision are from the same interaction
+    energies plus exact E0s.
 
     Args:
         module: on the CPU.
@@ -72,7 +80,8 @@ def forming_error(module: nn.Module, batches: Iterable[Batch]) -> FormingError:
     for batch in batches:
         with torch.no_grad():
             interaction, total = (
-                form.outputs(weights, batch, batch.positions, batch.shifts)[ENERGY.name].double() for form in forms
+                form.outputs(weights, batch, batch.positions, batch.shifts)[ENERGY.name].double()
+                for form in forms
             )
         error = (total - interaction - batch.reference_energy).abs()
         n_atoms = batch.ptr.diff()

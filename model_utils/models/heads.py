@@ -1,8 +1,10 @@
-"""Weights of a network with other heads than another's: every head begins as a copy of one of the source's.
+"""Weights of a network with other heads than another's: every head begins as a copy
+of one of the source's.
 
-A head has a column of its own in every readout. In a readout with a hidden layer it also has hidden channels of its
-own, and e3nn divides by the root of their number, so the second map's weights are multiplied by √(heads / source's).
-Weights between the channels of two heads are there, but mace masks them: they are left out.
+A head has a column of its own in every readout. In a readout with a hidden layer it also has hidden
+channels of its own, and e3nn divides by the root of their number, so the second map's weights are
+multiplied by √(heads / source's). Weights between the channels of two heads are there, but mace
+masks them: they are left out.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,9 @@ from dataloader.errors import InputError
 from model_utils.models.build import ENERGIES, SCALE, SHIFT
 
 
-def with_copied_heads(source: nn.Module, target: nn.Module, parents: Sequence[int]) -> dict[str, Tensor]:
+def with_copied_heads(
+    source: nn.Module, target: nn.Module, parents: Sequence[int]
+) -> dict[str, Tensor]:
     """The state of ``target``, which was built with other heads and otherwise as the source.
 
     Args:
@@ -34,15 +38,22 @@ def with_copied_heads(source: nn.Module, target: nn.Module, parents: Sequence[in
             state[name] = own[name]
         elif name in (SCALE, SHIFT):
             state[name] = tensor.reshape(-1)[chosen].reshape(own[name].shape)
-        elif not name.startswith(("readouts.", "embedding_readout.")) or tensor.shape == own[name].shape:
+        elif (
+            not name.startswith(("readouts.", "embedding_readout."))
+            or tensor.shape == own[name].shape
+        ):
             state[name] = tensor
         elif name.endswith("bias"):
             state[name] = tensor.reshape(before, -1)[chosen].reshape(-1)
         elif name.endswith((".linear.weight", ".linear_1.weight")):
-            state[name] = torch.cat([_columns(view, before, chosen) for view in _views(source, name)])
+            state[name] = torch.cat(
+                [_columns(view, before, chosen) for view in _views(source, name)]
+            )
         elif name.endswith((".linear_mid.weight", ".linear_2.weight")):
             scale = (len(chosen) / before) ** 0.5
-            state[name] = torch.cat([_blocks(view, before, chosen) * scale for view in _views(source, name)])
+            state[name] = torch.cat(
+                [_blocks(view, before, chosen) * scale for view in _views(source, name)]
+            )
         else:
             raise InputError(f"{name} belongs to a readout whose heads are not known here")
     return state
@@ -54,7 +65,9 @@ def _columns(matrix: Tensor, before: int, chosen: list[int]) -> Tensor:
 
 
 def _blocks(matrix: Tensor, before: int, chosen: list[int]) -> Tensor:
-    """Blocks of the chosen heads, flat, of a map from channels of each head to channels of each head."""
+    """Blocks of the chosen heads, flat, of a map from channels of each head to
+    channels of each head.
+    """
     rows = matrix.shape[0] // before
     columns = matrix.shape[1] // before
     blocks = [matrix[h * rows : (h + 1) * rows, h * columns : (h + 1) * columns] for h in chosen]
@@ -62,8 +75,11 @@ def _blocks(matrix: Tensor, before: int, chosen: list[int]) -> Tensor:
 
 
 def _views(module: nn.Module, name: str) -> list[Tensor]:
-    """Matrices (channels in, channels out) of one of e3nn's maps; its biases are instructions without an input."""
+    """Matrices (channels in, channels out) of one of e3nn's maps; its biases are
+    instructions without an input.
+    """
     linear = module.get_submodule(name.removesuffix(".weight"))
     shapes = [i.path_shape for i in linear.instructions if i.i_in != -1]  # type: ignore[union-attr]
     sizes = [shape[0] * shape[1] for shape in shapes]
-    return [part.view(*shape) for part, shape in zip(linear.weight.split(sizes), shapes, strict=True)]  # type: ignore[operator]
+    parts = linear.weight.split(sizes)  # type: ignore[operator]
+    return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]

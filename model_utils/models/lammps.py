@@ -15,7 +15,8 @@ from model_utils.models.weights import written_and_read
 def torchscript(module: nn.Module, head: str) -> bytes:
     """The compiled wrapper as ``pair_style mace`` loads it.
 
-    Compiling rewrites the generated functions in place, which copies of a network share: it gets functions of its own.
+    Compiling rewrites the generated functions in place, which copies of a network share: it
+    gets functions of its own.
     """
     compile_mode, torchscript_class, _ = lammps_classes()
     own = written_and_read(module)
@@ -27,7 +28,9 @@ def torchscript(module: nn.Module, head: str) -> bytes:
 
 
 def run_torchscript(data: bytes, batch: Batch, n_elements: int) -> tuple[Tensor, Tensor]:
-    """Total energy (1,), eV, and forces (n_atoms, 3), eV/Å, of one structure as the stored wrapper computes them."""
+    """Total energy (1,), eV, and forces (n_atoms, 3), eV/Å, of one structure as the stored
+    wrapper computes them.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapper = torch.jit.load(io.BytesIO(data), map_location="cpu")
@@ -42,7 +45,8 @@ def run_torchscript(data: bytes, batch: Batch, n_elements: int) -> tuple[Tensor,
         "ptr": batch.ptr,
     }
     with default_dtype(batch.positions.dtype):
-        local = torch.ones(batch.n_atoms, dtype=batch.positions.dtype)  # atoms of this process, which are all
+        # atoms of this process, which are all
+        local = torch.ones(batch.n_atoms, dtype=batch.positions.dtype)
         outputs = wrapper(inputs, local, False)
     return outputs["total_energy_local"].detach(), outputs["forces"].detach()
 

@@ -1,4 +1,7 @@
-"""MACE as a family of networks. Its modules are imported only when one is built: mace-torch takes seconds to import."""
+"""MACE as a family of networks.
+
+Its modules are imported only when one is built: mace-torch takes seconds to import.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -51,7 +54,9 @@ class OfMaceTorch:
 
     namespaces = ("mace.modules.",)
 
-    def repeated(self, description: MaceDescription | DipoleDescription, module: nn.Module) -> list[Repeated]:
+    def repeated(
+        self, description: MaceDescription | DipoleDescription, module: nn.Module
+    ) -> list[Repeated]:
         """E0s, cutoff, elements, scale and shift, and what parts of the network repeat of these."""
         from model_utils.models.build import repeated
 
@@ -63,7 +68,9 @@ class OfMaceTorch:
 
         return VERSIONS
 
-    def narrowed(self, source: nn.Module, target: nn.Module, kept: Sequence[int]) -> Mapping[str, Tensor]:
+    def narrowed(
+        self, source: nn.Module, target: nn.Module, kept: Sequence[int]
+    ) -> Mapping[str, Tensor]:
         """The state of a module for some of the source's elements (``narrowing``).
 
         Raises:
@@ -92,7 +99,9 @@ class MaceArchitecture(OfMaceTorch):
 
         return build_module(description, dtype, where)
 
-    def with_copied_heads(self, source: nn.Module, target: nn.Module, parents: Sequence[int]) -> Mapping[str, Tensor]:
+    def with_copied_heads(
+        self, source: nn.Module, target: nn.Module, parents: Sequence[int]
+    ) -> Mapping[str, Tensor]:
         """The state of a module with other heads (``heads``).
 
         Raises:

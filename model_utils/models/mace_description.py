@@ -1,7 +1,7 @@
 """model.json of MACE: the fields of mace-torch's constructor, and what contradicts itself in them.
 
-A person writes what differs from the defaults, which are those of ``mace_run_train --model ScaleShiftMACE``; the
-canonical text has every field.
+A person writes what differs from the defaults, which are those of ``mace_run_train --model
+ScaleShiftMACE``; the canonical text has every field.
 """
 
 import re
@@ -12,7 +12,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import ENERGY, FORCES, STRESS
-from model_utils.models.schema import MAX_CHANNELS, SHARED_RULES, ModelDescription, PerHead, Rule, Size
+from model_utils.models.schema import (
+    MAX_CHANNELS,
+    SHARED_RULES,
+    ModelDescription,
+    PerHead,
+    Rule,
+    Size,
+)
 
 MAX_WEIGHTS = 10**9  # 4 GB in single precision; Adam and its gradients take five times that
 # ((max_ell + 1)²)^correlation, the entries of a coupling matrix per path: more takes hours to build
@@ -68,18 +75,27 @@ class Embedding(BaseModel):
         if (self.type == "categorical") != (self.num_classes is not None):
             raise ValueError("num_classes belongs to a categorical embedding, and only there")
         if self.per == "graph" and self.in_dim != 1:
-            raise ValueError("in_dim must be 1 for an input per graph, of which mace takes one number")
+            raise ValueError(
+                "in_dim must be 1 for an input per graph, of which mace takes one number"
+            )
         if self.name in _BATCH_NAMES:
-            raise ValueError(f"{self.name!r} is the name of another input of the network; give it another one")
+            raise ValueError(
+                f"{self.name!r} is the name of another input of the network; give it another one"
+            )
         return self
 
     def feature(self) -> FeatureSpec:
         """What the data path checks and lays out."""
-        classes = None if self.num_classes is None else (-self.offset, self.num_classes - 1 - self.offset)
-        return FeatureSpec(name=self.name, per_atom=self.per == "atom", width=self.in_dim, classes=classes)
+        classes = (
+            None if self.num_classes is None else (-self.offset, self.num_classes - 1 - self.offset)
+        )
+        return FeatureSpec(
+            name=self.name, per_atom=self.per == "atom", width=self.in_dim, classes=classes
+        )
 
 
-# Names that mace's data or torch's modules have already: an embedding of this name would replace or hide them.
+# Names that mace's data or torch's modules have already: an embedding of this name
+# would replace or hide them.
 _BATCH_NAMES = {
     *("positions", "node_attrs", "edge_index", "shifts", "unit_shifts"),
     *("cell", "batch", "ptr", "head", "displacement"),
@@ -105,10 +121,14 @@ class MaceDescription(ModelDescription):
     hidden_irreps: Irreps = "128x0e+128x1o"
     edge_irreps: Irreps | None = None
     MLP_irreps: Irreps = "16x0e"
-    correlation: Annotated[list[Annotated[int, Field(ge=1, le=6)]], Field(min_length=1, max_length=12)]
+    correlation: Annotated[
+        list[Annotated[int, Field(ge=1, le=6)]], Field(min_length=1, max_length=12)
+    ]
     gate: Literal["silu", "tanh", "abs", "None"] = "silu"
     radial_type: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
-    radial_MLP: Annotated[list[Size], Field(min_length=1, max_length=16)] = Field(default=[64, 64, 64])
+    radial_MLP: Annotated[list[Size], Field(min_length=1, max_length=16)] = Field(
+        default=[64, 64, 64]
+    )
     distance_transform: Literal["None", "Agnesi", "Soft"] = "None"
     pair_repulsion: bool = False
     apply_cutoff: bool = True
@@ -118,20 +138,28 @@ class MaceDescription(ModelDescription):
     use_last_readout_only: bool = False
     use_edge_irreps_first: bool = False
     use_embedding_readout: bool = False
-    embedding_specs: Annotated[list[Embedding], Field(min_length=1)] | None = None  # a list: weights are in its order
-    readout_cls: Literal["NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"] = "NonLinearReadoutBlock"
+    # a list: weights are in its order
+    embedding_specs: Annotated[list[Embedding], Field(min_length=1)] | None = None
+    readout_cls: Literal["NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"] = (
+        "NonLinearReadoutBlock"
+    )
     keep_last_layer_irreps: bool = False
 
     @classmethod
     def spread(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """What a person may write short: one correlation for all layers, E0s by element, one number for all heads.
+        """What a person may write short: one correlation for all layers, E0s by element,
+        one number for all heads.
 
         Raises:
             ValueError: what is written cannot be spread, or scale or shift is missing.
         """
         correlation = data.get("correlation", 3)
         layers = data.get("num_interactions", 2)
-        if isinstance(correlation, int) and not isinstance(correlation, bool) and isinstance(layers, int):
+        if (
+            isinstance(correlation, int)
+            and not isinstance(correlation, bool)
+            and isinstance(layers, int)
+        ):
             data["correlation"] = [correlation] * min(layers, 64)
         specs = data.get("embedding_specs")
         if isinstance(specs, dict) and all(isinstance(spec, dict) for spec in specs.values()):
@@ -140,7 +168,10 @@ class MaceDescription(ModelDescription):
         if cls.scales_energies(data.get("model_class", "")):
             for name in ("atomic_inter_scale", "atomic_inter_shift"):
                 if data.get(name) is None:
-                    raise ValueError(f"{name} is missing, which ScaleShiftMACE needs; `metadata.py fit` computes it")
+                    raise ValueError(
+                        f"{name} is missing, which ScaleShiftMACE needs; "
+                        "`metadata.py fit` computes it"
+                    )
         return data
 
     @classmethod
@@ -172,22 +203,30 @@ class MaceDescription(ModelDescription):
         if self.model_class != "MACE":
             return []
         return [
-            "model_class MACE is not what `mace_run_train --model MACE` builds: that is ScaleShiftMACE with shift 0"
+            (
+                "model_class MACE is not what `mace_run_train --model MACE` builds: that is "
+                "ScaleShiftMACE with shift 0"
+            )
         ]
 
     def warnings(self) -> list[str]:
         """Where mace's own forces are known not to be the slope of its energies."""
         if self.radial_type != "chebyshev":
             return []
-        return ["radial_type chebyshev: torch does not differentiate it, so these forces lack the radial part"]
+        return [
+            (
+                "radial_type chebyshev: torch does not differentiate it, so these forces "
+                "lack the radial part"
+            )
+        ]
 
     def why_untrainable(self) -> str | None:
         """A basis without a gradient cannot be trained by forces."""
         if self.radial_type != "chebyshev":
             return None
         return (
-            "radial_type chebyshev cannot be trained: torch does not differentiate chebyshev_polynomial_t, so mace's "
-            "forces lack the radial part; use bessel or gaussian"
+            "radial_type chebyshev cannot be trained: torch does not differentiate "
+            "chebyshev_polynomial_t, so mace's forces lack the radial part; use bessel or gaussian"
         )
 
     def energy_scales(self) -> list[float]:
@@ -198,8 +237,12 @@ class MaceDescription(ModelDescription):
         """Channels of the hidden features, max_ell, layers."""
         return channels(self), self.max_ell, self.num_interactions
 
-    def for_heads(self, names: Sequence[str], parents: Sequence[int], kept: Sequence[int]) -> dict[str, Any]:
-        """Fields of the same network with other heads or fewer elements; scale and shift go with the heads."""
+    def for_heads(
+        self, names: Sequence[str], parents: Sequence[int], kept: Sequence[int]
+    ) -> dict[str, Any]:
+        """Fields of the same network with other heads or fewer elements; scale and
+        shift go with the heads.
+        """
         fields = super().for_heads(names, parents, kept)
         for name in ("atomic_inter_scale", "atomic_inter_shift"):
             if fields[name] is not None:
@@ -246,7 +289,10 @@ def _couplings_exist(model: MaceDescription) -> str | None:
     highest = max(model.correlation)
     if highest == 4 or (highest - 1) * model.max_ell <= 11:
         return None
-    return f"max_ell {model.max_ell} with correlation {highest} needs couplings beyond l = 11, which e3nn has not"
+    return (
+        f"max_ell {model.max_ell} with correlation {highest} needs couplings beyond l = 11, "
+        "which e3nn has not"
+    )
 
 
 def _weights_fit_memory(model: MaceDescription) -> str | None:
@@ -254,8 +300,9 @@ def _weights_fit_memory(model: MaceDescription) -> str | None:
     if weights <= MAX_WEIGHTS:
         return None
     return (
-        f"hidden_irreps: {model.hidden_irreps} in {model.num_interactions} layers for {len(model.atomic_numbers)} "
-        f"elements needs some {weights:.0e} weights (limit {MAX_WEIGHTS:.0e})"
+        f"hidden_irreps: {model.hidden_irreps} in {model.num_interactions} layers for "
+        f"{len(model.atomic_numbers)} elements needs some {weights:.0e} weights (limit "
+        f"{MAX_WEIGHTS:.0e})"
     )
 
 
@@ -330,8 +377,8 @@ def _a_scale_each(model: MaceDescription) -> str | None:
     return None
 
 
-# What no field shows alone, in the order in which it is looked for; mace would fail on each in its own way, or build
-# something else.
+# What no field shows alone, in the order in which it is looked for; mace would fail on each in its
+# own way, or build something else.
 MaceDescription.rules = (
     *SHARED_RULES,
     _a_correlation_each,

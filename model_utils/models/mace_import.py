@@ -1,4 +1,6 @@
-"""The only import of mace and e3nn, guarded: both need torch's safe loading switched off to import, and leave it so."""
+"""The only import of mace and e3nn, guarded: both need torch's safe loading switched off to
+import, and leave it so.
+"""
 
 from typing import Any
 
@@ -6,7 +8,9 @@ import torch
 
 from model_utils.models import packages_by_name
 from model_utils.models.guarded_import import VARIABLE, choose_executor
-from model_utils.models.guarded_import import unsafe_loading_during_import as _unsafe_loading_during_import
+from model_utils.models.guarded_import import (
+    unsafe_loading_during_import as _unsafe_loading_during_import,
+)
 
 with _unsafe_loading_during_import():
     import e3nn
@@ -16,13 +20,20 @@ with _unsafe_loading_during_import():
     packages_by_name.enter("e3nn.io")
     with packages_by_name.absent("torch._dynamo"):
         import mace.tools.compile
-    if mace.tools.compile.dynamo is None:  # used by who lets torch's compiler follow mace's networks
+        # used by who lets torch's compiler follow mace's networks
+    if mace.tools.compile.dynamo is None:
         mace.tools.compile.dynamo = packages_by_name.WhenAsked("torch._dynamo")
     import mace.modules
     from e3nn import o3
-    from mace.modules.wrapper_ops import CUET_AVAILABLE, OEQ_AVAILABLE, CuEquivarianceConfig, OEQConfig
+    from mace.modules.wrapper_ops import (
+        CUET_AVAILABLE,
+        OEQ_AVAILABLE,
+        CuEquivarianceConfig,
+        OEQConfig,
+    )
 
-torch._C._jit_set_profiling_executor(False)  # as for a CPU, until a network is built elsewhere: ``choose_executor``
+# as for a CPU, until a network is built elsewhere: ``choose_executor``
+torch._C._jit_set_profiling_executor(False)
 
 VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}
 
@@ -30,12 +41,14 @@ VERSIONS = {"mace-torch": mace.__version__, "e3nn": e3nn.__version__}
 def acceleration_config(kind: str) -> Any:
     """mace's settings of an accelerated module, as its own converters choose them, but for one.
 
-    cuequivariance's fused convolution is off: mace-torch switched it off for training too (its pull request 1702),
-    where batches of varying shapes made it slower by far.
+    cuequivariance's fused convolution is off: mace-torch switched it off for training too (its pull
+    request 1702), where batches of varying shapes made it slower by far.
     """
     if kind == "oeq":
         return OEQConfig(enabled=True, optimize_all=True, conv_fusion="atomic")
-    return CuEquivarianceConfig(enabled=True, layout="ir_mul", group="O3_e3nn", optimize_all=True, conv_fusion=False)
+    return CuEquivarianceConfig(
+        enabled=True, layout="ir_mul", group="O3_e3nn", optimize_all=True, conv_fusion=False
+    )
 
 
 def lammps_classes() -> tuple[Any, Any, Any]:

@@ -1,8 +1,9 @@
 """Packages whose ``__init__`` imports far more than is used, entered without it.
 
-``import mace.modules`` runs ``mace/tools/__init__.py``, which imports all of mace's training: torchmetrics, matplotlib,
-pandas, scipy's signals and statistics. With torch's compiler that is 2.4 of the 2.9 seconds, in every command and every
-process of a loader. A package that is entered by name has the same contents; each is imported when it is asked for.
+``import mace.modules`` runs ``mace/tools/__init__.py``, which imports all of mace's training:
+torchmetrics, matplotlib, pandas, scipy's signals and statistics. With torch's compiler that is 2.4
+of the 2.9 seconds, in every command and every process of a loader. A package that is entered by
+name has the same contents; each is imported when it is asked for.
 """
 
 import ast
@@ -17,10 +18,11 @@ from typing import Any
 
 
 def enter(package: str) -> None:
-    """Put a package among the imported ones without running its ``__init__``, if that does nothing but import.
+    """Put a package among the imported ones without running its ``__init__``, if that
+    does nothing but import.
 
-    Nothing is done where the package is imported already, or where its ``__init__`` does more: then the first import
-    of it is an ordinary one. Its parent must be imported.
+    Nothing is done where the package is imported already, or where its ``__init__`` does more: then
+    the first import of it is an ordinary one. Its parent must be imported.
     """
     spec = None if package in sys.modules else importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -54,17 +56,27 @@ class _Package(ModuleType):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """An imported submodule does not hide what the package has under the same name, ``train`` of ``.train``."""
+        """An imported submodule does not hide what the package has under the same name,
+        ``train`` of ``.train``.
+        """
         submodule, own_name = self._places.get(name, (None, name))
         is_submodule = isinstance(value, ModuleType) and value.__name__ == f"{self.__name__}.{name}"
-        super().__setattr__(name, getattr(value, own_name) if is_submodule and submodule == name else value)
+        super().__setattr__(
+            name, getattr(value, own_name) if is_submodule and submodule == name else value
+        )
 
 
 def _places(init: ast.Module) -> dict[str, tuple[str, str]] | None:
-    """Submodule and name there of every name that an ``__init__`` imports; None where it does anything else."""
+    """Submodule and name there of every name that an ``__init__`` imports; None where
+    it does anything else.
+    """
     places = {}
     for statement in init.body:
-        if isinstance(statement, ast.ImportFrom) and statement.level == 1 and statement.module is not None:
+        if (
+            isinstance(statement, ast.ImportFrom)
+            and statement.level == 1
+            and statement.module is not None
+        ):
             for alias in statement.names:
                 places[alias.asname or alias.name] = (statement.module, alias.name)
         elif not _says_nothing_new(statement):
@@ -82,7 +94,9 @@ def _says_nothing_new(statement: ast.stmt) -> bool:
 
 @contextmanager
 def absent(module: str) -> Iterator[None]:
-    """Within it, an import of a module that is not imported yet fails as if it were not installed."""
+    """Within it, an import of a module that is not imported yet fails as if
+    it were not installed.
+    """
     if module in sys.modules:
         yield
         return

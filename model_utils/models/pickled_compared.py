@@ -2,8 +2,9 @@
 
 It sees what tensors by name do not show.
 
-mace keeps numbers that it computes with outside of tensors (avg_num_neighbors, the constants of activations, irreps,
-names of heads), and e3nn adds compiled TorchScript. A module built from the description is what a stored one must be.
+mace keeps numbers that it computes with outside of tensors (avg_num_neighbors, the constants of
+activations, irreps, names of heads), and e3nn adds compiled TorchScript. A module built from the
+description is what a stored one must be.
 """
 
 import io
@@ -26,9 +27,12 @@ WITHOUT_MEANING = {
     "_tracer_cls",  # by whom generated code was traced
 }
 CODE = "__codegen__"
-OF_CODE = {"instructions", "use_reduced_cg"}  # say what the code does; the second is what was asked for, not what is
-GONE = {name.rpartition(".")[0] for name in OBSOLETE if name.count(".") > 1}  # parts that older releases had besides
-GATES = ("e3nn.nn._gate.Gate", "mace.modules.gate.GatedEquivariantBlock")  # one function, before 0.3.16 and since
+# say what the code does; the second is what was asked for, not what is
+OF_CODE = {"instructions", "use_reduced_cg"}
+# parts that older releases had besides
+GONE = {name.rpartition(".")[0] for name in OBSOLETE if name.count(".") > 1}
+# one function, before 0.3.16 and since
+GATES = ("e3nn.nn._gate.Gate", "mace.modules.gate.GatedEquivariantBlock")
 GENERATED = "torch.fx."  # functions whose text e3nn writes anew in every release
 ROUNDING = 1e-9  # of the constants of activations, which e3nn measures anew on every machine
 LARGEST_CODE = 2**24  # bytes of one compiled function
@@ -40,9 +44,10 @@ def differences(stored: object, built: object, *, strict: bool, name: str = "") 
     Args:
         stored: read from a file.
         built: the module built here, read as if from a file.
-        strict: both were written by the same releases of mace-torch, e3nn and torch, as copies of a built module, so
-            that nothing may differ. Else code (compiled, or generated as text) is left out, plain data that one side
-            lacks too, and a tensor may have another type and shape for the same numbers.
+        strict: both were written by the same releases of mace-torch, e3nn and torch, as copies of a
+            built module, so that nothing may differ. Else code (compiled, or generated as text) is
+            left out, plain data that one side lacks too, and a tensor may have another type and
+            shape for the same numbers.
         name: of the attribute, for what is said.
     """
     yield from _Comparison(strict).of(stored, built, name, 0)
@@ -82,13 +87,17 @@ class _Comparison:
         )
 
     def _was_met(self, a: object, b: object, depth: int) -> bool:
-        """Whether two containers were compared before or lie deeper than any network has them; notes that they were."""
+        """Whether two containers were compared before or lie deeper than any network has
+        them; notes that they were.
+        """
         if (id(a), id(b)) in self.seen or depth > 4 * DEEPEST:
             return True
         self.seen.add((id(a), id(b)))
         return False
 
-    def _objects(self, a: SandboxedObject, b: SandboxedObject, name: str, depth: int) -> Iterator[str]:
+    def _objects(
+        self, a: SandboxedObject, b: SandboxedObject, name: str, depth: int
+    ) -> Iterator[str]:
         if not self.strict and (class_name(a), class_name(b)) == GATES:
             yield from _gates(a, b, name)
         elif class_name(a) != class_name(b):
@@ -99,14 +108,18 @@ class _Comparison:
     def _tensors(self, a: Tensor, b: Tensor, name: str, depth: int) -> Iterator[str]:
         yield from _tensors(a if self.strict else _like(a, b), b, name)
 
-    def _sequences(self, a: Sequence[object], b: Sequence[object], name: str, depth: int) -> Iterator[str]:
+    def _sequences(
+        self, a: Sequence[object], b: Sequence[object], name: str, depth: int
+    ) -> Iterator[str]:
         if len(a) != len(b):
             yield f"{name} has {len(a)} entries, expected {len(b)}"
             return
         for position, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from self.of(x, y, f"{name}.{position}", depth + 1)
 
-    def _entries(self, a: Mapping[Any, Any], b: Mapping[Any, Any], name: str, depth: int) -> Iterator[str]:
+    def _entries(
+        self, a: Mapping[Any, Any], b: Mapping[Any, Any], name: str, depth: int
+    ) -> Iterator[str]:
         """Entries that differ; what only the file has is refused where it could be called."""
         for key in {**a, **b}:
             inner = f"{name}.{key}".removeprefix(".")
@@ -125,7 +138,11 @@ class _Comparison:
         if not isinstance(a, Mapping) or not isinstance(b, Mapping) or set(a) != set(b):
             yield f"{name}: the compiled code is missing, or of other functions"
             return
-        yield from (f"{name}: the compiled code of {key} is another" for key in b if _source(a[key]) != _source(b[key]))
+        yield from (
+            f"{name}: the compiled code of {key} is another"
+            for key in b
+            if _source(a[key]) != _source(b[key])
+        )
 
 
 def _irreps(a: object, b: object, name: str) -> Iterator[str]:
@@ -144,8 +161,12 @@ def _floats(a: float, b: float, name: str, depth: int) -> Iterator[str]:
 
 
 def _is_irreps(value: object) -> bool:
-    """Whether a value is irreps: e3nn's, or text, as mace keeps those of the last layer's scalars."""
-    text = isinstance(value, str) and re.fullmatch(r"\d+x\d+[eo](\+\d+x\d+[eo])*", value) is not None
+    """Whether a value is irreps: e3nn's, or text, as mace keeps those of
+    the last layer's scalars.
+    """
+    text = (
+        isinstance(value, str) and re.fullmatch(r"\d+x\d+[eo](\+\d+x\d+[eo])*", value) is not None
+    )
     return text or (isinstance(value, SandboxedObject) and class_name(value).endswith(".Irreps"))
 
 
@@ -154,7 +175,11 @@ def _gates(old: SandboxedObject, new: SandboxedObject, name: str) -> Iterator[st
     a = _plain(old)
     b = _plain(new)
     for key in ("irreps_scalars", "irreps_gates", "irreps_gated", "_irreps_in"):
-        if not (_is_irreps(a.get(key)) and _is_irreps(b.get(key)) and simplified(a[key]) == simplified(b[key])):
+        if not (
+            _is_irreps(a.get(key))
+            and _is_irreps(b.get(key))
+            and simplified(a[key]) == simplified(b[key])
+        ):
             yield f"{name}.{key} is not as mace builds it"
     for key, function in (("act_scalars", b.get("_act_scalar")), ("act_gates", b.get("_act_gate"))):
         acts: dict[str, Any] = {}
@@ -208,7 +233,9 @@ def _is_data(value: object, depth: int) -> bool:
 
 
 def _source(code: object) -> object:
-    """Text and constants of a compiled function, without the counters in its names and without where it was made."""
+    """Text and constants of a compiled function, without the counters in its names and
+    without where it was made.
+    """
     if not isinstance(code, bytes):
         return code
     try:
@@ -218,7 +245,9 @@ def _source(code: object) -> object:
             records = [r for r in records if not r.filename.endswith(".debug_pkl")]
             if sum(record.file_size for record in records) > LARGEST_CODE:
                 return "too large"
-            return sorted(re.sub(rb"\.?___torch_mangle_\d+", b"", archive.read(record)) for record in records)
+            return sorted(
+                re.sub(rb"\.?___torch_mangle_\d+", b"", archive.read(record)) for record in records
+            )
     except Exception:  # zipfile raises half a dozen types on damaged archives
         return "no archive"
 

@@ -13,7 +13,15 @@ from model_utils.models.pickled_values import (
     scalar_of,
     whole_number,
 )
-from model_utils.models.sandbox import SandboxedObject, as_mapping, attribute, child, children, class_name, tensor_of
+from model_utils.models.sandbox import (
+    SandboxedObject,
+    as_mapping,
+    attribute,
+    child,
+    children,
+    class_name,
+    tensor_of,
+)
 
 CLASSES = ("AtomicDipolesMACE", "EnergyDipolesMACE")
 
@@ -35,7 +43,9 @@ def fields_of(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
         "atomic_numbers": numbers,
         "avg_num_neighbors": plain_float(attribute(interactions[0], "avg_num_neighbors")),
         "num_bessel": int(attribute(radial, "out_dim")),
-        "num_polynomial_cutoff": whole_number(scalar_of(tensor_of(child(radial, "cutoff_fn"), "p"))),
+        "num_polynomial_cutoff": whole_number(
+            scalar_of(tensor_of(child(radial, "cutoff_fn"), "p"))
+        ),
         "max_ell": int(attribute(child(root, "spherical_harmonics"), "_lmax")),
         "interaction_cls_first": type(interactions[0]).__name__,
         "interaction_cls": type(interactions[-1]).__name__,
@@ -55,7 +65,9 @@ def fields_of(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
 
 
 def _gate_of_vectors(block: SandboxedObject) -> str:
-    """The name of the activation of a gated readout: of mace-torch's block, or of e3nn's as before 0.3.16."""
+    """The name of the activation of a gated readout: of mace-torch's block, or of
+    e3nn's as before 0.3.16.
+    """
     function = attribute(block, "_act_gate") or attribute(block, "_act_scalar")
     for name in ("act_gates", "act_scalars"):
         if function is None and name in as_mapping(attribute(block, "_modules")):

@@ -11,7 +11,9 @@ RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis"
 
 
 def scalar_of(tensor: Tensor) -> float:
-    """Exactly the stored number: 5.7 in single precision is 5.699999809265137, and so the network uses it."""
+    """Exactly the stored number: 5.7 in single precision is 5.699999809265137, and
+    so the network uses it.
+    """
     return float(tensor.detach().reshape(()).item())
 
 
@@ -51,7 +53,9 @@ def irreps_text(value: object) -> str:
 
 
 def simplified(irreps: object) -> str:
-    """Irreps with neighbours of one kind together: ``2x0e+3x0e`` is ``5x0e`` (the weights of a map are the same)."""
+    """Irreps with neighbours of one kind together: ``2x0e+3x0e`` is ``5x0e`` (the weights
+    of a map are the same).
+    """
     terms: list[tuple[int, str]] = []
     for term in irreps_text(irreps).split("+"):
         number, _, kind = term.partition("x")
@@ -82,7 +86,9 @@ def activation_name(function: object) -> str:
 
 
 def radial_mlp_of(interaction: SandboxedObject) -> list[int]:
-    """Widths of the hidden layers of the radial network; without them stored, those of the network as it was built."""
+    """Widths of the hidden layers of the radial network; without them stored, those of the
+    network as it was built.
+    """
     stored = attribute(interaction, "radial_MLP")
     if stored is not None:
         return list(stored)

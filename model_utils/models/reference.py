@@ -12,7 +12,9 @@ from model_utils.models.guarded_import import choose_executor
 from model_utils.models.network import Parameters
 
 
-def as_mace_reads(module: nn.Module, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+def as_mace_reads(
+    module: nn.Module, batch: Batch, positions: Tensor, shifts: Tensor
+) -> dict[str, Tensor]:
     """A batch as the dictionary that mace-torch's forward passes take.
 
     Args:
@@ -38,8 +40,8 @@ def as_mace_reads(module: nn.Module, batch: Batch, positions: Tensor, shifts: Te
 class ReferenceNetwork:
     """mace-torch's forward pass on flat batches.
 
-    Reference energies are set to zero for the call: mace casts E0 to the working precision, and at 10⁵ eV a float32
-    step is 8 meV; the loss compares interaction energies instead.
+    Reference energies are set to zero for the call: mace casts E0 to the working precision, and at
+    10⁵ eV a float32 step is 8 meV; the loss compares interaction energies instead.
     """
 
     kind = "reference"
@@ -56,20 +58,31 @@ class ReferenceNetwork:
         """Nothing is needed besides the batch's arrays."""
         return batch
 
-    def energies_of_atoms(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """Interaction energies (n_atoms,), eV; the arguments are those of ``network.Network.outputs``."""
+    def energies_of_atoms(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> Tensor:
+        """Interaction energies (n_atoms,), eV; the arguments are those of
+        ``network.Network.outputs``.
+        """
         of_atoms: Tensor = self._computed(parameters, batch, positions, shifts)["node_energy"]
         return of_atoms
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``."""
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        """Interaction energies (n_structures,), eV; the arguments are those of
+        ``network.Network.outputs``.
+        """
         return {ENERGY.name: self._computed(parameters, batch, positions, shifts)["energy"]}
 
-    def _computed(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+    def _computed(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
         """What mace's forward pass gives."""
         data = as_mace_reads(self.module, batch, positions, shifts)
         tensors = {**parameters, **self._no_reference}
-        with default_dtype(positions.dtype):  # parts of mace's forward make constants in torch's default precision
+        # parts of mace's forward make constants in torch's default precision
+        with default_dtype(positions.dtype):
             computed: dict[str, Tensor] = functional_call(
                 self.module, tensors, (data,), {"training": True, "compute_force": False}
             )

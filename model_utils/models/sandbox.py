@@ -1,8 +1,10 @@
-"""Objects as a sandboxed unpickler leaves them: classes of any name that keep what a pickle hands them and do nothing.
+"""Objects as a sandboxed unpickler leaves them: classes of any name that keep what a pickle
+hands them and do nothing.
 
-``files.checkpoint`` has torch's restricted unpickler make a ``SandboxedObject`` of every object in a weights file, so
-that a module of mace is read without importing mace's classes and without running a line that the file names. What is
-looked up in such objects is what ``torch.nn.Module`` pickles: ``_parameters``, ``_buffers`` and ``_modules``.
+``files.checkpoint`` has torch's restricted unpickler make a ``SandboxedObject`` of every object in
+a weights file, so that a module of mace is read without importing mace's classes and without
+running a line that the file names. What is looked up in such objects is what ``torch.nn.Module``
+pickles: ``_parameters``, ``_buffers`` and ``_modules``.
 """
 
 from collections.abc import Mapping
@@ -45,7 +47,9 @@ def class_name(value: object) -> str:
 
 
 def attribute(value: object, name: str, default: Any = None) -> Any:
-    """An attribute of a sandboxed object; the default where it has none or the value is no such object."""
+    """An attribute of a sandboxed object; the default where it has none or the
+    value is no such object.
+    """
     return value.__dict__.get(name, default) if isinstance(value, SandboxedObject) else default
 
 

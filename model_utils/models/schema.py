@@ -1,7 +1,8 @@
-"""What every family of networks says of itself in model.json: shared fields, canonical text, hash, refusals.
+"""What every family of networks says of itself in model.json: shared fields,
+canonical text, hash, refusals.
 
-A family adds the fields of its own constructor in a subclass (``mace_description``); names and canonical text are
-checked here for all of them.
+A family adds the fields of its own constructor in a subclass (``mace_description``); names and
+canonical text are checked here for all of them.
 """
 
 import hashlib
@@ -47,14 +48,18 @@ def _an_energy_each(model: "ModelDescription") -> str | None:
     shape = [len(energies) for energies in model.atomic_energies]
     if shape == [elements] * heads:
         return None
-    return f"atomic_energies: {shape} values per head, expected {heads} head(s) of {elements} element(s)"
+    return (
+        f"atomic_energies: {shape} values per head, expected {heads} head(s) of "
+        f"{elements} element(s)"
+    )
 
 
 SHARED_RULES: tuple[Rule, ...] = (_elements_differ, _heads_differ, _an_energy_each)
 
 
 class ModelDescription(BaseModel):
-    """The fields of model.json that all families share, in canonical form; energies in eV, lengths in Å.
+    """The fields of model.json that all families share, in canonical form;
+    energies in eV, lengths in Å.
 
     What of a network is asked anywhere outside ``models/`` is asked through the methods below.
     """
@@ -68,7 +73,9 @@ class ModelDescription(BaseModel):
     atomic_numbers: Annotated[list[AtomicNumber], Field(min_length=1)]
     atomic_energies: list[list[Real]]  # [head][element], eV
     avg_num_neighbors: Annotated[float, Field(gt=0, le=1e5, allow_inf_nan=False)]
-    heads: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)] = ["Default"]
+    heads: Annotated[
+        list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=256)
+    ] = ["Default"]
 
     @model_validator(mode="before")
     @classmethod
@@ -83,9 +90,15 @@ class ModelDescription(BaseModel):
             ValueError: what is written cannot be spread; the message is a phrase.
         """
         heads = data.get("heads", ["Default"])
-        if "atomic_energies" in data and isinstance(heads, list) and all(isinstance(head, str) for head in heads):
+        if (
+            "atomic_energies" in data
+            and isinstance(heads, list)
+            and all(isinstance(head, str) for head in heads)
+        ):
             energies = data.get("atomic_energies")
-            data["atomic_energies"] = _energies_per_head(energies, data.get("atomic_numbers"), heads)
+            data["atomic_energies"] = _energies_per_head(
+                energies, data.get("atomic_numbers"), heads
+            )
         return data
 
     @model_validator(mode="after")
@@ -96,16 +109,22 @@ class ModelDescription(BaseModel):
         return self
 
     def canonical_text(self) -> str:
-        """Every field, sorted, shortest round-trip numbers, one spelling: equal structures give equal bytes."""
+        """Every field, sorted, shortest round-trip numbers, one spelling: equal
+        structures give equal bytes.
+        """
         fields = _without_negative_zero(self.model_dump())
-        return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return (
+            json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
     def hash(self) -> str:
         """sha256 of the canonical text's UTF-8 bytes."""
         return hashlib.sha256(self.canonical_text().encode()).hexdigest()
 
     def facts(self) -> ModelFacts:
-        """What readers and loader need of a network: elements, heads, E0s, cutoff, further inputs."""
+        """What readers and loader need of a network: elements, heads, E0s,
+        cutoff, further inputs.
+        """
         return ModelFacts(
             atomic_numbers=tuple(self.atomic_numbers),
             heads=tuple(self.heads),
@@ -119,7 +138,9 @@ class ModelDescription(BaseModel):
         return ()
 
     def gives(self) -> tuple[str, ...]:
-        """Quantities that such a network gives, forces and stress of an energy too; empty: it says so once built."""
+        """Quantities that such a network gives, forces and stress of an energy too; empty:
+        it says so once built.
+        """
         return ()
 
     def summary(self) -> str:
@@ -131,7 +152,9 @@ class ModelDescription(BaseModel):
         return [self.summary()]
 
     def notes(self) -> list[str]:
-        """Sentences for a person who trains such a network: nothing is wrong, but something is easily mistaken."""
+        """Sentences for a person who trains such a network: nothing is wrong, but
+        something is easily mistaken.
+        """
         return []
 
     def warnings(self) -> list[str]:
@@ -143,16 +166,22 @@ class ModelDescription(BaseModel):
         return None
 
     def energy_scales(self) -> list[float]:
-        """The size of an atom's interaction energy, by which outputs are multiplied, eV; for all heads or for each."""
+        """The size of an atom's interaction energy, by which outputs are multiplied, eV; for
+        all heads or for each.
+        """
         return [1.0]
 
     def memory_sizes(self) -> tuple[int, int, int] | None:
-        """Channels, highest order of directions, layers, of which a step's memory is estimated; None: not known."""
+        """Channels, highest order of directions, layers, of which a step's memory is
+        estimated; None: not known.
+        """
         return None
 
     @classmethod
     def scales_energies(cls, model_class: str) -> bool:
-        """Whether a model.json of this class has a scale and a shift, which ``metadata.py`` computes from data."""
+        """Whether a model.json of this class has a scale and a shift, which
+        ``metadata.py`` computes from data.
+        """
         return False
 
     @classmethod
@@ -160,17 +189,22 @@ class ModelDescription(BaseModel):
         """Whether a network of this class gives energies, and so needs reference energies."""
         return True
 
-    def for_heads(self, names: Sequence[str], parents: Sequence[int], kept: Sequence[int]) -> dict[str, Any]:
+    def for_heads(
+        self, names: Sequence[str], parents: Sequence[int], kept: Sequence[int]
+    ) -> dict[str, Any]:
         """Fields of the same network with other heads or fewer elements.
 
         Args:
             names: of its heads.
-            parents: for each of them, the position of the head of this description that it is a copy of.
+            parents: for each of them, the position of the head of this
+                description that it is a copy of.
             kept: positions of the elements that stay.
         """
         fields: dict[str, Any] = json.loads(self.canonical_text())
         fields["atomic_numbers"] = [self.atomic_numbers[k] for k in kept]
-        fields["atomic_energies"] = [[self.atomic_energies[head][k] for k in kept] for head in parents]
+        fields["atomic_energies"] = [
+            [self.atomic_energies[head][k] for k in kept] for head in parents
+        ]
         fields["heads"] = list(names)
         return fields
 
@@ -188,7 +222,9 @@ def _energies_per_head(energies: object, numbers: object, heads: list[Any]) -> o
 
 
 def _energies_of_elements(energies: object, numbers: object) -> object:
-    """E0s in the order of the elements from a mapping by element; anything else stays for the check of its type."""
+    """E0s in the order of the elements from a mapping by element; anything else stays for
+    the check of its type.
+    """
     if not isinstance(energies, dict) or not isinstance(numbers, list):
         return energies
     if not all(type(z) is int for z in numbers):
@@ -197,7 +233,10 @@ def _energies_of_elements(energies: object, numbers: object) -> object:
     missing = set(numbers) - set(by_number)
     extra = set(by_number) - set(numbers)
     if missing or extra or len(by_number) != len(energies):
-        raise ValueError(f"atomic_energies name {sorted(by_number)} but atomic_numbers are {sorted(numbers)!s:.300}")
+        raise ValueError(
+            f"atomic_energies name {sorted(by_number)} but atomic_numbers are "
+            f"{sorted(numbers)!s:.300}"
+        )
     return [by_number[z] for z in numbers]
 
 
@@ -207,7 +246,9 @@ def number_of(key: str) -> int:
         return int(number_of_symbol[key])
     if key.isdecimal() and 0 < int(key[:4]) < len(chemical_symbols):
         return int(key)
-    raise ValueError(f"atomic_energies names {key!r}, expected an element symbol or its atomic number")
+    raise ValueError(
+        f"atomic_energies names {key!r}, expected an element symbol or its atomic number"
+    )
 
 
 def _without_negative_zero(value: Any) -> Any:
@@ -219,8 +260,11 @@ def _without_negative_zero(value: Any) -> Any:
     return value + 0.0 if isinstance(value, float) else value
 
 
-def checked(fields: Mapping[str, Any], kind: type[ModelDescription], where: str, classes: Sequence[str]) -> Any:
-    """A description of a family from the fields of a model.json; what its network gives is a quantity from then on.
+def checked(
+    fields: Mapping[str, Any], kind: type[ModelDescription], where: str, classes: Sequence[str]
+) -> Any:
+    """A description of a family from the fields of a model.json; what its network gives is a
+    quantity from then on.
 
     Args:
         fields: as they stand in the file.
@@ -243,7 +287,8 @@ def checked(fields: Mapping[str, Any], kind: type[ModelDescription], where: str,
 def _explain(error: ValidationError, kind: type[ModelDescription], classes: Sequence[str]) -> str:
     """The first fault of a model.json as one phrase; a missing or unknown name gets its remedy."""
     faults = error.errors(include_url=False, include_context=False)
-    fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")  # a misspelt name explains a missing one
+    # a misspelt name explains a missing one
+    fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
         remedy = "; `metadata.py fit` computes it from data" if field in _MEASURED else ""

@@ -1,4 +1,6 @@
-"""The interface of a family of networks: what the loop, the files and the data may know of it, and nothing else."""
+"""The interface of a family of networks: what the loop, the files and the data may know
+of it, and nothing else.
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from model_utils.models.schema import ModelDescription
 
 
 class Repeated(NamedTuple):
-    """A buffer of a module that repeats a fact of model.json, with which it must agree whenever weights are loaded."""
+    """A buffer of a module that repeats a fact of model.json, with which it must agree
+    whenever weights are loaded.
+    """
 
     field: str  # of model.json
     buffer: str  # its name in the module
@@ -30,8 +34,10 @@ class Form:
     """One way to compute a family's networks, as ``--step`` names it."""
 
     network: Callable[[nn.Module, Any], Network]  # from a module and its description
-    prepare: Callable[[Batch], Batch] = unprepared  # adds what the form needs of a batch, in the loader's workers
-    why_not: Callable[[Any], str | None] = lambda _: None  # why it does not cover a description, as a phrase
+    # adds what the form needs of a batch, in the loader's workers
+    prepare: Callable[[Batch], Batch] = unprepared
+    # why it does not cover a description, as a phrase
+    why_not: Callable[[Any], str | None] = lambda _: None
 
 
 class Architecture(Protocol):
@@ -44,17 +50,23 @@ class Architecture(Protocol):
 
     @property
     def reference_energies(self) -> str | None:
-        """The name of the buffer of a module that holds E0s, (n_heads, n_elements), eV; None without energies."""
+        """The name of the buffer of a module that holds E0s, (n_heads, n_elements), eV;
+        None without energies.
+        """
         ...
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """How the full names of the modules' classes begin; the sandboxed unpickler reads them and calls none."""
+        """How the full names of the modules' classes begin; the sandboxed unpickler
+        reads them and calls none.
+        """
         ...
 
     @property
     def forms(self) -> Mapping[str, Form]:
-        """Ways to compute a network by the name in ``--step``; "reference" takes over where "fast" is not."""
+        """Ways to compute a network by the name in ``--step``; "reference" takes
+        over where "fast" is not.
+        """
         ...
 
     @property
@@ -75,19 +87,27 @@ class Architecture(Protocol):
         ...
 
     def versions(self) -> Mapping[str, str]:
-        """Versions of the libraries that compute it, by name; another one need not give the same last bits."""
+        """Versions of the libraries that compute it, by name; another one need not
+        give the same last bits.
+        """
         ...
 
-    def narrowed(self, source: nn.Module, target: nn.Module, kept: Sequence[int]) -> Mapping[str, Tensor]:
-        """The state of a module for some of the source's elements, ``kept`` by position in its table.
+    def narrowed(
+        self, source: nn.Module, target: nn.Module, kept: Sequence[int]
+    ) -> Mapping[str, Tensor]:
+        """The state of a module for some of the source's elements, ``kept`` by
+        position in its table.
 
         Raises:
             InputError: it cannot be had of this network.
         """
         ...
 
-    def with_copied_heads(self, source: nn.Module, target: nn.Module, parents: Sequence[int]) -> Mapping[str, Tensor]:
-        """The state of a module with other heads: each begins as the source's head of the position in ``parents``.
+    def with_copied_heads(
+        self, source: nn.Module, target: nn.Module, parents: Sequence[int]
+    ) -> Mapping[str, Tensor]:
+        """The state of a module with other heads: each begins as the source's head of the
+        position in ``parents``.
 
         Raises:
             InputError: it cannot be had of this network.

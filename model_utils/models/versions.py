@@ -1,4 +1,6 @@
-"""Versions of what computes, which decides last bits: recorded in a run's files, compared when it goes on."""
+"""Versions of what computes, which decides last bits: recorded in a run's files,
+compared when it goes on.
+"""
 
 import platform
 import subprocess
@@ -12,7 +14,9 @@ from model_utils.models.schema import ModelDescription
 
 
 def code_version(description: ModelDescription) -> dict[str, str]:
-    """Versions that a resumed run compares with its own; git's commit where the code is a checkout."""
+    """Versions that a resumed run compares with its own; git's commit where
+    the code is a checkout.
+    """
     return {"commit": _commit(), **_libraries(description)}
 
 
@@ -32,13 +36,18 @@ def _libraries(description: ModelDescription) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, marked where files differ from it; ``unknown`` where there is none."""
+    """The commit of this checkout, marked where files differ from it;
+    ``unknown`` where there is none.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown"
     try:
         out = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

@@ -1,4 +1,6 @@
-"""Weights into a module and out of it, whatever its family: names, shapes, precision, facts of model.json."""
+"""Weights into a module and out of it, whatever its family: names, shapes,
+precision, facts of model.json.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -11,14 +13,17 @@ from model_utils.errors import VerificationError
 from model_utils.models.architecture import architecture_of, build_module
 from model_utils.models.schema import ModelDescription
 
-_latest: tuple[str, torch.dtype, nn.Module] | None = None  # the latest network, with weights that mean nothing
+# the latest network, with weights that mean nothing
+_latest: tuple[str, torch.dtype, nn.Module] | None = None
 
 
-def to_be_filled(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+def to_be_filled(
+    description: ModelDescription, dtype: torch.dtype, where: str = "model.json"
+) -> nn.Module:
     """A module on the CPU whose weights mean nothing yet; torch's generator is left as it was.
 
-    A training needs four of one network: a second of e3nn's compilation each. The latest one is kept and copied, at
-    the cost of its weights' memory.
+    A training needs four of one network: a second of e3nn's compilation each. The latest one is
+    kept and copied, at the cost of its weights' memory.
 
     Raises:
         InputError: this installation cannot build the structure.
@@ -36,21 +41,27 @@ def to_be_filled(description: ModelDescription, dtype: torch.dtype, where: str =
 
 
 def keep_latest(description: ModelDescription, module: nn.Module) -> None:
-    """Keep a copy of a module as it was built, before it was filled, for further ones of its network."""
+    """Keep a copy of a module as it was built, before it was filled, for
+    further ones of its network.
+    """
     global _latest
     dtype = next(module.parameters()).dtype
     _latest = (description.canonical_text(), dtype, copied(module))
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters by the module's names; those without elements have no gradient and are left out."""
+    """Trainable parameters by the module's names; those without elements have no
+    gradient and are left out.
+    """
     return {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """An independent copy, whose tensors are its own; it shares the compiled functions and their graphs.
+    """An independent copy, whose tensors are its own; it shares the compiled
+    functions and their graphs.
 
-    To write and read that code, as ``copy.deepcopy`` does for e3nn's parts, takes six times as long.
+    To write and read that code, as ``copy.deepcopy`` does for e3nn's parts,
+    takes six times as long.
     """
     memo: dict[int, Any] = _fixed_copies(module)
     for part in reversed(list(module.modules())):  # what is inside of another comes first
@@ -65,12 +76,16 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def written_and_read(module: nn.Module) -> nn.Module:
-    """An independent copy whose compiled functions have the text that they have after being read from a file."""
+    """An independent copy whose compiled functions have the text that they have after
+    being read from a file.
+    """
     return copy.deepcopy(module, _fixed_copies(module))
 
 
 def _fixed_copies(module: nn.Module) -> dict[int, Any]:
-    """Copies, by id, of mace's parameters of couplings that do not exist, which deepcopy itself cannot copy."""
+    """Copies, by id, of mace's parameters of couplings that do not exist, which
+    deepcopy itself cannot copy.
+    """
     return {id(p): type(p)(p.detach().clone()) for p in module.parameters() if not p.requires_grad}
 
 
@@ -83,12 +98,15 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def fill_in_precision(target: nn.Module, module: nn.Module, described: Mapping[str, torch.Tensor]) -> None:
+def fill_in_precision(
+    target: nn.Module, module: nn.Module, described: Mapping[str, torch.Tensor]
+) -> None:
     """Give a freshly built network of another precision the weights of a module.
 
-    Weights are rounded or widened. A buffer that holds what the description gives in the module's precision stays what
-    it gives in the new one: an E0 that is merely widened would be the number that was rounded before, not that of
-    model.json. Other buffers (a release of mace may have had another table) are cast like weights.
+    Weights are rounded or widened. A buffer that holds what the description gives in the module's
+    precision stays what it gives in the new one: an E0 that is merely widened would be the number
+    that was rounded before, not that of model.json. Other buffers (a release of mace may have had
+    another table) are cast like weights.
 
     Args:
         target: built from the module's description; gets its weights.
@@ -102,7 +120,8 @@ def fill_in_precision(target: nn.Module, module: nn.Module, described: Mapping[s
 
 
 def check_buffers(module: nn.Module, description: ModelDescription, where: str) -> None:
-    """Compare the buffers that repeat facts of the description with it, each cast to the buffer's precision.
+    """Compare the buffers that repeat facts of the description with it, each cast to
+    the buffer's precision.
 
     Raises:
         VerificationError: naming the field, both values and the file.
@@ -113,15 +132,17 @@ def check_buffers(module: nn.Module, description: ModelDescription, where: str) 
         expected = torch.tensor(value, dtype=torch.float64).to(stored.dtype)
         if not torch.equal(stored.reshape(-1), expected.reshape(-1)):
             raise VerificationError(
-                f"{where}: buffer {name} holds {stored.reshape(-1).tolist()[:4]} but model.json says {field} = "
-                f"{expected.reshape(-1).tolist()[:4]}; one of the two was changed after training"
+                f"{where}: buffer {name} holds {stored.reshape(-1).tolist()[:4]} but "
+                f"model.json says {field} = {expected.reshape(-1).tolist()[:4]}; one of the "
+                "two was changed after training"
             )
 
 
 def load_tensors(
     module: nn.Module, tensors: dict[str, torch.Tensor], description: ModelDescription, where: str
 ) -> None:
-    """Put stored tensors into a built module: names and shapes must match exactly, then the buffers' facts.
+    """Put stored tensors into a built module: names and shapes must match exactly,
+    then the buffers' facts.
 
     Raises:
         VerificationError: naming the first tensors that differ.
@@ -136,6 +157,8 @@ def load_tensors(
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise VerificationError(f"{where}: weights do not fit model.json: {'; '.join(faults[:3])}{more}")
+        raise VerificationError(
+            f"{where}: weights do not fit model.json: {'; '.join(faults[:3])}{more}"
+        )
     module.load_state_dict(tensors)
     check_buffers(module, description, where)

@@ -1,1 +1,3 @@
-"""What any potential must obey, measured on a trained network: symmetries, slopes, the cutoff, energy in time."""
+"""What any potential must obey, measured on a trained network: symmetries, slopes, the
+cutoff, energy in time.
+"""

@@ -27,7 +27,9 @@ def isolated_atoms(subject: Subject, structures: Sequence[Structure]) -> Outcome
     for atom in _atoms(subject, structures):
         [by_itself] = subject.answers([atom])
         among_others = subject.answers([atom, *structures])[0]
-        measured += _deviations(subject, atom, replace(by_itself, forces=np.zeros((1, 3))), among_others)
+        measured += _deviations(
+            subject, atom, replace(by_itself, forces=np.zeros((1, 3))), among_others
+        )
         force = float(np.abs(by_itself.forces).max())
         measured.append(Measured(quantity="forces", value=force, structure=atom.identifier))
     return Outcome(measured=measured)
@@ -42,11 +44,15 @@ def _atoms(subject: Subject, structures: Sequence[Structure]) -> list[Structure]
                 taken = subject.taken(structure, np.array([row]))
                 name = f"atom of {chemical_symbols[number]}"
                 no_cell = np.zeros((3, 3))
-                atoms[number] = replace(taken, cell=no_cell, pbc=(False, False, False), identifier=name)
+                atoms[number] = replace(
+                    taken, cell=no_cell, pbc=(False, False, False), identifier=name
+                )
     return list(atoms.values())
 
 
-def _deviations(subject: Subject, structure: Structure, right: Answer, given: Answer) -> list[Measured]:
+def _deviations(
+    subject: Subject, structure: Structure, right: Answer, given: Answer
+) -> list[Measured]:
     energy = abs(given.energy - right.energy) / structure.n_atoms
     of_energy = max(1.0, abs(subject.interaction(structure, right.energy)))
     forces = float(np.abs(given.forces - right.forces).max())

@@ -1,4 +1,6 @@
-"""All checks in one table, with their bounds for each precision; on which structures, and what comes of them."""
+"""All checks in one table, with their bounds for each precision; on which structures,
+and what comes of them.
+"""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -67,8 +69,12 @@ CHECKS: Mapping[str, Check] = {
     "extensivity": Check(measure=symmetries.extensivity, bounds=SAME),
     "batches": Check(measure=batches.batching, bounds=IN_BATCHES),
     "isolated atoms": Check(measure=batches.isolated_atoms, bounds=IN_BATCHES),
-    "forces as slopes": Check(measure=slopes.forces, bounds={"forces": Bound(unit="eV/Å", float64=1e-5, float32=1e-2)}),
-    "stress as slope": Check(measure=slopes.stress, bounds={"stress": Bound(unit="eV/Å³", float64=1e-5, float32=1e-2)}),
+    "forces as slopes": Check(
+        measure=slopes.forces, bounds={"forces": Bound(unit="eV/Å", float64=1e-5, float32=1e-2)}
+    ),
+    "stress as slope": Check(
+        measure=slopes.stress, bounds={"stress": Bound(unit="eV/Å³", float64=1e-5, float32=1e-2)}
+    ),
     "smooth at r_max": Check(
         measure=pairs.smoothness,
         bounds={
@@ -83,11 +89,16 @@ CHECKS: Mapping[str, Check] = {
             "energy beyond r_max": Bound(unit="eV", float64=1e-8, float32=1e-3),
         },
     ),
-    "NVE": Check(measure=energy_in_time.nve, bounds={"drift per atom": Bound(unit="meV/ps", float64=0.5, float32=2.0)}),
+    "NVE": Check(
+        measure=energy_in_time.nve,
+        bounds={"drift per atom": Bound(unit="meV/ps", float64=0.5, float32=2.0)},
+    ),
 }
 
 
-def examined(subject: Subject, structures: Sequence[Structure], names: Collection[str] = CHECKS) -> PhysicsReport:
+def examined(
+    subject: Subject, structures: Sequence[Structure], names: Collection[str] = CHECKS
+) -> PhysicsReport:
     """Checks of the table on some structures.
 
     Args:
@@ -97,7 +108,9 @@ def examined(subject: Subject, structures: Sequence[Structure], names: Collectio
     """
     rng = np.random.default_rng(11)
     rattled = [moved(bare(s), rng.normal(0.0, RATTLE, s.positions.shape)) for s in structures]
-    outcomes = {name: _outcome(check, subject, rattled) for name, check in CHECKS.items() if name in names}
+    outcomes = {
+        name: _outcome(check, subject, rattled) for name, check in CHECKS.items() if name in names
+    }
     records = [
         record
         for name, outcome in outcomes.items()
@@ -113,7 +126,8 @@ def examined(subject: Subject, structures: Sequence[Structure], names: Collectio
 
 
 def chosen(data: Dataset, n_structures: int, most_atoms: int) -> list[Structure]:
-    """Small structures of the data, of every kind of periodicity that is seen among them, of different formulas.
+    """Small structures of the data, of every kind of periodicity that is seen among them,
+    of different formulas.
 
     Args:
         data: what is evaluated.
@@ -126,9 +140,12 @@ def chosen(data: Dataset, n_structures: int, most_atoms: int) -> list[Structure]
     n_atoms = data.n_atoms
     by_size = [int(i) for i in np.argsort(n_atoms, kind="stable") if n_atoms[i] > 1]
     if not by_size:
-        raise InputError("--physics needs a structure of two or more atoms, and the data have none; leave it out")
+        raise InputError(
+            "--physics needs a structure of two or more atoms, and the data have none; leave it out"
+        )
     fitting = [i for i in by_size if n_atoms[i] <= most_atoms] or by_size[:1]
-    # half of those that are looked at are the smallest; the others are spread over all sizes, where other kinds may be
+    # half of those that are looked at are the smallest; the others are spread over all sizes,
+    # where other kinds may be
     step = max(1, len(fitting) // (LOOKED_AT // 2))
     numbers = sorted({*fitting[: LOOKED_AT // 2], *fitting[::step][:LOOKED_AT]}, key=fitting.index)
     looked_at = [data.structure(i) for i in numbers]
@@ -136,7 +153,9 @@ def chosen(data: Dataset, n_structures: int, most_atoms: int) -> list[Structure]
 
 
 def _different(structures: Sequence[Structure], n_structures: int) -> list[Structure]:
-    """The first structure of every periodicity, then of every formula, then the rest, in the order given."""
+    """The first structure of every periodicity, then of every formula, then the
+    rest, in the order given.
+    """
     by_kind = _first_of([sum(s.pbc) for s in structures])
     by_formula = _first_of([tuple(sorted(s.atomic_numbers.tolist())) for s in structures])
     order = [*by_kind, *by_formula, *range(len(structures))]
@@ -153,21 +172,29 @@ def _first_of(keys: Sequence[object]) -> Iterator[int]:
 
 
 def _outcome(check: Check, subject: Subject, structures: Sequence[Structure]) -> Outcome:
-    """What a check gives; where it cannot be made, why not, as what it measured on no structure in particular."""
+    """What a check gives; where it cannot be made, why not, as what it measured on no
+    structure in particular.
+    """
     try:
         return check.measure(subject, structures)
     except torch.OutOfMemoryError:
         raise
-    except GraphFault as fault:  # what a check makes of a sound structure is sound, where the network is
+    except GraphFault as fault:
+        # what a check makes of a sound structure is sound, where the network is
         reason = str(fault)
     except Exception as error:  # of a network: of any library, of a plug-in
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no words'}"
+        reason = (
+            f"{type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no words'}"
+        )
     nothing = Measured(quantity=next(iter(check.bounds)), value=math.nan, structure=reason[:200])
     return Outcome(measured=[nothing], why_not=reason[:200])
 
 
 def _records(name: str, check: Check, outcome: Outcome, precision: str) -> Iterator[CheckRecord]:
-    """A record for each quantity of a check: of the structure that is worst, compared with its bound."""
+    """A record for each quantity of a check: of the structure that is worst,
+    compared with its bound.
+    """
     for quantity, bound in check.bounds.items():
         of_quantity = [m for m in outcome.measured if m.quantity == quantity]
         if not of_quantity:

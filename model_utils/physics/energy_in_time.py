@@ -20,9 +20,9 @@ N_STEPS = 100
 def nve(subject: Subject, structures: Sequence[Structure]) -> Outcome:
     """The energy of the smallest structure does not drift.
 
-    Velocity Verlet keeps a conservative energy up to an error of second order in the timestep. The same 25 fs are run
-    with a timestep and with half of it, and the drift is extrapolated to no timestep, (4 D(h/2) − D(h)) / 3: what is
-    left comes from the forces.
+    Velocity Verlet keeps a conservative energy up to an error of second order in the timestep. The
+    same 25 fs are run with a timestep and with half of it, and the drift is extrapolated to no
+    timestep, (4 D(h/2) − D(h)) / 3: what is left comes from the forces.
     """
     several = [structure for structure in structures if structure.n_atoms > 1]
     if not several:
@@ -44,15 +44,25 @@ def nve(subject: Subject, structures: Sequence[Structure]) -> Outcome:
         "drift_of_half_timestep_meV_per_atom_ps": drift_of_fine,
     }
     scale = max(1.0, float(np.abs(subject.answers([structure])[0].forces).max()))
-    measured = [Measured(quantity="drift per atom", value=value, scale=scale, structure=structure.identifier)]
+    measured = [
+        Measured(
+            quantity="drift per atom", value=value, scale=scale, structure=structure.identifier
+        )
+    ]
     return Outcome(measured=measured, curves=[curve] if np.isfinite(coarse).all() else [])
 
 
-def _total_energies(subject: Subject, structure: Structure, timestep: float, n_steps: int) -> NDArray[np.float64]:
-    """Potential and kinetic energy after every step, (n_steps + 1,), eV; no numbers where a force is none."""
+def _total_energies(
+    subject: Subject, structure: Structure, timestep: float, n_steps: int
+) -> NDArray[np.float64]:
+    """Potential and kinetic energy after every step, (n_steps + 1,), eV; no numbers
+    where a force is none.
+    """
     masses = atomic_masses[structure.atomic_numbers][:, None]
     rng = np.random.default_rng(SEED)
-    momenta = rng.standard_normal(structure.positions.shape) * np.sqrt(units.kB * TEMPERATURE * masses)
+    momenta = rng.standard_normal(structure.positions.shape) * np.sqrt(
+        units.kB * TEMPERATURE * masses
+    )
     momenta -= momenta.mean(axis=0)
     h = timestep * units.fs
     [answer] = subject.answers([structure])

@@ -40,7 +40,9 @@ class _Pair:
 
 
 def smoothness(subject: Subject, structures: Sequence[Structure]) -> Outcome:
-    """Energy and forces have no jump where a pair of atoms passes the cutoff, alone and within structures."""
+    """Energy and forces have no jump where a pair of atoms passes the cutoff, alone
+    and within structures.
+    """
     pairs = [*_dimers(subject, structures), *_pairs_at_cutoff(subject, structures)]
     if not pairs:
         return Outcome(why_not="no pair of atoms")
@@ -68,8 +70,8 @@ def smoothness(subject: Subject, structures: Sequence[Structure]) -> Outcome:
 def dimers(subject: Subject, structures: Sequence[Structure]) -> Outcome:
     """Curves of two atoms: opposite forces along the axis, and nothing left beyond the cutoff.
 
-    Where a pair attracts at distances at which atoms repel, that is a note: a network does not know what no structure
-    of its training has shown.
+    Where a pair attracts at distances at which atoms repel, that is a note: a network does not know
+    what no structure of its training has shown.
     """
     measured: list[Measured] = []
     curves: list[dict[str, Any]] = []
@@ -89,7 +91,9 @@ def _curve(subject: Subject, pair: _Pair) -> tuple[dict[str, Any], list[Measured
     r_max = subject.facts.r_max
     numbers = pair.structure.atomic_numbers
     contact = float(covalent_radii[numbers].sum())
-    distances = np.append(np.linspace(SHORTEST * contact, r_max, N_POINTS), [1.05 * r_max, 2.0 * r_max])
+    distances = np.append(
+        np.linspace(SHORTEST * contact, r_max, N_POINTS), [1.05 * r_max, 2.0 * r_max]
+    )
     answers = subject.answers([pair.at(distance) for distance in distances])
     apart = answers[-1].energy
     energies = np.array([answer.energy - apart for answer in answers])
@@ -102,7 +106,9 @@ def _curve(subject: Subject, pair: _Pair) -> tuple[dict[str, Any], list[Measured
     left = max(float(np.abs(energies[-3:]).max()), alone)
     deviations = [
         Measured(
-            quantity="forces off the axis", value=float((np.abs(off_axis).max(axis=1) / sizes).max()), structure=name
+            quantity="forces off the axis",
+            value=float((np.abs(off_axis).max(axis=1) / sizes).max()),
+            structure=name,
         ),
         Measured(quantity="energy beyond r_max", value=left, structure=name),
     ]
@@ -130,7 +136,9 @@ def _atom(subject: Subject, pair: _Pair, k: int) -> Structure:
 
 
 def _dimers(subject: Subject, structures: Sequence[Structure]) -> list[_Pair]:
-    """A pair of every two elements that one of the structures has, in a fixed order, at most ``MOST_PAIRS``."""
+    """A pair of every two elements that one of the structures has, in a fixed order,
+    at most ``MOST_PAIRS``.
+    """
     pairs: dict[tuple[int, int], _Pair] = {}
     for structure in structures:
         numbers = structure.atomic_numbers.tolist()
@@ -154,11 +162,17 @@ def _dimer(two: Structure) -> _Pair:
 
 
 def _pairs_at_cutoff(subject: Subject, structures: Sequence[Structure]) -> Iterator[_Pair]:
-    """Of each structure the two atoms whose distance is nearest to the cutoff, where one is near."""
+    """Of each structure the two atoms whose distance is nearest to the
+    cutoff, where one is near.
+    """
     r_max = subject.facts.r_max
     for structure in structures:
         graph = build_graph(structure, r_max + REACH)
-        vectors = graph.positions[graph.receivers] - graph.positions[graph.senders] + graph.shifts @ structure.cell
+        vectors = (
+            graph.positions[graph.receivers]
+            - graph.positions[graph.senders]
+            + graph.shifts @ structure.cell
+        )
         distances = np.linalg.norm(vectors, axis=1)
         away = np.where(graph.senders == graph.receivers, np.inf, np.abs(distances - r_max))
         if len(away) == 0 or away.min() > REACH:

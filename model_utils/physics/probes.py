@@ -1,7 +1,8 @@
-"""Structures made for a network alone, before it has seen data: a molecule, a small crystal, a layer.
+"""Structures made for a network alone, before it has seen data: a molecule, a
+small crystal, a layer.
 
-Their elements are the network's and their sizes follow its cutoff: cells are shorter than it, so that atoms are
-neighbours of their own images, and no atom has more than some eighty neighbours.
+Their elements are the network's and their sizes follow its cutoff: cells are shorter than it, so
+that atoms are neighbours of their own images, and no atom has more than some eighty neighbours.
 """
 
 import numpy as np
@@ -14,14 +15,19 @@ from dataloader.structure import Structure
 MOST_ELEMENTS = 4
 SHORTEST = 0.25  # of the cutoff: distance of neighbours
 LONGEST = 0.45
-MOLECULE = np.array([[0.0, 0.0, 0.0], [1.0, 0.1, 0.0], [-0.3, 0.95, 0.1], [0.2, -0.5, 0.9], [1.3, 0.9, 0.6]])
+MOLECULE = np.array(
+    [[0.0, 0.0, 0.0], [1.0, 0.1, 0.0], [-0.3, 0.95, 0.1], [0.2, -0.5, 0.9], [1.3, 0.9, 0.6]]
+)
 CRYSTAL = np.array([[0.0, 0.0, 0.0], [0.9, 0.8, 1.1]])
 LAYER = np.array([[0.0, 0.0, 0.0], [1.0, 0.7, 0.3], [0.2, 1.1, 1.1]])
-CELL = np.array([[1.7, 0.0, 0.1], [0.4, 1.9, 0.0], [-0.2, 0.3, 2.1]])  # rows are the lattice vectors
+# rows are the lattice vectors
+CELL = np.array([[1.7, 0.0, 0.1], [0.4, 1.9, 0.0], [-0.2, 0.3, 2.1]])
 
 
 def structures_for(facts: ModelFacts) -> list[Structure]:
-    """Structures of a network's elements (of the first ``MOST_ELEMENTS`` of them), in units of a bond's length."""
+    """Structures of a network's elements (of the first ``MOST_ELEMENTS`` of them), in
+    units of a bond's length.
+    """
     numbers = np.array(facts.atomic_numbers[:MOST_ELEMENTS])
     contact = 2.0 * float(covalent_radii[numbers].mean())
     bond = float(np.clip(contact, SHORTEST * facts.r_max, LONGEST * facts.r_max))
@@ -30,7 +36,10 @@ def structures_for(facts: ModelFacts) -> list[Structure]:
         "small crystal": (CRYSTAL, (True, True, True)),
         "layer": (LAYER, (True, True, False)),
     }
-    return [_structure(name, bond * places, bond * CELL, pbc, facts) for name, (places, pbc) in kinds.items()]
+    return [
+        _structure(name, bond * places, bond * CELL, pbc, facts)
+        for name, (places, pbc) in kinds.items()
+    ]
 
 
 def _structure(

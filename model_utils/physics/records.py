@@ -1,4 +1,6 @@
-"""What the checks give: measured values, and records of them with bounds, for the log, JSON and a page."""
+"""What the checks give: measured values, and records of them with bounds, for
+the log, JSON and a page.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +14,8 @@ class Measured:
     Attributes:
         quantity: what was compared, which also names the bound.
         value: the deviation, in the unit of the quantity.
-        scale: by which the bound grows: rounding is relative to the size of what is computed; at least 1.
+        scale: by which the bound grows: rounding is relative to the size of what
+            is computed; at least 1.
         structure: name of it.
     """
 
@@ -94,21 +97,35 @@ class PhysicsReport:
             "precision": self.precision,
             "structures": [dict(structure) for structure in self.structures],
             "checks": [asdict(record) for record in self.checks],
-            "curves": {name: [dict(curve) for curve in curves] for name, curves in self.curves.items()},
+            "curves": {
+                name: [dict(curve) for curve in curves] for name, curves in self.curves.items()
+            },
             "notes": list(self.notes),
         }
 
     def lines(self) -> list[str]:
         """The table for a terminal."""
-        rows: list[tuple[str, ...]] = [("physics", "quantity", "deviation", "bound", "unit", "", "worst in")]
+        rows: list[tuple[str, ...]] = [
+            ("physics", "quantity", "deviation", "bound", "unit", "", "worst in")
+        ]
         rows += [_cells(record) for record in self.checks]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        shown = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+        shown = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
         names = ", ".join(f"{s['identifier']} ({s['formula']})" for s in self.structures)
         title = f"physics in {self.precision}, on {names}"
         rule = "-" * len(shown[0])
         table = [line.rstrip() for line in shown]
-        return [title, table[0], rule, *table[1:], *(f"  note: {note}" for note in self.notes), self.verdict()]
+        return [
+            title,
+            table[0],
+            rule,
+            *table[1:],
+            *(f"  note: {note}" for note in self.notes),
+            self.verdict(),
+        ]
 
     def verdict(self) -> str:
         """One sentence."""
@@ -125,4 +142,12 @@ def _cells(record: CheckRecord) -> tuple[str, ...]:
     value = "–" if record.value is None else f"{record.value:.1e}"
     bound = "–" if record.bound is None else f"{record.bound:.1e}"
     verdict = {True: "pass", False: "FAIL", None: "n/a"}[record.passed]
-    return record.check, record.quantity, value, bound, record.unit, verdict, record.note or record.structure
+    return (
+        record.check,
+        record.quantity,
+        value,
+        bound,
+        record.unit,
+        verdict,
+        record.note or record.structure,
+    )

@@ -1,4 +1,6 @@
-"""The network that is checked, as energies, forces and stress of structures that the checks make."""
+"""The network that is checked, as energies, forces and stress of structures
+that the checks make.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +64,8 @@ class Subject:
         """
         if ENERGY.name not in self.network.gives:
             raise InputError(
-                f"--physics checks energies, and the network gives {', '.join(sorted(self.network.gives))}"
+                "--physics checks energies, and the network gives "
+                f"{', '.join(sorted(self.network.gives))}"
             )
 
     @property
@@ -89,7 +92,9 @@ class Subject:
     def _batches(self, structures: Sequence[Structure]) -> Iterator[Batch]:
         for part in _parts(structures):
             graphs = [build_graph(s, self.facts.r_max, MAX_NEIGHBORS) for s in part]
-            batch = collate(part, graphs, range(len(part)), self.facts, self.dtype, free_atoms_only=False)
+            batch = collate(
+                part, graphs, range(len(part)), self.facts, self.dtype, free_atoms_only=False
+            )
             yield self.network.prepared(batch).to(self.device)
 
     def _of_batch(self, batch: Batch) -> Iterator[Answer]:
@@ -108,14 +113,18 @@ class Subject:
         return _plain(outputs[ENERGY.name].double() + batch.reference_energy)
 
     def interaction(self, structure: Structure, energy: float) -> float:
-        """An energy without the reference energies, eV per atom: what rounding of the network is relative to."""
+        """An energy without the reference energies, eV per atom: what rounding of the
+        network is relative to.
+        """
         head = self.facts.heads.index(structure.head) if structure.head in self.facts.heads else 0
         references = np.array(self.facts.atomic_energies[head])
         rest = energy - references[self.facts.species_of(structure.atomic_numbers)].sum()
         return float(rest) / structure.n_atoms
 
     def taken(self, structure: Structure, rows: NDArray[np.int64]) -> Structure:
-        """Atoms of a structure in a given order, which may take one twice, with all that the network reads of them."""
+        """Atoms of a structure in a given order, which may take one twice, with all that the
+        network reads of them.
+        """
         per_atom = {spec.name for spec in self.facts.features if spec.per_atom}
         return replace(
             structure,

@@ -1,4 +1,6 @@
-"""Symmetries: what turning, shifting, renumbering and repeating a structure must leave as it was."""
+"""Symmetries: what turning, shifting, renumbering and repeating a structure
+must leave as it was.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,7 +41,9 @@ def translation(subject: Subject, structures: Sequence[Structure]) -> Outcome:
 def permutation(subject: Subject, structures: Sequence[Structure]) -> Outcome:
     """Atoms in another order: the energy stays, forces follow the atoms."""
 
-    def renumbered(structure: Structure, answer: Answer, rng: np.random.Generator) -> list[Expected]:
+    def renumbered(
+        structure: Structure, answer: Answer, rng: np.random.Generator
+    ) -> list[Expected]:
         order = rng.permutation(structure.n_atoms)
         return [(subject.taken(structure, order), replace(answer, forces=answer.forces[order]))]
 
@@ -47,10 +51,14 @@ def permutation(subject: Subject, structures: Sequence[Structure]) -> Outcome:
 
 
 def extensivity(subject: Subject, structures: Sequence[Structure]) -> Outcome:
-    """Twice the cell, or two copies out of reach of each other: twice the energy, the same forces and stress."""
+    """Twice the cell, or two copies out of reach of each other: twice the energy, the
+    same forces and stress.
+    """
 
     def doubled(structure: Structure, answer: Answer, rng: np.random.Generator) -> list[Expected]:
-        twice = Answer(energy=2.0 * answer.energy, forces=np.tile(answer.forces, (2, 1)), stress=answer.stress)
+        twice = Answer(
+            energy=2.0 * answer.energy, forces=np.tile(answer.forces, (2, 1)), stress=answer.stress
+        )
         return [(_doubled(subject, structure), twice)]
 
     return _compared(subject, structures, doubled)
@@ -72,7 +80,9 @@ def _compared(
     return Outcome(measured=measured)
 
 
-def _deviations(subject: Subject, structure: Structure, right: Answer, given: Answer) -> list[Measured]:
+def _deviations(
+    subject: Subject, structure: Structure, right: Answer, given: Answer
+) -> list[Measured]:
     n_atoms = structure.n_atoms
     name = structure.identifier
     of_energy = max(1.0, abs(subject.interaction(structure, right.energy)))
@@ -85,7 +95,8 @@ def _deviations(subject: Subject, structure: Structure, right: Answer, given: An
     ]
     if (space := volume(structure) / n_atoms) > 0:
         stress = float(np.abs(given.stress - right.stress).max())
-        scale = max(1.0, space * float(np.abs(right.stress).max())) / space  # relative to a virial per atom
+        # relative to a virial per atom
+        scale = max(1.0, space * float(np.abs(right.stress).max())) / space
         deviations.append(Measured(quantity="stress", value=stress, scale=scale, structure=name))
     return deviations
 
@@ -102,13 +113,17 @@ def _rotations(rng: np.random.Generator) -> list[NDArray[np.float64]]:
 
 
 def _turned(structure: Structure, answer: Answer, matrix: NDArray[np.float64]) -> Expected:
-    variant = replace(structure, positions=structure.positions @ matrix.T, cell=structure.cell @ matrix.T)
+    variant = replace(
+        structure, positions=structure.positions @ matrix.T, cell=structure.cell @ matrix.T
+    )
     stress = matrix @ answer.stress @ matrix.T
     return variant, replace(answer, forces=answer.forces @ matrix.T, stress=stress)
 
 
 def _doubled(subject: Subject, structure: Structure) -> Structure:
-    """Two of a structure: its cell doubled along the shortest periodic vector, or a copy beyond any reach."""
+    """Two of a structure: its cell doubled along the shortest periodic vector, or a
+    copy beyond any reach.
+    """
     lengths = np.linalg.norm(structure.cell, axis=1)
     cell = structure.cell.copy()
     if any(structure.pbc):

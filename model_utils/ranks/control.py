@@ -1,7 +1,8 @@
-"""What the processes of a run tell each other beside their sums: that one failed, that all are there, that all leave.
+"""What the processes of a run tell each other beside their sums: that one failed, that all are
+there, that all leave.
 
-The messages go through torch's store, a small server in the first process or in torchrun. It needs no device and no
-order of calls, so it works where the others wait in a sum.
+The messages go through torch's store, a small server in the first process or in torchrun. It needs
+no device and no order of calls, so it works where the others wait in a sum.
 """
 
 import json
@@ -65,14 +66,18 @@ class Control:
     def _connected(self, *, holds: bool) -> Store:
         rank = self.rank
         try:
-            store = TCPStore(rank.address, rank.port, None, holds, timeout=TO_COME, wait_for_workers=False)
+            store = TCPStore(
+                rank.address, rank.port, None, holds, timeout=TO_COME, wait_for_workers=False
+            )
         except (DistError, RuntimeError) as error:
             what = "offer" if holds else "reach"
             raise InputError(
-                f"{rank} cannot {what} the meeting point {rank.address}:{rank.port}: {_first_line(error)}; set "
-                "MASTER_ADDR and MASTER_PORT to an address of the first machine and a free port there"
+                f"{rank} cannot {what} the meeting point {rank.address}:{rank.port}: "
+                f"{_first_line(error)}; set MASTER_ADDR and MASTER_PORT to an address of the first "
+                "machine and a free port there"
             ) from None
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
+            # torchrun's store outlives a restart
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return PrefixStore(f"mace/{attempt}", store)
 
     def all_here(self) -> None:
@@ -88,8 +93,9 @@ class Control:
         except (DistError, RuntimeError):
             absent = [number for number, name in enumerate(names) if not self.store.check([name])]
             raise InputError(
-                f"{len(absent)} of {self.rank.size} processes did not come to {self.rank.address}:{self.rank.port} "
-                f"within {TO_COME.seconds // 60} minutes (the first is rank {absent[0]}); see what they say"
+                f"{len(absent)} of {self.rank.size} processes did not come to "
+                f"{self.rank.address}:{self.rank.port} within {TO_COME.seconds // 60} minutes (the "
+                f"first is rank {absent[0]}); see what they say"
             ) from None
 
     def host_of(self, number: int) -> str:
@@ -99,7 +105,8 @@ class Control:
     # Failing
 
     def fail_first(self, code: int, *, at_once: bool = False) -> bool:
-        """Say that this process ends with a code; whether it is the first to fail, which prints why.
+        """Say that this process ends with a code; whether it is the first to
+        fail, which prints why.
 
         Args:
             code: with which all processes end.
@@ -121,7 +128,9 @@ class Control:
         return self._code
 
     def _wait_for_ears(self) -> None:
-        names = [f"heard/{number}" for number in range(self.rank.size) if number != self.rank.number]
+        names = [
+            f"heard/{number}" for number in range(self.rank.size) if number != self.rank.number
+        ]
         with suppress(DistError, RuntimeError):
             self.store.wait(names, timedelta(seconds=TO_BE_HEARD))
 
@@ -138,11 +147,16 @@ class Control:
         if self._leaving.is_set():
             return
         if self._code is None and self.rank.number <= 1:  # nobody else is left to say it
-            print(f"error: {self.rank}: the process that holds the run together is gone", file=sys.stderr)
+            print(
+                f"error: {self.rank}: the process that holds the run together is gone",
+                file=sys.stderr,
+            )
         self._end_with_others(1 if self._code is None else self._code)
 
     def _end_with_others(self, code: int) -> None:
-        """End this process when all others are about to: srun kills what is left of a step of which one task ended."""
+        """End this process when all others are about to: srun kills what is left of a step
+        of which one task ended.
+        """
         self.wait_to_end(code)
         self._end(code)
 
@@ -151,13 +165,16 @@ class Control:
         with suppress(DistError, RuntimeError):
             self.store.set(f"ends/{self.rank.number}", "")
             names = [f"ends/{number}" for number in range(self.rank.size)]
-            saves = self.first_saves and code != 1  # with 1 one is dead, or about to be, and says nothing
+            # with 1 one is dead, or about to be, and says nothing
+            saves = self.first_saves and code != 1
             self.store.wait(names, timedelta(seconds=TO_SAVE if saves else TO_BE_HEARD))
 
     # Together
 
     def is_done_by_first(self) -> None:
-        """The first process says that it has done something; the others wait for it, however long it takes."""
+        """The first process says that it has done something; the others wait for it,
+        however long it takes.
+        """
         self._count += 1
         name = f"done/{self._count}"
         if self.rank.is_first:

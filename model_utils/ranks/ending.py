@@ -19,10 +19,12 @@ def end_at_once(code: int) -> None:
 
 @contextmanager
 def ended_by_signals(code: int) -> Iterator[None]:
-    """Within it, a signal ends the process at once with a code and no word, also inside a call that blocks.
+    """Within it, a signal ends the process at once with a code and no word, also
+    inside a call that blocks.
 
-    While the processes of a run come together, a launcher that asks one of them to stop does so because another died
-    before it came, and says why; to be requeued for that would be to begin again and again.
+    While the processes of a run come together, a launcher that asks one of them to stop does
+    so because another died before it came, and says why; to be requeued for that would be to
+    begin again and again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,9 +1,11 @@
-"""A sum of tensors without rounding, so that neither the order of the addends nor their grouping changes its bits.
+"""A sum of tensors without rounding, so that neither the order of the addends nor their
+grouping changes its bits.
 
-Every addend is first rounded to a grid that all share: multiples of 2^(e − b), where 2^e bounds the largest of them.
-Sums of such multiples stay below 2^53 of them, so float64 adds them exactly in any order (pre-rounding, Demmel and
-Nguyen, Fast Reproducible Floating-Point Summation, ARITH 2013). What is lost is at most P · 2^(e−b−1) for P addends: at
-eight 2^-48 of the largest entry, far below float32's rounding.
+Every addend is first rounded to a grid that all share: multiples of 2^(e − b), where 2^e bounds
+the largest of them. Sums of such multiples stay below 2^53 of them, so float64 adds them exactly
+in any order (pre-rounding, Demmel and Nguyen, Fast Reproducible Floating-Point Summation, ARITH
+2013). What is lost is at most P · 2^(e−b−1) for P addends: at eight 2^-48 of the largest entry,
+far below float32's rounding.
 """
 
 import math
@@ -26,8 +28,14 @@ def largest_entries(parts: Sequence[Sequence[Tensor]], device: torch.device) -> 
     Returns:
         (n_tensors,), float64.
     """
-    norms = [torch.stack(torch._foreach_norm(list(part), math.inf)).to(torch.float64) for part in parts]
-    return torch.stack(norms).amax(dim=0) if norms else torch.zeros(0, dtype=torch.float64, device=device)
+    norms = [
+        torch.stack(torch._foreach_norm(list(part), math.inf)).to(torch.float64) for part in parts
+    ]
+    return (
+        torch.stack(norms).amax(dim=0)
+        if norms
+        else torch.zeros(0, dtype=torch.float64, device=device)
+    )
 
 
 def rounders(largest: Tensor, n_addends: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""The processes of a run as the code sees them: what one of them computes, and what they add, exchange and agree on.
+"""The processes of a run as the code sees them: what one of them computes, and what they add,
+exchange and agree on.
 
 A single process has the same interface (`Alone`) and never imports torch.distributed.
 """
@@ -25,7 +26,10 @@ class Asked(Protocol):
 
 
 class Group(Protocol):
-    """The processes of a run. Every method but ``mine`` is called by all of them, in the same order."""
+    """The processes of a run.
+
+    Every method but ``mine`` is called by all of them, in the same order.
+    """
 
     @property
     def rank(self) -> Rank:
@@ -33,15 +37,21 @@ class Group(Protocol):
         ...
 
     def first_saves(self, saves: bool) -> None:
-        """Whether the first process has a state to save, and is given time for it, where another one fails."""
+        """Whether the first process has a state to save, and is given time for it,
+        where another one fails.
+        """
         ...
 
     def mine(self, parts: Sequence[T]) -> Sequence[T]:
-        """The parts that this process computes, equally many in each; their number is a multiple of the processes'."""
+        """The parts that this process computes, equally many in each; their number is a
+        multiple of the processes'.
+        """
         ...
 
     def connect(self, device: torch.device) -> None:
-        """Get ready to exchange tensors on a device; before it only ``of_first`` and ``once`` are of use."""
+        """Get ready to exchange tensors on a device; before it only ``of_first``
+        and ``once`` are of use.
+        """
         ...
 
     def largest(self, values: Tensor) -> Tensor:
@@ -57,7 +67,10 @@ class Group(Protocol):
         ...
 
     def add_up(self, values: Tensor) -> None:
-        """Put the sum over the processes in place of the values of ``zeros``. Its order is not fixed."""
+        """Put the sum over the processes in place of the values of ``zeros``.
+
+        Its order is not fixed.
+        """
         ...
 
     def in_order(self, rows: Tensor, numbers: Sequence[int], n: int) -> Tensor:
@@ -82,7 +95,9 @@ class Group(Protocol):
         ...
 
     def meet(self) -> None:
-        """Raise StopRequested where a process was asked to stop; to be called now and then in long work."""
+        """Raise StopRequested where a process was asked to stop; to be called now
+        and then in long work.
+        """
         ...
 
     def of_first(self, make: Callable[[], bytes]) -> bytes:
@@ -97,16 +112,21 @@ class Group(Protocol):
         """Wait until every process is here, however long one takes."""
         ...
 
-    def require_equal(self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError) -> None:
+    def require_equal(
+        self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError
+    ) -> None:
         """Compare a fingerprint, (n,) int64, of what all processes must have alike.
 
         Raises:
-            VerificationError: naming a process that has another than the first; or what was given as ``refusal``.
+            VerificationError: naming a process that has another than the first; or what
+                was given as ``refusal``.
         """
         ...
 
     def raise_if_asked(self) -> None:
-        """Raise StopRequested where a process was asked to stop before the last sum; in all of them at one call."""
+        """Raise StopRequested where a process was asked to stop before the last sum; in
+        all of them at one call.
+        """
         ...
 
 
@@ -167,7 +187,9 @@ class Alone:
     def wait_for_all(self) -> None:
         """One process has nobody to wait for."""
 
-    def require_equal(self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError) -> None:
+    def require_equal(
+        self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError
+    ) -> None:
         """There is nobody to compare with."""
 
     def raise_if_asked(self) -> None:

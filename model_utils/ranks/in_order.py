@@ -1,7 +1,9 @@
-"""Work on the items of a stream that several processes share; the first has the results of all, in the stream's order.
+"""Work on the items of a stream that several processes share; the first has the results of all,
+in the stream's order.
 
-Every process goes over the whole stream and works on its own items alone, a block of them in each round; after a round
-the results come together. So memory stays that of a round, however long the stream is.
+Every process goes over the whole stream and works on its own items alone, a block of them
+in each round; after a round the results come together. So memory stays that of a round,
+however long the stream is.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,8 +29,11 @@ class _Part(NamedTuple, Generic[Result]):
     error: InputError | None
 
 
-def in_order(items: Iterable[Item], work: Callable[[Item], Result], group: Group) -> Iterator[Result]:
-    """The results of all items, one after another; none in other processes than the first, which only do the work.
+def in_order(
+    items: Iterable[Item], work: Callable[[Item], Result], group: Group
+) -> Iterator[Result]:
+    """The results of all items, one after another; none in other processes than the first,
+    which only do the work.
 
     Args:
         items: the same in all processes; they are cheap to pass by.
@@ -36,8 +41,9 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Result], group: Group
         group: the processes that share the work.
 
     Raises:
-        InputError: of the first item that cannot be worked on, after the results of those before it; in the first
-            process alone, which ends the others. Or the processes see different numbers of items.
+        InputError: of the first item that cannot be worked on, after the results of those
+            before it; in the first process alone, which ends the others. Or the processes see
+            different numbers of items.
     """
     if group.rank.size == 1:
         yield from map(work, items)
@@ -52,7 +58,9 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Result], group: Group
         block = min(2 * block, LARGEST_BLOCK)
 
 
-def _part(stream: Iterator[Item], work: Callable[[Item], Result], block: int, rank: Rank) -> _Part[Result]:
+def _part(
+    stream: Iterator[Item], work: Callable[[Item], Result], block: int, rank: Rank
+) -> _Part[Result]:
     """Go over one round of the stream and work on this process's block."""
     own = range(rank.number * block, (rank.number + 1) * block)
     results: list[Result] = []
@@ -79,8 +87,8 @@ def _of_round(parts: Sequence[_Part[Result]], block: int) -> Iterator[Result]:
         if part.position != parts[0].position:
             more = "more" if part.position > parts[0].position else "fewer"
             raise InputError(
-                f"rank {number} of {len(parts)} finds {more} structures in the data than rank 0; see that all machines "
-                "have the same files"
+                f"rank {number} of {len(parts)} finds {more} structures in the data than rank 0; "
+                "see that all machines have the same files"
             )
 
 
@@ -94,8 +102,8 @@ class _Fault(NamedTuple):
 def _first_fault(parts: Sequence[_Part[Result]], block: int) -> _Fault | None:
     """The fault that one process alone would meet first, in its words.
 
-    One of the stream itself, as of a file's text, is met by all; one that the process of the item has not is said to be
-    of another process: it lacks a file, or its file system fails.
+    One of the stream itself, as of a file's text, is met by all; one that the process of the item
+    has not is said to be of another process: it lacks a file, or its file system fails.
     """
     faults = [_Fault(part.position, part.error) for part in parts if part.error is not None]
     if not faults:
@@ -105,4 +113,6 @@ def _first_fault(parts: Sequence[_Part[Result]], block: int) -> _Fault | None:
     if own.error is not None and own.position == first.position:
         return _Fault(own.position, own.error)
     number = next(k for k, part in enumerate(parts) if part.error is first.error)
-    return _Fault(first.position, type(first.error)(f"rank {number} of {len(parts)}: {first.error}"))
+    return _Fault(
+        first.position, type(first.error)(f"rank {number} of {len(parts)}: {first.error}")
+    )

@@ -1,4 +1,7 @@
-"""How a command comes to the other processes of its run, and how it leaves them. Needs no torch where it is alone."""
+"""How a command comes to the other processes of its run, and how it leaves them.
+
+Needs no torch where it is alone.
+"""
 
 import os
 import sys
@@ -70,7 +73,10 @@ class _Others:
         return self._group
 
     def ends_with(self, code: int) -> bool:
-        """Wait for the others where all is done; else tell them the code. The first to fail says why."""
+        """Wait for the others where all is done; else tell them the code.
+
+        The first to fail says why.
+        """
         from model_utils.ranks.together import close
 
         if code == 0:
@@ -80,7 +86,9 @@ class _Others:
         return self._control.fail_first(code)
 
     def wait_to_end(self, code: int) -> None:
-        """Close the connections, since others may be in a sum with this one, and wait until they end too."""
+        """Close the connections, since others may be in a sum with this one, and
+        wait until they end too.
+        """
         from model_utils.ranks.together import close
 
         close()
@@ -89,7 +97,10 @@ class _Others:
     def give_up(self, code: int) -> None:
         """End all processes at once, whatever they are doing."""
         if self._control.fail_first(code, at_once=True):
-            print("stopped: no step ended since the signal; the last checkpoint goes on", file=sys.stderr)
+            print(
+                "stopped: no step ended since the signal; the last checkpoint goes on",
+                file=sys.stderr,
+            )
         self._control.wait_to_end(code)
         end_at_once(code)
 
@@ -106,8 +117,8 @@ def join(environ: Mapping[str, str], processes: Processes) -> Peers:
         processes: how several of them do the command.
 
     Raises:
-        InputError: the launcher's variables contradict each other, the others do not come, or the command is for one
-            process.
+        InputError: the launcher's variables contradict each other, the others do not come, or the
+            command is for one process.
         PeerFailed: it is, and the first process says so.
     """
     global _peers
@@ -115,10 +126,14 @@ def join(environ: Mapping[str, str], processes: Processes) -> Peers:
     if rank.size == 1 or processes == "apart":
         _peers = NOBODY
     elif processes == "together":
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would print stacks where another process ends
+        # it would print stacks where another process ends
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         _peers = _Others(rank)
     elif rank.is_first:
-        raise InputError(f"this command is for one process, and {rank.launcher} started {rank.size}; start it without")
+        raise InputError(
+            f"this command is for one process, and {rank.launcher} started "
+            f"{rank.size}; start it without"
+        )
     else:
         raise PeerFailed(InputError.exit_code)
     return _peers
@@ -140,11 +155,13 @@ def giving_up() -> Callable[[int], None] | None:
 
 
 def idle_warning() -> str | None:
-    """A sentence for where a job has several tasks and the command was started in one of them alone."""
+    """A sentence for where a job has several tasks and the command was
+    started in one of them alone.
+    """
     tasks = idle_tasks(os.environ)
     if not tasks:
         return None
     return (
-        f"this job has {tasks} tasks, but the command was not started by srun: one of them computes; "
-        "start it as `srun python …`"
+        f"this job has {tasks} tasks, but the command was not started by srun: one of them "
+        "computes; start it as `srun python …`"
     )

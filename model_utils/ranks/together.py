@@ -1,4 +1,6 @@
-"""Several processes of one run, over torch.distributed: NCCL between GPUs, gloo between processors."""
+"""Several processes of one run, over torch.distributed: NCCL between GPUs,
+gloo between processors.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,8 +21,8 @@ T = TypeVar("T")
 class Ranks:
     """The processes of a run that a launcher started together; see ``group.Group``.
 
-    Every sum carries the number of processes that were asked to stop, so that all of them know it at the same step. On
-    a GPU it is read one sum later: nothing waits for it.
+    Every sum carries the number of processes that were asked to stop, so that all of them know it
+    at the same step. On a GPU it is read one sum later: nothing waits for it.
 
     Args:
         control: of the run; all processes are there.
@@ -38,28 +40,33 @@ class Ranks:
         return self.control.rank
 
     def first_saves(self, saves: bool) -> None:
-        """Give the first process time to save; over NCCL it could not, since its sum does not end."""
+        """Give the first process time to save; over NCCL it could not,
+        since its sum does not end.
+        """
         self.control.first_saves = saves and self.device.type == "cpu"
 
     def connect(self, device: torch.device) -> None:
         """Open the connections between the processes.
 
-        Their time is not limited: the others wait for the first process's disk as long as that takes, and a process
-        that is gone is seen by its closed connection, or by the launcher.
+        Their time is not limited: the others wait for the first process's disk as long as that
+        takes, and a process that is gone is seen by its closed connection, or by the launcher.
 
         Raises:
-            InputError: this process has another kind of device than the first one, so they could never add up.
+            InputError: this process has another kind of device than the first one, so
+                they could never add up.
         """
         if dist.is_initialized():
             return
         kind_of_first = self.of_first(device.type.encode).decode()
         if device.type != kind_of_first:
             raise InputError(
-                f"{self.rank} on {self.control.host_of(self.rank.number)} computes on {device.type}, rank 0 on "
-                f"{self.control.host_of(0)} on {kind_of_first}; give --device {kind_of_first} or --device "
-                f"{device.type}, or leave out the machines that have other devices"
+                f"{self.rank} on {self.control.host_of(self.rank.number)} computes on "
+                f"{device.type}, rank 0 on {self.control.host_of(0)} on {kind_of_first}; give "
+                f"--device {kind_of_first} or --device {device.type}, or leave out the machines "
+                "that have other devices"
             )
-        self.wait_for_all()  # in the next call a process could not be ended where another one failed before it
+            # in the next call a process could not be ended where another one failed before it
+        self.wait_for_all()
         on_gpu = device.type == "cuda"
         with self._reached():
             dist.init_process_group(
@@ -68,13 +75,18 @@ class Ranks:
                 rank=self.rank.number,
                 world_size=self.rank.size,
                 timeout=FOR_EVER,
-                device_id=device if on_gpu else None,  # connects at once; the first lazy call has no time limit
+                # connects at once; the first lazy call has no time limit
+                device_id=device if on_gpu else None,
             )
         self.device = device
 
     def mine(self, parts: Sequence[T]) -> Sequence[T]:
-        """Every so-manieth part: where only the first ones hold something, all processes have of them."""
-        assert len(parts) % self.rank.size == 0, f"{len(parts)} parts for {self.rank.size} processes"
+        """Every so-manieth part: where only the first ones hold something, all
+        processes have of them.
+        """
+        assert len(parts) % self.rank.size == 0, (
+            f"{len(parts)} parts for {self.rank.size} processes"
+        )
         return parts[self.rank.number :: self.rank.size]
 
     def largest(self, values: Tensor) -> Tensor:
@@ -85,10 +97,14 @@ class Ranks:
 
     def smallest(self, value: int) -> int:
         """The smallest of the processes' values."""
-        return -int(self.largest(torch.tensor([-value], dtype=torch.float64, device=self.device)).item())
+        return -int(
+            self.largest(torch.tensor([-value], dtype=torch.float64, device=self.device)).item()
+        )
 
     def zeros(self, n: int, device: torch.device) -> Tensor:
-        """A vector of zeros, with one more behind it that says whether this process was asked to stop."""
+        """A vector of zeros, with one more behind it that says whether this
+        process was asked to stop.
+        """
         return torch.zeros(n + 1, dtype=torch.float64, device=device)[:n]
 
     def add_up(self, values: Tensor) -> None:
@@ -153,25 +169,33 @@ class Ranks:
         with self._reached():
             self.control.wait_for_all()
 
-    def require_equal(self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError) -> None:
+    def require_equal(
+        self, what: str, fingerprint: Tensor, refusal: type[Exception] = VerificationError
+    ) -> None:
         """Compare a fingerprint, (n,) int64, with that of the others."""
         both = torch.cat([fingerprint, ~fingerprint]).to(self.device)
         with self._reached():
             dist.all_reduce(both, op=dist.ReduceOp.MAX)
         if torch.equal(both[: len(fingerprint)], ~both[len(fingerprint) :]):
             return
-        all_prints = [torch.empty_like(fingerprint, device=self.device) for _ in range(self.rank.size)]
+        all_prints = [
+            torch.empty_like(fingerprint, device=self.device) for _ in range(self.rank.size)
+        ]
         with self._reached():
             dist.all_gather(all_prints, fingerprint.to(self.device))
-        number = next(k for k, other in enumerate(all_prints) if not torch.equal(other, all_prints[0]))
+        number = next(
+            k for k, other in enumerate(all_prints) if not torch.equal(other, all_prints[0])
+        )
         raise refusal(
             f"{what} of rank {number} on {self.control.host_of(number)} are not those of rank 0 on "
-            f"{self.control.host_of(0)}; older files are intact: the machines may have other files or code, or one of "
-            "their devices is faulty"
+            f"{self.control.host_of(0)}; older files are intact: the machines may have other files "
+            "or code, or one of their devices is faulty"
         )
 
     def raise_if_asked(self) -> None:
-        """Raise StopRequested where a process was asked to stop; on a GPU, before the sum before the last."""
+        """Raise StopRequested where a process was asked to stop; on a GPU, before
+        the sum before the last.
+        """
         on_the_way = bool(self._flags) and self._flags[-1][1] is not None
         known = self._flags[: len(self._flags) - on_the_way]
         del self._flags[: len(known)]
@@ -185,21 +209,26 @@ class Ranks:
 
 
 class _Reached:
-    """Within it, a connection that breaks is the failure of another process, whose code is looked for."""
+    """Within it, a connection that breaks is the failure of another process,
+    whose code is looked for.
+    """
 
     def __init__(self, control: Control) -> None:
         self.control = control
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if kind is None or not issubclass(kind, RuntimeError):
             return
         code = self.control.failed_code()
         if code is not None:
             raise PeerFailed(code) from None
         raise PeerLost(
-            f"another process of the run is gone without a word ({str(error).strip().partition(chr(10))[0][:200]})"
+            "another process of the run is gone without a word "
+            f"({str(error).strip().partition(chr(10))[0][:200]})"
         ) from None
 
 
@@ -221,7 +250,9 @@ def _arrived(flag: Tensor, event: torch.cuda.Event | None) -> bool:
 
 
 def close() -> None:
-    """Close the connections between the processes, where there are any; NCCL's may wait for others, and are left."""
+    """Close the connections between the processes, where there are any; NCCL's may wait
+    for others, and are left.
+    """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         with suppress(RuntimeError):
             dist.destroy_process_group()

@@ -1,1 +1,3 @@
-"""What people look at: reports of evaluations, curves of runs, and the statistics behind their intervals."""
+"""What people look at: reports of evaluations, curves of runs, and the statistics
+behind their intervals.
+"""

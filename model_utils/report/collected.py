@@ -1,4 +1,6 @@
-"""What a report needs of an evaluation: sums of errors of every structure and group, and numbers to plot."""
+"""What a report needs of an evaluation: sums of errors of every structure and
+group, and numbers to plot.
+"""
 
 import heapq
 from collections import defaultdict
@@ -18,19 +20,24 @@ from model_utils.run.predictions import with_references
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-MOST_PLOTTED = 4_000_000  # numbers of a quantity that are kept for plots; of more, every second structure, and so on
+# numbers of a quantity that are kept for plots; of more, every second structure, and so on
+MOST_PLOTTED = 4_000_000
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # atoms of a structure from which a group begins
-MAGNITUDES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # eV/Å, length of a labelled force from which a group begins
+# eV/Å, length of a labelled force from which a group begins
+MAGNITUDES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 @dataclass
 class ErrorSums:
-    """Errors of some entries, structure by structure; the three lists and ``structures`` have one length."""
+    """Errors of some entries, structure by structure; the three lists and
+    ``structures`` have one length.
+    """
 
     structures: list[int] = field(default_factory=list)  # in the order of the evaluation
     squared: list[float] = field(default_factory=list)
     absolute: list[float] = field(default_factory=list)
-    undivided: list[float] = field(default_factory=list)  # magnitudes, not divided by the number of atoms
+    # magnitudes, not divided by the number of atoms
+    undivided: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)  # entries
 
     def add(self, structure: int, error: Floats, n_atoms: int = 1) -> None:
@@ -65,7 +72,8 @@ class Points:
     """Labels and predictions of one quantity for plots, of all structures or of every 2ᵏ-th."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[int, Floats, Floats]] = []  # number of the structure, labels, predictions
+        # number of the structure, labels, predictions
+        self._parts: list[tuple[int, Floats, Floats]] = []
         self._kept = 0
         self.every = 1  # of so many structures one is kept
 
@@ -97,7 +105,8 @@ class Judged:
         number: in the order of the evaluation.
         index: in the data set.
         n_atoms: of it.
-        errors: root mean square of its labelled entries, by quantity that has some, in the quantity's unit.
+        errors: root mean square of its labelled entries, by quantity that has some,
+            in the quantity's unit.
     """
 
     number: int
@@ -130,7 +139,8 @@ class Collected:
         self._data = data
         self._keep_points = points
         self._n_worst = worst
-        self._worst: list[tuple[tuple[bool, float, int], Worst]] = []  # a heap, the least error first
+        # a heap, the least error first
+        self._worst: list[tuple[tuple[bool, float, int], Worst]] = []
         self._atomic_numbers = np.array(data.facts.atomic_numbers)
         self.structures: list[Judged] = []
         self.total: dict[str, ErrorSums] = {name: ErrorSums() for name in QUANTITIES}
@@ -145,7 +155,8 @@ class Collected:
 
         Args:
             batch: with its labels, on any device.
-            prediction: of every quantity that the network gives; energies without reference energies.
+            prediction: of every quantity that the network gives; energies
+                without reference energies.
         """
         labels = with_references(batch, {name: label.value for name, label in batch.labels.items()})
         predicted = with_references(batch, prediction)
@@ -161,7 +172,9 @@ class Collected:
                 own[name] = Entries(labels[name][rows], predicted[name][rows], masks[name][rows])
             self._add(index, self._data.facts.heads[heads[k]], elements[atoms], own)
 
-    def _add(self, index: int, head: str, elements: NDArray[np.int64], own: Mapping[str, "Entries"]) -> None:
+    def _add(
+        self, index: int, head: str, elements: NDArray[np.int64], own: Mapping[str, "Entries"]
+    ) -> None:
         """One structure with its elements (n_atoms,) and what was labelled and predicted of it."""
         number = len(self.structures)
         n_atoms = len(elements)
@@ -181,7 +194,9 @@ class Collected:
                 self.groups[kind_of_group][group][name].add(number, error, divisor)
             errors[name] = float(np.sqrt(np.mean((error / divisor) ** 2)))
             if self._keep_points:
-                self.points[name].add(number, entries.labelled() / divisor, entries.predictions() / divisor)
+                self.points[name].add(
+                    number, entries.labelled() / divisor, entries.predictions() / divisor
+                )
         judged = Judged(number=number, index=index, n_atoms=n_atoms, errors=errors)
         self.structures.append(judged)
         self._keep_if_worst(judged, own.get(FORCES.name))
@@ -189,7 +204,9 @@ class Collected:
             self._add_atoms(number, elements, own[FORCES.name])
 
     def _add_atoms(self, number: int, elements: NDArray[np.int64], forces: "Entries") -> None:
-        """Force errors of the atoms of one structure, by element and by length of the labelled force."""
+        """Force errors of the atoms of one structure, by element and by length
+        of the labelled force.
+        """
         of_element = elements[forces.mask]
         error = forces.error()
         for element in np.unique(of_element):
@@ -202,7 +219,9 @@ class Collected:
             sums.add(number, error[of_magnitude == magnitude])
 
     def _keep_if_worst(self, judged: Judged, forces: "Entries | None") -> None:
-        """Keep a structure while its error is among the largest: that of forces, or of the energy without them."""
+        """Keep a structure while its error is among the largest: that of forces, or of
+        the energy without them.
+        """
         if self._n_worst == 0 or not judged.errors:
             return
         has_forces = FORCES.name in judged.errors
@@ -233,7 +252,9 @@ class Collected:
 
 @dataclass(frozen=True)
 class Entries:
-    """Rows of one quantity of one structure: labels and predictions (n_rows, *components), which rows are labelled."""
+    """Rows of one quantity of one structure: labels and predictions (n_rows, *components),
+    which rows are labelled.
+    """
 
     labels: Floats
     predicted: Floats
@@ -279,7 +300,8 @@ def named_errors(
 
     Args:
         sums: by quantity.
-        of_one: quantity, short name of the error (``rmse``, ``mae``, ``mae_cfg``) and sums to the value.
+        of_one: quantity, short name of the error (``rmse``, ``mae``, ``mae_cfg``)
+            and sums to the value.
     """
     values = {}
     for name, quantity in QUANTITIES.items():

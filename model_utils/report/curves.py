@@ -39,7 +39,9 @@ class RunRecords:
     stage_two_after: int | None
 
     def curves(self, metric: str) -> list[Curve]:
-        """Curves of a metric: training by steps where there are such records, else by epochs, and validation."""
+        """Curves of a metric: training by steps where there are such records, else by
+        epochs, and validation.
+        """
         all_three = {
             kind: records.curve(self.records, kind, metric, self.stage_two_after)
             for kind in (*records.TRAINING, "valid")
@@ -56,7 +58,9 @@ def opened(path: Path, name: str) -> RunRecords:
     """
     of_run = records.read(path)
     if not records.metrics_in(of_run):
-        raise InputError(f"{path}: no record of an epoch or a validation is in it yet; try again later")
+        raise InputError(
+            f"{path}: no record of an epoch or a validation is in it yet; try again later"
+        )
     return RunRecords(
         name=name,
         path=path,
@@ -66,12 +70,16 @@ def opened(path: Path, name: str) -> RunRecords:
 
 
 def window(smooth: int, n: int) -> int:
-    """Records over which a curve of n is averaged: as asked for, but at most a fifth of it, and at least one."""
+    """Records over which a curve of n is averaged: as asked for, but at most a fifth
+    of it, and at least one.
+    """
     return max(min(smooth, n // OF_A_WINDOW), 1)
 
 
 def smoothed(curve: Curve, smooth: int) -> NDArray[np.float64]:
-    """(n,): centred means over `window` records, fewer at the ends, never over the border between two stages."""
+    """(n,): centred means over `window` records, fewer at the ends, never over the
+    border between two stages.
+    """
     result = np.empty_like(curve.value)
     for stage in np.unique(curve.stage):
         own = np.flatnonzero(curve.stage == stage)
@@ -83,7 +91,9 @@ def smoothed(curve: Curve, smooth: int) -> NDArray[np.float64]:
     return result
 
 
-def drawn(runs: Sequence[RunRecords], metrics: Sequence[str], *, smooth: int, by: str, title: str | None) -> Any:
+def drawn(
+    runs: Sequence[RunRecords], metrics: Sequence[str], *, smooth: int, by: str, title: str | None
+) -> Any:
     """A figure with a panel for each metric.
 
     Args:
@@ -108,7 +118,9 @@ def drawn(runs: Sequence[RunRecords], metrics: Sequence[str], *, smooth: int, by
             _mark_stage_two(axes, run, metric, by, color)
         if lowest == np.inf:
             there = sorted({name for run in runs for name in records.metrics_in(run.records)})
-            raise InputError(f"--metric {metric} is in no record of the runs, which have {', '.join(there)}")
+            raise InputError(
+                f"--metric {metric} is in no record of the runs, which have {', '.join(there)}"
+            )
         if lowest > 0:
             axes.set_yscale("log")
         axes.set(xlabel=by if by == "epoch" else "optimizer step", ylabel=_with_unit(metric))
@@ -119,7 +131,9 @@ def drawn(runs: Sequence[RunRecords], metrics: Sequence[str], *, smooth: int, by
 
 
 def _draw(axes: Any, curve: Curve, *, smooth: int, by: str, color: str, label: str) -> None:
-    """Training as a dashed line over its raw values; validation as points; no line from one stage to the next."""
+    """Training as a dashed line over its raw values; validation as points; no line from
+    one stage to the next.
+    """
     x = curve.epoch if by == "epoch" else curve.step
     is_training = curve.kind != "valid"
     y = smoothed(curve, smooth) if is_training else curve.value
@@ -145,7 +159,11 @@ def _draw(axes: Any, curve: Curve, *, smooth: int, by: str, color: str, label: s
 
 def _mark_stage_two(axes: Any, run: RunRecords, metric: str, by: str, color: str) -> None:
     """A line where stage two begins; before and after it a loss has other weights."""
-    later = [curve for curve in run.curves(metric) if (curve.stage == 2).any() and (curve.stage == 1).any()]
+    later = [
+        curve
+        for curve in run.curves(metric)
+        if (curve.stage == 2).any() and (curve.stage == 1).any()
+    ]
     if not later:
         return
     if by == "epoch" and run.stage_two_after is not None:

@@ -67,7 +67,8 @@ def as_data(image: bytes) -> str:
 
 
 def parity(quantity: Quantity, labels: Floats, predictions: Floats) -> bytes:
-    """Predictions over labels, errors over labels, and how many errors are below a size, side by side, as PNG.
+    """Predictions over labels, errors over labels, and how many errors are below a
+    size, side by side, as PNG.
 
     Args:
         quantity: what is compared.
@@ -102,7 +103,9 @@ def _points(figure: Any, axes: Any, x: Floats, y: Floats) -> None:
     (colors,) = needed("matplotlib.colors", what="a figure")
     counts, x_edges, y_edges = np.histogram2d(x, y, bins=BINS)
     counts[counts == 0] = np.nan
-    image = axes.pcolormesh(x_edges, y_edges, counts.T, norm=colors.LogNorm(vmin=1), cmap="viridis", rasterized=True)
+    image = axes.pcolormesh(
+        x_edges, y_edges, counts.T, norm=colors.LogNorm(vmin=1), cmap="viridis", rasterized=True
+    )
     figure.colorbar(image, ax=axes, label="points", pad=0.01, aspect=30)
 
 
@@ -111,7 +114,9 @@ def _shares(axes: Any, sizes: Floats) -> None:
     ordered = np.sort(sizes)
     share = np.arange(1, len(ordered) + 1) / len(ordered)
     picked = np.unique(np.linspace(0, len(ordered) - 1, 800).astype(np.int64))
-    axes.plot(ordered[picked], 100 * share[picked], color=COLOR, linewidth=1.4, drawstyle="steps-post")
+    axes.plot(
+        ordered[picked], 100 * share[picked], color=COLOR, linewidth=1.4, drawstyle="steps-post"
+    )
     positive = ordered[ordered > 0]
     if len(positive):
         axes.set_xscale("log")
@@ -119,7 +124,10 @@ def _shares(axes: Any, sizes: Floats) -> None:
 
 
 def groups(
-    errors: Mapping[str, float], intervals: Mapping[str, Sequence[float] | None], metric: str, unit: str
+    errors: Mapping[str, float],
+    intervals: Mapping[str, Sequence[float] | None],
+    metric: str,
+    unit: str,
 ) -> bytes:
     """One error of several groups as bars with their intervals, as PNG.
 
@@ -146,7 +154,9 @@ def groups(
 
 
 def plain_text(text: str, most: int = 60) -> str:
-    """Text of data as matplotlib draws it letter by letter, cut where it is long; $ would begin mathematics."""
+    """Text of data as matplotlib draws it letter by letter, cut where it is long; $
+    would begin mathematics.
+    """
     shown = printable(text)
     shown = shown if len(shown) <= most else shown[: most - 1] + "…"
     return shown.replace("$", r"\$")

@@ -27,7 +27,7 @@ def needed(*names: str, what: str, extra: str = "report") -> list[ModuleType]:
             missing = error.name or name
             package = PACKAGES.get(missing, missing)
             raise InputError(
-                f"{what} needs {package}, which is not installed: pip install {package}, or pip install -e "
-                f"'.[{extra}]' in the checkout"
+                f"{what} needs {package}, which is not installed: pip install {package}, or pip "
+                f"install -e '.[{extra}]' in the checkout"
             ) from None
     return modules

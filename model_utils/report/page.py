@@ -1,4 +1,6 @@
-"""The page of a report: numbers, figures and structures in one file that opens without a network."""
+"""The page of a report: numbers, figures and structures in one file that
+opens without a network.
+"""
 
 import base64
 import hashlib
@@ -19,8 +21,8 @@ START = (  # after the page is drawn: WebGL without a GPU takes seconds to begin
     'JSON.parse(document.getElementById("structures").textContent)), 50));'
 )
 VIEWER_NOTE = (
-    "Drag to turn, scroll to come nearer, slide to the next structure. Arrows are errors of forces, predicted "
-    "minus label; the longest of all is 2 Å. The menu colours atoms by them."
+    "Drag to turn, scroll to come nearer, slide to the next structure. Arrows are errors of "
+    "forces, predicted minus label; the longest of all is 2 Å. The menu colours atoms by them."
 )
 
 
@@ -61,9 +63,15 @@ class Section:
 
 
 def rendered(
-    *, title: str, facts: Table, sections: Sequence[Section], viewer: Viewer | None, worst: Table | None
+    *,
+    title: str,
+    facts: Table,
+    sections: Sequence[Section],
+    viewer: Viewer | None,
+    worst: Table | None,
 ) -> str:
-    """The page as HTML; every text is escaped, and nothing but the viewer's own scripts may run in it.
+    """The page as HTML; every text is escaped, and nothing but the viewer's own
+    scripts may run in it.
 
     Args:
         title: of the page.
@@ -76,7 +84,9 @@ def rendered(
         InputError: jinja2 is not installed.
     """
     (jinja2,) = needed("jinja2", what="--report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
     scripts = [viewer.script, START] if viewer is not None else []
     values: Mapping[str, Any] = {
         "title": title,

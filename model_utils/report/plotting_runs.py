@@ -19,7 +19,8 @@ def plot(options: PlotLossOptions) -> None:
     """Read the runs, draw their curves, write figure and table.
 
     Raises:
-        InputError: a run has no records, a metric is in none, a file cannot be written, or matplotlib is missing.
+        InputError: a run has no records, a metric is in none, a file cannot be written, or
+            matplotlib is missing.
     """
     start_log(None)
     _refuse_other_endings(options)
@@ -33,7 +34,11 @@ def plot(options: PlotLossOptions) -> None:
     place = paths[0].parent / ARTIFACTS if len(paths) == 1 else Path()
     png = options.out_png or place / "loss_curve.png"
     _write("--out_png", png, lambda path: durable.write(path, as_png(figure, dpi=150)))
-    _write("--out_svg", options.out_svg or png.with_suffix(".svg"), lambda path: durable.write(path, as_svg(figure)))
+    _write(
+        "--out_svg",
+        options.out_svg or png.with_suffix(".svg"),
+        lambda path: durable.write(path, as_svg(figure)),
+    )
     csv = options.out_csv or png.with_name("loss_long.csv")
     _write("--out_csv", csv, lambda path: durable.write_text(path, table))
 
@@ -43,11 +48,16 @@ def _refuse_other_endings(options: PlotLossOptions) -> None:
     for flag, ending in (("out_png", ".png"), ("out_svg", ".svg"), ("out_csv", ".csv")):
         path: Path | None = getattr(options, flag)
         if path is not None and path.suffix != ending:
-            raise InputError(f"--{flag} {path} does not end in {ending}, and a file of that name would be replaced")
+            raise InputError(
+                f"--{flag} {path} does not end in {ending}, and a file of that "
+                "name would be replaced"
+            )
 
 
 def _all_records(named: Sequence[Path]) -> list[Path]:
-    """The metrics.jsonl of each run that is named, by folder or file, or lies in a folder of runs; each once."""
+    """The metrics.jsonl of each run that is named, by folder or file, or lies in a
+    folder of runs; each once.
+    """
     paths: dict[Path, Path] = {}
     for name in named:
         for path in _records_of(name):
@@ -59,15 +69,19 @@ def _records_of(name: Path) -> list[Path]:
     if not name.is_dir():
         if name.exists():
             return [name]
-        raise InputError(f"--run_dir {name} does not exist; name the folder of a run, or its metrics.jsonl")
+        raise InputError(
+            f"--run_dir {name} does not exist; name the folder of a run, or its metrics.jsonl"
+        )
     for folder in (name, name / ARTIFACTS):
         if (folder / records.NAME).exists():
             return [folder / records.NAME]
-    runs = sorted(folder / records.NAME for folder in name.iterdir() if (folder / records.NAME).exists())
+    runs = sorted(
+        folder / records.NAME for folder in name.iterdir() if (folder / records.NAME).exists()
+    )
     if not runs:
         raise InputError(
-            f"--run_dir {name} holds no {records.NAME}, nor does a folder in it: name the folder of a run, which has "
-            "one after its first epoch"
+            f"--run_dir {name} holds no {records.NAME}, nor does a folder in it: name the folder "
+            "of a run, which has one after its first epoch"
         )
     return runs
 
@@ -90,7 +104,8 @@ def _say_what_is_averaged(runs: Sequence[RunRecords], options: PlotLossOptions) 
             width = curves.window(options.smooth, longest)
             if width < options.smooth:
                 log.info(
-                    "%s: training is averaged over %d records and not %d, for a stage has %d of them",
+                    "%s: training is averaged over %d records and not %d, for a "
+                    "stage has %d of them",
                     *(run.path, width, options.smooth, longest),
                 )
 

@@ -85,7 +85,11 @@ def curve(records: list[Record], kind: str, metric: str, stage_two_after: int | 
         metric: ``loss``, ``lr``, or an error by its name.
         stage_two_after: the last epoch of stage one; None of a run with one stage.
     """
-    there = [record for record in records if record.get("kind") == kind and _is_number(record.get(metric))]
+    there = [
+        record
+        for record in records
+        if record.get("kind") == kind and _is_number(record.get(metric))
+    ]
     epoch = np.array([_whole(record.get("epoch")) for record in there], dtype=np.int64)
     after = np.iinfo(np.int64).max if stage_two_after is None else stage_two_after
     return Curve(
@@ -108,7 +112,9 @@ def metrics_in(records: list[Record]) -> list[str]:
 
 
 def last_epoch_of_stage_one(folder: Path) -> int | None:
-    """The epoch after which stage two begins, by the settings beside the records; None where there is no such stage."""
+    """The epoch after which stage two begins, by the settings beside the records; None where
+    there is no such stage.
+    """
     from model_utils.settings import plain_yaml
 
     path = folder / "config.resolved.yaml"
@@ -128,9 +134,15 @@ def last_epoch_of_stage_one(folder: Path) -> int | None:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a number that a float can hold; a whole number may be larger than all of them."""
+    """Whether it is a number that a float can hold; a whole number may be
+    larger than all of them.
+    """
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62 else 0
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+        else 0
+    )

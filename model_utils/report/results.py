@@ -1,4 +1,5 @@
-"""The numbers of a report, as --output_json has them: errors of groups, intervals, two models on the same structures.
+"""The numbers of a report, as --output_json has them: errors of groups, intervals, two models
+on the same structures.
 
 The page is made of these very numbers; nothing is computed twice.
 """
@@ -21,7 +22,8 @@ Plain = dict[str, Any]
 
 
 def with_groups(content: Mapping[str, Any], collected: Collected, draws: int, seed: int) -> Plain:
-    """What --output_json holds, with errors by head, size and force magnitude, and intervals of all errors.
+    """What --output_json holds, with errors by head, size and force magnitude, and
+    intervals of all errors.
 
     Args:
         content: metrics as top-level keys, ``by_element`` and ``by_config_type``.
@@ -43,9 +45,12 @@ def with_groups(content: Mapping[str, Any], collected: Collected, draws: int, se
             name: {**_errors_of(collected.groups[kind][name]), **known.get(name, {})}
             for name in collected.ordered_groups(kind)
         }
-        extended[kind].update({name: errors for name, errors in known.items() if name not in extended[kind]})
+        extended[kind].update(
+            {name: errors for name, errors in known.items() if name not in extended[kind]}
+        )
         intervals[kind] = {
-            name: _intervals(collected.groups[kind][name], draws, seed) for name in collected.ordered_groups(kind)
+            name: _intervals(collected.groups[kind][name], draws, seed)
+            for name in collected.ordered_groups(kind)
         }
     extended["intervals"] = intervals
     return extended
@@ -85,12 +90,14 @@ def refuse_other_structures(data: Dataset, other: Dataset) -> None:
     """Raise InputError unless both models were given the same structures in the same order."""
     if len(data) != len(other) or not np.array_equal(data.n_atoms, other.n_atoms):
         raise InputError(
-            f"--compare_with: the models do not take the same structures ({len(data)} and {len(other)}): name the "
-            "elements that both have with --elements"
+            f"--compare_with: the models do not take the same structures ({len(data)} and "
+            f"{len(other)}): name the elements that both have with --elements"
         )
 
 
-def compared(new: tuple[Metrics, Collected], baseline: tuple[Metrics, Collected], draws: int, seed: int) -> Plain:
+def compared(
+    new: tuple[Metrics, Collected], baseline: tuple[Metrics, Collected], draws: int, seed: int
+) -> Plain:
     """Two models on the same structures, structure by structure.
 
     Args:
@@ -100,8 +107,9 @@ def compared(new: tuple[Metrics, Collected], baseline: tuple[Metrics, Collected]
         seed: of both.
 
     Returns:
-        ``baseline``, ``finetuned`` and ``delta`` (finetuned minus baseline) by name of the metric, with
-        ``delta_intervals`` ([low, high]) and ``p_values``; None where one of the models gives no such quantity.
+        ``baseline``, ``finetuned`` and ``delta`` (finetuned minus baseline) by name of the
+        metric, with ``delta_intervals`` ([low, high]) and ``p_values``; None where one of the
+        models gives no such quantity.
     """
     plain = {"baseline": baseline[0].as_plain(), "finetuned": new[0].as_plain()}
     delta: Plain = {}
@@ -119,15 +127,21 @@ def compared(new: tuple[Metrics, Collected], baseline: tuple[Metrics, Collected]
     return {**plain, "delta": delta, "delta_intervals": intervals, "p_values": p_values}
 
 
-def _difference(first: Collected, second: Collected, name: str, short: str, draws: int, seed: int) -> Difference | None:
+def _difference(
+    first: Collected, second: Collected, name: str, short: str, draws: int, seed: int
+) -> Difference | None:
     sums_a, counts_a = _by_structure(first, name, short)
     sums_b, counts_b = _by_structure(second, name, short)
     both = (counts_a > 0) & (counts_a == counts_b)
-    return difference(sums_a[both], sums_b[both], counts_a[both], root=short == "rmse", draws=draws, seed=seed)
+    return difference(
+        sums_a[both], sums_b[both], counts_a[both], root=short == "rmse", draws=draws, seed=seed
+    )
 
 
 def _by_structure(collected: Collected, name: str, short: str) -> tuple[Floats, Floats]:
-    """Sums and counts of one quantity by number in the data set: batches of two models differ in their order."""
+    """Sums and counts of one quantity by number in the data set: batches of two models
+    differ in their order.
+    """
     indices = np.array([judged.index for judged in collected.structures], dtype=np.int64)
     sums = np.zeros(int(indices.max(initial=-1)) + 1)
     counts = np.zeros_like(sums)

@@ -1,12 +1,13 @@
-"""How sure an error is: intervals from structures drawn anew, and a paired test of two models on the same structures.
+"""How sure an error is: intervals from structures drawn anew, and a paired test of two models
+on the same structures.
 
-Force components of one structure are not independent, so structures are what is drawn. All that is needed of one is its
-sum of errors and its number of entries, for every error of a set of labels is made of such sums: a mean is Σs / Σn, a
-root mean square its root. Structures that follow one another in a trajectory are not independent either: intervals of
-such data are too narrow.
+Force components of one structure are not independent, so structures are what is drawn. All that is
+needed of one is its sum of errors and its number of entries, for every error of a set of labels is
+made of such sums: a mean is Σs / Σn, a root mean square its root. Structures that follow one
+another in a trajectory are not independent either: intervals of such data are too narrow.
 
-``scipy.stats.bootstrap`` is not used: its studentised form needs a second bootstrap within each draw, and its BCa form
-as many passes as there are structures.
+``scipy.stats.bootstrap`` is not used: its studentised form needs a second bootstrap within each
+draw, and its BCa form as many passes as there are structures.
 """
 
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 FEWEST = 10  # structures with an entry; of fewer no interval is given
-MOST_SPREAD = 0.35  # standard error of the mean over the mean: beyond, a few structures make up most of the error
-MOST_UNITS = 5_000  # beyond, structures are pooled at random: draws of pools have the spread of draws of structures
+# standard error of the mean over the mean: beyond, a few structures make up most of the error
+MOST_SPREAD = 0.35
+# beyond, structures are pooled at random: draws of pools have the spread of draws of structures
+MOST_UNITS = 5_000
 DRAWN_AT_ONCE = 4_000_000  # numbers that are held at once
 
 Floats = NDArray[np.float64]
@@ -40,7 +43,8 @@ class Difference:
     Attributes:
         delta: error of the second minus that of the first.
         interval: of the delta; None where the error of one of the models has none.
-        p_value: how often exchanging the two models' results at random, structure by structure, gives a delta as large.
+        p_value: how often exchanging the two models' results at random, structure by structure,
+            gives a delta as large.
     """
 
     delta: float
@@ -48,11 +52,14 @@ class Difference:
     p_value: float
 
 
-def interval(sums: Floats, counts: Floats, *, root: bool, draws: int, seed: int = 0) -> Interval | None:
+def interval(
+    sums: Floats, counts: Floats, *, root: bool, draws: int, seed: int = 0
+) -> Interval | None:
     """Interval of Σ sums / Σ counts over structures, or of its root, by a studentised bootstrap.
 
-    The logarithm is studentised, so no bound is negative. Where a few structures make up most of the error nothing is
-    known of its upper bound (percentiles would promise one, the largest error that was met), and no interval is given.
+    The logarithm is studentised, so no bound is negative. Where a few structures make up most of
+    the error nothing is known of its upper bound (percentiles would promise one, the largest error
+    that was met), and no interval is given.
 
     Args:
         sums: (n_structures,), of squared errors where ``root``, else of their magnitudes.
@@ -62,8 +69,8 @@ def interval(sums: Floats, counts: Floats, *, root: bool, draws: int, seed: int 
         seed: of the draws.
 
     Returns:
-        The interval in the unit of the error; None where fewer than `FEWEST` structures have an entry, or a few of
-        them make up most of the error (`MOST_SPREAD`).
+        The interval in the unit of the error; None where fewer than `FEWEST` structures have an
+        entry, or a few of them make up most of the error (`MOST_SPREAD`).
     """
     labelled = counts > 0
     if int(labelled.sum()) < FEWEST:
@@ -93,7 +100,8 @@ def difference(
     """The error of a second model minus that of a first, on the same structures.
 
     Args:
-        first: (n_structures,), sums of squared errors where ``root``, else of magnitudes, of the first model.
+        first: (n_structures,), sums of squared errors where ``root``, else of
+            magnitudes, of the first model.
         second: (n_structures,), of the second.
         counts: (n_structures,), entries behind both.
         root: whether the errors are root mean squares.
@@ -156,9 +164,9 @@ def _error_of_mean(moments: Floats, n: int) -> Floats:
 def share_interval(hits: int, n: int) -> Interval | None:
     """Interval of a share, of ``hits`` in ``n`` structures; None of none.
 
-    Draws of n yes-or-no structures with replacement are draws of a binomial distribution, whose interval is known
-    without drawing (Clopper and Pearson, Biometrika 26, 404 (1934)). Where all structures say the same, draws would
-    promise certainty, and this does not.
+    Draws of n yes-or-no structures with replacement are draws of a binomial distribution, whose
+    interval is known without drawing (Clopper and Pearson, Biometrika 26, 404 (1934)). Where all
+    structures say the same, draws would promise certainty, and this does not.
 
     Raises:
         ValueError: there are more hits than structures.
@@ -169,7 +177,9 @@ def share_interval(hits: int, n: int) -> Interval | None:
     return Interval(low=float(bounds.low), high=float(bounds.high))
 
 
-def _interval_of_delta(columns: Floats, delta: float, root: bool, draws: int, seed: int) -> Interval | None:
+def _interval_of_delta(
+    columns: Floats, delta: float, root: bool, draws: int, seed: int
+) -> Interval | None:
     """Studentised bootstrap of the delta of (n, 3) sums of both models and counts."""
     moments = np.concatenate([columns, _products(columns)], axis=1)
     value, error = _delta_of(moments.sum(axis=0)[None], root)
@@ -186,7 +196,9 @@ def _interval_of_delta(columns: Floats, delta: float, root: bool, draws: int, se
 
 
 def _p_value(columns: Floats, root: bool, draws: int, seed: int) -> float:
-    """Share of random exchanges of the two models' results that give a delta at least as large as the real one."""
+    """Share of random exchanges of the two models' results that give a delta at least as
+    large as the real one.
+    """
     a, b, n = columns.sum(axis=0)
     gained = columns[:, 1] - columns[:, 0]
     delta = abs(_plain(b / n, root) - _plain(a / n, root))
@@ -194,7 +206,9 @@ def _p_value(columns: Floats, root: bool, draws: int, seed: int) -> float:
     rng = np.random.default_rng([seed, 1])
     as_large = 0
     for part in _parts(draws, len(columns)):
-        exchanged = rng.integers(0, 2, (part, len(columns)), dtype=np.int8).astype(np.float64) @ gained
+        exchanged = (
+            rng.integers(0, 2, (part, len(columns)), dtype=np.int8).astype(np.float64) @ gained
+        )
         means_a = np.maximum(a + exchanged, 0.0) / n
         means_b = np.maximum(b - exchanged, 0.0) / n
         deltas = np.sqrt(means_b) - np.sqrt(means_a) if root else means_b - means_a
@@ -207,7 +221,9 @@ def _plain(mean: float, root: bool) -> float:
 
 
 def _spread(columns: Floats) -> float:
-    """Standard error of Σ sums / Σ counts over it, of (n, 2) columns; 0 where there is no error at all."""
+    """Standard error of Σ sums / Σ counts over it, of (n, 2) columns; 0 where
+    there is no error at all.
+    """
     moments = np.concatenate([columns, _moments(columns[:, 0], columns[:, 1])], axis=1)
     mean, error = _log_of_ratio(moments.sum(axis=0)[None])
     return 0.0 if mean[0] == -np.inf else float(error[0])
@@ -225,17 +241,22 @@ def _products(columns: Floats) -> Floats:
 
 
 def _log_of_ratio(moments: Floats) -> tuple[Floats, Floats]:
-    """Logarithm of s/n and its standard error to first order, of (k, 5) sums of s, n, s², s·n, n²."""
+    """Logarithm of s/n and its standard error to first order, of (k, 5)
+    sums of s, n, s², s·n, n².
+    """
     s, n, ss, sn, nn = moments.T
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = s / n
         variance = np.maximum(ss - 2 * mean * sn + mean * mean * nn, 0.0) / (s * s)
-        variance[variance < 1e-24] = 0.0  # rounding, where every structure has one and the same error
+        # rounding, where every structure has one and the same error
+        variance[variance < 1e-24] = 0.0
         return np.log(mean), np.sqrt(variance)
 
 
 def _delta_of(moments: Floats, root: bool) -> tuple[Floats, Floats]:
-    """Delta and its standard error to first order, of (k, 9) sums of a, b, n and their `_products`."""
+    """Delta and its standard error to first order, of (k, 9) sums of a, b,
+    n and their `_products`.
+    """
     a, b, n, aa, bb, nn, ab, an, bn = moments.T
     with np.errstate(divide="ignore", invalid="ignore"):
         mean_a = a / n
@@ -247,7 +268,8 @@ def _delta_of(moments: Floats, root: bool) -> tuple[Floats, Floats]:
         both = ab - mean_a * bn - mean_b * an + mean_a * mean_b * nn
         variance = slope_a**2 * var_a + slope_b**2 * var_b - 2 * slope_a * slope_b * both
         scale = slope_a**2 * aa + slope_b**2 * bb
-        none = ~(variance > 1e-13 * scale)  # rounding, of two models that are one; or neither has an error
+        # rounding, of two models that are one; or neither has an error
+        none = ~(variance > 1e-13 * scale)
         variance = np.where(none, 0.0, variance)
         delta = np.sqrt(mean_b) - np.sqrt(mean_a) if root else mean_b - mean_a
         return delta, np.sqrt(variance) / n
@@ -272,7 +294,9 @@ def _pooled(columns: Floats, seed: int) -> Floats:
 
 
 def _drawn(columns: Floats, draws: int, seed: int) -> Floats:
-    """(draws, k): sums of columns (n, k) over n structures drawn with replacement, of which each set is one row."""
+    """(draws, k): sums of columns (n, k) over n structures drawn with replacement, of
+    which each set is one row.
+    """
     n = len(columns)
     rng = np.random.default_rng([seed, 0])
     rows = []

@@ -72,7 +72,8 @@ def by_source(content: Plain) -> Table:
     names = _labelled(sources)
     heads = ["source", "structures", *_with_units(names)]
     rows = [
-        [source, str(errors[CONFIGS]), *(milli(errors[name]) for name in names)] for source, errors in sources.items()
+        [source, str(errors[CONFIGS]), *(milli(errors[name]) for name in names)]
+        for source, errors in sources.items()
     ]
     return Table(heads=heads, rows=rows)
 
@@ -137,7 +138,11 @@ def verdict(delta: float, p_value: float) -> str:
 
 def _labelled(groups: Plain) -> list[str]:
     """Names of the errors that any of the groups has."""
-    return [name for name in units_of_errors() if any(errors.get(name) is not None for errors in groups.values())]
+    return [
+        name
+        for name in units_of_errors()
+        if any(errors.get(name) is not None for errors in groups.values())
+    ]
 
 
 def _with_units(names: Sequence[str]) -> list[str]:
@@ -156,5 +161,16 @@ def committee(of_quantities: Plain) -> Table:
         over = "/atom" if quantity.over_atoms else ""
         numbers = [spreads["rmse_over_spread"], spreads["rank_correlation"]]
         shown = ["-" if number is None else f"{number:.2f}" for number in numbers]
-        rows.append([name, milli(spreads["rmse"]), milli(spreads["rms_spread"]), f"m{quantity.unit}{over}", *shown])
-    return Table(heads=["quantity", "rmse", "rms spread", "unit", "rmse over spread", "rank correlation"], rows=rows)
+        rows.append(
+            [
+                name,
+                milli(spreads["rmse"]),
+                milli(spreads["rms_spread"]),
+                f"m{quantity.unit}{over}",
+                *shown,
+            ]
+        )
+    return Table(
+        heads=["quantity", "rmse", "rms spread", "unit", "rmse over spread", "rank correlation"],
+        rows=rows,
+    )

@@ -1,6 +1,7 @@
 """The worst structures in 3D, by chemiscope's own viewer, which is put into the page whole.
 
-Only numbers and elements reach the viewer: it writes text into the page as HTML, and names in data are anyone's.
+Only numbers and elements reach the viewer: it writes text into the page as HTML, and
+names in data are anyone's.
 """
 
 import json
@@ -34,8 +35,8 @@ class Drawn:
 
     Attributes:
         structure: as it was read.
-        forces_error: (n_atoms, 3), prediction minus label in eV/Å, zero where there is no label; None of a structure
-            without forces.
+        forces_error: (n_atoms, 3), prediction minus label in eV/Å, zero where there is no label;
+            None of a structure without forces.
         errors: numbers that stand beside it, by name.
     """
 
@@ -69,18 +70,21 @@ def viewer(structures: Sequence[Drawn]) -> Viewer:
         script = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"chemiscope has no viewer at {path} ({error.strerror}); install the version that constraints.txt has, "
-            "or give --worst 0 for a page without structures"
+            f"chemiscope has no viewer at {path} ({error.strerror}); install the version that "
+            "constraints.txt has, or give --worst 0 for a page without structures"
         ) from None
     data = json.dumps(_dataset(chemiscope, structures), allow_nan=False)
-    return Viewer(script=script.replace("</script", r"<\/script"), data=data.replace("<", r"\u003c"))
+    return Viewer(
+        script=script.replace("</script", r"<\/script"), data=data.replace("<", r"\u003c")
+    )
 
 
 def _dataset(chemiscope: Any, drawn: Sequence[Drawn]) -> Any:
     frames = [_plain_atoms(one.structure) for one in drawn]
     names = sorted({name for one in drawn for name in one.errors})
     properties: dict[str, Any] = {
-        name: {"target": "structure", "values": [one.errors.get(name, 0.0) for one in drawn]} for name in names
+        name: {"target": "structure", "values": [one.errors.get(name, 0.0) for one in drawn]}
+        for name in names
     }
     settings: dict[str, Any] = {"target": "structure"}
     shapes = None
@@ -89,7 +93,9 @@ def _dataset(chemiscope: Any, drawn: Sequence[Drawn]) -> Any:
         lengths = np.concatenate([np.linalg.norm(error, axis=1) for error in errors])
         properties[ERROR_NAME] = {"target": "atom", "values": lengths.tolist(), "units": "eV/Å"}
         shapes = {ERROR_NAME: _arrows(np.concatenate(errors), float(lengths.max(initial=0.0)))}
-        settings["structure"] = [{"shape": [ERROR_NAME], "unitCell": True, "environments": {"activated": False}}]
+        settings["structure"] = [
+            {"shape": [ERROR_NAME], "unitCell": True, "environments": {"activated": False}}
+        ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return chemiscope.create_input(
@@ -106,7 +112,9 @@ def _plain_atoms(structure: Structure) -> Atoms:
     """Elements, positions and cell alone."""
     atoms = bare_atoms(structure)
     cell = atoms.cell if structure.periodic else None
-    return Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=cell, pbc=structure.periodic)
+    return Atoms(
+        numbers=atoms.numbers, positions=atoms.positions, cell=cell, pbc=structure.periodic
+    )
 
 
 def _errors_of(one: Drawn) -> Floats:
@@ -119,7 +127,12 @@ def _arrows(errors: Floats, longest: float) -> dict[str, Any]:
     return {
         "kind": "arrow",
         "parameters": {
-            "global": {"baseRadius": 0.07, "headRadius": 0.16, "headLength": 0.25, "color": ARROW_COLOR},
+            "global": {
+                "baseRadius": 0.07,
+                "headRadius": 0.16,
+                "headLength": 0.25,
+                "color": ARROW_COLOR,
+            },
             "atom": [{"vector": [round(float(x) * scale, 4) for x in row]} for row in errors],
         },
     }

@@ -1,4 +1,6 @@
-"""What a report shows, put together from an evaluation: facts, errors, curves, groups, structures."""
+"""What a report shows, put together from an evaluation: facts, errors,
+curves, groups, structures.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,7 +57,9 @@ class Subject:
 
 
 def require_libraries(*, structures: bool) -> None:
-    """Raise InputError where a library that the page needs is not installed, before anything slow begins."""
+    """Raise InputError where a library that the page needs is not installed,
+    before anything slow begins.
+    """
     names = LIBRARIES if structures else LIBRARIES[:2]
     needed(*names, what="--report")
 
@@ -105,10 +109,11 @@ def _facts(subject: Subject, content: Mapping[str, Any]) -> Table:
 def _errors(content: Mapping[str, Any]) -> Section:
     intervals = content["intervals"]
     note = (
-        f"Intervals: {intervals['draws']} sets of structures drawn with replacement (studentised bootstrap). They hold "
-        "for structures that are independent of one another; of frames of one trajectory they are too narrow. "
-        f"None is given of fewer than {FEWEST} structures, or where a few make up most of the error. Of some tens of "
-        "structures that differ by far in their errors they are a little narrow: nine in ten hold the true one."
+        f"Intervals: {intervals['draws']} sets of structures drawn with replacement (studentised "
+        "bootstrap). They hold for structures that are independent of one another; of frames of "
+        f"one trajectory they are too narrow. None is given of fewer than {FEWEST} structures, or "
+        "where a few make up most of the error. Of some tens of structures that differ by far in "
+        "their errors they are a little narrow: nine in ten hold the true one."
     )
     parts = [Part(tables=[tables.total(content)])]
     if len(content["by_source"]) > 1:
@@ -120,11 +125,15 @@ def _compared(content: Mapping[str, Any]) -> Iterator[Section]:
     if "delta" not in content:
         return
     note = (
-        "Both models on the same structures; delta is new minus baseline. p: how often an exchange of the two models' "
-        f"results, at random in each structure, gives a delta as large. Told apart: p below {tables.SIGNIFICANT:g}; "
-        "of many comparisons some fall below it by chance."
+        "Both models on the same structures; delta is new minus baseline. p: how often an exchange "
+        "of the two models' results, at random in each structure, gives a delta as large. Told "
+        f"apart: p below {tables.SIGNIFICANT:g}; of many comparisons some fall below it by chance."
     )
-    yield Section(title="Against the baseline", parts=[Part(tables=[tables.comparison(content)])], notes=[note])
+    yield Section(
+        title="Against the baseline",
+        parts=[Part(tables=[tables.comparison(content)])],
+        notes=[note],
+    )
 
 
 def _named(subject: Subject) -> str:
@@ -139,18 +148,26 @@ def _committee(content: Mapping[str, Any]) -> Iterator[Section]:
     if "committee" not in content:
         return
     note = (
-        "Spread: the standard deviation over the models (divided by their number). An error over spread above 1 says "
-        "that the models agree more than they are right; a rank correlation near 1, that large spreads are where the "
-        "large errors are."
+        "Spread: the standard deviation over the models (divided by their number). An error over "
+        "spread above 1 says that the models agree more than they are right; a rank correlation "
+        "near 1, that large spreads are where the large errors are."
     )
-    yield Section(title="Committee", parts=[Part(tables=[tables.committee(content["committee"])])], notes=[note])
+    yield Section(
+        title="Committee",
+        parts=[Part(tables=[tables.committee(content["committee"])])],
+        notes=[note],
+    )
 
 
 def _checked(content: Mapping[str, Any]) -> Iterator[Section]:
     """The checks of --physics, where they were made: rows of plain values with the same names."""
     checks = (content.get("physics") or {}).get("checks")
     if isinstance(checks, Mapping):
-        checks = [{"check": name, **values} for name, values in checks.items() if isinstance(values, Mapping)]
+        checks = [
+            {"check": name, **values}
+            for name, values in checks.items()
+            if isinstance(values, Mapping)
+        ]
     if not checks:
         return
     heads = list(dict.fromkeys(name for check in checks for name in check))
@@ -214,14 +231,20 @@ def _groups(content: Mapping[str, Any]) -> Section:
             notes.append(f"{title}: there is only {names[0]}.")
         elif names:
             images = list(_bars(content, kind))
-            parts.append(Part(title=title, images=images, tables=[tables.of_groups(content, kind, what)]))
+            parts.append(
+                Part(title=title, images=images, tables=[tables.of_groups(content, kind, what)])
+            )
     return Section(title="Where the errors are", parts=parts, notes=notes)
 
 
 def _bars(content: Mapping[str, Any], kind: str) -> Iterator[Image]:
     """Force errors of the groups, where there are several; the largest of very many."""
     metric = error_names(FORCES)["rmse"]
-    errors = {name: errors[metric] for name, errors in content[kind].items() if errors.get(metric) is not None}
+    errors = {
+        name: errors[metric]
+        for name, errors in content[kind].items()
+        if errors.get(metric) is not None
+    }
     if len(errors) < 2:
         return
     if len(errors) > MOST_BARS:
@@ -268,5 +291,7 @@ def _worst_table(worst: list[Worst], data: Dataset) -> Table:
             row.append(milli(float(np.linalg.norm(one.forces_error, axis=1).max())))
         rows.append(row)
     left_out = len(worst) - len(rows)
-    notes = [f"{left_out} more have above {MOST_ATOMS} atoms and are not drawn."] if left_out else []
+    notes = (
+        [f"{left_out} more have above {MOST_ATOMS} atoms and are not drawn."] if left_out else []
+    )
     return Table(heads=heads, rows=rows, text_columns=2, notes=notes)

@@ -1,4 +1,6 @@
-"""What a run says before anything slow begins: the model, the loss, and every file that it will write."""
+"""What a run says before anything slow begins: the model, the loss, and every
+file that it will write.
+"""
 
 from itertools import chain
 
@@ -55,7 +57,8 @@ def announce_loss(loss: Loss) -> None:
 
 
 def announce_objective(options: TrainingOptions, units: Units) -> None:
-    """Say what is minimised, how its weights change, and by what the best model is chosen where that is not the loss.
+    """Say what is minimised, how its weights change, and by what the best model is chosen
+    where that is not the loss.
 
     Raises:
         InputError: options of the loss contradict one another.
@@ -64,13 +67,18 @@ def announce_objective(options: TrainingOptions, units: Units) -> None:
     for text in options.loss.weight_schedule:
         log.info("weight by epoch: %s; validations are judged by the last one", text)
     judging = options.judging
-    if (judging.best_metric, judging.best_over) != (JudgingOptions.best_metric, JudgingOptions.best_over):
+    if (judging.best_metric, judging.best_over) != (
+        JudgingOptions.best_metric,
+        JudgingOptions.best_over,
+    ):
         over = ", the mean over heads" if judging.best_over == "heads" else ""
         log.info("the best model, patience and plateau go by %s%s", judging.best_metric, over)
 
 
 def _is_named(quantity: Quantity, loss: Loss) -> bool:
-    """Whether a quantity is named where the loss is explained: usual ones always, others where they have a weight."""
+    """Whether a quantity is named where the loss is explained: usual ones always, others
+    where they have a weight.
+    """
     return quantity.required or loss.weight(quantity.name) > 0
 
 
@@ -80,7 +88,9 @@ def _error_of(quantity: Quantity) -> str:
     return f"{quantity.symbol} of {of_what} ({quantity.unit})"
 
 
-def announce_new_files(options: TrainOptions, outputs: Outputs, description: ModelDescription, *, split: bool) -> None:
+def announce_new_files(
+    options: TrainOptions, outputs: Outputs, description: ModelDescription, *, split: bool
+) -> None:
     """Name every file that a new run will write; a dry run writes none.
 
     Args:
@@ -99,7 +109,9 @@ def announce_new_files(options: TrainOptions, outputs: Outputs, description: Mod
 
 
 def announce_step(network: Network) -> None:
-    """Say which arithmetic runs where; another one gives other last bits, and takes another time."""
+    """Say which arithmetic runs where; another one gives other last bits,
+    and takes another time.
+    """
     device = next(network.module.parameters()).device
     slow = network.kind == "fast" and network.arithmetic == PLAIN_TORCH
     note = f"; there are no compiled kernels for {device.type} here" if slow else ""
@@ -107,7 +119,9 @@ def announce_step(network: Network) -> None:
 
 
 def announce_ranks(group: Group, steps: Steps) -> None:
-    """Say how many processes there are, what each gets of a step, and which other numbers keep the bits."""
+    """Say how many processes there are, what each gets of a step, and which other
+    numbers keep the bits.
+    """
     if (idle := idle_warning()) is not None:
         log.warning("warning: %s", idle)
     if isinstance(steps, DealtSteps):
@@ -127,8 +141,8 @@ def describe_dealing(steps: DealtSteps, n_processes: int, launcher: str) -> None
     costs = dealt.of_processes(dealt.costs, n_processes)
     balance = dealt.balance(n_processes)
     log.info(
-        "%d process%s (%s): a step is dealt to %d parts; each process gets %d to %d structures, %.0f to %.0f edges in "
-        "cost; balance %.3f",
+        "%d process%s (%s): a step is dealt to %d parts; each process gets %d to %d structures, "
+        "%.0f to %.0f edges in cost; balance %.3f",
         n_processes,
         "es" * (n_processes > 1),
         launcher if n_processes > 1 else "alone",
@@ -143,8 +157,9 @@ def describe_dealing(steps: DealtSteps, n_processes: int, launcher: str) -> None
         log.info(
             "  %.0f %% of the time is spent waiting for the slowest: %s",
             100 * (1 - balance),
-            f"a single structure costs {dealt.largest:.0f}, a process {costs.mean():.0f} on average; a larger step "
-            "(--max_edges_per_batch, --batch_size, --accumulate_batches) evens that out",
+            f"a single structure costs {dealt.largest:.0f}, a process {costs.mean():.0f} on "
+            "average; a larger step (--max_edges_per_batch, --batch_size, "
+            "--accumulate_batches) evens that out",
         )
     numbers = ", ".join(map(str, numbers_of_processes(steps.n_parts)))
     log.info("the run may go on with %s processes and give the same bits", numbers)
@@ -154,5 +169,7 @@ def announce_place(options: TrainOptions, outputs: Outputs) -> None:
     """Name the place of a run that goes on; a dry run writes nothing there."""
     if options.run.dry_run:
         return
-    elsewhere = "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
+    elsewhere = (
+        "" if outputs.model.parent == outputs.checkpoint.parent else f", and {outputs.model}"
+    )
     log.info("goes on writing %s and what lies beside it%s", outputs.checkpoint, elsewhere)

@@ -1,4 +1,6 @@
-"""From options to the objects a run is made of: batches, evaluator, loss, stages, optimizer, schedule, state, plan."""
+"""From options to the objects a run is made of: batches, evaluator, loss, stages, optimizer,
+schedule, state, plan.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,7 +94,8 @@ def with_measured_budget(
     device: torch.device,
     group: Group,
 ) -> TrainOptions:
-    """The options with a number in place of ``--max_edges_per_batch auto``, measured by trial steps.
+    """The options with a number in place of ``--max_edges_per_batch auto``,
+    measured by trial steps.
 
     Args:
         options: of the run.
@@ -116,10 +119,14 @@ def with_measured_budget(
         loss_and_gradients(network, parameters, [network.prepared(batch).to(device)], loss)
 
     edges = measured_edges(step, dataset, device, batches.batch_size, group)
-    if batches.batch_size is None and batches.max_atoms_per_batch is None and edges >= dataset.n_edges.sum():
+    if (
+        batches.batch_size is None
+        and batches.max_atoms_per_batch is None
+        and edges >= dataset.n_edges.sum()
+    ):
         log.warning(
-            "warning: the memory holds all of the training data as one batch, so an epoch is one step; "
-            "--batch_size limits batches as well"
+            "warning: the memory holds all of the training data as one batch, so an epoch is one "
+            "step; --batch_size limits batches as well"
         )
     return with_edges_per_batch(options, edges)
 
@@ -137,14 +144,19 @@ def with_measured_evaluation_budget(
     device: torch.device,
     group: Group,
 ) -> BatchOptions:
-    """The options with a measured number in place of ``auto`` for an evaluation, which needs less memory per edge."""
+    """The options with a measured number in place of ``auto`` for an evaluation, which
+    needs less memory per edge.
+    """
     if options.max_edges_per_batch != "auto":
         return options
 
     def step(batch: Batch) -> None:
         evaluate(network, parameters, [network.prepared(batch)], Loss.of(), device)
 
-    return replace(options, max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size, group))
+    return replace(
+        options,
+        max_edges_per_batch=measured_edges(step, dataset, device, options.batch_size, group),
+    )
 
 
 def budget_of(options: BatchOptions) -> Budget:
@@ -152,15 +164,21 @@ def budget_of(options: BatchOptions) -> Budget:
     assert options.max_edges_per_batch != "auto", "it is measured before"
     budgeted = options.max_atoms_per_batch is not None or options.max_edges_per_batch is not None
     size = options.batch_size if options.batch_size is not None or budgeted else DEFAULT_BATCH_SIZE
-    return Budget(structures=size, atoms=options.max_atoms_per_batch, edges=options.max_edges_per_batch)
+    return Budget(
+        structures=size, atoms=options.max_atoms_per_batch, edges=options.max_edges_per_batch
+    )
 
 
 def training_batches(
     options: TrainOptions, data: TrainingData, device: torch.device, prepare: Prepare | None = None
 ) -> EpochBatches:
-    """The training batches, made by workers where asked; ``prepare`` adds what the network needs besides."""
+    """The training batches, made by workers where asked; ``prepare`` adds what the
+    network needs besides.
+    """
     workers = options.batches.num_workers
-    loader = Loader(data.train, num_workers=workers, pin_memory=device.type == "cuda", prepare=prepare)
+    loader = Loader(
+        data.train, num_workers=workers, pin_memory=device.type == "cuda", prepare=prepare
+    )
     return EpochBatches(data.train, budget_of(options.batches), options.run.seed, loader)
 
 
@@ -193,7 +211,8 @@ def evaluator(
 
 
 def logger_names(options: RunOptions) -> tuple[str, ...]:
-    """Names of the run's loggers, the console first; --tensorboard is short for --loggers tensorboard.
+    """Names of the run's loggers, the console first; --tensorboard is short for
+    --loggers tensorboard.
 
     Raises:
         InputError: there is none of that name, or its package is not installed.
@@ -210,10 +229,15 @@ def judge_of(options: JudgingOptions) -> Judge:
     """
     for name in options.keep_best_by:
         entry_of(metric_names(), name, "--keep_best_by")
-    return Judge(metric=entry_of(metric_names(), options.best_metric, "--best_metric"), over=options.best_over)
+    return Judge(
+        metric=entry_of(metric_names(), options.best_metric, "--best_metric"),
+        over=options.best_over,
+    )
 
 
-def fit_plan(options: TrainingOptions, units: Units = AS_THEY_ARE, *, judge_first: bool = False) -> FitPlan:
+def fit_plan(
+    options: TrainingOptions, units: Units = AS_THEY_ARE, *, judge_first: bool = False
+) -> FitPlan:
     """How long to train and what to do when."""
     run = options.run
     return FitPlan(
@@ -240,7 +264,8 @@ def training_state(
     batches: EpochBatches,
     step_parts: int = 1,
 ) -> TrainState:
-    """A fresh state around a module with its first weights, which is moved to the device; some may be frozen.
+    """A fresh state around a module with its first weights, which is moved to the
+    device; some may be frozen.
 
     Raises:
         InputError: a pattern of --freeze or --lr_of fits no parameter, or none is left to train.
@@ -277,7 +302,8 @@ def _require_names(module: nn.Module, rates: Mapping[str, float]) -> None:
     for pattern in rates:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"--lr_of {pattern}: no trainable parameter has such a name; `read_model.py show` lists them"
+                f"--lr_of {pattern}: no trainable parameter has such a name; "
+                "`read_model.py show` lists them"
             )
 
 
@@ -300,12 +326,15 @@ def optimizer_settings(options: OptimizerOptions) -> OptimizerSettings:
 
 
 def steps_per_epoch(options: TrainingOptions, batches: EpochBatches) -> int:
-    """Optimizer steps of the first epoch; later ones have about as many where batches have a budget."""
+    """Optimizer steps of the first epoch; later ones have about as many where
+    batches have a budget.
+    """
     return math.ceil(len(batches.plan(0)) / options.optimizer.accumulate_batches)
 
 
 def schedule_settings(options: TrainingOptions, batches: EpochBatches) -> ScheduleSettings:
-    """The schedule, with the numbers that its kind uses; one with an end has it where the run ends, or as told.
+    """The schedule, with the numbers that its kind uses; one with an end has it where
+    the run ends, or as told.
 
     Raises:
         InputError: there is no schedule of that name, or it has no end and a length is given.
@@ -344,10 +373,14 @@ def _length_of_schedule(options: TrainingOptions, kind: ScheduleKind, horizon: f
     assert length is not None
     name = options.optimizer.scheduler
     if not kind.has_end:
-        raise InputError(f"--scheduler_length {length:g}: --scheduler {name} has no length; cosine and onecycle have")
+        raise InputError(
+            f"--scheduler_length {length:g}: --scheduler {name} has no length; "
+            "cosine and onecycle have"
+        )
     if math.ceil(length) < horizon and options.optimizer.min_lr == 0:
         raise InputError(
-            f"--scheduler_length {length:g}: {name} comes down to --min_lr 0 then, and the rest of the run, which is "
-            f"{horizon:g} long, would train nothing; give a --min_lr above 0, or a longer schedule"
+            f"--scheduler_length {length:g}: {name} comes down to --min_lr 0 then, and the rest "
+            f"of the run, which is {horizon:g} long, would train nothing; give a --min_lr above "
+            "0, or a longer schedule"
         )
     return length

@@ -1,7 +1,7 @@
 """How a run begins: with fresh weights, with another model's, or where a stored run stood.
 
-Which of the three it is, is decided here, once. All that differs between them are the methods of one interface, which
-``training.train_in_place`` calls in order and never asks.
+Which of the three it is, is decided here, once. All that differs between them are the methods of
+one interface, which ``training.train_in_place`` calls in order and never asks.
 """
 
 import os
@@ -51,17 +51,23 @@ class Beginning(Protocol):
 
     @property
     def step_parts(self) -> int | None:
-        """Parts to which a step is dealt unless --step_parts is given; None: as the processes ask for."""
+        """Parts to which a step is dealt unless --step_parts is given; None: as
+        the processes ask for.
+        """
         ...
 
     @property
     def loss_units(self) -> Mapping[str, float]:
-        """Spread of the labels by quantity that the loss of a stored run has as its units; else empty."""
+        """Spread of the labels by quantity that the loss of a stored run has as
+        its units; else empty.
+        """
         ...
 
     @property
     def source(self) -> Mapping[str, str] | None:
-        """Path and hash of the model that a fine-tuning began with, as checkpoints record it; else None."""
+        """Path and hash of the model that a fine-tuning began with, as
+        checkpoints record it; else None.
+        """
         ...
 
     @property
@@ -95,7 +101,9 @@ class Beginning(Protocol):
         """Say what isolated atoms of the data are beside the model's E0s."""
         ...
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
+    def put_weights(
+        self, module: nn.Module, data: Dataset, step: str, device: torch.device
+    ) -> None:
         """Put the first weights into a module that was built with fresh ones.
 
         Args:
@@ -105,12 +113,18 @@ class Beginning(Protocol):
             device: on which it will be.
 
         Raises:
-            VerificationError: the module does not give the energies and forces of where it comes from.
+            VerificationError: the module does not give the energies and forces
+                of where it comes from.
         """
         ...
 
     def with_measured_budget(
-        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device, group: Group
+        self,
+        options: TrainOptions,
+        module: nn.Module,
+        data: Dataset,
+        device: torch.device,
+        group: Group,
     ) -> TrainOptions:
         """The options with a number of edges in place of ``--max_edges_per_batch auto``."""
         ...
@@ -134,7 +148,8 @@ class Beginning(Protocol):
             The continuations so far, for the next checkpoint.
 
         Raises:
-            VerificationError: a stored run is of other data, or what would be written could not be read.
+            VerificationError: a stored run is of other data, or what would be
+                written could not be read.
             InputError: what a continued run is to do otherwise cannot be done.
         """
         ...
@@ -171,7 +186,12 @@ class NewRun:
         announcement.announce_new_files(options, outputs, self.description, split=split)
 
     def with_measured_budget(
-        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device, group: Group
+        self,
+        options: TrainOptions,
+        module: nn.Module,
+        data: Dataset,
+        device: torch.device,
+        group: Group,
     ) -> TrainOptions:
         """Measure how many edges the memory holds, where that is asked for."""
         return with_measured_budget(options, module, self.description, data, device, group)
@@ -179,7 +199,9 @@ class NewRun:
     def examine(self, run: AssembledRun) -> None:
         """Examine what other libraries and plug-ins compute."""
         options = run.options.run
-        physics_gate.examine(self.description, run.module, options.step, options.physics_gate, run.group)
+        physics_gate.examine(
+            self.description, run.module, options.step, options.physics_gate, run.group
+        )
 
     def put_state(self, run: AssembledRun, identity: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Prove that what will be written can be read; there are no continuations yet."""
@@ -189,7 +211,9 @@ class NewRun:
         return []
 
     def bring_files(self, outputs: Outputs, progress: Progress) -> None:
-        """Remove the labels that an overwritten run left behind where its removal was broken off."""
+        """Remove the labels that an overwritten run left behind where its
+        removal was broken off.
+        """
         outputs.replay_before.unlink(missing_ok=True)
 
 
@@ -209,14 +233,21 @@ class Fresh(NewRun):
 
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Compare the E0s of the author's model.json with the data."""
-        remedy = f"metadata.py fit --input_json {options.input_json} with the data makes a model.json with theirs"
+        remedy = (
+            f"metadata.py fit --input_json {options.input_json} with the data makes a "
+            "model.json with theirs"
+        )
         open_data.compare_energies(data, remedy)
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
+    def put_weights(
+        self, module: nn.Module, data: Dataset, step: str, device: torch.device
+    ) -> None:
         """Keep the weights that the seed drew."""
 
     def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
-        """Write the canonical model.json; the author's own text is kept where it would be replaced."""
+        """Write the canonical model.json; the author's own text is kept
+        where it would be replaced.
+        """
         model_loader.write_description(
             outputs, self.description, options.input_json, overwrite=options.output.overwrite
         )
@@ -241,7 +272,9 @@ class Continued:
 
     @property
     def threads(self) -> int | None:
-        """The number it had, where this process has so many cores: another one may change the last bits."""
+        """The number it had, where this process has so many cores: another one
+        may change the last bits.
+        """
         before = self.stored.threads
         if before is None or before * this_rank().local_size > len(os.sched_getaffinity(0)):
             return None
@@ -288,13 +321,24 @@ class Continued:
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Say nothing: it was said as the run began."""
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
-        """Leave the fresh weights until ``put_state``, which takes weights and state of one checkpoint together."""
+    def put_weights(
+        self, module: nn.Module, data: Dataset, step: str, device: torch.device
+    ) -> None:
+        """Leave the fresh weights until ``put_state``, which takes weights and state of
+        one checkpoint together.
+        """
 
     def with_measured_budget(
-        self, options: TrainOptions, module: nn.Module, data: Dataset, device: torch.device, group: Group
+        self,
+        options: TrainOptions,
+        module: nn.Module,
+        data: Dataset,
+        device: torch.device,
+        group: Group,
     ) -> TrainOptions:
-        """Take the number that was measured as the run began: another one would make other batches."""
+        """Take the number that was measured as the run began: another one
+        would make other batches.
+        """
         if options.batches.max_edges_per_batch != "auto":
             return options
         return with_edges_per_batch(options, self.stored.config["max_edges_per_batch"])
@@ -309,7 +353,9 @@ class Continued:
         return history
 
     def bring_files(self, outputs: Outputs, progress: Progress) -> None:
-        """Set a damaged newest checkpoint aside, and bring best models and records along from another place."""
+        """Set a damaged newest checkpoint aside, and bring best models and records
+        along from another place.
+        """
         resuming.set_aside_damaged(self.stored, outputs)
         resuming.adopt(self.stored.outputs(), outputs)
         if not outputs.model.exists() and progress.best_step > 0:
@@ -338,15 +384,23 @@ def beginning_of_training(
         changes: what a continued run does otherwise.
 
     Raises:
-        InputError: the place holds another run's files and neither --resume nor --overwrite was given, or the settings
-            contradict those of the run.
-        VerificationError: the run there is of another network, or all of its checkpoints are damaged.
+        InputError: the place holds another run's files and neither --resume nor --overwrite was
+            given, or the settings contradict those of the run.
+        VerificationError: the run there is of another network, or all of its
+            checkpoints are damaged.
     """
     if options.running.changes_the_run and options.output.resume is None:
-        raise InputError("--resume_best, --resume_new_lr and --reset_scheduler say how a run goes on; add --resume")
+        raise InputError(
+            "--resume_best, --resume_new_lr and --reset_scheduler say how a run "
+            "goes on; add --resume"
+        )
     if not group.rank.is_first:
         stored = resuming.run_of_first(group)
-        return Fresh(description) if stored is None else Continued(stored, with_asked(changes, options, stored))
+        return (
+            Fresh(description)
+            if stored is None
+            else Continued(stored, with_asked(changes, options, stored))
+        )
     beginning = _beginning_at(options, outputs, description, changes)
     resuming.say_run(group, beginning.stored if isinstance(beginning, Continued) else None)
     return beginning
@@ -361,13 +415,17 @@ def _beginning_at(
     stored = resuming.run_to_continue(outputs, changes.begin_with)
     if stored is None:
         if options.running.changes_the_run:
-            raise InputError(f"there is no {outputs.checkpoint} to go on with; leave out what would change it")
+            raise InputError(
+                f"there is no {outputs.checkpoint} to go on with; leave out what would change it"
+            )
         resuming.refuse_remains(outputs)
         return Fresh(description)
     resuming.require_same_network(stored, options, outputs, description)
     asked = with_asked(changes, options, stored)
     if changes.begin_with is None:  # else the settings are those of the run
-        resuming.refuse_contradictions(stored, options, may_differ=("lr",) if asked.begin_with is not None else ())
+        resuming.refuse_contradictions(
+            stored, options, may_differ=("lr",) if asked.begin_with is not None else ()
+        )
     return Continued(stored, asked)
 
 
@@ -377,10 +435,12 @@ def refuse_other_files(
     """Refuse a place with files that a new run would replace.
 
     Args:
-        options: of the run; nothing is refused with --overwrite, nor in a dry run, which writes nothing.
+        options: of the run; nothing is refused with --overwrite, nor in a dry
+            run, which writes nothing.
         outputs: the place.
         description: of the network.
-        of_author: whether --input_json is a person's own text, which may lie where the canonical one goes.
+        of_author: whether --input_json is a person's own text, which may lie where
+            the canonical one goes.
 
     Raises:
         InputError: naming the file.

@@ -1,4 +1,6 @@
-"""What happens after the last step: the best model's errors on every data set, and the file for mace's calculator."""
+"""What happens after the last step: the best model's errors on every data set, and the file
+for mace's calculator.
+"""
 
 import numpy as np
 import torch
@@ -20,11 +22,13 @@ from model_utils.runtime import dtype_name, log
 
 COMPARED = 2  # structures
 MOST_ATOMS = 256  # of one of them: less than a second of mace's forward pass
-MOST_OF_TRAIN = 20_000  # structures: an error is known to a percent then, and all of 10⁸ would take days
+# structures: an error is known to a percent then, and all of 10⁸ would take days
+MOST_OF_TRAIN = 20_000
 
 
 def report_best(run: AssembledRun, outputs: Outputs, files: SilentFiles) -> None:
-    """Evaluate the best model, as it lies on the disk, on training (at most a sample), validation and test data.
+    """Evaluate the best model, as it lies on the disk, on training (at most a sample),
+    validation and test data.
 
     Args:
         run: whose training is over.
@@ -32,7 +36,8 @@ def report_best(run: AssembledRun, outputs: Outputs, files: SilentFiles) -> None
         files: get the last record and are closed.
 
     Raises:
-        SaveError: the module or the last record could not be written; checkpoint and best model are.
+        SaveError: the module or the last record could not be written;
+            checkpoint and best model are.
     """
     is_first = run.group.rank.is_first
     resuming.wait_for_file_of_first(run.group, outputs.model)
@@ -60,7 +65,8 @@ def report_best(run: AssembledRun, outputs: Outputs, files: SilentFiles) -> None
         failed = failed or error
     if failed is not None:
         raise SaveError(
-            f"{failed}; checkpoint and best model are on the disk, start it again with --resume auto, or resume.py"
+            f"{failed}; checkpoint and best model are on the disk, start it again with --resume "
+            "auto, or resume.py"
         )
 
 
@@ -84,7 +90,8 @@ def _judged(run: AssembledRun, best: LoadedModel) -> FinalRecord:
             dataset, options.batches, device, what=what, prepare=network.prepared, group=run.group
         )
         errors[name], by_source = evaluator(network, parameters, loss)
-        if len(by_source) == 1:  # its row is that of the set, with the head where the source has one
+        # its row is that of the set, with the head where the source has one
+        if len(by_source) == 1:
             rows[name + "".join(next(iter(by_source)).partition(OF_HEAD)[1:])] = errors[name]
         else:
             rows[name] = errors[name]
@@ -93,7 +100,8 @@ def _judged(run: AssembledRun, best: LoadedModel) -> FinalRecord:
 
 
 def export_for_mace(outputs: Outputs, best: LoadedModel, train: Dataset) -> None:
-    """Write the module for mace's calculator: in double precision where single would form other energies.
+    """Write the module for mace's calculator: in double precision where single
+    would form other energies.
 
     Raises:
         OSError: it could not be written.
@@ -110,20 +118,24 @@ def export_for_mace(outputs: Outputs, best: LoadedModel, train: Dataset) -> None
     log.info("wrote %s for mace's calculator, in %s", outputs.bare_module, dtype_name(dtype))
     if error.matters:
         log.warning(
-            "warning: mace adds E0s in the module's precision: in float32 its energies would differ from those judged "
-            'here by up to %s, so the module is float64; leave default_dtype out or give default_dtype="float64"',
+            "warning: mace adds E0s in the module's precision: in float32 its energies would "
+            "differ from those judged here by up to %s, so the module is float64; leave "
+            'default_dtype out or give default_dtype="float64"',
             error,
         )
     elif error.per_structure > WORTH_A_WORD:
         log.info(
-            "mace adds E0s in float32 there: its energies differ from those judged here by up to %s; "
-            '`read_model.py convert --to module --dtype float64` and default_dtype="float64" give them',
+            "mace adds E0s in float32 there: its energies differ from those judged here by up to "
+            "%s; `read_model.py convert --to module --dtype float64` and "
+            'default_dtype="float64" give them',
             error,
         )
 
 
 def _largest(train: Dataset) -> list[int]:
-    """Structures on which to compare: the largest that are quick to compute, and some of the others."""
+    """Structures on which to compare: the largest that are quick to compute,
+    and some of the others.
+    """
     order = np.argsort(train.n_atoms, kind="stable")
     quick = order[train.n_atoms[order] <= MOST_ATOMS]
     chosen = quick[-COMPARED:] if len(quick) else order[:1]
@@ -135,5 +147,10 @@ def _some_of(train: Dataset, seed: int) -> Dataset:
     """The training data, or where they are many a sample of them."""
     if len(train) <= MOST_OF_TRAIN:
         return train
-    log.info("train: %d of %d structures are drawn to judge the best model (seed %d)", MOST_OF_TRAIN, len(train), seed)
+    log.info(
+        "train: %d of %d structures are drawn to judge the best model (seed %d)",
+        MOST_OF_TRAIN,
+        len(train),
+        seed,
+    )
     return train.subset(np.sort(epoch_order(len(train), seed, epoch=0)[:MOST_OF_TRAIN]))

@@ -1,4 +1,6 @@
-"""A stored run into a freshly assembled one: its state, what is changed on the way, and what is not as it was."""
+"""A stored run into a freshly assembled one: its state, what is changed on the way, and
+what is not as it was.
+"""
 
 import os
 from collections.abc import Mapping
@@ -45,7 +47,9 @@ class Changes:
         return asked
 
     def was_begun_before(self, stored: StoredRun) -> bool:
-        """Whether the checkpoint is one of this very continuation, and not the one that it was to begin with."""
+        """Whether the checkpoint is one of this very continuation, and not the one
+        that it was to begin with.
+        """
         return self.begin_with is not None and not is_same_run(self.begin_with, stored.path)
 
 
@@ -53,7 +57,8 @@ UNCHANGED = Changes()
 
 
 def with_asked(changes: Changes, options: TrainOptions, stored: StoredRun) -> Changes:
-    """What a run is to do otherwise that goes on by its own command, as ``train_mace.py --resume --resume_best``.
+    """What a run is to do otherwise that goes on by its own command, as ``train_mace.py
+    --resume --resume_best``.
 
     Args:
         changes: of ``resume.py``, which says them itself; then nothing is added.
@@ -125,10 +130,11 @@ def _history_entry(changes: Changes, plan: FitPlan) -> dict[str, Any]:
 
 
 def _was_applied(stored: StoredRun, changes: Changes, entry: Mapping[str, Any]) -> bool:
-    """Whether the last continuation was this very one, which a requeued job or a loop in a script repeats.
+    """Whether the last continuation was this very one, which a requeued job or a
+    loop in a script repeats.
 
-    It is where it was begun at another place before, where the job is the same, or where it was broken off and asked
-    for the same end of the run.
+    It is where it was begun at another place before, where the job is the same, or where it was
+    broken off and asked for the same end of the run.
     """
     last = stored.history[-1] if stored.history else {}
     if not entry["changes"] or last.get("changes") != entry["changes"]:
@@ -164,7 +170,9 @@ def _start_from_best(stored: StoredRun, run: AssembledRun) -> str:
     """
     path = stored.outputs().model
     if not path.exists():
-        raise InputError(f"--resume_best: there is no {path}; leave the flag out to go on from the last weights")
+        raise InputError(
+            f"--resume_best: there is no {path}; leave the flag out to go on from the last weights"
+        )
     best = checkpoint.read(path)
     load_tensors(run.module, best.tensors, best.description, str(path))
     run.state.optimizer.state.clear()  # moments of other weights

@@ -15,45 +15,75 @@ Row = dict[str, str]
 
 
 def columns() -> list[str]:
-    """Names of the columns: those of every record, the errors of every quantity, those of training records."""
+    """Names of the columns: those of every record, the errors of every quantity,
+    those of training records.
+    """
     errors = [name for quantity in QUANTITIES.values() for name in error_names(quantity).values()]
     steps = ["gradient_norm", "gradient_norm_max", "clipped_share"]
-    return ["record", "kind", "set", "epoch", "step", "lr", "best", "loss", *errors, "n_configs", "n_atoms", *steps]
+    return [
+        "record",
+        "kind",
+        "set",
+        "epoch",
+        "step",
+        "lr",
+        "best",
+        "loss",
+        *errors,
+        "n_configs",
+        "n_atoms",
+        *steps,
+    ]
 
 
 class CsvFile:
     """metrics.csv: one row for each record of metrics.jsonl.
 
-    A validation has one more row for each of its sources, and the last record has one for each data set.
+    A validation has one more row for each of its sources, and the last record has
+    one for each data set.
 
-    Units are those of metrics.jsonl: eV, eV/Å, eV/Å³. What a full disk refuses is written later, in order.
+    Units are those of metrics.jsonl: eV, eV/Å, eV/Å³. What a full disk refuses is
+    written later, in order.
     """
 
     def __init__(self, path: Path, *, step: int, n_records: int) -> None:
-        """Open for adding; rows that a killed run wrote after its checkpoint are cut off, as in metrics.jsonl.
+        """Open for adding; rows that a killed run wrote after its checkpoint are cut
+        off, as in metrics.jsonl.
 
         Args:
             path: the file; replaced where the run is new (``n_records`` of 0).
             step: of the checkpoint.
-            n_records: number of records in metrics.jsonl at the checkpoint. It is needed beside the step, since records
-                of one step may be written before and after a checkpoint.
+            n_records: number of records in metrics.jsonl at the checkpoint. It is needed beside the
+                step, since records of one step may be written before and after a checkpoint.
 
         Raises:
             OSError: it cannot be written.
         """
         self._columns = columns()
         self._n_records = n_records
-        kept = [row for row in _rows(path) if _is_of_the_past(row, step, n_records)] if n_records else []
+        kept = (
+            [row for row in _rows(path) if _is_of_the_past(row, step, n_records)]
+            if n_records
+            else []
+        )
         text = self._text(dict(zip(self._columns, self._columns, strict=True)))
         durable.write_text(path, text + "".join(map(self._text, kept)))
         self._file = streams.PatientFile.adding_to(path, most=float("inf"))
 
     def train(self, record: TrainRecord) -> None:
         """A row of an epoch, or of the part of it so far."""
-        steps = {name: getattr(record, name) for name in ("gradient_norm", "gradient_norm_max", "clipped_share")}
+        steps = {
+            name: getattr(record, name)
+            for name in ("gradient_norm", "gradient_norm_max", "clipped_share")
+        }
         self._begin()
         self._add(
-            record, "train" if record.whole_epoch else "train_steps", "all", record.metrics, lr=record.lr, **steps
+            record,
+            "train" if record.whole_epoch else "train_steps",
+            "all",
+            record.metrics,
+            lr=record.lr,
+            **steps,
         )
 
     def validation(self, record: ValidationRecord) -> None:
@@ -93,7 +123,9 @@ class CsvFile:
             "epoch": record.epoch,
             "step": record.step,
         }
-        self._file.write(self._text({**place, **errors.as_plain(), **more}).encode("utf-8", "backslashreplace"))
+        self._file.write(
+            self._text({**place, **errors.as_plain(), **more}).encode("utf-8", "backslashreplace")
+        )
 
     def _text(self, row: Mapping[str, object]) -> str:
         stream = io.StringIO()

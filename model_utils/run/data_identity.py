@@ -1,4 +1,6 @@
-"""What tells one run's data from another's: it goes into the checkpoint, and a continued run compares."""
+"""What tells one run's data from another's: it goes into the checkpoint, and a
+continued run compares.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,11 +13,14 @@ from model_utils.errors import VerificationError
 from model_utils.run.open_data import TrainingData
 from model_utils.run.stored_run import StoredRun
 
-INDICES_UP_TO = 100_000  # records of a set: beyond it a list would make every checkpoint megabytes larger
+# records of a set: beyond it a list would make every checkpoint megabytes larger
+INDICES_UP_TO = 100_000
 
 
 def data_identity(data: TrainingData) -> dict[str, Any]:
-    """Files, counts and a hash of content and order of each data set; the paths may change, the hash may not."""
+    """Files, counts and a hash of content and order of each data set; the paths may
+    change, the hash may not.
+    """
     parts: dict[str, Dataset | None] = {"train": data.train, "valid": data.valid, "test": data.test}
     fingerprints = {
         role: {
@@ -32,24 +37,31 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
 
 
 def _lmdb_indices(data: TrainingData) -> dict[str, Any] | None:
-    """Which records of LMDBs are trained on and validated on, so that they can be found again in the files.
+    """Which records of LMDBs are trained on and validated on, so that they can be
+    found again in the files.
 
-    For each of the two sets a list of shards, each with the keys of its records and their rows (places among all keys
-    of the shard in numerical order, whatever was left out); where there are many, the recipe that draws them.
+    For each of the two sets a list of shards, each with the keys of its records and their rows
+    (places among all keys of the shard in numerical order, whatever was left out); where there are
+    many, the recipe that draws them.
     """
     sets = {"train": (data.train, data.train_samples), "valid": (data.valid, data.valid_samples)}
     indices = {role: _records(dataset, samples, data) for role, (dataset, samples) in sets.items()}
     return {role: records for role, records in indices.items() if records is not None} or None
 
 
-def _records(dataset: Dataset, samples: int | None, data: TrainingData) -> list[dict[str, Any]] | dict[str, Any] | None:
+def _records(
+    dataset: Dataset, samples: int | None, data: TrainingData
+) -> list[dict[str, Any]] | dict[str, Any] | None:
     of_lmdbs = [number for number, source in enumerate(dataset.sources) if not source.in_memory]
     in_lmdbs = np.isin(dataset.places[:, 0], of_lmdbs)
     if not in_lmdbs.any():
         return None
     if in_lmdbs.sum() > INDICES_UP_TO:
         return {
-            "recipe": "all usable records of the sources in order, less those of the split, sampled with the seed",
+            "recipe": (
+                "all usable records of the sources in order, less those of the split, "
+                "sampled with the seed"
+            ),
             "sources": [str(dataset.sources[number].path) for number in of_lmdbs],
             "structures": int(in_lmdbs.sum()),
             "samples": samples,
@@ -58,10 +70,16 @@ def _records(dataset: Dataset, samples: int | None, data: TrainingData) -> list[
             **({"lists": dict(data.lists)} if data.lists else {}),
         }
     return [
-        {"source": str(dataset.sources[number].path), "shard": str(part.shard), "keys": list(part.keys)}
+        {
+            "source": str(dataset.sources[number].path),
+            "shard": str(part.shard),
+            "keys": list(part.keys),
+        }
         | {"rows": list(part.rows)}
         for number in of_lmdbs
-        for part in dataset.sources[number].records(dataset.places[dataset.places[:, 0] == number, 1])
+        for part in dataset.sources[number].records(
+            dataset.places[dataset.places[:, 0] == number, 1]
+        )
     ]
 
 
@@ -88,9 +106,9 @@ def require_same_data(stored: StoredRun, identity: Mapping[str, Any]) -> list[st
             notes.append("the test data are others than before")
             continue
         raise VerificationError(
-            f"{stored.path}: the {role} data are not those of the run ({theirs.get('structures', 0)} structures of "
-            f"{', '.join(theirs.get('files', ()))}; found {ours.get('structures', 0)} of "
-            f"{', '.join(ours.get('files', ()))}); give the same files with the same head, weight and ratio, or start "
-            "anew with --overwrite"
+            f"{stored.path}: the {role} data are not those of the run "
+            f"({theirs.get('structures', 0)} structures of {', '.join(theirs.get('files', ()))}; "
+            f"found {ours.get('structures', 0)} of {', '.join(ours.get('files', ()))}); give the "
+            "same files with the same head, weight and ratio, or start anew with --overwrite"
         )
     return notes

@@ -8,11 +8,12 @@ from torch import Tensor
 
 
 class ExponentialMovingAverage:
-    """shadow ← shadow + (1 − d)(parameter − shadow), with d = min(decay, (1 + n) / (10 + n)) after n updates.
+    """shadow ← shadow + (1 − d)(parameter − shadow), with d = min(decay, (1 + n) / (10
+    + n)) after n updates.
 
-    The growing d keeps the first, random, weights from lingering (as in torch_ema, which mace uses). The shadow is a
-    separate set of tensors handed to an evaluation; the trained parameters are never swapped out, so no save or kill
-    can meet averaged weights where raw ones belong.
+    The growing d keeps the first, random, weights from lingering (as in torch_ema, which mace
+    uses). The shadow is a separate set of tensors handed to an evaluation; the trained parameters
+    are never swapped out, so no save or kill can meet averaged weights where raw ones belong.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -31,7 +32,9 @@ class ExponentialMovingAverage:
         """Move the average towards the parameters after an optimizer step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.shadow.values()), [parameters[n].detach() for n in self.shadow], 1.0 - decay)
+        torch._foreach_lerp_(
+            list(self.shadow.values()), [parameters[n].detach() for n in self.shadow], 1.0 - decay
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Shadow, decay and count."""

@@ -7,7 +7,9 @@ from model_utils.runtime import log
 
 
 class EpochProgress:
-    """How far an epoch is: tqdm on a terminal with loss, rate, atoms/s and time left, a line now and then in a file."""
+    """How far an epoch is: tqdm on a terminal with loss, rate, atoms/s and time left, a line
+    now and then in a file.
+    """
 
     REFRESH = 0.5  # s; reading the loss waits for a GPU
 
@@ -40,7 +42,9 @@ class EpochProgress:
         self._said = None
         self._first = state.progress.steps_in_epoch
         if progress.on_a_terminal():
-            self._bar = progress.Bar(total=steps_of_epoch, initial=self._first, unit="step", leave=False)
+            self._bar = progress.Bar(
+                total=steps_of_epoch, initial=self._first, unit="step", leave=False
+            )
             self._atoms = metrics(state.tally.sums.tolist(), loss).n_atoms
 
     def _refresh(self, state: TrainState, loss: Loss) -> None:
@@ -49,7 +53,9 @@ class EpochProgress:
         errors = metrics(state.tally.sums.tolist(), loss)
         speed = (errors.n_atoms - self._atoms) / max(progress.clock() - self._began, 1e-9)
         self._bar.set_description(f"epoch {state.progress.epoch + 1}")
-        self._bar.set_postfix_str(f"loss {errors.loss:.4g}, lr {state.schedule.rate():.2g}, {speed:.0f} atoms/s")
+        self._bar.set_postfix_str(
+            f"loss {errors.loss:.4g}, lr {state.schedule.rate():.2g}, {speed:.0f} atoms/s"
+        )
         self._next = progress.clock() + self.REFRESH
 
     def _line(self, state: TrainState, steps_of_epoch: int, loss: Loss) -> str:

@@ -1,4 +1,6 @@
-"""The one evaluation: validation during training, the table at the end and evaluate.py all come through here."""
+"""The one evaluation: validation during training, the table at the end and evaluate.py
+all come through here.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -37,8 +39,9 @@ def evaluate(
 ) -> Tensor:
     """Sums over all labelled entries of all batches (see ``losses.error_sums``).
 
-    Gradients exist only inside the prediction, for the forces; parameters carry none, and every output is detached at
-    once. What costs more is computed where a batch has a label for it, or always where asked.
+    Gradients exist only inside the prediction, for the forces; parameters carry none, and
+    every output is detached at once. What costs more is computed where a batch has a label
+    for it, or always where asked.
 
     Args:
         network: the form of the network.
@@ -84,7 +87,9 @@ class EvaluatedData:
         self.dataset = dataset
         self.loader = loader
         sources = {name: indices for name, indices in dataset.by_source().items() if len(indices)}
-        self.plans = {name: evaluation_plan(dataset, indices, budget) for name, indices in sources.items()}
+        self.plans = {
+            name: evaluation_plan(dataset, indices, budget) for name, indices in sources.items()
+        }
 
 
 class Evaluator:
@@ -130,7 +135,10 @@ class Evaluator:
         Raises:
             NonFiniteError: naming the structures of the first batch whose errors are no numbers.
         """
-        with ProgressBar(self.what, len(self.data.dataset)) as progress, naming(self.data.dataset.names):
+        with (
+            ProgressBar(self.what, len(self.data.dataset)) as progress,
+            naming(self.data.dataset.names),
+        ):
 
             def watched(plan: Plan) -> Iterator[Batch]:
                 for batch in self.watch(self.data.loader.batches(plan)):
@@ -138,7 +146,15 @@ class Evaluator:
                     progress.update(batch.n_structures)
 
             def sums_of_batches(batches: Iterable[Batch], on_batch: OnBatch | None) -> Tensor:
-                return evaluate(network, parameters, batches, loss, self.device, on_batch, everything=self.everything)
+                return evaluate(
+                    network,
+                    parameters,
+                    batches,
+                    loss,
+                    self.device,
+                    on_batch,
+                    everything=self.everything,
+                )
 
             def sums_of(plan: Plan) -> Tensor:
                 if self.group.rank.size == 1:
@@ -151,14 +167,19 @@ class Evaluator:
         total = torch.stack(list(sums.values())).sum(dim=0)
         if not torch.isfinite(total).all():
             raise NonFiniteError(
-                f"the errors are not finite for the batch of {self._culprits(network, parameters, loss)}; nothing "
-                "of it was saved: look at these structures, at energies, scale and shift in model.json, or lower --lr"
+                "the errors are not finite for the batch of "
+                f"{self._culprits(network, parameters, loss)}; nothing of it was saved: look at "
+                "these structures, at energies, scale and shift in model.json, or lower --lr"
             )
-        return metrics(total.tolist(), loss), {name: metrics(s.tolist(), loss) for name, s in sums.items()}
+        return metrics(total.tolist(), loss), {
+            name: metrics(s.tolist(), loss) for name, s in sums.items()
+        }
 
     def _shared(self, plan: Plan, watched: Watched, sums_of: SumsOf) -> Tensor:
         """Sums over a plan of which every process computes a part."""
-        sizes = np.array([self.data.dataset.n_atoms[indices].sum() for indices in plan], dtype=np.float64)
+        sizes = np.array(
+            [self.data.dataset.n_atoms[indices].sum() for indices in plan], dtype=np.float64
+        )
         parts = deal(sizes, self.group.rank.size)
         own = parts[self.group.rank.number].tolist()
         batches = watched([plan[number] for number in own])
@@ -169,8 +190,12 @@ class Evaluator:
             self.group.meet()
         return self._in_order(rows, own, len(plan))
 
-    def _shared_and_seen(self, plan: Plan, watched: Watched, sums_of: SumsOf, on_batch: OnBatch) -> Tensor:
-        """Sums over a plan; the first process is shown every batch, one of each process at a time."""
+    def _shared_and_seen(
+        self, plan: Plan, watched: Watched, sums_of: SumsOf, on_batch: OnBatch
+    ) -> Tensor:
+        """Sums over a plan; the first process is shown every batch, one of
+        each process at a time.
+        """
         size = self.group.rank.size
         own = list(range(self.group.rank.number, len(plan), size))
         batches = watched([plan[number] for number in own])
@@ -178,8 +203,15 @@ class Evaluator:
         for round_ in range(-(-len(plan) // size)):
             seen: list[tuple[Batch, Prediction]] = []
 
-            def keep(batch: Batch, prediction: Prediction, seen: list[tuple[Batch, Prediction]] = seen) -> None:
-                seen.append((batch.without_edges(), {name: value.cpu() for name, value in prediction.items()}))
+            def keep(
+                batch: Batch, prediction: Prediction, seen: list[tuple[Batch, Prediction]] = seen
+            ) -> None:
+                seen.append(
+                    (
+                        batch.without_edges(),
+                        {name: value.cpu() for name, value in prediction.items()},
+                    )
+                )
 
             if round_ < len(own):
                 rows.append(sums_of([next(batches)], keep))
@@ -200,7 +232,9 @@ class Evaluator:
 
     def _culprits(self, network: Network, parameters: Parameters, loss: Loss) -> str:
         for indices in chain.from_iterable(self.data.plans.values()):
-            sums = evaluate(network, parameters, self.data.loader.batches([indices]), loss, self.device)
+            sums = evaluate(
+                network, parameters, self.data.loader.batches([indices]), loss, self.device
+            )
             if not torch.isfinite(sums).all():
                 return self.data.dataset.names(indices.tolist())
         return "all structures together"

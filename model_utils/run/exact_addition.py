@@ -18,7 +18,8 @@ from model_utils.run.step import StepResult, added
 
 @dataclass(frozen=True, kw_only=True)
 class ExactAddition:
-    """Adds the parts of one step over all processes without rounding: neither their order nor their owner matters.
+    """Adds the parts of one step over all processes without rounding: neither their order
+    nor their owner matters.
 
     Attributes:
         group: the processes.
@@ -57,7 +58,8 @@ class ExactAddition:
         """
         results = [reduce(added, pieces) for pieces in parts]
         largest = largest_entries([result.gradients for result in results], self.device)
-        if not len(largest):  # no part is here: in the last step of an epoch, with fewer structures than parts
+        # no part is here: in the last step of an epoch, with fewer structures than parts
+        if not len(largest):
             largest = torch.zeros(len(like), dtype=torch.float64, device=self.device)
         constants = rounders(self.group.largest(largest), self.n_parts)
         sizes = [tensor.numel() for tensor in like]
@@ -74,6 +76,8 @@ class ExactAddition:
         sums = by_part.sum(dim=0)
         return StepResult(
             loss=loss.total(sums, rows),
-            gradients=[gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, like, strict=True)],
+            gradients=[
+                gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, like, strict=True)
+            ],
             sums=sums,
         )

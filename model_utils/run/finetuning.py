@@ -1,8 +1,10 @@
-"""Begin with another model: its weights, its structure, and reference energies of the new data's method.
+"""Begin with another model: its weights, its structure, and reference energies of
+the new data's method.
 
-A reference energy is added to the network's interaction energy, so changing it changes energies by a number per atom
-and leaves forces and stress as they are. That, and nothing else, may differ between the source and the model before
-its first step; ``Origin.check`` compares the two on real structures.
+A reference energy is added to the network's interaction energy, so changing it changes
+energies by a number per atom and leaves forces and stress as they are. That, and nothing
+else, may differ between the source and the model before its first step; ``Origin.check``
+compares the two on real structures.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ from model_utils.settings.options import GENERAL_FLAGS, FinetuneOptions, SourceO
 
 COMPARED = 32  # structures
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative
-SMALLEST = {torch.float64: 1e-3, torch.float32: 1.0}  # eV/Å, e·Å; below it rounding is that of what cancels
+# eV/Å, e·Å; below it rounding is that of what cancels
+SMALLEST = {torch.float64: 1e-3, torch.float32: 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,8 @@ class Origin:
             module.load_state_dict({**source.state_dict(), **kept})
 
     def check(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
-        """Compare with the source on structures of the training data, both in the form of the network that is trained.
+        """Compare with the source on structures of the training data, both in the form of the
+        network that is trained.
 
         Args:
             module: on the CPU, where it stays.
@@ -81,7 +85,8 @@ class Origin:
             device: on which it is trained; other devices have other kernels.
 
         Raises:
-            VerificationError: what they give differs by more than the declared change of reference energies.
+            VerificationError: what they give differs by more than the declared change
+                of reference energies.
         """
         source_network = network_on(device, self.source.module, step, self.source.description)
         network = network_on(device, module, step, self.description)
@@ -93,30 +98,44 @@ class Origin:
             worst = float(np.max([worst, *deviations]))  # which is NaN where one of them is
         if not worst <= TOLERANCE[dtype]:
             raise VerificationError(
-                f"before its first step the model deviates from {self.source.file.path} by {worst:.2g} (at most "
-                f"{TOLERANCE[dtype]:g}) beyond the change of reference energies; nothing was trained"
+                f"before its first step the model deviates from {self.source.file.path} by "
+                f"{worst:.2g} (at most {TOLERANCE[dtype]:g}) beyond the change of reference "
+                "energies; nothing was trained"
             )
-        gives = "energies and forces" if ENERGY.name in network.gives else " and ".join(f"{q}s" for q in network.gives)
+        gives = (
+            "energies and forces"
+            if ENERGY.name in network.gives
+            else " and ".join(f"{q}s" for q in network.gives)
+        )
         log.info("step 0: %s of %d structures are the source's to %.2g", gives, len(indices), worst)
 
     def _deviations(self, source_network: Network, network: Network, batch: Batch) -> list[float]:
-        """Relative deviations between source and model on a batch of one structure, of all that both give.
+        """Relative deviations between source and model on a batch of one structure,
+        of all that both give.
 
         The change of reference energies that was asked for is no deviation.
         """
         dtype = next(network.module.parameters()).dtype
         theirs = predicted(source_network, self.in_source(batch))
         ours = predicted(network, batch)
-        deviations = [] if ENERGY.name not in ours else [self._of_energy(theirs.pop(ENERGY.name), ours, batch)]
+        deviations = (
+            []
+            if ENERGY.name not in ours
+            else [self._of_energy(theirs.pop(ENERGY.name), ours, batch)]
+        )
         for name, expected in theirs.items():
             scale = expected.abs().max().clamp(min=SMALLEST[dtype])
             deviations.append(float((ours[name] - expected).abs().max() / scale))
         return deviations
 
     def _of_energy(self, source_energy: Tensor, ours: Mapping[str, Tensor], batch: Batch) -> float:
-        """The relative deviation of the energy of a structure beyond the change of reference energies."""
-        source_table = np.array(self.source.description.atomic_energies)  # (n_heads, n_elements) of the source, eV
-        E0s_before = source_table[:, self.kept][list(self.parents)]  # (n_heads, n_elements) of this model
+        """The relative deviation of the energy of a structure beyond the change
+        of reference energies.
+        """
+        # (n_heads, n_elements) of the source, eV
+        source_table = np.array(self.source.description.atomic_energies)
+        # (n_heads, n_elements) of this model
+        E0s_before = source_table[:, self.kept][list(self.parents)]
         E0s_after = np.array(self.description.atomic_energies)
         species = batch.species.numpy()
         head = int(batch.head[0])
@@ -132,8 +151,11 @@ class Origin:
         return dataclasses.replace(batch, species=species, head=head, orders={})
 
 
-def network_on(device: torch.device, module: nn.Module, step: str, description: ModelDescription) -> Network:
-    """A form of a network on a device; the module, which is on the CPU, stays there: files are made of it.
+def network_on(
+    device: torch.device, module: nn.Module, step: str, description: ModelDescription
+) -> Network:
+    """A form of a network on a device; the module, which is on the CPU, stays
+    there: files are made of it.
 
     Raises:
         InputError: the form has no kernels for the device, or cannot have this network's weights.
@@ -143,15 +165,20 @@ def network_on(device: torch.device, module: nn.Module, step: str, description: 
 
 
 def predicted(network: Network, batch: Batch) -> dict[str, Tensor]:
-    """What a network gives of a batch on the host, there again: by quantity, energies without E0s."""
+    """What a network gives of a batch on the host, there again: by
+    quantity, energies without E0s.
+    """
     parameters = dict(network.module.named_parameters())
     device = next(network.module.parameters()).device
-    prediction = predict(network, parameters, network.prepared(batch).to(device), wanted=(), training=False)
+    prediction = predict(
+        network, parameters, network.prepared(batch).to(device), wanted=(), training=False
+    )
     return {name: value.cpu() for name, value in prediction.items()}
 
 
 def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | None) -> TrainOptions:
-    """Settings of a fine-tuning as a training of the model.json that will lie beside its checkpoint.
+    """Settings of a fine-tuning as a training of the model.json that will lie
+    beside its checkpoint.
 
     With them ``resume.py`` continues it as any other run, without the source.
 
@@ -165,7 +192,8 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
     """
     place = Outputs.named(options.output.output_checkpoint, options.output.output_model)
     plain = {**cli.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
-    if len(heads) == 2 and (options.add_head or options.replay):  # of several heads, none is the usual one
+    # of several heads, none is the usual one
+    if len(heads) == 2 and (options.add_head or options.replay):
         plain["head"] = options.data.head or heads[0]
     if replayed is not None:
         replay = SourceOptions(
@@ -195,18 +223,23 @@ def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
     for path in [*source, options.replay, *data]:
         if path is not None and path.exists() and real(path) in own:
             what = "the source" if path in source else "read"
-            raise InputError(f"{path} is {what}, and this run would write over it; give another --output_checkpoint")
+            raise InputError(
+                f"{path} is {what}, and this run would write over it; give another "
+                "--output_checkpoint"
+            )
     if options.output.resume is None and not options.output.overwrite:
         outputs.refuse_another_run()
         if options.replay_labels == "source" and outputs.replay.exists():
             raise InputError(
-                f"{outputs.replay} is there already, and the labels of --replay would be written over it; move it "
-                "away, replace it with --overwrite, or give another --output_checkpoint"
+                f"{outputs.replay} is there already, and the labels of --replay would be written "
+                "over it; move it away, replace it with --overwrite, or give another "
+                "--output_checkpoint"
             )
 
 
 def origin(options: FinetuneOptions) -> Origin:
-    """Load the source and decide what the new model has: elements, heads, and reference energies that are given.
+    """Load the source and decide what the new model has: elements, heads, and reference
+    energies that are given.
 
     Raises:
         InputError: the source cannot be read, or what is asked for does not fit it.
@@ -227,13 +260,21 @@ def origin(options: FinetuneOptions) -> Origin:
         source.file.when(),
     )
     if options.E0s != "keep" and architecture_of(source.description).reference_energies is None:
-        raise InputError(f"--E0s {options.E0s}: {source.description.model_class} has no energies; leave the flag out")
+        raise InputError(
+            f"--E0s {options.E0s}: {source.description.model_class} has no energies; "
+            "leave the flag out"
+        )
     heads, parents = _heads(source, options)
     kept = _kept(source, options)
-    if options.E0s != "keep" and options.replay is not None and options.replay_head in source.description.heads:
+    if (
+        options.E0s != "keep"
+        and options.replay is not None
+        and options.replay_head in source.description.heads
+    ):
         raise InputError(
-            f"--E0s changes the reference energies of head {options.replay_head}, in which the source's own structures "
-            "would be replayed; give a new --replay_head, or keep the energies"
+            f"--E0s changes the reference energies of head {options.replay_head}, in "
+            "which the source's own structures would be replayed; give a new "
+            "--replay_head, or keep the energies"
         )
     if len(kept) == len(source.description.atomic_numbers) and heads == source.description.heads:
         return Origin(source=source, description=source.description, parents=parents)
@@ -243,7 +284,8 @@ def origin(options: FinetuneOptions) -> Origin:
 
 
 def _heads(source: LoadedModel, options: FinetuneOptions) -> tuple[list[str], tuple[int, ...]]:
-    """Heads of the new model, the source's and one more where it was asked for, and which of the source's each is.
+    """Heads of the new model, the source's and one more where it was asked for, and which
+    of the source's each is.
 
     Raises:
         InputError: the name is taken, or there is no such head to copy.
@@ -258,7 +300,9 @@ def _heads(source: LoadedModel, options: FinetuneOptions) -> tuple[list[str], tu
     if added is None or (added in heads and replay):
         return heads, own
     if options.data.filters.elements:
-        raise InputError(f"{flag} {added}: a head is not copied together with --elements; do one after the other")
+        raise InputError(
+            f"{flag} {added}: a head is not copied together with --elements; do one after the other"
+        )
     if added in heads:
         raise InputError(f"--add_head {added}: a head of the source has this name; give another")
     if len(heads) > 1 and options.copy_head is None:
@@ -274,15 +318,23 @@ def _heads(source: LoadedModel, options: FinetuneOptions) -> tuple[list[str], tu
 
 
 def _kept(source: LoadedModel, options: FinetuneOptions) -> list[int]:
-    """Positions in the source's table of the elements that the new model has: all, or those of --elements."""
+    """Positions in the source's table of the elements that the new model has: all,
+    or those of --elements.
+    """
     table = source.description.atomic_numbers
     asked = numbers_of(options.data.filters.elements)
     if asked is None:
         return list(range(len(table)))
     foreign = sorted(set(asked) - set(table))
     if foreign:
-        raise InputError(f"--elements {symbols(foreign)}: the source does not have it; it has {symbols(table)}")
+        raise InputError(
+            f"--elements {symbols(foreign)}: the source does not have it; it has {symbols(table)}"
+        )
     kept = [k for k, number in enumerate(table) if number in asked]
     if len(kept) < len(table):
-        log.info("the new model has %s of the source's %d elements", symbols([table[k] for k in kept]), len(table))
+        log.info(
+            "the new model has %s of the source's %d elements",
+            symbols([table[k] for k in kept]),
+            len(table),
+        )
     return kept

@@ -1,4 +1,7 @@
-"""The only training loop. It gets a state, batches, a plan and hooks; it builds nothing and opens no file."""
+"""The only training loop.
+
+It gets a state, batches, a plan and hooks; it builds nothing and opens no file.
+"""
 
 import math
 import time
@@ -40,10 +43,13 @@ class Stage:
 
     Attributes:
         loss: by which its validations are judged; minimised in it unless weights have a schedule.
-        of_epoch: gives the loss that the steps of an epoch minimise, by finished epochs, where weights have a schedule.
-        start: finished epochs after which it begins; earlier where the stage before runs out of patience.
+        of_epoch: gives the loss that the steps of an epoch minimise, by finished epochs, where
+            weights have a schedule.
+        start: finished epochs after which it begins; earlier where the stage
+            before runs out of patience.
         lr: rate of its steps, in place of the schedule's; None: the rate goes on as it was.
-        new_best: its losses cannot be compared with those before, so the best model is looked for anew.
+        new_best: its losses cannot be compared with those before, so the best
+            model is looked for anew.
     """
 
     loss: Loss
@@ -72,7 +78,8 @@ class FitPlan:
     checkpoint_every_steps: int | None = None
     checkpoint_every_minutes: float | None = None
     log_every_steps: int | None = None
-    judge_first: bool = False  # the weights before the first step may be the best: those of a fine-tuning's source
+    # the weights before the first step may be the best: those of a fine-tuning's source
+    judge_first: bool = False
 
     def stage(self, number: int) -> Stage:
         """A stage by its number, from 1 on; the last one for all numbers beyond."""
@@ -121,40 +128,52 @@ class FinalRecord:
     epoch: int  # of the last step of the run
     step: int
     sets: Mapping[str, Metrics]  # by train, valid and test
-    rows: Mapping[str, Metrics]  # of the table: of every set, and of each of its sources where there are several
+    # of the table: of every set, and of each of its sources where there are several
+    rows: Mapping[str, Metrics]
 
     def all_rows(self) -> dict[str, Metrics]:
         """Every set by its name, then what the table has beside them."""
         of_sets = {id(errors) for errors in self.sets.values()}
-        return {**self.sets, **{name: row for name, row in self.rows.items() if id(row) not in of_sets}}
+        return {
+            **self.sets,
+            **{name: row for name, row in self.rows.items() if id(row) not in of_sets},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What happens outside: the terminal, the files, the clock of a scheduler."""
 
-    alike: Callable[[TrainState], None]  # raises VerificationError where another process has another state
+    # raises VerificationError where another process has another state
+    alike: Callable[[TrainState], None]
     validate: Callable[[Mapping[str, Tensor], Loss], tuple[Metrics, Mapping[str, Metrics]]]
-    on_step: Callable[[TrainState, int, Loss], None]  # state, steps of this epoch, loss of the stage
+    # state, steps of this epoch, loss of the stage
+    on_step: Callable[[TrainState, int, Loss], None]
     on_train: Callable[[TrainRecord], None]
     on_validation: Callable[[ValidationRecord], None]
     on_best: Callable[[TrainState, Metrics], None]
-    on_judged: Callable[[TrainState, Metrics, float], None]  # the state, its errors, what the judge made of them
-    on_stage: Callable[[TrainState, Stage], None]  # which begins; the state is still that of the stage before
-    save: Callable[[TrainState, str], bool]  # state, reason; False: not now, it is tried again later
-    save_last: Callable[[TrainState, str], None]  # the same where no later try will come; raises SaveError
+    # the state, its errors, what the judge made of them
+    on_judged: Callable[[TrainState, Metrics, float], None]
+    # which begins; the state is still that of the stage before
+    on_stage: Callable[[TrainState, Stage], None]
+    # state, reason; False: not now, it is tried again later
+    save: Callable[[TrainState, str], bool]
+    # the same where no later try will come; raises SaveError
+    save_last: Callable[[TrainState, str], None]
     rescue: Callable[[TrainState, str], None]  # the same where other processes cannot be waited for
-    watch: Callable[[Iterator[Batch]], Iterator[Batch]]  # the same batches; raises StopRequested between two of them
-    meet: Callable[[], None]  # after a step: raises StopRequested where another process was asked to stop
+    # the same batches; raises StopRequested between two of them
+    watch: Callable[[Iterator[Batch]], Iterator[Batch]]
+    # after a step: raises StopRequested where another process was asked to stop
+    meet: Callable[[], None]
     names: Callable[[Sequence[int]], str]  # of structures, for a message
 
 
 def fit(state: TrainState, data: Steps, plan: FitPlan, hooks: Hooks) -> None:
     """Train until the plan is fulfilled.
 
-    A request to stop is met between steps, between the batches of a validation, and while data are waited for; the
-    state is then that of the last step, with a validation that was broken off still due. So it is, and is saved, where
-    data can no longer be read.
+    A request to stop is met between steps, between the batches of a validation, and while data are
+    waited for; the state is then that of the last step, with a validation that was broken off still
+    due. So it is, and is saved, where data can no longer be read.
 
     Raises:
         InputError: data could not be read.
@@ -175,7 +194,8 @@ def fit(state: TrainState, data: Steps, plan: FitPlan, hooks: Hooks) -> None:
     except InputError:
         run.rescue("data")
         raise
-    except (PeerFailed, PeerLost):  # it ended before the sums of a step, and before the weights were touched
+    except (PeerFailed, PeerLost):
+        # it ended before the sums of a step, and before the weights were touched
         run.rescue("another process ended")
         raise
     state.progress.finished = reason
@@ -205,7 +225,8 @@ class _Run:
         if progress.step == 0:
             self._save("start")  # a full disk shows here, and how long a save takes
         if progress.validation_due:
-            self.validate(judge=progress.step > 0 or self.plan.judge_first)  # bad E0s show before the first step
+            # bad E0s show before the first step
+            self.validate(judge=progress.step > 0 or self.plan.judge_first)
         while (reason := self.finish_reason()) is None:
             self.enter_stages_when_due()
             self.train_epoch()
@@ -237,19 +258,27 @@ class _Run:
         return self.plan.patience is not None and self.state.progress.waited >= self.plan.patience
 
     def enter_stages_when_due(self) -> None:
-        """Go on to the stage whose epoch has come, or to the next one where the stage runs out of patience."""
+        """Go on to the stage whose epoch has come, or to the next one where the
+        stage runs out of patience.
+        """
         progress = self.state.progress
         if progress.steps_in_epoch > 0:
             return
         if not progress.stage_starts:
-            progress.stage_starts = [stage.start for stage in self.plan.stages]  # kept when the run is made longer
+            # kept when the run is made longer
+            progress.stage_starts = [stage.start for stage in self.plan.stages]
         for stage in self.plan.to_come(progress.stage):
-            if progress.epoch < progress.start_of(progress.stage + 1, stage.start) and not self._out_of_patience():
+            if (
+                progress.epoch < progress.start_of(progress.stage + 1, stage.start)
+                and not self._out_of_patience()
+            ):
                 return
             self._enter(stage)
 
     def _enter(self, stage: Stage) -> None:
-        """Change loss and rate, and begin to look for a best model anew where losses cannot be compared."""
+        """Change loss and rate, and begin to look for a best model anew where
+        losses cannot be compared.
+        """
         progress = self.state.progress
         schedule = self.state.schedule
         self.hooks.on_stage(self.state, stage)
@@ -263,7 +292,9 @@ class _Run:
             schedule.forget_losses()
 
     def train_epoch(self) -> None:
-        """The rest of an epoch, its lines, validation and checkpoint; stops early at ``max_steps``."""
+        """The rest of an epoch, its lines, validation and checkpoint; stops
+        early at ``max_steps``.
+        """
         progress = self.state.progress
         self.epoch_began = time.monotonic()
         steps = self.data.of_epoch(progress.epoch)
@@ -271,7 +302,9 @@ class _Run:
         batches = self.hooks.watch(self.data.batches(rest))
         loss = self.loss_of_steps()
         for step in rest:
-            self._optimizer_step(step, [next(batches).to(self.state.device) for _ in range(step.n_batches)], loss)
+            self._optimizer_step(
+                step, [next(batches).to(self.state.device) for _ in range(step.n_batches)], loss
+            )
             self.hooks.on_step(self.state, len(steps), loss)
             self._after_step()
             self.hooks.meet()
@@ -283,7 +316,9 @@ class _Run:
         state = self.state
         progress = state.progress
         with naming(self.hooks.names):
-            result = loss_and_gradients(state.network, state.parameters, batches, loss, step.addition)
+            result = loss_and_gradients(
+                state.network, state.parameters, batches, loss, step.addition
+            )
         norm = torch.nn.utils.get_total_norm(result.gradients)
         self._remember(result, norm, step.members)
         if self.plan.clip_grad > 0:
@@ -313,9 +348,9 @@ class _Run:
         for good, (_, members) in zip(finite, self.unchecked, strict=True):
             if not good:
                 raise NonFiniteError(
-                    f"loss or gradient is not finite after step {self.state.progress.step} for the batch of "
-                    f"{self.hooks.names(members.tolist())}; nothing of it was saved: look at these structures, lower "
-                    "--lr, or use --forces_loss huber"
+                    f"loss or gradient is not finite after step {self.state.progress.step} for the "
+                    f"batch of {self.hooks.names(members.tolist())}; nothing of it was saved: look "
+                    "at these structures, lower --lr, or use --forces_loss huber"
                 )
         self.unchecked.clear()
 
@@ -328,7 +363,10 @@ class _Run:
             self.validate()
         now = time.monotonic()
         by_steps = plan.checkpoint_every_steps and progress.step % plan.checkpoint_every_steps == 0
-        by_time = plan.checkpoint_every_minutes and now - self.saved_at >= 60 * plan.checkpoint_every_minutes
+        by_time = (
+            plan.checkpoint_every_minutes
+            and now - self.saved_at >= 60 * plan.checkpoint_every_minutes
+        )
         if by_steps or by_time or now >= self.retry_at:
             self._save("interval")
 
@@ -340,7 +378,9 @@ class _Run:
         self.state.tally = Tally.empty(self.state.device)
         self.scheduler_step(epoch_done=True)
         last = progress.epoch == self.plan.epochs
-        if self.plan.validate_every_steps is None and (progress.epoch % self.plan.validate_every == 0 or last):
+        if self.plan.validate_every_steps is None and (
+            progress.epoch % self.plan.validate_every == 0 or last
+        ):
             self.validate()
         if not last:  # the last one is saved with the reason why the run is over
             self._save("epoch")
@@ -356,7 +396,8 @@ class _Run:
         errors, by_source = self.hooks.validate(state.judged, self.judged_loss)
         if not np.isfinite(errors.loss):
             raise NonFiniteError(
-                f"validation loss is {errors.loss} after step {progress.step}; nothing of it was saved"
+                f"validation loss is {errors.loss} after step {progress.step}; "
+                "nothing of it was saved"
             )
         score = self.plan.judge.score(errors, by_source, self.judged_loss)
         best = judge and score < progress.best_loss

@@ -30,7 +30,9 @@ class FromModel(NewRun):
 
     @property
     def description(self) -> ModelDescription:  # type: ignore[override]
-        """Structure of the model that is made: the source's structure, or for fewer elements, more heads, other E0s."""
+        """Structure of the model that is made: the source's structure, or for fewer elements,
+        more heads, other E0s.
+        """
         return self.origin.description
 
     @property
@@ -62,17 +64,24 @@ class FromModel(NewRun):
 
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Compare the E0s that the source has, or was given, with the data."""
-        remedy = "finetune.py --E0s isolated takes those of the frames, --E0s shift fits the source's errors"
+        remedy = (
+            "finetune.py --E0s isolated takes those of the frames, --E0s shift fits "
+            "the source's errors"
+        )
         open_data.compare_energies(data, remedy)
 
-    def put_weights(self, module: nn.Module, data: Dataset, step: str, device: torch.device) -> None:
+    def put_weights(
+        self, module: nn.Module, data: Dataset, step: str, device: torch.device
+    ) -> None:
         """Put the source's weights in and compare the two models on structures of the data."""
         self.origin.put_into(module)
         self.origin.check(module, data, step, device)
 
     def write_descriptions(self, options: TrainOptions, outputs: Outputs) -> None:
         """Write model.json, and the source's beside it where the structure was changed."""
-        model_loader.write_description(outputs, self.description, source=None, overwrite=options.output.overwrite)
+        model_loader.write_description(
+            outputs, self.description, source=None, overwrite=options.output.overwrite
+        )
         source = self.origin.source.description
         if source.hash() != self.description.hash():
             durable.write_text(outputs.source_json, source.canonical_text())
@@ -91,8 +100,8 @@ def beginning_of_finetuning(
         group: the processes of the run, of which the first looks at the place and writes labels.
 
     Yields:
-        Settings of the run, as a training of the model.json that will lie beside its checkpoint, and its beginning.
-        What is replayed lies at its place until the end of the context.
+        Settings of the run, as a training of the model.json that will lie beside its checkpoint,
+        and its beginning. What is replayed lies at its place until the end of the context.
 
     Raises:
         InputError: source, data or place cannot be used.
@@ -115,16 +124,23 @@ def beginning_of_finetuning(
             origin = new_energies.of_data(origin, options, settings)
         own = origin.description.canonical_text().encode()
         text = group.of_first(lambda: own).decode()
-        if not group.rank.is_first:  # fitted energies have other last bits on another kind of processor
+        # fitted energies have other last bits on another kind of processor
+        if not group.rank.is_first:
             origin = replace(origin, description=parse(text, str(options.input_model)))
         yield settings, _from_model(settings, outputs, origin, group)
 
 
-def _description_at(options: FinetuneOptions, outputs: Outputs, group: Group) -> ModelDescription | None:
+def _description_at(
+    options: FinetuneOptions, outputs: Outputs, group: Group
+) -> ModelDescription | None:
     """The structure of the fine-tuning that goes on at a place; None where one begins."""
 
     def look() -> bytes:
-        stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
+        stored = (
+            resuming.newest_checkpoint(outputs.checkpoint)
+            if options.output.resume is not None
+            else None
+        )
         return b"" if stored is None else stored.description.canonical_text().encode()
 
     text = group.of_first(look).decode()

@@ -1,4 +1,6 @@
-"""--train_ids, --val_ids, --test_ids: training, validation and test data by lists of identifiers."""
+"""--train_ids, --val_ids, --test_ids: training, validation and test data by
+lists of identifiers.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,13 +32,14 @@ def divided(
 ) -> dict[str, Dataset | None]:
     """The data of each role that its list names; all of them where there is no list.
 
-    A list of validation or test data whose role has no files of its own speaks of the training data, which then are
-    what is left, or what the list of training data names.
+    A list of validation or test data whose role has no files of its own speaks of the training
+    data, which then are what is left, or what the list of training data names.
 
     Args:
         pools: opened data by role; None where no files are named.
         options: the lists.
-        eval_on_free_atoms: what counts in the errors of validation and test data, of whichever files they are.
+        eval_on_free_atoms: what counts in the errors of validation and test data, of
+            whichever files they are.
 
     Returns:
         Data by role; None where there is neither a file nor a list.
@@ -51,7 +54,12 @@ def divided(
     id_lists.require_apart(list(lists.values()))
     for listed in lists.values():
         if listed.n_repeated:
-            log.info("%s %s: %d identifiers stand there more than once", listed.flag, listed.path, listed.n_repeated)
+            log.info(
+                "%s %s: %d identifiers stand there more than once",
+                listed.flag,
+                listed.path,
+                listed.n_repeated,
+            )
     looked = {
         role: Pool(dataset, id_lists.look(dataset, id_key, options.group_key))
         for role, dataset in pools.items()
@@ -76,7 +84,9 @@ def divided(
 def _rows(
     lists: Mapping[str, IdList], pools: Mapping[str, Pool], id_key: str
 ) -> dict[str, tuple[str, NDArray[np.bool_]]]:
-    """For each role that has structures: the role whose files hold them, and which of those they are."""
+    """For each role that has structures: the role whose files hold them, and
+    which of those they are.
+    """
     rows: dict[str, tuple[str, NDArray[np.bool_]]] = {}
     for role in ROLES:
         source = role if role in pools else "train"
@@ -87,7 +97,9 @@ def _rows(
         elif role in pools:
             rows[role] = (source, np.ones(len(pools[source].dataset), dtype=bool))
     if "train" not in lists:
-        taken = [mask for role, (source, mask) in rows.items() if role != "train" and source == "train"]
+        taken = [
+            mask for role, (source, mask) in rows.items() if role != "train" and source == "train"
+        ]
         rows["train"] = ("train", ~np.any(taken, axis=0) if taken else rows["train"][1])
     return rows
 
@@ -95,23 +107,32 @@ def _rows(
 def _left_out(dataset: Dataset) -> int:
     """Records of a data set's files that are not used, whatever the reason."""
     of_files = sum(
-        s.census.dropped.total() + s.census.left_out.total() + len(s.isolated_atoms) for s in dataset.sources
+        s.census.dropped.total() + s.census.left_out.total() + len(s.isolated_atoms)
+        for s in dataset.sources
     )
     return of_files + dataset.left_out.total()
 
 
 def _say_what_is_in_two(parts: Mapping[str, tuple[Dataset, Looked]], options: SplitOptions) -> None:
-    """Warn of identifiers, geometries and groups that two parts share: errors on them are of what was trained on."""
+    """Warn of identifiers, geometries and groups that two parts share: errors on them are
+    of what was trained on.
+    """
     columns = {
-        f"the same {options.id_key}": {role: looked.identifier for role, (_, looked) in parts.items()},
+        f"the same {options.id_key}": {
+            role: looked.identifier for role, (_, looked) in parts.items()
+        },
         "the same structure": {role: looked.geometry for role, (_, looked) in parts.items()},
-        f"the same {options.group_key}": {role: looked.group for role, (_, looked) in parts.items()},
+        f"the same {options.group_key}": {
+            role: looked.group for role, (_, looked) in parts.items()
+        },
     }
     for what, hashes in columns.items():
         _say_shared(what, hashes, parts)
 
 
-def _say_shared(what: str, hashes: Mapping[str, Hashes], parts: Mapping[str, tuple[Dataset, Looked]]) -> None:
+def _say_shared(
+    what: str, hashes: Mapping[str, Hashes], parts: Mapping[str, tuple[Dataset, Looked]]
+) -> None:
     for (first, second), (rows, others) in id_lists.across(hashes).items():
         names = ", ".join(parts[second][0].name(int(row)) for row in others[:SHOWN])
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
@@ -128,4 +149,7 @@ def require_some(dataset: Dataset, role: str) -> None:
         InputError: naming the role.
     """
     if len(dataset) == 0:
-        raise InputError(f"no structure is left to {role} on; look at the files, at --elements and at lists of IDs")
+        raise InputError(
+            f"no structure is left to {role} on; look at the files, at --elements "
+            "and at lists of IDs"
+        )

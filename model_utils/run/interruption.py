@@ -1,4 +1,7 @@
-"""Asked to stop: by a signal, by --time_limit, or by the end of the time a scheduler gives. Needs no torch."""
+"""Asked to stop: by a signal, by --time_limit, or by the end of the time a scheduler gives.
+
+Needs no torch.
+"""
 
 import logging
 import multiprocessing
@@ -20,7 +23,8 @@ from model_utils.ranks.ending import SIGNALS, end_at_once
 
 Item = TypeVar("Item")
 
-ONE_DELIVERY = 0.5  # s: SLURM without a grace time sends SIGTERM twice, 7 to 17 ms apart on an idle machine
+# s: SLURM without a grace time sends SIGTERM twice, 7 to 17 ms apart on an idle machine
+ONE_DELIVERY = 0.5
 RESUME = "start again with --resume auto"
 REPEAT = "repeat the command: it goes on"
 RESERVE = 2.0  # s kept for the end of the process
@@ -30,21 +34,26 @@ GAPS_WITH_OTHERS = 5  # longest times between two batches, after which all have 
 
 
 class Interruption:
-    """Listens to signals and the clock as long as it is entered; the first request ends the run in good order.
+    """Listens to signals and the clock as long as it is entered; the first request ends
+    the run in good order.
 
-    Outside ``deferred`` a signal raises StopRequested where it arrives: nothing of the run is in memory only. Inside,
-    it is remembered, and ``watch`` raises it between two batches or while one is waited for, so that the state that is
-    then saved is that of a finished step. A second signal ends the process at once, with 128 + its number.
+    Outside ``deferred`` a signal raises StopRequested where it arrives: nothing of the run is in
+    memory only. Inside, it is remembered, and ``watch`` raises it between two batches or while one
+    is waited for, so that the state that is then saved is that of a finished step. A second signal
+    ends the process at once, with 128 + its number.
 
     Args:
-        give_up: given where other processes compute the run too. Then nobody leaves by himself: a request is
-            remembered, all processes hear of it at the next step, and ``group.Group`` raises it in all of them. Where
-            no step comes to an end within ``PATIENCE``, as where data or another process stall, this is called with the
-            exit code, to end all of them as they are.
+        give_up: given where other processes compute the run too. Then nobody leaves by himself:
+            a request is remembered, all processes hear of it at the next step, and
+            ``group.Group`` raises it in all of them. Where no step comes to an end within
+            ``PATIENCE``, as where data or another process stall, this is called with the exit
+            code, to end all of them as they are.
         again: how the work goes on, for the message.
     """
 
-    def __init__(self, *, give_up: Callable[[int], None] | None = None, again: str = RESUME) -> None:
+    def __init__(
+        self, *, give_up: Callable[[int], None] | None = None, again: str = RESUME
+    ) -> None:
         self.again = again
         self.with_others = give_up is not None
         self._give_up = give_up
@@ -67,12 +76,17 @@ class Interruption:
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             hurry = None if self._give_up is None else self._hurry
-            threading.Thread(target=_leave_at_the_second, args=(self._pipe[0], hurry), daemon=True).start()
+            threading.Thread(
+                target=_leave_at_the_second, args=(self._pipe[0], hurry), daemon=True
+            ).start()
             _listening = True
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         global _listening
         if self._pipe is not None:
@@ -85,11 +99,14 @@ class Interruption:
                 _end_workers()
         if kind is StopRequested:
             raise Preempted(
-                f"{error}: stopped where nothing had to be saved, every file is intact; {self.again}"
+                f"{error}: stopped where nothing had to be saved, every file is "
+                f"intact; {self.again}"
             ) from None
 
     def limit(self, minutes: float | None) -> str | None:
-        """Stop in time for a limit in minutes since the start, and for the scheduler's own; says what was found."""
+        """Stop in time for a limit in minutes since the start, and for the scheduler's
+        own; says what was found.
+        """
         ends = []
         if minutes is not None:
             ends.append((self._began + 60 * minutes, "time limit"))
@@ -100,10 +117,13 @@ class Interruption:
             return None
         self._end, self._limit_name = min(ends)
         at = datetime.fromtimestamp(time.time() + self._end - time.monotonic())
-        return f"{self._limit_name}: the run is saved and ends with 75 before {at:%Y-%m-%d %H:%M:%S}"
+        return (
+            f"{self._limit_name}: the run is saved and ends with 75 before {at:%Y-%m-%d %H:%M:%S}"
+        )
 
     def watch(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; a request to stop is met before each of them and while waiting for it, never after.
+        """The items; a request to stop is met before each of them and while
+        waiting for it, never after.
 
         Raises:
             StopRequested: with the reason.
@@ -141,7 +161,9 @@ class Interruption:
             self._give_up(Preempted.exit_code)
 
     def _look_at_the_clock(self) -> None:
-        """Stop when another step (or batch of a validation) and a save might not fit into the time left."""
+        """Stop when another step (or batch of a validation) and a save might not
+        fit into the time left.
+        """
         now = time.monotonic()
         if self._checked is not None:
             self._longest_gap = max(self._longest_gap, now - self._checked)
@@ -163,11 +185,13 @@ _listening = False
 
 
 def _leave_at_the_second(pipe: int, hurry: Callable[[], None] | None) -> None:
-    """Read signal numbers as they arrive, also while the main thread is inside a long operation of torch.
+    """Read signal numbers as they arrive, also while the main thread is inside a
+    long operation of torch.
 
     Args:
         pipe: of the numbers; its end is the end of listening.
-        hurry: called once when patience is over, some time after the first signal; None: nobody waits for this process.
+        hurry: called once when patience is over, some time after the first signal; None: nobody
+            waits for this process.
     """
     first: float | None = None
     end: float | None = None  # of patience
@@ -192,7 +216,9 @@ def _leave_at_the_second(pipe: int, hurry: Callable[[], None] | None) -> None:
 
 
 def leave(code: int) -> None:
-    """End the process; a worker that hangs on a file, and ignores SIGTERM as all do, must not keep it alive."""
+    """End the process; a worker that hangs on a file, and ignores SIGTERM as all do,
+    must not keep it alive.
+    """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -202,10 +228,13 @@ def leave(code: int) -> None:
 
 
 def _end_workers() -> None:
-    """End workers now: torch would wait ten seconds for one that hangs in a read, and then in vain."""
+    """End workers now: torch would wait ten seconds for one that hangs in a
+    read, and then in vain.
+    """
     children = multiprocessing.active_children()
     if children:
-        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler complains of a worker's death
+        # torch's handler complains of a worker's death
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in children:
             child.kill()
         for child in children:
@@ -214,7 +243,9 @@ def _end_workers() -> None:
 
 
 def _forget_in_child() -> None:
-    """A forked worker gets the signals of the group too; it leaves them to the process that saves."""
+    """A forked worker gets the signals of the group too; it leaves them to
+    the process that saves.
+    """
     if _listening:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
@@ -227,7 +258,8 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def scheduler_left() -> float | None:
     """Seconds until SLURM ends this job; None outside a job or where it has no limit.
 
-    Where the clock of this machine disagrees with the job's own times, as before it was set, SLURM itself is asked.
+    Where the clock of this machine disagrees with the job's own times, as before it was set,
+    SLURM itself is asked.
     """
     end, start = (os.environ.get(f"SLURM_JOB_{name}_TIME", "") for name in ("END", "START"))
     if end.isdecimal():
@@ -243,10 +275,16 @@ def _left_by_squeue() -> float | None:
         return None
     try:
         asked = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job, "--format", "%L"], capture_output=True, text=True, timeout=10
+            ["squeue", "--noheader", "--jobs", job, "--format", "%L"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
         days, _, clock = asked.stdout.strip().rpartition("-")
         seconds = [float(part) for part in clock.split(":")]
-    except (OSError, subprocess.SubprocessError, ValueError):  # no squeue here, no answer, or UNLIMITED
+    except (OSError, subprocess.SubprocessError, ValueError):
+        # no squeue here, no answer, or UNLIMITED
         return None
-    return 86400 * float(days or 0) + sum(60**power * part for power, part in enumerate(reversed(seconds)))
+    return 86400 * float(days or 0) + sum(
+        60**power * part for power, part in enumerate(reversed(seconds))
+    )

@@ -1,4 +1,6 @@
-"""By which number one validation is better than another: what best model, patience and plateau look at."""
+"""By which number one validation is better than another: what best model,
+patience and plateau look at.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +27,8 @@ class Judge:
 
     Attributes:
         metric: ``loss``, or an error by its name.
-        over: ``structures``: of all validation structures together; ``heads``: the mean of the heads' numbers, so that
-            a head of few structures counts as much as any other.
+        over: ``structures``: of all validation structures together; ``heads``: the mean of the
+            heads' numbers, so that a head of few structures counts as much as any other.
     """
 
     metric: str = LOSS
@@ -46,14 +48,16 @@ class Judge:
         if self.over == "structures":
             return self._of(errors, "the validation data")
         heads = of_heads(by_source, loss)
-        return sum(self._of(of_head, f"head {head}") for head, of_head in heads.items()) / len(heads)
+        return sum(self._of(of_head, f"head {head}") for head, of_head in heads.items()) / len(
+            heads
+        )
 
     def _of(self, errors: Metrics, where: str) -> float:
         value = errors.as_plain().get(self.metric)
         if value is None:
             raise InputError(
-                f"--best_metric {self.metric}: no structure of {where} has a label of it; take a metric of what is "
-                "labelled, or leave it out"
+                f"--best_metric {self.metric}: no structure of {where} has a label of it; take a "
+                "metric of what is labelled, or leave it out"
             )
         return float(value)
 

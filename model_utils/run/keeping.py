@@ -1,4 +1,6 @@
-"""--keep_best: which of the models of a run stay beside the best one, for a choice that is made later."""
+"""--keep_best: which of the models of a run stay beside the best one, for a
+choice that is made later.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +29,16 @@ class Kept:
 class Keeper:
     """Keeps the best models by each of some metrics.
 
-    What is there lies in the files themselves, so a checkpoint knows nothing of it. A model that is no longer among the
-    best is removed after the next checkpoint: a run that is killed before goes on from where the model was still good.
+    What is there lies in the files themselves, so a checkpoint knows nothing of it. A model that is
+    no longer among the best is removed after the next checkpoint: a run that is killed before goes
+    on from where the model was still good.
 
     Args:
         folder: of the kept models.
         writer: of the run's files.
         asked: how many, by what.
-        step: of the checkpoint that the run goes on from. Models beyond it are made again, or never were.
+        step: of the checkpoint that the run goes on from. Models beyond it are
+            made again, or never were.
     """
 
     def __init__(self, folder: Path, writer: PairWriter, asked: Kept, step: int) -> None:
@@ -74,15 +78,25 @@ class Keeper:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                log.warning("warning: %s is not among the best any more, and cannot be removed: %s", path, error)
+                log.warning(
+                    "warning: %s is not among the best any more, and cannot be removed: %s",
+                    path,
+                    error,
+                )
         self._leaving = set()
 
     def _best_of(self, models: Sequence[KeptModel]) -> list[KeptModel]:
         asked = self._asked
-        chosen = {model.step: model for metric in asked.metrics for model in best_of(models, metric, asked.most)}
+        chosen = {
+            model.step: model
+            for metric in asked.metrics
+            for model in best_of(models, metric, asked.most)
+        }
         return [chosen[step] for step in sorted(chosen)]
 
-    def _write(self, model: KeptModel, parameters: Mapping[str, Tensor], weights: str, epoch: int) -> None:
+    def _write(
+        self, model: KeptModel, parameters: Mapping[str, Tensor], weights: str, epoch: int
+    ) -> None:
         self._folder.mkdir(exist_ok=True)
         self._writer.save_kept(
             model.path,
@@ -96,7 +110,9 @@ class Keeper:
         )
 
 
-def keeper(options: JudgingOptions, outputs: Outputs, writer: PairWriter, step: int) -> Keeper | None:
+def keeper(
+    options: JudgingOptions, outputs: Outputs, writer: PairWriter, step: int
+) -> Keeper | None:
     """What keeps the models that --keep_best asks for; None where it does not.
 
     Args:
@@ -108,4 +124,6 @@ def keeper(options: JudgingOptions, outputs: Outputs, writer: PairWriter, step: 
     if options.keep_best is None:
         return None
     metrics = options.keep_best_by or (options.best_metric,)
-    return Keeper(outputs.kept, writer, Kept(options.keep_best, tuple(metrics), options.best_metric), step)
+    return Keeper(
+        outputs.kept, writer, Kept(options.keep_best, tuple(metrics), options.best_metric), step
+    )

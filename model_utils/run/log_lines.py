@@ -17,14 +17,19 @@ def number_word(number: int) -> str:
 
 
 def errors_text(m: Metrics, terms: str) -> str:
-    """The errors of one line, in meV and meV/Å, and the loss with its terms, which are in eV and eV/Å."""
+    """The errors of one line, in meV and meV/Å, and the loss with its terms,
+    which are in eV and eV/Å.
+    """
     parts = [f"loss {m.loss:.6g} ({terms})"]
     for quantity in QUANTITIES.values():
         errors = m.of(quantity)
         if errors["rmse"] is None:
             continue
         over = "/atom" if quantity.over_atoms else ""
-        text = f"{quantity.symbol} rmse {milli(errors['rmse'])} mae {milli(errors['mae'])} m{quantity.unit}{over}"
+        text = (
+            f"{quantity.symbol} rmse {milli(errors['rmse'])} mae {milli(errors['mae'])} "
+            f"m{quantity.unit}{over}"
+        )
         if quantity.over_atoms:
             text += f", mae {milli(errors['mae_cfg'])} m{quantity.unit}/config"
         parts.append(text)
@@ -40,15 +45,18 @@ def describe_groups(groups: Sequence[Mapping[str, Any]], sizes: Mapping[str, int
     """Lines that say which parameters decay and how fast each group moves.
 
     Args:
-        groups: of ``parameter_groups``, of an optimizer or of its stored state: ``name``, ``param_names``,
-            ``weight_decay`` and, where it is known, ``lr``.
+        groups: of ``parameter_groups``, of an optimizer or of its stored state: ``name``,
+            ``param_names``, ``weight_decay`` and, where it is known, ``lr``.
         sizes: numbers in each parameter.
     """
     for group in groups:
         names = list(group["param_names"])
         rate = f", lr {group['lr']:.4g}" if "lr" in group else ""
         count = sum(sizes.get(name, 0) for name in names)
-        yield f"group {group['name']}: {len(names)} parameters, {count} numbers, {_decay_text(group)}{rate}"
+        yield (
+            f"group {group['name']}: {len(names)} parameters, {count} numbers, "
+            f"{_decay_text(group)}{rate}"
+        )
         by_module: dict[str, list[str]] = {}
         for name in names:
             module = ".".join(name.split(".")[:2])
@@ -60,4 +68,8 @@ def describe_groups(groups: Sequence[Mapping[str, Any]], sizes: Mapping[str, int
 def _decay_text(group: Mapping[str, Any]) -> str:
     if not group["weight_decay"]:
         return "no weight decay"
-    return "weight decay" if math.isnan(group["weight_decay"]) else f"weight decay {group['weight_decay']:g}"
+    return (
+        "weight decay"
+        if math.isnan(group["weight_decay"])
+        else f"weight decay {group['weight_decay']:g}"
+    )

@@ -1,4 +1,6 @@
-"""A logger that may be slow: it hears of records in a thread of its own, through a queue with an end."""
+"""A logger that may be slow: it hears of records in a thread of its own,
+through a queue with an end.
+"""
 
 import threading
 from collections.abc import Callable
@@ -14,8 +16,8 @@ Fails = Callable[[BaseException], None]
 class LoggerThread:
     """Hands records to a logger without ever waiting for it; for one thread that hands on.
 
-    The logger is opened in the thread too: a server that is asked for a new run may hang as well. One that raised is
-    told nothing more but to close.
+    The logger is opened in the thread too: a server that is asked for a new run may hang as well.
+    One that raised is told nothing more but to close.
 
     Args:
         opened: makes the logger.
@@ -28,7 +30,8 @@ class LoggerThread:
         self._fails = fails
         self._calls: SimpleQueue[Call] = SimpleQueue()
         self._has_failed = False
-        self._thread = threading.Thread(target=self._work, daemon=True)  # one that hangs does not keep the process
+        # one that hangs does not keep the process
+        self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def tell(self, method: str, record: object) -> None:

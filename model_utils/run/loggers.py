@@ -1,7 +1,7 @@
 """Who hears of a run's records: the loggers by name, and all of one run together.
 
-A user names them after ``--loggers``; a plug-in adds its own to `LOGGERS`. metrics.jsonl is none of them: it is a file
-of the run, which a checkpoint points into.
+A user names them after ``--loggers``; a plug-in adds its own to `LOGGERS`. metrics.jsonl is none of
+them: it is a file of the run, which a checkpoint points into.
 """
 
 import time
@@ -30,7 +30,9 @@ HookFunction = Callable[[str, Mapping[str, Any], int], None]
 
 
 class Logger(Protocol):
-    """Takes the records of a run as they arise; one that raises is not asked again, and the run goes on."""
+    """Takes the records of a run as they arise; one that raises is not asked
+    again, and the run goes on.
+    """
 
     def train(self, record: TrainRecord) -> None:
         """Errors of the training steps of an epoch, or of a part of one."""
@@ -57,9 +59,10 @@ class LoggerKind:
         opened: makes the logger, as the run begins or goes on.
         writes: name of its file or folder beside the checkpoint; None where it writes none.
         what: what is in that file, in a phrase for the announcement.
-        package: that the logger needs, by the name under which Python imports it; None where it needs none.
-        at_once: its methods never wait for anything but the disk on which the run lies, and are called in the loop;
-            those of others are called in a thread.
+        package: that the logger needs, by the name under which Python imports it;
+            None where it needs none.
+        at_once: its methods never wait for anything but the disk on which the run lies, and are
+            called in the loop; those of others are called in a thread.
     """
 
     opened: Callable[[LoggedRun], Logger]
@@ -93,10 +96,18 @@ LOGGERS: dict[str, LoggerKind] = {
     "console": LoggerKind(opened=_console, at_once=True),
     "rich": LoggerKind(opened=_rich, package="rich"),
     "tensorboard": LoggerKind(
-        opened=_tensorboard, writes="tensorboard", what="TensorBoard events", package="tensorboard", at_once=True
+        opened=_tensorboard,
+        writes="tensorboard",
+        what="TensorBoard events",
+        package="tensorboard",
+        at_once=True,
     ),
-    "csv": LoggerKind(opened=_csv, writes="metrics.csv", what="the records as a table", at_once=True),
-    "wandb": LoggerKind(opened=_wandb, writes="wandb", what="files of Weights & Biases", package="wandb"),
+    "csv": LoggerKind(
+        opened=_csv, writes="metrics.csv", what="the records as a table", at_once=True
+    ),
+    "wandb": LoggerKind(
+        opened=_wandb, writes="wandb", what="files of Weights & Biases", package="wandb"
+    ),
 }
 
 
@@ -123,8 +134,8 @@ def hook(function: HookFunction) -> LoggerKind:
     """A logger that is one function, for a plug-in: ``LOGGERS["mine"] = hook(function)``.
 
     Args:
-        function: is called, in a thread of its own, with ``train``, ``validation`` or ``final``, values by name (of
-            ``final`` those of each data set), and the epoch.
+        function: is called, in a thread of its own, with ``train``, ``validation`` or ``final``,
+            values by name (of ``final`` those of each data set), and the epoch.
     """
     return LoggerKind(opened=lambda run: _Hook(function))
 
@@ -140,8 +151,8 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
         package = entry_of(LOGGERS, name, "the logger").package
         if package is not None and find_spec(package) is None:
             raise InputError(
-                f"the logger {name} needs the package {package}, which is not installed: pip install {package}, or "
-                "leave it out"
+                f"the logger {name} needs the package {package}, which is not installed: pip "
+                f"install {package}, or leave it out"
             )
     return loggers
 
@@ -156,8 +167,9 @@ def announced(names: Sequence[str], folder: Path) -> Iterator[tuple[Path, str]]:
 class Loggers:
     """The loggers of one run; none of them delays or stops it.
 
-    One that raises is reported once, by its name, and not asked again but to close. One that may be slow hears of the
-    records in a thread of its own (``logger_thread``), which is never waited for but at the end, and not long.
+    One that raises is reported once, by its name, and not asked again but to close. One that may be
+    slow hears of the records in a thread of its own (``logger_thread``), which is never waited for
+    but at the end, and not long.
     """
 
     def __init__(self, names: Sequence[str], run: LoggedRun) -> None:
@@ -169,7 +181,9 @@ class Loggers:
             if kind.at_once:
                 self._attempt(name, self._open_at_once, name, run)
             else:
-                self._threads[name] = LoggerThread(partial(kind.opened, run), partial(self._fails, name))
+                self._threads[name] = LoggerThread(
+                    partial(kind.opened, run), partial(self._fails, name)
+                )
 
     def train(self, record: TrainRecord) -> None:
         """Hand on a training record."""
@@ -203,9 +217,17 @@ class Loggers:
     def _say_what_is_lost(self, name: str, thread: LoggerThread, ended: bool) -> None:
         lost = thread.left_out if ended else thread.waiting
         if not ended:
-            log.warning("warning: the logger %s does not answer; it is left alone, with %d records unheard", name, lost)
+            log.warning(
+                "warning: the logger %s does not answer; it is left alone, with %d records unheard",
+                name,
+                lost,
+            )
         elif lost:
-            log.warning("warning: the logger %s was too slow for %d records, which it did not get", name, lost)
+            log.warning(
+                "warning: the logger %s was too slow for %d records, which it did not get",
+                name,
+                lost,
+            )
 
     def _open_at_once(self, name: str, run: LoggedRun) -> None:
         self._at_once[name] = LOGGERS[name].opened(run)

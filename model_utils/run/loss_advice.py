@@ -1,4 +1,6 @@
-"""What is said of a loss that may not be what its user takes it for: default weights in other units, unused labels."""
+"""What is said of a loss that may not be what its user takes it for: default weights in
+other units, unused labels.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -18,7 +20,8 @@ OF_STAGE_TWO = {
 
 
 def advise(options: TrainingOptions, train: Dataset) -> None:
-    """Warn of default weights in units of the spread, and of labels of the stress that mace-torch would train on.
+    """Warn of default weights in units of the spread, and of labels of the stress that
+    mace-torch would train on.
 
     Args:
         options: of the run.
@@ -32,9 +35,9 @@ def advise(options: TrainingOptions, train: Dataset) -> None:
         return
     if any(source.census.has_label(STRESS.name) for source in train.sources):
         log.warning(
-            "warning: the data have labels of the stress, and --loss %s does not train on them: here its term has the "
-            "weight 0 unless given, in mace-torch %g; give --stress_weight %g, or 0 to leave them out without this "
-            "line",
+            "warning: the data have labels of the stress, and --loss %s does not train on them: "
+            "here its term has the weight 0 unless given, in mace-torch %g; give --stress_weight "
+            "%g, or 0 to leave them out without this line",
             *(options.loss.loss, theirs, theirs),
         )
 
@@ -45,14 +48,20 @@ def stress_is_chosen(options: LossOptions) -> bool:
 
 
 def default_weights(options: TrainingOptions) -> Iterator[str]:
-    """One sentence for each stage of whose weights one is the default, where that is made for absolute errors."""
-    last = {quantity: schedule.last for quantity, schedule in weight_schedules(options.loss).items()}
+    """One sentence for each stage of whose weights one is the default, where that is
+    made for absolute errors.
+    """
+    last = {
+        quantity: schedule.last for quantity, schedule in weight_schedules(options.loss).items()
+    }
     yield from _defaults_among(weights_of(options.loss) | last, OF_STAGE_ONE, "")
     if options.stage_two.stage_two:
         yield from _defaults_among(second_weights(options), OF_STAGE_TWO, "stage_two_")
 
 
-def _defaults_among(weights: Mapping[str, float], defaults: Mapping[str, float], prefix: str) -> Iterator[str]:
+def _defaults_among(
+    weights: Mapping[str, float], defaults: Mapping[str, float], prefix: str
+) -> Iterator[str]:
     """A sentence on default weights of a stage that has several terms.
 
     Args:
@@ -64,11 +73,19 @@ def _defaults_among(weights: Mapping[str, float], defaults: Mapping[str, float],
     if sum(weight > 0 for weight in weights.values()) < 2:
         return
     flags = {
-        f"--{prefix}{name}_weight": weights[name] for name, default in defaults.items() if weights[name] == default
+        f"--{prefix}{name}_weight": weights[name]
+        for name, default in defaults.items()
+        if weights[name] == default
     }
     if flags:
-        named = ", ".join(f"{flag} {weight:g} ({weight / total:.1%} of the loss)" for flag, weight in flags.items())
+        named = ", ".join(
+            f"{flag} {weight:g} ({weight / total:.1%} of the loss)"
+            for flag, weight in flags.items()
+        )
         yield (
-            f"{named} is a default, for errors in eV/atom and eV/Å; in units of the spread give weights near 1, as "
+            (
+                f"{named} is a default, for errors in eV/atom and eV/Å; in units of the spread "
+                "give weights near 1, as "
+            )
             + " ".join(f"{flag} 1" for flag in flags)
         )

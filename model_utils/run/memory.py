@@ -36,13 +36,14 @@ GROUP_FILES = {  # by the controllers of a line of /proc/self/cgroup: version 2,
 }
 
 
-# Texts of RuntimeErrors that say so: of the CPU's allocator, of the driver as it loads or starts a kernel (torch's
-# AcceleratorError, Triton's error), of libraries that take workspace
+# Texts of RuntimeErrors that say so: of the CPU's allocator, of the driver as it loads or starts a
+# kernel (torch's AcceleratorError, Triton's error), of libraries that take workspace
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|CUDA (driver )?error: out of memory|Triton Error \[\w+\]: out of memory|"
     r"\bCU[A-Z]+_STATUS_ALLOC_FAILED\b"
 )
-_failed: dict[tuple[torch.device, str], list["Size"]] = {}  # of this process, by device and what was computed
+# of this process, by device and what was computed
+_failed: dict[tuple[torch.device, str], list["Size"]] = {}
 
 
 class Size(NamedTuple):
@@ -61,11 +62,13 @@ class TooLarge(Exception):
 
 
 def in_parts(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
-    """``compute(batch)``; where memory runs out, that of its halves, and so on down to single structures.
+    """``compute(batch)``; where memory runs out, that of its halves, and so on
+    down to single structures.
 
-    On a GPU a batch that has as many atoms and edges as one that did not fit is divided without another try, which
-    would cost a failed step and all cached memory. On a CPU nothing is remembered: others use its memory too. What is
-    computed must be a sum over structures; a divided sum has other last bits, which the log says.
+    On a GPU a batch that has as many atoms and edges as one that did not fit is divided without
+    another try, which would cost a failed step and all cached memory. On a CPU nothing is
+    remembered: others use its memory too. What is computed must be a sum over structures; a divided
+    sum has other last bits, which the log says.
 
     Args:
         compute: what is asked for.
@@ -78,7 +81,9 @@ def in_parts(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
     size = Size(batch.n_atoms, batch.n_edges)
     device = _device_of(batch)
     key = (device, what)
-    failed = any(known.atoms <= size.atoms and known.edges <= size.edges for known in _failed.get(key, ()))
+    failed = any(
+        known.atoms <= size.atoms and known.edges <= size.edges for known in _failed.get(key, ())
+    )
     if batch.n_structures == 1 or not failed:
         try:
             return [compute(batch)]
@@ -92,7 +97,12 @@ def in_parts(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
         if device.type != "cpu":
             _failed.setdefault(key, []).append(size)
     first, second = halves(batch)
-    _say(batch.n_edges.bit_length(), batch.n_structures, batch.n_edges, max(first.n_edges, second.n_edges))
+    _say(
+        batch.n_edges.bit_length(),
+        batch.n_structures,
+        batch.n_edges,
+        max(first.n_edges, second.n_edges),
+    )
     return [*in_parts(compute, first, what), *in_parts(compute, second, what)]
 
 
@@ -117,8 +127,8 @@ def whole(compute: Callable[[Batch], T], batch: Batch, what: str) -> list[T]:
         if not _out_of_memory(error):
             raise
         raise InputError(
-            f"out of memory on {batch.positions.device} for {batch.n_structures} structures, which cannot be divided: "
-            "the loss is not a sum over structures; give a smaller --batch_size"
+            f"out of memory on {batch.positions.device} for {batch.n_structures} structures, which "
+            "cannot be divided: the loss is not a sum over structures; give a smaller --batch_size"
         ) from None
 
 
@@ -130,15 +140,20 @@ def naming(names: Callable[[Sequence[int]], str]) -> Iterator[None]:
     except TooLarge as error:
         batch = error.batch
         raise InputError(
-            f"out of memory on {batch.positions.device}: {names(batch.index)} alone, with {batch.n_atoms} atoms and "
-            f"{batch.n_edges} edges, does not fit; leave it out, or use a smaller model or cutoff, --dtype float32, or "
-            "a device with more memory"
+            f"out of memory on {batch.positions.device}: {names(batch.index)} alone, with "
+            f"{batch.n_atoms} atoms and {batch.n_edges} edges, does not fit; leave it out, or use "
+            "a smaller model or cutoff, --dtype float32, or a device with more memory"
         ) from None
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """torch has a type for that of CUDA's allocator; all others are RuntimeErrors known by their texts."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+    """torch has a type for that of CUDA's allocator; all others are
+    RuntimeErrors known by their texts.
+    """
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or OUT_OF_MEMORY.search(str(error)) is not None
+    )
 
 
 def release(device: torch.device) -> None:
@@ -154,8 +169,9 @@ def release(device: torch.device) -> None:
 @cache
 def _say(_: int, n_structures: int, n_edges: int, half: int) -> None:
     log.warning(
-        "warning: the memory did not hold a batch of %d structures with %d edges; such batches are computed in parts: "
-        "the same loss but for its last bits, in more time (--max_edges_per_batch %d avoids it)",
+        "warning: the memory did not hold a batch of %d structures with %d edges; such batches are "
+        "computed in parts: the same loss but for its last bits, in more time "
+        "(--max_edges_per_batch %d avoids it)",
         n_structures,
         n_edges,
         half,
@@ -174,10 +190,14 @@ def _machine_free() -> int:
     return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
 
 
-def _group_free(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What this process's control group and those around it leave, version 2 or 1: a SLURM job's or container's limit.
+def _group_free(
+    own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """What this process's control group and those around it leave, version 2 or 1: a SLURM
+    job's or container's limit.
 
-    Pages of files that were read count as used there, but the kernel gives them back: an LMDB would fill any limit.
+    Pages of files that were read count as used there, but the kernel gives them back: an
+    LMDB would fill any limit.
     """
     left = []
     for line in own.read_text(encoding="utf-8").splitlines():
@@ -209,7 +229,11 @@ def _left_in(folder: Path, names: GroupFiles) -> int:
 
 def _address_space_free() -> int:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return 2**62 if limit == resource.RLIM_INFINITY else limit - _kilobytes(Path("/proc/self/status"), "VmSize")
+    return (
+        2**62
+        if limit == resource.RLIM_INFINITY
+        else limit - _kilobytes(Path("/proc/self/status"), "VmSize")
+    )
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -1,4 +1,6 @@
-"""metrics.jsonl, the records of a run: a file of the run as its checkpoint is, cut and continued with it."""
+"""metrics.jsonl, the records of a run: a file of the run as its checkpoint is, cut
+and continued with it.
+"""
 
 import errno
 import itertools
@@ -24,27 +26,37 @@ class KnownRecords:
 
 
 class MetricsFile:
-    """metrics.jsonl: one object per record; what depends on the clock or the machine stands in one ``perf`` object."""
+    """metrics.jsonl: one object per record; what depends on the clock or the machine stands
+    in one ``perf`` object.
+    """
 
     def __init__(self, path: Path, offset: int | None = None, step: int = 0) -> None:
         """Open for adding.
 
         Args:
             path: the file.
-            offset: bytes of the records that a checkpoint knows; what a run that was killed wrote beyond is cut off.
-            step: of that checkpoint, by which the records are told where the file was cut or edited since.
+            offset: bytes of the records that a checkpoint knows; what a run that was killed
+                wrote beyond is cut off.
+            step: of that checkpoint, by which the records are told where the file
+                was cut or edited since.
 
         Raises:
             OSError: it cannot be opened.
         """
         self._path = path
         self.mended = offset is not None and _mended(path, offset, step)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+        )
         self._size = os.fstat(self._descriptor).st_size
         self._held = b""  # records that a full disk refused
         self._unsynced = b""  # records that were written but not yet brought to the disk
         if not self.mended and offset is not None and offset < self._size:
-            log.info("%s: the %d bytes after the checkpoint are cut off and made again", path, self._size - offset)
+            log.info(
+                "%s: the %d bytes after the checkpoint are cut off and made again",
+                path,
+                self._size - offset,
+            )
             os.ftruncate(self._descriptor, offset)
             self._size = offset
 
@@ -59,7 +71,10 @@ class MetricsFile:
             gradient_norm=record.gradient_norm,
             gradient_norm_max=record.gradient_norm_max,
             clipped_share=record.clipped_share,
-            perf={"seconds": record.seconds, "atoms_per_s": record.metrics.n_atoms / max(record.seconds, 1e-9)},
+            perf={
+                "seconds": record.seconds,
+                "atoms_per_s": record.metrics.n_atoms / max(record.seconds, 1e-9),
+            },
         )
 
     def validation(self, record: ValidationRecord) -> None:
@@ -78,12 +93,15 @@ class MetricsFile:
 
     def final(self, record: FinalRecord) -> None:
         """The best model's errors at the end."""
-        self._write(kind="final", **{name: errors.as_plain() for name, errors in record.sets.items()})
+        self._write(
+            kind="final", **{name: errors.as_plain() for name, errors in record.sets.items()}
+        )
 
     def _write(self, **record: Any) -> None:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         self._held += text.encode("utf-8", "backslashreplace")  # a file's name need not be UTF-8
-        with suppress(OSError):  # on a full disk the record waits; the next checkpoint must bring it to the disk
+        # on a full disk the record waits; the next checkpoint must bring it to the disk
+        with suppress(OSError):
             self._flush()
 
     def _flush(self) -> None:
@@ -100,7 +118,9 @@ class MetricsFile:
             self._size += written
 
     def _open_again(self, stale: OSError) -> None:
-        """Get a new handle where that of a network file system is stale, and write again what may have been lost."""
+        """Get a new handle where that of a network file system is stale, and write again
+        what may have been lost.
+        """
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._size -= len(self._unsynced)
@@ -127,7 +147,8 @@ class MetricsFile:
             self._flush()
             try:
                 os.fsync(self._descriptor)
-            except OSError:  # the kernel forgets the failed pages: a second fsync would succeed without them
+            except OSError:
+                # the kernel forgets the failed pages: a second fsync would succeed without them
                 self._size -= len(self._unsynced)
                 self._held = self._unsynced + self._held
                 self._unsynced = b""
@@ -151,19 +172,25 @@ class MetricsFile:
 
 
 def _mended(path: Path, offset: int, step: int) -> bool:
-    """Keep the whole records of a checkpoint's past where the file is not as it was left; whether that was needed.
+    """Keep the whole records of a checkpoint's past where the file is not as it was left;
+    whether that was needed.
 
-    The run saves at once when it was: the checkpoint's offset would cut the new file in the wrong place.
+    The run saves at once when it was: the checkpoint's offset would cut the new
+    file in the wrong place.
     """
     if offset == 0 or (path.exists() and _ends_a_line(path, offset)):
         return False
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     starts = itertools.accumulate((len(line) for line in lines), initial=0)
-    kept = [line for line, start in zip(lines, starts, strict=False) if _is_of_the_past(line, start, offset, step)]
+    kept = [
+        line
+        for line, start in zip(lines, starts, strict=False)
+        if _is_of_the_past(line, start, offset, step)
+    ]
     durable.write(path, b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept))
     log.warning(
-        "warning: %s was cut or edited since the checkpoint, which knows %d bytes of it: %d whole records up to step "
-        "%d are kept, %d other lines are removed",
+        "warning: %s was cut or edited since the checkpoint, which knows %d bytes of it: %d whole "
+        "records up to step %d are kept, %d other lines are removed",
         *(path, offset, len(kept), step, len(lines) - len(kept)),
     )
     return True

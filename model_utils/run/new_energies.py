@@ -1,4 +1,6 @@
-"""Reference energies of a fine-tuned model, by head: given, of isolated atoms, or fitted to the source's errors."""
+"""Reference energies of a fine-tuned model, by head: given, of isolated atoms, or fitted
+to the source's errors.
+"""
 
 import dataclasses
 import json
@@ -26,7 +28,8 @@ OF_DATA = ("shift", "isolated")
 
 
 def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
-    """The origin with energies that --E0s gives as JSON or file: for all of the source's heads, or by head for any.
+    """The origin with energies that --E0s gives as JSON or file: for all of the source's
+    heads, or by head for any.
 
     Raises:
         InputError: they are of elements or heads that the model does not have.
@@ -35,22 +38,30 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
         return origin
     heads = origin.description.heads
     elements = origin.description.atomic_numbers
-    given = given_energies(options.E0s, "keep, shift, isolated", terms.label_keys(options.data.labels))
+    given = given_energies(
+        options.E0s, "keep, shift, isolated", terms.label_keys(options.data.labels)
+    )
     given.refuse_other_heads(heads, "--E0s")
     foreign = sorted(given.elements - set(origin.source.description.atomic_numbers))
     if foreign:
         raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")
     rows = []
     for head, row in zip(heads, origin.description.atomic_energies, strict=True):
-        values = given.of(head) if head in origin.source.description.heads else given.by_head.get(head, {})
+        values = (
+            given.of(head)
+            if head in origin.source.description.heads
+            else given.by_head.get(head, {})
+        )
         rows.append([values.get(z, before) for z, before in zip(elements, row, strict=True)])
     return _with(origin, rows)
 
 
 def of_data(origin: Origin, options: FinetuneOptions, train: TrainOptions) -> Origin:
-    """The origin with reference energies that the new data give, and with the data, which are opened for it.
+    """The origin with reference energies that the new data give, and with the data,
+    which are opened for it.
 
-    A head of which the data have nothing keeps its own, and so does the one whose structures are replayed.
+    A head of which the data have nothing keeps its own, and so does the one whose
+    structures are replayed.
 
     Raises:
         InputError: the data cannot be used, or give none.
@@ -76,11 +87,14 @@ def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str)
     by_head = atomic_energies.isolated_by_head(atoms, default)
     unknown = sorted(set(by_head) - set(origin.description.heads))
     if unknown:
-        raise InputError(f"--E0s isolated: IsolatedAtom frames name head {unknown[0]!r}, which the model does not have")
+        raise InputError(
+            f"--E0s isolated: IsolatedAtom frames name head {unknown[0]!r}, which the "
+            "model does not have"
+        )
     if not set(by_head) & set(heads):
         raise InputError(
-            "--E0s isolated: the training data hold no IsolatedAtom frame; add them, give --E0s a file of isolated "
-            "atoms or JSON, or let --E0s shift fit the source's errors"
+            "--E0s isolated: the training data hold no IsolatedAtom frame; add them, give --E0s a "
+            "file of isolated atoms or JSON, or let --E0s shift fit the source's errors"
         )
     occurring = data.elements_by_head()
     elements = origin.description.atomic_numbers
@@ -91,8 +105,8 @@ def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str)
         without = atomic_energies.lacking(sorted(occurring.get(head, ())), values)
         if without and head in heads:
             log.warning(
-                "warning: head %s: no IsolatedAtom frame of %s: they keep the source's E0s, which may be of another "
-                "method",
+                "warning: head %s: no IsolatedAtom frame of %s: they keep the source's E0s, which "
+                "may be of another method",
                 head,
                 without,
             )
@@ -100,12 +114,14 @@ def _isolated(origin: Origin, data: Dataset, heads: Sequence[str], default: str)
 
 
 def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> Origin:
-    """E0s shifted by a least-squares fit of label − prediction to compositions; elements that do not occur keep theirs.
+    """E0s shifted by a least-squares fit of label − prediction to compositions; elements that do
+    not occur keep theirs.
 
     Raises:
         InputError: no structure has an energy.
     """
-    form = step if step == "reference" else "fast"  # this is on the CPU, where not every form has kernels
+    # this is on the CPU, where not every form has kernels
+    form = step if step == "reference" else "fast"
     network = model_loader.build_network(origin.source.module, form, origin.source.description)
     own = data.shares()[0]
     numbers = data.head_numbers()[own]
@@ -113,7 +129,9 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
     fitted = 0
     for position, head in enumerate(origin.description.heads):
         of_head = own[numbers == position] if head in heads else own[:0]
-        chosen = of_head[np.linspace(0, len(of_head) - 1, min(FITTED, len(of_head))).astype(int)].tolist()
+        chosen = of_head[
+            np.linspace(0, len(of_head) - 1, min(FITTED, len(of_head))).astype(int)
+        ].tolist()
         compositions = []  # numbers of atoms by element, for each structure
         residuals = []  # label − prediction, eV
         for i in progress.over(chosen, "errors of the source", len(chosen)):
@@ -121,7 +139,9 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
             if bool(batch.labels[ENERGY.name].mask[0]):
                 energy = predicted(network, origin.in_source(batch))[ENERGY.name]
                 residuals.append(float(batch.labels[ENERGY.name].value[0]) - float(energy[0]))
-                compositions.append(np.bincount(batch.species.numpy(), minlength=len(rows[position])))
+                compositions.append(
+                    np.bincount(batch.species.numpy(), minlength=len(rows[position]))
+                )
         if residuals:
             change = _fit(np.array(compositions, dtype=float), np.array(residuals), origin, head)
             rows[position] = (np.array(rows[position]) + change).tolist()
@@ -131,8 +151,12 @@ def _shifted(origin: Origin, data: Dataset, heads: Sequence[str], step: str) -> 
     return _with(origin, rows)
 
 
-def _fit(counts: NDArray[np.float64], residuals: NDArray[np.float64], origin: Origin, head: str) -> NDArray[np.float64]:
-    """Shift of every E0 of a head (eV); says how much of the error goes, and what compositions do not determine."""
+def _fit(
+    counts: NDArray[np.float64], residuals: NDArray[np.float64], origin: Origin, head: str
+) -> NDArray[np.float64]:
+    """Shift of every E0 of a head (eV); says how much of the error goes, and what
+    compositions do not determine.
+    """
     present = counts.any(axis=0)
     fitted, _, rank, _ = np.linalg.lstsq(counts[:, present], residuals, rcond=None)
     change = np.zeros(counts.shape[1])
@@ -143,7 +167,11 @@ def _fit(counts: NDArray[np.float64], residuals: NDArray[np.float64], origin: Or
         text = atomic_energies.undetermined(
             "shifts of E0s", int(rank), dict(zip(elements, fitted.tolist(), strict=True))
         )
-        log.warning("warning: %s%s", name, text.replace("or --E0s with", "and --E0s isolated, or --E0s with"))
+        log.warning(
+            "warning: %s%s",
+            name,
+            text.replace("or --E0s with", "and --E0s isolated, or --E0s with"),
+        )
     log.info(
         "%sE0 shift fitted to %d structures: error per configuration %.3f → %.3f eV (rms)",
         name,
@@ -155,13 +183,22 @@ def _fit(counts: NDArray[np.float64], residuals: NDArray[np.float64], origin: Or
 
 
 def _with(origin: Origin, rows: Sequence[Sequence[float]]) -> Origin:
-    """An origin whose model has these reference energies (eV), by head and element; says what changes."""
+    """An origin whose model has these reference energies (eV), by head and
+    element; says what changes.
+    """
     description = origin.description
     if [list(row) for row in rows] == description.atomic_energies:
         return origin
-    for head, before, after in zip(description.heads, description.atomic_energies, rows, strict=True):
+    for head, before, after in zip(
+        description.heads, description.atomic_energies, rows, strict=True
+    ):
         for number, a, b in zip(description.atomic_numbers, before, after, strict=True):
             if a != b:
                 log.info("E0 of %s (%s): %.6f → %.6f eV", symbols([number]), head, a, b)
-    fields: Mapping[str, object] = {**json.loads(description.canonical_text()), "atomic_energies": [*map(list, rows)]}
-    return dataclasses.replace(origin, description=model_json.parse(json.dumps(fields), str(origin.source.file.path)))
+    fields: Mapping[str, object] = {
+        **json.loads(description.canonical_text()),
+        "atomic_energies": [*map(list, rows)],
+    }
+    return dataclasses.replace(
+        origin, description=model_json.parse(json.dumps(fields), str(origin.source.file.path))
+    )

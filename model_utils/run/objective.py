@@ -24,7 +24,8 @@ class Units:
     """In which units the terms of a loss are taken.
 
     Attributes:
-        spread: of the labels that are trained on, by quantity; empty where errors are taken as they are.
+        spread: of the labels that are trained on, by quantity; empty where errors
+            are taken as they are.
         balanced: whether weights are shares of their sum.
     """
 
@@ -45,12 +46,16 @@ AS_THEY_ARE = Units()
 
 
 def loss_of(options: LossOptions, units: Units = AS_THEY_ARE) -> Loss:
-    """The loss of the first stage: what its validations are judged by, and, without a schedule, its steps too."""
+    """The loss of the first stage: what its validations are judged by, and, without a
+    schedule, its steps too.
+    """
     schedules = weight_schedules(options)
     ends_with = {quantity: schedule.last for quantity, schedule in schedules.items()}
     loss = _named_loss(options, weights_of(options) | ends_with, units)
     if all(term.weight == 0 for term in loss.terms.values()):
-        raise InputError("all weights that --weight_schedule ends with are 0; nothing would be left to judge")
+        raise InputError(
+            "all weights that --weight_schedule ends with are 0; nothing would be left to judge"
+        )
     return loss
 
 
@@ -70,13 +75,13 @@ def weights_of(options: LossOptions) -> Weights:
         is_usual = weight in (0.0, USUAL_WEIGHTS.get(name))
         if not is_usual and not _has_term(named, name):
             raise InputError(
-                f"--loss {options.loss} has no term of the {name}, and its weight is given as {weight:g}; leave the "
-                "weight out, or take another loss"
+                f"--loss {options.loss} has no term of the {name}, and its weight is given as "
+                f"{weight:g}; leave the weight out, or take another loss"
             )
         if not is_usual and weight != named.fixed.get(name, weight):
             raise InputError(
-                f"--loss {options.loss} gives the {name} the weight {named.fixed[name]:g}, and {weight:g} is given; "
-                "leave it out, or take --loss weighted"
+                f"--loss {options.loss} gives the {name} the weight {named.fixed[name]:g}, and "
+                f"{weight:g} is given; leave it out, or take --loss weighted"
             )
     own = {name: weight if _has_term(named, name) else 0.0 for name, weight in weights.items()}
     return own | dict(named.fixed)
@@ -96,7 +101,10 @@ def weight_schedules(options: LossOptions) -> dict[str, WeightSchedule]:
     named = entry_of(LOSSES, options.loss, "--loss")
     for quantity in schedules:
         if not _has_term(named, quantity) or quantity in named.fixed:
-            raise InputError(f"--loss {options.loss} has no weight of the {quantity} to be scheduled; leave it out")
+            raise InputError(
+                f"--loss {options.loss} has no weight of the {quantity} to be "
+                "scheduled; leave it out"
+            )
     return schedules
 
 
@@ -108,8 +116,8 @@ def trained_on(options: TrainingOptions) -> set[str]:
     """
     if options.stage_two.stage_two and options.loss.weight_schedule:
         raise InputError(
-            "--stage_two and --weight_schedule both change the weights of the loss; give one of the two: a piecewise "
-            "schedule of two points is two stages with one best model"
+            "--stage_two and --weight_schedule both change the weights of the loss; give one of "
+            "the two: a piecewise schedule of two points is two stages with one best model"
         )
     first = weights_of(options.loss)
     largest = {quantity: s.largest for quantity, s in weight_schedules(options.loss).items()}
@@ -120,7 +128,8 @@ def trained_on(options: TrainingOptions) -> set[str]:
 
 
 def require_given(options: TrainingOptions, gives: Collection[str], what: str) -> None:
-    """Refuse a loss with a term of something that the network does not compute, and that would be zero unseen.
+    """Refuse a loss with a term of something that the network does not compute, and
+    that would be zero unseen.
 
     Args:
         options: of the run.
@@ -133,11 +142,15 @@ def require_given(options: TrainingOptions, gives: Collection[str], what: str) -
     missing = sorted(trained_on(options) - set(gives)) if gives else []
     if not missing:
         return
-    fitting = [name for name, named in LOSSES.items() if named.only is not None and set(named.only) <= set(gives)]
+    fitting = [
+        name
+        for name, named in LOSSES.items()
+        if named.only is not None and set(named.only) <= set(gives)
+    ]
     named = f", for example with --loss {fitting[-1]}" if DIPOLE.name in gives and fitting else ""
     raise InputError(
-        f"--loss {options.loss.loss} trains on {', '.join(missing)}, and {what} gives {', '.join(sorted(gives))} "
-        f"only; give their terms the weight 0{named}"
+        f"--loss {options.loss.loss} trains on {', '.join(missing)}, and {what} gives "
+        f"{', '.join(sorted(gives))} only; give their terms the weight 0{named}"
     )
 
 
@@ -146,24 +159,30 @@ def second_weights(options: TrainingOptions) -> Weights:
     named = LOSSES[options.loss.loss]
     first = weights_of(options.loss)
     second = first | terms.stage_two_weights(options.stage_two)
-    return {name: weight if _has_term(named, name) else 0.0 for name, weight in second.items()} | dict(named.fixed)
+    return {
+        name: weight if _has_term(named, name) else 0.0 for name, weight in second.items()
+    } | dict(named.fixed)
 
 
 def _named_loss(options: LossOptions, weights: Mapping[str, float], units: Units) -> Loss:
     """The loss that --loss names, with these weights.
 
     Raises:
-        InputError: a loss or the shape of a term has no such name, or the loss brings shapes of its own.
+        InputError: a loss or the shape of a term has no such name, or the loss
+            brings shapes of its own.
     """
     named = entry_of(LOSSES, options.loss, "--loss")
     shapes = terms.shapes(options)
     for name, shape in shapes.items():
         if shape not in SHAPES:
-            raise InputError(f"the loss shape {shape!r} of the {name} is not known; there are {', '.join(SHAPES)}")
+            raise InputError(
+                f"the loss shape {shape!r} of the {name} is not known; there are "
+                f"{', '.join(SHAPES)}"
+            )
         if named.own_shapes:
             raise InputError(
-                f"--loss {options.loss} has shapes of its own, and {shape} is given for the {name}; leave one of the "
-                "two out"
+                f"--loss {options.loss} has shapes of its own, and {shape} is given for the "
+                f"{name}; leave one of the two out"
             )
     settings = LossSettings(weights=weights, shapes=shapes, huber_delta=options.huber_delta)
     loss = units.applied(named.build(settings))
@@ -186,7 +205,9 @@ def stages(options: TrainingOptions, units: Units = AS_THEY_ARE) -> tuple[Stage,
 
 
 def _of_epochs(options: LossOptions, units: Units) -> Callable[[int], Loss] | None:
-    """What gives the loss that the steps of an epoch minimise; None where no weight has a schedule."""
+    """What gives the loss that the steps of an epoch minimise; None where
+    no weight has a schedule.
+    """
     schedules = weight_schedules(options)
     if not schedules:
         return None
@@ -199,7 +220,8 @@ def _of_epochs(options: LossOptions, units: Units) -> Callable[[int], Loss] | No
 
 
 def require_divisible(loss: Loss, options: TrainingOptions, n_parts: int) -> None:
-    """Refuse a loss that is no sum over structures where a step is computed in parts, which would train otherwise.
+    """Refuse a loss that is no sum over structures where a step is computed in parts, which
+    would train otherwise.
 
     Raises:
         InputError: naming the option that asks for parts.
@@ -209,6 +231,7 @@ def require_divisible(loss: Loss, options: TrainingOptions, n_parts: int) -> Non
         return
     asked = f"--step_parts {n_parts}" if n_parts > 1 else f"--accumulate_batches {accumulated}"
     raise InputError(
-        f"--loss {options.loss.loss} is not a sum over structures, so that a step in parts ({asked}) would train "
-        "otherwise than a whole one; train in one process, with --step_parts 1 and --accumulate_batches 1"
+        f"--loss {options.loss.loss} is not a sum over structures, so that a step in parts "
+        f"({asked}) would train otherwise than a whole one; train in one process, with "
+        "--step_parts 1 and --accumulate_batches 1"
     )

@@ -1,4 +1,6 @@
-"""From options to data sets: which files, how they are read, what is said of them, what is set aside for validation."""
+"""From options to data sets: which files, how they are read, what is said of them, what is
+set aside for validation.
+"""
 
 import dataclasses
 from collections import Counter
@@ -50,7 +52,9 @@ class TrainingData:
     lists: Mapping[str, str] = field(default_factory=dict)  # of identifiers, by role
 
     def with_facts(self, facts: ModelFacts) -> "TrainingData":
-        """Data for a model of equal elements and cutoff with other reference energies; nothing is read again."""
+        """Data for a model of equal elements and cutoff with other reference energies;
+        nothing is read again.
+        """
         return dataclasses.replace(
             self,
             train=self.train.with_facts(facts),
@@ -59,7 +63,9 @@ class TrainingData:
         )
 
 
-def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dtype, seed: int) -> TrainingData:
+def training_data(
+    training: TrainingOptions, facts: ModelFacts, dtype: torch.dtype, seed: int
+) -> TrainingData:
     """Open, check and split the data; says what they hold and what was left out.
 
     Args:
@@ -73,15 +79,24 @@ def training_data(training: TrainingOptions, facts: ModelFacts, dtype: torch.dty
     """
     options = training.data
     needs = label_needs(training)
-    sources = {role: _open(options, specs_of(options, role), facts, needs) for role in ("train", "val", "test")}
+    sources = {
+        role: _open(options, specs_of(options, role), facts, needs)
+        for role in ("train", "val", "test")
+    }
 
     def dataset(role: str, *, free_atoms_only: bool) -> Dataset:
-        return _described_dataset(role, sources[role], facts, dtype, options.filters, free_atoms_only=free_atoms_only)
+        return _described_dataset(
+            role, sources[role], facts, dtype, options.filters, free_atoms_only=free_atoms_only
+        )
 
     pools: dict[str, Dataset | None] = {
         "train": dataset("train", free_atoms_only=options.train_on_free_atoms),
-        "test": dataset("test", free_atoms_only=options.eval_on_free_atoms) if sources["test"] else None,
-        "val": dataset("val", free_atoms_only=options.eval_on_free_atoms) if sources["val"] else None,
+        "test": dataset("test", free_atoms_only=options.eval_on_free_atoms)
+        if sources["test"]
+        else None,
+        "val": dataset("val", free_atoms_only=options.eval_on_free_atoms)
+        if sources["val"]
+        else None,
     }
     parts = divided(pools, options.splits, eval_on_free_atoms=options.eval_on_free_atoms)
     whole = parts["train"]
@@ -131,7 +146,8 @@ def _described_dataset(
         max_neighbors=filters.max_neighbors,
     )
     if _is_in_memory(dataset):
-        _ = dataset.n_edges  # the graphs are kept; two atoms in one place are refused now and not in the first epoch
+        # the graphs are kept; two atoms in one place are refused now and not in the first epoch
+        _ = dataset.n_edges
     describe(role, dataset)
     return dataset
 
@@ -141,7 +157,8 @@ def _is_in_memory(dataset: Dataset) -> bool:
 
 
 def _sampled(role: str, dataset: Dataset, n_samples: int | None, seed: int) -> Dataset:
-    """The structures that are drawn where --lmdb_train_samples or --lmdb_val_samples asks for a number; else all.
+    """The structures that are drawn where --lmdb_train_samples or --lmdb_val_samples asks
+    for a number; else all.
 
     Raises:
         InputError: none of the sources is an LMDB.
@@ -150,7 +167,8 @@ def _sampled(role: str, dataset: Dataset, n_samples: int | None, seed: int) -> D
         return dataset
     if _is_in_memory(dataset):
         raise InputError(
-            f"--lmdb_{role}_samples {n_samples} is given but no LMDB to draw from; name one or leave it out"
+            f"--lmdb_{role}_samples {n_samples} is given but no LMDB to draw from; name "
+            "one or leave it out"
         )
     drawn = sample(dataset, n_samples, seed)
     log.info("%s: %d of these structures are drawn (seed %d)", role, len(drawn), seed)
@@ -169,8 +187,9 @@ def _require_stress(train: Dataset, training: TrainingOptions) -> None:
         return
     if not any(source.census.has_label(STRESS.name) for source in train.sources):
         raise InputError(
-            f"no structure to train on has a stress (looked for {stress_key or 'the usual names'}); name it with "
-            "--stress_key, or leave --stress_key and --stress_weight out"
+            "no structure to train on has a stress (looked for "
+            f"{stress_key or 'the usual names'}); name it with --stress_key, or leave --stress_key "
+            "and --stress_weight out"
         )
 
 
@@ -178,7 +197,8 @@ def _require_config_types(train: Dataset, options: DataOptions) -> None:
     """Say how many structures a weight of a config_type is for; refuse one that is for none.
 
     Raises:
-        InputError: no structure has the type, where all could be looked at without reading files again.
+        InputError: no structure has the type, where all could be looked at
+            without reading files again.
     """
     weights = dict(terms.config_type_weights(options))
     if not weights:
@@ -188,11 +208,13 @@ def _require_config_types(train: Dataset, options: DataOptions) -> None:
     for name, weight in weights.items():
         if not counts[name] and len(looked_at) == len(train):
             raise InputError(
-                f"--config_type_weights {name}={weight:g}: no structure to train on has that config_type; there are "
-                f"{', '.join(sorted(counts)[:SHOWN_TYPES])}"
+                f"--config_type_weights {name}={weight:g}: no structure to train on has that "
+                f"config_type; there are {', '.join(sorted(counts)[:SHOWN_TYPES])}"
             )
         unseen = len(train) - len(looked_at)
-        more = f", and those among {unseen} of LMDBs, which were not looked through" if unseen else ""
+        more = (
+            f", and those among {unseen} of LMDBs, which were not looked through" if unseen else ""
+        )
         log.info("config_type %s: weight %g for %d structures%s", name, weight, counts[name], more)
 
 
@@ -203,7 +225,9 @@ def _split(train: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Da
         InputError: a sample of validation LMDBs is asked for, and there are none.
     """
     if options.lmdb_val_samples is not None:
-        raise InputError("--lmdb_val_samples is given but no validation LMDB; name one with --lmdb_val")
+        raise InputError(
+            "--lmdb_val_samples is given but no validation LMDB; name one with --lmdb_val"
+        )
     remaining, valid = split(train, options.valid_fraction, seed)
     valid.free_atoms_only = options.eval_on_free_atoms
     log.info(
@@ -224,12 +248,15 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
         dtype: working precision of the batches.
 
     Raises:
-        InputError: a file, a structure or a label cannot be used, or nothing would come of the evaluation.
+        InputError: a file, a structure or a label cannot be used, or nothing would
+            come of the evaluation.
     """
     keys = terms.label_keys(options.labels)
     keep: Keep = EVERYTHING if options.output_xyz is not None else ()
     specs = [
-        SourceSpec(path=path, format=name or format_of(path), keys=keys, head=options.head, keep=keep)
+        SourceSpec(
+            path=path, format=name or format_of(path), keys=keys, head=options.head, keep=keep
+        )
         for name, path in options.files()
     ]
     sources = open_sources(
@@ -264,16 +291,17 @@ def _say_nothing_is_compared(options: EvaluateOptions, sources: Sequence[Source]
     """Structures without labels are predicted and not compared.
 
     Raises:
-        InputError: they lie in LMDBs and no predictions are to be written: nothing would come of it.
+        InputError: they lie in LMDBs and no predictions are to be written:
+            nothing would come of it.
     """
     there = next((names for source in sources if (names := source.census.first_names())), ())
     has = f"the first has: {', '.join(there) or 'nothing'}"
     large = any(not source.in_memory for source in sources)
     if large and options.output_xyz is None and options.output_table is None:
         raise InputError(
-            f"no record of {', '.join(str(source.path) for source in sources)} has an energy, forces or a stress "
-            f"({has}): there is nothing to compare with; name the labels with --energy_key, --forces_key, or write "
-            "predictions with --output_xyz"
+            f"no record of {', '.join(str(source.path) for source in sources)} has an energy, "
+            f"forces or a stress ({has}): there is nothing to compare with; name the labels with "
+            "--energy_key, --forces_key, or write predictions with --output_xyz"
         )
     log.info("no structure has a label (%s): this is inference, nothing is compared", has)
 
@@ -299,7 +327,11 @@ def specs_of(options: DataOptions, role: Role) -> list[SourceSpec]:
             weight=source.weight,
             ratio=source.ratio,
             type_weights=type_weights,
-            keep=tuple(name for name in (options.splits.id_key, options.splits.group_key) if name is not None),
+            keep=tuple(
+                name
+                for name in (options.splits.id_key, options.splits.group_key)
+                if name is not None
+            ),
         )
         for source in options.files(role)
     ]
@@ -320,14 +352,16 @@ def label_needs(options: TrainingOptions) -> LabelNeeds:
     for quantity in sorted(weighted):
         if keys.of(quantity) == NOT_READ:
             raise InputError(
-                f"{key_flag(quantity)} none: it is not looked for; --{quantity}_weight: it is trained on; give it "
-                "the weight 0, or name the label"
+                f"{key_flag(quantity)} none: it is not looked for; --{quantity}_weight: it is "
+                "trained on; give it the weight 0, or name the label"
             )
     required = frozenset() if options.data.allow_missing_labels else frozenset(weighted)
     return LabelNeeds(required=required, judged=frozenset(weighted))
 
 
-def _open(options: DataOptions, specs: Sequence[SourceSpec], facts: ModelFacts, needs: LabelNeeds) -> list[Source]:
+def _open(
+    options: DataOptions, specs: Sequence[SourceSpec], facts: ModelFacts, needs: LabelNeeds
+) -> list[Source]:
     return open_sources(
         specs,
         needs=needs,
@@ -355,18 +389,22 @@ def numbers_of(elements: Sequence[str]) -> list[int] | None:
         InputError: a word is neither a symbol nor a number of an element.
     """
     numbers = []
-    for word in chain.from_iterable(atomic_energies.OC22 if word.casefold() == "oc22" else [word] for word in elements):
+    for word in chain.from_iterable(
+        atomic_energies.OC22 if word.casefold() == "oc22" else [word] for word in elements
+    ):
         number = number_of_symbol.get(word, int(word) if word.isdecimal() and len(word) < 4 else 0)
         if not 0 < number < 119:
             raise InputError(
-                f"--elements {word} is no element; expected symbols or atomic numbers, for example H C O, or oc22"
+                f"--elements {word} is no element; expected symbols or atomic numbers, for "
+                "example H C O, or oc22"
             )
         numbers.append(int(number))
     return numbers or None
 
 
 def compare_energies(data: Dataset, remedy: str) -> None:
-    """Say what isolated atoms of the data are beside the model's E0s, and which of these no atom can have.
+    """Say what isolated atoms of the data are beside the model's E0s, and which of
+    these no atom can have.
 
     Args:
         data: to train on, with the facts of the model.
@@ -377,11 +415,16 @@ def compare_energies(data: Dataset, remedy: str) -> None:
         head: dict(zip(facts.atomic_numbers, row, strict=True))
         for head, row in zip(facts.heads, facts.atomic_energies, strict=True)
     }
-    atoms = [atom for source in data.sources for atom in source.isolated_atoms if atom.energy is not None]
+    atoms = [
+        atom for source in data.sources for atom in source.isolated_atoms if atom.energy is not None
+    ]
     for head, isolated in atomic_energies.isolated_by_head(atoms, facts.heads[0]).items():
         different = atomic_energies.differences(isolated, own.get(head, {}))
         if different:
-            text = "IsolatedAtom frames are not what the E0s of head %s are: %s eV; the model's are used (%s)"
+            text = (
+                "IsolatedAtom frames are not what the E0s of head %s are: %s eV; the "
+                "model's are used (%s)"
+            )
             log.warning(f"warning: {text}", head, different, remedy)
         elif set(isolated) & set(own.get(head, {})):
             log.info("IsolatedAtom frames are the E0s of head %s", head)
@@ -389,9 +432,13 @@ def compare_energies(data: Dataset, remedy: str) -> None:
         low = atomic_energies.impossible(energies)
         if low:
             text = (
-                "no atom has so low an E0 as head %s has: %s: of another unit, or fitted to compositions that do not "
+                "no atom has so low an E0 as head %s has: %s: of another unit, or fitted to "
+                "compositions that do not "
             )
-            text += "determine it; energies of other compositions, fragments and reactions mean nothing with it (%s)"
+            text += (
+                "determine it; energies of other compositions, fragments and reactions mean "
+                "nothing with it (%s)"
+            )
             log.warning(f"warning: {text}", head, atomic_energies.shown(low), remedy)
 
 
@@ -399,7 +446,11 @@ def _label_texts(census: Census) -> str:
     """Which quantities were found under which names, with counts where records differ."""
     names: Counter[str] = Counter()
     for names_of_record, count in census.label_names.items():
-        labels = [f"{quantity} from {name}" for quantity, name in zip(QUANTITIES, names_of_record, strict=True) if name]
+        labels = [
+            f"{quantity} from {name}"
+            for quantity, name in zip(QUANTITIES, names_of_record, strict=True)
+            if name
+        ]
         names[", ".join(labels) or "no labels"] += count
     return "; ".join(f"{text}{f' ({n})' if len(names) > 1 else ''}" for text, n in names.items())
 
@@ -427,17 +478,32 @@ def describe_source(source: Source, isolated: str = "are left out") -> None:
 
 
 def describe(role: str, dataset: Dataset) -> None:
-    """Log what a data set holds: counts, label names, rules that were applied, what was left out and why."""
+    """Log what a data set holds: counts, label names, rules that were applied,
+    what was left out and why.
+    """
     for source in dataset.sources:
         labels = _label_texts(source.census)
-        log.info("%s: %s: %d structures, %d atoms; %s", role, source.path, len(source), source.n_atoms.sum(), labels)
+        log.info(
+            "%s: %s: %d structures, %d atoms; %s",
+            role,
+            source.path,
+            len(source),
+            source.n_atoms.sum(),
+            labels,
+        )
         describe_source(source)
         for text, count in source.census.notes.items():
             log.info("  %s: %d structures", text, count)
     own, shares = dataset.shares()
     for share in shares:
         path = dataset.sources[int(dataset.places[share.rows[0], 0])].path
-        log.info("  an epoch takes %d of the %d of %s beside %d others", share.taken, len(share.rows), path, len(own))
+        log.info(
+            "  an epoch takes %d of the %d of %s beside %d others",
+            share.taken,
+            len(share.rows),
+            path,
+            len(own),
+        )
     for reason, count in dataset.left_out.items():
         log.info("  %d structures left out: %s", count, reason)
     if dataset.free_atoms_only and any(

@@ -1,4 +1,6 @@
-"""Into how many parts a step is dealt: a number of the run, so that any number of processes computes the same bits."""
+"""Into how many parts a step is dealt: a number of the run, so that any number of processes
+computes the same bits.
+"""
 
 import math
 
@@ -21,14 +23,16 @@ def parts_of_step(given: int | None, before: int | None, accumulate: int, size: 
     """
     least = _fitting(accumulate, size)
     goes_on = before is not None
-    if given is None or (goes_on and not _fits(given, accumulate, size)):  # a restart may have other processes
+    # a restart may have other processes
+    if given is None or (goes_on and not _fits(given, accumulate, size)):
         if before is not None and _fits(before, accumulate, size):
             return before
         return 1 if size == 1 else _fitting(max(USUAL, accumulate), size)
     if not _fits(given, accumulate, size):
         raise InputError(
-            f"--step_parts {given} for {size} process{'es' * (size > 1)} and {accumulate} batches a step; expected a "
-            f"multiple of the former that is not less than the latter, as {least}"
+            f"--step_parts {given} for {size} process{'es' * (size > 1)} and {accumulate} "
+            "batches a step; expected a multiple of the former that is not less than the "
+            f"latter, as {least}"
         )
     return given
 

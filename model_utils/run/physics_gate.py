@@ -1,8 +1,10 @@
-"""Before a network that this toolkit did not prove is trained for the first time: does it obey physics?
+"""Before a network that this toolkit did not prove is trained for the first
+time: does it obey physics?
 
-The laws are those of ``evaluate.py --physics``, in double precision, on a few small structures of its elements, with
-weights near those that it begins with: some seconds. What makes every result wrong is refused; what people train in
-spite of it (PET and Orb learn rotations from data) is a warning. Both name the law, the number and where.
+The laws are those of ``evaluate.py --physics``, in double precision, on a few small structures of
+its elements, with weights near those that it begins with: some seconds. What makes every result
+wrong is refused; what people train in spite of it (PET and Orb learn rotations from data) is a
+warning. Both name the law, the number and where.
 """
 
 from collections.abc import Mapping
@@ -42,14 +44,17 @@ SEED = 29
 MOVED = 0.02  # standard deviation by which each weight is moved
 
 
-def examine(description: ModelDescription, module: nn.Module, step: str, gate: str, group: Group) -> None:
+def examine(
+    description: ModelDescription, module: nn.Module, step: str, gate: str, group: Group
+) -> None:
     """Examine a network of a family that others compute, in the first process.
 
     Args:
         description: of the network.
         module: with the weights that the training begins with; stays as it is.
         step: form of the network that is trained (``--step``).
-        gate: ``refuse``, ``warn`` (what would be refused too) or ``off``, as ``--physics_gate`` says.
+        gate: ``refuse``, ``warn`` (what would be refused too) or ``off``, as
+            ``--physics_gate`` says.
         group: the processes of the run.
 
     Raises:
@@ -61,12 +66,15 @@ def examine(description: ModelDescription, module: nn.Module, step: str, gate: s
 
 
 def _subject(description: ModelDescription, module: nn.Module, step: str) -> Subject:
-    """The network in double precision on the CPU, whatever it will be trained in, with weights a little moved.
+    """The network in double precision on the CPU, whatever it will be trained in, with
+    weights a little moved.
 
     A law must hold for all weights: a bias that begins as zero hides what training makes of it.
     """
     double = model_loader.to_be_filled(description, torch.float64)
-    double.load_state_dict({name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
+    double.load_state_dict(
+        {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    )
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for weight in model_loader.trainable(double).values():
@@ -92,19 +100,28 @@ def _judge(subject: Subject, description: ModelDescription, gate: str) -> None:
         report = checks.examined(subject, structures, LAWS)
         silent = not report.failed and _largest_force(subject) < SILENT
     if silent:
-        log.warning("warning: physics of %s: with its first weights it gives no forces, so nothing was examined", name)
+        log.warning(
+            "warning: physics of %s: with its first weights it gives no forces, so "
+            "nothing was examined",
+            name,
+        )
         return
-    refused = [record for record in report.failed if LAWS[record.check] == "refuse" and gate == "refuse"]
+    refused = [
+        record for record in report.failed if LAWS[record.check] == "refuse" and gate == "refuse"
+    ]
     for record in report.failed:
         if record not in refused:
             log.warning("warning: physics of %s: %s", name, _sentence(record))
     if refused:
         raise VerificationError(
-            f"{name} breaks laws of physics with its first weights: {'; '.join(map(_sentence, refused))}; nothing was "
-            "trained (--physics_gate warn trains it all the same)"
+            f"{name} breaks laws of physics with its first weights: "
+            f"{'; '.join(map(_sentence, refused))}; nothing was trained (--physics_gate warn "
+            "trains it all the same)"
         )
     if not report.failed:
-        log.info("physics of %s: %s (%s)", name, "all laws hold to rounding in float64", ", ".join(LAWS))
+        log.info(
+            "physics of %s: %s (%s)", name, "all laws hold to rounding in float64", ", ".join(LAWS)
+        )
 
 
 def _largest_force(subject: Subject) -> float:
@@ -117,6 +134,6 @@ def _sentence(record: CheckRecord) -> str:
     if record.value is None:
         return f"{record.check}: {record.note}"
     return (
-        f"{record.check}: {record.quantity} off by {record.value:.1e} {record.unit} in {record.structure} "
-        f"(at most {record.bound:.0e})"
+        f"{record.check}: {record.quantity} off by {record.value:.1e} {record.unit} in "
+        f"{record.structure} (at most {record.bound:.0e})"
     )

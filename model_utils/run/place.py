@@ -1,4 +1,6 @@
-"""The place of a run: its folders, made where they are missing, and the lock by which one process writes them."""
+"""The place of a run: its folders, made where they are missing, and the lock by which
+one process writes them.
+"""
 
 import json
 from collections.abc import Iterator
@@ -21,12 +23,12 @@ Options = TypeVar("Options", bound=TrainingOptions)
 def held(options: Options, group: Group) -> Iterator[tuple[Options, Outputs]]:
     """Make the folders and be the only writer of the run; a dry run needs neither.
 
-    Of several processes the first is it, and the others go on when it is. It also decides which folder the run has,
-    where each has its own.
+    Of several processes the first is it, and the others go on when it is. It also decides which
+    folder the run has, where each has its own.
 
     Yields:
-        The options, with the folder of the run as its place; and the names of what is written, which follow folders
-        that are moved while the run lasts.
+        The options, with the folder of the run as its place; and the names of what is written,
+        which follow folders that are moved while the run lasts.
 
     Raises:
         InputError: another process writes this run, or the place cannot be written.
@@ -72,7 +74,9 @@ def _with_folder(options: Options, group: Group) -> tuple[Options, Chosen | None
 
 @contextmanager
 def _forgotten_unless_begun(chosen: Chosen | None) -> Iterator[None]:
-    """Remove a folder that was made for a run which wrote nothing, as where its data were not found."""
+    """Remove a folder that was made for a run which wrote nothing, as where
+    its data were not found.
+    """
     try:
         yield
     finally:

@@ -13,7 +13,9 @@ from model_utils.models.committee import NODE_ENERGIES, STD
 
 
 def with_references(batch: Batch, values: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
-    """Labels or predictions of a batch by quantity on the host; energies with their reference energies."""
+    """Labels or predictions of a batch by quantity on the host; energies with
+    their reference energies.
+    """
     whole: dict[str, NDArray[np.float64]] = {}
     for name, value in values.items():
         if name not in QUANTITIES:
@@ -24,8 +26,14 @@ def with_references(batch: Batch, values: Mapping[str, Tensor]) -> dict[str, NDA
 
 
 def besides(values: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
-    """What is predicted besides quantities, on the host: energies of atoms, and what a committee differs by."""
-    return {name: value.double().cpu().numpy() for name, value in values.items() if name not in QUANTITIES}
+    """What is predicted besides quantities, on the host: energies of atoms, and what
+    a committee differs by.
+    """
+    return {
+        name: value.double().cpu().numpy()
+        for name, value in values.items()
+        if name not in QUANTITIES
+    }
 
 
 def is_of_atoms(name: str) -> bool:
@@ -34,7 +42,9 @@ def is_of_atoms(name: str) -> bool:
     return of_what == NODE_ENERGIES or QUANTITIES[of_what].per_atom
 
 
-def of_structure(values: Mapping[str, NDArray[np.float64]], structure: int, atoms: slice) -> dict[str, LabelValue]:
+def of_structure(
+    values: Mapping[str, NDArray[np.float64]], structure: int, atoms: slice
+) -> dict[str, LabelValue]:
     """What a batch's values are for one of its structures."""
     own: dict[str, LabelValue] = {}
     for name, value in values.items():

@@ -1,4 +1,6 @@
-"""The largest batch of a run, computed before its first step: what does not fit shows now, and not after hours."""
+"""The largest batch of a run, computed before its first step: what does not fit shows
+now, and not after hours.
+"""
 
 import time
 
@@ -18,9 +20,11 @@ EPOCHS_LOOKED_AT = 5
 
 
 def largest_batch(run: AssembledRun) -> Batch:
-    """The largest batch of the first epochs: by edges where they are counted already, by atoms where not.
+    """The largest batch of the first epochs: by edges where they are counted
+    already, by atoms where not.
 
-    Of a step that is dealt, the parts of the step with the largest batch, of which each process takes its largest.
+    Of a step that is dealt, the parts of the step with the largest batch, of which each
+    process takes its largest.
     """
     batches = run.batches
     epochs = run.plan.epochs
@@ -45,11 +49,14 @@ def try_batch(batch: Batch, run: AssembledRun) -> StepResult:
     """
     state = run.state
     with memory.naming(run.batches.dataset.names):
-        return loss_and_gradients(state.network, state.parameters, [batch.to(state.device)], run.plan.stage(1).loss)
+        return loss_and_gradients(
+            state.network, state.parameters, [batch.to(state.device)], run.plan.stage(1).loss
+        )
 
 
 def report_ranks(run: AssembledRun, step_parts: int | None, n_processes: int) -> None:
-    """What each of so many processes would get of a step, as a cluster has them; computed here, by one.
+    """What each of so many processes would get of a step, as a cluster has them;
+    computed here, by one.
 
     Raises:
         InputError: --step_parts does not fit so many processes.
@@ -62,12 +69,16 @@ def report_ranks(run: AssembledRun, step_parts: int | None, n_processes: int) ->
         announcement.describe_dealing(steps, n_processes, f"as if there were {n_processes}")
     wire = 8 * sum(p.numel() for p in run.state.parameters.values())
     log.info(
-        "  the gradient is %.1f MB per step on the wire; looked at in %.1f s", wire / 1e6, time.monotonic() - began
+        "  the gradient is %.1f MB per step on the wire; looked at in %.1f s",
+        wire / 1e6,
+        time.monotonic() - began,
     )
 
 
 def report(largest: Batch, run: AssembledRun) -> None:
-    """Sizes, memory and time of the run to come; the largest batch was tried before, so nothing is made anew."""
+    """Sizes, memory and time of the run to come; the largest batch was tried before,
+    so nothing is made anew.
+    """
     state = run.state
     batches = run.batches
     plan = run.plan
@@ -84,7 +95,9 @@ def report(largest: Batch, run: AssembledRun) -> None:
     numbers = {name: p.numel() for name, p in state.parameters.items()}
     for line in describe_groups(state.optimizer.param_groups, numbers):
         log.info("%s", line)
-    log.info("structures: %d to train on, %d to validate on", len(batches.dataset), len(run.data.valid))
+    log.info(
+        "structures: %d to train on, %d to validate on", len(batches.dataset), len(run.data.valid)
+    )
     log.info("steps per epoch: %d (%d batches)", len(run.steps.of_epoch(0)), len(batch_plan))
     log.info("batches: %d to %d structures, up to %d edges", min(sizes), max(sizes), max(edges))
     log.info(

@@ -1,4 +1,6 @@
-"""Replay: what the source was trained on beside the new data, labelled by the source where it has no labels."""
+"""Replay: what the source was trained on beside the new data, labelled by the source
+where it has no labels.
+"""
 
 import io
 import os
@@ -37,13 +39,18 @@ from model_utils.settings.options import FinetuneOptions
 
 
 def replayed_file(options: FinetuneOptions, outputs: Outputs) -> Path | None:
-    """The file of what is replayed: the user's, or the one that got the source's labels; none without replay."""
+    """The file of what is replayed: the user's, or the one that got the source's
+    labels; none without replay.
+    """
     return outputs.replay if options.replay_labels == "source" else options.replay
 
 
 @contextmanager
-def place_to_label(options: FinetuneOptions, outputs: Outputs, group: Group) -> Iterator[Path | None]:
-    """The file of what is replayed, before the source has labelled it; the user's where it needs no labels.
+def place_to_label(
+    options: FinetuneOptions, outputs: Outputs, group: Group
+) -> Iterator[Path | None]:
+    """The file of what is replayed, before the source has labelled it; the user's
+    where it needs no labels.
 
     Where no training begins, the place is left as it was. Of several processes the first makes it.
 
@@ -79,9 +86,11 @@ def _place_of_labels(options: FinetuneOptions, outputs: Outputs) -> Iterator[Pat
 
 
 def take_back(outputs: Outputs) -> None:
-    """Give a run that goes on the labels it was trained with, where a fine-tuning that was to replace it was killed.
+    """Give a run that goes on the labels it was trained with, where a fine-tuning that was to
+    replace it was killed.
 
-    The labels of a run that is to be overwritten wait beside the new ones until all other files of it are removed.
+    The labels of a run that is to be overwritten wait beside the new ones until all other
+    files of it are removed.
 
     Args:
         outputs: of the run, held by this process.
@@ -97,18 +106,21 @@ def take_back(outputs: Outputs) -> None:
         os.replace(before, outputs.replay)
     except OSError as error:
         raise InputError(
-            f"{before} holds the labels that the run replays, and cannot be named {outputs.replay.name} "
-            f"({error.strerror}); rename it, then resume"
+            f"{before} holds the labels that the run replays, and cannot be named "
+            f"{outputs.replay.name} ({error.strerror}); rename it, then resume"
         ) from None
     log.warning(
-        "warning: a fine-tuning that was to replace this run was killed before its first step: %s is again what this "
-        "run replays",
+        "warning: a fine-tuning that was to replace this run was killed before its first step: %s "
+        "is again what this run replays",
         outputs.replay,
     )
 
 
-def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Interruption, group: Group) -> None:
-    """Write the structures of --replay with energies, forces and stress of the source, batch by batch.
+def label(
+    options: FinetuneOptions, source: LoadedModel, path: Path, stop: Interruption, group: Group
+) -> None:
+    """Write the structures of --replay with energies, forces and stress of the
+    source, batch by batch.
 
     Raises:
         InputError: the structures cannot be read, or the file cannot be written.
@@ -117,7 +129,10 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     assert options.replay is not None
     dtype = runtime.dtype_of(options.device.dtype, source.file.dtype)
     device = runtime.start(
-        device=options.device.device, dtype=dtype, threads=options.device.threads, seed=options.run.seed
+        device=options.device.device,
+        dtype=dtype,
+        threads=options.device.threads,
+        seed=options.run.seed,
     )
     group.connect(device)
     description = source.description
@@ -131,7 +146,12 @@ def label(options: FinetuneOptions, source: LoadedModel, path: Path, stop: Inter
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
     group.once(lambda: None)  # the others open the file when it is complete
-    log.info("replay: %d structures of %s have the labels of the source's head %s", len(data), options.replay, head)
+    log.info(
+        "replay: %d structures of %s have the labels of the source's head %s",
+        len(data),
+        options.replay,
+        head,
+    )
 
 
 @contextmanager
@@ -145,12 +165,19 @@ def _written(path: Path, group: Group) -> Iterator[TextIO]:
 
 
 def _write_labels(
-    stream: TextIO, options: FinetuneOptions, data: Dataset, network: Network, stop: Interruption, group: Group
+    stream: TextIO,
+    options: FinetuneOptions,
+    data: Dataset,
+    network: Network,
+    stop: Interruption,
+    group: Group,
 ) -> None:
     """Predict structures and write them as extended XYZ, batch by batch."""
     device = next(network.module.parameters()).device
     weights = model_loader.trainable(network.module)
-    batches = with_measured_evaluation_budget(options.batches, network, weights, data, device, group)
+    batches = with_measured_evaluation_budget(
+        options.batches, network, weights, data, device, group
+    )
     evaluate = evaluator(
         data,
         batches,
@@ -170,7 +197,9 @@ def _write_labels(
     evaluate(network, weights, Loss.of(), write)
 
 
-def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype: torch.dtype) -> Dataset:
+def _unlabelled(
+    options: FinetuneOptions, source: LoadedModel, head: str, dtype: torch.dtype
+) -> Dataset:
     """The structures of --replay, whatever labels they have.
 
     Raises:
@@ -187,14 +216,20 @@ def _unlabelled(options: FinetuneOptions, source: LoadedModel, head: str, dtype:
         filters=open_data.filters_of(options.data.filters),
     )
     elements = open_data.numbers_of(options.data.filters.elements)
-    data = Dataset(sources, facts, dtype, elements=elements, max_neighbors=options.data.filters.max_neighbors)
+    data = Dataset(
+        sources, facts, dtype, elements=elements, max_neighbors=options.data.filters.max_neighbors
+    )
     if len(data) == 0:
-        raise InputError(f"{options.replay}: no structure is left to replay; look at the file and at --elements")
+        raise InputError(
+            f"{options.replay}: no structure is left to replay; look at the file and at --elements"
+        )
     return data
 
 
 def _frames(data: Dataset, batch: Batch, prediction: Prediction) -> Iterator[Atoms]:
-    """The structures of a batch with the prediction as their labels; names, config_type and features are kept."""
+    """The structures of a batch with the prediction as their labels; names, config_type
+    and features are kept.
+    """
     predicted = with_references(batch, prediction)
     ptr = batch.ptr.tolist()
     for k, index in enumerate(batch.index):
@@ -203,5 +238,7 @@ def _frames(data: Dataset, batch: Batch, prediction: Prediction) -> Iterator[Ato
         atoms.info |= {"identifier": data.name(index), "config_type": structure.config_type}
         put(atoms, LABEL, of_structure(predicted, k, slice(ptr[k], ptr[k + 1])))
         for spec in data.facts.features:
-            (atoms.arrays if spec.per_atom else atoms.info)[spec.name] = structure.features[spec.name]
+            (atoms.arrays if spec.per_atom else atoms.info)[spec.name] = structure.features[
+                spec.name
+            ]
         yield atoms

@@ -16,8 +16,11 @@ from model_utils.run.train_state import TrainState
 WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 
 
-def require_equal_beginnings(group: Group, identity: Mapping[str, Any], settings: Mapping[str, Any], run: Any) -> None:
-    """Compare what every process read by itself: data, settings, code and the structure of the network.
+def require_equal_beginnings(
+    group: Group, identity: Mapping[str, Any], settings: Mapping[str, Any], run: Any
+) -> None:
+    """Compare what every process read by itself: data, settings, code and the
+    structure of the network.
 
     Args:
         group: the processes.
@@ -32,15 +35,25 @@ def require_equal_beginnings(group: Group, identity: Mapping[str, Any], settings
         return
     content = {role: part["sha256"] for role, part in identity["data"].items()}
     description = run.writer.description
-    network = [description.canonical_text(), *map(str, code_version(description).items()), run.state.step_parts]
-    for what, values in (("the data", content), ("the settings", settings), ("network and code", network)):
+    network = [
+        description.canonical_text(),
+        *map(str, code_version(description).items()),
+        run.state.step_parts,
+    ]
+    for what, values in (
+        ("the data", content),
+        ("the settings", settings),
+        ("network and code", network),
+    ):
         group.require_equal(what, _digest(values), InputError)
 
 
 def _digest(values: object) -> Tensor:
     """(4,) int64 of anything that JSON can hold."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
-    return torch.tensor([int.from_bytes(digest[k : k + 7], "big") for k in range(0, 28, 7)], dtype=torch.int64)
+    return torch.tensor(
+        [int.from_bytes(digest[k : k + 7], "big") for k in range(0, 28, 7)], dtype=torch.int64
+    )
 
 
 def require_equal_state(group: Group, state: TrainState) -> None:
@@ -67,7 +80,8 @@ def begin_alike(group: Group, state: TrainState) -> None:
 
 def fingerprint(state: TrainState) -> Tensor:
     """Sums of the bits of all tensors that a step changes, (n_tensors,) int64, on the device."""
-    return torch.stack([_bits(tensor).to(state.device) for tensor in _tensors(state)])  # Adam counts on the host
+    # Adam counts on the host
+    return torch.stack([_bits(tensor).to(state.device) for tensor in _tensors(state)])
 
 
 def _frozen(state: TrainState) -> Iterator[Tensor]:

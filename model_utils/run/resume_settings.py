@@ -29,7 +29,9 @@ def stored_run(input_model: Path) -> StoredRun:
     path = checkpoint_in(input_model) if input_model.is_dir() else input_model
     stored = newest_run(path)
     if stored is None:
-        raise InputError(f"there is no {path}; expected the directory of a run or its *_checkpoint.pt")
+        raise InputError(
+            f"there is no {path}; expected the directory of a run or its *_checkpoint.pt"
+        )
     place = stored.outputs()
     if place.replay_before.exists():
         with run_lock.run_held(place, wait=False) as held:
@@ -47,7 +49,9 @@ def checkpoint_in(folder: Path) -> Path:
     if len(paths) == 1:
         return paths[0]
     if not paths:
-        raise InputError(f"there is no *_checkpoint.pt in {folder}; expected the directory of a run")
+        raise InputError(
+            f"there is no *_checkpoint.pt in {folder}; expected the directory of a run"
+        )
     names = ", ".join(path.name for path in paths)
     raise InputError(f"{folder} holds several runs ({names}); give the checkpoint of one")
 
@@ -69,7 +73,8 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
     for name, done in behind.items():
         if name in given and given[name] < done:
             raise InputError(
-                f"--{name} {given[name]} counts the whole run, and {stored.path} has {done} behind it; give more"
+                f"--{name} {given[name]} counts the whole run, and {stored.path} has {done} "
+                "behind it; give more"
             )
     settings: dict[str, Any] = {
         **stored.config,
@@ -78,12 +83,16 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
         "sync": None,  # a command that is stored is never run
         "output_checkpoint": str(place.checkpoint),
         "output_safetensors": _in_its_folder(stored.config, place),
-        "output_model": None if place == Outputs.named(place.checkpoint, None) else str(place.model),
+        "output_model": None
+        if place == Outputs.named(place.checkpoint, None)
+        else str(place.model),
         "input_json": str(sidecar(place.checkpoint)),
         "dry_run": False,
         "plugin": cli.as_plain(options)["plugin"],  # a path that is stored is never followed
         "overwrite": False,
-        **dict.fromkeys(("resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler"), False),
+        **dict.fromkeys(
+            ("resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler"), False
+        ),
         "run_dir": None,
         **given,
         "resume": "auto",
@@ -102,9 +111,15 @@ def _in_its_folder(config: Mapping[str, Any], place: Outputs) -> str | None:
 
 
 def _moved_along(source: dict[str, Any], place: Outputs) -> dict[str, Any]:
-    """A source whose file went along with the run's folder, as that of a fine-tuning's replay does."""
+    """A source whose file went along with the run's folder, as that of a
+    fine-tuning's replay does.
+    """
     beside = place.checkpoint.with_name(Path(source["path"]).name)
-    return {**source, "path": str(beside)} if beside.exists() and not Path(source["path"]).exists() else source
+    return (
+        {**source, "path": str(beside)}
+        if beside.exists() and not Path(source["path"]).exists()
+        else source
+    )
 
 
 def changes(options: ResumeOptions, stored: StoredRun) -> Changes:

@@ -1,4 +1,6 @@
-"""The learning rate of a run that goes on: another rate, a schedule begun anew, and what it does until the end."""
+"""The learning rate of a run that goes on: another rate, a schedule begun anew, and what
+it does until the end.
+"""
 
 import math
 from collections.abc import Mapping
@@ -12,8 +14,12 @@ from model_utils.run.train_state import TrainState
 from model_utils.runtime import log
 from optimizer import Schedule
 
-STANDSTILL = 1e-12  # a step of Adam moves a weight by about the rate, and a float32 weight of 1 rounds 3e-8 away
-REMEDY = "give resume.py a --lr, from which the schedule goes on to the end of the run, or --reset_scheduler"
+# a step of Adam moves a weight by about the rate, and a float32 weight of 1 rounds 3e-8 away
+STANDSTILL = 1e-12
+REMEDY = (
+    "give resume.py a --lr, from which the schedule goes on to the end of the run, "
+    "or --reset_scheduler"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +28,8 @@ class Rest:
 
     now: float  # the schedule's time
     end: float  # the schedule's time at the end of the run
-    governed: float  # and where a stage with a rate of its own takes over; the end without one to come
+    # and where a stage with a rate of its own takes over; the end without one to come
+    governed: float
     in_run: float  # what the schedule's time lacks to that of the run, where it was begun anew
 
     @property
@@ -52,7 +59,12 @@ def rest_of_run(state: TrainState, plan: FitPlan, steps_per_epoch: int) -> Rest:
     end = until(plan.epochs, plan.max_steps)
     number = next_with_a_rate(state, plan)
     governed = end if number is None else until(progress.start_of(number, plan.stage(number).start))
-    return Rest(now=now, end=end, governed=governed, in_run=(progress.step if by_steps else progress.epoch) - now)
+    return Rest(
+        now=now,
+        end=end,
+        governed=governed,
+        in_run=(progress.step if by_steps else progress.epoch) - now,
+    )
 
 
 def next_with_a_rate(state: TrainState, plan: FitPlan) -> int | None:
@@ -66,12 +78,17 @@ def next_with_a_rate(state: TrainState, plan: FitPlan) -> int | None:
 class RateChange:
     """What a resumed run is to do with its learning rate; nothing unless asked."""
 
-    lr: float | None = None  # rate of the next step; with ``anew``, the one that the new schedule begins with
+    # rate of the next step; with ``anew``, the one that the new schedule begins with
+    lr: float | None = None
     anew: bool = False  # begin the schedule at time zero
 
 
 def change_rate(
-    state: TrainState, plan: FitPlan, steps_per_epoch: int, stored: Mapping[str, Any], change: RateChange
+    state: TrainState,
+    plan: FitPlan,
+    steps_per_epoch: int,
+    stored: Mapping[str, Any],
+    change: RateChange,
 ) -> list[str]:
     """Put another rate or a new beginning into the schedule of a resumed run.
 
@@ -97,14 +114,20 @@ def change_rate(
         schedule.restart(_horizon(schedule, length, left, rest.governed - rest.now), change.lr)
     elif change.lr is not None:
         is_to_come = length is not None and length > rest.now
-        schedule.set_rate(change.lr, _horizon(schedule, length if is_to_come else None, rest.end, rest.governed))
+        schedule.set_rate(
+            change.lr, _horizon(schedule, length if is_to_come else None, rest.end, rest.governed)
+        )
     else:
         _refuse_standstill(state, rest, longer=longer)
         if not longer:
             return []
     rest = rest_of_run(state, plan, steps_per_epoch)
     notes = [f"the {schedule.settings.kind} schedule starts anew"] if change.anew else []
-    notes += [f"--lr {change.lr:g}: the rate is now {schedule.rate():.4g}"] if change.lr is not None else []
+    notes += (
+        [f"--lr {change.lr:g}: the rate is now {schedule.rate():.4g}"]
+        if change.lr is not None
+        else []
+    )
     return [*notes, _outlook(state, plan, rest)]
 
 
@@ -141,9 +164,9 @@ def _refuse_standstill(state: TrainState, rest: Rest, *, longer: bool) -> None:
     if schedule.held is not None or since > rest.last or lowest >= STANDSTILL:
         return
     standstill = (
-        f"the {s.kind} schedule has come down to rate {lowest:.3g} by {s.unit} {since + rest.in_run:g} and stays "
-        f"there, so that all steps from there to {s.unit} {rest.end + rest.in_run:g}, the end of the run, would train "
-        "nothing"
+        f"the {s.kind} schedule has come down to rate {lowest:.3g} by {s.unit} "
+        f"{since + rest.in_run:g} and stays there, so that all steps from there to {s.unit} "
+        f"{rest.end + rest.in_run:g}, the end of the run, would train nothing"
     )
     if longer:
         raise InputError(f"{standstill}; {REMEDY}")
@@ -159,7 +182,10 @@ def _outlook(state: TrainState, plan: FitPlan, rest: Rest) -> str:
         return "the run is over, no step is left to take; --epochs or --max_steps makes it longer"
     end = f"{s.unit} {rest.end + rest.in_run:g}, the end of the run"
     if schedule.held is not None:
-        return f"stage {number_word(state.progress.stage)} holds the rate {schedule.held:.4g} until {end}"
+        return (
+            f"stage {number_word(state.progress.stage)} holds the rate "
+            f"{schedule.held:.4g} until {end}"
+        )
     number = next_with_a_rate(state, plan)
     if rest.governed < rest.end and number is not None:
         begins = f"stage {number_word(number)} begins with {plan.stage(number).lr:.4g}"
@@ -168,8 +194,12 @@ def _outlook(state: TrainState, plan: FitPlan, rest: Rest) -> str:
     if schedule.is_warming_up():
         rise = f"a warm-up to {schedule.base_rates[0]:.4g}, then "
     elif schedule.set_at is not None and schedule.set_at > rest.now:
-        rise = f"held until {s.unit} {schedule.set_at + rest.in_run:g} in place of the warm-up, then "
-    return f"{s.kind} schedule: {schedule.rate():.4g} now, {rise}{_fall(schedule, rest)}, until {end}"
+        rise = (
+            f"held until {s.unit} {schedule.set_at + rest.in_run:g} in place of the warm-up, then "
+        )
+    return (
+        f"{s.kind} schedule: {schedule.rate():.4g} now, {rise}{_fall(schedule, rest)}, until {end}"
+    )
 
 
 def _fall(schedule: Schedule, rest: Rest) -> str:
@@ -180,6 +210,7 @@ def _fall(schedule: Schedule, rest: Rest) -> str:
     if schedule.kind.has_end and math.ceil(s.horizon) <= rest.last:
         ends = f"{s.unit} {s.horizon + rest.in_run:g}"
         return (
-            f"{schedule.rate_at(s.horizon):.4g} from {ends} on, where it keeps its end (--reset_scheduler begins anew)"
+            f"{schedule.rate_at(s.horizon):.4g} from {ends} on, where it keeps its end "
+            "(--reset_scheduler begins anew)"
         )
     return f"{schedule.rate_at(rest.last):.4g} in the last {s.unit}"

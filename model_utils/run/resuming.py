@@ -1,4 +1,6 @@
-"""Which stored run goes on at a place: the newest valid checkpoint, and whether it is the run that was meant."""
+"""Which stored run goes on at a place: the newest valid checkpoint, and whether it is
+the run that was meant.
+"""
 
 import hashlib
 import json
@@ -58,7 +60,8 @@ def newest_checkpoint(path: Path) -> WeightsFile | None:
 def _with_state(file: WeightsFile) -> WeightsFile:
     if file.kind != "checkpoint":
         raise InputError(
-            f"{file.path} holds best weights only, no state to continue from; give the *_checkpoint.pt of the run"
+            f"{file.path} holds best weights only, no state to continue from; give the "
+            "*_checkpoint.pt of the run"
         )
     return file
 
@@ -67,7 +70,8 @@ def newest_run(path: Path) -> StoredRun | None:
     """The run of the newest valid generation of a checkpoint; None where there is none at all.
 
     Raises:
-        InputError, VerificationError: as ``newest_checkpoint``, and where something is missing in it.
+        InputError, VerificationError: as ``newest_checkpoint``, and where
+            something is missing in it.
     """
     file = newest_checkpoint(path)
     return None if file is None else StoredRun.of_checkpoint(file)
@@ -78,8 +82,9 @@ def run_to_continue(outputs: Outputs, begin_with: Path | None) -> StoredRun | No
 
     Args:
         outputs: the place.
-        begin_with: a checkpoint elsewhere (or an older one) to begin with. Where this very continuation was begun at
-            the place before, as by a job that was requeued, it is what lies there that goes on.
+        begin_with: a checkpoint elsewhere (or an older one) to begin with. Where this very
+            continuation was begun at the place before, as by a job that was requeued, it is what
+            lies there that goes on.
 
     Raises:
         InputError: the place holds another run.
@@ -97,20 +102,28 @@ def run_to_continue(outputs: Outputs, begin_with: Path | None) -> StoredRun | No
 
 
 def say_run(group: Group, stored: StoredRun | None) -> None:
-    """Tell the other processes which checkpoint the run goes on from, if any; called by the first."""
+    """Tell the other processes which checkpoint the run goes on from, if
+    any; called by the first.
+    """
 
     def text() -> bytes:
-        file = {} if stored is None else {"path": os.path.realpath(stored.path), "sha256": _sha256(stored.path)}
+        file = (
+            {}
+            if stored is None
+            else {"path": os.path.realpath(stored.path), "sha256": _sha256(stored.path)}
+        )
         return json.dumps(file).encode()
 
     group.of_first(text)
 
 
 def run_of_first(group: Group) -> StoredRun | None:
-    """The run that the first process found; the others read its checkpoint, and never choose by themselves.
+    """The run that the first process found; the others read its checkpoint, and
+    never choose by themselves.
 
     Raises:
-        VerificationError: another file is seen here under its name, as on a network file system that lags behind.
+        VerificationError: another file is seen here under its name, as on a network file
+            system that lags behind.
     """
     said = json.loads(group.of_first(bytes))
     if not said:
@@ -140,8 +153,8 @@ def _wait_for(path: Path, sha256: str) -> None:
         if pause is not None:
             time.sleep(pause)
     raise VerificationError(
-        f"{path} is another file on {socket.gethostname()} than where the run's first process reads it; give "
-        "--output_checkpoint a folder that all machines share"
+        f"{path} is another file on {socket.gethostname()} than where the run's first process "
+        "reads it; give --output_checkpoint a folder that all machines share"
     )
 
 
@@ -158,22 +171,29 @@ def is_same_run(checkpoint_path: Path, other_path: Path) -> bool:
 
 
 def refuse_remains(outputs: Outputs) -> None:
-    """Where --resume finds no checkpoint: the run starts anew, unless it would write over what another one left.
+    """Where --resume finds no checkpoint: the run starts anew, unless it would write over
+    what another one left.
 
     Raises:
         InputError: a best model without checkpoint is there, or records of another run.
     """
-    for path in (outputs.model, outputs.stage_one_model, outputs.bare_module, *outputs.kept.glob(PATTERN)):
+    for path in (
+        outputs.model,
+        outputs.stage_one_model,
+        outputs.bare_module,
+        *outputs.kept.glob(PATTERN),
+    ):
         if path.exists():
             raise InputError(
-                f"{path} is there, but no checkpoint to resume it from; fine-tune from it with finetune.py, move it "
-                "away, or give --overwrite in place of --resume"
+                f"{path} is there, but no checkpoint to resume it from; fine-tune from it with "
+                "finetune.py, move it away, or give --overwrite in place of --resume"
             )
     others = checkpoints_in(outputs.checkpoint.parent) if outputs.metrics.exists() else []
     if others:
         raise InputError(
-            f"there is no {outputs.checkpoint}, but {others[0].name} of another run beside, whose records would be "
-            f"replaced; continue that one with --output_checkpoint {others[0]}, or give another place"
+            f"there is no {outputs.checkpoint}, but {others[0].name} of another run beside, whose "
+            f"records would be replaced; continue that one with --output_checkpoint {others[0]}, "
+            "or give another place"
         )
     log.info("no checkpoint at %s yet: the run starts anew", outputs.checkpoint)
 
@@ -190,17 +210,25 @@ def require_same_network(
     if stored.description.hash() != description.hash():
         differences = "; ".join(differing_fields(stored.description, description)[:3])
         raise VerificationError(
-            f"{stored.path} was trained with another model.json than {options.input_json}: {differences}; "
-            "resume with the one beside the checkpoint"
+            f"{stored.path} was trained with another model.json than {options.input_json}: "
+            f"{differences}; resume with the one beside the checkpoint"
         )
     model_loader.check_descriptions(stored.file, outputs)
     before = stored.outputs()
     goes_on_in_its_place = real(before.checkpoint) == real(outputs.checkpoint)
-    if goes_on_in_its_place and outputs.model.exists() and real(outputs.model) != real(before.model):
-        raise InputError(f"--output_model {outputs.model} is there and not of this run; give another place")
+    if (
+        goes_on_in_its_place
+        and outputs.model.exists()
+        and real(outputs.model) != real(before.model)
+    ):
+        raise InputError(
+            f"--output_model {outputs.model} is there and not of this run; give another place"
+        )
 
 
-def refuse_contradictions(stored: StoredRun, options: TrainOptions, may_differ: Sequence[str] = ()) -> None:
+def refuse_contradictions(
+    stored: StoredRun, options: TrainOptions, may_differ: Sequence[str] = ()
+) -> None:
     """A command line that asks for other settings than those of the run it continues is a mistake.
 
     Args:
@@ -218,9 +246,10 @@ def refuse_contradictions(stored: StoredRun, options: TrainOptions, may_differ: 
         if now in (stored.config[name], _effective(name, stored)):
             continue
         raise InputError(
-            f"--{name} is {_shown(now)}, but the run of {stored.path} has {_shown(stored.config[name])}; give that, "
-            "start a new run elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, "
-            "--reset_scheduler); here --resume_new_lr takes the rate of --lr"
+            f"--{name} is {_shown(now)}, but the run of {stored.path} has "
+            f"{_shown(stored.config[name])}; give that, start a new run elsewhere, or change what "
+            "may change with resume.py (--lr, --ema, --epochs, --reset_scheduler); here "
+            "--resume_new_lr takes the rate of --lr"
         )
 
 
@@ -237,7 +266,11 @@ def _effective(name: str, stored: StoredRun) -> Any:
     if name in ("energy_loss", "forces_loss", "stress_loss"):
         return "mse"
     if name == "stress_weight":
-        return LOSSES[config["loss"]].weights.get("stress", 0.0) if config.get("loss") in LOSSES else 0.0
+        return (
+            LOSSES[config["loss"]].weights.get("stress", 0.0)
+            if config.get("loss") in LOSSES
+            else 0.0
+        )
     return None
 
 
@@ -264,7 +297,8 @@ def set_aside_damaged(stored: StoredRun, outputs: Outputs) -> None:
 
 
 def adopt(source: Outputs, outputs: Outputs) -> None:
-    """Bring what belongs to a run to the place where it goes on: best models, and its records so far.
+    """Bring what belongs to a run to the place where it goes on: best models,
+    and its records so far.
 
     Args:
         source: the place of the run until now.

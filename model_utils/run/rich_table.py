@@ -1,4 +1,6 @@
-"""Errors as tables of rich, in the log: after each validation one of its sources, and the one at the end."""
+"""Errors as tables of rich, in the log: after each validation one of its sources,
+and the one at the end.
+"""
 
 import io
 from collections.abc import Mapping
@@ -16,7 +18,8 @@ class RichTables:
     """A table for each validation, with the training errors of the epoch as its first row."""
 
     def __init__(self) -> None:
-        _lines("", {})  # what rich imports by and by costs more than a table: not in the first epoch
+        # what rich imports by and by costs more than a table: not in the first epoch
+        _lines("", {})
         self._trained: Metrics | None = None
 
     def train(self, record: TrainRecord) -> None:
@@ -51,7 +54,9 @@ def _lines(title: str, rows: Mapping[str, Metrics]) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    shown = [q for q in QUANTITIES.values() if any(m.of(q)["rmse"] is not None for m in rows.values())]
+    shown = [
+        q for q in QUANTITIES.values() if any(m.of(q)["rmse"] is not None for m in rows.values())
+    ]
     table = Table(title=title, title_justify="left")
     for name in ("", "loss", "configs"):
         table.add_column(name, justify="right" if name else "left")

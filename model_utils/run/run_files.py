@@ -35,7 +35,8 @@ from model_utils.settings import cli
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
 from model_utils.settings.options import TrainOptions
 
-PAUSES = (0.5, 2.0, 5.0)  # s before the last save is tried again where a network file system does not answer
+# s before the last save is tried again where a network file system does not answer
+PAUSES = (0.5, 2.0, 5.0)
 LARGE_FIRST_ERROR = 1.0  # eV/atom
 
 
@@ -46,7 +47,8 @@ class RunFiles(SilentFiles):
         outputs: their places.
         writer: of the pair.
         data: for names of structures.
-        record: what every checkpoint repeats: settings (``config``), identity of the data, history of continuations.
+        record: what every checkpoint repeats: settings (``config``), identity of the data,
+            history of continuations.
         stop: is asked between batches, and told how long a save takes.
         beginning: of the run.
         group: the processes of the run, which wait while this one writes for the last time.
@@ -92,7 +94,11 @@ class RunFiles(SilentFiles):
     def _write_settings(self) -> None:
         """Every setting as used, but for those of one call of the command, as --debug."""
         of_the_command = names_of(TrainOptions, OF_THE_COMMAND)
-        settings = {name: value for name, value in self.record["config"].items() if name not in of_the_command}
+        settings = {
+            name: value
+            for name, value in self.record["config"].items()
+            if name not in of_the_command
+        }
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         durable.write_text(self.outputs.config, text)
         if units := self.record.get("loss_units"):
@@ -125,7 +131,9 @@ class RunFiles(SilentFiles):
         self.loggers.final(record)
 
     def _judge_first(self, record: ValidationRecord) -> None:
-        """One line of advice where the first errors are those of other reference energies, not of fresh weights."""
+        """One line of advice where the first errors are those of other reference
+        energies, not of fresh weights.
+        """
         scales = self.writer.description.energy_scales()
         limit = max(LARGE_FIRST_ERROR, 2 * max(scales))
         judged = (record.metrics, *record.by_source.values())
@@ -134,8 +142,8 @@ class RunFiles(SilentFiles):
             return
         where = self.record["config"]["input_json"]
         log.warning(
-            "warning: the first errors are %.3g eV/atom: E0s of another method or unit than the data have? "
-            "`metadata.py check --input_json %s` compares them with the data, %s",
+            "warning: the first errors are %.3g eV/atom: E0s of another method or unit than the "
+            "data have? `metadata.py check --input_json %s` compares them with the data, %s",
             max(errors),
             where,
             "`finetune.py --E0s shift` fits them"
@@ -165,7 +173,9 @@ class RunFiles(SilentFiles):
             self.keeper.judged(state, errors, score)
 
     def on_stage(self, state: TrainState, stage: Stage) -> None:
-        """A stage begins; where its losses cannot be compared, the best model of stage one is kept."""
+        """A stage begins; where its losses cannot be compared, the best
+        model of stage one is kept.
+        """
         progress = state.progress
         if progress.stage == 1 and stage.new_best:
             try:
@@ -185,7 +195,9 @@ class RunFiles(SilentFiles):
         try:
             self._write(state, reason)
         except OSError as error:
-            log.warning("warning: step %d is not saved, tried again later: %s", state.progress.step, error)
+            log.warning(
+                "warning: step %d is not saved, tried again later: %s", state.progress.step, error
+            )
             return False
         return True
 
@@ -210,7 +222,9 @@ class RunFiles(SilentFiles):
                 return self._write(state, reason)
             except OSError as error:
                 if pause is None or not is_away(error):
-                    text = f"step {state.progress.step} is not saved: {error}; older files are intact"
+                    text = (
+                        f"step {state.progress.step} is not saved: {error}; older files are intact"
+                    )
                     raise SaveError(text) from None
                 time.sleep(pause)
 
@@ -241,7 +255,9 @@ class RunFiles(SilentFiles):
             self.sync.checkpoint_written()  # the last record, and the module for mace's calculator
 
     def close_loggers(self) -> None:
-        """Close the loggers, however the run ended; who was asked to stop does not wait for them."""
+        """Close the loggers, however the run ended; who was asked to stop
+        does not wait for them.
+        """
         end = time.monotonic() + (PATIENCE if self.stop.reason is None else 0.0)
         self.loggers.close(max(end - time.monotonic(), 0.0))
         if self.sync is not None:
@@ -255,9 +271,11 @@ def opened(
     record: Mapping[str, Any],
     stop: Interruption,
 ) -> SilentFiles:
-    """Remove another run where asked, write descriptions and settings, and open what the loop adds to.
+    """Remove another run where asked, write descriptions and settings, and open
+    what the loop adds to.
 
-    Only now has every input been looked at: until here nothing was written, and another run's files are still there.
+    Only now has every input been looked at: until here nothing was written, and another run's
+    files are still there.
 
     Args:
         run: whose files they are; it stands before its first step, or where the stored run stood.
@@ -274,7 +292,8 @@ def opened(
         state.progress = Progress(**json.loads(run.group.of_first(bytes)))
         return SilentFiles(run.data, stop, run.group)
     files = _opened_by_first(run, outputs, beginning, record, stop)
-    run.group.of_first(lambda: json.dumps(asdict(state.progress)).encode())  # the best model may be gone
+    # the best model may be gone
+    run.group.of_first(lambda: json.dumps(asdict(state.progress)).encode())
     return files
 
 
@@ -303,17 +322,22 @@ def _opened_by_first(
         return files
     except OSError as error:
         if options.output.resume is None:
-            with suppress(OSError):  # what was begun just now: it must not stand in the way of the next try
+            # what was begun just now: it must not stand in the way of the next try
+            with suppress(OSError):
                 outputs.remove_another_run()
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
         remedy = "give another --output_checkpoint or --output_model"
         raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
 
 
-def _record_start(run: AssembledRun, outputs: Outputs, beginning: Beginning, record: Mapping[str, Any]) -> None:
+def _record_start(
+    run: AssembledRun, outputs: Outputs, beginning: Beginning, record: Mapping[str, Any]
+) -> None:
     """Put a start of the run into its run.json, where it has one."""
     folder = outputs.checkpoint.parent
-    start = run_record.start_of_now(run.state.progress.step, run.state.computed_on(), run.group.rank.size)
+    start = run_record.start_of_now(
+        run.state.progress.step, run.state.computed_on(), run.group.rank.size
+    )
     known = {
         "model_json_hash": beginning.description.hash(),
         "seed": run.options.run.seed,
@@ -332,5 +356,10 @@ def record_end(run: AssembledRun, outputs: Outputs) -> None:
     """Put why the run is over into its run.json, where it has one."""
     if run.group.rank.is_first:
         progress = run.state.progress
-        ended = {"at": run_record.now(), "why": progress.finished, "step": progress.step, "epoch": progress.epoch}
+        ended = {
+            "at": run_record.now(),
+            "why": progress.finished,
+            "step": progress.step,
+            "epoch": progress.epoch,
+        }
         run_record.changed(outputs.checkpoint.parent, {"finished": ended})

@@ -1,9 +1,9 @@
 """Which folder a run has in that of its experiment: the one that goes on, or a new one.
 
-``--run_dir runs/demo`` gives every run a folder ``runs/demo/<run id>/``. With --resume the newest unfinished run of
-equal settings goes on; where all of them are finished nothing is left to do, as for the later ones of a chain of jobs.
-In a job of a scheduler the id is the job's, so that a job which is requeued finds its own; a task of an array has its
-own too, and takes no other task's.
+``--run_dir runs/demo`` gives every run a folder ``runs/demo/<run id>/``. With --resume the newest
+unfinished run of equal settings goes on; where all of them are finished nothing is left to do, as
+for the later ones of a chain of jobs. In a job of a scheduler the id is the job's, so that a job
+which is requeued finds its own; a task of an array has its own too, and takes no other task's.
 """
 
 import os
@@ -21,7 +21,13 @@ from model_utils.run import run_record
 from model_utils.runtime import log
 from model_utils.settings import cli
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
-from model_utils.settings.options import DataOptions, FilterOptions, FinetuneOptions, TrainingOptions, TrainOptions
+from model_utils.settings.options import (
+    DataOptions,
+    FilterOptions,
+    FinetuneOptions,
+    TrainingOptions,
+    TrainOptions,
+)
 
 LATEST = "latest"
 LENGTHS = run_record.LENGTHS
@@ -60,7 +66,9 @@ class _Kept:
 
     @property
     def former_settings(self) -> list[Mapping[str, Any]]:
-        """What it was asked before continuations changed it, the oldest first; empty where none did."""
+        """What it was asked before continuations changed it, the oldest
+        first; empty where none did.
+        """
         changes = run_record.changes_of(self.record)
         return [{**self.record["asked"], **change} for change in [{}, *changes][:-1]]
 
@@ -69,8 +77,8 @@ def chosen(options: TrainingOptions) -> Chosen:
     """The folder of the run that goes on, or a new one with its record; made by one process.
 
     Raises:
-        InputError: the experiment's folder cannot be written, there is nothing to continue where a change is asked for,
-            or the options contradict --run_dir.
+        InputError: the experiment's folder cannot be written, there is nothing to continue where a
+            change is asked for, or the options contradict --run_dir.
     """
     experiment = options.running.run_dir
     assert experiment is not None
@@ -86,11 +94,16 @@ def chosen(options: TrainingOptions) -> Chosen:
             return Chosen(folder=going_on.folder, is_new=False)
         nearest = _nearest(runs, asked, model_hash)
         if options.running.changes_the_run:
-            raise InputError(f"--run_dir {experiment} has no run of these settings to continue{nearest}")
+            raise InputError(
+                f"--run_dir {experiment} has no run of these settings to continue{nearest}"
+            )
         _refuse_former_settings(runs, asked, model_hash, task)
         log.info("no run of these settings in %s%s: a new one begins", experiment, nearest)
     record = run_record.of_new_run(_command(options), cli.as_plain(options), model_hash, task)
-    return Chosen(folder=_made(experiment, record, dry_run=options.run.dry_run), is_new=not options.run.dry_run)
+    return Chosen(
+        folder=_made(experiment, record, dry_run=options.run.dry_run),
+        is_new=not options.run.dry_run,
+    )
 
 
 def forget(folder: Path) -> None:
@@ -102,7 +115,9 @@ def forget(folder: Path) -> None:
 
 
 def make_latest(folder: Path) -> None:
-    """Let ``latest`` lead to a run of its experiment, where it is one; without links on the disk that is a warning."""
+    """Let ``latest`` lead to a run of its experiment, where it is one; without links on the
+    disk that is a warning.
+    """
     if not (folder / run_record.NAME).exists():
         return
     own = real(folder)  # which may have been named by the very link
@@ -113,7 +128,9 @@ def make_latest(folder: Path) -> None:
 
 
 def with_folder(options: Any, folder: Path) -> Any:
-    """The options of a run whose folder is known; its safetensors lie in it too, or runs would replace each other's."""
+    """The options of a run whose folder is known; its safetensors lie in it too, or runs
+    would replace each other's.
+    """
     plain = {**cli.as_plain(options), "run_dir": None, "output_checkpoint": str(folder)}
     if options.running.output_safetensors is not None:
         plain["output_safetensors"] = str(folder / options.running.output_safetensors.name)
@@ -121,12 +138,15 @@ def with_folder(options: Any, folder: Path) -> Any:
 
 
 def _refuse_contradictions(options: TrainingOptions) -> None:
-    given = {"--output_model": options.output.output_model is not None, "--overwrite": options.output.overwrite}
+    given = {
+        "--output_model": options.output.output_model is not None,
+        "--overwrite": options.output.overwrite,
+    }
     for flag, is_given in given.items():
         if is_given:
             raise InputError(
-                f"{flag} and --run_dir contradict each other: every run has a folder of its own there, and replaces "
-                "none; leave one of them out"
+                f"{flag} and --run_dir contradict each other: every run has a folder of its own "
+                "there, and replaces none; leave one of them out"
             )
 
 
@@ -146,12 +166,16 @@ def _hash_of(options: TrainingOptions) -> str | None:
 
 
 def _compared(options: TrainingOptions) -> dict[str, Any]:
-    """The settings by which two runs of an experiment are told apart: what is trained, on what, and how long."""
+    """The settings by which two runs of an experiment are told apart: what is trained,
+    on what, and how long.
+    """
     names = {*names_of(type(options), FIXED), *names_of(DataOptions, MAY_CHANGE), *LENGTHS}
     names -= set(names_of(FilterOptions, MAY_CHANGE))
     if options.running.changes_the_run:
         names -= {"lr", *LENGTHS}
-    return run_record.kept({name: value for name, value in cli.as_plain(options).items() if name in names})
+    return run_record.kept(
+        {name: value for name, value in cli.as_plain(options).items() if name in names}
+    )
 
 
 def _runs_in(experiment: Path) -> Iterator[_Kept]:
@@ -166,21 +190,34 @@ def _runs_in(experiment: Path) -> Iterator[_Kept]:
 
 
 def _that_goes_on(
-    runs: list[_Kept], options: TrainingOptions, asked: Mapping[str, Any], model_hash: str | None, task: str | None
+    runs: list[_Kept],
+    options: TrainingOptions,
+    asked: Mapping[str, Any],
+    model_hash: str | None,
+    task: str | None,
 ) -> _Kept | None:
-    """The run of this very job and task, else the newest unfinished one, else the newest; where a change is asked for,
-    the newest, finished or not.
+    """The run of this very job and task, else the newest unfinished one, else the newest; where a
+    change is asked for, the newest, finished or not.
     """
-    equal = [run for run in runs if not _differing(run, asked, model_hash) and run.record.get("task") == task]
+    equal = [
+        run
+        for run in runs
+        if not _differing(run, asked, model_hash) and run.record.get("task") == task
+    ]
     job = run_record.job()
     of_this_job = [run for run in equal if job and run.record.get("job") == job]
-    unfinished = [] if options.running.changes_the_run else [run for run in equal if not run.is_finished]
+    unfinished = (
+        [] if options.running.changes_the_run else [run for run in equal if not run.is_finished]
+    )
     return next(iter([*of_this_job, *unfinished, *equal]), None)
 
 
 def _say_that_goes_on(run: _Kept, options: TrainingOptions) -> None:
     if run.is_finished and not options.running.changes_the_run:
-        log.info("run %s of these settings is finished; leave --resume out for a new run of them", run.folder)
+        log.info(
+            "run %s of these settings is finished; leave --resume out for a new run of them",
+            run.folder,
+        )
     else:
         log.info("run %s goes on", run.folder)
 
@@ -200,8 +237,9 @@ def _refuse_former_settings(
             now = [name for name, value in asked.items() if run.settings.get(name) != value]
             shown = " ".join(f"--{name} {run.settings.get(name)}" for name in now)
             raise InputError(
-                f"run {run.folder} began with these settings and was continued with {shown}; give that to go on, with "
-                "--resume_new_lr another --lr, or leave --resume out for a new run"
+                f"run {run.folder} began with these settings and was continued with "
+                f"{shown}; give that to go on, with --resume_new_lr another --lr, or leave "
+                "--resume out for a new run"
             )
 
 
@@ -210,8 +248,12 @@ def _differing(run: _Kept, asked: Mapping[str, Any], model_hash: str | None) -> 
     return _other_names(run.settings, run, asked, model_hash)
 
 
-def _other_names(theirs: Mapping[str, Any], run: _Kept, asked: Mapping[str, Any], model_hash: str | None) -> list[str]:
-    """Names of the settings in which those of a run, of now or former ones, are not those that are asked for."""
+def _other_names(
+    theirs: Mapping[str, Any], run: _Kept, asked: Mapping[str, Any], model_hash: str | None
+) -> list[str]:
+    """Names of the settings in which those of a run, of now or former ones, are not
+    those that are asked for.
+    """
     names = [name for name, value in asked.items() if name not in theirs or theirs[name] != value]
     if run.record.get("asked_model_json_hash") != model_hash:
         names.append("model.json")
@@ -225,7 +267,10 @@ def _nearest(runs: list[_Kept], asked: Mapping[str, Any], model_hash: str | None
     names = _differing(runs[0], asked, model_hash)
     if not names:
         return f" (the newest, {runs[0].folder.name}, is another task's)"
-    return f" (the newest, {runs[0].folder.name}, has another {', '.join(names[:4])}{' …' if len(names) > 4 else ''})"
+    return (
+        f" (the newest, {runs[0].folder.name}, has another "
+        f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''})"
+    )
 
 
 def _made(experiment: Path, record: Mapping[str, Any], *, dry_run: bool) -> Path:
@@ -244,13 +289,19 @@ def _made(experiment: Path, record: Mapping[str, Any], *, dry_run: bool) -> Path
             Outputs.named(folder, None)  # whose names must not be too long
             try:
                 text = run_record.text_of({**record, "run_id": folder.name})
-                durable.new_folder(folder, {run_record.NAME: text.encode("utf-8", "backslashreplace")})
+                durable.new_folder(
+                    folder, {run_record.NAME: text.encode("utf-8", "backslashreplace")}
+                )
             except FileExistsError:
                 continue
             return folder
     except OSError as error:
-        raise InputError(f"cannot write --run_dir {experiment}: {error.strerror}; give another") from None
-    raise InputError(f"--run_dir {experiment} has {MOST_OF_A_SECOND} runs of the name {name}; give another")
+        raise InputError(
+            f"cannot write --run_dir {experiment}: {error.strerror}; give another"
+        ) from None
+    raise InputError(
+        f"--run_dir {experiment} has {MOST_OF_A_SECOND} runs of the name {name}; give another"
+    )
 
 
 def _id(record: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""run.json: what a run was asked, by what it is computed, on what, with which data, and every time it was started.
+"""run.json: what a run was asked, by what it is computed, on what, with which data, and
+every time it was started.
 
-It lies in the folder that a run gets with ``--run_dir``. Which run goes on there is found by it, and
-``read_model.py reproduce`` and ``diff`` read it. A run's numbers do not depend on it: where it cannot be written while
-the run lasts, that is one warning.
+It lies in the folder that a run gets with ``--run_dir``. Which run goes on there is found by it,
+and ``read_model.py reproduce`` and ``diff`` read it. A run's numbers do not depend on it: where it
+cannot be written while the run lasts, that is one warning.
 """
 
 import json
@@ -24,8 +25,10 @@ from model_utils.settings import invoked
 NAME = "run.json"
 FORMAT = 1
 COMMANDS = invoked.COMMANDS  # settings that are commands
-LENGTHS = ("epochs", "max_steps", "patience")  # may change at a named place, and tell runs of an experiment apart
-CHANGEABLE = ("lr", "ema", *LENGTHS)  # by which runs are told apart, and which a continuation may change
+# may change at a named place, and tell runs of an experiment apart
+LENGTHS = ("epochs", "max_steps", "patience")
+# by which runs are told apart, and which a continuation may change
+CHANGEABLE = ("lr", "ema", *LENGTHS)
 PACKAGES = (
     "torch",
     "mace-torch",
@@ -41,13 +44,16 @@ PACKAGES = (
 )
 
 
-def of_new_run(command: str, asked: Mapping[str, Any], model_json_hash: str | None, task: str | None) -> dict[str, Any]:
+def of_new_run(
+    command: str, asked: Mapping[str, Any], model_json_hash: str | None, task: str | None
+) -> dict[str, Any]:
     """The record of a run that begins.
 
     Args:
         command: the script, ``train_mace.py`` or ``finetune.py``.
         asked: its options as plain values, as they were typed.
-        model_json_hash: of the model.json that is trained, where it is known before the data are read.
+        model_json_hash: of the model.json that is trained, where it is known
+            before the data are read.
         task: which task of an array of jobs this process is; None outside of one.
     """
     return {
@@ -67,7 +73,9 @@ def of_new_run(command: str, asked: Mapping[str, Any], model_json_hash: str | No
 
 
 def kept(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a record has them: without secrets, and without commands, which are never taken from a file."""
+    """Settings as a record has them: without secrets, and without commands, which are
+    never taken from a file.
+    """
 
     def shown(value: Any) -> Any:
         if isinstance(value, list):
@@ -92,8 +100,16 @@ def read(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         log.warning("warning: %s cannot be read and is left aside: %s", path, error)
         return None
-    wanted: dict[str, type] = {"created": str, "asked": dict, "starts": list, "argv": list, "command": str}
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in wanted.items()):
+    wanted: dict[str, type] = {
+        "created": str,
+        "asked": dict,
+        "starts": list,
+        "argv": list,
+        "command": str,
+    }
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(name), kind) for name, kind in wanted.items()
+    ):
         log.warning("warning: %s is no record of a run and is left aside", path)
         return None
     return record
@@ -105,10 +121,14 @@ def changes_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ``asked`` stays what the run began with, which is what a repetition begins with.
     """
     entries = record.get("changed_to")  # absent of a run from before there was this entry
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return (
+        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    )
 
 
-def with_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def with_settings(
+    record: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
     """The entry ``changed_to`` after a start.
 
     Args:
@@ -133,7 +153,8 @@ def changed(
     start: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Put entries into the record of a folder, where there is one; a disk that refuses costs a warning.
+    """Put entries into the record of a folder, where there is one; a disk that
+    refuses costs a warning.
 
     Args:
         folder: of the run.

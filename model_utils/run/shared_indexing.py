@@ -1,4 +1,6 @@
-"""LMDBs that several processes are about to open: each of them indexes its share of the shards first."""
+"""LMDBs that several processes are about to open: each of them indexes its
+share of the shards first.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress

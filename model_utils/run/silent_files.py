@@ -15,7 +15,8 @@ from model_utils.run.train_state import TrainState
 
 
 class SilentFiles:
-    """The loop's hooks where nothing is written: another process of the run writes, and this one waits where it must.
+    """The loop's hooks where nothing is written: another process of the run writes, and this
+    one waits where it must.
 
     ``run_files.RunFiles`` puts what is written in place of every method.
 
@@ -72,7 +73,9 @@ class SilentFiles:
         """A stage begins."""
 
     def save(self, state: TrainState, reason: str) -> bool:
-        """The process that writes saves, and tries again where it cannot; whether it is saved here: always."""
+        """The process that writes saves, and tries again where it cannot; whether it
+        is saved here: always.
+        """
         return True
 
     def save_last(self, state: TrainState, reason: str) -> None:

@@ -23,14 +23,15 @@ LEAST = 1e-6  # eV, eV/Å, eV/Å³: a smaller spread is that of rounding
 def spread_of(
     train: Dataset, quantities: Collection[str], seed: int, as_virial: Collection[str] = ()
 ) -> dict[str, float]:
-    """Standard deviation of the labels of each quantity, in its unit; of energies that per atom beyond the E0s.
+    """Standard deviation of the labels of each quantity, in its unit; of energies that
+    per atom beyond the E0s.
 
     Args:
         train: structures to train on; of many a drawn sample is read.
         quantities: that are trained on.
         seed: of the sample.
-        as_virial: those of them whose errors the loss multiplies with volume / number of atoms, as that of a stress:
-            their spread is that of the product, in eV.
+        as_virial: those of them whose errors the loss multiplies with volume / number of atoms, as
+            that of a stress: their spread is that of the product, in eV.
 
     Raises:
         InputError: labels of a quantity are absent, or do not differ.
@@ -38,7 +39,8 @@ def spread_of(
     rows = np.arange(len(train))
     if len(train) > MOST:
         rows = np.sort(epoch_order(len(train), seed, epoch=0)[:MOST])
-    sums = {name: np.zeros(3) for name in QUANTITIES if name in quantities}  # numbers, their sum, sum of squares
+        # numbers, their sum, sum of squares
+    sums = {name: np.zeros(3) for name in QUANTITIES if name in quantities}
     for i in over(rows.tolist(), "spread of the labels", len(rows)):
         structure = train.structure(int(i))
         for name, total in sums.items():
@@ -74,7 +76,9 @@ def units_of(options: TrainingOptions, train: Dataset, known: Mapping[str, float
 def described(spread: Mapping[str, float], as_virial: Collection[str] = ()) -> str:
     """``energy 0.0213 eV, forces 1.21 eV/Å``, and ``V/N stress 0.4 eV`` of a virial per atom."""
     return ", ".join(
-        f"V/N {name} {value:.3g} eV" if name in as_virial else f"{name} {value:.3g} {QUANTITIES[name].unit}"
+        f"V/N {name} {value:.3g} eV"
+        if name in as_virial
+        else f"{name} {value:.3g} {QUANTITIES[name].unit}"
         for name, value in spread.items()
     )
 
@@ -90,7 +94,12 @@ def _values(quantity: Quantity, structure: Structure, train: Dataset) -> NDArray
     if quantity == ENERGY:
         facts = train.facts
         head = 0 if structure.head is None else facts.heads.index(structure.head)
-        values = values - np.array(facts.atomic_energies)[head][facts.species_of(structure.atomic_numbers)].sum()
+        values = (
+            values
+            - np.array(facts.atomic_energies)[head][
+                facts.species_of(structure.atomic_numbers)
+            ].sum()
+        )
     return values.reshape(-1) / (structure.n_atoms if quantity.over_atoms else 1)
 
 
@@ -100,7 +109,7 @@ def _deviation(name: str, total: NDArray[np.float64]) -> float:
     deviation = float(np.sqrt(max(variance, 0.0)))
     if deviation < LEAST:
         raise InputError(
-            f"--loss_units: the labels of the {name} to train on do not differ (by more than {LEAST:g}), so there is "
-            "no spread to take as a unit; leave it out"
+            f"--loss_units: the labels of the {name} to train on do not differ (by more than "
+            f"{LEAST:g}), so there is no spread to take as a unit; leave it out"
         )
     return deviation

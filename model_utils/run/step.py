@@ -41,7 +41,8 @@ class Addition(Protocol):
         """The whole step from what was computed here.
 
         Args:
-            parts: of the batches, in order; each in one or more pieces, which are computed as they are taken.
+            parts: of the batches, in order; each in one or more pieces, which are
+                computed as they are taken.
             like: the parameters.
             loss: of the stage.
             rows: labelled rows of the whole step.
@@ -71,13 +72,18 @@ IN_TURN = InTurn()
 
 
 def loss_and_gradients(
-    network: Network, parameters: Parameters, batches: Sequence[Batch], loss: Loss, addition: Addition = IN_TURN
+    network: Network,
+    parameters: Parameters,
+    batches: Sequence[Batch],
+    loss: Loss,
+    addition: Addition = IN_TURN,
 ) -> StepResult:
     """Loss of several micro-batches together and its gradient by every parameter.
 
-    The labelled rows behind the means are known before the first backward pass, so any division into micro-batches
-    gives the loss of the undivided batch; one that the memory does not hold is divided further (``memory.in_parts``).
-    There is no ``.item()``, no branch on data and no wait for a GPU.
+    The labelled rows behind the means are known before the first backward pass, so any
+    division into micro-batches gives the loss of the undivided batch; one that the memory
+    does not hold is divided further (``memory.in_parts``). There is no ``.item()``, no branch
+    on data and no wait for a GPU.
 
     Args:
         network: the form of the network.
@@ -97,7 +103,9 @@ def loss_and_gradients(
 
     pieces = (addition.pieces(batch) for batch in batches)
     compute = in_parts if loss.divisible else whole
-    results = (chain.from_iterable(compute(micro_step, piece, "step") for piece in own) for own in pieces)
+    results = (
+        chain.from_iterable(compute(micro_step, piece, "step") for piece in own) for own in pieces
+    )
     return addition.total(results, tensors, loss, rows)
 
 
@@ -111,7 +119,12 @@ def added(total: StepResult, part: StepResult) -> StepResult:
 
 
 def _micro_step(
-    network: Network, parameters: Parameters, tensors: list[Tensor], batch: Batch, loss: Loss, rows: Rows
+    network: Network,
+    parameters: Parameters,
+    tensors: list[Tensor],
+    batch: Batch,
+    loss: Loss,
+    rows: Rows,
 ) -> StepResult:
     wanted = {name for name, count in batch.rows.items() if count > 0 and loss.weight(name) > 0}
     prediction = predict(network, parameters, batch, wanted=wanted, training=True)
@@ -119,5 +132,7 @@ def _micro_step(
     sums = error_sums(prediction, batch.labels, batch.sizes, loss, volumes)
     value = loss.total(sums, rows)
     gradients = torch.autograd.grad(value, tensors, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, tensors, strict=True)]
+    filled = [
+        torch.zeros_like(p) if g is None else g for g, p in zip(gradients, tensors, strict=True)
+    ]
     return StepResult(loss=value.detach(), gradients=filled, sums=sums.detach())

@@ -1,4 +1,6 @@
-"""The optimizer steps of any epoch: which structures each has, which of them are computed here, how they are added."""
+"""The optimizer steps of any epoch: which structures each has, which of them are computed
+here, how they are added.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,7 +72,9 @@ class StepsInTurn:
         return _EpochSteps(self._epochs.plan(epoch), self._accumulate, self._step)
 
     def _step(self, batches: Sequence[Indices]) -> Step:
-        return Step(members=np.concatenate(batches), n_batches=len(batches), batches=lambda: batches)
+        return Step(
+            members=np.concatenate(batches), n_batches=len(batches), batches=lambda: batches
+        )
 
     def batches(self, steps: Sequence[Step]) -> Iterator[Batch]:
         """Their batches."""
@@ -96,17 +100,22 @@ class DealtStepsOfEpoch:
     largest: float
 
     def of_processes(self, values: NDArray[Any], n_processes: int) -> NDArray[Any]:
-        """Sums over the parts of each process, (n_steps, n_processes), as `Group.mine` shares them."""
+        """Sums over the parts of each process, (n_steps, n_processes), as
+        `Group.mine` shares them.
+        """
         return values.reshape(len(values), -1, n_processes).sum(axis=1)
 
     def balance(self, n_processes: int) -> float:
-        """Mean over largest cost of the processes, over the steps: the share of time in which none waits."""
+        """Mean over largest cost of the processes, over the steps: the share of
+        time in which none waits.
+        """
         costs = self.of_processes(self.costs, n_processes)
         return float(costs.mean(axis=1).sum() / costs.max(axis=1).sum())
 
 
 class DealtSteps:
-    """Steps whose structures are dealt to parts of equal cost; this process computes its share of them.
+    """Steps whose structures are dealt to parts of equal cost; this process
+    computes its share of them.
 
     Args:
         epochs: the batches of any epoch.
@@ -116,7 +125,14 @@ class DealtSteps:
         device: of the network.
     """
 
-    def __init__(self, epochs: EpochBatches, accumulate: int, n_parts: int, group: Group, device: torch.device) -> None:
+    def __init__(
+        self,
+        epochs: EpochBatches,
+        accumulate: int,
+        n_parts: int,
+        group: Group,
+        device: torch.device,
+    ) -> None:
         dataset = epochs.dataset
         self.n_parts = n_parts
         self._epochs = epochs
@@ -132,7 +148,8 @@ class DealtSteps:
     def _step(self, batches: Sequence[Indices]) -> Step:
         members = np.concatenate(batches)
         own = self._group.mine(range(self.n_parts))
-        filled = [number for number in own if number < len(members)]  # the first parts where there are too few
+        # the first parts where there are too few
+        filled = [number for number in own if number < len(members)]
 
         def dealt() -> list[Indices]:
             parts = deal(self._cost[members], self.n_parts)
@@ -153,7 +170,9 @@ class DealtSteps:
         return self._epochs.batches(_PlanOfSteps(steps))
 
     def dealt(self, n_looked_at: int = LOOKED_AT) -> "DealtStepsOfEpoch":
-        """Some steps of the first epoch, spread over it, as they are dealt: for what is said of them."""
+        """Some steps of the first epoch, spread over it, as they are dealt:
+        for what is said of them.
+        """
         steps = self.of_epoch(0)
         chosen = np.unique(np.linspace(0, len(steps) - 1, min(n_looked_at, len(steps))).astype(int))
         sizes = np.zeros((len(chosen), self.n_parts), dtype=np.int64)
@@ -175,7 +194,9 @@ class DealtSteps:
 class _EpochSteps(Sequence[Step]):
     """The steps of a plan, each made when it is asked for."""
 
-    def __init__(self, plan: PlannedBatches, size: int, make: Callable[[Sequence[Indices]], Step]) -> None:
+    def __init__(
+        self, plan: PlannedBatches, size: int, make: Callable[[Sequence[Indices]], Step]
+    ) -> None:
         self._plan = plan
         self._size = size
         self._make = make
@@ -195,7 +216,9 @@ class _EpochSteps(Sequence[Step]):
 
 
 class _PlanOfSteps(Sequence[Indices]):
-    """The micro-batches of some steps one after the other; the structures of a step are dealt when they are read."""
+    """The micro-batches of some steps one after the other; the structures of a step are
+    dealt when they are read.
+    """
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps

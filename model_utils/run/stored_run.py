@@ -46,7 +46,8 @@ class StoredRun:
         code_version: of the code that computed last (``versions.code_version``).
         data: files, counts and hash of the data sets (``data_identity``), by train, valid and test.
         loss_units: spread of the labels by quantity, where the loss has it as its units.
-        source: path and hash of the model that a fine-tuning began with; None of a run from fresh weights.
+        source: path and hash of the model that a fine-tuning began with; None of a
+            run from fresh weights.
         earlier_hashes: of the descriptions before this one.
         history: one entry for each continuation with changes or at another place.
         metrics_offset: bytes of metrics.jsonl when the checkpoint was written.
@@ -84,7 +85,8 @@ class StoredRun:
             missing.append("dtype")
         if missing:
             raise VerificationError(
-                f"{file.path} is not as we write it: {', '.join(missing)} missing or of another kind"
+                f"{file.path} is not as we write it: {', '.join(missing)} missing "
+                "or of another kind"
             )
         own_hash = file.description.hash()
         return cls(
@@ -96,7 +98,8 @@ class StoredRun:
             has_ema=state.get("ema_state_dict") is not None,
             dtype=DTYPES[state["dtype"]],
             threads=state["computed_on"].get("threads"),
-            computed_on={"step_parts": 1, **state["computed_on"]},  # of a run before there were parts
+            # of a run before there were parts
+            computed_on={"step_parts": 1, **state["computed_on"]},
             code_version=file.content["code_version"],
             data=state["data"],
             loss_units=state.get("loss_units", {}),

@@ -1,4 +1,6 @@
-"""Sums of errors as a checkpoint has them: by name, so that one more quantity does not move the others."""
+"""Sums of errors as a checkpoint has them: by name, so that one more quantity
+does not move the others.
+"""
 
 from collections.abc import Mapping
 
@@ -32,6 +34,14 @@ def named_sums(sums: Tensor) -> dict[str, float]:
 
 
 def sums_of_named(stored: Mapping[str, float] | Tensor, device: torch.device) -> Tensor:
-    """Sums in their order from what a checkpoint holds; a quantity that it does not know has none yet."""
-    named = dict(zip(BEFORE_QUANTITIES, stored.tolist(), strict=True)) if isinstance(stored, Tensor) else stored
-    return torch.tensor([named.get(name, 0.0) for name in sum_names()], dtype=torch.float64, device=device)
+    """Sums in their order from what a checkpoint holds; a quantity that it does
+    not know has none yet.
+    """
+    named = (
+        dict(zip(BEFORE_QUANTITIES, stored.tolist(), strict=True))
+        if isinstance(stored, Tensor)
+        else stored
+    )
+    return torch.tensor(
+        [named.get(name, 0.0) for name in sum_names()], dtype=torch.float64, device=device
+    )

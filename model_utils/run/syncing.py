@@ -1,4 +1,6 @@
-"""--sync: a user's command after each checkpoint, in a process of its own, for whatever keeps a copy elsewhere."""
+"""--sync: a user's command after each checkpoint, in a process of its own, for whatever
+keeps a copy elsewhere.
+"""
 
 import os
 import subprocess
@@ -13,22 +15,25 @@ from model_utils.runtime import log
 
 SHELL = "/bin/sh"
 SHOWN = 200  # letters of what a failed command said last
-# $1: process to wait for, $2: command. In some containers nothing collects orphans: one that ended stays as a zombie.
+# $1: process to wait for, $2: command. In some containers nothing collects orphans: one that
+# ended stays as a zombie.
 AFTERWARDS = (
-    'while kill -0 "$1" 2>/dev/null && ! grep -qs "^State:.Z" "/proc/$1/status"; do sleep 0.2; done; '
-    f'exec {SHELL} -c "$2"'
+    'while kill -0 "$1" 2>/dev/null && ! grep -qs "^State:.Z" "/proc/$1/status"; do sleep 0.2; '
+    f'done; exec {SHELL} -c "$2"'
 )
 
 
 class Sync:
-    """Runs one command again and again, one process at a time, and never waits for it while the run lasts.
+    """Runs one command again and again, one process at a time, and never waits for
+    it while the run lasts.
 
-    Checkpoints that are written while a command runs are one: it is started once more when it has ended. The command
-    gets ``RUN_FOLDER``, ``RUN_CHECKPOINT`` and ``RUN_MODEL`` as variables of its environment. It has a session of its
-    own: what ends the training does not end a copy half-way.
+    Checkpoints that are written while a command runs are one: it is started once more when it has
+    ended. The command gets ``RUN_FOLDER``, ``RUN_CHECKPOINT`` and ``RUN_MODEL`` as variables of its
+    environment. It has a session of its own: what ends the training does not end a copy half-way.
 
     Args:
-        command: a line for the shell, from the command line or the typed configuration; it is stored nowhere.
+        command: a line for the shell, from the command line or the typed
+            configuration; it is stored nowhere.
         outputs: the place of the run.
     """
 
@@ -51,22 +56,25 @@ class Sync:
     def close(self, seconds: float) -> None:
         """Wait so long for what runs or is due; then say that it goes on without this process.
 
-        A command that is due, and would copy the last checkpoint, is handed to a shell of its own, which starts it when
-        the one that runs has ended.
+        A command that is due, and would copy the last checkpoint, is handed to a shell of its own,
+        which starts it when the one that runs has ended.
         """
         with self._change:
             ended = self._change.wait_for(lambda: self._running is None, timeout=seconds)
             is_handed_over = self._is_due and self._hand_over()
         if is_handed_over:
             log.warning(
-                "warning: --sync still copies an older checkpoint; it goes on by itself, and then runs once more for "
-                "the last one, unless what ends this job ends it too"
+                "warning: --sync still copies an older checkpoint; it goes on by itself, and then "
+                "runs once more for the last one, unless what ends this job ends it too"
             )
         elif not ended and seconds > 0:
             log.warning("warning: --sync did not end within %.0f s; it goes on by itself", seconds)
 
     def _hand_over(self) -> bool:
-        """Have the command that is due started after the end of this process; whether that is so. The lock is held."""
+        """Have the command that is due started after the end of this process; whether that is so.
+
+        The lock is held.
+        """
         assert self._running is not None, "what is due waits for what runs"
         self._is_due = False
         words = [SHELL, "-c", AFTERWARDS, "sync", str(self._running.pid), self._command]
@@ -122,10 +130,15 @@ class Sync:
             self._change.notify_all()
 
     def _say_failure(self, why: str) -> None:
-        """Warn the first time alone: a server may be away for a night, and is tried again at each checkpoint."""
+        """Warn the first time alone: a server may be away for a night, and is tried
+        again at each checkpoint.
+        """
         if not self._has_failed:
             self._has_failed = True
-            log.warning("warning: --sync failed: %s; tried again after the next checkpoint, without a word", why)
+            log.warning(
+                "warning: --sync failed: %s; tried again after the next checkpoint, without a word",
+                why,
+            )
 
 
 def _last_line(errors: IO[bytes]) -> str:

@@ -16,7 +16,8 @@ class TensorBoard:
     """Records as TensorBoard events; those that a full disk refuses are written later, in order."""
 
     def __init__(self, folder: Path, *, from_step: int) -> None:
-        """Open a new file beside the others; what a run that was killed wrote from this step on is hidden.
+        """Open a new file beside the others; what a run that was killed wrote from
+        this step on is hidden.
 
         Raises:
             OSError: it cannot be made.
@@ -56,20 +57,26 @@ class TensorBoard:
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         """All values of a record as one event."""
-        numbers = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        numbers = [
+            self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()
+        ]
         self._add(step=step, summary=self._summary(value=numbers))
 
 
 def _errors(part: str, errors: Metrics) -> dict[str, float]:
     """The numbers of a data set by their tags."""
-    return {f"{part}/{name}": value for name, value in errors.as_plain().items() if value is not None}
+    return {
+        f"{part}/{name}": value for name, value in errors.as_plain().items() if value is not None
+    }
 
 
 def _next_events_file(folder: Path) -> Path:
-    """A name that TensorBoard reads after those that are there, also where the clock was set back since.
+    """A name that TensorBoard reads after those that are there, also where the
+    clock was set back since.
 
     It reads files in the order of their names, and hides what the later ones replace.
     """
     times = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")]
     after = max((int(text) for text in times if text.isdecimal()), default=0) + 1
-    return folder / f"events.out.tfevents.{max(int(time.time()), after):010d}.{socket.gethostname()}.{os.getpid()}.0"
+    began = max(int(time.time()), after)
+    return folder / f"events.out.tfevents.{began:010d}.{socket.gethostname()}.{os.getpid()}.0"

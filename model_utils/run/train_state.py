@@ -27,7 +27,8 @@ class Progress:
     step: int = 0  # optimizer steps of the run
     samples: int = 0  # structures seen
     stage: int = 1  # of FitPlan.stages, counted from 1
-    stage_starts: list[int] = field(default_factory=list)  # finished epochs before each stage, fixed as the run began
+    # finished epochs before each stage, fixed as the run began
+    stage_starts: list[int] = field(default_factory=list)
     validated_step: int = -1
     validation_due: bool = True  # before the first step, and where one was broken off
     best_loss: float = math.inf  # what the judge made of the best validation within the stage
@@ -37,18 +38,24 @@ class Progress:
     finished: str | None = None  # why the run is over
 
     def start_of(self, stage: int, planned: int) -> int:
-        """Finished epochs before a stage (from 1): as fixed when the run began, else as planned now."""
+        """Finished epochs before a stage (from 1): as fixed when the run
+        began, else as planned now.
+        """
         return self.stage_starts[stage - 1] if stage <= len(self.stage_starts) else planned
 
     def forget_best(self) -> None:
-        """Look for the best model anew, as where its file is gone; the next validation comes at once."""
+        """Look for the best model anew, as where its file is gone; the next
+        validation comes at once.
+        """
         self.best_loss = math.inf
         self.waited = 0
         self.validated_step = -1
 
     @classmethod
     def of_stored(cls, state: Mapping[str, Any]) -> "Progress":
-        """The counters of a stored run; runs of two stages at most knew the start of the second only."""
+        """The counters of a stored run; runs of two stages at most knew the
+        start of the second only.
+        """
         known = {item.name: state[item.name] for item in fields(cls) if item.name in state}
         if "stage_starts" not in known and state.get("stage_two_epoch") is not None:
             known["stage_starts"] = [0, state["stage_two_epoch"]]
@@ -98,7 +105,9 @@ class TrainState:
 
     @property
     def judged(self) -> Mapping[str, Tensor]:
-        """The weights that validation, best model and schedule look at: averaged ones where there is an average."""
+        """The weights that validation, best model and schedule look at: averaged ones
+        where there is an average.
+        """
         return self.ema.shadow if self.ema is not None else self.parameters
 
     @property
@@ -129,13 +138,15 @@ class TrainState:
         """Continue where ``state`` stood; the raw weights are in the module already.
 
         Raises:
-            VerificationError: the stored optimizer is over other parameters; torch matches them by position only.
+            VerificationError: the stored optimizer is over other parameters; torch matches
+                them by position only.
         """
         mine = [group["param_names"] for group in self.optimizer.state_dict()["param_groups"]]
         if [group.get("param_names") for group in state["optimizer"]["param_groups"]] != mine:
             raise VerificationError(
-                "the optimizer of the checkpoint moves other parameters, or in another order, than this version does; "
-                "resume with the version that wrote it, or start a new run from its weights"
+                "the optimizer of the checkpoint moves other parameters, or in another order, "
+                "than this version does; resume with the version that wrote it, or start a new "
+                "run from its weights"
             )
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
@@ -156,7 +167,11 @@ def _random_state(device: torch.device) -> dict[str, Any]:
     """Generators of Python and torch; nothing here draws from numpy's global one."""
     version, internal, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"python": [version, list(internal), gauss], "torch": torch.get_rng_state(), "cuda": cuda}
+    return {
+        "python": [version, list(internal), gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
 
 
 def _restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:

@@ -1,4 +1,6 @@
-"""The order of events of a training run; train_mace.py, finetune.py and resume.py differ in how it begins."""
+"""The order of events of a training run; train_mace.py, finetune.py and resume.py
+differ in how it begins.
+"""
 
 import torch
 
@@ -36,7 +38,8 @@ from model_utils.settings.options import TrainOptions
 def train_in_place(
     options: TrainOptions, outputs: Outputs, beginning: Beginning, stop: Interruption, group: Group
 ) -> None:
-    """Build the network, fit it, keep a resumable checkpoint and the best weights, and print the table at the end.
+    """Build the network, fit it, keep a resumable checkpoint and the best weights, and
+    print the table at the end.
 
     Args:
         options: every setting.
@@ -46,12 +49,15 @@ def train_in_place(
         group: the processes of the run.
 
     Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
+            ``model_utils.errors``.
     """
     dtype = runtime.dtype_of(options.device.dtype, beginning.dtype)
     device = started(options, beginning, dtype, group)
     announcement.announce_model(options, beginning.description)
-    objective.require_given(options, beginning.description.gives(), beginning.description.model_class)
+    objective.require_given(
+        options, beginning.description.gives(), beginning.description.model_class
+    )
     if (limit := stop.limit(options.run.time_limit)) is not None:
         log.info(limit)
     shared_indexing.index_by_shares(options, beginning.description.facts(), group)
@@ -92,7 +98,9 @@ def train_in_place(
         files.close_loggers()  # those of a run that is preempted or fails too
 
 
-def started(options: TrainOptions, beginning: Beginning, dtype: torch.dtype, group: Group) -> torch.device:
+def started(
+    options: TrainOptions, beginning: Beginning, dtype: torch.dtype, group: Group
+) -> torch.device:
     """Set the process up: precision, threads, seed; the device on which the run computes.
 
     Raises:
@@ -126,7 +134,9 @@ def assembled(
         VerificationError: the network does not give what its source gives.
     """
     description = beginning.description
-    module = model_loader.build(description, data.train.dtype, options.run.seed, str(options.input_json))
+    module = model_loader.build(
+        description, data.train.dtype, options.run.seed, str(options.input_json)
+    )
     beginning.put_weights(module, data.train, options.run.step, device)
     writer = model_loader.PairWriter(  # copies the module while it is on the CPU
         outputs, description, module, code_version(description), beginning.earlier_hashes
@@ -135,7 +145,9 @@ def assembled(
     prepare = model_loader.preparation(options.run.step, description)
     batches = assemble.training_batches(options, data, device, prepare)
     accumulate = options.optimizer.accumulate_batches
-    n_parts = parts_of_step(options.optimizer.step_parts, beginning.step_parts, accumulate, group.rank.size)
+    n_parts = parts_of_step(
+        options.optimizer.step_parts, beginning.step_parts, accumulate, group.rank.size
+    )
     plan = assemble.fit_plan(options, units, judge_first=beginning.is_fine_tuned)
     for stage in plan.stages:
         objective.require_divisible(stage.loss, options, n_parts)
@@ -153,7 +165,9 @@ def assembled(
     )
 
 
-def fit_and_report(run: AssembledRun, outputs: Outputs, files: SilentFiles, stop: Interruption) -> None:
+def fit_and_report(
+    run: AssembledRun, outputs: Outputs, files: SilentFiles, stop: Interruption
+) -> None:
     """Train to the end and print the table of the best model.
 
     Raises:

@@ -1,4 +1,6 @@
-"""Records of a run for Weights & Biases, online or off: W&B's own variables say which (WANDB_MODE, WANDB_PROJECT …)."""
+"""Records of a run for Weights & Biases, online or off: W&B's own variables say which
+(WANDB_MODE, WANDB_PROJECT …).
+"""
 
 import os
 import secrets
@@ -15,7 +17,9 @@ MOST_ID = 100  # bytes
 
 
 class WandbRun:
-    """One run there. Its methods may wait for a server, so they are called in a thread (``loggers.Loggers``).
+    """One run there.
+
+    Its methods may wait for a server, so they are called in a thread (``loggers.Loggers``).
 
     Args:
         run: what is told of it.

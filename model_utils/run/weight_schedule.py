@@ -1,4 +1,5 @@
-"""Weights of loss terms that change with the epoch: a table of courses, each a function of the epoch alone.
+"""Weights of loss terms that change with the epoch: a table of courses, each a
+function of the epoch alone.
 
 A resumed run, and one of any number of processes, therefore has the weights of the unbroken one.
 """
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from model_utils.errors import InputError
 from model_utils.run.table_entry import entry_of
 
-Points = Sequence[tuple[int, float]]  # finished epochs and the weight from there on, in order; the first is at 0
+# finished epochs and the weight from there on, in order; the first is at 0
+Points = Sequence[tuple[int, float]]
 Course = Callable[[Points, int], float]  # points and finished epochs → weight
 EXAMPLE = "forces=linear:0=100,50=10"
 
@@ -76,7 +78,9 @@ def schedules_of(texts: Sequence[str], quantities: Sequence[str]) -> dict[str, W
         course, _, listed = rest.partition(":")
         where = f"--weight_schedule {text}"
         if quantity not in quantities:
-            raise InputError(f"{where}: no quantity {quantity!r}; there are {', '.join(quantities)}")
+            raise InputError(
+                f"{where}: no quantity {quantity!r}; there are {', '.join(quantities)}"
+            )
         if quantity in schedules:
             raise InputError(f"{where}: {quantity} has a schedule already; give one")
         entry_of(COURSES, course, f"{where}: the course")
@@ -96,14 +100,20 @@ def _points(listed: str, where: str) -> list[tuple[int, float]]:
         try:
             point = (int(epoch), float(weight))
         except ValueError:
-            raise InputError(f"{where}: {word!r} is no EPOCH=WEIGHT; expected for example {EXAMPLE}") from None
+            raise InputError(
+                f"{where}: {word!r} is no EPOCH=WEIGHT; expected for example {EXAMPLE}"
+            ) from None
         if not (math.isfinite(point[1]) and point[1] >= 0):
             raise InputError(f"{where}: {weight} is no weight; expected a number, 0 or larger")
         if point[0] <= (points[-1][0] if points else -1):
-            raise InputError(f"{where}: epoch {point[0]} does not come after the one before; give them in order")
+            raise InputError(
+                f"{where}: epoch {point[0]} does not come after the one before; give them in order"
+            )
         points.append(point)
     if points[0][0] != 0:
-        raise InputError(f"{where}: it begins at epoch {points[0][0]}; give the weight from epoch 0 on")
+        raise InputError(
+            f"{where}: it begins at epoch {points[0][0]}; give the weight from epoch 0 on"
+        )
     return points
 
 

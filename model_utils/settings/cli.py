@@ -1,4 +1,6 @@
-"""From a command line and a YAML file to typed options, and from exceptions to one line and an exit code."""
+"""From a command line and a YAML file to typed options, and from exceptions to one
+line and an exit code.
+"""
 
 import dataclasses
 import difflib
@@ -48,12 +50,14 @@ def run(
         command: takes the parsed options.
         argv: arguments without the program's name; those of the process unless given.
         elsewhere: flags of other commands that people will try here, with the answer.
-        from_a_model: options and command in place of these where the file of settings names a model to begin with.
-        processes: how several of them, started by torchrun or srun, do it: not at all, together, or each a share of
-            the work without a word to the others.
+        from_a_model: options and command in place of these where the file of settings names
+            a model to begin with.
+        processes: how several of them, started by torchrun or srun, do it: not at all, together, or
+            each a share of the work without a word to the others.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says (``model_utils.errors``).
+        The exit code: 0 done, 2 bad input, 1 our bug, or what the exception says
+            (``model_utils.errors``).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parallel.keep_blas_to_one_thread()
@@ -84,9 +88,15 @@ def run(
         return left.exit_code
     except Exception as error:
         if isinstance(error, OSError) and is_away(error):
-            error = AwayError(f"{error.filename or 'a file'}: {error.strerror}; is its file system there?")
-        elif isinstance(error, NotWritten) or (isinstance(error, OSError) and error.errno in NO_ROOM):
-            error = SaveError(f"{error}; what was whole before still is: make room, and repeat the command")
+            error = AwayError(
+                f"{error.filename or 'a file'}: {error.strerror}; is its file system there?"
+            )
+        elif isinstance(error, NotWritten) or (
+            isinstance(error, OSError) and error.errno in NO_ROOM
+        ):
+            error = SaveError(
+                f"{error}; what was whole before still is: make room, and repeat the command"
+            )
         code = getattr(error, "exit_code", 1)
         if peers.ends_with(code) and not isinstance(error, PeerFailed):
             _say_why(error, code, peers.rank, debug="--debug" in arguments)
@@ -95,7 +105,9 @@ def run(
 
 
 def _begins_with_a_model(argv: Sequence[str]) -> bool:
-    """Whether the file of settings names a model to begin with; one that cannot be read is refused later."""
+    """Whether the file of settings names a model to begin with; one that cannot be
+    read is refused later.
+    """
     alone = [Path(word) for word in argv if Path(word).suffix in typed.YAML_ENDINGS]
     config = _config_path(argv) or (alone[-1] if alone else None)
     if config is None or not config.is_file():
@@ -104,7 +116,9 @@ def _begins_with_a_model(argv: Sequence[str]) -> bool:
 
 
 def _say_why(error: Exception, code: int, rank: Rank, *, debug: bool) -> None:
-    """Print a failure as one line, after a traceback where it is our bug or where that was asked for."""
+    """Print a failure as one line, after a traceback where it is our bug or
+    where that was asked for.
+    """
     is_bug = code == 1 and not isinstance(error, PeerLost | StageFailed)
     if debug or is_bug:
         traceback.print_exception(error)
@@ -123,7 +137,8 @@ def _writes_files(options: Any) -> bool:
 
 
 def _judge_stdout(*, is_product: bool) -> None:
-    """Say that lines are missing from stdout, on a full disk; where nobody reads it, that is the reader's choice.
+    """Say that lines are missing from stdout, on a full disk; where nobody reads it, that
+    is the reader's choice.
 
     Raises:
         InputError: what is missing is all that the command makes.
@@ -132,8 +147,13 @@ def _judge_stdout(*, is_product: bool) -> None:
     if refused is None:
         return
     if is_product:
-        raise InputError(f"stdout cannot be written: {refused.strerror}; lines of the answer are missing there")
-    print(f"warning: stdout cannot be written: {refused.strerror}; lines are missing there", file=sys.stderr)
+        raise InputError(
+            f"stdout cannot be written: {refused.strerror}; lines of the answer are missing there"
+        )
+    print(
+        f"warning: stdout cannot be written: {refused.strerror}; lines are missing there",
+        file=sys.stderr,
+    )
 
 
 def run_subcommand(
@@ -168,7 +188,8 @@ def _shown(lines: Sequence[str]) -> int:
 
 
 def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
-    """The options of a command line and the YAML it names; None where help was asked for and printed.
+    """The options of a command line and the YAML it names; None where help was
+    asked for and printed.
 
     Raises:
         InputError: an unknown flag or key, a wrong value, a missing or contradictory option.
@@ -184,7 +205,9 @@ def parse(kind: type[Options], argv: Sequence[str]) -> Options | None:
     for path in own_files:
         refuse_unusable_path("plugin", path)
     plugins.load(own_files)  # before the names of tables are looked at
-    return _parsed(kind, _last_of_each(argv), typed.with_implied(settings, argv, names, config), config)
+    return _parsed(
+        kind, _last_of_each(argv), typed.with_implied(settings, argv, names, config), config
+    )
 
 
 def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -> Options:
@@ -213,7 +236,9 @@ def _not_by_default(kind: type, settings: Mapping[str, Any]) -> Iterator[tuple[s
     """
     defaults = {option.name: _plain(option.default) for option in declared(kind)}
     for name, value in settings.items():
-        if name in defaults and (type(value) is not type(defaults[name]) or value != defaults[name]):
+        if name in defaults and (
+            type(value) is not type(defaults[name]) or value != defaults[name]
+        ):
             yield name, value
 
 
@@ -226,7 +251,10 @@ def _without_none(value: Any) -> Any:
 
 
 def _parsed(
-    kind: type[Options], argv: Sequence[str], settings: Mapping[str, Any] | None, config: Path | None
+    kind: type[Options],
+    argv: Sequence[str],
+    settings: Mapping[str, Any] | None,
+    config: Path | None,
 ) -> Options | None:
     values = parsed_values(kind, argv, settings, config)
     if values is None:
@@ -270,7 +298,9 @@ def _refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _refuse_empty(argv: Sequence[str], paths: Sequence[str]) -> None:
-    """A path of no letters would be the current folder: what a job script gives where its variable is not set."""
+    """A path of no letters would be the current folder: what a job script gives where
+    its variable is not set.
+    """
     flag = ""
     for argument in argv:
         flag = argument.partition("=")[0] if argument.startswith("--") else flag
@@ -279,7 +309,8 @@ def _refuse_empty(argv: Sequence[str], paths: Sequence[str]) -> None:
 
 
 def _with_named_config(argv: Sequence[str], kind: type) -> list[str]:
-    """The arguments with ``--config`` before the one that stands alone, where it ends as a YAML does.
+    """The arguments with ``--config`` before the one that stands alone, where
+    it ends as a YAML does.
 
     Raises:
         InputError: another argument stands alone, or two do: nothing that is typed is left aside.
@@ -287,15 +318,19 @@ def _with_named_config(argv: Sequence[str], kind: type) -> list[str]:
     alone = list(typed.alone(argv, kind))
     if not alone:
         return list(argv)
-    position, reason = alone[-1] if Path(argv[alone[0][0]]).suffix in typed.YAML_ENDINGS else alone[0]
+    position, reason = (
+        alone[-1] if Path(argv[alone[0][0]]).suffix in typed.YAML_ENDINGS else alone[0]
+    )
     word = argv[position]
     if len(alone) > 1 or Path(word).suffix not in typed.YAML_ENDINGS:
         raise InputError(
-            f"{word!r:.80} stands alone{reason}; only the path of a YAML file of settings may, everything else follows "
-            "its flag; see --help"
+            f"{word!r:.80} stands alone{reason}; only the path of a YAML file of settings may, "
+            "everything else follows its flag; see --help"
         )
     if (config := _config_path(argv)) is not None:
-        raise InputError(f"{word} is a second file of settings beside --config {config}; give one of the two")
+        raise InputError(
+            f"{word} is a second file of settings beside --config {config}; give one of the two"
+        )
     return ["--config", word, *argv[:position], *argv[position + 1 :]]
 
 
@@ -318,7 +353,8 @@ def _remedy(name: str, names: Sequence[str], dashes: str) -> str:
 
 
 def _config_path(argv: Sequence[str]) -> Path | None:
-    """The file of settings that the command line names; the last where it names several, as of every flag.
+    """The file of settings that the command line names; the last where it names
+    several, as of every flag.
 
     Raises:
         InputError: the flag stands at the end, without a name.
@@ -335,7 +371,9 @@ def _config_path(argv: Sequence[str]) -> Path | None:
 
 
 def _plugin_paths(argv: Sequence[str], settings: Mapping[str, Any]) -> list[Path]:
-    """The plug-ins that the command line names; else those of the file of settings that it names."""
+    """The plug-ins that the command line names; else those of the file of
+    settings that it names.
+    """
     typed: list[str] = []
     is_open = False  # whether the flag before takes what comes
     for argument in argv:
@@ -351,7 +389,9 @@ def _plugin_paths(argv: Sequence[str], settings: Mapping[str, Any]) -> list[Path
 
 def _read_yaml(path: Path, kind: type, argv: Sequence[str]) -> dict[str, Any]:
     """Settings of a YAML file, checked names, paths made relative to the file."""
-    return _with_paths_of(path.parent, _checked(settings_in(path), path, kind, argv), _paths_of(kind))
+    return _with_paths_of(
+        path.parent, _checked(settings_in(path), path, kind, argv), _paths_of(kind)
+    )
 
 
 def settings_in(path: Path) -> Mapping[str, Any]:
@@ -383,41 +423,64 @@ def of_settings(kind: type[Options], settings: Mapping[str, Any], path: Path) ->
     return options
 
 
-def _checked(settings: Mapping[str, Any], path: Path, kind: type, argv: Sequence[str]) -> Mapping[str, Any]:
+def _checked(
+    settings: Mapping[str, Any], path: Path, kind: type, argv: Sequence[str]
+) -> Mapping[str, Any]:
     """Settings of a file by our names, each of which is an option's and holds what one can hold."""
     names = names_of(kind)
     settings = command_sections.as_text(settings, kind, path)
-    if "run_dir" in names and not command_sections.sections_of(kind):  # a training, which other toolkits have too
+    # a training, which other toolkits have too
+    if "run_dir" in names and not command_sections.sections_of(kind):
         settings, notes = sections.as_ours(settings, path, kind, argv)
         _say(notes)
     if settings.get("config") is not None:
-        raise InputError(f"config in {path} names another file of settings; a file cannot lead to a further one")
+        raise InputError(
+            f"config in {path} names another file of settings; a file cannot lead to a further one"
+        )
     settings = {name: value for name, value in settings.items() if name != "config"}
     for name, value in settings.items():
         if name not in names:
             raise InputError(f"unknown setting {name!r} in {path}{_remedy(str(name), names, '')}")
         if name == "sources" and not _is_list_of_files(value):
-            raise InputError(f"sources in {path} holds {value!r:.60}, expected a list of files with their settings")
+            raise InputError(
+                f"sources in {path} holds {value!r:.60}, expected a list of files "
+                "with their settings"
+            )
         if isinstance(value, Mapping) or (name not in ("sources",) and _nested(value)):
             raise InputError(f"{name} in {path} holds {value!r:.60}, expected a plain value")
     for name in _paths_of(kind):
-        if settings.get(name) == "" or (isinstance(settings.get(name), list) and "" in settings[name]):
+        if settings.get(name) == "" or (
+            isinstance(settings.get(name), list) and "" in settings[name]
+        ):
             raise InputError(f"{name} in {path} is empty; give a path, or leave the line out")
     return settings
 
 
 def _say(notes: Sequence[str]) -> None:
-    """Say what was answered and not done; the log begins later, and of several processes the first speaks."""
+    """Say what was answered and not done; the log begins later, and of several
+    processes the first speaks.
+    """
     for note in notes if this_rank().is_first else ():
         print(f"note: {streams.printable(note)}", file=sys.stderr)
 
 
-def _with_paths_of(folder: Path, settings: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-    """Settings with relative paths taken from the folder of their file, not from where the command runs."""
+def _with_paths_of(
+    folder: Path, settings: Mapping[str, Any], paths: Sequence[str]
+) -> dict[str, Any]:
+    """Settings with relative paths taken from the folder of their file, not from
+    where the command runs.
+    """
     perhaps = {name: settings.get(name) for name in PERHAPS_FILES}
-    files = [name for name, value in perhaps.items() if isinstance(value, str) and os.path.isfile(folder / value)]
+    files = [
+        name
+        for name, value in perhaps.items()
+        if isinstance(value, str) and os.path.isfile(folder / value)
+    ]
     with_paths = {*paths, *files, "sources"}
-    return {name: _relative_to(folder, value) if name in with_paths else value for name, value in settings.items()}
+    return {
+        name: _relative_to(folder, value) if name in with_paths else value
+        for name, value in settings.items()
+    }
 
 
 def _is_list_of_files(value: Any) -> bool:
@@ -432,7 +495,10 @@ def _relative_to(folder: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [_relative_to(folder, item) for item in value]
     if isinstance(value, Mapping):
-        return {name: _relative_to(folder, item) if name == "path" else item for name, item in value.items()}
+        return {
+            name: _relative_to(folder, item) if name == "path" else item
+            for name, item in value.items()
+        }
     return str(folder / value) if isinstance(value, str) else value
 
 
@@ -446,4 +512,5 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if dataclasses.is_dataclass(value):
         return as_plain(value)
-    return os.path.abspath(value) if isinstance(value, Path) else value  # the run may be continued from elsewhere
+        # the run may be continued from elsewhere
+    return os.path.abspath(value) if isinstance(value, Path) else value

@@ -1,7 +1,8 @@
-"""Sections of a file of settings that are the settings of other commands, as a pipeline has one for each stage.
+"""Sections of a file of settings that are the settings of other commands, as a pipeline
+has one for each stage.
 
-A section stands in an option that only the YAML has, as JSON text. Its keys are the other command's own options, and
-are looked at by that command's own checks when its options are made of them.
+A section stands in an option that only the YAML has, as JSON text. Its keys are the other command's
+own options, and are looked at by that command's own checks when its options are made of them.
 """
 
 import json
@@ -52,11 +53,15 @@ def as_text(settings: Mapping[str, Any], kind: type, path: Path) -> Mapping[str,
         if content is None:
             continue
         if not isinstance(content, Mapping):
-            raise InputError(f"section {name} of {path} holds {content!r:.60}, expected lines like `seed: 1`")
+            raise InputError(
+                f"section {name} of {path} holds {content!r:.60}, expected lines like `seed: 1`"
+            )
         plain[name] = json.dumps(content, default=str)
     return plain
 
 
 def in_section(path: Path, name: str) -> Path:
-    """A section of a file as messages call it; what is relative to the file is relative to this as well."""
+    """A section of a file as messages call it; what is relative to the file is
+    relative to this as well.
+    """
     return path.with_name(f"{path.name}, section {name}")

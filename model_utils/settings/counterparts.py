@@ -1,9 +1,11 @@
-"""What people write for other training toolkits, and what it is here: one table for the YAML and for the documents.
+"""What people write for other training toolkits, and what it is here: one table for the YAML
+and for the documents.
 
-Three toolkits are covered: dipm, whose YAML has the sections model, dataset and train; a template for torch with run
-folders and flags to resume; and mlip, whose training is called from Python. A row with ``take`` is a key of a YAML: it
-is accepted in a file of settings of ``train_mace.py`` and ``finetune.py``, within its section or flat. The others are
-commands, flags and calls. ``docs/other_toolkits.md`` has all of them, and a test for every row.
+Three toolkits are covered: dipm, whose YAML has the sections model, dataset and train; a template
+for torch with run folders and flags to resume; and mlip, whose training is called from Python. A
+row with ``take`` is a key of a YAML: it is accepted in a file of settings of ``train_mace.py`` and
+``finetune.py``, within its section or flat. The others are commands, flags and calls.
+``docs/other_toolkits.md`` has all of them, and a test for every row.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +16,8 @@ from model_utils.settings import taken
 from model_utils.settings.taken import Asked, as_is, nothing_needed, renamed
 
 Toolkit = Literal["dipm", "template", "mlip"]
-Take = Callable[[Asked], Mapping[str, Any]]  # a key with its value → settings of ours, or fields of the network
+# a key with its value → settings of ours, or fields of the network
+Take = Callable[[Asked], Mapping[str, Any]]
 TOOLKITS: dict[Toolkit, str] = {
     "dipm": "dipm: a YAML of three sections",
     "template": "Templates for torch: run folders and resuming",
@@ -66,28 +69,41 @@ IN_THE_NETWORK = "of the network in `model.json`"
 COUNTERPARTS: tuple[Counterpart, ...] = (
     _dipm("python scripts/train.py train.yaml", "`python model_utils/train_mace.py train.yaml`"),
     _dipm(
-        "model.pretrained", "a fine-tuning, `finetune.py --input_model`; its structure stays", renamed("input_model")
+        "model.pretrained",
+        "a fine-tuning, `finetune.py --input_model`; its structure stays",
+        renamed("input_model"),
     ),
     _dipm(
         "model.drop_force_head",
         "accepted, and said: forces of MACE are the slope of the energy, there is no head to drop",
-        nothing_needed("forces of MACE are the slope of its energy, there is no force head to drop"),
+        nothing_needed(
+            "forces of MACE are the slope of its energy, there is no force head to drop"
+        ),
     ),
     _dipm(
         "model.target",
-        "`model_class`; `MACE` is what `mace_run_train` builds, `ScaleShiftMACE`, and `NequIP` is `ZEmbeddingNequIP`",
+        "`model_class`; `MACE` is what `mace_run_train` builds, `ScaleShiftMACE`, and `NequIP` is "
+        "`ZEmbeddingNequIP`",
         taken.target,
     ),
     _dipm("model.seed", "`--seed`", as_is),
     _dipm("model.dtype", "`--dtype`; of `bfloat16` as below", taken.precision),
-    _dipm("model.num_layers", f"`num_interactions` {IN_THE_NETWORK}", taken.field_of_network("num_interactions")),
+    _dipm(
+        "model.num_layers",
+        f"`num_interactions` {IN_THE_NETWORK}",
+        taken.field_of_network("num_interactions"),
+    ),
     _dipm("model.num_channels", f"with `max_L` `hidden_irreps` {IN_THE_NETWORK}", taken.channels),
     _dipm("model.max_L", f"with `num_channels` `hidden_irreps` {IN_THE_NETWORK}", taken.channels),
     _dipm("model.node_symmetry", "as `max_L`", taken.channels),
     _dipm("model.l_max", f"`max_ell` {IN_THE_NETWORK}", taken.field_of_network("max_ell")),
     _dipm("model.lmax", f"`max_ell` {IN_THE_NETWORK}", taken.field_of_network("max_ell")),
     _dipm("model.num_rbf", f"`num_bessel` {IN_THE_NETWORK}", taken.field_of_network("num_bessel")),
-    _dipm("model.num_radial_basis", f"`num_bessel` {IN_THE_NETWORK}", taken.field_of_network("num_bessel")),
+    _dipm(
+        "model.num_radial_basis",
+        f"`num_bessel` {IN_THE_NETWORK}",
+        taken.field_of_network("num_bessel"),
+    ),
     _dipm(
         "model.num_cutoff_basis",
         f"`num_polynomial_cutoff` {IN_THE_NETWORK}",
@@ -99,7 +115,9 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _dipm("dataset.test_dataset_paths", "`--test_file`", renamed("test_file")),
     _dipm("dataset.graph_cutoff_angstrom", f"`r_max` {IN_THE_NETWORK}", taken.cutoff),
     _dipm("dataset.batch_size", "`--batch_size`", as_is),
-    _dipm("dataset.info_file", "`--info_file`: E0s, neighbours, scale and shift, measured once", as_is),
+    _dipm(
+        "dataset.info_file", "`--info_file`: E0s, neighbours, scale and shift, measured once", as_is
+    ),
     _dipm("train.num_epochs", "`--epochs`", renamed("epochs")),
     _dipm(
         "train.loss",
@@ -117,20 +135,44 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "`--dtype`; `bfloat16` is answered: there is no mixed precision, float32 is used",
         taken.precision,
     ),
-    _dipm("train.save_path", "`--output_safetensors`; with `--run_dir` in the folder of the run", taken.save_path),
+    _dipm(
+        "train.save_path",
+        "`--output_safetensors`; with `--run_dir` in the folder of the run",
+        taken.save_path,
+    ),
     _dipm(
         "train.stage_splits",
         "`--stage_two --start_stage_two`, from shares of the epochs; the rate goes on",
         taken.splits,
     ),
-    _dipm("train.energy_weights", "`--energy_weight`, `--stage_two_energy_weight`", taken.weights("energy")),
-    _dipm("train.forces_weights", "`--forces_weight`, `--stage_two_forces_weight`", taken.weights("forces")),
-    _dipm("train.tensorboard", "`--loggers tensorboard`; events lie beside the checkpoint", taken.logger),
-    _dipm("train.wandb", "`--loggers wandb` where the package is installed, else answered", taken.logger),
+    _dipm(
+        "train.energy_weights",
+        "`--energy_weight`, `--stage_two_energy_weight`",
+        taken.weights("energy"),
+    ),
+    _dipm(
+        "train.forces_weights",
+        "`--forces_weight`, `--stage_two_forces_weight`",
+        taken.weights("forces"),
+    ),
+    _dipm(
+        "train.tensorboard",
+        "`--loggers tensorboard`; events lie beside the checkpoint",
+        taken.logger,
+    ),
+    _dipm(
+        "train.wandb",
+        "`--loggers wandb` where the package is installed, else answered",
+        taken.logger,
+    ),
     _dipm("train.final_learning_rate", "`--min_lr`", renamed("min_lr")),
     _dipm("train.peak_learning_rate", "`--lr`", renamed("lr")),
     _dipm("train.grad_norm", "`--clip_grad`", renamed("clip_grad")),
-    _dipm("train.num_gradient_accumulation_steps", "`--accumulate_batches`", renamed("accumulate_batches")),
+    _dipm(
+        "train.num_gradient_accumulation_steps",
+        "`--accumulate_batches`",
+        renamed("accumulate_batches"),
+    ),
     _dipm("train.local_model_output_dir", "`--output_checkpoint`", renamed("output_checkpoint")),
     _dipm("train.restore_checkpoint_if_exists", "`--resume`", taken.resume),
     _dipm(
@@ -152,20 +194,34 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _template("resume", "`--resume`", taken.resume),
     _template(
         "--resume --lr RATE",
-        "with `--resume_new_lr`: alone, another rate is another run in a `--run_dir`, and refused at a place",
+        "with `--resume_new_lr`: alone, another rate is another run in a `--run_dir`, and "
+        "refused at a place",
     ),
     _template("--resume --resume_best --lr RATE", "the same"),
     _template("--resume --resume_new_lr", "the same; the rate is that of `--lr` or of the YAML"),
     _template("--resume --resume_reset_scheduler", "the same, or `--reset_scheduler`"),
-    _template("scheduler.name", "`--scheduler`: `step`, `cosine`, `onecycle` and others", taken.schedule("scheduler")),
     _template(
-        "scheduler.t_max", "`--scheduler_length`; afterwards the rate stays low", taken.schedule("scheduler_length")
+        "scheduler.name",
+        "`--scheduler`: `step`, `cosine`, `onecycle` and others",
+        taken.schedule("scheduler"),
+    ),
+    _template(
+        "scheduler.t_max",
+        "`--scheduler_length`; afterwards the rate stays low",
+        taken.schedule("scheduler_length"),
     ),
     _template("scheduler.eta_min", "`--min_lr`", taken.schedule("min_lr")),
     _template("scheduler.step_size", "`--lr_step`", taken.schedule("lr_step")),
-    _template("scheduler.gamma", "`--lr_factor` of `step` and `plateau`, `--lr_gamma` of `exponential`", taken.gamma),
+    _template(
+        "scheduler.gamma",
+        "`--lr_factor` of `step` and `plateau`, `--lr_gamma` of `exponential`",
+        taken.gamma,
+    ),
     _template("scripts/eval.py", "`evaluate.py --input_model … --data …`"),
-    _template("scripts/infer.py", "`evaluate.py --data … --output_xyz predicted.xyz`; labels are not needed"),
+    _template(
+        "scripts/infer.py",
+        "`evaluate.py --data … --output_xyz predicted.xyz`; labels are not needed",
+    ),
     _template("scripts/plot_loss.py", "`plot_loss.py`, with the same flags"),
     _template("--train_ids FILE --val_ids FILE", "the same: names of the records of each part"),
     _template("--normalize_y", "`--loss_units spread`"),
@@ -175,7 +231,10 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
     _mlip("training_loop.training_state", "`run.state`"),
     _mlip("training_loop.best_model", "`run.best_model`"),
     _mlip("training_loop.test(data)", "`run.test(path)`"),
-    _mlip("save_model_to_zip(model)", "`--output_safetensors`, or `read_model.py convert --to safetensors`"),
+    _mlip(
+        "save_model_to_zip(model)",
+        "`--output_safetensors`, or `read_model.py convert --to safetensors`",
+    ),
     _mlip("load_parameters_from_checkpoint(path)", "`api.opened(path).best_model`"),
     _mlip("should_parallelize=True", "`torchrun model_utils/train_mace.py …`"),
     _mlip("MSELoss()", "`--loss terms`, the default"),
@@ -189,28 +248,41 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "`--optimizer --lr --weight_decay --clip_grad --accumulate_batches --warmup --ema`",
     ),
     _mlip(
-        "TrainingIOHandler.Config(local_model_output_dir=…)", "`--output_checkpoint`, or `--run_dir` for a folder each"
+        "TrainingIOHandler.Config(local_model_output_dir=…)",
+        "`--output_checkpoint`, or `--run_dir` for a folder each",
     ),
     _mlip(
         "dataset_info.json",
-        "`--info_file`, of a network that the YAML describes; else the numbers stand in `model.json`",
+        "`--info_file`, of a network that the YAML describes; else the numbers "
+        "stand in `model.json`",
     ),
-    _mlip("io_handler.attach_logger(function)", '`--plugin` with `LOGGERS["mine"] = hook(function)`'),
+    _mlip(
+        "io_handler.attach_logger(function)", '`--plugin` with `LOGGERS["mine"] = hook(function)`'
+    ),
     _mlip("log_metrics_to_line", "the log, always"),
     _mlip("log_metrics_to_table", "`--loggers rich`"),
     _mlip(
-        "remote_storage_sync_fun", "`--sync 'rsync -a \"$RUN_FOLDER\" …'`, a command that runs after each checkpoint"
+        "remote_storage_sync_fun",
+        "`--sync 'rsync -a \"$RUN_FOLDER\" …'`, a command that runs after each checkpoint",
     ),
 )
 
 
 def keys(section: str | None = None) -> dict[str, Take]:
-    """What a file of settings makes of the keys that are not ours, of a section or (None) where they stand flat."""
+    """What a file of settings makes of the keys that are not ours, of a section or (None)
+    where they stand flat.
+    """
     rows = [row for row in COUNTERPARTS if row.take is not None]
     if section is not None:
-        return {row.key: row.take for row in rows if row.section == section and row.take is not None}
+        return {
+            row.key: row.take for row in rows if row.section == section and row.take is not None
+        }
     # a flat file has no fields of the network and no nested schedule
-    return {row.key: row.take for row in rows if row.section not in ("model", "scheduler") and row.take is not None}
+    return {
+        row.key: row.take
+        for row in rows
+        if row.section not in ("model", "scheduler") and row.take is not None
+    }
 
 
 def table() -> str:

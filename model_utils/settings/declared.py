@@ -2,8 +2,8 @@
 
 The options of a command are a frozen dataclass whose fields are options or groups of options
 (dataclasses themselves). Groups are for the code, which hands each of its parts the group it needs;
-whoever types a flag or a YAML key sees names without groups. Everything that needs to know the options
-of a command iterates over ``declared``.
+whoever types a flag or a YAML key sees names without groups. Everything that needs to know the
+options of a command iterates over ``declared``.
 """
 
 import dataclasses
@@ -103,7 +103,9 @@ class Option:
         return _marker(self.type, kind)
 
 
-def panel(title: str, position: int, nature: Nature | None = None) -> Callable[[type[Kind]], type[Kind]]:
+def panel(
+    title: str, position: int, nature: Nature | None = None
+) -> Callable[[type[Kind]], type[Kind]]:
     """Mark a dataclass of options with the panel in which its own options are shown.
 
     Args:
@@ -152,7 +154,9 @@ def _option(kind: type, field: dataclasses.Field[Any], hint: Any) -> Option:
     owner: Any = next(cls for cls in kind.__mro__ if field.name in inspect.get_annotations(cls))
     nature = _marker(hint, Nature) or getattr(owner, "NATURE", None)
     if nature is None:
-        raise TypeError(f"{owner.__name__}.{field.name} does not say whether it may change in a resumed run")
+        raise TypeError(
+            f"{owner.__name__}.{field.name} does not say whether it may change in a resumed run"
+        )
     return Option(
         name=field.name,
         type=hint,
@@ -166,7 +170,9 @@ def _option(kind: type, field: dataclasses.Field[Any], hint: Any) -> Option:
 @cache
 def _helps(owner: type) -> Mapping[str, str]:
     """The strings below the fields of a class."""
-    texts = {parameter.arg_name: parameter.description for parameter in parse_from_object(owner).params}
+    texts = {
+        parameter.arg_name: parameter.description for parameter in parse_from_object(owner).params
+    }
     return {name: " ".join((text or "").split()) for name, text in texts.items()}
 
 
@@ -188,7 +194,9 @@ def group_of(hint: Any) -> type | None:
 
 def names_of(kind: type, *natures: Nature) -> tuple[str, ...]:
     """Names of the options of a command; of some natures alone where these are given."""
-    return tuple(option.name for option in declared(kind) if not natures or option.nature in natures)
+    return tuple(
+        option.name for option in declared(kind) if not natures or option.nature in natures
+    )
 
 
 def composed(kind: type[Kind], values: Mapping[str, Any]) -> Kind:

@@ -1,4 +1,6 @@
-"""Reference energies that a user gives: JSON by element, a file of isolated atoms, or a published linear fit."""
+"""Reference energies that a user gives: JSON by element, a file of isolated atoms, or
+a published linear fit.
+"""
 
 import json
 import os
@@ -16,7 +18,10 @@ from dataloader.limits import MODEL_JSON_BYTES
 from dataloader.structure import symbols
 from model_utils.models import description as model_json
 
-FORMS = "a file of isolated atoms (.xyz), or JSON like '{\"H\": -13.6}', by head where they have several"
+FORMS = (
+    "a file of isolated atoms (.xyz), or JSON like '{\"H\": -13.6}', by head "
+    "where they have several"
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class GivenEnergies:
     by_head: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def of(self, head: str) -> dict[int, float]:
-        """E0s of one head, eV by atomic number; what is given for it goes before what is given for all."""
+        """E0s of one head, eV by atomic number; what is given for it goes before
+        what is given for all.
+        """
         return {**self.for_all, **self.by_head.get(head, {})}
 
     @property
@@ -39,10 +46,14 @@ class GivenEnergies:
         """Raise InputError where energies are given for a head that there is not."""
         unknown = sorted(set(self.by_head) - set(heads))
         if unknown:
-            raise InputError(f"{flag} names head {unknown[0]!r}, but the heads are {', '.join(heads)}")
+            raise InputError(
+                f"{flag} names head {unknown[0]!r}, but the heads are {', '.join(heads)}"
+            )
 
 
-def given_energies(text: str, words: str, keys: LabelKeys, flag: str | None = None) -> GivenEnergies:
+def given_energies(
+    text: str, words: str, keys: LabelKeys, flag: str | None = None
+) -> GivenEnergies:
     """E0s from JSON text, a JSON file or an extended-XYZ file of isolated atoms.
 
     Args:
@@ -63,8 +74,12 @@ def given_energies(text: str, words: str, keys: LabelKeys, flag: str | None = No
         by_head = read_isolated(Path(text), keys)
         return GivenEnergies(by_head.pop("", {}), by_head)
     try:
-        given = plain_json.loads(text if is_text else input_files.read_text(Path(text), MODEL_JSON_BYTES))
-        nested = {head: _by_number(values) for head, values in given.items() if isinstance(values, dict)}
+        given = plain_json.loads(
+            text if is_text else input_files.read_text(Path(text), MODEL_JSON_BYTES)
+        )
+        nested = {
+            head: _by_number(values) for head, values in given.items() if isinstance(values, dict)
+        }
         energies = GivenEnergies({} if nested else _by_number(given), nested)
         if nested and len(nested) != len(given):
             raise ValueError("some energies are by head and some are not")
@@ -82,7 +97,8 @@ def _by_number(given: Mapping[str, object]) -> dict[int, float]:
 
 
 def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
-    """Reference energies of a linear fit: by element, or a list whose position is the atomic number.
+    """Reference energies of a linear fit: by element, or a list whose
+    position is the atomic number.
 
     Raises:
         InputError: the file is something else, or lacks an element.
@@ -90,11 +106,16 @@ def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
     try:
         given = plain_json.loads(input_files.read_text(path, MODEL_JSON_BYTES))
     except (OSError, ValueError) as error:
-        raise InputError(f"--linear_references {path}: {error}; expected JSON of energies by element") from None
+        raise InputError(
+            f"--linear_references {path}: {error}; expected JSON of energies by element"
+        ) from None
     if isinstance(given, list):
         given = {str(z): energy for z, energy in enumerate(given) if z and energy is not None}
     if not isinstance(given, dict):
-        raise InputError(f"--linear_references {path} holds a {type(given).__name__}, expected energies by element")
+        raise InputError(
+            f"--linear_references {path} holds a {type(given).__name__}, expected "
+            "energies by element"
+        )
     flag = f"--linear_references {path}"
     values = given_energies(json.dumps(given), "energies by element", LabelKeys(), flag)
     if values.by_head:
@@ -102,7 +123,9 @@ def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:
     return energies_for(elements, values.for_all, flag)
 
 
-def energies_for(elements: Sequence[int], given: Mapping[int, float], flag: str) -> dict[int, float]:
+def energies_for(
+    elements: Sequence[int], given: Mapping[int, float], flag: str
+) -> dict[int, float]:
     """The given energy of every element, eV by atomic number; an element without one is an error.
 
     Args:

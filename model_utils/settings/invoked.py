@@ -1,11 +1,15 @@
-"""The command of this process as it was typed, for the record of a run; without what must not be read there."""
+"""The command of this process as it was typed, for the record of a run; without what
+must not be read there.
+"""
 
 import re
 from collections.abc import Sequence
 
 SECRET = r"(?:pass(?:word|wd|phrase)|secret|token|credential|api_?key|access_?key|private_?key)"
 SECRET_NAME = re.compile(rf"\w*{SECRET}\w*", re.IGNORECASE)
-SECRET_VALUE = re.compile(rf"({SECRET}\w*\s*[=:]\s*|{SECRET}\w*\s+|bearer\s+)[^\s&,;'\"]+", re.IGNORECASE)
+SECRET_VALUE = re.compile(
+    rf"({SECRET}\w*\s*[=:]\s*|{SECRET}\w*\s+|bearer\s+)[^\s&,;'\"]+", re.IGNORECASE
+)
 IN_A_URL = re.compile(r"(\w+://)[^/@\s]+@")
 HIDDEN = "…"
 COMMANDS = ("sync",)  # settings that are commands: no file that others read has one
@@ -24,8 +28,8 @@ def words() -> list[str]:
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """Arguments with ``…`` in place of commands, of values of flags that are called password, token and the like, and
-    of users in addresses.
+    """Arguments with ``…`` in place of commands, of values of flags that are called password, token
+    and the like, and of users in addresses.
     """
     shown: list[str] = []
     hide_next = False
@@ -50,5 +54,7 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets_in(text: str) -> str:
-    """A text with ``…`` in place of what follows password, token and the like, and of users in addresses."""
+    """A text with ``…`` in place of what follows password, token and the like, and
+    of users in addresses.
+    """
     return IN_A_URL.sub(rf"\1{HIDDEN}@", SECRET_VALUE.sub(rf"\1{HIDDEN}", text))

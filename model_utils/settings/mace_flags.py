@@ -1,4 +1,6 @@
-"""What people type who come from mace_run_train, and what it is called here: for answers and for docs/from_mace.md."""
+"""What people type who come from mace_run_train, and what it is called here: for answers and
+for docs/from_mace.md.
+"""
 
 import re
 from collections.abc import Collection
@@ -54,12 +56,20 @@ OURS = {
     "error_table": "all metrics are printed",
     "keep_isolated_atoms": "IsolatedAtom frames give reference energies and are never trained on",
     "head_key": "write `head` into the frames, or give sources a head in the YAML",
-    "total_charge_key": "write total_charge into the frames; model.json says in embedding_specs what the network takes",
-    "total_spin_key": "write total_spin into the frames; model.json says in embedding_specs what the network takes",
+    "total_charge_key": (
+        "write total_charge into the frames; model.json says in embedding_specs "
+        "what the network takes"
+    ),
+    "total_spin_key": (
+        "write total_spin into the frames; model.json says in embedding_specs "
+        "what the network takes"
+    ),
     "virials_weight": "use --stress_weight; virial labels are converted",
     "charges_key": "charges of atoms are not read; mace-torch adds them to dipoles as a baseline",
     "dipole_key": "use --label_keys dipole=NAME",
-    "dipole_weight": "use --quantity_weights dipole=WEIGHT, or --loss dipole, --loss energy_forces_dipole",
+    "dipole_weight": (
+        "use --quantity_weights dipole=WEIGHT, or --loss dipole, --loss energy_forces_dipole"
+    ),
     "lora": "low-rank adapters are not offered; use finetune.py --freeze",
     "lbfgs": "use --optimizer adam or adamw",
     "launcher": SEVERAL,
@@ -78,7 +88,9 @@ OURS = {
     "foundation_head": "use finetune.py --copy_head, or --head of the data",
     "foundation_filter_elements": "use finetune.py --elements",
     "foundation_model_elements": "use finetune.py --elements",
-    "foundation_model_readout": "readouts are always taken over; --freeze and --lr_of say what they do",
+    "foundation_model_readout": (
+        "readouts are always taken over; --freeze and --lr_of say what they do"
+    ),
     "pt_train_file": "use finetune.py --replay",
     "pt_valid_file": "name it in the YAML's sources with role: val",
     "num_samples_pt": "use finetune.py --replay_ratio, structures for each new one",
@@ -128,11 +140,22 @@ OURS = {
 }
 
 
-# Its further settings (mace-torch 0.3.16): those of the same name, some of the above, and those without a counterpart.
+# Its further settings (mace-torch 0.3.16): those of the same name, some of the above, and those
+# without a counterpart.
 OTHERS = frozenset(
     (
-        *("add_local_electron_energy", "allow_random_padding_pt", "amsgrad", "atomic_multipoles_max_l"),
-        *("atomic_multipoles_smearing_width", "batch_size", "beta1_schedulefree", "beta2_schedulefree"),
+        *(
+            "add_local_electron_energy",
+            "allow_random_padding_pt",
+            "amsgrad",
+            "atomic_multipoles_max_l",
+        ),
+        *(
+            "atomic_multipoles_smearing_width",
+            "batch_size",
+            "beta1_schedulefree",
+            "beta2_schedulefree",
+        ),
         *(
             "clip_grad",
             "compute_atomic_dipole",
@@ -141,20 +164,94 @@ OTHERS = frozenset(
             "config",
             "config_type_weights",
         ),
-        *("device", "downloads_dir", "dry_run", "elec_temp_key", "ema", "ema_decay", "enable_cueq", "enable_oeq"),
-        *("energy_key", "energy_weight", "field_feature_max_l", "field_feature_norms", "field_feature_widths"),
-        *("field_norm_factor", "field_readout_config", "field_si", "filter_type_pt", "fixedpoint_update_config"),
-        *("force_mh_ft_lr", "forces_key", "forces_weight", "foundation_filter_elements", "foundation_head"),
-        *("foundation_model_elements", "foundation_model_kwargs", "foundation_model_readout", "freeze"),
-        *("huber_delta", "include_electrostatic_self_interaction", "kspace_cutoff_factor", "les_arguments", "loss"),
-        *("lora_alpha", "lora_rank", "lr", "lr_factor", "lr_params_factors", "multi_processed_test"),
-        *("num_recursion_steps", "num_samples_pt", "num_workers", "only_cueq", "optimizer", "patience"),
+        *(
+            "device",
+            "downloads_dir",
+            "dry_run",
+            "elec_temp_key",
+            "ema",
+            "ema_decay",
+            "enable_cueq",
+            "enable_oeq",
+        ),
+        *(
+            "energy_key",
+            "energy_weight",
+            "field_feature_max_l",
+            "field_feature_norms",
+            "field_feature_widths",
+        ),
+        *(
+            "field_norm_factor",
+            "field_readout_config",
+            "field_si",
+            "filter_type_pt",
+            "fixedpoint_update_config",
+        ),
+        *(
+            "force_mh_ft_lr",
+            "forces_key",
+            "forces_weight",
+            "foundation_filter_elements",
+            "foundation_head",
+        ),
+        *(
+            "foundation_model_elements",
+            "foundation_model_kwargs",
+            "foundation_model_readout",
+            "freeze",
+        ),
+        *(
+            "huber_delta",
+            "include_electrostatic_self_interaction",
+            "kspace_cutoff_factor",
+            "les_arguments",
+            "loss",
+        ),
+        *(
+            "lora_alpha",
+            "lora_rank",
+            "lr",
+            "lr_factor",
+            "lr_params_factors",
+            "multi_processed_test",
+        ),
+        *(
+            "num_recursion_steps",
+            "num_samples_pt",
+            "num_workers",
+            "only_cueq",
+            "optimizer",
+            "patience",
+        ),
         *("plot_frequency", "plot_interaction_e", "polarizability_key", "polarizability_weight"),
-        *("pseudolabel_replay", "pseudolabel_replay_compute_stress", "pt_train_file", "pt_valid_file"),
-        *("quadrupole_feature_corrections", "real_pt_data_ratio_threshold", "return_electrostatic_potentials"),
-        *("scheduler", "scheduler_patience", "seed", "skip_evaluate_heads", "stress_key", "stress_weight"),
+        *(
+            "pseudolabel_replay",
+            "pseudolabel_replay_compute_stress",
+            "pt_train_file",
+            "pt_valid_file",
+        ),
+        *(
+            "quadrupole_feature_corrections",
+            "real_pt_data_ratio_threshold",
+            "return_electrostatic_potentials",
+        ),
+        *(
+            "scheduler",
+            "scheduler_patience",
+            "seed",
+            "skip_evaluate_heads",
+            "stress_key",
+            "stress_weight",
+        ),
         *("train_file", "valid_file", "test_file"),
-        *("subselect_pt", "swa_dipole_weight", "swa_polarizability_weight", "swa_virials_weight", "valid_fraction"),
+        *(
+            "subselect_pt",
+            "swa_dipole_weight",
+            "swa_polarizability_weight",
+            "swa_virials_weight",
+            "valid_fraction",
+        ),
         *("wandb_dir", "wandb_log_hypers", "weight_decay", "weight_pt_head"),
     )
 )
@@ -184,7 +281,9 @@ def table(ours: Collection[str]) -> str:
     Args:
         ours: names of the options of a training and a fine-tuning.
     """
-    rows = [f"| `--{name}` | {_here(name, ours)} |" for name in sorted({*OURS, *OTHERS}, key=str.lower)]
+    rows = [
+        f"| `--{name}` | {_here(name, ours)} |" for name in sorted({*OURS, *OTHERS}, key=str.lower)
+    ]
     return "\n".join(["| `mace_run_train` | here |", "|---|---|", *rows])
 
 

@@ -1,4 +1,5 @@
-"""Parameters.md from the option declarations: ``python model_utils/settings/parameters_md.py`` rewrites its tables.
+"""Parameters.md from the option declarations: ``python
+model_utils/settings/parameters_md.py`` rewrites its tables.
 
 And the tables of docs/other_toolkits.md and docs/from_mace.md.
 """
@@ -9,7 +10,8 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # run as a file: import our modules from the checkout, not from beside this script
+# run as a file: import our modules from the checkout, not from beside this script
+if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from model_utils.settings import counterparts, mace_flags
@@ -75,18 +77,25 @@ TABLES: dict[str, type] = {
     "read_model.py reproduce": ReproduceOptions,
     "read_model.py best": BestOptions,
 }
-ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions, FinetuneOptions: TrainingOptions}  # not repeated
+# not repeated
+ALSO_TAKES: dict[type, type] = {VerifyResumeOptions: TrainOptions, FinetuneOptions: TrainingOptions}
 
 
 def main() -> None:
-    """Rewrite the tables between their markers; everything else in the document is written by hand."""
+    """Rewrite the tables between their markers; everything else in the
+    document is written by hand.
+    """
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
-    OTHER_TOOLKITS.write_text(with_counterparts(OTHER_TOOLKITS.read_text(encoding="utf-8")), encoding="utf-8")
+    OTHER_TOOLKITS.write_text(
+        with_counterparts(OTHER_TOOLKITS.read_text(encoding="utf-8")), encoding="utf-8"
+    )
     FROM_MACE.write_text(with_mace_flags(FROM_MACE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_mace_flags(text: str) -> str:
-    """The document for people who come from mace_run_train with its table of flags as the code has it today."""
+    """The document for people who come from mace_run_train with its table of flags as
+    the code has it today.
+    """
     ours = {*names_of(TrainOptions), *names_of(FinetuneOptions)}
     return _between(text, "mace flags", mace_flags.table(ours))
 
@@ -128,10 +137,15 @@ def table(kind: type) -> str:
 
 
 def _is_said_elsewhere(option: Option, other: type | None) -> bool:
-    """Whether another command, whose options are not repeated, has this one with the same default."""
+    """Whether another command, whose options are not repeated, has this one
+    with the same default.
+    """
     if other is None:
         return False
-    return any(option.name == theirs.name and option.default == theirs.default for theirs in declared(other))
+    return any(
+        option.name == theirs.name and option.default == theirs.default
+        for theirs in declared(other)
+    )
 
 
 def _titled(title: str, options: Sequence[Option]) -> str:
@@ -160,9 +174,13 @@ def _type_name(hint: object) -> str:
         return f"{_type_name(arguments[0])} …"
     if arguments:
         return _type_name(arguments[0])
-    return {"Path": "path", "str": "text", "int": "whole number", "float": "number", "bool": "on/off"}.get(
-        getattr(hint, "__name__", ""), "list"
-    )
+    return {
+        "Path": "path",
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "bool": "on/off",
+    }.get(getattr(hint, "__name__", ""), "list")
 
 
 def _shown(default: object) -> str:

@@ -47,11 +47,17 @@ def parsed_values(
 
 
 def _looked_for(kind: type, argv: Sequence[str], settings: Mapping[str, Any]) -> list[Option]:
-    """Options that the parser has to know: what is given and what is required; all of them for ``--help``.
+    """Options that the parser has to know: what is given and what is required; all
+    of them for ``--help``.
 
-    The parser takes half a millisecond for each option that it knows, and a command has up to ninety.
+    The parser takes half a millisecond for each option that it knows, and a
+    command has up to ninety.
     """
-    short = [word for word in argv if word == "--" or (word.startswith("-") and not word.startswith("--"))]
+    short = [
+        word
+        for word in argv
+        if word == "--" or (word.startswith("-") and not word.startswith("--"))
+    ]
     flags = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     if short or "help" in flags:
         return list(declared(kind))
@@ -89,7 +95,9 @@ def _parser(kind: type, options: Sequence[Option]) -> App:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    """An option as the parser takes it: what is declared, with its panel and its choices of today."""
+    """An option as the parser takes it: what is declared, with its panel
+    and its choices of today.
+    """
     hint = option.type
     shown: dict[str, Any] = {}
     choices = option.marker(NamesOf)
@@ -98,7 +106,9 @@ def _parameter(option: Option) -> inspect.Parameter:
         names: Any = typing.Literal[choices.names()]
         single = names if option.default is not None else names | None
         hint = tuple[names, ...] if is_list else single
-        shown["converter"] = _list_converter(choices, option.name) if is_list else _converter(choices)
+        shown["converter"] = (
+            _list_converter(choices, option.name) if is_list else _converter(choices)
+        )
     extra = Parameter(
         help=option.help,
         group=_group(option.shown_in),
@@ -123,8 +133,12 @@ def _converter(choices: NamesOf) -> Callable[[type, Sequence[Token]], str]:
     return one_of
 
 
-def _list_converter(choices: NamesOf, name: str) -> Callable[[type, Sequence[Token]], tuple[str, ...]]:
-    """What turns the words after a flag into names of a table, or refuses the first that is none."""
+def _list_converter(
+    choices: NamesOf, name: str
+) -> Callable[[type, Sequence[Token]], tuple[str, ...]]:
+    """What turns the words after a flag into names of a table, or refuses
+    the first that is none.
+    """
 
     def checked(word: str) -> str:
         try:
@@ -134,7 +148,8 @@ def _list_converter(choices: NamesOf, name: str) -> Callable[[type, Sequence[Tok
 
     def all_of(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
         words = [str(token.value) for token in tokens]
-        return tuple(checked(word) for word in words if word)  # an empty list comes as one empty word
+        # an empty list comes as one empty word
+        return tuple(checked(word) for word in words if word)
 
     return all_of
 
@@ -151,7 +166,8 @@ def _one_line(error: CycloptsError, source: Path | None) -> str:
         return str(error.__cause__)
     if (answer := _answer_to_a_value(text)) is not None:
         return answer
-    if source is not None and "[" in text.partition(":")[0] and str(source) not in text:  # so cyclopts shows a key
+        # so cyclopts shows a key
+    if source is not None and "[" in text.partition(":")[0] and str(source) not in text:
         text = f"{text} in {source}"
     return text[0].lower() + text[1:].rstrip(".") + "; see --help"
 

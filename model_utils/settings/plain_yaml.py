@@ -1,4 +1,6 @@
-"""YAML of settings, read safely: every key once, no aliases, no more text, nesting and digits than settings have."""
+"""YAML of settings, read safely: every key once, no aliases, no more text, nesting and
+digits than settings have.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,9 @@ from dataloader.limits import INTEGER_BITS, SETTINGS_BYTES, SETTINGS_DEPTH
 
 
 class _Plain(yaml.SafeLoader):
-    """PyYAML's safe loader, which keeps the last of two equal keys and unfolds aliases, without both."""
+    """PyYAML's safe loader, which keeps the last of two equal keys and unfolds
+    aliases, without both.
+    """
 
     depth = 0
 
@@ -21,10 +25,14 @@ class _Plain(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is no plain word", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is no plain word", key_node.start_mark
+                )
             key = self.construct_object(key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -32,7 +40,9 @@ class _Plain(yaml.SafeLoader):
         """A whole number that a setting can be; one written in hexadecimal may have any length."""
         number: int = super().construct_yaml_int(node)
         if number.bit_length() > INTEGER_BITS:
-            raise yaml.constructor.ConstructorError(None, None, "a whole number is too large", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "a whole number is too large", node.start_mark
+            )
         return number
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -41,7 +51,9 @@ class _Plain(yaml.SafeLoader):
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
         if self.depth > SETTINGS_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested too deeply (over {SETTINGS_DEPTH} levels)", mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"nested too deeply (over {SETTINGS_DEPTH} levels)", mark
+            )
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -67,11 +79,20 @@ def read(path: Path, expected: str, example: str) -> Mapping[str, Any]:
         settings = _Plain(input_files.read_text(path, SETTINGS_BYTES)).get_single_data()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; expected {expected}") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         # PyYAML's constructors let int(), float() and date() speak for themselves
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split()):.200}") from None
     if settings is None:
         return {}
     if not isinstance(settings, Mapping):
-        raise InputError(f"{path} holds a {type(settings).__name__}, expected lines like `{example}`")
+        raise InputError(
+            f"{path} holds a {type(settings).__name__}, expected lines like `{example}`"
+        )
     return settings

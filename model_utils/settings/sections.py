@@ -1,7 +1,9 @@
-"""A file of settings with sections, or with the names of other toolkits, turned into settings of ours by name.
+"""A file of settings with sections, or with the names of other toolkits, turned into
+settings of ours by name.
 
-Keys may stand flat, or in the sections model, dataset and train of dipm; a nested schedule is one more. A section
-``model`` without ``pretrained`` describes a network, and becomes the option ``network``, its fields as JSON text.
+Keys may stand flat, or in the sections model, dataset and train of dipm; a nested schedule is one
+more. A section ``model`` without ``pretrained`` describes a network, and becomes the option
+``network``, its fields as JSON text.
 """
 
 import json
@@ -35,7 +37,9 @@ class _File:
 
 
 def begins_with_a_model(settings: Mapping[str, Any]) -> bool:
-    """Whether a file of settings names a model to begin with, so that its training is a fine-tuning."""
+    """Whether a file of settings names a model to begin with, so that its
+    training is a fine-tuning.
+    """
     section = settings.get("model")
     return isinstance(section, Mapping) and section.get("pretrained") is not None
 
@@ -52,7 +56,8 @@ def as_ours(
         argv: of the command, whose flags win: shares of the epochs are those of its --epochs.
 
     Returns:
-        The settings, with keys that nobody knows left as they are; and sentences on what was answered and not done.
+        The settings, with keys that nobody knows left as they are; and sentences on what was
+        answered and not done.
 
     Raises:
         InputError: a value cannot be taken, or two keys say the same.
@@ -66,7 +71,10 @@ def as_ours(
         for said, known in ((part.get(NETWORK, {}), network), (settings_of_key, ours)):
             _put(said, key, known, said_by, file)
     if begins_with_a_model(settings) and said_by.get("r_max") == CUTOFF:
-        file.notes.append(f"{path}: {CUTOFF}: the cutoff is that of the pretrained model, whatever is written here")
+        file.notes.append(
+            f"{path}: {CUTOFF}: the cutoff is that of the pretrained model, "
+            "whatever is written here"
+        )
         del network["r_max"]
     _put_network(ours, network, settings, file)
     return ours, file.notes
@@ -83,7 +91,9 @@ def _taken(settings: Mapping[str, Any], file: _File) -> Iterator[tuple[str, Mapp
             yield from _of_key(name, value, "", settings, file)
 
 
-def _of_section(section: str, content: Mapping[str, Any], file: _File) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _of_section(
+    section: str, content: Mapping[str, Any], file: _File
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, value in content.items():
         if name == SCHEDULE and isinstance(value, Mapping) and section == "train":
             yield from _of_schedule(value, file, f"section {section} of {file.path}")
@@ -91,17 +101,29 @@ def _of_section(section: str, content: Mapping[str, Any], file: _File) -> Iterat
             yield from _of_key(name, value, section, content, file)
 
 
-def _of_schedule(content: Mapping[str, Any], file: _File, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _of_schedule(
+    content: Mapping[str, Any], file: _File, where: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     takes = keys(SCHEDULE)
     for name, value in content.items():
         if name in takes:
-            asked = Asked(key=name, value=value, where=where, beside=content, epochs=file.epochs, notes=file.notes)
+            asked = Asked(
+                key=name,
+                value=value,
+                where=where,
+                beside=content,
+                epochs=file.epochs,
+                notes=file.notes,
+            )
             if value is not None:
                 yield name, takes[name](asked)
         elif name in file.options:
             yield name, {name: value}
         else:
-            raise InputError(f"unknown setting {name!r:.60} of scheduler in {where}; there are {', '.join(takes)}")
+            raise InputError(
+                f"unknown setting {name!r:.60} of scheduler in {where}; there are "
+                f"{', '.join(takes)}"
+            )
 
 
 def _of_key(
@@ -110,10 +132,18 @@ def _of_key(
     takes = keys("model" if section == "model" else None)
     where = f"section {section} of {file.path}" if section else str(file.path)
     is_ours = name in file.options and section != "model"
-    is_switch = is_ours and isinstance(value, bool) and name != "resume"  # elsewhere a word stands there
+    # elsewhere a word stands there
+    is_switch = is_ours and isinstance(value, bool) and name != "resume"
     if name in takes and not is_switch:
         if value is not None:
-            asked = Asked(key=name, value=value, where=where, beside=beside, epochs=file.epochs, notes=file.notes)
+            asked = Asked(
+                key=name,
+                value=value,
+                where=where,
+                beside=beside,
+                epochs=file.epochs,
+                notes=file.notes,
+            )
             yield str(name), takes[name](asked)
     elif section == "model":
         yield str(name), {NETWORK: {str(name): _with_numbers(value)}} if value is not None else {}
@@ -125,7 +155,9 @@ def _of_key(
         yield str(name), {name: value}
 
 
-def _put(part: Mapping[str, Any], key: str, known: dict[str, Any], said_by: dict[str, str], file: _File) -> None:
+def _put(
+    part: Mapping[str, Any], key: str, known: dict[str, Any], said_by: dict[str, str], file: _File
+) -> None:
     """Add what a key becomes to what is known; loggers add up.
 
     Raises:
@@ -135,12 +167,16 @@ def _put(part: Mapping[str, Any], key: str, known: dict[str, Any], said_by: dict
         if name == "loggers" and name in known:
             value = [*known[name], *(word for word in value if word not in known[name])]
         elif name in known and known[name] != value:
-            raise InputError(f"{said_by[name]} and {key} in {file.path} both say {name}; leave one of them out")
+            raise InputError(
+                f"{said_by[name]} and {key} in {file.path} both say {name}; leave one of them out"
+            )
         known[name] = value
         said_by[name] = key
 
 
-def _put_network(ours: dict[str, Any], network: dict[str, Any], settings: Mapping[str, Any], file: _File) -> None:
+def _put_network(
+    ours: dict[str, Any], network: dict[str, Any], settings: Mapping[str, Any], file: _File
+) -> None:
     """The fields of the network as an option, where the file describes one.
 
     Raises:
@@ -151,15 +187,25 @@ def _put_network(ours: dict[str, Any], network: dict[str, Any], settings: Mappin
     fields = ", ".join(list(network)[:3])
     if "network" not in file.options or "input_model" in ours:
         if begins_with_a_model(settings):
-            raise InputError(f"{file.path} gives {fields} beside pretrained, whose network stays; leave it out")
-        raise InputError(f"{file.path} describes a network ({fields}), and this command has one; leave it out")
+            raise InputError(
+                f"{file.path} gives {fields} beside pretrained, whose network stays; leave it out"
+            )
+        raise InputError(
+            f"{file.path} describes a network ({fields}), and this command has one; leave it out"
+        )
     if "input_json" in ours:
-        raise InputError(f"{file.path} names input_json and describes a network ({fields}); leave one of the two out")
+        raise InputError(
+            f"{file.path} names input_json and describes a network ({fields}); leave "
+            "one of the two out"
+        )
     ours["network"] = json.dumps(network)
 
 
 def _epochs(settings: Mapping[str, Any], kind: type, argv: Sequence[str]) -> int:
-    """Epochs of the run: of the last flag, of the file, or by default. What is no number is judged elsewhere."""
+    """Epochs of the run: of the last flag, of the file, or by default.
+
+    What is no number is judged elsewhere.
+    """
     default = next((option.default for option in declared(kind) if option.name == "epochs"), 1)
     train = settings.get("train")
     content = {**settings, **(train if isinstance(train, Mapping) else {})}

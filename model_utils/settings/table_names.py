@@ -2,9 +2,9 @@
 
 A table is a plain dict in the module that owns the idea. Such a module may need torch, whose import
 takes seconds, while ``--help`` and mistakes in flags are answered in a fraction of one. So long as
-nobody has imported the module, nobody can have added to its table: then the names are those that its
-text declares, which is parsed and not executed. Afterwards they are those that the table has, with
-what plug-ins added.
+nobody has imported the module, nobody can have added to its table: then the names are those that
+its text declares, which is parsed and not executed. Afterwards they are those that the table has,
+with what plug-ins added.
 """
 
 import ast
@@ -64,11 +64,15 @@ class OfFamilies(NamesOf):
     offer: str
 
     def names(self) -> tuple[str, ...]:
-        """The names that any family offers now; whether the network at hand has one, is judged when it is built."""
+        """The names that any family offers now; whether the network at hand has one, is
+        judged when it is built.
+        """
         table = getattr(sys.modules.get(self.families), "ARCHITECTURES", None)
         if table is None:
             return super().names()
-        return tuple(dict.fromkeys(name for family in table.values() for name in getattr(family, self.offer)))
+        return tuple(
+            dict.fromkeys(name for family in table.values() for name in getattr(family, self.offer))
+        )
 
 
 FORMS_OF_STEP = OfFamilies(
@@ -95,6 +99,8 @@ def _declared(module: str, table: str) -> tuple[str, ...]:
     for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         value = getattr(node, "value", None)
-        if isinstance(value, ast.Dict) and any(isinstance(t, ast.Name) and t.id == table for t in targets):
+        if isinstance(value, ast.Dict) and any(
+            isinstance(t, ast.Name) and t.id == table for t in targets
+        ):
             return tuple(ast.literal_eval(key) for key in value.keys if key is not None)
     raise AssertionError(f"{module} declares no table {table}: a dict with its names written out")

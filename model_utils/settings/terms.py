@@ -1,4 +1,6 @@
-"""The settings of the loss by quantity, whether a flag of its own gives them or a list of ``quantity=value``."""
+"""The settings of the loss by quantity, whether a flag of its own gives them or a list
+of ``quantity=value``.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +10,13 @@ from dataloader import plain_json
 from dataloader.errors import InputError
 from dataloader.labels import LabelKeys
 from dataloader.quantities import ENERGY, FORCES, OFFERED, QUANTITIES, STRESS, added, include
-from model_utils.settings.options import DataOptions, LabelOptions, LossOptions, PrintedLossOptions, StageTwoOptions
+from model_utils.settings.options import (
+    DataOptions,
+    LabelOptions,
+    LossOptions,
+    PrintedLossOptions,
+    StageTwoOptions,
+)
 
 # quantities with flags of their own: --energy_weight, --energy_loss
 OWN_FLAGS = (ENERGY.name, FORCES.name, STRESS.name)
@@ -62,7 +70,8 @@ def config_type_weights(options: DataOptions) -> tuple[tuple[str, float], ...]:
             weight = _weight(text)
         except ValueError:
             raise InputError(
-                f"--config_type_weights {name}={text}: {text!r} is no weight; expected a number, 0 or larger"
+                f"--config_type_weights {name}={text}: {text!r} is no weight; expected a "
+                "number, 0 or larger"
             ) from None
         if name in weights:
             raise InputError(f"--config_type_weights names {name} twice; give one weight")
@@ -76,12 +85,16 @@ def _pairs_of_types(words: Sequence[str]) -> list[tuple[str, str]]:
         try:
             return [(name, str(value)) for name, value in dict(plain_json.loads(words[0])).items()]
         except (ValueError, TypeError) as error:
-            raise InputError(f"--config_type_weights {words[0]:.60} is no JSON object: {error}") from None
+            raise InputError(
+                f"--config_type_weights {words[0]:.60} is no JSON object: {error}"
+            ) from None
     pairs = []
     for word in words:
         name, sign, text = word.rpartition("=")
         if not sign or not name:
-            raise InputError(f"--config_type_weights {word} is not NAME=WEIGHT, for example bulk=2 surface=0.5")
+            raise InputError(
+                f"--config_type_weights {word} is not NAME=WEIGHT, for example bulk=2 surface=0.5"
+            )
         pairs.append((name, text))
     return pairs
 
@@ -104,7 +117,9 @@ def label_keys(options: LabelOptions) -> LabelKeys:
 
 
 def _weight(text: str) -> float:
-    """A weight, finite and not negative; anything else is a ValueError, which the caller turns into a sentence."""
+    """A weight, finite and not negative; anything else is a ValueError, which the caller
+    turns into a sentence.
+    """
     weight = float(text)
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError
@@ -120,12 +135,18 @@ def _listed(flag: str, texts: Sequence[str], convert: Callable[[str], Value]) ->
             raise InputError(f"--{flag} {text}: the {name} has a flag of its own; see --help")
         include(name)
         if name not in QUANTITIES:
-            known = ", ".join({**OFFERED, **{q.name: q for q in added()}}) + "; a --plugin adds others"
-            raise InputError(f"--{flag} {text}: no quantity {name!r} beside {', '.join(OWN_FLAGS)} ({known})")
+            known = (
+                ", ".join({**OFFERED, **{q.name: q for q in added()}}) + "; a --plugin adds others"
+            )
+            raise InputError(
+                f"--{flag} {text}: no quantity {name!r} beside {', '.join(OWN_FLAGS)} ({known})"
+            )
         try:
             values[name] = convert(value)
         except ValueError:
-            raise InputError(f"--{flag} {text}: {value!r} is no weight; expected a number, 0 or larger") from None
+            raise InputError(
+                f"--{flag} {text}: {value!r} is no weight; expected a number, 0 or larger"
+            ) from None
         if value == "":
             raise InputError(f"--{flag} {text}: nothing is given for {name}; expected {name}=…")
     return values

@@ -1,4 +1,6 @@
-"""What people type, spelled out before it is parsed: bare flags, words without a flag, and what one flag implies."""
+"""What people type, spelled out before it is parsed: bare flags, words without a flag, and
+what one flag implies.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,8 @@ YAML_ENDINGS = (".yaml", ".yml")
 
 
 def spelled_out(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The arguments with ``--resume auto`` for a bare ``--resume``, and ``--run_dir runs/X`` for ``--exp_name X``.
+    """The arguments with ``--resume auto`` for a bare ``--resume``, and ``--run_dir
+    runs/X`` for ``--exp_name X``.
 
     Args:
         argv: as typed.
@@ -40,17 +43,22 @@ def spelled_out(argv: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def with_names_of_places(argv: Sequence[str], kind: type) -> list[str]:
-    """The arguments with flags before words that stand alone, of a command that says which they are.
+    """The arguments with flags before words that stand alone, of a command
+    that says which they are.
 
     Args:
         argv: of the command.
-        kind: its options; ``POSITIONAL`` names those that may be written without their flag, all or none, and
-            ``POSITIONAL_LIST`` one that takes all words which stand alone.
+        kind: its options; ``POSITIONAL`` names those that may be written without their flag, all or
+            none, and ``POSITIONAL_LIST`` one that takes all words which stand alone.
     """
     if (taker := getattr(kind, "POSITIONAL_LIST", None)) is not None:
         return _with_list(argv, kind, taker)
     names = getattr(kind, "POSITIONAL", ())
-    places = [p for p, _ in alone(argv, kind) if Path(argv[p]).suffix not in YAML_ENDINGS] if names else []
+    places = (
+        [p for p, _ in alone(argv, kind) if Path(argv[p]).suffix not in YAML_ENDINGS]
+        if names
+        else []
+    )
     given = [name for name in names if any(word.partition("=")[0] == f"--{name}" for word in argv)]
     if len(places) != len(names) or given:
         return list(argv)
@@ -62,7 +70,9 @@ def with_names_of_places(argv: Sequence[str], kind: type) -> list[str]:
 
 
 def _with_list(argv: Sequence[str], kind: type, name: str) -> list[str]:
-    """The arguments with all words that stand alone behind one flag; as they are where it is typed besides."""
+    """The arguments with all words that stand alone behind one flag; as they are
+    where it is typed besides.
+    """
     places = {p for p, _ in alone(argv, kind) if Path(argv[p]).suffix not in YAML_ENDINGS}
     if not places or any(word.partition("=")[0] == f"--{name}" for word in argv):
         return list(argv)
@@ -71,12 +81,15 @@ def _with_list(argv: Sequence[str], kind: type, name: str) -> list[str]:
 
 
 def with_implied(
-    settings: Mapping[str, Any] | None, argv: Sequence[str], names: Sequence[str], config: Path | None
+    settings: Mapping[str, Any] | None,
+    argv: Sequence[str],
+    names: Sequence[str],
+    config: Path | None,
 ) -> Mapping[str, Any] | None:
     """Settings with those that others imply, where a command needs them.
 
-    With --run_dir the place of the run is found in that folder when it begins; until then it stands for it. A network
-    that the file of settings describes has that file for its model.json.
+    With --run_dir the place of the run is found in that folder when it begins; until then it stands
+    for it. A network that the file of settings describes has that file for its model.json.
 
     Raises:
         InputError: what is implied is given as well.
@@ -85,12 +98,19 @@ def with_implied(
     implied = dict(settings or {})
     run_dir = _last_value(argv, "--run_dir") or implied.get("run_dir")
     if {"run_dir", "output_checkpoint"} <= set(names) and run_dir:
-        if "output_checkpoint" in typed or ("output_checkpoint" in implied and "run_dir" not in typed):
-            raise InputError(f"--run_dir {run_dir} gives the run a folder of its own; leave --output_checkpoint out")
+        if "output_checkpoint" in typed or (
+            "output_checkpoint" in implied and "run_dir" not in typed
+        ):
+            raise InputError(
+                f"--run_dir {run_dir} gives the run a folder of its own; leave "
+                "--output_checkpoint out"
+            )
         implied["output_checkpoint"] = run_dir
     if "network" in names and implied.get("network") is not None:
         if "input_json" in typed:
-            raise InputError(f"--input_json is given, and {config} describes a network; leave one of the two out")
+            raise InputError(
+                f"--input_json is given, and {config} describes a network; leave one of the two out"
+            )
         implied["input_json"] = str(config)
     return implied if implied or settings is not None else None
 
@@ -120,17 +140,21 @@ def alone(argv: Sequence[str], kind: type) -> Iterator[tuple[int, str]]:
         elif room > 0:
             if room == float("inf") and Path(argument).suffix in YAML_ENDINGS:
                 raise InputError(
-                    f"{argument!r:.80} follows {flag}, which takes any number of values, and would be one of them; "
-                    f"write --config {argument:.80}, or put it before all flags"
+                    f"{argument!r:.80} follows {flag}, which takes any number of values, and would "
+                    f"be one of them; write --config {argument:.80}, or put it before all flags"
                 )
             room -= 1
         else:
-            takes = {0: "no value", 1: "one value"}.get(int(_values_of(types.get(flag[2:]))) if flag else -1)
+            takes = {0: "no value", 1: "one value"}.get(
+                int(_values_of(types.get(flag[2:]))) if flag else -1
+            )
             yield position, f", {flag} takes {takes}" if takes else ""
 
 
 def _values_of(hint: Any) -> float:
-    """How many values a flag takes: none where it is a switch (``--no_…`` too), any number where it is a list."""
+    """How many values a flag takes: none where it is a switch (``--no_…`` too), any
+    number where it is a list.
+    """
     text = str(hint)
     if hint is None or text in ("<class 'bool'>", "bool | None"):
         return 0

@@ -1,4 +1,6 @@
-"""Paths that no command can use are refused before anything slow begins: circles of links, names that are too long."""
+"""Paths that no command can use are refused before anything slow begins: circles of links,
+names that are too long.
+"""
 
 import dataclasses
 import errno
@@ -10,9 +12,11 @@ from typing import Any
 from dataloader.errors import InputError
 from model_utils.settings.declared import flat
 
-LONGEST_OUTPUT = 230  # bytes; file systems take 255, and names beside it get endings: X_model.json, .X.unchecked
+# bytes; file systems take 255, and names beside it get endings: X_model.json, .X.unchecked
+LONGEST_OUTPUT = 230
 WRITTEN = ("output", "out_", "report")  # begin the names of options whose files are written
-OF_A_RUN = ("output_checkpoint", "output_model", "output_dir")  # name several files, or a folder: judged where made
+# name several files, or a folder: judged where made
+OF_A_RUN = ("output_checkpoint", "output_model", "output_dir")
 
 
 def refuse_unusable(options: Any) -> None:
@@ -26,13 +30,15 @@ def refuse_unusable(options: Any) -> None:
         size = len(os.fsencode(path.name))
         if name.startswith(WRITTEN) and name not in OF_A_RUN and size > LONGEST_OUTPUT:
             raise InputError(
-                f"--{name} {_short(path)}: a name of {size} bytes leaves no room for the endings of what is written "
-                f"beside it; give one of at most {LONGEST_OUTPUT}"
+                f"--{name} {_short(path)}: a name of {size} bytes leaves no room for the endings "
+                f"of what is written beside it; give one of at most {LONGEST_OUTPUT}"
             )
 
 
 def refuse_unusable_path(name: str, path: Path) -> None:
-    """Raise InputError where a path that a flag gives can be none; one that is not there may still be made."""
+    """Raise InputError where a path that a flag gives can be none; one that is not
+    there may still be made.
+    """
     try:
         os.stat(path)
     except (OSError, ValueError) as error:
@@ -45,7 +51,10 @@ def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, ValueError):
         return "holds a null byte; give a path"
     if error.errno == errno.ELOOP:
-        return "leads through symbolic links that lead in a circle; `namei` shows them: mend one, or give another path"
+        return (
+            "leads through symbolic links that lead in a circle; `namei` shows them: mend one, "
+            "or give another path"
+        )
     if error.errno == errno.ENAMETOOLONG:
         return "is too long for this file system; give a shorter one"
     return ""

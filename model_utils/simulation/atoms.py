@@ -1,4 +1,6 @@
-"""ASE's atoms as a structure that a network can compute, with the faults that would give a wrong result."""
+"""ASE's atoms as a structure that a network can compute, with the faults that
+would give a wrong result.
+"""
 
 import warnings
 from dataclasses import replace
@@ -17,8 +19,8 @@ from dataloader.structure import Structure, geometry_fault, symbols
 def structure_of(atoms: Atoms, facts: ModelFacts, head: str) -> Structure:
     """The structure of atoms, with the inputs that the network takes besides.
 
-    Charge and spin come from ``atoms.info`` under any of their names, inputs of single atoms from ``atoms.arrays``;
-    they are looked for where the network has such an input.
+    Charge and spin come from ``atoms.info`` under any of their names, inputs of single atoms from
+    ``atoms.arrays``; they are looked for where the network has such an input.
 
     Args:
         atoms: in Å.
@@ -26,15 +28,15 @@ def structure_of(atoms: Atoms, facts: ModelFacts, head: str) -> Structure:
         head: of the network.
 
     Raises:
-        InputError: an element that the network lacks, a position that is no number, a periodic direction without a
-            cell vector, a missing input.
+        InputError: an element that the network lacks, a position that is no number, a periodic
+            direction without a cell vector, a missing input.
     """
     known = set(facts.atomic_numbers)
     foreign = sorted({int(z) for z in atoms.numbers} - known)
     if foreign:
         fault = (
-            f"element {symbols(foreign)} (Z={', '.join(map(str, foreign))}) is not in the model, which has "
-            f"{symbols(facts.atomic_numbers)}"
+            f"element {symbols(foreign)} (Z={', '.join(map(str, foreign))}) is not in the model, "
+            f"which has {symbols(facts.atomic_numbers)}"
         )
         raise InputError(named(atoms, fault))
     structure = Structure(
@@ -67,7 +69,9 @@ def _with_inputs(structure: Structure, atoms: Atoms, facts: ModelFacts) -> Struc
         charge = number_named(of_structure, None, CHARGE_NAMES, "charge")
         spin = number_named(of_structure, None, SPIN_NAMES, "spin")
         features = {
-            spec.name: feature_of(spec, of_atoms if spec.per_atom else of_structure, len(atoms), charge, spin)
+            spec.name: feature_of(
+                spec, of_atoms if spec.per_atom else of_structure, len(atoms), charge, spin
+            )
             for spec in facts.features
         }
     except (LabelError, RecordError) as error:
@@ -76,7 +80,9 @@ def _with_inputs(structure: Structure, atoms: Atoms, facts: ModelFacts) -> Struc
 
 
 def _warn_of_unknown_state(atoms: Atoms, facts: ModelFacts) -> None:
-    """Warn of a charge or a multiplicity that the network has no input for: it computes a neutral singlet."""
+    """Warn of a charge or a multiplicity that the network has no input for: it
+    computes a neutral singlet.
+    """
     inputs = {spec.name for spec in facts.features}
     for names, usual in ((CHARGE_NAMES, (0,)), (SPIN_NAMES, (0, 1))):
         if inputs & set(names):
@@ -86,6 +92,7 @@ def _warn_of_unknown_state(atoms: Atoms, facts: ModelFacts) -> None:
             if isinstance(value, int | float | np.number) and value not in usual:
                 warnings.warn(
                     f"atoms.info has {name} {value}, of which the network with the elements "
-                    f"{symbols(facts.atomic_numbers)} knows nothing: it gives what it gives of a neutral singlet",
+                    f"{symbols(facts.atomic_numbers)} knows nothing: it gives what it gives "
+                    "of a neutral singlet",
                     stacklevel=2,
                 )

@@ -25,7 +25,8 @@ from model_utils.simulation.moving_graph import MovingGraph
 from model_utils.simulation.potential import Computed, Potential
 
 ENERGETIC = ("energy", "free_energy", "forces", "stress")
-STATE: Mapping[str, Callable[[Atoms], np.ndarray]] = {  # what results depend on, besides the networks' inputs
+# what results depend on, besides the networks' inputs
+STATE: Mapping[str, Callable[[Atoms], np.ndarray]] = {
     "positions": lambda atoms: atoms.positions,
     "numbers": lambda atoms: atoms.numbers,
     "cell": lambda atoms: atoms.cell.array,
@@ -37,22 +38,24 @@ SKIN = 0.5  # Å; a list of 200 atoms at 300 K lasts some 20 steps of 1 fs
 class Calculator(AseCalculator):
     """Energy, forces and stress of a trained model for ASE.
 
-    ``atoms.calc = Calculator("run_model.pt")`` gives what ``evaluate.py`` gives: the energy is the total one, E0s
-    included, and equals the free energy. The stress is that of structures which are periodic in three directions.
-    Of a network that gives dipoles, ``dipole`` (3,) is in e·Å (1 e·Å = 4.80320 Debye); one that gives nothing else has
-    no other property. Charge and spin come from ``atoms.info`` where the network has such inputs.
+    ``atoms.calc = Calculator("run_model.pt")`` gives what ``evaluate.py`` gives: the energy is the
+    total one, E0s included, and equals the free energy. The stress is that of structures which are
+    periodic in three directions. Of a network that gives dipoles, ``dipole`` (3,) is in e·Å (1 e·Å
+    = 4.80320 Debye); one that gives nothing else has no other property. Charge and spin come from
+    ``atoms.info`` where the network has such inputs.
 
-    With several models the results are means over them, and ``results`` has besides ``energy_std`` (eV),
-    ``forces_std`` (n_atoms, 3) in eV/Å, ``energies_of_models`` and ``forces_of_models``.
+    With several models the results are means over them, and ``results`` has besides ``energy_std``
+    (eV), ``forces_std`` (n_atoms, 3) in eV/Å, ``energies_of_models`` and ``forces_of_models``.
 
     Args:
-        model: a weights file that the commands open (``*_model.pt``, ``*_checkpoint.pt``, safetensors, a module of
-            mace), or several of them; nothing in it is executed.
+        model: a weights file that the commands open (``*_model.pt``, ``*_checkpoint.pt``,
+            safetensors, a module of mace), or several of them; nothing in it is executed.
         device: cpu, cuda, cuda:N or auto.
         dtype: float64, or float32 for speed; None for the file's own.
         head: of the network, where it has several.
         step: fast, or reference for mace-torch's own module.
-        skin: Å beyond the cutoff that neighbour lists reach; they are made anew when an atom has moved by half of it.
+        skin: Å beyond the cutoff that neighbour lists reach; they are made anew when an atom
+            has moved by half of it.
         directory, label and the like: ASE's own, passed on.
 
     Raises:
@@ -77,10 +80,18 @@ class Calculator(AseCalculator):
         paths = [model] if isinstance(model, str | Path) else list(model)
         if not paths:
             raise InputError("no model is given; name a weights file, or several for a committee")
-        self._use([Potential.of_file(path, device=device, dtype=dtype, head=head, step=step) for path in paths], skin)
+        self._use(
+            [
+                Potential.of_file(path, device=device, dtype=dtype, head=head, step=step)
+                for path in paths
+            ],
+            skin,
+        )
 
     @classmethod
-    def of_potentials(cls, potentials: Sequence[Potential], *, skin: float = SKIN, **of_ase: Any) -> "Calculator":
+    def of_potentials(
+        cls, potentials: Sequence[Potential], *, skin: float = SKIN, **of_ase: Any
+    ) -> "Calculator":
         """A calculator of models that are loaded already.
 
         Args:
@@ -103,21 +114,28 @@ class Calculator(AseCalculator):
         self._wants_stress = False
 
     def forget(self) -> None:
-        """Compute the next atoms as if they were the first: no neighbour list and no result is left from before."""
+        """Compute the next atoms as if they were the first: no neighbour list and no
+        result is left from before.
+        """
         self.reset()
         self._wants_stress = False
         for mover in self._movers:
             mover.forget()
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last calculation; inputs in ``atoms.info`` count, which ASE passes over.
+        """What has changed since the last calculation; inputs in ``atoms.info`` count,
+        which ASE passes over.
 
-        Numbers are compared as they are: ASE's comparison within ``tol``, which is not used here, takes a tenth of a
-        small molecule's step.
+        Numbers are compared as they are: ASE's comparison within ``tol``, which is not used here,
+        takes a tenth of a small molecule's step.
         """
         if self.atoms is None:
             return list(all_changes)
-        changes = [name for name, what in STATE.items() if not np.array_equal(what(self.atoms), what(atoms))]
+        changes = [
+            name
+            for name, what in STATE.items()
+            if not np.array_equal(what(self.atoms), what(atoms))
+        ]
         if self._inputs(self.atoms) != self._inputs(atoms):
             changes.append("info")
         return changes
@@ -127,7 +145,9 @@ class Calculator(AseCalculator):
         if not any(potential.facts.features for potential in self.potentials):
             return []
         of_each = [structure_of(atoms, p.facts, p.head).features for p in self.potentials]
-        return [{name: values.tolist() for name, values in features.items()} for features in of_each]
+        return [
+            {name: values.tolist() for name, values in features.items()} for features in of_each
+        ]
 
     def calculate(
         self,
@@ -138,15 +158,18 @@ class Calculator(AseCalculator):
         """Compute the results for atoms; ASE calls it where something has changed.
 
         Raises:
-            InputError: the atoms cannot be computed: an element that the model lacks, a position that is no number,
-                a cell without volume, two atoms in one place, a missing charge or spin.
+            InputError: the atoms cannot be computed: an element that the model lacks, a
+                position that is no number, a cell without volume, two atoms in one place, a
+                missing charge or spin.
         """
         super().calculate(atoms, properties, system_changes)
         if ENERGY.name not in self.potentials[0].network.gives:
-            self.results = _with_dipoles({}, [mover.dipole(self.atoms) for mover in self._movers], self.atoms)
+            self.results = _with_dipoles(
+                {}, [mover.dipole(self.atoms) for mover in self._movers], self.atoms
+            )
             return
-        # who asks for forces and then for the stress, as filters of cells and barostats do at every step, would have
-        # everything computed twice; with the forces it costs a tenth more
+        # who asks for forces and then for the stress, as filters of cells and barostats do at every
+        # step, would have everything computed twice; with the forces it costs a tenth more
         self._wants_stress = self._wants_stress or "stress" in properties
         stress = self._wants_stress and bool(self.atoms.pbc.all())
         computed = [mover.compute(self.atoms, stress=stress) for mover in self._movers]
@@ -172,7 +195,8 @@ def _refuse_other_kinds(potentials: Sequence[Potential]) -> None:
         if other.network.gives != first.network.gives:
             ours, theirs = (", ".join(sorted(p.network.gives)) for p in (first, other))
             raise InputError(
-                f"{other.path} gives {theirs} and {first.path} {ours}: they are no committee; name models of one kind"
+                f"{other.path} gives {theirs} and {first.path} {ours}: they are no committee; name "
+                "models of one kind"
             )
 
 
@@ -180,7 +204,9 @@ def _warn_of_other_references(potentials: Sequence[Potential]) -> None:
     """Energies of models with other E0s have other zero points, and their mean has none."""
     first = potentials[0]
     for other in potentials[1:]:
-        text = other_zero_point(first.reference_energies, other.reference_energies, first.path, other.path)
+        text = other_zero_point(
+            first.reference_energies, other.reference_energies, first.path, other.path
+        )
         if text is not None:
             warnings.warn(text, stacklevel=4)
 
@@ -192,7 +218,9 @@ def _warn_of_a_repeated_one(potentials: Sequence[Potential]) -> None:
 
 
 class _Mover:
-    """One potential with the neighbour list and the prepared batch of the atoms it was asked for last."""
+    """One potential with the neighbour list and the prepared batch of the atoms
+    it was asked for last.
+    """
 
     def __init__(self, potential: Potential, skin: float) -> None:
         self.potential = potential
@@ -230,7 +258,11 @@ class _Mover:
 
     def _batch_of(self, structure: Structure, graph: Graph) -> Batch:
         """The batch; where the edges are those of the call before, only its positions are new."""
-        if self._kept is not None and graph.senders is self._edges and self._has_same_inputs(structure):
+        if (
+            self._kept is not None
+            and graph.senders is self._edges
+            and self._has_same_inputs(structure)
+        ):
             return self.potential.moved(self._kept, graph.positions)
         self._kept = self.potential.batch([structure], [graph])
         self._edges = graph.senders
@@ -240,7 +272,9 @@ class _Mover:
     def _has_same_inputs(self, structure: Structure) -> bool:
         assert self._structure is not None
         before = self._structure.features
-        return all(np.array_equal(before[name], value) for name, value in structure.features.items())
+        return all(
+            np.array_equal(before[name], value) for name, value in structure.features.items()
+        )
 
 
 def _results(computed: Sequence[Computed]) -> dict[str, Any]:
@@ -265,8 +299,12 @@ def _results(computed: Sequence[Computed]) -> dict[str, Any]:
     return results
 
 
-def _with_dipoles(results: Mapping[str, Any], dipoles: Sequence[NDArray[np.float64]], atoms: Atoms) -> dict[str, Any]:
-    """Results with the dipole of one model, or mean and standard deviation over several; (3,), e·Å."""
+def _with_dipoles(
+    results: Mapping[str, Any], dipoles: Sequence[NDArray[np.float64]], atoms: Atoms
+) -> dict[str, Any]:
+    """Results with the dipole of one model, or mean and standard deviation
+    over several; (3,), e·Å.
+    """
     if atoms.pbc.any():
         warnings.warn(PERIODIC_DIPOLE, stacklevel=3)
     mean, std = mean_and_std(torch.from_numpy(np.stack(dipoles)))

@@ -1,4 +1,6 @@
-"""What md.py does: steps of an integrator, a table and a trajectory, and a state from which it goes on to the bit."""
+"""What md.py does: steps of an integrator, a table and a trajectory, and a state from which
+it goes on to the bit.
+"""
 
 import csv
 import hashlib
@@ -54,13 +56,17 @@ def run(options: MdOptions, stop: Interruption) -> None:
     """Move the atoms to the last step that is asked for, from where an earlier call left them.
 
     Raises:
-        InputError: model, structure, folder or settings cannot be used as asked, or atoms met on their way.
+        InputError: model, structure, folder or settings cannot be used as asked, or
+            atoms met on their way.
         VerificationError: the model's file is damaged.
         Preempted: the run was asked to stop and is saved.
     """
     runtime.start_log(None)
     device = runtime.start(
-        device=options.device.device, dtype=torch.float64, threads=options.device.threads, seed=options.seed
+        device=options.device.device,
+        dtype=torch.float64,
+        threads=options.device.threads,
+        seed=options.seed,
     )
     calculator = calculator_of(options.simulated, device, options.device.dtype, options.skin)
     atoms = _atoms(options, calculator)
@@ -83,7 +89,9 @@ def _atoms(options: MdOptions, calculator: Calculator) -> Atoms:
     """
     structures = structures_of(options.simulated, calculator)
     if options.index is None and len(structures) > 1:
-        raise InputError(f"the data hold {len(structures)} structures; say which moves with --index (from 0)")
+        raise InputError(
+            f"the data hold {len(structures)} structures; say which moves with --index (from 0)"
+        )
     index = options.index or 0
     if index >= len(structures):
         raise InputError(f"--index {index}, but the data hold {len(structures)} structures")
@@ -173,13 +181,17 @@ class _Run:
         log.info("goes on from step %d of %d", self.step, self.options.n_steps)
 
     def _integrator(self) -> MolecularDynamics:
-        conditions = Conditions(**{field.name: getattr(self.options, field.name) for field in fields(Conditions)})
+        conditions = Conditions(
+            **{field.name: getattr(self.options, field.name) for field in fields(Conditions)}
+        )
         return ENSEMBLES[self.options.ensemble].begin(self.atoms, conditions, self.rng)
 
     # Steps
 
     def to_the_end(self, stop: Interruption) -> None:
-        """Move until the last step; a request to stop is met between two steps, and the state is saved."""
+        """Move until the last step; a request to stop is met between two steps,
+        and the state is saved.
+        """
         began = time.monotonic()
         first = self.step
         steps = range(self.step + 1, self.options.n_steps + 1)
@@ -199,7 +211,9 @@ class _Run:
 
     def _after_step(self) -> None:
         if not np.isfinite(self.atoms.get_forces()).all():
-            raise InputError(f"step {self.step}: forces are no numbers; the last state is that of {STATE}")
+            raise InputError(
+                f"step {self.step}: forces are no numbers; the last state is that of {STATE}"
+            )
         if self.step % self.options.write_every == 0:
             self._record()
         if self.step % self.options.checkpoint_every == 0:
@@ -252,8 +266,12 @@ class _Run:
 
     def _summarise(self, rate: float) -> None:
         rows = _rows(self.folder / TABLE)
-        summary = summary_of(rows, len(self.atoms), conserves=ENSEMBLES[self.options.ensemble].conserves)
-        durable.write_text(self.folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        summary = summary_of(
+            rows, len(self.atoms), conserves=ENSEMBLES[self.options.ensemble].conserves
+        )
+        durable.write_text(
+            self.folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        )
         log.info(
             "step %d, %.3f ps, temperature %.1f ± %.1f K, %.1f steps/s",
             self.step,
@@ -263,12 +281,15 @@ class _Run:
             rate,
         )
         if summary["drift_meV_per_atom_ps"] is not None:
-            log.info("drift of the conserved energy: %.4f meV/atom/ps", summary["drift_meV_per_atom_ps"])
+            log.info(
+                "drift of the conserved energy: %.4f meV/atom/ps", summary["drift_meV_per_atom_ps"]
+            )
         log.info("wrote %s: %s, %s, %s, %s", self.folder, TABLE, TRAJECTORY, STATE, SUMMARY)
 
 
 def summary_of(rows: Mapping[str, np.ndarray], n_atoms: int, *, conserves: bool) -> dict[str, Any]:
-    """Means over the second half of a run, and the drift of the conserved energy by a straight line through all of it.
+    """Means over the second half of a run, and the drift of the conserved energy by a straight
+    line through all of it.
 
     Args:
         rows: columns of the table, by name.
@@ -288,12 +309,17 @@ def summary_of(rows: Mapping[str, np.ndarray], n_atoms: int, *, conserves: bool)
         "temperature_std_K": float(temperatures.std()),
         "potential_energy_eV": float(rows["potential_energy_eV"][half:].mean()),
         "drift_meV_per_atom_ps": drift,
-        "volume_A3": float(np.mean(rows["volume_A3"][half:])) if np.isfinite(rows["volume_A3"]).all() else None,
+        "volume_A3": float(np.mean(rows["volume_A3"][half:]))
+        if np.isfinite(rows["volume_A3"]).all()
+        else None,
     }
 
 
-def give_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator, ensemble: str = "nve") -> None:
-    """Velocities of a temperature; motion and rotation of the whole only where the ensemble has them.
+def give_velocities(
+    atoms: Atoms, temperature: float, rng: np.random.Generator, ensemble: str = "nve"
+) -> None:
+    """Velocities of a temperature; motion and rotation of the whole only where
+    the ensemble has them.
 
     Args:
         atoms: which get them.
@@ -350,7 +376,9 @@ def _cut(path: Path, size: int) -> None:
     """
     there = path.stat().st_size if path.exists() else 0
     if there < size:
-        raise InputError(f"{path} has {there} bytes, but {STATE} knows of {size}; give --overwrite to begin anew")
+        raise InputError(
+            f"{path} has {there} bytes, but {STATE} knows of {size}; give --overwrite to begin anew"
+        )
     os.truncate(path, size)
 
 

@@ -1,4 +1,6 @@
-"""Ensembles of molecular dynamics: ASE's integrators with what each needs to go on where it was stopped."""
+"""Ensembles of molecular dynamics: ASE's integrators with what each needs to go
+on where it was stopped.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,10 +44,13 @@ class Ensemble:
 
     Attributes:
         begin: makes the integrator of atoms that have velocities.
-        kept: attributes of the integrator that change from step to step, besides atoms and random numbers.
+        kept: attributes of the integrator that change from step to step, besides
+            atoms and random numbers.
         conserves: whether a quantity like the energy is conserved.
-        moves_whole: whether the thermostat moves the whole too: all 3 N degrees of freedom have the temperature.
-        needs_cell: whether cells change, so that there must be three periodic directions and no held atoms.
+        moves_whole: whether the thermostat moves the whole too: all 3 N degrees of
+            freedom have the temperature.
+        needs_cell: whether cells change, so that there must be three periodic
+            directions and no held atoms.
     """
 
     begin: Callable[[Atoms, Conditions, np.random.Generator], MolecularDynamics]
@@ -70,12 +75,16 @@ def _langevin(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) ->
     )
 
 
-def _nose_hoover(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) -> MolecularDynamics:
+def _nose_hoover(
+    atoms: Atoms, conditions: Conditions, rng: np.random.Generator
+) -> MolecularDynamics:
     return NoseHooverChainNVT(
         atoms,
         conditions.timestep * units.fs,
         # ASE's chain counts 3 N degrees of freedom, of which those of the whole stay at rest
-        temperature_K=conditions.temperature * degrees_of_freedom("nose_hoover", atoms) / (3 * len(atoms)),
+        temperature_K=conditions.temperature
+        * degrees_of_freedom("nose_hoover", atoms)
+        / (3 * len(atoms)),
         tdamp=conditions.thermostat_time * units.fs,
     )
 
@@ -111,9 +120,15 @@ def check(name: str, atoms: Atoms) -> None:
     if not ENSEMBLES[name].needs_cell:
         return
     if not atoms.pbc.all():
-        raise InputError(f"--ensemble {name} changes the cell, but the structure is not periodic in three directions")
+        raise InputError(
+            f"--ensemble {name} changes the cell, but the structure is not periodic "
+            "in three directions"
+        )
     if atoms.constraints:
-        raise InputError(f"--ensemble {name} changes the cell, and the structure holds atoms fixed; free them first")
+        raise InputError(
+            f"--ensemble {name} changes the cell, and the structure holds atoms "
+            "fixed; free them first"
+        )
 
 
 def keeps_whole_at_rest(name: str, atoms: Atoms) -> bool:
@@ -122,7 +137,9 @@ def keeps_whole_at_rest(name: str, atoms: Atoms) -> bool:
 
 
 def degrees_of_freedom(name: str, atoms: Atoms) -> int:
-    """Number of independent motions that have the temperature, (N atoms: 3 N, less those of the whole)."""
+    """Number of independent motions that have the temperature, (N atoms: 3 N,
+    less those of the whole).
+    """
     if not keeps_whole_at_rest(name, atoms):
         return int(atoms.get_number_of_degrees_of_freedom())
     if atoms.pbc.any():
@@ -139,7 +156,9 @@ def temperature_of(name: str, atoms: Atoms) -> float:
 
 def state_of(name: str, integrator: MolecularDynamics) -> dict[str, Any]:
     """What an integrator keeps from step to step, as plain values."""
-    return {path: _plain(reduce(getattr, path.split("."), integrator)) for path in ENSEMBLES[name].kept}
+    return {
+        path: _plain(reduce(getattr, path.split("."), integrator)) for path in ENSEMBLES[name].kept
+    }
 
 
 def put_state(name: str, integrator: MolecularDynamics, state: Mapping[str, Any]) -> None:
@@ -147,7 +166,11 @@ def put_state(name: str, integrator: MolecularDynamics, state: Mapping[str, Any]
     for path in ENSEMBLES[name].kept:
         *owners, attribute = path.split(".")
         value = state[path]
-        setattr(reduce(getattr, owners, integrator), attribute, np.array(value) if isinstance(value, list) else value)
+        setattr(
+            reduce(getattr, owners, integrator),
+            attribute,
+            np.array(value) if isinstance(value, list) else value,
+        )
 
 
 def conserved_energy(name: str, integrator: MolecularDynamics, atoms: Atoms) -> float | None:

@@ -1,4 +1,6 @@
-"""Structures from files as ASE's atoms, ready to be moved, and the calculator that the options name."""
+"""Structures from files as ASE's atoms, ready to be moved, and the calculator
+that the options name.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -38,27 +40,49 @@ class NamedAtoms:
     def fingerprint(self) -> bytes:
         """What tells the structure from others."""
         content = hashlib.sha256(self.identifier.encode())
-        for values in (self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc):
+        for values in (
+            self.atoms.numbers,
+            self.atoms.positions,
+            self.atoms.cell.array,
+            self.atoms.pbc,
+        ):
             content.update(np.ascontiguousarray(values).tobytes())
         content.update(self.atoms.get_masses().tobytes())
-        content.update(repr(sorted((name, str(value)) for name, value in self.atoms.info.items())).encode())
-        content.update(repr([constraint.todict() for constraint in self.atoms.constraints]).encode())
+        content.update(
+            repr(sorted((name, str(value)) for name, value in self.atoms.info.items())).encode()
+        )
+        content.update(
+            repr([constraint.todict() for constraint in self.atoms.constraints]).encode()
+        )
         return content.digest()
 
 
-def calculator_of(options: SimulatedOptions, device: torch.device, dtype: str | None, skin: float) -> Calculator:
+def calculator_of(
+    options: SimulatedOptions, device: torch.device, dtype: str | None, skin: float
+) -> Calculator:
     """The calculator of the models that are named.
 
     Raises:
         InputError, VerificationError: see ``Calculator``.
     """
     return calculator_of_models(
-        options.input_model, device=device, dtype=dtype, head=options.head, step=options.step, skin=skin
+        options.input_model,
+        device=device,
+        dtype=dtype,
+        head=options.head,
+        step=options.step,
+        skin=skin,
     )
 
 
 def calculator_of_models(
-    paths: Sequence[Path], *, device: torch.device, dtype: str | None, head: str | None, step: str, skin: float
+    paths: Sequence[Path],
+    *,
+    device: torch.device,
+    dtype: str | None,
+    head: str | None,
+    step: str,
+    skin: float,
 ) -> Calculator:
     """The calculator of weights files; several are a committee, whose mean counts.
 
@@ -73,7 +97,9 @@ def calculator_of_models(
     Raises:
         InputError, VerificationError: a model cannot be used as asked.
     """
-    calculator = Calculator(paths, device=str(device), dtype=dtype or "float64", head=head, step=step, skin=skin)
+    calculator = Calculator(
+        paths, device=str(device), dtype=dtype or "float64", head=head, step=step, skin=skin
+    )
     for potential in calculator.potentials:
         potential.require_energies()
         log.info("model %s", potential)
@@ -86,10 +112,16 @@ def structures_of(options: SimulatedOptions, calculator: Calculator) -> list[Nam
     Raises:
         InputError: a file cannot be read, or there is none.
     """
-    features = {spec.name: spec for potential in calculator.potentials for spec in potential.facts.features}
-    read = structures_in(options.data, data_format=options.data_format, features=list(features.values()))
+    features = {
+        spec.name: spec for potential in calculator.potentials for spec in potential.facts.features
+    }
+    read = structures_in(
+        options.data, data_format=options.data_format, features=list(features.values())
+    )
     structures = [_named(source, structure) for source, structure in read]
-    log.info("%d structures, %d atoms", len(structures), sum(len(named.atoms) for named in structures))
+    log.info(
+        "%d structures, %d atoms", len(structures), sum(len(named.atoms) for named in structures)
+    )
     return structures
 
 
@@ -111,7 +143,10 @@ def structures_in(
     Raises:
         InputError: a file cannot be read, holds a faulty structure, or there is none in any.
     """
-    specs = [SourceSpec(path=path, format=data_format or format_of(path), keys=keys, keep=EVERYTHING) for path in paths]
+    specs = [
+        SourceSpec(path=path, format=data_format or format_of(path), keys=keys, keep=EVERYTHING)
+        for path in paths
+    ]
     sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=0.0, features=features)
     for source in sources:
         _refuse_partly_held(source)
@@ -122,15 +157,16 @@ def structures_in(
 
 
 def _refuse_partly_held(source: Source) -> None:
-    """Readers take an atom that is held in one direction for a free one, which is right for labels and wrong here.
+    """Readers take an atom that is held in one direction for a free one, which is right for
+    labels and wrong here.
 
     Raises:
         InputError: there is one.
     """
     if HELD_IN_PART in source.census.notes:
         raise InputError(
-            f"{source.path}: atoms are held in some directions only, which is not done here; hold them whole "
-            "(move_mask F F F), or free them"
+            f"{source.path}: atoms are held in some directions only, which is not done here; hold "
+            "them whole (move_mask F F F), or free them"
         )
 
 
@@ -147,7 +183,9 @@ def _frame_number(structure: Structure) -> tuple[str, int]:
 
 
 def _named(source: Source, structure: Structure) -> NamedAtoms:
-    return NamedAtoms(atoms=atoms_of(structure), identifier=structure.identifier, file=str(source.path))
+    return NamedAtoms(
+        atoms=atoms_of(structure), identifier=structure.identifier, file=str(source.path)
+    )
 
 
 def atoms_of(structure: Structure) -> Atoms:

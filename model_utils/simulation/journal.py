@@ -1,4 +1,6 @@
-"""A journal of finished work, a line of JSON for each piece: what stands in it is not done again after a kill."""
+"""A journal of finished work, a line of JSON for each piece: what stands in it is not
+done again after a kill.
+"""
 
 import errno
 import json
@@ -19,7 +21,8 @@ class Journal:
 
     Args:
         path: of the file; made where it is not there.
-        work: what decides the results, as plain values; the journal of another work is not gone on with.
+        work: what decides the results, as plain values; the journal of another
+            work is not gone on with.
         again: what to do where another work is met, for the message.
 
     Raises:
@@ -44,7 +47,8 @@ class Journal:
 
         Args:
             record: of the piece.
-            lasting: otherwise it is a record of this process alone, and the piece is done again in another.
+            lasting: otherwise it is a record of this process alone, and the piece is
+                done again in another.
 
         Raises:
             OSError: it cannot be written.
@@ -55,7 +59,9 @@ class Journal:
 
     def _append(self, text: str) -> None:
         data = f"{text}\n".encode()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(
+            self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+        )
         size = os.fstat(descriptor).st_size
         try:
             if os.write(descriptor, data) != len(data):
@@ -85,9 +91,13 @@ def _whole_lines(path: Path) -> Iterator[Record]:
         try:
             record = plain_json.loads(line.decode(), _no_number)
         except ValueError as error:
-            raise InputError(f"{path} line {number + 1}: {error}; move the file away to begin anew") from None
+            raise InputError(
+                f"{path} line {number + 1}: {error}; move the file away to begin anew"
+            ) from None
         if not isinstance(record, dict):
-            raise InputError(f"{path} line {number + 1} is no record; move the file away to begin anew")
+            raise InputError(
+                f"{path} line {number + 1} is no record; move the file away to begin anew"
+            )
         yield record
 
 
@@ -98,4 +108,6 @@ def _no_number(name: str) -> float:
 def differences(before: Record, now: Record, shown: int = 3) -> str:
     """Names and values in which two works differ, the first few; empty where they are one."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return "; ".join(f"{name} {before.get(name)!s:.60} → {now.get(name)!s:.60}" for name in names[:shown])
+    return "; ".join(
+        f"{name} {before.get(name)!s:.60} → {now.get(name)!s:.60}" for name in names[:shown]
+    )

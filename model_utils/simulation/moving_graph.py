@@ -1,4 +1,6 @@
-"""Neighbour lists of atoms that move: made anew only when an atom has gone far enough to meet new neighbours."""
+"""Neighbour lists of atoms that move: made anew only when an atom has gone far enough
+to meet new neighbours.
+"""
 
 from dataclasses import replace
 
@@ -20,10 +22,11 @@ from dataloader.structure import Edges, Structure
 class MovingGraph:
     """The graph of one structure whose atoms move from call to call.
 
-    Pairs are kept up to r_max + skin. While no atom has moved by more than half the skin, nothing else can have come
-    within r_max, and only those pairs are measured. What is given depends on the structure alone, to the last bit,
-    and not on when the list was made: positions are not wrapped, and edges have one order. Where the edges are those
-    of the call before, their arrays are the same objects, so that what was made of them can be used again.
+    Pairs are kept up to r_max + skin. While no atom has moved by more than half the skin, nothing
+    else can have come within r_max, and only those pairs are measured. What is given depends on the
+    structure alone, to the last bit, and not on when the list was made: positions are not wrapped,
+    and edges have one order. Where the edges are those of the call before, their arrays are the
+    same objects, so that what was made of them can be used again.
 
     Args:
         r_max: cutoff of the network, Å.
@@ -40,12 +43,14 @@ class MovingGraph:
         self._made_for: Structure | None = None
         none = np.zeros(0, np.int32)
         self._candidates = Edges(0.0, none, none, np.zeros((0, 3), np.int16))
-        self._offsets = np.zeros((0, 3))  # (n_candidates, 3), Å, lattice vectors that an edge crosses
+        # (n_candidates, 3), Å, lattice vectors that an edge crosses
+        self._offsets = np.zeros((0, 3))
         self._mask = np.zeros(0, dtype=bool)
         self._latest: Graph | None = None
 
     def of(self, structure: Structure) -> Graph:
-        """Edges shorter than r_max, sorted by receiver, sender, shift, and positions around their mean, not wrapped.
+        """Edges shorter than r_max, sorted by receiver, sender, shift, and positions around
+        their mean, not wrapped.
 
         Raises:
             GraphFault: two atoms lie in one place, or there are absurdly many neighbours.
@@ -80,7 +85,9 @@ class MovingGraph:
         reach = self.r_max + self.skin
         edges = stored_edges(structure, build_graph(structure, reach, self.max_neighbors), reach)
         order = edge_order(edges.senders, edges.receivers, edges.shifts, structure.n_atoms)
-        self._candidates = Edges(reach, edges.senders[order], edges.receivers[order], edges.shifts[order])
+        self._candidates = Edges(
+            reach, edges.senders[order], edges.receivers[order], edges.shifts[order]
+        )
         self._offsets = self._candidates.shifts @ structure.cell
         self._made_for = replace(structure, positions=structure.positions.copy())
         self._latest = None

@@ -1,4 +1,6 @@
-"""A trained network as a potential: energies, forces and stress of structures, reference energies included."""
+"""A trained network as a potential: energies, forces and stress of structures,
+reference energies included.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +31,8 @@ class Computed:
     Attributes:
         energy: eV, with the reference energies E0, added in double precision.
         forces: (n_atoms, 3), eV/Å.
-        stress: (3, 3), eV/Å³, positive under tension; None where it was not asked for or there is no volume.
+        stress: (3, 3), eV/Å³, positive under tension; None where it was not asked for
+            or there is no volume.
         dipole: (3,), e·Å; None of a network that gives none.
     """
 
@@ -53,7 +56,12 @@ class Potential:
     """
 
     def __init__(
-        self, loaded: LoadedModel, device: torch.device, *, head: str | None = None, step: str = "fast"
+        self,
+        loaded: LoadedModel,
+        device: torch.device,
+        *,
+        head: str | None = None,
+        step: str = "fast",
     ) -> None:
         self.facts: ModelFacts = loaded.description.facts()
         self.path = loaded.file.path
@@ -99,9 +107,13 @@ class Potential:
         return cls(loaded, find_device(device), head=head, step=step)
 
     def require_energies(self) -> None:
-        """Raise InputError where the network gives no energies, and so neither forces nor stress."""
+        """Raise InputError where the network gives no energies, and so
+        neither forces nor stress.
+        """
         if ENERGY.name not in self.network.gives:
-            raise InputError(f"{self.path} gives {', '.join(sorted(self.network.gives))} and no energies")
+            raise InputError(
+                f"{self.path} gives {', '.join(sorted(self.network.gives))} and no energies"
+            )
 
     def digest(self) -> str:
         """Hash of structure and weights, hexadecimal: what decides the results."""
@@ -123,11 +135,20 @@ class Potential:
             structures: of elements of the network, with its head.
             graphs: their edges within the network's cutoff.
         """
-        made = collate(structures, graphs, range(len(structures)), self.facts, self.dtype, free_atoms_only=False)
+        made = collate(
+            structures,
+            graphs,
+            range(len(structures)),
+            self.facts,
+            self.dtype,
+            free_atoms_only=False,
+        )
         return self.network.prepared(made).to(self.device)
 
     def moved(self, batch: Batch, positions: NDArray[np.float64]) -> Batch:
-        """A batch of the same edges with atoms at other places, (n_atoms, 3) in Å; what was prepared is kept."""
+        """A batch of the same edges with atoms at other places, (n_atoms, 3) in Å;
+        what was prepared is kept.
+        """
         return replace(batch, positions=torch.from_numpy(positions).to(self.device, self.dtype))
 
     def compute(self, batch: Batch, *, stress: bool) -> list[Computed]:
@@ -141,34 +162,57 @@ class Potential:
         predicted = predict(self.network, self.weights, batch, wanted=wanted, training=False)
         energies = (predicted[ENERGY.name].double() + batch.reference_energy).tolist()
         forces = predicted[FORCES.name].detach().double().cpu().numpy()
-        stresses = predicted[STRESS.name].detach().double().cpu().numpy() if stress else [None] * len(energies)
+        stresses = (
+            predicted[STRESS.name].detach().double().cpu().numpy()
+            if stress
+            else [None] * len(energies)
+        )
         has_dipoles = DIPOLE.name in predicted
-        dipoles = predicted[DIPOLE.name].detach().double().cpu().numpy() if has_dipoles else [None] * len(energies)
+        dipoles = (
+            predicted[DIPOLE.name].detach().double().cpu().numpy()
+            if has_dipoles
+            else [None] * len(energies)
+        )
         bounds = batch.ptr.tolist()
         return [
-            Computed(energy=energy, forces=forces[bounds[k] : bounds[k + 1]], stress=stresses[k], dipole=dipoles[k])
+            Computed(
+                energy=energy,
+                forces=forces[bounds[k] : bounds[k + 1]],
+                stress=stresses[k],
+                dipole=dipoles[k],
+            )
             for k, energy in enumerate(energies)
         ]
 
     def dipoles(self, batch: Batch) -> NDArray[np.float64]:
-        """Dipoles of the structures of a batch, (n_structures, 3), e·Å, without energies and forces."""
+        """Dipoles of the structures of a batch, (n_structures, 3), e·Å,
+        without energies and forces.
+        """
         with torch.no_grad():
             outputs = self.network.outputs(self.weights, batch, batch.positions, batch.shifts)
         return np.asarray(outputs[DIPOLE.name].double().cpu().numpy())
 
     def energies_of_atoms(self, batch: Batch) -> NDArray[np.float64]:
-        """Energies of atoms, (n_atoms,), eV, E0s included; their sum is the energy. A forward pass of its own.
+        """Energies of atoms, (n_atoms,), eV, E0s included; their sum is the energy.
+
+        A forward pass of its own.
 
         Raises:
             InputError: networks of this family do not give them.
         """
         of_atoms = getattr(self.network, "energies_of_atoms", None)
         if of_atoms is None:
-            raise InputError(f"{self.path} is of a family of networks that gives no energies of atoms")
+            raise InputError(
+                f"{self.path} is of a family of networks that gives no energies of atoms"
+            )
         with torch.no_grad():
-            interaction = of_atoms(self.weights, batch, batch.positions, batch.shifts).double().cpu().numpy()
+            interaction = (
+                of_atoms(self.weights, batch, batch.positions, batch.shifts).double().cpu().numpy()
+            )
         references = np.array(self.facts.atomic_energies)
-        return np.asarray(interaction + references[batch.head[batch.structure].cpu(), batch.species.cpu()])
+        return np.asarray(
+            interaction + references[batch.head[batch.structure].cpu(), batch.species.cpu()]
+        )
 
 
 def _head(head: str | None, heads: Sequence[str], path: Path) -> str:

@@ -1,4 +1,6 @@
-"""The relaxation of one structure, which ends with a minimum or with the reason why there is none."""
+"""The relaxation of one structure, which ends with a minimum or with the
+reason why there is none.
+"""
 
 import signal
 import warnings
@@ -76,8 +78,8 @@ class Relaxed:
 class _FilterOfCells(FrechetCellFilter):
     """ASE's filter, whose answers are kept while atoms and cell stay where they are.
 
-    A step of a minimizer asks for the gradient three times and for the positions once: with logarithms and
-    exponentials of matrices that is 20 ms, and a small crystal's energy takes 15.
+    A step of a minimizer asks for the gradient three times and for the positions once: with
+    logarithms and exponentials of matrices that is 20 ms, and a small crystal's energy takes 15.
     """
 
     _of: tuple[bytes, bytes] | None = None  # positions and cell that the answers belong to
@@ -123,7 +125,11 @@ def of_a_dead_process(atoms: Atoms, exitcode: int) -> Relaxed:
     """
     how = signal.Signals(-exitcode).name if exitcode < 0 else f"code {exitcode}"
     is_kill = exitcode == -signal.SIGKILL
-    memory = " twice, as happens where memory is short: fewer --processes leave more of it" if is_kill else ""
+    memory = (
+        " twice, as happens where memory is short: fewer --processes leave more of it"
+        if is_kill
+        else ""
+    )
     return Relaxed(
         atoms=atoms.copy(),
         converged=False,
@@ -138,7 +144,9 @@ def of_a_dead_process(atoms: Atoms, exitcode: int) -> Relaxed:
     )
 
 
-def relaxed(atoms: Atoms, calculator: Any, criteria: Criteria, trajectory: Path | None = None) -> Relaxed:
+def relaxed(
+    atoms: Atoms, calculator: Any, criteria: Criteria, trajectory: Path | None = None
+) -> Relaxed:
     """Relax a structure; whatever is wrong with it is told in the result, and never raised.
 
     Args:
@@ -152,7 +160,8 @@ def relaxed(atoms: Atoms, calculator: Any, criteria: Criteria, trajectory: Path 
     way = _Way(moving)
     with_cell = criteria.relax_cell and bool(moving.pbc.all())
     steps = 0
-    warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)  # by 1e-13, in Frechet's filter
+    # by 1e-13, in Frechet's filter
+    warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)
     try:
         way.look()
         pressure = criteria.pressure * units.GPa
@@ -188,7 +197,9 @@ class _Way:
 
     def __init__(self, atoms: Atoms) -> None:
         self.atoms = atoms
-        self.volume_before = float(atoms.get_volume()) if atoms.pbc.all() and atoms.cell.rank == 3 else None
+        self.volume_before = (
+            float(atoms.get_volume()) if atoms.pbc.all() and atoms.cell.rank == 3 else None
+        )
         self.energy_before: float | None = None
         self._sound: Atoms | None = None
         self._energy: float | None = None
@@ -212,7 +223,8 @@ class _Way:
         if energy < self.energy_before - HOLE * len(atoms):
             raise _Stopped(
                 "a hole of the model",
-                f"the energy fell by {(self.energy_before - energy) / len(atoms):.0f} eV an atom: a hole of the model",
+                f"the energy fell by {(self.energy_before - energy) / len(atoms):.0f} eV an atom: "
+                "a hole of the model",
             )
         if self.volume_before is not None:
             change = float(atoms.get_volume()) / self.volume_before

@@ -1,4 +1,6 @@
-"""What relax.py does: every structure once, several at a time, and the files made of what came of them."""
+"""What relax.py does: every structure once, several at a time, and the files
+made of what came of them.
+"""
 
 import csv
 import dataclasses
@@ -63,7 +65,9 @@ def relax(options: RelaxOptions) -> None:
         threads=1 if processes > 1 else options.device.threads,
         seed=0,
     )
-    calculator = calculator_of(options.simulated, device, options.device.dtype, options.minimizing.skin)
+    calculator = calculator_of(
+        options.simulated, device, options.device.dtype, options.minimizing.skin
+    )
     structures = structures_of(options.simulated, calculator)
     folder = _folder(options)
     with held(folder / ".lock", wait=True, flag="--output_dir"):
@@ -88,7 +92,10 @@ def processes_of(options: MinimizingOptions, device: torch.device) -> int:
     """
     if device.type == "cuda":
         if options.processes not in (None, 1):
-            raise InputError("--processes is for processors; on a GPU one process relaxes one structure after another")
+            raise InputError(
+                "--processes is for processors; on a GPU one process relaxes one "
+                "structure after another"
+            )
         return 1
     return options.processes or runtime.own_cores()
 
@@ -107,8 +114,8 @@ def _refuse_files_of_others(folder: Path) -> None:
     there = [name for name in FILES if (folder / name).exists()]
     if there and not (folder / JOURNAL).exists():
         raise InputError(
-            f"{folder / there[0]} is there and not of a relaxation in this folder; give another --output_dir, or "
-            "--overwrite"
+            f"{folder / there[0]} is there and not of a relaxation in this folder; give another "
+            "--output_dir, or --overwrite"
         )
 
 
@@ -119,7 +126,9 @@ def _remove(folder: Path, *patterns: str) -> None:
             path.unlink()
 
 
-def work_of(calculator: Calculator, structures: Sequence[NamedAtoms], criteria: Criteria) -> dict[str, Any]:
+def work_of(
+    calculator: Calculator, structures: Sequence[NamedAtoms], criteria: Criteria
+) -> dict[str, Any]:
     """What decides the results of relaxations, as plain values: what a journal is known by.
 
     Args:
@@ -197,7 +206,9 @@ def relax_rest(
 def _results(
     work: Any, structures: Sequence[NamedAtoms], left: Sequence[int], processes: int
 ) -> Iterator[tuple[int, Relaxed]]:
-    """Results as they come, with their numbers; a structure whose processes die takes none of the others along."""
+    """Results as they come, with their numbers; a structure whose processes die takes
+    none of the others along.
+    """
 
     def instead(number: int, exitcode: int) -> Relaxed:
         return of_a_dead_process(structures[number].atoms, exitcode)
@@ -209,7 +220,9 @@ def _results(
         yield left[task], result
 
 
-def _one(atoms: Atoms, calculator: Calculator, criteria: Criteria, ways: Path | None, number: int) -> Relaxed:
+def _one(
+    atoms: Atoms, calculator: Calculator, criteria: Criteria, ways: Path | None, number: int
+) -> Relaxed:
     """Relax one structure; its way gets its name when it is whole."""
     calculator.forget()  # or the last bits would depend on what this process did before
     if ways is None:
@@ -244,7 +257,9 @@ def _record(number: int, structure: NamedAtoms, result: Relaxed) -> Record:
     }
 
 
-def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms], records: Sequence[Record]) -> None:
+def _write(
+    folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms], records: Sequence[Record]
+) -> None:
     """The files for people, in the order of the structures."""
     ordered = sorted(records, key=lambda record: int(record["number"]))
     frames = [frame_of(structures[record["number"]], record) for record in ordered]
@@ -253,7 +268,9 @@ def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms]
     durable.write_text(folder / "relaxed.xyz", text.getvalue())
     durable.write_text(folder / "relaxed.csv", _table(frames, ordered))
     summary = _summary(ordered)
-    durable.write_text(folder / "relaxed.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    durable.write_text(
+        folder / "relaxed.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    )
     log.info(
         "%d of %d structures are at a minimum (no force above %g eV/Å)",
         summary["n_converged"],
@@ -266,7 +283,9 @@ def _write(folder: Path, options: RelaxOptions, structures: Sequence[NamedAtoms]
 
 
 def frame_of(structure: NamedAtoms, record: Record) -> Atoms:
-    """A structure as it ended, with what is known of it under names that no reader takes for labels."""
+    """A structure as it ended, with what is known of it under names that no
+    reader takes for labels.
+    """
     atoms = structure.atoms.copy()
     if atoms.constraints:
         atoms.arrays["move_mask"] = ~np.isin(np.arange(len(atoms)), atoms.constraints[0].index)

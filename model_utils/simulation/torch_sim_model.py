@@ -1,4 +1,6 @@
-"""A trained model for torch-sim, which moves many systems at once on a GPU; needs the extra `simulation`."""
+"""A trained model for torch-sim, which moves many systems at once on a GPU; needs
+the extra `simulation`.
+"""
 
 from pathlib import Path
 
@@ -10,7 +12,9 @@ try:
     from torch_sim.models.interface import ModelInterface
     from torch_sim.state import SimState
 except ImportError as error:
-    raise ImportError("torch-sim is not installed; pip install 'mace-pretrain[simulation]'") from error
+    raise ImportError(
+        "torch-sim is not installed; pip install 'mace-pretrain[simulation]'"
+    ) from error
 
 from dataloader.errors import InputError
 from dataloader.neighbors import Graph, GraphFault
@@ -24,8 +28,9 @@ from model_utils.simulation.potential import Potential
 class TorchSimModel(ModelInterface):
     """Energies, forces and stress of all systems of a state, by the fast step.
 
-    Neighbour lists are made on the host, each system's anew when its atoms have moved by half the skin. Networks with
-    inputs besides the species (charge, spin) are refused: a state has no place for them.
+    Neighbour lists are made on the host, each system's anew when its atoms have moved by
+    half the skin. Networks with inputs besides the species (charge, spin) are refused: a
+    state has no place for them.
 
     Args:
         model: a weights file that the commands open; nothing in it is executed.
@@ -37,7 +42,8 @@ class TorchSimModel(ModelInterface):
         compute_stress: whether stress is computed; it costs about a tenth more.
 
     Raises:
-        InputError: a file, device, head or precision cannot be used as asked, or the network has further inputs.
+        InputError: a file, device, head or precision cannot be used as asked, or the
+            network has further inputs.
         VerificationError: the file is damaged or not what it says.
     """
 
@@ -58,7 +64,8 @@ class TorchSimModel(ModelInterface):
         if self.potential.facts.features:
             names = ", ".join(spec.name for spec in self.potential.facts.features)
             raise InputError(
-                f"{model} takes {names}, which a state of torch-sim does not hold; use the calculator for ASE"
+                f"{model} takes {names}, which a state of torch-sim does not hold; use the "
+                "calculator for ASE"
             )
         self.skin = skin
         self._device = self.potential.device
@@ -67,15 +74,17 @@ class TorchSimModel(ModelInterface):
         self._compute_forces = True
         self._graphs: list[MovingGraph] = []
 
-    def forward(self, state: SimState | dict[str, torch.Tensor], **_: object) -> dict[str, torch.Tensor]:
+    def forward(
+        self, state: SimState | dict[str, torch.Tensor], **_: object
+    ) -> dict[str, torch.Tensor]:
         """What the potential gives of every system.
 
         Args:
             state: of torch-sim; its cells are column vectors, in Å.
 
         Returns:
-            ``energy`` (n_systems,) in eV, ``forces`` (n_atoms, 3) in eV/Å and, where asked, ``stress``
-            (n_systems, 3, 3) in eV/Å³.
+            ``energy`` (n_systems,) in eV, ``forces`` (n_atoms, 3) in eV/Å and, where asked,
+            ``stress`` (n_systems, 3, 3) in eV/Å³.
 
         Raises:
             InputError: a system cannot be computed; it is named by its formula.
@@ -85,17 +94,28 @@ class TorchSimModel(ModelInterface):
         systems = _systems(state)
         while len(self._graphs) < len(systems):
             self._graphs.append(MovingGraph(self.potential.facts.r_max, self.skin))
-        structures = [structure_of(atoms, self.potential.facts, self.potential.head) for atoms in systems]
-        graphs = [self._graph(number, structure, systems[number]) for number, structure in enumerate(structures)]
-        with_stress = self.compute_stress and bool(state.pbc if isinstance(state.pbc, bool) else state.pbc.all())
-        computed = self.potential.compute(self.potential.batch(structures, graphs), stress=with_stress)
+        structures = [
+            structure_of(atoms, self.potential.facts, self.potential.head) for atoms in systems
+        ]
+        graphs = [
+            self._graph(number, structure, systems[number])
+            for number, structure in enumerate(structures)
+        ]
+        with_stress = self.compute_stress and bool(
+            state.pbc if isinstance(state.pbc, bool) else state.pbc.all()
+        )
+        computed = self.potential.compute(
+            self.potential.batch(structures, graphs), stress=with_stress
+        )
         results = {
             "energy": self._tensor(np.array([of_system.energy for of_system in computed])),
             "forces": self._tensor(np.concatenate([of_system.forces for of_system in computed])),
         }
         if self.compute_stress:
             zero = np.zeros((3, 3))
-            stresses = [zero if of_system.stress is None else of_system.stress for of_system in computed]
+            stresses = [
+                zero if of_system.stress is None else of_system.stress for of_system in computed
+            ]
             results["stress"] = self._tensor(np.stack(stresses))
         return results
 

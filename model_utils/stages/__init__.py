@@ -1,1 +1,3 @@
-"""A pipeline of commands: which stages there are, what decides their results, what is kept of each."""
+"""A pipeline of commands: which stages there are, what decides their
+results, what is kept of each.
+"""

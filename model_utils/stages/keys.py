@@ -1,6 +1,8 @@
-"""The key of a stage: a hash of all that decides what it makes, its settings and the content of its files.
+"""The key of a stage: a hash of all that decides what it makes, its settings and
+the content of its files.
 
-Where files lie, and what they are called, decides nothing: a pipeline that is moved with its data is not done again.
+Where files lie, and what they are called, decides nothing: a pipeline that is moved with its
+data is not done again.
 """
 
 import dataclasses
@@ -17,9 +19,20 @@ from model_utils.settings.declared import flat
 
 BLOCK = 2**22  # bytes
 # settings that decide how a stage is called and how fast it is, and none of its numbers
-DECIDE_NOTHING = {"config", "debug", "overwrite", "resume", "run_dir", "num_workers", "processes", "report", "sync"}
+DECIDE_NOTHING = {
+    "config",
+    "debug",
+    "overwrite",
+    "resume",
+    "run_dir",
+    "num_workers",
+    "processes",
+    "report",
+    "sync",
+}
 PATTERN = set("*?[")
-MADE_BY_READING = (".index", "-lock")  # ends of names of files that appear beside LMDBs when they are read
+# ends of names of files that appear beside LMDBs when they are read
+MADE_BY_READING = (".index", "-lock")
 ABSENT = "absent"
 
 
@@ -29,7 +42,9 @@ def key_of(inputs: Mapping[str, Any]) -> str:
 
 
 def inputs_of(options: Any) -> dict[str, Any]:
-    """What decides a command's results: settings by name, with the sha256 of content in place of paths."""
+    """What decides a command's results: settings by name, with the sha256 of
+    content in place of paths.
+    """
     return {
         name: _deciding(value)
         for name, value in flat(options).items()
@@ -48,7 +63,9 @@ def _deciding(value: Any) -> Any:
 
 
 def _of_words(text: str) -> Any:
-    """A setting that may be a file, as E0s may be, or a command whose words name some, with their content in place."""
+    """A setting that may be a file, as E0s may be, or a command whose words name some, with
+    their content in place.
+    """
     if _names_a_file(text):
         return content_hash(Path(text))
     try:
@@ -69,11 +86,15 @@ def _names_a_file(text: str) -> bool:
 
 
 def content_hash(path: Path) -> str:
-    """sha256 of a file, or of all files of a folder or a pattern with their names below it; ``absent`` of none."""
+    """sha256 of a file, or of all files of a folder or a pattern with their names below
+    it; ``absent`` of none.
+    """
     if path.is_file():
         return file_hash(path)
     if path.is_dir():
-        return _hash_of_all((file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")))
+        return _hash_of_all(
+            (file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*"))
+        )
     if PATTERN & set(str(path)):
         return _hash_of_all((Path(name).name, Path(name)) for name in sorted(glob.glob(str(path))))
     return ABSENT

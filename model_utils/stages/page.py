@@ -1,4 +1,6 @@
-"""The page of a pipeline: stages, errors of both models, learning curves, what the candidates are."""
+"""The page of a pipeline: stages, errors of both models, learning curves,
+what the candidates are.
+"""
 
 import csv
 import io
@@ -24,7 +26,9 @@ CURVES = ("loss", "forces_rmse")
 
 
 def write(plan: Plan, kept: Mapping[str, Record]) -> None:
-    """Write the page; where a library is missing or something cannot be shown, that is a line of the log."""
+    """Write the page; where a library is missing or something cannot be shown,
+    that is a line of the log.
+    """
     place = plan.place
     content = summary.content_of(plan, kept)
     try:
@@ -46,12 +50,17 @@ def _facts(plan: Plan, content: Mapping[str, Any]) -> Table:
         ["begun with", str(plan.options.input_model)],
         ["relaxed and judged by", "no model" if model is None else f"the {model['is']} model"],
         ["folder", str(plan.place.folder)],
-        ["versions", ", ".join(f"{name} {version}" for name, version in content["versions"].items())],
+        [
+            "versions",
+            ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
+        ],
     ]
     return Table(heads=[], rows=rows, text_columns=2)
 
 
-def _sections(place: Place, content: Mapping[str, Any], kept: Mapping[str, Record]) -> Iterator[Section]:
+def _sections(
+    place: Place, content: Mapping[str, Any], kept: Mapping[str, Record]
+) -> Iterator[Section]:
     yield Section(title="Stages", parts=[Part(tables=[_stages(kept)])])
     yield from _learned(place)
     yield from _compared(place, content["metrics"])
@@ -61,10 +70,19 @@ def _sections(place: Place, content: Mapping[str, Any], kept: Mapping[str, Recor
 
 def _stages(kept: Mapping[str, Record]) -> Table:
     rows = [
-        [name, record.state, record.error or "", f"{record.seconds:.1f}", str(record.starts), record.key[:12]]
+        [
+            name,
+            record.state,
+            record.error or "",
+            f"{record.seconds:.1f}",
+            str(record.starts),
+            record.key[:12],
+        ]
         for name, record in kept.items()
     ]
-    return Table(heads=["stage", "state", "why", "seconds", "starts", "key"], rows=rows, text_columns=3)
+    return Table(
+        heads=["stage", "state", "why", "seconds", "starts", "key"], rows=rows, text_columns=3
+    )
 
 
 def _learned(place: Place) -> Iterator[Section]:
@@ -89,7 +107,10 @@ def _compared(place: Place, metrics: Mapping[str, Any] | None) -> Iterator[Secti
     if "error" in metrics:
         yield Section(title=title, parts=[], notes=[str(metrics["error"])])
     elif {"delta", "p_values", "delta_intervals"} <= set(metrics):
-        note = "Intervals of delta and p-values of a paired test, structure by structure; see evaluation/metrics.json."
+        note = (
+            "Intervals of delta and p-values of a paired test, structure by structure; see "
+            "evaluation/metrics.json."
+        )
         yield Section(title=title, parts=[Part(tables=[tables.comparison(metrics)])], notes=[note])
 
 
@@ -101,9 +122,20 @@ def _judged(judged: Mapping[str, Any] | None) -> Iterator[Section]:
         yield Section(title=title, parts=[], notes=[str(judged["error"])])
         return
     metrics = judged.get("metrics")
-    rows = [[name, _shown(value)] for name, value in metrics.items()] if isinstance(metrics, Mapping) else []
-    note = f"{judged.get('count')} candidates, {'relaxed' if judged.get('relaxed') else 'as they were generated'}."
-    yield Section(title=title, parts=[Part(tables=[Table(heads=["metric", "value"], rows=rows)])], notes=[note])
+    rows = (
+        [[name, _shown(value)] for name, value in metrics.items()]
+        if isinstance(metrics, Mapping)
+        else []
+    )
+    note = (
+        f"{judged.get('count')} candidates, "
+        f"{'relaxed' if judged.get('relaxed') else 'as they were generated'}."
+    )
+    yield Section(
+        title=title,
+        parts=[Part(tables=[Table(heads=["metric", "value"], rows=rows)])],
+        notes=[note],
+    )
 
 
 def _shown(value: object) -> str:
@@ -125,6 +157,10 @@ def _candidates(path: Path) -> Iterator[Section]:
         return
     heads = rows[0]
     shown = [row for row in rows[1 : MOST_ROWS + 1] if len(row) == len(heads)]
-    notes = [f"The first {MOST_ROWS} of {len(rows) - 1}; {path.name} has all."] if len(rows) > MOST_ROWS + 1 else []
+    notes = (
+        [f"The first {MOST_ROWS} of {len(rows) - 1}; {path.name} has all."]
+        if len(rows) > MOST_ROWS + 1
+        else []
+    )
     table = Table(heads=heads, rows=shown, text_columns=2, notes=notes)
     yield Section(title="Each candidate", parts=[Part(tables=[table])])

@@ -1,4 +1,6 @@
-"""What pipeline.py run does: the stages one after the other, each recorded as it ends, and the summary of all."""
+"""What pipeline.py run does: the stages one after the other, each recorded as it ends,
+and the summary of all.
+"""
 
 import os
 import shutil
@@ -21,7 +23,8 @@ from model_utils.stages.records import Record, State
 from model_utils.stages.running import Ended
 from model_utils.stages.table import STAGES
 
-DAMAGED = 3  # exit code of a command whose own files fail their check: what it left is not gone on with
+# exit code of a command whose own files fail their check: what it left is not gone on with
+DAMAGED = 3
 ASKED_TO_STOP = Preempted.exit_code
 
 
@@ -30,7 +33,8 @@ def run(options: PipelineOptions) -> None:
 
     Raises:
         InputError: the settings cannot be used, or the folder is another's.
-        StageFailed: a stage failed; the others are done as far as they can be, and the summary is written.
+        StageFailed: a stage failed; the others are done as far as they can be, and
+            the summary is written.
         Preempted: a stage was asked to stop, and saved.
     """
     runtime.start_log(None)
@@ -70,7 +74,9 @@ def _turn(plan: Plan, name: str, done: frozenset[str]) -> Record:
         return _not_begun(plan, name, "left out", why_not)
     try:
         options = plan.options_of(name, done)
-        instead = {option: keys.content_hash(path) for option, path in stage.reads(plan.place).items()}
+        instead = {
+            option: keys.content_hash(path) for option, path in stage.reads(plan.place).items()
+        }
         inputs = {**keys.inputs_of(options), **instead}
     except InputError as error:
         return _not_begun(plan, name, "failed", str(error), InputError.exit_code)
@@ -78,7 +84,9 @@ def _turn(plan: Plan, name: str, done: frozenset[str]) -> Record:
         reason = f"cannot read {error.filename}: {error.strerror}"
         return _not_begun(plan, name, "failed", reason, InputError.exit_code)
     model = found.model_name if stage.takes_model else None
-    wanted = Record(stage=name, state="running", key=keys.key_of(inputs), inputs=inputs, model=model)
+    wanted = Record(
+        stage=name, state="running", key=keys.key_of(inputs), inputs=inputs, model=model
+    )
     before = records.read(plan.place, name)
     if before is not None and _holds(plan.place, before, wanted):
         log.info("%s: done before, nothing to do", name)
@@ -88,10 +96,16 @@ def _turn(plan: Plan, name: str, done: frozenset[str]) -> Record:
     return _done(plan, wanted, before, options)
 
 
-def _not_begun(plan: Plan, name: str, state: State, reason: str, exit_code: int | None = None) -> Record:
-    """The record of a stage that was not begun; what an earlier one made stays, and counts no more."""
+def _not_begun(
+    plan: Plan, name: str, state: State, reason: str, exit_code: int | None = None
+) -> Record:
+    """The record of a stage that was not begun; what an earlier one made
+    stays, and counts no more.
+    """
     log.info("%s: %s: %s", name, state, reason)
-    record = Record(stage=name, state=state, key="", inputs={}, error=reason, exit_code=exit_code, started=now())
+    record = Record(
+        stage=name, state=state, key="", inputs={}, error=reason, exit_code=exit_code, started=now()
+    )
     records.write(plan.place, record)
     return record
 
@@ -105,7 +119,11 @@ def _holds(place: Place, before: Record, wanted: Record) -> bool:
         return False
     changed = before.changed_product(place)
     if changed is not None:
-        log.warning("warning: %s: done again: %s is not as the stage left it", wanted.stage, place.folder / changed)
+        log.warning(
+            "warning: %s: done again: %s is not as the stage left it",
+            wanted.stage,
+            place.folder / changed,
+        )
     return changed is None
 
 
@@ -123,7 +141,13 @@ def _done(plan: Plan, wanted: Record, before: Record | None, options: Any) -> Re
     if not goes_on or (before is not None and before.exit_code == DAMAGED):
         _clear(stage.clears(place))
     earlier = before if goes_on and before is not None else wanted
-    record = replace(wanted, starts=earlier.starts + 1, seconds=earlier.seconds, started=now(), packages=packages())
+    record = replace(
+        wanted,
+        starts=earlier.starts + 1,
+        seconds=earlier.seconds,
+        started=now(),
+        packages=packages(),
+    )
     records.write(place, record)
     durable.write_text(place.settings(wanted.stage), planning.settings_text(options))
     log.info("%s: %s %s", wanted.stage, stage.what, "goes on" if goes_on else "begins")
@@ -131,7 +155,10 @@ def _done(plan: Plan, wanted: Record, before: Record | None, options: Any) -> Re
     try:
         ended = running.run(stage.script, place.settings(wanted.stage), place, wanted.stage)
     except StopRequested:
-        records.write(place, replace(record, state="stopped", seconds=record.seconds + time.monotonic() - began))
+        records.write(
+            place,
+            replace(record, state="stopped", seconds=record.seconds + time.monotonic() - began),
+        )
         raise
     except OSError as error:
         ended = Ended(code=1, reason=f"the command cannot be run: {error}")
@@ -142,7 +169,8 @@ def _ended(place: Place, record: Record, ended: Ended) -> Record:
     """Keep how a stage ended.
 
     Raises:
-        Preempted: its command was asked to stop, by its own clock or by somebody else than this process.
+        Preempted: its command was asked to stop, by its own clock or by somebody
+            else than this process.
     """
     if ended.code == ASKED_TO_STOP:
         records.write(place, replace(record, state="stopped", exit_code=ended.code))
@@ -176,7 +204,7 @@ def _refuse_failures(kept: dict[str, Record], place: Place) -> None:
         names = ", ".join(record.stage for record in failed)
         code = failed[0].exit_code
         raise StageFailed(
-            f"failed: {names}; first {failed[0].stage}: {failed[0].error}; everything else is in {place.summary}, and "
-            "the command repeated tries again",
+            f"failed: {names}; first {failed[0].stage}: {failed[0].error}; everything else is in "
+            f"{place.summary}, and the command repeated tries again",
             code if code in (2, 3, 4, 5) else 1,
         )

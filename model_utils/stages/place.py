@@ -98,7 +98,9 @@ class Place:
         return self.records / f"{stage}.log"
 
     def within(self, path: Path) -> str:
-        """A path below the folder as summary and records have it, so that they hold where the folder is moved."""
+        """A path below the folder as summary and records have it, so that they hold
+        where the folder is moved.
+        """
         return path.relative_to(self.folder).as_posix()
 
     def make(self) -> None:
@@ -114,10 +116,15 @@ class Place:
                 self.records.mkdir(exist_ok=True)
                 durable.write_text(self.mark, json.dumps({"format": FORMAT}) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write --run_dir {self.folder}: {error.strerror}; give another") from None
+            raise InputError(
+                f"cannot write --run_dir {self.folder}: {error.strerror}; give another"
+            ) from None
 
     def _refuse_files_of_others(self) -> None:
         own = {self.records.name, self.lock.name}
         others = sorted(path.name for path in self.folder.iterdir() if path.name not in own)
         if others:
-            raise InputError(f"--run_dir {self.folder} holds {others[0]}, which is no pipeline's; give another folder")
+            raise InputError(
+                f"--run_dir {self.folder} holds {others[0]}, which is no pipeline's; "
+                "give another folder"
+            )

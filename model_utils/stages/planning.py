@@ -51,7 +51,10 @@ class Plan:
             InputError: a section cannot be used, or the model to begin with is not there.
         """
         if not self.options.input_model.exists():
-            raise InputError(f"--input_model {self.options.input_model} is not there; name the model to begin with")
+            raise InputError(
+                f"--input_model {self.options.input_model} is not there; name the "
+                "model to begin with"
+            )
         for name in STAGES:
             self.options_of(name, frozenset(STAGES))
 
@@ -73,7 +76,9 @@ class Plan:
         """What a stage finds after those that are done."""
         return self._situation(stage, None if stage == "finetune" else self.finetuning, done)
 
-    def _situation(self, stage: str, finetuning: FinetuneOptions | None, done: frozenset[str]) -> Situation:
+    def _situation(
+        self, stage: str, finetuning: FinetuneOptions | None, done: frozenset[str]
+    ) -> Situation:
         return Situation(
             place=self.place,
             options=self.options,
@@ -82,7 +87,9 @@ class Plan:
             done=done,
         )
 
-    def _options_of(self, stage: str, finetuning: FinetuneOptions | None, done: frozenset[str]) -> Any:
+    def _options_of(
+        self, stage: str, finetuning: FinetuneOptions | None, done: frozenset[str]
+    ) -> Any:
         section = STAGES[stage].section or stage
         where = in_section(self._config, section)
         try:
@@ -93,25 +100,38 @@ class Plan:
             said = str(error)
             raise InputError(said if str(where) in said else f"{where}: {said}") from None
 
-    def _settings(self, stage: str, filled: Filled, finetuning: FinetuneOptions | None) -> dict[str, Any]:
-        """Settings of a stage by name: its section, what the pipeline gives, and what holds for all stages.
+    def _settings(
+        self, stage: str, filled: Filled, finetuning: FinetuneOptions | None
+    ) -> dict[str, Any]:
+        """Settings of a stage by name: its section, what the pipeline gives, and
+        what holds for all stages.
 
         Raises:
             InputError: the section has one that is the pipeline's own.
         """
-        section = {name: value for name, value in self._section(stage).items() if name not in filled.leaves_out}
+        section = {
+            name: value
+            for name, value in self._section(stage).items()
+            if name not in filled.leaves_out
+        }
         replaceable = {"epochs", "num_gen"}  # by --max_epochs and --num_gen
         taken = [name for name in section if name in filled.own and name not in replaceable]
         if taken:
             raise InputError(f"{taken[0]} is given by the pipeline; leave it out")
         names = names_of(self.kinds[STAGES[stage].section or stage])
         inherited = {} if finetuning is None else cli.as_plain(finetuning)
-        shared = {name: inherited[name] for name in INHERITED if name in names and name in inherited}
+        shared = {
+            name: inherited[name] for name in INHERITED if name in names and name in inherited
+        }
         settings = {**shared, **_absolute(filled.unless_given), **section, **_absolute(filled.own)}
-        return {name: value for name, value in settings.items() if value is not None and value != []}
+        return {
+            name: value for name, value in settings.items() if value is not None and value != []
+        }
 
     def _section(self, stage: str) -> Mapping[str, Any]:
-        content: dict[str, Any] = json.loads(getattr(self.options, STAGES[stage].section or stage) or "{}")
+        content: dict[str, Any] = json.loads(
+            getattr(self.options, STAGES[stage].section or stage) or "{}"
+        )
         return content
 
     @property
@@ -131,7 +151,9 @@ def _plain(value: Any) -> Any:
 
 
 def settings_text(options: Any) -> str:
-    """A file of settings that gives these options: everything that is not the default, paths absolute."""
+    """A file of settings that gives these options: everything that is not the
+    default, paths absolute.
+    """
     kind: Any = type(options)
     defaults = {option.name: option.default for option in declared(kind)}
     plain = {

@@ -1,4 +1,6 @@
-"""What is kept of a stage: its state, what decided it, what it made, how often and how long it ran."""
+"""What is kept of a stage: its state, what decided it, what it made, how
+often and how long it ran.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -74,12 +76,16 @@ def write(place: Place, record: Record) -> None:
     Raises:
         OSError: it cannot be written; the record before it is untouched.
     """
-    text = json.dumps({"format": FORMAT, **asdict(record)}, indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(
+        {"format": FORMAT, **asdict(record)}, indent=2, ensure_ascii=False, default=str
+    )
     durable.write_text(place.record(record.stage), text + "\n")
 
 
 def read(place: Place, stage: str) -> Record | None:
-    """What is known of a stage; None of one that was never begun, or whose record is damaged, which is said."""
+    """What is known of a stage; None of one that was never begun, or whose record is
+    damaged, which is said.
+    """
     path = place.record(stage)
     try:
         content = plain_json.loads(input_files.read_text(path, JSON_BYTES))

@@ -1,4 +1,6 @@
-"""The command of a stage as a child process: what it says is shown and kept, and it ends with the pipeline."""
+"""The command of a stage as a child process: what it says is shown and kept, and it
+ends with the pipeline.
+"""
 
 import contextlib
 import ctypes
@@ -45,8 +47,8 @@ class Ended:
 def run(script: str, settings: Path, place: Place, stage: str) -> Ended:
     """Run a command of ours with a file of settings; what it says goes to the log of the stage too.
 
-    A signal to this process is handed on once; the command then ends as it ends by itself, before ``StopRequested``
-    goes on.
+    A signal to this process is handed on once; the command then ends as it ends by itself, before
+    ``StopRequested`` goes on.
 
     Args:
         script: below model_utils/.
@@ -99,7 +101,9 @@ def _reason(code: int, lines: Sequence[str]) -> str:
     """Why a command failed, in one line."""
     if code < 0:
         name = signal.Signals(-code).name
-        return f"its process was ended by {name}" + (", as by a lack of memory" if name == "SIGKILL" else "")
+        return f"its process was ended by {name}" + (
+            ", as by a lack of memory" if name == "SIGKILL" else ""
+        )
     told = [line for line in lines if line.startswith(TOLD)]
     line = told[-1] if told else (lines[-1] if lines else "it said nothing")
     for word in TOLD:
@@ -108,11 +112,14 @@ def _reason(code: int, lines: Sequence[str]) -> str:
 
 
 def _end_with(parent: int) -> Callable[[], None]:
-    """What a child does first: asks the kernel to be ended when the process that began it is gone."""
+    """What a child does first: asks the kernel to be ended when the process
+    that began it is gone.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def ask() -> None:
-        for number in SIGNALS:  # which workers leave to their parent; this child is a command of its own
+        # which workers leave to their parent; this child is a command of its own
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:
@@ -123,7 +130,9 @@ def _end_with(parent: int) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _stage_lock(place: Place) -> Iterator[int | None]:
-    """A lock that the running stage inherits: it holds as long as any process of the stage lives."""
+    """A lock that the running stage inherits: it holds as long as any
+    process of the stage lives.
+    """
     descriptor = os.open(place.stage_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         end = time.monotonic() + PATIENCE
@@ -133,7 +142,10 @@ def _stage_lock(place: Place) -> Iterator[int | None]:
                 log.info("waiting for the end of a stage whose pipeline is gone")
                 waited = True
             if time.monotonic() > end:
-                raise InputError(f"{place.folder}: a stage of an earlier pipeline still runs there; end its process")
+                raise InputError(
+                    f"{place.folder}: a stage of an earlier pipeline still runs "
+                    "there; end its process"
+                )
             time.sleep(0.1)
         yield descriptor if answer is Lock.OURS else None
     finally:

@@ -1,4 +1,6 @@
-"""summary.json: the whole pipeline in one file, made of the records of its stages and of what they wrote."""
+"""summary.json: the whole pipeline in one file, made of the records of its stages
+and of what they wrote.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,10 +30,14 @@ def text_of(plan: Plan, kept: Mapping[str, Record]) -> str:
 
 
 def content_of(plan: Plan, kept: Mapping[str, Record]) -> dict[str, Any]:
-    """What the summary says; paths are those below the folder of the pipeline, so that they hold where it is moved."""
+    """What the summary says; paths are those below the folder of the pipeline, so that they
+    hold where it is moved.
+    """
     place = plan.place
     return {
-        "checkpoint": _unless_failed(kept, "finetune", lambda: place.within(place.finetuned_checkpoint)),
+        "checkpoint": _unless_failed(
+            kept, "finetune", lambda: place.within(place.finetuned_checkpoint)
+        ),
         "metrics": _unless_failed(kept, "compare", lambda: _comparison(place)),
         "generation_dir": _unless_failed(kept, "generate", lambda: place.within(place.generated)),
         "generation_eval": _unless_failed(kept, "judge", lambda: _read(place.judged)),
@@ -67,7 +73,11 @@ def _model(place: Place, kept: Mapping[str, Record]) -> dict[str, Any] | None:
         return None
     path = place.within(place.finetuned_model) if record.model == "fine-tuned" else None
     digests = record.inputs.get("input_model")
-    return {"is": record.model, "path": path, "sha256": digests[0] if isinstance(digests, list | tuple) else digests}
+    return {
+        "is": record.model,
+        "path": path,
+        "sha256": digests[0] if isinstance(digests, list | tuple) else digests,
+    }
 
 
 def _stage(record: Record) -> dict[str, Any]:
@@ -101,7 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def say_if_lost(place: Place) -> None:
     """Say that the summary is made again, where stages have records and it is gone or damaged."""
-    if not list(place.records.glob("*.json")) or not any(path != place.mark for path in place.records.glob("*.json")):
+    if not list(place.records.glob("*.json")) or not any(
+        path != place.mark for path in place.records.glob("*.json")
+    ):
         return
     try:
         content = _read(place.summary)
@@ -112,7 +124,9 @@ def say_if_lost(place: Place) -> None:
     except (OSError, ValueError) as error:
         reason = str(error)
     if reason is not None:
-        log.warning("warning: %s is made again from the records of the stages: %s", place.summary, reason)
+        log.warning(
+            "warning: %s is made again from the records of the stages: %s", place.summary, reason
+        )
 
 
 def lines(place: Place, kept: Mapping[str, Record]) -> Iterator[str]:

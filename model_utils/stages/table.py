@@ -7,7 +7,13 @@ from typing import Any
 
 from dataloader.errors import InputError
 from model_utils.settings.declared import flat, names_of
-from model_utils.settings.options import FORMAT_FLAGS, FilterOptions, FinetuneOptions, LabelOptions, PipelineOptions
+from model_utils.settings.options import (
+    FORMAT_FLAGS,
+    FilterOptions,
+    FinetuneOptions,
+    LabelOptions,
+    PipelineOptions,
+)
 from model_utils.stages.place import Place
 
 Settings = Mapping[str, Any]
@@ -51,7 +57,9 @@ class Situation:
 
     @property
     def model(self) -> Path:
-        """The model that relaxes and judges: the fine-tuned one, or the baseline where there is none."""
+        """The model that relaxes and judges: the fine-tuned one, or the
+        baseline where there is none.
+        """
         return self.place.finetuned_model if self.has_finetuned else self.options.input_model
 
     @property
@@ -88,7 +96,9 @@ def _never(_: Situation) -> str | None:
 
 
 def _candidates(place: Place) -> Mapping[str, Path]:
-    """What is read of the folder of results: the candidates; everything else there is made of them."""
+    """What is read of the folder of results: the candidates; everything
+    else there is made of them.
+    """
     return {"results_dir": place.candidates}
 
 
@@ -102,7 +112,8 @@ class Stage:
         filled: settings that it gets from the pipeline.
         needs: stages without which it has nothing to do.
         takes_model: whether the fine-tuned model, or else the baseline, decides what it makes.
-        reads: files that are read in place of a folder which an option names, by name of the option.
+        reads: files that are read in place of a folder which an option names,
+            by name of the option.
         left_out: why it is not to be done at all, by its settings; None where it is.
         products: files that it makes.
         section: of the file of settings that says how; the one of its own name unless given.
@@ -146,10 +157,12 @@ def _compare(found: Situation) -> Filled:
 
 
 def _compared_data(found: Situation) -> dict[str, Any]:
-    """Names of labels and filters, which are those of the fine-tuning, and its data where the section names none.
+    """Names of labels and filters, which are those of the fine-tuning, and its data where
+    the section names none.
 
     Raises:
-        InputError: there are none, or they have settings of their own, which the comparison has not.
+        InputError: there are none, or they have settings of their own, which
+            the comparison has not.
     """
     assert found.finetuning is not None  # its settings are looked at before those of others
     data = found.finetuning.data
@@ -160,11 +173,17 @@ def _compared_data(found: Situation) -> dict[str, Any]:
     files = data.files("test") or data.files("val")
     if not files:
         raise InputError(
-            "the section finetune names neither test nor validation data; name data in the section compare"
+            "the section finetune names neither test nor validation data; name data in "
+            "the section compare"
         )
     formats = {file.format for file in files}
-    if len(formats) > 1 or any(file.energy_key or file.forces_key or file.stress_key for file in files):
-        raise InputError("the data have settings of their own in the list of sources; name data in the section compare")
+    if len(formats) > 1 or any(
+        file.energy_key or file.forces_key or file.stress_key for file in files
+    ):
+        raise InputError(
+            "the data have settings of their own in the list of sources; name data in "
+            "the section compare"
+        )
     return {**given, "data": [file.path for file in files], "data_format": formats.pop()}
 
 
@@ -177,7 +196,9 @@ def _generate(found: Situation) -> Filled:
 def _relax(found: Situation) -> Filled:
     own = {"results_dir": found.place.generated, "input_model": [found.model]}
     of_baseline = _head_of_baseline(found)
-    return Filled(own={**own, **of_baseline.own}, leaves_out=(*AFTER_RELAXATION, *of_baseline.leaves_out))
+    return Filled(
+        own={**own, **of_baseline.own}, leaves_out=(*AFTER_RELAXATION, *of_baseline.leaves_out)
+    )
 
 
 def _judge(found: Situation) -> Filled:
@@ -192,7 +213,8 @@ def _judge(found: Situation) -> Filled:
 
 
 def _head_of_baseline(found: Situation) -> Filled:
-    """The baseline's head where it takes the place of the fine-tuned model, whose head may have another name.
+    """The baseline's head where it takes the place of the fine-tuned model, whose head
+    may have another name.
 
     The section calls it ``compare_head``, unless it names a third model to compare with.
     """

@@ -50,7 +50,9 @@ def _stage(
 def commands() -> dict[str, Submitted]:
     """All of them by name."""
     return {
-        "pipeline": Submitted(words=("pipeline.py", "run"), options=PipelineOptions, place="run_dir"),
+        "pipeline": Submitted(
+            words=("pipeline.py", "run"), options=PipelineOptions, place="run_dir"
+        ),
         "finetune": _stage("finetune", "output_checkpoint", fixed=(("resume", "auto"),)),
         "compare": _stage("compare", "output_json", is_file=True, fixed=(("overwrite", True),)),
         "generate": _stage("generate", "output_dir"),

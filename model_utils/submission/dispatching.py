@@ -1,4 +1,6 @@
-"""dpdispatcher behind one door: a job of one task, found again by what it is made of, without a secret in any file."""
+"""dpdispatcher behind one door: a job of one task, found again by what it is made of,
+without a secret in any file.
+"""
 
 import contextlib
 import logging
@@ -35,7 +37,9 @@ class Dispatch:
         self._secrets = {str(value) for name, value in _leaves(machine) if invoked.is_secret(name)}
         with self._told("the profile", profile.path):
             self._machine = self._library.Machine.load_from_dict(machine)
-            resources = self._library.Resources.load_from_dict({"group_size": 1, **profile.resources})
+            resources = self._library.Resources.load_from_dict(
+                {"group_size": 1, **profile.resources}
+            )
         self._machine.serialize = _without_secrets(self._machine.serialize)
         task = self._library.Task(
             command="bash work.sh",
@@ -57,10 +61,13 @@ class Dispatch:
             check_every: s between two looks.
 
         Raises:
-            StageFailed: it cannot be submitted, or ended again and again without a word of its command.
+            StageFailed: it cannot be submitted, or ended again and again without
+                a word of its command.
         """
         with self._told("the job", Path(self._machine.context.temp_local_root)):
-            self.submission.run_submission(exit_on_submit=not wait, clean=False, check_interval=check_every)
+            self.submission.run_submission(
+                exit_on_submit=not wait, clean=False, check_interval=check_every
+            )
             return bool(self.submission.check_all_finished())
 
     def clean(self) -> None:
@@ -69,7 +76,9 @@ class Dispatch:
             with _without_credentials():
                 self._machine.context.clean()
         except Exception as error:  # of whatever library the context has
-            log.warning("warning: what lies on the machine was not removed: %s", self._printable(error))
+            log.warning(
+                "warning: what lies on the machine was not removed: %s", self._printable(error)
+            )
 
     @property
     def numbers(self) -> list[str]:
@@ -83,22 +92,29 @@ class Dispatch:
 
     @contextlib.contextmanager
     def _told(self, what: str, where: Path) -> Iterator[None]:
-        """Errors of the library as one line of ours, without secrets; what it starts inherits none."""
+        """Errors of the library as one line of ours, without secrets; what
+        it starts inherits none.
+        """
         try:
             with _without_credentials():
                 yield
         except (InputError, StageFailed):
             raise
         except (KeyError, TypeError, ValueError, AssertionError) as error:
-            raise InputError(f"dpdispatcher does not take {what} ({where}): {self._printable(error)}") from None
-        except Exception as error:  # contexts raise what their libraries raise: paramiko, requests, RuntimeError
+            raise InputError(
+                f"dpdispatcher does not take {what} ({where}): {self._printable(error)}"
+            ) from None
+        except Exception as error:
+            # contexts raise what their libraries raise: paramiko, requests, RuntimeError
             raise StageFailed(f"{what} ({where}): {self._printable(error)}", 1) from None
 
     def _printable(self, error: BaseException) -> str:
         causes = [error]
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
-        text = "; ".join(f"{type(cause).__name__} {' '.join(str(cause).split()):.300}" for cause in causes)
+        text = "; ".join(
+            f"{type(cause).__name__} {' '.join(str(cause).split()):.300}" for cause in causes
+        )
         for secret in self._secrets:
             text = text.replace(secret, invoked.HIDDEN)
         return text
@@ -113,7 +129,9 @@ def _library(folder: Path) -> Any:
     before = Path.cwd()
     os.chdir(folder)  # where it opens its log when it is imported
     try:
-        (library, record) = needed("dpdispatcher", "dpdispatcher.utils.record", what="submit.py", extra="cluster")
+        (library, record) = needed(
+            "dpdispatcher", "dpdispatcher.utils.record", what="submit.py", extra="cluster"
+        )
     finally:
         os.chdir(before)
     record.record.record_directory = folder
@@ -126,7 +144,9 @@ def _library(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _without_credentials() -> Iterator[None]:
-    """The environment without its credentials: a job on this machine, and SLURM, would take them over."""
+    """The environment without its credentials: a job on this machine, and
+    SLURM, would take them over.
+    """
     kept = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(VARIABLE)}
     try:
         yield
@@ -135,7 +155,9 @@ def _without_credentials() -> Iterator[None]:
 
 
 def _without_secrets(serialize: Any) -> Any:
-    """A machine's description as it is written to files: all that is known of it but its secrets."""
+    """A machine's description as it is written to files: all that is known
+    of it but its secrets.
+    """
 
     def shown(*arguments: Any, **options: Any) -> Any:
         return _hidden(serialize(*arguments, **options))
@@ -145,7 +167,9 @@ def _without_secrets(serialize: Any) -> Any:
 
 def _hidden(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _hidden(item) for name, item in value.items() if not invoked.is_secret(str(name))}
+        return {
+            name: _hidden(item) for name, item in value.items() if not invoked.is_secret(str(name))
+        }
     return [_hidden(item) for item in value] if isinstance(value, list) else value
 
 
@@ -158,9 +182,11 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _recovering(kind: Any) -> Any:
-    """A submission that finds its former self with the machine at hand, not with one made of what a file says.
+    """A submission that finds its former self with the machine at hand, not with one
+    made of what a file says.
 
-    The library makes a second machine of the record that lies on the machine; from ours the secrets are missing.
+    The library makes a second machine of the record that lies on the machine; from ours
+    the secrets are missing.
     """
 
     class Recovering(kind):
@@ -174,7 +200,9 @@ def _recovering(kind: Any) -> Any:
             stored = json.loads(self.machine.context.read_file(fname=name))
             before = kind.deserialize(submission_dict=stored, machine=self.machine)
             self.belonging_jobs = before.belonging_jobs
-            self.belonging_tasks = [task for job in self.belonging_jobs for task in job.job_task_list]
+            self.belonging_tasks = [
+                task for job in self.belonging_jobs for task in job.job_task_list
+            ]
             self.bind_machine(machine=self.machine)
 
     return Recovering

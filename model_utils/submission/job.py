@@ -75,7 +75,9 @@ class JobFolder:
 
     def write(self, record: JobRecord) -> None:
         """Put the record on the disk."""
-        text = json.dumps({"format": FORMAT, **asdict(record)}, indent=2, ensure_ascii=False, default=str)
+        text = json.dumps(
+            {"format": FORMAT, **asdict(record)}, indent=2, ensure_ascii=False, default=str
+        )
         durable.write_text(self.record, text + "\n")
 
     def read(self, key: str) -> JobRecord | None:
@@ -94,7 +96,9 @@ class JobFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            log.warning("warning: %s cannot be read (%s); the job is looked for anew", self.record, error)
+            log.warning(
+                "warning: %s cannot be read (%s); the job is looked for anew", self.record, error
+            )
             return None
         if record.key != key:
             raise InputError(f"{self.path} is the folder of another job; give another --jobs_dir")
@@ -117,5 +121,6 @@ class JobFolder:
             return file_hash(self.work / RESULTS)
         except OSError as error:
             raise InputError(
-                f"{self.work / RESULTS} did not come back: {error.strerror}; {self.work / LOGS[0]} says more"
+                f"{self.work / RESULTS} did not come back: {error.strerror}; "
+                f"{self.work / LOGS[0]} says more"
             ) from None

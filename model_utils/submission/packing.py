@@ -1,4 +1,6 @@
-"""What a job gets: the project's own sources, the files that its settings name, and its settings; nothing else."""
+"""What a job gets: the project's own sources, the files that its settings name, and its
+settings; nothing else.
+"""
 
 import dataclasses
 import glob
@@ -30,10 +32,23 @@ PROJECT = "project"  # where the sources are unpacked
 RESULT = "results"  # folder that comes back where its own name cannot be taken
 _FOLDER = JobFolder(path=Path())
 # names of what lies beside the results, in the job or in its folder here
-TAKEN = {"", ".", "..", INPUTS, PROJECT, RESULTS, EXIT_CODE, *SENT, *LOGS, _FOLDER.record.name, _FOLDER.work.name}
+TAKEN = {
+    "",
+    ".",
+    "..",
+    INPUTS,
+    PROJECT,
+    RESULTS,
+    EXIT_CODE,
+    *SENT,
+    *LOGS,
+    _FOLDER.record.name,
+    _FOLDER.work.name,
+}
 WRITTEN = ("output", "out_", "report")  # begin the names of options whose files are made
 OF_THIS_MACHINE = ("config", "debug", "reference_cache", "info_file", "sync")
-EARLIEST = 315532800  # s: 1980, which zip and tar know; no time of a file goes into an archive, so equal ones are equal
+# s: 1980, which zip and tar know; no time of a file goes into an archive, so equal ones are equal
+EARLIEST = 315532800
 
 
 class Inputs:
@@ -104,7 +119,9 @@ def _missing(name: str) -> Path:
 
 
 def _of_pipeline(options: PipelineOptions, inputs: Inputs) -> dict[str, Any]:
-    """Settings of a pipeline with a section for each stage, without what the pipeline itself gives the stages."""
+    """Settings of a pipeline with a section for each stage, without what the pipeline
+    itself gives the stages.
+    """
     plan = Plan(options, Place(folder=options.run_dir.absolute()))
     plan.refuse_mistakes()
     everything = frozenset(STAGES)
@@ -115,7 +132,9 @@ def _of_pipeline(options: PipelineOptions, inputs: Inputs) -> dict[str, Any]:
         found = plan.situation(name, everything)
         filled = stage.filled(found)
         given_there = {*filled.own, *filled.unless_given.keys() - found.section.keys()}
-        plain[name] = _plain_settings(plan.options_of(name, everything), inputs, leave_out=given_there)
+        plain[name] = _plain_settings(
+            plan.options_of(name, everything), inputs, leave_out=given_there
+        )
     return plain
 
 
@@ -126,7 +145,10 @@ def _plain_settings(options: Any, inputs: Inputs, leave_out: set[str]) -> dict[s
     return {
         name: _in_job(name, value, inputs)
         for name, value in flat(options).items()
-        if value != defaults[name] and value is not None and name not in leave_out and name not in OF_THIS_MACHINE
+        if value != defaults[name]
+        and value is not None
+        and name not in leave_out
+        and name not in OF_THIS_MACHINE
     }
 
 
@@ -136,11 +158,15 @@ def _in_job(name: str, value: Any, inputs: Inputs) -> Any:
             return f"{RESULT}/{value.name}"
         return inputs.name_of(name, value)[0]
     if isinstance(value, tuple | list):
-        items = [_in_job(name, item, inputs) if not isinstance(item, Path) else item for item in value]
+        items = [
+            _in_job(name, item, inputs) if not isinstance(item, Path) else item for item in value
+        ]
         paths = [inputs.name_of(name, item) if isinstance(item, Path) else [item] for item in items]
         return [item for group in paths for item in group]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {inner: _in_job(f"{name}: {inner}", item, inputs) for inner, item in flat(value).items()}
+        plain = {
+            inner: _in_job(f"{name}: {inner}", item, inputs) for inner, item in flat(value).items()
+        }
         return {inner: item for inner, item in plain.items() if item is not None}
     if isinstance(value, str) and "/" in value and _is_file(value):
         return inputs.name_of(name, Path(value))[0]
@@ -161,7 +187,9 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 def sources() -> dict[str, Path]:
     """The project's own files that a command needs, by name below its root."""
-    files = [path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.suffix in ENDINGS]
+    files = [
+        path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.suffix in ENDINGS
+    ]
     files += [ROOT / name for name in MODULES if (ROOT / name).exists()]
     return {path.relative_to(ROOT).as_posix(): path for path in sorted(files)}
 
@@ -209,7 +237,9 @@ def unpack(path: Path, folder: Path, below: str) -> int:
             members = [member for member in tar.getmembers() if member.isfile() or member.isdir()]
             for member in members:
                 if PurePosixPath(member.name).parts[:1] != (below,):
-                    raise InputError(f"{path} holds {member.name!r:.80}, expected files below {below}/")
+                    raise InputError(
+                        f"{path} holds {member.name!r:.80}, expected files below {below}/"
+                    )
             tar.extractall(folder, members=members, filter="data")
             return sum(member.isfile() for member in members)
     except (tarfile.TarError, OSError, EOFError) as error:

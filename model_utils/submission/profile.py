@@ -1,4 +1,6 @@
-"""Where work is sent: a YAML file without secrets, and secrets from the environment or a file that is nobody else's."""
+"""Where work is sent: a YAML file without secrets, and secrets from the environment or a file
+that is nobody else's.
+"""
 
 import difflib
 import os
@@ -14,7 +16,8 @@ from model_utils.settings import invoked, plain_yaml
 VARIABLE = "MACE_SUBMIT_"  # begins the names of variables with credentials
 KEYS = ("machine", "resources", "python", "launcher", "credentials")
 OURS = ("local_root",)  # of the section machine: given by submit.py
-PATHS = ("remote_root",)  # of the section machine, relative to the file where the context is one of this machine
+# of the section machine, relative to the file where the context is one of this machine
+PATHS = ("remote_root",)
 LOCAL_CONTEXTS = ("LocalContext", "LazyLocalContext", "Local", "LazyLocal")
 
 
@@ -74,7 +77,10 @@ def read(path: Path) -> Profile:
     machine = _section(content, "machine", path)
     for name in OURS:
         if name in machine:
-            raise InputError(f"{name} in section machine of {path} is the job folder, given by submit.py; leave it out")
+            raise InputError(
+                f"{name} in section machine of {path} is the job folder, given by "
+                "submit.py; leave it out"
+            )
     credentials = content.get("credentials")
     return Profile(
         path=path,
@@ -90,7 +96,8 @@ def _section(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any
     section = content.get(name)
     if not isinstance(section, Mapping) or not section:
         raise InputError(
-            f"{path} has no section {name}, expected one as dpdispatcher takes it; configs/submit/ has some"
+            f"{path} has no section {name}, expected one as dpdispatcher takes it; "
+            "configs/submit/ has some"
         )
     return dict(section)
 
@@ -106,7 +113,11 @@ def _with_paths(machine: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The description of a machine whose folders on this machine are relative to its file."""
     if machine.get("context_type") not in LOCAL_CONTEXTS:
         return dict(machine)
-    places = {name: str((path.parent / str(machine[name])).absolute()) for name in PATHS if name in machine}
+    places = {
+        name: str((path.parent / str(machine[name])).absolute())
+        for name in PATHS
+        if name in machine
+    }
     return {**machine, **places}
 
 
@@ -115,8 +126,9 @@ def _refuse_secrets(content: Mapping[str, Any], path: Path) -> None:
     for place, name in _names(content, ""):
         if name != "credentials" and invoked.is_secret(name):
             raise InputError(
-                f"{place} in {path} is a secret, which a file of settings gives to everyone who reads it; set the "
-                f"variable {VARIABLE}{name.upper()}, or name a file of mode 0600 under credentials"
+                f"{place} in {path} is a secret, which a file of settings gives to everyone who "
+                f"reads it; set the variable {VARIABLE}{name.upper()}, or name a file of mode "
+                "0600 under credentials"
             )
 
 
@@ -135,7 +147,9 @@ def _names(content: Any, place: str) -> Iterator[tuple[str, str]]:
 def _of_environment() -> dict[str, str]:
     """Credentials in variables, by their names without the beginning, in small letters."""
     return {
-        name.removeprefix(VARIABLE).lower(): value for name, value in os.environ.items() if name.startswith(VARIABLE)
+        name.removeprefix(VARIABLE).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(VARIABLE)
     }
 
 
@@ -153,7 +167,12 @@ def _of_file(path: Path | None) -> dict[str, Any]:
         raise InputError(f"cannot read the credentials {path}: {error.strerror}") from None
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
-        raise InputError(f"the credentials {path} have mode {mode:04o}, so others may read them; chmod 600 {path}")
+        raise InputError(
+            f"the credentials {path} have mode {mode:04o}, so others may read "
+            f"them; chmod 600 {path}"
+        )
     if status.st_uid != os.geteuid():
-        raise InputError(f"the credentials {path} belong to another user; make a file of your own, of mode 0600")
+        raise InputError(
+            f"the credentials {path} belong to another user; make a file of your own, of mode 0600"
+        )
     return dict(plain_yaml.read(path, "a file of credentials", "password: …"))

@@ -29,15 +29,17 @@ mkdir -p {project} && tar xzf sources.tar.gz -C {project} && tar xzf inputs.tar.
 {launcher}{python} {project}/model_utils/{command} --config settings.yaml
 code=$?
 case $code in
-    75 | 138 | 143)  # asked to stop: SLURM itself does not requeue a job that ends within its time of grace
+    75 | 138 | 143)  # asked to stop: SLURM requeues no job that ends within its time of grace
         if [ -n "$SLURM_JOB_ID" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most_restarts} ]; then
-            scontrol requeue "$SLURM_JOB_ID"  # ends this shell; where it is refused, the job fails with the code
+            # ends this shell; where it is refused, the job fails with the code
+            scontrol requeue "$SLURM_JOB_ID"
         fi
         exit $code ;;
     137) exit $code ;;  # killed: whoever watches the job begins it again
 esac
 if [ -e {result} ]; then
-    tar czf {results}.part --exclude='.*.lock' --exclude='.*.tmp' -- {result} && mv {results}.part {results} || exit 1
+    tar czf {results}.part --exclude='.*.lock' --exclude='.*.tmp' -- {result} || exit 1
+    mv {results}.part {results} || exit 1
 else
     tar czf {results} -T /dev/null
 fi
@@ -46,7 +48,8 @@ echo $code > {exit_code}
 
 
 def submit(name: str, options: Any) -> None:
-    """Submit a command, or find the job of the same command on the same files, and bring its results if they are there.
+    """Submit a command, or find the job of the same command on the same files, and bring its
+    results if they are there.
 
     Args:
         name: of the command in the table.
@@ -64,13 +67,24 @@ def submit(name: str, options: Any) -> None:
     inputs = packing.Inputs()
     settings, result = packing.settings_of(command, options.command, inputs)
     sent = _sent(command, where, settings, result, inputs)
-    key = key_of({"command": name, "profile": where.deciding(), "sent": {n: _sha256(d) for n, d in sent.items()}})
-    folder = JobFolder(path=(options.submission.jobs_dir / f"job_{key[:LENGTH_OF_NAME]}").absolute())
-    wanted = JobRecord(command=name, key=key, state="packed", profile=where.deciding(), result=result)
+    key = key_of(
+        {
+            "command": name,
+            "profile": where.deciding(),
+            "sent": {n: _sha256(d) for n, d in sent.items()},
+        }
+    )
+    folder = JobFolder(
+        path=(options.submission.jobs_dir / f"job_{key[:LENGTH_OF_NAME]}").absolute()
+    )
+    wanted = JobRecord(
+        command=name, key=key, state="packed", profile=where.deciding(), result=result
+    )
     _made(folder)
     with held(folder.lock, wait=True, flag="--jobs_dir"):
         record = folder.read(key) or wanted
-        is_here = (folder.path / record.result).exists() or record.exit_code != 0  # what failed may leave nothing
+        # what failed may leave nothing
+        is_here = (folder.path / record.result).exists() or record.exit_code != 0
         if record.state == "done" and is_here:
             log.info("done before: %s", folder.path / record.result)
         else:
@@ -86,7 +100,11 @@ def _made(folder: JobFolder) -> None:
 
 
 def _sent(
-    command: Submitted, where: Profile, settings: dict[str, Any], result: str, inputs: packing.Inputs
+    command: Submitted,
+    where: Profile,
+    settings: dict[str, Any],
+    result: str,
+    inputs: packing.Inputs,
 ) -> dict[str, bytes]:
     """The files that a job gets, by name."""
     script = WORK.format(
@@ -112,14 +130,18 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _worked(folder: JobFolder, where: Profile, record: JobRecord, sent: dict[str, bytes], options: Any) -> JobRecord:
+def _worked(
+    folder: JobFolder, where: Profile, record: JobRecord, sent: dict[str, bytes], options: Any
+) -> JobRecord:
     """The record of a job that is submitted, and whose results are here if it has ended."""
     for name, data in sent.items():
         durable.write(folder.work / name, data)
     if record.state == "packed":
         folder.write(record)
     dispatch = Dispatch(folder, where)
-    is_done = dispatch.submit(wait=options.submission.wait, check_every=options.submission.check_every)
+    is_done = dispatch.submit(
+        wait=options.submission.wait, check_every=options.submission.check_every
+    )
     record = replace(
         record,
         state="submitted",
@@ -129,7 +151,11 @@ def _worked(folder: JobFolder, where: Profile, record: JobRecord, sent: dict[str
     )
     folder.write(record)
     if not is_done:
-        log.info("submitted as %s: %s; repeat the command to bring the results", ", ".join(record.jobs), folder.path)
+        log.info(
+            "submitted as %s: %s; repeat the command to bring the results",
+            ", ".join(record.jobs),
+            folder.path,
+        )
         return record
     record = _brought(folder, record)
     dispatch.clean()
@@ -152,8 +178,9 @@ def _refuse_failure(folder: JobFolder, record: JobRecord) -> None:
         return
     code = record.exit_code
     raise StageFailed(
-        f"{record.command} ended with {'no code' if code is None else code} in its job: {_last_error(folder)}; what it "
-        f"left is in {folder.path / record.result}; remove {folder.path} to submit it anew",
+        f"{record.command} ended with {'no code' if code is None else code} in its job: "
+        f"{_last_error(folder)}; what it left is in {folder.path / record.result}; remove "
+        f"{folder.path} to submit it anew",
         code if code in (2, 3, 4, 5) else 1,
     )
 

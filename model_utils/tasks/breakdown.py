@@ -1,4 +1,6 @@
-"""Where the errors of an evaluation are: by structure, by config_type, by element; tables and predictions as files."""
+"""Where the errors of an evaluation are: by structure, by config_type, by element; tables
+and predictions as files.
+"""
 
 import csv
 import io
@@ -27,10 +29,18 @@ from model_utils.run.predictions import besides, is_of_atoms, of_structure, with
 SMALL_SET = 10  # structures; up to here each one's errors are printed
 MILLI = 1000.0
 COLUMNS = (
-    *("identifier", "config_type", "n_atoms", "energy", "predicted_energy", "energy_error_per_atom"),
+    *(
+        "identifier",
+        "config_type",
+        "n_atoms",
+        "energy",
+        "predicted_energy",
+        "energy_error_per_atom",
+    ),
     *("forces_rmse", "forces_max_error"),
 )
-OF_COMMITTEE = ("energy_std", "forces_std", "forces_max_std")  # eV of the structure; eV/Å, root mean square and largest
+# eV of the structure; eV/Å, root mean square and largest
+OF_COMMITTEE = ("energy_std", "forces_std", "forces_max_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +112,21 @@ class Breakdown:
 
         Args:
             batch: with its labels, on any device.
-            prediction: of every quantity that the network gives; energies without reference energies.
+            prediction: of every quantity that the network gives; energies
+                without reference energies.
         """
         ptr = batch.ptr.tolist()
-        # a NumPy copy once a batch: structures are judged one by one, and nothing waits for these numbers
-        targets = with_references(batch, {name: label.value for name, label in batch.labels.items()})
+        # a NumPy copy once a batch: structures are judged one by one, and nothing
+        # waits for these numbers
+        targets = with_references(
+            batch, {name: label.value for name, label in batch.labels.items()}
+        )
         predicted = with_references(batch, prediction)
         more = besides(prediction)
-        counted = batch.labels[FORCES.name].mask.cpu().numpy() & (FORCES.name in predicted)  # (n_atoms,)
-        errors = predicted.get(FORCES.name, targets[FORCES.name]) - targets[FORCES.name]  # (n_atoms, 3), eV/Å
+        # (n_atoms,)
+        counted = batch.labels[FORCES.name].mask.cpu().numpy() & (FORCES.name in predicted)
+        # (n_atoms, 3), eV/Å
+        errors = predicted.get(FORCES.name, targets[FORCES.name]) - targets[FORCES.name]
         self._add_by_element(batch, errors, counted)
         for k, index in enumerate(batch.index):
             atoms = slice(ptr[k], ptr[k + 1])
@@ -127,15 +143,24 @@ class Breakdown:
             if self._keep_frames:
                 self.frames.append(self._frame(index, of_structure(predicted, k, atoms), own))
 
-    def _add_by_element(self, batch: Batch, errors: NDArray[np.float64], counted: NDArray[np.bool_]) -> None:
-        """Force errors (n_atoms, 3), eV/Å, of the atoms that count, to the sums of their elements."""
+    def _add_by_element(
+        self, batch: Batch, errors: NDArray[np.float64], counted: NDArray[np.bool_]
+    ) -> None:
+        """Force errors (n_atoms, 3), eV/Å, of the atoms that count, to the
+        sums of their elements.
+        """
         atomic_numbers = np.array(self._data.facts.atomic_numbers)[batch.species.cpu().numpy()]
         for number in np.unique(atomic_numbers[counted]):
             of_element = counted & (atomic_numbers == number)
             self.elements[chemical_symbols[number]].add(errors[of_element])
 
     def _row(
-        self, index: int, errors: NDArray[np.float64], n_atoms: int, energy: float | None, target: float | None
+        self,
+        index: int,
+        errors: NDArray[np.float64],
+        n_atoms: int,
+        energy: float | None,
+        target: float | None,
     ) -> Row:
         """The errors of one structure, which are added to the sums of its config_type.
 
@@ -165,8 +190,12 @@ class Breakdown:
             forces_max=float(np.sqrt((errors**2).sum(axis=1)).max()) if errors.size else None,
         )
 
-    def _frame(self, index: int, predicted: Mapping[str, LabelValue], more: Mapping[str, LabelValue]) -> Atoms:
-        """Predictions, and what is known besides, as ``mace_…``, labels as ``REF_…``; all else as it was."""
+    def _frame(
+        self, index: int, predicted: Mapping[str, LabelValue], more: Mapping[str, LabelValue]
+    ) -> Atoms:
+        """Predictions, and what is known besides, as ``mace_…``, labels as
+        ``REF_…``; all else as it was.
+        """
         structure = self._data.structure(index)
         atoms = bare_atoms(structure)
         atoms.info.update(structure.extra)
@@ -181,20 +210,35 @@ class Breakdown:
         return atoms
 
     def lines(self) -> list[str]:
-        """Forces by element, errors by config_type where there are several, each structure of a small set."""
+        """Forces by element, errors by config_type where there are several, each
+        structure of a small set.
+        """
         said = [
-            f"forces on {symbol}: rmse {_root(sums)} mae {MILLI * sums.absolute / sums.components:.2f} meV/Å "
-            f"({sums.components} components)"
+            (
+                f"forces on {symbol}: rmse {_root(sums)} mae "
+                f"{MILLI * sums.absolute / sums.components:.2f} meV/Å "
+                f"({sums.components} components)"
+            )
             for symbol, sums in sorted(self.elements.items())
         ]
         if len(self.types) > 1:
             for kind, sums in sorted(self.types.items()):
-                energy = f"{MILLI * (sums.energy_squared / sums.energies) ** 0.5:.2f}" if sums.energies else "-"
+                energy = (
+                    f"{MILLI * (sums.energy_squared / sums.energies) ** 0.5:.2f}"
+                    if sums.energies
+                    else "-"
+                )
                 forces = _root(self.type_forces[kind]) if self.type_forces[kind].components else "-"
-                said.append(f"{kind}: {sums.structures} configs, E rmse {energy} meV/atom, F rmse {forces} meV/Å")
+                said.append(
+                    f"{kind}: {sums.structures} configs, E rmse {energy} meV/atom, F "
+                    f"rmse {forces} meV/Å"
+                )
         if len(self._data) <= SMALL_SET:
             said += [
-                f"{row.identifier}  ΔE {_milli(row.energy_error)} meV  F rmse {_milli(row.forces_rmse)} meV/Å"
+                (
+                    f"{row.identifier}  ΔE {_milli(row.energy_error)} meV  F rmse "
+                    f"{_milli(row.forces_rmse)} meV/Å"
+                )
                 for row in self.rows
             ]
         return said
@@ -238,7 +282,9 @@ class Breakdown:
             energies = (row.energy, row.predicted_energy, error)
             words = (csv_text(row.identifier), csv_text(row.config_type))
             spread = [] if row.spread is None else [row.spread[name] for name in OF_COMMITTEE]
-            table.writerow([*words, row.n_atoms, *energies, row.forces_rmse, row.forces_max, *spread])
+            table.writerow(
+                [*words, row.n_atoms, *energies, row.forces_rmse, row.forces_max, *spread]
+            )
         durable.write_text(path, text.getvalue())
 
     def write_frames(self, path: Path) -> None:
@@ -249,18 +295,24 @@ class Breakdown:
 
 
 def _put_besides(atoms: Atoms, values: Mapping[str, LabelValue]) -> None:
-    """Energies of atoms and standard deviations of a committee as ``mace_node_energies``, ``mace_forces_std``."""
+    """Energies of atoms and standard deviations of a committee as
+    ``mace_node_energies``, ``mace_forces_std``.
+    """
     for name, value in values.items():
         if name == f"{STRESS.name}{STD}" and not atoms.pbc.all():
             continue
         if is_of_atoms(name):
             atoms.arrays[f"{PREDICTION}{name}"] = np.asarray(value)
         else:
-            atoms.info[f"{PREDICTION}{name}"] = value if isinstance(value, float) else np.asarray(value).reshape(-1)
+            atoms.info[f"{PREDICTION}{name}"] = (
+                value if isinstance(value, float) else np.asarray(value).reshape(-1)
+            )
 
 
 def _spread(more: Mapping[str, LabelValue]) -> dict[str, float | None] | None:
-    """What a committee differs by in one structure, by the names in ``OF_COMMITTEE``; None of a single model."""
+    """What a committee differs by in one structure, by the names in ``OF_COMMITTEE``;
+    None of a single model.
+    """
     if not any(name.endswith(STD) for name in more):
         return None
     spread: dict[str, float | None] = dict.fromkeys(OF_COMMITTEE)

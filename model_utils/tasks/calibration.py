@@ -14,7 +14,8 @@ from model_utils.run.log_lines import milli
 from model_utils.run.predictions import besides, with_references
 
 Floats = NDArray[np.float64]
-MOST_RANKED = 2**20  # rows of a quantity whose order is compared; of more, every second one, and so on
+# rows of a quantity whose order is compared; of more, every second one, and so on
+MOST_RANKED = 2**20
 FEWEST_RANKED = 3
 
 
@@ -34,7 +35,8 @@ class Calibration:
 
         Args:
             batch: with its labels, on any device.
-            prediction: means by quantity, standard deviations under these names with ``_std`` behind.
+            prediction: means by quantity, standard deviations under these
+                names with ``_std`` behind.
         """
         means = with_references(batch, prediction)
         deviations = besides(prediction)
@@ -60,15 +62,17 @@ class Calibration:
     def as_content(self, models: Sequence[Path]) -> dict[str, object]:
         """What --output_json says of the committee.
 
-        By quantity ``rmse`` and ``rms_spread`` in its unit, per atom where it is judged so, their ratio, and the rank
-        correlation of error and spread; beside them the paths of the models.
+        By quantity ``rmse`` and ``rms_spread`` in its unit, per atom where it is judged so, their
+        ratio, and the rank correlation of error and spread; beside them the paths of the models.
         """
         of_quantities = {name: spreads.as_plain() for name, spreads in self._in_order()}
         return {"models": [str(path) for path in models], **of_quantities}
 
     def _in_order(self) -> list[tuple[str, "Spreads"]]:
         """What was labelled, in the order of the table of quantities."""
-        return [(name, self.of_quantities[name]) for name in QUANTITIES if name in self.of_quantities]
+        return [
+            (name, self.of_quantities[name]) for name in QUANTITIES if name in self.of_quantities
+        ]
 
 
 class Spreads:
@@ -107,12 +111,17 @@ class Spreads:
 
     @property
     def ratio(self) -> float | None:
-        """Error over spread: above 1 the models agree more than they are right. None where they do not differ."""
+        """Error over spread: above 1 the models agree more than they are right.
+
+        None where they do not differ.
+        """
         return self.rmse / self.rms_spread if self.rms_spread > 0 else None
 
     @property
     def rank_correlation(self) -> float | None:
-        """Spearman's ρ of the lengths of errors and spreads, of structures or of atoms; None where it has no value."""
+        """Spearman's ρ of the lengths of errors and spreads, of structures or of atoms; None
+        where it has no value.
+        """
         if self._kept.shape[1] < FEWEST_RANKED:
             return None
         ranks = np.stack([ranks_of(lengths) for lengths in self._kept])
@@ -126,8 +135,8 @@ class Spreads:
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
         correlation = "-" if self.rank_correlation is None else f"{self.rank_correlation:.2f}"
         return (
-            f"rmse {milli(self.rmse)} rms spread {milli(self.rms_spread)} m{quantity.unit}{over}, rmse/spread {ratio}, "
-            f"rank correlation of error and spread {correlation}"
+            f"rmse {milli(self.rmse)} rms spread {milli(self.rms_spread)} m{quantity.unit}{over}, "
+            f"rmse/spread {ratio}, rank correlation of error and spread {correlation}"
         )
 
     def as_plain(self) -> dict[str, float | int | None]:

@@ -1,4 +1,6 @@
-"""What ``metadata.py check`` does: opens data, lets ``data_check`` judge them, prints and writes the findings."""
+"""What ``metadata.py check`` does: opens data, lets ``data_check`` judge them, prints
+and writes the findings.
+"""
 
 import dataclasses
 import json
@@ -60,16 +62,26 @@ def check(options: CheckOptions) -> None:
         _write(options.output_json, findings, sets)
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
-        raise InputError(f"{len(errors)} error(s) found in the data, the first: {errors[0].data}: {errors[0].text}")
+        raise InputError(
+            f"{len(errors)} error(s) found in the data, the first: "
+            f"{errors[0].data}: {errors[0].text}"
+        )
 
 
 def _refuse_existing(options: CheckOptions) -> None:
     if options.output_json is not None and options.output_json.exists() and not options.overwrite:
-        raise InputError(f"--output_json {options.output_json} is there already; give another name or --overwrite")
+        raise InputError(
+            f"--output_json {options.output_json} is there already; give another "
+            "name or --overwrite"
+        )
 
 
-def _findings(options: CheckOptions, model: ModelDescription | None, group: Group) -> tuple[list[Finding], list[Set]]:
-    """What is wrong with the data of every role, and what was looked at; complete in the first process alone."""
+def _findings(
+    options: CheckOptions, model: ModelDescription | None, group: Group
+) -> tuple[list[Finding], list[Set]]:
+    """What is wrong with the data of every role, and what was looked at; complete in
+    the first process alone.
+    """
     index_for_all(options.data, list(NAMES), group)
     r_max = options.r_max or (model.r_max if model is not None else R_MAX)
     findings: list[Finding] = []
@@ -80,7 +92,9 @@ def _findings(options: CheckOptions, model: ModelDescription | None, group: Grou
         sources = _opened(options, role, name, findings)
         _require_equal_sources(sources, name, findings, group)
         isolated += [atom for source in sources for atom in source.isolated_atoms]
-        looked = _looked_at(sources, name, options, r_max, group) if sum(map(len, sources)) else None
+        looked = (
+            _looked_at(sources, name, options, r_max, group) if sum(map(len, sources)) else None
+        )
         if looked is not None:
             sets.append(looked)
             paths[name] = {number: source.path.name for number, source in enumerate(sources)}
@@ -121,27 +135,39 @@ def _opened(options: CheckOptions, role: Role, name: str, findings: list[Finding
             continue
         dropped = source.census.dropped
         if dropped:
-            text = f"{source.path}: {dropped.total()} records cannot be used: {source.census.drop_report()}"
+            text = (
+                f"{source.path}: {dropped.total()} records cannot be used: "
+                f"{source.census.drop_report()}"
+            )
             findings.append(Finding(level="error", check="reading", text=text, data=name))
         opened.append(source)
     return opened
 
 
-def _require_equal_sources(sources: Sequence[Source], name: str, findings: Sequence[Finding], group: Group) -> None:
-    """Refuse that a process sees other files than the first: what it looks at would not be what it is asked for.
+def _require_equal_sources(
+    sources: Sequence[Source], name: str, findings: Sequence[Finding], group: Group
+) -> None:
+    """Refuse that a process sees other files than the first: what it looks at would not
+    be what it is asked for.
 
     Raises:
         InputError: in the first process alone, which ends the others.
     """
     seen = {str(source.path): len(source) for source in sources}
-    faults = [finding.text for finding in findings if finding.data == name and finding.check == "reading"]
+    faults = [
+        finding.text for finding in findings if finding.data == name and finding.check == "reading"
+    ]
     for number, other in enumerate(group.gathered((seen, faults))):
         if other[0] != seen:
             own = [text for text in other[1] if text not in faults]
-            found = own[0] if own else ", ".join(f"{path} with {n} structures" for path, n in other[0].items())
+            found = (
+                own[0]
+                if own
+                else ", ".join(f"{path} with {n} structures" for path, n in other[0].items())
+            )
             raise InputError(
-                f"rank {number} of {group.rank.size} sees other {name} data than rank 0 ({found or 'none'}); see that "
-                "all machines have the same files"
+                f"rank {number} of {group.rank.size} sees other {name} data than rank 0 "
+                f"({found or 'none'}); see that all machines have the same files"
             )
 
 
@@ -158,8 +184,11 @@ class _SliceLooked(NamedTuple):
     counts: NDArray[np.uint16]  # (n, MAX_Z), atoms of each element
 
 
-def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_max: float, group: Group) -> Set | None:
-    """Look at all structures of a set, or at a sample of them, in child processes; None but in the first process.
+def _looked_at(
+    sources: Sequence[Source], name: str, options: CheckOptions, r_max: float, group: Group
+) -> Set | None:
+    """Look at all structures of a set, or at a sample of them, in child processes; None
+    but in the first process.
 
     Args:
         sources: the files of the set.
@@ -176,16 +205,28 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
         ]
     )
     if options.samples < total:
-        chosen = np.random.default_rng([options.seed, 0]).choice(total, options.samples, replace=False, shuffle=False)
+        chosen = np.random.default_rng([options.seed, 0]).choice(
+            total, options.samples, replace=False, shuffle=False
+        )
         places = places[np.sort(chosen)]
-        log.info("%s: %d of %d structures are looked at (--samples, seed %d)", name, len(places), total, options.seed)
-    look = partial(_look, sources=sources, r_max=r_max, max_neighbors=options.data.filters.max_neighbors)
+        log.info(
+            "%s: %d of %d structures are looked at (--samples, seed %d)",
+            name,
+            len(places),
+            total,
+            options.seed,
+        )
+    look = partial(
+        _look, sources=sources, r_max=r_max, max_neighbors=options.data.filters.max_neighbors
+    )
     parts = _shared(look, _slices(places, group.rank.size), f"check {name}", group)
     if not group.rank.is_first:
         return None
     rows = [row for part in parts for row in part.rows]
     columns = {
-        column: np.array([row[i] for row in rows], dtype=np.uint64 if column == "fingerprint" else None)
+        column: np.array(
+            [row[i] for row in rows], dtype=np.uint64 if column == "fingerprint" else None
+        )
         for i, column in enumerate(Looked._fields)
     }
     paired = [sources[int(s)].structure(int(i)) for s, i in _neighbours_in_time(places, sources)]
@@ -202,7 +243,11 @@ def _looked_at(sources: Sequence[Source], name: str, options: CheckOptions, r_ma
 
 def _slices(places: NDArray[np.int64], n_processes: int) -> list[_Slice]:
     """The places in order, a thousand in each slice, or so few that all processes have some."""
-    rows = max(min(ROWS_AT_ONCE, -(-len(places) // n_processes)), 1) if n_processes > 1 else ROWS_AT_ONCE
+    rows = (
+        max(min(ROWS_AT_ONCE, -(-len(places) // n_processes)), 1)
+        if n_processes > 1
+        else ROWS_AT_ONCE
+    )
     return [_Slice(places[begin : begin + rows]) for begin in range(0, len(places), rows)]
 
 
@@ -220,7 +265,9 @@ def _shared(
         for number, part in parallel.in_children(look, mine, processes=own_cores()):
             parts[number * own.size + own.number] = part
             bar.update(len(part.rows))
-    of_all = {number: part for of_process in group.gathered(parts) for number, part in of_process.items()}
+    of_all = {
+        number: part for of_process in group.gathered(parts) for number, part in of_process.items()
+    }
     return [of_all[number] for number in sorted(of_all)]
 
 
@@ -230,13 +277,19 @@ def _neighbours_in_time(places: NDArray[np.int64], sources: Sequence[Source]) ->
     _, groups = np.unique(np.stack([places[:, 0], heads], axis=1), axis=0, return_inverse=True)
     groups = groups.reshape(-1)
     share = -(-PAIRED // (int(groups.max()) + 1))
-    return np.concatenate([places[groups == group][:share] for group in range(int(groups.max()) + 1)])
+    return np.concatenate(
+        [places[groups == group][:share] for group in range(int(groups.max()) + 1)]
+    )
 
 
-def _look(part: _Slice, sources: Sequence[Source], r_max: float, max_neighbors: int) -> _SliceLooked:
+def _look(
+    part: _Slice, sources: Sequence[Source], r_max: float, max_neighbors: int
+) -> _SliceLooked:
     structures: list[Structure] = [sources[int(s)].structure(int(i)) for s, i in part.places]
     counts = np.stack([looking.counts_of(structure) for structure in structures])
-    return _SliceLooked([looking.look(structure, r_max, max_neighbors) for structure in structures], counts)
+    return _SliceLooked(
+        [looking.look(structure, r_max, max_neighbors) for structure in structures], counts
+    )
 
 
 def _judged(
@@ -248,7 +301,9 @@ def _judged(
     *,
     allow_missing: bool,
 ) -> list[Finding]:
-    """What is wrong with the sets, head by head where labels are concerned: heads share nothing but structures."""
+    """What is wrong with the sets, head by head where labels are concerned: heads share
+    nothing but structures.
+    """
     findings: list[Finding] = []
     trained = sets[0].by_head(default)
     for data in sets:
@@ -283,16 +338,22 @@ def _of_one_head(data: Set, paths: Mapping[int, str], *, allow_missing: bool) ->
     return findings + scales.stress_sign(data)
 
 
-def _references(model: ModelDescription | None, isolated: Iterable[Structure], default: str) -> EnergiesByHead:
+def _references(
+    model: ModelDescription | None, isolated: Iterable[Structure], default: str
+) -> EnergiesByHead:
     """E0s that are given for each head: in the model.json, by isolated atoms."""
     given: dict[str, dict[str, dict[int, float]]] = {}
     if model is not None:
         for head, row in zip(model.heads, model.atomic_energies, strict=True):
-            given.setdefault(head, {})["model.json"] = dict(zip(model.atomic_numbers, row, strict=True))
+            given.setdefault(head, {})["model.json"] = dict(
+                zip(model.atomic_numbers, row, strict=True)
+            )
     for atom in isolated:
         if atom.energy is not None:
             of_head = given.setdefault(atom.head or default, {})
-            of_head.setdefault("the IsolatedAtom frames", {})[int(atom.atomic_numbers[0])] = atom.energy
+            of_head.setdefault("the IsolatedAtom frames", {})[int(atom.atomic_numbers[0])] = (
+                atom.energy
+            )
     return given
 
 
@@ -307,6 +368,8 @@ def _print(findings: Sequence[Finding]) -> None:
     order = {"error": 0, "warning": 1, "note": 2}
     for finding in sorted(findings, key=lambda f: order[f.level]):
         keys = f" ({', '.join(finding.keys)})" if finding.keys else ""
-        log.info("%-8s%-11s%-11s%s%s", finding.level, finding.data, finding.check, finding.text, keys)
+        log.info(
+            "%-8s%-11s%-11s%s%s", finding.level, finding.data, finding.check, finding.text, keys
+        )
     counts: dict[str, Any] = {level: sum(f.level == level for f in findings) for level in order}
     log.info("%d error(s), %d warning(s)", counts["error"], counts["warning"])

@@ -1,4 +1,6 @@
-"""What read_model.py best does: one of a run's good models, or their average, as the model of another name."""
+"""What read_model.py best does: one of a run's good models, or their average, as the
+model of another name.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,8 @@ from model_utils.settings.options import BestOptions
 
 
 def best(options: BestOptions) -> None:
-    """Choose by a metric among what a run kept, or average the best of them, and write the result; nothing is trained.
+    """Choose by a metric among what a run kept, or average the best of them, and write the
+    result; nothing is trained.
 
     Raises:
         InputError: there is no run, no model with such a metric, or the output cannot be written.
@@ -31,25 +34,41 @@ def best(options: BestOptions) -> None:
     """
     start_log(None)
     place = _place(options.input_model)
-    output = options.output_model or place.model.with_name(f"{place.run_name}_by_{options.metric}_model.pt")
+    output = options.output_model or place.model.with_name(
+        f"{place.run_name}_by_{options.metric}_model.pt"
+    )
     refuse_names_of_runs(output, "--output_model", place)
     models = _models(place)
     ranked = kept.best_of(models, options.metric, len(models))
     if not ranked:
-        known = sorted({name for model in models for name, value in model.errors.items() if value is not None})
+        known = sorted(
+            {name for model in models for name, value in model.errors.items() if value is not None}
+        )
         raise InputError(
-            f"--metric {options.metric}: no model of {options.input_model} has it; there are {', '.join(known)}"
+            f"--metric {options.metric}: no model of {options.input_model} has it; there are "
+            f"{', '.join(known)}"
         )
     if options.average > len(ranked):
         raise InputError(
-            f"--average {options.average}: {options.input_model} has {len(ranked)} models with a {options.metric}; "
-            "train with a larger --keep_best, or average fewer"
+            f"--average {options.average}: {options.input_model} has {len(ranked)} models with a "
+            f"{options.metric}; train with a larger --keep_best, or average fewer"
         )
     for number, model in enumerate(ranked):
         mark = "  taken" if number < options.average else ""
-        log.info("step %d  %s %.6g  %s%s", model.step, options.metric, model.by(options.metric), model.path, mark)
+        log.info(
+            "step %d  %s %.6g  %s%s",
+            model.step,
+            options.metric,
+            model.by(options.metric),
+            model.path,
+            mark,
+        )
     _write(output, _chosen(ranked[: options.average], options.metric), overwrite=options.overwrite)
-    log.info("wrote %s%s", output, "" if options.average == 1 else f": the average of {options.average} models")
+    log.info(
+        "wrote %s%s",
+        output,
+        "" if options.average == 1 else f": the average of {options.average} models",
+    )
 
 
 def _place(run: Path) -> Outputs:
@@ -57,7 +76,9 @@ def _place(run: Path) -> Outputs:
     path = checkpoint_in(run) if run.is_dir() else run
     stored = newest_run(path)
     if stored is None:
-        raise InputError(f"there is no {path}; expected the directory of a run or its *_checkpoint.pt")
+        raise InputError(
+            f"there is no {path}; expected the directory of a run or its *_checkpoint.pt"
+        )
     return stored.outputs()
 
 
@@ -69,12 +90,16 @@ def _models(place: Outputs) -> list[KeptModel]:
     """
     models = kept.models_in(place.kept)
     if place.model.exists():
-        stage = 2 if place.stage_one_model.exists() else 1  # that of stage one is kept where the second has a best
+        # that of stage one is kept where the second has a best
+        stage = 2 if place.stage_one_model.exists() else 1
         best_model = kept.of_file(checkpoint.read(place.model), stage)
         if best_model.step not in {model.step for model in models}:
             models.append(best_model)
     if not models:
-        raise InputError(f"there is no model of the run at {place.model}; train it, with --keep_best to keep several")
+        raise InputError(
+            f"there is no model of the run at {place.model}; train it, with "
+            "--keep_best to keep several"
+        )
     return models
 
 
@@ -87,8 +112,14 @@ def _chosen(models: Sequence[KeptModel], metric: str) -> WeightsFile:
     files = [checkpoint.read(model.path) for model in models]
     first = files[0]
     if any(file.description.hash() != first.description.hash() for file in files):
-        raise InputError(f"the models of {first.path.parent} are not of one network and have no average")
-    content: dict[str, Any] = {**first.content, "chosen_by": metric, "chosen_from": [model.step for model in models]}
+        raise InputError(
+            f"the models of {first.path.parent} are not of one network and have no average"
+        )
+    content: dict[str, Any] = {
+        **first.content,
+        "chosen_by": metric,
+        "chosen_from": [model.step for model in models],
+    }
     if len(files) > 1:
         content |= {
             "model_state_dict": averaged([file.tensors for file in files]),
@@ -108,7 +139,9 @@ def _chosen(models: Sequence[KeptModel], metric: str) -> WeightsFile:
 
 
 def averaged(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each tensor, formed in float64; one that all have alike stays as it is, to the last bit."""
+    """The mean of each tensor, formed in float64; one that all have alike stays as
+    it is, to the last bit.
+    """
     return {name: _mean([tensors[name] for tensors in models]) for name in models[0]}
 
 
@@ -126,7 +159,9 @@ def _write(path: Path, file: WeightsFile, *, overwrite: bool) -> None:
         InputError: something else lies there, or it cannot be written.
     """
     if path.suffix not in ENDINGS:
-        raise InputError(f"--output_model {path} is no weights file; give a name that ends in .pt or .pth")
+        raise InputError(
+            f"--output_model {path} is no weights file; give a name that ends in .pt or .pth"
+        )
     if path.exists() and not overwrite:
         raise InputError(f"--output_model {path} is there; give another name or --overwrite")
     module = model_loader.to_be_filled(file.description, file.dtype, str(file.path))
@@ -134,7 +169,9 @@ def _write(path: Path, file: WeightsFile, *, overwrite: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_sidecar(sidecar(path), file.description, overwrite=overwrite)
-        checkpoint.write_model(path, {**file.content, "model_state_dict": dict(module.state_dict())}, module)
+        checkpoint.write_model(
+            path, {**file.content, "model_state_dict": dict(module.state_dict())}, module
+        )
     except OSError as error:
         raise InputError(f"cannot write --output_model {path}: {error.strerror or error}") from None
 
@@ -142,5 +179,7 @@ def _write(path: Path, file: WeightsFile, *, overwrite: bool) -> None:
 def _write_sidecar(path: Path, description: ModelDescription, *, overwrite: bool) -> None:
     text = description.canonical_text()
     if path.exists() and not holds(path, text) and not overwrite:
-        raise InputError(f"{path} is there with other content than the model of this run; give another name")
+        raise InputError(
+            f"{path} is there with other content than the model of this run; give another name"
+        )
     durable.write_text(path, text)

@@ -1,8 +1,8 @@
 """What read_model.py says of runs: the command that repeats one, and what tells two of them apart.
 
-What is known of a run stands in its checkpoint: settings, data, versions. The folder of a run that was begun with
-``--run_dir`` also holds its ``run.json``, which has the command as it was typed, a fine-tuning's own options, and the
-machine.
+What is known of a run stands in its checkpoint: settings, data, versions. The folder of a run that
+was begun with ``--run_dir`` also holds its ``run.json``, which has the command as it was typed, a
+fine-tuning's own options, and the machine.
 """
 
 import json
@@ -21,11 +21,30 @@ from model_utils.run import resume_settings, run_record
 from model_utils.run.stored_run import StoredRun
 from model_utils.runtime import dtype_name, log, start_log
 from model_utils.settings.declared import OF_THE_COMMAND, OnlyInYaml, Option, declared, names_of
-from model_utils.settings.options import DiffOptions, FinetuneOptions, ReproduceOptions, TrainOptions
+from model_utils.settings.options import (
+    DiffOptions,
+    FinetuneOptions,
+    ReproduceOptions,
+    TrainOptions,
+)
 
-OF_THE_PLACE = ("output_checkpoint", "output_model", "output_safetensors", "input_json", "info_file")
-NOT_REPEATED = ("output_checkpoint", "output_model", "output_safetensors", "network", "info_file", "time_limit")
-PLACES = ("output_model", "output_safetensors")  # files that the settings of a run may name beside its folder
+OF_THE_PLACE = (
+    "output_checkpoint",
+    "output_model",
+    "output_safetensors",
+    "input_json",
+    "info_file",
+)
+NOT_REPEATED = (
+    "output_checkpoint",
+    "output_model",
+    "output_safetensors",
+    "network",
+    "info_file",
+    "time_limit",
+)
+# files that the settings of a run may name beside its folder
+PLACES = ("output_model", "output_safetensors")
 SCRIPTS: dict[str, type] = {"train_mace.py": TrainOptions, "finetune.py": FinetuneOptions}
 
 
@@ -38,7 +57,8 @@ class _Run:
 
     @classmethod
     def at(cls, path: Path) -> "_Run":
-        stored = resume_settings.stored_run(real(path) if path.is_dir() else path)  # ``latest`` leads elsewhere later
+        # ``latest`` leads elsewhere later
+        stored = resume_settings.stored_run(real(path) if path.is_dir() else path)
         return cls(stored=stored, record=run_record.read(stored.path.parent) or {})
 
     def facts(self) -> Iterator[tuple[str, str, Any]]:
@@ -75,11 +95,16 @@ def diff(options: DiffOptions) -> None:
     first = _Run.at(options.input_model)
     second = _Run.at(options.other_model)
     lines = [*_differing(first, second)]
-    lines += [f"model.json: {text}" for text in differing_fields(first.stored.description, second.stored.description)]
+    lines += [
+        f"model.json: {text}"
+        for text in differing_fields(first.stored.description, second.stored.description)
+    ]
     for line in lines:
         log.info("%s", line)
     if lines:
-        raise VerificationError(f"{options.input_model} and {options.other_model} differ in {len(lines)} points")
+        raise VerificationError(
+            f"{options.input_model} and {options.other_model} differ in {len(lines)} points"
+        )
     log.info("equal: settings, data, versions and model.json")
 
 
@@ -95,7 +120,11 @@ def _differing(first: _Run, second: _Run) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+    text = (
+        json.dumps(value, ensure_ascii=False, default=str)
+        if isinstance(value, list | dict)
+        else str(value)
+    )
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
@@ -111,7 +140,10 @@ def reproduce(options: ReproduceOptions) -> None:
     place = options.output_checkpoint or Path("repeated")
     words = [*_command(run, place)]
     if _has_place_in_its_yaml(run):
-        print("# its YAML names the folder of the experiment: the repetition gets a folder of its own there")
+        print(
+            "# its YAML names the folder of the experiment: the repetition gets a "
+            "folder of its own there"
+        )
     else:
         words += ["--output_checkpoint", str(place)]
     print(streams.printable(shlex.join(["python", *words])))
@@ -123,17 +155,24 @@ def reproduce(options: ReproduceOptions) -> None:
 def _needed(run: _Run) -> Iterator[str]:
     """What the run was made with, and what of it is other here."""
     stored = run.stored
-    yield f"{stored.file.content['run_name']}: {stored.epoch} epochs, {stored.step} steps, {dtype_name(stored.dtype)}"
+    yield (
+        f"{stored.file.content['run_name']}: {stored.epoch} epochs, {stored.step} steps, "
+        f"{dtype_name(stored.dtype)}"
+    )
     if run.record:
         yield f"typed: {shlex.join([run.record['command'], *map(str, run.record['argv'])])}"
     here = code_version(stored.description)
     for name, version in stored.code_version.items():
         other = "" if here.get(name) == version else f" (here {here.get(name)})"
         yield f"{name} {version}{other}"
-    yield f"computed on {', '.join(f'{name} {value}' for name, value in stored.computed_on.items())}"
+    computed_on = ", ".join(f"{name} {value}" for name, value in stored.computed_on.items())
+    yield f"computed on {computed_on}"
     for role, part in stored.data.items():
         files = ", ".join(map(str, part.get("files", ())))
-        yield f"{role} data: {part.get('structures')} structures, sha256 {str(part.get('sha256'))[:12]}…, of {files}"
+        yield (
+            f"{role} data: {part.get('structures')} structures, sha256 "
+            f"{str(part.get('sha256'))[:12]}…, of {files}"
+        )
 
 
 def _command(run: _Run, place: Path) -> list[str]:
@@ -152,16 +191,19 @@ def _command(run: _Run, place: Path) -> list[str]:
         words = [*_resolved(run, place)]
     else:
         raise InputError(
-            f"{stored.path}: a fine-tuning without run.json, which --run_dir writes; its source was "
-            f"{stored.source.get('path')}"
+            f"{stored.path}: a fine-tuning without run.json, which --run_dir writes; its source "
+            f"was {stored.source.get('path')}"
         )
-    if stored.source is None:  # the model.json of the run, whatever became of the one that it was made from
+        # the model.json of the run, whatever became of the one that it was made from
+    if stored.source is None:
         words += ["--input_json", str(sidecar(stored.outputs().checkpoint))]
     return [f"model_utils/{script}", *words, *parts, *threads]
 
 
 def _resolved(run: _Run, place: Path) -> Iterator[str]:
-    """The settings of a run as its own file has them, with files of the repetition in place of the run's."""
+    """The settings of a run as its own file has them, with files of the repetition
+    in place of the run's.
+    """
     yield from ("--config", str(run.stored.outputs().config))
     for name in PLACES:
         if named := run.stored.config.get(name):
@@ -169,9 +211,11 @@ def _resolved(run: _Run, place: Path) -> Iterator[str]:
 
 
 def _of_the_yaml(run: _Run, place: Path) -> Iterator[str]:
-    """What no flag can say, as a list of sources: the file that has it, and what in it is not as the run began.
+    """What no flag can say, as a list of sources: the file that has it, and what in it
+    is not as the run began.
 
-    Of a training it is the run's own, since the one that it was given may also name a place or describe the network.
+    Of a training it is the run's own, since the one that it was given may also name a place
+    or describe the network.
     """
     asked = run.record["asked"]
     if not _needs_yaml(run):
@@ -183,7 +227,11 @@ def _of_the_yaml(run: _Run, place: Path) -> Iterator[str]:
     for option in declared(TrainOptions):
         began = asked.get(option.name)
         is_default = began == option.default and began is not None  # else ``_flags`` says it
-        if option.name in run_record.CHANGEABLE and is_default and run.stored.config.get(option.name) != began:
+        if (
+            option.name in run_record.CHANGEABLE
+            and is_default
+            and run.stored.config.get(option.name) != began
+        ):
             yield from _words(option, began)
 
 
@@ -191,30 +239,46 @@ def _needs_yaml(run: _Run) -> bool:
     """Whether a setting of a run stands in a YAML alone."""
     asked = run.record.get("asked", {})
     kind = SCRIPTS.get(str(run.record.get("command")))
-    alone = [] if kind is None else [option for option in declared(kind) if option.marker(OnlyInYaml) is not None]
+    alone = (
+        []
+        if kind is None
+        else [option for option in declared(kind) if option.marker(OnlyInYaml) is not None]
+    )
     return any(asked.get(option.name) for option in alone if option.name not in NOT_REPEATED)
 
 
 def _has_place_in_its_yaml(run: _Run) -> bool:
-    """Whether the repetition of a fine-tuning reads a YAML that says where runs lie, beside which no place is given."""
+    """Whether the repetition of a fine-tuning reads a YAML that says where runs lie, beside
+    which no place is given.
+    """
     if run.stored.source is None or not _needs_yaml(run):
         return False
     flags = {str(word).partition("=")[0] for word in run.record["argv"]}
-    return run.record["asked"].get("run_dir") is not None and not flags & {"--run_dir", "--exp_name"}
+    return run.record["asked"].get("run_dir") is not None and not flags & {
+        "--run_dir",
+        "--exp_name",
+    }
 
 
 def _flags(kind: type, asked: Mapping[str, Any]) -> Iterator[str]:
     """Flags of all settings that are not the default, but for those of a YAML alone."""
     for option in declared(kind):
         value = asked.get(option.name)
-        if option.name in _not_repeated(kind) or value is None or value == [] or value == option.default:
+        if (
+            option.name in _not_repeated(kind)
+            or value is None
+            or value == []
+            or value == option.default
+        ):
             continue
         if option.marker(OnlyInYaml) is None:
             yield from _words(option, value)
 
 
 def _not_repeated(kind: type) -> set[str]:
-    """Options that say where a run lies, how its command was called, and what the model.json beside it has."""
+    """Options that say where a run lies, how its command was called, and what the
+    model.json beside it has.
+    """
     of_the_call = {*names_of(kind, OF_THE_COMMAND)} - {"plugin"}
     return {*of_the_call, *NOT_REPEATED, *({"input_json"} if kind is TrainOptions else ())}
 
@@ -232,8 +296,14 @@ def _continued(entry: Mapping[str, Any], place: Path) -> Iterator[str]:
         return
     words: list[str] = []
     for name, value in changes.items():
-        words += [f"--{name}" if value else f"--no_{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        words += (
+            [f"--{name}" if value else f"--no_{name}"]
+            if isinstance(value, bool)
+            else [f"--{name}", str(value)]
+        )
     epochs, _ = entry.get("end", [None, None])
     until = ["--epochs", str(epochs)] if epochs is not None else []
     yield f"# stopped after step {entry.get('step')}, and gone on with:"
-    yield shlex.join(["python", "model_utils/resume.py", "--input_model", str(place), *words, *until])
+    yield shlex.join(
+        ["python", "model_utils/resume.py", "--input_model", str(place), *words, *until]
+    )

@@ -12,7 +12,8 @@ from torch import Tensor
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 
-# entries of a checkpoint's state that say where and how a run was made, and are no part of its result
+# entries of a checkpoint's state that say where and how a run was made, and
+# are no part of its result
 PLACE_AND_HISTORY = {
     "config",
     "history",
@@ -25,26 +26,36 @@ PLACE_AND_HISTORY = {
 
 
 def differences(run: Outputs, other: Outputs) -> list[str]:
-    """What differs between two runs, the earliest first: records, then checkpoint, then best models.
+    """What differs between two runs, the earliest first: records, then
+    checkpoint, then best models.
 
-    Left out are times and rates (``perf``), the run's name and place, the version of the code and what says how the run
-    was made (``PLACE_AND_HISTORY``). Everything else must be equal to the last bit.
+    Left out are times and rates (``perf``), the run's name and place, the version of the
+    code and what says how the run was made (``PLACE_AND_HISTORY``). Everything else must be
+    equal to the last bit.
     """
     differing = list(_records(run, other))
     for name in ("checkpoint", "model", "stage_one_model"):
         first = getattr(run, name)
         second = getattr(other, name)
         if first.exists() != second.exists():
-            differing.append(f"{name}: {'missing' if first.exists() else 'only'} in {second.parent}")
+            differing.append(
+                f"{name}: {'missing' if first.exists() else 'only'} in {second.parent}"
+            )
         elif first.exists():
-            differing.extend(f"{name}: {text}" for text in _different(_content(first), _content(second)))
+            differing.extend(
+                f"{name}: {text}" for text in _different(_content(first), _content(second))
+            )
     return differing
 
 
 def _content(path: Path) -> dict[str, Any]:
     """The result of a run as a file holds it, without name, version, place and history."""
     file = checkpoint.read(path)
-    content = {k: v for k, v in file.content.items() if k not in ("run_name", "code_version", "train_state")}
+    content = {
+        k: v
+        for k, v in file.content.items()
+        if k not in ("run_name", "code_version", "train_state")
+    }
     state = file.content.get("train_state", {})
     return content | {"train_state": {k: v for k, v in state.items() if k not in PLACE_AND_HISTORY}}
 
@@ -71,7 +82,9 @@ def _without_times(outputs: Outputs) -> list[dict[str, Any]]:
 
 
 def _different(a: Any, b: Any, name: str = "") -> Iterator[str]:
-    """Where two nested values differ: tensors in type, shape or any bit, everything else where it is unequal."""
+    """Where two nested values differ: tensors in type, shape or any bit, everything
+    else where it is unequal.
+    """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.dtype != b.dtype or a.shape != b.shape:
             yield f"{name}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
@@ -87,7 +100,8 @@ def _different(a: Any, b: Any, name: str = "") -> Iterator[str]:
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         for position, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from _different(x, y, f"{name}.{position}")
-    elif type(a) is not type(b) or (a != b and not (a != a and b != b)):  # a number that is none is equal to itself
+    elif type(a) is not type(b) or (a != b and not (a != a and b != b)):
+        # a number that is none is equal to itself
         yield f"{name}: {a!r:.60} against {b!r:.60}"
 
 

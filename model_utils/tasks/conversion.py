@@ -1,4 +1,6 @@
-"""Weights in the forms that other programs take; each is compared with the source before it gets its name."""
+"""Weights in the forms that other programs take; each is compared with the source
+before it gets its name.
+"""
 
 import json
 import os
@@ -30,10 +32,12 @@ from model_utils.settings.options import ConvertOptions
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative: forms sum in other orders
 PROBE_ELEMENTS = 6
-LARGE = 4  # atoms along a side of the structures on which sums of E0s are compared: 64, as in a usual cell
+# atoms along a side of the structures on which sums of E0s are compared: 64, as in a usual cell
+LARGE = 4
 Answers = dict[str, Tensor]  # by quantity
 OF_ONE_HEAD = ("lammps", "mliap")  # forms that give the energies of a single head
-ADDS = {"module": "mace's calculator", "lammps": "LAMMPS", "mliap": "LAMMPS"}  # who forms energies with a form
+# who forms energies with a form
+ADDS = {"module": "mace's calculator", "lammps": "LAMMPS", "mliap": "LAMMPS"}
 
 
 def convert(options: ConvertOptions) -> None:
@@ -41,12 +45,15 @@ def convert(options: ConvertOptions) -> None:
 
     Raises:
         InputError: the output is there, or the model has several heads and none was named.
-        VerificationError: the new form does not give the source's energies and forces; nothing was written.
+        VerificationError: the new form does not give the source's energies and
+            forces; nothing was written.
     """
     start_log(None)
     refuse_names_of_runs(options.output, "--output")
     if options.output.exists() and not options.overwrite:
-        raise InputError(f"--output {options.output} is there already; give another name or --overwrite")
+        raise InputError(
+            f"--output {options.output} is there already; give another name or --overwrite"
+        )
     loaded = _source(options, DTYPES.get(options.dtype or ""))
     _refuse_unknown_form(options, loaded)
     head = _head(loaded, options.head, needed=options.to in OF_ONE_HEAD)
@@ -60,22 +67,25 @@ def convert(options: ConvertOptions) -> None:
 
 
 def _precise_enough(options: ConvertOptions, loaded: LoadedModel, head: str) -> LoadedModel:
-    """The model in a precision in which the other program's sums of E0s are right, unless the user gave one.
+    """The model in a precision in which the other program's sums of E0s are right,
+    unless the user gave one.
 
     What is widened takes E0s, scale and shift from the model.json, which is exact.
     """
     if (error := _forming_error(options, loaded, head)).matters and options.dtype is None:
         loaded = _source(options, torch.float64)
         log.warning(
-            "warning: %s adds E0s in the precision of the file: in float32 its energies would differ from those of "
-            "evaluate.py by up to %s, so the file is float64 (--dtype float32 keeps the precision)",
+            "warning: %s adds E0s in the precision of the file: in float32 its energies would "
+            "differ from those of evaluate.py by up to %s, so the file is float64 (--dtype float32 "
+            "keeps the precision)",
             ADDS[options.to],
             error,
         )
     elif error.matters:
         log.warning(
-            "warning: %s adds E0s in float32: its energies differ from those of evaluate.py by up to %s; leave --dtype "
-            'out or give --dtype float64 (in mace\'s calculator with default_dtype="float64")',
+            "warning: %s adds E0s in float32: its energies differ from those of evaluate.py by up "
+            "to %s; leave --dtype out or give --dtype float64 (in mace's calculator with "
+            'default_dtype="float64")',
             ADDS[options.to],
             error,
         )
@@ -87,18 +97,24 @@ def _refuse_unknown_form(options: ConvertOptions, loaded: LoadedModel) -> None:
     forms = architecture_of(loaded.description).exports
     if options.to not in forms:
         raise InputError(
-            f"--to {options.to}: there is no such form of {loaded.description.model_class}; there is {', '.join(forms)}"
+            f"--to {options.to}: there is no such form of {loaded.description.model_class}; there "
+            f"is {', '.join(forms)}"
         )
 
 
 def _source(options: ConvertOptions, dtype: torch.dtype | None) -> LoadedModel:
     return model_loader.load(
-        options.input_model, dtype=dtype, input_json=options.input_json, trust_pickle=options.trust.trust_pickle
+        options.input_model,
+        dtype=dtype,
+        input_json=options.input_json,
+        trust_pickle=options.trust.trust_pickle,
     )
 
 
 def _forming_error(options: ConvertOptions, loaded: LoadedModel, head: str) -> FormingError:
-    """How far energies are off where another program forms them in single precision; zero for a form without any."""
+    """How far energies are off where another program forms them in single precision; zero
+    for a form without any.
+    """
     if options.to not in ADDS or next(loaded.module.parameters()).dtype == torch.float64:
         return FormingError(per_structure=0.0, per_atom=0.0)
     return forming_error(loaded.module, _probe(loaded, head, side=LARGE))
@@ -117,7 +133,9 @@ def of_one_head(loaded: LoadedModel, head: str) -> LoadedModel:
     fields = before.for_heads([head], [k], range(len(before.atomic_numbers)))
     description = model_json.parse(json.dumps(fields), f"head {head} of {loaded.file.path}")
     module = model_loader.build_as(description, loaded.module)
-    module.load_state_dict(architecture_of(description).with_copied_heads(loaded.module, module, [k]))
+    module.load_state_dict(
+        architecture_of(description).with_copied_heads(loaded.module, module, [k])
+    )
     return LoadedModel(module=module, description=description, file=loaded.file)
 
 
@@ -139,7 +157,8 @@ def _write(
         limit = TOLERANCE[next(loaded.module.parameters()).dtype]
         if not deviation <= limit:
             raise VerificationError(
-                f"{options.to} of {options.input_model} deviates by {deviation:.2g} (at most {limit:g}); not written"
+                f"{options.to} of {options.input_model} deviates by {deviation:.2g} (at most "
+                f"{limit:g}); not written"
             )
         if options.to == "safetensors":
             _write_description(options, loaded)
@@ -148,8 +167,14 @@ def _write(
         raise InputError(f"cannot write --output {output}: {error.strerror or error}") from None
     finally:
         unchecked.unlink(missing_ok=True)
-    what = "energies and forces" if ENERGY.name in expected else " and ".join(f"{name}s" for name in expected)
-    log.info("wrote %s: %s of a cluster and a crystal are the source's to %.2g", output, what, deviation)
+    what = (
+        "energies and forces"
+        if ENERGY.name in expected
+        else " and ".join(f"{name}s" for name in expected)
+    )
+    log.info(
+        "wrote %s: %s of a cluster and a crystal are the source's to %.2g", output, what, deviation
+    )
 
 
 def _write_description(options: ConvertOptions, loaded: LoadedModel) -> None:
@@ -178,7 +203,10 @@ def _safetensors(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tupl
     """Tensors by name; read back into a module that is built anew."""
     from safetensors.torch import save
 
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in loaded.module.state_dict().items()}
+    tensors = {
+        name: tensor.detach().contiguous().clone()
+        for name, tensor in loaded.module.state_dict().items()
+    }
 
     def check(path: Path) -> Answers:
         module = model_loader.build_as(loaded.description, loaded.module)
@@ -189,7 +217,9 @@ def _safetensors(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tupl
 
 
 def _module(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
-    """The module as mace's calculator opens it; read back through inert stubs and rebuilt, never unpickled."""
+    """The module as mace's calculator opens it; read back through inert stubs and
+    rebuilt, never unpickled.
+    """
 
     def check(path: Path) -> Answers:
         stub = checkpoint.load_sandboxed(path)
@@ -200,7 +230,9 @@ def _module(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
 
 
 def _lammps(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
-    """TorchScript with mace's wrapper for LAMMPS; the compiled code itself is run for the comparison."""
+    """TorchScript with mace's wrapper for LAMMPS; the compiled code itself is
+    run for the comparison.
+    """
     data = lammps.torchscript(loaded.module, head)
     n_elements = len(loaded.description.atomic_numbers)
 
@@ -215,7 +247,9 @@ def _lammps(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byt
 
 
 def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[bytes, Check]:
-    """The module inside the wrapper is read back and rebuilt; the wrapper itself runs only inside LAMMPS."""
+    """The module inside the wrapper is read back and rebuilt; the wrapper itself
+    runs only inside LAMMPS.
+    """
 
     def check(path: Path) -> Answers:
         stub: object = checkpoint.load_sandboxed(path)
@@ -228,7 +262,8 @@ def _mliap(loaded: LoadedModel, head: str, probe: Sequence[Batch]) -> tuple[byte
     return checkpoint.serialise(lammps.mliap(model_loader.copied(loaded.module), head)), check
 
 
-# model, head, structures to compare on → the file, and what reads it back; the names are those of ``--to``
+# model, head, structures to compare on → the file, and what reads it back; the
+# names are those of ``--to``
 Form = Callable[[LoadedModel, str, Sequence[Batch]], tuple[bytes, Check]]
 FORMS: dict[str, Form] = {
     "safetensors": _safetensors,
@@ -238,7 +273,9 @@ FORMS: dict[str, Form] = {
 }
 
 
-def _rebuilt(stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]) -> Answers:
+def _rebuilt(
+    stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequence[Batch]
+) -> Answers:
     """Energies and forces of the probe by a module that is built from what a pickle says.
 
     Raises:
@@ -246,7 +283,9 @@ def _rebuilt(stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequ
     """
     description = pickled.description_of(stub, str(path), loaded.description)
     if description.hash() != loaded.description.hash():
-        raise VerificationError(f"what was made of {loaded.file.path} does not describe its network; nothing was kept")
+        raise VerificationError(
+            f"what was made of {loaded.file.path} does not describe its network; nothing was kept"
+        )
     module = model_loader.build_as(description, loaded.module)
     state, _, faults = pickled.fit_tensors(module, tensors_of(stub))
     if faults:
@@ -256,7 +295,9 @@ def _rebuilt(stub: SandboxedObject, path: Path, loaded: LoadedModel, probe: Sequ
 
 
 def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -> Answers:
-    """Total energies, forces and what else it gives by the form of the network that is mace's own, by quantity."""
+    """Total energies, forces and what else it gives by the form of the network that is
+    mace's own, by quantity.
+    """
     network = model_loader.build_network(module, "reference", loaded.description)
     weights = model_loader.trainable(module)
     of_batches: list[Answers] = []
@@ -269,15 +310,20 @@ def _reference(module: nn.Module, loaded: LoadedModel, probe: Sequence[Batch]) -
 
 
 def deviation(module: nn.Module, loaded: LoadedModel) -> float:
-    """How far a module's energies and forces of two structures are from a loaded model's, relative to the largest."""
+    """How far a module's energies and forces of two structures are from a loaded model's,
+    relative to the largest.
+    """
     probe = _probe(loaded, loaded.description.heads[0])
     return _deviation(_reference(loaded.module, loaded, probe), _reference(module, loaded, probe))
 
 
 def _deviation(expected: Answers, computed: Answers) -> float:
-    """Largest deviation relative to the largest number of each quantity; NaN where one of the numbers is."""
+    """Largest deviation relative to the largest number of each quantity; NaN where
+    one of the numbers is.
+    """
     parts = [_relative(expected[name].double(), computed[name].double()) for name in expected]
-    return float(torch.tensor(parts, dtype=torch.float64).max())  # Python's own max may pass a NaN over
+    # Python's own max may pass a NaN over
+    return float(torch.tensor(parts, dtype=torch.float64).max())
 
 
 def _relative(expected: Tensor, computed: Tensor) -> float:
@@ -287,7 +333,8 @@ def _relative(expected: Tensor, computed: Tensor) -> float:
 
 
 def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
-    """A cluster and a crystal of some of the model's elements at distances between a bond and the cutoff.
+    """A cluster and a crystal of some of the model's elements at distances between
+    a bond and the cutoff.
 
     Args:
         loaded: the model.
@@ -298,7 +345,9 @@ def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
     rng = np.random.default_rng(0)
     elements = rng.permutation(facts.atomic_numbers)[:PROBE_ELEMENTS]
     spacing = min(0.45 * facts.r_max, 2.0)
-    grid = spacing * np.stack(np.meshgrid(*[np.arange(float(side))] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    grid = spacing * np.stack(
+        np.meshgrid(*[np.arange(float(side))] * 3, indexing="ij"), axis=-1
+    ).reshape(-1, 3)
     structures = [
         Structure(
             atomic_numbers=rng.choice(elements, len(grid)).astype(np.int64),
@@ -313,7 +362,14 @@ def _probe(loaded: LoadedModel, head: str, side: int = 2) -> list[Batch]:
     ]
     dtype = next(loaded.module.parameters()).dtype
     return [
-        collate([structure], [build_graph(structure, facts.r_max)], [0], facts, dtype, free_atoms_only=False)
+        collate(
+            [structure],
+            [build_graph(structure, facts.r_max)],
+            [0],
+            facts,
+            dtype,
+            free_atoms_only=False,
+        )
         for structure in structures
     ]
 

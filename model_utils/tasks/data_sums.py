@@ -1,4 +1,6 @@
-"""The structures that a training would train on, gone over once, by one process or by several together."""
+"""The structures that a training would train on, gone over once, by one process
+or by several together.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,11 +24,14 @@ from model_utils.settings.options import MetadataOptions
 from model_utils.tasks.label_census import LabelCensus
 
 
-def sums_of(options: MetadataOptions, r_max: float, default_head: str, group: Group) -> DataSums | None:
+def sums_of(
+    options: MetadataOptions, r_max: float, default_head: str, group: Group
+) -> DataSums | None:
     """Read the data once and sum up what a model.json must know of them.
 
-    To read a structure and to find its neighbours costs, and is shared. What is found comes to the first process in the
-    order of the structures and is added there, so that no bit depends on the number of processes.
+    To read a structure and to find its neighbours costs, and is shared. What is found comes to
+    the first process in the order of the structures and is added there, so that no bit depends on
+    the number of processes.
 
     Args:
         options: which data, and what counts of them.
@@ -38,7 +43,8 @@ def sums_of(options: MetadataOptions, r_max: float, default_head: str, group: Gr
         The sums; None in all processes but the first.
 
     Raises:
-        InputError: the data cannot be used; what a structure is refused for is raised in the first process alone.
+        InputError: the data cannot be used; what a structure is refused for is raised in
+            the first process alone.
     """
     free_atoms_only = options.data.train_on_free_atoms
     max_neighbors = options.data.filters.max_neighbors
@@ -58,7 +64,9 @@ def sums_of(options: MetadataOptions, r_max: float, default_head: str, group: Gr
 
 
 def _structures(options: MetadataOptions) -> Iterator[Unread]:
-    """What reads the structures that a training with these options would train on, and isolated atoms."""
+    """What reads the structures that a training with these options would train
+    on, and isolated atoms.
+    """
     specs = specs_of(options.data, "train")
     filters = filters_of(options.data.filters, keep_charges=True)
     max_dropped = options.data.filters.max_dropped
@@ -85,7 +93,9 @@ def _say_notes(census: Census) -> None:
 
 
 def _trained_on(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Unread]:
-    """What reads isolated atoms, and those inside --elements that training would not set aside for validation."""
+    """What reads isolated atoms, and those inside --elements that training would not
+    set aside for validation.
+    """
     wanted = numbers_of(options.data.filters.elements)
     places = [
         (source, i)

@@ -1,4 +1,6 @@
-"""From data and a network's fields to a model.json: the arithmetic's results put where the description wants them."""
+"""From data and a network's fields to a model.json: the arithmetic's results put where the
+description wants them.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +38,8 @@ R_MAX = 5.0  # Å, mace_run_train's default
 DEFAULT_HEAD = "Default"
 METHODS = ("auto", "isolated", "lstsq", "average")
 
-# Names of mace_run_train's settings that describe the network, and the fields of model.json they are.
+# Names of mace_run_train's settings that describe the network, and the fields
+# of model.json they are.
 MACE_SETTINGS = {
     **{
         name: name
@@ -80,7 +83,9 @@ def start() -> Group:
 
 
 def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
-    """Fields of model.json that say how the network looks: defaults, then preset, then the mace YAML, then flags."""
+    """Fields of model.json that say how the network looks: defaults, then preset, then the
+    mace YAML, then flags.
+    """
     fields: dict[str, Any] = {"model_class": "ScaleShiftMACE", "r_max": R_MAX}
     fields |= PRESETS[options.preset] if options.preset else {}
     fields |= _from_mace_yaml(options.mace_config) if options.mace_config else {}
@@ -91,7 +96,9 @@ def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
 
 
 def wants_zero_shift(options: MetadataInitOptions) -> bool:
-    """Whether the shift is to be 0: where that is asked for, or the mace YAML's model is MACE, which has none."""
+    """Whether the shift is to be 0: where that is asked for, or the mace YAML's model
+    is MACE, which has none.
+    """
     if options.zero_shift or options.mace_config is None:
         return options.zero_shift
     return _load_yaml(options.mace_config).get("model", "MACE") == "MACE"
@@ -106,10 +113,16 @@ def _load_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _from_mace_yaml(path: Path) -> dict[str, Any]:
-    """Network fields of a configuration of mace_run_train; what is not of the network is named and left aside."""
+    """Network fields of a configuration of mace_run_train; what is not of the network
+    is named and left aside.
+    """
     settings = _load_yaml(path)
     _refuse_misspelt(settings, path)
-    fields = {ours: settings[theirs] for theirs, ours in MACE_SETTINGS.items() if settings.get(theirs) is not None}
+    fields = {
+        ours: settings[theirs]
+        for theirs, ours in MACE_SETTINGS.items()
+        if settings.get(theirs) is not None
+    }
     try:
         if isinstance(fields.get("radial_MLP"), str):
             fields["radial_MLP"] = plain_json.loads(fields["radial_MLP"])
@@ -118,24 +131,34 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
             max_order = min(int(settings.get("max_L", 1)), 99)
             fields["hidden_irreps"] = _irreps(channels, max_order)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})") from None
-    if settings.get("model", "MACE") == "MACE":  # mace builds ScaleShiftMACE with this first block (and shift 0)
+        raise InputError(
+            f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})"
+        ) from None
+        # mace builds ScaleShiftMACE with this first block (and shift 0)
+    if settings.get("model", "MACE") == "MACE":
         if "Density" not in str(fields.get("interaction_cls_first")):
             fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
     elif settings["model"] != "ScaleShiftMACE":
-        raise InputError(f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE")
-    aside = sorted(map(str, set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"}))
+        raise InputError(
+            f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE"
+        )
+    aside = sorted(
+        map(str, set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
+    )
     log.info("%s: left aside, not of the network: %s", path, ", ".join(aside) or "nothing")
     return fields
 
 
 def _irreps(channels: int, max_order: int) -> str:
-    """So many channels of every order of spherical harmonics, with its natural parity: ``128x0e+128x1o``."""
+    """So many channels of every order of spherical harmonics, with its natural
+    parity: ``128x0e+128x1o``.
+    """
     return "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
 
 
 def _refuse_misspelt(settings: Mapping[str, Any], path: Path) -> None:
-    """Take a key that mace_run_train does not have, and that is much like one of the network's, for a mistake.
+    """Take a key that mace_run_train does not have, and that is much like one of the
+    network's, for a mistake.
 
     Raises:
         InputError: naming the nearest.
@@ -149,7 +172,10 @@ def _refuse_misspelt(settings: Mapping[str, Any], path: Path) -> None:
         near = get_close_matches(_letters(key), by_letters, n=1)
         name = ours.get(key) or (by_letters[near[0]] if near else None)
         if name is not None:
-            raise InputError(f"{path}: mace_run_train has no {key!r}; did you mean {name}? if not, remove the line")
+            raise InputError(
+                f"{path}: mace_run_train has no {key!r}; did you mean {name}? if "
+                "not, remove the line"
+            )
 
 
 def _letters(name: str) -> str:
@@ -157,14 +183,17 @@ def _letters(name: str) -> str:
 
 
 def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
-    """The fields of a model.json that may lack what is measured, with the usual head where it names none.
+    """The fields of a model.json that may lack what is measured, with the usual
+    head where it names none.
 
     Raises:
         InputError: it cannot be read, or lacks the cutoff.
     """
     fields = model_json.load_fields(options.input_json)
     if not isinstance(fields.get("r_max"), int | float):
-        raise InputError(f"{options.input_json}: r_max is missing, without which neighbours cannot be counted")
+        raise InputError(
+            f"{options.input_json}: r_max is missing, without which neighbours cannot be counted"
+        )
     return {"heads": [DEFAULT_HEAD], **fields}
 
 
@@ -177,10 +206,12 @@ def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) 
         group: the processes that share the structures.
 
     Returns:
-        The sums, the same for any number of processes; None in all but the first, which goes on alone.
+        The sums, the same for any number of processes; None in all but the
+        first, which goes on alone.
 
     Raises:
-        InputError: the output is there, the data cannot be used, or they name a head that the network lacks.
+        InputError: the output is there, the data cannot be used, or they name a head
+            that the network lacks.
     """
     group.once(lambda: _refuse_existing(options))
     heads = network.get("heads")
@@ -191,14 +222,16 @@ def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) 
     unknown = set(sums.heads) - set(heads or sums.heads)
     if unknown:
         raise InputError(
-            f"the data name head(s) {sorted(unknown)} but the model has {heads}; write them into `heads` of the "
-            "model.json, or let `metadata.py init` make one"
+            f"the data name head(s) {sorted(unknown)} but the model has {heads}; write them into "
+            "`heads` of the model.json, or let `metadata.py init` make one"
         )
     return sums
 
 
 def heads_of(sums: DataSums) -> list[str]:
-    """The heads of the structures, in their order; isolated atoms that name none go to the only one."""
+    """The heads of the structures, in their order; isolated atoms that name
+    none go to the only one.
+    """
     heads = [name for name, head in sums.heads.items() if head.structures]
     nameless = sums.heads.get(DEFAULT_HEAD)
     if DEFAULT_HEAD not in heads and nameless is not None:
@@ -207,13 +240,19 @@ def heads_of(sums: DataSums) -> list[str]:
         else:
             atoms = symbols(list(nameless.isolated))
             log.warning(
-                "warning: IsolatedAtom frames of %s name no head and are left aside; write `head` into them", atoms
+                "warning: IsolatedAtom frames of %s name no head and are left aside; "
+                "write `head` into them",
+                atoms,
             )
     if heads != [DEFAULT_HEAD]:
-        log.info("heads: %s", ", ".join(f"{name} ({sums.heads[name].structures} structures)" for name in heads))
+        log.info(
+            "heads: %s",
+            ", ".join(f"{name} ({sums.heads[name].structures} structures)" for name in heads),
+        )
     if len(heads) > 1 and DEFAULT_HEAD in heads:
         log.warning(
-            "warning: %d structures name no head and are of head %s; training needs --head %s for them",
+            "warning: %d structures name no head and are of head %s; training needs "
+            "--head %s for them",
             sums.heads[DEFAULT_HEAD].structures,
             DEFAULT_HEAD,
             DEFAULT_HEAD,
@@ -239,7 +278,8 @@ def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None
         measured |= {"atomic_inter_scale": [1.0] * n_heads, "atomic_inter_shift": [1.0] * n_heads}
     where = getattr(options, "input_json", None) or getattr(options, "mace_config", None)
     model_json.parse(
-        json.dumps({**network, **measured}, default=str), str(where or f"the model.json for {options.output_json}")
+        json.dumps({**network, **measured}, default=str),
+        str(where or f"the model.json for {options.output_json}"),
     )
 
 
@@ -257,10 +297,16 @@ def measured_fields(
     Raises:
         InputError: the data hold an element that the network lacks, or E0s cannot be had.
     """
-    elements = network.get("atomic_numbers") or numbers_of(options.data.filters.elements) or sorted(sums.elements)
+    elements = (
+        network.get("atomic_numbers")
+        or numbers_of(options.data.filters.elements)
+        or sorted(sums.elements)
+    )
     unknown = sums.elements - set(elements)
     if unknown:
-        raise InputError(f"the data hold {symbols(list(unknown))}, which atomic_numbers of the model lack")
+        raise InputError(
+            f"the data hold {symbols(list(unknown))}, which atomic_numbers of the model lack"
+        )
     log.info("elements: %s", symbols(elements))
     log.info(
         "avg_num_neighbors: %.6g within %g Å, over %d of %d atoms (those with neighbours)",
@@ -293,8 +339,12 @@ def measured_fields(
     return fields
 
 
-def _scaling(head: HeadSums, energies: Mapping[int, float], method: str, name: str, *, zero_shift: bool) -> Scaling:
-    """Scale and shift of a head of this name, said in the log together with E0s that no atom can have."""
+def _scaling(
+    head: HeadSums, energies: Mapping[int, float], method: str, name: str, *, zero_shift: bool
+) -> Scaling:
+    """Scale and shift of a head of this name, said in the log together with E0s
+    that no atom can have.
+    """
     low = impossible(energies)
     if low:
         log.warning("warning: head %s: no atom has so low an E0: %s", name, shown(low))
@@ -336,7 +386,9 @@ def _energies_of_heads(
     return of_head
 
 
-def _fitted_energies(head: HeadSums, elements: Sequence[int], method: str, name: str) -> dict[int, float]:
+def _fitted_energies(
+    head: HeadSums, elements: Sequence[int], method: str, name: str
+) -> dict[int, float]:
     """E0s of a head by a method of ``METHODS``, eV by atomic number, each said in the log."""
     references = reference_energies(head, elements, method)
     log.info("head %s: E0s %s", name, references.origin)
@@ -345,8 +397,8 @@ def _fitted_energies(head: HeadSums, elements: Sequence[int], method: str, name:
             log.info("  %-2s %.6f eV", symbols([z]), references.values[z])
     if references.absent:
         log.warning(
-            "warning: head %s: no structure has %s: their E0s are 0 and say nothing; give --E0s as JSON, or isolated "
-            "atoms",
+            "warning: head %s: no structure has %s: their E0s are 0 and say nothing; give --E0s as "
+            "JSON, or isolated atoms",
             name,
             symbols(references.absent),
         )
@@ -370,8 +422,8 @@ def write_network(options: MetadataInitOptions, network: Mapping[str, Any]) -> N
     log.info("elements: %s", symbols(numbers))
     _put(options, json.dumps(fields, indent=2, sort_keys=True) + "\n")
     log.warning(
-        "warning: %s lacks what data say (E0s, avg_num_neighbors, scale, shift): `metadata.py fit --input_json %s` "
-        "with the data puts it in",
+        "warning: %s lacks what data say (E0s, avg_num_neighbors, scale, shift): `metadata.py fit "
+        "--input_json %s` with the data puts it in",
         options.output_json,
         options.output_json,
     )
@@ -383,7 +435,9 @@ def write(options: MetadataOptions, fields: Mapping[str, Any]) -> ModelDescripti
     Raises:
         InputError: they contradict one another, or the file is there or cannot be written.
     """
-    description = model_json.parse(json.dumps(dict(fields)), f"the model.json for {options.output_json}")
+    description = model_json.parse(
+        json.dumps(dict(fields)), f"the model.json for {options.output_json}"
+    )
     _put(options, description.canonical_text())
     log.info("wrote %s, hash %s…", options.output_json, description.hash()[:12])
     return description

@@ -43,8 +43,8 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
 
     Args:
         options: of the evaluation.
-        loss: that is given beside the errors, with units and shapes of its own; squared errors with the weights of
-            the options unless given.
+        loss: that is given beside the errors, with units and shapes of its own; squared errors with
+            the weights of the options unless given.
 
     Raises:
         InputError: an output is there already, or model or data cannot be used.
@@ -61,7 +61,9 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     data = opened.data(options)
     if baseline is not None:
         baseline.refuse_others(data)
-    breakdown = Breakdown(data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None)
+    breakdown = Breakdown(
+        data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None
+    )
     physics = physics_check.examined(options.physics_checks, opened.subject(data), data, group)
     collected = reporting.collected_of(options.reporting, data)
     calibration = Calibration(len(opened.members)) if opened.is_committee else None
@@ -89,11 +91,15 @@ def _judged(
     group: Group,
     loss: Loss | None = None,
 ) -> tuple[Metrics, dict[str, Metrics]]:
-    """Errors of a model on all structures and on those of each source; ``on_batch`` sees every prediction."""
+    """Errors of a model on all structures and on those of each source; ``on_batch``
+    sees every prediction.
+    """
     network = opened.network
     weights = opened.weights
     loss = loss or evaluation_report.loss_of(options.loss)
-    batches = assemble.with_measured_evaluation_budget(options.batches, network, weights, data, opened.device, group)
+    batches = assemble.with_measured_evaluation_budget(
+        options.batches, network, weights, data, opened.device, group
+    )
     evaluator = assemble.evaluator(
         data,
         batches,
@@ -106,7 +112,9 @@ def _judged(
 
 
 def _baseline(options: EvaluateOptions, group: Group) -> Baseline | None:
-    """The model that --compare_with names, judged before the other, so that a mistake in its name costs nothing."""
+    """The model that --compare_with names, judged before the other, so that a mistake in
+    its name costs nothing.
+    """
     if options.reporting.compare_with is None:
         return None
     of_baseline = reporting.options_of_baseline(options)

@@ -22,7 +22,9 @@ from model_utils.tasks.calibration import Calibration
 
 def refuse_existing(options: EvaluateOptions) -> None:
     """Raise InputError where an output file is there already, before anything slow begins."""
-    outputs = {flag: getattr(options, flag) for flag in ("output_json", "output_table", "output_xyz")}
+    outputs = {
+        flag: getattr(options, flag) for flag in ("output_json", "output_table", "output_xyz")
+    }
     outputs["report"] = options.reporting.report
     for flag, path in outputs.items():
         if path is not None and path.exists() and not options.overwrite:
@@ -45,14 +47,18 @@ def say_what_is_used(loaded: LoadedModel, dtype: torch.dtype, device: torch.devi
 
 
 def warn_of_wrong_forces(loaded: LoadedModel) -> None:
-    """Say what is known to be wrong with what the network computes, for example where its forces are no slope."""
+    """Say what is known to be wrong with what the network computes, for example where
+    its forces are no slope.
+    """
     for warning in loaded.description.warnings():
         log.warning("%s", warning)
 
 
 def loss_of(options: PrintedLossOptions) -> Loss:
     """The loss that is printed among the metrics."""
-    return Loss(terms={name: Term(weight=weight) for name, weight in terms.weights(options).items()})
+    return Loss(
+        terms={name: Term(weight=weight) for name, weight in terms.weights(options).items()}
+    )
 
 
 def print_all(
@@ -62,7 +68,9 @@ def print_all(
     calibration: Calibration | None = None,
     physics: PhysicsReport | None = None,
 ) -> None:
-    """The table, with a row per source where there are several, where the errors are, and what was found besides."""
+    """The table, with a row per source where there are several, where the errors are, and
+    what was found besides.
+    """
     rows = {"all": total} if len(by_source) == 1 else {**by_source, "all": total}
     lines = [*table(rows).splitlines(), *breakdown.lines()]
     lines += calibration.lines() if calibration else []
@@ -78,7 +86,9 @@ def content_of(
     breakdown: Breakdown,
     physics: PhysicsReport | None,
 ) -> dict[str, Any]:
-    """What --output_json holds: metrics as top-level keys, by source, by element, by config_type."""
+    """What --output_json holds: metrics as top-level keys, by source, by
+    element, by config_type.
+    """
     models = [str(path) for path in options.input_model]
     return {
         **total.as_plain(),
@@ -89,8 +99,14 @@ def content_of(
     }
 
 
-def write(options: EvaluateOptions, content: Mapping[str, Any], breakdown: Breakdown, page: str | None = None) -> None:
-    """The files that were asked for: metrics as JSON, a row per structure as CSV, predictions as xyz, the report.
+def write(
+    options: EvaluateOptions,
+    content: Mapping[str, Any],
+    breakdown: Breakdown,
+    page: str | None = None,
+) -> None:
+    """The files that were asked for: metrics as JSON, a row per structure as CSV,
+    predictions as xyz, the report.
 
     Raises:
         InputError: one cannot be written.

@@ -37,14 +37,16 @@ class ExportedWeights:
             model: the file of the best weights.
 
         Raises:
-            InputError: another run has put a file there since this process began, or it cannot be written.
+            InputError: another run has put a file there since this process began,
+                or it cannot be written.
         """
         if self.path is None:
             return
         if _seen(self.path) not in (None, self.before):
             raise InputError(
-                f"{FLAG} {self.path} was written by another process meanwhile and stays as it is; the best weights are "
-                f"in {model}, write them with `read_model.py convert --to safetensors` under another name"
+                f"{FLAG} {self.path} was written by another process meanwhile and stays as it is; "
+                f"the best weights are in {model}, write them with `read_model.py convert --to "
+                "safetensors` under another name"
             )
         asked = {"common": common, "input_model": model, "to": "safetensors", "output": self.path}
         conversion.convert(composed(ConvertOptions, {**asked, "overwrite": True}))
@@ -59,7 +61,8 @@ def of_run(options: TrainingOptions, outputs: Outputs, group: Group) -> Exported
         group: the processes of the run, of which the first looks.
 
     Raises:
-        InputError: the name is that of no safetensors file, or a file is there that is not this run's.
+        InputError: the name is that of no safetensors file, or a file is there
+            that is not this run's.
     """
     path = options.running.output_safetensors
     if path is None or not group.rank.is_first:
@@ -70,7 +73,9 @@ def of_run(options: TrainingOptions, outputs: Outputs, group: Group) -> Exported
     if not (options.output.overwrite or options.run.dry_run):
         for there in (path, sidecar(path)):
             if there.exists() and not _is_of_run_at(outputs, options, path):
-                raise InputError(f"{FLAG} {path}: {there} is there and not of this run; give another name")
+                raise InputError(
+                    f"{FLAG} {path}: {there} is there and not of this run; give another name"
+                )
     return ExportedWeights(path=path, before=before)
 
 

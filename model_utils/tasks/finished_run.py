@@ -1,4 +1,6 @@
-"""A training that is over, as Python has it: its files, its best model, its errors, and errors on other data."""
+"""A training that is over, as Python has it: its files, its best model, its errors,
+and errors on other data.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -74,7 +76,8 @@ class Run:
 
     @cached_property
     def best_model(self) -> LoadedModel:
-        """The best weights in a module on the CPU, with their description: averaged ones where there was an EMA.
+        """The best weights in a module on the CPU, with their description: averaged ones
+        where there was an EMA.
 
         Raises:
             InputError, VerificationError: the file is gone or damaged.
@@ -83,10 +86,16 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """Errors of the best model by data set (``train``, ``valid``, ``test``), eV and eV/Å; empty before the end."""
+        """Errors of the best model by data set (``train``, ``valid``, ``test``), eV and
+        eV/Å; empty before the end.
+        """
         final = [record for record in self.records if record.get("kind") == "final"]
         sets = final[-1] if final else {}
-        return {name: errors for name, errors in sets.items() if isinstance(errors, dict) and name != "perf"}
+        return {
+            name: errors
+            for name, errors in sets.items()
+            if isinstance(errors, dict) and name != "perf"
+        }
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -99,8 +108,9 @@ class Run:
 
         Args:
             data: one or more files of any format.
-            settings: further options of ``evaluate.py``, as ``energy_key`` or ``device``; names of labels, what
-                counts, how much fits into memory and the loss are those of the training unless given.
+            settings: further options of ``evaluate.py``, as ``energy_key`` or ``device``; names of
+                labels, what counts, how much fits into memory and the loss are those of the
+                training unless given.
 
         Raises:
             InputError: the data cannot be used.
@@ -113,22 +123,37 @@ class Run:
             "input_model": str(self.outputs.model),
             **settings,
         }
-        own_loss = None if any(name in settings for name in names_of(PrintedLossOptions)) else _loss_of(stored)
-        return evaluating.evaluate(cli.from_plain(EvaluateOptions, plain, self.outputs.checkpoint), own_loss).total
+        own_loss = (
+            None
+            if any(name in settings for name in names_of(PrintedLossOptions))
+            else _loss_of(stored)
+        )
+        return evaluating.evaluate(
+            cli.from_plain(EvaluateOptions, plain, self.outputs.checkpoint), own_loss
+        ).total
 
 
 def _as_in_training(stored: StoredRun, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an evaluation as the run had them: which structures count, by which labels, in which batches.
+    """The options of an evaluation as the run had them: which structures count, by which
+    labels, in which batches.
 
     Args:
         stored: the run.
         given: options that take their place; one on batches takes that of all of them.
     """
     of_batches = names_of(BatchOptions)
-    names = {*names_of(LabelOptions), *names_of(FilterOptions), "head", "eval_on_free_atoms", "device"}
+    names = {
+        *names_of(LabelOptions),
+        *names_of(FilterOptions),
+        "head",
+        "eval_on_free_atoms",
+        "device",
+    }
     if not any(name in given for name in of_batches):
         names |= {*of_batches}
-    return {name: value for name, value in stored.config.items() if name in names and value is not None}
+    return {
+        name: value for name, value in stored.config.items() if name in names and value is not None
+    }
 
 
 def _loss_of(stored: StoredRun) -> Loss:

@@ -63,13 +63,19 @@ def _describe(indexes: Sequence[ShardIndex], total: int, portion: Portion) -> No
         log.info("  %d of them are too small to keep an index, or it can be kept nowhere", unkept)
 
 
-def _judge_names(specs: Sequence[SourceSpec], indexes: Sequence[ShardIndex], portion: Portion) -> None:
-    """See that labels occur under the names that were given; of a share, whose shards may lack them, it is only said.
+def _judge_names(
+    specs: Sequence[SourceSpec], indexes: Sequence[ShardIndex], portion: Portion
+) -> None:
+    """See that labels occur under the names that were given; of a share, whose shards may lack
+    them, it is only said.
 
     Raises:
         InputError: a name occurs in none of all shards.
     """
-    censuses = [Census(path=s.path, first_names=partial(names_of_first, [LmdbFile(s.path)])) for s in indexes]
+    censuses = [
+        Census(path=s.path, first_names=partial(names_of_first, [LmdbFile(s.path)]))
+        for s in indexes
+    ]
     for shard, census in zip(indexes, censuses, strict=True):
         for names, count in shard.header["names"]:
             census.label_names[tuple(names)] += count
@@ -78,7 +84,10 @@ def _judge_names(specs: Sequence[SourceSpec], indexes: Sequence[ShardIndex], por
     own = [(shard, by_path[shard.path]) for shard in named_shards(specs) if shard.path in by_path]
     try:
         refuse_names_that_are_nowhere(
-            [SourceSpec(path=shard.path, format=FORMAT, keys=shard.recipe.keys) for shard, _ in own],
+            [
+                SourceSpec(path=shard.path, format=FORMAT, keys=shard.recipe.keys)
+                for shard, _ in own
+            ],
             [census for _, census in own],
         )
     except InputError as error:

@@ -1,8 +1,9 @@
-"""A network that the file of settings describes, made complete: what data say of it is measured once and kept.
+"""A network that the file of settings describes, made complete: what data say of it is
+measured once and kept.
 
 The measuring is that of ``metadata.py init``. Its result is a small JSON file (``--info_file``, or
-``dataset_info.json`` beside the checkpoint, or in the folder of the experiment) that says of which data and cutoff it
-is, and is found again; one of other data is never taken.
+``dataset_info.json`` beside the checkpoint, or in the folder of the experiment) that says of which
+data and cutoff it is, and is found again; one of other data is never taken.
 """
 
 import hashlib
@@ -46,13 +47,16 @@ def refuse_unknown_class(options: TrainOptions) -> None:
     refuse_elsewhere(name, f"section model of {options.input_json}")
     if name not in ARCHITECTURES:
         raise InputError(
-            f"target {name!r:.60} in {options.input_json}: {unknown(str(name), list(ARCHITECTURES))}; a --plugin adds "
-            "others"
+            f"target {name!r:.60} in {options.input_json}: "
+            f"{unknown(str(name), list(ARCHITECTURES))}; a --plugin adds others"
         )
 
 
-def described(options: TrainOptions, outputs: Outputs, group: Group) -> tuple[TrainOptions, ModelDescription]:
-    """The description of the network that the file of settings describes, in full or without what data say.
+def described(
+    options: TrainOptions, outputs: Outputs, group: Group
+) -> tuple[TrainOptions, ModelDescription]:
+    """The description of the network that the file of settings describes, in full or
+    without what data say.
 
     Args:
         options: of the run.
@@ -60,7 +64,8 @@ def described(options: TrainOptions, outputs: Outputs, group: Group) -> tuple[Tr
         group: the processes of the run, which measure together; what they have is the same in all.
 
     Returns:
-        The options, in which the network has become the file of the run's own model.json; and the description.
+        The options, in which the network has become the file of the run's own
+        model.json; and the description.
 
     Raises:
         InputError: a field is wrong, the data cannot be used, or what was kept is of other data.
@@ -71,14 +76,18 @@ def described(options: TrainOptions, outputs: Outputs, group: Group) -> tuple[Tr
         known = _measured_together(options, outputs, given, group)
     fields = {**json.loads(known), **given}
     if not model_json.scales_energies(fields):
-        fields = {name: value for name, value in fields.items() if name not in SCALES or name in given}
+        fields = {
+            name: value for name, value in fields.items() if name not in SCALES or name in given
+        }
     description = model_json.parse(json.dumps(fields), f"section model of {options.input_json}")
     plain = {**cli.as_plain(options), "network": None, "input_json": str(outputs.model_jsons[0])}
     return cli.from_plain(TrainOptions, plain, options.input_json), description
 
 
 def _given(options: TrainOptions) -> dict[str, Any]:
-    """The fields as the file of settings has them; those of a network that is left unsaid have its defaults."""
+    """The fields as the file of settings has them; those of a network that is left
+    unsaid have its defaults.
+    """
     assert options.inline.network is not None
     given: dict[str, Any] = plain_json.loads(options.inline.network)
     return {"model_class": USUAL, "r_max": describe_data.R_MAX, **given}
@@ -86,8 +95,13 @@ def _given(options: TrainOptions) -> dict[str, Any]:
 
 def _known(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any]) -> bytes:
     """What data say of the network, as JSON, where nothing has to be measured; else nothing."""
-    stored = resuming.newest_checkpoint(outputs.checkpoint) if options.output.resume is not None else None
-    if stored is not None:  # measured as the run began; whether it is this network is compared by its hash
+    stored = (
+        resuming.newest_checkpoint(outputs.checkpoint)
+        if options.output.resume is not None
+        else None
+    )
+    # measured as the run began; whether it is this network is compared by its hash
+    if stored is not None:
         complete = json.loads(stored.description.canonical_text())
         return json.dumps({name: complete[name] for name in MEASURED if name in complete}).encode()
     if not _lacks(given):
@@ -101,14 +115,18 @@ def _known(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any]) ->
 
 
 def _info_file(options: TrainOptions, outputs: Outputs) -> Path:
-    """Where the result is kept; runs of one experiment, which often have the same data, keep it together."""
+    """Where the result is kept; runs of one experiment, which often have the same
+    data, keep it together.
+    """
     folder = outputs.checkpoint.parent
     if outputs.record.exists():
         folder = folder.parent
     return options.inline.info_file or folder / INFO
 
 
-def _measured_together(options: TrainOptions, outputs: Outputs, given: Mapping[str, Any], group: Group) -> bytes:
+def _measured_together(
+    options: TrainOptions, outputs: Outputs, given: Mapping[str, Any], group: Group
+) -> bytes:
     """What data say of the network, as JSON, measured by all processes and kept by the first."""
     path = _info_file(options, outputs)
     asked = _asked(options, given, path)
@@ -119,7 +137,9 @@ def _measured_together(options: TrainOptions, outputs: Outputs, given: Mapping[s
     def finish() -> bytes:
         assert sums is not None, "the first process has them"
         network.setdefault("heads", describe_data.heads_of(sums))
-        measured = describe_data.measured_fields(sums, network, asked, zero_shift=False) | {"heads": network["heads"]}
+        measured = describe_data.measured_fields(sums, network, asked, zero_shift=False) | {
+            "heads": network["heads"]
+        }
         if not options.run.dry_run:
             _keep(path, _measured_of(options, given), measured)
         return json.dumps(measured).encode()
@@ -130,9 +150,13 @@ def _measured_together(options: TrainOptions, outputs: Outputs, given: Mapping[s
 def _keep(path: Path, of: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_text(path, json.dumps({"format": FORMAT, "of": of, "measured": measured}, indent=2) + "\n")
+        durable.write_text(
+            path, json.dumps({"format": FORMAT, "of": of, "measured": measured}, indent=2) + "\n"
+        )
     except OSError as error:
-        raise InputError(f"cannot write --info_file {path}: {error.strerror}; give another") from None
+        raise InputError(
+            f"cannot write --info_file {path}: {error.strerror}; give another"
+        ) from None
     log.info("kept in %s for later runs", path)
 
 
@@ -155,17 +179,27 @@ def _kept(path: Path, of: Mapping[str, Any], *, must_fit: bool) -> dict[str, Any
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read --info_file {path}: {error}; remove it or give another") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("of"), dict):
-        raise InputError(f"--info_file {path} is not one of this program ({FORMAT!r}); remove it or give another")
-    others = sorted(name for name in {*of, *content["of"]} if of.get(name) != content["of"].get(name))
+        raise InputError(
+            f"cannot read --info_file {path}: {error}; remove it or give another"
+        ) from None
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != FORMAT
+        or not isinstance(content.get("of"), dict)
+    ):
+        raise InputError(
+            f"--info_file {path} is not one of this program ({FORMAT!r}); remove it or give another"
+        )
+    others = sorted(
+        name for name in {*of, *content["of"]} if of.get(name) != content["of"].get(name)
+    )
     if not others:
         measured: dict[str, Any] = content["measured"]
         return measured
     if must_fit:
         raise InputError(
-            f"--info_file {path} was measured of something else: {', '.join(others)} differ; remove it to have it "
-            "measured anew, or give another"
+            f"--info_file {path} was measured of something else: {', '.join(others)} differ; "
+            "remove it to have it measured anew, or give another"
         )
     log.info("%s is of something else (%s): measured anew", path, ", ".join(others))
     return None
@@ -186,7 +220,9 @@ def _asked(options: TrainOptions, given: Mapping[str, Any], path: Path) -> Metad
 
 
 def _given_energies(given: Mapping[str, Any]) -> str | None:
-    """E0s that the file gives, as ``--E0s`` of ``metadata.py`` takes them; None where it gives none."""
+    """E0s that the file gives, as ``--E0s`` of ``metadata.py`` takes them;
+    None where it gives none.
+    """
     energies = given.get("atomic_energies")
     numbers = given.get("atomic_numbers")
     if isinstance(energies, list) and isinstance(numbers, list) and len(energies) == len(numbers):
@@ -195,37 +231,57 @@ def _given_energies(given: Mapping[str, Any]) -> str | None:
 
 
 def _set_aside(options: TrainOptions) -> float:
-    """Share of the training structures that the run sets aside for validation, and that must not be measured."""
+    """Share of the training structures that the run sets aside for validation, and
+    that must not be measured.
+    """
     return 0.0 if options.data.files("val") else options.data.valid_fraction
 
 
 def _measured_of(options: TrainOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the result depends on: the data, which of them count and by which names, and the cutoff."""
+    """What the result depends on: the data, which of them count and by
+    which names, and the cutoff.
+    """
     values = flat(options.data)
     lists = {
-        name for name, value in values.items() if isinstance(value, tuple) and value and isinstance(value[0], Path)
+        name
+        for name, value in values.items()
+        if isinstance(value, tuple) and value and isinstance(value[0], Path)
     }
     # how much may be faulty says nothing; files are known by their content, wherever they lie
-    names = {*values} - {*names_of(FilterOptions, MAY_CHANGE), *lists, "sources", "valid_fraction", "lmdb_val_samples"}
+    names = {*values} - {
+        *names_of(FilterOptions, MAY_CHANGE),
+        *lists,
+        "sources",
+        "valid_fraction",
+        "lmdb_val_samples",
+    }
     plain = {
         name: values[name] if not isinstance(values[name], tuple) else list(values[name])
         for name in sorted(names)
         if values[name] not in (None, ())
     }
-    contents = {name: _fingerprint(value) for name, value in values.items() if isinstance(value, Path)}
+    contents = {
+        name: _fingerprint(value) for name, value in values.items() if isinstance(value, Path)
+    }
     return {
         "r_max": given["r_max"],
         "given": {name: given[name] for name in MEASURED if given.get(name) is not None},
-        "seed": options.run.seed if _set_aside(options) or options.data.lmdb_train_samples else None,
+        "seed": options.run.seed
+        if _set_aside(options) or options.data.lmdb_train_samples
+        else None,
         "set_aside": _set_aside(options),
         "settings": {**plain, **contents},
-        "sources": [{**cli.as_plain(source), "path": source.path.name} for source in options.data.sources],
+        "sources": [
+            {**cli.as_plain(source), "path": source.path.name} for source in options.data.sources
+        ],
         "files": [_fingerprint(source.path) for source in options.data.files("train")],
     }
 
 
 def _fingerprint(path: Path) -> list[list[Any]]:
-    """Name, size and sha256 of both ends of every file that a name means, which may lie elsewhere another time."""
+    """Name, size and sha256 of both ends of every file that a name means, which may lie
+    elsewhere another time.
+    """
     return [[file.name, file.stat().st_size, _ends(file)] for file in _files_of(path)]
 
 
@@ -234,7 +290,11 @@ def _files_of(path: Path) -> Iterator[Path]:
     for name in [path] if path.exists() else sorted(map(Path, glob(str(path)))):
         inside = sorted(name.rglob("*")) if name.is_dir() else [name]
         for file in inside:
-            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(BESIDE_DATA):
+            if (
+                file.is_file()
+                and not file.name.startswith(".")
+                and not file.name.endswith(BESIDE_DATA)
+            ):
                 yield file
 
 

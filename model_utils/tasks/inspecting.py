@@ -1,4 +1,6 @@
-"""What read_model.py does: take the model.json out of a weights file, check the two, say what is there, compare two."""
+"""What read_model.py does: take the model.json out of a weights file, check the two, say what
+is there, compare two.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,8 +45,15 @@ def export(options: ExportOptions) -> None:
     output_json = options.output_json
     if output_json.is_dir():
         raise InputError(f"--output_json {output_json} is a directory; give a file name")
-    if output_json.exists() and not input_files.holds(output_json, text.encode()) and not options.overwrite:
-        raise InputError(f"--output_json {output_json} is there with other content; give another name or --overwrite")
+    if (
+        output_json.exists()
+        and not input_files.holds(output_json, text.encode())
+        and not options.overwrite
+    ):
+        raise InputError(
+            f"--output_json {output_json} is there with other content; give another "
+            "name or --overwrite"
+        )
     try:
         output_json.parent.mkdir(parents=True, exist_ok=True)
         durable.write_text(output_json, text)
@@ -54,7 +63,8 @@ def export(options: ExportOptions) -> None:
 
 
 def verify(options: VerifyOptions) -> None:
-    """Compare a weights file with a model.json: hash, names and shapes of all tensors, buffers that repeat its facts.
+    """Compare a weights file with a model.json: hash, names and shapes of all tensors, buffers
+    that repeat its facts.
 
     Raises:
         VerificationError: naming what differs first.
@@ -67,7 +77,9 @@ def verify(options: VerifyOptions) -> None:
     )
     absent = loaded.file.content.get("absent", [])
     if absent:
-        log.info("derived buffers that the file lacks and that were computed: %s", ", ".join(absent))
+        log.info(
+            "derived buffers that the file lacks and that were computed: %s", ", ".join(absent)
+        )
     log.info(
         "%s fits %s: hash %s, %d tensors",
         options.input_model,
@@ -85,7 +97,13 @@ def show(options: DescribeOptions) -> None:
     description = file.description
     content = file.content
     if file.is_ours:
-        log.info("%s: a %s of run %s, %s weights", input_model, file.kind, content["run_name"], file.weights)
+        log.info(
+            "%s: a %s of run %s, %s weights",
+            input_model,
+            file.kind,
+            content["run_name"],
+            file.weights,
+        )
     else:
         log.info("%s: %s", input_model, _KINDS[file.kind])
     for line in description.details():
@@ -96,12 +114,19 @@ def show(options: DescribeOptions) -> None:
         description.r_max,
         ", ".join(description.heads),
     )
-    log.info("%d numbers in %s", sum(t.numel() for t in file.tensors.values()), dtype_name(file.dtype))
+    log.info(
+        "%d numbers in %s", sum(t.numel() for t in file.tensors.values()), dtype_name(file.dtype)
+    )
     log.info("of %s", file.when())
     log.info("model.json hash %s", description.hash())
     if "code_version" in content:
-        log.info("written by %s", ", ".join(f"{name} {version}" for name, version in content["code_version"].items()))
-    for line in describe_groups(_groups(file), {name: tensor.numel() for name, tensor in file.tensors.items()}):
+        log.info(
+            "written by %s",
+            ", ".join(f"{name} {version}" for name, version in content["code_version"].items()),
+        )
+    for line in describe_groups(
+        _groups(file), {name: tensor.numel() for name, tensor in file.tensors.items()}
+    ):
         log.info("%s", line)
     if options.samples:
         _show_samples(file)
@@ -114,14 +139,24 @@ def _show_samples(file: WeightsFile) -> None:
         InputError: the file is no checkpoint.
     """
     if file.kind != "checkpoint":
-        raise InputError(f"--samples: {file.path} is no checkpoint; give the *_checkpoint.pt of the run")
+        raise InputError(
+            f"--samples: {file.path} is no checkpoint; give the *_checkpoint.pt of the run"
+        )
     sets = file.content["train_state"].get("lmdb_indices")
     if not isinstance(sets, dict):
-        log.info("samples: none of LMDBs" if sets is None else "samples: not kept by shard and key in files this old")
+        log.info(
+            "samples: none of LMDBs"
+            if sets is None
+            else "samples: not kept by shard and key in files this old"
+        )
         return
     for role, records in sets.items():
         if not isinstance(records, list):
-            log.info("%s: too many to list: %s", role, ", ".join(f"{name} {value}" for name, value in records.items()))
+            log.info(
+                "%s: too many to list: %s",
+                role,
+                ", ".join(f"{name} {value}" for name, value in records.items()),
+            )
             continue
         for part in records:
             for key, row in zip(part["keys"], part["rows"], strict=True):
@@ -133,11 +168,17 @@ def _is_group(stored: object) -> bool:
     if not isinstance(stored, Mapping) or not isinstance(stored.get("param_names"), list):
         return False
     numbers = all(isinstance(stored.get(name), float) for name in ("weight_decay", "lr"))
-    return numbers and "name" in stored and all(isinstance(name, str) for name in stored["param_names"])
+    return (
+        numbers
+        and "name" in stored
+        and all(isinstance(name, str) for name in stored["param_names"])
+    )
 
 
 def _groups(file: WeightsFile) -> Sequence[Mapping[str, Any]]:
-    """The optimizer's groups of a checkpoint; of other weights those that a training would make, nothing frozen."""
+    """The optimizer's groups of a checkpoint; of other weights those that a training
+    would make, nothing frozen.
+    """
     state = file.content.get("train_state")
     stored = state.get("optimizer") if isinstance(state, Mapping) else None
     groups = stored.get("param_groups") if isinstance(stored, Mapping) else None
@@ -178,13 +219,16 @@ def diff(options: DiffOptions) -> None:
         log.info("and %d more", len(tensors) - SHOWN)
     if fields or tensors:
         raise VerificationError(
-            f"{options.input_model} and {options.other_model} differ in {len(fields)} fields and {len(tensors)} tensors"
+            f"{options.input_model} and {options.other_model} differ in {len(fields)} fields and "
+            f"{len(tensors)} tensors"
         )
     log.info("equal: structure and all %d tensors", len(first.tensors))
 
 
 def _differing_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
-    """A line for every tensor that only one file has or that differs; those without elements say nothing."""
+    """A line for every tensor that only one file has or that differs; those
+    without elements say nothing.
+    """
     differing = []
     for name in {**first, **second}:
         difference = _difference(first.get(name), second.get(name))
@@ -196,8 +240,8 @@ def _differing_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]
 def _difference(a: Tensor | None, b: Tensor | None) -> str | None:
     """How a tensor of the first file differs from the second's; None where it does not.
 
-    Numbers are compared in float64, which holds both precisions, and without their shape: mace's versions store the
-    same weights flat or not.
+    Numbers are compared in float64, which holds both precisions, and without their shape: mace's
+    versions store the same weights flat or not.
     """
     if a is None or b is None:
         present = a if b is None else b

@@ -10,7 +10,9 @@ from model_utils.runtime import log
 
 
 class LabelCensus:
-    """Counts the labels of structures that go by: all of them have one, none has, or some lack it."""
+    """Counts the labels of structures that go by: all of them have one,
+    none has, or some lack it.
+    """
 
     def __init__(self) -> None:
         self._structures = 0
@@ -38,11 +40,21 @@ class LabelCensus:
         for quantity, identifier in self._first_without.items():
             count = self._labelled[quantity]
             if count == 0:
-                log.warning("no structure has %s; name the label with --%s_key where it is there", quantity, quantity)
+                log.warning(
+                    "no structure has %s; name the label with --%s_key where it is there",
+                    quantity,
+                    quantity,
+                )
             elif allow_missing:
-                log.info("%d of %d structures have no %s", self._structures - count, self._structures, quantity)
+                log.info(
+                    "%d of %d structures have no %s",
+                    self._structures - count,
+                    self._structures,
+                    quantity,
+                )
             else:
                 raise InputError(
-                    f"{self._structures - count} of {self._structures} structures have no {quantity} (first: "
-                    f"{identifier}); mend them, or take partly labelled data with --allow_missing_labels"
+                    f"{self._structures - count} of {self._structures} structures have no "
+                    f"{quantity} (first: {identifier}); mend them, or take partly labelled data "
+                    "with --allow_missing_labels"
                 )

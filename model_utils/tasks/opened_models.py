@@ -1,4 +1,6 @@
-"""The model that is judged, or several as a committee, in the precision and on the device where that is done."""
+"""The model that is judged, or several as a committee, in the precision and on the
+device where that is done.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +52,11 @@ class OpenedModel:
     def subject(self, data: Dataset) -> Subject:
         """The model as the checks of its physics take it."""
         return Subject(
-            network=self.network, weights=self.weights, facts=data.facts, dtype=self.dtype, device=self.device
+            network=self.network,
+            weights=self.weights,
+            facts=data.facts,
+            dtype=self.dtype,
+            device=self.device,
         )
 
     def data(self, options: EvaluateOptions) -> Dataset:
@@ -62,25 +68,31 @@ def opened(options: EvaluateOptions) -> OpenedModel:
     """Load and verify the models; set up precision and device.
 
     Raises:
-        InputError: a file cannot be read, several models are not of one kind, or energies of atoms cannot be had.
+        InputError: a file cannot be read, several models are not of one kind, or energies
+            of atoms cannot be had.
         VerificationError: a file is damaged or not of its model.json.
     """
     members = tuple(_loaded(options, path) for path in options.input_model)
     _refuse_unlike(members)
     dtype = runtime.dtype_of(options.device.dtype, members[0].file.dtype)
-    device = runtime.start(device=options.device.device, dtype=dtype, threads=options.device.threads, seed=0)
+    device = runtime.start(
+        device=options.device.device, dtype=dtype, threads=options.device.threads, seed=0
+    )
     for member in members:
         evaluation_report.say_what_is_used(member, dtype, device)
         evaluation_report.warn_of_wrong_forces(member)
     _warn_of_other_zero_points(members)
     _warn_of_a_repeated_one(members)
     networks = [
-        model_loader.build_network(member.module.to(device), options.step, member.description) for member in members
+        model_loader.build_network(member.module.to(device), options.step, member.description)
+        for member in members
     ]
     announcement.announce_step(networks[0])
     network = _as_one(networks, members, of_atoms=options.atom_energies)
     weights = model_loader.trainable(network.module)
-    return OpenedModel(members=members, dtype=dtype, device=device, network=network, weights=weights)
+    return OpenedModel(
+        members=members, dtype=dtype, device=device, network=network, weights=weights
+    )
 
 
 def _loaded(options: EvaluateOptions, path: Path) -> LoadedModel:
@@ -111,8 +123,9 @@ def _refuse_unlike(members: Sequence[LoadedModel]) -> None:
             differing.append("other precisions, for which --dtype chooses one")
         if differing:
             raise InputError(
-                f"--input_model: {other.file.path} is no member of a committee with {first.file.path}: "
-                f"{'; '.join(differing)}; name models of one kind, or evaluate them one by one"
+                f"--input_model: {other.file.path} is no member of a committee with "
+                f"{first.file.path}: {'; '.join(differing)}; name models of one kind, or "
+                "evaluate them one by one"
             )
 
 
@@ -121,7 +134,13 @@ def _warn_of_other_zero_points(members: Sequence[LoadedModel]) -> None:
     for other in members[1:]:
         for head in range(len(first.description.heads)):
             ours, theirs = (
-                dict(zip(m.description.atomic_numbers, m.description.atomic_energies[head], strict=True))
+                dict(
+                    zip(
+                        m.description.atomic_numbers,
+                        m.description.atomic_energies[head],
+                        strict=True,
+                    )
+                )
                 for m in (first, other)
             )
             text = other_zero_point(ours, theirs, first.file.path, other.file.path)
@@ -136,7 +155,9 @@ def _warn_of_a_repeated_one(members: Sequence[LoadedModel]) -> None:
         log.warning("warning: %s", text)
 
 
-def _as_one(networks: Sequence[Network], members: Sequence[LoadedModel], *, of_atoms: bool) -> Network:
+def _as_one(
+    networks: Sequence[Network], members: Sequence[LoadedModel], *, of_atoms: bool
+) -> Network:
     """One network alone as it is; several, or one with energies of atoms, as a committee.
 
     Raises:
@@ -146,8 +167,8 @@ def _as_one(networks: Sequence[Network], members: Sequence[LoadedModel], *, of_a
         for member, network in zip(members, networks, strict=True):
             if not hasattr(network, "energies_of_atoms"):
                 raise InputError(
-                    f"--atom_energies: {member.file.path} is a {member.description.model_class}, which gives no "
-                    "energies of atoms; leave the flag out"
+                    f"--atom_energies: {member.file.path} is a {member.description.model_class}, "
+                    "which gives no energies of atoms; leave the flag out"
                 )
     if len(networks) == 1 and not of_atoms:
         return networks[0]

@@ -1,4 +1,6 @@
-"""Which share of a work this process has: the one that was typed, or that of its rank where srun started several."""
+"""Which share of a work this process has: the one that was typed, or that of its rank
+where srun started several.
+"""
 
 import os
 
@@ -7,7 +9,8 @@ from model_utils.ranks.rank import find
 
 
 def own_portion(share: str | None) -> Portion:
-    """The share of ``--share``; without it that of torchrun's or srun's rank, the whole where there is one process.
+    """The share of ``--share``; without it that of torchrun's or srun's rank, the whole
+    where there is one process.
 
     Raises:
         InputError: the launcher's variables contradict each other.

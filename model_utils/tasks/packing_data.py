@@ -40,11 +40,19 @@ def pack(options: PackOptions) -> None:
         for text, count in source.census.notes.items():
             log.info("  %s: %d structures", text, count)
     try:
-        report = _packed(options, packing.Packing(sources, options.output_dir, recipe, log.info), portion)
+        report = _packed(
+            options, packing.Packing(sources, options.output_dir, recipe, log.info), portion
+        )
     except OSError as error:
-        raise InputError(f"cannot write --output_dir {options.output_dir}: {error.strerror or error}") from None
+        raise InputError(
+            f"cannot write --output_dir {options.output_dir}: {error.strerror or error}"
+        ) from None
     if report is not None:
-        log.info("packed into %s; read it with %s", options.output_dir, _flags(options.output_dir, recipe))
+        log.info(
+            "packed into %s; read it with %s",
+            options.output_dir,
+            _flags(options.output_dir, recipe),
+        )
         for path in sorted(options.output_dir.glob(f"*{IDS_ENDING}")):
             log.info("  identifiers (--id_key %s): %s", options.id_key, path)
 
@@ -60,7 +68,9 @@ def _packed(options: PackOptions, work: packing.Packing, portion: Portion) -> di
 
 
 def _recipe(options: PackOptions) -> PackingRecipe:
-    """How the structures are to be split and written, with the identifiers of the sets that are fixed."""
+    """How the structures are to be split and written, with the identifiers of
+    the sets that are fixed.
+    """
     listed = {
         split: frozenset(id_lists.read(path, f"--{split}_ids").ids)
         for split, path in (("valid", options.valid_ids), ("test", options.test_ids))
@@ -81,13 +91,20 @@ def _recipe(options: PackOptions) -> PackingRecipe:
 
 
 def _sources(options: PackOptions, portion: Portion) -> list[Source]:
-    """The data, opened and filtered; structures with a charge are kept, whatever model will read them.
+    """The data, opened and filtered; structures with a charge are kept,
+    whatever model will read them.
 
-    LMDBs of this share are indexed first: those of others are, meanwhile, by them, or else by this process too.
+    LMDBs of this share are indexed first: those of others are, meanwhile, by them, or
+    else by this process too.
     """
-    keep = tuple(dict.fromkeys([*KEPT, *(name for name in (options.id_key, options.group_key) if name)]))
+    keep = tuple(
+        dict.fromkeys([*KEPT, *(name for name in (options.id_key, options.group_key) if name)])
+    )
     keys = terms.label_keys(options.labels)
-    specs = [SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep) for path in options.input]
+    specs = [
+        SourceSpec(path=path, format=format_of(path), keys=keys, keep=keep)
+        for path in options.input
+    ]
     if not portion.is_whole:
         index_shards(specs, portion)
     return open_sources(
@@ -107,5 +124,6 @@ def _flags(folder: Path, recipe: PackingRecipe) -> str:
     roles = {"train": "train", "valid": "val", "val": "val", "validation": "val"}
     otherwise = ["train", *["test"] * len(written)]  # the first is the pool
     return " ".join(
-        f"--lmdb_{roles.get(name, other)} {folder / name}" for name, other in zip(written, otherwise, strict=False)
+        f"--lmdb_{roles.get(name, other)} {folder / name}"
+        for name, other in zip(written, otherwise, strict=False)
     )

@@ -9,8 +9,11 @@ from model_utils.ranks.group import Group
 from model_utils.settings.options import PhysicsOptions
 
 
-def examined(options: PhysicsOptions, subject: Subject, data: Dataset, group: Group) -> PhysicsReport | None:
-    """What came of the checks, in the first process; None in the others, and where no checks were asked for.
+def examined(
+    options: PhysicsOptions, subject: Subject, data: Dataset, group: Group
+) -> PhysicsReport | None:
+    """What came of the checks, in the first process; None in the others, and where no
+    checks were asked for.
 
     Raises:
         InputError: the data have single atoms only, or the network gives no energies.

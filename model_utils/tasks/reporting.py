@@ -38,7 +38,9 @@ class Baseline:
 
 
 def refuse_without_libraries(options: ReportOptions) -> None:
-    """Raise InputError where the page needs a library that is not installed, before anything slow begins."""
+    """Raise InputError where the page needs a library that is not installed,
+    before anything slow begins.
+    """
     if options.report is not None:
         writing.require_libraries(structures=options.worst > 0)
 
@@ -59,7 +61,9 @@ def options_of_baseline(options: EvaluateOptions) -> EvaluateOptions:
 
 
 def collected_of(options: ReportOptions, data: Dataset) -> Collected | None:
-    """What sees the batches of an evaluation for intervals, comparison and page; None where none is asked for."""
+    """What sees the batches of an evaluation for intervals, comparison and page; None
+    where none is asked for.
+    """
     if options.report is None and options.compare_with is None:
         return None
     has_page = options.report is not None
@@ -83,7 +87,10 @@ def seen_by(*observers: OnBatch | None) -> OnBatch:
 
 
 def extended(
-    options: EvaluateOptions, content: Mapping[str, Any], new: tuple[Metrics, Collected], baseline: Baseline | None
+    options: EvaluateOptions,
+    content: Mapping[str, Any],
+    new: tuple[Metrics, Collected],
+    baseline: Baseline | None,
 ) -> dict[str, Any]:
     """What --output_json holds, with groups, intervals and the comparison, which is printed."""
     draws = options.reporting.draws
@@ -102,10 +109,15 @@ def comparison_lines(content: Mapping[str, Any]) -> list[str]:
     table = tables.comparison(content)
     cells = [list(table.heads), *(list(row) for row in table.rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(table.heads))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
 
 
-def subject(options: EvaluateOptions, loaded: LoadedModel, dtype: torch.dtype, device: torch.device) -> Subject:
+def subject(
+    options: EvaluateOptions, loaded: LoadedModel, dtype: torch.dtype, device: torch.device
+) -> Subject:
     """What the page says of the model that was judged and of the data."""
     return Subject(
         models=options.input_model,
@@ -118,7 +130,11 @@ def subject(options: EvaluateOptions, loaded: LoadedModel, dtype: torch.dtype, d
 
 
 def page(
-    options: EvaluateOptions, subject: Subject, content: Mapping[str, Any], collected: Collected, data: Dataset
+    options: EvaluateOptions,
+    subject: Subject,
+    content: Mapping[str, Any],
+    collected: Collected,
+    data: Dataset,
 ) -> str | None:
     """The page as HTML; None where none is asked for."""
     if options.reporting.report is None:

@@ -1,4 +1,6 @@
-"""Does a run of these settings survive a kill? A straight run against one that is killed and resumed, as processes."""
+"""Does a run of these settings survive a kill? A straight run against one that is killed and
+resumed, as processes.
+"""
 
 import json
 import signal
@@ -41,8 +43,12 @@ def verify(options: VerifyResumeOptions) -> None:
 
     log.info("%d steps straight, in %s", options.steps, straight.checkpoint.parent)
     _run([*command, str(straight.checkpoint), "--overwrite"], straight, options.steps)
-    log.info("%d steps with a kill -9 in the middle, in %s", options.steps, killed.checkpoint.parent)
-    step = _run_and_kill([*command, str(killed.checkpoint), "--overwrite"], killed, options.steps // 2)
+    log.info(
+        "%d steps with a kill -9 in the middle, in %s", options.steps, killed.checkpoint.parent
+    )
+    step = _run_and_kill(
+        [*command, str(killed.checkpoint), "--overwrite"], killed, options.steps // 2
+    )
     saved_step = checkpoint.read(killed.checkpoint).content["train_state"]["step"]
     log.info("killed after step %d, the checkpoint is of step %d", step, saved_step)
     if options.planted_fault is not None:
@@ -63,9 +69,15 @@ def _judge(differing: Sequence[str], planted_fault: str | None) -> None:
     if len(differing) > SHOWN:
         log.info("  and %d more", len(differing) - SHOWN)
     if bool(differing) == (planted_fault is not None):
-        log.info("the planted fault was found" if differing else "equal to the last bit: records, state, best model")
+        log.info(
+            "the planted fault was found"
+            if differing
+            else "equal to the last bit: records, state, best model"
+        )
     elif differing:
-        raise VerificationError(f"the resumed run differs from the straight one; first {differing[0]}")
+        raise VerificationError(
+            f"the resumed run differs from the straight one; first {differing[0]}"
+        )
     else:
         raise VerificationError(f"the planted fault ({planted_fault}) was not noticed")
 
@@ -81,17 +93,29 @@ def _command(options: VerifyResumeOptions, folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(yaml.safe_dump(_settings(options)), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot write {settings}: {error.strerror}; give a folder as --output_checkpoint") from None
+        raise InputError(
+            f"cannot write {settings}: {error.strerror}; give a folder as --output_checkpoint"
+        ) from None
     return [sys.executable, str(TRAIN), "--config", str(settings), "--output_checkpoint"]
 
 
 def _settings(options: VerifyResumeOptions) -> dict[str, Any]:
-    """Settings of the two runs: the user's, with so many checkpoints that the kill falls between two."""
-    every = {"max_steps": options.steps, "checkpoint_every_steps": max(options.steps // 4, 1), "log_every_steps": 1}
+    """Settings of the two runs: the user's, with so many checkpoints that the
+    kill falls between two.
+    """
+    every = {
+        "max_steps": options.steps,
+        "checkpoint_every_steps": max(options.steps // 4, 1),
+        "log_every_steps": 1,
+    }
     ours = {"config", "steps", "planted_fault", "resume", "overwrite", "run_dir"}
     ours |= {"output_checkpoint", "output_model", "output_safetensors"}
     plain = {**cli.as_plain(options), **every, "export_mace_model": False}
-    return {name: value for name, value in plain.items() if name not in ours and value is not None and value != []}
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in ours and value is not None and value != []
+    }
 
 
 def _run(command: Sequence[str], outputs: Outputs, steps: int) -> None:
@@ -109,7 +133,9 @@ def _run(command: Sequence[str], outputs: Outputs, steps: int) -> None:
 
 def _run_and_kill(command: Sequence[str], outputs: Outputs, at: int) -> int:
     """Start a run and kill it once its records reach a step; returns the step."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         with ProgressBar(outputs.checkpoint.parent.name, at, "steps") as progress:
             while process.poll() is None:
@@ -138,7 +164,9 @@ def _steps_recorded(metrics: Path) -> int:
 
 
 def plant(path: Path, item: str) -> None:
-    """Let a checkpoint forget one item of its state; its digest is made anew, so that only the run can notice."""
+    """Let a checkpoint forget one item of its state; its digest is made anew, so that
+    only the run can notice.
+    """
     content = dict(checkpoint.read(path).content)
     FORGET[item](content["train_state"])
     for name in ("format_version", "kind"):
@@ -154,7 +182,13 @@ def _moments(state: dict[str, Any]) -> None:
 
 
 def _schedule(state: dict[str, Any]) -> None:
-    state["scheduler"] |= {"steps": 0, "epochs": 0, "waited": 0, "reductions": 0, "best": float("inf")}
+    state["scheduler"] |= {
+        "steps": 0,
+        "epochs": 0,
+        "waited": 0,
+        "reductions": 0,
+        "best": float("inf"),
+    }
 
 
 def _held_rate(state: dict[str, Any]) -> None:
@@ -163,7 +197,9 @@ def _held_rate(state: dict[str, Any]) -> None:
 
 def _average(state: dict[str, Any]) -> None:
     shadow = state["ema_state_dict"]["shadow"]
-    state["ema_state_dict"]["shadow"] = {name: torch.zeros_like(tensor) for name, tensor in shadow.items()}
+    state["ema_state_dict"]["shadow"] = {
+        name: torch.zeros_like(tensor) for name, tensor in shadow.items()
+    }
 
 
 def _updates(state: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""Unpickle a foreign weights file and write it as plain data: ``unpickling.py FILE PLAIN``; started by --trust_pickle.
+"""Unpickle a foreign weights file and write it as plain data: ``unpickling.py FILE PLAIN``;
+started by --trust_pickle.
 
-Classes that mace, e3nn and torch do not have are taken for the nearest of theirs, and attributes of other classes are
-left out; what comes of it must give the energies and forces of the module as it was.
+Classes that mace, e3nn and torch do not have are taken for the nearest of theirs, and
+attributes of other classes are left out; what comes of it must give the energies and forces
+of the module as it was.
 """
 
 import sys
@@ -34,7 +36,11 @@ def main(path: Path, plain: Path) -> int:
             if not isinstance(tensors, dict):
                 raise InputError(f"its model is a {type(tensors).__name__}, no weights by name")
             kept = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-            plain.write_bytes(checkpoint.serialise({"model": kept, "optimizer": {}, "epoch": content.get("epoch", 0)}))
+            plain.write_bytes(
+                checkpoint.serialise(
+                    {"model": kept, "optimizer": {}, "epoch": content.get("epoch", 0)}
+                )
+            )
         else:
             raise InputError(f"it holds a {type(content).__name__}, no MACE model")
     except Exception as error:  # of any type: the code is the file's
@@ -54,12 +60,16 @@ def _write_module(module: nn.Module, plain: Path) -> None:
     loaded = model_loader.load(plain)
     deviation = conversion.deviation(module, loaded)
     if not deviation <= conversion.TOLERANCE[loaded.file.dtype]:  # NaN too
-        raise VerificationError(f"the module computes otherwise than mace's own of its weights (by {deviation:.2g})")
+        raise VerificationError(
+            f"the module computes otherwise than mace's own of its weights (by {deviation:.2g})"
+        )
 
 
 @contextmanager
 def _as_known_classes(root: nn.Module) -> Iterator[None]:
-    """Every module as its nearest class that the inert reader knows, without attributes of other classes."""
+    """Every module as its nearest class that the inert reader knows, without
+    attributes of other classes.
+    """
     before = [(module, type(module), dict(module.__dict__)) for module in root.modules()]
     try:
         for module, cls, state in before:

@@ -10,7 +10,12 @@ from model_utils.run.beginning import beginning_of_training
 from model_utils.run.continuation import UNCHANGED, Changes
 from model_utils.run.from_model import beginning_of_finetuning
 from model_utils.run.interruption import Interruption
-from model_utils.settings.options import FinetuneOptions, ResumeOptions, TrainingOptions, TrainOptions
+from model_utils.settings.options import (
+    FinetuneOptions,
+    ResumeOptions,
+    TrainingOptions,
+    TrainOptions,
+)
 from model_utils.tasks import exported_weights, inline_model
 from model_utils.tasks.exported_weights import ExportedWeights
 from model_utils.tasks.finished_run import Run
@@ -20,7 +25,8 @@ def train(options: TrainOptions, stop: Interruption, group: Group) -> Run:
     """A run from a model.json, or from a network that the file of settings describes.
 
     Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
+            ``model_utils.errors``.
     """
     if options.inline.network is None:
         return _trained(options, model_json.read(options.input_json), stop, group)
@@ -33,7 +39,8 @@ def fine_tune(options: FinetuneOptions, stop: Interruption, group: Group) -> Run
     """A run from another model's weights.
 
     Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
+            ``model_utils.errors``.
     """
     with place.held(options, group) as (placed, outputs):
         exported = exported_weights.of_run(placed, outputs, group)
@@ -46,11 +53,14 @@ def resume(options: ResumeOptions, stop: Interruption, group: Group) -> Run:
     """A stored run as it was, but for what the options change.
 
     Raises:
-        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
+        InputError, VerificationError, NonFiniteError, SaveError, Preempted: see
+            ``model_utils.errors``.
     """
     stored = resume_settings.stored_run(options.input_model)
     settings = resume_settings.train_options(options, stored)
-    return _trained(settings, stored.description, stop, group, resume_settings.changes(options, stored))
+    return _trained(
+        settings, stored.description, stop, group, resume_settings.changes(options, stored)
+    )
 
 
 def _trained(
@@ -64,7 +74,8 @@ def _trained(
 
     Args:
         options: every setting.
-        description: of the network; None where the file of settings describes it, which may need the data.
+        description: of the network; None where the file of settings describes it,
+            which may need the data.
         stop: signals and the clock.
         group: the processes of the run.
         changes: what a continued run does otherwise.
@@ -78,8 +89,12 @@ def _trained(
         return _finished(placed, outputs, exported, group)
 
 
-def _finished(options: TrainingOptions, outputs: Outputs, exported: ExportedWeights, group: Group) -> Run:
-    """The run by names that hold when its folders are no longer held; with its weights as safetensors where asked."""
+def _finished(
+    options: TrainingOptions, outputs: Outputs, exported: ExportedWeights, group: Group
+) -> Run:
+    """The run by names that hold when its folders are no longer held; with its weights as
+    safetensors where asked.
+    """
     if group.rank.is_first and not options.run.dry_run:
         exported.write(options.common, outputs.model)
     return Run(Outputs(checkpoint=outputs.checkpoint, model=outputs.model))

@@ -1,1 +1,3 @@
-"""What watch.py shows: runs by their records, while they are written, cut, continued and replaced."""
+"""What watch.py shows: runs by their records, while they are written, cut,
+continued and replaced.
+"""

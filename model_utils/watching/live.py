@@ -33,7 +33,9 @@ class _Watched:
         self._tail.look()
         folder = metrics.parent
         silent = _age(metrics, now) if self._tail.records else None
-        status = status_of(self._tail.records, places.plan_of(folder), places.ending_of(folder), silent, limits)
+        status = status_of(
+            self._tail.records, places.plan_of(folder), places.ending_of(folder), silent, limits
+        )
         return str(folder), status
 
     def _metrics(self) -> Path:
@@ -67,7 +69,9 @@ def watch(options: WatchOptions) -> None:
 
 def _console() -> Console:
     is_terminal = sys.stdout.isatty()
-    return Console(markup=False, emoji=False, highlight=False, width=None if is_terminal else PLAIN_WIDTH)
+    return Console(
+        markup=False, emoji=False, highlight=False, width=None if is_terminal else PLAIN_WIDTH
+    )
 
 
 def _look(watched: list[_Watched], limits: Limits) -> tuple[RenderableType, bool]:

@@ -1,4 +1,6 @@
-"""Which files of a run are watched: named by its folder, that of its experiment, or its metrics.jsonl."""
+"""Which files of a run are watched: named by its folder, that of its
+experiment, or its metrics.jsonl.
+"""
 
 import json
 from collections.abc import Mapping
@@ -30,7 +32,9 @@ class Plan:
 
 
 def metrics_of(path: Path) -> Path:
-    """The metrics.jsonl that a path means; of an experiment that of its latest run. It need not be there yet.
+    """The metrics.jsonl that a path means; of an experiment that of its latest run.
+
+    It need not be there yet.
 
     Raises:
         InputError: nothing of a run is there.
@@ -38,7 +42,9 @@ def metrics_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise InputError(f"{path} is not there; name the folder of a run, of an experiment, or a {METRICS}")
+        raise InputError(
+            f"{path} is not there; name the folder of a run, of an experiment, or a {METRICS}"
+        )
     if any((path / name).exists() for name in (METRICS, RECORD, SETTINGS)):
         return path / METRICS
     if (path / LATEST).is_dir():
@@ -49,7 +55,10 @@ def metrics_of(path: Path) -> Path:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not runs:
         raise InputError(f"{path} holds no run: no {METRICS}, and no folder with a {RECORD}")
-    return max(runs, key=lambda folder: (str(_content(folder / RECORD).get("created")), folder.name)) / METRICS
+    return (
+        max(runs, key=lambda folder: (str(_content(folder / RECORD).get("created")), folder.name))
+        / METRICS
+    )
 
 
 def plan_of(folder: Path) -> Plan:

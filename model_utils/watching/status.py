@@ -1,4 +1,6 @@
-"""What the records of a run say: how far it is, how fast, how good, how long still, and what should be looked at."""
+"""What the records of a run say: how far it is, how fast, how good, how long still, and
+what should be looked at.
+"""
 
 import itertools
 import math
@@ -43,7 +45,8 @@ class Status:
         ending: why the run ended; None where it goes on.
         silent: seconds since the last record; None where there is none.
         seconds_left: until its end; None where it cannot be told.
-        trained: the latest record of training, and validated, best: of validations; None where there is none.
+        trained: the latest record of training, and validated, best: of validations;
+            None where there is none.
         warnings: a sentence each.
     """
 
@@ -63,7 +66,11 @@ class Status:
     @property
     def share_done(self) -> float | None:
         """Between 0 and 1, by whichever end comes first; None where no end is known."""
-        shares = [n / total for n, total in ((self.epoch, self.plan.epochs), (self.step, self.plan.max_steps)) if total]
+        shares = [
+            n / total
+            for n, total in ((self.epoch, self.plan.epochs), (self.step, self.plan.max_steps))
+            if total
+        ]
         return min(max(shares), 1.0) if shares else None
 
 
@@ -90,7 +97,9 @@ def status_of(
     latest = [r for r in records if r["kind"] != "final"]
     epoch = int(number(epochs[-1], "epoch") or 0) if epochs else 0
     step = int(number(latest[-1], "step") or 0) if latest else 0
-    rates = [rate for r in trained if (rate := number(r.get("perf", {}), "atoms_per_s")) is not None]
+    rates = [
+        rate for r in trained if (rate := number(r.get("perf", {}), "atoms_per_s")) is not None
+    ]
     running = ending is None
     warnings = [
         *_of_values(records),
@@ -139,7 +148,9 @@ def _seconds_per_epoch(epochs: Sequence[Record], valid: Sequence[Record]) -> flo
 
 
 def _seconds_per_step(trained: Sequence[Record]) -> float | None:
-    """By the time between two records; within an epoch each says what passed since its beginning."""
+    """By the time between two records; within an epoch each says what
+    passed since its beginning.
+    """
     rates = []
     latest = trained[-RECENT - 1 :]
     for before, record in itertools.pairwise(latest):
@@ -150,14 +161,19 @@ def _seconds_per_step(trained: Sequence[Record]) -> float | None:
             seconds = None if seconds is None or since is None else seconds - since
         elif before["kind"] != "train":
             continue  # the step at which the epoch began is not known
-        if seconds is not None and seconds > 0 and steps > 0:  # of a resumed epoch the clock began anew
+            # of a resumed epoch the clock began anew
+        if seconds is not None and seconds > 0 and steps > 0:
             rates.append(seconds / steps)
     return statistics.median(rates) if rates else None
 
 
-def _left(plan: Plan, epoch: int, step: int, per_epoch: float | None, per_step: float | None) -> float | None:
+def _left(
+    plan: Plan, epoch: int, step: int, per_epoch: float | None, per_step: float | None
+) -> float | None:
     by_epochs = [(plan.epochs - epoch) * per_epoch] if plan.epochs and per_epoch is not None else []
-    by_steps = [(plan.max_steps - step) * per_step] if plan.max_steps and per_step is not None else []
+    by_steps = (
+        [(plan.max_steps - step) * per_step] if plan.max_steps and per_step is not None else []
+    )
     both = [*by_epochs, *by_steps]
     return max(min(both), 0.0) if both else None
 
@@ -194,7 +210,10 @@ def _of_rate(rates: Sequence[float]) -> Iterator[str]:
     usual = statistics.median(rates[:-LATEST_NORMS])
     now = statistics.median(rates[-LATEST_NORMS:])
     if now < SLOW * usual:
-        yield f"slower than it was ({now:.3g} atoms/s, usually {usual:.3g}): it waits for data, or shares the machine"
+        yield (
+            f"slower than it was ({now:.3g} atoms/s, usually {usual:.3g}): it waits for data, or "
+            "shares the machine"
+        )
 
 
 def _of_silence(silent: float | None, per_epoch: float | None, limits: Limits) -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""Records of a metrics.jsonl that grows: read on where they ended, and anew where the file is another."""
+"""Records of a metrics.jsonl that grows: read on where they ended, and anew
+where the file is another.
+"""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +27,10 @@ class Tail:
         self._mark = b""  # the last of them
 
     def look(self) -> None:
-        """Read what has come. A last line without its end waits; what can be read no longer stays as it was."""
+        """Read what has come.
+
+        A last line without its end waits; what can be read no longer stays as it was.
+        """
         try:
             with self.path.open("rb") as file:
                 if not self._goes_on(file):
@@ -38,7 +43,9 @@ class Tail:
             return
 
     def _goes_on(self, file: Any) -> bool:
-        """Whether the file still holds what was read of it: a run that is resumed cuts it, and may write beyond."""
+        """Whether the file still holds what was read of it: a run that is resumed cuts
+        it, and may write beyond.
+        """
         file.seek(self._read - len(self._mark))
         return bool(file.read(len(self._mark)) == self._mark)
 

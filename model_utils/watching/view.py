@@ -49,8 +49,13 @@ def _bar(share: float) -> str:
 
 
 def _progress(status: Status) -> str:
-    """``epoch 6 of 100, step 18, lr 0.01, 1620 atoms/s, 0.3 s an epoch, gradient norm 15; 28 s left``."""
-    parts = [f"epoch {_of(status.epoch, status.plan.epochs)}", f"step {_of(status.step, status.plan.max_steps)}"]
+    """``epoch 6 of 100, step 18, lr 0.01, 1620 atoms/s, 0.3 s an epoch,
+    gradient norm 15; 28 s left``.
+    """
+    parts = [
+        f"epoch {_of(status.epoch, status.plan.epochs)}",
+        f"step {_of(status.step, status.plan.max_steps)}",
+    ]
     trained = status.trained or {}
     if (rate := number(trained, "lr")) is not None:
         parts.append(f"lr {rate:.3g}")
@@ -82,7 +87,12 @@ def _errors(status: Status) -> Table | None:
         loss = number(record, "loss")
         cells = [milli(number(record, error)) for error in columns.values()]
         epoch = number(record, "epoch")
-        table.add_row(name, "–" if epoch is None else f"{epoch:.0f}", "–" if loss is None else f"{loss:.6g}", *cells)
+        table.add_row(
+            name,
+            "–" if epoch is None else f"{epoch:.0f}",
+            "–" if loss is None else f"{loss:.6g}",
+            *cells,
+        )
     return table
 
 

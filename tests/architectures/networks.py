@@ -1,4 +1,6 @@
-"""Small networks of every class that other libraries compute, as model.json has them; structures for them."""
+"""Small networks of every class that other libraries compute, as model.json has
+them; structures for them.
+"""
 
 from importlib.util import find_spec
 from typing import Any
@@ -38,7 +40,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "ViSNet": {"hidden_channels": 8, "num_heads": 2, "num_layers": 2, "num_rbf": 5, "lmax": 2},
 }
 VARIANTS: dict[str, dict[str, Any]] = {  # further forms of a class
-    "TensorNet, Bessel": {"model_class": "TensorNet", **SMALL["TensorNet"], "radial_expansion": "Bessel"},
+    "TensorNet, Bessel": {
+        "model_class": "TensorNet",
+        **SMALL["TensorNet"],
+        "radial_expansion": "Bessel",
+    },
     "NequIP, odd": {
         "model_class": "ZEmbeddingNequIP",
         **SMALL["ZEmbeddingNequIP"],
@@ -83,18 +89,32 @@ def structures() -> dict[str, Atoms]:
     rock = bulk("OH", "rocksalt", a=3.4, cubic=True)
     rock.rattle(0.05, seed=2)
     small = Atoms(
-        "OH", positions=[[0, 0, 0], [1.1, 0.9, 1.2]], cell=[[2.1, 0, 0], [0.5, 2.3, 0], [0, 0.4, 2.6]], pbc=True
+        "OH",
+        positions=[[0, 0, 0], [1.1, 0.9, 1.2]],
+        cell=[[2.1, 0, 0], [0.5, 2.3, 0], [0, 0.4, 2.6]],
+        pbc=True,
     )
-    layer = Atoms("OHH", positions=[[0, 0, 0], [1.1, 0.9, 0.3], [2.2, 0.2, 0.9]], cell=[3.1, 2.4, 0.0])
+    layer = Atoms(
+        "OHH", positions=[[0, 0, 0], [1.1, 0.9, 0.3], [2.2, 0.2, 0.9]], cell=[3.1, 2.4, 0.0]
+    )
     layer.pbc = [True, True, False]
-    return {"water": water, "crystal": rock, "small cell": small, "layer": layer, "atom": Atoms("O")}
+    return {
+        "water": water,
+        "crystal": rock,
+        "small cell": small,
+        "layer": layer,
+        "atom": Atoms("O"),
+    }
 
 
 def structure(name: str, atoms: Atoms) -> Structure:
     """Atoms with labels of no meaning."""
     rng = np.random.default_rng(len(atoms))
     pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    labels: dict[str, Any] = {"energy": float(len(atoms)), "forces": rng.normal(size=(len(atoms), 3))}
+    labels: dict[str, Any] = {
+        "energy": float(len(atoms)),
+        "forces": rng.normal(size=(len(atoms), 3)),
+    }
     if all(pbc):
         labels["stress"] = 0.01 * np.eye(3)
     return Structure(

@@ -1,4 +1,6 @@
-"""model.json of networks of other libraries, which needs none of them; those of MACE are what they were."""
+"""model.json of networks of other libraries, which needs none of them; those of
+MACE are what they were.
+"""
 
 import json
 from typing import Any
@@ -66,7 +68,9 @@ def described(fields: dict[str, Any]) -> ModelDescription:
 def test_a_text_with_every_field_a_hash_and_back(name: str) -> None:
     description = described(fields_of(name))
     text = description.canonical_text()
-    assert set(json.loads(text)) == set(ARCHITECTURES[description.model_class].description.model_fields)
+    assert set(json.loads(text)) == set(
+        ARCHITECTURES[description.model_class].description.model_fields
+    )
     assert list(json.loads(text)) == sorted(json.loads(text))
     assert model_json.parse(text, "again").canonical_text() == text
     assert description.hash() == HASHES[name], "files that people have would be of another network"
@@ -92,24 +96,44 @@ def test_hashes_of_mace_are_what_they_were(name: str) -> None:
     [
         ("PaiNN", {"chanels": 8}, "unknown field 'chanels'; did you mean 'channels'?"),
         ("PaiNN", {"hidden_irreps": "8x0e"}, "unknown field 'hidden_irreps'"),
-        ("PaiNN", {"channels": 0}, "channels: input should be greater than or equal to 1 .found 0."),
+        (
+            "PaiNN",
+            {"channels": 0},
+            "channels: input should be greater than or equal to 1 .found 0.",
+        ),
         ("PaiNN", {"channels": 10**6}, "channels: input should be less than or equal to 1024"),
         ("PaiNN", {"heads": ["a", "b"]}, "one head|given per head"),
-        ("PaiNN", {"atomic_inter_scale": ...}, "atomic_inter_scale is missing; `metadata.py fit` computes it"),
-        ("TensorNet", {"radial_expansion": "Gaussian"}, "radial_expansion: input should be 'Bessel'"),
+        (
+            "PaiNN",
+            {"atomic_inter_scale": ...},
+            "atomic_inter_scale is missing; `metadata.py fit` computes it",
+        ),
+        (
+            "TensorNet",
+            {"radial_expansion": "Gaussian"},
+            "radial_expansion: input should be 'Bessel'",
+        ),
         ("ZEmbeddingNequIP", {"channels": [4, 4]}, "2 numbers for the 3 orders up to l_max"),
-        ("ZEmbeddingNequIP", {"neighbour_aggregation": "mean"}, "neighbour_aggregation: input should be 'sum'"),
+        (
+            "ZEmbeddingNequIP",
+            {"neighbour_aggregation": "mean"},
+            "neighbour_aggregation: input should be 'sum'",
+        ),
         ("ViSNet", {"num_heads": 3}, "hidden_channels: 8 cannot be shared by 3 num_heads"),
         ("ViSNet", {"max_num_neighbors": 32}, "unknown field 'max_num_neighbors'"),
     ],
 )
 def test_what_does_not_fit_is_named(name: str, change: dict[str, Any], message: str) -> None:
-    fields = {key: value for key, value in {**fields_of(name), **change}.items() if value is not ...}
+    fields = {
+        key: value for key, value in {**fields_of(name), **change}.items() if value is not ...
+    }
     with pytest.raises(InputError, match=f"it.json: .*{message}"):
         described(fields)
 
 
-@pytest.mark.parametrize("name", ["EquiformerV2", "Equiformer V2", "uma", "LiTEN", "PET", "Orb", "EDDP", "NequIP"])
+@pytest.mark.parametrize(
+    "name", ["EquiformerV2", "Equiformer V2", "uma", "LiTEN", "PET", "Orb", "EDDP", "NequIP"]
+)
 def test_what_cannot_be_had_here_is_named_with_its_reason(name: str) -> None:
     with pytest.raises(InputError) as refused:
         described({**COMMON, "model_class": name})
@@ -123,15 +147,19 @@ def test_a_class_that_is_no_text_is_an_ordinary_mistake() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_library_that_is_not_there_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_there_is_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def absent() -> Any:
         raise ModuleNotFoundError("No module named 'it'")
 
     monkeypatch.setattr(ARCHITECTURES[name], "_home", absent)
     package = ARCHITECTURES[name].description.package  # type: ignore[attr-defined]
     with pytest.raises(InputError) as refused:
-        model_loader.build(described({**fields_of(name), "r_max": 2.9}), torch.float32, seed=1, where="it.json")
+        model_loader.build(
+            described({**fields_of(name), "r_max": 2.9}), torch.float32, seed=1, where="it.json"
+        )
     assert str(refused.value) == (
-        f"it.json: {name} is computed by {package}, which cannot be imported (No module named 'it'): "
-        f"{library_architecture.EXTRA}"
+        f"it.json: {name} is computed by {package}, which cannot be imported (No module named "
+        f"'it'): {library_architecture.EXTRA}"
     )

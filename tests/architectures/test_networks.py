@@ -1,4 +1,6 @@
-"""Networks of other libraries compute what the libraries compute, in any batch, and are differentiated."""
+"""Networks of other libraries compute what the libraries compute, in any batch,
+and are differentiated.
+"""
 
 import copy
 import json
@@ -36,7 +38,8 @@ def made() -> Made:
         if name not in kept:
             description = model_json.parse(json.dumps(fields_of(name)), "it.json")
             module = model_loader.build(description, torch.float64, seed=1)
-            with torch.no_grad():  # vectors of NequIP and others are zero where weights begin as zero
+            # vectors of NequIP and others are zero where weights begin as zero
+            with torch.no_grad():
                 for parameter in module.parameters():
                     parameter += 0.02 * torch.randn_like(parameter)
             kept[name] = description, model_loader.build_network(module, "reference", description)
@@ -64,7 +67,9 @@ def test_a_mixed_batch_is_its_structures_one_by_one(name: str, made: Made) -> No
     assert float(together["forces"][-1].abs().max()) == 0.0, "the atom alone"
 
 
-@pytest.mark.parametrize("name", each(["PaiNN", "TensorNet", "ZEmbeddingNequIP", "SchNet", "TensorNet, Bessel"]))
+@pytest.mark.parametrize(
+    "name", each(["PaiNN", "TensorNet", "ZEmbeddingNequIP", "SchNet", "TensorNet, Bessel"])
+)
 @pytest.mark.parametrize("kind", structures())
 def test_graph_pes_own_calculator_gives_the_same(name: str, kind: str, made: Made) -> None:
     from graph_pes.utils.calculator import GraphPESCalculator
@@ -80,14 +85,18 @@ def test_graph_pes_own_calculator_gives_the_same(name: str, kind: str, made: Mad
     scale, shift = 1.5, 0.25  # of model.json
     energy = scale * atoms.get_potential_energy() + shift * len(atoms)
     assert float(ours["energy"]) == pytest.approx(energy, abs=1e-10)
-    np.testing.assert_allclose(ours["forces"].numpy(), scale * atoms.get_forces(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        ours["forces"].numpy(), scale * atoms.get_forces(), rtol=0, atol=1e-10
+    )
     if atoms.pbc.all():
         stress = scale * atoms.get_stress(voigt=False)
         np.testing.assert_allclose(ours["stress"][0].numpy(), stress, rtol=0, atol=1e-10)
 
 
 class DenseDistance(nn.Module):
-    """In place of torch_geometric's neighbour list, which needs a package of its own: all pairs within a cutoff."""
+    """In place of torch_geometric's neighbour list, which needs a package of its own: all
+    pairs within a cutoff.
+    """
 
     def __init__(self, cutoff: float) -> None:
         super().__init__()
@@ -102,19 +111,32 @@ class DenseDistance(nn.Module):
         return torch.stack([neighbours, atoms]), weight, vectors.clone()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in ("ViSNet", "ViSNet, vertex")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs(name)) for name in ("ViSNet", "ViSNet, vertex")]
+)
 def test_torch_geometrics_own_visnet_gives_the_same(name: str, made: Made) -> None:
     from torch_geometric.nn.models import ViSNet
 
     description, network = made(name)
     fields = json.loads(description.canonical_text())
-    names = ("lmax", "num_heads", "num_layers", "hidden_channels", "num_rbf", "trainable_rbf", "vertex")
+    names = (
+        "lmax",
+        "num_heads",
+        "num_layers",
+        "hidden_channels",
+        "num_rbf",
+        "trainable_rbf",
+        "vertex",
+    )
     torch.set_default_dtype(torch.float64)
     names = (*names, "trainable_vecnorm")
     theirs = ViSNet(cutoff=description.r_max, max_z=119, **{key: fields[key] for key in names})
     unknown = theirs.load_state_dict(network.module.network.state_dict(), strict=False)
     assert unknown.unexpected_keys == []
-    assert all(key.startswith(("prior_model", "mean", "std")) or "s_proj.bias" in key for key in unknown.missing_keys)
+    assert all(
+        key.startswith(("prior_model", "mean", "std")) or "s_proj.bias" in key
+        for key in unknown.missing_keys
+    )
     theirs.representation_model.distance = DenseDistance(description.r_max)
     water = structures()["water"]
     positions = torch.tensor(water.positions, requires_grad=True)
@@ -130,19 +152,26 @@ def test_gradients_of_the_loss_are_its_slopes(name: str, made: Made) -> None:
     description, network = made(name)
     batch = batch_of(description.facts(), torch.float64, *structures().values())
     loss = Loss.of(energy=1.0, forces=10.0, stress=1.0)
-    weights = {key: value.detach().clone() for key, value in model_loader.trainable(network.module).items()}
+    weights = {
+        key: value.detach().clone() for key, value in model_loader.trainable(network.module).items()
+    }
     generator = torch.Generator().manual_seed(3)
     direction = {
-        key: torch.randn(value.shape, generator=generator, dtype=value.dtype) for key, value in weights.items()
+        key: torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        for key, value in weights.items()
     }
 
     def loss_at(amount: float) -> float:
-        moved = {key: (w + amount * direction[key]).requires_grad_(True) for key, w in weights.items()}
+        moved = {
+            key: (w + amount * direction[key]).requires_grad_(True) for key, w in weights.items()
+        }
         return float(loss_and_gradients(network, moved, [batch], loss).loss)
 
     there = {key: w.requires_grad_(True) for key, w in weights.items()}
     gradients = loss_and_gradients(network, there, [batch], loss).gradients
-    slope = sum(float((g * direction[key]).sum()) for g, key in zip(gradients, weights, strict=True))
+    slope = sum(
+        float((g * direction[key]).sum()) for g, key in zip(gradients, weights, strict=True)
+    )
     h = 1e-4
     differences = (loss_at(-2 * h) - 8 * loss_at(-h) + 8 * loss_at(h) - loss_at(2 * h)) / (12 * h)
     assert abs(slope) > 1e-3
@@ -176,7 +205,9 @@ def test_all_weights_are_trained_and_copies_are_equal(name: str, made: Made) -> 
     before = torch.random.get_rng_state()
     twin = model_loader.copied(module)
     assert torch.equal(torch.random.get_rng_state(), before)
-    for (key, tensor), (other, copied) in zip(module.state_dict().items(), twin.state_dict().items(), strict=True):
+    for (key, tensor), (other, copied) in zip(
+        module.state_dict().items(), twin.state_dict().items(), strict=True
+    ):
         assert key == other
         assert torch.equal(tensor, copied)
         assert tensor.data_ptr() != copied.data_ptr() or tensor.numel() == 0

@@ -29,7 +29,9 @@ def turned(outputs: Outputs, batch: Any, positions: Tensor, shifts: Tensor) -> O
     """An energy of edges along x."""
     vectors = positions[batch.receivers] - positions[batch.senders] + shifts
     window = (1 - ((vectors**2).sum(dim=1) / 9.0)).clamp(min=0) ** 4
-    return added(outputs, batch, batch.structure[batch.receivers], 0.1 * vectors[:, 0] ** 2 * window)
+    return added(
+        outputs, batch, batch.structure[batch.receivers], 0.1 * vectors[:, 0] ** 2 * window
+    )
 
 
 def hard_cutoff(outputs: Outputs, batch: Any, positions: Tensor, shifts: Tensor) -> Outputs:
@@ -98,7 +100,12 @@ def train(water_xyz: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
             return inner
 
         monkeypatch.setattr(family, "forms", {"reference": replace(sound, network=network)})
-        words = ["--input_json", str(tmp_path / "pairs.json"), "--xyz_train", str(water_xyz("train.xyz", 4))]
+        words = [
+            "--input_json",
+            str(tmp_path / "pairs.json"),
+            "--xyz_train",
+            str(water_xyz("train.xyz", 4)),
+        ]
         words += ["--xyz_val", str(water_xyz("val.xyz", 2, seed=1)), "--max_steps", "1"]
         return train_mace.main([*words, "--output_checkpoint", str(tmp_path / "run"), *flags])
 
@@ -110,7 +117,10 @@ def test_a_sound_network_is_trained_and_examined_once(
     train: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train(None) == 0
-    assert "physics of Pairs: all laws hold to rounding in float64 (forces as slopes," in capfd.readouterr().out
+    assert (
+        "physics of Pairs: all laws hold to rounding in float64 (forces as slopes,"
+        in capfd.readouterr().out
+    )
     assert resume.main(["--input_model", str(tmp_path / "run"), "--max_steps", "2"]) == 0
     assert "physics of Pairs" not in capfd.readouterr().out
 
@@ -126,7 +136,8 @@ def test_a_fault_that_spoils_every_result_is_refused_with_its_number(
     assert said.startswith("error: Pairs breaks laws of physics with its first weights: ")
     assert_said(words, said)
     assert not (tmp_path / "run" / "run_checkpoint.pt").exists()
-    if fault != "isolated atom":  # the check of what will be written does not meet such an atom, a batch may
+    # the check of what will be written does not meet such an atom, a batch may
+    if fault != "isolated atom":
         assert train(change, "--physics_gate", "warn") == 0
         assert_said(f"warning: physics of Pairs: {words}", capfd.readouterr().out)
 

@@ -1,10 +1,11 @@
-"""Write the small files that a state of the code leaves behind, for every later state to read and resume.
+"""Write the small files that a state of the code leaves behind, for every later
+state to read and resume.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python tests/data/make_state.py /tmp/state_<commit>
 
-Run in a checkout of that state, then move the folder to ``tests/data``; ``tests/test_stored_states.py`` opens every
-``state_*`` there. Two runs are stopped by SIGTERM in the middle of an epoch; what the unbroken ones came to stands in
-``expected.json``.
+Run in a checkout of that state, then move the folder to ``tests/data``;
+``tests/test_stored_states.py`` opens every ``state_*`` there. Two runs are stopped by SIGTERM in
+the middle of an epoch; what the unbroken ones came to stands in ``expected.json``.
 """
 
 import json
@@ -46,14 +47,50 @@ MODEL = {
     "radial_MLP": [4],
     "MLP_irreps": "2x0e",
 }
-COMMON = ["--input_json", "model.json", "--threads", "1", "--device", "cpu", "--log_every_steps", "1"]
+COMMON = [
+    "--input_json",
+    "model.json",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--log_every_steps",
+    "1",
+]
 RUNS = {
     "float32": [
-        *("--xyz_train", "train.xyz", "--valid_fraction", "0.25", "--batch_size", "2", "--epochs", "4"),
-        *("--ema", "--scheduler", "cosine", "--scheduler_unit", "step", "--warmup", "2", "--no_export_mace_model"),
+        *(
+            "--xyz_train",
+            "train.xyz",
+            "--valid_fraction",
+            "0.25",
+            "--batch_size",
+            "2",
+            "--epochs",
+            "4",
+        ),
+        *(
+            "--ema",
+            "--scheduler",
+            "cosine",
+            "--scheduler_unit",
+            "step",
+            "--warmup",
+            "2",
+            "--no_export_mace_model",
+        ),
     ],
     "float64": [
-        *("--lmdb_train", "data.lmdb", "--xyz_val", "valid.xyz", "--dtype", "float64", "--epochs", "4"),
+        *(
+            "--lmdb_train",
+            "data.lmdb",
+            "--xyz_val",
+            "valid.xyz",
+            "--dtype",
+            "float64",
+            "--epochs",
+            "4",
+        ),
         *("--max_edges_per_batch", "30", "--ema", "--ema_decay", "0.9", "--optimizer", "adamw"),
         *("--lr_of", "readouts.*=0.001", "--scheduler", "exponential", "--lr_gamma", "0.9"),
         *("--stage_two", "--start_stage_two", "2", "--no_export_mace_model"),
@@ -63,7 +100,9 @@ STOP_AT = {"float32": 6, "float64": 12}  # steps; the latter in the second stage
 
 
 def clusters(n: int, seed: int) -> list[Atoms]:
-    """Clusters of three to five atoms of aluminium and copper, labelled by ASE's effective medium theory."""
+    """Clusters of three to five atoms of aluminium and copper, labelled by ASE's
+    effective medium theory.
+    """
     rng = np.random.default_rng(seed)
     frames = []
     for _ in range(n):
@@ -88,7 +127,12 @@ def write_lmdb(path: Path, frames: list[Atoms]) -> None:
         environment.begin(write=True) as t,
     ):
         for i, atoms in enumerate(frames):
-            row = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "cell": np.zeros((3, 3)), "pbc": atoms.pbc}
+            row = {
+                "pos": atoms.positions,
+                "atomic_numbers": atoms.numbers,
+                "cell": np.zeros((3, 3)),
+                "pbc": atoms.pbc,
+            }
             row |= {"energy": atoms.info["REF_energy"], "forces": atoms.arrays["REF_forces"]}
             t.put(str(i).encode(), pickle.dumps(row))
 
@@ -118,12 +162,25 @@ def outcome(folder: Path) -> dict[str, Any]:
     starts = state.get("stage_starts") or [0, state.get("stage_two_epoch")]
     stage_two = starts[1] if len(starts) > 1 else None
     return {
-        "weights": {name: tensor.flatten().tolist() for name, tensor in file.tensors.items() if tensor.numel()},
-        "average": {name: t.flatten().tolist() for name, t in state["ema_state_dict"]["shadow"].items()},
+        "weights": {
+            name: tensor.flatten().tolist()
+            for name, tensor in file.tensors.items()
+            if tensor.numel()
+        },
+        "average": {
+            name: t.flatten().tolist() for name, t in state["ema_state_dict"]["shadow"].items()
+        },
         "updates": state["ema_state_dict"]["updates"],
-        "best": {name: tensor.flatten().tolist() for name, tensor in best.tensors.items() if tensor.numel()},
+        "best": {
+            name: tensor.flatten().tolist()
+            for name, tensor in best.tensors.items()
+            if tensor.numel()
+        },
         "state": {"stage_two_epoch": stage_two, **{name: state[name] for name in counters}},
-        "records": [{k: v for k, v in record.items() if k not in ("perf", "by_source")} for record in records],
+        "records": [
+            {k: v for k, v in record.items() if k not in ("perf", "by_source")}
+            for record in records
+        ],
     }
 
 
@@ -147,18 +204,39 @@ def main(folder: Path) -> None:
         state = checkpoint.read(Path(name) / "run_checkpoint.pt").content["train_state"]
         assert (state["step"], state["steps_in_epoch"] > 0) == (stop_at, True)
         model = f"{name}/run_model.pt"
-        assert evaluate.main(["--input_model", model, "--xyz_path", "valid.xyz", "--output_json", f"{name}.json"]) == 0
+        assert (
+            evaluate.main(
+                ["--input_model", model, "--xyz_path", "valid.xyz", "--output_json", f"{name}.json"]
+            )
+            == 0
+        )
         expected["runs"][name] = outcome(Path("unbroken") / name) | {"stopped_at": stop_at}
         expected["runs"][name]["errors"] = json.loads(Path(f"{name}.json").read_text())
         Path(f"{name}.json").unlink()
     shutil.rmtree("unbroken")
-    packing = ["--input", "train.xyz", "valid.xyz", "--output_dir", "packed", "--r_max", "3.5", "--stages", "6"]
+    packing = [
+        "--input",
+        "train.xyz",
+        "valid.xyz",
+        "--output_dir",
+        "packed",
+        "--r_max",
+        "3.5",
+        "--stages",
+        "6",
+    ]
     assert pack.main([*packing, "--split", "train=0.75", "valid=0.25"]) == 0
     words = [*COMMON, "--lmdb_train", "packed/train", "--lmdb_val", "packed/valid", "--epochs", "1"]
-    assert train_mace.main([*words, "--max_atoms_per_batch", "12", "--output_checkpoint", "read"]) == 0
+    assert (
+        train_mace.main([*words, "--max_atoms_per_batch", "12", "--output_checkpoint", "read"]) == 0
+    )
     shutil.rmtree("read")  # it has left the indexes of the shards
     Path("expected.json").write_text(json.dumps(expected, indent=1) + "\n")
-    for leftover in [*folder.rglob(".run.lock"), *folder.rglob("*-lock"), *folder.rglob("train.log")]:
+    for leftover in [
+        *folder.rglob(".run.lock"),
+        *folder.rglob("*-lock"),
+        *folder.rglob("train.log"),
+    ]:
         leftover.unlink()
 
 

@@ -38,13 +38,20 @@ def labelled(n: int, seed: int = 0) -> list[Atoms]:
     for atoms in frames:
         atoms.cell, atoms.pbc = 8.0 * np.eye(3), True
         energy, forces = atoms.info.pop("REF_energy"), atoms.arrays.pop("REF_forces")
-        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=np.arange(6.0) / 100)
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=energy, forces=forces, stress=np.arange(6.0) / 100
+        )
     return frames
 
 
 def dict_row(atoms: Atoms, **more: Any) -> bytes:
     """A plain dict."""
-    record = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "cell": np.array(atoms.cell), "pbc": atoms.pbc}
+    record = {
+        "pos": atoms.positions,
+        "atomic_numbers": atoms.numbers,
+        "cell": np.array(atoms.cell),
+        "pbc": atoms.pbc,
+    }
     results = atoms.calc.results
     return pickle.dumps(record | {"energy": results["energy"], "forces": results["forces"]} | more)
 
@@ -56,9 +63,16 @@ def write_dicts(path: Path, frames: Iterable[Atoms]) -> Path:
 
 def ase_row(atoms: Atoms, **data: Any) -> bytes:
     """A row as ASE's LMDB backend writes it, without that backend."""
-    row = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": np.array(atoms.cell), "pbc": atoms.pbc}
+    row = {
+        "numbers": atoms.numbers,
+        "positions": atoms.positions,
+        "cell": np.array(atoms.cell),
+        "pbc": atoms.pbc,
+    }
     row |= {name: value for name, value in atoms.calc.results.items() if value is not None}
-    return zlib.compress(encode(row | {"unique_id": "x", "calculator": "unknown", "data": data}).encode())
+    return zlib.compress(
+        encode(row | {"unique_id": "x", "calculator": "unknown", "data": data}).encode()
+    )
 
 
 def raw_row(**content: Any) -> bytes:
@@ -66,9 +80,13 @@ def raw_row(**content: Any) -> bytes:
     return zlib.compress(json.dumps(content).encode())
 
 
-def write_ase(path: Path, frames: Sequence[Atoms], data: Sequence[dict[str, Any]] | None = None) -> Path:
+def write_ase(
+    path: Path, frames: Sequence[Atoms], data: Sequence[dict[str, Any]] | None = None
+) -> Path:
     """Written by the third-party ase-db-backends; skipped where that is not installed."""
-    backend = pytest.importorskip("ase_db_backends.aselmdb", reason="ase-db-backends is not installed (extra dev)")
+    backend = pytest.importorskip(
+        "ase_db_backends.aselmdb", reason="ase-db-backends is not installed (extra dev)"
+    )
     database = backend.LMDBDatabase(str(path))
     for i, atoms in enumerate(frames):
         database.write(atoms, data=data[i] if data else {})

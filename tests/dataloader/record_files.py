@@ -1,4 +1,6 @@
-"""One record written into several kinds of file: extended XYZ, pickled dicts, torch_geometric rows, ASE rows."""
+"""One record written into several kinds of file: extended XYZ, pickled dicts,
+torch_geometric rows, ASE rows.
+"""
 
 import json
 import pickle
@@ -18,7 +20,8 @@ import torch
 from dataloader.labels import TO_TRAIN, LabelKeys, LabelNeeds
 from dataloader.sources import Source, SourceSpec, open_sources
 
-WATER = np.array([[0.0, 0.0, 0.0], [0.96875, 0.0, 0.0], [-0.25, 0.9375, 0.0]])  # Å, exact in single precision too
+# Å, exact in single precision too
+WATER = np.array([[0.0, 0.0, 0.0], [0.96875, 0.0, 0.0], [-0.25, 0.9375, 0.0]])
 BOX = 10.0 * np.eye(3)
 NOWHERE = np.zeros((3, 3))
 OPEN, PERIODIC, SLAB = (False, False, False), (True, True, True), (True, True, False)
@@ -28,7 +31,9 @@ Write = Callable[[Path, Sequence[Record]], Path]
 
 
 def record(**changes: Any) -> Record:
-    """A sound water molecule in a periodic box of 10 Å, with labels, and what a test changes of it."""
+    """A sound water molecule in a periodic box of 10 Å, with labels, and
+    what a test changes of it.
+    """
     good: Record = {
         "numbers": np.array([8, 1, 1]),
         "positions": WATER,
@@ -71,13 +76,22 @@ def frame(rec: Record) -> str:
             words.append(f'Lattice="{numbers(array)}"')
         elif name == "pbc":
             words.append('pbc="{} {} {}"'.format(*("FT"[p] for p in value)))
-        elif array.ndim == 2 and len(array) == len(rec["numbers"]) and not re.search("stress|virial", name):
+        elif (
+            array.ndim == 2
+            and len(array) == len(rec["numbers"])
+            and not re.search("stress|virial", name)
+        ):
             kinds.append(f"{name}:{'L' if array.dtype == bool else 'R'}:{array.shape[1]}")
             columns.append(array)
         else:
             words.append(f'{name}="{value if isinstance(value, str) else numbers(array)}"')
-    lines = [" ".join(" ".join(map(cell, column[i].tolist())) for column in columns) for i in range(len(columns[0]))]
-    return "\n".join([str(len(lines)), " ".join([f"Properties={':'.join(kinds)}", *words]), *lines, ""])
+    lines = [
+        " ".join(" ".join(map(cell, column[i].tolist())) for column in columns)
+        for i in range(len(columns[0]))
+    ]
+    return "\n".join(
+        [str(len(lines)), " ".join([f"Properties={':'.join(kinds)}", *words]), *lines, ""]
+    )
 
 
 def numbers(array: np.ndarray) -> str:
@@ -93,7 +107,10 @@ def write_dicts(path: Path, records: Sequence[Record]) -> Path:
 
 
 def plain_row(rec: Record) -> Record:
-    return {{"positions": "pos", "numbers": "atomic_numbers"}.get(name, name): value for name, value in rec.items()}
+    return {
+        {"positions": "pos", "numbers": "atomic_numbers"}.get(name, name): value
+        for name, value in rec.items()
+    }
 
 
 def write_geometric(path: Path, records: Sequence[Record]) -> Path:
@@ -103,11 +120,16 @@ def write_geometric(path: Path, records: Sequence[Record]) -> Path:
 def geometric_row(rec: Record) -> bytes:
     """A torch_geometric 1.x row as OC20 has it, pickled by a stand-in for its class."""
     data = type("Data", (), {"__module__": "torch_geometric.data.data", "__qualname__": "Data"})
-    modules = {n: types.ModuleType(n) for n in ("torch_geometric", "torch_geometric.data", "torch_geometric.data.data")}
+    modules = {
+        n: types.ModuleType(n)
+        for n in ("torch_geometric", "torch_geometric.data", "torch_geometric.data.data")
+    }
     modules["torch_geometric.data.data"].Data = data  # type: ignore[attr-defined]
     row = data()
     names = {"positions": "pos", "numbers": "atomic_numbers", "energy": "y", "forces": "force"}
-    row.__dict__.update({names.get(name, name): value for name, value in rec.items() if name != "pbc"})
+    row.__dict__.update(
+        {names.get(name, name): value for name, value in rec.items() if name != "pbc"}
+    )
     row.__dict__.update(pos=torch.tensor(rec["positions"]), natoms=len(rec["numbers"]), x=None)
     row.atomic_numbers = torch.tensor(rec["numbers"], dtype=torch.float32)
     if "cell" in rec:
@@ -127,12 +149,18 @@ def write_ase_rows(path: Path, records: Sequence[Record]) -> Path:
 
 
 def ase_row_of(rec: Record) -> bytes:
-    """What ASE stores at the top stands there, other numbers and texts in key_value_pairs, arrays in data."""
+    """What ASE stores at the top stands there, other numbers and texts in
+    key_value_pairs, arrays in data.
+    """
     top = {"numbers", "positions", "cell", "pbc", "energy", "forces", "stress", "constraints"}
     row: Record = {"key_value_pairs": {}, "data": {}}
     for name, value in rec.items():
         plain = np.asarray(value).tolist() if isinstance(value, np.ndarray | tuple) else value
-        part = row if name in top else row["key_value_pairs" if isinstance(plain, str | int | float) else "data"]
+        part = (
+            row
+            if name in top
+            else row["key_value_pairs" if isinstance(plain, str | int | float) else "data"]
+        )
         part[name] = plain
     return zlib.compress(json.dumps(row).encode())
 
@@ -147,7 +175,9 @@ def write_rows(path: Path, rows: Sequence[bytes]) -> Path:
     return path
 
 
-def opened(path: Path, *, max_dropped: float = 0.001, needs: LabelNeeds = TO_TRAIN, **keys: Any) -> Source:
+def opened(
+    path: Path, *, max_dropped: float = 0.001, needs: LabelNeeds = TO_TRAIN, **keys: Any
+) -> Source:
     kind: Any = "xyz" if path.suffix == ".xyz" else "lmdb"
     spec = SourceSpec(path=path, format=kind, keys=LabelKeys(**keys))
     return open_sources([spec], needs=needs, max_dropped=max_dropped)[0]

@@ -64,7 +64,10 @@ def test_everything_that_gets_a_name_is_synced_and_its_folder_too(
 
 
 def test_a_work_folder_that_is_gone_means_that_another_has_finished(tmp_path: Path) -> None:
-    with pytest.raises(Overtaken, match="was removed while this process worked in it"), overtaken(tmp_path / "gone"):
+    with (
+        pytest.raises(Overtaken, match="was removed while this process worked in it"),
+        overtaken(tmp_path / "gone"),
+    ):
         array_file.write(tmp_path / "x", {}, {"n": [np.arange(3)]}, made_in=tmp_path / "gone")
     assert not (tmp_path / "x").exists()
 

@@ -1,4 +1,6 @@
-"""Every format of the table: the same structures from every kind of file, and what is refused by name."""
+"""Every format of the table: the same structures from every kind of file, and
+what is refused by name.
+"""
 
 import contextlib
 import json
@@ -67,9 +69,13 @@ def refusal(path: Path, **options: Any) -> str:
 
 
 def test_every_kind_of_file_has_a_case() -> None:
-    """A format or a kind of ASE's files that nobody writes here is one that nobody has seen working."""
+    """A format or a kind of ASE's files that nobody writes here is one that
+    nobody has seen working.
+    """
     assert {kind for kind, _ in FILES.values()} == set(FORMATS)
-    assert len([kind for kind, _ in FILES.values() if kind == "ase"]) + 2 == len(KINDS), "and cif and POSCAR below"
+    assert len([kind for kind, _ in FILES.values() if kind == "ase"]) + 2 == len(KINDS), (
+        "and cif and POSCAR below"
+    )
 
 
 @EACH
@@ -108,7 +114,11 @@ def test_streamed_structures_are_those_of_the_source(name: str, tmp_path: Path) 
     streamed = [
         read()
         for read in unread(
-            specs, needs=TO_TRAIN, elements=[1, 8], max_dropped=0, say=lambda census: said.append(census.label_names)
+            specs,
+            needs=TO_TRAIN,
+            elements=[1, 8],
+            max_dropped=0,
+            say=lambda census: said.append(census.label_names),
         )
     ]
     source = source_of(path)
@@ -139,9 +149,23 @@ def test_a_folder_and_a_pattern_of_files_are_one_source(tmp_path: Path) -> None:
     runs = source_of(tmp_path / "run*" / "OUTCAR")
     shards = source_of(tmp_path)
     for source in (runs, shards):
-        assert [source.structure(i).energy for i in range(3)] == pytest.approx([energy_of(a) for a in FRAMES], abs=1e-6)
-    assert [runs.identifier(i) for i in range(3)] == ["run0/OUTCAR#0", "run1/OUTCAR#0", "run2/OUTCAR#0"]
-    assert len({source.content() for source in (runs, shards, source_of(tmp_path / "run[01]" / "OUTCAR"))}) == 3
+        assert [source.structure(i).energy for i in range(3)] == pytest.approx(
+            [energy_of(a) for a in FRAMES], abs=1e-6
+        )
+    assert [runs.identifier(i) for i in range(3)] == [
+        "run0/OUTCAR#0",
+        "run1/OUTCAR#0",
+        "run2/OUTCAR#0",
+    ]
+    assert (
+        len(
+            {
+                source.content()
+                for source in (runs, shards, source_of(tmp_path / "run[01]" / "OUTCAR"))
+            }
+        )
+        == 3
+    )
 
 
 def test_a_pattern_of_xyz_files_is_read(tmp_path: Path) -> None:
@@ -170,14 +194,23 @@ def test_outputs_of_one_run_do_not_count_twice(tmp_path: Path) -> None:
     assert len(source_of(tmp_path / "vasprun*")) == 3
 
 
-def test_a_format_is_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_format_is_one_entry_of_the_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def frames(path: Path) -> Any:
         for number, content in enumerate(json.loads(path.read_text())):
             yield RawFrame(RawRecord(content), f"{path.name}#{number}", f"{path} entry {number}")
 
-    own = kept_format(name="own", what="own JSON", takes=lambda path: path.suffix == ".own", frames=frames)
+    own = kept_format(
+        name="own", what="own JSON", takes=lambda path: path.suffix == ".own", frames=frames
+    )
     monkeypatch.setitem(formats.FORMATS, "own", own)
-    content = {"numbers": [8, 1], "positions": [[0, 0, 0], [0, 0, 1]], "energy": -1.0, "forces": [[0, 0, 0]] * 2}
+    content = {
+        "numbers": [8, 1],
+        "positions": [[0, 0, 0], [0, 0, 1]],
+        "energy": -1.0,
+        "forces": [[0, 0, 0]] * 2,
+    }
     (tmp_path / "a.own").write_text(json.dumps([content, content]))
     assert len(source_of(tmp_path / "a.own")) == 2
     (tmp_path / "a.own").write_text(json.dumps([content, {**content, "forces": None}]))
@@ -194,14 +227,24 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the real ``mace_prepare_data`` makes of waters of all sorts."""
     folder = tmp_path_factory.mktemp("prepared")
     frames = waters(6)
-    frames[1].info |= {"config_type": "odd", "config_weight": 2.0, "config_forces_weight": 0.5, "total_charge": 0}
+    frames[1].info |= {
+        "config_type": "odd",
+        "config_weight": 2.0,
+        "config_forces_weight": 0.5,
+        "total_charge": 0,
+    }
     frames[2].set_cell(np.eye(3) * 9)
     frames[2].pbc = True
     frames[2].info["REF_stress"] = np.arange(6) * 0.01
     del frames[3].arrays["REF_forces"]
     write(folder / "t.xyz", frames, format="extxyz")
-    words = "--train_file t.xyz --valid_file t.xyz --h5_prefix made/ --num_process 2 --energy_key REF_energy "
-    words += "--forces_key REF_forces --stress_key REF_stress --E0s {1:-13.6,8:-430.0} --shuffle False"
+    words = (
+        "--train_file t.xyz --valid_file t.xyz --h5_prefix made/ --num_process 2 "
+        "--energy_key REF_energy "
+    )
+    words += (
+        "--forces_key REF_forces --stress_key REF_stress --E0s {1:-13.6,8:-430.0} --shuffle False"
+    )
     with as_before(folder):
         from mace.cli import preprocess_data
         from mace.tools import build_preprocess_arg_parser
@@ -212,7 +255,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def as_before(folder: Path) -> Iterator[None]:
-    """In another folder, with nothing left of what mace does to a process: variables, log, generators of numbers."""
+    """In another folder, with nothing left of what mace does to a process: variables, log,
+    generators of numbers.
+    """
     handlers, state = list(logging.getLogger().handlers), torch.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -236,7 +281,9 @@ def test_files_of_mace_prepare_data_are_read_as_mace_reads_them(prepared: Path) 
     place = 0
     for number in range(2):
         data = HDF5Dataset(
-            str(prepared / f"made/train/train_{number}.h5"), r_max=3.0, z_table=AtomicNumberTable([1, 8])
+            str(prepared / f"made/train/train_{number}.h5"),
+            r_max=3.0,
+            z_table=AtomicNumberTable([1, 8]),
         )
         for mace in (data[i] for i in range(len(data))):
             structure = source.structure(place)
@@ -257,12 +304,16 @@ def test_files_of_mace_prepare_data_are_read_as_mace_reads_them(prepared: Path) 
 
 
 def test_what_is_prepared_equals_the_xyz_that_it_was_made_of(prepared: Path) -> None:
-    xyz, hdf5 = source_of(prepared / "t.xyz", TO_EVALUATE), source_of(prepared / "made" / "train", TO_EVALUATE)
+    xyz, hdf5 = (
+        source_of(prepared / "t.xyz", TO_EVALUATE),
+        source_of(prepared / "made" / "train", TO_EVALUATE),
+    )
 
     def plain(source: Source) -> list[Any]:
         kept = [source.structure(i) for i in range(len(source))]
         return sorted(
-            (s.energy, s.weight, s.config_type, s.pbc, sorted(s.labels), sorted(s.weights.items())) for s in kept
+            (s.energy, s.weight, s.config_type, s.pbc, sorted(s.labels), sorted(s.weights.items()))
+            for s in kept
         )
 
     assert plain(hdf5) == plain(xyz)
@@ -277,7 +328,10 @@ def test_zeros_in_place_of_labels_are_not_labels(tmp_path: Path) -> None:
         group["forces_weight"][...] = 0.0
     source = source_of(path, TO_EVALUATE)
     assert [source.structure(i).forces is None for i in range(3)] == [False, True, False]
-    assert "zeros with the weight 0 in place of a label (forces) are taken as absent" in source.census.notes
+    assert (
+        "zeros with the weight 0 in place of a label (forces) are taken as absent"
+        in source.census.notes
+    )
     assert "forces missing" in refusal(path)
 
 
@@ -309,7 +363,9 @@ def damaged_hdf5(path: Path, how: str) -> None:
             group.create_dataset("positions", (3, 3), "f8", external=[("/etc/passwd", 0, 72)])
         elif how == "huge":
             del group["properties/forces"]
-            group.create_dataset("properties/forces", (10**11, 3), "f8", chunks=(1024, 3), compression="gzip")
+            group.create_dataset(
+                "properties/forces", (10**11, 3), "f8", chunks=(1024, 3), compression="gzip"
+            )
         elif how == "no batches":
             del file["config_batch_0"]
         elif how == "no group":
@@ -330,7 +386,9 @@ def damaged_hdf5(path: Path, how: str) -> None:
         ("no group", "it is no group"),
     ],
 )
-def test_damaged_and_hostile_hdf5_is_refused_in_a_sentence(how: str, words: str, tmp_path: Path) -> None:
+def test_damaged_and_hostile_hdf5_is_refused_in_a_sentence(
+    how: str, words: str, tmp_path: Path
+) -> None:
     path = tmp_path / "some.h5"
     damaged_hdf5(path, how)
     text = refusal(path)
@@ -349,7 +407,9 @@ def with_constraints() -> Atoms:
 
 @pytest.mark.parametrize("ending", ["traj", "db", "aselmdb", "xyz"])
 def test_held_atoms_and_free_energies_are_those_of_ase(ending: str, tmp_path: Path) -> None:
-    """Forces as they were computed, though ASE zeroes those of held atoms; the free energy where it is asked for."""
+    """Forces as they were computed, though ASE zeroes those of held atoms; the free energy
+    where it is asked for.
+    """
     atoms = with_constraints()
     atoms.calc.results["free_energy"] = energy_of(atoms) - 0.5
     path = tmp_path / f"some.{ending}"
@@ -380,19 +440,31 @@ def test_held_atoms_of_vasp_are_those_of_the_structure_beside(tmp_path: Path) ->
 
 
 def test_what_is_kept_beside_structures_keeps_its_meaning(tmp_path: Path) -> None:
-    """Heads, weights, config types, charges: of the info of a trajectory, of the pairs and data of a database."""
+    """Heads, weights, config types, charges: of the info of a trajectory, of the pairs
+    and data of a database.
+    """
     atoms = boxed_waters(1)[0]
     entries = {"head": "pbe", "config_weight": 2.0, "config_type": "wet", "charge": 1}
     atoms.info |= {**entries, "far": np.arange(4.0)}
     write_traj(tmp_path / "a.traj", [atoms])
     with connect(tmp_path / "a.db") as database:
-        database.write(boxed_waters(1)[0], config_type="wet", charge=1, data={"head": "pbe", "config_weight": 2.0})
+        database.write(
+            boxed_waters(1)[0],
+            config_type="wet",
+            charge=1,
+            data={"head": "pbe", "config_weight": 2.0},
+        )
     for name in ("a.traj", "a.db"):
         spec = SourceSpec(path=tmp_path / name, format="ase")
         wanted = Wanted(needs=TO_TRAIN, max_dropped=0)
         (read,) = FORMATS["ase"].streamed(spec, wanted).structures
         structure = read()
-        assert (structure.head, structure.weight, structure.config_type, structure.charge) == ("pbe", 2.0, "wet", 1)
+        assert (structure.head, structure.weight, structure.config_type, structure.charge) == (
+            "pbe",
+            2.0,
+            "wet",
+            1,
+        )
 
 
 def test_isolated_atoms_are_kept_apart(tmp_path: Path) -> None:
@@ -406,7 +478,8 @@ def test_isolated_atoms_are_kept_apart(tmp_path: Path) -> None:
 
 def test_trajectories_of_structures_of_many_sizes_equal_ase(tmp_path: Path) -> None:
     frames = [
-        Atoms("OHH" * n, np.random.default_rng(n).normal(0, 3, (3 * n, 3)), pbc=(True, True, n > 1)) for n in (1, 2, 3)
+        Atoms("OHH" * n, np.random.default_rng(n).normal(0, 3, (3 * n, 3)), pbc=(True, True, n > 1))
+        for n in (1, 2, 3)
     ]
     for atoms in frames:
         atoms.set_cell(np.eye(3) * 20)
@@ -469,8 +542,20 @@ class Planted:
 
 def test_what_runs_code_or_connects_is_refused_by_name(tmp_path: Path) -> None:
     pickled = pickle.dumps(Planted(tmp_path / "ran"))
-    contents = {"a.pckl": pickled, "a.pkl": pickled, "old.traj": b"PickleTrajectory" + pickled, "a.json": b"{}"}
-    contents |= {"a.bundle": b"", "a.py": b"", "a.gpw": b"", "a.castep": b"", "a.gz": b"\x1f\x8b", "run.log": b""}
+    contents = {
+        "a.pckl": pickled,
+        "a.pkl": pickled,
+        "old.traj": b"PickleTrajectory" + pickled,
+        "a.json": b"{}",
+    }
+    contents |= {
+        "a.bundle": b"",
+        "a.py": b"",
+        "a.gpw": b"",
+        "a.castep": b"",
+        "a.gz": b"\x1f\x8b",
+        "run.log": b"",
+    }
     contents["run.log"] = b" Entering Gaussian System, Link 0=g16\n"
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -495,13 +580,19 @@ TEXTS = [name for name, (kind, _) in FILES.items() if kind == "ase"]
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_files_that_are_cut_off_or_mixed_up_end_in_a_sentence_or_in_fewer_frames(name: str, tmp_path: Path) -> None:
+def test_files_that_are_cut_off_or_mixed_up_end_in_a_sentence_or_in_fewer_frames(
+    name: str, tmp_path: Path
+) -> None:
     """Whatever the place; no loop waits at the end of a file."""
     FILES[name][1](tmp_path / name, FRAMES)
     whole = (tmp_path / name).read_bytes()
     beginning = len(whole) // 8
     for end in range(beginning, len(whole), max(1, len(whole) // 8)):
-        for content in (whole[:end], whole[:end].replace(b"0", b"?"), whole[:end] + whole[end // 2 :]):
+        for content in (
+            whole[:end],
+            whole[:end].replace(b"0", b"?"),
+            whole[:end] + whole[end // 2 :],
+        ):
             (tmp_path / name).write_bytes(content)
             text = told(tmp_path / name)
             assert str(tmp_path / name) in text
@@ -520,14 +611,20 @@ def told(path: Path) -> str:
 def test_numbers_of_atoms_that_a_file_cannot_hold_take_no_memory(tmp_path: Path) -> None:
     for name, before, after in (
         ("OUTCAR", "=               1   2", "= 99999999999 2"),
-        ("aims.out", "| Number of atoms                   :        3", "| Number of atoms     : 99999999999"),
+        (
+            "aims.out",
+            "| Number of atoms                   :        3",
+            "| Number of atoms     : 99999999999",
+        ),
     ):
         path = tmp_path / name
         FILES[name][1](path, FRAMES)
         path.write_text(path.read_text().replace(before, after))
         assert "states" in refusal(path)
     write(tmp_path / "POSCAR", FRAMES[0], format="vasp")
-    (tmp_path / "POSCAR").write_text((tmp_path / "POSCAR").read_text().replace("  1   2\n", "  1   99999999999\n"))
+    (tmp_path / "POSCAR").write_text(
+        (tmp_path / "POSCAR").read_text().replace("  1   2\n", "  1   99999999999\n")
+    )
     assert "states 100000000000 atoms" in refusal(tmp_path / "POSCAR", needs=TO_EVALUATE)
 
 

@@ -1,4 +1,6 @@
-"""Indexing and packing by several processes at once, and killed at every call that changes a file."""
+"""Indexing and packing by several processes at once, and killed at every
+call that changes a file.
+"""
 
 import json
 import multiprocessing
@@ -66,7 +68,8 @@ def changes(event: str, words: tuple[Any, ...], folder: str) -> bool:
     if not words or not isinstance(words[0], str | os.PathLike):
         return False
     name = os.fspath(words[0])
-    half_written = name.startswith(".") and name.endswith(".tmp")  # durable names them relative to an open folder
+    # durable names them relative to an open folder
+    half_written = name.startswith(".") and name.endswith(".tmp")
     if not name.startswith(folder) and not half_written:
         return False
     if event == "open":
@@ -75,7 +78,8 @@ def changes(event: str, words: tuple[Any, ...], folder: str) -> bool:
 
 
 def killed_at(n: int, folder: Path, task: Callable[[], int], *, worker: bool) -> int:
-    """Do a task in a process that is killed before its n-th change in a folder, or the first of its workers is.
+    """Do a task in a process that is killed before its n-th change in a folder, or the
+    first of its workers is.
 
     Returns:
         Its exit code; 0 where there are not so many changes.
@@ -102,14 +106,18 @@ def killed_at(n: int, folder: Path, task: Callable[[], int], *, worker: bool) ->
 
 
 def boundaries(*, worker: bool) -> range:
-    """Numbers of the changes at which a process is killed: all of them, or in the default tests a few."""
+    """Numbers of the changes at which a process is killed: all of them, or in
+    the default tests a few.
+    """
     if FULL:
         return range(1, 400)
     return range(1 + 2 * worker, 400, 12)
 
 
 def was_killed(folder: Path) -> bool:
-    """Whether the last `killed_at` for a folder killed anybody; a worker's death may be made good by another."""
+    """Whether the last `killed_at` for a folder killed anybody; a worker's death may
+    be made good by another.
+    """
     mark = folder.with_name("killed")
     killed = mark.exists()
     mark.unlink(missing_ok=True)
@@ -120,7 +128,8 @@ def was_killed(folder: Path) -> bool:
 def test_indexing_killed_at_any_call_goes_on_and_leaves_nothing(
     worker: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "n_cores", lambda: 1)  # one worker makes all parts, in the same order everywhere
+    # one worker makes all parts, in the same order everywhere
+    monkeypatch.setattr(parallel, "n_cores", lambda: 1)
     folder, reached = tmp_path / "data", 0
     shards(tmp_path / "data", 2)
     for n in boundaries(worker=worker):
@@ -131,7 +140,10 @@ def test_indexing_killed_at_any_call_goes_on_and_leaves_nothing(
         reached += killed
         assert indexing(paths) == 0
         assert sizes(paths) == expected(2)
-        left = {path.name.partition(".lmdb")[2].replace(RECIPE.digest(), "R") for path in folder.iterdir()}
+        left = {
+            path.name.partition(".lmdb")[2].replace(RECIPE.digest(), "R")
+            for path in folder.iterdir()
+        }
         assert left == {"", ".R.index", ".R.index.edges-3.0"}
         if not killed:
             break
@@ -145,18 +157,33 @@ def packing(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[s
     """Words of a packing but for its folder, and the files that it gives."""
     folder = tmp_path_factory.mktemp("packing")
     write_dicts(folder / "some.lmdb", labelled(N))
-    words = ["--input", str(folder / "some.lmdb"), "--split", "train=0.7", "test=0.3", "--rows_per_shard", "9"]
+    words = [
+        "--input",
+        str(folder / "some.lmdb"),
+        "--split",
+        "train=0.7",
+        "test=0.3",
+        "--rows_per_shard",
+        "9",
+    ]
     assert pack.main([*words, "--stages", "5", "--output_dir", str(folder / "whole")]) == 0
     return [*words, "--stages", "5"], files(folder / "whole")
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("worker", [False, True])
 def test_packing_killed_at_any_call_goes_on_and_leaves_nothing(
-    worker: bool, tmp_path: Path, packing: tuple[list[str], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+    worker: bool,
+    tmp_path: Path,
+    packing: tuple[list[str], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parallel, "n_cores", lambda: 1)
     words, whole = packing
@@ -179,8 +206,12 @@ BARE: dict[str, Callable[[Path], object]] = {
     "the folder": lambda output: output.mkdir(),
     "the work folder": lambda output: (output / "packing").mkdir(parents=True),
     "the lock": lambda output: put(output / "packing" / "lock", "process 1 on nowhere"),
-    "half a temporary file": lambda output: put(output / "packing" / ".asked.json.node.12.tmp", "{"),
-    "an older temporary file": lambda output: put(output / "packing" / "asked.json.node.12.tmp", "{"),
+    "half a temporary file": lambda output: put(
+        output / "packing" / ".asked.json.node.12.tmp", "{"
+    ),
+    "an older temporary file": lambda output: put(
+        output / "packing" / "asked.json.node.12.tmp", "{"
+    ),
     "an empty first file": lambda output: put(output / "packing" / "asked.json", ""),
     "half a first file": lambda output: put(output / "packing" / "asked.json", '{"data": ['),
 }
@@ -299,8 +330,12 @@ def test_two_processes_index_one_shard_once(
     )
 
 
-def test_two_processes_count_edges_of_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second is in the midst of its parts when the first finishes and removes the folder of the parts."""
+def test_two_processes_count_edges_of_one_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is in the midst of its parts when the first finishes and removes
+    the folder of the parts.
+    """
     paths = shards(tmp_path / "data")
     sizes(paths)
     kept = places(paths[0], RECIPE)[0]
@@ -325,7 +360,9 @@ def test_two_processes_count_edges_of_one_shard(tmp_path: Path, monkeypatch: pyt
     assert not list(paths[0].parent.glob("*.building"))
 
 
-def test_many_shards_are_made_a_number_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_shards_are_made_a_number_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not more than a process may have open files."""
     held: list[int] = []
     completed = lmdb_index._completed
@@ -361,7 +398,10 @@ def test_without_locks_one_that_is_overtaken_uses_what_the_other_made(
         def waiting(part: Any, recipe: IndexRecipe) -> None:
             (tmp_path / "begun").touch()
             wait_until(index.is_file, "the index")
-            wait_until(lambda: not index.with_name(f"{index.name}.building").exists(), "the end of the other")
+            wait_until(
+                lambda: not index.with_name(f"{index.name}.building").exists(),
+                "the end of the other",
+            )
             index_part(part, recipe)
 
         monkeypatch.setattr(index_building, "_index_part", waiting)
@@ -372,7 +412,9 @@ def test_without_locks_one_that_is_overtaken_uses_what_the_other_made(
         return sizes(paths) != expected()
 
     assert together([first, second]) == [0, 0]
-    assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted([paths[0].name, index.name])
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == sorted(
+        [paths[0].name, index.name]
+    )
 
 
 def test_another_users_unfinished_work_leads_to_the_users_own_cache(
@@ -398,7 +440,9 @@ def test_two_packings_into_one_folder(
     packing: tuple[list[str], dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the same settings the second waits and finds it done, with others it is refused; the first goes on."""
+    """With the same settings the second waits and finds it done, with others it is
+    refused; the first goes on.
+    """
     words, whole = packing
     output, write = tmp_path / "packed", shard_writer._write_shard
 
@@ -419,7 +463,10 @@ def test_two_packings_into_one_folder(
 
     assert together([packed(words, output), second]) == [0, 0 if same else 2]
     assert files(output) == whole
-    shards_made = [path.name.rsplit("-", 1)[0] for path in [*tmp_path.glob("train-*"), *tmp_path.glob("test-*")]]
+    shards_made = [
+        path.name.rsplit("-", 1)[0]
+        for path in [*tmp_path.glob("train-*"), *tmp_path.glob("test-*")]
+    ]
     assert sorted(shards_made) == sorted({*shards_made}), "a shard was written twice"
 
 
@@ -464,7 +511,9 @@ def test_a_disk_that_is_full_is_one_line(
     assert in_child(small_disk) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: cannot write {tmp_path / 'packed' / 'train' / 'shard_0000'}")
-    assert line.endswith("; make room and start again with the same settings, it goes on where it was")
+    assert line.endswith(
+        "; make room and start again with the same settings, it goes on where it was"
+    )
     assert pack.main([*words, "--output_dir", str(tmp_path / "packed")]) == 0
     assert files(tmp_path / "packed") == whole
 

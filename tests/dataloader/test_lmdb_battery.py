@@ -1,4 +1,7 @@
-"""Damaged and hostile LMDBs in number: rows, files, workers that die. ``BATTERY=full``: as many as the README says."""
+"""Damaged and hostile LMDBs in number: rows, files, workers that die.
+
+``BATTERY=full``: as many as the README says.
+"""
 
 import faulthandler
 import os
@@ -44,11 +47,15 @@ def packed(atoms: Atoms) -> bytes:
     what = {"energy": results["energy"], "forces": results["forces"], "stress": np.eye(3)}
     return packed_rows.dumps(
         Structure(
-            atomic_numbers=atoms.numbers, positions=atoms.positions, cell=np.array(atoms.cell), pbc=(True,) * 3,
-            identifier="", labels=what,
+            atomic_numbers=atoms.numbers,
+            positions=atoms.positions,
+            cell=np.array(atoms.cell),
+            pbc=(True,) * 3,
+            identifier="",
+            labels=what,
         ),
         extra={"sid": 3},
-    )  # fmt: skip
+    )
 
 
 def seeds(shared: Path | None) -> list[bytes]:
@@ -58,13 +65,18 @@ def seeds(shared: Path | None) -> list[bytes]:
         import lmdb
 
         path = str(shared / "oc20/s2ef_val_20_data.lmdb")
-        with lmdb.open(path, subdir=False, readonly=True, lock=False) as environment, environment.begin() as reading:
+        with (
+            lmdb.open(path, subdir=False, readonly=True, lock=False) as environment,
+            environment.begin() as reading,
+        ):
             rows.append(reading.get(b"3"))
     return rows
 
 
 def mutated(row: bytes, rng: random.Random) -> bytes:
-    """Bytes changed, cut out, doubled; of a zlib row also what is inside, so that more than its checksum is met."""
+    """Bytes changed, cut out, doubled; of a zlib row also what is inside, so that more
+    than its checksum is met.
+    """
     inside = row[:1] == b"\x78" and rng.random() < 0.9
     data = bytearray(zlib.decompress(row) if inside else row)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
@@ -77,14 +89,20 @@ def mutated(row: bytes, rng: random.Random) -> bytes:
         elif kind == 2:
             del data[place : place + rng.randrange(1, 9)]
         elif kind == 3:
-            data[place:place] = bytes(rng.choices(b'[]{}",:0123456789e-\x00\xff', k=rng.randrange(1, 9)))
+            data[place:place] = bytes(
+                rng.choices(b'[]{}",:0123456789e-\x00\xff', k=rng.randrange(1, 9))
+            )
         else:
-            data[place : place + 4] = rng.choice((b"\xff\xff\xff\x7f", b"\x00\x00\x00\x00", b"1e99", b"9999"))
+            data[place : place + 4] = rng.choice(
+                (b"\xff\xff\xff\x7f", b"\x00\x00\x00\x00", b"1e99", b"9999")
+            )
     return zlib.compress(bytes(data), 1) if inside else bytes(data)
 
 
 def test_mutated_rows_are_refused_or_read_and_nothing_else(request: pytest.FixtureRequest) -> None:
-    """In one child with a memory limit: a signal, another exception, two lines or a second for one row would show."""
+    """In one child with a memory limit: a signal, another exception, two lines or a second
+    for one row would show.
+    """
     try:
         shared: Path | None = request.getfixturevalue("shared_data")
     except pytest.skip.Exception:
@@ -159,7 +177,9 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 def everything(path: Path, *, verify: bool) -> int:
     """0 read, 2 refused in a sentence; the process ends by a signal where LMDB takes it down."""
     try:
-        source = LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.5, filters=Filters(verify=verify))
+        source = LmdbSource(
+            path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.5, filters=Filters(verify=verify)
+        )
         for i in range(len(source)):
             source.structure(i)
     except InputError as error:
@@ -168,8 +188,12 @@ def everything(path: Path, *, verify: bool) -> int:
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_mutated_files_end_no_process(verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opened, indexed and read in a child: with --verify against the index of the sound file, without it anew."""
+def test_mutated_files_end_no_process(
+    verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened, indexed and read in a child: with --verify against the index of the sound
+    file, without it anew.
+    """
     monkeypatch.setattr(index_building, "KEPT_FROM", 10)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_dicts(tmp_path / "some.lmdb", labelled(60))
@@ -195,7 +219,9 @@ def test_mutated_files_end_no_process(verify: bool, tmp_path: Path, monkeypatch:
 
 
 def test_the_hostile_pickles_of_the_reader_fire_no_event_here_either(tmp_path: Path) -> None:
-    """The layouts are told apart before anything is unpickled: an opcode that runs code is refused by name."""
+    """The layouts are told apart before anything is unpickled: an opcode that runs
+    code is refused by name.
+    """
 
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
@@ -213,10 +239,16 @@ def test_the_hostile_pickles_of_the_reader_fire_no_event_here_either(tmp_path: P
 # ---- workers
 
 
-def test_a_worker_that_dies_names_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_names_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_dicts(tmp_path / "some.lmdb", labelled(12))
-    facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
-    data = Dataset([LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0)], facts, torch.float64)
+    facts = ModelFacts(
+        atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0
+    )
+    data = Dataset(
+        [LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0)], facts, torch.float64
+    )
     read = lmdb_source.LmdbFile.get
 
     def dying(self: lmdb_source.LmdbFile, key: bytes) -> bytes:
@@ -233,12 +265,20 @@ def test_a_worker_that_dies_names_the_shard(tmp_path: Path, monkeypatch: pytest.
 
 
 @in_the_battery
-def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(tmp_path: Path, tiny_json: Path) -> None:
-    """The real command, a worker, a shard cut to its first pages between the look at it and the reading."""
+def test_a_file_that_is_cut_while_it_is_read_ends_with_a_sentence_and_code_2(
+    tmp_path: Path, tiny_json: Path
+) -> None:
+    """The real command, a worker, a shard cut to its first pages between the look
+    at it and the reading.
+    """
     frames = labelled(400)
-    path = put(tmp_path / "train.lmdb", {str(i).encode(): dict_row(a, pad=np.zeros(500)) for i, a in enumerate(frames)})
+    path = put(
+        tmp_path / "train.lmdb",
+        {str(i).encode(): dict_row(a, pad=np.zeros(500)) for i, a in enumerate(frames)},
+    )
     code = (
-        "import os, sys; from model_utils import train_mace; from model_utils.run import open_data\n"
+        "import os, sys; from model_utils import train_mace; from model_utils.run import "
+        "open_data\n"
         "look = open_data.training_data\n"
         "def cutting(*a, **k):\n"
         f"    found = look(*a, **k); os.truncate({str(path)!r}, 16384); return found\n"
@@ -266,7 +306,8 @@ def test_a_process_ends_with_workers_at_hand(tmp_path: Path) -> None:
         "from dataloader.labels import TO_TRAIN, LabelKeys\n"
         "from dataloader.lmdb_shards.lmdb_source import LmdbSource\n"
         "from dataloader.loader import Loader\n"
-        "facts = ModelFacts(atomic_numbers=(1, 8), heads=('D',), atomic_energies=((0.0, 0.0),), r_max=3.0)\n"
+        "facts = ModelFacts(atomic_numbers=(1, 8), heads=('D',), atomic_energies=((0.0, 0.0),), "
+        "r_max=3.0)\n"
         "source = LmdbSource(Path(sys.argv[1]), LabelKeys(), needs=TO_TRAIN, max_dropped=0)\n"
         "loader = Loader(Dataset([source], facts, torch.float64), num_workers=1)\n"
         "batches = loader.batches([np.array([i]) for i in range(4)])\n"

@@ -19,9 +19,20 @@ from dataloader.lmdb_file import LmdbFile, shards_of
 N_SAMPLES = 12
 
 
-def write_lmdb(path: Path, *, subdir: bool = False, n_samples: int = N_SAMPLES, size: int = 9000) -> Path:
+def write_lmdb(
+    path: Path, *, subdir: bool = False, n_samples: int = N_SAMPLES, size: int = 9000
+) -> Path:
     """An LMDB like OC20's, with every kind of key that is no sample."""
-    keys = (b"length", b"metadata", b"nextid", b"deleted_ids", b"-1", b"1.5", b"\xff\x00", "²".encode())
+    keys = (
+        b"length",
+        b"metadata",
+        b"nextid",
+        b"deleted_ids",
+        b"-1",
+        b"1.5",
+        b"\xff\x00",
+        "²".encode(),
+    )
     samples = {str(i).encode(): bytes([i % 256]) * size for i in range(n_samples)}
     put(path, samples | dict.fromkeys(keys, b"no sample"), subdir=subdir)
     return path
@@ -42,7 +53,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def in_fork(task: Callable[[], object]) -> int:
-    """Exit code of the task in a child process: 0 where it returned something true, negative after a signal."""
+    """Exit code of the task in a child process: 0 where it returned something true,
+    negative after a signal.
+    """
     child = os.fork()
     if child == 0:
         faulthandler.disable()  # a child that is expected to die need not print where
@@ -118,7 +131,10 @@ OTHERS = {
     "gzip": (gzip.compress(bytes(8192)), "is a gzip file; unpack it first"),
     "database": (b"SQLite format 3\0" + bytes(4096), "is an SQLite (ASE) database"),
     "lock": (struct.pack("=I", 0xBEEFC0DE) + bytes(8188), "is the lock file of an LMDB"),
-    "text": (b"20\nProperties=species:S:1:pos:R:3\n" * 90, "is not an LMDB (it begins with '20\\nPropertie')"),
+    "text": (
+        b"20\nProperties=species:S:1:pos:R:3\n" * 90,
+        "is not an LMDB (it begins with '20\\nPropertie')",
+    ),
     "short": (b"\x01", "is not an LMDB (it begins with '\\x01')"),
 }
 
@@ -164,12 +180,24 @@ def refused(path: Path) -> bool:
 def test_a_truncated_file_is_refused_and_not_mapped(path: Path) -> None:
     whole = path.read_bytes()
     assert in_fork(lambda: read_everything(path)) == 0
-    for size in [1, 100, 152, 4095, 4096, 4248, 8191, 8192, *range(12288, len(whole), 12288), len(whole) - 1]:
+    for size in [
+        1,
+        100,
+        152,
+        4095,
+        4096,
+        4248,
+        8191,
+        8192,
+        *range(12288, len(whole), 12288),
+        len(whole) - 1,
+    ]:
         path.write_bytes(whole[:size])
         assert in_fork(lambda: refused(path)) == 0, size
-    assert f"is cut off: it has {len(whole) - 1} bytes where its header counts {len(whole)}; copy it again" in message(
-        path
-    )
+    assert (
+        f"is cut off: it has {len(whole) - 1} bytes where its header counts "
+        f"{len(whole)}; copy it again"
+    ) in message(path)
 
 
 def test_lmdb_itself_dies_of_a_truncated_file(path: Path) -> None:
@@ -197,7 +225,9 @@ def test_the_later_of_the_two_meta_pages_counts(path: Path) -> None:
 
 
 def test_a_file_whose_last_pages_were_freed_is_told_how_to_become_readable(path: Path) -> None:
-    """A large value put and deleted in one transaction, with free pages for all else: it is counted, never written."""
+    """A large value put and deleted in one transaction, with free pages for all else: it is
+    counted, never written.
+    """
     for value in (bytes(50_000), bytes(60_000), bytes(70_000)):
         put(path, {b"50": value})
     with lmdb.open(str(path), subdir=False, map_size=2**26, lock=False) as environment:
@@ -249,5 +279,6 @@ def test_one_file_may_be_opened_twice_and_closed(path: Path, tmp_path: Path) -> 
     assert second.get(b"2") == first.get(b"2")
     first.close()
     second.close()
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False):  # refused while it is open in this process
+    # refused while it is open in this process
+    with lmdb.open(str(path), subdir=False, readonly=True, lock=False):
         pass

@@ -1,4 +1,6 @@
-"""The index: made once, kept, made again when the file is another, interrupted without harm; filters and samples."""
+"""The index: made once, kept, made again when the file is another, interrupted without
+harm; filters and samples.
+"""
 
 import faulthandler
 import hashlib
@@ -37,7 +39,9 @@ N = 60
 
 @pytest.fixture(autouse=True)
 def _kept_from_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Indexes of a few records are kept too, in parts of seven; the cache folder is the test's own."""
+    """Indexes of a few records are kept too, in parts of seven; the cache
+    folder is the test's own.
+    """
     monkeypatch.setattr(index_building, "KEPT_FROM", 10)
     monkeypatch.setattr(index_building, "MIN_PART", 7)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -51,7 +55,9 @@ def path(tmp_path: Path) -> Path:
 
 def source(path: Path, *, max_dropped: float = 0.001, **filters: Any) -> LmdbSource:
     keys = filters.pop("keys", LabelKeys())
-    return LmdbSource(path, keys, needs=TO_TRAIN, max_dropped=max_dropped, filters=Filters(**filters))
+    return LmdbSource(
+        path, keys, needs=TO_TRAIN, max_dropped=max_dropped, filters=Filters(**filters)
+    )
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -89,7 +95,9 @@ def test_an_index_holds_what_the_records_hold(path: Path) -> None:
     assert edges.tolist() == [build_graph(found.structure(i), 3.0).n_edges for i in range(N)]
 
 
-def test_an_index_is_made_once_and_kept_beside_the_data(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_made_once_and_kept_beside_the_data(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = source(path)
     assert places(path, RECIPE)[0].is_file()
     assert not list(path.parent.glob("*.building"))
@@ -97,12 +105,16 @@ def test_an_index_is_made_once_and_kept_beside_the_data(path: Path, monkeypatch:
     second = source(path)
     assert reads.total() == 0
     assert second.n_atoms.tolist() == first.n_atoms.tolist()
-    assert second.edges(3.0).tolist() == first.edges(3.0).tolist() == source(path).edges(3.0).tolist()
+    assert (
+        second.edges(3.0).tolist() == first.edges(3.0).tolist() == source(path).edges(3.0).tolist()
+    )
     source(path, keys=LabelKeys(energy="energy"))
     assert reads.total() > N, "other label names are another index"
 
 
-def test_a_place_that_cannot_be_written_leads_to_the_users_cache(path: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_leads_to_the_users_cache(
+    path: Path, tmp_path: Path
+) -> None:
     path.parent.chmod(0o555)
     try:
         source(path)
@@ -136,9 +148,13 @@ def test_a_damaged_index_is_made_again(damage: str, path: Path) -> None:
     content = place.read_bytes()
     flipped = bytes([content[0] ^ 255]) + content[1:]
     place.write_bytes(
-        {"cut": content[:-100], "empty": b"", "zeros": bytes(len(content)), "text": b"x" * 99, "flipped": flipped}[
-            damage
-        ]
+        {
+            "cut": content[:-100],
+            "empty": b"",
+            "zeros": bytes(len(content)),
+            "text": b"x" * 99,
+            "flipped": flipped,
+        }[damage]
     )
     assert source(path).n_atoms.tolist() == whole
     assert place.read_bytes() == content
@@ -177,7 +193,9 @@ def flip(file: Path, offset: int, bit: int = 0) -> None:
 
 
 def offsets(file: Path) -> dict[str, tuple[int, int]]:
-    """First and last byte of everything in a file of arrays; padding, which means nothing, is left out."""
+    """First and last byte of everything in a file of arrays; padding, which
+    means nothing, is left out.
+    """
     content = file.read_bytes()
     head = 35 + int.from_bytes(content[23:31], "little")
     begin = -(-head // 64) * 64
@@ -188,7 +206,12 @@ def offsets(file: Path) -> dict[str, tuple[int, int]]:
         for (name, _, _, position, _), size in zip(layout, sizes, strict=True)
         if size
     }
-    return {"magic": (0, 22), "length": (23, 30), "digest of the header": (31, 34), "header": (35, head - 1)} | arrays
+    return {
+        "magic": (0, 22),
+        "length": (23, 30),
+        "digest of the header": (31, 34),
+        "header": (35, head - 1),
+    } | arrays
 
 
 def damaging(n: int = N) -> list[Any]:
@@ -205,13 +228,25 @@ def columns_of(path: Path) -> list[Any]:
 
 
 EVERYTHING = {
-    *("magic", "length", "digest of the header", "header", "keys", "n_atoms", "free_components", "labels", "max_force"),
+    *(
+        "magic",
+        "length",
+        "digest of the header",
+        "header",
+        "keys",
+        "n_atoms",
+        "free_components",
+        "labels",
+        "max_force",
+    ),
     *("elements", "heads", "unusable_rows", "unusable_kinds", "refused_rows", "element_sets"),
 }
 
 
 def test_a_flipped_bit_anywhere_in_an_index_is_noticed(tmp_path: Path) -> None:
-    """Of everything that is in the file; every byte of it in the battery, here first and last ones and some between."""
+    """Of everything that is in the file; every byte of it in the battery, here first and last
+    ones and some between.
+    """
     path = put(tmp_path / "some.lmdb", dict(damaging()))
     source(path, max_dropped=0.2)
     place, copy = places(path, RECIPE)[0], tmp_path / "copy"
@@ -270,8 +305,12 @@ def test_counted_edges_that_are_damaged_are_counted_again(path: Path, lines: Any
     assert lines() == []
 
 
-def test_damaged_parts_of_an_interrupted_index_are_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part with a flipped bit, an empty one and one that is cut off; the sound ones are not made again."""
+def test_damaged_parts_of_an_interrupted_index_are_made_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part with a flipped bit, an empty one and one that is cut off; the sound
+    ones are not made again.
+    """
     whole = source(path).n_atoms.tolist()
     place = places(path, RECIPE)[0]
     place.unlink()
@@ -293,8 +332,12 @@ def failing(*_: Any) -> None:
     raise InputError("the disk fell off")
 
 
-def test_the_hash_of_the_file_outlives_a_damaged_index_and_an_earlier_version(path: Path, lines: Any) -> None:
-    """Once kept, --verify compares with it, also where arrays had to be made again or the index has another form."""
+def test_the_hash_of_the_file_outlives_a_damaged_index_and_an_earlier_version(
+    path: Path, lines: Any
+) -> None:
+    """Once kept, --verify compares with it, also where arrays had to be made again or the
+    index has another form.
+    """
     kept = source(path, verify=True).indexes[0].sha256
     place = places(path, RECIPE)[0]
     flip(place, offsets(place)["n_atoms"][0])
@@ -323,7 +366,9 @@ def test_a_file_of_the_form_without_digests_is_named_and_not_believed(path: Path
     before = b"mace-pretrain arrays 1\n" + len(text).to_bytes(8, "little") + text
     old = place.with_name(f"{path.name}.0123abcd.index")
     old.write_bytes(before + bytes(-len(before) % 64) + content[-(-head // 64) * 64 :])
-    assert source(path).census.warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]
+    assert source(path).census.warnings == [
+        f"{old} was made by an earlier version and is not used any more: remove it"
+    ]
     contents = array_file.look(old)
     assert contents.arrays["n_atoms"].tolist() == array_file.look(place).arrays["n_atoms"].tolist()
     with pytest.raises(array_file.Damaged, match="has no digests"):
@@ -331,7 +376,9 @@ def test_a_file_of_the_form_without_digests_is_named_and_not_believed(path: Path
 
 
 def test_verify_keeps_the_hash_of_the_whole_file_and_compares(path: Path) -> None:
-    assert source(path).indexes[0].sha256 is None, "nobody has asked: it takes reading everything again"
+    assert source(path).indexes[0].sha256 is None, (
+        "nobody has asked: it takes reading everything again"
+    )
     kept = source(path, verify=True).indexes[0].sha256
     assert kept == hashlib.sha256(path.read_bytes()).hexdigest()
     assert source(path).indexes[0].sha256 == kept
@@ -343,7 +390,9 @@ def test_verify_keeps_the_hash_of_the_whole_file_and_compares(path: Path) -> Non
         source(path, verify=True)
 
 
-def test_parts_that_are_there_are_not_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_are_there_are_not_made_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A part that fails ends the building; what was made before it counts when it goes on.
 
     Parts are made at once where there are many cores, so those that fail wait for the others.
@@ -411,14 +460,18 @@ def test_killed_while_it_is_made_it_leaves_no_child_and_goes_on(
     assert not list(path.parent.glob("*.building"))
 
 
-def test_a_child_that_dies_is_a_sentence_with_the_shard(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_dies_is_a_sentence_with_the_shard(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def dying(task: Any) -> None:
         faulthandler.disable()
         parallel.note(str(path))
         os.kill(os.getpid(), signal.SIGBUS)
 
     monkeypatch.setattr(index_building, "_survey", dying)
-    with pytest.raises(InputError, match=r"ended by SIGBUS while reading .*some\.lmdb: the file is damaged"):
+    with pytest.raises(
+        InputError, match=r"ended by SIGBUS while reading .*some\.lmdb: the file is damaged"
+    ):
         open_indexes([path], RECIPE)
 
 
@@ -442,7 +495,9 @@ def test_what_is_left_out_is_counted_by_reason_with_the_first_keys(tmp_path: Pat
 
 
 def facts() -> ModelFacts:
-    return ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
+    return ModelFacts(
+        atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0
+    )
 
 
 def test_samples_depend_on_the_seed_alone(path: Path) -> None:
@@ -454,7 +509,9 @@ def test_samples_depend_on_the_seed_alone(path: Path) -> None:
 
     assert drawn(1) == drawn(1) != drawn(2)
     assert len(set(drawn(1))) == 20
-    assert drawn(1) == sorted(drawn(1), key=lambda name: int(name.split()[-1])), "in the order of the file"
+    assert drawn(1) == sorted(drawn(1), key=lambda name: int(name.split()[-1])), (
+        "in the order of the file"
+    )
     with pytest.raises(InputError, match=f"61 samples were asked for, but the LMDBs have {N}"):
         sample(Dataset([source(path)], facts(), torch.float64), 61, 1)
 
@@ -469,4 +526,6 @@ def test_an_index_of_an_earlier_version_is_named_and_not_used(path: Path) -> Non
     place.unlink()
     again = source(path)
     assert again.n_atoms.tolist() == first.n_atoms.tolist()
-    assert again.census.warnings == [f"{old} was made by an earlier version and is not used any more: remove it"]
+    assert again.census.warnings == [
+        f"{old} was made by an earlier version and is not used any more: remove it"
+    ]

@@ -1,4 +1,6 @@
-"""Every layout is recognised and read equal to an independent reading; everything else is refused by what it is."""
+"""Every layout is recognised and read equal to an independent reading; everything else is
+refused by what it is.
+"""
 
 import gzip
 import json
@@ -38,7 +40,9 @@ def refused(path: Path, **options: Any) -> str:
 # ---- equal to an independent reading
 
 
-def test_an_aselmdb_of_mptrj_equals_the_frames_it_was_made_of(shared_data: Path, tmp_path: Path) -> None:
+def test_an_aselmdb_of_mptrj_equals_the_frames_it_was_made_of(
+    shared_data: Path, tmp_path: Path
+) -> None:
     frames = read(shared_data / "mptrj/mptrj-random-1k.xyz", ":200")
     found = source(write_ase(tmp_path / "mptrj.aselmdb", frames))
     assert found.census.layouts == {ASE: 200}
@@ -55,13 +59,17 @@ def test_an_aselmdb_of_mptrj_equals_the_frames_it_was_made_of(shared_data: Path,
 
 
 def test_what_ase_has_deleted_is_not_read(tmp_path: Path) -> None:
-    backend = pytest.importorskip("ase_db_backends.aselmdb", reason="ase-db-backends is not installed (extra dev)")
+    backend = pytest.importorskip(
+        "ase_db_backends.aselmdb", reason="ase-db-backends is not installed (extra dev)"
+    )
     path = write_ase(tmp_path / "a.aselmdb", labelled(6))
     database = backend.LMDBDatabase(str(path))
     database.delete([2, 5])
     database.close()
     found = source(path)
-    assert [found.identifier(i) for i in range(len(found))] == [f"a.aselmdb key {i}" for i in (1, 3, 4, 6)]
+    assert [found.identifier(i) for i in range(len(found))] == [
+        f"a.aselmdb key {i}" for i in (1, 3, 4, 6)
+    ]
     assert not found.census.warnings
 
 
@@ -69,7 +77,10 @@ def test_lips_equals_a_trusting_reading(shared_data: Path) -> None:
     path = shared_data / "lips/data.lmdb"
     found = source(path)
     assert found.census.layouts == {DICTS: 200}
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment, environment.begin() as reading:
+    with (
+        lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment,
+        environment.begin() as reading,
+    ):
         rows = {i: pickle.loads(reading.get(str(i).encode())) for i in (0, 57, 199)}
     for i, theirs in rows.items():
         ours = found.structure(i)
@@ -81,7 +92,9 @@ def test_lips_equals_a_trusting_reading(shared_data: Path) -> None:
 def test_oc20_is_named_with_its_version_of_torch_geometric(shared_data: Path) -> None:
     found = source(shared_data / "oc20/s2ef_val_20_data.lmdb")
     assert found.census.layouts == {PYG_1: 20}
-    assert found.census.pbc_rules == {"not stored; torch_geometric rows are periodic in three directions": 20}
+    assert found.census.pbc_rules == {
+        "not stored; torch_geometric rows are periodic in three directions": 20
+    }
 
 
 # ---- several shards
@@ -91,7 +104,10 @@ def test_a_directory_a_pattern_and_both_kinds_of_lmdb(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     write_dicts(folder / "b.lmdb", labelled(3))
-    put(folder / "a.aselmdb", {str(i + 1).encode(): ase_row(atoms) for i, atoms in enumerate(labelled(2, seed=1))})
+    put(
+        folder / "a.aselmdb",
+        {str(i + 1).encode(): ase_row(atoms) for i, atoms in enumerate(labelled(2, seed=1))},
+    )
     names = ["a.aselmdb key 1", "a.aselmdb key 2", "b.lmdb key 0", "b.lmdb key 1", "b.lmdb key 2"]
     for path in (folder, folder / "*lmdb"):
         found = source(path)
@@ -104,17 +120,30 @@ def test_a_directory_a_pattern_and_both_kinds_of_lmdb(tmp_path: Path) -> None:
 # ---- meaning
 
 
-def test_charge_and_spin_are_kept_and_refused_where_the_model_cannot_use_them(tmp_path: Path) -> None:
+def test_charge_and_spin_are_kept_and_refused_where_the_model_cannot_use_them(
+    tmp_path: Path,
+) -> None:
     frames = labelled(4)
-    data = [{"charge": 0, "spin": 1}, {"charge": -1, "spin": 1}, {"charge": 0, "spin": 1}, {"charge": 0, "spin": 2}]
-    rows = {str(i + 1).encode(): ase_row(a, **d) for i, (a, d) in enumerate(zip(frames, data, strict=True))}
+    data = [
+        {"charge": 0, "spin": 1},
+        {"charge": -1, "spin": 1},
+        {"charge": 0, "spin": 1},
+        {"charge": 0, "spin": 2},
+    ]
+    rows = {
+        str(i + 1).encode(): ase_row(a, **d)
+        for i, (a, d) in enumerate(zip(frames, data, strict=True))
+    }
     path = put(tmp_path / "omol.aselmdb", rows)
     text = refused(path)
     assert "1 of 4 structures have a charge (first: omol.aselmdb key 2)" in text
     assert "no total_charge among its embedding_specs" in text
     assert "--drop_charged" in text
     dropping = source(path, filters=Filters(charges="drop"))
-    assert [dropping.identifier(i) for i in range(len(dropping))] == ["omol.aselmdb key 1", "omol.aselmdb key 3"]
+    assert [dropping.identifier(i) for i in range(len(dropping))] == [
+        "omol.aselmdb key 1",
+        "omol.aselmdb key 3",
+    ]
     assert "a charge for which the model has no input (key 2)" in dropping.census.left_out_report()
     spin = FeatureSpec(name="total_spin", per_atom=False, classes=(1, 5))
     using = source(path, features=(CHARGE, spin))
@@ -123,8 +152,15 @@ def test_charge_and_spin_are_kept_and_refused_where_the_model_cannot_use_them(tm
 
 
 def test_isolated_atoms_of_an_lmdb_give_reference_energies(tmp_path: Path) -> None:
-    atom = {"pos": np.zeros((1, 3)), "atomic_numbers": np.array([8]), "energy": -430.5, "config_type": "IsolatedAtom"}
-    rows = {str(i).encode(): dict_row(a) for i, a in enumerate(labelled(3))} | {b"7": pickle.dumps(atom)}
+    atom = {
+        "pos": np.zeros((1, 3)),
+        "atomic_numbers": np.array([8]),
+        "energy": -430.5,
+        "config_type": "IsolatedAtom",
+    }
+    rows = {str(i).encode(): dict_row(a) for i, a in enumerate(labelled(3))} | {
+        b"7": pickle.dumps(atom)
+    }
     found = source(put(tmp_path / "a.lmdb", rows))
     assert len(found) == 3
     assert [(s.energy, s.atomic_numbers.tolist()) for s in found.isolated_atoms] == [(-430.5, [8])]
@@ -134,7 +170,10 @@ def test_isolated_atoms_of_an_lmdb_give_reference_energies(tmp_path: Path) -> No
 def test_atoms_held_by_ase_are_not_free(tmp_path: Path) -> None:
     atoms = labelled(1)[0]
     row = {"numbers": atoms.numbers.tolist(), "positions": atoms.positions.tolist(), "energy": 1.0}
-    row |= {"forces": np.zeros((3, 3)).tolist(), "constraints": [{"name": "FixAtoms", "kwargs": {"indices": [0, 2]}}]}
+    row |= {
+        "forces": np.zeros((3, 3)).tolist(),
+        "constraints": [{"name": "FixAtoms", "kwargs": {"indices": [0, 2]}}],
+    }
     found = source(put(tmp_path / "a.aselmdb", {b"1": raw_row(**row)}))
     assert found.structure(0).free_atoms.tolist() == [False, True, False]  # type: ignore[union-attr]
     assert found.free_components.tolist() == [3]
@@ -157,7 +196,9 @@ def test_rows_of_another_layout_are_named_with_what_is_read(name: str, tmp_path:
     row, words = OTHER_ROWS[name]
     text = refused(put(tmp_path / "a.lmdb", {b"0": row, b"1": row}))
     assert words in text
-    assert "the layouts that are read: torch_geometric 1.x Data (pickle), torch_geometric 2.x" in text
+    assert (
+        "the layouts that are read: torch_geometric 1.x Data (pickle), torch_geometric 2.x" in text
+    )
 
 
 def test_rows_of_deepmd_are_answered_with_the_command_that_converts_them(tmp_path: Path) -> None:
@@ -169,23 +210,52 @@ def test_rows_of_deepmd_are_answered_with_the_command_that_converts_them(tmp_pat
 
 
 def test_is2re_rows_are_refused_as_what_they_are(tmp_path: Path) -> None:
-    row = {"pos": np.eye(3), "atomic_numbers": np.array([8, 1, 1]), "y_relaxed": -1.0, "pos_relaxed": np.eye(3)}
+    row = {
+        "pos": np.eye(3),
+        "atomic_numbers": np.array([8, 1, 1]),
+        "y_relaxed": -1.0,
+        "pos_relaxed": np.eye(3),
+    }
     path = put(tmp_path / "a.lmdb", {b"0": pickle.dumps(row)})
-    assert "1 of 1 records are IS2RE rows (y_relaxed, pos_relaxed) without energy and forces" in refused(path)
+    assert (
+        "1 of 1 records are IS2RE rows (y_relaxed, pos_relaxed) without energy and forces"
+        in refused(path)
+    )
     assert "take an S2EF set" in refused(path)
     assert len(source(path, needs=TO_EVALUATE)) == 1
 
 
 HOSTILE = {
     "a zlib bomb": (zlib.compress(bytes(2**27), 9), "row unfolds to too much"),
-    "an array from one number": (raw_row(numbers={"__ndarray__": [[500000000], "float64", [0]]}), "has no shape"),
-    "values for another shape": (raw_row(numbers={"__ndarray__": [[3], "int64", [8]]}), "has 1 values for shape (3,)"),
-    "an object array": (raw_row(numbers={"__ndarray__": [[1], "object", [8]]}), "dtype object is not allowed"),
-    "text in an array": (raw_row(numbers={"__ndarray__": [[1], "int64", ["8"]]}), "holds something else than numbers"),
-    "a flexible dtype": (raw_row(numbers={"__ndarray__": [[1], "S1000000000", [8]]}), "is not allowed"),
+    "an array from one number": (
+        raw_row(numbers={"__ndarray__": [[500000000], "float64", [0]]}),
+        "has no shape",
+    ),
+    "values for another shape": (
+        raw_row(numbers={"__ndarray__": [[3], "int64", [8]]}),
+        "has 1 values for shape (3,)",
+    ),
+    "an object array": (
+        raw_row(numbers={"__ndarray__": [[1], "object", [8]]}),
+        "dtype object is not allowed",
+    ),
+    "text in an array": (
+        raw_row(numbers={"__ndarray__": [[1], "int64", ["8"]]}),
+        "holds something else than numbers",
+    ),
+    "a flexible dtype": (
+        raw_row(numbers={"__ndarray__": [[1], "S1000000000", [8]]}),
+        "is not allowed",
+    ),
     "nesting": (zlib.compress(b"[" * 10**5), "row cannot be unfolded"),
-    "brackets without end": (zlib.compress(b"[" + b"[]," * 3 * 10**6 + b"0]", 0), "row holds too many values"),
-    "a long number": (zlib.compress(b'{"numbers": ' + b"9" * 5000 + b"}"), "damaged JSON (ValueError"),
+    "brackets without end": (
+        zlib.compress(b"[" + b"[]," * 3 * 10**6 + b"0]", 0),
+        "row holds too many values",
+    ),
+    "a long number": (
+        zlib.compress(b'{"numbers": ' + b"9" * 5000 + b"}"),
+        "damaged JSON (ValueError",
+    ),
     "a list": (zlib.compress(b"[1]"), "row is a JSON list, expected an object"),
     "cut off": (ase_row(labelled(1)[0])[:-9], "zlib stream is cut off"),
     "no zlib": (b"\x78\x9c\xff\xff\xff\xff", "damaged zlib stream"),
@@ -193,7 +263,7 @@ HOSTILE = {
         raw_row(numbers=[1], constraints=[{"name": "FixAtoms", "kwargs": {"indices": [7]}}]),
         "FixAtoms names atoms that are not there",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -205,7 +275,13 @@ def test_hostile_rows_are_refused_in_a_sentence(name: str) -> None:
 
 
 def test_numbers_and_arrays_of_a_row_mean_what_ase_means(tmp_path: Path) -> None:
-    row = json.dumps({"numbers": {"__ndarray__": [[2], "int8", [1, 8]]}, "energy": float("nan"), "data": {"a": [1, 2]}})
+    row = json.dumps(
+        {
+            "numbers": {"__ndarray__": [[2], "int8", [1, 8]]},
+            "energy": float("nan"),
+            "data": {"a": [1, 2]},
+        }
+    )
     record, layout = record_of(zlib.compress(row.encode()))
     assert layout == ASE
     assert record["numbers"].tolist() == [1, 8]  # type: ignore[attr-defined]

@@ -1,4 +1,6 @@
-"""pack.py: records equal to their source, nothing in two splits, continued after a kill as if it never was."""
+"""pack.py: records equal to their source, nothing in two splits, continued after a
+kill as if it never was.
+"""
 
 import json
 import signal
@@ -29,12 +31,16 @@ N = 60
 
 
 def source(path: Path) -> LmdbSource:
-    return LmdbSource(path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.001, keep=("origin", "sid", "group"))
+    return LmdbSource(
+        path, LabelKeys(), needs=TO_TRAIN, max_dropped=0.001, keep=("origin", "sid", "group")
+    )
 
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
-    """An LMDB with identifiers, groups of four, and each fifth structure once more under another identifier."""
+    """An LMDB with identifiers, groups of four, and each fifth structure once more
+    under another identifier.
+    """
     rows = {}
     for i, atoms in enumerate(labelled(N)):
         rows[str(i).encode()] = dict_row(atoms, sid=f"id{i}", group=i // 4)
@@ -57,12 +63,22 @@ def contents(folder: Path) -> list[Any]:
     return [found.structure(i) for i in range(len(found))]
 
 
-def test_packed_records_equal_their_source(shared_data: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+def test_packed_records_equal_their_source(
+    shared_data: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     inputs = [shared_data / "oc20/s2ef_val_20_data.lmdb", shared_data / "lips/data.lmdb"]
     frames = read(shared_data / "mptrj/mptrj-random-1k.xyz", ":60")
     write(tmp_path / "mptrj.xyz", frames, format="extxyz")
     run(
-        "--input", *inputs, tmp_path / "mptrj.xyz", "--output_dir", tmp_path / "p", "--rows_per_shard", 50, "--r_max", 4
+        "--input",
+        *inputs,
+        tmp_path / "mptrj.xyz",
+        "--output_dir",
+        tmp_path / "p",
+        "--rows_per_shard",
+        50,
+        "--r_max",
+        4,
     )
     packed = source(tmp_path / "p")
     assert packed.census.layouts == {PACKED: 280}
@@ -94,8 +110,27 @@ def Atoms_free(structure: Any) -> Any:
 
 def test_nothing_is_in_two_splits(planted: Path, tmp_path: Path, run: Callable[..., str]) -> None:
     out = run(
-        *("--input", planted, "--output_dir", tmp_path / "p", "--id_key", "sid", "--group_key", "group"),
-        *("--split", "train=0.6", "valid=0.2", "test=0.2", "--rows_per_shard", 10, "--stages", 5, 20),
+        *(
+            "--input",
+            planted,
+            "--output_dir",
+            tmp_path / "p",
+            "--id_key",
+            "sid",
+            "--group_key",
+            "group",
+        ),
+        *(
+            "--split",
+            "train=0.6",
+            "valid=0.2",
+            "test=0.2",
+            "--rows_per_shard",
+            10,
+            "--stages",
+            5,
+            20,
+        ),
     )
     assert "12 structures repeat 12 others: planted.lmdb key 1000 = planted.lmdb key 0" in out
     advice = out.partition("read it with ")[2].splitlines()[0].split()
@@ -110,12 +145,17 @@ def test_nothing_is_in_two_splits(planted: Path, tmp_path: Path, run: Callable[.
     report = json.loads((tmp_path / "p" / "report.json").read_text())
     assert report["leaks"] == 0
     assert report["repeated"] == 12
-    stages = [{s.extra["sid"] for s in contents(tmp_path / "p" / "train" / f"stage_{n}.json")} for n in (5, 20)]
+    stages = [
+        {s.extra["sid"] for s in contents(tmp_path / "p" / "train" / f"stage_{n}.json")}
+        for n in (5, 20)
+    ]
     assert [len(stage) for stage in stages] == [5, 20]
     assert stages[0] < stages[1] < {s.extra["sid"] for s in parts["train"]}
 
 
-def test_id_files_are_the_validation_and_test_sets(planted: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+def test_id_files_are_the_validation_and_test_sets(
+    planted: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     (tmp_path / "valid.txt").write_text("id0\nid7\n")
     (tmp_path / "test.txt").write_text("id20\n\nid33\n")
     common = (
@@ -130,15 +170,34 @@ def test_id_files_are_the_validation_and_test_sets(planted: Path, tmp_path: Path
     )
     out = run(*common, "--test_ids", tmp_path / "test.txt", "--drop_duplicates")
     assert "2 left out: the same structure, identifier or group as a record of an ID file" in out
-    ids = {name: {s.extra["sid"] for s in contents(tmp_path / "p" / name)} for name in ("train", "valid", "test")}
+    ids = {
+        name: {s.extra["sid"] for s in contents(tmp_path / "p" / name)}
+        for name in ("train", "valid", "test")
+    }
     assert ids["valid"] == {"id0", "id7"}
     assert ids["test"] == {"id20", "id33"}
     assert not {"copy0", "copy20"} & ids["train"]
     (tmp_path / "test.txt").write_text("copy0\n")
-    out = run(*common[:2], "--output_dir", tmp_path / "q", *common[4:], "--test_ids", tmp_path / "test.txt", code=2)
+    out = run(
+        *common[:2],
+        "--output_dir",
+        tmp_path / "q",
+        *common[4:],
+        "--test_ids",
+        tmp_path / "test.txt",
+        code=2,
+    )
     assert "the ID files of valid and test name records that are the same structure" in out
     (tmp_path / "test.txt").write_text("nobody\n")
-    out = run(*common[:2], "--output_dir", tmp_path / "q2", *common[4:], "--test_ids", tmp_path / "test.txt", code=2)
+    out = run(
+        *common[:2],
+        "--output_dir",
+        tmp_path / "q2",
+        *common[4:],
+        "--test_ids",
+        tmp_path / "test.txt",
+        code=2,
+    )
     assert "1 of the 1 identifiers of the ID file of test are no sid of any record" in out
 
 
@@ -146,9 +205,20 @@ def test_id_files_are_the_validation_and_test_sets(planted: Path, tmp_path: Path
 def test_killed_and_continued_it_gives_the_identical_manifest(
     after: int, planted: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    arguments = ["--input", str(planted), "--split", "train=0.7", "test=0.3", "--rows_per_shard", "7", "--r_max", "3"]
+    arguments = [
+        "--input",
+        str(planted),
+        "--split",
+        "train=0.7",
+        "test=0.3",
+        "--rows_per_shard",
+        "7",
+        "--r_max",
+        "3",
+    ]
     run(*arguments, "--output_dir", tmp_path / "whole")
-    without_end = (  # of the training shards the first ones are written; on all others it works until it is killed
+    # of the training shards the first ones are written; on all others it works until it is killed
+    without_end = (
         "import sys, time; sys.path.insert(0, '.')\n"
         "from dataloader import pack; from dataloader.packed import shard_writer\n"
         "write = shard_writer._write_shard\n"
@@ -176,7 +246,9 @@ def test_killed_and_continued_it_gives_the_identical_manifest(
     assert not (tmp_path / "cut" / "packing").exists()
 
 
-def test_a_shard_that_was_changed_is_refused(planted: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+def test_a_shard_that_was_changed_is_refused(
+    planted: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     run("--input", planted, "--output_dir", tmp_path / "p")
     shard = tmp_path / "p" / "shard_00000.lmdb"
     content = bytearray(shard.read_bytes())
@@ -191,7 +263,9 @@ def test_a_shard_that_was_changed_is_refused(planted: Path, tmp_path: Path, run:
         source(tmp_path / "p")
 
 
-def test_a_folder_with_something_else_is_left_alone(planted: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+def test_a_folder_with_something_else_is_left_alone(
+    planted: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "thesis.tex").write_text("x")
     assert "holds something else than an unfinished packing" in run(
@@ -200,12 +274,18 @@ def test_a_folder_with_something_else_is_left_alone(planted: Path, tmp_path: Pat
     assert [entry.name for entry in (tmp_path / "p").iterdir()] == ["thesis.tex"]
 
 
-def test_stored_edges_train_like_computed_ones(planted: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+def test_stored_edges_train_like_computed_ones(
+    planted: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     import torch
 
     run("--input", planted, "--output_dir", tmp_path / "p", "--r_max", 3)
-    facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
-    ours, theirs = (Dataset([source(path)], facts, torch.float64) for path in (tmp_path / "p", planted))
+    facts = ModelFacts(
+        atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0
+    )
+    ours, theirs = (
+        Dataset([source(path)], facts, torch.float64) for path in (tmp_path / "p", planted)
+    )
     one, other = ours.batch([0, 5, 9]), theirs.batch([0, 5, 9])
     for name in ("positions", "senders", "receivers", "shifts", "cell"):
         assert torch.equal(getattr(one, name), getattr(other, name))
@@ -235,4 +315,6 @@ def test_the_origin_and_tiny_noise_make_no_other_structure() -> None:
     assert fingerprint(base) == fingerprint(
         dataclasses.replace(base, positions=base.positions + 1.0, labels={"energy": 3.0})
     )
-    assert fingerprint(base) != fingerprint(dataclasses.replace(base, positions=base.positions * 1.01))
+    assert fingerprint(base) != fingerprint(
+        dataclasses.replace(base, positions=base.positions * 1.01)
+    )

@@ -1,4 +1,6 @@
-"""One meaning of a record whatever the format: spellings, units, repeats, charge, held atoms, absent labels."""
+"""One meaning of a record whatever the format: spellings, units, repeats, charge,
+held atoms, absent labels.
+"""
 
 import json
 import re
@@ -60,7 +62,9 @@ def refusal(write: Write, folder: Path, *, keys: LabelKeys | None = None, **chan
     with pytest.raises(InputError) as refused:
         open_with(path, keys or LabelKeys())
     text = str(refused.value)
-    assert text.startswith(f"{path} frame 0: " if write is write_xyz else f"{path}: 1 of 1 records cannot be used")
+    assert text.startswith(
+        f"{path} frame 0: " if write is write_xyz else f"{path}: 1 of 1 records cannot be used"
+    )
     assert "\n" not in text
     return text
 
@@ -74,13 +78,16 @@ def open_with(path: Path, keys: LabelKeys, needs: LabelNeeds = TO_TRAIN, **optio
 # Names that decide physics, in any case.
 
 
-@pytest.mark.parametrize("spelling", ["lattice", "LATTICE", "cell", "Cell", "unit_cell", "UnitCell", "lattice_vectors"])
+@pytest.mark.parametrize(
+    "spelling", ["lattice", "LATTICE", "cell", "Cell", "unit_cell", "UnitCell", "lattice_vectors"]
+)
 def test_a_lattice_by_another_spelling_is_one(spelling: str, tmp_path: Path) -> None:
     usual = tmp_path / "usual.xyz"
     usual.write_text(frame(record()))
     path = tmp_path / "some.xyz"
     path.write_text(frame(record()).replace("Lattice=", f"{spelling}="))
-    if spelling == "UnitCell":  # no name of a cell that anybody knows: it stays an entry, and the frame is refused
+    # no name of a cell that anybody knows: it stays an entry, and the frame is refused
+    if spelling == "UnitCell":
         with pytest.raises(InputError, match="the cell has a zero vector"):
             opened(path)
         return
@@ -102,15 +109,21 @@ def test_a_row_says_its_periodicity_in_any_case(names: dict[str, Any], tmp_path:
     assert source.structure(0).pbc == SLAB
 
 
-@pytest.mark.parametrize("name", ["Cell", "CELL", "Lattice", "lattice", "unit_cell", "lattice_vectors"])
+@pytest.mark.parametrize(
+    "name", ["Cell", "CELL", "Lattice", "lattice", "unit_cell", "lattice_vectors"]
+)
 def test_a_row_names_its_cell_in_any_case(name: str, tmp_path: Path) -> None:
     source = opened(write_dicts(tmp_path / "some.lmdb", [record(cell=None, **{name: BOX})]))
     assert np.array_equal(source.structure(0).cell, BOX)
 
 
 @EACH
-@pytest.mark.parametrize(("theirs", "usual"), [("Energy", "energy"), ("FORCES", "forces"), ("Force", "forces")])
-def test_a_label_is_found_in_any_case(theirs: str, usual: str, write: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("theirs", "usual"), [("Energy", "energy"), ("FORCES", "forces"), ("Force", "forces")]
+)
+def test_a_label_is_found_in_any_case(
+    theirs: str, usual: str, write: Write, tmp_path: Path
+) -> None:
     structure = one(write, tmp_path, **{theirs: record()[usual], usual: None}).structure(0)
     assert np.array_equal(getattr(structure, usual), record()[usual])
 
@@ -131,7 +144,9 @@ def test_a_cell_that_is_no_three_vectors_is_refused(value: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("entry", ["unit_cell=fcc", "box=7", "cell_type=hcp", "unit_cell=T"])
-def test_an_entry_that_is_called_like_a_cell_and_is_none_stays_an_entry(entry: str, tmp_path: Path) -> None:
+def test_an_entry_that_is_called_like_a_cell_and_is_none_stays_an_entry(
+    entry: str, tmp_path: Path
+) -> None:
     path = tmp_path / "some.xyz"
     path.write_text(frame(record(cell=None, pbc=OPEN)).replace(" energy=", f" {entry} energy="))
     assert not opened(path).structure(0).cell.any()
@@ -147,7 +162,10 @@ def test_a_lattice_and_a_cell_that_differ_are_refused(tmp_path: Path) -> None:
 def test_columns_and_properties_are_read_in_any_case(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
     path.write_text(
-        '2\nproperties=Species:s:1:Pos:r:3:Forces:R:3 energy=-1.0 pbc="F F F"\nO 0 0 0 0 0 1\nh 0 0 1 0 0 -1\n'
+        "2\n"
+        'properties=Species:s:1:Pos:r:3:Forces:R:3 energy=-1.0 pbc="F F F"\n'
+        "O 0 0 0 0 0 1\n"
+        "h 0 0 1 0 0 -1\n"
     )
     structure = opened(path).structure(0)
     assert structure.atomic_numbers.tolist() == [8, 1]
@@ -163,14 +181,29 @@ HARTREE, BOHR = 27.211386245769, 0.529177210904
 @pytest.mark.parametrize(
     ("text", "quantity", "factor"),
     [
-        *((text, "energy", 1.0) for text in ("eV", "EV", "ev", "electronvolt", "electron volt", "eV/cell")),
-        *((text, "energy", HARTREE) for text in ("hartree", "Hartree", "Ha", "Eh", "E_h", "au", "a.u.")),
+        *(
+            (text, "energy", 1.0)
+            for text in ("eV", "EV", "ev", "electronvolt", "electron volt", "eV/cell")
+        ),
+        *(
+            (text, "energy", HARTREE)
+            for text in ("hartree", "Hartree", "Ha", "Eh", "E_h", "au", "a.u.")
+        ),
         *((text, "energy", HARTREE / 2) for text in ("Ry", "rydberg", "Rydberg")),
-        *((text, "energy", 0.0433641042) for text in ("kcal/mol", "kcal mol^-1", "kcal mol-1", "kcal·mol⁻¹")),
+        *(
+            (text, "energy", 0.0433641042)
+            for text in ("kcal/mol", "kcal mol^-1", "kcal mol-1", "kcal·mol⁻¹")
+        ),
         *((text, "energy", 0.0103642696) for text in ("kJ/mol", "kj/mol")),
         ("meV", "energy", 1e-3),
-        *((text, "forces", 1.0) for text in ("eV/Å", "eV/A", "eV/Ang", "eV/Angstrom", "ev*ang^-1", "eV Å⁻¹", "eV A-1")),
-        *((text, "forces", HARTREE / BOHR) for text in ("hartree/bohr", "Ha/Bohr", "Eh/a0", "hartree bohr^-1", "au")),
+        *(
+            (text, "forces", 1.0)
+            for text in ("eV/Å", "eV/A", "eV/Ang", "eV/Angstrom", "ev*ang^-1", "eV Å⁻¹", "eV A-1")
+        ),
+        *(
+            (text, "forces", HARTREE / BOHR)
+            for text in ("hartree/bohr", "Ha/Bohr", "Eh/a0", "hartree bohr^-1", "au")
+        ),
         *((text, "forces", HARTREE / 2 / BOHR) for text in ("Ry/au", "Ry/bohr", "rydberg/a.u.")),
         *(
             (text, "forces", 0.0433641042)
@@ -214,7 +247,16 @@ def test_what_is_no_unit_of_it_is_refused(text: str, quantity: str, words: str) 
 @pytest.mark.parametrize(
     ("key", "quantity"),
     [
-        *((key, "energy") for key in ("energy_unit", "energy-unit", "Energy_Units", "energyUnit", "unit_of_energy")),
+        *(
+            (key, "energy")
+            for key in (
+                "energy_unit",
+                "energy-unit",
+                "Energy_Units",
+                "energyUnit",
+                "unit_of_energy",
+            )
+        ),
         *((key, "forces") for key in ("force_unit", "forces-units", "FORCE_UNIT", "unit_force")),
         *((key, "stress") for key in ("stress_unit", "stressUnits")),
         ("virial-unit", "virial"),
@@ -222,7 +264,15 @@ def test_what_is_no_unit_of_it_is_refused(text: str, quantity: str, words: str) 
         ("positions_unit", "positions"),
         *(
             (key, None)
-            for key in ("unit_cell", "unit", "units", "cutoff_unit", "energy", "time_unit", "energy_unit_cell")
+            for key in (
+                "unit_cell",
+                "unit",
+                "units",
+                "cutoff_unit",
+                "energy",
+                "time_unit",
+                "energy_unit_cell",
+            )
         ),
     ],
 )
@@ -284,7 +334,9 @@ def test_half_stated_units_are_refused(write: Write, tmp_path: Path) -> None:
 
 @EACH
 @pytest.mark.parametrize("units", ["real", "hartree", "au", "kcal/mol"])
-def test_units_that_do_not_say_of_what_are_refused(units: str, write: Write, tmp_path: Path) -> None:
+def test_units_that_do_not_say_of_what_are_refused(
+    units: str, write: Write, tmp_path: Path
+) -> None:
     assert f"units is {units!r}: of what, it does not say" in refusal(write, tmp_path, units=units)
 
 
@@ -294,20 +346,31 @@ def test_an_unknown_unit_is_refused(write: Write, tmp_path: Path) -> None:
 
 
 def test_a_row_may_hold_its_units_as_a_dict(tmp_path: Path) -> None:
-    source = opened(write_dicts(tmp_path / "some.lmdb", [record(units={"energy": "kcal/mol", "forces": "kcal/mol/Å"})]))
-    assert source.structure(0).energy == pytest.approx(record()["energy"] * units.kcal / units.mol, rel=1e-7)
+    source = opened(
+        write_dicts(
+            tmp_path / "some.lmdb", [record(units={"energy": "kcal/mol", "forces": "kcal/mol/Å"})]
+        )
+    )
+    assert source.structure(0).energy == pytest.approx(
+        record()["energy"] * units.kcal / units.mol, rel=1e-7
+    )
 
 
 @pytest.mark.parametrize("write", [write_dicts, write_geometric])
-def test_rows_of_one_length_with_other_units_are_not_taken_for_one_another(write: Write, tmp_path: Path) -> None:
+def test_rows_of_one_length_with_other_units_are_not_taken_for_one_another(
+    write: Write, tmp_path: Path
+) -> None:
     """Similar rows are read in blocks: the unit is one of the bytes in which they may differ."""
     rows = [
-        record(energy=-17.0 - i, energy_unit=unit, forces_unit=unit + "/Å") for i, unit in enumerate(["eV", "Ry"] * 20)
+        record(energy=-17.0 - i, energy_unit=unit, forces_unit=unit + "/Å")
+        for i, unit in enumerate(["eV", "Ry"] * 20)
     ]
     source = opened(write(tmp_path / "some.lmdb", rows))
     factors = [source.structure(i).energy / (-17.0 - i) for i in range(40)]  # type: ignore[operator]
     assert factors == pytest.approx([1.0, HARTREE / 2] * 20, rel=1e-7)
-    assert [source.census.notes[note] for note in source.census.notes if note.startswith("energy")] == [20]
+    assert [
+        source.census.notes[note] for note in source.census.notes if note.startswith("energy")
+    ] == [20]
 
 
 # Keys that are there twice.
@@ -329,13 +392,18 @@ def test_a_key_that_is_there_twice_is_refused(comment: str, words: str) -> None:
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
-    path.write_text("1\nProperties=species:S:1:pos:R:3:forces:R:3:forces:R:3 energy=1\nH 0 0 0 0 0 0 1 1 1\n")
+    path.write_text(
+        "1\nProperties=species:S:1:pos:R:3:forces:R:3:forces:R:3 energy=1\nH 0 0 0 0 0 0 1 1 1\n"
+    )
     with pytest.raises(InputError, match="frame 0: Properties names forces twice"):
         opened(path)
 
 
 def test_a_json_row_with_a_name_twice_is_refused(tmp_path: Path) -> None:
-    text = '{"numbers": [1], "positions": [[0, 0, 0]], "energy": -1.0, "forces": [[0, 0, 0]], "energy": -2.0}'
+    text = (
+        '{"numbers": [1], "positions": [[0, 0, 0]], "energy": -1.0, "forces": [[0, 0, '
+        '0]], "energy": -2.0}'
+    )
     path = write_rows(tmp_path / "some.lmdb", [zlib.compress(text.encode())])
     with pytest.raises(InputError, match=r"energy is there twice in the row, -1\.0 and -2\.0"):
         opened(path)
@@ -353,16 +421,22 @@ def test_what_is_at_the_top_of_an_ase_row_is_what_ase_reads(tmp_path: Path) -> N
     """mace's own writer leaves forces of an earlier row in `data`."""
     row = {"numbers": [1], "positions": [[0, 0, 0]], "energy": -1.0, "forces": [[0, 0, 1.0]]}
     path = write_rows(
-        tmp_path / "some.lmdb", [zlib.compress(json.dumps(row | {"data": {"forces": [[9, 9, 9]]}}).encode())]
+        tmp_path / "some.lmdb",
+        [zlib.compress(json.dumps(row | {"data": {"forces": [[9, 9, 9]]}}).encode())],
     )
     assert opened(path).structure(0).forces.tolist() == [[0, 0, 1]]  # type: ignore[union-attr]
 
 
 def test_rows_of_maces_own_writer_are_read(tmp_path: Path) -> None:
     row = {"numbers": [1], "positions": [[0, 0, 0]], "key_value_pairs": {"REF_energy": -1.0}}
-    data = {"__arrays__": {"REF_forces": [[0, 0, 1.0]]}, "__info__": {"REF_stress": [1.0, 1.0, 1.0, 0, 0, 0]}}
+    data = {
+        "__arrays__": {"REF_forces": [[0, 0, 1.0]]},
+        "__info__": {"REF_stress": [1.0, 1.0, 1.0, 0, 0, 0]},
+    }
     boxed = {"cell": (9.0 * np.eye(3)).tolist(), "pbc": [True] * 3}
-    path = write_rows(tmp_path / "some.lmdb", [zlib.compress(json.dumps(row | boxed | {"data": data}).encode())])
+    path = write_rows(
+        tmp_path / "some.lmdb", [zlib.compress(json.dumps(row | boxed | {"data": data}).encode())]
+    )
     source = opened(path)
     assert list(source.census.label_names) == [("REF_energy", "REF_forces", "REF_stress")]
 
@@ -379,7 +453,9 @@ def test_charge_and_spin_have_one_set_of_names(
     charge: dict[str, Any], spin: dict[str, Any], write: Write, tmp_path: Path
 ) -> None:
     path = write(path_for(write, tmp_path), [record(), record(**charge, **spin)])
-    with pytest.raises(InputError, match=r"1 of 2 structures have a charge .*--drop_charged.*--charge_key none"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 structures have a charge .*--drop_charged.*--charge_key none"
+    ):
         opened(path)
     dropping = open_with(path, LabelKeys(), filters=Filters(charges="drop"))
     assert len(dropping) == 1
@@ -391,8 +467,12 @@ def test_charge_and_spin_have_one_set_of_names(
 
 
 @EACH
-@pytest.mark.parametrize("names", [{"charge": -1, "spin": 2}, {"total_charge": -1, "total_spin": 2}])
-def test_a_model_with_the_inputs_takes_either_name(names: dict[str, Any], write: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [{"charge": -1, "spin": 2}, {"total_charge": -1, "total_spin": 2}]
+)
+def test_a_model_with_the_inputs_takes_either_name(
+    names: dict[str, Any], write: Write, tmp_path: Path
+) -> None:
     path = write(path_for(write, tmp_path), [record(**names)])
     source = open_with(path, LabelKeys(), features=(CHARGE, SPIN))
     features = source.structure(0).features
@@ -404,7 +484,10 @@ def test_names_that_are_given_are_taken(write: Write, tmp_path: Path) -> None:
     path = write(path_for(write, tmp_path), [record(q=-2, mult=3)])
     source = open_with(path, LabelKeys(charge="q", spin="mult"), features=(CHARGE, SPIN))
     assert float(source.structure(0).features["total_charge"]) == -2.0
-    with pytest.raises(InputError, match=r"no structure of .* has Q, the name given with --charge_key; the first has"):
+    with pytest.raises(
+        InputError,
+        match=r"no structure of .* has Q, the name given with --charge_key; the first has",
+    ):
         open_with(path, LabelKeys(charge="Q"), filters=Filters(charges="drop"))
 
 
@@ -434,7 +517,9 @@ def test_a_charge_that_is_a_word_is_refused(write: Write, tmp_path: Path) -> Non
 
 def test_partial_charges_are_no_charge(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
-    path.write_text("1\nProperties=species:S:1:pos:R:3:charge:R:1:forces:R:3 energy=1\nH 0 0 0 0.4 0 0 0\n")
+    path.write_text(
+        "1\nProperties=species:S:1:pos:R:3:charge:R:1:forces:R:3 energy=1\nH 0 0 0 0.4 0 0 0\n"
+    )
     assert opened(path).structure(0).charge is None
     rows = write_dicts(tmp_path / "some.lmdb", [record(charge=np.array([-0.8, 0.4, 0.4]))])
     assert opened(rows).structure(0).charge is None
@@ -468,11 +553,15 @@ def test_constraints_of_ase_hold_atoms(constraint: dict[str, Any], tmp_path: Pat
 
 
 @EACH
-def test_an_atom_that_is_held_in_part_is_free_and_that_is_said(write: Write, tmp_path: Path) -> None:
+def test_an_atom_that_is_held_in_part_is_free_and_that_is_said(
+    write: Write, tmp_path: Path
+) -> None:
     mask = np.array([[False, False, False], [True, True, False], [True, True, True]])
     source = one(write, tmp_path, move_mask=mask)
     assert source.structure(0).free_atoms.tolist() == [False, True, True]  # type: ignore[union-attr]
-    assert dict(source.census.notes) == {"atoms that were held in some directions only count as free": 1}
+    assert dict(source.census.notes) == {
+        "atoms that were held in some directions only count as free": 1
+    }
 
 
 @EACH
@@ -496,8 +585,12 @@ def test_a_stress_of_nan_is_absent(stress: np.ndarray, write: Write, tmp_path: P
 
 
 @EACH
-@pytest.mark.parametrize("stress", [np.arange(5.0), np.array([1.0, 2, 3, 0, 0, np.nan]), np.arange(9.0)])
-def test_a_stress_that_nobody_looks_at_stops_nothing(stress: np.ndarray, write: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stress", [np.arange(5.0), np.array([1.0, 2, 3, 0, 0, np.nan]), np.arange(9.0)]
+)
+def test_a_stress_that_nobody_looks_at_stops_nothing(
+    stress: np.ndarray, write: Write, tmp_path: Path
+) -> None:
     path = write(path_for(write, tmp_path), [record(stress=stress)])
     with pytest.raises(InputError, match="stress"):
         open_with(path, LabelKeys())
@@ -519,7 +612,9 @@ def test_what_has_no_weight_is_not_required(write: Write, tmp_path: Path) -> Non
 
 @EACH
 def test_a_stress_is_required_of_crystals_alone(write: Write, tmp_path: Path) -> None:
-    path = write(path_for(write, tmp_path), [record(stress=np.ones(6)), record(pbc=OPEN), record(pbc=SLAB)])
+    path = write(
+        path_for(write, tmp_path), [record(stress=np.ones(6)), record(pbc=OPEN), record(pbc=SLAB)]
+    )
     assert len(open_with(path, LabelKeys(), STRESS_TOO)) == 3
     path.unlink()
     path = write(path_for(write, tmp_path), [record(stress=np.ones(6)), record(pbc=PERIODIC)])
@@ -529,7 +624,9 @@ def test_a_stress_is_required_of_crystals_alone(write: Write, tmp_path: Path) ->
 
 @EACH
 @pytest.mark.parametrize("quantity", ["energy", "forces", "stress"])
-def test_a_name_that_was_given_and_is_nowhere_is_refused(quantity: str, write: Write, tmp_path: Path) -> None:
+def test_a_name_that_was_given_and_is_nowhere_is_refused(
+    quantity: str, write: Write, tmp_path: Path
+) -> None:
     path = write(path_for(write, tmp_path), [record(), record()])
     keys = LabelKeys(**{quantity: "dft_label"})
     for needs in (TO_EVALUATE, TO_PREDICT):
@@ -551,10 +648,18 @@ def test_a_name_that_some_structures_have_is_no_mistake(write: Write, tmp_path: 
 
 @EACH
 def test_everything_else_is_kept_where_it_is_asked_for(write: Write, tmp_path: Path) -> None:
-    more = {"my_id": "slab-0", "temperature": 300, "tags": np.array([[1], [2], [3]]), "energy_unit": "eV"}
+    more = {
+        "my_id": "slab-0",
+        "temperature": 300,
+        "tags": np.array([[1], [2], [3]]),
+        "energy_unit": "eV",
+    }
     path = write(path_for(write, tmp_path), [record(**more)])
     structure = open_with(path, LabelKeys(), keep=EVERYTHING).structure(0)
-    assert {name: structure.extra[name] for name in ("my_id", "temperature")} == {"my_id": "slab-0", "temperature": 300}
+    assert {name: structure.extra[name] for name in ("my_id", "temperature")} == {
+        "my_id": "slab-0",
+        "temperature": 300,
+    }
     assert structure.columns["tags"].reshape(-1).tolist() == [1, 2, 3]
     assert not {"energy", "forces", "cell", "Lattice", "pbc", "pos", "energy_unit"} & {
         *structure.extra,
@@ -563,14 +668,23 @@ def test_everything_else_is_kept_where_it_is_asked_for(write: Write, tmp_path: P
 
 
 def test_a_packed_record_means_what_it_meant(tmp_path: Path) -> None:
-    """Units, charge in any spelling, held atoms and an absent stress go through pack.py and come back the same."""
+    """Units, charge in any spelling, held atoms and an absent stress go through pack.py
+    and come back the same.
+    """
     theirs = record(
-        Charge=-1, Spin=2, move_mask=~HELD[:, None], stress=np.full(6, np.nan), energy=-1.0, energy_unit="Ha"
+        Charge=-1,
+        Spin=2,
+        move_mask=~HELD[:, None],
+        stress=np.full(6, np.nan),
+        energy=-1.0,
+        energy_unit="Ha",
     )
     theirs |= {"forces_unit": "Ha/bohr"}
     path = write_xyz(tmp_path / "some.xyz", [theirs])
     keep = Filters(charges="keep")
-    sources = open_sources([SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, max_dropped=0.0, filters=keep)
+    sources = open_sources(
+        [SourceSpec(path=path, format="xyz")], needs=TO_TRAIN, max_dropped=0.0, filters=keep
+    )
     recipe = PackingRecipe(
         rows_per_shard=10,
         r_max=None,
@@ -584,7 +698,9 @@ def test_a_packed_record_means_what_it_meant(tmp_path: Path) -> None:
         seed=0,
     )
     pack(Packing(sources, tmp_path / "packed", recipe, lambda line: None))
-    back = LmdbSource(tmp_path / "packed", LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, features=(CHARGE, SPIN))
+    back = LmdbSource(
+        tmp_path / "packed", LabelKeys(), needs=TO_TRAIN, max_dropped=0.0, features=(CHARGE, SPIN)
+    )
     structure = back.structure(0)
     assert structure.energy == pytest.approx(-HARTREE, rel=1e-9)
     assert float(structure.features["total_charge"]) == -1.0
@@ -604,7 +720,9 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_comment_in_latin_1_is_read_and_said(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
-    path.write_bytes(frame(record()).replace(" energy=", " cutoff_unit=Å energy=").encode("latin-1"))
+    path.write_bytes(
+        frame(record()).replace(" energy=", " cutoff_unit=Å energy=").encode("latin-1")
+    )
     source = opened(path)
     assert dict(source.census.notes) == {"a comment that is not UTF-8 was read as Latin-1": 1}
 
@@ -619,7 +737,10 @@ def test_other_encodings_are_named(tmp_path: Path) -> None:
 def test_positions_as_fractions_are_named(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
     path.write_text(frame(record()).replace("pos:R:3", "frac_pos:R:3"))
-    with pytest.raises(InputError, match=r"frame 0: Properties has no pos .* it has Z, frac_pos, forces; frac_pos are"):
+    with pytest.raises(
+        InputError,
+        match=r"frame 0: Properties has no pos .* it has Z, frac_pos, forces; frac_pos are",
+    ):
         opened(path)
 
 
@@ -647,16 +768,22 @@ def test_values_of_a_comment(comment: str, name: str, value: Any) -> None:
 
 
 def test_a_long_comment_is_read_in_time_and_deep_json_harms_nothing(tmp_path: Path) -> None:
-    """The time of the old reader grew with the length of a comment, letter by letter: 60 s for 43 MB."""
+    """The time of the old reader grew with the length of a comment, letter by
+    letter: 60 s for 43 MB.
+    """
     path = tmp_path / "some.xyz"
     deep = "[" * 99_999
-    path.write_text(frame(record()).replace(" energy=", f' a="_JSON {deep}" note="{"x" * 2_000_000}" energy='))
+    path.write_text(
+        frame(record()).replace(" energy=", f' a="_JSON {deep}" note="{"x" * 2_000_000}" energy=')
+    )
     assert opened(path).structure(0).energy == record()["energy"]
 
 
 def test_a_logical_column_says_what_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
-    path.write_text("1\nProperties=species:S:1:pos:R:3:forces:R:3:move_mask:L:1 energy=1\nH 0 0 0 0 0 0 yes\n")
+    path.write_text(
+        "1\nProperties=species:S:1:pos:R:3:forces:R:3:move_mask:L:1 energy=1\nH 0 0 0 0 0 0 yes\n"
+    )
     with pytest.raises(InputError, match="atom 0: move_mask is 'yes', expected T or F"):
         opened(path)
 
@@ -664,7 +791,13 @@ def test_a_logical_column_says_what_it_holds(tmp_path: Path) -> None:
 def test_a_graph_is_that_of_the_units(tmp_path: Path) -> None:
     """A structure in bohr has the neighbours that it has in Å."""
     facts_path = write_xyz(tmp_path / "angstrom.xyz", [record()])
-    bohr = record(positions=WATER / BOHR, cell=BOX / BOHR, length_unit="bohr", energy_unit="eV", force_unit="eV/Å")
+    bohr = record(
+        positions=WATER / BOHR,
+        cell=BOX / BOHR,
+        length_unit="bohr",
+        energy_unit="eV",
+        force_unit="eV/Å",
+    )
     path = write_xyz(tmp_path / "bohr.xyz", [bohr])
     counts = [build_graph(opened(p).structure(0), 3.0).n_edges for p in (facts_path, path)]
     assert counts[0] == counts[1] > 0
@@ -673,7 +806,9 @@ def test_a_graph_is_that_of_the_units(tmp_path: Path) -> None:
 def test_a_dataset_counts_what_is_labelled(tmp_path: Path) -> None:
     from dataloader.needs import ModelFacts
 
-    facts = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((0.0, 0.0),), r_max=3.0)
+    facts = ModelFacts(
+        atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((0.0, 0.0),), r_max=3.0
+    )
     path = write_xyz(tmp_path / "some.xyz", [record(), record(forces=None), record(energy=None)])
     data = Dataset([open_with(path, LabelKeys(), TO_EVALUATE)], facts, torch.float64)
     assert data.batch([0, 1, 2]).rows == {"energy": 2, "forces": 6, "stress": 0}

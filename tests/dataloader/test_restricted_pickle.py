@@ -1,7 +1,8 @@
-"""The restricted reader: equal to a trusting read on real and made rows, and deaf to everything hostile.
+"""The restricted reader: equal to a trusting read on real and made rows, and deaf
+to everything hostile.
 
-Run as a file (``python test_restricted_pickle.py TASK``) it is the child process of its own tests: trusting reads,
-audit hooks and memory caps stay out of the test runner.
+Run as a file (``python test_restricted_pickle.py TASK``) it is the child process of its own tests:
+trusting reads, audit hooks and memory caps stay out of the test runner.
 """
 
 import io
@@ -96,14 +97,36 @@ def row_of(value: bytes) -> bytes:
     return b"\x80\x04" + value + b"."
 
 
-def stream(array: np.ndarray, *, storage: str = "ctorch\nFloatStorage\n", count: int | None = None) -> bytes:
+def stream(
+    array: np.ndarray, *, storage: str = "ctorch\nFloatStorage\n", count: int | None = None
+) -> bytes:
     """The legacy stream of a storage, as `torch.save` writes it."""
     numel = array.size if count is None else count
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-    head = b"".join(pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, system))
+    system = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+    head = b"".join(
+        pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, system)
+    )
     small = b"K" + bytes([numel]) if numel < 256 else b"J" + struct.pack("<i", numel)
-    persistent = b"\x80\x02(" + text("storage") + storage.encode() + text("77") + text("cpu") + small + b"NtQ."
-    return head + persistent + pickle.dumps(["77"], protocol=2) + struct.pack("<q", numel) + array.tobytes()
+    persistent = (
+        b"\x80\x02("
+        + text("storage")
+        + storage.encode()
+        + text("77")
+        + text("cpu")
+        + small
+        + b"NtQ."
+    )
+    return (
+        head
+        + persistent
+        + pickle.dumps(["77"], protocol=2)
+        + struct.pack("<q", numel)
+        + array.tobytes()
+    )
 
 
 def tensor(
@@ -116,12 +139,21 @@ def tensor(
     storage = call(a_global("torch.storage", "_load_from_bytes"), wrapped(payload))
     hooks = call(a_global("collections", "OrderedDict"))
     dimensions = [tuple_of(*map(integer, numbers)) for numbers in (size, stride)]
-    return call(a_global("torch._utils", "_rebuild_tensor_v2"), storage, integer(offset), *dimensions, b"\x89", hooks)
+    return call(
+        a_global("torch._utils", "_rebuild_tensor_v2"),
+        storage,
+        integer(offset),
+        *dimensions,
+        b"\x89",
+        hooks,
+    )
 
 
 def geometric_row(**attributes: bytes) -> bytes:
     """A torch_geometric 1.x row."""
-    return row_of(a_global("torch_geometric.data.data", "Data") + b")\x81" + dict_of(**attributes) + b"b")
+    return row_of(
+        a_global("torch_geometric.data.data", "Data") + b")\x81" + dict_of(**attributes) + b"b"
+    )
 
 
 POSITIONS = np.arange(12, dtype="f4").reshape(4, 3)
@@ -160,7 +192,9 @@ def test_a_torch_geometric_row_becomes_its_attributes() -> None:
 
 
 def trusted_task(folder: str, *lmdbs: str) -> None:
-    """Read LMDBs with torch and stubs for torch_geometric, make rows with torch; write rows and what they hold."""
+    """Read LMDBs with torch and stubs for torch_geometric, make rows with torch; write
+    rows and what they hold.
+    """
     torch, values = _torch_with_stubs(), {}
     for number, path in enumerate(lmdbs):
         with lmdb.open(path, subdir=False, readonly=True, lock=False).begin() as transaction:
@@ -171,7 +205,9 @@ def trusted_task(folder: str, *lmdbs: str) -> None:
                     for name, attribute in attributes.items():
                         if attribute is not None:
                             is_tensor = isinstance(attribute, torch.Tensor)
-                            values[f"{number}/{key.decode()}/{name}"] = attribute.numpy() if is_tensor else attribute
+                            values[f"{number}/{key.decode()}/{name}"] = (
+                                attribute.numpy() if is_tensor else attribute
+                            )
     for number, (row, attributes) in enumerate(_rows_of_torch(torch)):
         Path(folder, f"{number}.row").write_bytes(row)
         for name, attribute in attributes.items():
@@ -184,7 +220,8 @@ def _torch_with_stubs():
 
     import torch
 
-    def parent_as_object(storage):  # what torch_geometric 2 does, so that a storage and its Data hold one another
+    # what torch_geometric 2 does, so that a storage and its Data hold one another
+    def parent_as_object(storage):
         return storage.__dict__ | {"_parent": storage._parent}
 
     members = {
@@ -201,7 +238,9 @@ def _torch_with_stubs():
 
 
 def _rows_of_torch(torch):
-    """(pickle, attributes) in the layouts of torch_geometric 1 and 2 and as a dict, in every protocol."""
+    """(pickle, attributes) in the layouts of torch_geometric 1 and 2 and as a
+    dict, in every protocol.
+    """
     dtypes = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
     base = torch.arange(-30, 30).reshape(5, 4, 3)
     attributes = {name: base.to(getattr(torch, name)) for name in dtypes}
@@ -215,12 +254,17 @@ def _rows_of_torch(torch):
         "learned": torch.ones(2, requires_grad=True),
         "large": torch.arange(70_000, dtype=torch.int32),
     }
-    data, storage = sys.modules["torch_geometric.data.data"], sys.modules["torch_geometric.data.storage"]
+    data, storage = (
+        sys.modules["torch_geometric.data.data"],
+        sys.modules["torch_geometric.data.storage"],
+    )
     one = data.Data()
     one.__dict__.update(attributes | {"x": None, "__num_nodes__": 5})
     two, store = data.Data(), storage.GlobalStorage()
     store.__dict__.update(_mapping=attributes | {"x": None}, _parent=two)
-    two.__dict__.update(_edge_attr_cls=data.DataEdgeAttr, _tensor_attr_cls=data.DataTensorAttr, _store=store)
+    two.__dict__.update(
+        _edge_attr_cls=data.DataEdgeAttr, _tensor_attr_cls=data.DataTensorAttr, _store=store
+    )
     for protocol in range(2, 6):
         for row in (one, two, attributes):
             yield pickle.dumps(row, protocol=protocol), attributes
@@ -294,7 +338,12 @@ def test_numpy_values(protocol: int, dtype: str) -> None:
         assert type(scalar) in (bool, int, float)
         assert scalar == arrays["scalar"]
         assert_same(
-            row, {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items() if name in row}
+            row,
+            {
+                name: array.astype(array.dtype.newbyteorder("="))
+                for name, array in arrays.items()
+                if name in row
+            },
         )
 
 
@@ -302,11 +351,19 @@ def test_numpy_values(protocol: int, dtype: str) -> None:
 def test_numpy_of_both_spellings(core: str) -> None:
     dtype = call(a_global("numpy", "dtype"), text("f8"))
     data = raw(np.arange(3.0).tobytes())
-    scalar = call(stack_global(f"numpy.{core}.multiarray", "scalar"), dtype, raw(struct.pack("<d", 2.5)))
+    scalar = call(
+        stack_global(f"numpy.{core}.multiarray", "scalar"), dtype, raw(struct.pack("<d", 2.5))
+    )
     assert loads(row_of(scalar)) == 2.5
-    rebuilt = call(a_global(f"numpy.{core}.multiarray", "_reconstruct"), a_global("numpy", "ndarray"), tuple_of(b"K\0"))
+    rebuilt = call(
+        a_global(f"numpy.{core}.multiarray", "_reconstruct"),
+        a_global("numpy", "ndarray"),
+        tuple_of(b"K\0"),
+    )
     rebuilt += tuple_of(b"K\1", tuple_of(b"K\3"), dtype, b"\x89", data) + b"b"
-    buffered = call(a_global(f"numpy.{core}.numeric", "_frombuffer"), data, dtype, tuple_of(b"K\3"), text("C"))
+    buffered = call(
+        a_global(f"numpy.{core}.numeric", "_frombuffer"), data, dtype, tuple_of(b"K\3"), text("C")
+    )
     for array in (rebuilt, buffered):
         np.testing.assert_array_equal(loads(row_of(array)), np.arange(3.0))
 
@@ -331,7 +388,10 @@ FLOATS = stream(POSITIONS)
 DTYPE = call(a_global("numpy", "dtype"), text("f8"))
 REFUSED = {
     "a global": (row_of(a_global("os", "system")), "global os.system is not allowed"),
-    "control characters": (row_of(stack_global("os\x1b[2J", "x")), "global os?[2J.x is not allowed"),
+    "control characters": (
+        row_of(stack_global("os\x1b[2J", "x")),
+        "global os?[2J.x is not allowed",
+    ),
     "an attribute": (
         row_of(stack_global("collections", "OrderedDict.fromkeys")),
         "OrderedDict.fromkeys is not allowed",
@@ -344,12 +404,23 @@ REFUSED = {
         "global os.system is not allowed",
     ),
     "storage type": (
-        geometric_row(pos=tensor(stream(POSITIONS, storage="ctorch\nComplexFloatStorage\n"), (4, 3), (3, 1))),
+        geometric_row(
+            pos=tensor(stream(POSITIONS, storage="ctorch\nComplexFloatStorage\n"), (4, 3), (3, 1))
+        ),
         "global torch.ComplexFloatStorage is not allowed",
     ),
-    "a pickle in a storage": (geometric_row(pos=tensor(row_of(b"N"), (1,), (1,))), "not in the legacy layout"),
-    "short storage": (geometric_row(pos=tensor(FLOATS[:-1], (4, 3), (3, 1))), "torch storage is cut off"),
-    "long storage": (geometric_row(pos=tensor(FLOATS + b"\0", (4, 3), (3, 1))), "torch storage is cut off"),
+    "a pickle in a storage": (
+        geometric_row(pos=tensor(row_of(b"N"), (1,), (1,))),
+        "not in the legacy layout",
+    ),
+    "short storage": (
+        geometric_row(pos=tensor(FLOATS[:-1], (4, 3), (3, 1))),
+        "torch storage is cut off",
+    ),
+    "long storage": (
+        geometric_row(pos=tensor(FLOATS + b"\0", (4, 3), (3, 1))),
+        "torch storage is cut off",
+    ),
     "counts differ": (
         geometric_row(pos=tensor(FLOATS.replace(b"K\x0cN", b"K\x0bN"), (4, 3), (3, 1))),
         "torch storage contradicts itself",
@@ -358,27 +429,48 @@ REFUSED = {
         geometric_row(pos=tensor(FLOATS.replace(b"77q\x01a.", b"78q\x01a."), (4, 3), (3, 1))),
         "torch storage contradicts itself",
     ),
-    "beyond the storage": (geometric_row(pos=tensor(FLOATS, (4, 4), (3, 1))), "reaches beyond its storage (13 of 12"),
-    "offset beyond": (geometric_row(pos=tensor(FLOATS, (1,), (1,), 12)), "reaches beyond its storage (13 of 12"),
+    "beyond the storage": (
+        geometric_row(pos=tensor(FLOATS, (4, 4), (3, 1))),
+        "reaches beyond its storage (13 of 12",
+    ),
+    "offset beyond": (
+        geometric_row(pos=tensor(FLOATS, (1,), (1,), 12)),
+        "reaches beyond its storage (13 of 12",
+    ),
     "negative stride": (geometric_row(pos=tensor(FLOATS, (4,), (-1,), 11)), "not an int ≥ 0"),
     "negative offset": (geometric_row(pos=tensor(FLOATS, (4,), (1,), -1)), "not an int ≥ 0"),
     "five axes": (geometric_row(pos=tensor(FLOATS, (1,) * 5, (1,) * 5)), "tuple of at most 4 ints"),
-    "axes differ": (geometric_row(pos=tensor(FLOATS, (4, 3), (1,))), "stride for another number of axes"),
+    "axes differ": (
+        geometric_row(pos=tensor(FLOATS, (4, 3), (1,))),
+        "stride for another number of axes",
+    ),
     "object array": (pickle.dumps(np.array([{}], dtype=object)), "numpy dtype O8 is not allowed"),
     "complex": (pickle.dumps(np.zeros(2, dtype=complex)), "numpy dtype c16 is not allowed"),
     "structured": (pickle.dumps(np.zeros(2, dtype="i4,f8")), "numpy dtype V12 is not allowed"),
     "dtype with fields": (
-        row_of(DTYPE + tuple_of(b"K\3", text("<"), b"N", tuple_of(text("a")), b"}", b"K\0", b"K\0", b"K\0") + b"b"),
+        row_of(
+            DTYPE
+            + tuple_of(b"K\3", text("<"), b"N", tuple_of(text("a")), b"}", b"K\0", b"K\0", b"K\0")
+            + b"b"
+        ),
         "numpy dtype f8 with fields",
     ),
     "short numpy array": (
         row_of(
-            call(a_global("numpy.core.numeric", "_frombuffer"), raw(b"12345678"), DTYPE, tuple_of(b"K\2"), text("C"))
+            call(
+                a_global("numpy.core.numeric", "_frombuffer"),
+                raw(b"12345678"),
+                DTYPE,
+                tuple_of(b"K\2"),
+                text("C"),
+            )
         ),
         "numpy array is cut off (8 bytes for shape (2,)",
     ),
     "array without state": (
-        row_of(call(a_global("numpy.core.multiarray", "_reconstruct"), a_global("numpy", "ndarray"))),
+        row_of(
+            call(a_global("numpy.core.multiarray", "_reconstruct"), a_global("numpy", "ndarray"))
+        ),
         "numpy array without data",
     ),
     "a bare class": (row_of(a_global("numpy", "ndarray")), "is no value"),
@@ -386,11 +478,20 @@ REFUSED = {
     "a set": (pickle.dumps({1, 2}), "pickle opcode EMPTY_SET is not allowed"),
     "a list in itself": (row_of(b"]q\0h\0a"), "containers are nested too deep"),
     "persistent id": (row_of(text("x") + b"Q"), "pickle opcode BINPERSID is not allowed"),
-    "protocol 0": (pickle.dumps({"a": 1}, protocol=0), "row is no pickle of protocol 2 to 5 (it begins with '(dp0')"),
+    "protocol 0": (
+        pickle.dumps({"a": 1}, protocol=0),
+        "row is no pickle of protocol 2 to 5 (it begins with '(dp0')",
+    ),
     "protocol 6": (b"\x80\x06N.", "unsupported pickle protocol: 6"),
-    "compressed JSON": (zlib.compress(b"{}"), "row is no pickle of protocol 2 to 5 (it begins with 'x"),
+    "compressed JSON": (
+        zlib.compress(b"{}"),
+        "row is no pickle of protocol 2 to 5 (it begins with 'x",
+    ),
     "nothing": (b"", "row is no pickle of protocol 2 to 5 (it begins with '')"),
-    "a length beyond the end": (row_of(b"\x8e" + struct.pack("<Q", 99)), "BINBYTES8 claims 99 bytes, 1 are left"),
+    "a length beyond the end": (
+        row_of(b"\x8e" + struct.pack("<Q", 99)),
+        "BINBYTES8 claims 99 bytes, 1 are left",
+    ),
     "no end": (sample_row()[:-1], "pickle is cut off"),
     "more after the end": (sample_row() + b"x", "bytes after the end of the pickle (1)"),
     "memo out of order": (row_of(b"Nr\0\0\0\x40"), "memo entry out of order"),
@@ -417,7 +518,9 @@ def test_rows_longer_than_the_limit_are_refused_unread() -> None:
 
 
 def test_the_unpickler_sees_the_opcodes_that_were_checked() -> None:
-    """An opcode across the end of a frame: the C unpickler drops the rest of the frame and continues elsewhere."""
+    """An opcode across the end of a frame: the C unpickler drops the rest of the frame
+    and continues elsewhere.
+    """
     hidden = b"\0\0" + b"0\x8f."  # of a string's length, then POP, EMPTY_SET, STOP
     row = (
         b"\x80\x04\x95"
@@ -432,31 +535,37 @@ def test_the_unpickler_sees_the_opcodes_that_were_checked() -> None:
 # ---- hostile rows
 
 DANGEROUS = """
-    os.system os.popen os.remove os.kill os.fork posix.system nt.system posix.remove subprocess.Popen subprocess.run
-    subprocess.check_output builtins.eval builtins.exec builtins.compile builtins.open builtins.getattr builtins.setattr
-    builtins.__import__ builtins.type builtins.map builtins.apply builtins.bytearray __builtin__.eval __builtin__.file
-    __builtin__.getattr __builtin__.object importlib.import_module importlib.reload runpy.run_path runpy.run_module
-    pickle.loads pickle.Unpickler _pickle.loads marshal.loads dill.loads cloudpickle.loads joblib.load shelve.open
-    code.interact code.InteractiveInterpreter pdb.run bdb.Bdb cProfile.run timeit.timeit trace.Trace pty.spawn
-    ctypes.CDLL ctypes.util.find_library socket.socket socket.create_connection urllib.request.urlopen webbrowser.open
-    ssl.SSLContext shutil.rmtree shutil.copyfile tempfile.mkstemp pathlib.Path io.open io.FileIO _io.open
-    operator.attrgetter operator.methodcaller operator.itemgetter functools.partial functools.reduce itertools.starmap
-    types.FunctionType types.CodeType types.MethodType copyreg._reconstructor copyreg.__newobj__ copy_reg._reconstructor
-    weakref.ref logging.config.listen asyncio.run multiprocessing.Process threading.Thread signal.signal sys.exit
-    sys.setprofile sys.modules gc.get_objects atexit.register faulthandler.dump_traceback_later resource.setrlimit
-    sqlite3.connect zipfile.ZipFile tarfile.open venv.create pip.main ensurepip.bootstrap idlelib.run.main
-    torch.load torch.save torch.serialization.load torch.hub.load torch.jit.load torch._utils._rebuild_tensor
-    torch._utils._rebuild_parameter torch._utils._rebuild_from_type_v2 torch.storage._load_from_bytes.__globals__
-    torch.fx.graph_module.reduce_graph_module torch.nn.Module torch._inductor.codecache.compile_file torch.Tensor
-    torch.UntypedStorage torch.storage.TypedStorage torch_geometric.data.data.Batch torch_geometric.data.Data
-    torch_geometric.data.data.Data.__init__ torch_geometric.data.storage.BaseStorage numpy.load numpy.fromfile
-    numpy.memmap numpy.lib.npyio.load numpy.testing._private.utils.runstring numpy.f2py.compile numpy.core.multiarray
-    numpy.core.multiarray.fromfile numpy.core.multiarray.fromstring numpy._core.multiarray._vec_string numpy.dtype.type
-    numpy.ma.core._mareconstruct numpy.random._pickle.__randomstate_ctor collections.namedtuple collections.Counter
-    collections.OrderedDict.update collections.defaultdict _codecs.decode _codecs.register codecs.open
-    dataloader.lmdb_shards.restricted_pickle.loads dataloader.lmdb_shards.restricted_pickle._Unpickler
-    dataloader.lmdb_shards.pickle_stand_ins.Data
-    dataloader.lmdb_shards.pickle_stand_ins.GLOBALS.clear ase.db.connect ase.io.read pymatgen.core.Structure
+    os.system os.popen os.remove os.kill os.fork posix.system nt.system posix.remove
+    subprocess.Popen subprocess.run subprocess.check_output builtins.eval builtins.exec
+    builtins.compile builtins.open builtins.getattr builtins.setattr builtins.__import__
+    builtins.type builtins.map builtins.apply builtins.bytearray __builtin__.eval __builtin__.file
+    __builtin__.getattr __builtin__.object importlib.import_module importlib.reload runpy.run_path
+    runpy.run_module pickle.loads pickle.Unpickler _pickle.loads marshal.loads dill.loads
+    cloudpickle.loads joblib.load shelve.open code.interact code.InteractiveInterpreter pdb.run
+    bdb.Bdb cProfile.run timeit.timeit trace.Trace pty.spawn ctypes.CDLL ctypes.util.find_library
+    socket.socket socket.create_connection urllib.request.urlopen webbrowser.open ssl.SSLContext
+    shutil.rmtree shutil.copyfile tempfile.mkstemp pathlib.Path io.open io.FileIO _io.open
+    operator.attrgetter operator.methodcaller operator.itemgetter functools.partial functools.reduce
+    itertools.starmap types.FunctionType types.CodeType types.MethodType copyreg._reconstructor
+    copyreg.__newobj__ copy_reg._reconstructor weakref.ref logging.config.listen asyncio.run
+    multiprocessing.Process threading.Thread signal.signal sys.exit sys.setprofile sys.modules
+    gc.get_objects atexit.register faulthandler.dump_traceback_later resource.setrlimit
+    sqlite3.connect zipfile.ZipFile tarfile.open venv.create pip.main ensurepip.bootstrap
+    idlelib.run.main torch.load torch.save torch.serialization.load torch.hub.load torch.jit.load
+    torch._utils._rebuild_tensor torch._utils._rebuild_parameter torch._utils._rebuild_from_type_v2
+    torch.storage._load_from_bytes.__globals__ torch.fx.graph_module.reduce_graph_module
+    torch.nn.Module torch._inductor.codecache.compile_file torch.Tensor torch.UntypedStorage
+    torch.storage.TypedStorage torch_geometric.data.data.Batch torch_geometric.data.Data
+    torch_geometric.data.data.Data.__init__ torch_geometric.data.storage.BaseStorage numpy.load
+    numpy.fromfile numpy.memmap numpy.lib.npyio.load numpy.testing._private.utils.runstring
+    numpy.f2py.compile numpy.core.multiarray numpy.core.multiarray.fromfile
+    numpy.core.multiarray.fromstring numpy._core.multiarray._vec_string numpy.dtype.type
+    numpy.ma.core._mareconstruct numpy.random._pickle.__randomstate_ctor collections.namedtuple
+    collections.Counter collections.OrderedDict.update collections.defaultdict _codecs.decode
+    _codecs.register codecs.open dataloader.lmdb_shards.restricted_pickle.loads
+    dataloader.lmdb_shards.restricted_pickle._Unpickler dataloader.lmdb_shards.pickle_stand_ins.Data
+    dataloader.lmdb_shards.pickle_stand_ins.GLOBALS.clear ase.db.connect ase.io.read
+    pymatgen.core.Structure
 """.split()  # noqa: SIM905 (a list of 130 strings would hide them)
 
 
@@ -477,18 +586,26 @@ def hostile_forms(module: str, name: str) -> dict[str, bytes]:
         "BUILD": one + b")\x81" + dict_of(__setstate__=argument) + b"b",
         "BUILD slots": two + b"N" + dict_of(__reduce__=argument) + b"\x86b",
         "memo": one + b"q\0h\0" + tuple_of(argument) + b"R",
-        "allowed first": call(a_global("collections", "OrderedDict")) + call(one, argument) + b"\x86",
+        "allowed first": call(a_global("collections", "OrderedDict"))
+        + call(one, argument)
+        + b"\x86",
     }
     rows = {form: row_of(code) for form, code in calls.items()}
     rows |= {f"{form} in a Data": geometric_row(pos=code) for form, code in calls.items()}
     rows |= {
         "pickle in a storage": geometric_row(pos=tensor(row_of(call(one, argument)), (1,), (1,))),
-        "system record in a storage": geometric_row(pos=tensor(FLOATS.replace(b"\x88X", one + b"X"), (4, 3), (3, 1))),
-        "type in a storage": geometric_row(pos=tensor(stream(POSITIONS, storage=one.decode()), (4, 3), (3, 1))),
+        "system record in a storage": geometric_row(
+            pos=tensor(FLOATS.replace(b"\x88X", one + b"X"), (4, 3), (3, 1))
+        ),
+        "type in a storage": geometric_row(
+            pos=tensor(stream(POSITIONS, storage=one.decode()), (4, 3), (3, 1))
+        ),
         "key list in a storage": geometric_row(
             pos=tensor(FLOATS.replace(b"]q\0", b"]q\0" + call(one, argument)), (4, 3), (3, 1))
         ),
-        "as a payload": geometric_row(pos=tensor(FLOATS, (4, 3), (3, 1), wrapped=lambda _: call(one, argument))),
+        "as a payload": geometric_row(
+            pos=tensor(FLOATS, (4, 3), (3, 1), wrapped=lambda _: call(one, argument))
+        ),
         "as a dtype": row_of(call(a_global("numpy", "dtype"), call(two, argument))),
         "as the type of an array": row_of(
             call(a_global("numpy.core.multiarray", "_reconstruct"), one, tuple_of(b"K\0"))
@@ -502,7 +619,11 @@ def hostile_forms(module: str, name: str) -> dict[str, bytes]:
 
 def hostile_task() -> None:
     """Read the corpus under an audit hook; print what was seen."""
-    rows = [(form, row) for path in DANGEROUS for form, row in hostile_forms(*path.rsplit(".", 1)).items()]
+    rows = [
+        (form, row)
+        for path in DANGEROUS
+        for form, row in hostile_forms(*path.rsplit(".", 1)).items()
+    ]
     sample = sample_row()
     loads(sample)
     known = set(sys.modules)
@@ -547,7 +668,9 @@ def test_hostile_rows_run_nothing() -> None:
     assert report["accepted"] == report["imported"] == []
     assert not report["torch"]
     assert not report["written"]
-    assert {"pickle.find_class", "os.listdir"} <= set(report["oracle"]), "the hook must see what a trusting read does"
+    assert {"pickle.find_class", "os.listdir"} <= set(report["oracle"]), (
+        "the hook must see what a trusting read does"
+    )
 
 
 @pytest.mark.parametrize(("module", "name"), pickle_stand_ins.GLOBALS)
@@ -561,7 +684,13 @@ def test_no_row_changes_a_stand_in(module: str, name: str) -> None:
         b"N",
         tuple_of(b"K\1"),
     ]
-    for target in (code, code + b")\x81", code + b")R", code + text("f8") + b"\x85R", code + raw(b"") + b"\x85R"):
+    for target in (
+        code,
+        code + b")\x81",
+        code + b")R",
+        code + text("f8") + b"\x85R",
+        code + raw(b"") + b"\x85R",
+    ):
         for state in states:
             reason(row_of(target + state + b"b"))
             reason(row_of(target + text("__init__") + b"Ns"))
@@ -576,7 +705,9 @@ def test_no_row_changes_a_stand_in(module: str, name: str) -> None:
 
 
 def mutated(row: bytes, random_: random.Random) -> bytes:
-    """The row with one to four places changed: a bit, a byte, a piece cut out, doubled, replaced or zeroed."""
+    """The row with one to four places changed: a bit, a byte, a piece cut out,
+    doubled, replaced or zeroed.
+    """
     damaged = bytearray(row)
     for _ in range(random_.randint(1, 4)):
         start = (
@@ -599,7 +730,20 @@ def mutated(row: bytes, random_: random.Random) -> bytes:
             piece[:] = b"\xff" * len(piece)
         else:
             piece[:1] = random_.choice(
-                [b"(", b"R", b"b", b"u", b"h\0", b"\x94", b"\x95", b"\x85", b"\x93", b"t", b"]", b"}"]
+                [
+                    b"(",
+                    b"R",
+                    b"b",
+                    b"u",
+                    b"h\0",
+                    b"\x94",
+                    b"\x95",
+                    b"\x85",
+                    b"\x93",
+                    b"t",
+                    b"]",
+                    b"}",
+                ]
             )
         damaged[start:end] = piece
     return bytes(damaged)
@@ -626,7 +770,9 @@ def mutate_task(*files: str) -> None:
 
 
 def test_damaged_rows_raise_row_errors_only(made: Path) -> None:
-    report = json.loads(run_child("mutate", made / "0.row", made / "4.row", made / "7.row", made / "9.row"))
+    report = json.loads(
+        run_child("mutate", made / "0.row", made / "4.row", made / "7.row", made / "9.row")
+    )
     assert report["refused"] + report["accepted"] == 6000
     assert report["refused"] > 3000
     assert report["slowest"] < 0.5
@@ -651,10 +797,16 @@ def bombs() -> dict[str, Callable[[], bytes]]:
     million = 2**20
     get = [b"h" + bytes([i]) for i in range(64)]
     put = [b"q" + bytes([i]) for i in range(64)]
-    tuples = b")" + put[0] + b"".join(get[i] * 2 + b"\x86" + put[i + 1] for i in range(60))  # one of two of two of …
-    disguised = b")" + put[0] + b"".join(get[i] * 2 + b"\x86(u" + put[i + 1] for i in range(60))  # SETITEMS of nothing
-    lists = b"]" + put[0] + b"".join(b"]" + put[i] + b"(" + get[i - 1] * 2 + b"e" for i in range(1, 31))
-    colliding = b"".join(b"\x8a\x0c" + (k * (2**61 - 1)).to_bytes(12, "little") + b"N" for k in range(1, 40_000))
+    # one of two of two of …
+    tuples = b")" + put[0] + b"".join(get[i] * 2 + b"\x86" + put[i + 1] for i in range(60))
+    # SETITEMS of nothing
+    disguised = b")" + put[0] + b"".join(get[i] * 2 + b"\x86(u" + put[i + 1] for i in range(60))
+    lists = (
+        b"]" + put[0] + b"".join(b"]" + put[i] + b"(" + get[i - 1] * 2 + b"e" for i in range(1, 31))
+    )
+    colliding = b"".join(
+        b"\x8a\x0c" + (k * (2**61 - 1)).to_bytes(12, "little") + b"N" for k in range(1, 40_000)
+    )
     one = stream(np.zeros(1, dtype="f4"))
     doubles = stream(np.zeros(2**20), storage="ctorch\nDoubleStorage\n")
     shared = {i: (lambda _, i=i: raw(doubles) + put[0] if i == 0 else get[0]) for i in range(500)}
@@ -675,7 +827,9 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "memo index 2^31": lambda: row_of(b"Nr\0\0\0\x80"),
         "memo index 2^31 for something new": lambda: row_of(b"]r\0\0\0\x80"),
         "memo index 2^31 as text": lambda: row_of(b"]p2147483648\n"),
-        "LONG4 of 60 MiB": lambda: row_of(b"\x8b" + struct.pack("<i", 60 * million) + b"\x7f" * 60 * million),
+        "LONG4 of 60 MiB": lambda: row_of(
+            b"\x8b" + struct.pack("<i", 60 * million) + b"\x7f" * 60 * million
+        ),
         "LONG of a million digits": lambda: row_of(b"L" + b"9" * million + b"L\n"),
         "INT in hexadecimal": lambda: row_of(b"I0x" + b"9" * 10 * million + b"\n"),
         "row of 65 MiB": lambda: row_of(raw(bytes(65 * million))),
@@ -696,12 +850,16 @@ def bombs() -> dict[str, Callable[[], bytes]]:
             b"(" + tensor(doubles, (2**20,), (1,)) + put[0] + get[0] * 500 + b"t"
         ),
         "views of one storage": lambda: row_of(b"(" + views + b"t"),
-        "text encoded often": lambda: row_of(b"(" + text("x" * 4 * million) + put[0] + encode * 500 + b"t"),
+        "text encoded often": lambda: row_of(
+            b"(" + text("x" * 4 * million) + put[0] + encode * 500 + b"t"
+        ),
         "buffers copied often": lambda: row_of(b"(" + buffer + copy * 500 + b"t"),
         "dicts copied often": lambda: row_of(
             b"(" + entries + call(a_global("collections", "OrderedDict"), get[0]) * 2000 + b"t"
         ),
-        "fancy indexing": lambda: row_of(tensor(doubles, (2**20,), (1,)) + tuple_of(*plane) + b"Ns"),
+        "fancy indexing": lambda: row_of(
+            tensor(doubles, (2**20,), (1,)) + tuple_of(*plane) + b"Ns"
+        ),
         "shape that overflows": lambda: row_of(
             call(frombuffer, raw(b""), DTYPE, tuple_of(*[integer(2**62)] * 4), text("C"))
         ),
@@ -711,7 +869,9 @@ def bombs() -> dict[str, Callable[[], bytes]]:
 
 
 def set_off(row: bytes) -> tuple[str, float, float]:
-    """Read one bomb with 1 GiB to burn: the reason of its refusal, seconds of the processor, MiB."""
+    """Read one bomb with 1 GiB to burn: the reason of its refusal, seconds
+    of the processor, MiB.
+    """
     _cap_memory(2**30)
     before, started = _resident("VmRSS"), time.process_time()
     why = reason(row)
@@ -719,7 +879,9 @@ def set_off(row: bytes) -> tuple[str, float, float]:
 
 
 def bombs_task() -> None:
-    """Set every bomb off in a fork of its own, whose peak begins with what there is; print name, exit code, answer."""
+    """Set every bomb off in a fork of its own, whose peak begins with what there is; print
+    name, exit code, answer.
+    """
     for name, bomb in bombs().items():
         row = bomb()
         read, write = os.pipe()
@@ -740,7 +902,8 @@ def test_bombs_are_refused_quickly_and_cheaply() -> None:
         assert status == 0, f"{name}: the process died with {status}"
         assert why, f"{name} was accepted"
         assert "memory" not in why, f"{name}: {why}"
-        assert seconds < 10, f"{name}: {seconds:.1f} s"  # without a limit most take hours; they take up to 0.3 s
+        # without a limit most take hours; they take up to 0.3 s
+        assert seconds < 10, f"{name}: {seconds:.1f} s"
         assert mebibytes < 200, f"{name}: {mebibytes:.0f} MiB"
 
 

@@ -1,4 +1,6 @@
-"""Indexing and packing by shares: the same bytes whoever did which share, in any order, killed and continued."""
+"""Indexing and packing by shares: the same bytes whoever did which share, in any
+order, killed and continued.
+"""
 
 import shutil
 import signal
@@ -43,14 +45,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, atoms in enumerate(labelled(N, seed=k)):
             rows[str(i).encode()] = dict_row(atoms, sid=f"{k}-{i}", group=f"{k}-{i // 4}")
             if i % 6 == 0:
-                rows[str(100 + i).encode()] = dict_row(atoms, sid=f"copy{k}-{i}", group=f"copy{k}-{i}")
+                rows[str(100 + i).encode()] = dict_row(
+                    atoms, sid=f"copy{k}-{i}", group=f"copy{k}-{i}"
+                )
         put(folder / f"{k}.lmdb", rows)
     return folder
 
 
 @pytest.fixture(scope="module")
 def words(data: Path) -> list[str]:
-    words = ["--input", str(data), "--split", "train=0.7", "test=0.3", "--id_key", "sid", "--group_key", "group"]
+    words = [
+        "--input",
+        str(data),
+        "--split",
+        "train=0.7",
+        "test=0.3",
+        "--id_key",
+        "sid",
+        "--group_key",
+        "group",
+    ]
     return [*words, "--rows_per_shard", "8", "--stages", "5", "--r_max", "3"]
 
 
@@ -71,7 +85,9 @@ def finish(words: list[str], output: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "order", [[0], pytest.param([2, 0, 1], marks=in_the_battery), [7, 2, 5, 0, 1, 6, 3, 4]], ids=["1", "3", "8"]
+    "order",
+    [[0], pytest.param([2, 0, 1], marks=in_the_battery), [7, 2, 5, 0, 1, 6, 3, 4]],
+    ids=["1", "3", "8"],
 )
 def test_shares_in_any_order_pack_what_one_process_packs(
     order: list[int], words: list[str], whole: dict[str, bytes], tmp_path: Path
@@ -80,7 +96,9 @@ def test_shares_in_any_order_pack_what_one_process_packs(
     assert [share(words, output, f"{k}/{len(order)}") for k in order] == [0] * len(order)
     if len(order) > 1:
         assert not (output / "report.json").exists()
-        assert [share(words, output, f"{k}/{len(order)}") for k in reversed(order)] == [0] * len(order)
+        assert [share(words, output, f"{k}/{len(order)}") for k in reversed(order)] == [0] * len(
+            order
+        )
     assert files(output) == whole
 
 
@@ -115,7 +133,9 @@ def test_a_share_killed_at_any_call_goes_on(
         assert code in ((0, 2) if worker else (0, -signal.SIGKILL))
         killed = was_killed(output)
         reached += killed
-        assert [share(words, output, text) for text in (*others, killed_share)] == [0] * (len(others) + 1)
+        assert [share(words, output, text) for text in (*others, killed_share)] == [0] * (
+            len(others) + 1
+        )
         assert files(output) == whole
         shutil.rmtree(output)
         if not killed:
@@ -125,7 +145,11 @@ def test_a_share_killed_at_any_call_goes_on(
 
 @pytest.mark.parametrize("locks", [True, False])
 def test_shares_at_the_same_time_wait_for_each_other_and_the_last_finishes(
-    locks: bool, words: list[str], whole: dict[str, bytes], tmp_path: Path, request: pytest.FixtureRequest
+    locks: bool,
+    words: list[str],
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     if not locks:
         request.getfixturevalue("no_locks")
@@ -178,8 +202,12 @@ def test_one_process_takes_over_what_shares_have_begun(
     assert share(words, output, "1/3") == 0
     looked = {path: path.stat().st_mtime_ns for path in (output / "packing").glob("look-*")}
     assert looked
-    assert in_child(lambda: share(words, output, "0/2")) == 0, "another number of shares is no other work"
-    assert {path: path.stat().st_mtime_ns for path in looked} == looked, "nothing is looked at twice"
+    assert in_child(lambda: share(words, output, "0/2")) == 0, (
+        "another number of shares is no other work"
+    )
+    assert {path: path.stat().st_mtime_ns for path in looked} == looked, (
+        "nothing is looked at twice"
+    )
     assert pack.main([*words, "--output_dir", str(output)]) == 0
     assert files(output) == whole
 
@@ -193,9 +221,15 @@ def test_what_is_missing_is_named(
     assert not output.exists()
     for k in (0, 2):
         assert share(words, output, f"{k}/4") == 0
-    assert "share 2/4: its structures are looked through; shares 1/4, 3/4 have not yet" in capsys.readouterr().out
+    assert (
+        "share 2/4: its structures are looked through; shares 1/4, 3/4 have not yet"
+        in capsys.readouterr().out
+    )
     assert finish(words, output) == 2
-    assert "error: --finish: shares 1/4, 3/4 have not looked through everything yet" in capsys.readouterr().err
+    assert (
+        "error: --finish: shares 1/4, 3/4 have not looked through everything yet"
+        in capsys.readouterr().err
+    )
     for k in (3, 1, 0, 3):
         assert share(words, output, f"{k}/4") == 0
     assert finish(words, output) == 2
@@ -203,11 +237,17 @@ def test_what_is_missing_is_named(
     damaged = output / "packing" / "train-shard_00000.lmdb.json"
     damaged.write_text(damaged.read_text()[:-9])
     assert finish(words, output) == 2
-    assert "error: --finish: shares 0/4, 2/4 have not written everything yet" in capsys.readouterr().err
+    assert (
+        "error: --finish: shares 0/4, 2/4 have not written everything yet"
+        in capsys.readouterr().err
+    )
     part = output / "packing" / "look-00000005"
     part.write_bytes(part.read_bytes()[:-70])
     assert finish(words, output) == 2
-    assert "error: --finish: share 1/4 has not looked through everything yet" in capsys.readouterr().err
+    assert (
+        "error: --finish: share 1/4 has not looked through everything yet"
+        in capsys.readouterr().err
+    )
     for k in (1, 0, 2, 3):
         assert share(words, output, f"{k}/4") == 0
     assert files(output) == whole
@@ -230,10 +270,18 @@ def test_siblings_with_other_data_or_settings_are_refused(
     assert share(words, output, "0/2") == 0
     before = files(output)
     put(tmp_path / "other.lmdb", {b"0": dict_row(labelled(1)[0], sid="x", group="x")})
-    for more in (["--seed", "7"], ["--r_max", "4"], ["--input", str(tmp_path / "other.lmdb")], ["--drop_duplicates"]):
+    for more in (
+        ["--seed", "7"],
+        ["--r_max", "4"],
+        ["--input", str(tmp_path / "other.lmdb")],
+        ["--drop_duplicates"],
+    ):
         capsys.readouterr()
         assert share([*words, *more], output, "1/2") == 2
-        assert "holds something else than an unfinished packing of these data" in capsys.readouterr().err
+        assert (
+            "holds something else than an unfinished packing of these data"
+            in capsys.readouterr().err
+        )
     assert finish([*words, "--seed", "7"], output) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert files(output) == before
@@ -256,14 +304,19 @@ WRONG = {
 def test_what_is_no_share_is_one_line(
     command: Any, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needed = {pack: ["--input", "x.lmdb", "--output_dir", str(tmp_path / "p")], index: ["--lmdb_train", "x.lmdb"]}
+    needed = {
+        pack: ["--input", "x.lmdb", "--output_dir", str(tmp_path / "p")],
+        index: ["--lmdb_train", "x.lmdb"],
+    }
     assert command.main([*needed[command], "--share", text]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--share" in line
     assert WRONG[text] in line
 
 
-def test_flags_that_contradict_each_other(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_that_contradict_each_other(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for more, text in (
         (["--share", "0/2", "--finish"], "--finish and --share are two things"),
         (["--wait_for_shares"], "--wait_for_shares is given but no --share"),

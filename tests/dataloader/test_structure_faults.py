@@ -1,4 +1,6 @@
-"""What a structure can have wrong, in every kind of file: xyz refuses at once, an LMDB drops, counts and names keys."""
+"""What a structure can have wrong, in every kind of file: xyz refuses at once, an LMDB drops,
+counts and names keys.
+"""
 
 import faulthandler
 import json
@@ -41,12 +43,16 @@ from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE, LabelKeys, find_labels
 from dataloader.needs import ModelFacts
 
-FACTS = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
+FACTS = ModelFacts(
+    atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0
+)
 
 # A warning of numpy's would be a second line on stderr.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
-LMDBS = pytest.mark.parametrize("write", [write_dicts, write_geometric], ids=["dicts", "torch_geometric"])
+LMDBS = pytest.mark.parametrize(
+    "write", [write_dicts, write_geometric], ids=["dicts", "torch_geometric"]
+)
 FILES = pytest.mark.parametrize(
     "write", [write_xyz, write_dicts, write_geometric], ids=["xyz", "dicts", "torch_geometric"]
 )
@@ -58,32 +64,72 @@ def dataset(path: Path, **options: Any) -> Dataset:
 
 # Every structure that is refused: what is changed, and what the message says of it.
 FAULTS: dict[str, tuple[Record, str]] = {
-    "periodic with a zero cell": (record(cell=NOWHERE), "periodic in direction(s) abc but the cell has a zero vector"),
-    "a singular cell": (record(cell=np.array([[10.0, 0, 0], [20, 0, 0], [0, 0, 10]])), "cell is singular"),
+    "periodic with a zero cell": (
+        record(cell=NOWHERE),
+        "periodic in direction(s) abc but the cell has a zero vector",
+    ),
+    "a singular cell": (
+        record(cell=np.array([[10.0, 0, 0], [20, 0, 0], [0, 0, 10]])),
+        "cell is singular",
+    ),
     "a cell of 0.5 Å": (record(cell=0.5 * np.eye(3)), "volume per atom is 0.0417 Å³"),
     "a cell of NaN": (record(cell=changed(BOX, (1, 1), np.nan)), "cell is not finite"),
-    "a position of NaN": (record(positions=moved(1, 2, np.nan)), "position of atom 1 is not finite"),
-    "an infinite position": (record(positions=moved(2, 0, -np.inf)), "position of atom 2 is not finite"),
-    "an atom 1e8 Å away": (record(cell=NOWHERE, pbc=OPEN, positions=moved(1, 0, 1e8)), "lies more than 1e+05 Å away"),
-    "atomic number 0": (record(numbers=np.array([8, 0, 1])), "atomic number 0 is no element (expected 1 to 118)"),
+    "a position of NaN": (
+        record(positions=moved(1, 2, np.nan)),
+        "position of atom 1 is not finite",
+    ),
+    "an infinite position": (
+        record(positions=moved(2, 0, -np.inf)),
+        "position of atom 2 is not finite",
+    ),
+    "an atom 1e8 Å away": (
+        record(cell=NOWHERE, pbc=OPEN, positions=moved(1, 0, 1e8)),
+        "lies more than 1e+05 Å away",
+    ),
+    "atomic number 0": (
+        record(numbers=np.array([8, 0, 1])),
+        "atomic number 0 is no element (expected 1 to 118)",
+    ),
     "atomic number 150": (record(numbers=np.array([8, 1, 150])), "atomic number 150 is no element"),
-    "no atoms": (record(numbers=np.zeros(0, int), positions=np.zeros((0, 3)), forces=np.zeros((0, 3))), "no atoms"),
+    "no atoms": (
+        record(numbers=np.zeros(0, int), positions=np.zeros((0, 3)), forces=np.zeros((0, 3))),
+        "no atoms",
+    ),
     "an energy of NaN": (record(energy=np.nan), "energy is NaN"),
-    "an infinite force": (record(forces=changed(np.zeros((3, 3)), (2, 1), np.inf)), "forces of atom 2 are not finite"),
+    "an infinite force": (
+        record(forces=changed(np.zeros((3, 3)), (2, 1), np.inf)),
+        "forces of atom 2 are not finite",
+    ),
     "no energy": (record(energy=None), "energy missing"),
     "no forces": (record(forces=None), "forces missing"),
-    "forces of two components": (record(forces=np.zeros((3, 2))), "has shape (3, 2), expected (3, 3) in eV/Å"),
-    "energies per atom": (record(energy=np.array([1.0, 2.0, 3.0])), "has 3 values, expected one energy of the whole"),
+    "forces of two components": (
+        record(forces=np.zeros((3, 2))),
+        "has shape (3, 2), expected (3, 3) in eV/Å",
+    ),
+    "energies per atom": (
+        record(energy=np.array([1.0, 2.0, 3.0])),
+        "has 3 values, expected one energy of the whole",
+    ),
     "energy as text": (record(energy="high"), "is text ('high'), expected numbers"),
     "a stress of five numbers": (
         record(REF_stress=np.arange(5.0)),
         "REF_stress has 5 numbers, expected 3×3, nine, or six",
     ),
-    "a stress that is not symmetric": (record(REF_stress=np.arange(9.0)), "REF_stress is not symmetric"),
-    "half a stress of NaN": (record(REF_stress=np.array([1.0, 1, 1, 0, 0, np.nan])), "stress is not finite"),
-    "two energies that differ": (record(REF_energy=-400.0), "are both there and differ: say which with --energy_key"),
+    "a stress that is not symmetric": (
+        record(REF_stress=np.arange(9.0)),
+        "REF_stress is not symmetric",
+    ),
+    "half a stress of NaN": (
+        record(REF_stress=np.array([1.0, 1, 1, 0, 0, np.nan])),
+        "stress is not finite",
+    ),
+    "two energies that differ": (
+        record(REF_energy=-400.0),
+        "are both there and differ: say which with --energy_key",
+    ),
 }
-# The distance of two atoms shows in the neighbour list: in an LMDB when it is indexed, else when the graph is built.
+# The distance of two atoms shows in the neighbour list: in an LMDB when it is indexed, else
+# when the graph is built.
 TOO_CLOSE = {"in one place": 0.0, "1e-6 Å apart": 1e-6, "0.09 Å apart": 0.09}
 
 
@@ -109,11 +155,16 @@ def test_xyz_refuses_at_once_and_names_file_and_frame(fault: str, tmp_path: Path
 
 @LMDBS
 @pytest.mark.parametrize("fault", FAULTS)
-def test_lmdb_drops_and_counts_by_reason_with_keys(fault: str, write: Write, tmp_path: Path) -> None:
+def test_lmdb_drops_and_counts_by_reason_with_keys(
+    fault: str, write: Write, tmp_path: Path
+) -> None:
     bad, message = FAULTS[fault]
     path = write(tmp_path / "some.lmdb", [record(), bad, record(), bad])
     source = opened(path, max_dropped=0.5)
-    assert [source.identifier(i) for i in range(len(source))] == ["some.lmdb key 0", "some.lmdb key 2"]
+    assert [source.identifier(i) for i in range(len(source))] == [
+        "some.lmdb key 0",
+        "some.lmdb key 2",
+    ]
     assert list(source.census.dropped.values()) == [2]
     report = source.census.drop_report()
     assert report.startswith("2 × ")
@@ -123,20 +174,30 @@ def test_lmdb_drops_and_counts_by_reason_with_keys(fault: str, write: Write, tmp
 
 @LMDBS
 @pytest.mark.parametrize("fault", ["no forces", "a position of NaN"])
-def test_lmdb_with_more_than_max_dropped_is_refused(fault: str, write: Write, tmp_path: Path) -> None:
+def test_lmdb_with_more_than_max_dropped_is_refused(
+    fault: str, write: Write, tmp_path: Path
+) -> None:
     bad, message = FAULTS[fault]
     path = write(tmp_path / "some.lmdb", [record(), bad, record()])
     with pytest.raises(InputError) as refused:
         opened(path, max_dropped=0.3)
-    for words in (f"{path}: 1 of 3 records cannot be used", f"1 × {message} (key 1)", "--max_dropped 0.3"):
+    for words in (
+        f"{path}: 1 of 3 records cannot be used",
+        f"1 × {message} (key 1)",
+        "--max_dropped 0.3",
+    ):
         assert words in str(refused.value)
     assert len(opened(path, max_dropped=0.34)) == 2
 
 
 @LMDBS
-def test_lmdb_of_which_nothing_is_left_is_refused_whatever_may_be_dropped(write: Write, tmp_path: Path) -> None:
+def test_lmdb_of_which_nothing_is_left_is_refused_whatever_may_be_dropped(
+    write: Write, tmp_path: Path
+) -> None:
     path = write(tmp_path / "some.lmdb", [record(), record()])
-    with pytest.raises(InputError, match=r"2 of 2 records cannot be used .*forces missing.*--forces_key"):
+    with pytest.raises(
+        InputError, match=r"2 of 2 records cannot be used .*forces missing.*--forces_key"
+    ):
         opened(path, max_dropped=0.999, forces="dft_forces")
 
 
@@ -145,7 +206,11 @@ def test_xyz_with_atoms_too_close_is_refused(distance: float, tmp_path: Path) ->
     path = write_xyz(tmp_path / "some.xyz", [record(), record(positions=moved(1, 0, distance))])
     with pytest.raises(InputError) as refused:
         _ = dataset(path).n_edges
-    for words in (f"{path}: some.xyz#1: ", "atoms 0 and 1 are", "Å apart (expected at least 0.1 Å)"):
+    for words in (
+        f"{path}: some.xyz#1: ",
+        "atoms 0 and 1 are",
+        "Å apart (expected at least 0.1 Å)",
+    ):
         assert words in str(refused.value)
 
 
@@ -157,7 +222,9 @@ def test_lmdb_drops_atoms_too_close(distance: float, write: Write, tmp_path: Pat
 
 
 @FILES
-def test_atoms_too_close_across_the_border_of_the_cell_are_seen(write: Write, tmp_path: Path) -> None:
+def test_atoms_too_close_across_the_border_of_the_cell_are_seen(
+    write: Write, tmp_path: Path
+) -> None:
     path = write(path_for(write, tmp_path), [record(), record(positions=moved(1, 0, 9.95))])
     with pytest.raises(InputError, match=r"0\.05 Å apart|1 of 2 records.*closer than 0\.1 Å"):
         _ = dataset(path).n_edges
@@ -165,10 +232,19 @@ def test_atoms_too_close_across_the_border_of_the_cell_are_seen(write: Write, tm
 
 @FILES
 def test_more_than_500_neighbours_per_atom_are_refused(write: Write, tmp_path: Path) -> None:
-    crowded = record(numbers=np.array([1]), positions=[[0.0, 0, 0]], forces=np.zeros((1, 3)), cell=1.1 * np.eye(3))
+    crowded = record(
+        numbers=np.array([1]),
+        positions=[[0.0, 0, 0]],
+        forces=np.zeros((1, 3)),
+        cell=1.1 * np.eye(3),
+    )
     path = write(path_for(write, tmp_path), [crowded | {"positions": np.zeros((1, 3))}])
-    facts = ModelFacts(atomic_numbers=(1,), heads=("Default",), atomic_energies=((0.0,),), r_max=6.0)
-    with pytest.raises(InputError, match=r"some\.(xyz#0|lmdb key 0): \d+ neighbours per atom, at most 500"):
+    facts = ModelFacts(
+        atomic_numbers=(1,), heads=("Default",), atomic_energies=((0.0,),), r_max=6.0
+    )
+    with pytest.raises(
+        InputError, match=r"some\.(xyz#0|lmdb key 0): \d+ neighbours per atom, at most 500"
+    ):
         _ = Dataset([opened(path)], facts, torch.float64).n_edges
 
 
@@ -178,7 +254,11 @@ def test_an_element_outside_model_json_is_refused_by_name(write: Write, tmp_path
     where = "some.xyz#1" if write is write_xyz else "some.lmdb key 1"
     with pytest.raises(InputError) as refused:
         dataset(path)
-    for words in (f"{path}: {where}: ", "element Fe (Z=26) is not in model.json, which has H, O", "--elements"):
+    for words in (
+        f"{path}: {where}: ",
+        "element Fe (Z=26) is not in model.json, which has H, O",
+        "--elements",
+    ):
         assert words in str(refused.value)
     kept = Dataset([opened(path)], FACTS, torch.float64, elements=[1, 8])
     assert len(kept) == 1
@@ -189,7 +269,9 @@ def test_an_element_outside_model_json_is_refused_by_name(write: Write, tmp_path
 @pytest.mark.parametrize("name", ["config_weight", "config_energy_weight", "config_forces_weight"])
 def test_xyz_refuses_a_weight_that_is_none(name: str, weight: object, tmp_path: Path) -> None:
     path = write_xyz(tmp_path / "some.xyz", [record(**{name: weight})])
-    with pytest.raises(InputError, match=rf"some\.xyz frame 0: .*({name} is not a number|negative or not finite)"):
+    with pytest.raises(
+        InputError, match=rf"some\.xyz frame 0: .*({name} is not a number|negative or not finite)"
+    ):
         opened(path)
 
 
@@ -201,7 +283,10 @@ def test_lmdb_drops_a_negative_weight(write: Write, tmp_path: Path) -> None:
 
 @LMDBS
 def test_lmdb_takes_the_head_of_a_record(write: Write, tmp_path: Path) -> None:
-    assert opened(write(tmp_path / "some.lmdb", [record(head="Default")])).structure(0).head == "Default"
+    assert (
+        opened(write(tmp_path / "some.lmdb", [record(head="Default")])).structure(0).head
+        == "Default"
+    )
 
 
 # Records that are none.
@@ -222,19 +307,33 @@ ODD_ROWS: dict[str, tuple[bytes, str]] = {
     "another class": (pickle.dumps(np.poly1d([1.0, 2.0])), "is not allowed"),
     "no positions": (pickle.dumps({"atomic_numbers": np.array([1])}), "pos missing"),
     "no numbers": (pickle.dumps({"pos": WATER}), "atomic_numbers missing"),
-    "one position too few": (pickle.dumps(plain_row(record(positions=WATER[:2]))), "positions have shape (2, 3) for"),
-    "half a proton": (pickle.dumps(plain_row(record(numbers=np.array([8, 1, 0.5])))), "atomic numbers are not whole"),
-    "a cell of eight": (pickle.dumps(plain_row(record(cell=np.ones(8)))), "cell has shape (8,), expected (3, 3)"),
+    "one position too few": (
+        pickle.dumps(plain_row(record(positions=WATER[:2]))),
+        "positions have shape (2, 3) for",
+    ),
+    "half a proton": (
+        pickle.dumps(plain_row(record(numbers=np.array([8, 1, 0.5])))),
+        "atomic numbers are not whole",
+    ),
+    "a cell of eight": (
+        pickle.dumps(plain_row(record(cell=np.ones(8)))),
+        "cell has shape (8,), expected (3, 3)",
+    ),
     "two periodicities": (
         pickle.dumps(plain_row(record(pbc=(True, False)))),
         "pbc is 'True False', expected three of T and F",
     ),
-    "two fixed of three": (pickle.dumps(plain_row(record(fixed=np.ones(2)))), "fixed has 2 entries for 3 atoms"),
+    "two fixed of three": (
+        pickle.dumps(plain_row(record(fixed=np.ones(2)))),
+        "fixed has 2 entries for 3 atoms",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", ODD_ROWS)
-def test_lmdb_drops_rows_that_are_no_structure(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lmdb_drops_rows_that_are_no_structure(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     row, message = ODD_ROWS[case]
     good = pickle.dumps(plain_row(record()))
@@ -257,7 +356,9 @@ def test_lmdb_drops_rows_that_are_no_structure(case: str, tmp_path: Path, monkey
     ],
 )
 def test_lmdb_drops_values_of_a_wrong_kind(change: Record, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "some.lmdb", [pickle.dumps(plain_row(record(**c))) for c in ({}, change, {})])
+    path = write_rows(
+        tmp_path / "some.lmdb", [pickle.dumps(plain_row(record(**c))) for c in ({}, change, {})]
+    )
     assert len(opened(path, max_dropped=0.5)) == 2
 
 
@@ -279,7 +380,10 @@ GARBAGE: dict[str, tuple[str | bytes, str]] = {
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(100), "extended"),
     "binary": (bytes(range(256)) * 4, "extended"),
     "cut off": (GOOD + GOOD[: len(GOOD) // 2], "frame 1"),
-    "a column too few": (GOOD.rstrip().rsplit(" ", 1)[0] + "\n", "6 columns, expected the 7 that Properties"),
+    "a column too few": (
+        GOOD.rstrip().rsplit(" ", 1)[0] + "\n",
+        "6 columns, expected the 7 that Properties",
+    ),
     "a column too many": (
         GOOD + GOOD.rstrip() + " 1.5\n",
         "frame 1: atom 2 has 8 columns, expected the 7 that Properties",
@@ -347,19 +451,29 @@ def test_xyz_refuses_a_mask_of_fixed_atoms_that_is_none(fixed: str, tmp_path: Pa
         opened(path)
 
 
-# Structures that overflow in the neighbour list, or have more than 10⁷ edges there: cell, periodicity, positions.
+# Structures that overflow in the neighbour list, or have more than 10⁷ edges there: cell,
+# periodicity, positions.
 HOSTILE: dict[str, tuple[Any, tuple[bool, bool, bool], Any]] = {
     "an atom 1e8 Å above a slab": (np.diag([10.0, 10, 20]), SLAB, [[0, 0, 0], [0, 0, 1e8]]),
-    "an atom 1e8 Å beside a chain": (np.diag([10.0, 0, 0]), (True, False, False), [[0, 0, 0], [0, 1e8, 0]]),
+    "an atom 1e8 Å beside a chain": (
+        np.diag([10.0, 0, 0]),
+        (True, False, False),
+        [[0, 0, 0], [0, 1e8, 0]],
+    ),
     "a slab with a cell of 1e-4 Å": (np.diag([1e-4, 1e-4, 20]), SLAB, [[0, 0, 0]]),
-    "a slab with almost parallel vectors": ([[10, 0, 0], [10, 1e-4, 0], [0, 0, 10]], SLAB, [[0, 0, 0]]),
+    "a slab with almost parallel vectors": (
+        [[10, 0, 0], [10, 1e-4, 0], [0, 0, 10]],
+        SLAB,
+        [[0, 0, 0]],
+    ),
     "a needle of the right volume": (np.diag([1e-4, 1e-4, 1e12]), PERIODIC, [[0, 0, 0]]),
     "a cell of 1e200 Å": (1e200 * np.eye(3), PERIODIC, [[0, 0, 0]]),
 }
 
 
 def answer_of_a_child(action: Callable[[], object]) -> str:
-    """Do it in a forked process that may use 10 s of a processor and 4 GiB more: some of these take their process down.
+    """Do it in a forked process that may use 10 s of a processor and 4 GiB more: some of these
+    take their process down.
 
     The children of that process have the same limit.
     """
@@ -382,7 +496,11 @@ def answer_of_a_child(action: Callable[[], object]) -> str:
     with os.fdopen(read, "rb") as pipe:
         answer = pipe.read().decode()
     status = os.waitpid(pid, 0)[1]
-    return f"killed by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else answer
+    return (
+        f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        if os.WIFSIGNALED(status)
+        else answer
+    )
 
 
 @pytest.mark.parametrize("write", [write_xyz, write_dicts], ids=["xyz", "dicts"])
@@ -393,10 +511,17 @@ def answer_of_a_child(action: Callable[[], object]) -> str:
         pytest.param("a cell of 1e200 Å"),
     ],
 )
-def test_what_kills_the_neighbour_list_is_refused_before(case: str, write: Write, tmp_path: Path) -> None:
+def test_what_kills_the_neighbour_list_is_refused_before(
+    case: str, write: Write, tmp_path: Path
+) -> None:
     cell, pbc, positions = HOSTILE[case]
     atoms = len(positions)
-    odd = record(cell=np.array(cell, dtype=float), pbc=pbc, numbers=np.full(atoms, 8), forces=np.zeros((atoms, 3)))
+    odd = record(
+        cell=np.array(cell, dtype=float),
+        pbc=pbc,
+        numbers=np.full(atoms, 8),
+        forces=np.zeros((atoms, 3)),
+    )
     path = write(path_for(write, tmp_path), [odd | {"positions": np.array(positions, dtype=float)}])
     answer = answer_of_a_child(lambda: dataset(path).n_edges)
     assert answer.startswith(f"InputError: {path}"), answer
@@ -404,7 +529,12 @@ def test_what_kills_the_neighbour_list_is_refused_before(case: str, write: Write
 
 # Structures that look odd and are sound.
 
-LONE = {"numbers": np.array([8]), "positions": np.zeros((1, 3)), "forces": np.zeros((1, 3)), "energy": -430.5}
+LONE = {
+    "numbers": np.array([8]),
+    "positions": np.zeros((1, 3)),
+    "forces": np.zeros((1, 3)),
+    "energy": -430.5,
+}
 ODD_BUT_SOUND: dict[str, tuple[Record, int]] = {  # with the number of directed edges within 3 Å
     "a molecule": (record(cell=NOWHERE, pbc=OPEN), 6),
     "one atom": (record(**LONE, cell=NOWHERE, pbc=OPEN), 0),
@@ -429,14 +559,18 @@ def test_odd_but_sound_structures_are_taken(case: str, write: Write, tmp_path: P
     assert not data.sources[0].census.dropped
     batch = data.batch([0])
     references = {1: -13.6, 8: -430.0}
-    assert batch.reference_energy.item() == pytest.approx(sum(references[int(z)] for z in odd["numbers"]), abs=1e-10)
+    assert batch.reference_energy.item() == pytest.approx(
+        sum(references[int(z)] for z in odd["numbers"]), abs=1e-10
+    )
     assert batch.labels["energy"].value.tolist() == pytest.approx(
         [odd["energy"] - batch.reference_energy.item()], abs=1e-12
     )
 
 
 @FILES
-def test_neighbours_of_a_left_handed_cell_are_those_of_the_right_handed(write: Write, tmp_path: Path) -> None:
+def test_neighbours_of_a_left_handed_cell_are_those_of_the_right_handed(
+    write: Write, tmp_path: Path
+) -> None:
     close = {"positions": moved(1, 0, 9.0)}  # bonded across the border
     right, left = record(**close), record(**close, cell=BOX[[1, 0, 2]])
     data = dataset(write(path_for(write, tmp_path), [right, left]))
@@ -463,7 +597,10 @@ def predicted() -> Callable[[Dataset, Sequence[int]], tuple[torch.Tensor, torch.
     fields = TINY | {"hidden_irreps": "4x0e", "correlation": 1, "num_interactions": 2}
     described = description.parse(json.dumps(fields), "tiny")
     module = model_loader.build(described, torch.float64, seed=1)
-    network, weights = model_loader.build_network(module, "reference", described), model_loader.trainable(module)
+    network, weights = (
+        model_loader.build_network(module, "reference", described),
+        model_loader.trainable(module),
+    )
 
     def of(data: Dataset, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         before = torch.get_default_dtype()
@@ -476,10 +613,18 @@ def predicted() -> Callable[[Dataset, Sequence[int]], tuple[torch.Tensor, torch.
 
 
 @FILES
-def test_atoms_outside_the_cell_have_the_energy_of_wrapped_ones(write: Write, predicted: Any, tmp_path: Path) -> None:
-    lattice = 10.0 * np.array([[10_000, -10_000, 3000], [-10_000, 0, 7], [0, 1, -9000]])  # another one for each atom
+def test_atoms_outside_the_cell_have_the_energy_of_wrapped_ones(
+    write: Write, predicted: Any, tmp_path: Path
+) -> None:
+    # another one for each atom
+    lattice = 10.0 * np.array([[10_000, -10_000, 3000], [-10_000, 0, 7], [0, 1, -9000]])
     inside = 1.01 * WATER  # not exact in single precision
-    data = dataset(write(path_for(write, tmp_path), [record(positions=inside), record(positions=inside + lattice)]))
+    data = dataset(
+        write(
+            path_for(write, tmp_path),
+            [record(positions=inside), record(positions=inside + lattice)],
+        )
+    )
     energy, forces = predicted(data, [0, 1])
     assert energy[0].abs() > 1e-3, "else there is nothing to compare"
     assert energy[1].item() == pytest.approx(energy[0].item(), abs=1e-8)
@@ -489,7 +634,9 @@ def test_atoms_outside_the_cell_have_the_energy_of_wrapped_ones(write: Write, pr
 
 
 @FILES
-def test_a_whole_batch_without_edges_has_energies_and_no_forces(write: Write, predicted: Any, tmp_path: Path) -> None:
+def test_a_whole_batch_without_edges_has_energies_and_no_forces(
+    write: Write, predicted: Any, tmp_path: Path
+) -> None:
     apart = record(positions=4.0 * np.eye(3))
     data = dataset(write(path_for(write, tmp_path), [record(**LONE), apart, record(**LONE)]))
     batch = data.batch([0, 1, 2])
@@ -502,7 +649,9 @@ def test_a_whole_batch_without_edges_has_energies_and_no_forces(write: Write, pr
 
 
 def test_isolated_atoms_of_an_xyz_are_counted_and_left_out(tmp_path: Path) -> None:
-    lone = record(**LONE, cell=None, pbc=OPEN, config_type="IsolatedAtom") | {"forces": np.zeros((1, 3))}
+    lone = record(**LONE, cell=None, pbc=OPEN, config_type="IsolatedAtom") | {
+        "forces": np.zeros((1, 3))
+    }
     del lone["forces"]  # mace's files have none for an isolated atom
     source = opened(write_xyz(tmp_path / "some.xyz", [lone, record()]))
     assert [(s.energy, s.atomic_numbers.tolist()) for s in source.isolated_atoms] == [(-430.5, [8])]
@@ -519,7 +668,11 @@ FORCES = np.arange(9.0).reshape(3, 3)
     ("names", "energy", "forces"),
     [
         ({"energy": -1.0, "forces": FORCES}, "energy", "forces"),
-        ({"energy": -1.0, "REF_energy": -1.0, "forces": FORCES, "REF_forces": FORCES}, "REF_energy", "REF_forces"),
+        (
+            {"energy": -1.0, "REF_energy": -1.0, "forces": FORCES, "REF_forces": FORCES},
+            "REF_energy",
+            "REF_forces",
+        ),
         ({"y": -1.0, "force": FORCES}, "y", "force"),
         ({"y": -1.0, "energy": -1.0, "force": FORCES, "forces": FORCES}, "energy", "forces"),
         ({"energy": -1.0, "free_energy": -2.0, "forces": FORCES}, "energy", "forces"),
@@ -529,7 +682,9 @@ FORCES = np.arange(9.0).reshape(3, 3)
         ({"Y": -1.0, "force": FORCES}, None, "force"),
     ],
 )
-def test_labels_are_found_by_their_usual_names(names: Record, energy: str | None, forces: str | None) -> None:
+def test_labels_are_found_by_their_usual_names(
+    names: Record, energy: str | None, forces: str | None
+) -> None:
     labels = find_labels(names, LabelKeys(), MANY, 0.0)
     assert labels.names == (energy, forces, None)
     assert labels.values.get("energy") == (None if energy is None else -1.0)
@@ -540,7 +695,10 @@ def test_the_free_energy_is_the_energy_only_when_asked() -> None:
     assert find_labels(both, LabelKeys(), MANY, 0.0).values["energy"] == -1.0
     assert find_labels(both, LabelKeys(free_energy=True), MANY, 0.0).values["energy"] == -2.0
     assert find_labels({"energy": -1.0}, LabelKeys(free_energy=True), MANY, 0.0).values == {}
-    assert find_labels(both, LabelKeys(free_energy=True, energy="energy"), MANY, 0.0).values["energy"] == -1.0
+    assert (
+        find_labels(both, LabelKeys(free_energy=True, energy="energy"), MANY, 0.0).values["energy"]
+        == -1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -568,14 +726,20 @@ def test_a_name_that_was_given_settles_what_disagrees() -> None:
 
 
 @pytest.mark.parametrize("plain", ["energy", "forces"])
-def test_results_of_a_calculator_that_differ_from_the_columns_are_an_error(plain: str, tmp_path: Path) -> None:
-    """ASE moves `energy` and `forces` into a calculator; `REF_energy` stays in info, `REF_forces` in arrays."""
+def test_results_of_a_calculator_that_differ_from_the_columns_are_an_error(
+    plain: str, tmp_path: Path
+) -> None:
+    """ASE moves `energy` and `forces` into a calculator; `REF_energy` stays in info,
+    `REF_forces` in arrays.
+    """
     good = record()
     same = record(REF_energy=good["energy"], REF_forces=good["forces"])
     source = opened(write_xyz(tmp_path / "same.xyz", [same]))
     assert list(source.census.label_names) == [("REF_energy", "REF_forces", None)]
     path = write_xyz(tmp_path / "other.xyz", [same | {plain: good[plain] + 1.0}])
-    with pytest.raises(InputError, match=rf"other\.xyz frame 0: REF_{plain} and {plain} are both there and differ"):
+    with pytest.raises(
+        InputError, match=rf"other\.xyz frame 0: REF_{plain} and {plain} are both there and differ"
+    ):
         opened(path)
     chosen = opened(path, **{plain: plain}).structure(0)
     assert np.array_equal(getattr(chosen, plain), good[plain] + 1.0)
@@ -605,7 +769,8 @@ def test_an_energy_keeps_all_its_digits(tmp_path: Path) -> None:
         path.unlink()
 
 
-STRESS = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])  # xx yy zz yz xz xy = 1 2 3 4 5 6
+# xx yy zz yz xz xy = 1 2 3 4 5 6
+STRESS = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])
 SPELLINGS = {"3x3": STRESS, "nine": STRESS.reshape(9), "Voigt": np.arange(1.0, 7.0)}
 
 
@@ -627,14 +792,18 @@ def test_a_stress_with_an_axis_of_one_is_read(write: Write, tmp_path: Path) -> N
 def test_a_virial_becomes_a_stress(name: str, write: Write, tmp_path: Path) -> None:
     path = write(path_for(write, tmp_path), [record(**{name: -8.0 * STRESS})])
     source = opened(path)
-    assert np.allclose(source.structure(0).stress, 0.008 * STRESS, rtol=1e-12), "−virial / V with V = 1000 Å³"
+    assert np.allclose(source.structure(0).stress, 0.008 * STRESS, rtol=1e-12), (
+        "−virial / V with V = 1000 Å³"
+    )
     assert next(iter(source.census.label_names))[2] == name, "which is printed"
 
 
 @FILES
 def test_a_virial_named_as_the_stress_is_still_a_virial(write: Write, tmp_path: Path) -> None:
     path = write(path_for(write, tmp_path), [record(dft_virial=-8.0 * STRESS)])
-    assert np.allclose(opened(path, stress="dft_virial").structure(0).stress, 0.008 * STRESS, rtol=1e-12)
+    assert np.allclose(
+        opened(path, stress="dft_virial").structure(0).stress, 0.008 * STRESS, rtol=1e-12
+    )
 
 
 @FILES

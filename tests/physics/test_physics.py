@@ -1,4 +1,6 @@
-"""evaluate.py --physics: sound networks pass every check in both precisions, and each planted fault fails its own."""
+"""evaluate.py --physics: sound networks pass every check in both precisions, and each
+planted fault fails its own.
+"""
 
 import json
 from collections.abc import Callable
@@ -50,7 +52,11 @@ def alloy() -> Atoms:
 def structures() -> list[Structure]:
     slab = alloy()
     slab.pbc = [True, True, False]
-    return [structure(molecule("H2O"), "water"), structure(alloy(), "alloy"), structure(slab, "slab")]
+    return [
+        structure(molecule("H2O"), "water"),
+        structure(alloy(), "alloy"),
+        structure(slab, "slab"),
+    ]
 
 
 def subject(step: str = "fast", precision: str = "float64", **changes: object) -> Subject:
@@ -79,7 +85,14 @@ def test_a_sound_network_passes_all(precision: str) -> None:
     plain = result.as_plain()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert (plain["passed"], plain["precision"], len(plain["structures"])) == (True, precision, 3)
-    assert {curve["pair"] for curve in plain["curves"]["dimers"]} == {"H–H", "H–O", "O–O", "Al–Al", "Al–Cu", "Cu–Cu"}
+    assert {curve["pair"] for curve in plain["curves"]["dimers"]} == {
+        "H–H",
+        "H–O",
+        "O–O",
+        "Al–Al",
+        "Al–Cu",
+        "Cu–Cu",
+    }
 
 
 # ---- planted faults: a network that is wrapped
@@ -87,7 +100,9 @@ def test_a_sound_network_passes_all(precision: str) -> None:
 
 @dataclass
 class Wrapped:
-    """A network whose outputs are changed; ``change`` gets them with positions, shifts and batch."""
+    """A network whose outputs are changed; ``change`` gets them with
+    positions, shifts and batch.
+    """
 
     inner: Any
     change: Callable[..., dict[str, Tensor]]
@@ -99,8 +114,12 @@ class Wrapped:
     def prepared(self, batch: Any) -> Any:
         return self.inner.prepared(batch)
 
-    def outputs(self, parameters: Any, batch: Any, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        return self.change(lambda p, s: self.inner.outputs(parameters, batch, p, s), batch, positions, shifts)
+    def outputs(
+        self, parameters: Any, batch: Any, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        return self.change(
+            lambda p, s: self.inner.outputs(parameters, batch, p, s), batch, positions, shifts
+        )
 
 
 Inner = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -112,16 +131,22 @@ def push(inner: Inner, batch: Any, positions: Tensor, shifts: Tensor) -> dict[st
     with torch.enable_grad():
         at = positions.detach().requires_grad_(True)
         forces = -torch.autograd.grad(inner(at, shifts.detach())["energy"].sum(), at)[0]
-    turn = torch.linalg.cross(positions.detach(), torch.tensor([0.0, 0.0, 1.0]).to(positions).expand_as(positions))
+    turn = torch.linalg.cross(
+        positions.detach(), torch.tensor([0.0, 0.0, 1.0]).to(positions).expand_as(positions)
+    )
     return {**outputs, FORCES.name: forces + 0.05 * turn}
 
 
-def stress_of_atoms_alone(inner: Inner, batch: Any, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+def stress_of_atoms_alone(
+    inner: Inner, batch: Any, positions: Tensor, shifts: Tensor
+) -> dict[str, Tensor]:
     """The strain of the cell does not enter."""
     return inner(positions, shifts.detach())
 
 
-def absolute_place(inner: Inner, batch: Any, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
+def absolute_place(
+    inner: Inner, batch: Any, positions: Tensor, shifts: Tensor
+) -> dict[str, Tensor]:
     """An energy that depends on the order of the atoms."""
     outputs = inner(positions, shifts)
     first = positions[batch.ptr[:-1].long()]
@@ -184,7 +209,10 @@ def wrapped(change: Callable[..., dict[str, Tensor]]) -> Callable[[str], Subject
 
 FAULTS: dict[str, tuple[Callable[[str], Subject], set[str]]] = {
     **{
-        f"sign of harmonic {number}": (lambda precision, n=number: wrong_sign(n, precision), {"rotation"})
+        f"sign of harmonic {number}": (
+            lambda precision, n=number: wrong_sign(n, precision),
+            {"rotation"},
+        )
         for number in (2, 4, 6, 8)
     },
     "hard cutoff": (hard_cutoff, {"smooth at r_max"}),
@@ -207,15 +235,24 @@ def test_a_planted_fault_fails(fault: str, precision: str, monkeypatch: pytest.M
 
 
 def sharp(inner: Inner, batch: Any, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-    """Besides, a sound energy that goes up and down along 0.03 Å, in which a step of the slopes is long."""
+    """Besides, a sound energy that goes up and down along 0.03 Å, in which a step
+    of the slopes is long.
+    """
     vectors = positions[batch.receivers] - positions[batch.senders] + shifts
     wave = 0.01 * torch.sin(200.0 * torch.linalg.vector_norm(vectors, dim=1))
     outputs = inner(positions, shifts)
-    return {**outputs, "energy": outputs["energy"].index_add(0, batch.structure[batch.receivers], wave)}
+    return {
+        **outputs,
+        "energy": outputs["energy"].index_add(0, batch.structure[batch.receivers], wave),
+    }
 
 
-def test_the_steps_of_slopes_are_short_enough_for_sharp_energies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deep networks, and those of many radial functions, were refused for the error of one long step."""
+def test_the_steps_of_slopes_are_short_enough_for_sharp_energies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Deep networks, and those of many radial functions, were refused for the
+    error of one long step.
+    """
     kept = ("forces as slopes", "stress as slope")
     monkeypatch.setattr(checks, "CHECKS", {name: CHECKS[name] for name in kept})
     result = report(wrapped(sharp)("float64"))
@@ -259,7 +296,10 @@ def test_the_command(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_failed_check_is_written_and_ends_with_3(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = written(tmp_path, 1)
     output = tmp_path / "errors.json"

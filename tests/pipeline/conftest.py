@@ -1,4 +1,6 @@
-"""What the tests of generation and judgement share: crystals of metals, a network of these elements."""
+"""What the tests of generation and judgement share: crystals of metals, a
+network of these elements.
+"""
 
 from pathlib import Path
 
@@ -21,7 +23,9 @@ def libraries() -> None:
 
 
 def cuau(kind: str = "L1_0") -> Atoms:
-    """AlCu in two orders on one lattice, fcc: layers along a cube axis (L1_0) or along a diagonal (L1_1)."""
+    """AlCu in two orders on one lattice, fcc: layers along a cube axis (L1_0) or
+    along a diagonal (L1_1).
+    """
     fcc = bulk("Cu", "fcc", a=3.8, cubic=True)
     if kind == "L1_0":
         fcc.symbols[[0, 1]] = "Al"

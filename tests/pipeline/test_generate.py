@@ -1,4 +1,6 @@
-"""generate.py: just as many as asked for, the same bytes again, guards, all generators, one line where it cannot be."""
+"""generate.py: just as many as asked for, the same bytes again, guards, all generators, one
+line where it cannot be.
+"""
 
 import json
 import os
@@ -39,7 +41,11 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def prototypes(tmp_path: Path) -> Path:
     path = tmp_path / "prototypes.xyz"
-    write(path, [bulk("NaCl", "rocksalt", a=5.6), bulk("CsCl", "cesiumchloride", a=4.1)], format="extxyz")
+    write(
+        path,
+        [bulk("NaCl", "rocksalt", a=5.6), bulk("CsCl", "cesiumchloride", a=4.1)],
+        format="extxyz",
+    )
     return path
 
 
@@ -50,7 +56,11 @@ def parents(tmp_path: Path) -> Path:
     frames[1].set_cell(frames[1].cell * [1, 1, 0.5])
     frames[1].wrap()
     for number, atoms in enumerate(frames):
-        atoms.info |= {"id": f"parent_{number}", "mace_energy": -10.0 - number, "converged": number != 2}
+        atoms.info |= {
+            "id": f"parent_{number}",
+            "mace_energy": -10.0 - number,
+            "converged": number != 2,
+        }
     path = tmp_path / "parents.xyz"
     write(path, frames, format="extxyz")
     return path
@@ -67,7 +77,11 @@ def words_of(generator: str, prototypes: Path, parents: Path) -> list[object]:
 
 @pytest.mark.parametrize("generator", ["random", "prototypes", "evolve", "external"])
 def test_every_generator_makes_just_so_many_and_the_same_again(
-    generator: str, prototypes: Path, parents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generator: str,
+    prototypes: Path,
+    parents: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     n = {"external": 2, "prototypes": 4}.get(generator, 4)
     words = ["--generator", generator, *words_of(generator, prototypes, parents)]
@@ -120,23 +134,39 @@ def test_another_seed_gives_other_crystals(tmp_path: Path) -> None:
 def test_best_parents_are_chosen_within_their_composition(parents: Path, tmp_path: Path) -> None:
     words = ("--generator", "evolve", "--parents", parents, "--best", 1, "--no_deduplicate")
     assert command(tmp_path / "a", 6, *words) == 0
-    assert {atoms.info["parent"] for atoms in read(tmp_path / "a" / FILES[0], ":")} == {"parent_1"}, "the lower energy"
+    assert {atoms.info["parent"] for atoms in read(tmp_path / "a" / FILES[0], ":")} == {
+        "parent_1"
+    }, "the lower energy"
 
 
-def test_a_model_says_the_energies_of_parents(parents: Path, models: list[Path], tmp_path: Path) -> None:
+def test_a_model_says_the_energies_of_parents(
+    parents: Path, models: list[Path], tmp_path: Path
+) -> None:
     from model_utils.calculator import Calculator
 
     energies = []
     for atoms in read(parents, ":")[:2]:
         atoms.calc = Calculator(models[0], dtype="float64")
         energies.append(atoms.get_potential_energy() / len(atoms))
-    words = ("--generator", "evolve", "--parents", parents, "--best", 1, "--no_deduplicate", "--input_model", models[0])
+    words = (
+        "--generator",
+        "evolve",
+        "--parents",
+        parents,
+        "--best",
+        1,
+        "--no_deduplicate",
+        "--input_model",
+        models[0],
+    )
     assert command(tmp_path / "a", 3, *words) == 0
     names = {atoms.info["parent"] for atoms in read(tmp_path / "a" / FILES[0], ":")}
     assert names == {f"parent_{int(np.argmin(energies))}"}
 
 
-def test_substituted_prototypes_have_volumes_of_their_radii(prototypes: Path, tmp_path: Path) -> None:
+def test_substituted_prototypes_have_volumes_of_their_radii(
+    prototypes: Path, tmp_path: Path
+) -> None:
     words = ("--generator", "prototypes", "--prototypes", prototypes, "--composition", "MgO")
     assert command(tmp_path, 2, *words, "--strain", 0, "--rattle", 0) == 0
     for atoms in read(tmp_path / FILES[0], ":"):
@@ -195,9 +225,17 @@ def test_charge_and_spin_of_another_program_go_along(tmp_path: Path) -> None:
     charged = bulk("Al")
     charged.info = {"charge": 1, "spin": 2, "energy_of_its_own": -3.0}
     write(tmp_path / "in.xyz", [charged, bulk("Cu")], format="extxyz")
-    assert command(tmp_path / "a", 2, "--generator", "external", "--external_files", tmp_path / "in.xyz") == 0
+    assert (
+        command(
+            tmp_path / "a", 2, "--generator", "external", "--external_files", tmp_path / "in.xyz"
+        )
+        == 0
+    )
     frames = read(tmp_path / "a" / FILES[0], ":")
-    assert [(frame.info.get("charge"), frame.info.get("spin")) for frame in frames] == [(1, 2), (None, None)]
+    assert [(frame.info.get("charge"), frame.info.get("spin")) for frame in frames] == [
+        (1, 2),
+        (None, None),
+    ]
     assert "energy_of_its_own" not in frames[0].info
 
 
@@ -207,7 +245,9 @@ def test_of_a_file_with_broken_frames_the_others_are_taken(tmp_path: Path) -> No
     flat.set_cell([[4, 0, 0], [0, 4, 0], [4, 4, 0]])
     write(tmp_path / "in.xyz", [flat, good], format="extxyz")
     text = (tmp_path / "in.xyz").read_text()
-    (tmp_path / "in.xyz").write_text(text + '1\nLattice="3 0 0 0 3 0 0 0 3" pbc="T T T"\nXx 0 0 0\n')
+    (tmp_path / "in.xyz").write_text(
+        text + '1\nLattice="3 0 0 0 3 0 0 0 3" pbc="T T T"\nXx 0 0 0\n'
+    )
     words = ("--generator", "external", "--external_files", tmp_path / "in.xyz")
     assert command(tmp_path / "a", 1, *words) == 0
     assert command(tmp_path / "b", 2, *words) == 2
@@ -223,14 +263,17 @@ from pathlib import Path
 from ase.build import bulk
 from ase.io import write
 folder, n, seed = sys.argv[1:]
-write(Path(folder) / "generated_crystals.extxyz", [bulk("Al", a=4 + 0.01 * int(seed)), bulk("Cu")][: int(n)])
+crystals = [bulk("Al", a=4 + 0.01 * int(seed)), bulk("Cu")]
+write(Path(folder) / "generated_crystals.extxyz", crystals[: int(n)])
 """
 
 
 def test_a_command_makes_crystals(tmp_path: Path) -> None:
     (tmp_path / "my program.py").write_text(PROGRAM)
     text = f"'{sys.executable}' '{tmp_path}/my program.py' {{output_dir}} {{num_gen}} {{seed}}"
-    (tmp_path / "g.yaml").write_text(json.dumps({"generator": "external", "external_command": text}))
+    (tmp_path / "g.yaml").write_text(
+        json.dumps({"generator": "external", "external_command": text})
+    )
     assert command(tmp_path / "out of it", 2, "--config", tmp_path / "g.yaml") == 0
     frames = read(tmp_path / "out of it" / FILES[0], ":")
     assert [atoms.get_chemical_formula() for atoms in frames] == ["Al", "Cu"]
@@ -252,7 +295,9 @@ def test_another_program_has_the_threads_that_the_user_gave(
     (tmp_path / "p.py").write_text(look + PROGRAM)
     text = f"'{sys.executable}' '{tmp_path}/p.py' {{output_dir}} {{num_gen}} {{seed}}"
     for place in ("first", "second"):
-        assert command(tmp_path / place, 2, "--generator", "external", "--external_command", text) == 0
+        assert (
+            command(tmp_path / place, 2, "--generator", "external", "--external_command", text) == 0
+        )
         assert seen.read_text() == (of_the_user or "none")
 
 
@@ -268,9 +313,20 @@ def zip_of_cifs(path: Path, *names: str) -> Path:
 
 
 def test_zips_of_cifs_are_read_in_their_order(tmp_path: Path) -> None:
-    path = zip_of_cifs(tmp_path / "the cifs ü.zip", "gen_2.cif", "gen_10.CIF", "../../evil.cif", "/gen_2.cif")
+    path = zip_of_cifs(
+        tmp_path / "the cifs ü.zip", "gen_2.cif", "gen_10.CIF", "../../evil.cif", "/gen_2.cif"
+    )
     assert (
-        command(tmp_path / "a" / "b", 4, "--generator", "external", "--external_files", path, "--no_deduplicate") == 0
+        command(
+            tmp_path / "a" / "b",
+            4,
+            "--generator",
+            "external",
+            "--external_files",
+            path,
+            "--no_deduplicate",
+        )
+        == 0
     )
     frames = read(tmp_path / "a" / "b" / FILES[0], ":")
     lengths = [float(atoms.cell.lengths()[0] * np.sqrt(2)) for atoms in frames]
@@ -280,7 +336,12 @@ def test_zips_of_cifs_are_read_in_their_order(tmp_path: Path) -> None:
 
 def test_a_command_may_write_a_zip_of_cifs(tmp_path: Path) -> None:
     path = zip_of_cifs(tmp_path / "cifs.zip", "gen_0.cif")
-    words = ("--generator", "external", "--external_command", f"cp '{path}' {{output_dir}}/made.zip")
+    words = (
+        "--generator",
+        "external",
+        "--external_command",
+        f"cp '{path}' {{output_dir}}/made.zip",
+    )
     assert command(tmp_path / "out", 1, *words) == 0
     assert len(read(tmp_path / "out" / FILES[0], ":")) == 1
 
@@ -291,7 +352,11 @@ def test_zips_that_cannot_be_read_are_one_line(
     zip_of_cifs(tmp_path / "empty.zip")
     whole = zip_of_cifs(tmp_path / "large.zip", "gen_0.cif").read_bytes()
     (tmp_path / "torn.zip").write_bytes(whole[:-40])
-    for name, said in (("empty", "holds no .cif"), ("torn", "cannot unpack"), ("large", "unfold to more")):
+    for name, said in (
+        ("empty", "holds no .cif"),
+        ("torn", "cannot unpack"),
+        ("large", "unfold to more"),
+    ):
         if name == "large":
             monkeypatch.setattr(external, "LARGEST", 100)
         words = ("--generator", "external", "--external_files", tmp_path / f"{name}.zip")
@@ -305,7 +370,10 @@ def test_zips_that_cannot_be_read_are_one_line(
     ("text", "said"),
     [
         ("exit", "cannot be started"),
-        ("{python} -c 'import sys; sys.exit(\"no licence\")'", "ended with 1; its last line: no licence"),
+        (
+            "{python} -c 'import sys; sys.exit(\"no licence\")'",
+            "ended with 1; its last line: no licence",
+        ),
         ("{python} -c 'import os; os.kill(os.getpid(), 11)'", "was ended by SIGSEGV"),
         ("{python} -c pass", "wrote no .extxyz"),
         ('{python} -c \'open("x.xyz", "w").write("half")\'', "expected a number of atoms"),
@@ -370,7 +438,9 @@ def test_what_cannot_be_is_one_line(
     assert not (tmp_path / "out" / FILES[0]).exists()
 
 
-def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_something_else_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--composition", "AlCu", "--space_group", 221)
     assert command(tmp_path / "a", 1, *words) == 0
     before = content(tmp_path / "a")
@@ -408,6 +478,9 @@ def test_a_missing_library_is_one_line(
 def test_options_know_no_more_than_they_say() -> None:
     with pytest.raises(InputError, match="--min_volume 5 is not below"):
         GuardOptions(min_volume=5.0, max_volume=4.0)
-    options = cli.parse(GenerateOptions, ["--output_dir", "x", "--num_gen", "3", "--external_time_limit", "01:30:00"])
+    options = cli.parse(
+        GenerateOptions,
+        ["--output_dir", "x", "--num_gen", "3", "--external_time_limit", "01:30:00"],
+    )
     assert options is not None
     assert options.sources.external_time_limit == 90.0

@@ -1,4 +1,6 @@
-"""judge.py: numbers of pymatgen called by hand, MatterGen's definitions on cases made by hand, what is no candidate."""
+"""judge.py: numbers of pymatgen called by hand, MatterGen's definitions on cases made by
+hand, what is no candidate.
+"""
 
 import errno
 import json
@@ -41,7 +43,17 @@ def candidates(folder: Path, frames: list[Atoms]) -> Path:
 
 
 def command(folder: Path, model: Path, *words: object) -> int:
-    given = ["--results_dir", folder, "--input_model", model, "--device", "cpu", "--processes", 1, *words]
+    given = [
+        "--results_dir",
+        folder,
+        "--input_model",
+        model,
+        "--device",
+        "cpu",
+        "--processes",
+        1,
+        *words,
+    ]
     return judge.main([str(word) for word in given])
 
 
@@ -54,9 +66,16 @@ def structures(folder: Path, model: int = 0) -> list[dict[str, Any]]:
 
 
 def usual() -> list[Atoms]:
-    """A known one, the same in a larger cell, two new ones, one of which has atoms that are held."""
+    """A known one, the same in a larger cell, two new ones, one of which
+    has atoms that are held.
+    """
     strained = bulk("AlCu", "cesiumchloride", a=2.95) * (2, 1, 1)
-    return [bulk("AlCu", "cesiumchloride", a=2.95), strained, cuau("L1_0"), bulk("Al", "bcc", a=3.2)]
+    return [
+        bulk("AlCu", "cesiumchloride", a=2.95),
+        strained,
+        cuau("L1_0"),
+        bulk("Al", "bcc", a=3.2),
+    ]
 
 
 def test_energies_above_the_hull_are_pymatgens(models: list[Path], tmp_path: Path) -> None:
@@ -65,13 +84,23 @@ def test_energies_above_the_hull_are_pymatgens(models: list[Path], tmp_path: Pat
 
     folder = candidates(tmp_path / "in", usual())
     known = references(tmp_path / "known.xyz", "Al", "Cu", "AlCu")
-    words = ("--references", known, "--reference_cache", tmp_path / "cache", "--no_relax", "--max_steps", 3)
+    words = (
+        "--references",
+        known,
+        "--reference_cache",
+        tmp_path / "cache",
+        "--no_relax",
+        "--max_steps",
+        3,
+    )
     assert command(folder, models[0], *words) == 0
     (journal,) = (tmp_path / "cache").glob("*.jsonl")
     records = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
     of_references = read(known, ":")
     entries = [
-        PDEntry(Composition(of_references[record["number"]].get_chemical_formula()), record["energy"])
+        PDEntry(
+            Composition(of_references[record["number"]].get_chemical_formula()), record["energy"]
+        )
         for record in records
     ]
     assert [entry.energy for entry in entries] != [0.0] * 3
@@ -111,7 +140,11 @@ def test_a_hull_of_labels_takes_the_labels(models: list[Path], tmp_path: Path) -
 
 @pytest.mark.parametrize(("shift", "is_said"), [(0.02, False), (-2.0, True)])
 def test_labels_of_another_method_are_said(
-    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], shift: float, is_said: bool
+    models: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shift: float,
+    is_said: bool,
 ) -> None:
     frames = [bulk("Al"), bulk("Cu"), bulk("Au")]  # the model has no gold
     model = Calculator(models[0], dtype="float64")
@@ -135,7 +168,14 @@ def test_a_hull_of_references_that_did_not_converge_is_said(
     atoms.rattle(0.1, seed=1)
     write(tmp_path / "known.xyz", [atoms, bulk("Cu")], format="extxyz")
     folder = candidates(tmp_path / "in", [bulk("Al")])
-    words = ("--references", tmp_path / "known.xyz", "--max_steps", 1, "--reference_cache", tmp_path / "cache")
+    words = (
+        "--references",
+        tmp_path / "known.xyz",
+        "--max_steps",
+        1,
+        "--reference_cache",
+        tmp_path / "cache",
+    )
     assert command(folder, models[0], *words) == 0
     assert "references did not converge: their energies are too high" in capsys.readouterr().out
     assert summary(folder)["references"]["n_unconverged"] > 0
@@ -146,15 +186,22 @@ def test_charge_and_spin_of_a_frame_reach_the_network(tmp_path: Path) -> None:
     frames[0].info |= {"charge": 0, "spin": 1}
     folder = candidates(tmp_path / "in", frames)
     of_candidates = [candidate.named for candidate in candidates_in(folder)]
-    of_references = [known.named for known in judged_references.read([folder / "generated_crystals.extxyz"])]
+    of_references = [
+        known.named for known in judged_references.read([folder / "generated_crystals.extxyz"])
+    ]
     for named in (of_candidates, of_references):
-        states = [None if one is None else (one.atoms.info.get("charge"), one.atoms.info.get("spin")) for one in named]
+        states = [
+            None if one is None else (one.atoms.info.get("charge"), one.atoms.info.get("spin"))
+            for one in named
+        ]
         assert states == [(0.0, 1.0), (None, None)]
 
 
 def hull() -> Hull:
     """Elements at zero, and AlCu at -0.2 eV an atom."""
-    return Hull([Point(atoms=bulk("Al"), energy=0.0), Point(atoms=bulk("Cu"), energy=0.0), of_alloy(-0.2)])
+    return Hull(
+        [Point(atoms=bulk("Al"), energy=0.0), Point(atoms=bulk("Cu"), energy=0.0), of_alloy(-0.2)]
+    )
 
 
 def of_alloy(energy: float) -> Point:
@@ -162,10 +209,17 @@ def of_alloy(energy: float) -> Point:
 
 
 def test_hulls_by_hand() -> None:
-    al3cu = Point(atoms=Atoms("Al3Cu", cell=[4, 4, 4], pbc=True), energy=-0.2)  # -0.05 an atom; the hull is at -0.1
-    points = [of_alloy(-0.15), of_alloy(-0.3), al3cu, Point(atoms=bulk("Al", "bcc", a=3.2), energy=0.04)]
+    # -0.05 an atom; the hull is at -0.1
+    al3cu = Point(atoms=Atoms("Al3Cu", cell=[4, 4, 4], pbc=True), energy=-0.2)
+    points = [
+        of_alloy(-0.15),
+        of_alloy(-0.3),
+        al3cu,
+        Point(atoms=bulk("Al", "bcc", a=3.2), energy=0.04),
+    ]
     assert hull().above(points) == pytest.approx([0.05, -0.1, 0.05, 0.04], abs=1e-12)
-    own = hull().self_consistent(points)  # the hull of AlCu is at -0.3 then, that of Al is the candidate itself
+    # the hull of AlCu is at -0.3 then, that of Al is the candidate itself
+    own = hull().self_consistent(points)
     assert own == pytest.approx([0.15, 0.0, 0.1, 0.0], abs=1e-12)
     oxide = Point(atoms=bulk("AlO", "rocksalt", a=4.0), energy=-1.0)
     assert hull().above([oxide, of_alloy(-0.1)]) == [None, pytest.approx(0.1)]
@@ -178,7 +232,9 @@ def fits(kind: str, first: Atoms, second: Atoms) -> bool:
 
 
 def test_polymorphs_duplicates_and_orders_of_an_alloy() -> None:
-    """The same cell twice as large, strained, shifted, turned: one; fcc and bcc: two; orders of an alloy: as asked."""
+    """The same cell twice as large, strained, shifted, turned: one; fcc and bcc: two; orders
+    of an alloy: as asked.
+    """
     fcc = bulk("Al", a=4.05)
     larger = bulk("Al", a=4.2, cubic=True)
     larger.positions += 0.7
@@ -204,7 +260,10 @@ def test_uniqueness_is_that_of_pymatgens_matcher() -> None:
     from model_utils.judging.pymatgen_library import crystal
 
     rng = np.random.default_rng(0)
-    frames = [kind.copy() for kind in (cuau("L1_0"), cuau("L1_1"), bulk("AlCu", "cesiumchloride", a=2.9)) * 3]
+    frames = [
+        kind.copy()
+        for kind in (cuau("L1_0"), cuau("L1_1"), bulk("AlCu", "cesiumchloride", a=2.9)) * 3
+    ]
     for atoms in frames:
         atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
     by_hand = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5, primitive_cell=True, scale=True)
@@ -228,7 +287,10 @@ def test_movement_in_a_relaxation() -> None:
     moved.positions[1] += [0.2, 0, 0]  # against the mean each moves by half of it
     assert matching.rmsd(moved, cell) == pytest.approx(0.1, abs=1e-3)
     other = bulk("AlCu", "zincblende", a=3.0 * 2)  # nothing maps one onto the other
-    lengths = (np.array(other.cell.cellpar()) + np.array(bulk("AlCu", "cesiumchloride", a=3.0).cell.cellpar())) / 2
+    lengths = (
+        np.array(other.cell.cellpar())
+        + np.array(bulk("AlCu", "cesiumchloride", a=3.0).cell.cellpar())
+    ) / 2
     volume = Atoms(cell=lengths).get_volume()
     assert 0.1 < matching.rmsd(other, cell) <= 0.5 * (volume / 2) ** (1 / 3) + 1e-9
 
@@ -239,7 +301,15 @@ def test_validity_by_hand() -> None:
     assert [validity.has_valid_structure(atoms) for atoms in (sound, near)] == [True, False]
     flat = Atoms("Al", cell=[1.0, 1.0, 0.09], pbc=True)
     assert not validity.has_valid_structure(flat)
-    formulas = {"MgO": True, "Mg2O2": True, "Na2Cl": False, "NaCl": True, "AlCu": True, "O": True, "MgO3": False}
+    formulas = {
+        "MgO": True,
+        "Mg2O2": True,
+        "Na2Cl": False,
+        "NaCl": True,
+        "AlCu": True,
+        "O": True,
+        "MgO3": False,
+    }
     for formula, valid in formulas.items():
         assert validity.has_valid_composition(Atoms(formula)) is valid, formula
 
@@ -254,8 +324,27 @@ def test_metrics_count_as_mattergen_does(models: list[Path], tmp_path: Path) -> 
     unknown = '1\nLattice="3 0 0 0 3 0 0 0 3" id=gen_6 pbc="T T T"\nXx 0 0 0\n'
     (folder / "generated_crystals.extxyz").write_text(text + unknown)
     known = references(tmp_path / "known.xyz", "Al", "Cu", "AlCu")
-    words = ("--references", known, "--reference_cache", tmp_path / "cache", "--no_relax", "--max_steps", 2)
-    assert command(folder, models[0], *words, "--structure_matcher", "ordered", "--stability_threshold", 100) == 0
+    words = (
+        "--references",
+        known,
+        "--reference_cache",
+        tmp_path / "cache",
+        "--no_relax",
+        "--max_steps",
+        2,
+    )
+    assert (
+        command(
+            folder,
+            models[0],
+            *words,
+            "--structure_matcher",
+            "ordered",
+            "--stability_threshold",
+            100,
+        )
+        == 0
+    )
     rows = structures(folder)
     assert [row["successful"] for row in rows] == [True] * 4 + [False] * 3
     assert "Au" in rows[4]["reason"]
@@ -289,7 +378,9 @@ def test_metrics_count_as_mattergen_does(models: list[Path], tmp_path: Path) -> 
     assert len((folder / "structures.csv").read_text().splitlines()) == 8
 
 
-def test_trusted_values_leave_out_holes_and_what_did_not_converge(models: list[Path], tmp_path: Path) -> None:
+def test_trusted_values_leave_out_holes_and_what_did_not_converge(
+    models: list[Path], tmp_path: Path
+) -> None:
     """The first of two equals is left out: the other one is unique then."""
     frames = [cuau("L1_0"), cuau("L1_0"), bulk("Al", "fcc", a=3.4)]
     frames[0].rattle(0.15, seed=1)
@@ -301,7 +392,15 @@ def test_trusted_values_leave_out_holes_and_what_did_not_converge(models: list[P
     assert largest[1] < 0.95 * largest[0]
     folder = candidates(tmp_path / "in", frames)
     known = references(tmp_path / "known.xyz", "Al", "Cu")
-    words = ["--references", known, "--reference_cache", tmp_path / "cache", "--no_relax", "--max_steps", 2]
+    words = [
+        "--references",
+        known,
+        "--reference_cache",
+        tmp_path / "cache",
+        "--no_relax",
+        "--max_steps",
+        2,
+    ]
     assert command(folder, models[0], *words, "--fmax", sum(largest) / 2, "--hole_below", 0.03) == 0
     rows = structures(folder)
     assert rows[2]["energy_above_hull_per_atom"] < -0.03
@@ -311,7 +410,10 @@ def test_trusted_values_leave_out_holes_and_what_did_not_converge(models: list[P
     found = summary(folder)
     assert found["trusted"] == {"count": 1, "left_out": {"energy hole": 1, "not converged": 1}}
     metrics = found["metrics"]
-    assert (metrics["frac_unique_structures"]["hits"], metrics["frac_unique_structures"]["count"]) == (2, 3)
+    assert (
+        metrics["frac_unique_structures"]["hits"],
+        metrics["frac_unique_structures"]["count"],
+    ) == (2, 3)
     assert metrics["frac_unique_structures_trusted"]["value"] == 1.0
     assert metrics["frac_stable_structures"]["count"] == 3, "unfiltered"
     assert metrics["frac_stable_structures_trusted"]["count"] == 1
@@ -321,13 +423,20 @@ def test_trusted_values_leave_out_holes_and_what_did_not_converge(models: list[P
     assert trusted == pytest.approx(rows[1]["energy_above_hull_per_atom"])
 
 
-def test_without_references_energies_are_null_with_the_reason(models: list[Path], tmp_path: Path) -> None:
+def test_without_references_energies_are_null_with_the_reason(
+    models: list[Path], tmp_path: Path
+) -> None:
     folder = candidates(tmp_path / "in", usual()[:2])
     assert command(folder, models[0], "--no_relax") == 0
     found = summary(folder)
     assert found["references"] is None
     assert "--references" in found["no_references"]
-    for name in ("frac_stable_structures", "avg_energy_above_hull_per_atom", "frac_novel_structures", "recall"):
+    for name in (
+        "frac_stable_structures",
+        "avg_energy_above_hull_per_atom",
+        "frac_novel_structures",
+        "recall",
+    ):
         assert found["metrics"][name]["value"] is None
         assert "--references" in found["metrics"][name]["reason"]
     assert found["metrics"]["frac_unique_structures"]["value"] == 0.5
@@ -336,9 +445,19 @@ def test_without_references_energies_are_null_with_the_reason(models: list[Path]
 def test_missing_terminals_are_listed_and_the_others_judged(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = candidates(tmp_path / "in", [bulk("AlCu", "cesiumchloride", a=2.95), bulk("Al", "bcc", a=3.2)])
+    folder = candidates(
+        tmp_path / "in", [bulk("AlCu", "cesiumchloride", a=2.95), bulk("Al", "bcc", a=3.2)]
+    )
     known = references(tmp_path / "known.xyz", "Al", "AlCu")
-    words = ("--references", known, "--reference_cache", tmp_path / "cache", "--no_relax", "--max_steps", 2)
+    words = (
+        "--references",
+        known,
+        "--reference_cache",
+        tmp_path / "cache",
+        "--no_relax",
+        "--max_steps",
+        2,
+    )
     assert command(folder, models[0], *words) == 0
     assert "no crystal of Cu alone" in capsys.readouterr().out
     rows = structures(folder)
@@ -362,7 +481,9 @@ def test_missing_terminals_are_listed_and_the_others_judged(
 
 
 @pytest.fixture(scope="module")
-def two_models(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[object, ...]]:
+def two_models(
+    models: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, tuple[object, ...]]:
     """A folder in which two models have judged, relaxing."""
     place = tmp_path_factory.mktemp("two")
     folder = candidates(place / "in", usual())
@@ -424,12 +545,20 @@ def test_killed_and_repeated_gives_the_same_files(
     said = capsys.readouterr().out
     assert "structures are relaxed already" in said
     for name in (*WRITTEN, "relaxed_compared.extxyz"):
-        ours = (tmp_path / "in" / name).read_text().replace(str(folder.parent), "").replace(str(tmp_path), "")
+        ours = (
+            (tmp_path / "in" / name)
+            .read_text()
+            .replace(str(folder.parent), "")
+            .replace(str(tmp_path), "")
+        )
         assert ours == (folder / name).read_text().replace(str(folder.parent), ""), name
 
 
 def test_a_full_disk_is_one_line_and_costs_nothing(
-    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    models: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = candidates(tmp_path / "in", [bulk("Al"), bulk("Cu")])
     synced = os.fsync
@@ -452,11 +581,15 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
 
 
 def test_references_are_relaxed_once(
-    two_models: tuple[Path, tuple[object, ...]], models: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    two_models: tuple[Path, tuple[object, ...]],
+    models: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     folder, words = two_models
     before = {name: (folder / name).read_bytes() for name in WRITTEN}
-    monkeypatch.setattr(relaxing, "_one", None)  # nothing is relaxed again, neither candidates nor references
+    # nothing is relaxed again, neither candidates nor references
+    monkeypatch.setattr(relaxing, "_one", None)
     assert command(folder, models[0], *words) == 0
     assert {name: (folder / name).read_bytes() for name in WRITTEN} == before
 
@@ -470,7 +603,11 @@ def test_references_are_relaxed_once(
     ],
 )
 def test_no_candidates_are_one_line(
-    text: str | None, said: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str | None,
+    said: str,
+    models: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if text is not None:
         (tmp_path / "generated_crystals.extxyz").write_text(text)
@@ -479,7 +616,9 @@ def test_no_candidates_are_one_line(
     assert said in line
 
 
-def test_a_failed_generation_is_told(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_generation_is_told(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "GENERATION_FAILED.txt").write_text("the program crashed\n")
     assert command(tmp_path, models[0]) == 2
     assert "GENERATION_FAILED.txt there says: the program crashed" in capsys.readouterr().err
@@ -487,7 +626,9 @@ def test_a_failed_generation_is_told(models: list[Path], tmp_path: Path, capsys:
     assert "is no folder" in capsys.readouterr().err
 
 
-def test_damaged_files_of_before(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_of_before(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = candidates(tmp_path / "in", usual()[:2])
     assert command(folder, models[0], "--no_relax") == 0
     whole = (folder / "metrics_summary.json").read_bytes()
@@ -510,7 +651,9 @@ def test_damaged_files_of_before(models: list[Path], tmp_path: Path, capsys: pyt
         judgement_files.read_summary(tmp_path / "none.json")
 
 
-def test_references_that_are_none(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_references_that_are_none(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = candidates(tmp_path / "in", usual()[:1])
     molecule = Atoms("O2", positions=[[0, 0, 0], [0, 0, 1.2]])
     atom = Atoms("Al", info={"config_type": "IsolatedAtom"})

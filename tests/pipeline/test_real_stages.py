@@ -1,4 +1,6 @@
-"""The pipeline with its own commands: kill -9 of all its processes in every stage, in one folder, changes no result."""
+"""The pipeline with its own commands: kill -9 of all its processes in every stage, in one
+folder, changes no result.
+"""
 
 import json
 import os
@@ -43,7 +45,13 @@ judge:
   fmax: 0.05
   max_steps: 60
 """
-FILES = ("generated_crystals.extxyz", "relaxed.extxyz", "structures.csv", "metrics.json", "metrics_summary.json")
+FILES = (
+    "generated_crystals.extxyz",
+    "relaxed.extxyz",
+    "structures.csv",
+    "metrics.json",
+    "metrics_summary.json",
+)
 CLOCKS = ("started", "seconds", "starts")
 LIVES = 3  # kills in each stage: as it says its first word, and later
 
@@ -63,7 +71,9 @@ def alloys(seed: int, n: int) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def inputs(models: list[Path], libraries: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def inputs(
+    models: list[Path], libraries: None, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
     """Arguments of the pipeline but its folder."""
     folder = tmp_path_factory.mktemp("inputs")
     for number, name in enumerate(("train", "valid", "test")):
@@ -74,14 +84,23 @@ def inputs(models: list[Path], libraries: None, tmp_path_factory: pytest.TempPat
 
 
 def begun(inputs: Sequence[str], run_dir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "model_utils" / "pipeline.py"), "run", *inputs, "--run_dir", str(run_dir)]
+    command = [
+        sys.executable,
+        str(ROOT / "model_utils" / "pipeline.py"),
+        "run",
+        *inputs,
+        "--run_dir",
+        str(run_dir),
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def children_of(pid: int) -> list[int]:
     """All processes below one."""
     own = [
-        int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()
+        int(word)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for word in (task / "children").read_text().split()
     ]
     return own + [far for near in own for far in children_of(near)]
 
@@ -105,16 +124,22 @@ def results(run_dir: Path) -> dict[str, Any]:
     """What the pipeline leaves, but times; the checkpoint holds some."""
     folder = run_dir / "generation" / "results"
     files = {name: (folder / name).read_bytes() for name in FILES}
-    weights = model_loader.load(run_dir / "finetune_outputs" / "finetuned_model.pt").module.state_dict()
+    weights = model_loader.load(
+        run_dir / "finetune_outputs" / "finetuned_model.pt"
+    ).module.state_dict()
     summary = without_clocks(json.loads((run_dir / "summary.json").read_text()))
-    summary["stages"]["finetune"]["products"] = {name: value.numpy().tobytes() for name, value in weights.items()}
+    summary["stages"]["finetune"]["products"] = {
+        name: value.numpy().tobytes() for name, value in weights.items()
+    }
     return {**files, "summary": summary}
 
 
 def lines_of(run_dir: Path) -> dict[str, int]:
     """How many lines each stage has said in all its lives."""
     logs = {stage: run_dir / "stages" / f"{stage}.log" for stage in STAGES}
-    return {stage: log.read_bytes().count(b"\n") if log.exists() else 0 for stage, log in logs.items()}
+    return {
+        stage: log.read_bytes().count(b"\n") if log.exists() else 0 for stage, log in logs.items()
+    }
 
 
 def latest(run_dir: Path) -> str:
@@ -130,7 +155,9 @@ def is_over(run_dir: Path, stage: str, lines: int) -> bool:
 
 
 @in_the_battery
-def test_killed_in_every_stage_in_one_folder_it_gives_the_same(inputs: list[str], tmp_path: Path) -> None:
+def test_killed_in_every_stage_in_one_folder_it_gives_the_same(
+    inputs: list[str], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     assert begun(inputs, folder).wait() == 0
     unbroken = results(folder)

@@ -48,13 +48,25 @@ def serve() -> None:
 
 
 def _warm_up() -> None:
-    """A training of one step: what it builds and compiles is there in all processes that are forked later."""
-    with tempfile.TemporaryDirectory() as name, open(os.devnull, "w") as silence, redirect_stdout(silence):
+    """A training of one step: what it builds and compiles is there in all processes
+    that are forked later.
+    """
+    with (
+        tempfile.TemporaryDirectory() as name,
+        open(os.devnull, "w") as silence,
+        redirect_stdout(silence),
+    ):
         folder = Path(name)
         (folder / "tiny.json").write_text(json.dumps(conftest.TINY))
         for part in ("train", "val"):
             write(folder / f"{part}.xyz", conftest.waters(2), format="extxyz")
-        words = ["--input_json", folder / "tiny.json", "--xyz_train", folder / "train.xyz", "--xyz_val"]
+        words = [
+            "--input_json",
+            folder / "tiny.json",
+            "--xyz_train",
+            folder / "train.xyz",
+            "--xyz_val",
+        ]
         words += [folder / "val.xyz", "--max_steps", 1, "--output_checkpoint", folder / "run"]
         assert train_mace.main([str(word) for word in words]) == 0
 

@@ -1,4 +1,6 @@
-"""Runs of several processes in tests: started together as a launcher does, watched, killed, compared."""
+"""Runs of several processes in tests: started together as a launcher does,
+watched, killed, compared.
+"""
 
 import json
 import os
@@ -45,7 +47,13 @@ class Launcher:
         return json.loads(self._server.stdout.readline())
 
     def start(
-        self, size: int, command: str, *words: object, folder: Path, before: str = "", **environ: str
+        self,
+        size: int,
+        command: str,
+        *words: object,
+        folder: Path,
+        before: str = "",
+        **environ: str,
     ) -> "Processes":
         """Start a command in so many processes, with the variables that torchrun sets.
 
@@ -59,12 +67,22 @@ class Launcher:
         """
         output = folder / f"said-{next(_numbers)}"
         port = str(free_port())
-        each = [{**torchrun(rank, size, port), **environ} if size > 1 else dict(environ) for rank in range(size)]
-        job = {"do": "start", "command": command, "words": [str(word) for word in words], "environ": each}
+        each = [
+            {**torchrun(rank, size, port), **environ} if size > 1 else dict(environ)
+            for rank in range(size)
+        ]
+        job = {
+            "do": "start",
+            "command": command,
+            "words": [str(word) for word in words],
+            "environ": each,
+        }
         pids = self.ask({**job, "output": str(output), "folder": str(folder), "before": before})
         return Processes(launcher=self, pids=pids, output=output)
 
-    def run(self, size: int, command: str, *words: object, folder: Path, code: int = 0, **more: Any) -> "Processes":
+    def run(
+        self, size: int, command: str, *words: object, folder: Path, code: int = 0, **more: Any
+    ) -> "Processes":
         """Start a command and wait for its end, which must be the same in all processes."""
         processes = self.start(size, command, *words, folder=folder, **more)
         codes = processes.codes()
@@ -87,7 +105,9 @@ class Processes:
     _codes: list[int | None] = field(default_factory=list)
 
     def codes(self, seconds: float = HANGING) -> list[int | None]:
-        """How they ended, by rank; None of one that lives after some seconds, which is then killed."""
+        """How they ended, by rank; None of one that lives after some
+        seconds, which is then killed.
+        """
         found = self.launcher.ask({"do": "wait", "processes": list(self.pids), "seconds": seconds})
         for pid, code in zip(self.pids, found, strict=True):
             if code is None:
@@ -102,7 +122,11 @@ class Processes:
 
     def errors(self) -> list[str]:
         """The lines that say why a run ended."""
-        return [line for line in self.said().splitlines() if line.startswith(("error:", "stopped:", "Traceback"))]
+        return [
+            line
+            for line in self.said().splitlines()
+            if line.startswith(("error:", "stopped:", "Traceback"))
+        ]
 
     def kill(self, number: signal.Signals = signal.SIGKILL, rank: int | None = None) -> None:
         """Send a signal to one of them, or to all."""
@@ -129,7 +153,15 @@ def torchrun(rank: int, size: int, port: str) -> dict[str, str]:
     }
 
 
-OF_THE_PLACE = ("config", "metrics_offset", "run_name", "computed_on", "history", "data", "lmdb_indices")
+OF_THE_PLACE = (
+    "config",
+    "metrics_offset",
+    "run_name",
+    "computed_on",
+    "history",
+    "data",
+    "lmdb_indices",
+)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -140,7 +172,12 @@ def state_of(folder: Path) -> dict[str, Any]:
         file = checkpoint.read(path)
         values |= _flat(file.tensors, f"{kind}.tensors")
         state = file.content.get(
-            "train_state", {k: file.content[k] for k in ("epoch", "step", "metrics", "weights") if k in file.content}
+            "train_state",
+            {
+                k: file.content[k]
+                for k in ("epoch", "step", "metrics", "weights")
+                if k in file.content
+            },
         )
         values |= _flat({k: v for k, v in state.items() if k not in OF_THE_PLACE}, kind)
     for number, line in enumerate((folder / "metrics.jsonl").read_text().splitlines()):
@@ -160,9 +197,13 @@ def differences(a: Path, b: Path) -> list[str]:
 
 def _flat(value: Any, name: str) -> dict[str, Any]:
     if isinstance(value, Mapping):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()}
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()
+        }
     if isinstance(value, list | tuple):
-        return {k: v for key, item in enumerate(value) for k, v in _flat(item, f"{name}.{key}").items()}
+        return {
+            k: v for key, item in enumerate(value) for k, v in _flat(item, f"{name}.{key}").items()
+        }
     return {name: value}
 
 

@@ -1,6 +1,8 @@
-"""One process that adds over torch.distributed: ``python -m ranks.one_over cuda`` over NCCL, ``cpu`` over gloo.
+"""One process that adds over torch.distributed: ``python -m ranks.one_over cuda`` over
+NCCL, ``cpu`` over gloo.
 
-A machine with a single GPU gets to NCCL by it. What a step adds must have the bits that one process alone has on a CPU.
+A machine with a single GPU gets to NCCL by it. What a step adds must have the bits that one
+process alone has on a CPU.
 """
 
 import os
@@ -31,7 +33,9 @@ def added(parts: list[list[Tensor]], device: torch.device, group: Group) -> Step
     for part in parts:
         sums = torch.rand(len(sum_names()), generator=generator, dtype=torch.float64)
         gradients = [tensor.to(device) for tensor in part]
-        results.append([StepResult(loss=sums.sum().to(device), gradients=gradients, sums=sums.to(device))])
+        results.append(
+            [StepResult(loss=sums.sum().to(device), gradients=gradients, sums=sums.to(device))]
+        )
     addition = ExactAddition(
         group=group,
         n_parts=len(parts),
@@ -48,7 +52,9 @@ def main(name: str) -> None:
     device = torch.device(name, 0) if name == "cuda" else torch.device(name)
     if name == "cuda":
         torch.cuda.set_device(device)
-    group = Ranks(Control(Rank(address="127.0.0.1", port=free_port(), launcher="torchrun"), os._exit))
+    group = Ranks(
+        Control(Rank(address="127.0.0.1", port=free_port(), launcher="torchrun"), os._exit)
+    )
     group.connect(device)
     assert torch.distributed.get_backend() == ("nccl" if name == "cuda" else "gloo")
     for dtype in (torch.float32, torch.float64):

@@ -1,4 +1,6 @@
-"""Parts of equal cost, a sum without an order, and that a step that is dealt is the undivided one."""
+"""Parts of equal cost, a sum without an order, and that a step that is
+dealt is the undivided one.
+"""
 
 import json
 import random
@@ -37,7 +39,9 @@ CPU = torch.device("cpu")
     n_parts=st.integers(min_value=1, max_value=16),
 )
 @settings(max_examples=200, deadline=None)
-def test_every_item_is_dealt_once_to_parts_of_nearly_equal_cost(costs: list[int], n_parts: int) -> None:
+def test_every_item_is_dealt_once_to_parts_of_nearly_equal_cost(
+    costs: list[int], n_parts: int
+) -> None:
     cost = np.array(costs, dtype=np.float64)
     parts = deal(cost, n_parts)
     assert len(parts) == n_parts
@@ -60,7 +64,9 @@ def tensors_of_parts(seed: int, n_parts: int, dtype: torch.dtype) -> list[list[T
         scales = 10.0 ** torch.randint(-12, 12, (7,), generator=generator)
         many = torch.randn(7, generator=generator, dtype=torch.float64) * scales
         tiny = torch.randn(3, 2, generator=generator, dtype=torch.float64) * 1e-310
-        parts.append([many.to(dtype), torch.zeros(4, dtype=dtype), tiny.to(dtype), many[:1].to(dtype)])
+        parts.append(
+            [many.to(dtype), torch.zeros(4, dtype=dtype), tiny.to(dtype), many[:1].to(dtype)]
+        )
     return parts
 
 
@@ -92,7 +98,9 @@ def test_neither_order_nor_owners_change_a_bit(n_parts: int, dtype: torch.dtype)
             draw.shuffle(owners)
             assert all(map(torch.equal, summed(parts, owners, constants), expected))
         for k, (total, bound) in enumerate(zip(expected, largest.tolist(), strict=True)):
-            exact = np.sum([part[k].double().numpy().astype(np.longdouble) for part in parts], axis=0)
+            exact = np.sum(
+                [part[k].double().numpy().astype(np.longdouble) for part in parts], axis=0
+            )
             off = float(np.abs(total.numpy().astype(np.longdouble) - exact).max())
             bits = min(51, 53 - int(np.ceil(np.log2(n_parts))))
             assert off <= n_parts * 2.0 ** (-bits) * bound
@@ -116,7 +124,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         atoms.arrays["move_mask"] = np.arange(len(atoms)) % 2 == 0
     write(path, frames, format="extxyz")
     facts = model_json.parse(json.dumps(TINY), "model.json").facts()
-    sources = open_sources([SourceSpec(path=path, format=format_of(path))], needs=TO_PREDICT, max_dropped=0.0)
+    sources = open_sources(
+        [SourceSpec(path=path, format=format_of(path))], needs=TO_PREDICT, max_dropped=0.0
+    )
     return Dataset(sources, facts, torch.float64)
 
 
@@ -126,12 +136,16 @@ def first_step(steps: Steps, dataset: Dataset) -> StepResult:
     network = model_loader.build_network(module, "fast", described)
     step = steps.of_epoch(0)[0]
     batches = list(steps.batches([step]))
-    return loss_and_gradients(network, model_loader.trainable(module), batches, Loss.of(), step.addition)
+    return loss_and_gradients(
+        network, model_loader.trainable(module), batches, Loss.of(), step.addition
+    )
 
 
 @pytest.mark.parametrize("n_parts", [2, 3, 8, 16])
 def test_a_dealt_step_is_the_undivided_one(n_parts: int, dataset: Dataset) -> None:
-    """Loss, sums and gradients; also where parts are empty, or computed in pieces since a device holds less."""
+    """Loss, sums and gradients; also where parts are empty, or computed in pieces
+    since a device holds less.
+    """
     epochs = EpochBatches(dataset, Budget(structures=4), 0, Loader(dataset))
     whole = first_step(StepsInTurn(epochs, 3), dataset)
     for budget in (Budget(structures=4), Budget(edges=int(dataset.n_edges.max()))):
@@ -141,7 +155,9 @@ def test_a_dealt_step_is_the_undivided_one(n_parts: int, dataset: Dataset) -> No
         assert float(dealt.loss) == pytest.approx(float(whole.loss), rel=1e-12)
         torch.testing.assert_close(dealt.sums, whole.sums, rtol=1e-12, atol=1e-12)
         for ours, theirs in zip(dealt.gradients, whole.gradients, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * max(float(theirs.abs().max()), 1e-3))
+            torch.testing.assert_close(
+                ours, theirs, rtol=0, atol=1e-12 * max(float(theirs.abs().max()), 1e-3)
+            )
 
 
 def test_rows_are_counted_without_reading(dataset: Dataset) -> None:
@@ -155,7 +171,9 @@ def test_rows_of_real_lmdbs_are_counted_without_reading(name: str, shared_data: 
     if not path.exists():
         pytest.skip(f"{path} is not there")
     for free_atoms_only in (True, False):
-        sources = open_sources([SourceSpec(path=path, format=format_of(path))], needs=TO_PREDICT, max_dropped=1.0)
+        sources = open_sources(
+            [SourceSpec(path=path, format=format_of(path))], needs=TO_PREDICT, max_dropped=1.0
+        )
         elements = {z for k in range(len(sources[0])) for z in sources[0].elements[k]}
         facts = model_json.parse(json.dumps(TINY), "model.json").facts()
         facts = facts.__class__(

@@ -1,4 +1,6 @@
-"""A process that fails: one line, one code everywhere within seconds, nobody left, older files as they were."""
+"""A process that fails: one line, one code everywhere within seconds, nobody left,
+older files as they were.
+"""
 
 import signal
 from pathlib import Path
@@ -32,7 +34,9 @@ def failing(*words):
     return result
 step._micro_step = failing
 """
-OUT_OF_MEMORY = IN_A_STEP.format(fails='raise RuntimeError("DefaultCPUAllocator: not enough memory")')
+OUT_OF_MEMORY = IN_A_STEP.format(
+    fails='raise RuntimeError("DefaultCPUAllocator: not enough memory")'
+)
 NOT_FINITE = IN_A_STEP.format(fails='result.gradients[0].fill_(float("nan"))')
 BUG = IN_A_STEP.format(fails='raise LookupError("our bug")')
 FULL_DISK = """
@@ -61,7 +65,8 @@ from model_utils.settings import cli
 parse = cli.parse
 def other(kind, argv):
     options = parse(kind, argv)
-    return dataclasses.replace(options, run=dataclasses.replace(options.run, seed=5)) if rank == 1 else options
+    run = dataclasses.replace(options.run, seed=5)
+    return dataclasses.replace(options, run=run) if rank == 1 else options
 cli.parse = other
 """
 OTHER_DATA = """
@@ -85,7 +90,11 @@ runtime.start = elsewhere
 """
 
 FAILURES = {
-    "unreadable record": (UNREADABLE, 2, "error: rank 1 of 2: train.lmdb key 7: the record is damaged"),
+    "unreadable record": (
+        UNREADABLE,
+        2,
+        "error: rank 1 of 2: train.lmdb key 7: the record is damaged",
+    ),
     "out of memory": (OUT_OF_MEMORY, 2, "error: rank 1 of 2: out of memory on cpu: "),
     "not finite": (NOT_FINITE, 4, "loss or gradient is not finite after step "),
     "full disk": (FULL_DISK, 5, "error: step 8 is not saved: "),
@@ -103,31 +112,59 @@ def test_all_leave_with_one_code_and_one_line(
 ) -> None:
     before, code, line = FAILURES[failure]
     place = ["--output_checkpoint", tmp_path / "run"]
-    processes = launcher.start(2, "train_mace", *words, *place, "--ema", folder=tmp_path, before=before)
+    processes = launcher.start(
+        2, "train_mace", *words, *place, "--ema", folder=tmp_path, before=before
+    )
     assert processes.codes(SECONDS) == [code, code], processes.said()
     assert [line in said for said in processes.errors()] == [True], processes.errors()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed(rank: int, launcher: Launcher, words: list[object], tmp_path: Path) -> None:
+def test_a_process_that_is_killed(
+    rank: int, launcher: Launcher, words: list[object], tmp_path: Path
+) -> None:
     """The survivors leave with 1 and say so once; what was saved is there."""
-    place = ["--output_checkpoint", tmp_path / "run", "--checkpoint_every_steps", "1", "--epochs", 10000]
+    place = [
+        "--output_checkpoint",
+        tmp_path / "run",
+        "--checkpoint_every_steps",
+        "1",
+        "--epochs",
+        10000,
+    ]
     processes = launcher.start(2, "train_mace", *words, *place, folder=tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) > 4, "the third epoch")
+    wait_until(
+        lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) > 4, "the third epoch"
+    )
     processes.kill(signal.SIGKILL, rank)
     codes = [-9, 1] if rank == 0 else [1, -9]
     assert processes.codes(SECONDS) == codes, processes.said()
     assert len(processes.errors()) <= 1
-    launcher.run(1, "train_mace", *words, *place, "--resume", "auto", "--max_steps", 1, folder=tmp_path, code=0)
+    launcher.run(
+        1,
+        "train_mace",
+        *words,
+        *place,
+        "--resume",
+        "auto",
+        "--max_steps",
+        1,
+        folder=tmp_path,
+        code=0,
+    )
 
 
 def test_a_command_for_one_process_says_so_once(launcher: Launcher, tmp_path: Path) -> None:
-    processes = launcher.run(2, "read_model", "show", "--input_model", "x.pt", folder=tmp_path, code=2)
+    processes = launcher.run(
+        2, "read_model", "show", "--input_model", "x.pt", folder=tmp_path, code=2
+    )
     assert ["is for one process" in line for line in processes.errors()] == [True]
 
 
-def test_what_all_find_is_said_once(launcher: Launcher, words: list[object], tmp_path: Path) -> None:
+def test_what_all_find_is_said_once(
+    launcher: Launcher, words: list[object], tmp_path: Path
+) -> None:
     for flag, line in [("--xyz_train", "no-such.xyz"), ("--lr", "-3"), ("--step_parts", "3")]:
         given = [*words, "--output_checkpoint", tmp_path / "run", flag, line]
         processes = launcher.run(2, "train_mace", *given, folder=tmp_path, code=2)
@@ -135,13 +172,26 @@ def test_what_all_find_is_said_once(launcher: Launcher, words: list[object], tmp
     assert not (tmp_path / "run" / "run_checkpoint.pt").exists()
 
 
-def test_a_process_that_never_comes(launcher: Launcher, words: list[object], tmp_path: Path) -> None:
-    """One dies before it meets the others, as of an import; they wait until the launcher ends them, and end with 1."""
-    never = "import os, time\nfrom pathlib import Path\nif rank == 1: os._exit(1)\nPath(f'came-{rank}').touch()\n"
+def test_a_process_that_never_comes(
+    launcher: Launcher, words: list[object], tmp_path: Path
+) -> None:
+    """One dies before it meets the others, as of an import; they wait until the launcher
+    ends them, and end with 1.
+    """
+    never = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "if rank == 1: os._exit(1)\n"
+        "Path(f'came-{rank}').touch()\n"
+    )
     place = ["--output_checkpoint", tmp_path / "run"]
     processes = launcher.start(3, "train_mace", *words, *place, folder=tmp_path, before=never)
-    wait_until(lambda: (tmp_path / "came-0").exists() and (tmp_path / "came-2").exists(), "two of three")
-    wait_until(lambda: all(_listens_to_signals(processes.pids[rank]) for rank in (0, 2)), "they wait")
+    wait_until(
+        lambda: (tmp_path / "came-0").exists() and (tmp_path / "came-2").exists(), "two of three"
+    )
+    wait_until(
+        lambda: all(_listens_to_signals(processes.pids[rank]) for rank in (0, 2)), "they wait"
+    )
     for rank in (0, 2):
         processes.kill(signal.SIGTERM, rank)
     assert processes.codes(SECONDS) == [1, 1, 1], processes.said()
@@ -150,5 +200,9 @@ def test_a_process_that_never_comes(launcher: Launcher, words: list[object], tmp
 
 def _listens_to_signals(pid: int) -> bool:
     """Whether a process listens to SIGTERM by a handler of its own."""
-    [caught] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    [caught] = [
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt")
+    ]
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

@@ -1,4 +1,6 @@
-"""Mistakes that other programs made with several processes: each is found by what the tests compare."""
+"""Mistakes that other programs made with several processes: each is found by
+what the tests compare.
+"""
 
 from pathlib import Path
 
@@ -38,7 +40,9 @@ exact_addition.add_rounded = plain
 SEED_OF_ITS_OWN = """
 from dataloader.loader import EpochBatches
 begin = EpochBatches.__init__
-EpochBatches.__init__ = lambda self, dataset, budget, seed, loader: begin(self, dataset, budget, seed + rank, loader)
+EpochBatches.__init__ = lambda self, dataset, budget, seed, loader: begin(
+    self, dataset, budget, seed + rank, loader
+)
 """
 SAVED_BY_ALL = """
 from model_utils.run import run_files
@@ -72,16 +76,32 @@ MISTAKES = {
     "a seed of its own": SEED_OF_ITS_OWN,
     "saved by all": SAVED_BY_ALL,
 }
-# those with which a run does not come to its end, and what is said: one process leaves, and its sums meet others
+# those with which a run does not come to its end, and what is said: one process leaves,
+# and its sums meet others
 ENDS = {"saved by all": "written by rank 1: ", "patience of the first": ""}
-FLAGS = ("--dtype", "float64", "--step_parts", "4", "--lr", "0.3", "--patience", "1", "--epochs", "12")
+FLAGS = (
+    "--dtype",
+    "float64",
+    "--step_parts",
+    "4",
+    "--lr",
+    "0.3",
+    "--patience",
+    "1",
+    "--epochs",
+    "12",
+)
 
 
 @pytest.fixture(scope="module")
-def alone(launcher: Launcher, words: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(
+    launcher: Launcher, words: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The run of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    launcher.run(1, "train_mace", *words, *FLAGS, "--output_checkpoint", folder / "run", folder=folder)
+    launcher.run(
+        1, "train_mace", *words, *FLAGS, "--output_checkpoint", folder / "run", folder=folder
+    )
     return folder / "run"
 
 
@@ -92,7 +112,9 @@ def test_a_mistake_is_found(
     """Without a mistake nothing differs, and nobody but the first process writes."""
     before = ONLY_THE_FIRST_WRITES + ("" if mistake is None else MISTAKES[mistake])
     place = ["--output_checkpoint", tmp_path / "run"]
-    processes = launcher.start(2, "train_mace", *words, *FLAGS, *place, folder=tmp_path, before=before)
+    processes = launcher.start(
+        2, "train_mace", *words, *FLAGS, *place, folder=tmp_path, before=before
+    )
     codes = processes.codes(SECONDS if mistake is None else 20.0)
     if mistake in ENDS:
         assert codes != [0, 0]

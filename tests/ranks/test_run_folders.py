@@ -1,4 +1,6 @@
-"""--run_dir with --resume: killed and started again, as one process, as two, and as two tasks of an array of jobs."""
+"""--run_dir with --resume: killed and started again, as one process, as two, and as two
+tasks of an array of jobs.
+"""
 
 import json
 import os
@@ -33,7 +35,9 @@ def started(experiment: Path, run_id: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(launcher: Launcher, words: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(
+    launcher: Launcher, words: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
     launcher.run(1, "train_mace", *words, "--output_checkpoint", folder / "run", folder=folder)
     return folder / "run"
@@ -43,7 +47,9 @@ def test_killed_and_started_again_it_goes_on_in_its_folder(
     launcher: Launcher, words: list[object], unbroken: Path, tmp_path: Path
 ) -> None:
     asked = [*words, "--run_dir", tmp_path / "demo", "--resume", "auto"]
-    killed = launcher.start(1, "train_mace", *asked, folder=tmp_path, before=KILLED.format(name=NAME, signal="SIGKILL"))
+    killed = launcher.start(
+        1, "train_mace", *asked, folder=tmp_path, before=KILLED.format(name=NAME, signal="SIGKILL")
+    )
     assert killed.codes() == [-9]
     [run_id] = folders(tmp_path / "demo")
     launcher.run(1, "train_mace", *asked, folder=tmp_path)
@@ -56,9 +62,15 @@ def test_killed_and_started_again_it_goes_on_in_its_folder(
 def test_two_tasks_of_an_array_have_a_folder_each(
     launcher: Launcher, words: list[object], unbroken: Path, tmp_path: Path
 ) -> None:
-    """Of equal settings: what tells them apart is their number alone. Requeued, each goes on with its own."""
+    """Of equal settings: what tells them apart is their number alone.
+
+    Requeued, each goes on with its own.
+    """
     asked = [*words, "--run_dir", tmp_path / "demo", "--resume", "auto"]
-    jobs = [{"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(k), "SLURM_JOB_ID": str(78 + k)} for k in (0, 1)]
+    jobs = [
+        {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(k), "SLURM_JOB_ID": str(78 + k)}
+        for k in (0, 1)
+    ]
     stops = {"SIGKILL": -9, "SIGTERM": 75}
     before = [KILLED.format(name=NAME, signal=name) for name in stops]
     tasks = [
@@ -66,7 +78,9 @@ def test_two_tasks_of_an_array_have_a_folder_each(
         for job, code in zip(jobs, before, strict=True)
     ]
     assert [task.codes() for task in tasks] == [[code] for code in stops.values()]
-    again = [launcher.start(1, "train_mace", *asked, folder=tmp_path, **job) for job in reversed(jobs)]
+    again = [
+        launcher.start(1, "train_mace", *asked, folder=tmp_path, **job) for job in reversed(jobs)
+    ]
     assert [task.codes() for task in again] == [[0], [0]]
     assert folders(tmp_path / "demo") == ["job77_0", "job77_1"]
     for run_id in folders(tmp_path / "demo"):
@@ -85,7 +99,16 @@ def test_several_processes_agree_on_the_folder(
     [run_id] = folders(tmp_path / "demo")
     launcher.run(2, "train_mace", *asked, folder=tmp_path)
     assert folders(tmp_path / "demo") == [run_id]
-    launcher.run(1, "train_mace", *words, "--step_parts", 2, "--output_checkpoint", tmp_path / "one", folder=tmp_path)
+    launcher.run(
+        1,
+        "train_mace",
+        *words,
+        "--step_parts",
+        2,
+        "--output_checkpoint",
+        tmp_path / "one",
+        folder=tmp_path,
+    )
     assert differences(tmp_path / "demo" / run_id, tmp_path / "one") == []
 
 

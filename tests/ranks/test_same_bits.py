@@ -1,4 +1,6 @@
-"""A run is the same bit for bit, however many processes computed it: checkpoint, best model, metrics."""
+"""A run is the same bit for bit, however many processes computed it:
+checkpoint, best model, metrics.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,14 @@ from ranks.launching import Launcher, differences, state_of
 AXES: dict[str, dict[str, list[str]]] = {
     "ema": {"off": [], "on": ["--ema"]},
     "schedule": {
-        "plateau": ["--scheduler_patience", "0", "--lr_factor", "0.5", "--validate_every_steps", "1"],
+        "plateau": [
+            "--scheduler_patience",
+            "0",
+            "--lr_factor",
+            "0.5",
+            "--validate_every_steps",
+            "1",
+        ],
         "cosine": ["--scheduler", "cosine", "--scheduler_unit", "step", "--patience", "3"],
     },
     "stages": {
@@ -39,7 +48,9 @@ def test_the_covering_array_is_small() -> None:
     assert len(CASES) <= 12
 
 
-@pytest.mark.parametrize("case", CASES if LONG else CASES[::3], ids=lambda case: "-".join(case.values()))
+@pytest.mark.parametrize(
+    "case", CASES if LONG else CASES[::3], ids=lambda case: "-".join(case.values())
+)
 def test_any_number_of_processes_gives_the_same_run(
     case: Mapping[str, str], launcher: Launcher, material: Path, tmp_path: Path
 ) -> None:
@@ -49,13 +60,25 @@ def test_any_number_of_processes_gives_the_same_run(
         flags += [f"--{kind}_{role}", str(material / f"{case['data']}-{part}.{kind}")]
     network = ["--input_json", material / "tiny.json", "--epochs", 2, "--step_parts", 4]
     for size in (1, 2, 4):
-        launcher.run(size, "train_mace", *network, *flags, "--output_checkpoint", tmp_path / str(size), folder=tmp_path)
+        launcher.run(
+            size,
+            "train_mace",
+            *network,
+            *flags,
+            "--output_checkpoint",
+            tmp_path / str(size),
+            folder=tmp_path,
+        )
     assert differences(tmp_path / "1", tmp_path / "2") == []
     assert differences(tmp_path / "1", tmp_path / "4") == []
 
 
-def test_one_process_deals_nothing_unless_asked(launcher: Launcher, words: list[object], tmp_path: Path) -> None:
-    """By default a single process computes whole batches; another number of parts is said not to be bitwise."""
+def test_one_process_deals_nothing_unless_asked(
+    launcher: Launcher, words: list[object], tmp_path: Path
+) -> None:
+    """By default a single process computes whole batches; another number of parts is
+    said not to be bitwise.
+    """
     place = ["--output_checkpoint", tmp_path / "run"]
     alone = launcher.run(1, "train_mace", *words, *place, "--max_steps", 2, folder=tmp_path)
     assert "dealt" not in alone.said()
@@ -65,8 +88,12 @@ def test_one_process_deals_nothing_unless_asked(launcher: Launcher, words: list[
     kept = launcher.run(1, "train_mace", *going_on, "--max_steps", 6, folder=tmp_path)
     assert "a step is dealt to 8 parts" in kept.said()
     assert "not bitwise" not in kept.said()
-    given = launcher.run(3, "train_mace", *going_on, "--step_parts", 8, "--max_steps", 8, folder=tmp_path)
-    assert "not bitwise: step parts 8 → 9" in given.said(), "three do not divide what the job file says"
+    given = launcher.run(
+        3, "train_mace", *going_on, "--step_parts", 8, "--max_steps", 8, folder=tmp_path
+    )
+    assert "not bitwise: step parts 8 → 9" in given.said(), (
+        "three do not divide what the job file says"
+    )
 
 
 def test_another_number_of_parts_differs_by_rounding_alone(
@@ -74,16 +101,33 @@ def test_another_number_of_parts_differs_by_rounding_alone(
 ) -> None:
     """Whole runs in float64, weights relative to each tensor's largest."""
     for parts, size in ((1, 1), (3, 1), (4, 2)):
-        place = ["--output_checkpoint", tmp_path / str(parts), "--step_parts", parts, "--dtype", "float64", "--ema"]
+        place = [
+            "--output_checkpoint",
+            tmp_path / str(parts),
+            "--step_parts",
+            parts,
+            "--dtype",
+            "float64",
+            "--ema",
+        ]
         launcher.run(size, "train_mace", *words, *place, folder=tmp_path)
     undivided = _weights(tmp_path / "1")
     for parts in (3, 4):
         dealt = _weights(tmp_path / str(parts))
-        errors = [float((dealt[name] - whole).abs().max() / whole.abs().max()) for name, whole in undivided.items()]
+        errors = [
+            float((dealt[name] - whole).abs().max() / whole.abs().max())
+            for name, whole in undivided.items()
+        ]
         assert 0 < max(errors) < 1e-9, max(errors)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     """What a run has learned, by name."""
-    values = {name: value for name, value in state_of(folder).items() if name.startswith("checkpoint.tensors")}
-    return {name: value for name, value in values.items() if value.is_floating_point() and value.any()}
+    values = {
+        name: value
+        for name, value in state_of(folder).items()
+        if name.startswith("checkpoint.tensors")
+    }
+    return {
+        name: value for name, value in values.items() if value.is_floating_point() and value.any()
+    }

@@ -1,4 +1,6 @@
-"""One process is asked to stop, and all save and leave at one step; killed or stopped, any number of them goes on."""
+"""One process is asked to stop, and all save and leave at one step; killed or stopped, any
+number of them goes on.
+"""
 
 import signal
 from pathlib import Path
@@ -10,7 +12,15 @@ from model_utils.files import checkpoint
 from ranks.launching import Launcher, differences
 
 SECONDS = 60.0  # a process that waits for others would wait for ever
-PARTS = ("--step_parts", "4", "--ema", "--checkpoint_every_steps", "1", "--validate_every_steps", "3")
+PARTS = (
+    "--step_parts",
+    "4",
+    "--ema",
+    "--checkpoint_every_steps",
+    "1",
+    "--validate_every_steps",
+    "3",
+)
 
 HELD = """
 import time
@@ -27,23 +37,30 @@ def held(*words, **more):
 module.{name} = held
 """
 IN_A_STEP = HELD.format(module="fit", name="loss_and_gradients", at=6, ranks=(0, 1))
-IN_A_VALIDATION = HELD.format(module="evaluation", name="evaluate", at=4, ranks=(0,))  # the second has one batch
+# the second has one batch
+IN_A_VALIDATION = HELD.format(module="evaluation", name="evaluate", at=4, ranks=(0,))
 
 
 def unbroken(launcher: Launcher, words: list[object], folder: Path) -> Path:
     """The run that nobody disturbed, in one process."""
     if not (folder / "whole").exists():
-        launcher.run(1, "train_mace", *words, *PARTS, "--output_checkpoint", folder / "whole", folder=folder)
+        launcher.run(
+            1, "train_mace", *words, *PARTS, "--output_checkpoint", folder / "whole", folder=folder
+        )
     return folder / "whole"
 
 
 @pytest.fixture(scope="module")
-def whole(launcher: Launcher, words: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(
+    launcher: Launcher, words: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     return unbroken(launcher, words, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize("where", ["step", "validation"])
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, [1]), (signal.SIGUSR1, [0]), (signal.SIGINT, [0, 1])])
+@pytest.mark.parametrize(
+    ("number", "ranks"), [(signal.SIGTERM, [1]), (signal.SIGUSR1, [0]), (signal.SIGINT, [0, 1])]
+)
 def test_all_stop_at_one_step(
     where: str,
     number: signal.Signals,
@@ -57,7 +74,9 @@ def test_all_stop_at_one_step(
     before = IN_A_STEP if where == "step" else IN_A_VALIDATION
     processes = launcher.start(2, "train_mace", *words, *place, folder=tmp_path, before=before)
     held = (0, 1) if where == "step" else (0,)
-    wait_until(lambda: all((tmp_path / f"held-{rank}").exists() for rank in held), f"in the {where}")
+    wait_until(
+        lambda: all((tmp_path / f"held-{rank}").exists() for rank in held), f"in the {where}"
+    )
     for rank in ranks:
         processes.kill(number, rank)
     (tmp_path / "go").touch()
@@ -85,10 +104,14 @@ open_data.training_data = held
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_while_data_are_read(rank: int, launcher: Launcher, words: list[object], tmp_path: Path) -> None:
+def test_a_signal_while_data_are_read(
+    rank: int, launcher: Launcher, words: list[object], tmp_path: Path
+) -> None:
     """Nothing is begun, nothing is left, and the same command starts the run later."""
     place = [*PARTS, "--output_checkpoint", tmp_path / "run", "--resume", "auto"]
-    processes = launcher.start(2, "train_mace", *words, *place, folder=tmp_path, before=WHILE_READING)
+    processes = launcher.start(
+        2, "train_mace", *words, *place, folder=tmp_path, before=WHILE_READING
+    )
     wait_until(lambda: all((tmp_path / f"held-{k}").exists() for k in (0, 1)), "the data are read")
     processes.kill(signal.SIGTERM, rank)
     (tmp_path / "go").touch()
@@ -99,7 +122,19 @@ def test_a_signal_while_data_are_read(rank: int, launcher: Launcher, words: list
 
 LIVES = {  # processes, and in which of its steps they are killed; the last life comes to the end
     "three kills": [(4, 2), (2, 3), (1, 2), (4, 99)],
-    "ten kills": [(4, 3), (2, 2), (1, 4), (2, 3), (4, 1), (1, 2), (4, 5), (2, 1), (1, 3), (4, 2), (2, 99)],
+    "ten kills": [
+        (4, 3),
+        (2, 2),
+        (1, 4),
+        (2, 3),
+        (4, 1),
+        (1, 2),
+        (4, 5),
+        (2, 1),
+        (1, 3),
+        (4, 2),
+        (2, 99),
+    ],
 }
 
 
@@ -113,10 +148,16 @@ def test_killed_and_continued_by_other_numbers(
     launcher.run(1, "train_mace", *words, *PARTS, *epochs, *whole, folder=tmp_path)
     place = [*PARTS, *epochs, "--output_checkpoint", tmp_path / "run", "--resume", "auto"]
     for size, at in LIVES[lives]:
-        before = HELD.format(module="fit", name="loss_and_gradients", at=at, ranks=tuple(range(size)))
-        processes = launcher.start(size, "train_mace", *words, *place, folder=tmp_path, before=before)
+        before = HELD.format(
+            module="fit", name="loss_and_gradients", at=at, ranks=tuple(range(size))
+        )
+        processes = launcher.start(
+            size, "train_mace", *words, *place, folder=tmp_path, before=before
+        )
         if at < 99:
-            wait_until(lambda size=size: len(list(tmp_path.glob("held-*"))) == size, f"{size} in step {at}")
+            wait_until(
+                lambda size=size: len(list(tmp_path.glob("held-*"))) == size, f"{size} in step {at}"
+            )
             processes.kill()
             assert processes.codes(SECONDS) == [-9] * size
             for file in tmp_path.glob("held-*"):
@@ -126,13 +167,21 @@ def test_killed_and_continued_by_other_numbers(
     assert differences(tmp_path / "run", tmp_path / "whole") == []
 
 
-def test_a_stalled_process_is_not_waited_for(launcher: Launcher, words: list[object], tmp_path: Path) -> None:
-    """Where no step comes to an end, a process that was asked to stop leaves as it is, and the others with it."""
+def test_a_stalled_process_is_not_waited_for(
+    launcher: Launcher, words: list[object], tmp_path: Path
+) -> None:
+    """Where no step comes to an end, a process that was asked to stop leaves as it is,
+    and the others with it.
+    """
     patient = "from model_utils.run import interruption\ninterruption.PATIENCE = 0.5\n"
     stalled = HELD.format(module="fit", name="loss_and_gradients", at=6, ranks=(0,))
     place = [*PARTS, "--output_checkpoint", tmp_path / "run"]
-    processes = launcher.start(2, "train_mace", *words, *place, folder=tmp_path, before=patient + stalled)
+    processes = launcher.start(
+        2, "train_mace", *words, *place, folder=tmp_path, before=patient + stalled
+    )
     wait_until(lambda: (tmp_path / "held-0").exists(), "the first in the step")
     processes.kill(signal.SIGTERM, 1)
     assert processes.codes(SECONDS) == [75, 75], processes.said()
-    assert checkpoint.read(tmp_path / "run" / "run_checkpoint.pt").content["train_state"]["step"] == 5
+    assert (
+        checkpoint.read(tmp_path / "run" / "run_checkpoint.pt").content["train_state"]["step"] == 5
+    )

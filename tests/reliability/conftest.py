@@ -1,4 +1,6 @@
-"""What the reliability tests share: a tiny run that is quick to begin, and how much of each battery to run."""
+"""What the reliability tests share: a tiny run that is quick to begin, and how much
+of each battery to run.
+"""
 
 import json
 import os
@@ -19,7 +21,8 @@ from model_utils.files import pair
 from model_utils.models.description import ModelDescription
 
 FULL = os.environ.get("BATTERY") in ("full", "product")
-PRODUCT = os.environ.get("BATTERY") == "product"  # of all settings of a run that is resumed at every step
+# of all settings of a run that is resumed at every step
+PRODUCT = os.environ.get("BATTERY") == "product"
 
 
 def amount(default: int, full: int) -> int:
@@ -38,7 +41,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment = lmdb.open(str(folder / f"{name}.lmdb"), subdir=False, map_size=2**24)
         with environment.begin(write=True) as transaction:
             for i, atoms in enumerate(frames):
-                record = {"pos": atoms.positions, "atomic_numbers": atoms.numbers, "cell": np.zeros((3, 3))}
+                record = {
+                    "pos": atoms.positions,
+                    "atomic_numbers": atoms.numbers,
+                    "cell": np.zeros((3, 3)),
+                }
                 record |= {"energy": atoms.info["REF_energy"], "forces": atoms.arrays["REF_forces"]}
                 transaction.put(str(i).encode(), pickle.dumps(record))
         environment.close()
@@ -50,7 +57,9 @@ _networks: dict[tuple[str, torch.dtype, str], nn.Module] = {}
 
 @pytest.fixture
 def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build each network once and use it in one run after another: building is nine tenths of a tiny run's time."""
+    """Build each network once and use it in one run after another: building is nine
+    tenths of a tiny run's time.
+    """
     build, copied = model_loader.build_module, model_loader.copied
 
     def kept(key: tuple[str, torch.dtype, str], make: Callable[[], nn.Module]) -> nn.Module:
@@ -60,7 +69,9 @@ def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build_once(description: ModelDescription, dtype: torch.dtype, where: str) -> nn.Module:
         generator = torch.get_rng_state()
-        module = kept((description.hash(), dtype, "network"), lambda: build(description, dtype, where))
+        module = kept(
+            (description.hash(), dtype, "network"), lambda: build(description, dtype, where)
+        )
         torch.set_rng_state(generator)
         with torch.no_grad():
             for parameter in module.parameters():
@@ -69,11 +80,16 @@ def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
                     parameter.grad = None
         return module
 
-    def filled_once(description: ModelDescription, dtype: torch.dtype, where: str = "model.json") -> nn.Module:
+    def filled_once(
+        description: ModelDescription, dtype: torch.dtype, where: str = "model.json"
+    ) -> nn.Module:
         """Never the network that is being trained: a file that is opened is loaded into it."""
         generator = torch.get_rng_state()
-        module = kept((description.hash(), dtype, "filled"), lambda: build(description, dtype, where))
-        torch.set_rng_state(generator)  # as the product's own, whether the network was built now or before
+        module = kept(
+            (description.hash(), dtype, "filled"), lambda: build(description, dtype, where)
+        )
+        # as the product's own, whether the network was built now or before
+        torch.set_rng_state(generator)
         return module
 
     def copy_once(module: nn.Module) -> nn.Module:
@@ -95,8 +111,19 @@ def train(material: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def go(name: str, *flags: str, data: str = "xyz", code: int = 0) -> Path:
         folder = tmp_path / name
-        arguments = ["--input_json", str(material / "tiny.json"), f"--{data}_train", str(material / f"train.{data}")]
-        arguments += [f"--{data}_val", str(material / f"val.{data}"), "--epochs", "2", "--no_export_mace_model"]
+        arguments = [
+            "--input_json",
+            str(material / "tiny.json"),
+            f"--{data}_train",
+            str(material / f"train.{data}"),
+        ]
+        arguments += [
+            f"--{data}_val",
+            str(material / f"val.{data}"),
+            "--epochs",
+            "2",
+            "--no_export_mace_model",
+        ]
         assert train_mace.main([*arguments, "--output_checkpoint", str(folder), *flags]) == code
         return folder
 

@@ -1,4 +1,6 @@
-"""A model that is read while a training replaces it, and data that are replaced while a run waits to go on."""
+"""A model that is read while a training replaces it, and data that are replaced
+while a run waits to go on.
+"""
 
 import os
 import pickle
@@ -23,12 +25,20 @@ from reliability.conftest import FULL
 Train = Callable[..., Path]
 
 
-def test_a_model_replaced_while_it_is_read(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read is one file, whole: here the one that was there first, though a larger one takes its place."""
+def test_a_model_replaced_while_it_is_read(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read is one file, whole: here the one that was there first, though a
+    larger one takes its place.
+    """
     path = train("run", "--max_steps", "1") / "run_model.pt"
     before = checkpoint.read(path)
     later = tmp_path / "later.pt"
-    content = {**before.content, "train_state": {"epoch": 9, "step": 9}, "padding": torch.zeros(1_000_000)}
+    content = {
+        **before.content,
+        "train_state": {"epoch": 9, "step": 9},
+        "padding": torch.zeros(1_000_000),
+    }
     later.write_bytes(checkpoint.checkpoint_bytes(content))
 
     class Replacing(zipfile.ZipFile):
@@ -47,8 +57,24 @@ def test_a_model_replaced_while_it_is_read(train: Train, tmp_path: Path, monkeyp
 @pytest.mark.skipif(not FULL, reason="a minute of evaluations: make battery")
 def test_evaluate_beside_a_running_training(material: Path, tmp_path: Path) -> None:
     script, run = ROOT / "model_utils" / "train_mace.py", tmp_path / "run"
-    words = [sys.executable, script, "--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz"]
-    words += ["--xyz_val", material / "val.xyz", "--epochs", "150", "--lr", "1e-4", "--output_checkpoint", run]
+    words = [
+        sys.executable,
+        script,
+        "--input_json",
+        material / "tiny.json",
+        "--xyz_train",
+        material / "train.xyz",
+    ]
+    words += [
+        "--xyz_val",
+        material / "val.xyz",
+        "--epochs",
+        "150",
+        "--lr",
+        "1e-4",
+        "--output_checkpoint",
+        run,
+    ]
     evaluations = ["--xyz_path", str(material / "val.xyz"), "--input_model"]
     with subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL) as process:
         n, files = 0, [run / "run_model.pt", run / "run_checkpoint.pt"]
@@ -96,12 +122,19 @@ def test_data_replaced_before_a_resume(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The same size and other content, even with the time of the file before: one line that names the files."""
+    """The same size and other content, even with the time of the file before: one
+    line that names the files.
+    """
     for name in ("train", "val"):
         shutil.copy(material / f"{name}.{data}", tmp_path)
         if data == "lmdb":
-            lmdb_anew(tmp_path / f"{name}.lmdb", 0.0)  # two files of one size are written in one way
-    flags = [word for name in ("train", "val") for word in (f"--{data}_{name}", str(tmp_path / f"{name}.{data}"))]
+            # two files of one size are written in one way
+            lmdb_anew(tmp_path / f"{name}.lmdb", 0.0)
+    flags = [
+        word
+        for name in ("train", "val")
+        for word in (f"--{data}_{name}", str(tmp_path / f"{name}.{data}"))
+    ]
     run = train("run", *flags, "--max_steps", "1", data=data)
     path = tmp_path / f"{role}.{data}"
     was = path.stat()

@@ -1,4 +1,6 @@
-"""Resumed from any step, a run equals the unbroken one bit for bit; without any one item of its state it does not."""
+"""Resumed from any step, a run equals the unbroken one bit for bit; without any one item of
+its state it does not.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +24,29 @@ from reliability.conftest import FULL, PRODUCT, amount
 
 AXES: dict[str, dict[str, list[str]]] = {
     "ema": {"off": [], "on": ["--ema", "--ema_decay", "0.9"]},
-    "optimizer": {"adam": [], "adamw": ["--optimizer", "adamw", "--no_amsgrad", "--weight_decay", "0.01"]},
+    "optimizer": {
+        "adam": [],
+        "adamw": ["--optimizer", "adamw", "--no_amsgrad", "--weight_decay", "0.01"],
+    },
     "schedule": {
-        "plateau": ["--scheduler_patience", "0", "--lr_factor", "0.5", "--validate_every_steps", "1"],
-        "step": ["--scheduler", "step", "--scheduler_unit", "step", "--lr_step", "2", "--warmup", "2"],
+        "plateau": [
+            "--scheduler_patience",
+            "0",
+            "--lr_factor",
+            "0.5",
+            "--validate_every_steps",
+            "1",
+        ],
+        "step": [
+            "--scheduler",
+            "step",
+            "--scheduler_unit",
+            "step",
+            "--lr_step",
+            "2",
+            "--warmup",
+            "2",
+        ],
         "cosine": ["--scheduler", "cosine"],
         "onecycle": ["--scheduler", "onecycle", "--scheduler_unit", "step"],
     },
@@ -73,8 +94,12 @@ def kept_copies(place: Path) -> Iterator[list[Path]]:
         yield copies
 
 
-@pytest.mark.parametrize("case", CASES if FULL else CASES[::2], ids=lambda case: "-".join(case.values()))
-def test_resumed_at_every_boundary(case: Mapping[str, str], train: Train, quick_build: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case", CASES if FULL else CASES[::2], ids=lambda case: "-".join(case.values())
+)
+def test_resumed_at_every_boundary(
+    case: Mapping[str, str], train: Train, quick_build: None, tmp_path: Path
+) -> None:
     flags = flags_of(case)
     with kept_copies(tmp_path) as boundaries:
         whole = train("run", *flags, "--checkpoint_every_steps", "1", data=case["data"])
@@ -94,7 +119,15 @@ def test_stopped_at_every_point_where_a_run_looks_for_requests(
     schedule: str, train: Train, quick_build: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before every step, before every batch of every validation, the first one included."""
-    flags = [*AXES["schedule"][schedule], "--batch_size", "4", "--ema", "--stage_two", "--start_stage_two", "1"]
+    flags = [
+        *AXES["schedule"][schedule],
+        "--batch_size",
+        "4",
+        "--ema",
+        "--stage_two",
+        "--start_stage_two",
+        "1",
+    ]
     look, looks = Interruption._look_at_the_clock, 0
 
     def stop_at(number: int) -> Callable[[Interruption], None]:
@@ -122,25 +155,53 @@ OVERWRITTEN_BY_THE_NEXT_VALIDATION = ("best_epoch", "best_step", "validated_step
 
 
 @pytest.fixture(scope="module")
-def broken_off(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, Path]:
+def broken_off(
+    material: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Path, Path]:
     """Flags, the unbroken run, and one that ended in the middle of an epoch of stage two."""
     from model_utils import train_mace
 
     folder = tmp_path_factory.mktemp("broken_off")
-    flags = ["--input_json", str(material / "tiny.json"), "--xyz_train", str(material / "train.xyz")]
+    flags = [
+        "--input_json",
+        str(material / "tiny.json"),
+        "--xyz_train",
+        str(material / "train.xyz"),
+    ]
     flags += ["--xyz_val", str(material / "val.xyz"), "--batch_size", "4", "--ema", "--epochs", "3"]
-    flags += ["--validate_every_steps", "2", "--scheduler_patience", "0", "--stage_two", "--start_stage_two", "1"]
+    flags += [
+        "--validate_every_steps",
+        "2",
+        "--scheduler_patience",
+        "0",
+        "--stage_two",
+        "--start_stage_two",
+        "1",
+    ]
     flags += ["--patience", "50", "--no_export_mace_model"]
     with kept_copies(folder) as copies:
-        every_step = ["--checkpoint_every_steps", "1", "--output_checkpoint", str(folder / "whole/run")]
+        every_step = [
+            "--checkpoint_every_steps",
+            "1",
+            "--output_checkpoint",
+            str(folder / "whole/run"),
+        ]
         assert train_mace.main([*flags, *every_step]) == 0
-    (part,) = (c for c in copies if checkpoint.read(c / "run_checkpoint.pt").content["train_state"]["step"] == 7)
+    (part,) = (
+        c
+        for c in copies
+        if checkpoint.read(c / "run_checkpoint.pt").content["train_state"]["step"] == 7
+    )
     return flags, folder / "whole/run", part
 
 
 @pytest.mark.parametrize("item", ["nothing", *FORGET])
 def test_every_item_of_the_state_is_needed(
-    item: str, broken_off: tuple[list[str], Path, Path], train: Train, quick_build: None, tmp_path: Path
+    item: str,
+    broken_off: tuple[list[str], Path, Path],
+    train: Train,
+    quick_build: None,
+    tmp_path: Path,
 ) -> None:
     flags, whole, part = broken_off
     folder = tmp_path / "run"
@@ -153,8 +214,26 @@ def test_every_item_of_the_state_is_needed(
 
 def test_nothing_of_the_state_was_forgotten_here(broken_off: tuple[list[str], Path, Path]) -> None:
     state = checkpoint.read(broken_off[2] / "run_checkpoint.pt").content["train_state"]
-    covered = {"optimizer", "scheduler", "ema_state_dict", "tally", "rng", "epoch", "steps_in_epoch", "step", "samples"}
-    covered |= {"stage", "best_loss", "best_epoch", "best_step", "waited", "validated_step", "validation_due"}
+    covered = {
+        "optimizer",
+        "scheduler",
+        "ema_state_dict",
+        "tally",
+        "rng",
+        "epoch",
+        "steps_in_epoch",
+        "step",
+        "samples",
+    }
+    covered |= {
+        "stage",
+        "best_loss",
+        "best_epoch",
+        "best_step",
+        "waited",
+        "validated_step",
+        "validation_due",
+    }
     covered |= {"metrics_offset"}
     fixed = {
         "stage_starts",
@@ -164,5 +243,6 @@ def test_nothing_of_the_state_was_forgotten_here(broken_off: tuple[list[str], Pa
         "lmdb_indices",
         "loss_units",
     }  # compared with the command line's, refused
-    said = {"source", "reason", "finished", "history", "computed_on"}  # of the past, no part of what comes
+    # of the past, no part of what comes
+    said = {"source", "reason", "finished", "history", "computed_on"}
     assert set(state) == covered | fixed | said

@@ -1,4 +1,6 @@
-"""Where the disk refuses a call, any call, a run keeps what it had, says so in one line, and loses nothing later."""
+"""Where the disk refuses a call, any call, a run keeps what it had, says so in one line,
+and loses nothing later.
+"""
 
 import errno
 import itertools
@@ -37,17 +39,21 @@ CODES = ("ENOSPC", "EIO", "EROFS", "EDQUOT")
 CALLS = ("open", "write", "fsync", "close", "replace", "link", "unlink")
 FOUND = metrics([1.0] * len(sum_names()), Loss.of())
 FOR_EVER = 10**9
-WHOLE = {*range(150), *range(2_000, 20_000)}  # sizes that a short write takes all of: neither records nor whole files
+# sizes that a short write takes all of: neither records nor whole files
+WHOLE = {*range(150), *range(2_000, 20_000)}
 Train = Callable[..., Path]
 Note = Callable[[str, object], None]
 
 
 class Disk:
-    """Stands in for ``os`` in the modules that write files, and refuses the n-th of its calls and those after it."""
+    """Stands in for ``os`` in the modules that write files, and refuses the n-th of its
+    calls and those after it.
+    """
 
     def __init__(self) -> None:
         self._real = {name: getattr(os, name) for name in CALLS}
-        self.links, self.short = True, False  # are there hard links; does a write take all it is given
+        # are there hard links; does a write take all it is given
+        self.links, self.short = True, False
         self.spare()
 
     def refuse(self, n: int, code: str, times: int = 1) -> None:
@@ -73,7 +79,11 @@ class Disk:
             self.refused.append(name)
             if name == "close":  # what it says of the data, the descriptor is gone
                 self._real[name](*arguments)
-            raise OSError(self._code, os.strerror(self._code), None if isinstance(arguments[0], int) else arguments[0])
+            raise OSError(
+                self._code,
+                os.strerror(self._code),
+                None if isinstance(arguments[0], int) else arguments[0],
+            )
         if name == "link" and not self.links:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if name == "write" and self.short and len(arguments[1]) not in WHOLE:
@@ -117,13 +127,19 @@ def how_long(value: object) -> str | None:
     return words[value] if isinstance(value, int) else None
 
 
-WAYS = [(code, times) for code in CODES for times in (1, FOR_EVER)] if FULL else [("ENOSPC", FOR_EVER), ("EIO", 1)]
+WAYS = (
+    [(code, times) for code in CODES for times in (1, FOR_EVER)]
+    if FULL
+    else [("ENOSPC", FOR_EVER), ("EIO", 1)]
+)
 EVERYWHERE = list(itertools.product(WAYS, ["whole writes", "short writes"], ["links", "no links"]))
 
 
 @pytest.mark.parametrize(
     ("way", "writes", "links"),
-    EVERYWHERE if FULL else [(WAYS[0], "short writes", "no links"), (WAYS[1], "whole writes", "links")],
+    EVERYWHERE
+    if FULL
+    else [(WAYS[0], "short writes", "no links"), (WAYS[1], "whole writes", "links")],
     ids=how_long,
 )
 def test_every_call_of_a_save_refused(
@@ -139,7 +155,9 @@ def test_every_call_of_a_save_refused(
     began, refused = time.monotonic(), set()
     disk.short, disk.links = writes == "short writes", links == "links"
     outputs = Outputs.named(tmp_path / "run_checkpoint.pt", None)
-    writer = PairWriter(outputs, model_json.parse(json.dumps(TINY), "tiny"), module, {"torch": "test"})
+    writer = PairWriter(
+        outputs, model_json.parse(json.dumps(TINY), "tiny"), module, {"torch": "test"}
+    )
     weights = model_loader.trainable(module)
 
     def save(step: int) -> list[OSError]:
@@ -159,9 +177,15 @@ def test_every_call_of_a_save_refused(
         disk.refuse(n, code, times)
         errors = save(n)
         refused.update(disk.refused)
-        assert [type(error) for error in errors] in ([], [durable.NotWritten], [durable.NotWritten] * 2)
+        assert [type(error) for error in errors] in (
+            [],
+            [durable.NotWritten],
+            [durable.NotWritten] * 2,
+        )
         assert {error.errno for error in errors} <= {getattr(errno, code)}
-        assert all(" bytes needed, " in str(error) and str(tmp_path) in str(error) for error in errors)
+        assert all(
+            " bytes needed, " in str(error) and str(tmp_path) in str(error) for error in errors
+        )
         assert temporary_files(tmp_path) == [] or "unlink" in disk.refused
         assert newest_step(outputs) in (n - 1, n)
         assert checkpoint.read(outputs.model).content["step"] in (n - 1, n)
@@ -183,7 +207,9 @@ class Reached(BaseException):
 
 
 @pytest.fixture
-def run_files(train: Train, quick_build: None, monkeypatch: pytest.MonkeyPatch) -> tuple[RunFiles, TrainState]:
+def run_files(
+    train: Train, quick_build: None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[RunFiles, TrainState]:
     """The files and the state of a real run, taken from it where its loop would begin."""
     reached: list[Any] = []
 
@@ -249,9 +275,11 @@ def test_a_save_that_fails_is_one_warning_and_no_loss(
         assert len(waiting) <= 1
         assert saved or refused
         failed += not saved
-        kept = n if saved else kept  # a save whose last step failed may have come to the disk all the same
+        # a save whose last step failed may have come to the disk all the same
+        kept = n if saved else kept
         assert newest_step(outputs) in range(kept, n + 1)
-        left = temporary_files(outputs.checkpoint.parent)  # by a try before, where not even the folder opens now
+        # by a try before, where not even the folder opens now
+        left = temporary_files(outputs.checkpoint.parent)
         assert left == [] or {"unlink", "open"} & set(refused)
         if not refused:
             break
@@ -262,7 +290,9 @@ def test_a_save_that_fails_is_one_warning_and_no_loss(
         file = resuming.newest_checkpoint(outputs.checkpoint)
         assert file is not None
         assert file.content["train_state"]["step"] == n
-        assert recorded_steps(outputs, file.content["train_state"]["metrics_offset"]) == list(range(1, n + 1))
+        assert recorded_steps(outputs, file.content["train_state"]["metrics_offset"]) == list(
+            range(1, n + 1)
+        )
         assert checkpoint.read(outputs.model).content["step"] == n
     files.close()
     assert recorded_steps(outputs) == list(range(1, n + 1))
@@ -281,7 +311,8 @@ def test_the_last_save_that_fails_says_what_it_needs(
     disk.spare()
     files.save_last(state, "done")
     silent = []
-    last = disk.calls  # with a record to write; the last two unlink what was renamed already and close the folder
+    # with a record to write; the last two unlink what was renamed already and close the folder
+    last = disk.calls
     for n in range(1, last + 1):
         state.progress.step = n
         disk.refuse(1, code, FOR_EVER)
@@ -315,8 +346,12 @@ def endings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def refusing(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str, int], dict[str, int]]:
-    """Let the disk refuse calls of the next run's loop; says which step was saved, and what the last save met."""
+def refusing(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, str, int], dict[str, int]]:
+    """Let the disk refuse calls of the next run's loop; says which step was saved, and
+    what the last save met.
+    """
     loop, save, save_last = training.fit, RunFiles.save, RunFiles.save_last
 
     def prepare(n: int, code: str, times: int) -> dict[str, int]:
@@ -351,7 +386,9 @@ def refusing(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str,
 
 
 @pytest.mark.parametrize(
-    ("code", "times"), list(itertools.product(CODES, [1, 6])) if FULL else [("ENOSPC", 6), ("EIO", 1)], ids=how_long
+    ("code", "times"),
+    list(itertools.product(CODES, [1, 6])) if FULL else [("ENOSPC", 6), ("EIO", 1)],
+    ids=how_long,
 )
 def test_a_run_on_a_disk_that_refuses_calls_equals_the_undisturbed_one(
     code: str,
@@ -366,8 +403,19 @@ def test_a_run_on_a_disk_that_refuses_calls_equals_the_undisturbed_one(
     tmp_path: Path,
     record_property: Note,
 ) -> None:
-    """Every call of the loop in ``make battery``; where even the last save fails, the run ends with 5 and resumes."""
-    flags = ["--batch_size", "4", "--ema", "--checkpoint_every_steps", "2", "--stage_two", "--start_stage_two", "1"]
+    """Every call of the loop in ``make battery``; where even the last save fails, the run
+    ends with 5 and resumes.
+    """
+    flags = [
+        "--batch_size",
+        "4",
+        "--ema",
+        "--checkpoint_every_steps",
+        "2",
+        "--stage_two",
+        "--start_stage_two",
+        "1",
+    ]
     began, codes = time.monotonic(), {0: 0, 5: 0}
     whole = train("whole/run", *flags)
     stride, first = amount(150, 1), 1 + CODES.index(code) * 11 + (times > 1) * 5
@@ -403,7 +451,9 @@ def outputs_in(folder: Path) -> Outputs:
     return Outputs.named(folder / "run_checkpoint.pt", None)
 
 
-@pytest.mark.parametrize("times", [1, 3] if FULL else [3], ids=lambda times: "once" if times == 1 else "for a while")
+@pytest.mark.parametrize(
+    "times", [1, 3] if FULL else [3], ids=lambda times: "once" if times == 1 else "for a while"
+)
 def test_the_best_model_of_stage_one_outlives_a_full_disk(
     times: int, disk: Disk, train: Train, quick_build: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,7 +481,9 @@ def test_a_disk_that_refuses_calls_after_the_last_save(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The final record and the module for mace's calculator: no traceback, code 5 where one could not be written."""
+    """The final record and the module for mace's calculator: no traceback, code 5 where
+    one could not be written.
+    """
     whole = train("whole/run", "--export_mace_model")
     loop = training.fit
     for n in itertools.count(1, amount(4, 1)):
@@ -468,7 +520,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         place = tmp_path / f"disk{len(places)}"
         place.mkdir()
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, text=True
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
+            capture_output=True,
+            text=True,
         )
         if done.returncode != 0:
             pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
@@ -491,9 +545,19 @@ def fill(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Outputs]:
+def undisturbed(
+    material: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Outputs]:
     """Flags, and the files of the run that they make."""
-    flags = ["--batch_size", "7", "--ema", "--epochs", "8", "--no_export_mace_model", "--input_json"]
+    flags = [
+        "--batch_size",
+        "7",
+        "--ema",
+        "--epochs",
+        "8",
+        "--no_export_mace_model",
+        "--input_json",
+    ]
     flags += [str(material / "tiny.json"), "--xyz_train", str(material / "train.xyz")]
     flags += ["--xyz_val", str(material / "val.xyz")]
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -501,7 +565,9 @@ def undisturbed(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return flags, outputs_in(folder)
 
 
-@pytest.mark.parametrize("freed", [True, False] if FULL else [False], ids=lambda freed: "freed" if freed else "full")
+@pytest.mark.parametrize(
+    "freed", [True, False] if FULL else [False], ids=lambda freed: "freed" if freed else "full"
+)
 def test_a_disk_that_is_really_full(
     freed: bool,
     undisturbed: tuple[list[str], Outputs],
@@ -512,7 +578,11 @@ def test_a_disk_that_is_really_full(
     flags, whole = undisturbed
     place, in_the_third, full = small_disk("1500k"), tmp_path / "in_the_third", tmp_path / "full"
     command = [*pausing(5, in_the_third, full), *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     filler: Path | None = None
     said: list[str] = []
     with subprocess.Popen(
@@ -534,7 +604,9 @@ def test_a_disk_that_is_really_full(
                 filler.unlink()
         stderr = process.stderr.read()
     assert filler is not None
-    assert any("is not saved, tried again later" in line and " bytes needed, " in line for line in said), said
+    assert any(
+        "is not saved, tried again later" in line and " bytes needed, " in line for line in said
+    ), said
     run = place / "run"
     if not freed:
         assert process.returncode == 5

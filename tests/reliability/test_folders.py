@@ -1,4 +1,6 @@
-"""A run knows its folders and is alone in them: moved, removed, or shared with another run, no file is mixed."""
+"""A run knows its folders and is alone in them: moved, removed, or shared with another
+run, no file is mixed.
+"""
 
 import errno
 import os
@@ -26,7 +28,14 @@ Train = Callable[..., Path]
 
 
 def words_of(material: Path, *flags: object) -> list[str]:
-    words = ["--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz", "--batch_size", "4"]
+    words = [
+        "--input_json",
+        material / "tiny.json",
+        "--xyz_train",
+        material / "train.xyz",
+        "--batch_size",
+        "4",
+    ]
     words += ["--xyz_val", material / "val.xyz", "--epochs", "2", "--threads", "1", *flags]
     return [str(word) for word in words]
 
@@ -36,11 +45,17 @@ def outputs_in(folder: Path, name: str = "run") -> Outputs:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @contextmanager
-def paused(material: Path, tmp_path: Path, *flags: object, step: int = 3) -> Iterator[tuple[Any, Path]]:
+def paused(
+    material: Path, tmp_path: Path, *flags: object, step: int = 3
+) -> Iterator[tuple[Any, Path]]:
     """A run of the command that stays in a step, and the file that lets it go on."""
     reached, over = tmp_path / "reached", tmp_path / "over"
     command = [*pausing(step, reached, over), *words_of(material, *flags)]
@@ -54,10 +69,22 @@ def paused(material: Path, tmp_path: Path, *flags: object, step: int = 3) -> Ite
             process.kill()
 
 
-def test_a_moved_run_goes_on_where_it_is_and_leaves_a_new_one_alone(material: Path, tmp_path: Path) -> None:
-    """A second run begins and ends at the old path while the first lasts: each has its own files, and only those."""
+def test_a_moved_run_goes_on_where_it_is_and_leaves_a_new_one_alone(
+    material: Path, tmp_path: Path
+) -> None:
+    """A second run begins and ends at the old path while the first lasts: each has its own
+    files, and only those.
+    """
     place, moved = tmp_path / "run", tmp_path / "moved"
-    flags = ("--tensorboard", "--checkpoint_every_steps", "1", "--resume", "auto", "--output_checkpoint", place)
+    flags = (
+        "--tensorboard",
+        "--checkpoint_every_steps",
+        "1",
+        "--resume",
+        "auto",
+        "--output_checkpoint",
+        place,
+    )
     with paused(material, tmp_path, *flags) as (process, over):
         place.rename(moved)
         assert train_mace.main(words_of(material, *flags)) == 0
@@ -65,18 +92,29 @@ def test_a_moved_run_goes_on_where_it_is_and_leaves_a_new_one_alone(material: Pa
         with run_lock.run_held(outputs_in(place), wait=False):
             over.touch()
             said, failed = process.communicate(timeout=HANGING)
-            assert all(lock.exists() for lock in outputs_in(place).locks), "the first run removed the second's locks"
+            assert all(lock.exists() for lock in outputs_in(place).locks), (
+                "the first run removed the second's locks"
+            )
     assert (process.returncode, failed) == (0, "")
     assert said.count(f"was moved while the run writes it; the run goes on in {moved}") == 1
     assert content(place) == second
     assert differences(outputs_in(place), outputs_in(moved)) == []
-    assert {path.name for path in moved.iterdir()} == {path.name for path in place.iterdir()}, "and its locks are gone"
-    assert len(list((moved / "tensorboard").iterdir())) == len(list((place / "tensorboard").iterdir())) == 1
+    assert {path.name for path in moved.iterdir()} == {path.name for path in place.iterdir()}, (
+        "and its locks are gone"
+    )
+    assert (
+        len(list((moved / "tensorboard").iterdir()))
+        == len(list((place / "tensorboard").iterdir()))
+        == 1
+    )
     assert (moved / "train.log").read_text().count("training is over") == 1
 
 
 def test_a_run_moved_away_and_back_between_any_two_saves(
-    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     save, place, away = RunFiles.save, tmp_path / "run", tmp_path / "away"
 
@@ -92,11 +130,15 @@ def test_a_run_moved_away_and_back_between_any_two_saves(
     folder = place if place.exists() else away
     assert differences(outputs_in(whole), outputs_in(folder)) == []
     assert f"the run goes on in {place}" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir() if path.name in ("run", "away")] == [folder.name]
+    assert [path.name for path in tmp_path.iterdir() if path.name in ("run", "away")] == [
+        folder.name
+    ]
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "link", "replace"])
-def test_a_folder_moved_within_a_save(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_moved_within_a_save(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was begun in the folder is ended in it; another at its path is not touched."""
     place, moved = tmp_path / "run", tmp_path / "moved"
     place.mkdir()
@@ -126,7 +168,10 @@ def test_a_folder_moved_within_a_save(call: str, tmp_path: Path, monkeypatch: py
 
 
 def test_a_run_whose_folder_is_removed_ends_in_one_line(
-    material: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    material: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also where another run began at its path: nothing of the first comes into its files."""
     save, place = RunFiles.save, tmp_path / "run"
@@ -166,7 +211,9 @@ def models_of(folder: Path, first: str, second: str) -> tuple[Outputs, Outputs]:
     runs = []
     for name, model in (("a", first), ("b", second)):
         (folder / name).mkdir(exist_ok=True)
-        runs.append(Outputs.named(folder / name / f"{name}_checkpoint.pt", folder / "models" / model))
+        runs.append(
+            Outputs.named(folder / name / f"{name}_checkpoint.pt", folder / "models" / model)
+        )
     return runs[0], runs[1]
 
 
@@ -183,7 +230,9 @@ def test_two_runs_with_a_file_in_common(names: tuple[str, str], tmp_path: Path) 
     first, second = models_of(tmp_path, *names)
     with (
         run_lock.run_held(first, wait=False),
-        pytest.raises(InputError, match=r"_model\.pt|x\.pth.* is being written by process .*--output_model"),
+        pytest.raises(
+            InputError, match=r"_model\.pt|x\.pth.* is being written by process .*--output_model"
+        ),
         run_lock.run_held(second, wait=False),
     ):
         pass
@@ -193,7 +242,11 @@ def test_two_runs_with_a_file_in_common(names: tuple[str, str], tmp_path: Path) 
 
 
 def test_every_command_that_trains_keeps_off_a_model_that_another_writes(
-    train: Train, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Train,
+    material: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, model = train("source", "--max_steps", "1"), tmp_path / "models" / "x_model.pt"
     first = Outputs.named(tmp_path / "first", model)
@@ -237,13 +290,16 @@ def test_a_best_model_in_the_folder_of_another_run(tmp_path: Path) -> None:
 def test_one_folder_by_two_paths_is_locked_once(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")
-    outputs = Outputs.named(tmp_path / "run" / "run_checkpoint.pt", tmp_path / "link" / "run_model.pt")
+    outputs = Outputs.named(
+        tmp_path / "run" / "run_checkpoint.pt", tmp_path / "link" / "run_model.pt"
+    )
     with run_lock.run_held(outputs, wait=False):
         pass
 
 
 @pytest.mark.parametrize(
-    "model", ["link/run_checkpoint.pt", "run/../run/run_checkpoint.pt", "run/run_checkpoint.prev.pt"]
+    "model",
+    ["link/run_checkpoint.pt", "run/../run/run_checkpoint.pt", "run/run_checkpoint.prev.pt"],
 )
 def test_checkpoint_and_model_are_two_files(model: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()

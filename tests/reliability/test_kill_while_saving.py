@@ -1,7 +1,9 @@
-"""Killed at any moment of its saves, a run keeps all that it reported as saved, whole, and nothing half written.
+"""Killed at any moment of its saves, a run keeps all that it reported as saved, whole,
+and nothing half written.
 
-A child kills itself at the n-th call to the system, for every n of a save, so that the same happens everywhere. Kills
-from outside at random moments come besides; how many of these fall into a save is asked in ``make battery`` alone.
+A child kills itself at the n-th call to the system, for every n of a save, so that the same happens
+everywhere. Kills from outside at random moments come besides; how many of these fall into a save is
+asked in ``make battery`` alone.
 """
 
 import errno
@@ -37,9 +39,12 @@ from model_utils.run.metrics_file import MetricsFile
 from reliability.conftest import FULL, amount
 
 MESSAGE = struct.Struct("<cq")  # what has happened, and its step
-ANY_TIME = 0.06  # s from a child's first step to its end; a checkpoint takes 3 to 15 ms, a best model 25 ms
-IN_A_WRITE = 0.003  # s from the begin of a write to the end: most of a save makes bytes, and is no danger
-CALLS = ("open", "write", "fsync", "close", "replace", "link")  # to the system, in which a save may be killed
+# s from a child's first step to its end; a checkpoint takes 3 to 15 ms, a best model 25 ms
+ANY_TIME = 0.06
+# s from the begin of a write to the end: most of a save makes bytes, and is no danger
+IN_A_WRITE = 0.003
+# to the system, in which a save may be killed
+CALLS = ("open", "write", "fsync", "close", "replace", "link")
 EVERY_CALL = 24  # more than the records, the best model and the checkpoint of a step take
 MOMENTS = (0, 1_000, 100_000)  # numbers in the state besides the weights: files of 30 kB to 0.8 MB
 FOUND = metrics([1.0] * len(sum_names()), Loss.of())
@@ -80,7 +85,9 @@ class Run:
     fatal_call: int = 0  # in which the child kills itself; 0: it is killed from outside
 
     def save_for_ever(self, first: int, offset: int, tell: Callable[[bytes, int], None]) -> None:
-        """Save one step after another, now and then as the best too, and tell when each is durable."""
+        """Save one step after another, now and then as the best too, and
+        tell when each is durable.
+        """
         write = durable.write
 
         def write_and_tell(path: Path, data: bytes, *, previous: Path | None = None) -> None:
@@ -110,7 +117,15 @@ class Run:
 
     def state(self, step: int, offset: int) -> dict[str, Any]:
         moments = torch.full((self.n_moments,), float(step), dtype=torch.float64)
-        optimizer = {"state": {0: {"step": torch.tensor(float(step)), "exp_avg": moments, "exp_avg_sq": moments + 0}}}
+        optimizer = {
+            "state": {
+                0: {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": moments,
+                    "exp_avg_sq": moments + 0,
+                }
+            }
+        }
         return {
             "epoch": 0,
             "step": step,
@@ -144,7 +159,9 @@ def record(step: int) -> TrainRecord:
 
 
 def killed(run: Run, first: int, offset: int, at_write: int) -> list[tuple[bytes, int]]:
-    """What a child told until it was killed: by itself, in its n-th write, or for 0 at any time after it began."""
+    """What a child told until it was killed: by itself, in its n-th write, or for 0 at
+    any time after it began.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -167,13 +184,17 @@ def killed(run: Run, first: int, offset: int, at_write: int) -> list[tuple[bytes
 
 def _save_and_never_return(run: Run, first: int, offset: int, pipe: int) -> NoReturn:
     try:
-        run.save_for_ever(first, offset, lambda what, step: (os.write(pipe, MESSAGE.pack(what, step)), None)[1])
+        run.save_for_ever(
+            first, offset, lambda what, step: (os.write(pipe, MESSAGE.pack(what, step)), None)[1]
+        )
     except BaseException:
         traceback.print_exc()
     os._exit(1)
 
 
-def many_kills(folder: Path, module: nn.Module, n: int, seed: int, *, at_every_call: bool = False) -> Count:
+def many_kills(
+    folder: Path, module: nn.Module, n: int, seed: int, *, at_every_call: bool = False
+) -> Count:
     """Kill the saves of one run again and again; each child goes on where the one before it ended.
 
     Args:
@@ -181,11 +202,14 @@ def many_kills(folder: Path, module: nn.Module, n: int, seed: int, *, at_every_c
         module: its network.
         n: number of kills.
         seed: of their moments, and of what the children save.
-        at_every_call: kill in the n-th call to the system, then in the one before it, and so on, not at random moments.
+        at_every_call: kill in the n-th call to the system, then in the one before it, and so on,
+            not at random moments.
     """
     folder.mkdir()
     outputs = Outputs.named(folder / "run_checkpoint.pt", None)
-    writer = PairWriter(outputs, model_json.parse(json.dumps(TINY), "tiny"), module, {"torch": "test"})
+    writer = PairWriter(
+        outputs, model_json.parse(json.dumps(TINY), "tiny"), module, {"torch": "test"}
+    )
     rng, count, began = random.Random(), Count(), time.monotonic()
     saved = best = offset = 0
     for number in range(n):
@@ -197,7 +221,10 @@ def many_kills(folder: Path, module: nn.Module, n: int, seed: int, *, at_every_c
         done = dict(told)
         count.kills += 1
         count.errors += b"e" in done
-        count.inside_a_save += [what for what, _ in told if what in b"rmcMC"][-1:] in ([b"m"], [b"c"])
+        count.inside_a_save += [what for what, _ in told if what in b"rmcMC"][-1:] in (
+            [b"m"],
+            [b"c"],
+        )
         count.inside_a_write += [what for what, _ in told if what in b"wW"][-1:] == [b"w"]
         count.saves += sum(what in (b"M", b"C") for what, _ in told)
         reported, reported_best = done.get(b"C", saved), done.get(b"M", best)
@@ -229,9 +256,14 @@ def _look_at_checkpoint(outputs: Outputs, reported: int, count: Count) -> tuple[
     count.older += step < reported
     count.fell_back += file.path != outputs.checkpoint
     moments = state["optimizer"]["state"][0]
-    tensors = [file.tensors[name] for name in _names(file.tensors)] + [moments["exp_avg"], moments["step"]]
+    tensors = [file.tensors[name] for name in _names(file.tensors)] + [
+        moments["exp_avg"],
+        moments["step"],
+    ]
     lines = outputs.metrics.read_bytes()[:offset].splitlines(keepends=True)
-    whole = len(lines) == step and lines[-1].endswith(b"\n") and json.loads(lines[-1])["step"] == step
+    whole = (
+        len(lines) == step and lines[-1].endswith(b"\n") and json.loads(lines[-1])["step"] == step
+    )
     count.mixed += not whole or any(bool((tensor != step).any()) for tensor in tensors)
     return step, offset
 
@@ -284,11 +316,15 @@ def test_a_kill_in_any_call_loses_nothing(
         monkeypatch.setattr(durable, "os", WithoutLinks())
     count = many_kills(tmp_path / "run", module, EVERY_CALL, seed=0, at_every_call=True)
     assert not any((count.lost, count.older, count.mixed, count.errors, count.left_for_good)), count
-    assert (count.fell_back > 0) == (links == "no links"), "then the newest has no name for a moment"
+    assert (count.fell_back > 0) == (links == "no links"), (
+        "then the newest has no name for a moment"
+    )
     assert min(count.inside_a_save, count.inside_a_write, count.leftovers) >= EVERY_CALL // 3
 
 
-@pytest.mark.parametrize(("links", "n"), [("links", amount(12, 1000)), ("no links", amount(4, 300))])
+@pytest.mark.parametrize(
+    ("links", "n"), [("links", amount(12, 1000)), ("no links", amount(4, 300))]
+)
 def test_a_kill_loses_nothing(
     links: str,
     n: int,
@@ -337,7 +373,9 @@ def test_reports_that_come_too_early_are_noticed(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """A writer that returns before its file stands leaves one that is older than what was reported."""
+    """A writer that returns before its file stands leaves one that is older
+    than what was reported.
+    """
     write = durable.write
 
     def write_the_one_before(path: Path, data: bytes, *, previous: Path | None = None) -> None:

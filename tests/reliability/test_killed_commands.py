@@ -1,4 +1,6 @@
-"""The real command, killed in known steps or at random moments, and a soak; the result is the unbroken run's."""
+"""The real command, killed in known steps or at random moments, and a soak; the result
+is the unbroken run's.
+"""
 
 import os
 import random
@@ -26,13 +28,33 @@ Record = Callable[[str, object], None]
 
 
 def command(material: Path, folder: Path, *flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "model_utils" / "train_mace.py"), *settings(material, folder, *flags)]
+    return [
+        sys.executable,
+        str(ROOT / "model_utils" / "train_mace.py"),
+        *settings(material, folder, *flags),
+    ]
 
 
 def settings(material: Path, folder: Path, *flags: str) -> list[str]:
     """A run with four steps in an epoch."""
-    words = ["--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz", "--batch_size", "4"]
-    words += ["--xyz_val", material / "val.xyz", "--ema", "--stage_two", "--threads", "1", "--resume", "auto"]
+    words = [
+        "--input_json",
+        material / "tiny.json",
+        "--xyz_train",
+        material / "train.xyz",
+        "--batch_size",
+        "4",
+    ]
+    words += [
+        "--xyz_val",
+        material / "val.xyz",
+        "--ema",
+        "--stage_two",
+        "--threads",
+        "1",
+        "--resume",
+        "auto",
+    ]
     words += ["--output_checkpoint", folder / "run", "--checkpoint_every_steps", "3"]
     return [str(word) for word in (*words, *flags)]
 
@@ -75,7 +97,9 @@ def live(words: list[str], seconds: float, number: signal.Signals) -> tuple[int,
 
 
 def test_killed_in_a_step_and_in_a_step_of_the_next_life(material: Path, tmp_path: Path) -> None:
-    """Kill -9 in the second step, when only the first save is there, then 16 steps later, in stage two."""
+    """Kill -9 in the second step, when only the first save is there, then 16
+    steps later, in stage two.
+    """
     whole, broken, flags = tmp_path / "whole", tmp_path / "broken", ("--epochs", "6")
     assert train_mace.main(settings(material, whole, *flags)) == 0
     for step in (2, 18):
@@ -98,17 +122,25 @@ def test_killed_again_and_again(material: Path, tmp_path: Path, record_property:
     epochs = "300"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     began = time.monotonic()
-    subprocess.run(command(material, whole, "--epochs", epochs), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command(material, whole, "--epochs", epochs), check=True, stdout=subprocess.DEVNULL
+    )
     seconds = time.monotonic() - began
     rng, kills, code = random.Random(1), 0, -9
     while kills < KILLS:
-        code, _ = live(command(material, broken, "--epochs", epochs), rng.uniform(0.2, 1.2 * seconds), signal.SIGKILL)
+        code, _ = live(
+            command(material, broken, "--epochs", epochs),
+            rng.uniform(0.2, 1.2 * seconds),
+            signal.SIGKILL,
+        )
         if code == 0:  # it was done before the kill: the next run begins anew
             assert differences(outputs_in(whole), outputs_in(broken)) == []
             broken = tmp_path / f"broken{kills}"
         else:
             kills += 1
-    subprocess.run(command(material, broken, "--epochs", epochs), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command(material, broken, "--epochs", epochs), check=True, stdout=subprocess.DEVNULL
+    )
     assert differences(outputs_in(whole), outputs_in(broken)) == []
     record_property("kills", kills)
     print(f"kill -9 of the command: {kills}, each resumed, equal to the unbroken run")
@@ -124,10 +156,16 @@ def last_quarter(samples: list[Any]) -> list[Any]:
 
 @pytest.mark.skipif(not FULL, reason="ten minutes: make battery")
 def test_soak(material: Path, tmp_path: Path, record_property: Record) -> None:
-    """Train for a long time with random kills and requests to stop: memory and descriptors stay flat, result equal."""
+    """Train for a long time with random kills and requests to stop: memory and descriptors
+    stay flat, result equal.
+    """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     trial = time.monotonic()
-    subprocess.run(command(material, tmp_path / "trial", "--epochs", "200"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command(material, tmp_path / "trial", "--epochs", "200"),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     epochs = str(int(200 * 60 * SOAK_MINUTES / (time.monotonic() - trial)))
     flags = ("--epochs", epochs, "--num_workers", "1")
     rng, lives, end = random.Random(2), [], time.monotonic() + 60 * SOAK_MINUTES
@@ -140,10 +178,18 @@ def test_soak(material: Path, tmp_path: Path, record_property: Record) -> None:
         subprocess.run(command(material, broken, *flags), check=True, stdout=subprocess.DEVNULL)
     subprocess.run(command(material, whole, *flags), check=True, stdout=subprocess.DEVNULL)
     assert differences(outputs_in(whole), outputs_in(broken)) == []
-    long = [life for life in lives if len(life.resident) >= 40]  # of 20 s and more: start-up is over by half of it
-    growth = max(mean(last_quarter(life.resident)) / mean(third_quarter(life.resident)) for life in long)
-    more = max(max(last_quarter(life.descriptors)) - max(third_quarter(life.descriptors)) for life in long)
+    # of 20 s and more: start-up is over by half of it
+    long = [life for life in lives if len(life.resident) >= 40]
+    growth = max(
+        mean(last_quarter(life.resident)) / mean(third_quarter(life.resident)) for life in long
+    )
+    more = max(
+        max(last_quarter(life.descriptors)) - max(third_quarter(life.descriptors)) for life in long
+    )
     record_property("lives", len(lives))
-    print(f"soak: {len(lives)} lives, {epochs} epochs, memory × {growth:.3f}, descriptors {more:+d}, result equal")
+    print(
+        f"soak: {len(lives)} lives, {epochs} epochs, memory × {growth:.3f}, descriptors "
+        f"{more:+d}, result equal"
+    )
     assert growth < 1.05
     assert more <= 0

@@ -1,4 +1,6 @@
-"""Whatever befalls a weights file on its way, it loads as it was written or is refused in one line that names it."""
+"""Whatever befalls a weights file on its way, it loads as it was written or is refused in
+one line that names it.
+"""
 
 import io
 import json
@@ -32,7 +34,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 
 SLOWEST = 5.0  # s of processor time for one file, which others on the machine do not change
 MEMORY = 4 * 2**30  # bytes above what the process has; nobody's file may ask for more
-PRELOADED = (assemble, open_data, resume_settings, training)  # what the commands import when they are called
+# what the commands import when they are called
+PRELOADED = (assemble, open_data, resume_settings, training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +58,29 @@ class Real:
 def run(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the tiny network with two checkpoints and two best models."""
     folder = tmp_path_factory.mktemp("real") / "run"
-    flags = ["--input_json", str(material / "tiny.json"), "--xyz_train", str(material / "train.xyz"), "--ema"]
-    flags += ["--xyz_val", str(material / "val.xyz"), "--batch_size", "4", "--epochs", "3", "--stage_two"]
-    flags += ["--start_stage_two", "1", "--no_export_mace_model", "--output_checkpoint", str(folder)]
+    flags = [
+        "--input_json",
+        str(material / "tiny.json"),
+        "--xyz_train",
+        str(material / "train.xyz"),
+        "--ema",
+    ]
+    flags += [
+        "--xyz_val",
+        str(material / "val.xyz"),
+        "--batch_size",
+        "4",
+        "--epochs",
+        "3",
+        "--stage_two",
+    ]
+    flags += [
+        "--start_stage_two",
+        "1",
+        "--no_export_mace_model",
+        "--output_checkpoint",
+        str(folder),
+    ]
     assert train_mace.main(flags) == 0
     return folder
 
@@ -70,8 +93,14 @@ def files(run: Path) -> list[Real]:
         allowed = frozenset(content_digest(path) for path in paths)
         assert len(allowed) == 2
         data, other = (path.read_bytes() for path in paths)
-        weights = max(checkpoint.read(paths[0]).tensors.values(), key=torch.Tensor.numel).numpy().tobytes()
-        found.append(Real(name=paths[0].name, data=data, other=other, weights=weights, allowed=allowed))
+        weights = (
+            max(checkpoint.read(paths[0]).tensors.values(), key=torch.Tensor.numel)
+            .numpy()
+            .tobytes()
+        )
+        found.append(
+            Real(name=paths[0].name, data=data, other=other, weights=weights, allowed=allowed)
+        )
     return found
 
 
@@ -129,7 +158,13 @@ def moved(rng: random.Random, real: Real) -> bytes:
 
 
 def appended(rng: random.Random, real: Real) -> bytes:
-    more = [real.data, real.other, real.data[real.directory :], real.data[-22:], rng.randbytes(rng.randrange(1, 4096))]
+    more = [
+        real.data,
+        real.other,
+        real.data[real.directory :],
+        real.data[-22:],
+        rng.randbytes(rng.randrange(1, 4096)),
+    ]
     return real.data + rng.choice([*more, bytes(rng.randrange(1, 1 << 17))])
 
 
@@ -139,7 +174,9 @@ def put_in_front(rng: random.Random, real: Real) -> bytes:
 
 def spliced(rng: random.Random, real: Real) -> bytes:
     at = rng.randrange(len(real.data))
-    return real.data[:at] + real.other[at if rng.random() < 0.7 else rng.randrange(len(real.other)) :]
+    return (
+        real.data[:at] + real.other[at if rng.random() < 0.7 else rng.randrange(len(real.other)) :]
+    )
 
 
 def patched(rng: random.Random, real: Real) -> bytes:
@@ -152,7 +189,9 @@ def patched(rng: random.Random, real: Real) -> bytes:
 def directory_edited(rng: random.Random, real: Real) -> bytes:
     data = bytearray(real.data)
     for _ in range(rng.choice([1, 1, 2, 4])):
-        data[rng.randrange(real.directory, len(data))] = rng.choice([0, 1, 0xFF, rng.randrange(256)])
+        data[rng.randrange(real.directory, len(data))] = rng.choice(
+            [0, 1, 0xFF, rng.randrange(256)]
+        )
     return bytes(data)
 
 
@@ -177,7 +216,9 @@ def with_content(records: Records) -> Records:
 
 
 def zipped(records: Records, method: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip of these records with a right checksum for each: past it only the digest stands guard."""
+    """A zip of these records with a right checksum for each: past it only
+    the digest stands guard.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in records:
@@ -222,12 +263,18 @@ def records_renamed(rng: random.Random, real: Real) -> bytes:
     i, j = rng.sample(range(len(records)), 2)
     name, content = records[i]
     folder, _, last = name.partition("/")
-    records[i] = (rng.choice([f"{folder}/{last}x", f"x/{last}", f"../{name}", records[j][0], "data.pkl"]), content)
+    records[i] = (
+        rng.choice([f"{folder}/{last}x", f"x/{last}", f"../{name}", records[j][0], "data.pkl"]),
+        content,
+    )
     return zipped(records)
 
 
 def records_compressed(rng: random.Random, real: Real) -> bytes:
-    return zipped(records_of(real.data), rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))
+    return zipped(
+        records_of(real.data),
+        rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
+    )
 
 
 def record_damaged(rng: random.Random, real: Real) -> bytes:
@@ -236,7 +283,10 @@ def record_damaged(rng: random.Random, real: Real) -> bytes:
     content = bytearray(records[i][1])
     for _ in range(rng.choice([1, 1, 2, 8])):
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    records[i] = (records[i][0], bytes(content[: rng.choice([len(content)] * 3 + [len(content) // 2])]))
+    records[i] = (
+        records[i][0],
+        bytes(content[: rng.choice([len(content)] * 3 + [len(content) // 2])]),
+    )
     return zipped(records)
 
 
@@ -248,7 +298,9 @@ def pickle_damaged(rng: random.Random, real: Real) -> bytes:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         at = rng.randrange(len(content))
         if rng.random() < 0.3:  # a small whole number: sizes, strides, offsets, steps
-            at = rng.choice([k + 1 for k in range(len(content) - 1) if content[k : k + 1] in (b"K", b"M")])
+            at = rng.choice(
+                [k + 1 for k in range(len(content) - 1) if content[k : k + 1] in (b"K", b"M")]
+            )
         elif rng.random() < 0.2:
             piece = some(rng, len(content), 256)
             content[piece] = content[some(rng, len(content), 256)]
@@ -263,7 +315,9 @@ def name_damaged(rng: random.Random, real: Real) -> bytes:
     records = records_of(real.data)
     i = next(i for i, (name, _) in enumerate(records) if name.endswith("/data.pkl"))
     content = bytearray(records[i][1])
-    texts = [k for k in range(len(content) - 5) if content[k] == ord("X") and 0 < content[k + 1] < 60]
+    texts = [
+        k for k in range(len(content) - 5) if content[k] == ord("X") and 0 < content[k + 1] < 60
+    ]
     begin = rng.choice([k for k in texts if content[k + 2 : k + 5] == bytes(3)])
     content[begin + 5 + rng.randrange(content[begin + 1])] = rng.choice(b"abcmxyz019._")
     records[i] = (records[i][0], bytes(content))
@@ -279,15 +333,43 @@ def weights_damaged(rng: random.Random, real: Real) -> bytes:
 
 
 KINDS: tuple[Callable[[random.Random, Real], bytes], ...] = (
-    *(flipped, overwritten, cut, cut_in_front, removed, doubled, moved, appended, put_in_front, spliced, patched),
-    *(directory_edited, header_edited, records_swapped, records_of_the_other, records_left_out, records_doubled),
-    *(records_renamed, records_compressed, record_damaged, name_damaged, pickle_damaged, pickle_damaged),
+    *(
+        flipped,
+        overwritten,
+        cut,
+        cut_in_front,
+        removed,
+        doubled,
+        moved,
+        appended,
+        put_in_front,
+        spliced,
+        patched,
+    ),
+    *(
+        directory_edited,
+        header_edited,
+        records_swapped,
+        records_of_the_other,
+        records_left_out,
+        records_doubled,
+    ),
+    *(
+        records_renamed,
+        records_compressed,
+        record_damaged,
+        name_damaged,
+        pickle_damaged,
+        pickle_damaged,
+    ),
     weights_damaged,
 )
 
 
 def mutant(number: int, files: Sequence[Real]) -> tuple[Real, str, bytes]:
-    """The file a mutant is made of, the kind of damage, and its bytes; the same for the same number and files."""
+    """The file a mutant is made of, the kind of damage, and its bytes; the same for the
+    same number and files.
+    """
     rng = random.Random(number)
     make = KINDS[number % len(KINDS)]
     real = files[0] if rng.random() < 0.75 else files[1]  # models take four times as long
@@ -334,7 +416,9 @@ def read_all(numbers: Sequence[int], files: Sequence[Real], folder: Path) -> Ite
         _, status = os.waitpid(child, 0)
         if left:
             number = left.pop(0)
-            outcome = "hung" if hung else f"the process ended with {os.waitstatus_to_exitcode(status)}"
+            outcome = (
+                "hung" if hung else f"the process ended with {os.waitstatus_to_exitcode(status)}"
+            )
             yield Read(number=number, kind=mutant(number, files)[1], outcome=outcome, seconds=0.0)
 
 
@@ -343,7 +427,9 @@ def _buffered(stream: Any) -> bytes:
     return stream.readline() if b"\n" in stream.peek(1) else b""
 
 
-def _read_and_never_return(numbers: Sequence[int], files: Sequence[Real], folder: Path, pipe: int) -> NoReturn:
+def _read_and_never_return(
+    numbers: Sequence[int], files: Sequence[Real], folder: Path, pipe: int
+) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit(), memory_limit()))
     try:
         for number in numbers:
@@ -352,7 +438,9 @@ def _read_and_never_return(numbers: Sequence[int], files: Sequence[Real], folder
             path.write_bytes(data)
             began = time.process_time()
             outcome = outcome_of(path, real)
-            found = Read(number=number, kind=kind, outcome=outcome, seconds=time.process_time() - began)
+            found = Read(
+                number=number, kind=kind, outcome=outcome, seconds=time.process_time() - began
+            )
             os.write(pipe, json.dumps(found.__dict__).encode() + b"\n")
         os._exit(0)
     except BaseException:
@@ -392,11 +480,16 @@ def small_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_no_mutant_loads_as_something_else(
-    files: list[Real], small_folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    files: list[Real],
+    small_folder: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     began = time.monotonic()
     found = list(read_all(range(amount(500, 50_000)), files, small_folder))
-    bad = [read for read in found if read.outcome not in ("refused", "same") or read.seconds > SLOWEST]
+    bad = [
+        read for read in found if read.outcome not in ("refused", "same") or read.seconds > SLOWEST
+    ]
     outcomes = Counter(read.outcome for read in found)
     show(
         "mutants read in process",
@@ -413,7 +506,9 @@ def test_no_mutant_loads_as_something_else(
     assert not bad, f"{Counter((read.kind, read.outcome) for read in bad)}, in {tmp_path}"
     assert {read.number for read in found} == set(range(amount(500, 50_000)))
     assert outcomes["refused"] > 0.7 * len(found), "the others fell between the records"
-    assert {read.kind for read in found if read.outcome == "refused"} == {make.__name__ for make in KINDS}
+    assert {read.kind for read in found if read.outcome == "refused"} == {
+        make.__name__ for make in KINDS
+    }
 
 
 class AnyDigest(str):
@@ -471,7 +566,11 @@ STRANGE: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("what", STRANGE)
 def test_contents_we_never_write_are_refused(what: str, run: Path, tmp_path: Path) -> None:
     """In a file that is whole: each once met the digest, which has no rule for it."""
-    content = {**checkpoint.read(run / "run_checkpoint.pt").content, "more": STRANGE[what](), "digest": "0" * 64}
+    content = {
+        **checkpoint.read(run / "run_checkpoint.pt").content,
+        "more": STRANGE[what](),
+        "digest": "0" * 64,
+    }
     torch.save(content, tmp_path / "strange_checkpoint.pt")
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit(), before[1]))
@@ -490,7 +589,10 @@ def ended(command: Callable[[Sequence[str]], int], arguments: list[str], said: P
     child = os.fork()
     if child == 0:
         try:
-            error, nothing = os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), os.open(os.devnull, os.O_WRONLY)
+            error, nothing = (
+                os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY),
+                os.open(os.devnull, os.O_WRONLY),
+            )
             os.dup2(error, 2)
             os.dup2(nothing, 1)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
@@ -505,7 +607,10 @@ def ended(command: Callable[[Sequence[str]], int], arguments: list[str], said: P
 
 
 def test_the_commands_refuse_mutants_in_one_line(
-    files: list[Real], material: Path, small_folder: Path, record_property: Callable[[str, object], None]
+    files: list[Real],
+    material: Path,
+    small_folder: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     began, bad, codes, number = time.monotonic(), [], Counter[int](), 0
     while codes.total() < amount(15, 500):

@@ -1,4 +1,6 @@
-"""metrics.jsonl cut or edited by hand, then resumed: whole lines, each step once, as in the unbroken run."""
+"""metrics.jsonl cut or edited by hand, then resumed: whole lines, each step once,
+as in the unbroken run.
+"""
 
 import json
 import shutil
@@ -12,7 +14,8 @@ from model_utils import resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.run import training
 
-Edit = Callable[[list[bytes], int], bytes]  # whole lines, bytes that the checkpoint knows: what lies there then
+# whole lines, bytes that the checkpoint knows: what lies there then
+Edit = Callable[[list[bytes], int], bytes]
 
 
 def _extra_record(lines: list[bytes], known: int) -> bytes:
@@ -28,8 +31,12 @@ EDITS: dict[str, Edit] = {
     "without a line, and longer than the checkpoint knows": lambda lines, known: b"".join(
         lines[1:] + [lines[-1].replace(b'"step": 5', b'"step": 6')] * 3
     ),
-    "a number made longer": lambda lines, known: b"".join(lines).replace(b'"lr": 0.01', b'"lr": 0.01000', 1),
-    "a line of prose": lambda lines, known: b"".join([lines[0], b"here the loss jumps\n", *lines[1:]]),
+    "a number made longer": lambda lines, known: b"".join(lines).replace(
+        b'"lr": 0.01', b'"lr": 0.01000', 1
+    ),
+    "a line of prose": lambda lines, known: b"".join(
+        [lines[0], b"here the loss jumps\n", *lines[1:]]
+    ),
     "a later record": _extra_record,
     "a later record, torn": lambda lines, known: _extra_record(lines, known)[:-9],
     "line ends of another system": lambda lines, known: b"".join(lines).replace(b"\n", b"\r\n"),
@@ -38,14 +45,29 @@ EDITS: dict[str, Edit] = {
 }
 TRUSTED = ("a later record", "a later record, torn")  # a line ends where the checkpoint says
 LOST = {  # indices of the lines that cannot be had again
-    **{"cut within the last line": {5}, "cut within an earlier line": {1, 2, 3, 4, 5}, "without its first line": {0}},
-    **{"without a line, and longer than the checkpoint knows": {0}, "emptied": set(range(6)), "removed": set(range(6))},
+    **{
+        "cut within the last line": {5},
+        "cut within an earlier line": {1, 2, 3, 4, 5},
+        "without its first line": {0},
+    },
+    **{
+        "without a line, and longer than the checkpoint knows": {0},
+        "emptied": set(range(6)),
+        "removed": set(range(6)),
+    },
 }
 
 
 @pytest.fixture(scope="module")
 def flags(material: Path) -> list[str]:
-    words = ["--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz", "--batch_size", "4"]
+    words = [
+        "--input_json",
+        material / "tiny.json",
+        "--xyz_train",
+        material / "train.xyz",
+        "--batch_size",
+        "4",
+    ]
     words += ["--xyz_val", material / "val.xyz", "--no_export_mace_model", "--epochs", "2", "--ema"]
     return [str(word) for word in (*words, "--log_every_steps", "2")]
 
@@ -54,7 +76,10 @@ def flags(material: Path) -> list[str]:
 def runs(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run stopped after five of its eight steps, and the same resumed."""
     folder = tmp_path_factory.mktemp("runs")
-    assert train_mace.main([*flags, "--max_steps", "5", "--output_checkpoint", str(folder / "run")]) == 0
+    assert (
+        train_mace.main([*flags, "--max_steps", "5", "--output_checkpoint", str(folder / "run")])
+        == 0
+    )
     shutil.copytree(folder / "run", folder / "plain")
     moved = ["--output_checkpoint", str(folder / "plain" / "run_checkpoint.pt"), "--resume", "auto"]
     assert train_mace.main([*flags, *moved]) == 0
@@ -68,7 +93,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def known_of(folder: Path) -> int:
     """Bytes of the records that the checkpoint knows."""
-    return int(checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]["metrics_offset"])
+    return int(
+        checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]["metrics_offset"]
+    )
 
 
 def edited(edit: str, stopped: Path, tmp_path: Path) -> Path:
@@ -97,14 +124,18 @@ def test_records_that_were_cut_or_edited(
     assert said.err == ""
     assert ("was cut or edited since the checkpoint" in said.out) == (edit not in TRUSTED)
     assert ("bytes after the checkpoint are cut off" in said.out) == (edit in TRUSTED)
-    expected = [record for number, record in enumerate(records(plain)) if number not in LOST.get(edit, ())]
+    expected = [
+        record for number, record in enumerate(records(plain)) if number not in LOST.get(edit, ())
+    ]
     assert records(folder) == expected
 
 
 def test_what_was_mended_is_saved_before_the_next_record(
     runs: tuple[Path, Path], flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed at its first step, the run is not mended once more, by an offset in a file that has grown since."""
+    """Killed at its first step, the run is not mended once more, by an offset in a
+    file that has grown since.
+    """
     folder = edited("cut within an earlier line", runs[0], tmp_path)
 
     def killed(*_: Any) -> None:
@@ -118,6 +149,13 @@ def test_what_was_mended_is_saved_before_the_next_record(
 def test_records_go_along_to_another_place(runs: tuple[Path, Path], tmp_path: Path) -> None:
     stopped, plain = runs
     folder = edited("a later record", stopped, tmp_path)
-    words = ["--input_model", str(folder), "--output_checkpoint", str(tmp_path / "new"), "--max_steps", "99"]
+    words = [
+        "--input_model",
+        str(folder),
+        "--output_checkpoint",
+        str(tmp_path / "new"),
+        "--max_steps",
+        "99",
+    ]
     assert resume.main(words) == 0
     assert records(tmp_path / "new") == records(plain)

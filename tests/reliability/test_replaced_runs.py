@@ -1,4 +1,6 @@
-"""A run that is to be replaced, and the replacement is killed: what lies there is the old run or nothing of it."""
+"""A run that is to be replaced, and the replacement is killed: what lies there is the
+old run or nothing of it.
+"""
 
 import os
 import shutil
@@ -40,12 +42,27 @@ def outputs_in(folder: Path) -> Outputs:
 
 @pytest.fixture
 def tuned(train: Train, material: Path, tmp_path: Path) -> list[str]:
-    """Words of a fine-tuning with replay whose source labels it, in ``tmp_path/run``, where it has run for an epoch."""
+    """Words of a fine-tuning with replay whose source labels it, in ``tmp_path/run``, where
+    it has run for an epoch.
+    """
     source = train("source", "--max_steps", "1") / "source_model.pt"
     write(tmp_path / "old.xyz", waters(5, 7), format="extxyz")
     write(tmp_path / "others.xyz", waters(5, 8), format="extxyz")
-    words = ["--input_model", source, "--xyz_train", material / "train.xyz", "--xyz_val", material / "val.xyz"]
-    words += ["--no_export_mace_model", "--replay_labels", "source", "--output_checkpoint", tmp_path / "run"]
+    words = [
+        "--input_model",
+        source,
+        "--xyz_train",
+        material / "train.xyz",
+        "--xyz_val",
+        material / "val.xyz",
+    ]
+    words += [
+        "--no_export_mace_model",
+        "--replay_labels",
+        "source",
+        "--output_checkpoint",
+        tmp_path / "run",
+    ]
     plain = [str(word) for word in words]
     assert finetune.main([*plain, "--replay", str(tmp_path / "old.xyz"), "--epochs", "1"]) == 0
     return plain
@@ -73,8 +90,16 @@ def test_a_run_goes_on_with_its_own_labels(moment: str, tuned: list[str], tmp_pa
     whole = shutil.copytree(folder, tmp_path / "whole" / "run")
     others = moment == "labelled" or FULL
     for command, words, place in others * (
-        (finetune, [*tuned, "--replay", str(tmp_path / "old.xyz"), "--resume", "auto", "--epochs", "2"], folder),
-        (resume, ["--input_model", str(folder), "--output_checkpoint", str(away), "--epochs", "2"], away),
+        (
+            finetune,
+            [*tuned, "--replay", str(tmp_path / "old.xyz"), "--resume", "auto", "--epochs", "2"],
+            folder,
+        ),
+        (
+            resume,
+            ["--input_model", str(folder), "--output_checkpoint", str(away), "--epochs", "2"],
+            away,
+        ),
     ):
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
@@ -102,8 +127,16 @@ def test_labels_of_a_run_that_is_gone_do_not_come_back(tuned: list[str], tmp_pat
 def test_killed_within_the_removal_of_another_run(
     train: Train, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before every file that --overwrite removes: the old run goes on as it was or not at all, the new one begins."""
-    flags = ["--batch_size", "4", "--checkpoint_every_steps", "1", *(["--export_mace_model"] if FULL else [])]
+    """Before every file that --overwrite removes: the old run goes on as it was or not at
+    all, the new one begins.
+    """
+    flags = [
+        "--batch_size",
+        "4",
+        "--checkpoint_every_steps",
+        "1",
+        *(["--export_mace_model"] if FULL else []),
+    ]
     new = [*flags, "--seed", "1", "--overwrite"]
     other = train("other/run", "--seed", "1", *flags)
     old = train("run", *flags, "--max_steps", "6")
@@ -130,8 +163,18 @@ def test_killed_within_the_removal_of_another_run(
 
             Path.unlink = unlink_or_die
 
-        words = [str(w) for w in ("--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz")]
-        words += ["--xyz_val", str(material / "val.xyz"), "--epochs", "2", "--output_checkpoint", str(old)]
+        words = [
+            str(w)
+            for w in ("--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz")
+        ]
+        words += [
+            "--xyz_val",
+            str(material / "val.xyz"),
+            "--epochs",
+            "2",
+            "--output_checkpoint",
+            str(old),
+        ]
         assert killed(partial(train_mace.main, [*words, *new]), prepare) == KILLED
         half = shutil.copytree(old, tmp_path / f"half{n}")
         capsys.readouterr()

@@ -1,7 +1,9 @@
-"""Signals to the process or its group, whatever the run is doing: what is under way is finished, saved, and exit 75.
+"""Signals to the process or its group, whatever the run is doing: what is under way is
+finished, saved, and exit 75.
 
-A child tells when it is where it is to be signalled, and stays there until the signal has been sent. How many seconds
-it all takes is looked at in ``make battery`` alone, for a machine on which nothing else runs.
+A child tells when it is where it is to be signalled, and stays there until the signal has been
+sent. How many seconds it all takes is looked at in ``make battery`` alone, for a machine on
+which nothing else runs.
 """
 
 import os
@@ -36,7 +38,9 @@ FOR_EVER = 3600.0  # s: longer than anybody waits for an exit code
 
 
 class Meeting:
-    """Where a child is to be signalled: it says that it is there, and goes on when it is told to."""
+    """Where a child is to be signalled: it says that it is there, and goes
+    on when it is told to.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.reached, self.over = folder / "reached", folder / "over"
@@ -121,26 +125,35 @@ def _at_call(number: int, act: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-PHASES: dict[str, tuple[Slow, list[str], tuple[int, ...]]] = {  # flags, and the step that may be saved
+# flags, and the step that may be saved
+PHASES: dict[str, tuple[Slow, list[str], tuple[int, ...]]] = {
     "step": (in_a_step, [], (AT_STEP,)),
     "validation": (in_a_validation, ["--validate_every_steps", "1"], (1,)),
-    "data stall": (in_a_data_stall, ["--num_workers", "1"], tuple(range(AT_STEP))),  # a worker is ahead of the steps
+    # a worker is ahead of the steps
+    "data stall": (in_a_data_stall, ["--num_workers", "1"], tuple(range(AT_STEP))),
     "save": (in_a_save, ["--checkpoint_every_steps", "1"], (AT_STEP,)),
 }
 CASES = list(product(PHASES, SIGNALS, TARGETS))
 if not FULL:  # every phase with every target, every signal with every target
-    CASES = [case for i, case in enumerate(CASES) if i % 6 in ((0, 3), (2, 5), (1, 4), (0, 5))[i // 6]]
+    CASES = [
+        case for i, case in enumerate(CASES) if i % 6 in ((0, 3), (2, 5), (1, 4), (0, 5))[i // 6]
+    ]
 
 
 class Child:
     """A run in a forked process with a group of its own; forked, so that imports are paid once."""
 
-    def __init__(self, arguments: list[str], patch_up: Callable[[pytest.MonkeyPatch], None], errors: Path) -> None:
+    def __init__(
+        self, arguments: list[str], patch_up: Callable[[pytest.MonkeyPatch], None], errors: Path
+    ) -> None:
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
             for number in SIGNALS:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(
+                    number,
+                    signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
+                )
             sys.stdout, sys.stderr = open(os.devnull, "w"), open(errors, "w")  # noqa: SIM115
             try:
                 patch_up(pytest.MonkeyPatch())
@@ -179,9 +192,22 @@ class Child:
 @pytest.fixture
 def begin(material: Path, tmp_path: Path) -> Callable[..., Child]:
     def go(name: str, patch_up: Callable[[pytest.MonkeyPatch], None], *flags: str) -> Child:
-        words = ["--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz", "--epochs", "4"]
+        words = [
+            "--input_json",
+            material / "tiny.json",
+            "--xyz_train",
+            material / "train.xyz",
+            "--epochs",
+            "4",
+        ]
         words += ["--xyz_val", material / "val.xyz", "--batch_size", "2", "--log_every_steps", "1"]
-        words += ["--no_export_mace_model", "--resume", "auto", "--output_checkpoint", tmp_path / name / "run"]
+        words += [
+            "--no_export_mace_model",
+            "--resume",
+            "auto",
+            "--output_checkpoint",
+            tmp_path / name / "run",
+        ]
         return Child([str(word) for word in (*words, *flags)], patch_up, tmp_path / "stderr")
 
     return go
@@ -191,7 +217,9 @@ def outputs_of(folder: Path) -> Outputs:
     return Outputs.named(folder / "run" / "run_checkpoint.pt", None)
 
 
-@pytest.mark.parametrize(("phase", "number", "target"), CASES, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("phase", "number", "target"), CASES, ids=lambda value: getattr(value, "name", value)
+)
 def test_what_is_under_way_is_finished_and_saved(
     phase: str,
     number: signal.Signals,
@@ -216,7 +244,9 @@ def test_what_is_under_way_is_finished_and_saved(
     assert said.startswith(f"stopped: {number.name}: saved at step ")
     assert len(said.splitlines()) == 1
     assert living(child.pid) == []
-    assert len(meeting.reached.read_text()) <= 1, "no batch of a validation after the one that was under way"
+    assert len(meeting.reached.read_text()) <= 1, (
+        "no batch of a validation after the one that was under way"
+    )
     state = checkpoint.read(outputs_of(tmp_path / "stopped").checkpoint).content["train_state"]
     assert state["reason"] == number.name
     assert state["step"] in steps, "no step after the one that was under way"
@@ -228,10 +258,13 @@ def test_what_is_under_way_is_finished_and_saved(
 
 
 class Clock:
-    """Stands in for ``time`` where a run looks whether it is asked to stop; goes on when it is told to."""
+    """Stands in for ``time`` where a run looks whether it is asked to stop; goes
+    on when it is told to.
+    """
 
     def __init__(self, file: Path) -> None:
-        self.file = file  # has a byte for every hundredth of a second, so that others see and move it
+        # has a byte for every hundredth of a second, so that others see and move it
+        self.file = file
 
     def monotonic(self) -> float:
         return self.file.stat().st_size / 100 if self.file.exists() else 0.0
@@ -249,8 +282,12 @@ class Clock:
             file.write(bytes(round(100 * seconds)))
 
 
-def test_a_second_signal_leaves_at_once(begin: Callable[..., Child], quick_build: None, tmp_path: Path) -> None:
-    """Though the save never ends; but not at the second delivery of one request, as schedulers make them."""
+def test_a_second_signal_leaves_at_once(
+    begin: Callable[..., Child], quick_build: None, tmp_path: Path
+) -> None:
+    """Though the save never ends; but not at the second delivery of one request,
+    as schedulers make them.
+    """
     meeting, clock, heard = Meeting(tmp_path), Clock(tmp_path / "clock"), tmp_path / "heard"
 
     class HeardClock(Clock):
@@ -278,10 +315,14 @@ def test_a_second_signal_leaves_at_once(begin: Callable[..., Child], quick_build
     child.send(signal.SIGINT, "process")
     assert child.wait() == 128 + signal.SIGINT
     assert not meeting.over.exists()
-    assert begin("stopped", lambda _: None, "--checkpoint_every_steps", "1").wait() == 0, "and the run goes on"
+    assert begin("stopped", lambda _: None, "--checkpoint_every_steps", "1").wait() == 0, (
+        "and the run goes on"
+    )
 
 
-def test_before_training_nothing_is_lost(begin: Callable[..., Child], quick_build: None, tmp_path: Path) -> None:
+def test_before_training_nothing_is_lost(
+    begin: Callable[..., Child], quick_build: None, tmp_path: Path
+) -> None:
     assert begin("run", lambda _: None).wait() == 0
     folder, entered = tmp_path / "run" / "run", tmp_path / "entered"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -301,7 +342,9 @@ def test_before_training_nothing_is_lost(begin: Callable[..., Child], quick_buil
 def test_time_limit_holds_where_validation_is_longer_than_steps(
     begin: Callable[..., Child], quick_build: None, tmp_path: Path
 ) -> None:
-    """Three batches of 0.5 s in a validation, in a run of six seconds: broken off between them, not waited for."""
+    """Three batches of 0.5 s in a validation, in a run of six seconds: broken off
+    between them, not waited for.
+    """
     clock = Clock(tmp_path / "clock")
 
     def slow(patch: pytest.MonkeyPatch) -> None:
@@ -312,7 +355,9 @@ def test_time_limit_holds_where_validation_is_longer_than_steps(
                 clock.pass_by(0.5)
                 yield batch
 
-        def evaluate_slowly(network: Any, weights: Any, batches: Any, *rest: Any, **named: Any) -> Any:
+        def evaluate_slowly(
+            network: Any, weights: Any, batches: Any, *rest: Any, **named: Any
+        ) -> Any:
             return evaluate(network, weights, slowly(batches), *rest, **named)
 
         patch.setattr(evaluation, "evaluate", evaluate_slowly)
@@ -332,7 +377,9 @@ def test_the_end_of_a_slurm_allocation_is_kept(
 
     def slow(patch: pytest.MonkeyPatch) -> None:
         gradients = fit.loss_and_gradients
-        patch.setattr(fit, "loss_and_gradients", lambda *words: (clock.pass_by(0.1), gradients(*words))[1])
+        patch.setattr(
+            fit, "loss_and_gradients", lambda *words: (clock.pass_by(0.1), gradients(*words))[1]
+        )
         clock.rules(patch)
 
     assert begin("run", slow, "--epochs", "5000").wait() == 75
@@ -340,7 +387,9 @@ def test_the_end_of_a_slurm_allocation_is_kept(
     assert "end of the scheduler's allocation" in (tmp_path / "stderr").read_text()
 
 
-def test_workers_die_with_a_killed_run(begin: Callable[..., Child], quick_build: None, tmp_path: Path) -> None:
+def test_workers_die_with_a_killed_run(
+    begin: Callable[..., Child], quick_build: None, tmp_path: Path
+) -> None:
     meeting = Meeting(tmp_path)
     child = begin("run", lambda patch: in_a_data_stall(patch, meeting), "--num_workers", "2")
     child.until(meeting.reached.exists, "the data stall")

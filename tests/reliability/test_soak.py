@@ -1,6 +1,8 @@
-"""Training under random kills, requests to stop and disturbances; its result is that of the unbroken run.
+"""Training under random kills, requests to stop and disturbances; its result is
+that of the unbroken run.
 
-``SOAK_MINUTES=30 BATTERY=full pytest tests/reliability/test_soak.py`` for half an hour; ten minutes unless asked.
+``SOAK_MINUTES=30 BATTERY=full pytest tests/reliability/test_soak.py`` for half an hour;
+ten minutes unless asked.
 """
 
 import os
@@ -24,15 +26,19 @@ from reliability.conftest import FULL
 from reliability.test_killed_commands import command, outputs_in, settings
 
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
-FOLDER_IS_RENAMED = os.environ.get("SOAK_RENAME") == "1"  # once runs follow a folder that is moved: make it the default
-ENDS = (0, 5, 75, -signal.SIGKILL)  # 5: the last save met a full disk; the run goes on from the one before
+# once runs follow a folder that is moved: make it the default
+FOLDER_IS_RENAMED = os.environ.get("SOAK_RENAME") == "1"
+# 5: the last save met a full disk; the run goes on from the one before
+ENDS = (0, 5, 75, -signal.SIGKILL)
 Record = Callable[[str, object], None]
 Life = subprocess.Popen[bytes]
 
 
 @dataclass
 class Place:
-    """Where the run writes: a small file system of its own, or, where none can be mounted, a folder."""
+    """Where the run writes: a small file system of its own, or, where none
+    can be mounted, a folder.
+    """
 
     disk: Path
     is_small: bool
@@ -88,7 +94,11 @@ def reader_of_stdout_leaves(life: Life, place: Place, rng: random.Random, pause:
 def worker_killed(life: Life, place: Place, rng: random.Random, pause: Pause) -> bool:
     with suppress(OSError):
         children = Path(f"/proc/{life.pid}/task/{life.pid}/children").read_text().split()
-        workers = [child for child in children if b"train_mace" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        workers = [
+            child
+            for child in children
+            if b"train_mace" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
         if workers:
             os.kill(int(rng.choice(workers)), signal.SIGKILL)
             return True
@@ -161,7 +171,8 @@ class Soak:
     rng: random.Random
     ends: Counter[int] = field(default_factory=Counter)
     met: Counter[str] = field(default_factory=Counter)
-    resident: list[list[float]] = field(default_factory=list)  # MiB, every half second, for each life
+    # MiB, every half second, for each life
+    resident: list[list[float]] = field(default_factory=list)
 
     def live(self, words: list[str], place: Place, errors: Path, seconds: float) -> int:
         """One life, disturbed every few seconds, then signalled; its exit code."""
@@ -175,7 +186,9 @@ class Soak:
                 self._look(life)
             if time.monotonic() >= next_one:
                 disturb = self.rng.choice(DISTURBANCES)
-                self.met[disturb.__name__] += disturb(life, place, self.rng, lambda: self._pause(life))
+                self.met[disturb.__name__] += disturb(
+                    life, place, self.rng, lambda: self._pause(life)
+                )
                 next_one = time.monotonic() + self.rng.uniform(1.0, 8.0)
             time.sleep(0.5)
         if life.poll() is None:
@@ -210,27 +223,45 @@ def growth(resident: list[float]) -> float:
 
 
 @pytest.mark.skipif(not FULL, reason=f"{SOAK_MINUTES:.0f} minutes: make battery")
-def test_soak_with_disturbances(material: Path, tmp_path: Path, place: Place, record_property: Record) -> None:
+def test_soak_with_disturbances(
+    material: Path, tmp_path: Path, place: Place, record_property: Record
+) -> None:
     trial = time.monotonic()
-    subprocess.run(command(material, tmp_path / "trial", "--epochs", "200"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command(material, tmp_path / "trial", "--epochs", "200"),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     epochs = str(int(200 * 60 * SOAK_MINUTES / (time.monotonic() - trial)))
     words = ("--epochs", epochs, "--num_workers", "1", "--tensorboard")
     soak, code, end_at = Soak(random.Random(3)), 75, time.monotonic() + 120 * SOAK_MINUTES
     while code != 0 and time.monotonic() < end_at:
         seconds = soak.rng.uniform(5.0, 45.0)
-        code = soak.live(command(material, place.folder, *words), place, tmp_path / "stderr", seconds)
+        code = soak.live(
+            command(material, place.folder, *words), place, tmp_path / "stderr", seconds
+        )
     if code != 0:
-        subprocess.run(command(material, place.folder, *words), check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(command(material, tmp_path / "whole", *words), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command(material, place.folder, *words), check=True, stdout=subprocess.DEVNULL
+        )
+    subprocess.run(
+        command(material, tmp_path / "whole", *words), check=True, stdout=subprocess.DEVNULL
+    )
     assert differences(outputs_in(tmp_path / "whole"), outputs_in(place.folder)) == []
     largest = max((growth(life) for life in soak.resident if len(life) >= 40), default=1.0)
     for name, value in {"lives": soak.ends.total(), **soak.met}.items():
         record_property(name, value)
     ends = ", ".join(f"{count} × {code}" for code, count in sorted(soak.ends.items()))
     met = ", ".join(f"{count} × {name}" for name, count in sorted(soak.met.items()))
-    print(f"soak: {epochs} epochs; lives that ended with {ends}; {met}; memory × {largest:.3f}; result equal")
+    print(
+        f"soak: {epochs} epochs; lives that ended with {ends}; {met}; memory × "
+        f"{largest:.3f}; result equal"
+    )
     assert largest < 1.05
-    assert all(soak.met[disturb.__name__] for disturb in DISTURBANCES if place.is_small) or SOAK_MINUTES < 5
+    assert (
+        all(soak.met[disturb.__name__] for disturb in DISTURBANCES if place.is_small)
+        or SOAK_MINUTES < 5
+    )
 
 
 @in_the_battery
@@ -243,7 +274,9 @@ def test_every_disturbance_in_one_step(material: Path, tmp_path: Path, place: Pl
     wait_until(lambda: reached.exists() or life.poll() is not None, "the second step")
     assert life.poll() is None, errors.read_text()
     for disturb in DISTURBANCES:
-        assert disturb(life, place, random.Random(4), lambda: None) or not place.is_small, disturb.__name__
+        assert disturb(life, place, random.Random(4), lambda: None) or not place.is_small, (
+            disturb.__name__
+        )
     over.touch()
     assert end(life, errors) == 0, errors.read_text()
     assert errors.read_text() == ""

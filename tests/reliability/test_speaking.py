@@ -1,4 +1,6 @@
-"""What a run says cannot end it: every stream and file it adds to, refused for a while, for ever, or by its reader."""
+"""What a run says cannot end it: every stream and file it adds to, refused for a while, for
+ever, or by its reader.
+"""
 
 import errno
 import json
@@ -26,7 +28,9 @@ Train = Callable[..., Path]
 
 
 class Refusing:
-    """Stands in for ``os``: refuses some of the writes to files of a name; a stale handle, until it is replaced."""
+    """Stands in for ``os``: refuses some of the writes to files of a name; a stale
+    handle, until it is replaced.
+    """
 
     def __init__(self, name: str, refused: range, code: str) -> None:
         self.name, self.refused, self.code, self.calls = name, refused, getattr(errno, code), 0
@@ -45,12 +49,15 @@ class Refusing:
             stale = self.code == errno.ESTALE and self.calls >= self.refused.start
             if self.calls in self.refused if not stale else not self.replaced:
                 raise OSError(self.code, os.strerror(self.code))
-            return os.write(descriptor, data[: max(len(data) // 2, 1)])  # and takes half of what it is given
+                # and takes half of what it is given
+            return os.write(descriptor, data[: max(len(data) // 2, 1)])
         return os.write(descriptor, data)
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_is_refused_is_written_later_in_order(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_is_written_later_in_order(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for first in range(1, 12):
         place = tmp_path / f"{first}.log"
         file = PatientFile.adding_to(place)
@@ -64,14 +71,19 @@ def test_what_is_refused_is_written_later_in_order(code: str, tmp_path: Path, mo
         assert [sentence.split()[1] for sentence in told] == ["cannot", "can"]
 
 
-def test_what_waits_is_bounded_and_what_is_lost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_bounded_and_what_is_lost_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "a.log"
     file = PatientFile.adding_to(place, most=30)
     monkeypatch.setattr(streams, "os", Refusing(place.name, range(1, 20), "ENOSPC"))
     for n in range(12):
         file.write(f"line {n}\n".encode())
     file.close()
-    assert place.read_text() == "line 0\nline 1\nline 2\nline 3\n… 6 lines could not be kept …\nline 10\nline 11\n"
+    assert (
+        place.read_text()
+        == "line 0\nline 1\nline 2\nline 3\n… 6 lines could not be kept …\nline 10\nline 11\n"
+    )
 
 
 def test_a_torn_last_line_is_closed(tmp_path: Path) -> None:
@@ -83,7 +95,9 @@ def test_a_torn_last_line_is_closed(tmp_path: Path) -> None:
     assert place.read_text() == "whole\ntor\nnext\n"
 
 
-def test_a_fork_does_not_write_what_its_parent_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_does_not_write_what_its_parent_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "a.log"
     file = PatientFile.adding_to(place)
     with monkeypatch.context() as patch:
@@ -104,20 +118,40 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
 
 
 def messages(log: Path) -> list[str]:
     """Lines of a log without time, rates, folders and warnings."""
     lines = [line.partition(" ")[2].partition("  lr ")[0] for line in log.read_text().splitlines()]
-    return [line for line in lines if "will write" not in line and "run_model" not in line and "warning" not in line]
+    return [
+        line
+        for line in lines
+        if "will write" not in line and "run_model" not in line and "warning" not in line
+    ]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    flags = ["--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz", "--no_export_mace_model"]
-    flags += ["--xyz_val", material / "val.xyz", "--epochs", "2", "--batch_size", "4", "--tensorboard"]
+    flags = [
+        "--input_json",
+        material / "tiny.json",
+        "--xyz_train",
+        material / "train.xyz",
+        "--no_export_mace_model",
+    ]
+    flags += [
+        "--xyz_val",
+        material / "val.xyz",
+        "--epochs",
+        "2",
+        "--batch_size",
+        "4",
+        "--tensorboard",
+    ]
     assert train_mace.main([str(flag) for flag in (*flags, "--output_checkpoint", folder)]) == 0
     return folder
 
@@ -145,7 +179,9 @@ def test_events_of_a_resumed_run_replace_those_after_its_checkpoint_whatever_the
     now = tensorboard.time.time()
     monkeypatch.setattr(tensorboard.time, "time", lambda: now - 86400.0)
     train("run", *words, "--epochs", "3", "--resume", "auto")
-    first, second = sorted((folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    first, second = sorted(
+        (folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns
+    )
     assert first.name < second.name
     assert [step for step, _ in scalars(folder / "tensorboard")["valid/loss"]] == [0, 4, 8, 12]
 
@@ -181,8 +217,12 @@ EVERY_WAY: dict[str, Callable[[], int | None]] = {
 WAYS = dict(list(EVERY_WAY.items())[: amount(2, 4)])
 
 
-def command(main: Callable[[list[str]], int], words: list[str], out: int | None, err: int | None) -> int:
-    """The exit code of a command in a process that has these as stdout and stderr; forked: imports are paid once."""
+def command(
+    main: Callable[[list[str]], int], words: list[str], out: int | None, err: int | None
+) -> int:
+    """The exit code of a command in a process that has these as stdout and stderr; forked:
+    imports are paid once.
+    """
     pid = os.fork()
     if pid == 0:
         try:
@@ -214,8 +254,22 @@ def command(main: Callable[[list[str]], int], words: list[str], out: int | None,
 
 @pytest.fixture
 def words(material: Path, tmp_path: Path) -> list[str]:
-    flags = ["--input_json", material / "tiny.json", "--xyz_train", material / "train.xyz", "--no_export_mace_model"]
-    flags += ["--xyz_val", material / "val.xyz", "--epochs", "2", "--batch_size", "4", "--output_checkpoint"]
+    flags = [
+        "--input_json",
+        material / "tiny.json",
+        "--xyz_train",
+        material / "train.xyz",
+        "--no_export_mace_model",
+    ]
+    flags += [
+        "--xyz_val",
+        material / "val.xyz",
+        "--epochs",
+        "2",
+        "--batch_size",
+        "4",
+        "--output_checkpoint",
+    ]
     return [str(flag) for flag in flags]
 
 
@@ -235,7 +289,9 @@ def kept(tmp_path: Path) -> Iterator[Callable[[], tuple[int, Path]]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_that_nobody_hears_is_the_same_run(way: str, words: list[str], undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_nobody_hears_is_the_same_run(
+    way: str, words: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
     assert command(train_mace.main, [*words, str(tmp_path / "run")], WAYS[way](), WAYS[way]()) == 0
     assert differences(outputs_in(undisturbed), outputs_in(tmp_path / "run")) == []
     log = (tmp_path / "run" / "train.log").read_text()
@@ -248,10 +304,20 @@ OF_THE_COMMAND = {"dev_full": 2, "reader_left": 141, "reader_that_does_not_read"
 
 @pytest.mark.parametrize("way", WAYS)
 def test_commands_whose_answer_is_what_they_say(
-    way: str, undisturbed: Path, kept: Callable[[], tuple[int, Path]], material: Path, tmp_path: Path
+    way: str,
+    undisturbed: Path,
+    kept: Callable[[], tuple[int, Path]],
+    material: Path,
+    tmp_path: Path,
 ) -> None:
-    """Quiet and 141 where the reader left, one line and 2 where the disk is full; files that were asked for exist."""
-    model, data, table = str(undisturbed / "run_model.pt"), str(material / "val.xyz"), tmp_path / "table.csv"
+    """Quiet and 141 where the reader left, one line and 2 where the disk is full; files
+    that were asked for exist.
+    """
+    model, data, table = (
+        str(undisturbed / "run_model.pt"),
+        str(material / "val.xyz"),
+        tmp_path / "table.csv",
+    )
     answers: list[tuple[Callable[[list[str]], int], list[str]]] = [
         (read_model.main, ["show", "--input_model", model]),
         (read_model.main, ["--help"]),
@@ -275,18 +341,37 @@ def test_commands_whose_answer_is_what_they_say(
 def test_names_that_steer_a_terminal_or_are_no_text(
     train: Train, tmp_path: Path, material: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file's name of bytes that are no UTF-8, with an escape code and a line end, in every file that repeats it."""
+    """A file's name of bytes that are no UTF-8, with an escape code and a line end, in
+    every file that repeats it.
+    """
     name = os.fsdecode(b"tr\xff\x1b[31m\n.xyz")
     (tmp_path / name).write_bytes((material / "train.xyz").read_bytes())
-    flags = ["--input_json", str(material / "tiny.json"), "--xyz_train", str(tmp_path / name), "--epochs", "1"]
-    flags += ["--xyz_val", str(tmp_path / name), str(material / "val.xyz"), "--no_export_mace_model", "--tensorboard"]
+    flags = [
+        "--input_json",
+        str(material / "tiny.json"),
+        "--xyz_train",
+        str(tmp_path / name),
+        "--epochs",
+        "1",
+    ]
+    flags += [
+        "--xyz_val",
+        str(tmp_path / name),
+        str(material / "val.xyz"),
+        "--no_export_mace_model",
+        "--tensorboard",
+    ]
     assert train_mace.main([*flags, "--output_checkpoint", str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
     assert said.err == ""
     log = (tmp_path / "run" / "train.log").read_text()
     assert all(line.isprintable() and line[2] == ":" for line in log.splitlines())
     assert "\x1b" not in said.out
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines()
+    ]
     assert any(str(tmp_path / name) in record.get("by_source", {}) for record in records)
     whole = Outputs.named(tmp_path / "run", None)
-    assert evaluate.main(["--input_model", str(whole.model), "--xyz_path", str(tmp_path / name)]) == 0
+    assert (
+        evaluate.main(["--input_model", str(whole.model), "--xyz_path", str(tmp_path / name)]) == 0
+    )

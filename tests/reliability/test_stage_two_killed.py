@@ -1,4 +1,6 @@
-"""A kill where stage two begins: the best model of stage one is kept, and the end is that of the unbroken run."""
+"""A kill where stage two begins: the best model of stage one is kept, and the end is
+that of the unbroken run.
+"""
 
 import os
 from collections.abc import Callable
@@ -46,9 +48,22 @@ def in_its_first_best_model(act: Act) -> Act:
     return act_and_be_ready
 
 
-@pytest.mark.parametrize("moment", [at_its_begin, when_it_is_done, in_its_first_best_model][: amount(1, 3)])
-def test_killed_where_stage_two_begins(moment: Callable[[Act], Act], train: Train, tmp_path: Path) -> None:
-    flags = ["--batch_size", "4", "--stage_two", "--start_stage_two", "1", "--ema", "--checkpoint_every_steps", "3"]
+@pytest.mark.parametrize(
+    "moment", [at_its_begin, when_it_is_done, in_its_first_best_model][: amount(1, 3)]
+)
+def test_killed_where_stage_two_begins(
+    moment: Callable[[Act], Act], train: Train, tmp_path: Path
+) -> None:
+    flags = [
+        "--batch_size",
+        "4",
+        "--stage_two",
+        "--start_stage_two",
+        "1",
+        "--ema",
+        "--checkpoint_every_steps",
+        "3",
+    ]
     whole, broken = train("whole/run", *flags), tmp_path / "run"
     child = os.fork()
     if child == 0:

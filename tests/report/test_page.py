@@ -1,4 +1,6 @@
-"""The page of evaluate.py --report: its numbers are those of --output_json, its text is text, it needs no network."""
+"""The page of evaluate.py --report: its numbers are those of --output_json, its text is
+text, it needs no network.
+"""
 
 import html
 import json
@@ -22,8 +24,15 @@ from model_utils.models import description as model_json
 from model_utils.report import figures, libraries, page, tables
 
 MILLI = 1000
-HOSTILE = ['<img src=x onerror="alert(1)">', "</script><script>alert(2)</script>", "{{ 7 * 7 }}", 'a"b & $c$']
-needs_chemiscope = pytest.mark.skipif(find_spec("chemiscope") is None, reason="pip install -e '.[report]'")
+HOSTILE = [
+    '<img src=x onerror="alert(1)">',
+    "</script><script>alert(2)</script>",
+    "{{ 7 * 7 }}",
+    'a"b & $c$',
+]
+needs_chemiscope = pytest.mark.skipif(
+    find_spec("chemiscope") is None, reason="pip install -e '.[report]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.json").write_text(json.dumps(TINY))
     described = model_json.read(folder / "tiny.json")
     for name, seed in (("new.model", 1), ("old.model", 2)):
-        checkpoint.write_bare_module(folder / name, model_loader.build(described, torch.float64, seed))
+        checkpoint.write_bare_module(
+            folder / name, model_loader.build(described, torch.float64, seed)
+        )
     frames = waters(24)
     for number, atoms in enumerate(frames):
         atoms.info["config_type"] = HOSTILE[number % len(HOSTILE)]
@@ -89,26 +100,43 @@ def test_numbers_of_the_page_are_those_of_the_json(judged: tuple[str, dict[str, 
     text, content = judged
     rows = Cells(text).rows
     intervals = content["intervals"]["total"]
-    for name in ("energy_rmse_per_atom", "energy_mae_per_atom", "energy_mae_cfg", "forces_rmse", "forces_mae"):
+    for name in (
+        "energy_rmse_per_atom",
+        "energy_mae_per_atom",
+        "energy_mae_cfg",
+        "forces_rmse",
+        "forces_mae",
+    ):
         low, high = intervals[name]
         assert low < content[name] < high
-        assert [name, shown(content[name]), f"{shown(low)} to {shown(high)}"] in [row[:3] for row in rows]
+        assert [name, shown(content[name]), f"{shown(low)} to {shown(high)}"] in [
+            row[:3] for row in rows
+        ]
     for kind in ("by_element", "by_config_type", "by_size", "by_force_magnitude"):
         assert len(content[kind]) > 1
         for group, errors in content[kind].items():
-            row = next(row for row in rows if row[0] == group and row[1] == str(errors["n_configs"]))
+            row = next(
+                row for row in rows if row[0] == group and row[1] == str(errors["n_configs"])
+            )
             assert shown(errors["forces_rmse"]) in row
             if "energy_rmse_per_atom" in errors:
                 assert shown(errors["energy_rmse_per_atom"]) in row
 
 
-def test_a_comparison_has_baseline_finetuned_and_delta(judged: tuple[str, dict[str, Any]], place: Path) -> None:
+def test_a_comparison_has_baseline_finetuned_and_delta(
+    judged: tuple[str, dict[str, Any]], place: Path
+) -> None:
     text, content = judged
     flags = ["--xyz_path", str(place / "test.xyz"), "--overwrite"]
     alone = {}
     for name in ("new", "old"):
         path = place / f"alone_{name}.json"
-        assert evaluate.main(["--input_model", str(place / f"{name}.model"), *flags, "--output_json", str(path)]) == 0
+        assert (
+            evaluate.main(
+                ["--input_model", str(place / f"{name}.model"), *flags, "--output_json", str(path)]
+            )
+            == 0
+        )
         alone[name] = json.loads(path.read_text())
     rows = Cells(text).rows
     for name in ("energy_rmse_per_atom", "energy_mae_cfg", "forces_rmse", "forces_mae"):
@@ -126,9 +154,25 @@ def test_a_comparison_has_baseline_finetuned_and_delta(judged: tuple[str, dict[s
 
 def test_a_model_against_itself_is_not_told_apart(place: Path) -> None:
     path = place / "same.json"
-    flags = ["--compare_with", str(place / "new.model"), "--output_json", str(path), "--draws", "50"]
+    flags = [
+        "--compare_with",
+        str(place / "new.model"),
+        "--output_json",
+        str(path),
+        "--draws",
+        "50",
+    ]
     assert (
-        evaluate.main(["--input_model", str(place / "new.model"), "--xyz_path", str(place / "test.xyz"), *flags]) == 0
+        evaluate.main(
+            [
+                "--input_model",
+                str(place / "new.model"),
+                "--xyz_path",
+                str(place / "test.xyz"),
+                *flags,
+            ]
+        )
+        == 0
     )
     content = json.loads(path.read_text())
     assert content["delta"]["forces_rmse"] == 0
@@ -150,10 +194,14 @@ def test_sums_by_structure_and_group_are_those_of_the_structures(place: Path) ->
             small.append((atoms.info["mace_energy"] - atoms.info["REF_energy"]) / 3)
     assert squared["0-0.1 eV/Å"], "some forces are small"
     for group, values in squared.items():
-        assert content["by_force_magnitude"][group]["forces_rmse"] == pytest.approx(np.sqrt(np.mean(values)), rel=1e-5)
+        assert content["by_force_magnitude"][group]["forces_rmse"] == pytest.approx(
+            np.sqrt(np.mean(values)), rel=1e-5
+        )
     of_small = content["by_size"]["2-4 atoms"]
     assert of_small["n_configs"] == len(small) == 12
-    assert of_small["energy_rmse_per_atom"] == pytest.approx(np.sqrt(np.mean(np.square(small))), rel=1e-5)
+    assert of_small["energy_rmse_per_atom"] == pytest.approx(
+        np.sqrt(np.mean(np.square(small))), rel=1e-5
+    )
 
 
 def test_text_of_data_is_text(judged: tuple[str, dict[str, Any]]) -> None:
@@ -161,7 +209,9 @@ def test_text_of_data_is_text(judged: tuple[str, dict[str, Any]]) -> None:
     page_ = Cells(text)
     assert {row[0] for row in page_.rows} >= set(HOSTILE)
     assert not [tag for tag, _ in page_.elements if tag == "script"]
-    assert not [name for _, attributes in page_.elements for name in attributes if name.startswith("on")]
+    assert not [
+        name for _, attributes in page_.elements for name in attributes if name.startswith("on")
+    ]
     images = [attributes["src"] for tag, attributes in page_.elements if tag == "img"]
     assert all(str(source).startswith("data:image/png;base64,") for source in images)
     assert not [name for name in HOSTILE[:2] if name in text]
@@ -215,7 +265,11 @@ def test_a_library_that_is_missing_is_one_line(
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_what_cannot_be_done_is_said(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    said: str,
 ) -> None:
     monkeypatch.chdir(place)
     assert evaluate.main(["--input_model", "new.model", "--xyz_path", "test.xyz", *flags]) == 2
@@ -231,7 +285,16 @@ def test_structures_without_labels_make_a_page(place: Path) -> None:
     path = place / "bare.html"
     flags = ["--report", str(path), "--worst", "0", "--draws", "20"]
     assert (
-        evaluate.main(["--input_model", str(place / "new.model"), "--xyz_path", str(place / "bare.xyz"), *flags]) == 0
+        evaluate.main(
+            [
+                "--input_model",
+                str(place / "new.model"),
+                "--xyz_path",
+                str(place / "bare.xyz"),
+                *flags,
+            ]
+        )
+        == 0
     )
     assert "3, 12" in path.read_text()
 

@@ -1,4 +1,6 @@
-"""Intervals hold the truth as often as they say; the paired test tells two models apart where they differ."""
+"""Intervals hold the truth as often as they say; the paired test tells two models
+apart where they differ.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ TRUE_MAE = np.sqrt(2 / np.pi) * np.exp(SPREAD**2 / 2)
 
 
 def synthetic(seed: int, n: int = STRUCTURES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Squared and absolute errors and counts of structures of 3 to 60 atoms with errors of unequal scale."""
+    """Squared and absolute errors and counts of structures of 3 to 60 atoms with
+    errors of unequal scale.
+    """
     rng = np.random.default_rng(seed)
     counts = 3 * rng.integers(3, 61, n)
     scales = np.exp(rng.normal(0, SPREAD, n))
@@ -40,8 +44,12 @@ def test_of_200_sets_the_interval_holds_the_truth_in_93_to_97_percent() -> None:
     for seed in range(SETS):
         squared, absolute, counts = synthetic(seed)
         other = 1.21 * synthetic(10_000 + seed)[0] / synthetic(10_000 + seed)[2] * counts
-        held["rmse"] += covered(TRUE_RMSE, interval(squared, counts, root=True, draws=500, seed=seed))
-        held["mae"] += covered(TRUE_MAE, interval(absolute, counts, root=False, draws=500, seed=seed))
+        held["rmse"] += covered(
+            TRUE_RMSE, interval(squared, counts, root=True, draws=500, seed=seed)
+        )
+        held["mae"] += covered(
+            TRUE_MAE, interval(absolute, counts, root=False, draws=500, seed=seed)
+        )
         found = difference(squared, other, counts, root=True, draws=200, seed=seed)
         assert found is not None
         held["delta"] += covered(0.1 * TRUE_RMSE, found.interval)
@@ -93,7 +101,9 @@ def test_p_values_of_models_of_one_quality_are_below_5_percent_as_often() -> Non
     for seed in range(SETS):
         squared, _, counts = synthetic(seed, 40)
         other = synthetic(5_000 + seed, 40)
-        found = difference(squared, other[0] / other[2] * counts, counts, root=True, draws=200, seed=seed)
+        found = difference(
+            squared, other[0] / other[2] * counts, counts, root=True, draws=200, seed=seed
+        )
         assert found is not None
         p_values.append(found.p_value)
     assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
@@ -143,7 +153,8 @@ def test_shares_of_all_and_none_are_not_certain() -> None:
     assert (every.low, every.high) == pytest.approx((0.025 ** (1 / 10), 1.0))
     half = share_interval(5, 10)
     assert half is not None
-    assert (half.low, half.high) == pytest.approx((0.1871, 0.8129), abs=1e-4)  # tables of Clopper and Pearson
+    # tables of Clopper and Pearson
+    assert (half.low, half.high) == pytest.approx((0.1871, 0.8129), abs=1e-4)
     with pytest.raises(ValueError, match="k"):
         share_interval(11, 10)
 

@@ -1,4 +1,6 @@
-"""A run in memory: a network of two weights, batches of waters, hooks that write down what they are told."""
+"""A run in memory: a network of two weights, batches of waters, hooks that write
+down what they are told.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,9 @@ from model_utils.run.train_state import Tally, TrainState
 from optimizer import OptimizerSettings, Schedule, ScheduleSettings, build_optimizer
 
 R_MAX = 3.0
-FACTS = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=R_MAX)
+FACTS = ModelFacts(
+    atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=R_MAX
+)
 CPU = torch.device("cpu")
 
 
@@ -76,7 +80,9 @@ class Waters:
         for rows in plan:
             structures = [self.structures[row] for row in rows]
             graphs = [self.graphs[row] for row in rows]
-            yield collate(structures, graphs, rows.tolist(), FACTS, torch.float64, free_atoms_only=False)
+            yield collate(
+                structures, graphs, rows.tolist(), FACTS, torch.float64, free_atoms_only=False
+            )
 
 
 def steps_of(data: Waters, accumulate: int = 1) -> StepsInTurn:
@@ -89,8 +95,10 @@ class Told:
     """What the loop told its hooks, in its order; attributes say what the hooks answer."""
 
     events: list[tuple[Any, ...]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)  # of validations to come, in place of measured ones
-    saves: list[bool] = field(default_factory=list)  # answers of saves to come; afterwards each succeeds
+    # of validations to come, in place of measured ones
+    losses: list[float] = field(default_factory=list)
+    # answers of saves to come; afterwards each succeeds
+    saves: list[bool] = field(default_factory=list)
     watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
@@ -107,11 +115,20 @@ class Told:
         def say(*event: Any) -> None:
             self.events.append(event)
 
-        def validate(parameters: Mapping[str, Tensor], loss: Loss) -> tuple[Metrics, dict[str, Metrics]]:
+        def validate(
+            parameters: Mapping[str, Tensor], loss: Loss
+        ) -> tuple[Metrics, dict[str, Metrics]]:
             batches = self.watch(data.batches(data.plan(0)))
-            measured = metrics(evaluate(state.network, parameters, batches, loss, CPU).tolist(), loss)
+            measured = metrics(
+                evaluate(state.network, parameters, batches, loss, CPU).tolist(), loss
+            )
             value = self.losses.pop(0) if self.losses else measured.loss
-            judged = Metrics(loss=value, errors=measured.errors, n_configs=measured.n_configs, n_atoms=measured.n_atoms)
+            judged = Metrics(
+                loss=value,
+                errors=measured.errors,
+                n_configs=measured.n_configs,
+                n_atoms=measured.n_atoms,
+            )
             return judged, {"all": judged}
 
         def save(_: TrainState, reason: str) -> bool:
@@ -126,7 +143,9 @@ class Told:
             validate=validate,
             on_step=lambda state, steps, loss: say("step", state.progress.step),
             on_train=lambda record: say("train", record.epoch, record.lr, record.metrics.loss),
-            on_validation=lambda record: say("valid", record.epoch, record.best, record.metrics.loss),
+            on_validation=lambda record: say(
+                "valid", record.epoch, record.best, record.metrics.loss
+            ),
             on_best=lambda state, errors: say("best", errors.loss),
             on_judged=lambda state, errors, score: None,
             on_stage=begin,
@@ -140,7 +159,11 @@ class Told:
 
 
 def state_of(
-    lr: float = 0.01, *, settings: ScheduleSettings | None = None, optimizer: str = "adam", ema: bool = False
+    lr: float = 0.01,
+    *,
+    settings: ScheduleSettings | None = None,
+    optimizer: str = "adam",
+    ema: bool = False,
 ) -> TrainState:
     """A run before its first step."""
     network = EnergyPerElement()

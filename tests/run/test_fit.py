@@ -1,6 +1,8 @@
-"""The loop by itself, in memory: order of an epoch, stages, patience, accumulation, requests to stop, failing saves.
+"""The loop by itself, in memory: order of an epoch, stages, patience, accumulation, requests
+to stop, failing saves.
 
-Nothing is read or written, and the clock is only looked at, where a test has put one of its own in its place.
+Nothing is read or written, and the clock is only looked at, where a test has put one
+of its own in its place.
 """
 
 import math
@@ -29,7 +31,11 @@ def plan_of(epochs: int, *later: Stage, **more: Any) -> FitPlan:
 
 
 def trained(
-    plan: FitPlan, told: Told | None = None, state: TrainState | None = None, n: int = 4, accumulate: int = 1
+    plan: FitPlan,
+    told: Told | None = None,
+    state: TrainState | None = None,
+    n: int = 4,
+    accumulate: int = 1,
 ) -> TrainState:
     state = state or state_of()
     data = Waters(n)
@@ -49,7 +55,11 @@ def test_order_of_an_epoch() -> None:
     assert told.kinds() == ["save", "valid", *epoch, "save", *epoch, "last"]
     assert told.of("save") == [("start",), ("epoch",)]
     assert told.of("last") == [("epochs done",)]
-    assert [(epoch, best) for epoch, best, _ in told.of("valid")] == [(0, False), (1, True), (2, True)]
+    assert [(epoch, best) for epoch, best, _ in told.of("valid")] == [
+        (0, False),
+        (1, True),
+        (2, True),
+    ]
 
 
 def test_weights_before_the_first_step_may_be_the_best() -> None:
@@ -60,7 +70,9 @@ def test_weights_before_the_first_step_may_be_the_best() -> None:
 
 
 def test_steps_minimise_the_loss_of_their_epoch_and_validations_are_judged_by_the_stages() -> None:
-    """A weight of 0 in the first epoch moves nothing, and the validation after it has the weight all the same."""
+    """A weight of 0 in the first epoch moves nothing, and the validation after it has
+    the weight all the same.
+    """
     told = Told()
     state = state_of()
     stage = Stage(loss=ENERGY, of_epoch=lambda epoch: Loss.of(energy=float(epoch), forces=0.0))
@@ -101,7 +113,9 @@ def test_stage_two_changes_loss_and_rate_and_looks_for_the_best_anew() -> None:
 
 def test_more_stages_than_two_follow_one_another() -> None:
     told = Told()
-    later = [Stage(start=start, loss=ENERGY, lr=lr) for start, lr in ((1, 0.004), (2, None), (4, 0.002))]
+    later = [
+        Stage(start=start, loss=ENERGY, lr=lr) for start, lr in ((1, 0.004), (2, None), (4, 0.002))
+    ]
     state = trained(plan_of(5, *later), told)
     assert told.of("stage") == [(2, 1), (3, 2), (4, 4)]
     assert [lr for _, lr, _ in told.of("train")] == [0.01, 0.004, 0.004, 0.004, 0.002]
@@ -116,7 +130,9 @@ def test_a_stage_whose_losses_can_be_compared_keeps_the_best() -> None:
 
 
 def test_a_plateau_does_not_compare_losses_of_two_stages() -> None:
-    """Higher weights are no reason to reduce the rate, where the stage leaves the rate to the schedule."""
+    """Higher weights are no reason to reduce the rate, where the stage leaves
+    the rate to the schedule.
+    """
     told = Told(losses=[9.0, 1.0, 50.0, 40.0])
     state = state_of(settings=ScheduleSettings(kind="plateau", factor=0.5, patience=0))
     trained(plan_of(3, Stage(start=1, loss=ENERGY)), told, state)
@@ -140,14 +156,19 @@ def test_patience_goes_on_to_the_next_stage_and_ends_the_last() -> None:
 
 def test_patience_begins_anew_with_each_stage() -> None:
     told = Told(losses=[9.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    later = [Stage(start=40, loss=ENERGY, new_best=False), Stage(start=50, loss=ENERGY, new_best=False)]
+    later = [
+        Stage(start=40, loss=ENERGY, new_best=False),
+        Stage(start=50, loss=ENERGY, new_best=False),
+    ]
     trained(plan_of(60, *later, patience=2), told)
     assert told.of("stage") == [(2, 3), (3, 5)]
     assert told.of("last") == [("no lower validation loss for 2 validations",)]
 
 
 def test_accumulated_batches_are_one_large_batch() -> None:
-    """Two batches of unequal sizes in a step: the loss and the step are those of all structures at once."""
+    """Two batches of unequal sizes in a step: the loss and the step are those of
+    all structures at once.
+    """
     parts = Told()
     state = trained(plan_of(1), parts, accumulate=2)
     data = Waters(4)
@@ -171,7 +192,9 @@ def test_max_steps_ends_within_an_epoch_and_validates() -> None:
 
 def test_counted_in_steps() -> None:
     told = Told()
-    trained(plan_of(2, validate_every_steps=3, checkpoint_every_steps=2, log_every_steps=1), told, n=4)
+    trained(
+        plan_of(2, validate_every_steps=3, checkpoint_every_steps=2, log_every_steps=1), told, n=4
+    )
     assert [reason for (reason,) in told.of("save")] == ["start", "interval", "epoch", "interval"]
     assert len(told.of("valid")) == 3, "before the first step, at step 3, at the end"
     assert len(told.of("train")) == 4 + 2
@@ -192,7 +215,9 @@ def test_a_request_to_stop_saves_the_last_whole_step_and_the_rest_follows() -> N
             yield batch
 
     told = Told(watch=watch)
-    with pytest.raises(Preempted, match="SIGUSR1: saved at step 4, epoch 2; go on with --resume auto"):
+    with pytest.raises(
+        Preempted, match="SIGUSR1: saved at step 4, epoch 2; go on with --resume auto"
+    ):
         fit(state, steps_of(data), plan_of(3), told.hooks(state, data))
     assert told.events[-1] == ("last", "SIGUSR1")
     assert (state.progress.step, state.progress.steps_in_epoch) == (4, 1)
@@ -225,7 +250,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched() -> None
     state = state_of()
     data = Waters(4, broken=1)
     told = Told(losses=[1.0])
-    with pytest.raises(NonFiniteError, match="not finite after step 0 for the batch of 0 and 1; nothing of it was"):
+    with pytest.raises(
+        NonFiniteError, match="not finite after step 0 for the batch of 0 and 1; nothing of it was"
+    ):
         fit(state, steps_of(data), plan_of(1), told.hooks(state, data))
     assert weights(state) == [0.0, 0.0]
     assert "last" not in told.kinds()
@@ -238,12 +265,18 @@ def test_a_validation_that_is_no_number_is_not_saved() -> None:
     assert told.kinds() == ["save"]
 
 
-def test_a_save_that_fails_is_tried_again_later_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_is_tried_again_later_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The clock moves by 20 s with each step: 30 s after the first failure, then 60 s."""
     told = Told(saves=[True, False, False, True])
     monkeypatch.setattr(loop.time, "monotonic", lambda: 20.0 * len(told.of("step")))
     trained(plan_of(9, checkpoint_every_steps=1, validate_every=100), told, n=2)
-    tries = [len([e for e in told.events[:i] if e[0] == "step"]) for i, e in enumerate(told.events) if e[0] == "save"]
+    tries = [
+        len([e for e in told.events[:i] if e[0] == "step"])
+        for i, e in enumerate(told.events)
+        if e[0] == "save"
+    ]
     assert tries[:4] == [0, 1, 3, 6], "steps before each try: at once, after 30 s, after 60 s"
     assert tries[4:6] == [6, 7], "then as before"
 

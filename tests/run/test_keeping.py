@@ -39,9 +39,37 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words_of(folder: Path) -> list[str]:
     """Four epochs, in which errors go up and down."""
-    words = ["--input_json", folder / "tiny.json", "--xyz_train", folder / "train.xyz", "--batch_size", 2]
-    words += ["--xyz_val", folder / "valid.xyz", "--epochs", 4, "--lr", 0.05, "--seed", 4, "--dtype", "float64"]
-    return [str(word) for word in [*words, "--keep_best", 2, "--keep_best_by", *METRICS[:2], "--no_export_mace_model"]]
+    words = [
+        "--input_json",
+        folder / "tiny.json",
+        "--xyz_train",
+        folder / "train.xyz",
+        "--batch_size",
+        2,
+    ]
+    words += [
+        "--xyz_val",
+        folder / "valid.xyz",
+        "--epochs",
+        4,
+        "--lr",
+        0.05,
+        "--seed",
+        4,
+        "--dtype",
+        "float64",
+    ]
+    return [
+        str(word)
+        for word in [
+            *words,
+            "--keep_best",
+            2,
+            "--keep_best_by",
+            *METRICS[:2],
+            "--no_export_mace_model",
+        ]
+    ]
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
@@ -50,7 +78,10 @@ def validations(run: Path) -> list[dict[str, Any]]:
 
 
 def best_steps(run: Path, metric: str, n: int) -> list[int]:
-    return [line["step"] for line in sorted(validations(run), key=lambda line: (line[metric], line["step"]))[:n]]
+    return [
+        line["step"]
+        for line in sorted(validations(run), key=lambda line: (line[metric], line["step"]))[:n]
+    ]
 
 
 def steps_in(run: Path) -> set[int]:
@@ -70,9 +101,18 @@ def test_the_best_by_each_metric_stay_and_one_is_chosen_later(
         [step] = best_steps(run, metric, 1)
         assert chosen.content["step"] == step
         source = checkpoint.read(run / "run_kept" / f"step_{step}_model.pt")
-        assert all(torch.equal(value, chosen.tensors[name]) for name, value in source.tensors.items())
+        assert all(
+            torch.equal(value, chosen.tensors[name]) for name, value in source.tensors.items()
+        )
     errors = tmp_path / "errors.json"
-    words = ["--input_model", output, "--xyz_path", run.parent / "valid.xyz", "--output_json", errors]
+    words = [
+        "--input_model",
+        output,
+        "--xyz_path",
+        run.parent / "valid.xyz",
+        "--output_json",
+        errors,
+    ]
     assert evaluate.main([str(word) for word in words]) == 0
     lowest = min(line["forces_rmse"] for line in validations(run))
     assert json.loads(errors.read_text())["forces_rmse"] == pytest.approx(lowest, rel=1e-6)
@@ -83,13 +123,18 @@ def test_an_average_is_the_mean_of_the_weights(trained: Path) -> None:
     run = trained
     assert read_model.main(["best", str(run), "--metric", "loss", "--average", "2"]) == 0
     first, second = (
-        checkpoint.read(run / "run_kept" / f"step_{step}_model.pt").tensors for step in best_steps(run, "loss", 2)
+        checkpoint.read(run / "run_kept" / f"step_{step}_model.pt").tensors
+        for step in best_steps(run, "loss", 2)
     )
     made = model_loader.load(run / "run_by_loss_model.pt")
     assert made.file.weights == "average of 2 raw"
     differs = 0
     for name, value in made.file.tensors.items():
-        expected = first[name] if torch.equal(first[name], second[name]) else (first[name] + second[name]) / 2
+        expected = (
+            first[name]
+            if torch.equal(first[name], second[name])
+            else (first[name] + second[name]) / 2
+        )
         assert torch.allclose(value, expected, rtol=0, atol=1e-15), name
         differs += not torch.equal(first[name], second[name])
     assert differs > 5
@@ -113,7 +158,9 @@ class Killed(BaseException):
 def test_a_killed_run_keeps_what_the_unbroken_one_keeps(
     at: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It dies after a validation and before the checkpoint that knows of it: what it kept then is made again."""
+    """It dies after a validation and before the checkpoint that knows of it: what it
+    kept then is made again.
+    """
     words = [*words_of(trained.parent), "--output_checkpoint", str(tmp_path / "run")]
     save = fit._Run._save
 
@@ -161,9 +208,14 @@ def test_models_that_are_not_the_best_any_more_go_with_the_next_checkpoint(tmp_p
 def test_models_of_a_future_that_was_lost_go_with_the_next_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that goes on from step 3, perhaps with another rate, does not keep what it was at step 5 before."""
+    """A run that goes on from step 3, perhaps with another rate, does not keep what
+    it was at step 5 before.
+    """
     there = [model(step, loss=loss) for step, loss in ((2, 2.0), (5, 1.0))]
-    there = [replace(kept_model, path=tmp_path / f"step_{kept_model.step}_model.pt") for kept_model in there]
+    there = [
+        replace(kept_model, path=tmp_path / f"step_{kept_model.step}_model.pt")
+        for kept_model in there
+    ]
     for kept_model in there:
         kept_model.path.touch()
     monkeypatch.setattr(keeping, "models_in", lambda folder: there)
@@ -178,11 +230,21 @@ def test_models_of_a_future_that_was_lost_go_with_the_next_checkpoint(
 
 
 def model(step: int, stage: int = 1, **errors: float) -> KeptModel:
-    return KeptModel(path=Path(f"{step}.pt"), step=step, stage=stage, errors=errors, score=("loss", errors["loss"]))
+    return KeptModel(
+        path=Path(f"{step}.pt"),
+        step=step,
+        stage=stage,
+        errors=errors,
+        score=("loss", errors["loss"]),
+    )
 
 
 def test_losses_of_two_stages_are_not_compared() -> None:
-    models = [model(1, loss=0.1, forces_rmse=3.0), model(2, 2, loss=5.0, forces_rmse=1.0), model(3, 2, loss=4.0)]
+    models = [
+        model(1, loss=0.1, forces_rmse=3.0),
+        model(2, 2, loss=5.0, forces_rmse=1.0),
+        model(3, 2, loss=4.0),
+    ]
     assert [m.step for m in best_of(models, "loss", 3)] == [3, 2, 1]
     assert [m.step for m in best_of(models, "forces_rmse", 3)] == [2, 1]
 
@@ -203,7 +265,9 @@ def test_the_best_of_a_second_stage_is_compared_with_those_of_its_own_stage(
     assert len(last) > 1
     assert score > min(line["loss"] for line in validations(run) if line["step"] <= 4)
     if is_old:
-        content = {name: value for name, value in file.content.items() if name not in ("stage", "score")}
+        content = {
+            name: value for name, value in file.content.items() if name not in ("stage", "score")
+        }
         checkpoint.write_model(file.path, content, model_loader.load(file.path).module)
     (run / "run_kept" / kept.name_of(step)).unlink()
     assert read_model.main(["best", str(run), "--metric", "loss"]) == 0
@@ -212,7 +276,9 @@ def test_the_best_of_a_second_stage_is_compared_with_those_of_its_own_stage(
 
 @pytest.fixture(scope="module")
 def two_stages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two stages of two epochs each, which kept every model; the second has the larger losses."""
+    """A run of two stages of two epochs each, which kept every model; the second
+    has the larger losses.
+    """
     run = tmp_path_factory.mktemp("stages") / "run"
     words = [*words_of(trained.parent), "--output_checkpoint", str(run), "--keep_best", "9"]
     words += ["--stage_two", "--start_stage_two", "2", "--stage_two_forces_weight", "1e6"]
@@ -225,8 +291,14 @@ def two_stages(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["--metric", "stress_rmse"], "no model of {run} has it; there are energy_mae_cfg, "),
         (["--average", "9"], " models with a loss; train with a larger --keep_best"),
-        (["--output_model", "{run}/x.model"], "is no weights file; give a name that ends in .pt or .pth"),
-        (["--output_model", "{run}/run_by_x_model.pt"], "is there; give another name or --overwrite"),
+        (
+            ["--output_model", "{run}/x.model"],
+            "is no weights file; give a name that ends in .pt or .pth",
+        ),
+        (
+            ["--output_model", "{run}/run_by_x_model.pt"],
+            "is there; give another name or --overwrite",
+        ),
     ],
 )
 def test_a_choice_that_cannot_be_made(
@@ -247,14 +319,34 @@ def test_a_choice_never_takes_a_place_where_a_training_writes(
     shutil.copytree(trained, other)
     (other / "link.pt").symlink_to(other / "run_model.pt")
     before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
-    names = ["run_model.pt", "run_checkpoint.pt", "run_checkpoint.prev.pt", "run_stage_one_model.pt", "link.pt"]
-    own = [(other, name) for name in [*names, f"run_kept/step_{step}_model.pt", "run_kept/step_999_model.pt"]]
+    names = [
+        "run_model.pt",
+        "run_checkpoint.pt",
+        "run_checkpoint.prev.pt",
+        "run_stage_one_model.pt",
+        "link.pt",
+    ]
+    own = [
+        (other, name)
+        for name in [*names, f"run_kept/step_{step}_model.pt", "run_kept/step_999_model.pt"]
+    ]
     for run, name in [*own, *((trained, name) for name in names)]:
         words = ["best", run, "--output_model", other / name, "--overwrite"]
         assert read_model.main([str(word) for word in words]) == 2, name
-        assert "is a file of a run, which a training writes; give another name" in capsys.readouterr().err
+        assert (
+            "is a file of a run, which a training writes; give another name"
+            in capsys.readouterr().err
+        )
     for name in names:
-        words = ["convert", "--input_model", trained / "run_model.pt", "--to", "module", "--output", other / name]
+        words = [
+            "convert",
+            "--input_model",
+            trained / "run_model.pt",
+            "--to",
+            "module",
+            "--output",
+            other / name,
+        ]
         assert read_model.main([*map(str, words), "--overwrite"]) == 2, name
         assert f"--output {other / name} is a file of a run" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
@@ -271,13 +363,24 @@ def test_a_place_with_kept_models_is_another_runs(tmp_path: Path) -> None:
     left.touch()
     with pytest.raises(InputError, match=r"step_3_model\.pt belongs to another run"):
         place.refuse_another_run()
-    with pytest.raises(InputError, match=r"step_3_model\.pt is there, but no checkpoint to resume it from"):
+    with pytest.raises(
+        InputError, match=r"step_3_model\.pt is there, but no checkpoint to resume it from"
+    ):
         resuming.refuse_remains(place)
     place.remove_another_run()
     assert not left.exists()
 
 
-def test_metrics_to_keep_by_without_a_number_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--input_json", "m.json", "--xyz_train", "a.xyz", "--output_checkpoint", str(tmp_path / "run")]
+def test_metrics_to_keep_by_without_a_number_of_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--input_json",
+        "m.json",
+        "--xyz_train",
+        "a.xyz",
+        "--output_checkpoint",
+        str(tmp_path / "run"),
+    ]
     assert train_mace.main([*words, "--keep_best_by", "loss"]) == 2
     assert "add --keep_best" in capsys.readouterr().err

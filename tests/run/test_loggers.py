@@ -1,4 +1,6 @@
-"""Who hears of a run: what each logger is told, one that fails, and a table that is cut as metrics.jsonl is."""
+"""Who hears of a run: what each logger is told, one that fails, and a table that is
+cut as metrics.jsonl is.
+"""
 
 import csv
 import io
@@ -56,7 +58,9 @@ def validation_record(step: int, *sources: str) -> ValidationRecord:
     )
 
 
-FINAL = FinalRecord(epoch=2, step=4, sets={"train": errors_of(1.0), "valid": errors_of(2.0)}, rows={})
+FINAL = FinalRecord(
+    epoch=2, step=4, sets={"train": errors_of(1.0), "valid": errors_of(2.0)}, rows={}
+)
 
 
 @dataclass
@@ -65,7 +69,9 @@ class Notebook:
 
     fails_at: str = ""
     fails_too: str = ""
-    error: BaseException = field(default_factory=lambda: ConnectionError("the server\ndoes not answer"))
+    error: BaseException = field(
+        default_factory=lambda: ConnectionError("the server\ndoes not answer")
+    )
     heard: list[str] = field(default_factory=list)
 
     def note(self, method: str) -> None:
@@ -112,7 +118,9 @@ def whole_run(names: list[str], folder: Path) -> None:
     run.close()
 
 
-def test_every_logger_hears_everything_and_is_closed_once(added: Callable[..., Notebook], tmp_path: Path) -> None:
+def test_every_logger_hears_everything_and_is_closed_once(
+    added: Callable[..., Notebook], tmp_path: Path
+) -> None:
     first, second = added("first"), added("second")
     whole_run(["first", "second"], tmp_path)
     expected = ["opened", "train", "validation", "train", "validation", "final", "close"]
@@ -121,7 +129,9 @@ def test_every_logger_hears_everything_and_is_closed_once(added: Callable[..., N
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("error", [ConnectionError("the server\ndoes not answer"), SystemExit(3), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("the server\ndoes not answer"), SystemExit(3), KeyError("x")]
+)
 def test_one_that_raises_warns_once_and_is_left_out(
     method: str,
     error: BaseException,
@@ -152,7 +162,9 @@ def test_one_that_cannot_be_closed_either_warns_once(
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
-def test_a_request_to_stop_is_no_fault_of_a_logger(added: Callable[..., Notebook], tmp_path: Path) -> None:
+def test_a_request_to_stop_is_no_fault_of_a_logger(
+    added: Callable[..., Notebook], tmp_path: Path
+) -> None:
     added("asked", at_once=True, fails_at="final", error=StopRequested("SIGTERM"))
     with pytest.raises(StopRequested):
         whole_run(["asked"], tmp_path)
@@ -166,8 +178,12 @@ def test_the_console_is_always_there_and_each_logger_once() -> None:
 
 
 def test_a_package_that_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOGGERS, "far", LoggerKind(opened=lambda run: Notebook(), package="no_such_package"))
-    with pytest.raises(InputError, match="the logger far needs the package no_such_package, which is not installed"):
+    monkeypatch.setitem(
+        LOGGERS, "far", LoggerKind(opened=lambda run: Notebook(), package="no_such_package")
+    )
+    with pytest.raises(
+        InputError, match="the logger far needs the package no_such_package, which is not installed"
+    ):
         loggers.chosen(["far"])
 
 
@@ -176,7 +192,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def filled(path: Path, *, step: int = 0, n_records: int = 0) -> CsvFile:
-    """Before the first step, then an epoch of two steps at a time, with a line of its first step: 3 records each."""
+    """Before the first step, then an epoch of two steps at a time, with a line of its
+    first step: 3 records each.
+    """
     table = CsvFile(path, step=step, n_records=n_records)
     if not step:
         table.validation(validation_record(0))
@@ -205,7 +223,12 @@ def test_the_table_has_a_row_for_each_record_source_and_set(tmp_path: Path) -> N
         ("final", "valid", "4"),
     ]
     assert float(rows[2]["forces_rmse"]) == 0.25
-    assert (rows[2]["gradient_norm"], rows[2]["best"], rows[3]["best"], rows[3]["gradient_norm"]) == (
+    assert (
+        rows[2]["gradient_norm"],
+        rows[2]["best"],
+        rows[3]["best"],
+        rows[3]["gradient_norm"],
+    ) == (
         "2.0",
         "",
         "1",
@@ -218,7 +241,9 @@ def test_the_table_has_a_row_for_each_record_source_and_set(tmp_path: Path) -> N
     [(2, 4, 6), (2, 3, 3), (4, 7, 11), (0, 0, 0)],
     ids=["after an epoch", "within its last step", "after the last", "before the first record"],
 )
-def test_rows_after_the_checkpoint_are_cut(step: int, n_records: int, kept: int, tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_cut(
+    step: int, n_records: int, kept: int, tmp_path: Path
+) -> None:
     """A step has records on both sides of a checkpoint that was written within it."""
     path = tmp_path / "metrics.csv"
     table = filled(path)
@@ -256,9 +281,32 @@ def test_a_run_that_is_killed_and_resumed_has_the_table_of_an_unbroken_one(
     broken = added("broken", fails_at="validation")
 
     def train(name: str, *more: str) -> Path:
-        words = ["--input_json", tiny_json, "--xyz_train", tmp_path / "train.xyz", "--xyz_val", tmp_path / "valid.xyz"]
-        words += ["--epochs", 2, "--batch_size", 2, "--log_every_steps", 1, "--checkpoint_every_steps", 1]
-        words += ["--loggers", "csv", "broken", "--no_export_mace_model", "--output_checkpoint", tmp_path / name]
+        words = [
+            "--input_json",
+            tiny_json,
+            "--xyz_train",
+            tmp_path / "train.xyz",
+            "--xyz_val",
+            tmp_path / "valid.xyz",
+        ]
+        words += [
+            "--epochs",
+            2,
+            "--batch_size",
+            2,
+            "--log_every_steps",
+            1,
+            "--checkpoint_every_steps",
+            1,
+        ]
+        words += [
+            "--loggers",
+            "csv",
+            "broken",
+            "--no_export_mace_model",
+            "--output_checkpoint",
+            tmp_path / name,
+        ]
         assert train_mace.main([*map(str, words), *more]) == 0
         return tmp_path / name
 
@@ -276,7 +324,9 @@ def test_a_run_that_is_killed_and_resumed_has_the_table_of_an_unbroken_one(
         train("run")
     monkeypatch.setattr(fit._Run, "validate", validate)
     stored = checkpoint.read(tmp_path / "run" / "run_checkpoint.pt").content["train_state"]
-    assert (stored["step"], stored["steps_in_epoch"]) == (2, 2), "the epoch has ended, and no checkpoint knows it"
+    assert (stored["step"], stored["steps_in_epoch"]) == (2, 2), (
+        "the epoch has ended, and no checkpoint knows it"
+    )
     train("run", "--resume", "auto")
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert [row["kind"] for row in rows_of(whole / "metrics.csv")] == [

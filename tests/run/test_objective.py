@@ -1,4 +1,6 @@
-"""What a run minimises by epoch, in which units, by which weights of structures, and by what it is judged."""
+"""What a run minimises by epoch, in which units, by which weights of structures,
+and by what it is judged.
+"""
 
 import json
 import re
@@ -29,11 +31,17 @@ from model_utils.settings import cli, terms
 from model_utils.settings.options import TrainOptions
 
 NAMES = ("energy", "forces", "stress")
-FACTS = ModelFacts(atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0)
+FACTS = ModelFacts(
+    atomic_numbers=(1, 8), heads=("Default",), atomic_energies=((-13.6, -430.0),), r_max=3.0
+)
 
 
 def options_of(tmp_path: Path, **settings: Any) -> TrainOptions:
-    needed = {"input_json": "model.json", "xyz_train": ["a.xyz"], "output_checkpoint": str(tmp_path / "run")}
+    needed = {
+        "input_json": "model.json",
+        "xyz_train": ["a.xyz"],
+        "output_checkpoint": str(tmp_path / "run"),
+    }
     return cli.from_plain(TrainOptions, needed | settings, tmp_path / "settings.yaml")
 
 
@@ -75,9 +83,15 @@ def test_a_schedule_that_cannot_be_understood(texts: list[str], words: str) -> N
 
 
 def test_steps_have_the_weights_of_their_epoch_and_validations_the_last(tmp_path: Path) -> None:
-    options = options_of(tmp_path, weight_schedule=["energy=piecewise:0=1,5=25", "forces=linear:0=100,10=10"])
+    options = options_of(
+        tmp_path, weight_schedule=["energy=piecewise:0=1,5=25", "forces=linear:0=100,10=10"]
+    )
     [stage] = objective.stages(options)
-    assert [stage.loss_in(epoch).text() for epoch in (0, 5, 10)] == ["1 E² + 100 F²", "25 E² + 55 F²", "25 E² + 10 F²"]
+    assert [stage.loss_in(epoch).text() for epoch in (0, 5, 10)] == [
+        "1 E² + 100 F²",
+        "25 E² + 55 F²",
+        "25 E² + 10 F²",
+    ]
     assert stage.loss.text() == "25 E² + 10 F²"
 
 
@@ -89,8 +103,14 @@ def test_a_quantity_is_needed_that_has_a_weight_in_some_epoch(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"weight_schedule": ["stress=constant:0=1"], "loss": "weighted"}, "no weight of the stress to be scheduled"),
-        ({"weight_schedule": ["energy=linear:0=1,2=0"], "loss": "terms", "forces_weight": 0}, "ends with are 0"),
+        (
+            {"weight_schedule": ["stress=constant:0=1"], "loss": "weighted"},
+            "no weight of the stress to be scheduled",
+        ),
+        (
+            {"weight_schedule": ["energy=linear:0=1,2=0"], "loss": "terms", "forces_weight": 0},
+            "ends with are 0",
+        ),
     ],
 )
 def test_schedules_that_contradict_something(settings: Any, words: str, tmp_path: Path) -> None:
@@ -100,7 +120,9 @@ def test_schedules_that_contradict_something(settings: Any, words: str, tmp_path
 
 def test_a_schedule_and_a_second_stage_are_two_ways(tmp_path: Path) -> None:
     options = options_of(tmp_path, weight_schedule=["energy=constant:0=1"], stage_two=True)
-    with pytest.raises(InputError, match="--stage_two and --weight_schedule both change the weights of the loss"):
+    with pytest.raises(
+        InputError, match="--stage_two and --weight_schedule both change the weights of the loss"
+    ):
         objective.trained_on(options)
 
 
@@ -117,14 +139,21 @@ def test_units_divide_errors_and_balanced_weights_are_shares(tmp_path: Path) -> 
 
     def value(units: objective.Units) -> float:
         loss = objective.loss_of(options.loss, units)
-        return float(loss.total(error_sums(errors, labels, one, loss), {"energy": 1, "forces": 1, "stress": 0}))
+        return float(
+            loss.total(
+                error_sums(errors, labels, one, loss), {"energy": 1, "forces": 1, "stress": 0}
+            )
+        )
 
     assert value(units) == pytest.approx((3 / 0.5) ** 2 + 3 * (4 / 2) ** 2 / 3, rel=1e-14)
     assert value(replace(units, balanced=True)) == pytest.approx(value(units) / 4, rel=1e-14)
     assert objective.loss_of(options.loss, units).text() == "1 (E/0.5)² + 3 (F/2)²"
     huber = options_of(tmp_path, loss="huber", forces_weight=3.0)
     assert objective.loss_of(huber.loss, units).text() == "1 huber(E/0.5) + 3 huber(F/2)"
-    assert objective.loss_of(options_of(tmp_path, loss="virials").loss).text() == "1 E² + 100 F² + 1 (V/N S)²"
+    assert (
+        objective.loss_of(options_of(tmp_path, loss="virials").loss).text()
+        == "1 E² + 100 F² + 1 (V/N S)²"
+    )
 
 
 # losses that are no sum
@@ -140,13 +169,17 @@ def rooted(settings: LossSettings) -> Loss:
 
 
 def of_all_rows(error: Tensor, label: Tensor, delta: float) -> Tensor:
-    """Errors in units of the batch's own, which has no gradient: the value is additive, its gradient is not."""
+    """Errors in units of the batch's own, which has no gradient: the value is
+    additive, its gradient is not.
+    """
     return error**2 / (error**2).mean().detach()
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_of_ours_is_a_sum_over_structures(name: str) -> None:
-    assert is_a_sum(LOSSES[name].build(LossSettings(weights={"energy": 1.0, "forces": 10.0, "stress": 2.0})))
+    assert is_a_sum(
+        LOSSES[name].build(LossSettings(weights={"energy": 1.0, "forces": 10.0, "stress": 2.0}))
+    )
 
 
 def test_a_loss_that_is_no_sum_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +190,11 @@ def test_a_loss_that_is_no_sum_is_known(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("settings", "parts", "asked"),
-    [({}, 2, "--step_parts 2"), ({"accumulate_batches": 3}, 1, "--accumulate_batches 3"), ({}, 1, None)],
+    [
+        ({}, 2, "--step_parts 2"),
+        ({"accumulate_batches": 3}, 1, "--accumulate_batches 3"),
+        ({}, 1, None),
+    ],
 )
 def test_it_is_refused_where_a_step_is_in_parts(
     settings: Any, parts: int, asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,8 +230,13 @@ def test_the_mean_over_heads_counts_each_head_once() -> None:
     everything = part([1.0, 1.0, 4.0, 10.0])
     score = Judge(metric="energy_mae_per_atom", over="heads").score(everything, by_source, loss)
     assert score == pytest.approx((6 / 3 + 10) / 2)
-    assert Judge(metric="energy_mae_per_atom").score(everything, by_source, loss) == pytest.approx(16 / 4)
-    with pytest.raises(InputError, match="--best_metric stress_rmse: no structure of the validation data has a label"):
+    assert Judge(metric="energy_mae_per_atom").score(everything, by_source, loss) == pytest.approx(
+        16 / 4
+    )
+    with pytest.raises(
+        InputError,
+        match="--best_metric stress_rmse: no structure of the validation data has a label",
+    ):
         Judge(metric="stress_rmse").score(everything, by_source, loss)
 
 
@@ -218,9 +260,26 @@ def train(tiny_json: Path, tmp_path: Path) -> Callable[..., Path]:
     frames(tmp_path / "train.xyz", 4)
     frames(tmp_path / "valid.xyz", 3, seed=1)
 
-    def run(name: str, *more: object, train_xyz: Path = tmp_path / "train.xyz", code: int = 0) -> Path:
-        words = ["--input_json", tiny_json, "--xyz_train", train_xyz, "--xyz_val", tmp_path / "valid.xyz"]
-        words += ["--epochs", 2, "--batch_size", 2, "--no_export_mace_model", "--output_checkpoint", tmp_path / name]
+    def run(
+        name: str, *more: object, train_xyz: Path = tmp_path / "train.xyz", code: int = 0
+    ) -> Path:
+        words = [
+            "--input_json",
+            tiny_json,
+            "--xyz_train",
+            train_xyz,
+            "--xyz_val",
+            tmp_path / "valid.xyz",
+        ]
+        words += [
+            "--epochs",
+            2,
+            "--batch_size",
+            2,
+            "--no_export_mace_model",
+            "--output_checkpoint",
+            tmp_path / name,
+        ]
         assert train_mace.main([*map(str, words), *map(str, more)]) == code
         return tmp_path / name
 
@@ -229,7 +288,10 @@ def train(tiny_json: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def records(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("perf", "by_source")} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in ("perf", "by_source")}
+        for line in lines
+    ]
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:
@@ -244,16 +306,23 @@ def test_weights_of_types_change_the_loss_by_what_they_say(tmp_path: Path) -> No
         options = options_of(tmp_path, xyz_train=[str(path)], config_type_weights=list(weights))
         data = open_data.training_data(replace_fraction(options), FACTS, torch.float64, seed=0)
         both = data.train.batch(range(len(data.train)))
-        errors = {"energy": both.sizes * torch.arange(1.0, len(both.sizes) + 1), "forces": torch.zeros(both.n_atoms, 3)}
+        errors = {
+            "energy": both.sizes * torch.arange(1.0, len(both.sizes) + 1),
+            "forces": torch.zeros(both.n_atoms, 3),
+        }
         predicted = {name: value + both.labels[name].value for name, value in errors.items()}
         loss = objective.loss_of(options.loss)
         types = [data.train.structure(i).config_type for i in range(len(data.train))]
         value = float(loss.total(error_sums(predicted, both.labels, both.sizes, loss), both.rows))
         by_hand = {"single": 1.0, "pair": 0.5}  # what the frames say
-        for word in weights[0].strip("{}").split(",") if weights[:1] and weights[0][0] == "{" else weights:
+        for word in (
+            weights[0].strip("{}").split(",") if weights[:1] and weights[0][0] == "{" else weights
+        ):
             name, _, weight = word.replace('"', "").replace(": ", "=").partition("=")
             by_hand[name] *= float(weight)
-        expected = sum(by_hand[kind] * (number + 1) ** 2 for number, kind in enumerate(types)) / len(types)
+        expected = sum(
+            by_hand[kind] * (number + 1) ** 2 for number, kind in enumerate(types)
+        ) / len(types)
         assert value == pytest.approx(expected, rel=1e-12)
         return value
 
@@ -280,17 +349,31 @@ def test_weights_of_types_that_are_none(words: list[str], said: str, tmp_path: P
         terms.config_type_weights(options_of(tmp_path, config_type_weights=words).data)
 
 
-def test_a_type_that_occurs_nowhere_is_refused(train: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_type_that_occurs_nowhere_is_refused(
+    train: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     train("run", "--config_type_weights", "pear=3", code=2)
-    assert "pear=3: no structure to train on has that config_type; there are pair, single" in capsys.readouterr().err
+    assert (
+        "pear=3: no structure to train on has that config_type; there are pair, single"
+        in capsys.readouterr().err
+    )
 
 
 def test_schedules_and_units_go_on_where_a_run_was_killed(
     train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit; and what is judged is the metric that was chosen."""
-    more = ["--weight_schedule", "energy=linear:0=1,2=25", "forces=piecewise:0=5,1=1"]  # the second epoch has others
-    more += ["--loss_units", "balanced", "--best_metric", "forces_rmse", "--ema", "--checkpoint_every_steps", 1]
+    # the second epoch has others
+    more = ["--weight_schedule", "energy=linear:0=1,2=25", "forces=piecewise:0=5,1=1"]
+    more += [
+        "--loss_units",
+        "balanced",
+        "--best_metric",
+        "forces_rmse",
+        "--ema",
+        "--checkpoint_every_steps",
+        1,
+    ]
     whole = train("whole", *more)
     lines = records(whole)
     best = float("inf")
@@ -313,7 +396,9 @@ def test_schedules_and_units_go_on_where_a_run_was_killed(
     assert len(records(tmp_path / "run")) < len(lines)
     resumed = train("run", *more, "--resume", "auto")
     assert records(resumed) == lines
-    assert all(torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(resumed).items())
+    assert all(
+        torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(resumed).items()
+    )
     log = (whole / "train.log").read_text()
     assert "the loss is in units of the spread of the labels: energy " in log
 
@@ -347,17 +432,25 @@ def test_the_spread_is_that_of_what_is_trained_on(tmp_path: Path) -> None:
     units = spread.units_of(options, train, known={})
     structures = read(path, ":")
     reference = {"H": -13.6, "O": -430.0}
-    energies = [(a.info["REF_energy"] - sum(reference[s] for s in a.symbols)) / len(a) for a in structures]
+    energies = [
+        (a.info["REF_energy"] - sum(reference[s] for s in a.symbols)) / len(a) for a in structures
+    ]
     forces = np.concatenate([a.arrays["REF_forces"].reshape(-1) for a in structures])
-    assert units.spread == pytest.approx({"energy": np.std(energies), "forces": np.std(forces)}, rel=1e-9)
+    assert units.spread == pytest.approx(
+        {"energy": np.std(energies), "forces": np.std(forces)}, rel=1e-9
+    )
     kept = {"energy": 1.0, "forces": 2.0}
-    assert spread.units_of(options, train, known=kept).spread == kept, "a run that goes on has those it began with"
+    assert spread.units_of(options, train, known=kept).spread == kept, (
+        "a run that goes on has those it began with"
+    )
     assert spread.units_of(options_of(tmp_path), train, known={}) == objective.AS_THEY_ARE
     with pytest.raises(InputError, match="the labels of the energy to train on do not differ"):
         spread.spread_of(train.subset(np.array([0])), {"energy"}, seed=0)
 
 
-FOR_ABSOLUTE = "is a default, for errors in eV/atom and eV/Å; in units of the spread give weights near 1, as"
+FOR_ABSOLUTE = (
+    "is a default, for errors in eV/atom and eV/Å; in units of the spread give weights near 1, as"
+)
 FORCES_99 = f"--forces_weight 100 (99.0% of the loss) {FOR_ABSOLUTE} --forces_weight 1"
 
 
@@ -374,20 +467,30 @@ FORCES_99 = f"--forces_weight 100 (99.0% of the loss) {FOR_ABSOLUTE} --forces_we
         (
             {"stage_two": True, "forces_weight": 1.0},
             [
-                "--stage_two_energy_weight 1000 (90.9% of the loss), --stage_two_forces_weight 100 (9.1% of the loss) "
-                f"{FOR_ABSOLUTE} --stage_two_energy_weight 1 --stage_two_forces_weight 1"
+                (
+                    "--stage_two_energy_weight 1000 (90.9% of the loss), --stage_two_forces_weight "
+                    f"100 (9.1% of the loss) {FOR_ABSOLUTE} --stage_two_energy_weight 1 "
+                    "--stage_two_forces_weight 1"
+                )
             ],
         ),
-        ({"stage_two": True, "stage_two_energy_weight": 2.0, "stage_two_forces_weight": 1.0}, [FORCES_99]),
+        (
+            {"stage_two": True, "stage_two_energy_weight": 2.0, "stage_two_forces_weight": 1.0},
+            [FORCES_99],
+        ),
     ],
 )
-def test_default_weights_are_for_absolute_errors(settings: Any, said: list[str], tmp_path: Path) -> None:
+def test_default_weights_are_for_absolute_errors(
+    settings: Any, said: list[str], tmp_path: Path
+) -> None:
     options = options_of(tmp_path, **settings)
     assert list(loss_advice.default_weights(options)) == said
 
 
 @pytest.mark.parametrize("units", ["absolute", "spread", "balanced"])
-def test_default_weights_are_warned_of_by_the_command(units: str, train: Callable[..., Path], tmp_path: Path) -> None:
+def test_default_weights_are_warned_of_by_the_command(
+    units: str, train: Callable[..., Path], tmp_path: Path
+) -> None:
     log = (train("run", "--loss_units", units, "--epochs", 1) / "train.log").read_text()
     assert (f"warning: --loss_units {units}: {FORCES_99}" in log) == (units != "absolute")
 
@@ -412,11 +515,15 @@ def test_stresses_that_mace_would_train_on_are_said(
     options = options_of(tmp_path, xyz_train=[str(crystals(tmp_path / "c.xyz"))], **settings)
     train = open_data.training_data(replace_fraction(options), FACTS, torch.float64, seed=0).train
     loss_advice.advise(options, train)
-    said = f"the data have labels of the stress, and --loss {settings['loss']} does not train on them"
+    said = (
+        f"the data have labels of the stress, and --loss {settings['loss']} does not train on them"
+    )
     assert (said in caplog.text) == is_said
 
 
-def test_molecules_have_no_stress_to_be_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_molecules_have_no_stress_to_be_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = options_of(tmp_path, xyz_train=[str(frames(tmp_path / "m.xyz", 4))], loss="universal")
     train = open_data.training_data(replace_fraction(options), FACTS, torch.float64, seed=0).train
     loss_advice.advise(options, train)
@@ -436,23 +543,42 @@ def crystals(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("loss", "unit"), [("virials", "V/N stress {:.3g} eV"), ("stress", "stress {:.3g} eV/Å³")])
+@pytest.mark.parametrize(
+    ("loss", "unit"), [("virials", "V/N stress {:.3g} eV"), ("stress", "stress {:.3g} eV/Å³")]
+)
 def test_the_unit_of_a_virial_is_the_spread_of_virials(
     loss: str, unit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In units of their spread, labels of virials per atom have the standard deviation 1, whatever the cells."""
+    """In units of their spread, labels of virials per atom have the standard deviation
+    1, whatever the cells.
+    """
     caplog.set_level("INFO")
     path = str(crystals(tmp_path / "crystals.xyz"))
-    options = options_of(tmp_path, xyz_train=[path], xyz_val=[path], loss_units="spread", loss=loss, stress_weight=1.0)
+    options = options_of(
+        tmp_path,
+        xyz_train=[path],
+        xyz_val=[path],
+        loss_units="spread",
+        loss=loss,
+        stress_weight=1.0,
+    )
     train = open_data.training_data(options, FACTS, torch.float64, seed=0).train
     units = spread.units_of(options, train, known={})
     structures = read(path, ":")
-    per_atom = [atoms.get_volume() / len(atoms) if loss == "virials" else 1.0 for atoms in structures]
-    labels = np.array([factor * atoms.info["REF_stress"] for factor, atoms in zip(per_atom, structures, strict=True)])
+    per_atom = [
+        atoms.get_volume() / len(atoms) if loss == "virials" else 1.0 for atoms in structures
+    ]
+    labels = np.array(
+        [
+            factor * atoms.info["REF_stress"]
+            for factor, atoms in zip(per_atom, structures, strict=True)
+        ]
+    )
     assert units.spread["stress"] == pytest.approx(np.std(labels), rel=1e-9)
     assert unit.format(np.std(labels)) in caplog.text
     batch = train.batch(range(len(train)))
-    mean = float(labels.mean())  # predictions that are off by the labels less their mean: the term is 1 then
+    # predictions that are off by the labels less their mean: the term is 1 then
+    mean = float(labels.mean())
     off = (torch.from_numpy(labels) - mean) / torch.tensor(per_atom)[:, None, None]
     predicted = {"stress": batch.labels["stress"].value + off}
     of_loss = objective.loss_of(options.loss, units)

@@ -20,7 +20,9 @@ def test_what_was_converted_is_said_of_every_source_once(
 ) -> None:
     """Whether or not structures were left out of the data set."""
     specs = []
-    for number, (energy_unit, forces_unit) in enumerate([("kcal/mol", "kcal/mol/Å"), ("eV", "eV/Å")]):
+    for number, (energy_unit, forces_unit) in enumerate(
+        [("kcal/mol", "kcal/mol/Å"), ("eV", "eV/Å")]
+    ):
         frames = waters(3, number)
         for atoms in frames:
             atoms.info |= {"energy_unit": energy_unit, "forces_unit": forces_unit}

@@ -1,6 +1,7 @@
 """A logger that hangs, one that is too slow, one that has a function's form; W&B; and --sync.
 
-Nothing here measures a time: what hangs is let go by the test, and limits stand only where a process might hang.
+Nothing here measures a time: what hangs is let go by the test, and limits stand only
+where a process might hang.
 """
 
 import errno
@@ -82,8 +83,23 @@ def train(tiny_json: Path, tmp_path: Path) -> Callable[..., Path]:
     write(tmp_path / "valid.xyz", waters(3, seed=1), format="extxyz")
 
     def run(name: str, *more: object, code: int = 0) -> Path:
-        words = ["--input_json", tiny_json, "--xyz_train", tmp_path / "train.xyz", "--xyz_val", tmp_path / "valid.xyz"]
-        words += ["--epochs", 2, "--batch_size", 2, "--no_export_mace_model", "--output_checkpoint", tmp_path / name]
+        words = [
+            "--input_json",
+            tiny_json,
+            "--xyz_train",
+            tmp_path / "train.xyz",
+            "--xyz_val",
+            tmp_path / "valid.xyz",
+        ]
+        words += [
+            "--epochs",
+            2,
+            "--batch_size",
+            2,
+            "--no_export_mace_model",
+            "--output_checkpoint",
+            tmp_path / name,
+        ]
         assert train_mace.main([*map(str, words), *map(str, more)]) == code
         return tmp_path / name
 
@@ -95,9 +111,14 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "perf"} for line in lines]
 
 
-@pytest.mark.parametrize("at", ["validation", *(pytest.param(at, marks=in_the_battery) for at in ("opened", "close"))])
+@pytest.mark.parametrize(
+    "at", ["validation", *(pytest.param(at, marks=in_the_battery) for at in ("opened", "close"))]
+)
 def test_one_that_hangs_changes_nothing_in_the_run(
-    at: str, hanging: Callable[[str], Hanging], train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    at: str,
+    hanging: Callable[[str], Hanging],
+    train: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logger = hanging(at)
     ended_within = logger_thread.LoggerThread.ended_within
@@ -126,7 +147,9 @@ def test_a_full_disk_changes_nothing_and_its_records_come_later(
     write_bytes = os.write
 
     def full(descriptor: int, data: bytes) -> int:
-        if is_full and os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(tmp_path / "full")):
+        if is_full and os.readlink(f"/proc/self/fd/{descriptor}").startswith(
+            str(tmp_path / "full")
+        ):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_bytes(descriptor, data)
 
@@ -140,7 +163,9 @@ def test_a_full_disk_changes_nothing_and_its_records_come_later(
             run.train(train_record(step))
             run.validation(validation_record(step))
         run.close()
-        sizes[place] = sum(path.stat().st_size for path in (tmp_path / place).rglob("*") if path.is_file())
+        sizes[place] = sum(
+            path.stat().st_size for path in (tmp_path / place).rglob("*") if path.is_file()
+        )
     assert sizes["full"] == sizes["roomy"] > 0
     assert not caplog.text
 
@@ -173,7 +198,9 @@ def test_who_is_asked_to_stop_waits_for_none(
     logger = hanging("train")
     waits: list[float] = []
     close = Loggers.close
-    monkeypatch.setattr(Loggers, "close", lambda self, seconds: waits.append(seconds) or close(self, seconds))
+    monkeypatch.setattr(
+        Loggers, "close", lambda self, seconds: waits.append(seconds) or close(self, seconds)
+    )
     validation = Loggers.validation
 
     def asked(self: Any, record: Any) -> None:
@@ -189,7 +216,10 @@ def test_who_is_asked_to_stop_waits_for_none(
 
 
 def test_a_queue_has_an_end_and_what_is_left_out_is_counted(
-    hanging: Callable[[str], Hanging], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hanging: Callable[[str], Hanging],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logger_thread, "HELD", 5)
     logger = hanging("opened")
@@ -212,7 +242,11 @@ def test_a_logger_may_be_one_function(monkeypatch: pytest.MonkeyPatch, tmp_path:
     run.validation(validation_record(2, "a.xyz", "b.xyz"))
     run.final(FINAL)
     run.close(HANGING)
-    assert [(category, epoch) for category, _, epoch in heard] == [("train", 1), ("validation", 1), ("final", 2)]
+    assert [(category, epoch) for category, _, epoch in heard] == [
+        ("train", 1),
+        ("validation", 1),
+        ("final", 2),
+    ]
     assert heard[0][1]["gradient_norm"] == 2.0
     assert heard[1][1]["by_source"]["b.xyz"]["loss"] == 3.0
     assert set(heard[2][1]) == {"train", "valid"}
@@ -295,7 +329,9 @@ def test_a_command_runs_after_checkpoints_one_at_a_time(tmp_path: Path) -> None:
     wait_until(said.exists, "the command begins")
     go.touch()
     sync.close(HANGING)
-    assert said.read_text().splitlines() == [str(outputs.checkpoint)] * 2, "what came meanwhile is one"
+    assert said.read_text().splitlines() == [str(outputs.checkpoint)] * 2, (
+        "what came meanwhile is one"
+    )
 
 
 def test_a_command_that_fails_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -308,10 +344,15 @@ def test_a_command_that_fails_warns_once(tmp_path: Path, caplog: pytest.LogCaptu
     assert "(no route to host)" in caplog.text
 
 
-def test_a_command_that_hangs_is_left_to_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_command_that_hangs_is_left_to_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     go = tmp_path / "go"
     over = tmp_path / "over"
-    sync = Sync(f"while [ ! -e {go} ]; do sleep 0.01; done; touch {over}", Outputs.named(tmp_path / "run", None))
+    sync = Sync(
+        f"while [ ! -e {go} ]; do sleep 0.01; done; touch {over}",
+        Outputs.named(tmp_path / "run", None),
+    )
     sync.checkpoint_written()
     sync.close(0.0)
     assert not caplog.text
@@ -342,7 +383,9 @@ sync.close(float(sys.argv[3]))
 
 
 @pytest.mark.parametrize("patience", ["0", "0.01"])
-def test_the_last_checkpoint_is_copied_although_the_process_is_gone(patience: str, tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_copied_although_the_process_is_gone(
+    patience: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     command = 'cp "$RUN_CHECKPOINT" "$RUN_FOLDER/copy"; echo >> "$RUN_FOLDER/begun"; '
@@ -352,7 +395,10 @@ def test_the_last_checkpoint_is_copied_although_the_process_is_gone(patience: st
     assert "then runs once more for the last one" in ended.stdout + ended.stderr
     assert (run / "copy").read_text() == "first"
     (run / "go").touch()
-    wait_until(lambda: (run / "ended").exists() and len((run / "ended").read_text()) == 2, "it runs once more")
+    wait_until(
+        lambda: (run / "ended").exists() and len((run / "ended").read_text()) == 2,
+        "it runs once more",
+    )
     assert (run / "copy").read_text() == "last"
     assert len((run / "begun").read_text()) == 2
 

@@ -1,4 +1,6 @@
-"""What every option says of itself, and what is derived from it: natures, resume.py, panels, stored settings."""
+"""What every option says of itself, and what is derived from it: natures, resume.py,
+panels, stored settings.
+"""
 
 import dataclasses
 import importlib
@@ -24,7 +26,12 @@ from model_utils.files import checkpoint
 from model_utils.settings import cli, declared, parser, table_names
 from model_utils.settings import options as settings
 from model_utils.settings.declared import FIXED, MAY_CHANGE, OF_THE_COMMAND, Option, names_of
-from model_utils.settings.options import FIXED_IN_A_RUN, ResumeOptions, TrainingOptions, TrainOptions
+from model_utils.settings.options import (
+    FIXED_IN_A_RUN,
+    ResumeOptions,
+    TrainingOptions,
+    TrainOptions,
+)
 from model_utils.settings.table_names import NamesOf
 
 KINDS = [kind for kinds in COMMANDS.values() for kind in kinds.values()]
@@ -32,7 +39,13 @@ by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 SETTINGS_OF_A_RUN = 88  # how many there are at least: a test that looks at none would pass
 
 
-OF_A_CONTINUATION = ("run_dir", "resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler")
+OF_A_CONTINUATION = (
+    "run_dir",
+    "resume_best",
+    "resume_new_lr",
+    "reset_scheduler",
+    "resume_reset_scheduler",
+)
 
 
 def groups_of(kind: type) -> Iterator[type]:
@@ -65,7 +78,9 @@ def test_an_option_that_does_not_say_what_it_is_cannot_be_declared() -> None:
         what: int = 1
         """A number."""
 
-    with pytest.raises(TypeError, match=r"Silent\.what does not say whether it may change in a resumed run"):
+    with pytest.raises(
+        TypeError, match=r"Silent\.what does not say whether it may change in a resumed run"
+    ):
         declared.declared(Silent)
 
 
@@ -74,11 +89,15 @@ def test_options_of_a_training_say_it_one_by_one() -> None:
     for group in groups_of(TrainOptions):
         for name, hint in typing.get_type_hints(group, include_extras=True).items():
             if declared.group_of(hint) is None and name not in ("PANEL", "NATURE"):
-                assert declared._marker(hint, declared.Nature) is not None, f"{group.__name__}.{name}"
+                assert declared._marker(hint, declared.Nature) is not None, (
+                    f"{group.__name__}.{name}"
+                )
 
 
 def test_what_a_step_computes_is_fixed() -> None:
-    """The list is short on purpose: only what no number of a run depends on may change without a word."""
+    """The list is short on purpose: only what no number of a run depends on may
+    change without a word.
+    """
     assert names_of(TrainOptions, OF_THE_COMMAND) == (
         "config",
         "plugin",
@@ -91,7 +110,16 @@ def test_what_a_step_computes_is_fixed() -> None:
         "resume",
     )
     fixed = names_of(TrainOptions, FIXED)
-    assert {"seed", "lr", "dtype", "batch_size", "energy_loss", "forces_weight", "scheduler", "ema"} <= set(fixed)
+    assert {
+        "seed",
+        "lr",
+        "dtype",
+        "batch_size",
+        "energy_loss",
+        "forces_weight",
+        "scheduler",
+        "ema",
+    } <= set(fixed)
     assert len(fixed) > 50
     assert len(names_of(TrainOptions)) >= SETTINGS_OF_A_RUN
 
@@ -100,7 +128,9 @@ def test_what_a_step_computes_is_fixed() -> None:
 
 
 def test_resume_takes_what_may_change_and_nothing_else_of_a_training() -> None:
-    own = {option.name for option in declared.declared(ResumeOptions) if "changed" not in option.name}
+    own = {
+        option.name for option in declared.declared(ResumeOptions) if "changed" not in option.name
+    }
     may_change = set(names_of(TrainingOptions, MAY_CHANGE))
     taken = set(names_of(ResumeOptions)) & set(names_of(TrainingOptions))
     assert may_change <= own
@@ -157,7 +187,12 @@ def example(option: Option) -> Any:
 
 
 SPECIAL: dict[str, dict[str, Any]] = {
-    "": {"resume": None, "lr_of": ["readouts.*=0.001"], "label_keys": ["dipole=d"], "data_format": None},
+    "": {
+        "resume": None,
+        "lr_of": ["readouts.*=0.001"],
+        "label_keys": ["dipole=d"],
+        "data_format": None,
+    },
     "FinetuneOptions": {"add_head": None},
     "EvaluateOptions": {"lmdb_path": [], "data": []},
     "IndexOptions": {"share": "3/64"},
@@ -172,13 +207,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
 def test_settings_are_flat_and_come_back(kind: type) -> None:
     """Every option other than by default, through groups and back: names, order and values."""
     chosen = {option.name: example(option) for option in declared.declared(kind)}
-    chosen |= {k: v for k, v in (SPECIAL[""] | SPECIAL.get(kind.__name__, {})).items() if k in chosen}
+    chosen |= {
+        k: v for k, v in (SPECIAL[""] | SPECIAL.get(kind.__name__, {})).items() if k in chosen
+    }
     options = cli.from_plain(kind, chosen, Path("here"))
     plain = cli.as_plain(options)
     assert tuple(plain) == names_of(kind)
     for name, value in chosen.items():
         if name == "sources":
-            assert [{k: v for k, v in item.items() if v is not None} for item in plain[name]] == value
+            assert [
+                {k: v for k, v in item.items() if v is not None} for item in plain[name]
+            ] == value
         else:
             assert plain[name] == value, name
     assert cli.from_plain(kind, json.loads(json.dumps(plain)), Path("here")) == options
@@ -194,7 +233,9 @@ def test_a_yaml_has_the_flags_names(kind: type, tmp_path: Path) -> None:
 
 
 def test_stored_settings_have_the_order_that_they_had() -> None:
-    """What checkpoints and config.resolved.yaml of earlier states hold, and what was added since."""
+    """What checkpoints and config.resolved.yaml of earlier states hold, and
+    what was added since.
+    """
     for folder in sorted((ROOT / "tests" / "data").glob("state_*")):
         for path in folder.glob("*/run_checkpoint.pt"):
             stored = checkpoint.read(path).content["train_state"]["config"]
@@ -204,7 +245,12 @@ def test_stored_settings_have_the_order_that_they_had() -> None:
 # --help
 
 
-HELPS = {"model_utils.train_mace": [], "model_utils.resume": [], "model_utils.finetune": [], "dataloader.pack": []} | {
+HELPS = {
+    "model_utils.train_mace": [],
+    "model_utils.resume": [],
+    "model_utils.finetune": [],
+    "dataloader.pack": [],
+} | {
     "metadata": ["init"],
     "read_model": ["convert"],
     "model_utils.evaluate": [],
@@ -222,7 +268,9 @@ def test_help_has_titled_panels_the_required_first_and_the_command_last(
     assert titles[0] == "Required"
     assert titles[-1] == "This command"
     assert set(titles) == {option.shown_in.title for option in declared.declared(kind)}
-    first, last = (shown.split(f"╭─ {title} ─")[1].split("╰")[0] for title in (titles[0], titles[-1]))
+    first, last = (
+        shown.split(f"╭─ {title} ─")[1].split("╰")[0] for title in (titles[0], titles[-1])
+    )
     required = {option.name for option in declared.declared(kind) if option.required}
     assert set(re.findall(r"│ \*? +--(\w+)", first)) == required
     assert set(re.findall(r"│ \*? *--(\w+)", last)) == {"config", "plugin", "debug", "help"}
@@ -232,11 +280,15 @@ def test_help_and_mistakes_import_no_torch() -> None:
     """Which takes seconds: the names of a table are read from the text of its module."""
     for words in (["--help"], ["--energy_loss", "squared"], ["--learning_rate", "3"]):
         code = (
-            "import sys; from model_utils.train_mace import main; "
-            f"code = main({words}); print('imported' if 'torch' in sys.modules else 'free of it', code)"
+            f"import sys; from model_utils.train_mace import main; code = main({words}); "
+            "print('imported' if 'torch' in sys.modules else 'free of it', code)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-        assert done.stdout.splitlines()[-1] == f"free of it {0 if words == ['--help'] else 2}", done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.stdout.splitlines()[-1] == f"free of it {0 if words == ['--help'] else 2}", (
+            done.stderr
+        )
 
 
 # choices that are the names of a table
@@ -256,7 +308,15 @@ def test_names_in_the_text_of_a_module_are_those_of_its_table() -> None:
 def test_a_name_that_is_added_is_an_answer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--input_json", "m.json", "--output_checkpoint", "run", "--xyz_train", "a.xyz", "--forces_loss"]
+    words = [
+        "--input_json",
+        "m.json",
+        "--output_checkpoint",
+        "run",
+        "--xyz_train",
+        "a.xyz",
+        "--forces_loss",
+    ]
     with pytest.raises(InputError, match="there are mse, huber, mae, l2norm"):
         cli.parse(TrainOptions, [*words, "log_cosh"])
     monkeypatch.setitem(losses.SHAPES, "log_cosh", losses.SHAPES["mse"])
@@ -283,7 +343,9 @@ def test_a_name_that_is_none_is_answered_with_the_nearest_and_all(
     assert str(path) in line
 
 
-def test_a_list_of_names_is_checked_name_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_list_of_names_is_checked_name_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "more_ideas.py").write_text("TABLE = {'red': 1, 'green': 2}\n")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -296,12 +358,16 @@ def test_a_list_of_names_is_checked_name_by_name(monkeypatch: pytest.MonkeyPatch
         """Colours."""
 
     assert cli.parse(Chosen, ["--colours", "green", "red"]) == Chosen(colours=("green", "red"))
-    with pytest.raises(InputError, match=r"--colours 'gren' is not known; did you mean green. there are red, green"):
+    with pytest.raises(
+        InputError, match=r"--colours 'gren' is not known; did you mean green. there are red, green"
+    ):
         cli.parse(Chosen, ["--colours", "red", "gren"])
     assert cli.from_plain(Chosen, {"colours": ["red"]}, Path("here")).colours == ("red",)
 
 
-def test_names_that_are_written_and_not_a_dict_are_our_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_are_written_and_not_a_dict_are_our_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "some_ideas.py").write_text("TABLE = {'a': 1, 'b': 2}\nOTHER = dict(TABLE)\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert NamesOf("some_ideas", "TABLE").names() == ("a", "b")
@@ -313,19 +379,37 @@ def test_names_that_are_written_and_not_a_dict_are_our_mistake(tmp_path: Path, m
 
 
 def test_what_may_change_reaches_a_resumed_run(
-    tiny_json: Path, water_xyz: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_json: Path,
+    water_xyz: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--input_json", str(tiny_json), "--xyz_train", str(water_xyz()), "--valid_fraction", "0.3"]
+    words = [
+        "--input_json",
+        str(tiny_json),
+        "--xyz_train",
+        str(water_xyz()),
+        "--valid_fraction",
+        "0.3",
+    ]
     folder = tmp_path / "run"
     assert train_mace.main([*words, "--max_steps", "1", "--output_checkpoint", str(folder)]) == 0
     changed = ["--max_steps", "2", "--log_every_steps", "1", "--no_export_mace_model"]
-    assert resume.main(["--input_model", str(folder), *changed, "--debug"]) == 0, capsys.readouterr().err
+    assert resume.main(["--input_model", str(folder), *changed, "--debug"]) == 0, (
+        capsys.readouterr().err
+    )
     config = checkpoint.read(folder / "run_checkpoint.pt").content["train_state"]["config"]
     assert tuple(config) == names_of(TrainOptions)
-    assert (config["max_steps"], config["log_every_steps"], config["export_mace_model"]) == (2, 1, False)
+    assert (config["max_steps"], config["log_every_steps"], config["export_mace_model"]) == (
+        2,
+        1,
+        False,
+    )
     assert (config["seed"], config["debug"], config["resume"]) == (123, False, "auto")
     resolved = yaml.safe_load((folder / "config.resolved.yaml").read_text())
-    assert list(resolved) == [name for name in config if name not in names_of(TrainOptions, OF_THE_COMMAND)]
+    assert list(resolved) == [
+        name for name in config if name not in names_of(TrainOptions, OF_THE_COMMAND)
+    ]
 
 
 def test_two_options_of_one_name_are_our_mistake() -> None:
@@ -342,7 +426,9 @@ def test_two_options_of_one_name_are_our_mistake() -> None:
         declared.declared(Twice)
 
 
-def test_evaluate_refuses_an_empty_label_as_training_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_refuses_an_empty_label_as_training_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert evaluate.main(["--input_model", "m.pt", "--xyz_path", "a.xyz", "--energy_key", ""]) == 2
     assert "--energy_key is empty" in capsys.readouterr().err
 
@@ -366,23 +452,30 @@ def test_evaluate_refuses_an_empty_label_as_training_does(capsys: pytest.Capture
         "--time_limit 2:00",
     ],
 )
-def test_a_parser_of_what_is_given_answers_as_that_of_all_options(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parser_of_what_is_given_answers_as_that_of_all_options(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["--input_json", "a.json", "--output_checkpoint", "run", *words.split()] if words else []
 
     def answer() -> object:
         try:
-            return parser.parsed_values(TrainOptions, argv, {"epochs": 3, "stress_key": "s"}, Path("a.yaml"))
+            return parser.parsed_values(
+                TrainOptions, argv, {"epochs": 3, "stress_key": "s"}, Path("a.yaml")
+            )
         except InputError as error:
             return str(error)
 
     short = answer()
-    monkeypatch.setattr(parser, "_looked_for", lambda kind, argv, settings: list(declared.declared(kind)))
+    monkeypatch.setattr(
+        parser, "_looked_for", lambda kind, argv, settings: list(declared.declared(kind))
+    )
     assert short == answer()
 
 
 def test_a_stored_value_is_the_default_where_it_has_its_type_too() -> None:
     default = cli.parse(
-        TrainOptions, ["--input_json", "/a.json", "--output_checkpoint", "/run", "--xyz_train", "/a.xyz"]
+        TrainOptions,
+        ["--input_json", "/a.json", "--output_checkpoint", "/run", "--xyz_train", "/a.xyz"],
     )
     stored = cli.as_plain(default)
     assert cli.from_plain(TrainOptions, stored, Path("it")) == default

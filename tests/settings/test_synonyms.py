@@ -1,4 +1,6 @@
-"""An unknown flag is answered with the nearest of ours, or with ours for the word that people use elsewhere."""
+"""An unknown flag is answered with the nearest of ours, or with ours for the word
+that people use elsewhere.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -57,7 +59,9 @@ def id_of(value: object) -> str:
 
 
 @pytest.mark.parametrize(("main", "words", "ours"), MEANT, ids=id_of)
-def test_a_word_of_other_programs(main: Main, words: list[str], ours: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_word_of_other_programs(
+    main: Main, words: list[str], ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*words, "3"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: unknown flag {words[-1]}")
@@ -71,13 +75,21 @@ def test_a_key_of_a_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"unknown setting 'learning_rate' in {path}; did you mean lr?" in capsys.readouterr().err
 
 
-def test_a_word_without_a_counterpart_and_one_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_word_without_a_counterpart_and_one_that_nobody_knows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert train_mace.main(["--nnodes", "2"]) == 2
-    assert "unknown flag --nnodes; several processes are begun by torchrun or srun" in capsys.readouterr().err
+    assert (
+        "unknown flag --nnodes; several processes are begun by torchrun or srun"
+        in capsys.readouterr().err
+    )
     for value in ("bfloat16", "BF16", "half"):
         assert train_mace.main(["--input_json", "m.json", "--dtype", value]) == 2
         said = capsys.readouterr().err
-        assert said == f"error: --dtype {value}: mixed precision is not offered; --dtype is float32 or float64\n"
+        assert said == (
+            f"error: --dtype {value}: mixed precision is not offered; --dtype is "
+            "float32 or float64\n"
+        )
     assert train_mace.main(["--quux", "2"]) == 2
     assert "unknown flag --quux; see --help" in capsys.readouterr().err
 

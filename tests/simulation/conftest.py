@@ -1,4 +1,6 @@
-"""What the tests of simulations share: networks with random weights, structures of every periodicity."""
+"""What the tests of simulations share: networks with random weights,
+structures of every periodicity.
+"""
 
 import json
 from pathlib import Path
@@ -52,7 +54,9 @@ def rattled(atoms: Atoms, seed: int = 5) -> Atoms:
 
 def kinds() -> dict[str, Atoms]:
     """Structures with no, one, two and three periodic directions, and atoms without neighbours."""
-    chain = Atoms("CuH", positions=[[0, 0, 0], [0, 0, 1.6]], cell=[0, 0, 3.1], pbc=[False, False, True])
+    chain = Atoms(
+        "CuH", positions=[[0, 0, 0], [0, 0, 1.6]], cell=[0, 0, 3.1], pbc=[False, False, True]
+    )
     slab = fcc111("Al", (2, 2, 3), vacuum=None)
     slab.pbc = [True, True, False]
     skewed = bulk("Cu") * (2, 1, 1)

@@ -1,4 +1,6 @@
-"""The calculator gives mace's own numbers, for any kind of structure, however atoms have moved before."""
+"""The calculator gives mace's own numbers, for any kind of structure, however
+atoms have moved before.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +43,9 @@ def test_equals_mace(kind: str, models: list[Path]) -> None:
 
 
 def test_atoms_that_move_far_have_the_forces_of_a_new_list(models: list[Path]) -> None:
-    """Through walls of the cell, past each other, in and out of the cutoff; lists are made a few times."""
+    """Through walls of the cell, past each other, in and out of the cutoff;
+    lists are made a few times.
+    """
     atoms = bulk("Al", cubic=True) * (2, 1, 1)
     atoms.calc = Calculator(models[0])
     MaxwellBoltzmannDistribution(atoms, temperature_K=9000, rng=np.random.default_rng(1))
@@ -58,7 +62,9 @@ def test_atoms_that_move_far_have_the_forces_of_a_new_list(models: list[Path]) -
 
 
 def test_what_else_changes_between_two_calls(models: list[Path]) -> None:
-    """Cell, elements, number and order of atoms, periodicity: nothing of the call before is used."""
+    """Cell, elements, number and order of atoms, periodicity: nothing of
+    the call before is used.
+    """
     calculator = Calculator(models[0])
     reference = Calculator(models[0], skin=0.0)
     first = rattled(bulk("Al", cubic=True))
@@ -102,10 +108,16 @@ def test_a_committee_is_the_mean_of_its_members(models: list[Path]) -> None:
 
 MISTAKES = {
     "element": (Atoms("Ne"), "element Ne (Z=10) is not in the model, which has H, O, Al, Cu"),
-    "no number": (Atoms("OH", positions=[[0, 0, 0], [0, 0, np.nan]]), "position of atom 1 is not finite"),
+    "no number": (
+        Atoms("OH", positions=[[0, 0, 0], [0, 0, np.nan]]),
+        "position of atom 1 is not finite",
+    ),
     "no cell": (Atoms("Cu", pbc=True), "cell"),
     "flat cell": (Atoms("Cu", cell=[[3, 0, 0], [0, 3, 0], [3, 3, 0]], pbc=True), "cell"),
-    "one place": (Atoms("OO", positions=[[0, 0, 0], [0, 0, 0.01]]), "atoms 0 and 1 are 0.01 Å apart"),
+    "one place": (
+        Atoms("OO", positions=[[0, 0, 0], [0, 0, 0.01]]),
+        "atoms 0 and 1 are 0.01 Å apart",
+    ),
     "nothing": (Atoms(), "no atoms"),
 }
 
@@ -159,23 +171,45 @@ def test_nothing_depends_on_when_a_list_was_made(models: list[Path]) -> None:
         results = []
         for calculator in (kept, Calculator(models[0])):
             atoms.calc = calculator
-            results.append((atoms.get_potential_energy(), atoms.get_forces().tobytes(), atoms.get_stress().tobytes()))
+            results.append(
+                (
+                    atoms.get_potential_energy(),
+                    atoms.get_forces().tobytes(),
+                    atoms.get_stress().tobytes(),
+                )
+            )
         assert results[0] == results[1]
     assert kept._movers[0].graphs.n_lists > 3
 
 
-@pytest.mark.parametrize("name", ["mace_mp/mace_mp_small.model", "mace_run/model_run-1234_swa.model"])
+@pytest.mark.parametrize(
+    "name", ["mace_mp/mace_mp_small.model", "mace_run/model_run-1234_swa.model"]
+)
 def test_real_models_equal_mace(name: str, shared_data: Path) -> None:
     """Molecules, a crystal, a slab, a chain, of the elements that all of them know.
 
-    Constants of a network that lies in single precision are formed anew in double: mace's own conversion keeps them
-    rounded, which is 6e-7 eV here.
+    Constants of a network that lies in single precision are formed anew in double: mace's own
+    conversion keeps them rounded, which is 6e-7 eV here.
     """
     ours = Calculator(shared_data / name)
     theirs = of_mace([shared_data / name])
-    graphite = Atoms("C2", positions=[[0, 0, 0], [1.42, 0, 0]], cell=[[2.13, 1.23, 0], [2.13, -1.23, 0], [0, 0, 3.4]])
-    chain = Atoms("CHCH", positions=[[0, 0, 0], [1.0, 0, 0.1], [0.2, 0, 1.3], [-0.9, 0, 1.4]], cell=[0, 0, 2.5])
-    structures = [molecule("C6H6"), molecule("CH3CH2OH"), graphite * (2, 2, 2), graphite * (2, 2, 1), chain]
+    graphite = Atoms(
+        "C2",
+        positions=[[0, 0, 0], [1.42, 0, 0]],
+        cell=[[2.13, 1.23, 0], [2.13, -1.23, 0], [0, 0, 3.4]],
+    )
+    chain = Atoms(
+        "CHCH",
+        positions=[[0, 0, 0], [1.0, 0, 0.1], [0.2, 0, 1.3], [-0.9, 0, 1.4]],
+        cell=[0, 0, 2.5],
+    )
+    structures = [
+        molecule("C6H6"),
+        molecule("CH3CH2OH"),
+        graphite * (2, 2, 2),
+        graphite * (2, 2, 1),
+        chain,
+    ]
     for atoms, pbc in zip(structures, ("", "", "abc", "ab", "c"), strict=True):
         atoms.pbc = [direction in pbc for direction in "abc"]
         rattled(atoms)
@@ -197,7 +231,9 @@ def test_the_repulsion_of_a_pair_belongs_to_both(step: str, tmp_path: Path) -> N
     atoms.calc = Calculator(model, step=step)
     theirs = atoms.copy()
     theirs.calc = of_mace([model])
-    np.testing.assert_allclose(atoms.get_potential_energies(), theirs.get_potential_energies(), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        atoms.get_potential_energies(), theirs.get_potential_energies(), rtol=0, atol=1e-10
+    )
 
 
 def test_a_committee_of_unlike_zero_points_is_warned_of(models: list[Path], tmp_path: Path) -> None:
@@ -206,7 +242,9 @@ def test_a_committee_of_unlike_zero_points_is_warned_of(models: list[Path], tmp_
         Calculator([models[0], other])
 
 
-def test_forces_and_stress_of_a_step_are_computed_once(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forces_and_stress_of_a_step_are_computed_once(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the second step on; a filter of cells asks for them one after the other."""
     atoms = rattled(bulk("Al", cubic=True))
     atoms.calc = Calculator(models[0])

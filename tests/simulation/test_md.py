@@ -1,4 +1,6 @@
-"""md.py goes on after a kill or a request to stop as if nothing had been; what it says of a run is right."""
+"""md.py goes on after a kill or a request to stop as if nothing had been; what it
+says of a run is right.
+"""
 
 import json
 import os
@@ -61,7 +63,11 @@ def asked_to_stop() -> None:
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_goes_on_to_the_same_bits(
-    ensemble: str, models: list[Path], crystal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ensemble: str,
+    models: list[Path],
+    crystal: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ("--ensemble", ensemble, "--n_steps", 30)
     assert command(models[0], crystal, tmp_path / "whole", *words) == 0
@@ -74,7 +80,9 @@ def test_goes_on_to_the_same_bits(
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
 
-def test_more_steps_are_those_of_a_longer_run(models: list[Path], crystal: Path, tmp_path: Path) -> None:
+def test_more_steps_are_those_of_a_longer_run(
+    models: list[Path], crystal: Path, tmp_path: Path
+) -> None:
     assert command(models[0], crystal, tmp_path / "long", "--n_steps", 20) == 0
     for n_steps in (9, 20):
         assert command(models[0], crystal, tmp_path / "grown", "--n_steps", n_steps) == 0
@@ -86,7 +94,11 @@ def test_another_run_in_the_folder_is_refused(
 ) -> None:
     assert command(models[0], crystal, tmp_path, "--n_steps", 6) == 0
     before = content(tmp_path)
-    for model, words in ((models[1], ()), (models[0], ("--timestep", 2)), (models[0], ("--seed", 5))):
+    for model, words in (
+        (models[1], ()),
+        (models[0], ("--timestep", 2)),
+        (models[0], ("--seed", 5)),
+    ):
         assert command(model, crystal, tmp_path, "--n_steps", 6, *words) == 2
         assert "is of another run" in capsys.readouterr().err
         assert content(tmp_path) == before
@@ -97,20 +109,27 @@ def test_another_run_in_the_folder_is_refused(
 MISTAKES = {
     "two structures": ((), "say which moves with --index"),
     "no such structure": (("--index", 2), "the data hold 2 structures"),
-    "no cell to change": (("--index", 1, "--ensemble", "npt"), "is not periodic in three directions"),
+    "no cell to change": (
+        ("--index", 1, "--ensemble", "npt"),
+        "is not periodic in three directions",
+    ),
     "repeat": (("--index", 0, "--repeat", 2), "--repeat takes three numbers"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(mistake: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(
+    mistake: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words, sentence = MISTAKES[mistake]
     write(tmp_path / "in.xyz", [kinds()["crystal"], kinds()["molecule"]], format="extxyz")
     assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--n_steps", 5, *words) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_energy_is_conserved_to_the_order_of_the_step(models: list[Path], crystal: Path, tmp_path: Path) -> None:
+def test_energy_is_conserved_to_the_order_of_the_step(
+    models: list[Path], crystal: Path, tmp_path: Path
+) -> None:
     """Verlet's error of the energy falls with the square of the timestep."""
     spread: dict[float, float] = {}
     for timestep, n_steps in ((1, 60), (0.5, 120)):
@@ -139,7 +158,9 @@ def test_drift_and_temperature_of_known_rows() -> None:
     assert summary_of(rows, 4, conserves=False)["drift_meV_per_atom_ps"] is None
 
 
-@pytest.mark.parametrize(("ensemble", "freedom"), [("nve", 18), ("nose_hoover", 18), ("langevin", 24)])
+@pytest.mark.parametrize(
+    ("ensemble", "freedom"), [("nve", 18), ("nose_hoover", 18), ("langevin", 24)]
+)
 def test_velocities_at_the_beginning(ensemble: str, freedom: int) -> None:
     """Half kT for each degree of freedom that the ensemble moves; the others are at rest."""
     atoms = Atoms("Cu8", positions=np.random.default_rng(0).normal(0, 3, (8, 3)))
@@ -151,7 +172,9 @@ def test_velocities_at_the_beginning(ensemble: str, freedom: int) -> None:
     assert (np.abs(atoms.get_angular_momentum()).max() < 1e-6) == at_rest
 
 
-def test_the_pressure_is_that_of_stress_and_motion(models: list[Path], crystal: Path, tmp_path: Path) -> None:
+def test_the_pressure_is_that_of_stress_and_motion(
+    models: list[Path], crystal: Path, tmp_path: Path
+) -> None:
     assert command(models[0], crystal, tmp_path, "--n_steps", 3) == 0
     rows = dynamics._rows(tmp_path / "md.csv")
     state = json.loads((tmp_path / "state.json").read_text())
@@ -170,7 +193,16 @@ def test_files_of_others_are_not_touched(
     (tmp_path / "relaxed.xyz").write_text("mine too")
     assert command(models[0], crystal, tmp_path, "--n_steps", 3) == 2
     assert "trajectory.xyz is there and not of a run in this folder" in capsys.readouterr().err
-    words = ["--input_model", models[0], "--data", crystal, "--output_dir", tmp_path, "--device", "cpu"]
+    words = [
+        "--input_model",
+        models[0],
+        "--data",
+        crystal,
+        "--output_dir",
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
     assert relax.main([str(word) for word in words]) == 2
     assert "relaxed.xyz is there and not of a relaxation" in capsys.readouterr().err
     assert (tmp_path / "trajectory.xyz").read_text() == "mine"
@@ -187,7 +219,9 @@ def test_what_a_frame_says_of_its_atoms(models: list[Path], tmp_path: Path) -> N
     for atoms in (alone, crystal):
         atoms.set_masses(atoms.get_masses())
     write(tmp_path / "in.xyz", [alone, heavy, crystal], columns=["symbols", "positions", "masses"])
-    assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--index", 1, "--n_steps", 3) == 0
+    assert (
+        command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--index", 1, "--n_steps", 3) == 0
+    )
     state = json.loads((tmp_path / "out" / "state.json").read_text())
     rows = dynamics._rows(tmp_path / "out" / "md.csv")
     momenta = np.array(state["momenta"])
@@ -196,9 +230,13 @@ def test_what_a_frame_says_of_its_atoms(models: list[Path], tmp_path: Path) -> N
     assert rows["kinetic_energy_eV"][-1] == pytest.approx(kinetic, rel=1e-9)
 
 
-def test_atoms_held_in_part_are_refused(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_atoms_held_in_part_are_refused(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     atoms = kinds()["slab"]
     atoms.set_constraint(FixCartesian([0], mask=[True, False, False]))
-    write(tmp_path / "in.xyz", atoms, format="extxyz", columns=["symbols", "positions", "move_mask"])
+    write(
+        tmp_path / "in.xyz", atoms, format="extxyz", columns=["symbols", "positions", "move_mask"]
+    )
     assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--n_steps", 3) == 2
     assert "held in some directions only" in capsys.readouterr().err

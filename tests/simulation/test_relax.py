@@ -1,4 +1,6 @@
-"""relax.py: minima of ASE with mace's own calculator, the same after a kill and in several processes, reasons kept."""
+"""relax.py: minima of ASE with mace's own calculator, the same after a kill and in several
+processes, reasons kept.
+"""
 
 import csv
 import io
@@ -35,13 +37,27 @@ def structures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model: Path, data: Path, output: Path, *words: object) -> int:
-    given = ["--input_model", model, "--data", data, "--output_dir", output, "--fmax", FMAX, "--device", "cpu"]
+    given = [
+        "--input_model",
+        model,
+        "--data",
+        data,
+        "--output_dir",
+        output,
+        "--fmax",
+        FMAX,
+        "--device",
+        "cpu",
+    ]
     return relax.main([str(word) for word in (*given, *words)])
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """The files for people, and every step of every trajectory."""
-    files = {name: (folder / name).read_bytes() for name in ("relaxed.xyz", "relaxed.csv", "relaxed.json")}
+    files = {
+        name: (folder / name).read_bytes()
+        for name in ("relaxed.xyz", "relaxed.csv", "relaxed.json")
+    }
     for path in sorted((folder / "trajectories").glob("*.traj")):
         ways = [atoms.positions.tobytes() + atoms.cell.array.tobytes() for atoms in read(path, ":")]
         files[path.name] = b"".join(ways)
@@ -49,16 +65,25 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(models: list[Path], structures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def unbroken(
+    models: list[Path], structures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("unbroken")
-    assert command(models[0], structures, folder, "--relax_cell", "--processes", 1, "--max_steps", 60) == 0
+    assert (
+        command(models[0], structures, folder, "--relax_cell", "--processes", 1, "--max_steps", 60)
+        == 0
+    )
     return content(folder)
 
 
-def test_minima_are_those_of_ase_with_maces_calculator(models: list[Path], structures: Path, tmp_path: Path) -> None:
+def test_minima_are_those_of_ase_with_maces_calculator(
+    models: list[Path], structures: Path, tmp_path: Path
+) -> None:
     words = ("--relax_cell", "--processes", 1, "--max_steps", 60)
     assert command(models[0], structures, tmp_path, *words) == 0
-    theirs = MACECalculator(models=[model_loader.load(models[0]).module], device="cpu", default_dtype="float64")
+    theirs = MACECalculator(
+        models=[model_loader.load(models[0]).module], device="cpu", default_dtype="float64"
+    )
     for ours, atoms in zip(read(tmp_path / "relaxed.xyz", ":"), kinds().values(), strict=True):
         atoms.calc = theirs
         with_cell = FrechetCellFilter(atoms) if atoms.pbc.all() else atoms
@@ -78,9 +103,13 @@ def test_a_crystal_goes_the_way_of_ases_filter_which_is_asked_once_for_each_plac
     minimizer(FrechetCellFilter(alone), logfile=None, maxstep=0.2).run(fmax=FMAX, steps=30)
     asked = []
     forces = FrechetCellFilter.get_forces
-    monkeypatch.setattr(FrechetCellFilter, "get_forces", lambda self: asked.append(1) or forces(self))
+    monkeypatch.setattr(
+        FrechetCellFilter, "get_forces", lambda self: asked.append(1) or forces(self)
+    )
     name = minimizer.__name__.lower()
-    ours = relaxed(crystal, EMT(), Criteria(fmax=FMAX, max_steps=30, minimizer=name, relax_cell=True))
+    ours = relaxed(
+        crystal, EMT(), Criteria(fmax=FMAX, max_steps=30, minimizer=name, relax_cell=True)
+    )
     assert ours.atoms.positions.tobytes() == alone.positions.tobytes()
     assert ours.atoms.cell.array.tobytes() == alone.cell.array.tobytes()
     assert ours.steps > 2
@@ -90,7 +119,12 @@ def test_a_crystal_goes_the_way_of_ases_filter_which_is_asked_once_for_each_plac
 def test_several_processes_give_the_same_files(
     models: list[Path], structures: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert command(models[0], structures, tmp_path, "--relax_cell", "--processes", 2, "--max_steps", 60) == 0
+    assert (
+        command(
+            models[0], structures, tmp_path, "--relax_cell", "--processes", 2, "--max_steps", 60
+        )
+        == 0
+    )
     assert content(tmp_path) == unbroken
 
 
@@ -186,9 +220,12 @@ def test_what_is_wrong_with_one_stops_that_one_alone(models: list[Path], tmp_pat
 def test_held_atoms_stay(models: list[Path], tmp_path: Path) -> None:
     atoms = kinds()["slab"]
     atoms.set_constraint(FixAtoms([0, 1, 2, 3]))
-    write(tmp_path / "in.xyz", atoms, format="extxyz", columns=["symbols", "positions", "move_mask"])
+    write(
+        tmp_path / "in.xyz", atoms, format="extxyz", columns=["symbols", "positions", "move_mask"]
+    )
     assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--max_steps", 40) == 0
     after = read(tmp_path / "out" / "relaxed.xyz")
     assert after.constraints[0].index.tolist() == [0, 1, 2, 3], "and are held in what is written"
-    np.testing.assert_allclose(after.positions[:4], atoms.positions[:4], rtol=0, atol=1e-8)  # digits of the file
+    # digits of the file
+    np.testing.assert_allclose(after.positions[:4], atoms.positions[:4], rtol=0, atol=1e-8)
     assert (np.abs(after.positions[4:] - atoms.positions[4:]).max(axis=1) > 1e-4).all()

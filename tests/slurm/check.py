@@ -1,9 +1,10 @@
-"""Training on a real SLURM: jobs that are interrupted and requeued give, bit by bit, the result of an unbroken run.
+"""Training on a real SLURM: jobs that are interrupted and requeued give, bit by bit, the
+result of an unbroken run.
 
     python tests/slurm/check.py
 
-Starts a cluster of its own on this machine and submits configs/slurm/train.sbatch, with one task and with two; about
-half an hour, two cores. Needs the Debian packages slurm-wlm and munge.
+Starts a cluster of its own on this machine and submits configs/slurm/train.sbatch, with one task
+and with two; about half an hour, two cores. Needs the Debian packages slurm-wlm and munge.
 """
 
 import argparse
@@ -38,8 +39,10 @@ TINY = {
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY"}
 TWO = ["--ntasks-per-node=2"]
 DEALT = ["--step_parts", "2"]  # what two tasks compute, one process computes too, in two parts
-RESOURCES = ["--gres=none", "--mem=0", "--cpus-per-task=1"]  # in place of the GPU node that the file asks for
-# differ between two runs and are no result: places, and the length of metrics.jsonl, where durations are written out
+# in place of the GPU node that the file asks for
+RESOURCES = ["--gres=none", "--mem=0", "--cpus-per-task=1"]
+# differ between two runs and are no result: places, and the length of metrics.jsonl, where
+# durations are written out
 OF_THE_PLACE = {"train_state.config.output_checkpoint", "train_state.metrics_offset"}
 
 
@@ -57,8 +60,14 @@ class Row:
 
 def main() -> int:
     """Run everything; returns 1 where anything differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, help="as many as take 70 s unless given; SLURM's shortest limit is 60 s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        help="as many as take 70 s unless given; SLURM's shortest limit is 60 s",
+    )
     epochs = parser.parse_args().epochs
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # so that the cluster is stopped
@@ -89,7 +98,11 @@ class Check:
         self.epochs, folder = 15, self.folder / "timing" / "run"
         self.train(folder)
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        last = [r["perf"]["seconds"] for r in records if r["kind"] in ("train", "valid") and r["epoch"] > 5]
+        last = [
+            r["perf"]["seconds"]
+            for r in records
+            if r["kind"] in ("train", "valid") and r["epoch"] > 5
+        ]
         return round(seconds * 10 / sum(last))
 
     def rows(self) -> Iterator[Row]:
@@ -109,15 +122,19 @@ class Check:
             self.cancelled,
             self.bad_input,
             self.dealt_without_slurm,
-            lambda: self.interrupted("two tasks, preempted", [low, *TWO, "--time=30"], self.preempt, DEALT),
-            lambda: self.interrupted("two tasks, ten times", [low, *TWO, "--time=60"], self.preempt_often, DEALT),
+            lambda: self.interrupted(
+                "two tasks, preempted", [low, *TWO, "--time=30"], self.preempt, DEALT
+            ),
+            lambda: self.interrupted(
+                "two tasks, ten times", [low, *TWO, "--time=60"], self.preempt_often, DEALT
+            ),
             self.one_of_two_killed,
             lambda: self.bad_input("two tasks, bad input", *TWO),
         ):
             found = row()
             print(
-                f"{found.name:24s}  {found.restarts:>8s}  {found.continued:>17s}  {found.seconds:7.0f}  "
-                f"{'ok' if found.good else 'FAILED'}: {found.verdict}",
+                f"{found.name:24s}  {found.restarts:>8s}  {found.continued:>17s}  "
+                f"{found.seconds:7.0f}  {'ok' if found.good else 'FAILED'}: {found.verdict}",
                 flush=True,
             )
             yield found
@@ -127,14 +144,28 @@ class Check:
         began = time.monotonic()
         self.train(self.unbroken)
         seconds = time.monotonic() - began
-        return Row(name="unbroken", restarts="-", continued="-", seconds=seconds, verdict="finished", good=True)
+        return Row(
+            name="unbroken",
+            restarts="-",
+            continued="-",
+            seconds=seconds,
+            verdict="finished",
+            good=True,
+        )
 
     def dealt_without_slurm(self) -> Row:
         """The run in one process that those of two tasks are compared with."""
         began = time.monotonic()
         self.train(self.dealt, *DEALT)
         seconds = time.monotonic() - began
-        return Row(name="unbroken, dealt", restarts="-", continued="-", seconds=seconds, verdict="finished", good=True)
+        return Row(
+            name="unbroken, dealt",
+            restarts="-",
+            continued="-",
+            seconds=seconds,
+            verdict="finished",
+            good=True,
+        )
 
     def train(self, folder: Path, *more: str) -> None:
         """Run the command as it is, without SLURM."""
@@ -146,10 +177,16 @@ class Check:
             check=False,
         )
         if done.returncode:
-            raise ClusterError(f"training without SLURM ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            raise ClusterError(
+                f"training without SLURM ended with {done.returncode}:\n"
+                f"{done.stdout}\n"
+                f"{done.stderr}"
+            )
 
     def one_bit_changed(self) -> Row:
-        """The comparison itself: a copy of the unbroken run with one bit of one weight changed is told from it."""
+        """The comparison itself: a copy of the unbroken run with one bit of one weight
+        changed is told from it.
+        """
         from model_utils.files import checkpoint
 
         began, copy = time.monotonic(), self.folder / "changed" / "run"
@@ -170,9 +207,15 @@ class Check:
         )
 
     def interrupted(
-        self, name: str, flags: list[str], interrupt: Callable[[Path], None], more: Sequence[str] = ()
+        self,
+        name: str,
+        flags: list[str],
+        interrupt: Callable[[Path], None],
+        more: Sequence[str] = (),
     ) -> Row:
-        """A job that must be restarted at least once, go on where it was, and end like the unbroken run."""
+        """A job that must be restarted at least once, go on where it was, and end
+        like the unbroken run.
+        """
         folder = self.folder / re.sub(r"\W+", "_", name) / "run"
         began = time.monotonic()
         job = self.submit(folder, flags, *more)
@@ -223,9 +266,13 @@ class Check:
         job = self.submit(folder, ["--partition=low", "--time=30", *TWO], *DEALT)
         wait_for_epochs(folder, self.epochs // 4)
         os.kill(task_of(1), signal.SIGKILL)
-        return self.ended_once("two tasks, one killed", self.wait_for_end(job), ("FAILED", "137:0"), began)
+        return self.ended_once(
+            "two tasks, one killed", self.wait_for_end(job), ("FAILED", "137:0"), began
+        )
 
-    def ended_once(self, name: str, fields: Mapping[str, str], expected: tuple[str, str], began: float) -> Row:
+    def ended_once(
+        self, name: str, fields: Mapping[str, str], expected: tuple[str, str], began: float
+    ) -> Row:
         """A line on a job that must not be restarted."""
         found = (fields["JobState"], fields["ExitCode"])
         return Row(
@@ -240,13 +287,21 @@ class Check:
     def preempt(self, folder: Path) -> None:
         """Submit a job that is more important, once training is under way."""
         wait_for_epochs(folder, self.epochs // 4)
-        self.cluster.submit("--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 3")
+        self.cluster.submit(
+            "--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 3"
+        )
 
     def preempt_often(self, folder: Path) -> None:
         """Ten times: let the job go on for some epochs, then submit one that is more important."""
         for number in range(10):
             wait_for_epochs(folder, (number + 1) * self.epochs // 12)
-            self.cluster.submit("--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1")
+            self.cluster.submit(
+                "--partition=high",
+                "--exclusive",
+                "--time=1",
+                "--output=/dev/null",
+                "--wrap=sleep 1",
+            )
             wait_for_lives(folder, number + 2)
 
     def submit(self, folder: Path, flags: list[str], *more: str) -> str:
@@ -277,14 +332,20 @@ class Check:
         end = time.monotonic() + seconds
         while (fields := self.cluster.job(job)).get("JobState") not in ENDED:
             if time.monotonic() > end:
-                raise ClusterError(f"job {job} is still {fields.get('JobState')} after {seconds:.0f} s")
+                raise ClusterError(
+                    f"job {job} is still {fields.get('JobState')} after {seconds:.0f} s"
+                )
             time.sleep(0.5)
         return fields
 
     def log(self, folder: Path) -> str:
         """The end of a job's log."""
         path = folder.with_name("slurm.log")
-        return "\n".join(path.read_text(errors="replace").splitlines()[-20:]) if path.exists() else "no log"
+        return (
+            "\n".join(path.read_text(errors="replace").splitlines()[-20:])
+            if path.exists()
+            else "no log"
+        )
 
 
 def wait_for_epochs(folder: Path, epochs: int, seconds: float = 120) -> None:
@@ -301,7 +362,9 @@ def wait_for_lives(folder: Path, lives: int, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while len(continued_at(folder)) < lives - 1:
         if time.monotonic() > end:
-            raise ClusterError(f"{folder} was not continued {lives - 1} times within {seconds:.0f} s")
+            raise ClusterError(
+                f"{folder} was not continued {lives - 1} times within {seconds:.0f} s"
+            )
         time.sleep(0.2)
 
 
@@ -332,10 +395,15 @@ def differences(one: Path, other: Path) -> list[str]:
     found = []
     for kind in ("checkpoint", "model"):
         left, right = (
-            dict(leaves(checkpoint.read(folder / f"{folder.name}_{kind}.pt").content)) for folder in (one, other)
+            dict(leaves(checkpoint.read(folder / f"{folder.name}_{kind}.pt").content))
+            for folder in (one, other)
         )
         for name in sorted((left.keys() | right.keys()) - OF_THE_PLACE):
-            if name not in left or name not in right or checkpoint.digest(left[name]) != checkpoint.digest(right[name]):
+            if (
+                name not in left
+                or name not in right
+                or checkpoint.digest(left[name]) != checkpoint.digest(right[name])
+            ):
                 found.append(f"{kind}: {name}")
     before, after = (metrics_lines(folder / "metrics.jsonl") for folder in (one, other))
     if len(before) != len(after):

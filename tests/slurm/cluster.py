@@ -1,4 +1,6 @@
-"""A SLURM cluster of one node on 127.0.0.1, in a temporary folder, for as long as a ``with`` block lasts."""
+"""A SLURM cluster of one node on 127.0.0.1, in a temporary folder, for as long as
+a ``with`` block lasts.
+"""
 
 import ctypes
 import os
@@ -14,8 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-PROGRAMS = {"munge": ("munged",), "slurm-wlm": ("slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo")}
-SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # the daemons' places on Debian
+PROGRAMS = {
+    "munge": ("munged",),
+    "slurm-wlm": ("slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo"),
+}
+# the daemons' places on Debian
+SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 PR_SET_CHILD_SUBREAPER = 36
 
 CONFIGURATION = """\
@@ -52,7 +58,8 @@ PreemptMode=REQUEUE
 KillWait=10
 MinJobAge=600
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=low Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} MaxTime=60
+PartitionName=low Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE \\
+    GraceTime={grace} MaxTime=60
 PartitionName=abrupt Nodes={host} PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=60
 PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF MaxTime=60
 """
@@ -63,11 +70,12 @@ class ClusterError(Exception):
 
 
 class Cluster:
-    """Starts munged, slurmctld and slurmd on entry; ends every process that came from this one on exit.
+    """Starts munged, slurmctld and slurmd on entry; ends every process that came
+    from this one on exit.
 
     Args:
-        grace: seconds between the SIGTERM of a preemption and the end of the job in partition ``low``; in ``abrupt``
-            there are none, which is SLURM's default.
+        grace: seconds between the SIGTERM of a preemption and the end of the job in partition
+            ``low``; in ``abrupt`` there are none, which is SLURM's default.
         requeue_delay: seconds before a requeued job may start.
 
     Raises:
@@ -90,7 +98,10 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -133,7 +144,9 @@ class Cluster:
         self._wait("munged", lambda: (folder / "munge.socket").exists())
         self._daemon("slurmctld", "-D", "-i")
         self._daemon("slurmd", "-D", "-N", host)
-        self._wait("the node", lambda: self.output("sinfo", "--noheader", "--format=%T").strip() == "idle")
+        self._wait(
+            "the node", lambda: self.output("sinfo", "--noheader", "--format=%T").strip() == "idle"
+        )
 
     def _daemon(self, name: str, *arguments: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as stream:
@@ -144,7 +157,8 @@ class Cluster:
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for the script, which then stops them in order
+                    # Ctrl-C is for the script, which then stops them in order
+                    start_new_session=True,
                 )
             )
 
@@ -157,7 +171,9 @@ class Cluster:
 
     def output(self, *command: str) -> str:
         """What one of SLURM's programs prints; empty where it fails."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False
+        )
         return done.stdout if done.returncode == 0 else ""
 
     def submit(self, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
@@ -201,10 +217,14 @@ class Cluster:
 def refuse_without_programs() -> None:
     """Raise ClusterError where SLURM or munge is not installed; nothing is installed here."""
     missing = [
-        package for package, names in PROGRAMS.items() if not all(shutil.which(n, path=SYSTEM_PATH) for n in names)
+        package
+        for package, names in PROGRAMS.items()
+        if not all(shutil.which(n, path=SYSTEM_PATH) for n in names)
     ]
     if missing:
-        raise ClusterError(f"this check needs the Debian packages {' and '.join(PROGRAMS)}; missing: {missing[0]}")
+        raise ClusterError(
+            f"this check needs the Debian packages {' and '.join(PROGRAMS)}; missing: {missing[0]}"
+        )
 
 
 def free_ports(count: int) -> list[int]:
@@ -217,7 +237,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of grandchildren that lose theirs: slurmd detaches the processes of its jobs."""
+    """Make this process the parent of grandchildren that lose theirs: slurmd detaches the
+    processes of its jobs.
+    """
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise ClusterError(f"this system gives us no orphans: {os.strerror(ctypes.get_errno())}")
 

@@ -2,8 +2,8 @@
 
     python tests/slurm/submission.py
 
-Starts a cluster of its own on this machine; some minutes, two cores. Needs the Debian packages slurm-wlm and munge, and
-the extras pipeline and cluster.
+Starts a cluster of its own on this machine; some minutes, two cores. Needs the Debian packages
+slurm-wlm and munge, and the extras pipeline and cluster.
 """
 
 import json
@@ -37,7 +37,10 @@ TINY = {
 }
 SECTIONS = {
     "finetune": {
-        **{f"xyz_{role}": [str(DATA / f"{name}.xyz")] for role, name in (("train", "train"), ("val", "valid"))},
+        **{
+            f"xyz_{role}": [str(DATA / f"{name}.xyz")]
+            for role, name in (("train", "train"), ("val", "valid"))
+        },
         "xyz_test": [str(DATA / "test.xyz")],
         "epochs": 60,
         "batch_size": 8,
@@ -76,10 +79,25 @@ class Check:
         self.model = folder / "small_model.pt"
         self.remote = folder / "remote"
         resources = {
-            **{"number_node": 1, "cpu_per_node": 2, "gpu_per_node": 0, "queue_name": "low", "group_size": 1},
-            "custom_flags": ["#SBATCH --requeue", "#SBATCH --open-mode=append", "#SBATCH --time=30", "#SBATCH --mem=0"],
+            **{
+                "number_node": 1,
+                "cpu_per_node": 2,
+                "gpu_per_node": 0,
+                "queue_name": "low",
+                "group_size": 1,
+            },
+            "custom_flags": [
+                "#SBATCH --requeue",
+                "#SBATCH --open-mode=append",
+                "#SBATCH --time=30",
+                "#SBATCH --mem=0",
+            ],
         }
-        machine = {"batch_type": "Slurm", "context_type": "LocalContext", "remote_root": str(self.remote)}
+        machine = {
+            "batch_type": "Slurm",
+            "context_type": "LocalContext",
+            "remote_root": str(self.remote),
+        }
         profile = {
             "machine": machine,
             "resources": resources,
@@ -102,7 +120,9 @@ class Check:
         [job] = list((self.folder / "jobs").glob("job_*"))
         self.wait_for_epochs(5)
         self.submit()  # finds its job again
-        self.cluster.submit("--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 3")
+        self.cluster.submit(
+            "--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 3"
+        )
         self.wait_until_ended()  # nobody looks: the job goes back into the queue by itself
         self.submit()
         if [path.name for path in (self.folder / "jobs").glob("job_*")] != [job.name]:
@@ -110,21 +130,42 @@ class Check:
             return 1
         stages = json.loads((job / "pipeline_run" / "summary.json").read_text())["stages"]
         restarts = sum(stage["starts"] - 1 for stage in stages.values())
-        print(f"submitted, preempted, brought back: {time.monotonic() - began:.0f} s, restarts {restarts}")
+        print(
+            f"submitted, preempted, brought back: {time.monotonic() - began:.0f} s, "
+            f"restarts {restarts}"
+        )
         found = list(differences(results(here), results(job / "pipeline_run")))
         if restarts == 0:
             found.append("the job was never preempted")
         if self.remote.exists() and any(self.remote.iterdir()):
             found.append("files are left on the machine")
-        print(f"FAILED: {'; '.join(found[:5])}" if found else "ok: the summary is that of the pipeline without SLURM")
+        print(
+            f"FAILED: {'; '.join(found[:5])}"
+            if found
+            else "ok: the summary is that of the pipeline without SLURM"
+        )
         return 1 if found else 0
 
     def make_model(self) -> None:
         """A network that has seen carbon for a moment."""
         path = self.folder / "tiny.json"
         path.write_text(json.dumps(TINY))
-        words = ("--input_json", path, "--xyz_train", DATA / "train.xyz", "--xyz_val", DATA / "valid.xyz")
-        more = ("--output_checkpoint", self.folder / "small_checkpoint.pt", "--epochs", 3, "--threads", 1)
+        words = (
+            "--input_json",
+            path,
+            "--xyz_train",
+            DATA / "train.xyz",
+            "--xyz_val",
+            DATA / "valid.xyz",
+        )
+        more = (
+            "--output_checkpoint",
+            self.folder / "small_checkpoint.pt",
+            "--epochs",
+            3,
+            "--threads",
+            1,
+        )
         self.command("train_mace.py", *words, *more, "--device", "cpu")
 
     def of_pipeline(self) -> list[object]:
@@ -139,19 +180,33 @@ class Check:
     def command(self, script: str, *words: object) -> None:
         """Run a command of ours, which must succeed."""
         command = [sys.executable, str(ROOT / "model_utils" / script), *map(str, words)]
-        done = subprocess.run(command, env=self.cluster.environment, capture_output=True, text=True, timeout=HANGING)
+        done = subprocess.run(
+            command, env=self.cluster.environment, capture_output=True, text=True, timeout=HANGING
+        )
         if done.returncode:
-            logs = "\n".join(path.read_text()[-2000:] for path in self.remote.rglob("work.*") if path.suffix != ".sh")
-            raise ClusterError(f"{script} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr}\n{logs}")
+            logs = "\n".join(
+                path.read_text()[-2000:]
+                for path in self.remote.rglob("work.*")
+                if path.suffix != ".sh"
+            )
+            raise ClusterError(
+                f"{script} ended with {done.returncode}:\n"
+                f"{done.stdout[-3000:]}\n"
+                f"{done.stderr}\n"
+                f"{logs}"
+            )
 
     def wait_for_epochs(self, epochs: int) -> None:
         """Wait until the fine-tuning in the job is under way."""
         end = time.monotonic() + HANGING
         while not any(
-            path.read_text().count('"kind": "train"') >= epochs for path in self.remote.rglob("metrics.jsonl")
+            path.read_text().count('"kind": "train"') >= epochs
+            for path in self.remote.rglob("metrics.jsonl")
         ):
             if time.monotonic() > end:
-                raise ClusterError(f"the job has not come to epoch {epochs}:\n{self.cluster.logs()}")
+                raise ClusterError(
+                    f"the job has not come to epoch {epochs}:\n{self.cluster.logs()}"
+                )
             time.sleep(0.1)
 
     def wait_until_ended(self) -> None:
@@ -159,7 +214,9 @@ class Check:
         end = time.monotonic() + HANGING
         while not any(self.remote.rglob("exit_code")):
             if time.monotonic() > end:
-                raise ClusterError(f"the job was not begun again, or does not end:\n{self.cluster.logs()}")
+                raise ClusterError(
+                    f"the job was not begun again, or does not end:\n{self.cluster.logs()}"
+                )
             time.sleep(0.5)
 
 
@@ -167,7 +224,8 @@ def results(folder: Path) -> dict[str, Any]:
     """A summary without what depends on clock and place."""
     content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     for stage in content["stages"].values():
-        for name in (*OF_THE_CLOCK, "products", "inputs", "key"):  # files hold the names of their places
+        # files hold the names of their places
+        for name in (*OF_THE_CLOCK, "products", "inputs", "key"):
             stage.pop(name, None)
     content["model"].pop("sha256")
     evaluation = content["generation_eval"]

@@ -1,4 +1,6 @@
-"""A pipeline whose commands are stand-ins: what the stages make of it is told apart from what the commands compute."""
+"""A pipeline whose commands are stand-ins: what the stages make of it is told apart from
+what the commands compute.
+"""
 
 import json
 import os
@@ -65,14 +67,27 @@ class Play:
         return self.folder / "commands"
 
     def words(self, *more: object) -> list[str]:
-        given = ["run", "--config", self.folder / "p.yaml", "--input_model", self.folder / "model.pt"]
+        given = [
+            "run",
+            "--config",
+            self.folder / "p.yaml",
+            "--input_model",
+            self.folder / "model.pt",
+        ]
         return [str(word) for word in (*given, "--run_dir", self.run_dir, *more)]
 
     def run(self, *more: object) -> int:
         return pipeline.main(self.words(*more))
 
     def process(self, *more: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", IN_A_PROCESS, str(ROOT), str(self.commands), *self.words(*more)]
+        command = [
+            sys.executable,
+            "-c",
+            IN_A_PROCESS,
+            str(ROOT),
+            str(self.commands),
+            *self.words(*more),
+        ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def summary(self) -> dict[str, Any]:

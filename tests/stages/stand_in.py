@@ -1,7 +1,8 @@
-"""In place of the commands of stages: reads the settings, writes what the stage makes, notes that it was started.
+"""In place of the commands of stages: reads the settings, writes what the stage makes,
+notes that it was started.
 
-The name of the script says which command it stands for. What it is told by files beside it, it does first: fail, wait,
-or stop when it is asked to.
+The name of the script says which command it stands for. What it is told by files beside it, it does
+first: fail, wait, or stop when it is asked to.
 """
 
 import hashlib
@@ -64,7 +65,9 @@ def evaluate(settings: dict) -> None:
 def generate(settings: dict) -> None:
     folder = Path(settings["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    frames = [f"crystal {number} of seed {settings.get('seed')}" for number in range(settings["num_gen"])]
+    frames = [
+        f"crystal {number} of seed {settings.get('seed')}" for number in range(settings["num_gen"])
+    ]
     (folder / "generated_crystals.extxyz").write_text("\n".join(frames))
     (folder / "generated_crystals_cif.zip").write_text("cif")
     (folder / "generation.json").write_text("{}")
@@ -79,9 +82,17 @@ def judge(settings: dict) -> None:
     (folder / "judging" / f"{key}.jsonl").write_text("\n".join(frames))
     (folder / "relaxed.extxyz").write_text("\n".join(frames))
     (folder / "metrics.json").write_text("{}")
-    (folder / "structures.csv").write_text("id,formula\n" + "".join(f"{frame},C\n" for frame in frames))
+    (folder / "structures.csv").write_text(
+        "id,formula\n" + "".join(f"{frame},C\n" for frame in frames)
+    )
     metrics = {"frac_stable_structures": {"value": 0.5}}
-    content = {"count": len(frames), "metrics": metrics, "relaxed": True, "model": {"is": model}, "references": None}
+    content = {
+        "count": len(frames),
+        "metrics": metrics,
+        "relaxed": True,
+        "model": {"is": model},
+        "references": None,
+    }
     (folder / "metrics_summary.json").write_text(json.dumps(content))
 
 

@@ -12,7 +12,8 @@ from conftest import every_second
 from model_utils.stages import keys
 from stages.conftest import Play, made
 
-COMMANDS = ["finetune", "evaluate", "generate", "judge", "judge"]  # of the five stages in their order
+# of the five stages in their order
+COMMANDS = ["finetune", "evaluate", "generate", "judge", "judge"]
 STAGES = ["finetune", "compare", "generate", "relax", "judge"]
 
 
@@ -90,7 +91,9 @@ def test_a_changed_script_of_another_program_does_the_generation_again(play: Pla
     assert play.starts()[0] == "generate"
 
 
-def test_a_failed_stage_is_recorded_and_the_rest_is_there(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_stage_is_recorded_and_the_rest_is_there(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
     play.tell("generate", "fails", "2 no crystal <b>of C</b> could be made")
     assert play.run() == 2
     said = capsys.readouterr().err.splitlines()
@@ -122,19 +125,26 @@ def test_without_a_fine_tuned_model_the_baseline_takes_its_place_and_that_is_sai
     play.untell("finetune", "fails")
     play.starts()
     assert play.run() == 0
-    assert play.starts() == ["finetune", "evaluate", "judge", "judge"]  # the candidates are the same
+    # the candidates are the same
+    assert play.starts() == ["finetune", "evaluate", "judge", "judge"]
     assert play.summary()["generation_eval"]["model"] == {"is": "model.pt after 3 epochs"}
 
 
 @pytest.mark.parametrize(
     ("given", "head"),
-    [({"head": "new", "compare_head": "old"}, "old"), ({"head": "new"}, None), ({"compare_head": "old"}, "old")],
+    [
+        ({"head": "new", "compare_head": "old"}, "old"),
+        ({"head": "new"}, None),
+        ({"compare_head": "old"}, "old"),
+    ],
 )
 def test_a_baseline_that_takes_the_place_has_the_head_of_the_baseline(
     play: Play, given: dict[str, str], head: str | None
 ) -> None:
     config = play.folder / "p.yaml"
-    config.write_text(config.read_text() + "".join(f"  {name}: {value}\n" for name, value in given.items()))
+    config.write_text(
+        config.read_text() + "".join(f"  {name}: {value}\n" for name, value in given.items())
+    )
     play.tell("finetune", "fails", "4 the loss is no number")
     assert play.run() == 4
     assert play.states()["judge"] == "done"
@@ -147,7 +157,9 @@ def test_a_baseline_that_takes_the_place_has_the_head_of_the_baseline(
     assert {name: settings[name] for name in given} == given
 
 
-def test_a_file_that_cannot_be_read_fails_its_stage_alone(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_fails_its_stage_alone(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed = keys.file_hash
 
     def denied(path: Path) -> str:
@@ -205,7 +217,9 @@ def test_killed_in_any_stage_and_repeated_it_gives_the_same(
 
 
 def test_a_stage_that_outlives_its_pipeline_is_waited_for(play: Play) -> None:
-    """One that does not end at once where its pipeline was killed must not write beside the next one."""
+    """One that does not end at once where its pipeline was killed must not
+    write beside the next one.
+    """
     script = play.commands / "generate.py"
     text = script.read_text()
     script.write_text(text.replace("sys.exit(75)", "None"))  # it takes its time
@@ -241,7 +255,9 @@ def test_asked_to_stop_it_stops_the_stage_and_goes_on_when_repeated(
     assert play.results() == unbroken
 
 
-def test_a_stage_that_stops_by_its_own_clock_stops_the_pipeline(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_stops_by_its_own_clock_stops_the_pipeline(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
     play.tell("finetune", "fails", "75 time limit: saved")
     assert play.run() == 75
     assert "stopped: finetune: time limit: saved; repeat the command" in capsys.readouterr().err
@@ -280,7 +296,9 @@ def test_a_lost_or_damaged_summary_is_made_again_from_the_records(
     assert path.read_bytes() == before
 
 
-def test_a_damaged_record_or_product_does_that_stage_again(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_record_or_product_does_that_stage_again(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert play.run() == 0
     results = play.results()
     for path in ("stages/compare.json", "evaluation/metrics.json"):
@@ -298,7 +316,10 @@ def test_a_damaged_record_or_product_does_that_stage_again(play: Play, capsys: p
         ("finetune: {epocs: 3}", "did you mean epochs?"),
         ("finetun: {epochs: 3}", "did you mean finetune?"),
         ("finetune: [1]", "section finetune of"),
-        ("finetune: {xyz_train: [train.xyz], xyz_test: [test.xyz], output_checkpoint: x}", "given by the pipeline"),
+        (
+            "finetune: {xyz_train: [train.xyz], xyz_test: [test.xyz], output_checkpoint: x}",
+            "given by the pipeline",
+        ),
         ("finetune: {xyz_train: [train.xyz]}", "name data in the section compare"),
         ("finetune: {epochs: many}", "whole number"),
         ("judge: {references: [a.xyz], refernces: [b.xyz]}", "section"),
@@ -315,7 +336,9 @@ def test_a_mistake_in_the_settings_stops_before_anything_begins(
     assert not play.run_dir.exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_something_else_is_left_alone(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
     play.run_dir.mkdir()
     (play.run_dir / "thesis.tex").write_text("mine")
     assert play.run() == 2
@@ -323,7 +346,9 @@ def test_a_folder_of_something_else_is_left_alone(play: Play, capsys: pytest.Cap
     assert [path.name for path in play.run_dir.iterdir()] == ["thesis.tex"]
 
 
-def test_a_model_that_is_not_there_is_said_at_once(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_is_not_there_is_said_at_once(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
     (play.folder / "model.pt").unlink()
     assert play.run() == 2
     assert "--input_model" in capsys.readouterr().err
@@ -340,12 +365,16 @@ def test_the_summary_holds_where_the_folder_is_moved(play: Play) -> None:
 
 
 def test_settings_of_a_stage_give_its_options_again(play: Play) -> None:
-    """What a stage is called with is a file of settings by itself: a person can run the command alone."""
+    """What a stage is called with is a file of settings by itself: a person can
+    run the command alone.
+    """
     from model_utils.settings import cli
     from model_utils.settings.options import FinetuneOptions
 
     assert play.run() == 0
-    options = cli.parse(FinetuneOptions, ["--config", str(play.run_dir / "stages" / "finetune.yaml")])
+    options = cli.parse(
+        FinetuneOptions, ["--config", str(play.run_dir / "stages" / "finetune.yaml")]
+    )
     assert options is not None
     assert options.run.epochs == 3
     assert options.data.xyz_train == (Path(play.folder / "train.xyz"),)

@@ -1,4 +1,6 @@
-"""submit.py: what is sent and what is not, secrets in no file, results back; by dpdispatcher where it is installed."""
+"""submit.py: what is sent and what is not, secrets in no file, results back; by dpdispatcher
+where it is installed.
+"""
 
 import importlib.util
 import json
@@ -22,10 +24,17 @@ from model_utils.submission.commands import commands
 from model_utils.submission.dispatching import _hidden
 
 with_dpdispatcher = pytest.mark.skipif(
-    importlib.util.find_spec("dpdispatcher") is None, reason="dpdispatcher is not installed: make test_extras"
+    importlib.util.find_spec("dpdispatcher") is None,
+    reason="dpdispatcher is not installed: make test_extras",
 )
 MACHINE = {"batch_type": "Shell", "context_type": "LocalContext", "remote_root": "remote"}
-RESOURCES = {"number_node": 1, "cpu_per_node": 1, "gpu_per_node": 0, "queue_name": "", "group_size": 1}
+RESOURCES = {
+    "number_node": 1,
+    "cpu_per_node": 1,
+    "gpu_per_node": 0,
+    "queue_name": "",
+    "group_size": 1,
+}
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -45,7 +54,14 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_job_gets_the_files_that_its_settings_name_and_nothing_else(data: Path) -> None:
-    words = ["--config", str(data / "p.yaml"), "--input_model", str(data / "model.pt"), "--num_gen", "3"]
+    words = [
+        "--config",
+        str(data / "p.yaml"),
+        "--input_model",
+        str(data / "model.pt"),
+        "--num_gen",
+        "3",
+    ]
     options = cli.parse(PipelineOptions, words)
     inputs = packing.Inputs()
     settings, result = packing.settings_of(commands()["pipeline"], options, inputs)
@@ -75,7 +91,11 @@ def test_a_job_gets_the_files_that_its_settings_name_and_nothing_else(data: Path
 def test_sources_are_the_projects_own_and_equal_ones_are_equal_bytes() -> None:
     sources = packing.sources()
     assert {"model_utils/pipeline.py", "dataloader/xyz.py", "losses.py"} <= set(sources)
-    assert not [name for name in sources if name.startswith(("tests", "configs", ".git")) or "__pycache__" in name]
+    assert not [
+        name
+        for name in sources
+        if name.startswith(("tests", "configs", ".git")) or "__pycache__" in name
+    ]
     few = {name: sources[name] for name in list(sources)[:5]}
     assert packing.archive(few) == packing.archive(few)
 
@@ -110,7 +130,10 @@ def test_an_archive_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"machine": {**MACHINE, "remote_profile": {"password": "s3cret"}}}, "MACE_SUBMIT_PASSWORD"),
+        (
+            {"machine": {**MACHINE, "remote_profile": {"password": "s3cret"}}},
+            "MACE_SUBMIT_PASSWORD",
+        ),
         ({"resources": {**RESOURCES, "envs": {"WANDB_API_KEY": "s3cret"}}}, "is a secret"),
         ({"machine": {**MACHINE, "local_root": "."}}, "leave it out"),
         ({"machin": dict(MACHINE)}, "did you mean machine?"),
@@ -140,36 +163,72 @@ def test_credentials_come_from_the_environment_or_a_file_of_ones_own(
             read.machine_with_credentials()
     os.chmod(tmp_path / "mine.yaml", 0o600)
     monkeypatch.setenv("MACE_SUBMIT_EMAIL", "c@d")
-    assert read.machine_with_credentials()["remote_profile"] == {"email": "c@d", "password": "s3cret"}
+    assert read.machine_with_credentials()["remote_profile"] == {
+        "email": "c@d",
+        "password": "s3cret",
+    }
     assert "s3cret" not in json.dumps(read.deciding())
     assert _hidden({"machine": read.machine_with_credentials()}) == {
         "machine": {**read.machine, "remote_profile": {"email": "c@d"}}
     }
 
 
-def test_a_password_on_the_command_line_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_password_on_the_command_line_is_refused(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["pipeline", "--profile", str(written(data)), "--password", "s3cret"]
     assert submit.main(words) == 2
     assert "s3cret" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "submit").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "submit").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_the_profiles_of_the_project_are_read(path: Path) -> None:
     assert profile.read(path).machine["batch_type"] in ("Shell", "Slurm", "Bohrium")
 
 
 def failing_job(data: Path, *more: object, **changes: object) -> subprocess.CompletedProcess[str]:
     """Submit a relaxation that ends at once, since its model is none."""
-    words = ["relax", "--profile", written(data, **changes), "--jobs_dir", data / "jobs", "--check_every", 0.5]
-    words += ["--input_model", data / "model.pt", "--data", data / "train.xyz", "--output_dir", "relaxed"]
+    words = [
+        "relax",
+        "--profile",
+        written(data, **changes),
+        "--jobs_dir",
+        data / "jobs",
+        "--check_every",
+        0.5,
+    ]
+    words += [
+        "--input_model",
+        data / "model.pt",
+        "--data",
+        data / "train.xyz",
+        "--output_dir",
+        "relaxed",
+    ]
     command = [sys.executable, str(ROOT / "model_utils" / "submit.py"), *map(str, (*words, *more))]
-    environment = {**os.environ, "MACE_SUBMIT_PASSWORD": "s3cret", "HOME": str(data / "home"), "RESULT": "relaxed"}
+    environment = {
+        **os.environ,
+        "MACE_SUBMIT_PASSWORD": "s3cret",
+        "HOME": str(data / "home"),
+        "RESULT": "relaxed",
+    }
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=data)
 
 
-@pytest.mark.parametrize("name", ["project", "work", "job.json", "results.tar.gz", "settings.yaml", "inputs", ".."])
+@pytest.mark.parametrize(
+    "name", ["project", "work", "job.json", "results.tar.gz", "settings.yaml", "inputs", ".."]
+)
 def test_results_never_lie_where_something_of_the_job_lies(data: Path, name: str) -> None:
-    words = ["--config", data / "p.yaml", "--input_model", data / "model.pt", "--run_dir", data / "x" / name]
+    words = [
+        "--config",
+        data / "p.yaml",
+        "--input_model",
+        data / "model.pt",
+        "--run_dir",
+        data / "x" / name,
+    ]
     options = cli.parse(PipelineOptions, [str(word) for word in words])
     settings, result = packing.settings_of(commands()["pipeline"], options, packing.Inputs())
     assert (settings["run_dir"], result) == ("results", "results")
@@ -203,7 +262,8 @@ def work_in(folder: Path, result: str, **environment: str) -> subprocess.Complet
 
 
 @pytest.mark.parametrize(
-    "result", ["plain", "two words ü", "-rf", "--checkpoint-action=exec=touch evil", "$(touch evil)"]
+    "result",
+    ["plain", "two words ü", "-rf", "--checkpoint-action=exec=touch evil", "$(touch evil)"],
 )
 def test_a_folder_of_any_name_comes_back(tmp_path: Path, result: str) -> None:
     done = work_in(tmp_path, result)
@@ -216,7 +276,13 @@ def test_a_folder_of_any_name_comes_back(tmp_path: Path, result: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [("75", None, True), ("143", "99", True), ("75", "100", False), ("2", None, False), ("137", None, False)],
+    [
+        ("75", None, True),
+        ("143", "99", True),
+        ("75", "100", False),
+        ("2", None, False),
+        ("137", None, False),
+    ],
 )
 def test_a_job_that_was_asked_to_stop_goes_back_into_the_queue(
     tmp_path: Path, code: str, restarts: str | None, requeued: bool

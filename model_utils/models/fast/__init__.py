@@ -1,1 +1,3 @@
-"""The fast form of the network: mace's energies by an algebra made for differentiating twice (see ``network.py``)."""
+"""The fast form of the network: mace's energies by an algebra made for differentiating
+twice (see ``network.py``).
+"""

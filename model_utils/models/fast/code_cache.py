@@ -1,9 +1,11 @@
-"""Machine code that is kept on disk and loaded again: only what this user wrote, whole, in a folder of this user alone.
+"""Machine code that is kept on disk and loaded again: only what this user wrote, whole, in a
+folder of this user alone.
 
-A seal is a text file beside the code with the SHA-256 of one file or several, in the form of ``sha256sum`` (so
-``sha256sum --check`` reads it). Code without a seal that fits, or that somebody else could have written, is not loaded:
-half a library ends the process with SIGBUS, and one with a flipped bit computes anything. This knows nothing of who
-compiled what, so that other compilers' caches can be looked at in the same way.
+A seal is a text file beside the code with the SHA-256 of one file or several, in the form of
+``sha256sum`` (so ``sha256sum --check`` reads it). Code without a seal that fits, or that somebody
+else could have written, is not loaded: half a library ends the process with SIGBUS, and one with a
+flipped bit computes anything. This knows nothing of who compiled what, so that other compilers'
+caches can be looked at in the same way.
 """
 
 import contextlib
@@ -26,7 +28,8 @@ class Unfit(Exception):
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder that is this user's alone, or make it so; what others could have put there loses its seals.
+    """Make a folder that is this user's alone, or make it so; what others could have put
+    there loses its seals.
 
     Raises:
         OSError: it cannot be made or written, is a link, or belongs to another user.
@@ -43,14 +46,19 @@ def private_folder(folder: Path) -> Path:
         for seal_file in folder.glob("*.sha256"):
             with contextlib.suppress(IsADirectoryError):  # which is no seal
                 seal_file.unlink()
-        log.warning("%s could be written by other users and is closed to them; code in it is compiled again", folder)
+        log.warning(
+            "%s could be written by other users and is closed to them; code in "
+            "it is compiled again",
+            folder,
+        )
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} cannot be written")
     return folder
 
 
 def check(seal_file: Path) -> list[str]:
-    """Refuse files that are not those that were sealed, or not this user's; the names of those that are.
+    """Refuse files that are not those that were sealed, or not this user's; the
+    names of those that are.
 
     Raises:
         Unfit: they must not be loaded.
@@ -67,7 +75,8 @@ def check(seal_file: Path) -> list[str]:
 
 
 def seal(seal_file: Path, names: Sequence[str]) -> None:
-    """Seal files of this process, which reach the disk before the seal does, and which nobody else can write then.
+    """Seal files of this process, which reach the disk before the seal does, and which
+    nobody else can write then.
 
     Args:
         seal_file: what ``check`` is asked for; ends in .sha256.
@@ -88,7 +97,8 @@ def seal(seal_file: Path, names: Sequence[str]) -> None:
 
 
 def keep(built: Path, place: Path) -> None:
-    """Give a file of code its name once it is on the disk, and then its seal, ``<stem>.sha256`` beside it.
+    """Give a file of code its name once it is on the disk, and then its seal,
+    ``<stem>.sha256`` beside it.
 
     Raises:
         OSError: it cannot be written.
@@ -135,7 +145,9 @@ def _own(path: Path) -> Iterator[BufferedReader]:
         Unfit: it is another one.
         OSError: it cannot be opened.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(
+        os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb"
+    ) as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise Unfit("is no file")

@@ -1,9 +1,9 @@
 """Compile ``kernels.cpp`` on first use and keep the result for this user, compiler and CPU.
 
-The compiled library is code: it lies in a directory of mode 0700 that belongs to the user (``$XDG_CACHE_HOME`` or
-``~/.cache``), never in a run's folder, and is loaded only where its digest fits (``code_cache``). Its name is the hash
-of all that it depends on, so a node with another CPU or another compiler makes its own; one process at a time compiles,
-and the others wait for it.
+The compiled library is code: it lies in a directory of mode 0700 that belongs to the user
+(``$XDG_CACHE_HOME`` or ``~/.cache``), never in a run's folder, and is loaded only where its digest
+fits (``code_cache``). Its name is the hash of all that it depends on, so a node with another CPU or
+another compiler makes its own; one process at a time compiles, and the others wait for it.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 INCLUDED = (Path(__file__).with_name("pair_network.h"),)
 # never -ffast-math: linked, it switches denormal numbers off for the whole process
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]
-PRECISIONS = ("FLOAT_ALONE", "DOUBLE_ALONE")  # macros of the source: compiled side by side, in half the time
+# macros of the source: compiled side by side, in half the time
+PRECISIONS = ("FLOAT_ALONE", "DOUBLE_ALONE")
 COMPILERS = ("g++", "c++", "clang++")
 CPU_FACTS = (  # lines of /proc/cpuinfo on x86 and on ARM
     "vendor_id",
@@ -63,7 +64,8 @@ def build() -> ctypes.CDLL:
 
 
 def _kept(compiler: str, library: Path) -> ctypes.CDLL:
-    """The library from its place in the cache, where it is made when there is none that may be loaded.
+    """The library from its place in the cache, where it is made when there is
+    none that may be loaded.
 
     Raises:
         OSError: it cannot be kept there.
@@ -108,7 +110,8 @@ def taken(path: Path) -> WorkFolder:
     """The folder in which one process at a time compiles.
 
     Raises:
-        OSError: it cannot be made, or another process has been compiling for longer than that can take.
+        OSError: it cannot be made, or another process has been compiling for
+            longer than that can take.
     """
     end = time.monotonic() + 2 * LONGEST
     waiting = False
@@ -116,7 +119,10 @@ def taken(path: Path) -> WorkFolder:
         if time.monotonic() > end:
             raise TimeoutError(f"{work_folder.holder(path)} has not finished compiling {path.stem}")
         if not waiting:
-            log.info("waiting for %s, which compiles the kernels of the fast step", work_folder.holder(path))
+            log.info(
+                "waiting for %s, which compiles the kernels of the fast step",
+                work_folder.holder(path),
+            )
             waiting = True
         time.sleep(work_folder.LOOK_EVERY)
     return folder
@@ -168,7 +174,8 @@ def _compiled(compiler: str, work: Path) -> Path:
     flags = [[*FLAGS, f"-D{precision}", "-c", str(SOURCE), "-o"] for precision in PRECISIONS]
     with ThreadPoolExecutor(len(PRECISIONS)) as pool:
         list(pool.map(_run, ([compiler, *own, to] for own, to in zip(flags, objects, strict=True))))
-    # first without an OpenMP of its own: torch's is loaded, and two would wait for each other's threads
+    # first without an OpenMP of its own: torch's is loaded, and two would wait
+    # for each other's threads
     for openmp in ([], ["-fopenmp"]):
         _run([compiler, "-shared", *objects, "-o", str(library), *openmp])
         with contextlib.suppress(OSError):
@@ -189,12 +196,17 @@ def _run(command: list[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} failed: {error}") from None
     if done.returncode:
-        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+        first = next(
+            (line for line in done.stderr.splitlines() if "error" in line),
+            done.stderr.strip()[:200],
+        )
         raise BuildError(f"{command[0]} failed: {first}")
 
 
 def _output(command: list[str]) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{command[0]} failed: {error}") from None

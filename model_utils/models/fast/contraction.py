@@ -1,18 +1,21 @@
-"""The symmetric contraction: products of up to four features of one atom and channel, weighted per element.
+"""The symmetric contraction: products of up to four features of one atom and
+channel, weighted per element.
 
-mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for an atom of element z, channel c and output component w:
+mace's form (Batatia et al., NeurIPS 2022, eqs. 10 and 11), for an atom of element z, channel c
+and output component w:
 
     y_w = Σ_a x_a (T1_wa + Σ_b x_b (T2_wab + Σ_d x_d (T3_wabd + Σ_e T4_wabde x_e))),
     T_ν = Σ_κ U_ν[…, κ] W_ν[z, κ, c],
 
-with x the features' components. Products commute, so entries of U that differ by the order of a, b, d, e are added and
-only a ≤ b ≤ d ≤ e is kept: a sparse polynomial in x whose coefficients T depend on weights alone and are made once per
-element. In the nested form (T4 left out here), with B_wab = T2_wab + Σ_d T3_wabd x_d and A_wa = T1_wa + Σ_b x_b B_wab,
-y_w = Σ_a x_a A_wa:
-    VJP:             Ā_wa = ȳ_w x_a, B̄_wab = Ā_wa x_b, T̄1 = Ā, T̄2 = B̄, T̄3_wabd = B̄_wab x_d,
-                     x̄_a = Σ ȳ_w A_wa, + Σ Ā_wa B_wab to x̄_b, + Σ B̄_wab T3_wabd to x̄_d;
-    VJP of the VJP:  the derivatives of a·x̄ by x, T and ȳ; a·x̄ is the change of Σ ȳ y for the change a of x, so that
-                     every A, B, Ā, B̄ carries its change along, by the product rule.
+with x the features' components. Products commute, so entries of U that differ by the order of a, b,
+d, e are added and only a ≤ b ≤ d ≤ e is kept: a sparse polynomial in x whose coefficients T depend
+on weights alone and are made once per element. In the nested form (T4 left out here), with B_wab =
+T2_wab + Σ_d T3_wabd x_d and A_wa = T1_wa + Σ_b x_b B_wab, y_w = Σ_a x_a A_wa:
+    VJP:  Ā_wa = ȳ_w x_a, B̄_wab = Ā_wa x_b, T̄1 = Ā, T̄2 = B̄, T̄3_wabd = B̄_wab x_d,
+          x̄_a = Σ ȳ_w A_wa, + Σ Ā_wa B_wab to x̄_b, + Σ B̄_wab T3_wabd to x̄_d;
+    VJP of the VJP:
+          the derivatives of a·x̄ by x, T and ȳ; a·x̄ is the change of Σ ȳ y for the change a of x,
+          so that every A, B, Ā, B̄ carries its change along, by the product rule.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,7 +40,9 @@ ZERO = 1e-12  # entries of U are either exactly zero in exact arithmetic or well
 
 @dataclass(frozen=True, kw_only=True)
 class Monomials:
-    """Terms of one degree of one output order: rows (w, a, b, …) with a ≤ b ≤ …, and their couplings."""
+    """Terms of one degree of one output order: rows (w, a, b, …) with a ≤ b ≤
+    …, and their couplings.
+    """
 
     rows: np.ndarray  # (n_terms, 1 + degree)
     couplings: Tensor  # (n_terms, n_paths), float64
@@ -55,7 +60,9 @@ class Contraction:
 
     @classmethod
     def of(cls, module: Any, prefix: str) -> "Contraction":
-        """The constants of mace's SymmetricContraction, whose parameters have names that begin with ``prefix``."""
+        """The constants of mace's SymmetricContraction, whose parameters have names that
+        begin with ``prefix``.
+        """
         orders = []
         for index, contraction in enumerate(module.contractions):
             highest = contraction.correlation
@@ -73,7 +80,11 @@ class Contraction:
         return cls(tuple(orders), n_in, module.irreps_in[0].mul)
 
     def __call__(
-        self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor], of_weights: OfWeights = made_anew
+        self,
+        graph: BatchGraph,
+        x: Tensor,
+        weight: Callable[[str], Tensor],
+        of_weights: OfWeights = made_anew,
     ) -> Tensor:
         """Products of features.
 
@@ -93,16 +104,22 @@ class Contraction:
         return _Contract.apply(x.contiguous(), terms, graph, self, backend)
 
     def terms(self, dtype: torch.dtype, weight: Callable[[str], Tensor]) -> Tensor:
-        """T of the elements that occur, (n_present, n_terms, n_channels): the polynomial's coefficients."""
+        """T of the elements that occur, (n_present, n_terms, n_channels): the
+        polynomial's coefficients.
+        """
         weights = [weight(m.weight) for degrees in self.orders for m in degrees]
         couplings = self._couplings_on(weights[0].device, dtype)
         return torch.cat([u @ w for u, w in zip(couplings, weights, strict=True)], dim=1)
 
     def _couplings_on(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        """The couplings of all monomials, kept on the device: copying them would make a GPU wait."""
+        """The couplings of all monomials, kept on the device: copying them
+        would make a GPU wait.
+        """
         key = (device, dtype)
         if key not in self._couplings:
-            self._couplings[key] = [m.couplings.to(device, dtype) for degrees in self.orders for m in degrees]
+            self._couplings[key] = [
+                m.couplings.to(device, dtype) for degrees in self.orders for m in degrees
+            ]
         return self._couplings[key]
 
     @cached_property
@@ -130,17 +147,21 @@ class Contraction:
         return max((m.rows.shape[1] - 1 for degrees in self.orders for m in degrees), default=1)
 
     def nested(self) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, ...]], list[int]]:
-        """The terms nested by their factors, numbered as ``terms`` lays them out; −1 where a factor has no term.
+        """The terms nested by their factors, numbered as ``terms`` lays them out; −1
+        where a factor has no term.
 
         Returns:
-            First entry of every output component in the next; (a, term of T1, first and end of its entries) of the
-            next; (b, term of T2, first and end of its entries, first term of T3) of the last, which lists d. Where
-            there are terms of four factors, ``nested_deep`` says what T3 is.
+            First entry of every output component in the next; (a, term of T1, first and end of
+            its entries) of the next; (b, term of T2, first and end of its entries, first term
+            of T3) of the last, which lists d. Where there are terms of four factors,
+            ``nested_deep`` says what T3 is.
         """
         return self._nest[:4]
 
     def nested_deep(self) -> tuple[list[tuple[int, ...]], list[int]]:
-        """Beside every d of ``nested``: (term of T3, first and end of its entries, first term of T4) of a list of e."""
+        """Beside every d of ``nested``: (term of T3, first and end of its entries, first term
+        of T4) of a list of e.
+        """
         return self._nest[4:]
 
     @cached_property
@@ -162,11 +183,22 @@ class Contraction:
                 for a, by_b in sorted(tree.get(w, {}).items()):
                     outer.append((a, number.get((w, a), -1), len(inner), len(inner) + len(by_b)))
                     for b, by_d in sorted(by_b.items()):
-                        cubic = next((number[w, a, b, d] for d in sorted(by_d) if (w, a, b, d) in number), 0)
-                        inner.append((b, number.get((w, a, b), -1), len(third), len(third) + len(by_d), cubic))
+                        cubic = next(
+                            (number[w, a, b, d] for d in sorted(by_d) if (w, a, b, d) in number), 0
+                        )
+                        inner.append(
+                            (
+                                b,
+                                number.get((w, a, b), -1),
+                                len(third),
+                                len(third) + len(by_d),
+                                cubic,
+                            )
+                        )
                         for d, by_e in sorted(by_d.items()):
                             es = sorted(by_e)
-                            quartic = number[w, a, b, d, es[0]] if es else 0  # rows are sorted, so the others follow
+                            # rows are sorted, so the others follow
+                            quartic = number[w, a, b, d, es[0]] if es else 0
                             term = number.get((w, a, b, d), -1)
                             deep.append((term, len(fourth), len(fourth) + len(es), quartic))
                             third.append(d)
@@ -175,17 +207,28 @@ class Contraction:
         return outer_ptr, outer, inner, third, deep, fourth
 
     def keep_on(self, like: Tensor) -> None:
-        """Make the tables of plain torch for tensors of a device and precision, before a step needs them."""
+        """Make the tables of plain torch for tensors of a device and precision,
+        before a step needs them.
+        """
         for table in self._tables:
             table.on(like)
 
     def by_torch(self, graph: BatchGraph, x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
-        """The products in plain torch, one batched product over tiles of one element and channels per output order."""
+        """The products in plain torch, one batched product over tiles of one element and
+        channels per output order.
+        """
         tiles = graph.tiles
-        placed = spread(x, tiles.slot, tiles.n_slots).view(-1, tiles.n_tiles, tiles.width, self.n_channels)
-        by_channel = placed.permute(1, 3, 2, 0).contiguous()  # (n_tiles, n_channels, width, components)
+        placed = spread(x, tiles.slot, tiles.n_slots).view(
+            -1, tiles.n_tiles, tiles.width, self.n_channels
+        )
+        # (n_tiles, n_channels, width, components)
+        by_channel = placed.permute(1, 3, 2, 0).contiguous()
         outputs = [table(by_channel, weight, graph) for table in self._tables]
-        y = torch.cat(outputs, dim=3).permute(3, 0, 2, 1).reshape(-1, tiles.n_slots, self.n_channels)
+        y = (
+            torch.cat(outputs, dim=3)
+            .permute(3, 0, 2, 1)
+            .reshape(-1, tiles.n_slots, self.n_channels)
+        )
         return take(y, tiles.slot)
 
     @cached_property
@@ -204,7 +247,8 @@ def _tree(rows: Iterable[tuple[int, ...]]) -> dict[int, Any]:
 
 
 def _monomials(u: Tensor, degree: int, weight: str) -> Monomials | None:
-    """The sparse symmetric form of U, (2l + 1, components, …, n_paths), whose first axis mace leaves out for l = 0.
+    """The sparse symmetric form of U, (2l + 1, components, …, n_paths), whose first axis
+    mace leaves out for l = 0.
 
     None where all couplings are zero.
     """
@@ -247,7 +291,9 @@ class _Table:
         n_out = 2 * order + 1
         by_degree = {m.rows.shape[1] - 1: m for m in degrees}
         pairs = [m.rows[:, :3] for degree, m in by_degree.items() if degree > 1]
-        rows = np.unique(np.concatenate(pairs), axis=0) if pairs else np.zeros((0, 3), dtype=np.int64)
+        rows = (
+            np.unique(np.concatenate(pairs), axis=0) if pairs else np.zeros((0, 3), dtype=np.int64)
+        )
         number = {tuple(row): k for k, row in enumerate(rows.tolist())}
         first: Tensor | None = None
         second: Tensor | None = None
@@ -270,9 +316,13 @@ class _Table:
         if 4 in by_degree:
             m = by_degree[4]
             fourth = m.couplings.new_zeros(n_in, n_in, len(rows), m.couplings.shape[1])
-            fourth[m.rows[:, 3], m.rows[:, 4], [number[tuple(r[:3])] for r in m.rows.tolist()]] = m.couplings
+            fourth[m.rows[:, 3], m.rows[:, 4], [number[tuple(r[:3])] for r in m.rows.tolist()]] = (
+                m.couplings
+            )
             fourth = fourth.view(n_in**2 * len(rows), -1)
-        one_hot = [torch.zeros(size, len(rows), dtype=torch.float64) for size in (n_out, n_in, n_in)]
+        one_hot = [
+            torch.zeros(size, len(rows), dtype=torch.float64) for size in (n_out, n_in, n_in)
+        ]
         for table, column in zip(one_hot, rows.T, strict=True):
             table[column, torch.arange(len(rows))] = 1.0
         names = {degree: m.weight for degree, m in by_degree.items()}
@@ -289,12 +339,16 @@ class _Table:
         )
 
     def __call__(self, x: Tensor, weight: Callable[[str], Tensor], graph: BatchGraph) -> Tensor:
-        """(n_tiles, n_channels, width, n_out) from features (n_tiles, n_channels, width, n_in) of atoms in tiles."""
+        """(n_tiles, n_channels, width, n_out) from features (n_tiles, n_channels, width,
+        n_in) of atoms in tiles.
+        """
         n_in = x.shape[3]
         n_rows = self.left.shape[1]
         first, second, third, fourth, left, right, sums = self.on(x)
         t1, t2, t3, t4 = (
-            None if name is None or u is None else by_tile(torch.matmul(u, weight(name)).transpose(1, 2), graph)
+            None
+            if name is None or u is None
+            else by_tile(torch.matmul(u, weight(name)).transpose(1, 2), graph)
             for name, u in zip(self.names, (first, second, third, fourth), strict=True)
         )  # (n_tiles, n_channels, entries)
         inner: Tensor | None = None
@@ -313,10 +367,20 @@ class _Table:
         return x.new_zeros(*x.shape[:3], self.n_out) if y is None else y
 
     def on(self, x: Tensor) -> list[Any]:
-        """The tables as a tensor is, kept on its device: copying them every time would make a GPU wait."""
+        """The tables as a tensor is, kept on its device: copying them every time
+        would make a GPU wait.
+        """
         key = (x.device, x.dtype)
         if key not in self.kept:
-            tables = (self.first, self.second, self.third, self.fourth, self.left, self.right, self.sums)
+            tables = (
+                self.first,
+                self.second,
+                self.third,
+                self.fourth,
+                self.left,
+                self.right,
+                self.sums,
+            )
             self.kept[key] = [None if table is None else table.to(x) for table in tables]
         return self.kept[key]
 
@@ -324,7 +388,12 @@ class _Table:
 class _Contract(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, t: Tensor, graph: BatchGraph, contraction: Contraction, backend: Backend
+        ctx: Any,
+        x: Tensor,
+        t: Tensor,
+        graph: BatchGraph,
+        contraction: Contraction,
+        backend: Backend,
     ) -> Tensor:
         ctx.save_for_backward(x, t)
         ctx.rest = graph, contraction, backend
@@ -362,7 +431,9 @@ class _ContractVjp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, ax: Tensor | None, at: Tensor | None) -> tuple[Tensor | None, ...]:
         if at is not None:
-            raise NotImplementedError("the gradient by coefficients is not differentiated again; use plain torch")
+            raise NotImplementedError(
+                "the gradient by coefficients is not differentiated again; use plain torch"
+            )
         x, t, g = ctx.saved_tensors
         graph, contraction, backend = ctx.rest
         if ax is None:

@@ -10,7 +10,11 @@ MAX_HIDDEN = 3
 MAX_CORRELATION = 4
 
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
-RESIDUAL = ("RealAgnosticResidualInteractionBlock", "RealAgnosticDensityResidualInteractionBlock", NONLINEAR)
+RESIDUAL = (
+    "RealAgnosticResidualInteractionBlock",
+    "RealAgnosticDensityResidualInteractionBlock",
+    NONLINEAR,
+)
 INTERACTIONS = (*RESIDUAL, "RealAgnosticInteractionBlock", "RealAgnosticDensityInteractionBlock")
 
 
@@ -23,18 +27,27 @@ def not_covered(description: MaceDescription) -> str | None:
     hidden = _orders(d.hidden_irreps)
     edge = hidden if d.edge_irreps is None else _orders(d.edge_irreps)
     reasons = [
-        (hidden is None, f"hidden_irreps {d.hidden_irreps} are not 0e, 1o, 2e, 3o with one number of channels"),
+        (
+            hidden is None,
+            f"hidden_irreps {d.hidden_irreps} are not 0e, 1o, 2e, 3o with one number of channels",
+        ),
         (
             hidden is not None and max(hidden) > MAX_HIDDEN,
             f"hidden_irreps {d.hidden_irreps} go beyond l = {MAX_HIDDEN}",
         ),
         (d.max_ell > MAX_ELL, f"max_ell {d.max_ell} is beyond {MAX_ELL}"),
-        (max(d.correlation) > MAX_CORRELATION, f"correlation {max(d.correlation)} is beyond {MAX_CORRELATION}"),
+        (
+            max(d.correlation) > MAX_CORRELATION,
+            f"correlation {max(d.correlation)} is beyond {MAX_CORRELATION}",
+        ),
         (d.radial_type == "chebyshev", "the chebyshev basis has no gradient in torch"),
         (d.distance_transform == "Soft", "the Soft transform of distances is not written for it"),
         (
             edge is None or len(edge) > len(hidden or edge),
-            f"edge_irreps {d.edge_irreps} are not orders of hidden_irreps with one number of channels",
+            (
+                f"edge_irreps {d.edge_irreps} are not orders of hidden_irreps with one "
+                "number of channels"
+            ),
         ),
         (d.use_so3, "use_so3 couples what parity forbids"),
         (d.use_reduced_cg, "use_reduced_cg was not compared with mace-torch"),

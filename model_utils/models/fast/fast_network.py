@@ -1,16 +1,18 @@
-"""The fast form of the network: mace's energies on mace's own parameters, in an algebra made for differentiating twice.
+"""The fast form of the network: mace's energies on mace's own parameters, in an algebra made for
+differentiating twice.
 
-A training step differentiates energies by positions and the result by parameters, so every operation here is followed
-through its VJP and the VJP of that. What is different from mace-torch's forward pass, and exact:
+A training step differentiates energies by positions and the result by parameters, so every
+operation here is followed through its VJP and the VJP of that. What is different from mace-torch's
+forward pass, and exact:
 
-1. atoms are sorted by species: weights per element act on slices, without one-hot vectors (``linear``, ``maps``);
-2. what depends on a distance is computed per undirected pair, its value and its slope together (``pair_network``);
-3. the first layer is factorised by the senders' element (``first_layer``);
-4. the convolution is one trilinear sum over rows of edges (``convolution``);
-5. the symmetric contraction is a sparse polynomial with coefficients per element (``contraction``).
+1. atoms are sorted by species: weights per element act on slices, without one-hot vectors
+(``linear``, ``maps``); 2. what depends on a distance is computed per undirected pair, its value and
+its slope together (``pair_network``); 3. the first layer is factorised by the senders' element
+(``first_layer``); 4. the convolution is one trilinear sum over rows of edges (``convolution``); 5.
+the symmetric contraction is a sparse polynomial with coefficients per element (``contraction``).
 
-Features lie as (components, n_atoms, channels): order l is the rows l² to (l + 1)² − 1, a contiguous matrix for its
-linear map, and channels are innermost.
+Features lie as (components, n_atoms, channels): order l is the rows l² to (l + 1)² − 1, a
+contiguous matrix for its linear map, and channels are innermost.
 """
 
 import weakref
@@ -42,7 +44,9 @@ from model_utils.models.network import PLAIN_TORCH, Parameters
 
 
 class FastNetwork:
-    """The fast step over a module's own parameters; the network must be covered (``coverage.not_covered``)."""
+    """The fast step over a module's own parameters; the network must be covered
+    (``coverage.not_covered``).
+    """
 
     kind = "fast"
     gives = frozenset({ENERGY.name})
@@ -56,11 +60,15 @@ class FastNetwork:
         self._kept: Kept | None = None
 
     def freeze(self) -> None:
-        """The weights stay as they are from here on, and what follows from them alone is computed once."""
+        """The weights stay as they are from here on, and what follows from them
+        alone is computed once.
+        """
         self._kept = Kept()
 
     def _make_ready(self, like: Tensor) -> None:
-        """Compile kernels, or copy tables to the device, and read constants there: not within the first step."""
+        """Compile kernels, or copy tables to the device, and read constants there: not
+        within the first step.
+        """
         prepare(self.plan, self._own)  # which may leave all to plain torch
         self.plan.radial.keep_constants()
         is_plain = backend_of(like) is None
@@ -77,13 +85,20 @@ class FastNetwork:
         """The batch with its orders (``orders``)."""
         return prepared(batch)
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``."""
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        """Interaction energies (n_structures,), eV; the arguments are those of
+        ``network.Network.outputs``.
+        """
         evaluation = self._pass(parameters, batch)
         return {ENERGY.name: evaluation.energies(positions, shifts)}
 
-    def energies_of_atoms(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """Interaction energies (n_atoms,), eV, in the batch's order; arguments as ``network.Network.outputs`` has them.
+    def energies_of_atoms(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> Tensor:
+        """Interaction energies (n_atoms,), eV, in the batch's order; arguments as
+        ``network.Network.outputs`` has them.
 
         The repulsion of a pair belongs to both atoms by halves.
         """
@@ -91,7 +106,8 @@ class FastNetwork:
         return evaluation.of_atoms(*evaluation.parts(positions, shifts))[self.graph(batch).rank]
 
     def _pass(self, parameters: Parameters, batch: Batch) -> "_Pass":
-        weights = {**self._own, **parameters}  # parameters that are not trained are the module's own
+        # parameters that are not trained are the module's own
+        weights = {**self._own, **parameters}
         graph = self.graph(batch)
         of_weights = made_anew if self._kept is None else self._kept.of(graph.present, weights)
         return _Pass(self, weights, batch, graph, of_weights)
@@ -106,10 +122,17 @@ class FastNetwork:
 
 
 class _Pass:
-    """One evaluation of the network; holds weights, batch and orders so that the layers read as formulas."""
+    """One evaluation of the network; holds weights, batch and orders so that the
+    layers read as formulas.
+    """
 
     def __init__(
-        self, network: FastNetwork, weights: Parameters, batch: Batch, graph: BatchGraph, of_weights: OfWeights
+        self,
+        network: FastNetwork,
+        weights: Parameters,
+        batch: Batch,
+        graph: BatchGraph,
+        of_weights: OfWeights,
     ) -> None:
         self.plan = network.plan
         self.module = network.module
@@ -120,14 +143,20 @@ class _Pass:
         self._all_present = graph.n_present == len(self.module.get_buffer("atomic_numbers"))
 
     def select(self, weight: Tensor, axis: int) -> Tensor:
-        """The entries of the elements that occur, along an axis of a weight; without a copy where all occur."""
+        """The entries of the elements that occur, along an axis of a weight; without
+        a copy where all occur.
+        """
         return weight if self._all_present else weight.index_select(axis, self.graph.present)
 
     def energies(self, positions: Tensor, shifts: Tensor) -> Tensor:
-        """Interaction energies of the structures, (n_structures,), eV; positions and shifts in Å."""
+        """Interaction energies of the structures, (n_structures,), eV;
+        positions and shifts in Å.
+        """
         return self.total(*self.parts(positions, shifts))
 
-    def parts(self, positions: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, Tensor]]:
+    def parts(
+        self, positions: Tensor, shifts: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, Tensor]]:
         """What the energies are made of: the arguments of ``total``."""
         graph = self.graph
         plan = self.plan
@@ -139,34 +168,51 @@ class _Pass:
 
         h_element = self.of_weights(plan.embedding.name, self.embedding)
         h = self.joint(h_element) if plan.joint else None
-        first_energy = None if h is None or plan.joint_readout is None else self.joint_energy(h[0], plan.joint_readout)
+        first_energy = (
+            None
+            if h is None or plan.joint_readout is None
+            else self.joint_energy(h[0], plan.joint_readout)
+        )
 
         layers: list[Tensor] = []
         for interaction in plan.interactions:
             h = self.layer(interaction, h, h_element, pairs)
             layers.append(h)
-        node_energy = torch.stack([self.readout(r, layers[r.layer]) for r in plan.readouts]).sum(dim=0)
+        node_energy = torch.stack([self.readout(r, layers[r.layer]) for r in plan.readouts]).sum(
+            dim=0
+        )
         return node_energy, first_energy, lengths, of_pair
 
     def embedding(self) -> Tensor:
         """Features of the elements that occur before the first layer, (n_present, n_channels)."""
         part = self.plan.embedding.parts[0]
-        return self.select(self.weights[self.plan.embedding.name].view(-1, part.n_out) * part.scale, 0)
+        return self.select(
+            self.weights[self.plan.embedding.name].view(-1, part.n_out) * part.scale, 0
+        )
 
     def joint(self, h_element: Tensor) -> Tensor:
-        """The first features where charge, spin or other inputs join the elements, (1, n_atoms, n_channels)."""
+        """The first features where charge, spin or other inputs join the elements,
+        (1, n_atoms, n_channels).
+        """
         embedding = self.module.get_submodule("joint_embedding")
-        weights = {name: self.weights[f"joint_embedding.{name}"] for name, _ in embedding.named_parameters()}
+        weights = {
+            name: self.weights[f"joint_embedding.{name}"]
+            for name, _ in embedding.named_parameters()
+        }
         joint = functional_call(embedding, weights, (self.batch.structure, self.batch.features))
         graph = self.graph
-        return (rows_of_elements(h_element, graph.species) + gather(joint, graph.in_order)).unsqueeze(0)
+        return (
+            rows_of_elements(h_element, graph.species) + gather(joint, graph.in_order)
+        ).unsqueeze(0)
 
     def joint_energy(self, x: Tensor, blocks: Blocks) -> Tensor:
         """Energies of atoms by their first features, (n_atoms,), eV; they move no atom."""
         return self.of_head(x @ self.square(blocks))
 
     def hidden_layers(self, layers: Sequence[Dense], first: Tensor | None) -> list[HiddenLayer]:
-        """Layers of a network of pairs with their weights; ``first`` stands for weight and bias of the first one."""
+        """Layers of a network of pairs with their weights; ``first`` stands for weight and
+        bias of the first one.
+        """
         hidden = []
         for number, layer in enumerate(layers):
             weight = self.weights[layer.name]
@@ -176,16 +222,25 @@ class _Pass:
                 bias = None
             elif layer.bias is not None:
                 weight = weight.t()
-            norm = None if layer.norm is None else (self.weights[layer.norm[0]], self.weights[layer.norm[1]])
-            hidden.append(HiddenLayer(weight=weight, bias=bias, norm=norm, scale=layer.scale, gain=layer.gain))
+            norm = (
+                None
+                if layer.norm is None
+                else (self.weights[layer.norm[0]], self.weights[layer.norm[1]])
+            )
+            hidden.append(
+                HiddenLayer(weight=weight, bias=bias, norm=norm, scale=layer.scale, gain=layer.gain)
+            )
         return hidden
 
     def by_elements(self, layer: Dense, gated: Gated) -> tuple[Tensor, Tensor]:
-        """The first layer of a network that also reads numbers of the sender's and of the receiver's element.
+        """The first layer of a network that also reads numbers of the sender's and of
+        the receiver's element.
 
         Returns:
-            The rows of its matrix for radial features, (n_basis, n_out), and what the rest gives to each edge with its
-            bias, (n_edges, n_out): one row per element, which a product with zeros and ones hands to the edges.
+            The rows of its matrix for radial features, (n_basis, n_out), and what the rest
+            gives to each edge with its
+            bias, (n_edges, n_out): one row per element, which a product with zeros and
+                ones hands to the edges.
         """
         assert layer.bias is not None
         n_inputs = gated.source.parts[0].n_out
@@ -199,37 +254,54 @@ class _Pass:
         return radial, matmul(species_one_hot(self.graph, radial.dtype), torch.cat(rows))
 
     def pair_network(
-        self, layers: Sequence[Dense], pairs: Pairs, gated: Gated | None, *, times_cutoff: bool, appended: bool = False
+        self,
+        layers: Sequence[Dense],
+        pairs: Pairs,
+        gated: Gated | None,
+        *,
+        times_cutoff: bool,
+        appended: bool = False,
     ) -> Tensor:
-        """Hidden layers of a network of pairs: see ``Pairs.network``; ``gated`` has elements as inputs."""
+        """Hidden layers of a network of pairs: see ``Pairs.network``; ``gated``
+        has elements as inputs.
+        """
         first, offset = (None, None) if gated is None else self.by_elements(layers[0], gated)
         hidden = self.hidden_layers(layers, first)
         return pairs.network(hidden, offset, times_cutoff=times_cutoff, appended=appended)
 
     def path_features(self, interaction: Interaction, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """R, (n_pairs, n_radial), and the radial network's last matrix, (n_radial, n_paths · n_channels).
+        """R, (n_pairs, n_radial), and the radial network's last matrix, (n_radial,
+        n_paths · n_channels).
 
         A bias is the matrix's last row, of which R is one, or the cutoff.
         """
         last = interaction.last
         appended = last.bias is not None
-        radial = self.pair_network(interaction.hidden, pairs, interaction.gated, times_cutoff=True, appended=appended)
+        radial = self.pair_network(
+            interaction.hidden, pairs, interaction.gated, times_cutoff=True, appended=appended
+        )
         return radial, self.of_weights(last.name, lambda: self.last_matrix(last))
 
     def last_matrix(self, last: Dense) -> Tensor:
-        """The radial network's last matrix, (n_radial, n_paths · n_channels), with the bias below it."""
+        """The radial network's last matrix, (n_radial, n_paths · n_channels),
+        with the bias below it.
+        """
         matrix = self.weights[last.name]
         if last.bias is None:
             return matrix * last.scale
         return torch.cat([matrix.t(), self.weights[last.bias].unsqueeze(0)])
 
-    def layer(self, interaction: Interaction, h: Tensor | None, h_element: Tensor, pairs: Pairs) -> Tensor:
+    def layer(
+        self, interaction: Interaction, h: Tensor | None, h_element: Tensor, pairs: Pairs
+    ) -> Tensor:
         """One interaction with its product block.
 
         Args:
             interaction: its constants.
-            h: features that come in, (components, n_atoms, n_channels); None where atoms of one element are alike.
-            h_element: (n_present, n_channels), features of atoms of each element before the first layer.
+            h: features that come in, (components, n_atoms, n_channels); None where atoms of
+                one element are alike.
+            h_element: (n_present, n_channels), features of atoms of each element
+                before the first layer.
             pairs: radial features and harmonics.
 
         Returns:
@@ -261,7 +333,9 @@ class _Pass:
     def messages(
         self, interaction: Interaction, h: Tensor | None, h_element: Tensor, pairs: Pairs
     ) -> tuple[Tensor, Tensor]:
-        """Messages behind their linear map, in flat blocks; what atoms send, a row for each or for each element."""
+        """Messages behind their linear map, in flat blocks; what atoms send, a row for
+        each or for each element.
+        """
         factor = interaction.factor
         radial, last = self.path_features(interaction, pairs)
         n_atoms = self.graph.n_atoms
@@ -271,11 +345,19 @@ class _Pass:
             assert h is not None
             sent = self.map(h, interaction.up).view(-1, n_atoms, n_channels)
         else:
-            sent = self.of_weights(interaction.up.name, lambda: h_element @ self.square(interaction.up))
-            if fused_kernels_of(sent) is None or first.pays(pairs.graph, radial.shape[1], interaction.down):
+            sent = self.of_weights(
+                interaction.up.name, lambda: h_element @ self.square(interaction.up)
+            )
+            if fused_kernels_of(sent) is None or first.pays(
+                pairs.graph, radial.shape[1], interaction.down
+            ):
                 down = (self.weights[interaction.down.name], interaction.down, factor)
-                return first(pairs.graph, radial, pairs.harmonics, last, sent, down, self.of_weights), sent
-        sent_by_atoms = sent if first is None else rows_of_elements(sent, self.graph.species).unsqueeze(0)
+                return first(
+                    pairs.graph, radial, pairs.harmonics, last, sent, down, self.of_weights
+                ), sent
+        sent_by_atoms = (
+            sent if first is None else rows_of_elements(sent, self.graph.species).unsqueeze(0)
+        )
         x = interaction.couplings(pairs.graph, sent_by_atoms, pairs.harmonics, matmul(radial, last))
         return self.map(x, interaction.down, factor), sent
 
@@ -291,16 +373,26 @@ class _Pass:
         *hidden, last = interaction.density
         x = self.pair_network(hidden, pairs, interaction.gated, times_cutoff=False)
         weight = self.weights[last.name]
-        f = x @ (weight * last.scale) if last.bias is None else x @ weight.t() + self.weights[last.bias]
+        f = (
+            x @ (weight * last.scale)
+            if last.bias is None
+            else x @ weight.t() + self.weights[last.bias]
+        )
         of_pair = torch.tanh(f**2)
         of_pair = of_pair if pairs.cutoff is None else of_pair * pairs.cutoff
         return sums_over_neighbors(pairs.graph, of_pair)
 
     def product(self, interaction: Interaction, x: Tensor) -> Tensor:
-        """The symmetric contraction of x with the weights of each atom's element, or with those of all."""
+        """The symmetric contraction of x with the weights of each atom's
+        element, or with those of all.
+        """
         if interaction.agnostic:
-            return interaction.product(of_one_element(self.graph), x, self.weights.__getitem__, self.of_weights)
-        return interaction.product(self.graph, x, lambda name: self.select(self.weights[name], 0), self.of_weights)
+            return interaction.product(
+                of_one_element(self.graph), x, self.weights.__getitem__, self.of_weights
+            )
+        return interaction.product(
+            self.graph, x, lambda name: self.select(self.weights[name], 0), self.of_weights
+        )
 
     def map(self, x: Tensor, blocks: Blocks, factor: float = 1.0) -> Tensor:
         """Features in blocks mapped by the same matrices for all atoms, in flat blocks."""
@@ -317,8 +409,12 @@ class _Pass:
         y = mapped(kernels, self.graph, x, self.weights[blocks.name], blocks)
         return y.view(-1, self.graph.n_atoms, blocks.parts[0].n_out)
 
-    def add_skip(self, y: Tensor, interaction: Interaction, h: Tensor | None, h_element: Tensor) -> Tensor:
-        """y and the mapped features that came in; those of the first layer may be one row per element."""
+    def add_skip(
+        self, y: Tensor, interaction: Interaction, h: Tensor | None, h_element: Tensor
+    ) -> Tensor:
+        """y and the mapped features that came in; those of the first layer may
+        be one row per element.
+        """
         blocks = interaction.skip
         n_atoms = self.graph.n_atoms
         if h is None:
@@ -336,12 +432,18 @@ class _Pass:
     def skip_rows(self, blocks: Blocks, h_element: Tensor) -> Tensor:
         """Mapped features of the elements before the first layer, (n_present, n_channels)."""
         part = blocks.parts[0]
-        matrices = self.weights[blocks.name][: part.size].view(part.n_in, part.n_elements, part.n_out)
+        matrices = self.weights[blocks.name][: part.size].view(
+            part.n_in, part.n_elements, part.n_out
+        )
         matrices = matrices if part.n_elements == 1 else self.select(matrices, 1)
-        return torch.matmul(h_element.unsqueeze(1), matrices.transpose(0, 1)).squeeze(1) * part.scale
+        return (
+            torch.matmul(h_element.unsqueeze(1), matrices.transpose(0, 1)).squeeze(1) * part.scale
+        )
 
     def readout(self, readout: Readout, h: Tensor) -> Tensor:
-        """Energies of atoms by one layer's scalars, each by its head's column; (n_atoms,), eV before scaling."""
+        """Energies of atoms by one layer's scalars, each by its head's column;
+        (n_atoms,), eV before scaling.
+        """
         x = h[0]
         n_heads = self.plan.n_heads
         for index, (blocks, bias) in enumerate(zip(readout.maps, readout.biases, strict=True)):
@@ -349,7 +451,11 @@ class _Pass:
             x = x @ self.of_weights(blocks.name, partial(self.square, blocks))
             x = x if bias is None else x + self.weights[bias]
             if index + 1 < len(readout.maps) and readout.activation is not None:
-                x = readout.activation(x) if readout.silu_gain is None else silu(x, readout.silu_gain)
+                x = (
+                    readout.activation(x)
+                    if readout.silu_gain is None
+                    else silu(x, readout.silu_gain)
+                )
                 if n_heads > 1:
                     of_head = nn.functional.one_hot(self.graph.head, n_heads).to(x.dtype)
                     x = x * of_head.repeat_interleave(part.n_out // n_heads, dim=1)
@@ -357,10 +463,18 @@ class _Pass:
 
     def of_head(self, x: Tensor) -> Tensor:
         """The column of each atom's head, (n_atoms,)."""
-        return x.squeeze(1) if x.shape[1] == 1 else x.gather(1, self.graph.head.unsqueeze(1)).squeeze(1)
+        return (
+            x.squeeze(1)
+            if x.shape[1] == 1
+            else x.gather(1, self.graph.head.unsqueeze(1)).squeeze(1)
+        )
 
     def total(
-        self, node_energy: Tensor, first_energy: Tensor | None, lengths: Tensor, numbers: tuple[Tensor, Tensor]
+        self,
+        node_energy: Tensor,
+        first_energy: Tensor | None,
+        lengths: Tensor,
+        numbers: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Energies of structures, (n_structures,), eV.
 
@@ -383,7 +497,11 @@ class _Pass:
         return sums_over_structures(graph, node_energy).index_add(0, structure, repulsion)
 
     def of_atoms(
-        self, node_energy: Tensor, first_energy: Tensor | None, lengths: Tensor, numbers: tuple[Tensor, Tensor]
+        self,
+        node_energy: Tensor,
+        first_energy: Tensor | None,
+        lengths: Tensor,
+        numbers: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Energies of atoms sorted by element, (n_atoms,), eV, from the arguments of ``total``."""
         node_energy = self.scaled(node_energy, first_energy)
@@ -393,13 +511,17 @@ class _Pass:
 
     @property
     def scale(self) -> Tensor | None:
-        """By which energies of atoms are multiplied, (n_heads,); None where the network has no scale."""
+        """By which energies of atoms are multiplied, (n_heads,); None where
+        the network has no scale.
+        """
         if not hasattr(self.module, "scale_shift"):
             return None
         return torch.atleast_1d(self.module.get_buffer("scale_shift.scale"))
 
     def scaled(self, node_energy: Tensor, first_energy: Tensor | None) -> Tensor:
-        """Energies of atoms by the readouts, scaled and shifted, and those of their first features, which are not."""
+        """Energies of atoms by the readouts, scaled and shifted, and those of their first
+        features, which are not.
+        """
         head = self.graph.head
         if self.scale is not None:
             shift = torch.atleast_1d(self.module.get_buffer("scale_shift.shift"))

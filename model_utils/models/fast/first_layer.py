@@ -1,13 +1,13 @@
 """The first interaction, whose senders differ by their element only.
 
-There h[j, c] = h_z[c] for all atoms j of element z, the only paths are 0 ⊗ l → l, and the path weights are the last
-radial features R times a matrix, w_l[ij, c] = Σ_k R[ij, k] W_l[k, c]. Hence
+There h[j, c] = h_z[c] for all atoms j of element z, the only paths are 0 ⊗ l → l, and the path
+weights are the last radial features R times a matrix, w_l[ij, c] = Σ_k R[ij, k] W_l[k, c]. Hence
 
     Σ_{j → i} w_l[ij, c] h[j, c] Y[lm, ij]  =  Σ_z h_z[c] Σ_k W_l[k, c] S[lm, (i, z), k],
     S[lm, (i, z), k] = Σ_{j → i, j of element z} Y[lm, ij] R[ij, k]:
 
-no array of edges × channels is ever made, and W_l, h_z and the linear map behind them are one small matrix per element
-and order.
+no array of edges × channels is ever made, and W_l, h_z and the linear map behind them are one small
+matrix per element and order.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +29,9 @@ from model_utils.models.fast.maps import mapped
 from model_utils.models.fast.needed import needed
 from model_utils.models.fast.products import matmul
 
-SAVED = 1.2  # how much more its products of matrices may cost, for the convolution that it saves; measured on an EPYC
+# how much more its products of matrices may cost, for the convolution that it
+# saves; measured on an EPYC
+SAVED = 1.2
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class FirstLayer:
     def of(cls, tensor_product: Any) -> "FirstLayer":
         """From e3nn's TensorProduct of the first interaction, whose path l ends in order l."""
         instructions = tensor_product.instructions
-        return cls(tuple(i.path_weight / (2 * order + 1) ** 0.5 for order, i in enumerate(instructions)))
+        return cls(
+            tuple(i.path_weight / (2 * order + 1) ** 0.5 for order, i in enumerate(instructions))
+        )
 
     @property
     def max_ell(self) -> int:
@@ -82,7 +86,9 @@ class FirstLayer:
         sums = self.segment_sums(graph, radial, harmonics)
         weight, blocks, factor = down
         scales = self.scaled(blocks, factor, h)
-        paths = path_matrix.view(radial.shape[1], len(self.scales), h.shape[1]).transpose(0, 1) * scales
+        paths = (
+            path_matrix.view(radial.shape[1], len(self.scales), h.shape[1]).transpose(0, 1) * scales
+        )
         flat = weight.split([part.size for part in blocks.parts])
         maps = [w.view(part.n_in, part.n_out) for w, part in zip(flat, blocks.parts, strict=True)]
         if graph.dense_segments:
@@ -90,16 +96,20 @@ class FirstLayer:
             return self.dense(graph, sums, folded)
         orders = []
         for order, s_l in enumerate(sums.split([2 * order + 1 for order in range(len(maps))])):
-            by_segment = matmul(s_l.reshape(-1, s_l.shape[2]), paths[order]).view(2 * order + 1, -1, h.shape[1])
+            by_segment = matmul(s_l.reshape(-1, s_l.shape[2]), paths[order]).view(
+                2 * order + 1, -1, h.shape[1]
+            )
             by_segment = by_segment * rows_of_elements(h, graph.segment_species)
             x = _summed_by_atom(graph, by_segment).view(-1, h.shape[1])
             orders.append(matmul(x, maps[order]).view(-1))
         return torch.cat(orders)
 
     def pays(self, graph: BatchGraph, n_radial: int, down: Blocks) -> bool:
-        """Whether this takes less than path weights and a convolution, by the products of matrices of either.
+        """Whether this takes less than path weights and a convolution, by the products
+        of matrices of either.
 
-        Few neighbours of many elements leave most of S empty, and it is one matrix per atom and element all the same.
+        Few neighbours of many elements leave most of S empty, and it is one matrix per atom
+        and element all the same.
         """
         components = len(self.scales) ** 2
         n_channels = down.parts[0].n_in
@@ -110,21 +120,30 @@ class FirstLayer:
         return own < SAVED * other
 
     def dense(self, graph: BatchGraph, sums: Tensor, folded: list[Tensor]) -> Tensor:
-        """Messages in flat blocks where every atom has a segment of every element: one matrix per order behind S."""
+        """Messages in flat blocks where every atom has a segment of every element: one
+        matrix per order behind S.
+        """
         n_in = folded[0].shape[0]
         kernels = fused_kernels_of(sums)
         if kernels is not None:
             blocks = _blocks_of(tuple((n_in, w.shape[1]) for w in folded))
             return mapped(kernels, graph, sums, torch.cat([w.view(-1) for w in folded]), blocks)
         by_order = sums.split([2 * order + 1 for order in range(len(folded))])
-        return torch.cat([matmul(s.reshape(-1, n_in), w).view(-1) for s, w in zip(by_order, folded, strict=True)])
+        return torch.cat(
+            [matmul(s.reshape(-1, n_in), w).view(-1) for s, w in zip(by_order, folded, strict=True)]
+        )
 
     def scaled(self, blocks: Blocks, factor: float, like: Tensor) -> Tensor:
         """Normalisations of paths and of the linear map, (orders, 1, 1)."""
         key = (factor, like.device, like.dtype)
         if key not in self.kept:
-            numbers = [scale * part.scale * factor for scale, part in zip(self.scales, blocks.parts, strict=True)]
-            self.kept[key] = torch.tensor(numbers, device=like.device, dtype=like.dtype).view(-1, 1, 1)
+            numbers = [
+                scale * part.scale * factor
+                for scale, part in zip(self.scales, blocks.parts, strict=True)
+            ]
+            self.kept[key] = torch.tensor(numbers, device=like.device, dtype=like.dtype).view(
+                -1, 1, 1
+            )
         return self.kept[key]
 
     def segment_sums(self, graph: BatchGraph, radial: Tensor, harmonics: Tensor) -> Tensor:
@@ -145,12 +164,15 @@ class FirstLayer:
 
 def _folded(paths: Tensor, h: Tensor, maps: list[Tensor]) -> list[Tensor]:
     """Per order W_l, h_z and the linear map as one matrix, (n_present · n_radial, width of l)."""
-    by_element = (paths.unsqueeze(1) * h.unsqueeze(1)).flatten(1, 2)  # (orders, n_present · n_radial, n_channels)
+    # (orders, n_present · n_radial, n_channels)
+    by_element = (paths.unsqueeze(1) * h.unsqueeze(1)).flatten(1, 2)
     return [matmul(w_l, map_l) for w_l, map_l in zip(by_element.unbind(), maps, strict=True)]
 
 
 def _summed_by_atom(graph: BatchGraph, by_segment: Tensor) -> Tensor:
-    """Sums over the segments of every atom; (components, n_segments, n_channels) to (components, n_atoms, …)."""
+    """Sums over the segments of every atom; (components, n_segments, n_channels) to
+    (components, n_atoms, …).
+    """
     n_components, _, n_channels = by_segment.shape
     if adds_in_one_order(by_segment):
         summed = by_segment.new_zeros(n_components, graph.n_atoms, n_channels)
@@ -179,7 +201,9 @@ class _Runs:
     backend: Backend
 
 
-def _sums(runs: _Runs, r: Tensor, y: Tensor, ar: Tensor | None = None, ay: Tensor | None = None) -> Tensor:
+def _sums(
+    runs: _Runs, r: Tensor, y: Tensor, ar: Tensor | None = None, ay: Tensor | None = None
+) -> Tensor:
     """S of R and Y, or S of (ar, Y) plus S of (R, ay)."""
     out = r.new_empty(y.shape[1], runs.graph.n_segments, r.shape[1])
     runs.backend.segment_sums(runs.graph, runs.odd, (r, y, ar, ay), (out,))
@@ -195,14 +219,18 @@ class _SegmentSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return *_SegmentSumsVjp.apply(*ctx.saved_tensors, g.contiguous(), ctx.runs, needed(ctx, 1)), None
+        return *_SegmentSumsVjp.apply(
+            *ctx.saved_tensors, g.contiguous(), ctx.runs, needed(ctx, 1)
+        ), None
 
 
 class _SegmentSumsVjp(torch.autograd.Function):
     """S is bilinear: R̄ = Σ_m Y g, Ȳ = Σ_k R g, and the same sums of adjoints are their VJPs."""
 
     @staticmethod
-    def forward(ctx: Any, r: Tensor, y: Tensor, g: Tensor, runs: _Runs, by_y: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        ctx: Any, r: Tensor, y: Tensor, g: Tensor, runs: _Runs, by_y: bool
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(r, y, g)
         ctx.set_materialize_grads(False)
         ctx.runs = runs

@@ -36,16 +36,18 @@ class Kept:
 
     def __init__(self) -> None:
         self._present: Tensor | None = None
-        self._weights: tuple[Tensor, ...] = ()  # kept, so that no other tensor gets the identity of one of them
+        # kept, so that no other tensor gets the identity of one of them
+        self._weights: tuple[Tensor, ...] = ()
         self._stamp: tuple[tuple[int, int], ...] = ()
         self._values: dict[str, object] = {}
 
     def of(self, present: Tensor, weights: Mapping[str, Tensor]) -> OfWeights:
-        """What keeps values for these elements, (n_present,), and weights; those of other ones are forgotten.
+        """What keeps values for these elements, (n_present,), and weights; those of
+        other ones are forgotten.
 
-        Elements are known by their tensor: to compare numbers would make a GPU wait. Weights that somebody changes in
-        place all the same are known by torch's count of changes. Nothing is kept in torch's inference mode, of whose
-        tensors there are no forces.
+        Elements are known by their tensor: to compare numbers would make a GPU wait. Weights that
+        somebody changes in place all the same are known by torch's count of changes. Nothing is
+        kept in torch's inference mode, of whose tensors there are no forces.
         """
         if torch.is_inference_mode_enabled():
             return made_anew

@@ -1,11 +1,12 @@
 """The non-linear interaction of mace: what it computes besides messages and their linear map.
 
-Its radial network also reads the elements of both atoms, so that the two edges of a pair have path weights of their own
-(``graph_views.directed``). Messages m of an atom become
+Its radial network also reads the elements of both atoms, so that the two edges of a pair have path
+weights of their own (``graph_views.directed``). Messages m of an atom become
 
     x = m / (α + β ρ) + W h,    x_0 ← c silu(x_0),    x_l ← c′ sigmoid(g_l) x_l  for l > 0,
 
-with ρ the density, h what the atom itself sends, and g_l the scalars of x behind the channels of x_0.
+with ρ the density, h what the atom itself sends, and g_l the scalars of x
+behind the channels of x_0.
 """
 
 import torch
@@ -16,7 +17,9 @@ from model_utils.models.fast.plan import Gated
 
 
 def divided(x: Tensor, divisor: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """Flat blocks, block l ((2l + 1), n_atoms, width of l), over a number for each atom, (n_atoms, 1)."""
+    """Flat blocks, block l ((2l + 1), n_atoms, width of l), over a number for
+    each atom, (n_atoms, 1).
+    """
     inverse = divisor.reciprocal()
     return torch.cat([(block * inverse).view(-1) for block in _blocks(x, len(divisor), widths)])
 

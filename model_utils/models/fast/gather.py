@@ -1,12 +1,15 @@
-"""Gathering rows so that its derivative gathers too: no scatter, hence one order of sums on any device.
+"""Gathering rows so that its derivative gathers too: no scatter, hence one order
+of sums on any device.
 
-A `Listing` says which row each slot shows, index[s], and which slots show each row, an ascending list S(i). With it
+A `Listing` says which row each slot shows, index[s], and which slots show each row, an
+    ascending list S(i). With it
     gather:  y[s] = x[index[s]]              for slots s = 0 … n_slots − 1
     collect: x̄[i] = Σ_{s in S(i)} g[s]       its VJP
-and the VJP of collect is gather again. A slot may be *empty*: it is in no list, and shows some row all the same, which
-costs less than a row of zeros would; whoever gathers multiplies it by zero.
+and the VJP of collect is gather again. A slot may be *empty*: it is in no list, and shows some row
+all the same, which costs less than a row of zeros would; whoever gathers multiplies it by zero.
 
-Where every row has one slot of its own, the two are `spread`, which leaves zeros in empty slots, and `take`.
+Where every row has one slot of its own, the two are `spread`, which leaves zeros in
+empty slots, and `take`.
 """
 
 from dataclasses import dataclass
@@ -35,7 +38,8 @@ class Listing:
 def adds_in_one_order(tensor: Tensor) -> bool:
     """Whether torch's own sums over an index, of which a GPU makes atomics, are taken as they are.
 
-    They have one order on a CPU; where it computes in plain torch it computes what a GPU does, which is tested so.
+    They have one order on a CPU; where it computes in plain torch it computes what a GPU
+    does, which is tested so.
     """
     return tensor.device.type == "cpu" and backend_of(tensor) is not None
 
@@ -90,13 +94,18 @@ def sums_of_rows(x: Tensor, rows: Tensor, first: Tensor, factors: Tensor | None 
     if len(rows) == 0 or x.numel() == 0:
         return x.new_zeros(shape)
     flat = x.reshape(len(x), -1)
-    # torch's sum over bags of embeddings reads every row once and adds in the order of the list, on any device
-    sums = torch.ops.aten._embedding_bag_forward_only(flat, rows, first, False, 0, False, factors, True)[0]
+    # torch's sum over bags of embeddings reads every row once and adds in the order of
+    # the list, on any device
+    sums = torch.ops.aten._embedding_bag_forward_only(
+        flat, rows, first, False, 0, False, factors, True
+    )[0]
     return sums.view(shape)
 
 
 def spread(x: Tensor, slot: Tensor, n_slots: int) -> Tensor:
-    """y[:, slot[i]] = x[:, i], zero elsewhere; x (…, n_rows, n), slot (n_rows,) without repetition; (…, n_slots, n)."""
+    """y[:, slot[i]] = x[:, i], zero elsewhere; x (…, n_rows, n), slot (n_rows,) without
+    repetition; (…, n_slots, n).
+    """
     return x if n_slots == len(slot) else _Spread.apply(x, slot, n_slots)
 
 

@@ -31,12 +31,16 @@ def pair_vectors(graph: BatchGraph, positions: Tensor, shifts: Tensor) -> Tensor
 
 
 class _Differences(torch.autograd.Function):
-    """d = r(receiver) − r(sender) of every pair; r̄ is a sum over the atom's row, signed by the edges' directions."""
+    """d = r(receiver) − r(sender) of every pair; r̄ is a sum over the atom's row, signed by
+    the edges' directions.
+    """
 
     @staticmethod
     def forward(ctx: Any, positions: Tensor, graph: BatchGraph) -> Tensor:
         ctx.graph = graph
-        return positions.index_select(0, graph.pair_receiver) - positions.index_select(0, graph.pair_sender)
+        return positions.index_select(0, graph.pair_receiver) - positions.index_select(
+            0, graph.pair_sender
+        )
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -57,7 +61,9 @@ class _DifferencesVjp(torch.autograd.Function):
 
 
 def directions(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
-    """Lengths (n_pairs, 1), Å, and spherical harmonics (n_pairs, (max_ell + 1)²) of vectors (n_pairs, 3), Å."""
+    """Lengths (n_pairs, 1), Å, and spherical harmonics (n_pairs, (max_ell + 1)²) of
+    vectors (n_pairs, 3), Å.
+    """
     backend = backend_of(vectors)
     if backend is None:
         return by_torch(vectors, max_ell)
@@ -65,7 +71,9 @@ def directions(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
 
 
 def by_torch(vectors: Tensor, max_ell: int) -> tuple[Tensor, Tensor]:
-    """Lengths and harmonics of vectors in plain torch; arguments and results are those of ``directions``."""
+    """Lengths and harmonics of vectors in plain torch; arguments and results are
+    those of ``directions``.
+    """
     lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return lengths, spherical_harmonics(vectors, lengths, max_ell)
 
@@ -85,15 +93,27 @@ class _Directions(torch.autograd.Function):
         if not needed(ctx, 0):  # the last pass of a training step wants parameters alone
             return None, None, None
         vectors, lengths = ctx.saved_tensors
-        return _DirectionsVjp.apply(vectors, lengths, gr.contiguous(), gy.contiguous(), *ctx.rest), None, None
+        return (
+            _DirectionsVjp.apply(vectors, lengths, gr.contiguous(), gy.contiguous(), *ctx.rest),
+            None,
+            None,
+        )
 
 
 class _DirectionsVjp(torch.autograd.Function):
-    """By the vectors themselves the second derivative is left to plain torch: training does not ask for it."""
+    """By the vectors themselves the second derivative is left to plain torch:
+    training does not ask for it.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, lengths: Tensor, gr: Tensor, gy: Tensor, max_ell: int, backend: Backend
+        ctx: Any,
+        vectors: Tensor,
+        lengths: Tensor,
+        gr: Tensor,
+        gy: Tensor,
+        max_ell: int,
+        backend: Backend,
     ) -> Tensor:
         ctx.save_for_backward(vectors, lengths, gr, gy)
         ctx.rest = max_ell, backend
@@ -116,7 +136,10 @@ class _DirectionsVjp(torch.autograd.Function):
 
 
 def second_derivative(
-    function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], x: Tensor, gradients: tuple[Tensor, ...], adjoint: Tensor
+    function: Callable[[Tensor], Tensor | tuple[Tensor, ...]],
+    x: Tensor,
+    gradients: tuple[Tensor, ...],
+    adjoint: Tensor,
 ) -> Tensor:
     """The gradient by x of adjoint · x̄, where x̄ is the function's VJP."""
     with torch.enable_grad():
@@ -126,7 +149,8 @@ def second_derivative(
 
 
 def spherical_harmonics(vectors: Tensor, lengths: Tensor, max_ell: int) -> Tensor:
-    """Real spherical harmonics of e3nn, "component" normalised (Σ_m Y_lm² = 2l + 1), axes in the order x, y, z.
+    """Real spherical harmonics of e3nn, "component" normalised (Σ_m Y_lm² = 2l + 1),
+    axes in the order x, y, z.
 
     Args:
         vectors: (n_pairs, 3), Å.

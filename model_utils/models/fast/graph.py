@@ -1,11 +1,13 @@
-"""What the fast step needs of a batch besides its arrays: orders of atoms and edges, made once per batch.
+"""What the fast step needs of a batch besides its arrays: orders of atoms and
+edges, made once per batch.
 
-Atoms are sorted by species, so that all atoms of one element are a slice and no one-hot vector is ever multiplied.
-Directed edges are sorted by receiver, then sender (CSR), so that sums over neighbours are sums over rows; senders of
-one element are then neighbours too (the *segments* of the first layer). Every directed edge has its reverse in the
-list, of opposite vector: radial functions, path weights and, up to the sign (−1)^l, spherical harmonics are the same
-for both and are computed once per undirected *pair*. A sum over the edges that leave an atom is a sum over its row of
-reverse edges.
+Atoms are sorted by species, so that all atoms of one element are a slice and no one-hot vector
+is ever multiplied. Directed edges are sorted by receiver, then sender (CSR), so that sums over
+neighbours are sums over rows; senders of one element are then neighbours too (the *segments* of
+the first layer). Every directed edge has its reverse in the list, of opposite vector: radial
+functions, path weights and, up to the sign (−1)^l, spherical harmonics are the same for both
+and are computed once per undirected *pair*. A sum over the edges that leave an atom is a sum
+over its row of reverse edges.
 """
 
 from dataclasses import dataclass, field
@@ -20,23 +22,28 @@ from dataloader.batch import Batch
 from model_utils.models.fast.gather import Listing
 from model_utils.models.fast.orders import orders_of
 
-TILE_COST = 32  # atoms that cost as much as one more tile: a product's matrices are read for each tile
+# atoms that cost as much as one more tile: a product's matrices are read for each tile
+TILE_COST = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchGraph:
-    """Orders of one batch; "atom k" below is the k-th in species order, except where the batch's order is named."""
+    """Orders of one batch; "atom k" below is the k-th in species order, except where the
+    batch's order is named.
+    """
 
     n_atoms: int
     order: Tensor  # (n_atoms,), the batch's index of atom k
     rank: Tensor  # (n_atoms,), its inverse: k of the batch's atoms
-    present: Tensor  # (n_present,), the elements that occur, as indices into the model's atomic_numbers
+    # (n_present,), the elements that occur, as indices into the model's atomic_numbers
+    present: Tensor
     species: Tensor  # (n_atoms,), index into ``present``, ascending
     species_ptr: Tensor  # (n_present + 1,), first atom of each element
     species_bounds: tuple[int, ...]  # what species_ptr holds, on the host: bounds of slices
     structure: Tensor  # (n_atoms,)
     head: Tensor  # (n_atoms,)
-    pair_edge: Tensor  # (n_pairs,), the batch's index of the directed edge that gives the pair its vector
+    # (n_pairs,), the batch's index of the directed edge that gives the pair its vector
+    pair_edge: Tensor
     pair_receiver: Tensor  # (n_pairs,), the batch's index of that edge's atoms
     pair_sender: Tensor
     row_ptr: Tensor  # (n_atoms + 1,), first edge of each receiver
@@ -45,7 +52,8 @@ class BatchGraph:
     flipped: Tensor  # (n_edges,), int8: 1 where the edge runs against its pair's vector
     reverse: Tensor  # (n_edges,), int32, position of the reverse edge
     segment: Tensor  # (n_segments,), receiver times n_present plus the element of the senders
-    segment_ptr: Tensor  # (n_segments + 1,), first edge of each run of one receiver and one element of senders
+    # (n_segments + 1,), first edge of each run of one receiver and one element of senders
+    segment_ptr: Tensor
     dense_segments: bool  # every atom has a segment of every element, some of them empty
     row_width: int  # edges of the longest row, at least 1
     segment_width: int  # edges of the longest segment, at least 1
@@ -107,7 +115,9 @@ class BatchGraph:
 
     @cached_property
     def places_of_edges(self) -> Tensor:
-        """The place of every edge in lists of the edges of each pair, the one along the pair's vector first."""
+        """The place of every edge in lists of the edges of each pair, the one along
+        the pair's vector first.
+        """
         return self._edges_each * self.pair.long() + self.flipped.long()
 
     @cached_property
@@ -123,7 +133,9 @@ class BatchGraph:
     @cached_property
     def in_order(self) -> Listing:
         """Atoms in the batch's order as rows, in species order as slots."""
-        return Listing(self.order, self.rank, torch.arange(self.n_atoms + 1, device=self.order.device))
+        return Listing(
+            self.order, self.rank, torch.arange(self.n_atoms + 1, device=self.order.device)
+        )
 
     @cached_property
     def structures(self) -> "Places":
@@ -136,7 +148,8 @@ class Slots:
     """Rows of edges as a table (n_rows, width), flat; what is empty shows pair 0 and sender 0."""
 
     width: int
-    sign: Tensor  # (n_rows, width), −1 for edges that run against their pair's vector, 0 where empty
+    # (n_rows, width), −1 for edges that run against their pair's vector, 0 where empty
+    sign: Tensor
     of_pair: Listing  # pairs as rows
     of_sender: Listing  # senders as rows
 
@@ -167,9 +180,11 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Atoms in species order cut into tiles of ``width``, none of which has atoms of two elements; some are not full.
+    """Atoms in species order cut into tiles of ``width``, none of which has atoms of two
+    elements; some are not full.
 
-    What is multiplied by a matrix per element is one batched product over tiles, however many elements there are.
+    What is multiplied by a matrix per element is one batched product over tiles, however
+    many elements there are.
     """
 
     width: int
@@ -179,7 +194,9 @@ class Tiles:
 
     @classmethod
     def of(cls, bounds: tuple[int, ...], species: Tensor, species_ptr: Tensor) -> "Tiles":
-        """The tiles of atoms sorted by species; ``bounds`` is what ``species_ptr`` holds, on the host."""
+        """The tiles of atoms sorted by species; ``bounds`` is what
+        ``species_ptr`` holds, on the host.
+        """
         counts = np.diff(bounds)
         width = tile_width(counts)
         n_tiles = int((-(-counts // width)).sum())
@@ -217,7 +234,9 @@ def tile_width(counts: np.ndarray) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """The atoms of every structure as a table (n_structures, width), flat; what is empty shows atom 0."""
+    """The atoms of every structure as a table (n_structures, width), flat; what
+    is empty shows atom 0.
+    """
 
     is_atom: Tensor  # (n_structures, width), bool
     of_atom: Listing  # atoms in species order as rows
@@ -242,7 +261,8 @@ def _rows(pointer: Tensor, n_edges: int) -> Tensor:
 
 
 def graph_of(batch: Batch) -> BatchGraph:
-    """The orders that a batch brings, or that are made now where it brings none, with the batch's arrays in them.
+    """The orders that a batch brings, or that are made now where it brings none, with the
+    batch's arrays in them.
 
     Raises:
         ValueError: the neighbour list is not symmetric, or reaches across absurdly many cells.

@@ -1,4 +1,5 @@
-"""The orders of a batch read in another way: every directed edge as a pair of its own, all atoms as of one element.
+"""The orders of a batch read in another way: every directed edge as a pair of its own, all
+atoms as of one element.
 
 Kernels and plain torch take such a reading wherever they take a batch's own orders.
 """
@@ -15,8 +16,8 @@ from model_utils.models.fast.graph import BatchGraph
 def directed(graph: BatchGraph) -> BatchGraph:
     """Edges that share nothing: for path weights that differ between the two edges of a pair.
 
-    What belongs to a pair of the result, (n_edges, …), comes from ``of_edges``; nothing is flipped there, so harmonics
-    have their signs already. Its ``pair_edge`` tells no direction.
+    What belongs to a pair of the result, (n_edges, …), comes from ``of_edges``; nothing is flipped
+    there, so harmonics have their signs already. Its ``pair_edge`` tells no direction.
     """
     if "directed" not in graph.kept:
         edges = torch.arange(graph.n_edges, device=graph.pair.device)
@@ -40,7 +41,9 @@ def receivers(graph: BatchGraph) -> Tensor:
 
 
 def of_edges(graph: BatchGraph, x: Tensor) -> Tensor:
-    """Rows of pairs (n_pairs, …) for every directed edge, (n_edges, …), in the order of the rows of receivers."""
+    """Rows of pairs (n_pairs, …) for every directed edge, (n_edges, …), in the order of
+    the rows of receivers.
+    """
     if "of_edges" not in graph.kept:
         edges = torch.empty_like(graph.places_of_edges)
         edges[graph.places_of_edges] = torch.arange(graph.n_edges, device=edges.device)
@@ -49,12 +52,16 @@ def of_edges(graph: BatchGraph, x: Tensor) -> Tensor:
 
 
 def species_one_hot(graph: BatchGraph, dtype: torch.dtype) -> Tensor:
-    """Which elements a directed edge joins, (n_edges, 2 n_present): its sender's, then its receiver's."""
+    """Which elements a directed edge joins, (n_edges, 2 n_present): its
+    sender's, then its receiver's.
+    """
     key = ("species_one_hot", dtype)
     if key not in graph.kept:
         columns = torch.arange(graph.n_present, device=graph.species.device)
         ends = (graph.sender.long(), receivers(graph))
-        graph.kept[key] = torch.cat([graph.species[end].unsqueeze(1) == columns for end in ends], dim=1).to(dtype)
+        graph.kept[key] = torch.cat(
+            [graph.species[end].unsqueeze(1) == columns for end in ends], dim=1
+        ).to(dtype)
     table: Tensor = graph.kept[key]
     return table
 

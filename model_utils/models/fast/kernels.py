@@ -1,7 +1,7 @@
 """The compiled kernels as Python calls, for the C++ backend alone (``backends/cpp``).
 
-A kernel is called with tensors, which must be contiguous CPU tensors of one precision, and with the structures below,
-which mirror those of ``kernels.cpp``.
+A kernel is called with tensors, which must be contiguous CPU tensors of one precision, and with the
+structures below, which mirror those of ``kernels.cpp``.
 """
 
 import contextlib
@@ -34,7 +34,8 @@ class PathTable(ctypes.Structure):
     """A path of the convolution."""
 
     _fields_ = tuple(
-        (name, _int) for name in ("m1", "d1", "d3", "weight", "matrix", "out", "row", "atom", "first", "last")
+        (name, _int)
+        for name in ("m1", "d1", "d3", "weight", "matrix", "out", "row", "atom", "first", "last")
     )
 
 
@@ -48,7 +49,10 @@ class ConvolutionTable(ctypes.Structure):
     """Tables of a convolution."""
 
     _fields_ = (
-        *((name, _int) for name in ("n_channels", "n_paths", "n_components", "n_matrix", "n_harmonics")),
+        *(
+            (name, _int)
+            for name in ("n_channels", "n_paths", "n_components", "n_matrix", "n_harmonics")
+        ),
         *((name, _pointer) for name in ("paths", "couplings", "odd")),
     )
 
@@ -161,7 +165,9 @@ def _pointer_to(tensor: Tensor, dtype: torch.dtype) -> int:
 
 
 def _function(name: str, arguments: Sequence[Any]) -> Any:
-    """A function of the library, told by the arguments of its first call what it takes: that makes later ones cheap."""
+    """A function of the library, told by the arguments of its first call what it takes: that
+    makes later ones cheap.
+    """
     library = _library()
     assert library is not None
     function = getattr(library, name)
@@ -188,14 +194,18 @@ def _library() -> ctypes.CDLL | None:
         _keep_freed_memory()
         return library
     except (BuildError, OSError) as error:
-        log.warning("the fast step runs in plain torch, several times slower than its compiled kernels: %s", error)
+        log.warning(
+            "the fast step runs in plain torch, several times slower than its compiled kernels: %s",
+            error,
+        )
         return None
 
 
 def _keep_freed_memory() -> None:
     """Have glibc's malloc keep the arrays of a step for the next one.
 
-    It would hand large arrays back to the system at once and fault every page of them in again: a sixth of the step.
+    It would hand large arrays back to the system at once and fault every page of them in
+    again: a sixth of the step.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,9 +1,10 @@
 """Linear maps of features, per order l and per element, and the radial network's activation.
 
-Features lie as blocks one after another, block l of shape ((2l + 1) n_atoms, channels of l): every order is one matrix
-product: y_l = x_l W_l. The maps are bilinear in input and weight; for y = x W
+Features lie as blocks one after another, block l of shape ((2l + 1) n_atoms, channels of l): every
+order is one matrix product: y_l = x_l W_l. The maps are bilinear in input and weight; for y = x W
     VJP:            x̄ = ȳ Wᵀ,              W̄ = xᵀ ȳ
-    VJP of the VJP, with a and A the adjoints of x̄ and W̄, and Δ what they add to the gradients by ȳ, x and W:
+    VJP of the VJP, with a and A the adjoints of x̄ and W̄, and Δ what they add to the
+                    gradients by ȳ, x and W:
                     Δȳ = a W + x A,   Δx = ȳ Aᵀ,   ΔW = aᵀ ȳ.
 In the code ȳ is g, A is aw, and the gradients by x, W and ȳ are dx, dw and dg.
 """
@@ -24,7 +25,9 @@ from model_utils.models.fast.products import product
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The map of one order: where its matrix lies in the flat weight, its shape, and e3nn's normalisation of it."""
+    """The map of one order: where its matrix lies in the flat weight, its shape, and
+    e3nn's normalisation of it.
+    """
 
     order: int
     offset: int
@@ -41,14 +44,18 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """A map of features in blocks: the channels of each order that comes in, the maps of those that go out."""
+    """A map of features in blocks: the channels of each order that comes in, the
+    maps of those that go out.
+    """
 
     name: str  # of the flat weight
     widths: tuple[int, ...]  # channels of block l of the input
     parts: tuple[Part, ...]  # of ascending order
 
     def views(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
-        """Every part with its block of an input and of an output, as views ((2l + 1) n_atoms, channels)."""
+        """Every part with its block of an input and of an output, as views ((2l +
+        1) n_atoms, channels).
+        """
         starts = []
         start = 0
         for order, width in enumerate(self.widths):
@@ -95,14 +102,18 @@ def _matrix(weight: Tensor, part: Part, factor: float) -> Tensor:
 
 
 def _write_gradient(weight: Tensor, part: Part, matrix: Tensor, factor: float) -> None:
-    """Write the gradient by a part's matrix to the part's place in the gradient by the flat weight."""
+    """Write the gradient by a part's matrix to the part's place in the
+    gradient by the flat weight.
+    """
     size = part.n_in * part.n_out
     torch.mul(matrix.reshape(-1), part.scale * factor, out=weight[part.offset : part.offset + size])
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, blocks: Blocks, n_atoms: int, factor: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, blocks: Blocks, n_atoms: int, factor: float
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.rest = blocks, n_atoms, factor
         y = x.new_empty(blocks.n_out(n_atoms))
@@ -113,7 +124,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx, dw = _LinearVjp.apply(x, weight, g.contiguous(), *ctx.rest, needed(ctx, 0), needed(ctx, 1))
+        dx, dw = _LinearVjp.apply(
+            x, weight, g.contiguous(), *ctx.rest, needed(ctx, 0), needed(ctx, 1)
+        )
         return dx, dw, None, None, None
 
 
@@ -185,13 +198,18 @@ def per_element(x: Tensor, weight: Tensor, blocks: Blocks, graph: BatchGraph) ->
     by_order = spread(features, graph.tiles.slot, graph.tiles.n_slots).split(orders)
     outputs = []
     for part, flat in zip(blocks.parts, weight.split([p.size for p in blocks.parts]), strict=True):
-        matrices = flat.view(part.n_in, part.n_elements, part.n_out).index_select(1, graph.present) * part.scale
+        matrices = (
+            flat.view(part.n_in, part.n_elements, part.n_out).index_select(1, graph.present)
+            * part.scale
+        )
         outputs.append(_by_tiles(by_order[part.order], matrices, graph))
     return take(torch.cat(outputs), graph.tiles.slot)
 
 
 def _by_tiles(x: Tensor, matrices: Tensor, graph: BatchGraph) -> Tensor:
-    """One batched product over all tiles; x (components, n_slots, n_in), matrices (n_in, n_present, n_out)."""
+    """One batched product over all tiles; x (components, n_slots, n_in), matrices
+    (n_in, n_present, n_out).
+    """
     tiles = graph.tiles
     of_tiles = by_tile(matrices.transpose(0, 1), graph)
     y = x.view(len(x), tiles.n_tiles, tiles.width, x.shape[2]) @ of_tiles
@@ -207,9 +225,12 @@ def by_tile(of_elements: Tensor, graph: BatchGraph) -> Tensor:
 
 
 def rows_of_elements(rows: Tensor, element: Tensor) -> Tensor:
-    """rows[element]; rows (n_present, n), element (n,). The gradient by a row is a sum over all atoms of its element.
+    """rows[element]; rows (n_present, n), element (n,).
 
-    Where that would be by atomics it is a product with a table of ones and zeros, exact in this direction.
+    The gradient by a row is a sum over all atoms of its element.
+
+    Where that would be by atomics it is a product with a table of ones and zeros,
+    exact in this direction.
     """
     if adds_in_one_order(rows):
         return rows.index_select(0, element)
@@ -218,7 +239,8 @@ def rows_of_elements(rows: Tensor, element: Tensor) -> Tensor:
 
 
 def silu(z: Tensor, gain: float) -> Tensor:
-    """y = gain · f(z) with f = silu; z̄ = ȳ gain f′(z), and its VJP for the adjoint a: Δȳ = a gain f′, Δz = a ȳ gain f″.
+    """y = gain · f(z) with f = silu; z̄ = ȳ gain f′(z), and its VJP for the adjoint a: Δȳ = a
+    gain f′, Δz = a ȳ gain f″.
 
     With s the logistic function, f = z s, f′ = s (1 + z (1 − s)), f″ = s (1 − s) (2 + z (1 − 2 s)).
     """

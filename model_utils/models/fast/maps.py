@@ -1,7 +1,8 @@
 """Linear maps of features by compiled kernels: all orders, and all elements, in one call.
 
-The formulas are those of ``linear``, whose maps of all atoms and maps per element are one thing here:
-y_l[m, i] = scale · x_l[m, i] W_l, with W_l of the atom's element or of all. With a and A the adjoints of x̄ and W̄,
+The formulas are those of ``linear``, whose maps of all atoms and maps per element are one thing
+here: y_l[m, i] = scale · x_l[m, i] W_l, with W_l of the atom's element or of all. With a and A the
+adjoints of x̄ and W̄,
 
     x̄ = ȳ Wᵀ,   W̄ = xᵀ ȳ;      Δȳ = a W + x A,   Δx = ȳ Aᵀ,   ΔW = aᵀ ȳ.
 """
@@ -19,9 +20,15 @@ from model_utils.models.fast.needed import needed
 
 
 def mapped(
-    kernels: FusedKernels, graph: BatchGraph, x: Tensor, weight: Tensor, blocks: Blocks, factor: float = 1.0
+    kernels: FusedKernels,
+    graph: BatchGraph,
+    x: Tensor,
+    weight: Tensor,
+    blocks: Blocks,
+    factor: float = 1.0,
 ) -> Tensor:
-    """y_l = factor · x_l W_l for every order, with the matrix of each atom's element where there is one of each.
+    """y_l = factor · x_l W_l for every order, with the matrix of each atom's element
+    where there is one of each.
 
     Args:
         kernels: of the backend.
@@ -40,7 +47,9 @@ def mapped(
 class _Call:
     """What of a map is no tensor, with the kernels' three products."""
 
-    def __init__(self, kernels: FusedKernels, graph: BatchGraph, blocks: Blocks, factor: float) -> None:
+    def __init__(
+        self, kernels: FusedKernels, graph: BatchGraph, blocks: Blocks, factor: float
+    ) -> None:
         self.kernels = kernels
         self.graph = graph
         self.blocks = blocks

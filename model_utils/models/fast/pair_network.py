@@ -1,13 +1,15 @@
-"""Networks of pairs: path weights before their last matrix, and densities, as functions of a distance.
+"""Networks of pairs: path weights before their last matrix, and densities, as
+functions of a distance.
 
-Everything of a pair but its direction is a function of one number, its length r, so the value R(r) and its slope R′(r)
-are computed together, layer by layer: with z = x W + b and f = gain · silu,
+Everything of a pair but its direction is a function of one number, its length r, so the value R(r)
+and its slope R′(r) are computed together, layer by layer: with z = x W + b and f = gain · silu,
 
     y = f(z),    y′ = f′(z) z′,    z′ = x′ W,
 
-and where a LayerNorm comes before f, its derivative along z′. Forces then need r̄ = Σ R̄ R′ alone, and a training step
-one reverse pass through both: from R̄ and the gradient by R′ to those by all weights. A row need not be a pair: where
-elements are inputs too (``gated``) it is a directed edge, with an ``offset`` added to the first layer's z.
+and where a LayerNorm comes before f, its derivative along z′. Forces then need r̄ = Σ R̄ R′ alone,
+and a training step one reverse pass through both: from R̄ and the gradient by R′ to those by all
+weights. A row need not be a pair: where elements are inputs too (``gated``) it is a directed edge,
+with an ``offset`` added to the first layer's z.
 """
 
 from collections.abc import Sequence
@@ -63,9 +65,14 @@ def by_torch(x: Tensor, layers: Sequence[HiddenLayer], offset: Tensor | None) ->
 
 
 def by_kernels(
-    kernels: FusedKernels, basis: Basis, layers: Sequence[HiddenLayer], offset: Tensor | None, appended: bool
+    kernels: FusedKernels,
+    basis: Basis,
+    layers: Sequence[HiddenLayer],
+    offset: Tensor | None,
+    appended: bool,
 ) -> Tensor:
-    """The layers by compiled kernels, as a function of lengths and weights that can be differentiated twice.
+    """The layers by compiled kernels, as a function of lengths and weights that can
+    be differentiated twice.
 
     Args:
         kernels: of the backend.
@@ -103,13 +110,17 @@ class _Network:
 
 
 class _PairNetwork(torch.autograd.Function):
-    """R and R′ of weights; that R changes with the length by R′ is said by ``along``, which stands behind it."""
+    """R and R′ of weights; that R changes with the length by R′ is said by ``along``,
+    which stands behind it.
+    """
 
     @staticmethod
     def forward(ctx: Any, lengths: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         network: _Network = rest[-1]
         offset = rest[0].contiguous() if network.with_offset else None
-        value, slope, kept = network.kernels.pair_network(network.layers, network.basis, offset, network.appended)
+        value, slope, kept = network.kernels.pair_network(
+            network.layers, network.basis, offset, network.appended
+        )
         ctx.save_for_backward(lengths, *rest[: 1 if network.with_offset else 0], kept)
         ctx.network = network
         ctx.set_materialize_grads(False)
@@ -125,18 +136,25 @@ class _PairNetwork(torch.autograd.Function):
 
 
 @once_differentiable
-def _reverse(ctx: Any, g: Tensor | None, dg: Tensor | None, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+def _reverse(
+    ctx: Any, g: Tensor | None, dg: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor | None, ...]:
     """The gradients by lengths, offset and weights from those by R and R′."""
     lengths, *offsets, kept = ctx.saved_tensors
     network: _Network = ctx.network
     offset = offsets[0] if offsets else None
     by_length = None
-    if wanted[0] and dg is not None:  # second derivatives by positions, which training does not ask for
-        by_length = second_derivative(lambda r: network.as_torch(r, offset), lengths, (dg,), torch.ones_like(lengths))
+    # second derivatives by positions, which training does not ask for
+    if wanted[0] and dg is not None:
+        by_length = second_derivative(
+            lambda r: network.as_torch(r, offset), lengths, (dg,), torch.ones_like(lengths)
+        )
     if not any(wanted[1:]):
         return by_length, *(None for _ in wanted[1:])
     g = None if g is None else g.contiguous()
     dg = None if dg is None else dg.contiguous()
     by_offset = None if offset is None else torch.empty_like(offset)
-    gradients = network.kernels.pair_network_vjp(network.layers, network.basis, (kept, g, dg), by_offset)
+    gradients = network.kernels.pair_network_vjp(
+        network.layers, network.basis, (kept, g, dg), by_offset
+    )
     return by_length, *([by_offset] if offsets else []), *gradients

@@ -1,4 +1,6 @@
-"""What the layers read of the pairs of a batch: radial features and harmonics, for each pair or for each edge."""
+"""What the layers read of the pairs of a batch: radial features and harmonics, for each
+pair or for each edge.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +31,12 @@ class Pairs:
 
     @classmethod
     def of(
-        cls, graph: BatchGraph, radial: Radial, lengths: Tensor, numbers: tuple[Tensor, Tensor], harmonics: Tensor
+        cls,
+        graph: BatchGraph,
+        radial: Radial,
+        lengths: Tensor,
+        numbers: tuple[Tensor, Tensor],
+        harmonics: Tensor,
     ) -> "Pairs":
         """The pairs of a batch.
 
@@ -43,7 +50,14 @@ class Pairs:
         kernels = fused_kernels_of(lengths)
         if kernels is None:
             features, cutoff = radial.features(lengths, numbers)
-            return cls(graph=graph, features=features, cutoff=cutoff, harmonics=harmonics, basis=None, kernels=None)
+            return cls(
+                graph=graph,
+                features=features,
+                cutoff=cutoff,
+                harmonics=harmonics,
+                basis=None,
+                kernels=None,
+            )
         basis = radial.basis(lengths, numbers, kernels)
         return cls(
             graph=graph,
@@ -63,7 +77,8 @@ class Pairs:
                 graph=directed(pairs),
                 features=of_edges(pairs, self.features),
                 cutoff=None if self.cutoff is None else of_edges(pairs, self.cutoff),
-                harmonics=of_edges(pairs, self.harmonics) * signs(pairs.flipped, max_ell, self.harmonics.dtype),
+                harmonics=of_edges(pairs, self.harmonics)
+                * signs(pairs.flipped, max_ell, self.harmonics.dtype),
                 basis=None if basis is None else _basis_of_edges(pairs, basis),
                 kernels=self.kernels,
             )
@@ -71,14 +86,20 @@ class Pairs:
         return self.kept[0]
 
     def network(
-        self, layers: Sequence[HiddenLayer], offset: Tensor | None, *, times_cutoff: bool, appended: bool = False
+        self,
+        layers: Sequence[HiddenLayer],
+        offset: Tensor | None,
+        *,
+        times_cutoff: bool,
+        appended: bool = False,
     ) -> Tensor:
         """Hidden layers of a network of pairs.
 
         Args:
             layers: of the network, without its last matrix.
             offset: added to what the first activation gets, (n_pairs, width of the first layer).
-            times_cutoff: multiply by the cutoff where it is not in the features; it commutes with a matrix.
+            times_cutoff: multiply by the cutoff where it is not in the features; it
+                commutes with a matrix.
             appended: add a column of ones, before that.
 
         Returns:
@@ -93,7 +114,9 @@ class Pairs:
 
 
 def _basis_of_edges(graph: BatchGraph, basis: Basis) -> Basis:
-    """The radial functions of pairs for each directed edge; their values are copied, their lengths followed."""
+    """The radial functions of pairs for each directed edge; their values are copied,
+    their lengths followed.
+    """
     pair = graph.pair.long()
 
     def copied(x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The layers of a network as constants, read once from mace's module: shapes, normalisations, couplings, names."""
+"""The layers of a network as constants, read once from mace's module: shapes,
+normalisations, couplings, names.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +28,9 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class Gated:
-    """What the non-linear interaction has besides: elements as inputs of its radial network, and a gate."""
+    """What the non-linear interaction has besides: elements as inputs of its
+    radial network, and a gate.
+    """
 
     source: Blocks  # from elements to the inputs of senders
     target: Blocks  # to those of receivers
@@ -96,7 +100,8 @@ class Plan:
     n_heads: int
     embedding: Blocks
     joint: bool  # atoms of one element differ by further inputs: charge, spin …
-    joint_readout: Blocks | None  # from the first features to energies that are neither scaled nor shifted
+    # from the first features to energies that are neither scaled nor shifted
+    joint_readout: Blocks | None
     radial: Radial
     interactions: tuple[Interaction, ...]
     readouts: tuple[Readout, ...]
@@ -108,7 +113,9 @@ def plan_of(module: Any) -> Plan:
     joint = hasattr(module, "joint_embedding")
     joint_readout = getattr(module, "embedding_readout", None)
     interactions = []
-    for index, (block, product) in enumerate(zip(module.interactions, module.products, strict=True)):
+    for index, (block, product) in enumerate(
+        zip(module.interactions, module.products, strict=True)
+    ):
         first = FirstLayer.of(block.conv_tp) if index == 0 and not joint else None
         interactions.append(_interaction(index, block, product, first, max_ell))
     readouts = []
@@ -121,14 +128,18 @@ def plan_of(module: Any) -> Plan:
         n_heads=len(module.heads),
         embedding=_blocks("node_embedding.linear", module.node_embedding.linear),
         joint=joint,
-        joint_readout=None if joint_readout is None else _blocks("embedding_readout.linear", joint_readout.linear),
+        joint_readout=None
+        if joint_readout is None
+        else _blocks("embedding_readout.linear", joint_readout.linear),
         radial=Radial.of(module),
         interactions=tuple(interactions),
         readouts=tuple(readouts),
     )
 
 
-def _interaction(index: int, block: Any, product: Any, first: FirstLayer | None, max_ell: int) -> Interaction:
+def _interaction(
+    index: int, block: Any, product: Any, first: FirstLayer | None, max_ell: int
+) -> Interaction:
     """The constants of one of mace's interaction blocks and of the product block behind it."""
     name = f"interactions.{index}"
     layers = _layers(f"{name}.conv_tp_weights", block.conv_tp_weights)
@@ -175,7 +186,11 @@ def _gated(name: str, block: Any) -> Gated:
 
 def _layers(name: str, net: Any) -> tuple[Dense, ...]:
     """The layers of a network of pairs, of either kind."""
-    return _normalised_layers(f"{name}.net", net.net) if hasattr(net, "net") else _dense_layers(name, net)
+    return (
+        _normalised_layers(f"{name}.net", net.net)
+        if hasattr(net, "net")
+        else _dense_layers(name, net)
+    )
 
 
 def _normalised_layers(name: str, net: Any) -> tuple[Dense, ...]:
@@ -194,7 +209,9 @@ def _normalised_layers(name: str, net: Any) -> tuple[Dense, ...]:
 
 
 def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
-    """e3nn: x ← √var_out act(x W/√(h_in var_in)), without activation x ← x W √(var_out/(h_in var_in))."""
+    """e3nn: x ← √var_out act(x W/√(h_in var_in)), without activation x ← x W
+    √(var_out/(h_in var_in)).
+    """
     layers = []
     for index, layer in enumerate(net):
         scale = (layer.h_in * layer.var_in) ** -0.5
@@ -204,12 +221,16 @@ def _dense_layers(name: str, net: Any) -> tuple[Dense, ...]:
             gain = 1.0
         else:
             gain *= layer.act.cst
-        layers.append(Dense(name=f"{name}.layer{index}.weight", scale=float(scale), gain=float(gain)))
+        layers.append(
+            Dense(name=f"{name}.layer{index}.weight", scale=float(scale), gain=float(gain))
+        )
     return tuple(layers)
 
 
 def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Blocks:
-    """The matrices of e3nn's Linear; matrices of several inputs of one order lie one below the other, as one part."""
+    """The matrices of e3nn's Linear; matrices of several inputs of one order lie one below
+    the other, as one part.
+    """
     instructions = [i for i in linear.instructions if i.i_in >= 0]
     orders_in = [ir.l for _, ir in linear.irreps_in]
     parts: dict[int, Part] = {}
@@ -218,7 +239,9 @@ def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Bl
         order = orders_in[i.i_in]
         n_in, n_out = i.path_shape
         before = parts.get(order)
-        assert before is None or (before.scale == i.path_weight and before.offset + before.n_in * n_out == offset)
+        assert before is None or (
+            before.scale == i.path_weight and before.offset + before.n_in * n_out == offset
+        )
         parts[order] = Part(
             order=order,
             offset=offset if before is None else before.offset,
@@ -229,18 +252,31 @@ def _blocks(name: str, linear: Any, widths: tuple[int, ...] | None = None) -> Bl
         offset += n_in * n_out
     if widths is None:
         widths = tuple(mul for mul, _ in linear.irreps_in)
-    return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts[order] for order in sorted(parts)))
+    return Blocks(
+        name=f"{name}.weight", widths=widths, parts=tuple(parts[order] for order in sorted(parts))
+    )
 
 
 def _per_element(name: str, product: Any) -> Blocks:
-    """The matrices of e3nn's FullyConnectedTensorProduct with one-hot elements: (n_in, n_elements, n_out) per order."""
+    """The matrices of e3nn's FullyConnectedTensorProduct with one-hot elements: (n_in,
+    n_elements, n_out) per order.
+    """
     parts = []
     offset = 0
     for i in product.instructions:
         n_in, n_elements, n_out = i.path_shape
         order = product.irreps_in1[i.i_in1].ir.l
         scale = i.path_weight / (2 * order + 1) ** 0.5  # the coupling l ⊗ 0 → l is δ/√(2l + 1)
-        parts.append(Part(order=order, offset=offset, n_in=n_in, n_out=n_out, scale=scale, n_elements=n_elements))
+        parts.append(
+            Part(
+                order=order,
+                offset=offset,
+                n_in=n_in,
+                n_out=n_out,
+                scale=scale,
+                n_elements=n_elements,
+            )
+        )
         offset += n_in * n_elements * n_out
     widths = tuple(mul for mul, _ in product.irreps_in1)
     return Blocks(name=f"{name}.weight", widths=widths, parts=tuple(parts))

@@ -1,7 +1,8 @@
-"""Matrix products, twice differentiable, by a backend where its products are faster than those of torch's library.
+"""Matrix products, twice differentiable, by a backend where its products are faster than
+those of torch's library.
 
-MKL, which torch uses, keeps to 256-bit vectors on other makers' CPUs; with 512-bit ones a product takes half the time,
-and an entry is summed in one order whatever the number of threads.
+MKL, which torch uses, keeps to 256-bit vectors on other makers' CPUs; with 512-bit ones a product
+takes half the time, and an entry is summed in one order whatever the number of threads.
 """
 
 from typing import Any
@@ -43,4 +44,6 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
-        return matmul(g, b.t()) if needed(ctx, 0) else None, matmul(a.t(), g) if needed(ctx, 1) else None
+        return matmul(g, b.t()) if needed(ctx, 0) else None, matmul(a.t(), g) if needed(
+            ctx, 1
+        ) else None

@@ -1,4 +1,6 @@
-"""Functions of the pairs' lengths: cutoff, radial basis, the Agnesi transform, the ZBL repulsion."""
+"""Functions of the pairs' lengths: cutoff, radial basis, the Agnesi
+transform, the ZBL repulsion.
+"""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +14,8 @@ from model_utils.models.fast.backends import Backend, FusedKernels, backend_of
 from model_utils.models.fast.geometry import second_derivative
 from model_utils.models.fast.needed import needed
 
-ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark: The Stopping and Range of Ions, 1985
+# Ziegler, Biersack, Littmark: The Stopping and Range of Ions, 1985
+ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)
 COULOMB = 14.3996  # e²/(4πε₀), eV Å
 BOHR = 0.529  # Å, as mace has it
 
@@ -41,8 +44,11 @@ class Radial:
             cutoff_on_basis=bool(getattr(embedding, "apply_cutoff", True)),
         )
 
-    def features(self, lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Radial features of pairs and, where the cutoff multiplies the path weights instead, the cutoff.
+    def features(
+        self, lengths: Tensor, numbers: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Radial features of pairs and, where the cutoff multiplies the path
+        weights instead, the cutoff.
 
         Args:
             lengths: (n_pairs, 1), Å.
@@ -56,8 +62,12 @@ class Radial:
             return _Bessel.apply(lengths, self, backend), None
         return self.by_torch(lengths, numbers)
 
-    def basis(self, lengths: Tensor, numbers: tuple[Tensor, Tensor], kernels: FusedKernels) -> "Basis":
-        """Radial functions of pairs with their slopes, by compiled kernels; arguments as in ``features``."""
+    def basis(
+        self, lengths: Tensor, numbers: tuple[Tensor, Tensor], kernels: FusedKernels
+    ) -> "Basis":
+        """Radial functions of pairs with their slopes, by compiled kernels;
+        arguments as in ``features``.
+        """
         value, slope, *cutoffs = _RadialBasis.apply(lengths.contiguous(), self, numbers, kernels)
         cutoff, cutoff_slope = cutoffs if cutoffs else (None, None)
         return Basis(
@@ -71,21 +81,31 @@ class Radial:
         )
 
     def reduced_by(self, numbers: tuple[Tensor, Tensor]) -> Tensor:
-        """The length by which the Agnesi transform divides, the mean covalent radius of both atoms; (n_pairs, 1), Å."""
+        """The length by which the Agnesi transform divides, the mean covalent radius of both
+        atoms; (n_pairs, 1), Å.
+        """
         radii: Tensor = self.module.distance_transform.covalent_radii
         return 0.5 * (radii[numbers[0]] + radii[numbers[1]])
 
-    def by_torch(self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """Radial features of pairs in plain torch; arguments and results are those of ``features``."""
+    def by_torch(
+        self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Radial features of pairs in plain torch; arguments and results
+        are those of ``features``.
+        """
         embedding = self.module
         cutoff_fn = embedding.cutoff_fn
         cutoff = polynomial_cutoff(lengths, cutoff_fn.r_max, self.power)
-        argument = self._agnesi(lengths, numbers) if self.agnesi and numbers is not None else lengths
+        argument = (
+            self._agnesi(lengths, numbers) if self.agnesi and numbers is not None else lengths
+        )
         basis = self._gaussian(argument) if self.gaussian else self._bessel(argument)
         return (basis * cutoff, None) if self.cutoff_on_basis else (basis, cutoff)
 
     def bessel_slopes(self, lengths: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
-        """Bessel functions times the cutoff and their derivatives by the length, (n_pairs, n_basis) each."""
+        """Bessel functions times the cutoff and their derivatives by the length,
+        (n_pairs, n_basis) each.
+        """
         fn = self.module.bessel_fn
         frequencies = fn.bessel_weights.to(lengths.dtype).contiguous()
         value = lengths.new_empty(len(lengths), len(frequencies))
@@ -124,7 +144,9 @@ class Radial:
         assert all(number >= 0 for number in numbers)
 
     def constant(self, name: str) -> float:
-        """A number that a module of the embedding holds, read once: on a GPU each reading waits for the step."""
+        """A number that a module of the embedding holds, read once: on a GPU each
+        reading waits for the step.
+        """
         if name not in self.constants:
             part, _, own = name.rpartition(".")
             self.constants[name] = float(getattr(self.module.get_submodule(part), own))
@@ -141,7 +163,9 @@ class Radial:
         return torch.exp(fn.coeff * (r - fn.gaussian_weights) ** 2)
 
     def _agnesi(self, r: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
-        """(1 + a u^q / (1 + u^(q − p)))⁻¹ with u = r/r₀, r₀ the mean covalent radius (J. Chem. Phys. 159, 044116)."""
+        """(1 + a u^q / (1 + u^(q − p)))⁻¹ with u = r/r₀, r₀ the mean covalent radius (J.
+        Chem. Phys. 159, 044116).
+        """
         fn = self.module.distance_transform
         a = fn.a
         p = fn.p
@@ -173,7 +197,9 @@ def _number(tensor: Tensor) -> Any:
 
 
 def polynomial_cutoff(r: Tensor, r_max: Tensor, p: int) -> Tensor:
-    """1 − (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) − p(p+1)/2 u^(p+2) with u = r/r_max, 0 from u = 1 on (Gasteiger 2020)."""
+    """1 − (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) − p(p+1)/2 u^(p+2) with u = r/r_max, 0 from u =
+    1 on (Gasteiger 2020).
+    """
     u = r / r_max
     power = u**p
     envelope = 1.0 + power * (-(p + 1) * (p + 2) / 2 + u * (p * (p + 2) - u * (p * (p + 1) / 2)))
@@ -214,7 +240,9 @@ class Basis:
 
 
 def along(value: Tensor, slope: Tensor, lengths: Tensor) -> Tensor:
-    """``value``, (n, …), as a function of lengths (n, 1) too, which changes with them by ``slope``."""
+    """``value``, (n, …), as a function of lengths (n, 1) too, which changes
+    with them by ``slope``.
+    """
     return _Along.apply(value, slope, lengths)
 
 
@@ -233,11 +261,17 @@ class _Along(torch.autograd.Function):
 
 
 class _RadialBasis(torch.autograd.Function):
-    """B and B′; that B changes with the length by B′ is said by ``along``, so only B′ has a derivative here."""
+    """B and B′; that B changes with the length by B′ is said by ``along``, so only B′
+    has a derivative here.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, lengths: Tensor, radial: Radial, numbers: tuple[Tensor, Tensor], kernels: FusedKernels
+        ctx: Any,
+        lengths: Tensor,
+        radial: Radial,
+        numbers: tuple[Tensor, Tensor],
+        kernels: FusedKernels,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(lengths)
         ctx.rest = radial, numbers
@@ -259,7 +293,8 @@ def _second_of_basis(ctx: Any, *slopes: Tensor | None) -> Tensor:
     radial, numbers = ctx.rest
 
     def function(r: Tensor) -> Tensor:
-        given = zip(radial.by_torch(r, numbers), slopes, strict=False)  # no slope of a cutoff within the functions
+        # no slope of a cutoff within the functions
+        given = zip(radial.by_torch(r, numbers), slopes, strict=False)
         return sum((y * g).sum(dim=1, keepdim=True) for y, g in given if g is not None)
 
     one = torch.ones_like(lengths)
@@ -279,7 +314,11 @@ class _Bessel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None]:
-        return _BesselVjp.apply(*ctx.saved_tensors, g, ctx.radial) if needed(ctx, 0) else None, None, None
+        return (
+            _BesselVjp.apply(*ctx.saved_tensors, g, ctx.radial) if needed(ctx, 0) else None,
+            None,
+            None,
+        )
 
 
 class _BesselVjp(torch.autograd.Function):

@@ -1,1 +1,3 @@
-"""Networks of other libraries than mace-torch: what model.json says of them, and one adapter around each library."""
+"""Networks of other libraries than mace-torch: what model.json says of them, and one
+adapter around each library.
+"""

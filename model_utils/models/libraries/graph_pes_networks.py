@@ -1,7 +1,8 @@
 """The only import of graph-pes: its networks over our batches.
 
-graph-pes adds messages up at the first atom of an edge, our sender; edges go both ways, so nothing is lost. Its cells
-are unit matrices here, and its integer offsets our shifts in Å: strain of the cell then enters as it does in shifts.
+graph-pes adds messages up at the first atom of an edge, our sender; edges go both ways, so nothing
+is lost. Its cells are unit matrices here, and its integer offsets our shifts in Å: strain of the
+cell then enters as it does in shifts.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,9 @@ choose_executor(torch.device("cpu"))  # until a network is built elsewhere
 
 
 class PlainState:
-    """In front of a class of graph-pes: its state has tensors only, without the version that graph-pes adds."""
+    """In front of a class of graph-pes: its state has tensors only, without the
+    version that graph-pes adds.
+    """
 
     get_extra_state = nn.Module.get_extra_state
     set_extra_state = nn.Module.set_extra_state
@@ -55,7 +58,9 @@ class Nequip(PlainState, library.ZEmbeddingNequIP):
 
 def painn(d: PainnDescription) -> nn.Module:
     """PaiNN as a description has it."""
-    return Painn(cutoff=d.r_max, channels=d.channels, radial_features=d.radial_features, layers=d.layers)
+    return Painn(
+        cutoff=d.r_max, channels=d.channels, radial_features=d.radial_features, layers=d.layers
+    )
 
 
 def tensornet(d: TensornetDescription) -> nn.Module:
@@ -70,17 +75,28 @@ def tensornet(d: TensornetDescription) -> nn.Module:
 
 
 def schnet(d: SchnetDescription) -> nn.Module:
-    """SchNet whose filters end at the cutoff: its Gaussians do not, and an energy would jump by some meV there."""
-    network = Schnet(cutoff=d.r_max, channels=d.channels, expansion_features=d.expansion_features, layers=d.layers)
+    """SchNet whose filters end at the cutoff: its Gaussians do not, and an energy would
+    jump by some meV there.
+    """
+    network = Schnet(
+        cutoff=d.r_max,
+        channels=d.channels,
+        expansion_features=d.expansion_features,
+        layers=d.layers,
+    )
     for interaction in network.interactions:
         convolution = interaction.cfconv
         envelope = PolynomialEnvelope(d.r_max)
-        convolution.filter_generator = HaddamardProduct(convolution.filter_generator, envelope, left_aligned=True)
+        convolution.filter_generator = HaddamardProduct(
+            convolution.filter_generator, envelope, left_aligned=True
+        )
     return network
 
 
 def nequip(d: NequipDescription) -> nn.Module:
-    """NequIP as a description has it; sums over neighbours are divided by the description's average."""
+    """NequIP as a description has it; sums over neighbours are divided by the
+    description's average.
+    """
     network = Nequip(
         cutoff=d.r_max,
         Z_embed_dim=d.Z_embed_dim,
@@ -113,12 +129,17 @@ BUILDERS: dict[type, Callable[[Any], nn.Module]] = {
 def with_plain_parameters(network: nn.Module) -> nn.Module:
     """The network with its tables of elements as plain parameters.
 
-    graph-pes' own say that they have no elements until a training set was shown to them; they would not be trained.
+    graph-pes' own say that they have no elements until a training set was shown to them;
+    they would not be trained.
     """
     for part in network.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter, PerElementParameter):
-                setattr(part, name, nn.Parameter(parameter.data.clone(), requires_grad=parameter.requires_grad))
+                setattr(
+                    part,
+                    name,
+                    nn.Parameter(parameter.data.clone(), requires_grad=parameter.requires_grad),
+                )
     return network
 
 
@@ -132,9 +153,13 @@ class GraphPesModule(LibraryModule):
         return with_plain_parameters(BUILDERS[type(description)](description))
 
     def energies(self, numbers: Tensor, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """What the network gives of every atom (n_atoms,); the arguments are those of ``LibraryModule.energies``."""
+        """What the network gives of every atom (n_atoms,); the arguments are those of
+        ``LibraryModule.energies``.
+        """
         n_structures = batch.n_structures
-        unit = torch.eye(3, dtype=positions.dtype, device=positions.device).expand(n_structures, 3, 3)
+        unit = torch.eye(3, dtype=positions.dtype, device=positions.device).expand(
+            n_structures, 3, 3
+        )
         graph = AtomicGraph(
             Z=numbers,
             R=positions,
@@ -147,5 +172,6 @@ class GraphPesModule(LibraryModule):
             batch=batch.structure,
             ptr=batch.ptr,
         )
-        of_atoms: Tensor = self.network(graph)["local_energies"].reshape(-1)  # graph-pes squeezes a single one
+        # graph-pes squeezes a single one
+        of_atoms: Tensor = self.network(graph)["local_energies"].reshape(-1)
         return of_atoms

@@ -1,4 +1,7 @@
-"""Networks of other libraries as families of networks. A library is imported when one of its networks is built."""
+"""Networks of other libraries as families of networks.
+
+A library is imported when one of its networks is built.
+"""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +24,13 @@ from model_utils.models.network import Network
 from model_utils.models.seams import Form, Repeated
 
 EXTRA = "pip install 'mace-pretrain[architectures]'"
-OF_MODEL_JSON = ("atomic_energies", "atomic_inter_scale", "atomic_inter_shift", "atomic_numbers", "r_max")
+OF_MODEL_JSON = (
+    "atomic_energies",
+    "atomic_inter_scale",
+    "atomic_inter_shift",
+    "atomic_numbers",
+    "r_max",
+)
 Builder = Callable[[LibraryDescription, torch.dtype], nn.Module]
 
 
@@ -74,7 +83,8 @@ class LibraryArchitecture:
         self._packages = (description.package, *computed_with)
 
     def build(self, description: LibraryDescription, dtype: torch.dtype, where: str) -> nn.Module:
-        """The library's network in our module, on the CPU, with weights drawn from torch's generator.
+        """The library's network in our module, on the CPU, with weights drawn
+        from torch's generator.
 
         Raises:
             InputError: the library is not installed, or cannot build the structure.
@@ -85,20 +95,22 @@ class LibraryArchitecture:
         except Exception as error:  # libraries assert and raise a dozen types
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"{description.package} {version(description.package)} cannot build the network that {where} "
-                f"describes: {detail}"
+                f"{description.package} {version(description.package)} cannot build the network "
+                f"that {where} describes: {detail}"
             ) from error
 
     def _imported(self, description: LibraryDescription, where: str) -> Builder:
-        """The library's module; an import may draw random numbers, and a run's follow from its seed alone."""
+        """The library's module; an import may draw random numbers, and a run's
+        follow from its seed alone.
+        """
         generator = torch.random.get_rng_state()
         of_python = random.getstate()
         try:
             return self._home()
         except ImportError as error:
             raise InputError(
-                f"{where}: {description.model_class} is computed by {description.package}, which cannot be imported "
-                f"({error}): {EXTRA}"
+                f"{where}: {description.model_class} is computed by {description.package}, which "
+                f"cannot be imported ({error}): {EXTRA}"
             ) from None
         finally:
             torch.random.set_rng_state(generator)
@@ -108,7 +120,9 @@ class LibraryArchitecture:
         """Our buffers, and those of the library's network that repeat a field."""
         facts = [Repeated(name, name, getattr(description, name)) for name in OF_MODEL_JSON]
         for buffer, _ in module.named_buffers():
-            field = next((f for ending, f in self._repeats.items() if buffer.endswith(ending)), None)
+            field = next(
+                (f for ending, f in self._repeats.items() if buffer.endswith(ending)), None
+            )
             if field is not None:
                 facts.append(Repeated(field, buffer, getattr(description, field)))
         return facts
@@ -120,19 +134,30 @@ class LibraryArchitecture:
         except PackageNotFoundError:
             return {}
 
-    def narrowed(self, source: nn.Module, target: nn.Module, kept: Sequence[int]) -> Mapping[str, Tensor]:
-        """The source's weights as they are: tables of elements have a row for each element that there is."""
+    def narrowed(
+        self, source: nn.Module, target: nn.Module, kept: Sequence[int]
+    ) -> Mapping[str, Tensor]:
+        """The source's weights as they are: tables of elements have a row for each
+        element that there is.
+        """
         own = target.state_dict()
-        return {**source.state_dict(), **{name: own[name] for name in ("atomic_energies", "atomic_numbers")}}
+        return {
+            **source.state_dict(),
+            **{name: own[name] for name in ("atomic_energies", "atomic_numbers")},
+        }
 
-    def with_copied_heads(self, source: nn.Module, target: nn.Module, parents: Sequence[int]) -> Mapping[str, Tensor]:
+    def with_copied_heads(
+        self, source: nn.Module, target: nn.Module, parents: Sequence[int]
+    ) -> Mapping[str, Tensor]:
         """Not offered.
 
         Raises:
             InputError: always; a description with several heads is refused before.
         """
         name = self.description.__name__.removesuffix("Description")
-        raise InputError(f"{name} has one head, and none can be added; leave --add_head and --replay out")
+        raise InputError(
+            f"{name} has one head, and none can be added; leave --add_head and --replay out"
+        )
 
 
 CUTOFF = {"network.cutoff": "r_max"}

@@ -1,4 +1,5 @@
-"""model.json of networks of other libraries: what all of them have besides the fields of every family.
+"""model.json of networks of other libraries: what all of them have besides the
+fields of every family.
 
 A library's own fields keep its names; its cutoff is ``r_max``. Energies of atoms are multiplied by
 ``atomic_inter_scale`` and get ``atomic_inter_shift``, as those of mace's ScaleShiftMACE.
@@ -18,7 +19,10 @@ Layers = Annotated[int, Field(ge=1, le=12)]
 def _one_head(model: "LibraryDescription") -> str | None:
     if len(model.heads) == 1:
         return None
-    return f"heads: {model.model_class} has one head, found {len(model.heads)} ({', '.join(model.heads)})"
+    return (
+        f"heads: {model.model_class} has one head, found {len(model.heads)} "
+        f"({', '.join(model.heads)})"
+    )
 
 
 def _one_scale(model: "LibraryDescription") -> str | None:

@@ -1,8 +1,9 @@
 """A network of another library as our module and as a form of the network.
 
-The module holds what model.json says beside the library's own network. A weights file, and a copy in memory, has the
-text of its model.json and its tensors in place of the library's objects: a later release of the library, whose objects
-have other attributes, opens it, and nothing of the library is needed to look at it.
+The module holds what model.json says beside the library's own network. A weights file, and a copy
+in memory, has the text of its model.json and its tensors in place of the library's objects: a
+later release of the library, whose objects have other attributes, opens it, and nothing of the
+library is needed to look at it.
 """
 
 import json
@@ -23,14 +24,16 @@ from model_utils.runtime import DTYPES, dtype_name
 
 
 class LibraryModule(nn.Module, ABC):
-    """A library's network with scale, shift and what else repeats model.json, as buffers of its names.
+    """A library's network with scale, shift and what else repeats model.json,
+    as buffers of its names.
 
     Args:
         description: of the network.
         dtype: of all its floating-point tensors.
     """
 
-    descriptions: ClassVar[tuple[type[LibraryDescription], ...]]  # of the classes that the library has
+    # of the classes that the library has
+    descriptions: ClassVar[tuple[type[LibraryDescription], ...]]
     atomic_numbers: Tensor
     atomic_inter_scale: Tensor
     atomic_inter_shift: Tensor
@@ -41,7 +44,9 @@ class LibraryModule(nn.Module, ABC):
 
     @abstractmethod
     def built(self, description: Any) -> nn.Module:
-        """The library's network, with weights drawn from torch's generator, in torch's default precision."""
+        """The library's network, with weights drawn from torch's generator, in
+        torch's default precision.
+        """
 
     @abstractmethod
     def energies(self, numbers: Tensor, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
@@ -58,7 +63,9 @@ class LibraryModule(nn.Module, ABC):
         """
 
     def forward(self, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """Interaction energies (n_atoms,), eV; the arguments are those of ``network.Network.outputs``."""
+        """Interaction energies (n_atoms,), eV; the arguments are those of
+        ``network.Network.outputs``.
+        """
         of_atoms = self.energies(self.atomic_numbers[batch.species], batch, positions, shifts)
         return self.atomic_inter_scale * of_atoms + self.atomic_inter_shift
 
@@ -70,22 +77,31 @@ class LibraryModule(nn.Module, ABC):
             self.network = self.built(description).to(dtype)
         self.register_buffer("atomic_numbers", torch.tensor(description.atomic_numbers))
         for name in ("atomic_energies", "atomic_inter_scale", "atomic_inter_shift", "r_max"):
-            self.register_buffer(name, torch.tensor(getattr(description, name), dtype=torch.float64).to(dtype))
+            self.register_buffer(
+                name, torch.tensor(getattr(description, name), dtype=torch.float64).to(dtype)
+            )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.summary})"  # libraries' parts print tables of elements that they expect
+        # libraries' parts print tables of elements that they expect
+        return f"{type(self).__name__}({self.summary})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a file or a copy has of it: plain values, and tensors where every module has them, by full names."""
+        """What a file or a copy has of it: plain values, and tensors where every module
+        has them, by full names.
+        """
         tensors = self.state_dict()
         parameters = {name for name, _ in self.named_parameters()}
         return {
             "model_json_text": self.model_json_text,
             "dtype": dtype_name(self.atomic_inter_scale.dtype),
-            "frozen": [name for name, parameter in self.named_parameters() if not parameter.requires_grad],
+            "frozen": [
+                name for name, parameter in self.named_parameters() if not parameter.requires_grad
+            ],
             "training": self.training,
             "_parameters": {name: tensor for name, tensor in tensors.items() if name in parameters},
-            "_buffers": {name: tensor for name, tensor in tensors.items() if name not in parameters},
+            "_buffers": {
+                name: tensor for name, tensor in tensors.items() if name not in parameters
+            },
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -125,13 +141,28 @@ class LibraryNetwork:
         """Nothing is needed besides the batch's arrays."""
         return batch
 
-    def energies_of_atoms(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """Interaction energies (n_atoms,), eV; the arguments are those of ``network.Network.outputs``."""
-        with default_dtype(positions.dtype):  # libraries make constants in torch's default precision
-            of_atoms: Tensor = functional_call(self.module, dict(parameters), (batch, positions, shifts))
+    def energies_of_atoms(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> Tensor:
+        """Interaction energies (n_atoms,), eV; the arguments are those of
+        ``network.Network.outputs``.
+        """
+        # libraries make constants in torch's default precision
+        with default_dtype(positions.dtype):
+            of_atoms: Tensor = functional_call(
+                self.module, dict(parameters), (batch, positions, shifts)
+            )
         return of_atoms
 
-    def outputs(self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor) -> dict[str, Tensor]:
-        """Interaction energies (n_structures,), eV; the arguments are those of ``network.Network.outputs``."""
+    def outputs(
+        self, parameters: Parameters, batch: Batch, positions: Tensor, shifts: Tensor
+    ) -> dict[str, Tensor]:
+        """Interaction energies (n_structures,), eV; the arguments are those of
+        ``network.Network.outputs``.
+        """
         of_atoms = self.energies_of_atoms(parameters, batch, positions, shifts)
-        return {ENERGY.name: of_atoms.new_zeros(batch.n_structures).index_add(0, batch.structure, of_atoms)}
+        return {
+            ENERGY.name: of_atoms.new_zeros(batch.n_structures).index_add(
+                0, batch.structure, of_atoms
+            )
+        }

@@ -10,14 +10,23 @@ NOT_HERE: dict[str, str] = {  # letters of its name: why
     "uma": E3NN.format("fairchem-core, whose network UMA is, needs"),
     "mattersim": E3NN.format("MatterSim needs"),
     "liten": "LiTEN comes with dipm, which no registry of packages has",
-    "pet": "PET is not invariant under rotation: the energy of a structure depends on how it is turned",
-    "orb": "Orb is not invariant under rotation: energies of molecules changed by 26 meV as they were turned",
+    "pet": (
+        "PET is not invariant under rotation: the energy of a structure depends on how it is turned"
+    ),
+    "orb": (
+        "Orb is not invariant under rotation: energies of molecules changed by 26 meV "
+        "as they were turned"
+    ),
     "eddp": "EDDP of graph-pes fails on an atom without neighbours",
-    "nequip": "graph-pes' NequIP with a fixed table of elements computes in float32 alone; ZEmbeddingNequIP, with a "
-    "learned one, is offered",
+    "nequip": (
+        "graph-pes' NequIP with a fixed table of elements computes in float32 alone; "
+        "ZEmbeddingNequIP, with a learned one, is offered"
+    ),
 }
 
 
 def why_not_here(name: object) -> str | None:
-    """Why a network of this name, in any spelling of cases, spaces and dashes, is not offered; None: not known."""
+    """Why a network of this name, in any spelling of cases, spaces and dashes, is not
+    offered; None: not known.
+    """
     return NOT_HERE.get("".join(letter for letter in str(name).lower() if letter.isalnum()))

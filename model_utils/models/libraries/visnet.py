@@ -1,8 +1,9 @@
 """The only import of torch_geometric: ViSNet over our batches.
 
-torch_geometric's ViSNet makes its own neighbour list, of molecules alone, and takes an edge from an atom to itself for
-the loop that it adds to every atom. In a small cell such edges lead to images of the atom, and as shipped they are left
-out. Here edges are ours, the loops are known by their place, and everything else is the library's.
+torch_geometric's ViSNet makes its own neighbour list, of molecules alone, and takes an edge from an
+atom to itself for the loop that it adds to every atom. In a small cell such edges lead to images of
+the atom, and as shipped they are left out. Here edges are ours, the loops are known by their place,
+and everything else is the library's.
 """
 
 from typing import Any
@@ -48,16 +49,22 @@ class Blocks(library.ViSNetBlock):
         return self.out_norm(x), self.vec_out_norm(vec)
 
     def _with_neighbors(self, z: Tensor, edges: Tensor, lengths: Tensor, radial: Tensor) -> Tensor:
-        """Embeddings of atoms with those of their neighbours, images of an atom itself among them."""
+        """Embeddings of atoms with those of their neighbours, images of an
+        atom itself among them.
+        """
         part = self.neighbor_embedding
         filters = part.distance_proj(radial) * part.cutoff(lengths)[:, None]
         messages = part.embedding(z)[edges[0]] * filters
         x = self.embedding(z)
-        return part.combine(torch.cat([x, torch.zeros_like(x).index_add(0, edges[1], messages)], dim=1))
+        return part.combine(
+            torch.cat([x, torch.zeros_like(x).index_add(0, edges[1], messages)], dim=1)
+        )
 
 
 class Network(nn.Module):
-    """Blocks and output of ViSNet; its table of energies of elements is left out, E0s are model.json's."""
+    """Blocks and output of ViSNet; its table of energies of elements is left
+    out, E0s are model.json's.
+    """
 
     def __init__(self, d: VisnetDescription) -> None:
         super().__init__()
@@ -74,7 +81,8 @@ class Network(nn.Module):
             vertex=d.vertex,
         )
         for layer in self.representation_model.vis_mp_layers:
-            layer.s_proj.bias = None  # it would be learned, and vectors would jump where a neighbour comes or goes
+            # it would be learned, and vectors would jump where a neighbour comes or goes
+            layer.s_proj.bias = None
         self.output_model = library.EquivariantScalar(hidden_channels=d.hidden_channels)
 
     def forward(self, z: Tensor, edges: Tensor, vectors: Tensor) -> Tensor:
@@ -88,11 +96,13 @@ class Network(nn.Module):
 def gated(block: Any, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
     """The library's gated block, whose lengths of vectors have a slope where a vector is zero.
 
-    An atom without neighbours has such vectors, and torch's second derivative of their lengths is no number: one of
-    them would spoil the gradients of a whole batch.
+    An atom without neighbours has such vectors, and torch's second derivative of their lengths is
+    no number: one of them would spoil the gradients of a whole batch.
     """
     lengths = _lengths(block.vec1_proj(vec))
-    x, gate = torch.split(block.update_net(torch.cat([x, lengths], dim=-1)), block.out_channels, dim=-1)
+    x, gate = torch.split(
+        block.update_net(torch.cat([x, lengths], dim=-1)), block.out_channels, dim=-1
+    )
     return (x if block.act is None else block.act(x)), gate.unsqueeze(1) * block.vec2_proj(vec)
 
 
@@ -113,7 +123,11 @@ class VisnetModule(LibraryModule):
         return Network(description)
 
     def energies(self, numbers: Tensor, batch: Batch, positions: Tensor, shifts: Tensor) -> Tensor:
-        """What the network gives of every atom (n_atoms,); the arguments are those of ``LibraryModule.energies``."""
+        """What the network gives of every atom (n_atoms,); the arguments are those of
+        ``LibraryModule.energies``.
+        """
         vectors = positions[batch.receivers] - positions[batch.senders] + shifts
-        of_atoms: Tensor = self.network(numbers, torch.stack([batch.receivers, batch.senders]), vectors)
+        of_atoms: Tensor = self.network(
+            numbers, torch.stack([batch.receivers, batch.senders]), vectors
+        )
         return of_atoms

@@ -1,4 +1,6 @@
-"""Every setting of every command: declared once, with type, default, help and what it is to a run."""
+"""Every setting of every command: declared once, with type, default, help
+and what it is to a run.
+"""
 
 from model_utils.settings.options.common import CommonOptions, DeviceOptions, TrustOptions
 from model_utils.settings.options.data import (
@@ -43,8 +45,17 @@ from model_utils.settings.options.physics import PhysicsOptions
 from model_utils.settings.options.piping import PipelineOptions
 from model_utils.settings.options.reporting import PlotLossOptions, ReportOptions
 from model_utils.settings.options.resuming import FIXED_IN_A_RUN, ResumeOptions
-from model_utils.settings.options.running import InlineModelOptions, ReproduceOptions, RunningOptions
-from model_utils.settings.options.simulating import MdOptions, MinimizingOptions, RelaxOptions, SimulatedOptions
+from model_utils.settings.options.running import (
+    InlineModelOptions,
+    ReproduceOptions,
+    RunningOptions,
+)
+from model_utils.settings.options.simulating import (
+    MdOptions,
+    MinimizingOptions,
+    RelaxOptions,
+    SimulatedOptions,
+)
 from model_utils.settings.options.splits import SplitOptions
 from model_utils.settings.options.submitting import SubmissionOptions, submitted
 from model_utils.settings.options.training import (

@@ -20,7 +20,8 @@ from model_utils.settings.table_names import NamesOf
 
 Role = Literal["train", "val", "test"]
 FORMAT_FLAGS = ("xyz", "lmdb")  # formats with flags of their own, as --xyz_train
-GENERAL_FLAGS: dict[Role, str] = {"train": "train_file", "val": "valid_file", "test": "test_file"}  # of any format
+# of any format
+GENERAL_FLAGS: dict[Role, str] = {"train": "train_file", "val": "valid_file", "test": "test_file"}
 NAMES_OF_FORMATS = NamesOf("dataloader.formats", "FORMATS")
 
 
@@ -207,14 +208,21 @@ class DataOptions:
             flags = " or ".join(f"--{name}_train" for name in FORMAT_FLAGS)
             raise InputError(f"no training data: name them with {flags}, or with --train_file")
         if all(source.ratio is not None for source in trained_on):
-            raise InputError("every source has a ratio, and none is what they relate to; leave it out of one of them")
+            raise InputError(
+                "every source has a ratio, and none is what they relate to; leave it "
+                "out of one of them"
+            )
 
     def files(self, role: Role) -> tuple[SourceOptions, ...]:
-        """The files of one role, whichever flag or list names them; nobody else knows the flags' names."""
+        """The files of one role, whichever flag or list names them; nobody else
+        knows the flags' names.
+        """
         general = GENERAL_FLAGS[role]
         flags = [*((name, f"{name}_{role}") for name in FORMAT_FLAGS), (self.data_format, general)]
         named = [
-            SourceOptions(path=path, role=role, format=name) for name, flag in flags for path in getattr(self, flag)
+            SourceOptions(path=path, role=role, format=name)
+            for name, flag in flags
+            for path in getattr(self, flag)
         ]
         return (*named, *(source for source in self.sources if source.role == role))
 
@@ -243,5 +251,6 @@ def check_format(data_format: str | None, **paths: tuple[Path, ...]) -> None:
     for name, given in paths.items():
         if given and data_format is not None and data_format != name:
             raise InputError(
-                f"--data_format {data_format} but {given[0]} was given by a --{name}_… flag; drop one of the two"
+                f"--data_format {data_format} but {given[0]} was given by a --{name}_… flag; "
+                "drop one of the two"
             )

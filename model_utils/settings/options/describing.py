@@ -44,7 +44,9 @@ class MetadataOptions:
     def __post_init__(self) -> None:
         self._check_data()
         if self.linear_references is not None and self.E0s != "auto":
-            raise InputError("--linear_references and --E0s both say what the atomic_energies are; leave one out")
+            raise InputError(
+                "--linear_references and --E0s both say what the atomic_energies are; leave one out"
+            )
 
     def _check_data(self) -> None:
         self.data.check()
@@ -53,9 +55,11 @@ class MetadataOptions:
 @panel("The network", 6, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class MetadataInitOptions(MetadataOptions):
-    """From a data file to a complete model.json: elements, heads, E0s, avg_num_neighbors, scale and shift.
+    """From a data file to a complete model.json: elements, heads, E0s,
+    avg_num_neighbors, scale and shift.
 
-    Without data: the network alone, for the elements of --elements or else of OC22, which `metadata.py fit` completes.
+    Without data: the network alone, for the elements of --elements or else of OC22, which
+    `metadata.py fit` completes.
     """
 
     preset: Literal["tiny", "small", "medium", "large"] | None = None
@@ -94,7 +98,9 @@ class MetadataFitOptions(MetadataOptions):
 @panel("What is looked at, and where it goes", 5, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """Look for what is wrong with data before they are trained on; exit code 2 where there are errors."""
+    """Look for what is wrong with data before they are trained on; exit code 2
+    where there are errors.
+    """
 
     common: CommonOptions
     data: DataOptions

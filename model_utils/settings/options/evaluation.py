@@ -81,13 +81,18 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.data, self.xyz_path, self.lmdb_path))) != 1:
-            raise InputError("name the data with either --xyz_path or --lmdb_path, or with --data alone")
+            raise InputError(
+                "name the data with either --xyz_path or --lmdb_path, or with --data alone"
+            )
         check_format(self.data_format, xyz=self.xyz_path, lmdb=self.lmdb_path)
         if not self.input_model:
-            raise InputError("--input_model names no file; expected a weights file, or several for a committee")
+            raise InputError(
+                "--input_model names no file; expected a weights file, or several for a committee"
+            )
         if self.atom_energies and self.output_xyz is None:
             raise InputError(
-                "--atom_energies is given without --output_xyz, into which they go; add it, or leave it out"
+                "--atom_energies is given without --output_xyz, into which they go; add "
+                "it, or leave it out"
             )
 
     def files(self) -> tuple[tuple[str | None, Path], ...]:

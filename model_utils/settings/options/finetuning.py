@@ -60,11 +60,17 @@ class FinetuneOptions(TrainingOptions):
             and self.replay in [source.path for source in self.data.files("train")]
         ):
             raise InputError(
-                f"--replay {self.replay} is what the run trains on already; name data that the source was trained on, "
-                "or let it label them anew with --replay_labels source"
+                f"--replay {self.replay} is what the run trains on already; name data that the "
+                "source was trained on, or let it label them anew with --replay_labels source"
             )
         if self.replay is not None and self.add_head is not None:
-            raise InputError("--replay adds a head of its own, which --replay_head names; leave --add_head out")
+            raise InputError(
+                "--replay adds a head of its own, which --replay_head names; leave --add_head out"
+            )
         for name in ("ratio", "weight", "labels", "head"):
-            if self.replay is None and getattr(self, f"replay_{name}") != getattr(FinetuneOptions, f"replay_{name}"):
-                raise InputError(f"--replay_{name} is given but not what to replay; name it with --replay")
+            if self.replay is None and getattr(self, f"replay_{name}") != getattr(
+                FinetuneOptions, f"replay_{name}"
+            ):
+                raise InputError(
+                    f"--replay_{name} is given but not what to replay; name it with --replay"
+                )

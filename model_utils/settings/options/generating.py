@@ -78,7 +78,8 @@ class GuardOptions:
     def __post_init__(self) -> None:
         if self.min_volume >= self.max_volume:
             raise InputError(
-                f"--min_volume {self.min_volume:g} is not below --max_volume {self.max_volume:g}; nothing could pass"
+                f"--min_volume {self.min_volume:g} is not below --max_volume {self.max_volume:g}; "
+                "nothing could pass"
             )
 
 
@@ -106,7 +107,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.wanted.min_atoms > self.wanted.max_atoms:
             raise InputError(
-                f"--min_atoms {self.wanted.min_atoms} is above --max_atoms {self.wanted.max_atoms}; nothing could pass"
+                f"--min_atoms {self.wanted.min_atoms} is above --max_atoms "
+                f"{self.wanted.max_atoms}; nothing could pass"
             )
         for group in self.wanted.space_group:
             if group > 230:
@@ -116,7 +118,9 @@ class GenerateOptions:
 @panel("Judgement", 4, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """Judge generated crystals: stable, unique, novel, under the names and definitions of MatterGen."""
+    """Judge generated crystals: stable, unique, novel, under the names and
+    definitions of MatterGen.
+    """
 
     common: CommonOptions
     device: DeviceOptions
@@ -155,7 +159,10 @@ class JudgeOptions:
     def __post_init__(self) -> None:
         if self.reference_kind == "dft" and not self.references:
             raise InputError(
-                "--reference_kind dft says whose energies the references have; name them with --references"
+                "--reference_kind dft says whose energies the references have; name "
+                "them with --references"
             )
         if self.compare_head is not None and not self.compare_with:
-            raise InputError("--compare_head is given and no --compare_with; name the model, or leave it out")
+            raise InputError(
+                "--compare_head is given and no --compare_with; name the model, or leave it out"
+            )

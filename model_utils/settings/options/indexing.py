@@ -12,7 +12,9 @@ from model_utils.settings.options.data import DataOptions
 @panel("What is indexed", 5, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """Index LMDBs before anybody trains on them; what a training would do at its start, by as many processes as you like."""
+    """Index LMDBs before anybody trains on them; what a training would do at its start, by as many
+    processes as you like.
+    """
 
     common: CommonOptions
     data: DataOptions

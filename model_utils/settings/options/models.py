@@ -43,7 +43,9 @@ class VerifyOptions(ShowOptions):
 @panel("What is done with it", 6, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class DiffOptions(ShowOptions):
-    """Compare two weights files: structure field by field, tensor by tensor; or, of two folders, their runs: settings, data, versions."""
+    """Compare two weights files: structure field by field, tensor by tensor; or, of two folders,
+    their runs: settings, data, versions.
+    """
 
     POSITIONAL = ("input_model", "other_model")  # may stand without their flags
 

@@ -24,4 +24,7 @@ class JudgingOptions:
 
     def __post_init__(self) -> None:
         if self.keep_best_by and self.keep_best is None:
-            raise InputError("--keep_best_by is given but not how many models to keep; add --keep_best, or drop it")
+            raise InputError(
+                "--keep_best_by is given but not how many models to keep; add "
+                "--keep_best, or drop it"
+            )

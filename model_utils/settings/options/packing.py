@@ -54,9 +54,15 @@ class PackOptions:
     def __post_init__(self) -> None:
         if self.finish and self.share is not None:
             raise InputError(
-                "--finish and --share are two things; give the shares first, then --finish without --share"
+                "--finish and --share are two things; give the shares first, then "
+                "--finish without --share"
             )
         if self.wait_for_shares and self.share is None:
-            raise InputError("--wait_for_shares is given but no --share; there is nothing to wait for, leave it out")
+            raise InputError(
+                "--wait_for_shares is given but no --share; there is nothing to "
+                "wait for, leave it out"
+            )
         if (self.valid_ids or self.test_ids) and self.id_key is None:
-            raise InputError("ID files are given but not what they speak of; name the identifier with --id_key")
+            raise InputError(
+                "ID files are given but not what they speak of; name the identifier with --id_key"
+            )

@@ -30,7 +30,9 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         if self.compare_head is not None and self.compare_with is None:
-            raise InputError("--compare_head is given without --compare_with, whose head it names; leave it out")
+            raise InputError(
+                "--compare_head is given without --compare_with, whose head it names; leave it out"
+            )
 
 
 @panel("Curves", 5, nature=OF_THE_COMMAND)

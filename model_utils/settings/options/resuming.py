@@ -1,4 +1,6 @@
-"""Options of resume.py: of a training those that may change, and what is done to the state that is taken over."""
+"""Options of resume.py: of a training those that may change, and what is done to the
+state that is taken over.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,10 @@ else:
 @panel("What changes", 20, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
-    """Continue a run from its checkpoint. Only what is named here may change; everything else stays as the run has it."""
+    """Continue a run from its checkpoint.
+
+    Only what is named here may change; everything else stays as the run has it.
+    """
 
     common: CommonOptions
     changed: ChangeableOptions

@@ -1,4 +1,6 @@
-"""Options of a run as a whole: a folder for each, how it is continued from its own command, a network in the YAML."""
+"""Options of a run as a whole: a folder for each, how it is continued from its own command,
+a network in the YAML.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,12 @@ class RunningOptions:
     @property
     def changes_the_run(self) -> bool:
         """Whether the run that goes on is to do otherwise than the unbroken one."""
-        return self.resume_best or self.resume_new_lr or self.reset_scheduler or self.resume_reset_scheduler
+        return (
+            self.resume_best
+            or self.resume_new_lr
+            or self.reset_scheduler
+            or self.resume_reset_scheduler
+        )
 
 
 @panel("The network", 5)

@@ -73,7 +73,9 @@ class RelaxOptions:
 
     def __post_init__(self) -> None:
         if self.pressure and not self.relax_cell:
-            raise InputError("--pressure is given but cells are held; give --relax_cell too, or leave it out")
+            raise InputError(
+                "--pressure is given but cells are held; give --relax_cell too, or leave it out"
+            )
 
 
 @panel("Dynamics", 6, nature=OF_THE_COMMAND)

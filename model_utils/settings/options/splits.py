@@ -28,7 +28,9 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         if (self.lists() or self.group_key) and self.id_key is None:
-            raise InputError("lists of identifiers are given but not what they speak of; name it with --id_key")
+            raise InputError(
+                "lists of identifiers are given but not what they speak of; name it with --id_key"
+            )
 
     def lists(self) -> dict[str, Path]:
         """The files that are given, by train, val and test."""

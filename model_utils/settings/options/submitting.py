@@ -30,4 +30,6 @@ def submitted(kind: type, doc: str) -> type:
         doc: what submitting it means, for ``--help``.
     """
     fields = [("submission", SubmissionOptions), ("command", kind)]
-    return make_dataclass(f"Submit{kind.__name__}", fields, frozen=True, kw_only=True, namespace={"__doc__": doc})
+    return make_dataclass(
+        f"Submit{kind.__name__}", fields, frozen=True, kw_only=True, namespace={"__doc__": doc}
+    )

@@ -1,4 +1,6 @@
-"""Options of a training, in groups: loss, optimizer, second stage, how long it runs, what it writes."""
+"""Options of a training, in groups: loss, optimizer, second stage, how long
+it runs, what it writes.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +59,15 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         weights = (self.energy_weight, self.forces_weight, self.stress_weight or 0.0)
-        if not any(weights) and not self.quantity_weights and not self.weight_schedule and self.loss == "terms":
+        if (
+            not any(weights)
+            and not self.quantity_weights
+            and not self.weight_schedule
+            and self.loss == "terms"
+        ):
             raise InputError(
-                "all loss weights are 0; give at least one of --energy_weight, --forces_weight, --stress_weight"
+                "all loss weights are 0; give at least one of --energy_weight, "
+                "--forces_weight, --stress_weight"
             )
 
 
@@ -130,7 +138,9 @@ class OptimizerOptions:
             except ValueError:
                 rates[pattern] = 0.0
             if not pattern or not 0 < rates[pattern] <= 1e30:
-                raise InputError(f"--lr_of {text!r} is not PATTERN=RATE, for example readouts.*=0.001")
+                raise InputError(
+                    f"--lr_of {text!r} is not PATTERN=RATE, for example readouts.*=0.001"
+                )
         return rates
 
 
@@ -154,7 +164,9 @@ class StageTwoOptions:
 
     def __post_init__(self) -> None:
         if self.start_stage_two is not None and not self.stage_two:
-            raise InputError("--start_stage_two is given but --stage_two is not; add --stage_two or drop it")
+            raise InputError(
+                "--start_stage_two is given but --stage_two is not; add --stage_two or drop it"
+            )
 
 
 @panel("How long, how often, with which seed", 20)
@@ -166,7 +178,9 @@ class RunOptions:
         Count,
         MAY_CHANGE,
         InResume(
-            "Passes over the training data in all, those done included. Without --lr or --reset_scheduler cosine and onecycle keep the end they had and hold their last rate, which must not be 0."
+            "Passes over the training data in all, those done included. Without --lr or "
+            "--reset_scheduler cosine and onecycle keep the end they had and hold their last rate, "
+            "which must not be 0."
         ),
     ] = 100
     """Passes over the training data."""
@@ -229,7 +243,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.as_ranks is not None and not self.dry_run:
             raise InputError(
-                "--as_ranks says what a run would do; give --dry_run too, or start it with torchrun or srun"
+                "--as_ranks says what a run would do; give --dry_run too, or start it "
+                "with torchrun or srun"
             )
 
 
@@ -242,7 +257,8 @@ class OutputOptions:
         Path,
         MAY_CHANGE,
         InResume(
-            "Continue at another place, which then gets the best models and records so far; at its own unless given."
+            "Continue at another place, which then gets the best models and records so far; at "
+            "its own unless given."
         ),
     ]
     """A directory `run/` for `run/run_checkpoint.pt`, or a file ending in .pt or .pth; left out where `run_dir` is given."""
@@ -262,7 +278,8 @@ class OutputOptions:
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise InputError(
-                "--resume and --overwrite contradict each other: one keeps the run that is there, one removes it"
+                "--resume and --overwrite contradict each other: one keeps the run that is "
+                "there, one removes it"
             )
 
 
@@ -302,7 +319,8 @@ StateItem = Literal["moments", "schedule", "average", "position", "best_loss", "
 @panel("The proof", 18, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class VerifyResumeOptions(TrainOptions):
-    """Run some steps straight and once more with a kill -9 in the middle, resume, and compare to the last bit.
+    """Run some steps straight and once more with a kill -9 in the middle, resume, and
+    compare to the last bit.
 
     Takes all settings of train_mace.py; --output_checkpoint is the folder that gets the two runs.
     """

@@ -12,7 +12,9 @@ from model_utils.settings.options.common import CommonOptions
 @panel("What is watched", 5, nature=OF_THE_COMMAND)
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """Watch runs in the terminal by what they write: progress, errors, rates, time left, warnings."""
+    """Watch runs in the terminal by what they write: progress, errors,
+    rates, time left, warnings.
+    """
 
     POSITIONAL_LIST: ClassVar[str] = "runs"
 

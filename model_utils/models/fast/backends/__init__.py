@@ -1,7 +1,9 @@
-"""Where the sums of the fast step are computed: one interface, a table of backends, and the one place that chooses.
+"""Where the sums of the fast step are computed: one interface, a table of backends, and the
+one place that chooses.
 
-The algebra (``convolution``, ``contraction``, ``first_layer`` …) states every sum with its VJP and the VJP of that, and
-has each of them in plain torch. A backend computes the same on tensors of some device, faster.
+The algebra (``convolution``, ``contraction``, ``first_layer`` …) states every sum with its VJP
+and the VJP of that, and has each of them in plain torch. A backend computes the same on tensors
+of some device, faster.
 """
 
 import contextlib
@@ -24,10 +26,13 @@ if TYPE_CHECKING:  # tables of the algebra, whose modules ask here for a backend
 
 
 class Backend(Protocol):
-    """Kernels of the fast step on tensors of one kind. A method fills the tensors after ``out`` and waits for nobody.
+    """Kernels of the fast step on tensors of one kind.
 
-    All tensors are contiguous, on one device, of one precision. Letters are those of the modules that state the sums;
-    a tensor to be filled that is None is left out. No sum may depend on the number of threads.
+    A method fills the tensors after ``out`` and waits for nobody.
+
+    All tensors are contiguous, on one device, of one precision. Letters are those of the
+    modules that state the sums; a tensor to be filled that is None is left out. No sum may
+    depend on the number of threads.
     """
 
     @property
@@ -41,53 +46,87 @@ class Backend(Protocol):
         ...
 
     def takes(self, tensor: Tensor) -> bool:
-        """Whether it computes with such tensors here; the first call may compile, and says in the log if it cannot."""
+        """Whether it computes with such tensors here; the first call may compile, and says
+        in the log if it cannot.
+        """
         ...
 
     def convolve(
-        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        convolution: "Convolution",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """A from (h, Y, w)."""
         ...
 
     def convolve_vjp(
-        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        convolution: "Convolution",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
         ...
 
     def convolve_vjp_vjp(
-        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        convolution: "Convolution",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
         ...
 
     def contract(
-        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """The contraction y from (x, T)."""
         ...
 
     def contract_vjp(
-        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """(x̄, T̄) from (x, T, ȳ)."""
         ...
 
     def contract_vjp_vjp(
-        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """The gradients by (x, T, ȳ) from (x, T, ȳ) and the adjoint of x̄."""
         ...
 
     def segment_sums(
-        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        odd: Sequence[bool],
+        inputs: Sequence[Tensor | None],
+        out: Sequence[Tensor | None],
     ) -> None:
         """S from (R, Y, None, None), or from (R, Y) and adjoints (aR, aY) S(aR, Y) + S(R, aY)."""
         ...
 
     def segment_sums_vjp(
-        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        odd: Sequence[bool],
+        inputs: Sequence[Tensor | None],
+        out: Sequence[Tensor | None],
     ) -> None:
         """(R̄, Ȳ) from (R, Y, S̄)."""
         ...
@@ -97,14 +136,18 @@ class Backend(Protocol):
         ...
 
     def directions_vjp(self, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """The gradient by vectors from (vectors, lengths, gradients of lengths and of harmonics)."""
+        """The gradient by vectors from (vectors, lengths, gradients of
+        lengths and of harmonics).
+        """
         ...
 
     def directions_jvp(self, inputs: Sequence[Tensor], lengths: Tensor, harmonics: Tensor) -> None:
         """Changes of lengths and harmonics from (vectors, lengths, change of vectors)."""
         ...
 
-    def bessel(self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    def bessel(
+        self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]
+    ) -> None:
         """Radial functions times the cutoff, and their slopes, from (lengths, frequencies).
 
         Args:
@@ -128,28 +171,49 @@ class Backend(Protocol):
 
 
 class FusedKernels(Protocol):
-    """What a backend may have besides: much of what is a dozen small calls of torch otherwise, in one."""
+    """What a backend may have besides: much of what is a dozen small calls of
+    torch otherwise, in one.
+    """
 
     def map_blocks(
-        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+        self,
+        graph: "BatchGraph",
+        blocks: "Blocks",
+        factor: float,
+        inputs: tuple[Tensor, Tensor],
+        out: Tensor,
     ) -> None:
         """y from (x, flat weight), in blocks."""
         ...
 
     def map_blocks_by_input(
-        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+        self,
+        graph: "BatchGraph",
+        blocks: "Blocks",
+        factor: float,
+        inputs: tuple[Tensor, Tensor],
+        out: Tensor,
     ) -> None:
         """x̄ from (ȳ, flat weight); blocks that go nowhere are left as they are."""
         ...
 
     def map_blocks_by_weight(
-        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+        self,
+        graph: "BatchGraph",
+        blocks: "Blocks",
+        factor: float,
+        inputs: tuple[Tensor, Tensor],
+        out: Tensor,
     ) -> None:
         """The gradient by the flat weight from (x, ȳ)."""
         ...
 
-    def radial_basis(self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it does not multiply them."""
+    def radial_basis(
+        self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it
+        does not multiply them.
+        """
         ...
 
     def pair_network(
@@ -165,7 +229,8 @@ class FusedKernels(Protocol):
         given: tuple[Tensor, Tensor | None, Tensor | None],
         by_offset: Tensor | None,
     ) -> list[Tensor]:
-        """The gradients by all tensors of the layers from (what was kept, R̄, gradient by R′); fills that by the offset.
+        """The gradients by all tensors of the layers from (what was kept, R̄, gradient by R′);
+        fills that by the offset.
 
         An offset given means that there was one.
         """
@@ -183,7 +248,8 @@ def backend_of(tensor: Tensor) -> Backend | None:
 
 
 def prepare(plan: "Plan", weights: Mapping[str, Tensor]) -> None:
-    """Have kernels compiled before a network's first step, where they are its own and not one library for all.
+    """Have kernels compiled before a network's first step, where they are its own and
+    not one library for all.
 
     Args:
         plan: constants of the network.

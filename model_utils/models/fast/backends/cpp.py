@@ -1,7 +1,8 @@
-"""The compiled C++ kernels of CPUs as a backend: its tables of a batch and of a layer, and its calls.
+"""The compiled C++ kernels of CPUs as a backend: its tables of a batch and of
+a layer, and its calls.
 
-Structures and library are those of ``kernels``. A table holds pointers, so the arrays behind it are kept with it, on
-the graph or the layer whose it is.
+Structures and library are those of ``kernels``. A table holds pointers, so the arrays behind it are
+kept with it, on the graph or the layer whose it is.
 """
 
 import ctypes
@@ -37,56 +38,111 @@ class Cpp:
 
     @property
     def multiplies(self) -> bool:
-        """Whether products of matrices are taken here: where vectors have 512 bits, of which MKL may use 256.
+        """Whether products of matrices are taken here: where vectors have 512 bits, of
+        which MKL may use 256.
 
         MKL keeps to 256 on other makers' CPUs and takes twice the time.
         """
         return kernels.vector_bytes() == 64
 
     def convolve(
-        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        convolution: "Convolution",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """A from (h, Y, w)."""
-        kernels.call("convolve", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
+        kernels.call(
+            "convolve", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out
+        )
 
     def convolve_vjp(
-        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        convolution: "Convolution",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
-        kernels.call("convolve_vjp", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
+        kernels.call(
+            "convolve_vjp", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out
+        )
 
     def convolve_vjp_vjp(
-        self, graph: "BatchGraph", convolution: "Convolution", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        convolution: "Convolution",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
-        kernels.call("convolve_vjp_vjp", inputs[0].dtype, edges(graph), paths(graph, convolution), *inputs, *out)
+        kernels.call(
+            "convolve_vjp_vjp",
+            inputs[0].dtype,
+            edges(graph),
+            paths(graph, convolution),
+            *inputs,
+            *out,
+        )
 
     def contract(
-        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """The contraction y from (x, T)."""
-        kernels.call("contract", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
+        kernels.call(
+            "contract", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out
+        )
 
     def contract_vjp(
-        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """(x̄, T̄) from (x, T, ȳ)."""
-        kernels.call("contract_vjp", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
+        kernels.call(
+            "contract_vjp", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out
+        )
 
     def contract_vjp_vjp(
-        self, graph: "BatchGraph", contraction: "Contraction", inputs: Sequence[Tensor], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        inputs: Sequence[Tensor],
+        out: Sequence[Tensor | None],
     ) -> None:
         """The gradients by (x, T, ȳ) from (x, T, ȳ) and the adjoint of x̄."""
-        kernels.call("contract_vjp_vjp", inputs[0].dtype, polynomial(contraction), atoms(graph), *inputs, *out)
+        kernels.call(
+            "contract_vjp_vjp",
+            inputs[0].dtype,
+            polynomial(contraction),
+            atoms(graph),
+            *inputs,
+            *out,
+        )
 
     def segment_sums(
-        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        odd: Sequence[bool],
+        inputs: Sequence[Tensor | None],
+        out: Sequence[Tensor | None],
     ) -> None:
         """S from (R, Y, None, None), or from (R, Y) and adjoints (aR, aY) S(aR, Y) + S(R, aY)."""
         self._segments("segment_sums", graph, odd, inputs, out)
 
     def segment_sums_vjp(
-        self, graph: "BatchGraph", odd: Sequence[bool], inputs: Sequence[Tensor | None], out: Sequence[Tensor | None]
+        self,
+        graph: "BatchGraph",
+        odd: Sequence[bool],
+        inputs: Sequence[Tensor | None],
+        out: Sequence[Tensor | None],
     ) -> None:
         """(R̄, Ȳ) from (R, Y, S̄)."""
         self._segments("segment_sums_vjp", graph, odd, inputs, out)
@@ -115,7 +171,9 @@ class Cpp:
         kernels.call("directions", vectors.dtype, n_pairs, n_harmonics, vectors, lengths, harmonics)
 
     def directions_vjp(self, inputs: Sequence[Tensor], out: Tensor) -> None:
-        """The gradient by vectors from (vectors, lengths, gradients of lengths and of harmonics)."""
+        """The gradient by vectors from (vectors, lengths, gradients of
+        lengths and of harmonics).
+        """
         n_pairs = len(inputs[0])
         n_harmonics = inputs[3].shape[1]
         kernels.call("directions_vjp", inputs[3].dtype, n_pairs, n_harmonics, *inputs, out)
@@ -127,34 +185,61 @@ class Cpp:
         sizes = (n_pairs, n_harmonics)
         kernels.call("directions_jvp", harmonics.dtype, *sizes, *inputs, lengths, harmonics)
 
-    def bessel(self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    def bessel(
+        self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]
+    ) -> None:
         """Radial functions times the cutoff, and their slopes, from (lengths, frequencies)."""
         lengths, frequencies = inputs
         power, r_max, prefactor = constants
-        table = kernels.BasisTable(n=len(frequencies), power=power, r_max=r_max, prefactor=prefactor)
+        table = kernels.BasisTable(
+            n=len(frequencies), power=power, r_max=r_max, prefactor=prefactor
+        )
         arguments = (len(lengths), lengths, None, frequencies, *out, None, None)
         kernels.call("radial_basis", lengths.dtype, table, *arguments)
 
     def map_blocks(
-        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+        self,
+        graph: "BatchGraph",
+        blocks: "Blocks",
+        factor: float,
+        inputs: tuple[Tensor, Tensor],
+        out: Tensor,
     ) -> None:
         """y from (x, flat weight), in blocks."""
         kernels.call("map_blocks", out.dtype, block_map(graph, blocks, factor), *inputs, out)
 
     def map_blocks_by_input(
-        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+        self,
+        graph: "BatchGraph",
+        blocks: "Blocks",
+        factor: float,
+        inputs: tuple[Tensor, Tensor],
+        out: Tensor,
     ) -> None:
         """x̄ from (ȳ, flat weight); blocks that go nowhere are left as they are."""
-        kernels.call("map_blocks_by_input", out.dtype, block_map(graph, blocks, factor), *inputs, out)
+        kernels.call(
+            "map_blocks_by_input", out.dtype, block_map(graph, blocks, factor), *inputs, out
+        )
 
     def map_blocks_by_weight(
-        self, graph: "BatchGraph", blocks: "Blocks", factor: float, inputs: tuple[Tensor, Tensor], out: Tensor
+        self,
+        graph: "BatchGraph",
+        blocks: "Blocks",
+        factor: float,
+        inputs: tuple[Tensor, Tensor],
+        out: Tensor,
     ) -> None:
         """The gradient by the flat weight from (x, ȳ)."""
-        kernels.call("map_blocks_by_weight", out.dtype, block_map(graph, blocks, factor), *inputs, out)
+        kernels.call(
+            "map_blocks_by_weight", out.dtype, block_map(graph, blocks, factor), *inputs, out
+        )
 
-    def radial_basis(self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it does not multiply them."""
+    def radial_basis(
+        self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it
+        does not multiply them.
+        """
         table = _basis(radial)
         centres = radial.numbers(lengths.dtype)
         scale = radial.reduced_by(numbers).to(lengths.dtype) if radial.agnesi else None
@@ -187,14 +272,18 @@ class Cpp:
         given: tuple[Tensor, Tensor | None, Tensor | None],
         by_offset: Tensor | None,
     ) -> list[Tensor]:
-        """The gradients by all tensors of the layers from (kept, R̄, gradient by R′); fills that by the offset."""
+        """The gradients by all tensors of the layers from (kept, R̄, gradient by R′);
+        fills that by the offset.
+        """
         kept, g, dg = given
         appended = next(x.shape[1] for x in (g, dg) if x is not None) > layers[-1].weight.shape[1]
         tensors = [t for layer in layers for t in layer.tensors]
         flat = kept.new_empty(sum(t.numel() for t in tensors))
         table, _ = _pair_network(layers, appended)
         inputs = (basis.value, basis.slope, basis.cutoff, basis.cutoff_slope, kept, g, dg)
-        kernels.call("pair_network_vjp", kept.dtype, table, len(basis.value), *inputs, flat, by_offset)
+        kernels.call(
+            "pair_network_vjp", kept.dtype, table, len(basis.value), *inputs, flat, by_offset
+        )
         parts = flat.split([t.numel() for t in tensors])
         return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
@@ -234,7 +323,9 @@ def atoms(graph: "BatchGraph") -> kernels.AtomTable:
     """The table of the atoms of a batch by element."""
     key = (NAME, "atoms")
     if key not in graph.kept:
-        graph.kept[key] = kernels.AtomTable(graph.n_atoms, graph.n_present, graph.species_ptr.data_ptr())
+        graph.kept[key] = kernels.AtomTable(
+            graph.n_atoms, graph.n_present, graph.species_ptr.data_ptr()
+        )
     table: kernels.AtomTable = graph.kept[key]
     return table
 
@@ -258,7 +349,9 @@ def segments(graph: "BatchGraph", odd: Sequence[bool]) -> kernels.SegmentTable:
 
 
 def paths(graph: "BatchGraph", convolution: "Convolution") -> kernels.ConvolutionTable:
-    """The paths of a convolution, whose places in the output depend on the batch's number of atoms."""
+    """The paths of a convolution, whose places in the output depend on the
+    batch's number of atoms.
+    """
     key = (NAME, "paths", id(convolution))
     if key not in graph.kept:
         graph.kept[key] = _paths(convolution, graph.n_atoms)
@@ -266,7 +359,9 @@ def paths(graph: "BatchGraph", convolution: "Convolution") -> kernels.Convolutio
     return table
 
 
-def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.ConvolutionTable, tuple[Any, ...]]:
+def _paths(
+    convolution: "Convolution", n_atoms: int
+) -> tuple[kernels.ConvolutionTable, tuple[Any, ...]]:
     """The table, and the arrays that it points to."""
     widths = convolution.widths
     n_channels = convolution.n_channels
@@ -276,7 +371,11 @@ def _paths(convolution: "Convolution", n_atoms: int) -> tuple[kernels.Convolutio
         ends = [0, *accumulate(len(own) for own in couplings)]
         of_all = [entry for own in couplings for entry in own]
         array = (kernels.CouplingEntry * len(of_all))(*of_all)
-        convolution.kept[NAME] = (array, (ctypes.c_int8 * len(convolution.odd))(*convolution.odd), ends)
+        convolution.kept[NAME] = (
+            array,
+            (ctypes.c_int8 * len(convolution.odd))(*convolution.odd),
+            ends,
+        )
     coupling_array, odd_array, ends = convolution.kept[NAME]
     rows: list[kernels.PathTable] = []
     n_matrix = 0  # entries of the coupling matrices of all paths so far
@@ -348,7 +447,10 @@ def block_map(graph: "BatchGraph", blocks: "Blocks", factor: float) -> kernels.M
 
 def _basis(radial: "Radial") -> kernels.BasisTable:
     """The table of radial functions, whose numbers are read once."""
-    transform = {name: radial.constant(f"distance_transform.{name}") if radial.agnesi else 0.0 for name in "apq"}
+    transform = {
+        name: radial.constant(f"distance_transform.{name}") if radial.agnesi else 0.0
+        for name in "apq"
+    }
     return kernels.BasisTable(
         n=radial.n_basis,
         gaussian=radial.gaussian,
@@ -359,7 +461,9 @@ def _basis(radial: "Radial") -> kernels.BasisTable:
     )
 
 
-def _pair_network(layers: Sequence["HiddenLayer"], appended: bool) -> tuple[kernels.PairNetworkTable, Any]:
+def _pair_network(
+    layers: Sequence["HiddenLayer"], appended: bool
+) -> tuple[kernels.PairNetworkTable, Any]:
     """The table, and the array that it points to."""
     rows = []
     for layer in layers:
@@ -369,14 +473,18 @@ def _pair_network(layers: Sequence["HiddenLayer"], appended: bool) -> tuple[kern
         vectors = [None if t is None else t.data_ptr() for t in (layer.bias, *norm)]
         assert all(t.is_contiguous() for t in layer.tensors[1:])
         rows.append(
-            kernels.PairLayerTable(n_in, n_out, row, column, layer.weight.data_ptr(), *vectors, layer.scale, layer.gain)
+            kernels.PairLayerTable(
+                n_in, n_out, row, column, layer.weight.data_ptr(), *vectors, layer.scale, layer.gain
+            )
         )
     array = (kernels.PairLayerTable * len(rows))(*rows)
     return kernels.PairNetworkTable(len(rows), appended, ctypes.addressof(array)), array
 
 
 def _block_starts(widths: Sequence[int], n_atoms: int) -> list[int]:
-    """Where the block of every order begins in the flat output, whose blocks are ((2l + 1), n_atoms, width)."""
+    """Where the block of every order begins in the flat output, whose blocks are ((2l
+    + 1), n_atoms, width).
+    """
     starts = []
     start = 0
     for order, width in enumerate(widths):
@@ -386,7 +494,9 @@ def _block_starts(widths: Sequence[int], n_atoms: int) -> list[int]:
 
 
 def _couplings(path: "CouplingPath") -> Iterator[kernels.CouplingEntry]:
-    """The coefficients of a path that are not zero; the smallest of those is far above the bound."""
+    """The coefficients of a path that are not zero; the smallest of those
+    is far above the bound.
+    """
     n_out = path.coefficients.shape[2]
     for m1, m2, m3 in (path.coefficients.abs() > 1e-9).nonzero().tolist():
         value = float(path.coefficients[m1, m2, m3])
@@ -394,7 +504,9 @@ def _couplings(path: "CouplingPath") -> Iterator[kernels.CouplingEntry]:
 
 
 def polynomial(contraction: "Contraction") -> kernels.PolynomialTable:
-    """The table of a contraction: terms nested by their factors, numbered as ``Contraction.terms`` lays them out."""
+    """The table of a contraction: terms nested by their factors, numbered as
+    ``Contraction.terms`` lays them out.
+    """
     if NAME not in contraction.kept:
         lists = (*contraction.nested(), *contraction.nested_deep())
         arrays = [np.array(x, dtype=np.int32).reshape(-1) for x in lists]

@@ -1,4 +1,5 @@
-"""Triton kernels of GPUs as a backend: programs of a network's layers, their arguments, and what a launch moves.
+"""Triton kernels of GPUs as a backend: programs of a network's layers, their arguments,
+and what a launch moves.
 
 Triton itself is imported where tensors of a GPU ask for it; it comes with torch's CUDA builds.
 """
@@ -35,7 +36,9 @@ Outputs = Sequence[Tensor | None]
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel, and the bytes that it moves if what several programs read together is read once."""
+    """One launch of a kernel, and the bytes that it moves if what several programs read
+    together is read once.
+    """
 
     name: str
     n_programs: int
@@ -53,7 +56,9 @@ class Triton:
 
     @property
     def name(self) -> str:
-        """Triton's version, the table of threads and the architecture: each decides about last bits."""
+        """Triton's version, the table of threads and the architecture: each
+        decides about last bits.
+        """
         version = importlib.import_module("triton").__version__
         return f"triton {version}, table {TABLE}, sm_{self.architecture}"
 
@@ -81,20 +86,28 @@ class Triton:
             return self._refuse(f"triton cannot be imported ({error})")
         try:
             self.architecture  # noqa: B018  (asked for where it may fail)
-        except (RuntimeError, AssertionError) as error:  # torch's own: no driver, or a build without CUDA
+        except (RuntimeError, AssertionError) as error:
+            # torch's own: no driver, or a build without CUDA
             return self._refuse(f"the GPU does not say what it is ({error})")
         if self.architecture < OLDEST:
-            return self._refuse(f"the GPU is sm_{self.architecture}, and they are for sm_{OLDEST} and later")
+            return self._refuse(
+                f"the GPU is sm_{self.architecture}, and they are for sm_{OLDEST} and later"
+            )
         return True
 
     def _refuse(self, reason: str) -> bool:
         """Leave everything to plain torch from now on."""
         self._refused = reason
-        log.warning("the fast step runs in plain torch, several times slower than its Triton kernels: %s", reason)
+        log.warning(
+            "the fast step runs in plain torch, several times slower than its Triton kernels: %s",
+            reason,
+        )
         return False
 
     def prepare(self, plan: "Plan", weights: Mapping[str, Tensor]) -> None:
-        """Compile all kernels of a network in parallel; where that fails plain torch computes, and the log says why."""
+        """Compile all kernels of a network in parallel; where that fails plain torch
+        computes, and the log says why.
+        """
         if self._counts is not None:
             return
         try:
@@ -104,29 +117,38 @@ class Triton:
 
     @cached_property
     def _catalogue(self) -> "Catalogue":
-        from model_utils.models.fast.triton.catalogue import Catalogue  # the layers, whose modules ask for a backend
+        # the layers, whose modules ask for a backend
+        from model_utils.models.fast.triton.catalogue import Catalogue
 
         return Catalogue()
 
     @contextmanager
     def counted(self) -> Iterator[list[Launch]]:
-        """Note launches in place of making them, for tensors of any device and even without storage."""
+        """Note launches in place of making them, for tensors of any device
+        and even without storage.
+        """
         self._counts = []
         try:
             yield self._counts
         finally:
             self._counts = None
 
-    def convolve(self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs) -> None:
+    def convolve(
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
+    ) -> None:
         """A from (h, Y, w)."""
         program = self._catalogue.convolution(convolution, inputs[0].dtype)["convolve"]
         self._rows(graph, program, inputs, out, read=_bytes(*inputs, *inputs[1:]))
 
-    def convolve_vjp(self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs) -> None:
+    def convolve_vjp(
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
+    ) -> None:
         """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
         self._reverse_rows(graph, convolution, "convolve__vjp", inputs, out)
 
-    def convolve_vjp_vjp(self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs) -> None:
+    def convolve_vjp_vjp(
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
+    ) -> None:
         """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
         self._reverse_rows(graph, convolution, "convolve__vjp_vjp", inputs, out[:3])
         trilinear = (*inputs[:3], *inputs[4:])
@@ -135,7 +157,12 @@ class Triton:
         self._rows(graph, program, trilinear, out[3:], read=read)
 
     def _reverse_rows(
-        self, graph: "BatchGraph", convolution: "Convolution", name: str, inputs: Tensors, out: Outputs
+        self,
+        graph: "BatchGraph",
+        convolution: "Convolution",
+        name: str,
+        inputs: Tensors,
+        out: Outputs,
     ) -> None:
         """Launch a kernel for the edges along their pairs' vectors, then for those against them."""
         programs = self._catalogue.convolution(convolution, inputs[0].dtype)
@@ -145,24 +172,34 @@ class Triton:
             program = programs[f"{name}__{by_y}__{flipped}"]
             self._rows(graph, program, inputs, out, read=_bytes(*inputs) + again)
 
-    def _rows(self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int) -> None:
+    def _rows(
+        self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int
+    ) -> None:
         """Launch a kernel of the convolution, one program per atom."""
         names = ("rank", "row_ptr", "sender", "pair", "reverse", "flipped")
         tables = [_index(graph, name) for name in names]
-        self._launch(program, (graph.n_atoms,), (inputs, _given(out), tables), (graph.n_atoms,), read)
+        self._launch(
+            program, (graph.n_atoms,), (inputs, _given(out), tables), (graph.n_atoms,), read
+        )
 
-    def contract(self, graph: "BatchGraph", contraction: "Contraction", inputs: Tensors, out: Outputs) -> None:
+    def contract(
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Tensors, out: Outputs
+    ) -> None:
         """The contraction y from (x, T)."""
         self._atoms(graph, contraction, "contract", inputs, out)
 
-    def contract_vjp(self, graph: "BatchGraph", contraction: "Contraction", inputs: Tensors, out: Outputs) -> None:
+    def contract_vjp(
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Tensors, out: Outputs
+    ) -> None:
         """(x̄, T̄) from (x, T, ȳ)."""
         self._atoms(graph, contraction, "contract__vjp", inputs, out[:1])
         if out[1] is not None:
             x, _, g = inputs
             self._terms(graph, contraction, "contract__terms", (x, g), out[1])
 
-    def contract_vjp_vjp(self, graph: "BatchGraph", contraction: "Contraction", inputs: Tensors, out: Outputs) -> None:
+    def contract_vjp_vjp(
+        self, graph: "BatchGraph", contraction: "Contraction", inputs: Tensors, out: Outputs
+    ) -> None:
         """The gradients by (x, T, ȳ) from (x, T, ȳ) and the adjoint of x̄."""
         dx, dt, dg = out
         self._atoms(graph, contraction, "contract__vjp_vjp", inputs, (dx, dg))
@@ -170,13 +207,27 @@ class Triton:
             x, _, g, ax = inputs
             self._terms(graph, contraction, "contract__terms_adjoint", (x, g, ax), dt)
 
-    def _atoms(self, graph: "BatchGraph", contraction: "Contraction", name: str, inputs: Tensors, out: Outputs) -> None:
+    def _atoms(
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        name: str,
+        inputs: Tensors,
+        out: Outputs,
+    ) -> None:
         """Launch a kernel of the contraction, one program per atom."""
         program = self._catalogue.contraction(contraction, inputs[0].dtype)[name]
         tensors = (inputs, _given(out), [_index(graph, "species")])
         self._launch(program, (graph.n_atoms,), tensors, (graph.n_atoms,), _bytes(*inputs))
 
-    def _terms(self, graph: "BatchGraph", contraction: "Contraction", name: str, inputs: Tensors, out: Tensor) -> None:
+    def _terms(
+        self,
+        graph: "BatchGraph",
+        contraction: "Contraction",
+        name: str,
+        inputs: Tensors,
+        out: Tensor,
+    ) -> None:
         """Sum a gradient by T over tiles of atoms of one element, then over the tiles."""
         programs = self._catalogue.contraction(contraction, out.dtype)
         bounds = graph.species_bounds
@@ -188,7 +239,9 @@ class Triton:
         sizes = (graph.n_atoms,)
         self._launch(programs[name], grid, (inputs, [sums], table), sizes, _bytes(*inputs))
         grid = (contraction.n_terms, graph.n_present, 1)
-        self._launch(programs["contract__collect"], grid, ([sums], [out], table), sizes, _bytes(sums))
+        self._launch(
+            programs["contract__collect"], grid, ([sums], [out], table), sizes, _bytes(sums)
+        )
 
     def segment_sums(
         self,
@@ -219,7 +272,9 @@ class Triton:
             program = programs[f"segment_sums__vjp__{by_y}__{flipped}"]
             self._runs(graph, program, given, out, read=_bytes(*given) + again)
 
-    def _runs(self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int) -> None:
+    def _runs(
+        self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int
+    ) -> None:
         """Launch a kernel of the first layer, one program per segment."""
         tables = [_index(graph, name) for name in ("segment_ptr", "pair", "flipped")]
         n_segments = graph.n_segments
@@ -231,7 +286,9 @@ class Triton:
         self._pairs(program, (vectors,), (lengths, harmonics))
 
     def directions_vjp(self, inputs: Tensors, out: Tensor) -> None:
-        """The gradient by vectors from (vectors, lengths, gradients of lengths and of harmonics)."""
+        """The gradient by vectors from (vectors, lengths, gradients of
+        lengths and of harmonics).
+        """
         program = self._catalogue.directions(inputs[3].shape[1], out.dtype)["directions__vjp"]
         self._pairs(program, inputs, (out,))
 
@@ -248,7 +305,9 @@ class Triton:
     def _pairs(self, program: Program, inputs: Tensors, out: Tensors) -> None:
         """Launch a kernel over pairs, as many as the first input has."""
         n_pairs = len(inputs[0])
-        self._launch(program, (-(-n_pairs // PAIRS),), (inputs, out, ()), (n_pairs,), _bytes(*inputs))
+        self._launch(
+            program, (-(-n_pairs // PAIRS),), (inputs, out, ()), (n_pairs,), _bytes(*inputs)
+        )
 
     def silu_vjp(self, gain: float, inputs: Tensors, out: Tensor) -> None:
         """z̄ from (z, logistic function of z, ȳ)."""
@@ -292,7 +351,8 @@ class Triton:
         Args:
             program: what runs.
             grid: numbers of programs; nothing runs where one is 0.
-            tensors: inputs, outputs, and tables of the batch, in the order of the kernel's arguments.
+            tensors: inputs, outputs, and tables of the batch, in the order of
+                the kernel's arguments.
             sizes: its whole numbers.
             read: bytes that it reads.
         """
@@ -305,7 +365,9 @@ class Triton:
             assert all(tensor.is_contiguous() for tensor in ready), program.name
             self._run(program, (*grid, 1, 1)[:3], program.arguments(ready, sizes))
 
-    def _run(self, program: Program, grid: tuple[int, ...], arguments: Sequence[Tensor | int]) -> None:
+    def _run(
+        self, program: Program, grid: tuple[int, ...], arguments: Sequence[Tensor | int]
+    ) -> None:
         """Hand a kernel to the device of its tensors."""
         device = next(a.get_device() for a in arguments if isinstance(a, Tensor))
         elsewhere = device != torch.cuda.current_device()
@@ -317,7 +379,9 @@ class Triton:
 
 
 def _index(graph: "BatchGraph", name: str) -> Tensor:
-    """A table of the batch as 32-bit numbers, or bytes, where a kernel may read it; made once per batch."""
+    """A table of the batch as 32-bit numbers, or bytes, where a kernel may read
+    it; made once per batch.
+    """
     key = (NAME, name)
     if key not in graph.kept:
         table: Tensor = getattr(graph, name)
@@ -337,6 +401,8 @@ def _bytes(*tensors: Tensor | None) -> int:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where it begins within 16 bytes, as a part of another may; storages begin with them."""
+    """The tensor, or a copy where it begins within 16 bytes, as a part of another may;
+    storages begin with them.
+    """
     begins = tensor.storage_offset() * tensor.element_size()
     return tensor if begins % ALIGNED == 0 else tensor.clone()

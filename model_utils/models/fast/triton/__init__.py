@@ -1,1 +1,3 @@
-"""The sums of the fast step as Triton kernels for CUDA: texts made from a network's tables, compiled at the start."""
+"""The sums of the fast step as Triton kernels for CUDA: texts made from a network's tables,
+compiled at the start.
+"""

@@ -1,7 +1,8 @@
 """Compile texts of Triton kernels: ``python assemble.py`` reads them as JSON from its input.
 
-This file knows nothing of the project and does not import torch, so that many processes of it start quickly. What they
-compile lies in Triton's cache (``$TRITON_CACHE_DIR``), from where ``compiled`` takes it in the process that asked.
+This file knows nothing of the project and does not import torch, so that many processes of it start
+quickly. What they compile lies in Triton's cache (``$TRITON_CACHE_DIR``), from where ``compiled``
+takes it in the process that asked.
 """
 
 import hashlib
@@ -17,11 +18,14 @@ WARP = 32  # threads
 
 
 def function(name: str, text: str) -> Any:
-    """The kernel of a module's text, which is kept in memory; Triton asks Python for the text of a function."""
+    """The kernel of a module's text, which is kept in memory; Triton asks Python for
+    the text of a function.
+    """
     file = f"<{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module: dict[str, Any] = {"__name__": "mace_pretrain_kernels"}
-    exec(compile(text, file, "exec"), module)  # text that this package makes from a network's orders; of no file
+    # text that this package makes from a network's orders; of no file
+    exec(compile(text, file, "exec"), module)
     return module[name]
 
 
@@ -55,12 +59,15 @@ def compiled(
     source = ASTSource(fn=function(name, text), signature=types, constexprs={}, attrs=aligned)
     target = GPUTarget("cuda", architecture, WARP)
     with _without_coalescing(lanes == WARP * warps):
-        return triton.compile(source, target=target, options={"num_warps": warps, "maxnreg": registers})
+        return triton.compile(
+            source, target=target, options={"num_warps": warps, "maxnreg": registers}
+        )
 
 
 @contextmanager
 def _without_coalescing(applies: bool) -> Iterator[None]:
-    """Leave out a pass of the compiler where a thread has one number, so that there is nothing to lay out otherwise.
+    """Leave out a pass of the compiler where a thread has one number, so that there is
+    nothing to lay out otherwise.
 
     Its time grows with the square of a text: of the contraction's, minutes in place of seconds.
     """

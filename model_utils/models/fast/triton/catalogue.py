@@ -39,18 +39,27 @@ class Catalogue:
             BuildError: it has more channels than a program takes.
         """
         dtype = next(iter(weights.values())).dtype
-        families = [self.directions((plan.max_ell + 1) ** 2, dtype), *self._of_radial(plan.radial, dtype)]
+        families = [
+            self.directions((plan.max_ell + 1) ** 2, dtype),
+            *self._of_radial(plan.radial, dtype),
+        ]
         for interaction in plan.interactions:
             families += self._of_layer(interaction, weights, dtype)
-        families += [self.silu(r.silu_gain, dtype) for r in plan.readouts if r.silu_gain is not None]
-        return list({program.key: program for family in families for program in family.values()}.values())
+        families += [
+            self.silu(r.silu_gain, dtype) for r in plan.readouts if r.silu_gain is not None
+        ]
+        return list(
+            {program.key: program for family in families for program in family.values()}.values()
+        )
 
     def _of_radial(self, radial: "Radial", dtype: torch.dtype) -> Iterator[Programs]:
         """The basis, where a kernel computes it."""
         if not (radial.agnesi or radial.gaussian) and radial.cutoff_on_basis:
             n_basis = len(radial.module.bessel_fn.bessel_weights)
             r_max = radial.constant("cutoff_fn.r_max")
-            yield self.bessel(n_basis, (radial.power, r_max, radial.constant("bessel_fn.prefactor")), dtype)
+            yield self.bessel(
+                n_basis, (radial.power, r_max, radial.constant("bessel_fn.prefactor")), dtype
+            )
 
     def _of_layer(
         self, interaction: "Interaction", weights: Mapping[str, Tensor], dtype: torch.dtype
@@ -61,7 +70,9 @@ class Catalogue:
         n_radial = shape[0] if last.bias is None else shape[1] + 1  # a column of ones, for the bias
         for width in (n_radial, interaction.couplings.n_channels, interaction.product.n_channels):
             if width > MOST_LANES:
-                raise BuildError(f"a layer is {width} numbers wide, and a program takes {MOST_LANES}")
+                raise BuildError(
+                    f"a layer is {width} numbers wide, and a program takes {MOST_LANES}"
+                )
         if interaction.first is None:
             yield self.convolution(interaction.couplings, dtype)
         else:
@@ -76,36 +87,52 @@ class Catalogue:
         """Kernels of one convolution."""
         key = ("convolution", id(convolution), dtype)
         texts = ConvolutionTexts
-        return self._written(key, convolution, lambda: texts(convolution, PRECISIONS[dtype]).programs())
+        return self._written(
+            key, convolution, lambda: texts(convolution, PRECISIONS[dtype]).programs()
+        )
 
     def contraction(self, contraction: "Contraction", dtype: torch.dtype) -> Programs:
         """Kernels of one symmetric contraction."""
         key = ("contraction", id(contraction), dtype)
         texts = ContractionTexts
-        return self._written(key, contraction, lambda: texts(contraction, PRECISIONS[dtype]).programs())
+        return self._written(
+            key, contraction, lambda: texts(contraction, PRECISIONS[dtype]).programs()
+        )
 
     def segments(self, odd: Sequence[bool], n_radial: int, dtype: torch.dtype) -> Programs:
         """Kernels of a first layer with so many radial features."""
         key = ("segments", tuple(odd), n_radial, dtype)
-        return self._written(key, None, lambda: SegmentTexts(odd, n_radial, PRECISIONS[dtype]).programs())
+        return self._written(
+            key, None, lambda: SegmentTexts(odd, n_radial, PRECISIONS[dtype]).programs()
+        )
 
     def directions(self, n_harmonics: int, dtype: torch.dtype) -> Programs:
         """Kernels of the pairs' lengths and harmonics."""
         max_ell = isqrt(n_harmonics) - 1
         key = ("directions", max_ell, dtype)
-        return self._written(key, None, lambda: pairs.DirectionTexts(max_ell, PRECISIONS[dtype]).programs())
+        return self._written(
+            key, None, lambda: pairs.DirectionTexts(max_ell, PRECISIONS[dtype]).programs()
+        )
 
-    def bessel(self, n_basis: int, constants: tuple[int, float, float], dtype: torch.dtype) -> Programs:
+    def bessel(
+        self, n_basis: int, constants: tuple[int, float, float], dtype: torch.dtype
+    ) -> Programs:
         """The kernel of a Bessel basis: power of its cutoff, r_max (Å), prefactor."""
         key = ("bessel", n_basis, constants, dtype)
-        return self._written(key, None, lambda: [pairs.bessel(n_basis, constants, PRECISIONS[dtype])])
+        return self._written(
+            key, None, lambda: [pairs.bessel(n_basis, constants, PRECISIONS[dtype])]
+        )
 
     def silu(self, gain: float, dtype: torch.dtype) -> Programs:
         """Kernels of the derivatives of silu times a gain."""
-        return self._written(("silu", gain, dtype), None, lambda: list(pairs.silu(gain, PRECISIONS[dtype])))
+        return self._written(
+            ("silu", gain, dtype), None, lambda: list(pairs.silu(gain, PRECISIONS[dtype]))
+        )
 
     def _written(self, key: Any, layer: Any, texts: Callable[[], list[Program]]) -> Programs:
-        """Programs by name; the layer that they are of is kept with them, so that no other has its id."""
+        """Programs by name; the layer that they are of is kept with them, so
+        that no other has its id.
+        """
         if key not in self._made:
             self._made[key] = (layer, {program.name: program for program in texts()})
         return self._made[key][1]

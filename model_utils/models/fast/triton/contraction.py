@@ -1,9 +1,11 @@
-"""Texts of the symmetric contraction's kernels: a network's polynomial, nested by its factors, as straight-line code.
+"""Texts of the symmetric contraction's kernels: a network's polynomial, nested by its factors,
+as straight-line code.
 
-The polynomial y_w = Σ_a x_a (T_wa + Σ_b x_b (T_wab + …)) and its derivatives are stated in ``fast/contraction.py``. A
-program of ``contract``, ``contract__vjp`` and ``contract__vjp_vjp`` has one atom and all its channels. The gradient by
-T is a sum over the atoms of an element, in two launches: ``contract__terms`` sums a few terms over a tile of atoms of
-one element in registers, ``contract__collect`` adds the tiles in their order.
+The polynomial y_w = Σ_a x_a (T_wa + Σ_b x_b (T_wab + …)) and its derivatives are stated in
+``fast/contraction.py``. A program of ``contract``, ``contract__vjp`` and ``contract__vjp_vjp`` has
+one atom and all its channels. The gradient by T is a sum over the atoms of an element, in two
+launches: ``contract__terms`` sums a few terms over a tile of atoms of one element in registers,
+``contract__collect`` adds the tiles in their order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,16 +75,24 @@ class ContractionTexts:
 
     def vjp(self) -> Program:
         """The gradient x̄ from (x, T, ȳ)."""
-        body = [*self._start, *self._load("x", "x_at", self.n_in), *self._load("g", "g_at", self.n_out)]
+        body = [
+            *self._start,
+            *self._load("x", "x_at", self.n_in),
+            *self._load("g", "g_at", self.n_out),
+        ]
         body += [f"d{a} = {self.lanes.zeros}" for a in range(self.n_in)]
         for w, root in enumerate(self.roots):
             for child in root.following.values():
                 body += self._pull(child, 1, f"g{w}")
         body += [self._store("gx_at", a, f"d{a}") for a in range(self.n_in)]
-        return self._program("contract__vjp", ("x_at", "t_at", "g_at", "gx_at", "species:i32"), body)
+        return self._program(
+            "contract__vjp", ("x_at", "t_at", "g_at", "gx_at", "species:i32"), body
+        )
 
     def _pull(self, node: _Node, depth: int, before: str) -> list[str]:
-        """Lines that give v of a depth and add to d; ``before`` is ȳ times the factors before the node's."""
+        """Lines that give v of a depth and add to d; ``before`` is ȳ times the
+        factors before the node's.
+        """
         lines = [f"v{depth} = {self._coefficient(node)}"]
         if node.following:
             lines.append(f"p{depth} = {before} * x{node.a}")
@@ -92,8 +102,14 @@ class ContractionTexts:
         return [*lines, f"d{node.a} += {before} * v{depth}"]
 
     def vjp_vjp(self) -> Program:
-        """The gradients by x and ȳ of a·x̄, from (x, T, ȳ, a): every number carries its change along a."""
-        body = [*self._start, *self._load("x", "x_at", self.n_in), *self._load("a", "ax_at", self.n_in)]
+        """The gradients by x and ȳ of a·x̄, from (x, T, ȳ, a): every number
+        carries its change along a.
+        """
+        body = [
+            *self._start,
+            *self._load("x", "x_at", self.n_in),
+            *self._load("a", "ax_at", self.n_in),
+        ]
         body += [f"d{a} = {self.lanes.zeros}" for a in range(self.n_in)]
         for w, root in enumerate(self.roots):
             body += self._load("g", "g_at", self.n_out)[w : w + 1]
@@ -108,7 +124,9 @@ class ContractionTexts:
         return self._program("contract__vjp_vjp", pointers, body)
 
     def _pull_change(self, node: _Node, depth: int, before: str, change: str | None) -> list[str]:
-        """Lines that give v of a depth with its change c, and add to d; so has ``before`` its ``change``."""
+        """Lines that give v of a depth with its change c, and add to d; so has
+        ``before`` its ``change``.
+        """
         a = node.a
         lines = [f"v{depth} = {self._coefficient(node)}"]
         if node.following:
@@ -126,12 +144,21 @@ class ContractionTexts:
     def by_terms(self, *, adjoint: bool) -> Program:
         """Sums over tiles of atoms of ȳ_w x_a x_b …, or with ``adjoint`` of its change along a.
 
-        A program has one tile, the ``program_id(1)``-th of the ``program_id(2)``-th element, and one group of terms.
+        A program has one tile, the ``program_id(1)``-th of the ``program_id(2)``-th element,
+        and one group of terms.
         """
         name = "contract__terms_adjoint" if adjoint else "contract__terms"
-        body = ["group = tl.program_id(0)", "z = tl.program_id(2)", "tile = tl.program_id(1)", *self.lanes.start]
+        body = [
+            "group = tl.program_id(0)",
+            "z = tl.program_id(2)",
+            "tile = tl.program_id(1)",
+            *self.lanes.start,
+        ]
         body += [f"begin = tl.load(species_ptr + z).to(tl.int64) + tile * {TILE}"]
-        body += ["stop = tl.load(species_ptr + z + 1).to(tl.int64)", f"end = tl.minimum(begin + {TILE}, stop)"]
+        body += [
+            "stop = tl.load(species_ptr + z + 1).to(tl.int64)",
+            f"end = tl.minimum(begin + {TILE}, stop)",
+        ]
         body += [*self._first_tile, f"place = (first + tile) * {self.n_terms * self.channels}"]
         guarded = []
         for number, group in enumerate(self.groups):
@@ -152,7 +179,11 @@ class ContractionTexts:
         used = sorted({a for term in group for a in term.factors})
         atom: list[str] = []
         atom += [line for a in used for line in self._load("x", "x_at", self.n_in)[a : a + 1]]
-        atom += [line for a in used for line in self._load("a", "ax_at", self.n_in)[a : a + 1]] if adjoint else []
+        atom += (
+            [line for a in used for line in self._load("a", "ax_at", self.n_in)[a : a + 1]]
+            if adjoint
+            else []
+        )
         for w in sorted({term.w for term in group}):
             atom += self._load("g", "g_at", self.n_out)[w : w + 1]
         for term in group:
@@ -160,7 +191,11 @@ class ContractionTexts:
         lines = [f"s{term.number} = {self.lanes.zeros}" for term in group]
         lines += block("for i in range(begin, end):", atom)
         for term in group:
-            lines.append(self.lanes.store(f"sums_at + place + {term.number * self.channels}", f"s{term.number}"))
+            lines.append(
+                self.lanes.store(
+                    f"sums_at + place + {term.number * self.channels}", f"s{term.number}"
+                )
+            )
         return lines
 
     def _product(self, term: _Term, *, adjoint: bool) -> list[str]:
@@ -168,18 +203,25 @@ class ContractionTexts:
         factors = [f"x{a}" for a in term.factors]
         if not adjoint:
             return [f"s{term.number} += {' * '.join([f'g{term.w}', *factors])}"]
-        changes = [" * ".join([*factors[:k], f"a{a}", *factors[k + 1 :]]) for k, a in enumerate(term.factors)]
+        changes = [
+            " * ".join([*factors[:k], f"a{a}", *factors[k + 1 :]])
+            for k, a in enumerate(term.factors)
+        ]
         return [f"s{term.number} += g{term.w} * ({total(changes)})"]
 
     def collect(self) -> Program:
         """T̄ of an element from its tiles; a program has one term of one element."""
         body = ["term = tl.program_id(0).to(tl.int64)", "z = tl.program_id(1)", *self.lanes.start]
-        body += ["n = tl.load(species_ptr + z + 1).to(tl.int64) - tl.load(species_ptr + z).to(tl.int64)"]
+        body += [
+            "n = tl.load(species_ptr + z + 1).to(tl.int64) - tl.load(species_ptr + z).to(tl.int64)"
+        ]
         body += [f"n_own = (n + {TILE - 1}) // {TILE}", f"sum = {self.lanes.zeros}"]
         body += self._first_tile
         place = f"sums_at + ((first + tile) * {self.n_terms} + term) * {self.channels}"
         body += block("for tile in range(0, n_own):", [f"sum += {self.lanes.load(place)}"])
-        body.append(self.lanes.store(f"gt_at + (z * {self.n_terms} + term) * {self.channels}", "sum"))
+        body.append(
+            self.lanes.store(f"gt_at + (z * {self.n_terms} + term) * {self.channels}", "sum")
+        )
         return self._program("contract__collect", ("sums_at", "gt_at", "species_ptr:i32"), body)
 
     @property

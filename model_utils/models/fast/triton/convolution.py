@@ -1,12 +1,14 @@
-"""Texts of the convolution's kernels: a network's paths and Clebsch-Gordan numbers as straight-line code.
+"""Texts of the convolution's kernels: a network's paths and Clebsch-Gordan numbers
+as straight-line code.
 
-The sums are stated in ``fast/convolution.py``. A program has one atom and all channels of it; its sums stay in
-registers, and no two programs write to one place in one launch, so there are no atomics and one order of sums:
+The sums are stated in ``fast/convolution.py``. A program has one atom and all channels of it; its
+sums stay in registers, and no two programs write to one place in one launch, so there are no
+atomics and one order of sums:
 
     convolve: the atom's row of edges j → i gives A of the atom;
-    its VJP:  the row of reverse edges i → j, with G of the neighbour: h̄ of the atom is a sum over it. The w̄ and Ȳ of a
-              pair have a term of each of its edges: a first launch stores that of the edge along the pair's vector, a
-              second adds the other.
+    its VJP:  the row of reverse edges i → j, with G of the neighbour: h̄ of the atom is a sum over
+              it. The w̄ and Ȳ of a pair have a term of each of its edges: a first launch stores
+              that of the edge along the pair's vector, a second adds the other.
 
 The VJP of the VJP is the same two with adjoints.
 """
@@ -44,7 +46,9 @@ class _Path:
         lines = []
         for m1, m3 in self.entries:
             terms = [
-                f"{value!r} * {harmonics}{self.l2**2 + m2}" for a, m2, b, value in self.couplings if (a, b) == (m1, m3)
+                f"{value!r} * {harmonics}{self.l2**2 + m2}"
+                for a, m2, b, value in self.couplings
+                if (a, b) == (m1, m3)
             ]
             lines.append(f"{name}_{m1}_{m3} = {total(terms)}")
         return lines
@@ -80,7 +84,9 @@ class ConvolutionTexts:
         programs = [self.forward(adjoint=adjoint) for adjoint in (False, True)]
         for adjoint in (False, True):
             for by_y in (False, True):
-                programs += [self.backward(adjoint=adjoint, by_y=by_y, flipped=f) for f in (False, True)]
+                programs += [
+                    self.backward(adjoint=adjoint, by_y=by_y, flipped=f) for f in (False, True)
+                ]
         return programs
 
     def forward(self, *, adjoint: bool) -> Program:
@@ -98,7 +104,9 @@ class ConvolutionTexts:
         body = list(self._start)
         body += [f"o{p.index}_{m3} = {self.lanes.zeros}" for p, m3 in sums]
         body += block("for e in range(begin, end):", edge)
-        body += [self.lanes.store(f"out {self._place(p, m3, 'i')}", f"o{p.index}_{m3}") for p, m3 in sums]
+        body += [
+            self.lanes.store(f"out {self._place(p, m3, 'i')}", f"o{p.index}_{m3}") for p, m3 in sums
+        ]
         return self._program(name, (*inputs, "out"), body)
 
     def _add_path(self, path: _Path, *, adjoint: bool) -> list[str]:
@@ -124,10 +132,15 @@ class ConvolutionTexts:
         Args:
             adjoint: of the VJP of the VJP.
             by_y: the harmonics' gradient too.
-            flipped: the launch of edges against their pair's vector, which adds to what the other has stored.
+            flipped: the launch of edges against their pair's vector, which adds to
+                what the other has stored.
         """
         name = "__".join(
-            ["convolve__vjp" + ("_vjp" if adjoint else ""), "with_y" if by_y else "no_y", str(int(flipped))]
+            [
+                "convolve__vjp" + ("_vjp" if adjoint else ""),
+                "with_y" if by_y else "no_y",
+                str(int(flipped)),
+            ]
         )
         inputs = ("h_at", "y_at", "w_at", "g_at", *(("ah_at", "ay_at", "aw_at") if adjoint else ()))
         outputs = ("gh_at", *(("gy_at",) if by_y else ()), "gw_at")
@@ -138,7 +151,10 @@ class ConvolutionTexts:
         for path in self.paths:
             edge += self._pull_path(path, adjoint=adjoint, by_y=by_y, flipped=flipped)
         edge += self._write_harmonics(flipped=flipped) if by_y else []
-        row = ["back = tl.load(reverse + e).to(tl.int64)", "f = tl.load(flipped + back).to(tl.int32)"]
+        row = [
+            "back = tl.load(reverse + e).to(tl.int64)",
+            "f = tl.load(flipped + back).to(tl.int32)",
+        ]
         row += block(f"if f == {int(flipped)}:", edge)
         body = [*self._start, *self._components("h", "h_at", "i")]
         body += self._components("a", "ah_at", "i") if adjoint else []
@@ -148,11 +164,16 @@ class ConvolutionTexts:
         else:
             body += [f"d{k} = {self.lanes.zeros}" for k in components]
         body += block("for e in range(begin, end):", row)
-        body += [self.lanes.store(f"gh_at + ({k} * n_atoms + i) * {self.channels}", f"d{k}") for k in components]
+        body += [
+            self.lanes.store(f"gh_at + ({k} * n_atoms + i) * {self.channels}", f"d{k}")
+            for k in components
+        ]
         return self._program(name, (*inputs, *outputs), body)
 
     def _pull_path(self, path: _Path, *, adjoint: bool, by_y: bool, flipped: bool) -> list[str]:
-        """Lines of one path that add to d, the gradient by h, and t, that by Y, and write that by w."""
+        """Lines of one path that add to d, the gradient by h, and t, that by
+        Y, and write that by w.
+        """
         lines = [self._weight("w", "w_at", path), *path.matrix("m", "y")]
         if adjoint:
             lines += [self._weight("v", "aw_at", path), *path.matrix("n", "z")]
@@ -203,7 +224,9 @@ class ConvolutionTexts:
 
     @property
     def _start(self) -> list[str]:
-        """Lines of a program's atom and its row; rows go in the batch's order, so that neighbours stay in the cache."""
+        """Lines of a program's atom and its row; rows go in the batch's order, so that
+        neighbours stay in the cache.
+        """
         return [
             "i = tl.load(rank + tl.program_id(0)).to(tl.int64)",
             *self.lanes.start,
@@ -215,12 +238,15 @@ class ConvolutionTexts:
         """Lines that load a pair's harmonics, with the sign of the edge."""
         n = len(self.odd)
         return [
-            f"{name}{k} = {'sign * ' if odd else ''}tl.load({at} + q * {n} + {k})" for k, odd in enumerate(self.odd)
+            f"{name}{k} = {'sign * ' if odd else ''}tl.load({at} + q * {n} + {k})"
+            for k, odd in enumerate(self.odd)
         ]
 
     def _components(self, name: str, at: str, atom: str) -> list[str]:
         """Lines that load an atom's features."""
-        places = [f"{at} + ({k} * n_atoms + {atom}) * {self.channels}" for k in range(self.n_components)]
+        places = [
+            f"{at} + ({k} * n_atoms + {atom}) * {self.channels}" for k in range(self.n_components)
+        ]
         return [f"{name}{k} = {self.lanes.load(place)}" for k, place in enumerate(places)]
 
     def _weight(self, name: str, at: str, path: _Path) -> str:

@@ -1,7 +1,9 @@
-"""Compiled Triton kernels of a network: made by many processes at the start, kept for this user, loaded where whole.
+"""Compiled Triton kernels of a network: made by many processes at the start, kept for this
+user, loaded where whole.
 
-The folder of a network's kernels is code: it lies in the user's cache (``code_cache``), its name is a hash of all that
-it depends on, and its seal holds every file in it. One process at a time compiles; the others wait for it.
+The folder of a network's kernels is code: it lies in the user's cache (``code_cache``), its name is
+a hash of all that it depends on, and its seal holds every file in it. One process at a time
+compiles; the others wait for it.
 """
 
 import hashlib
@@ -38,7 +40,9 @@ def kernels_of(programs: Sequence[Program], architecture: int) -> dict[str, Any]
     try:
         return _kept(programs, architecture, code_cache.private_folder(cache_folder()) / name)
     except OSError as error:
-        log.warning("the Triton kernels of the fast step are compiled for this process alone: %s", error)
+        log.warning(
+            "the Triton kernels of the fast step are compiled for this process alone: %s", error
+        )
     with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as folder:
         _compile(programs, architecture, Path(folder))
         return _loaded(programs, architecture, Path(folder))
@@ -47,12 +51,18 @@ def kernels_of(programs: Sequence[Program], architecture: int) -> dict[str, Any]
 def _key(programs: Sequence[Program], architecture: int) -> str:
     """A hash of all that decides what is compiled."""
     tasks = sorted(json.dumps(p.task(architecture)) for p in programs)
-    parts = [version("triton"), sys.version, Path(assemble.__file__).read_text(encoding="utf-8"), *tasks]
+    parts = [
+        version("triton"),
+        sys.version,
+        Path(assemble.__file__).read_text(encoding="utf-8"),
+        *tasks,
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def _kept(programs: Sequence[Program], architecture: int, folder: Path) -> dict[str, Any]:
-    """The kernels from their place in the cache, where they are made when there are none that may be loaded.
+    """The kernels from their place in the cache, where they are made when there are
+    none that may be loaded.
 
     Raises:
         OSError: they cannot be kept there.
@@ -86,12 +96,16 @@ def why_not(folder: Path) -> str | None:
         sealed = code_cache.check(folder.with_suffix(".sha256"))
     except code_cache.Unfit as unfit:
         return str(unfit)
-    return None if set(_files(folder)) == set(sealed) else "holds files that were not compiled with it"
+    return (
+        None if set(_files(folder)) == set(sealed) else "holds files that were not compiled with it"
+    )
 
 
 def _files(folder: Path) -> list[str]:
     """All files of a folder, from its parent."""
-    return sorted(str(path.relative_to(folder.parent)) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(
+        str(path.relative_to(folder.parent)) for path in folder.rglob("*") if not path.is_dir()
+    )
 
 
 def _compile(programs: Sequence[Program], architecture: int, folder: Path) -> None:
@@ -101,7 +115,10 @@ def _compile(programs: Sequence[Program], architecture: int, folder: Path) -> No
         BuildError: one failed; says what it said last.
     """
     start = time.monotonic()
-    log.info("compiling %d Triton kernels of the fast step, once for this network and machine", len(programs))
+    log.info(
+        "compiling %d Triton kernels of the fast step, once for this network and machine",
+        len(programs),
+    )
     n_processes = min(len(programs), len(os.sched_getaffinity(0)))
     by_length = sorted(programs, key=lambda p: -len(p.body))
     workers = []
@@ -119,11 +136,15 @@ def _compile(programs: Sequence[Program], architecture: int, folder: Path) -> No
         if any(codes):
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines()
-            raise BuildError(f"Triton does not compile them: {said[-1] if said else f'exit code {max(codes)}'}")
+            raise BuildError(
+                f"Triton does not compile them: {said[-1] if said else f'exit code {max(codes)}'}"
+            )
     log.info("compiled the Triton kernels of the fast step in %.1f s", time.monotonic() - start)
 
 
-def _worker(programs: Sequence[Program], architecture: int, folder: Path, errors: Any) -> "subprocess.Popen[bytes]":
+def _worker(
+    programs: Sequence[Program], architecture: int, folder: Path, errors: Any
+) -> "subprocess.Popen[bytes]":
     """A process that compiles some of the kernels."""
     tasks = [p.task(architecture) for p in programs]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(folder)}
@@ -150,12 +171,16 @@ def _loaded(programs: Sequence[Program], architecture: int, folder: Path) -> dic
                 kernels[p.key] = kernel
     except Exception as error:  # Triton's, the driver's and the C compiler's have no common kind
         said = str(error).strip().splitlines()
-        raise BuildError(f"{type(error).__name__}: {said[-1] if said else 'no reason given'}") from None
+        raise BuildError(
+            f"{type(error).__name__}: {said[-1] if said else 'no reason given'}"
+        ) from None
     return kernels
 
 
 def _start_driver() -> None:
-    """Have Triton's own code for CUDA, which serves all its users in the process and belongs into no folder of ours."""
+    """Have Triton's own code for CUDA, which serves all its users in the process and belongs
+    into no folder of ours.
+    """
     from triton.runtime import driver
 
     driver.active  # noqa: B018  (made when it is first asked for)
@@ -163,7 +188,9 @@ def _start_driver() -> None:
 
 @contextmanager
 def triton_cache(folder: Path) -> Iterator[None]:
-    """Have Triton keep what it compiles in a folder meanwhile, whatever other users of it in this process do."""
+    """Have Triton keep what it compiles in a folder meanwhile, whatever other users of
+    it in this process do.
+    """
     from triton import knobs
 
     with knobs.cache.scope():

@@ -1,7 +1,9 @@
-"""Texts of kernels over pairs and over numbers one by one: lengths and harmonics, the Bessel basis, silu's derivatives.
+"""Texts of kernels over pairs and over numbers one by one: lengths and harmonics, the Bessel
+basis, silu's derivatives.
 
-The functions are stated in ``fast/geometry.py``, ``fast/radial.py`` and ``fast/linear.py``. Harmonics are homogeneous
-polynomials; their coefficients are read off geometry's own form, so that there is one statement of them.
+The functions are stated in ``fast/geometry.py``, ``fast/radial.py`` and ``fast/linear.py``.
+Harmonics are homogeneous polynomials; their coefficients are read off geometry's own form, so that
+there is one statement of them.
 """
 
 import math
@@ -26,7 +28,9 @@ def harmonics(max_ell: int) -> list[Polynomial]:
     for order in range(max_ell + 1):
         powers = [(a, b, order - a - b) for a in range(order + 1) for b in range(order - a + 1)]
         points = _points(max_ell)[0]
-        design = torch.stack([(points ** torch.tensor(p, dtype=points.dtype)).prod(dim=1) for p in powers], dim=1)
+        design = torch.stack(
+            [(points ** torch.tensor(p, dtype=points.dtype)).prod(dim=1) for p in powers], dim=1
+        )
         values = torch.stack(columns[order**2 : (order + 1) ** 2], dim=1)
         fitted = torch.linalg.lstsq(design, values).solution
         for column in fitted.unbind(1):
@@ -36,7 +40,9 @@ def harmonics(max_ell: int) -> list[Polynomial]:
 
 
 def _points(max_ell: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points that tell all polynomials of the order apart, and ones in the place of their lengths."""
+    """Points that tell all polynomials of the order apart, and ones in the
+    place of their lengths.
+    """
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(4 * (max_ell + 1) ** 2, 3, dtype=torch.float64, generator=generator)
     return points, torch.ones(len(points), 1, dtype=torch.float64)
@@ -116,14 +122,25 @@ class DirectionTexts:
 
     def directions_jvp(self) -> Program:
         """Changes of r and Y from (v, r, change a of v): u changes by (a − u (u·a))/r."""
-        body = [*_PAIR, *_load_vector("v", "v_at"), _load_pair("r", "r_at"), *_load_vector("a", "a_at")]
-        body += [*self._powers, "along = x1 * a0 + y1 * a1 + z1 * a2", "tl.store(dr_at + q, along, mask=inside)"]
+        body = [
+            *_PAIR,
+            *_load_vector("v", "v_at"),
+            _load_pair("r", "r_at"),
+            *_load_vector("a", "a_at"),
+        ]
+        body += [
+            *self._powers,
+            "along = x1 * a0 + y1 * a1 + z1 * a2",
+            "tl.store(dr_at + q, along, mask=inside)",
+        ]
         body += [f"b{axis} = (a{axis} - {name}1 * along) / r" for axis, name in enumerate("xyz")]
         n = len(self.polynomials)
         for k, polynomial in enumerate(self.polynomials):
             slopes = [(axis, _derivative(polynomial, axis)) for axis in range(3)]
             change = total(f"b{axis} * ({_written(slope)})" for axis, slope in slopes if slope)
-            body.append(f"tl.store(dy_at + q * {n} + {k}, {change or 'tl.zeros_like(r)'}, mask=inside)")
+            body.append(
+                f"tl.store(dy_at + q * {n} + {k}, {change or 'tl.zeros_like(r)'}, mask=inside)"
+            )
         return self._program("directions__jvp", ("v_at", "r_at", "a_at", "dr_at", "dy_at"), body)
 
     @property
@@ -137,7 +154,9 @@ class DirectionTexts:
     def _value(self, polynomial: Polynomial) -> str:
         """A polynomial's value; that of order 0 is a number."""
         constant = polynomial.get((0, 0, 0))
-        return _written(polynomial) if constant is None else f"tl.full([{PAIRS}], {constant!r}, REAL)"
+        return (
+            _written(polynomial) if constant is None else f"tl.full([{PAIRS}], {constant!r}, REAL)"
+        )
 
     def _program(self, name: str, tensors: Sequence[str], body: Sequence[str]) -> Program:
         return _program(name, tensors, ("n_pairs",), body, self.precision)
@@ -155,14 +174,27 @@ def bessel(n_basis: int, constants: tuple[int, float, float], precision: str) ->
     a = (p + 1) * (p + 2) / 2
     b = float(p * (p + 2))
     c = p * (p + 1) / 2
-    body = [*_PAIR, _load_pair("r", "r_at"), f"u = r / {r_max!r}", f"power = {' * '.join(['u'] * (p - 1)) or '1.0'}"]
+    body = [
+        *_PAIR,
+        _load_pair("r", "r_at"),
+        f"u = r / {r_max!r}",
+        f"power = {' * '.join(['u'] * (p - 1)) or '1.0'}",
+    ]
     body += [
-        f"cutoff = tl.where(r < {r_max!r}, 1.0 + power * u * ({-a!r} + u * ({b!r} - u * {c!r})), 0.0)",
-        f"falling = tl.where(r < {r_max!r}, {-a * p / r_max!r} * power * (1.0 - u) * (1.0 - u), 0.0)",
+        (
+            f"cutoff = tl.where(r < {r_max!r}, 1.0 + power * u * ({-a!r} + u * ({b!r} "
+            f"- u * {c!r})), 0.0)"
+        ),
+        (
+            f"falling = tl.where(r < {r_max!r}, {-a * p / r_max!r} * power * (1.0 - "
+            "u) * (1.0 - u), 0.0)"
+        ),
     ]
     for k in range(n_basis):
         body += [f"f = tl.load(frequency_at + {k})", f"wave = {prefactor!r} * tl.sin(f * r) / r"]
-        body.append(f"slope = ({prefactor!r} * f * tl.cos(f * r) - wave) / r * cutoff + wave * falling")
+        body.append(
+            f"slope = ({prefactor!r} * f * tl.cos(f * r) - wave) / r * cutoff + wave * falling"
+        )
         body.append(f"tl.store(value_at + q * {n_basis} + {k}, wave * cutoff, mask=inside)")
         body.append(f"tl.store(slope_at + q * {n_basis} + {k}, slope, mask=inside)")
     tensors = ("r_at", "frequency_at", "value_at", "slope_at")
@@ -201,7 +233,9 @@ def _load_vector(name: str, at: str) -> list[str]:
     return [f"{name}{k} = tl.load({at} + q * 3 + {k}, mask=inside, other=1.0)" for k in range(3)]
 
 
-def _program(name: str, tensors: Sequence[str], sizes: tuple[str, ...], body: Sequence[str], precision: str) -> Program:
+def _program(
+    name: str, tensors: Sequence[str], sizes: tuple[str, ...], body: Sequence[str], precision: str
+) -> Program:
     return Program(
         name=name,
         pointers=tuple(tensors),

@@ -1,7 +1,9 @@
-"""A Triton kernel as text: all constants of a network stand in it, so its arguments are pointers and whole numbers.
+"""A Triton kernel as text: all constants of a network stand in it, so its arguments are
+pointers and whole numbers.
 
-Straight-line code over a network's couplings needs no tables at run time, and a text without specialised arguments is
-compiled once, whatever the sizes of a batch. Indices are 64-bit; floating-point arguments have one precision.
+Straight-line code over a network's couplings needs no tables at run time, and a text without
+specialised arguments is compiled once, whatever the sizes of a batch. Indices are 64-bit;
+floating-point arguments have one precision.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +18,8 @@ from model_utils.models.fast.triton.threads import registers, warps
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
 INTEGERS = {"i32": "*i32", "i8": "*i8"}  # pointers to whole numbers are named so: "sender:i32"
 WIDTHS = {"fp32": "tl.float32", "fp64": "tl.float64"}
-POINTERS = 8  # a kernel has a multiple of these: Triton 3.6 compiles C code for every other number of arguments
+# a kernel has a multiple of these: Triton 3.6 compiles C code for every other number of arguments
+POINTERS = 8
 SIZES = 3
 
 
@@ -70,7 +73,9 @@ class Program:
         body = "\n".join(indented(self.body))
         return HEAD + head + body.replace("REAL", WIDTHS[self.precision]) + "\n"
 
-    def arguments(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor | int, ...]:
+    def arguments(
+        self, tensors: Sequence[Tensor], sizes: Sequence[int]
+    ) -> tuple[Tensor | int, ...]:
         """All arguments in order, spare ones included."""
         assert len(tensors) == len(self.pointers), self.name
         assert len(sizes) == len(self.sizes), self.name

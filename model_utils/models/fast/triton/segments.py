@@ -1,7 +1,9 @@
-"""Texts of the first layer's sums over segments, S[m, s, k] = Σ Y[m] R[k] over the edges of a segment, and their VJP.
+"""Texts of the first layer's sums over segments, S[m, s, k] = Σ Y[m] R[k] over the edges of a
+segment, and their VJP.
 
-The sums are stated in ``fast/first_layer.py``. A program has one segment and all radial features; as in the
-convolution, a pair's gradients have a term of each of its two edges, stored by one launch and added by the next.
+The sums are stated in ``fast/first_layer.py``. A program has one segment and all radial features;
+as in the convolution, a pair's gradients have a term of each of its two edges, stored by one launch
+and added by the next.
 """
 
 from collections.abc import Sequence
@@ -31,12 +33,19 @@ class SegmentTexts:
         """S(R, Y); with ``adjoint`` S(a_R, Y) + S(R, a_Y)."""
         name = "segment_sums__adjoint" if adjoint else "segment_sums"
         inputs = ("r_at", "y_at", *(("ar_at", "ay_at") if adjoint else ()))
-        edge = ["q = tl.load(pair + e).to(tl.int64)", "sign = (1 - 2 * tl.load(flipped + e).to(tl.int32)).to(REAL)"]
+        edge = [
+            "q = tl.load(pair + e).to(tl.int64)",
+            "sign = (1 - 2 * tl.load(flipped + e).to(tl.int32)).to(REAL)",
+        ]
         edge.append(f"r = {self.lanes.load(f'r_at + q * {self.n_radial}')}")
         edge += [f"a = {self.lanes.load(f'ar_at + q * {self.n_radial}')}"] if adjoint else []
         for m in range(len(self.odd)):
             y = self._harmonic("y_at", m)
-            edge.append(f"o{m} += a * ({y}) + r * ({self._harmonic('ay_at', m)})" if adjoint else f"o{m} += r * ({y})")
+            edge.append(
+                f"o{m} += a * ({y}) + r * ({self._harmonic('ay_at', m)})"
+                if adjoint
+                else f"o{m} += r * ({y})"
+            )
         body = [*self._start, *(f"o{m} = {self.lanes.zeros}" for m in range(len(self.odd)))]
         body += block("for e in range(begin, end):", edge)
         body += [self.lanes.store(f"out + {self._row(m)}", f"o{m}") for m in range(len(self.odd))]
@@ -52,7 +61,9 @@ class SegmentTexts:
         edge.append(self.lanes.store(place, "b"))
         edge += self._pull_harmonics(flipped=flipped) if by_y else []
         body = [*self._start]
-        body += [f"g{m} = {self.lanes.load(f'g_at + {self._row(m)}')}" for m in range(len(self.odd))]
+        body += [
+            f"g{m} = {self.lanes.load(f'g_at + {self._row(m)}')}" for m in range(len(self.odd))
+        ]
         row = ["f = tl.load(flipped + e).to(tl.int32)", *block(f"if f == {int(flipped)}:", edge)]
         body += block("for e in range(begin, end):", row)
         outputs = ("gr_at", *(("gy_at",) if by_y else ()))

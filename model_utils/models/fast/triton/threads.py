@@ -1,7 +1,9 @@
-"""How much a program of each kernel has to do, by how many threads: a fixed table, never measured at run time.
+"""How much a program of each kernel has to do, by how many threads: a fixed table,
+never measured at run time.
 
-Last bits of sums depend on these numbers, so what is tuned at run time would give other last bits from start
-to start; and tuning costs time. Whoever changes an entry raises ``TABLE``, which runs record.
+Last bits of sums depend on these numbers, so what is tuned at run time would give other
+last bits from start to start; and tuning costs time. Whoever changes an entry raises
+``TABLE``, which runs record.
 """
 
 TABLE = 1
@@ -12,7 +14,8 @@ TILE = 32  # atoms over which one program sums gradients by the contraction's te
 GROUP = 24  # terms that it sums, each in a register of its own
 MOST_LANES = 256  # channels that one program takes; more would not stay in registers
 _THREADS: dict[str, int] = {
-    # fewer threads would load 16 bytes at once, but 128 are what holds all sums of 128 channels without spilling
+    # fewer threads would load 16 bytes at once, but 128 are what holds all sums of 128
+    # channels without spilling
     "convolve": 128,
     "contract": 128,
     # sums over the few radial channels stay within one warp
@@ -21,9 +24,11 @@ _THREADS: dict[str, int] = {
     "bessel": 128,
     "silu": 128,
 }
-_ELSEWHERE: dict[tuple[str, str, int], int] = {}  # by kernel, precision and architecture, where they differ
-# Registers of a thread, at most, where the compiler would take more than it needs and fewer programs run at once: by
-# kernel, components of the features and precision. Nothing may be spilled with them.
+# by kernel, precision and architecture, where they differ
+_ELSEWHERE: dict[tuple[str, str, int], int] = {}
+# Registers of a thread, at most, where the compiler would take more than it needs and
+# fewer programs run at once: by kernel, components of the features and precision. Nothing
+# may be spilled with them.
 _REGISTERS: dict[tuple[str, int, str], int] = {
     ("convolve__vjp__no_y", 4, "fp32"): 72,
     ("convolve__vjp__with_y", 4, "fp32"): 136,

@@ -132,7 +132,7 @@ def volume_of(cell: NDArray[np.float64], pbc: Sequence[bool]) -> float:
     """
     if not all(pbc) or not (np.abs(cell) <= MAX_LENGTH).all():  # False for NaN
         return 0.0
-        # nine Python numbers: numpy's det and cross cost ten times as much, for every record
+    # nine Python numbers: numpy's det and cross cost ten times as much, for every record
     a, b, c = cell.tolist()
     return abs(_dot(a, _cross(b, c)))
 

@@ -153,7 +153,7 @@ def _own_of_several(rank: Rank) -> torch.device:
             f"{rank}: {rank.local_size} processes on this machine see {count} GPUs; start as "
             "many processes as GPUs"
         )
-        # where a launcher shows each its own
+    # where a launcher shows each its own
     device = torch.device("cuda", 0 if count == 1 else rank.local)
     torch.cuda.set_device(device)
     return device

@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     if not any("_cuda" in str(word) for word in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        # a shell's `&` and nohup ignore it, for children too
+    # a shell's `&` and nohup ignore it, for children too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -230,7 +230,7 @@ def texts_made_once() -> Iterator[tuple[object, str, object]]:
     yield _mixin, "jitable", compiled_once
     for module in (_linear, _codegen, opt_einsum_fx):
         yield module, "optimize_einsums_full", optimised_once
-        # of a million numbers
+    # of a million numbers
     yield _normalize_activation, "moment", functools.cache(_normalize_activation.moment)
 
 

@@ -108,7 +108,7 @@ def test_parts_of_the_data_package_stand_on_each_other_in_no_circle() -> None:
         stands_on[part] |= {part_of_the_data_package(name) for name in imports_of(path)} & parts - {
             part
         }
-        # CycleError names the parts of a circle
+    # CycleError names the parts of a circle
     floors = list(TopologicalSorter(stands_on).static_order())
     assert floors.index("dataloader.durable") < floors.index("dataloader.array_file")
     assert floors.index("dataloader.packed") < floors.index("dataloader.lmdb_shards")

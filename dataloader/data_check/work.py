@@ -104,7 +104,7 @@ def energies_and_forces(
             f"{len(compared.jumps)} near pairs)"
         )
         return [Finding(level="note", check="forces", text=text, data=data.name)]
-        # the other way the forces are
+    # the other way the forces are
     wrong = "energies" if too_low(data) or impossible_elements(data, fit) else None
     if wrong is None and ratio > 1 and np.nanmean(data.looked["force_square"]) < 0.2**2:
         wrong = "forces"

@@ -53,7 +53,7 @@ def loads(data: bytes) -> dict[str, object]:
         if isinstance(part, Mapping):
             _refuse_another_meaning(record, part, row)
             record.update(part)
-        # what ASE itself reads; mace's writer leaves results of other rows in `data` beside it
+    # what ASE itself reads; mace's writer leaves results of other rows in `data` beside it
     record.update(row)
     if record.get("fixed") is None:
         record["fixed"] = held_components(record)

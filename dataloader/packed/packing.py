@@ -295,7 +295,7 @@ def _share_is_done(packing: Packing, portion: Portion, *, wait: bool) -> bool:
                 )
                 return False
             time.sleep(LOOK_EVERY)
-            # where there are no locks, a sibling may have said something else at the same moment
+        # where there are no locks, a sibling may have said something else at the same moment
         _refuse_another(packing)
         written = _write(packing, portion)
         packing.say(

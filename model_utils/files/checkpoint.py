@@ -338,7 +338,7 @@ def _refuse_foreign_records(path: Path, archive: zipfile.ZipFile, size: int) -> 
         raise VerificationError(
             f"{path} is not as we write it: a record is compressed or larger than the file"
         )
-        # torch reads another of the two
+    # torch reads another of the two
     if len({record.filename.casefold() for record in records}) < len(records):
         raise VerificationError(f"{path} is not as we write it: two records have one name")
     damaged = archive.testzip()

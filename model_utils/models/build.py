@@ -67,7 +67,7 @@ def accelerated_module(
         raise InputError(
             f"--step oeq has kernels for CUDA only, and the device is {device}; use --step fast"
         )
-        # weights that are never used may not move the run's random numbers
+    # weights that are never used may not move the run's random numbers
     state = torch.random.get_rng_state()
     try:
         config = {f"{kind}_config": acceleration_config(kind)}

@@ -20,7 +20,7 @@ with _unsafe_loading_during_import():
     packages_by_name.enter("e3nn.io")
     with packages_by_name.absent("torch._dynamo"):
         import mace.tools.compile
-        # used by who lets torch's compiler follow mace's networks
+    # used by who lets torch's compiler follow mace's networks
     if mace.tools.compile.dynamo is None:
         mace.tools.compile.dynamo = packages_by_name.WhenAsked("torch._dynamo")
     import mace.modules

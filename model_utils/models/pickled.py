@@ -314,7 +314,7 @@ def _fields(root: SandboxedObject, numbers: list[int]) -> dict[str, Any]:
         for name in ("scale", "shift"):
             values = nested_numbers(tensor_of(child(root, "scale_shift"), name).reshape(-1))
             fields[f"atomic_inter_{name}"] = values if len(values) > 1 else values[0]
-        # of a single layer: the fields have no effect there
+    # of a single layer: the fields have no effect there
     if fields["readout_cls"] == "LinearReadoutBlock":
         del fields["readout_cls"]
         del fields["gate"]

@@ -76,7 +76,7 @@ class Control:
                 f"{_first_line(error)}; set MASTER_ADDR and MASTER_PORT to an address of the first "
                 "machine and a free port there"
             ) from None
-            # torchrun's store outlives a restart
+        # torchrun's store outlives a restart
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return PrefixStore(f"mace/{attempt}", store)
 

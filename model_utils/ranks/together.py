@@ -65,7 +65,7 @@ class Ranks:
                 f"--device {kind_of_first} or --device {device.type}, or leave out the machines "
                 "that have other devices"
             )
-            # in the next call a process could not be ended where another one failed before it
+        # in the next call a process could not be ended where another one failed before it
         self.wait_for_all()
         on_gpu = device.type == "cuda"
         with self._reached():

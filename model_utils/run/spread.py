@@ -39,7 +39,7 @@ def spread_of(
     rows = np.arange(len(train))
     if len(train) > MOST:
         rows = np.sort(epoch_order(len(train), seed, epoch=0)[:MOST])
-        # numbers, their sum, sum of squares
+    # numbers, their sum, sum of squares
     sums = {name: np.zeros(3) for name in QUANTITIES if name in quantities}
     for i in over(rows.tolist(), "spread of the labels", len(rows)):
         structure = train.structure(int(i))

@@ -512,5 +512,5 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if dataclasses.is_dataclass(value):
         return as_plain(value)
-        # the run may be continued from elsewhere
+    # the run may be continued from elsewhere
     return os.path.abspath(value) if isinstance(value, Path) else value

@@ -166,7 +166,7 @@ def _one_line(error: CycloptsError, source: Path | None) -> str:
         return str(error.__cause__)
     if (answer := _answer_to_a_value(text)) is not None:
         return answer
-        # so cyclopts shows a key
+    # so cyclopts shows a key
     if source is not None and "[" in text.partition(":")[0] and str(source) not in text:
         text = f"{text} in {source}"
     return text[0].lower() + text[1:].rstrip(".") + "; see --help"

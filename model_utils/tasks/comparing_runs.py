@@ -194,7 +194,7 @@ def _command(run: _Run, place: Path) -> list[str]:
             f"{stored.path}: a fine-tuning without run.json, which --run_dir writes; its source "
             f"was {stored.source.get('path')}"
         )
-        # the model.json of the run, whatever became of the one that it was made from
+    # the model.json of the run, whatever became of the one that it was made from
     if stored.source is None:
         words += ["--input_json", str(sidecar(stored.outputs().checkpoint))]
     return [f"model_utils/{script}", *words, *parts, *threads]

@@ -134,7 +134,7 @@ def _from_mace_yaml(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})"
         ) from None
-        # mace builds ScaleShiftMACE with this first block (and shift 0)
+    # mace builds ScaleShiftMACE with this first block (and shift 0)
     if settings.get("model", "MACE") == "MACE":
         if "Density" not in str(fields.get("interaction_cls_first")):
             fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"

@@ -161,7 +161,7 @@ def _seconds_per_step(trained: Sequence[Record]) -> float | None:
             seconds = None if seconds is None or since is None else seconds - since
         elif before["kind"] != "train":
             continue  # the step at which the epoch began is not known
-            # of a resumed epoch the clock began anew
+        # of a resumed epoch the clock began anew
         if seconds is not None and seconds > 0 and steps > 0:
             rates.append(seconds / steps)
     return statistics.median(rates) if rates else None

@@ -49,7 +49,7 @@ class Refusing:
             stale = self.code == errno.ESTALE and self.calls >= self.refused.start
             if self.calls in self.refused if not stale else not self.replaced:
                 raise OSError(self.code, os.strerror(self.code))
-                # and takes half of what it is given
+            # and takes half of what it is given
             return os.write(descriptor, data[: max(len(data) // 2, 1)])
         return os.write(descriptor, data)
 

@@ -1,4 +1,4 @@
-"""The loss and the error metrics: tensors in, sums and counts out, divided once at the end.
+"""The loss: tensors in, sums and counts out, divided once at the end.
 
 Two tables are open to additions, of a plug-in too: `SHAPES`, what becomes of the errors of
 one quantity, and `LOSSES`, whole losses. Their keys are what a user types after
@@ -9,11 +9,10 @@ loss = Σ over quantities of  weight · mean over labelled entries of ℓ(error)
 with errors of energies per atom, of force components, of the nine stress components, each
 divided by the unit of its term, which is 1 unless the spread of the data is taken. A mean is Σ
 w·ℓ / number of labelled entries, global over micro-batches and ranks: a mean of batch means
-would weigh small batches more. Metrics are root mean squares and mean magnitudes of the
-unweighted errors, from global sums.
+would weigh small batches more. The sums are those of ``model_utils.metrics`` too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -401,92 +400,3 @@ def _sums_of(
         undivided.detach().abs().sum(),
         label.mask.sum(dtype=torch.float64),
     ]
-
-
-# Metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """Error metrics under the names used everywhere.
-
-    Attributes:
-        loss: with the weights of the terms.
-        sums: in the order of ``sum_names``.
-        errors: of every quantity, ``<name>_rmse`` and ``<name>_mae`` in its unit, per atom
-            and, besides, undivided where a quantity is divided by the number of atoms
-            (``energy_rmse_per_atom``, ``energy_mae_per_atom``, ``energy_mae_cfg``); None
-            where nothing was labelled.
-    """
-
-    loss: float
-    errors: Mapping[str, float | None]
-    n_configs: int
-    n_atoms: int
-    # that were divided, to be added to others
-    sums: tuple[float, ...] = field(default=(), compare=False, repr=False)
-
-    def __getitem__(self, name: str) -> float | None:
-        """An error by its name: ``metrics["forces_rmse"]``."""
-        return self.errors[name]
-
-    def of(self, quantity: Quantity) -> dict[str, float | None]:
-        """The errors of one quantity by ``rmse``, ``mae`` and, where it is divided
-        by atoms, ``mae_cfg``.
-        """
-        return {short: self.errors[name] for short, name in error_names(quantity).items()}
-
-    def as_plain(self) -> dict[str, float | int | None]:
-        """All of it by name, as files have it."""
-        return {
-            "loss": self.loss,
-            **self.errors,
-            "n_configs": self.n_configs,
-            "n_atoms": self.n_atoms,
-        }
-
-
-def error_names(quantity: Quantity) -> dict[str, str]:
-    """Names of the metrics of a quantity by ``rmse``, ``mae`` and, where it is divided
-    by atoms, ``mae_cfg``.
-    """
-    per_atom = "_per_atom" if quantity.over_atoms else ""
-    names = {"rmse": f"{quantity.name}_rmse{per_atom}", "mae": f"{quantity.name}_mae{per_atom}"}
-    return {**names, "mae_cfg": f"{quantity.name}_mae_cfg"} if quantity.over_atoms else names
-
-
-def metrics(sums: Sequence[float], loss: Loss) -> Metrics:
-    """Divide global sums by their counts, once.
-
-    Args:
-        sums: over all batches and ranks, in the order of ``sum_names``.
-        loss: with which ``error_sums`` made them.
-
-    Returns:
-        Errors in the unit of each quantity; None where nothing was labelled.
-    """
-    rows = {name: int(sums[position(name, "rows")]) for name in QUANTITIES}
-    errors: dict[str, float | None] = {}
-    for name, quantity in QUANTITIES.items():
-        entries = rows[name] * quantity.numbers
-        names = error_names(quantity)
-        errors[names["rmse"]] = _root(sums[position(name, "squared")], entries)
-        errors[names["mae"]] = _mean(sums[position(name, "absolute")], entries)
-        if quantity.over_atoms:
-            errors[names["mae_cfg"]] = _mean(sums[position(name, "undivided")], entries)
-    of_all = dict(zip(sum_names(), sums, strict=True))
-    return Metrics(
-        loss=float(loss.total(torch.tensor(list(sums), dtype=torch.float64), rows)),
-        errors=errors,
-        n_configs=int(of_all[STRUCTURES]),
-        n_atoms=int(of_all[ATOMS]),
-        sums=tuple(sums),
-    )
-
-
-def _mean(total: float, count: int) -> float | None:
-    return total / count if count else None
-
-
-def _root(total: float, count: int) -> float | None:
-    return (total / count) ** 0.5 if count else None

@@ -1,4 +1,4 @@
-"""Which parameters move and which decay, the optimizers, and the learning-rate schedules.
+"""Which parameters decay, the optimizers, and the learning-rate schedules.
 
 Two tables are open to additions, of a plug-in too: `OPTIMIZERS`, how each is built, and
 `SCHEDULES`, what each makes of the learning rate. Their keys are what a user types after
@@ -6,7 +6,7 @@ Two tables are open to additions, of a plug-in too: `OPTIMIZERS`, how each is bu
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -14,40 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dataloader.errors import InputError
-
 NO_DECAY_WORDS = ("bias", "norm", "scale", "shift")
-
-
-# Which parameters move
-
-
-def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
-    """Take parameters out of the training by patterns of their names, as ``interactions.0.*``.
-
-    Raises:
-        InputError: a pattern fits no parameter, or none is left to train.
-    """
-    for pattern in patterns:
-        fitting = [
-            p for name, p in module.named_parameters() if fnmatchcase(name, pattern) and p.numel()
-        ]
-        if not fitting:
-            modules = sorted({name.rpartition(".")[0] for name in _trainable(module)})
-            raise InputError(
-                f"--freeze {pattern}: no parameter has such a name; there are those of "
-                f"{', '.join(modules[:6])} …"
-            )
-        for parameter in fitting:
-            parameter.requires_grad_(False)
-    if patterns and not _trainable(module):
-        raise InputError("--freeze leaves nothing to train; name fewer parameters")
-
-
-def _trainable(module: nn.Module) -> list[str]:
-    """Names of the parameters that are trained; those without elements have no gradient."""
-    return [name for name, p in module.named_parameters() if p.requires_grad and p.numel()]
-
 
 # Which parameters decay
 

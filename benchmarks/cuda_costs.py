@@ -268,10 +268,10 @@ def as_on_a_gpu(form: str, counted: Counted) -> Iterator[None]:
     """
     from unittest import mock
 
-    from model_utils.models.fast import backends, fast_network, first_layer, geometry, linear, sums
+    from model_utils.models.fast import backends, energies, first_layer, geometry, linear, sums
 
     with ExitStack() as stack:
-        for module in (fast_network, first_layer, geometry, linear, sums):
+        for module in (energies, first_layer, geometry, linear, sums):
             stack.enter_context(mock.patch.object(module, "adds_in_one_order", return_value=False))
         if form == "kernels":
             kernels = {"counted": CountedKernels(counted)}

@@ -25,8 +25,9 @@ sys.path.insert(0, str(ROOT))
 from dataloader.dataset import Dataset
 from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.sources import SourceSpec, open_sources
-from losses import Loss, Metrics
+from losses import Loss
 from model_utils import model_loader
+from model_utils.metrics import Metrics
 from model_utils.run.assemble import evaluator
 from model_utils.settings.options import BatchOptions
 

@@ -4,9 +4,7 @@
 
     from model_utils import api
 
-    run = api.train(
-        {"input_json": "model.json", "train_file": "train.xyz", "run_dir": "runs/demo"}
-    )
+    run = api.train({"input_json": "m.json", "train_file": "train.xyz", "run_dir": "runs/demo"})
     run.best_model.module            # torch module with the best weights, on the CPU
     run.metrics["valid"]             # errors of the best model, eV and eV/Å
     run.test("held_out.xyz")         # errors on other data
@@ -26,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_utils.ranks import joining
 from model_utils.run.interruption import Interruption
-from model_utils.settings import cli, sections
+from model_utils.settings import reading, sections
 from model_utils.settings.options import (
     EvaluateOptions,
     FinetuneOptions,
@@ -53,7 +51,7 @@ def options_of(settings: Mapping[str, Any] | str | Path) -> TrainOptions | Finet
     """
     if isinstance(settings, str | Path):
         path = Path(settings)
-        content = cli.settings_in(path)
+        content = reading.settings_in(path)
     else:
         path = Path("settings")
         content = settings
@@ -61,8 +59,8 @@ def options_of(settings: Mapping[str, Any] | str | Path) -> TrainOptions | Finet
         content
     )
     if is_from_a_model:
-        return cli.of_settings(FinetuneOptions, content, path)
-    return cli.of_settings(TrainOptions, content, path)
+        return reading.of_settings(FinetuneOptions, content, path)
+    return reading.of_settings(TrainOptions, content, path)
 
 
 def train(options: TrainingOptions | Mapping[str, Any] | str | Path) -> "Run":

@@ -30,7 +30,7 @@ from conftest import HANGING, ROOT, TINY
 from dataloader.errors import InputError
 from model_utils import evaluate, train_mace
 from model_utils.files import checkpoint
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import CommonOptions, TrainOptions
 
 NETWORK = TINY | {"hidden_irreps": "4x0e", "correlation": 1, "num_interactions": 1}
@@ -299,7 +299,7 @@ GOOD_YAML = (
     "valid_fraction: 0.34\n"
 )
 NOT_CAUGHT = (
-    "cli.py:_read_yaml: PyYAML's constructors raise ValueError, KeyError, "
+    "reading.py:_read_yaml: PyYAML's constructors raise ValueError, KeyError, "
     "AttributeError too: a traceback"
 )
 NO_FILE = "cli.py:_one_line: a value refused by our converters is reported without the YAML file"
@@ -413,9 +413,9 @@ def test_paths_in_a_yaml_are_relative_to_it(
 
 def test_the_resolved_settings_can_be_given_back(trained: Path, place: Path) -> None:
     (place / "again.yaml").write_bytes((trained / "run/config.resolved.yaml").read_bytes())
-    again = cli.parse(TrainOptions, ["--config", str(place / "again.yaml")])
+    again = reading.parse(TrainOptions, ["--config", str(place / "again.yaml")])
     assert again is not None
-    assert dataclasses.replace(again, common=CommonOptions()) == cli.parse(
+    assert dataclasses.replace(again, common=CommonOptions()) == reading.parse(
         TrainOptions, training(trained)
     )
 
@@ -431,7 +431,7 @@ def test_a_yaml_that_names_a_further_one(place: Path, refused: Refused) -> None:
 def test_the_last_config_wins_like_any_flag(place: Path) -> None:
     (place / "a.yaml").write_text(GOOD_YAML + "lr: 0.5\n")
     (place / "b.yaml").write_text(GOOD_YAML + "lr: 0.25\n")
-    options = cli.parse(
+    options = reading.parse(
         TrainOptions, ["--config", str(place / "a.yaml"), "--config", str(place / "b.yaml")]
     )
     assert options is not None
@@ -542,7 +542,7 @@ def test_flags(
 
 def test_a_hundred_million_threads_are_refused(place: Path) -> None:
     with pytest.raises(InputError, match="--threads"):
-        cli.parse(TrainOptions, training(place, "--threads", 10**8))
+        reading.parse(TrainOptions, training(place, "--threads", 10**8))
 
 
 def test_what_is_missing_is_named(place: Path, refused: Refused) -> None:

@@ -25,7 +25,8 @@ from model_utils.models.build import ENERGIES
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint and a best model of the tiny network, with their model.json."""
-    from losses import Loss, metrics, sum_names
+    from losses import Loss, sum_names
+    from model_utils.metrics import metrics
 
     folder = tmp_path_factory.mktemp("pair")
     description = model_json.parse(json.dumps(TINY), "tiny")

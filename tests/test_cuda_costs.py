@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from model_utils.models.fast import fast_network
+from model_utils.models.fast import forward_pass
 
 HIDDEN = "4x0e+4x1o"
 
@@ -50,8 +50,8 @@ def test_launches_do_not_grow_with_elements_but_with_a_copy(
     few, _, n_edges = costs.counted_step("plain", HIDDEN, 0, structures=crystal_of(3, costs))
     many, _, _ = costs.counted_step("plain", HIDDEN, 0, structures=crystal_of(17, costs))
     assert many.launches == few.launches
-    vectors = fast_network.pair_vectors
-    monkeypatch.setattr(fast_network, "pair_vectors", lambda *words: vectors(*words).clone())
+    vectors = forward_pass.pair_vectors
+    monkeypatch.setattr(forward_pass, "pair_vectors", lambda *words: vectors(*words).clone())
     more, _, _ = costs.counted_step("plain", HIDDEN, 0, structures=crystal_of(3, costs))
     assert more.launches == few.launches + 1
     assert more.bytes == few.bytes + 2 * (n_edges // 2 * 3 * 4)

@@ -22,11 +22,12 @@ from conftest import every_second, waters
 from dataloader import pack
 from dataloader.errors import InputError
 from dataloader.quantities import QUANTITIES
-from losses import Loss, metrics, sum_names
+from losses import Loss, sum_names
 from model_utils import evaluate, finetune, model_loader, resume, train_mace
 from model_utils.calculator import Calculator
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import metrics
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
 from model_utils.models.mace_import import o3

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import ROOT
 from model_utils.models import description
-from model_utils.settings import cli, counterparts, parameters_md
+from model_utils.settings import counterparts, parameters_md, reading
 from model_utils.settings.declared import names_of
 from model_utils.settings.mace_flags import OTHERS, OURS
 from model_utils.settings.options import (
@@ -79,15 +79,15 @@ def test_every_configuration_parses_and_names_files_that_are_there(
     )
     kind, words = OF_ANOTHER_COMMAND.get(path.name, training)
     if kind is PipelineOptions:  # whose settings are those of its stages
-        asked = cli.parse(PipelineOptions, ["--config", str(path), *words])
+        asked = reading.parse(PipelineOptions, ["--config", str(path), *words])
         assert asked is not None
         plan = Plan(asked, Place(folder=path.parent / "run"))
         options = plan.finetuning
         assert all(plan.options_of(stage, frozenset(STAGES)) for stage in STAGES)
     else:
-        options = cli.parse(kind, ["--config", str(path), *words])
+        options = reading.parse(kind, ["--config", str(path), *words])
     assert options is not None
-    plain = cli.as_plain(options)
+    plain = reading.as_plain(options)
     named = [
         *plain.get("xyz_val", ()),
         *plain.get("xyz_test", ()),
@@ -123,14 +123,14 @@ def test_a_paths_in_a_yaml_is_relative_to_the_yaml_and_flags_win(tmp_path: Path)
         ["--lr", "0.5", "--config", f"{tmp_path}/a.yaml"],
         [f"--config={tmp_path}/a.yaml", "--lr", "0.5"],
     ):
-        options = cli.parse(TrainOptions, argv)
+        options = reading.parse(TrainOptions, argv)
         assert options is not None
         assert (options.optimizer.lr, options.run.epochs) == (0.5, 7)
         assert (options.input_json, options.data.xyz_train) == (
             tmp_path / "m.json",
             (tmp_path / "t.xyz",),
         )
-    options = cli.parse(TrainOptions, ["--config", f"{tmp_path}/a.yaml"])
+    options = reading.parse(TrainOptions, ["--config", f"{tmp_path}/a.yaml"])
     assert options is not None
     assert options.optimizer.lr == 1e-3
 

@@ -14,7 +14,7 @@ from plugged import IDEAS, PAIRS, PAIRS_JSON, restored_tables  # noqa: F401
 from conftest import waters
 from model_utils import evaluate, plugins, resume, train_mace
 from model_utils.files import checkpoint
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
 
 pytestmark = pytest.mark.usefixtures("restored_tables")
@@ -106,7 +106,7 @@ def test_a_checkpoint_knows_the_plug_in_and_asks_for_it(
 def test_in_the_file_of_settings_that_was_typed(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "ideas.py").write_bytes(IDEAS.read_bytes())
     (tmp_path / "run.yaml").write_text("plugin: [ideas.py]\nforces_loss: log_cosh\n")
-    options = cli.parse(
+    options = reading.parse(
         TrainOptions, [*without_plugin(words), "--config", str(tmp_path / "run.yaml")]
     )
     assert options is not None

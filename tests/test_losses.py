@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dataloader.batch import Label
-from losses import Loss, Prediction, error_sums, metrics, no_sums
+from losses import Loss, Prediction, error_sums, no_sums
+from model_utils.metrics import metrics
 
 SIZES = torch.tensor([1.0, 3.0], dtype=torch.float64)
 LABELS = {

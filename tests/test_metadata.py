@@ -21,7 +21,7 @@ from dataloader.labels import TO_TRAIN
 from dataloader.sources import SourceSpec, unread
 from model_utils.models import description
 from model_utils.models.mace_description import MaceDescription
-from model_utils.tasks.describe_data import MACE_SETTINGS
+from model_utils.tasks.mace_yaml import MACE_SETTINGS
 
 
 def init(tmp_path: Path, *flags: str, code: int = 0) -> dict[str, object]:

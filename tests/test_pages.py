@@ -32,7 +32,7 @@ from conftest import LONG, ROOT, TINY, waters
 from model_utils import model_loader, train_mace
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import names_of
 from model_utils.settings.mace_flags import is_known
 from model_utils.settings.options import PipelineOptions, submitted
@@ -168,7 +168,7 @@ def options_of(command: str) -> type:
 def check_options(words: Sequence[str]) -> None:
     """A command that cannot be run here is one that the parser takes."""
     command, rest = named(words)
-    assert cli.parse(options_of(command), rest) is not None, words
+    assert reading.parse(options_of(command), rest) is not None, words
 
 
 def check_of_another_program(words: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import metadata
 import read_model
 from dataloader import pack
 from model_utils import evaluate, finetune, resume, train_mace, verify_resume
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
 
 Main = Callable[[Sequence[str]], int]
@@ -106,7 +106,7 @@ def test_values_are_not_mistaken_for_it(tmp_path: Path) -> None:
         [*words, "--ema", str(path)],
         [*words, "--no_amsgrad", str(path)],
     ):
-        options = cli.parse(TrainOptions, [*arguments, "--batch_size=4"])
+        options = reading.parse(TrainOptions, [*arguments, "--batch_size=4"])
         assert options is not None
         assert (options.common.config, options.optimizer.lr, options.batches.batch_size) == (
             path,

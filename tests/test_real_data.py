@@ -27,7 +27,8 @@ SOLVENT = {
 
 
 def test_metrics_do_not_depend_on_batches(shared_data: Path, tmp_path: Path) -> None:
-    from losses import Loss, metrics, sum_names
+    from losses import Loss, sum_names
+    from model_utils.metrics import metrics
 
     description = model_json.read(write_json(tmp_path / "m.json", **SOLVENT))
     module = model_loader.build(description, torch.float64, seed=3)

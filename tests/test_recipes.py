@@ -9,9 +9,9 @@ from test_documents import completed
 
 from conftest import ROOT
 from model_utils.models import description
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
-from model_utils.tasks.describe_data import MACE_SETTINGS
+from model_utils.tasks.mace_yaml import MACE_SETTINGS
 
 RECIPES = ROOT / "configs" / "recipes"
 OURS = {  # a setting of mace_run_train with another name here
@@ -154,11 +154,11 @@ def test_every_recipe_is_compared() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_settings_of_its_script(name: str) -> None:
-    options = cli.parse(
+    options = reading.parse(
         TrainOptions, [str(RECIPES / f"{name}.yaml"), "--train_file", "x.xyz", "--run_dir", "run"]
     )
     assert options is not None
-    settings = cli.as_plain(options)
+    settings = reading.as_plain(options)
     network = completed(settings["network"])
     wrong = {}
     for theirs, value in {**DEFAULTS, **PUBLISHED[name]}.items():

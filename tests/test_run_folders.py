@@ -21,7 +21,7 @@ from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.run import run_folders, run_record
-from model_utils.settings import cli, invoked
+from model_utils.settings import invoked, reading
 from model_utils.settings.options import TrainOptions
 from model_utils.tasks.comparison import differences
 from model_utils.tasks.exported_weights import ExportedWeights
@@ -117,7 +117,9 @@ def choose(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patch:
             for name, value in environ.items():
                 patch.setenv(name, value)
-            options = cli.parse(TrainOptions, [*words, "--run_dir", str(tmp_path / "demo"), *flags])
+            options = reading.parse(
+                TrainOptions, [*words, "--run_dir", str(tmp_path / "demo"), *flags]
+            )
             assert options is not None
             return run_folders.chosen(options).folder
 
@@ -449,7 +451,7 @@ def test_only_its_run_replaces_a_safetensors_file(
         == 2
     )
     assert "not of this run" in capsys.readouterr().err
-    options = cli.parse(TrainOptions, first)
+    options = reading.parse(TrainOptions, first)
     assert options is not None
     with pytest.raises(
         InputError, match="was written by another process meanwhile and stays as it is"
@@ -469,7 +471,7 @@ def test_runs_of_an_experiment_have_safetensors_of_their_own(
         "--output_safetensors",
         str(tmp_path / "best.safetensors"),
     ]
-    options = cli.parse(TrainOptions, asked)
+    options = reading.parse(TrainOptions, asked)
     assert options is not None
     placed = run_folders.with_folder(options, tmp_path / "a")
     assert placed.running.output_safetensors == tmp_path / "a" / "best.safetensors"
@@ -553,9 +555,9 @@ def test_a_run_of_a_yaml_with_sources_and_a_place_is_repeated(
     assert read_model.main(["reproduce", "runs/demo/latest"]) == 0
     _, *flags = printed_command(capsys)
     assert "--time_limit" not in flags
-    options = cli.parse(TrainOptions, flags)
+    options = reading.parse(TrainOptions, flags)
     assert options is not None
-    plain = cli.as_plain(options)
+    plain = reading.as_plain(options)
     run = (tmp_path / "runs/demo/latest").resolve()
     assert [Path(source["path"]) for source in plain["sources"]] == [Path(given["--xyz_train"])]
     assert (plain["lr"], plain["max_steps"], plain["run_dir"], plain["network"]) == (

@@ -9,7 +9,7 @@ import torch
 
 from model_utils.errors import InputError
 from model_utils.run import assemble
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
 from optimizer import Schedule
 
@@ -24,7 +24,7 @@ NEEDED = {
 
 
 def schedule(**settings: Any) -> Schedule:
-    options = cli.from_plain(TrainOptions, {**NEEDED, **settings}, Path("here"))
+    options = reading.from_plain(TrainOptions, {**NEEDED, **settings}, Path("here"))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
     return Schedule(optimizer, assemble.schedule_settings(options, Batches))
 

@@ -23,12 +23,12 @@ from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, Term, e
 from model_utils.errors import InputError
 from model_utils.models import architecture
 from model_utils.run import assemble, loggers, objective
-from model_utils.run.fit import FitPlan, Stage
+from model_utils.run.fit_plan import FitPlan, Stage
 from model_utils.run.loggers import LOGGERS
 from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Progress
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import declared
 from model_utils.settings.options import ConvertOptions, TrainOptions
 from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
@@ -52,7 +52,7 @@ def options_of(tmp_path: Any, **settings: Any) -> TrainOptions:
     had been read for them.
     """
     place = str(tmp_path)
-    options = cli.parse(
+    options = reading.parse(
         TrainOptions, ["--input_json", place, "--output_checkpoint", place, "--xyz_train", place]
     )
     assert options is not None
@@ -423,11 +423,11 @@ def test_step_takes_what_families_of_networks_offer(monkeypatch: pytest.MonkeyPa
     )
     assert FORMS_OF_STEP.names() == (*of_mace, "triton")
     words = ["--input_json", "x", "--output_checkpoint", "y", "--xyz_train", "z", "--step"]
-    options = cli.parse(TrainOptions, [*words, "triton"])
+    options = reading.parse(TrainOptions, [*words, "triton"])
     assert options is not None
     assert options.run.step == "triton"
     with pytest.raises(InputError, match="'tritn' is not known; did you mean triton"):
-        cli.parse(TrainOptions, [*words, "tritn"])
+        reading.parse(TrainOptions, [*words, "tritn"])
 
 
 def test_convert_takes_every_form_that_maces_family_offers() -> None:

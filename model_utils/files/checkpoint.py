@@ -22,6 +22,7 @@ from model_utils import plugins
 from model_utils.errors import InputError, NonFiniteError, VerificationError
 from model_utils.files.digest import digest, non_finite
 from model_utils.files.entries import SAYS_WHEN, missing
+from model_utils.files.odd_tensors import refuse_odd_tensors
 from model_utils.files.pickle_walk import PickleWalk, is_called
 from model_utils.files.sharing import refuse_unfolding
 from model_utils.models import description as model_json
@@ -364,7 +365,7 @@ def _loaded(stream: BinaryIO, walk: PickleWalk, size: int) -> object:
             stream.seek(0)
             content = torch.load(stream, weights_only=True, map_location="cpu")
         refuse_unfolding(content, size, walk.n_bytes)
-        _refuse_odd_tensors(content)
+        refuse_odd_tensors(content)
         return content
     except OSError:
         raise
@@ -437,34 +438,3 @@ def _digest_of_read(path: Path, content: Mapping[str, Any]) -> str:
         return digest(content)
     except Exception as error:  # six types, one meaning
         raise VerificationError(f"{path} is not as we write it: {_first_line(error)}") from None
-
-
-def _refuse_odd_tensors(content: object) -> None:
-    """Tensors are numbers in the memory of this machine, each stored;
-    anything else is no network's.
-    """
-    for tensor in _tensors(content, set()):
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex():
-            raise ValueError(
-                f"it holds a tensor of {tensor.layout} on {tensor.device}, which no network has"
-            )
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(
-                f"it holds a tensor of {tensor.numel()} numbers over a smaller storage"
-            )
-
-
-def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
-    """All tensors in a content, however deep; a shared part, whose id is in
-    ``seen``, is gone through once.
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple | SandboxedObject):
-        # all that the sandboxed unpickler can nest
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        inner = value.__dict__ if isinstance(value, SandboxedObject) else value
-        for item in inner.values() if isinstance(inner, dict) else inner:
-            yield from _tensors(item, seen)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from dataloader import durable, input_files
 from dataloader.errors import InputError
 from dataloader.limits import MODEL_JSON_BYTES
-from losses import Metrics
 from model_utils import plugins
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import Metrics
 from model_utils.models.description import ModelDescription
 from model_utils.models.weights import copied
 

@@ -29,7 +29,7 @@ from model_utils.generation.generators import GENERATORS
 from model_utils.judging import pymatgen_library
 from model_utils.judging.candidates import FAILED, GENERATED, inputs_of
 from model_utils.runtime import log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import GenerateOptions
 from model_utils.simulation.journal import differences
 
@@ -89,7 +89,9 @@ def generate(options: GenerateOptions) -> None:
 
 def _asked(options: GenerateOptions) -> dict[str, Any]:
     """What decides the result, as plain values: options, and hashes of the files that they name."""
-    plain = {name: value for name, value in cli.as_plain(options).items() if name not in NO_PART}
+    plain = {
+        name: value for name, value in reading.as_plain(options).items() if name not in NO_PART
+    }
     for name in OF_FILES:
         paths = [Path(path) for path in plain[name]]
         plain[name] = [{"name": path.name, "sha256": _sha256(path)} for path in paths]

@@ -49,8 +49,7 @@ class Network(Protocol):
 
         Returns:
             By quantity (n_rows, *components) in its unit and working precision; the energy
-            (n_structures,) is the
-            interaction energy: total minus E0s, eV.
+            (n_structures,) is the interaction energy: total minus E0s, eV.
         """
         ...
 

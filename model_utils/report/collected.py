@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.quantities import FORCES, QUANTITIES, Quantity
-from losses import Prediction, error_names
+from losses import Prediction
+from model_utils.metrics import error_names
 from model_utils.run.predictions import with_references
 
 Floats = NDArray[np.float64]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.quantities import QUANTITIES, Quantity
-from losses import Metrics, error_names
+from model_utils.metrics import Metrics, error_names
 from model_utils.report.collected import Collected, ErrorSums, named_errors
 from model_utils.report.statistics import CONFIDENCE, Difference, Interval, difference, interval
 

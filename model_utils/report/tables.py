@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataloader.quantities import QUANTITIES
-from losses import error_names
+from model_utils.metrics import error_names
 from model_utils.run.log_lines import MILLI, milli
 
 BETTER = "better"

@@ -12,7 +12,7 @@ import numpy as np
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.quantities import FORCES, QUANTITIES, Quantity
-from losses import error_names
+from model_utils.metrics import error_names
 from model_utils.report import curves, figures, records, tables
 from model_utils.report.collected import Collected, Worst
 from model_utils.report.libraries import needed

@@ -19,13 +19,14 @@ from model_utils import model_loader
 from model_utils.errors import InputError
 from model_utils.model_loader import PairWriter
 from model_utils.models.description import ModelDescription
+from model_utils.models.freezing import freeze
 from model_utils.models.network import Network, Parameters
 from model_utils.ranks.group import ALONE, Group
 from model_utils.run import loggers
 from model_utils.run.budget import measured_edges
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import EvaluatedData, Evaluator, evaluate
-from model_utils.run.fit import FitPlan
+from model_utils.run.fit_plan import FitPlan
 from model_utils.run.judging import Judge, metric_names
 from model_utils.run.objective import AS_THEY_ARE, Units, loss_of, stages
 from model_utils.run.open_data import TrainingData
@@ -50,7 +51,6 @@ from optimizer import (
     ScheduleKind,
     ScheduleSettings,
     build_optimizer,
-    freeze,
 )
 
 DEFAULT_BATCH_SIZE = 10

@@ -20,7 +20,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.ranks.joining import this_rank
-from model_utils.run import announcement, open_data, physics_gate, resuming
+from model_utils.run import announcement, data_log, open_data, physics_gate, resuming
 from model_utils.run.assemble import AssembledRun, with_edges_per_batch, with_measured_budget
 from model_utils.run.continuation import UNCHANGED, Changes, take_over, with_asked
 from model_utils.run.metrics_file import KnownRecords
@@ -51,16 +51,12 @@ class Beginning(Protocol):
 
     @property
     def step_parts(self) -> int | None:
-        """Parts to which a step is dealt unless --step_parts is given; None: as
-        the processes ask for.
-        """
+        """Parts of a step unless --step_parts is given; None: as the processes ask for."""
         ...
 
     @property
     def loss_units(self) -> Mapping[str, float]:
-        """Spread of the labels by quantity that the loss of a stored run has as
-        its units; else empty.
-        """
+        """Spread of the labels, by quantity, that is the unit of a stored loss; else empty."""
         ...
 
     @property
@@ -237,7 +233,7 @@ class Fresh(NewRun):
             f"metadata.py fit --input_json {options.input_json} with the data makes a "
             "model.json with theirs"
         )
-        open_data.compare_energies(data, remedy)
+        data_log.compare_energies(data, remedy)
 
     def put_weights(
         self, module: nn.Module, data: Dataset, step: str, device: torch.device

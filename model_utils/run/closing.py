@@ -7,10 +7,10 @@ import torch
 
 from dataloader.batching import epoch_order
 from dataloader.dataset import OF_HEAD, Dataset
-from losses import Metrics
 from model_utils import model_loader
 from model_utils.errors import SaveError
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error

@@ -15,7 +15,7 @@ from model_utils.models.versions import code_version
 from model_utils.models.weights import load_tensors
 from model_utils.run.assemble import AssembledRun, steps_per_epoch
 from model_utils.run.data_identity import require_same_data
-from model_utils.run.fit import FitPlan
+from model_utils.run.fit_plan import FitPlan
 from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.resuming import is_same_run
 from model_utils.run.stored_run import StoredRun

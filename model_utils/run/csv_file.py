@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dataloader import durable, streams
 from dataloader.quantities import QUANTITIES
-from losses import Metrics, error_names
 from model_utils.files.csv_cells import csv_text
+from model_utils.metrics import Metrics, error_names
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 
 Row = dict[str, str]

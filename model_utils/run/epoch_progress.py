@@ -1,7 +1,8 @@
 """How far an epoch is, on a terminal and in a log."""
 
 from dataloader import progress
-from losses import Loss, metrics
+from losses import Loss
+from model_utils.metrics import metrics
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import log
 

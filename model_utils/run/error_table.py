@@ -5,7 +5,7 @@ from functools import partial
 
 from dataloader.dataset import OF_HEAD
 from dataloader.quantities import QUANTITIES, STRESS, Quantity
-from losses import Metrics, error_names
+from model_utils.metrics import Metrics, error_names
 from model_utils.run.log_lines import milli
 
 

@@ -15,8 +15,9 @@ from dataloader.dataset import Dataset
 from dataloader.dealing import deal
 from dataloader.loader import Loader, Plan, evaluation_plan
 from dataloader.progress import ProgressBar
-from losses import Loss, Metrics, Prediction, error_sums, metrics, no_sums
+from losses import Loss, Prediction, error_sums, no_sums
 from model_utils.errors import NonFiniteError
+from model_utils.metrics import Metrics, metrics
 from model_utils.models.network import Network, Parameters, predict
 from model_utils.ranks.group import ALONE, Group
 from model_utils.run.memory import in_parts, naming
@@ -53,7 +54,7 @@ def evaluate(
         everything: compute what costs more for every batch, not only where there is a label of it.
 
     Returns:
-        (n_sums,), float64, on the device; ``losses.metrics`` divides.
+        (n_sums,), float64, on the device; ``metrics.metrics`` divides.
 
     Raises:
         TooLarge: a single structure does not fit into the memory.

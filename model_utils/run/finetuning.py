@@ -32,7 +32,7 @@ from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, predict
 from model_utils.run.open_data import USUAL, TrainingData, numbers_of
 from model_utils.runtime import DTYPES, log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import GENERAL_FLAGS, FinetuneOptions, SourceOptions, TrainOptions
 
 COMPARED = 32  # structures
@@ -191,7 +191,7 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
         InputError: settings that contradict each other.
     """
     place = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-    plain = {**cli.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
+    plain = {**reading.as_plain(options), "input_json": str(sidecar(place.checkpoint))}
     # of several heads, none is the usual one
     if len(heads) == 2 and (options.add_head or options.replay):
         plain["head"] = options.data.head or heads[0]
@@ -205,8 +205,8 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
             forces_key=USUAL,
             stress_key=USUAL,
         )
-        plain["sources"] = [*plain["sources"], cli.as_plain(replay)]
-    return cli.from_plain(TrainOptions, plain, options.input_model)
+        plain["sources"] = [*plain["sources"], reading.as_plain(replay)]
+    return reading.from_plain(TrainOptions, plain, options.input_model)
 
 
 def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:

@@ -14,7 +14,7 @@ from model_utils import model_loader
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription, parse
 from model_utils.ranks.group import Group
-from model_utils.run import finetuning, new_energies, open_data, replaying, resuming
+from model_utils.run import data_log, finetuning, new_energies, open_data, replaying, resuming
 from model_utils.run.beginning import Beginning, NewRun, beginning_of_training, refuse_other_files
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
@@ -68,7 +68,7 @@ class FromModel(NewRun):
             "finetune.py --E0s isolated takes those of the frames, --E0s shift fits "
             "the source's errors"
         )
-        open_data.compare_energies(data, remedy)
+        data_log.compare_energies(data, remedy)
 
     def put_weights(
         self, module: nn.Module, data: Dataset, step: str, device: torch.device

@@ -8,8 +8,9 @@ from typing import Literal
 
 from dataloader.dataset import OF_HEAD
 from dataloader.quantities import QUANTITIES
-from losses import Loss, Metrics, error_names, metrics
+from losses import Loss
 from model_utils.errors import InputError
+from model_utils.metrics import Metrics, error_names, metrics
 
 LOSS = "loss"
 Over = Literal["structures", "heads"]

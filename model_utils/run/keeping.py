@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from losses import Metrics
 from model_utils.files.kept import KeptModel, best_of, models_in, name_of
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import Metrics
 from model_utils.model_loader import PairWriter
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import log

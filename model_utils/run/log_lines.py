@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dataloader.quantities import QUANTITIES
-from losses import Metrics
+from model_utils.metrics import Metrics
 
 MILLI = 1000.0
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")

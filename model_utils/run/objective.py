@@ -8,7 +8,7 @@ from dataloader.quantities import DIPOLE, QUANTITIES
 from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss
 from model_utils.errors import InputError
 from model_utils.run.divisible import is_a_sum
-from model_utils.run.fit import Stage
+from model_utils.run.fit_plan import Stage
 from model_utils.run.table_entry import entry_of
 from model_utils.run.weight_schedule import WeightSchedule, schedules_of, weights_at
 from model_utils.runtime import log

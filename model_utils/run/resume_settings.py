@@ -11,7 +11,7 @@ from model_utils.run import replaying
 from model_utils.run.continuation import Changes
 from model_utils.run.resuming import newest_run
 from model_utils.run.stored_run import StoredRun
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
 from model_utils.settings.options import ResumeOptions, TrainOptions
 
@@ -66,7 +66,7 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
     settings_of_a_run = names_of(TrainOptions, MAY_CHANGE, FIXED)
     given = {
         name: value
-        for name, value in cli.as_plain(options).items()
+        for name, value in reading.as_plain(options).items()
         if name in settings_of_a_run and value is not None and value != []
     }
     behind = {"epochs": stored.epoch, "max_steps": stored.step}
@@ -88,7 +88,7 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
         else str(place.model),
         "input_json": str(sidecar(place.checkpoint)),
         "dry_run": False,
-        "plugin": cli.as_plain(options)["plugin"],  # a path that is stored is never followed
+        "plugin": reading.as_plain(options)["plugin"],  # a path that is stored is never followed
         "overwrite": False,
         **dict.fromkeys(
             ("resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler"), False
@@ -99,7 +99,7 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
     }
     if "output_checkpoint" in given and "output_model" not in given:
         settings["output_model"] = None  # beside the new checkpoint
-    return cli.from_plain(TrainOptions, settings, stored.path)
+    return reading.from_plain(TrainOptions, settings, stored.path)
 
 
 def _in_its_folder(config: Mapping[str, Any], place: Outputs) -> str | None:

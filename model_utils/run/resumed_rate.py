@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_utils.errors import InputError
-from model_utils.run.fit import FitPlan
+from model_utils.run.fit_plan import FitPlan
 from model_utils.run.log_lines import number_word
 from model_utils.run.train_state import TrainState
 from model_utils.runtime import log

@@ -24,7 +24,7 @@ from model_utils.ranks.group import Group
 from model_utils.run.assemble import DEFAULT_BATCH_SIZE
 from model_utils.run.stored_run import StoredRun
 from model_utils.runtime import dtype_name, log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
 
@@ -240,7 +240,7 @@ def refuse_contradictions(
         InputError: naming the first one.
     """
     fixed = names_of(TrainOptions, FIXED)  # the others are no part of what a step computes
-    for name, now in cli.as_plain(options).items():
+    for name, now in reading.as_plain(options).items():
         if name not in fixed or name in may_differ or name not in stored.config or now is None:
             continue
         if now in (stored.config[name], _effective(name, stored)):

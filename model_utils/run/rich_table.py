@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 
 from dataloader.quantities import QUANTITIES
-from losses import Metrics, error_names
+from model_utils.metrics import Metrics, error_names
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.run.log_lines import milli
 from model_utils.runtime import log

@@ -11,16 +11,18 @@ import yaml
 
 from dataloader import durable
 from dataloader.errors import is_away
-from losses import Loss, Metrics
+from losses import Loss
 from model_utils.errors import InputError, SaveError, VerificationError
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import Metrics
 from model_utils.model_loader import PairWriter
 from model_utils.ranks.group import ALONE, Group
 from model_utils.run import run_folders, run_record
 from model_utils.run.assemble import AssembledRun, logger_names
 from model_utils.run.beginning import Beginning, Continued
 from model_utils.run.epoch_progress import EpochProgress
-from model_utils.run.fit import FinalRecord, Stage, TrainRecord, ValidationRecord
+from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
+from model_utils.run.fit_plan import Stage
 from model_utils.run.interruption import Interruption
 from model_utils.run.keeping import Keeper, keeper
 from model_utils.run.log_lines import number_word
@@ -31,7 +33,7 @@ from model_utils.run.silent_files import SilentFiles
 from model_utils.run.syncing import Sync
 from model_utils.run.train_state import Progress, TrainState
 from model_utils.runtime import dtype_name, log, write_log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import OF_THE_COMMAND, names_of
 from model_utils.settings.options import TrainOptions
 
@@ -347,7 +349,7 @@ def _record_start(
         "history": record["history"],
         "finished": None,
     }
-    settings = cli.as_plain(run.options) if isinstance(beginning, Continued) else None
+    settings = reading.as_plain(run.options) if isinstance(beginning, Continued) else None
     run_record.changed(folder, known, start, settings)
     run_folders.make_latest(folder)
 

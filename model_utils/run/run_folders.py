@@ -19,7 +19,7 @@ from model_utils.files.outputs import Outputs, real
 from model_utils.models import description as model_json
 from model_utils.run import run_record
 from model_utils.runtime import log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
 from model_utils.settings.options import (
     DataOptions,
@@ -99,7 +99,7 @@ def chosen(options: TrainingOptions) -> Chosen:
             )
         _refuse_former_settings(runs, asked, model_hash, task)
         log.info("no run of these settings in %s%s: a new one begins", experiment, nearest)
-    record = run_record.of_new_run(_command(options), cli.as_plain(options), model_hash, task)
+    record = run_record.of_new_run(_command(options), reading.as_plain(options), model_hash, task)
     return Chosen(
         folder=_made(experiment, record, dry_run=options.run.dry_run),
         is_new=not options.run.dry_run,
@@ -131,10 +131,10 @@ def with_folder(options: Any, folder: Path) -> Any:
     """The options of a run whose folder is known; its safetensors lie in it too, or runs
     would replace each other's.
     """
-    plain = {**cli.as_plain(options), "run_dir": None, "output_checkpoint": str(folder)}
+    plain = {**reading.as_plain(options), "run_dir": None, "output_checkpoint": str(folder)}
     if options.running.output_safetensors is not None:
         plain["output_safetensors"] = str(folder / options.running.output_safetensors.name)
-    return cli.from_plain(type(options), plain, folder)
+    return reading.from_plain(type(options), plain, folder)
 
 
 def _refuse_contradictions(options: TrainingOptions) -> None:
@@ -174,7 +174,7 @@ def _compared(options: TrainingOptions) -> dict[str, Any]:
     if options.running.changes_the_run:
         names -= {"lr", *LENGTHS}
     return run_record.kept(
-        {name: value for name, value in cli.as_plain(options).items() if name in names}
+        {name: value for name, value in reading.as_plain(options).items() if name in names}
     )
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from functools import partial
 
-from losses import Loss, Metrics
+from losses import Loss
+from model_utils.metrics import Metrics
 from model_utils.models.network import Network, Parameters
 from model_utils.ranks.group import Group
 from model_utils.run.evaluation import Evaluator
-from model_utils.run.fit import FinalRecord, Hooks, Stage, TrainRecord, ValidationRecord
+from model_utils.run.fit import FinalRecord, Hooks, TrainRecord, ValidationRecord
+from model_utils.run.fit_plan import Stage
 from model_utils.run.interruption import Interruption
 from model_utils.run.open_data import TrainingData
 from model_utils.run.replicas import require_equal_state

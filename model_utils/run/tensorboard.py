@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import streams
-from losses import Metrics
+from model_utils.metrics import Metrics
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 
 

@@ -30,7 +30,7 @@ from model_utils.run.open_data import TrainingData
 from model_utils.run.parts import parts_of_step
 from model_utils.run.silent_files import SilentFiles
 from model_utils.runtime import log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, names_of
 from model_utils.settings.options import TrainOptions
 
@@ -80,10 +80,12 @@ def train_in_place(
         return
     identity = data_identity(data)
     fixed = names_of(TrainOptions, FIXED)
-    settings = {name: value for name, value in cli.as_plain(run.options).items() if name in fixed}
+    settings = {
+        name: value for name, value in reading.as_plain(run.options).items() if name in fixed
+    }
     replicas.require_equal_beginnings(group, identity, settings, run)
     record = {
-        "config": {**cli.as_plain(run.options), "sync": None},
+        "config": {**reading.as_plain(run.options), "sync": None},
         "history": beginning.put_state(run, identity),
         "source": beginning.source,
         "loss_units": dict(units.spread),

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dataloader.errors import InputError
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.command_sections import in_section, sections_of
 from model_utils.settings.declared import declared, names_of
 from model_utils.settings.options import FinetuneOptions, PipelineOptions
@@ -95,7 +95,7 @@ class Plan:
         try:
             filled = STAGES[stage].filled(self._situation(stage, finetuning, done))
             settings = self._settings(stage, filled, finetuning)
-            return cli.of_settings(self.kinds[section], settings, where)
+            return reading.of_settings(self.kinds[section], settings, where)
         except InputError as error:
             said = str(error)
             raise InputError(said if str(where) in said else f"{where}: {said}") from None
@@ -119,7 +119,7 @@ class Plan:
         if taken:
             raise InputError(f"{taken[0]} is given by the pipeline; leave it out")
         names = names_of(self.kinds[STAGES[stage].section or stage])
-        inherited = {} if finetuning is None else cli.as_plain(finetuning)
+        inherited = {} if finetuning is None else reading.as_plain(finetuning)
         shared = {
             name: inherited[name] for name in INHERITED if name in names and name in inherited
         }
@@ -158,7 +158,7 @@ def settings_text(options: Any) -> str:
     defaults = {option.name: option.default for option in declared(kind)}
     plain = {
         name: _without_none(value)
-        for name, value in cli.as_plain(options).items()
+        for name, value in reading.as_plain(options).items()
         if name != "config" and value not in (None, []) and value != defaults[name]
     }
     return str(yaml.safe_dump(plain, allow_unicode=True, sort_keys=True))

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dataloader.dataset import Dataset
-from losses import Loss, Metrics
+from losses import Loss
 from model_utils import runtime
+from model_utils.metrics import Metrics
 from model_utils.physics.records import PhysicsReport
 from model_utils.ranks import joining
 from model_utils.ranks.group import Group

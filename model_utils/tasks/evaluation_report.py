@@ -9,7 +9,8 @@ import torch
 
 from dataloader import durable
 from dataloader.errors import InputError
-from losses import Loss, Metrics, Term
+from losses import Loss, Term
+from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.physics.records import PhysicsReport
 from model_utils.run.error_table import table

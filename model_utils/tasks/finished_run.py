@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import input_files
-from losses import Loss, Metrics
+from losses import Loss
 from model_utils import model_loader
 from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.run import objective, resume_settings, resuming
 from model_utils.run.objective import Units
 from model_utils.run.stored_run import StoredRun
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import names_of
 from model_utils.settings.options import (
     BatchOptions,
@@ -129,7 +130,7 @@ class Run:
             else _loss_of(stored)
         )
         return evaluating.evaluate(
-            cli.from_plain(EvaluateOptions, plain, self.outputs.checkpoint), own_loss
+            reading.from_plain(EvaluateOptions, plain, self.outputs.checkpoint), own_loss
         ).total
 
 
@@ -158,7 +159,7 @@ def _as_in_training(stored: StoredRun, given: Mapping[str, Any]) -> dict[str, An
 
 def _loss_of(stored: StoredRun) -> Loss:
     """The loss by which the run judged its last validations, in its units."""
-    resumed = cli.from_plain(ResumeOptions, {"input_model": str(stored.path)}, stored.path)
+    resumed = reading.from_plain(ResumeOptions, {"input_model": str(stored.path)}, stored.path)
     options = resume_settings.train_options(resumed, stored)
     units = Units(spread=stored.loss_units, balanced=options.loss.loss_units == "balanced")
     stages = objective.stages(options, units)

@@ -23,7 +23,7 @@ from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
 from model_utils.run import resuming
 from model_utils.runtime import find_device, log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.declared import MAY_CHANGE, composed, flat, names_of
 from model_utils.settings.options import FilterOptions, MetadataInitOptions, TrainOptions
 from model_utils.settings.table_names import unknown
@@ -80,8 +80,12 @@ def described(
             name: value for name, value in fields.items() if name not in SCALES or name in given
         }
     description = model_json.parse(json.dumps(fields), f"section model of {options.input_json}")
-    plain = {**cli.as_plain(options), "network": None, "input_json": str(outputs.model_jsons[0])}
-    return cli.from_plain(TrainOptions, plain, options.input_json), description
+    plain = {
+        **reading.as_plain(options),
+        "network": None,
+        "input_json": str(outputs.model_jsons[0]),
+    }
+    return reading.from_plain(TrainOptions, plain, options.input_json), description
 
 
 def _given(options: TrainOptions) -> dict[str, Any]:
@@ -272,7 +276,8 @@ def _measured_of(options: TrainOptions, given: Mapping[str, Any]) -> dict[str, A
         "set_aside": _set_aside(options),
         "settings": {**plain, **contents},
         "sources": [
-            {**cli.as_plain(source), "path": source.path.name} for source in options.data.sources
+            {**reading.as_plain(source), "path": source.path.name}
+            for source in options.data.sources
         ],
         "files": [_fingerprint(source.path) for source in options.data.files("train")],
     }

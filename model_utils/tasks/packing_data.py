@@ -15,7 +15,8 @@ from dataloader.packed.shard_writer import IDS_ENDING
 from dataloader.packed.splitting import parse_shares
 from dataloader.portion import Portion
 from dataloader.sources import open_sources
-from model_utils.run.open_data import describe_source, filters_of
+from model_utils.run.data_log import describe_source
+from model_utils.run.open_data import filters_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.options import PackOptions

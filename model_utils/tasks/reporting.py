@@ -8,7 +8,8 @@ import torch
 
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
-from losses import Metrics, Prediction
+from losses import Prediction
+from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.report import results, tables, writing
 from model_utils.report.collected import Collected

@@ -20,7 +20,7 @@ from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.runtime import log, start_log
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import VerifyResumeOptions
 from model_utils.tasks.comparison import differences
 
@@ -110,7 +110,7 @@ def _settings(options: VerifyResumeOptions) -> dict[str, Any]:
     }
     ours = {"config", "steps", "planted_fault", "resume", "overwrite", "run_dir"}
     ours |= {"output_checkpoint", "output_model", "output_safetensors"}
-    plain = {**cli.as_plain(options), **every, "export_mace_model": False}
+    plain = {**reading.as_plain(options), **every, "export_mace_model": False}
     return {
         name: value
         for name, value in plain.items()

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from dataloader.quantities import QUANTITIES
 from dataloader.streams import printable
-from losses import error_names
+from model_utils.metrics import error_names
 from model_utils.run.log_lines import milli
 from model_utils.watching.status import Status, duration, number
 from model_utils.watching.tail import Record

@@ -21,7 +21,7 @@ from model_utils.errors import InputError
 from model_utils.generation import external, guards
 from model_utils.generation.candidate import NotMade
 from model_utils.report import libraries as extras
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import GenerateOptions, GuardOptions, WantedCrystals
 from pipeline.conftest import cuau
 
@@ -478,7 +478,7 @@ def test_a_missing_library_is_one_line(
 def test_options_know_no_more_than_they_say() -> None:
     with pytest.raises(InputError, match="--min_volume 5 is not below"):
         GuardOptions(min_volume=5.0, max_volume=4.0)
-    options = cli.parse(
+    options = reading.parse(
         GenerateOptions,
         ["--output_dir", "x", "--num_gen", "3", "--external_time_limit", "01:30:00"],
     )

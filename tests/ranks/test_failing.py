@@ -61,13 +61,13 @@ fit._Run.validate = flipped
 
 OTHER_SETTINGS = """
 import dataclasses
-from model_utils.settings import cli
-parse = cli.parse
+from model_utils.settings import reading
+parse = reading.parse
 def other(kind, argv):
     options = parse(kind, argv)
     run = dataclasses.replace(options.run, seed=5)
     return dataclasses.replace(options, run=run) if rank == 1 else options
-cli.parse = other
+reading.parse = other
 """
 OTHER_DATA = """
 from model_utils.run import training

@@ -21,15 +21,17 @@ from torch import nn
 
 from conftest import TINY, pausing, wait_until
 from dataloader import durable
-from losses import Loss, metrics, sum_names
+from losses import Loss, sum_names
 from model_utils import model_loader, runtime, train_mace
 from model_utils.errors import SaveError
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import metrics
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
 from model_utils.run import fit, metrics_file, resuming, training
 from model_utils.run.fit import TrainRecord
+from model_utils.run.fit_plan import Stage
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
@@ -461,7 +463,7 @@ def test_the_best_model_of_stage_one_outlives_a_full_disk(
     flags = ["--batch_size", "4", "--stage_two", "--start_stage_two", "1"]
     whole, begin = train("whole/run", *flags), RunFiles.on_stage
 
-    def begin_on_a_full_disk(self: RunFiles, state: TrainState, stage: fit.Stage) -> None:
+    def begin_on_a_full_disk(self: RunFiles, state: TrainState, stage: Stage) -> None:
         disk.refuse(1, "ENOSPC", times)
         begin(self, state, stage)
 

@@ -27,10 +27,11 @@ from torch import nn
 
 from conftest import TINY
 from dataloader import durable
-from losses import Loss, metrics, sum_names
+from losses import Loss, sum_names
 from model_utils import model_loader
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import metrics
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
 from model_utils.run import metrics_file, resuming

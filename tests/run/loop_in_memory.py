@@ -16,10 +16,12 @@ from dataloader.batch import Batch, collate
 from dataloader.needs import ModelFacts
 from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
-from losses import Loss, Metrics, metrics
+from losses import Loss
+from model_utils.metrics import Metrics, metrics
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import evaluate
-from model_utils.run.fit import Hooks, Stage
+from model_utils.run.fit import Hooks
+from model_utils.run.fit_plan import Stage
 from model_utils.run.steps import StepsInTurn
 from model_utils.run.train_state import Tally, TrainState
 from optimizer import OptimizerSettings, Schedule, ScheduleSettings, build_optimizer

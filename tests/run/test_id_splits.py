@@ -17,7 +17,7 @@ from dataloader.needs import ModelFacts
 from model_utils.errors import InputError
 from model_utils.run import open_data
 from model_utils.run.open_data import TrainingData
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
 
 
@@ -49,7 +49,7 @@ FACTS = ModelFacts(
 def opened(*words: object) -> TrainingData:
     """The data of a training with these flags."""
     argv = ["--input_json", "model.json", "--output_checkpoint", "run", *map(str, words)]
-    options = cli.parse(TrainOptions, argv)
+    options = reading.parse(TrainOptions, argv)
     assert options is not None
     return open_data.training_data(options, FACTS, torch.float64, seed=0)
 

@@ -13,12 +13,12 @@ from loop_in_memory import state_of
 
 import read_model
 from conftest import TINY, in_the_battery, waters
-from losses import Metrics
 from model_utils import evaluate, model_loader, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint, kept
 from model_utils.files.kept import KeptModel, best_of
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import Metrics
 from model_utils.run import fit, keeping, resuming
 from model_utils.run.keeping import Keeper, Kept
 from model_utils.tasks.choosing import averaged

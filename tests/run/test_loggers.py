@@ -14,10 +14,10 @@ from ase.io import write
 
 from conftest import waters
 from dataloader.quantities import QUANTITIES
-from losses import Metrics, error_names
 from model_utils import train_mace
 from model_utils.errors import InputError, StopRequested
 from model_utils.files import checkpoint
+from model_utils.metrics import Metrics, error_names
 from model_utils.run import fit, loggers
 from model_utils.run.csv_file import CsvFile
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord

@@ -19,15 +19,16 @@ from torch import Tensor
 from conftest import waters
 from dataloader.batch import Label
 from dataloader.needs import ModelFacts
-from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, error_sums, metrics
+from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, error_sums
 from model_utils import train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint
+from model_utils.metrics import metrics
 from model_utils.run import loss_advice, objective, open_data, spread
 from model_utils.run.divisible import is_a_sum
 from model_utils.run.judging import Judge, of_heads
 from model_utils.run.weight_schedule import schedules_of
-from model_utils.settings import cli, terms
+from model_utils.settings import reading, terms
 from model_utils.settings.options import TrainOptions
 
 NAMES = ("energy", "forces", "stress")
@@ -42,7 +43,7 @@ def options_of(tmp_path: Path, **settings: Any) -> TrainOptions:
         "xyz_train": ["a.xyz"],
         "output_checkpoint": str(tmp_path / "run"),
     }
-    return cli.from_plain(TrainOptions, needed | settings, tmp_path / "settings.yaml")
+    return reading.from_plain(TrainOptions, needed | settings, tmp_path / "settings.yaml")
 
 
 # schedules

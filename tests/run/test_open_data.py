@@ -12,7 +12,7 @@ from dataloader.dataset import Dataset
 from dataloader.labels import TO_EVALUATE
 from dataloader.sources import open_sources
 from model_utils.models import description as model_json
-from model_utils.run import open_data
+from model_utils.run import data_log, open_data
 
 
 def test_what_was_converted_is_said_of_every_source_once(
@@ -33,7 +33,7 @@ def test_what_was_converted_is_said_of_every_source_once(
     data = Dataset(sources, model_json.read(tiny_json).facts(), torch.float64)
     lines: list[str] = []
     monkeypatch.setattr(open_data.log, "info", lambda text, *values: lines.append(text % values))
-    open_data.describe("train", data)
+    data_log.describe("train", data)
     notes = [line for line in lines if "kcal/mol" in line]
     assert notes, lines
     assert all(line.startswith("  ") and line.endswith(": 3 structures") for line in notes)

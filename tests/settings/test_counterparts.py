@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from model_utils.errors import InputError
-from model_utils.settings import cli, counterparts
+from model_utils.settings import counterparts, reading
 from model_utils.settings.options import FinetuneOptions, TrainOptions
 from model_utils.settings.taken import LOSSES
 
@@ -29,9 +29,9 @@ def taken(
     folder: Path, settings: Mapping[str, Any], *flags: str, kind: type = TrainOptions
 ) -> dict[str, Any]:
     """Options of a file of settings, by name."""
-    options = cli.parse(kind, [*flags, "--config", written(folder, settings)])
+    options = reading.parse(kind, [*flags, "--config", written(folder, settings)])
     assert options is not None
-    return cli.as_plain(options)
+    return reading.as_plain(options)
 
 
 def network(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def test_a_key_of_a_yaml(row: str, tmp_path: Path) -> None:
         assert {name: network(plain)[name] for name in fields} == fields
     if section in ("dataset", "train"):
         assert (
-            cli.as_plain(
-                cli.parse(TrainOptions, ["--config", written(tmp_path, {**content, **own})])
+            reading.as_plain(
+                reading.parse(TrainOptions, ["--config", written(tmp_path, {**content, **own})])
             )
             == plain
         ), "flat"
@@ -199,9 +199,11 @@ def test_pretrained_is_a_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def flags(*words: str) -> dict[str, Any]:
-    options = cli.parse(TrainOptions, ["--input_json", "m.json", "--train_file", "t.xyz", *words])
+    options = reading.parse(
+        TrainOptions, ["--input_json", "m.json", "--train_file", "t.xyz", *words]
+    )
     assert options is not None
-    return cli.as_plain(options)
+    return reading.as_plain(options)
 
 
 TWO_WEIGHTS = "--weight_schedule energy=piecewise:0=1,100=25 forces=piecewise:0=25,100=1"
@@ -309,7 +311,7 @@ def test_the_weights_of_a_piecewise_schedule() -> None:
     """Those of mlip: energy 1, then 25 from epoch 100 on; forces 25, then 1."""
     from model_utils.run.objective import weight_schedules
 
-    options = cli.parse(
+    options = reading.parse(
         TrainOptions,
         [
             "--input_json",
@@ -490,9 +492,9 @@ def test_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
         "stage_splits: [7e-1, 3e-1]\n"
         "energy_weights: [1e0, 1e3]\n"
     )
-    options = cli.parse(TrainOptions, [str(tmp_path / "a.yaml")])
+    options = reading.parse(TrainOptions, [str(tmp_path / "a.yaml")])
     assert options is not None
-    assert network(cli.as_plain(options))["atomic_energies"] == {"H": -13.6, "O": -430.0}
+    assert network(reading.as_plain(options))["atomic_energies"] == {"H": -13.6, "O": -430.0}
     assert options.stage_two.stage_two_energy_weight == 1000.0
 
 
@@ -504,6 +506,6 @@ def test_a_bare_resume_is_auto(words: list[str], tmp_path: Path) -> None:
     for arguments in (["--config", path, *words], [*words, path], [path, *words]):
         if words == ["--resume", "--ema"] and arguments[-1] == path:
             continue
-        options = cli.parse(TrainOptions, arguments)
+        options = reading.parse(TrainOptions, arguments)
         assert options is not None
         assert options.output.resume == "auto"

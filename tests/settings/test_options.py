@@ -23,7 +23,7 @@ from conftest import ROOT
 from model_utils import evaluate, resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint
-from model_utils.settings import cli, declared, parser, table_names
+from model_utils.settings import declared, parser, reading, table_names
 from model_utils.settings import options as settings
 from model_utils.settings.declared import FIXED, MAY_CHANGE, OF_THE_COMMAND, Option, names_of
 from model_utils.settings.options import (
@@ -210,8 +210,8 @@ def test_settings_are_flat_and_come_back(kind: type) -> None:
     chosen |= {
         k: v for k, v in (SPECIAL[""] | SPECIAL.get(kind.__name__, {})).items() if k in chosen
     }
-    options = cli.from_plain(kind, chosen, Path("here"))
-    plain = cli.as_plain(options)
+    options = reading.from_plain(kind, chosen, Path("here"))
+    plain = reading.as_plain(options)
     assert tuple(plain) == names_of(kind)
     for name, value in chosen.items():
         if name == "sources":
@@ -220,7 +220,7 @@ def test_settings_are_flat_and_come_back(kind: type) -> None:
             ] == value
         else:
             assert plain[name] == value, name
-    assert cli.from_plain(kind, json.loads(json.dumps(plain)), Path("here")) == options
+    assert reading.from_plain(kind, json.loads(json.dumps(plain)), Path("here")) == options
 
 
 @by_kind
@@ -229,7 +229,7 @@ def test_a_yaml_has_the_flags_names(kind: type, tmp_path: Path) -> None:
     for group in {field.name for field in dataclasses.fields(kind)} - set(names_of(kind)):
         (tmp_path / "a.yaml").write_text(yaml.safe_dump({group: {}}))
         with pytest.raises(InputError, match="unknown setting"):
-            cli.parse(kind, ["--config", str(tmp_path / "a.yaml")])
+            reading.parse(kind, ["--config", str(tmp_path / "a.yaml")])
 
 
 def test_stored_settings_have_the_order_that_they_had() -> None:
@@ -318,9 +318,9 @@ def test_a_name_that_is_added_is_an_answer(
         "--forces_loss",
     ]
     with pytest.raises(InputError, match="there are mse, huber, mae, l2norm"):
-        cli.parse(TrainOptions, [*words, "log_cosh"])
+        reading.parse(TrainOptions, [*words, "log_cosh"])
     monkeypatch.setitem(losses.SHAPES, "log_cosh", losses.SHAPES["mse"])
-    options = cli.parse(TrainOptions, [*words, "log_cosh"])
+    options = reading.parse(TrainOptions, [*words, "log_cosh"])
     assert options is not None
     assert options.loss.forces_loss == "log_cosh"
     assert train_mace.main(["--help"]) == 0
@@ -357,12 +357,12 @@ def test_a_list_of_names_is_checked_name_by_name(
         colours: Annotated[tuple[str, ...], NamesOf("more_ideas", "TABLE"), FIXED] = ()
         """Colours."""
 
-    assert cli.parse(Chosen, ["--colours", "green", "red"]) == Chosen(colours=("green", "red"))
+    assert reading.parse(Chosen, ["--colours", "green", "red"]) == Chosen(colours=("green", "red"))
     with pytest.raises(
         InputError, match=r"--colours 'gren' is not known; did you mean green. there are red, green"
     ):
-        cli.parse(Chosen, ["--colours", "red", "gren"])
-    assert cli.from_plain(Chosen, {"colours": ["red"]}, Path("here")).colours == ("red",)
+        reading.parse(Chosen, ["--colours", "red", "gren"])
+    assert reading.from_plain(Chosen, {"colours": ["red"]}, Path("here")).colours == ("red",)
 
 
 def test_names_that_are_written_and_not_a_dict_are_our_mistake(
@@ -473,11 +473,11 @@ def test_a_parser_of_what_is_given_answers_as_that_of_all_options(
 
 
 def test_a_stored_value_is_the_default_where_it_has_its_type_too() -> None:
-    default = cli.parse(
+    default = reading.parse(
         TrainOptions,
         ["--input_json", "/a.json", "--output_checkpoint", "/run", "--xyz_train", "/a.xyz"],
     )
-    stored = cli.as_plain(default)
-    assert cli.from_plain(TrainOptions, stored, Path("it")) == default
+    stored = reading.as_plain(default)
+    assert reading.from_plain(TrainOptions, stored, Path("it")) == default
     with pytest.raises(InputError, match="accumulate_batches"):
-        cli.from_plain(TrainOptions, {**stored, "accumulate_batches": True}, Path("it"))
+        reading.from_plain(TrainOptions, {**stored, "accumulate_batches": True}, Path("it"))

@@ -12,9 +12,10 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
 from conftest import TINY
-from losses import Loss, metrics, sum_names
+from losses import Loss, sum_names
 from model_utils import model_loader
 from model_utils.files.outputs import Outputs
+from model_utils.metrics import metrics
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
 

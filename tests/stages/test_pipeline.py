@@ -368,11 +368,11 @@ def test_settings_of_a_stage_give_its_options_again(play: Play) -> None:
     """What a stage is called with is a file of settings by itself: a person can
     run the command alone.
     """
-    from model_utils.settings import cli
+    from model_utils.settings import reading
     from model_utils.settings.options import FinetuneOptions
 
     assert play.run() == 0
-    options = cli.parse(
+    options = reading.parse(
         FinetuneOptions, ["--config", str(play.run_dir / "stages" / "finetune.yaml")]
     )
     assert options is not None

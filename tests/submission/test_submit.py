@@ -17,7 +17,7 @@ from stages.conftest import CONFIG
 from conftest import ROOT
 from model_utils import submit
 from model_utils.errors import InputError
-from model_utils.settings import cli
+from model_utils.settings import reading
 from model_utils.settings.options import PipelineOptions
 from model_utils.submission import packing, profile, submitting
 from model_utils.submission.commands import commands
@@ -62,7 +62,7 @@ def test_a_job_gets_the_files_that_its_settings_name_and_nothing_else(data: Path
         "--num_gen",
         "3",
     ]
-    options = cli.parse(PipelineOptions, words)
+    options = reading.parse(PipelineOptions, words)
     inputs = packing.Inputs()
     settings, result = packing.settings_of(commands()["pipeline"], options, inputs)
     assert result == "pipeline_run"
@@ -79,7 +79,7 @@ def test_a_job_gets_the_files_that_its_settings_name_and_nothing_else(data: Path
     with tarfile.open(there / "inputs.tar.gz") as tar:
         tar.extractall(there, filter="data")
     (there / "settings.yaml").write_text(packing.settings_text(settings))
-    in_job = cli.parse(PipelineOptions, ["--config", str(there / "settings.yaml")])
+    in_job = reading.parse(PipelineOptions, ["--config", str(there / "settings.yaml")])
     assert in_job is not None
     assert in_job.num_gen == 3
     assert in_job.input_model.read_text() == "model.pt"
@@ -229,7 +229,7 @@ def test_results_never_lie_where_something_of_the_job_lies(data: Path, name: str
         "--run_dir",
         data / "x" / name,
     ]
-    options = cli.parse(PipelineOptions, [str(word) for word in words])
+    options = reading.parse(PipelineOptions, [str(word) for word in words])
     settings, result = packing.settings_of(commands()["pipeline"], options, packing.Inputs())
     assert (settings["run_dir"], result) == ("results", "results")
 

@@ -1,8 +1,8 @@
 """Gathering rows so that its derivative gathers too: no scatter, hence one order
 of sums on any device.
 
-A `Listing` says which row each slot shows, index[s], and which slots show each row, an
-    ascending list S(i). With it
+A `Listing` says which row each slot shows, index[s], and which slots show each row, an ascending
+list S(i). With it
     gather:  y[s] = x[index[s]]              for slots s = 0 … n_slots − 1
     collect: x̄[i] = Σ_{s in S(i)} g[s]       its VJP
 and the VJP of collect is gather again. A slot may be *empty*: it is in no list, and shows some row

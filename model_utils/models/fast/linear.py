@@ -3,8 +3,8 @@
 Features lie as blocks one after another, block l of shape ((2l + 1) n_atoms, channels of l): every
 order is one matrix product: y_l = x_l W_l. The maps are bilinear in input and weight; for y = x W
     VJP:            x̄ = ȳ Wᵀ,              W̄ = xᵀ ȳ
-    VJP of the VJP, with a and A the adjoints of x̄ and W̄, and Δ what they add to the
-                    gradients by ȳ, x and W:
+    VJP of the VJP, with a and A the adjoints of x̄ and W̄, and Δ what they add to the gradients
+                    by ȳ, x and W:
                     Δȳ = a W + x A,   Δx = ȳ Aᵀ,   ΔW = aᵀ ȳ.
 In the code ȳ is g, A is aw, and the gradients by x, W and ȳ are dx, dw and dg.
 """

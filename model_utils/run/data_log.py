@@ -1,0 +1,119 @@
+"""What the log says of data: what they hold, what was left out, how E0s stand to atoms alone."""
+
+from collections import Counter
+
+from dataloader import atomic_energies
+from dataloader.data_file import Census, Source
+from dataloader.dataset import Dataset
+from dataloader.quantities import QUANTITIES
+from model_utils.runtime import log
+
+
+def compare_energies(data: Dataset, remedy: str) -> None:
+    """Say what isolated atoms of the data are beside the model's E0s, and which of
+    these no atom can have.
+
+    Args:
+        data: to train on, with the facts of the model.
+        remedy: how the model gets other E0s.
+    """
+    facts = data.facts
+    own = {
+        head: dict(zip(facts.atomic_numbers, row, strict=True))
+        for head, row in zip(facts.heads, facts.atomic_energies, strict=True)
+    }
+    atoms = [
+        atom for source in data.sources for atom in source.isolated_atoms if atom.energy is not None
+    ]
+    for head, isolated in atomic_energies.isolated_by_head(atoms, facts.heads[0]).items():
+        different = atomic_energies.differences(isolated, own.get(head, {}))
+        if different:
+            text = (
+                "IsolatedAtom frames are not what the E0s of head %s are: %s eV; the "
+                "model's are used (%s)"
+            )
+            log.warning(f"warning: {text}", head, different, remedy)
+        elif set(isolated) & set(own.get(head, {})):
+            log.info("IsolatedAtom frames are the E0s of head %s", head)
+    for head, energies in own.items():
+        low = atomic_energies.impossible(energies)
+        if low:
+            text = (
+                "no atom has so low an E0 as head %s has: %s: of another unit, or fitted to "
+                "compositions that do not "
+            )
+            text += (
+                "determine it; energies of other compositions, fragments and reactions mean "
+                "nothing with it (%s)"
+            )
+            log.warning(f"warning: {text}", head, atomic_energies.shown(low), remedy)
+
+
+def _label_texts(census: Census) -> str:
+    """Which quantities were found under which names, with counts where records differ."""
+    names: Counter[str] = Counter()
+    for names_of_record, count in census.label_names.items():
+        labels = [
+            f"{quantity} from {name}"
+            for quantity, name in zip(QUANTITIES, names_of_record, strict=True)
+            if name
+        ]
+        names[", ".join(labels) or "no labels"] += count
+    return "; ".join(f"{text}{f' ({n})' if len(names) > 1 else ''}" for text, n in names.items())
+
+
+def describe_source(source: Source, isolated: str = "are left out") -> None:
+    """Log what a source says of its records beside their number.
+
+    Args:
+        source: an opened one.
+        isolated: what becomes of its isolated atoms.
+    """
+    census = source.census
+    for layout, count in census.layouts.items():
+        log.info("  layout %s: %d records", layout, count)
+    for rule, count in census.pbc_rules.items():
+        log.info("  pbc %s: %d records", rule, count)
+    if source.isolated_atoms:
+        log.info("  %d IsolatedAtom frame(s) %s", len(source.isolated_atoms), isolated)
+    if census.dropped:
+        log.warning("  dropped %d: %s", census.dropped.total(), census.drop_report())
+    if census.left_out:
+        log.info("  left out %d: %s", census.left_out.total(), census.left_out_report())
+    for text in census.warnings:
+        log.warning("  %s", text)
+
+
+def describe(role: str, dataset: Dataset) -> None:
+    """Log what a data set holds: counts, label names, rules that were applied,
+    what was left out and why.
+    """
+    for source in dataset.sources:
+        labels = _label_texts(source.census)
+        log.info(
+            "%s: %s: %d structures, %d atoms; %s",
+            role,
+            source.path,
+            len(source),
+            source.n_atoms.sum(),
+            labels,
+        )
+        describe_source(source)
+        for text, count in source.census.notes.items():
+            log.info("  %s: %d structures", text, count)
+    own, shares = dataset.shares()
+    for share in shares:
+        path = dataset.sources[int(dataset.places[share.rows[0], 0])].path
+        log.info(
+            "  an epoch takes %d of the %d of %s beside %d others",
+            share.taken,
+            len(share.rows),
+            path,
+            len(own),
+        )
+    for reason, count in dataset.left_out.items():
+        log.info("  %d structures left out: %s", count, reason)
+    if dataset.free_atoms_only and any(
+        dataset.sources[s].structure(int(i)).free_atoms is not None for s, i in dataset.places[:1]
+    ):
+        log.info("  records say which atoms were fixed: only force components of free atoms count")

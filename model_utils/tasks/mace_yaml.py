@@ -1,0 +1,125 @@
+"""The network that a YAML of mace_run_train describes, as fields of model.json."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from dataloader import plain_json
+from dataloader.errors import InputError
+from model_utils.runtime import log
+from model_utils.settings import plain_yaml
+from model_utils.settings.mace_flags import is_known
+
+# Names of mace_run_train's settings that describe the network, and the fields
+# of model.json they are.
+MACE_SETTINGS = {
+    **{
+        name: name
+        for name in [
+            "r_max",
+            "max_ell",
+            "correlation",
+            "num_interactions",
+            "hidden_irreps",
+            "edge_irreps",
+            "MLP_irreps",
+            "gate",
+            "radial_type",
+            "distance_transform",
+            "pair_repulsion",
+            "apply_cutoff",
+            "use_reduced_cg",
+            "use_so3",
+            "use_agnostic_product",
+            "use_last_readout_only",
+            "use_edge_irreps_first",
+            "use_embedding_readout",
+            "embedding_specs",
+            "avg_num_neighbors",
+        ]
+    },
+    "num_radial_basis": "num_bessel",
+    "num_cutoff_basis": "num_polynomial_cutoff",
+    "interaction": "interaction_cls",
+    "interaction_first": "interaction_cls_first",
+    "radial_MLP": "radial_MLP",
+}
+
+
+def settings_in(path: Path) -> Mapping[str, Any]:
+    """The settings of a YAML of mace_run_train, which is not empty."""
+    settings = plain_yaml.read(path, "a YAML of mace_run_train", "r_max: 5.0")
+    if not settings:
+        raise InputError(f"{path} is no YAML of mace_run_train; expected lines like `r_max: 5.0`")
+    return settings
+
+
+def network_fields(path: Path) -> dict[str, Any]:
+    """Network fields of a configuration of mace_run_train; what is not of the network
+    is named and left aside.
+    """
+    settings = settings_in(path)
+    _refuse_misspelt(settings, path)
+    fields = {
+        ours: settings[theirs]
+        for theirs, ours in MACE_SETTINGS.items()
+        if settings.get(theirs) is not None
+    }
+    try:
+        if isinstance(fields.get("radial_MLP"), str):
+            fields["radial_MLP"] = plain_json.loads(fields["radial_MLP"])
+        if "num_channels" in settings or "max_L" in settings:
+            channels = int(settings.get("num_channels", 128))
+            max_order = min(int(settings.get("max_L", 1)), 99)
+            fields["hidden_irreps"] = _irreps(channels, max_order)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})"
+        ) from None
+    # mace builds ScaleShiftMACE with this first block (and shift 0)
+    if settings.get("model", "MACE") == "MACE":
+        if "Density" not in str(fields.get("interaction_cls_first")):
+            fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
+    elif settings["model"] != "ScaleShiftMACE":
+        raise InputError(
+            f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE"
+        )
+    aside = sorted(
+        map(str, set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
+    )
+    log.info("%s: left aside, not of the network: %s", path, ", ".join(aside) or "nothing")
+    return fields
+
+
+def _irreps(channels: int, max_order: int) -> str:
+    """So many channels of every order of spherical harmonics, with its natural
+    parity: ``128x0e+128x1o``.
+    """
+    return "+".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_order + 1))
+
+
+def _refuse_misspelt(settings: Mapping[str, Any], path: Path) -> None:
+    """Take a key that mace_run_train does not have, and that is much like one of the
+    network's, for a mistake.
+
+    Raises:
+        InputError: naming the nearest.
+    """
+    theirs = [*MACE_SETTINGS, "model", "num_channels", "max_L"]
+    by_letters = {_letters(name): name for name in theirs}
+    ours = {field: name for name, field in MACE_SETTINGS.items()}
+    for key in map(str, settings):
+        if key in theirs or is_known(key):
+            continue
+        near = get_close_matches(_letters(key), by_letters, n=1)
+        name = ours.get(key) or (by_letters[near[0]] if near else None)
+        if name is not None:
+            raise InputError(
+                f"{path}: mace_run_train has no {key!r}; did you mean {name}? if "
+                "not, remove the line"
+            )
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

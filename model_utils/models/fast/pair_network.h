@@ -1,25 +1,44 @@
-// Functions of the distance of a pair: the radial basis, and the hidden layers of a network on top of it, each with its
-// slope. The formulas stand in radial.py and pair_network.py; here only loops. Included by kernels.cpp.
+// Functions of the distance of a pair: the radial basis, and the hidden layers of a network on top
+// of it, each with its slope. The formulas stand in radial.py and pair_network.py; here only loops.
+// Included by kernels.cpp.
 //
-// Pairs go through all layers in tiles, whose arrays stay in the cache. Tiles of a part add what they give to the weights'
-// gradient in their order, and parts are added in theirs; both depend on the number of pairs alone.
+// Pairs go through all layers in tiles, whose arrays stay in the cache. Tiles of a part add what
+// they give to the weights' gradient in their order, and parts are added in theirs; both depend on
+// the number of pairs alone.
 
 // exp to the last bit but one: 2^k exp(r) with |r| <= log(2) / 2 and a polynomial for exp(r).
-template <typename T> struct Exponential;
-template <> struct Exponential<double> {
+template <typename T>
+struct Exponential;
+template <>
+struct Exponential<double> {
   typedef int64_t Integer;
-  static constexpr double kMagic = 0x1.8p52, kHigh = 0x1.62e42fefa38p-1, kLow = 0x1.ef35793c7673p-45, kLimit = 708;
+  static constexpr double kMagic = 0x1.8p52, kHigh = 0x1.62e42fefa38p-1,
+                          kLow = 0x1.ef35793c7673p-45, kLimit = 708;
   static constexpr int kBits = 52, kDegree = 13;
 };
-template <> struct Exponential<float> {
+template <>
+struct Exponential<float> {
   typedef int32_t Integer;
-  static constexpr float kMagic = 0x1.8p23f, kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f, kLimit = 87;
+  static constexpr float kMagic = 0x1.8p23f, kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f,
+                         kLimit = 87;
   static constexpr int kBits = 23, kDegree = 7;
 };
-constexpr double kInverseFactorials[] = {1.0,           1.0,            1.0 / 2,        1.0 / 6,         1.0 / 24,
-                                         1.0 / 120,     1.0 / 720,      1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
-                                         1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
-template <typename T> inline Vector<T> exponential(Vector<T> x) {
+constexpr double kInverseFactorials[] = {1.0,
+                                         1.0,
+                                         1.0 / 2,
+                                         1.0 / 6,
+                                         1.0 / 24,
+                                         1.0 / 120,
+                                         1.0 / 720,
+                                         1.0 / 5040,
+                                         1.0 / 40320,
+                                         1.0 / 362880,
+                                         1.0 / 3628800,
+                                         1.0 / 39916800,
+                                         1.0 / 479001600,
+                                         1.0 / 6227020800.0};
+template <typename T>
+inline Vector<T> exponential(Vector<T> x) {
   typedef Exponential<T> E;
   typedef typename E::Integer Integers __attribute__((vector_size(kBytes)));
   const Vector<T> zero{}, limit = zero + E::kLimit, magic = zero + E::kMagic;
@@ -39,7 +58,10 @@ template <typename T> inline Vector<T> exponential(Vector<T> x) {
   std::memcpy(&p, &bits, sizeof(p));
   return p;
 }
-template <typename T> inline Vector<T> logistic(const Vector<T>& z) { return T(1) / (T(1) + exponential<T>(-z)); }
+template <typename T>
+inline Vector<T> logistic(const Vector<T>& z) {
+  return T(1) / (T(1) + exponential<T>(-z));
+}
 
 struct Basis {
   int64_t n, gaussian, power;  // functions; gaussians or Bessel functions; power of the cutoff
@@ -47,13 +69,15 @@ struct Basis {
   double a, p, q;              // of the Agnesi transform
 };
 
-// value and slope (pairs, n) of the functions at r or, where scale is given, at the transform of r by each pair's own
-// length. The cutoff multiplies them, or is written with its slope to the arrays for it.
+// value and slope (pairs, n) of the functions at r or, where scale is given, at the transform of r
+// by each pair's own length. The cutoff multiplies them, or is written with its slope to the arrays
+// for it.
 template <typename T>
-void radial_basis(const Basis& b, int64_t pairs, const T* r, const T* scale, const T* numbers, T* value, T* slope,
-                  T* cutoff, T* cutoff_slope) {
+void radial_basis(const Basis& b, int64_t pairs, const T* r, const T* scale, const T* numbers,
+                  T* value, T* slope, T* cutoff, T* cutoff_slope) {
   const T r_max = T(b.r_max), prefactor = T(b.prefactor), q = T(b.q), difference = T(b.q - b.p);
-  const T c0 = T((b.power + 1) * (b.power + 2)) / 2, c1 = T(b.power * (b.power + 2)), c2 = T(b.power * (b.power + 1)) / 2;
+  const T c0 = T((b.power + 1) * (b.power + 2)) / 2, c1 = T(b.power * (b.power + 2)),
+          c2 = T(b.power * (b.power + 1)) / 2;
   each(pairs, pairs > 100, [&](int64_t i) {
     const T u = r[i] / r_max;
     T power = 1;  // u^(p - 1)
@@ -69,7 +93,8 @@ void radial_basis(const Basis& b, int64_t pairs, const T* r, const T* scale, con
     }
     T x = r[i], dx = 1;
     if (scale) {
-      const T reduced = r[i] / scale[i], w = std::pow(reduced, difference), a = T(b.a) * std::pow(reduced, q) / (1 + w);
+      const T reduced = r[i] / scale[i], w = std::pow(reduced, difference),
+              a = T(b.a) * std::pow(reduced, q) / (1 + w);
       x = 1 / (1 + a);
       dx = -x * x * a / r[i] * (q - difference * w / (1 + w));
     }
@@ -98,14 +123,17 @@ struct PairNetwork {
   int64_t n_layers, appended;  // appended: a last column of ones
   const PairLayer* layers;
 };
-constexpr int64_t kPairs = 24;  // of a tile; their slopes are as many rows more
+constexpr int64_t kPairs = 24;     // of a tile; their slopes are as many rows more
 constexpr double kEpsilon = 1e-5;  // torch's LayerNorm
 
 // A matrix in panels of kColumns columns, or its transpose.
-template <typename T> class Panels {
+template <typename T>
+class Panels {
  public:
   Panels(const T* from, int64_t row, int64_t column, int64_t depth, int64_t columns, T scale)
-      : depth_(depth), columns_(columns), all_(((columns + kColumns<T> - 1) / kColumns<T>) * depth * kColumns<T>) {
+      : depth_(depth),
+        columns_(columns),
+        all_(((columns + kColumns<T> - 1) / kColumns<T>)*depth * kColumns<T>) {
     T* to = &all_[0];
     for (int64_t first = 0; first < columns; first += kColumns<T>)
       for (int64_t k = 0; k < depth; ++k, to += kColumns<T>)
@@ -117,8 +145,10 @@ template <typename T> class Panels {
       const T* panel = &all_[j * depth_];
       int64_t i = 0;
       for (; i + kRows <= rows; i += kRows)
-        tile<T, kRows>(depth_, {a + i * lda, lda, 1}, panel, c + i * ldc + j, ldc, columns_ - j, false);
-      for (; i < rows; ++i) tile<T, 1>(depth_, {a + i * lda, lda, 1}, panel, c + i * ldc + j, ldc, columns_ - j, false);
+        tile<T, kRows>(depth_, {a + i * lda, lda, 1}, panel, c + i * ldc + j, ldc, columns_ - j,
+                       false);
+      for (; i < rows; ++i)
+        tile<T, 1>(depth_, {a + i * lda, lda, 1}, panel, c + i * ldc + j, ldc, columns_ - j, false);
     }
   }
 
@@ -127,28 +157,37 @@ template <typename T> class Panels {
   std::vector<T> all_;
 };
 
-// c += aᵀ b for row-major a (rows, n) and b (rows, columns), whose rows may be read kColumns numbers too far.
+// c += aᵀ b for row-major a (rows, n) and b (rows, columns), whose rows may be read kColumns
+// numbers too far.
 template <typename T>
 void add_transposed(int64_t rows, const T* a, int64_t n, const T* b, int64_t columns, T* c) {
   for (int64_t j = 0; j < columns; j += kColumns<T>) {
     int64_t i = 0;
     for (; i + kRows <= n; i += kRows)
-      tile<T, kRows>(rows, {a + i, 1, n}, b + j, c + i * columns + j, columns, columns - j, true, columns);
+      tile<T, kRows>(rows, {a + i, 1, n}, b + j, c + i * columns + j, columns, columns - j, true,
+                     columns);
     for (; i + 4 <= n; i += 4)
-      tile<T, 4>(rows, {a + i, 1, n}, b + j, c + i * columns + j, columns, columns - j, true, columns);
+      tile<T, 4>(rows, {a + i, 1, n}, b + j, c + i * columns + j, columns, columns - j, true,
+                 columns);
     for (; i < n; ++i)
-      tile<T, 1>(rows, {a + i, 1, n}, b + j, c + i * columns + j, columns, columns - j, true, columns);
+      tile<T, 1>(rows, {a + i, 1, n}, b + j, c + i * columns + j, columns, columns - j, true,
+                 columns);
   }
 }
 
-template <typename T> inline T mean_of(const T* a, const T* b, int64_t n) {  // of a b, or of a
+template <typename T>
+inline T mean_of(const T* a, const T* b, int64_t n) {  // of a b, or of a
   Vector<T> total{};
-  blocks<T>(n, [&](int64_t c, auto k) { total += b ? load<T>(a + c, k) * load<T>(b + c, k) : load<T>(a + c, k); });
+  blocks<T>(n, [&](int64_t c, auto k) {
+    total += b ? load<T>(a + c, k) * load<T>(b + c, k) : load<T>(a + c, k);
+  });
   return sum<T>(total) / T(n);
 }
 
-// u = (z - mean) / deviation and its slope v for a row of n numbers; the reciprocal of the deviation.
-template <typename T> inline T normalised(int64_t n, const T* z, const T* dz, T* u, T* v) {
+// u = (z - mean) / deviation and its slope v for a row of n numbers; the reciprocal of the
+// deviation.
+template <typename T>
+inline T normalised(int64_t n, const T* z, const T* dz, T* u, T* v) {
   const T mean = mean_of<T>(z, nullptr, n), slope = mean_of<T>(dz, nullptr, n);
   blocks<T>(n, [&](int64_t c, auto k) { store<T>(u + c, load<T>(z + c, k) - mean, k); });
   const T reciprocal = 1 / std::sqrt(mean_of<T>(u, u, n) + T(kEpsilon));
@@ -161,11 +200,13 @@ template <typename T> inline T normalised(int64_t n, const T* z, const T* dz, T*
 }
 
 // One layer of a tile behind its product: rows of z with rows of its slope below them.
-template <typename T> struct Activated {
+template <typename T>
+struct Activated {
   int64_t n;
   std::vector<T> y, x;  // (2 kPairs, n) each: what silu gets, and the result
   const T* s;           // (kPairs, n), the logistic function
-  explicit Activated(int64_t width) : n(width), y(2 * kPairs * n), x(2 * kPairs * n + kColumns<T>), s(nullptr) {}
+  explicit Activated(int64_t width)
+      : n(width), y(2 * kPairs * n), x(2 * kPairs * n + kColumns<T>), s(nullptr) {}
 
   // logistic_of is written, or read again where known.
   void run(const PairLayer& f, int64_t rows, const T* z, const T* dz, T* logistic_of, bool known) {
@@ -175,7 +216,8 @@ template <typename T> struct Activated {
       T *to = &y[i * n], *dto = &y[(rows + i) * n];
       if (f.norm_weight) {
         normalised<T>(n, z + i * n, dz + i * n, to, dto);
-        const T *weight = static_cast<const T*>(f.norm_weight), *bias = static_cast<const T*>(f.norm_bias);
+        const T *weight = static_cast<const T*>(f.norm_weight),
+                *bias = static_cast<const T*>(f.norm_bias);
         blocks<T>(n, [&](int64_t c, auto k) {
           const Vector<T> w = load<T>(weight + c, k);
           store<T>(to + c, load<T>(to + c, k) * w + load<T>(bias + c, k), k);
@@ -186,21 +228,26 @@ template <typename T> struct Activated {
         std::memcpy(dto, dz + i * n, sizeof(T) * n);
       }
       blocks<T>(n, [&](int64_t c, auto k) {
-        const Vector<T> v = load<T>(to + c, k), l = known ? load<T>(s + i * n + c, k) : logistic<T>(v);
+        const Vector<T> v = load<T>(to + c, k),
+                        l = known ? load<T>(s + i * n + c, k) : logistic<T>(v);
         if (!known) store<T>(logistic_of + i * n + c, l, k);
         store<T>(&x[i * n + c], v * l * gain, k);
-        store<T>(&x[(rows + i) * n + c], load<T>(dto + c, k) * (l * (T(1) + v * (T(1) - l)) * gain), k);
+        store<T>(&x[(rows + i) * n + c], load<T>(dto + c, k) * (l * (T(1) + v * (T(1) - l)) * gain),
+                 k);
       });
     }
   }
 
-  // Gradients by z and its slope, in place of those by x and its slope; what they give to the norm's weight and bias.
-  void back(const PairLayer& f, int64_t rows, const T* z, const T* dz, T* g, T* u, T* weight, T* bias) {
+  // Gradients by z and its slope, in place of those by x and its slope; what they give to the
+  // norm's weight and bias.
+  void back(const PairLayer& f, int64_t rows, const T* z, const T* dz, T* g, T* u, T* weight,
+            T* bias) {
     const T gain = T(f.gain);
     for (int64_t i = 0; i < rows; ++i) {
       T *gi = g + i * n, *dgi = g + (rows + i) * n;
       blocks<T>(n, [&](int64_t c, auto k) {
-        const Vector<T> v = load<T>(&y[i * n + c], k), dv = load<T>(&y[(rows + i) * n + c], k), l = load<T>(&s[i * n + c], k);
+        const Vector<T> v = load<T>(&y[i * n + c], k), dv = load<T>(&y[(rows + i) * n + c], k),
+                        l = load<T>(&s[i * n + c], k);
         const Vector<T> rest = T(1) - l, first = l * (T(1) + v * rest) * gain;
         const Vector<T> second = l * rest * (T(2) + v * (rest - l)) * gain;
         const Vector<T> gx = load<T>(gi + c, k), dgx = load<T>(dgi + c, k);
@@ -212,7 +259,8 @@ template <typename T> struct Activated {
   }
 
  private:
-  void norm_back(const PairLayer& f, const T* z, const T* dz, T* g, T* dg, T* u, T* weight, T* bias) const {
+  void norm_back(const PairLayer& f, const T* z, const T* dz, T* g, T* dg, T* u, T* weight,
+                 T* bias) const {
     T* v = u + n;
     const T *w = static_cast<const T*>(f.norm_weight), reciprocal = normalised<T>(n, z, dz, u, v);
     blocks<T>(n, [&](int64_t c, auto k) {
@@ -222,11 +270,13 @@ template <typename T> struct Activated {
       store<T>(g + c, gv * wv, k);
       store<T>(dg + c, dgv * wv, k);
     });
-    const T along = mean_of<T>(u, dz, n), mean_dg = mean_of<T>(dg, nullptr, n), by_u = mean_of<T>(dg, u, n);
+    const T along = mean_of<T>(u, dz, n), mean_dg = mean_of<T>(dg, nullptr, n),
+            by_u = mean_of<T>(dg, u, n);
     const T by_v = mean_of<T>(dg, v, n);
     blocks<T>(n, [&](int64_t c, auto k) {  // by u
       const Vector<T> dgv = load<T>(dg + c, k);
-      store<T>(g + c, load<T>(g + c, k) - (dgv * along + load<T>(dz + c, k) * by_u) * reciprocal, k);
+      store<T>(g + c, load<T>(g + c, k) - (dgv * along + load<T>(dz + c, k) * by_u) * reciprocal,
+               k);
     });
     const T mean_g = mean_of<T>(g, nullptr, n), g_u = mean_of<T>(g, u, n);
     blocks<T>(n, [&](int64_t c, auto k) {
@@ -237,24 +287,27 @@ template <typename T> struct Activated {
   }
 };
 
-// Where a layer's z lies among what is kept of a forward pass: (n, n_out), then its slope and the logistic function.
+// Where a layer's z lies among what is kept of a forward pass: (n, n_out), then its slope and the
+// logistic function.
 inline int64_t kept_before(const PairNetwork& f, int64_t layer) {
   int64_t total = 0;
   for (int64_t l = 0; l < layer; ++l) total += 3 * f.layers[l].n_out;
   return total;
 }
 
-// R and its slope from the basis x and its slope dx: see pair_network.py. offset, (n, width of the first layer), cutoff and
-// its slope may be null; kept gets what the reverse pass wants again.
+// R and its slope from the basis x and its slope dx: see pair_network.py. offset, (n, width of the
+// first layer), cutoff and its slope may be null; kept gets what the reverse pass wants again.
 template <typename T>
-void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, const T* offset, const T* cutoff,
-                  const T* cutoff_slope, T* kept, T* out, T* slope) {
+void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, const T* offset,
+                  const T* cutoff, const T* cutoff_slope, T* kept, T* out, T* slope) {
   std::vector<Panels<T>> matrices;
   for (int64_t l = 0; l < f.n_layers; ++l) {
     const PairLayer& w = f.layers[l];
-    matrices.emplace_back(static_cast<const T*>(w.weight), w.row, w.column, w.n_in, w.n_out, T(w.scale));
+    matrices.emplace_back(static_cast<const T*>(w.weight), w.row, w.column, w.n_in, w.n_out,
+                          T(w.scale));
   }
-  const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out, width = n_last + f.appended;
+  const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out,
+                width = n_last + f.appended;
   const int64_t tiles = (n + kPairs - 1) / kPairs;
   auto run = [&] {
     std::vector<Activated<T>> layers;
@@ -272,7 +325,8 @@ void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, cons
         T *z = kept + kept_before(f, l) * n + first * h, *dz = z + n * h;
         product.resize(2 * kPairs * h);
         matrices[l].times(2 * rows, input, layer.n_in, &product[0], h);
-        const T *bias = static_cast<const T*>(layer.bias), *row = l == 0 && offset ? offset + first * h : nullptr;
+        const T *bias = static_cast<const T*>(layer.bias),
+                *row = l == 0 && offset ? offset + first * h : nullptr;
         for (int64_t i = 0; i < rows; ++i)
           blocks<T>(h, [&](int64_t c, auto k) {
             Vector<T> v = load<T>(&product[i * h + c], k);
@@ -307,23 +361,28 @@ void pair_network(const PairNetwork& f, int64_t n, const T* x, const T* dx, cons
   }
 }
 
-// Numbers of a layer's gradients: of its weight (n_in, n_out), of bias, of the norm's weight and bias where there are any.
+// Numbers of a layer's gradients: of its weight (n_in, n_out), of bias, of the norm's weight and
+// bias where there are any.
 inline int64_t gradients_of(const PairLayer& f) {
   return f.n_in * f.n_out + (f.bias ? f.n_out : 0) + (f.norm_weight ? 2 * f.n_out : 0);
 }
 
-// Gradients by all weights, layer after layer, and by the offset, from those by R and its slope, of which one may be null.
+// Gradients by all weights, layer after layer, and by the offset, from those by R and its slope, of
+// which one may be null.
 template <typename T>
-void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, const T* cutoff, const T* cutoff_slope,
-                      T* kept, const T* g, const T* dg, T* by_weights, T* by_offset) {
+void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, const T* cutoff,
+                      const T* cutoff_slope, T* kept, const T* g, const T* dg, T* by_weights,
+                      T* by_offset) {
   std::vector<Panels<T>> transposed;
   int64_t size = 0;
   for (int64_t l = 0; l < f.n_layers; ++l) {
     const PairLayer& w = f.layers[l];
-    transposed.emplace_back(static_cast<const T*>(w.weight), w.column, w.row, w.n_out, w.n_in, T(w.scale));
+    transposed.emplace_back(static_cast<const T*>(w.weight), w.column, w.row, w.n_out, w.n_in,
+                            T(w.scale));
     size += gradients_of(w);
   }
-  const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out, width = n_last + f.appended;
+  const int64_t n_basis = f.layers[0].n_in, n_last = f.layers[f.n_layers - 1].n_out,
+                width = n_last + f.appended;
   const int64_t tiles = (n + kPairs - 1) / kPairs, parts = std::clamp<int64_t>(tiles / 2, 1, 16);
   std::vector<T> all(parts * size);
   auto run = [&] {
@@ -338,7 +397,8 @@ void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, 
         std::memcpy(&input[rows * n_basis], dx + first * n_basis, sizeof(T) * rows * n_basis);
         gradient.assign(2 * kPairs * n_last + kColumns<T>, T(0));
         for (int64_t i = 0; i < rows; ++i) {
-          const T a = cutoff ? cutoff[first + i] : T(1), da = cutoff ? cutoff_slope[first + i] : T(0);
+          const T a = cutoff ? cutoff[first + i] : T(1),
+                  da = cutoff ? cutoff_slope[first + i] : T(0);
           const int64_t at = (first + i) * width;
           for (int64_t c = 0; c < n_last; ++c) {
             const T gv = g ? g[at + c] : T(0), dgv = dg ? dg[at + c] : T(0);
@@ -360,11 +420,15 @@ void pair_network_vjp(const PairNetwork& f, int64_t n, const T* x, const T* dx, 
           T* by_bias = to + layer.n_in * h;
           T* by_norm = by_bias + (layer.bias ? h : 0);
           scratch.resize(2 * h);
-          layers[l].back(layer, rows, z, z + n * h, &gradient[0], &scratch[0], by_norm, by_norm + h);
-          add_transposed<T>(2 * rows, l ? &layers[l - 1].x[0] : &input[0], layer.n_in, &gradient[0], h, to);
+          layers[l].back(layer, rows, z, z + n * h, &gradient[0], &scratch[0], by_norm,
+                         by_norm + h);
+          add_transposed<T>(2 * rows, l ? &layers[l - 1].x[0] : &input[0], layer.n_in, &gradient[0],
+                            h, to);
           if (layer.bias)
             for (int64_t i = 0; i < rows; ++i)
-              blocks<T>(h, [&](int64_t c, auto k) { add<T>(by_bias + c, load<T>(&gradient[i * h + c], k), k); });
+              blocks<T>(h, [&](int64_t c, auto k) {
+                add<T>(by_bias + c, load<T>(&gradient[i * h + c], k), k);
+              });
           if (l == 0) {
             if (by_offset) std::memcpy(by_offset + first * h, &gradient[0], sizeof(T) * rows * h);
           } else {

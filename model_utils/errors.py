@@ -1,8 +1,12 @@
 """The failures a run can end with, each with the exit code that schedulers and scripts see."""
 
-from dataloader.errors import InputError
+import errno
+
+from dataloader.errors import AwayError, InputError, is_away
 
 __all__ = [
+    "FULL",
+    "OTHER_PLACE",
     "InputError",
     "NonFiniteError",
     "PeerFailed",
@@ -12,7 +16,10 @@ __all__ = [
     "StageFailed",
     "StopRequested",
     "VerificationError",
+    "cannot_write",
 ]
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OTHER_PLACE = "give another --output_checkpoint or --output_model"
 
 
 class VerificationError(Exception):
@@ -74,3 +81,23 @@ class StopRequested(BaseException):
     """A signal or the clock asks the run to end; like KeyboardInterrupt, no ``except
     Exception`` may swallow it.
     """
+
+
+def cannot_write(what: object, error: OSError, remedy: str = "") -> Exception:
+    """What to raise where a file or a folder cannot be written.
+
+    Args:
+        what: the file, or the flag that names it and the file.
+        error: of the file system.
+        remedy: what to type instead, where the place is at fault.
+
+    Returns:
+        SaveError where there is no room: other words would help no more than the same ones later;
+        AwayError where a network file system does not answer; else InputError with the remedy.
+    """
+    said = f"cannot write {what}: {error.strerror or error}"
+    if error.errno in FULL:
+        return SaveError(f"{said}; make room, and repeat the command")
+    if is_away(error):
+        return AwayError(f"{said}; is its file system there?")
+    return InputError(f"{said}; {remedy}" if remedy else said)

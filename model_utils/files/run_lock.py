@@ -13,6 +13,7 @@ from pathlib import Path
 from dataloader import durable, file_lock
 from dataloader.errors import InputError
 from dataloader.file_lock import Lock
+from model_utils.errors import OTHER_PLACE, cannot_write
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.outputs import Outputs
 from model_utils.runtime import log
@@ -61,7 +62,7 @@ def _opened(stack: ExitStack, folder: Path) -> HeldFolder:
     try:
         return stack.enter_context(HeldFolder(folder))
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise cannot_write(folder, error, OTHER_PLACE) from None
 
 
 @contextmanager
@@ -133,7 +134,7 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, remed
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(path.name, flags, 0o644, dir_fd=folder.descriptor)
         except OSError as error:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error, OTHER_PLACE) from None
         holder = _read(descriptor)
         lock = file_lock.ask(descriptor)
         free = lock is Lock.OURS or (lock is Lock.NONE and _is_stale(holder))
@@ -150,12 +151,6 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, remed
             log.info("waiting for %s, which writes %s, to end", _words(holder), place)
             waiting = True
         time.sleep(0.1)
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"cannot write {path}: {error.strerror}; give another --output_checkpoint or --output_model"
-    )
 
 
 def _still_there(descriptor: int, folder: HeldFolder, name: str) -> bool:

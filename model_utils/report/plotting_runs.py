@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dataloader import durable
 from dataloader.errors import InputError
+from model_utils.errors import cannot_write
 from model_utils.files.outputs import real
 from model_utils.report import curves, records
 from model_utils.report.curves import RunRecords
@@ -115,5 +116,5 @@ def _write(flag: str, path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
     except OSError as error:
-        raise InputError(f"cannot write {flag} {path}: {error.strerror}") from None
+        raise cannot_write(f"{flag} {path}", error) from None
     log.info("wrote %s", path)

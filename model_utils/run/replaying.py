@@ -25,6 +25,7 @@ from dataloader.labels import TO_PREDICT
 from dataloader.sources import open_sources
 from losses import Loss, Prediction
 from model_utils import model_loader, runtime
+from model_utils.errors import cannot_write
 from model_utils.files.checkpoint import previous_generation
 from model_utils.files.outputs import Outputs
 from model_utils.model_loader import LoadedModel
@@ -144,7 +145,7 @@ def label(
         with stop.deferred(), _written(path, group) as stream:
             _write_labels(stream, options, data, network, stop, group)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise cannot_write(path, error) from None
     group.once(lambda: None)  # the others open the file when it is complete
     log.info(
         "replay: %d structures of %s have the labels of the source's head %s",

@@ -12,7 +12,7 @@ import yaml
 from dataloader import durable
 from dataloader.errors import is_away
 from losses import Loss
-from model_utils.errors import InputError, SaveError, VerificationError
+from model_utils.errors import OTHER_PLACE, SaveError, VerificationError, cannot_write
 from model_utils.files.outputs import Outputs
 from model_utils.metrics import Metrics
 from model_utils.model_loader import PairWriter
@@ -328,8 +328,7 @@ def _opened_by_first(
             with suppress(OSError):
                 outputs.remove_another_run()
         unwritable = error.filename2 or error.filename or outputs.checkpoint.parent
-        remedy = "give another --output_checkpoint or --output_model"
-        raise InputError(f"cannot write {unwritable}: {error.strerror}; {remedy}") from None
+        raise cannot_write(unwritable, error, OTHER_PLACE) from None
 
 
 def _record_start(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import durable
-from model_utils.errors import InputError
+from model_utils.errors import InputError, cannot_write
 from model_utils.files.outputs import Outputs, real
 from model_utils.models import description as model_json
 from model_utils.run import run_record
@@ -296,9 +296,7 @@ def _made(experiment: Path, record: Mapping[str, Any], *, dry_run: bool) -> Path
                 continue
             return folder
     except OSError as error:
-        raise InputError(
-            f"cannot write --run_dir {experiment}: {error.strerror}; give another"
-        ) from None
+        raise cannot_write(f"--run_dir {experiment}", error, "give another") from None
     raise InputError(
         f"--run_dir {experiment} has {MOST_OF_A_SECOND} runs of the name {name}; give another"
     )

@@ -13,7 +13,7 @@ from dataloader import parallel, streams
 from dataloader.cache_folder import settle
 from dataloader.durable import NotWritten
 from dataloader.errors import AwayError, InputError, is_away
-from model_utils.errors import PeerFailed, PeerLost, SaveError, StageFailed
+from model_utils.errors import FULL, PeerFailed, PeerLost, SaveError, StageFailed
 from model_utils.ranks.joining import NOBODY, Peers, Processes, join
 from model_utils.ranks.rank import Rank
 from model_utils.settings import invoked, reading, sections, typed
@@ -22,7 +22,7 @@ from model_utils.settings.declared import flat
 Options = TypeVar("Options")
 Commands = Mapping[str, tuple[type, Callable[[Any], None]]]  # name: its options, what it does
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_ROOM = (*FULL, errno.EROFS)
 
 
 def run(

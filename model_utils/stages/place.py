@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dataloader import durable
 from dataloader.errors import InputError
+from model_utils.errors import cannot_write
 
 FORMAT = 1
 
@@ -116,9 +117,7 @@ class Place:
                 self.records.mkdir(exist_ok=True)
                 durable.write_text(self.mark, json.dumps({"format": FORMAT}) + "\n")
         except OSError as error:
-            raise InputError(
-                f"cannot write --run_dir {self.folder}: {error.strerror}; give another"
-            ) from None
+            raise cannot_write(f"--run_dir {self.folder}", error, "give another") from None
 
     def _refuse_files_of_others(self) -> None:
         own = {self.records.name, self.lock.name}

@@ -23,6 +23,7 @@ from dataloader.portion import Portion
 from dataloader.progress import ProgressBar
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
+from model_utils.errors import cannot_write
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks import joining
@@ -116,7 +117,7 @@ def _write(path: Path, findings: Sequence[Finding], sets: Sequence[Set]) -> None
     try:
         durable.write_text(path, json.dumps(content, indent=1, default=float))
     except OSError as error:
-        raise InputError(f"cannot write --output_json {path}: {error.strerror}") from None
+        raise cannot_write(f"--output_json {path}", error) from None
 
 
 def _sizes(sets: Sequence[Set]) -> dict[str, list[int]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dataloader import durable
 from dataloader.errors import InputError
 from model_utils import model_loader
+from model_utils.errors import cannot_write
 from model_utils.files import checkpoint, kept
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.files.kept import KeptModel
@@ -173,7 +174,7 @@ def _write(path: Path, file: WeightsFile, *, overwrite: bool) -> None:
             path, {**file.content, "model_state_dict": dict(module.state_dict())}, module
         )
     except OSError as error:
-        raise InputError(f"cannot write --output_model {path}: {error.strerror or error}") from None
+        raise cannot_write(f"--output_model {path}", error) from None
 
 
 def _write_sidecar(path: Path, description: ModelDescription, *, overwrite: bool) -> None:

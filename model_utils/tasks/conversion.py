@@ -17,7 +17,7 @@ from dataloader.neighbors import build_graph
 from dataloader.quantities import ENERGY, FORCES
 from dataloader.structure import Structure
 from model_utils import model_loader
-from model_utils.errors import InputError, VerificationError
+from model_utils.errors import InputError, VerificationError, cannot_write
 from model_utils.files import checkpoint
 from model_utils.files.outputs import refuse_names_of_runs, sidecar
 from model_utils.model_loader import LoadedModel
@@ -164,7 +164,7 @@ def _write(
             _write_description(options, loaded)
         os.replace(unchecked, output)
     except OSError as error:
-        raise InputError(f"cannot write --output {output}: {error.strerror or error}") from None
+        raise cannot_write(f"--output {output}", error) from None
     finally:
         unchecked.unlink(missing_ok=True)
     what = (

@@ -14,6 +14,7 @@ from dataloader.atomic_energies import impossible, shown
 from dataloader.errors import InputError
 from dataloader.statistics import DataSums, HeadSums, Scaling, reference_energies, scale_and_shift
 from dataloader.structure import symbols
+from model_utils.errors import cannot_write
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks import joining
@@ -342,4 +343,4 @@ def _put(options: MetadataOptions, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         durable.write_text(path, text)
     except OSError as error:
-        raise InputError(f"cannot write --output_json {path}: {error.strerror}") from None
+        raise cannot_write(f"--output_json {path}", error) from None

@@ -10,6 +10,7 @@ import torch
 from dataloader import durable
 from dataloader.errors import InputError
 from losses import Loss, Term
+from model_utils.errors import cannot_write
 from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.physics.records import PhysicsReport
@@ -126,5 +127,5 @@ def write(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_to(path)
         except OSError as error:
-            raise InputError(f"cannot write --{flag} {path}: {error.strerror}") from None
+            raise cannot_write(f"--{flag} {path}", error) from None
         log.info("wrote %s", path)

@@ -16,6 +16,7 @@ from typing import Any
 from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
 from dataloader.limits import MODEL_JSON_BYTES
+from model_utils.errors import cannot_write
 from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
 from model_utils.models.architecture import ARCHITECTURES, USUAL, refuse_elsewhere
@@ -158,9 +159,7 @@ def _keep(path: Path, of: Mapping[str, Any], measured: Mapping[str, Any]) -> Non
             path, json.dumps({"format": FORMAT, "of": of, "measured": measured}, indent=2) + "\n"
         )
     except OSError as error:
-        raise InputError(
-            f"cannot write --info_file {path}: {error.strerror}; give another"
-        ) from None
+        raise cannot_write(f"--info_file {path}", error, "give another") from None
     log.info("kept in %s for later runs", path)
 
 

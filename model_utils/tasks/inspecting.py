@@ -13,7 +13,7 @@ from dataloader import durable, input_files
 from dataloader.errors import InputError
 from dataloader.structure import symbols
 from model_utils import model_loader
-from model_utils.errors import VerificationError
+from model_utils.errors import VerificationError, cannot_write
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.architecture import build_module
@@ -58,7 +58,7 @@ def export(options: ExportOptions) -> None:
         output_json.parent.mkdir(parents=True, exist_ok=True)
         durable.write_text(output_json, text)
     except OSError as error:
-        raise InputError(f"cannot write --output_json {output_json}: {error.strerror}") from None
+        raise cannot_write(f"--output_json {output_json}", error) from None
     log.info("wrote %s: every tensor of %s fits it", output_json, options.input_model)
 
 

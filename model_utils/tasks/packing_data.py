@@ -5,7 +5,6 @@ from typing import Any
 
 from dataloader import id_lists
 from dataloader.data_file import Source, SourceSpec
-from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.labels import TO_EVALUATE, TO_TRAIN
 from dataloader.lmdb_shards.indexing import index_shards
@@ -15,6 +14,7 @@ from dataloader.packed.shard_writer import IDS_ENDING
 from dataloader.packed.splitting import parse_shares
 from dataloader.portion import Portion
 from dataloader.sources import open_sources
+from model_utils.errors import cannot_write
 from model_utils.run.data_log import describe_source
 from model_utils.run.open_data import filters_of
 from model_utils.runtime import log, start_log
@@ -45,9 +45,7 @@ def pack(options: PackOptions) -> None:
             options, packing.Packing(sources, options.output_dir, recipe, log.info), portion
         )
     except OSError as error:
-        raise InputError(
-            f"cannot write --output_dir {options.output_dir}: {error.strerror or error}"
-        ) from None
+        raise cannot_write(f"--output_dir {options.output_dir}", error) from None
     if report is not None:
         log.info(
             "packed into %s; read it with %s",

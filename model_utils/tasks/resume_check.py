@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from dataloader.progress import ProgressBar
-from model_utils.errors import InputError, VerificationError
+from model_utils.errors import InputError, VerificationError, cannot_write
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.runtime import log, start_log
@@ -93,9 +93,8 @@ def _command(options: VerifyResumeOptions, folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(yaml.safe_dump(_settings(options)), encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"cannot write {settings}: {error.strerror}; give a folder as --output_checkpoint"
-        ) from None
+        remedy = "give a folder as --output_checkpoint"
+        raise cannot_write(settings, error, remedy) from None
     return [sys.executable, str(TRAIN), "--config", str(settings), "--output_checkpoint"]
 
 

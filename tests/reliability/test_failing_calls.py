@@ -23,7 +23,7 @@ from conftest import TINY, pausing, wait_until
 from dataloader import durable
 from losses import Loss, sum_names
 from model_utils import model_loader, runtime, train_mace
-from model_utils.errors import SaveError
+from model_utils.errors import SaveError, cannot_write
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.metrics import metrics
@@ -632,16 +632,17 @@ def test_a_disk_that_is_full_from_the_start(
     small_disk: Callable[[str], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One line and 2, the checkpoint that is there stays; with room, the run begins or goes on."""
+    """One line and 5, the checkpoint that is there stays; with room, the run begins or goes on."""
     place = small_disk("1500k") / "run"
     if resumed:
         train(str(place))
     filler = fill(place.parent)
     capsys.readouterr()
     more = ["--resume", "auto", "--epochs", "3"] if resumed else ["--epochs", "3"]
-    train(str(place), *more, code=2)
+    train(str(place), *more, code=5)
     (line,) = capsys.readouterr().err.splitlines()
     assert os.strerror(errno.ENOSPC) in line
+    assert "make room" in line
     assert str(place) in line
     if resumed:
         assert newest_step(outputs_in(place)) > 0
@@ -654,3 +655,32 @@ def show(name: str, figures: dict[str, float], record_property: Note) -> None:
     for key, value in figures.items():
         record_property(key, value)
     print(f"{name}: {', '.join(f'{value} {key}' for key, value in figures.items())}")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.ENOSPC, 5, "make room, and repeat the command"),
+        (errno.EDQUOT, 5, "make room, and repeat the command"),
+        (errno.ESTALE, 75, "is its file system there?"),
+        (errno.EROFS, 2, "give another"),
+        (errno.EACCES, 2, "give another"),
+    ],
+    ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else "",
+)
+def test_where_a_place_cannot_be_written_the_code_says_whether_to_try_again(
+    number: int, code: int, words: str
+) -> None:
+    error = cannot_write("it", OSError(number, os.strerror(number)), "give another")
+    assert error.exit_code == code  # type: ignore[attr-defined]
+    assert words in str(error)
+    assert os.strerror(number) in str(error)
+
+
+def test_nobody_else_says_so() -> None:
+    """A full disk is no fault of the words that were typed, whatever command meets it."""
+    root = Path(__file__).resolve().parents[2]
+    say = [
+        path.name for path in root.glob("model_utils/**/*.py") if "cannot write" in path.read_text()
+    ]
+    assert say == ["errors.py"]

@@ -13,6 +13,9 @@ AWAY = (
     errno.ENOTCONN,
     errno.EREMOTEIO,
 )
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ROOM = "make room, and repeat the command"
+START_AGAIN = "make room and start again with the same settings, it goes on where it was"
 
 
 class InputError(Exception):
@@ -31,6 +34,36 @@ class AwayError(InputError):
     """
 
     exit_code = 75  # EX_TEMPFAIL: a scheduler may requeue
+
+
+class SaveError(Exception):
+    """What was made could not be written: there is no room."""
+
+    exit_code = 5
+
+
+def cannot_write(
+    what: object, error: OSError, remedy: str = "", *, room: str = ROOM, verb: str = "write"
+) -> InputError | SaveError:
+    """What to raise where a file or a folder cannot be written.
+
+    Args:
+        what: the file, or the flag that names it and the file.
+        error: of the file system.
+        remedy: what to type instead, where the place is at fault.
+        room: what to do where there is no room.
+        verb: what was tried.
+
+    Returns:
+        SaveError where there is no room: other words would help no more than the same ones later;
+        AwayError where a network file system does not answer; else InputError with the remedy.
+    """
+    said = f"cannot {verb} {what}: {error.strerror or error}"
+    if error.errno in FULL:
+        return SaveError(f"{said}; {room}")
+    if is_away(error):
+        return AwayError(f"{said}; is its file system there?")
+    return InputError(f"{said}; {remedy}" if remedy else said)
 
 
 def is_away(error: Exception) -> bool:

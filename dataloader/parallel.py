@@ -16,7 +16,7 @@ from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
 from dataloader import progress
-from dataloader.errors import AwayError, InputError, is_away
+from dataloader.errors import FULL, ROOM, AwayError, InputError, SaveError, is_away
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -158,6 +158,7 @@ def in_children(
 
     Raises:
         InputError: what a task raised, or that a process died, with the file it was reading.
+        SaveError: a task found no room for what it writes.
     """
     children = _Children(work, tasks, min(processes or n_cores(), len(tasks)))
     try:
@@ -291,15 +292,10 @@ def _serve(
         answer: tuple[int, Any, Exception | None]
         try:
             answer = (number, work(tasks[number]), None)
-        except InputError as error:
+        except (InputError, SaveError) as error:
             answer = (number, None, error)
         except OSError as error:
-            kind = AwayError if is_away(error) else InputError
-            answer = (
-                number,
-                None,
-                kind(f"{error.strerror or error} ({error.filename or notes.read(slot)})"),
-            )
+            answer = (number, None, _of_file_system(error, notes.read(slot)))
         except MemoryError:
             answer = (
                 number,
@@ -312,3 +308,11 @@ def _serve(
             pipe.send(answer)
         except OSError:
             os._exit(0)
+
+
+def _of_file_system(error: OSError, read: object) -> InputError | SaveError:
+    """What a child answers whose file system failed; ``read`` is the file it was reading."""
+    said = f"{error.strerror or error} ({error.filename or read})"
+    if error.errno in FULL:
+        return SaveError(f"{said}; {ROOM}")
+    return AwayError(said) if is_away(error) else InputError(said)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dataloader import array_file, parallel
 from dataloader.array_file import Damaged
-from dataloader.errors import InputError
+from dataloader.errors import START_AGAIN, cannot_write
 from dataloader.progress import ProgressBar
 from dataloader.work_folder import overtaken
 
@@ -80,6 +80,7 @@ class Parts:
 
         Raises:
             InputError: what ``work`` raised, or a part cannot be written.
+            SaveError: there is no room for it.
         """
         missing = self.missing(numbers)
         with ProgressBar(what, sum(sizes[number] for number in numbers)) as bar:
@@ -100,7 +101,4 @@ class Parts:
                     {name: [array] for name, array in columns.items()},
                 )
         except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}; make room and start again with "
-                "the same settings, it goes on where it was"
-            ) from None
+            raise cannot_write(path, error, START_AGAIN, room=START_AGAIN) from None

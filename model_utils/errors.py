@@ -1,8 +1,6 @@
 """The failures a run can end with, each with the exit code that schedulers and scripts see."""
 
-import errno
-
-from dataloader.errors import AwayError, InputError, is_away
+from dataloader.errors import FULL, InputError, SaveError, cannot_write
 
 __all__ = [
     "FULL",
@@ -18,7 +16,6 @@ __all__ = [
     "VerificationError",
     "cannot_write",
 ]
-FULL = (errno.ENOSPC, errno.EDQUOT)
 OTHER_PLACE = "give another --output_checkpoint or --output_model"
 
 
@@ -34,12 +31,6 @@ class NonFiniteError(Exception):
     """Loss or gradients stopped being numbers; nothing of that state was saved."""
 
     exit_code = 4
-
-
-class SaveError(Exception):
-    """The final state could not be written."""
-
-    exit_code = 5
 
 
 class Preempted(Exception):
@@ -81,23 +72,3 @@ class StopRequested(BaseException):
     """A signal or the clock asks the run to end; like KeyboardInterrupt, no ``except
     Exception`` may swallow it.
     """
-
-
-def cannot_write(what: object, error: OSError, remedy: str = "") -> Exception:
-    """What to raise where a file or a folder cannot be written.
-
-    Args:
-        what: the file, or the flag that names it and the file.
-        error: of the file system.
-        remedy: what to type instead, where the place is at fault.
-
-    Returns:
-        SaveError where there is no room: other words would help no more than the same ones later;
-        AwayError where a network file system does not answer; else InputError with the remedy.
-    """
-    said = f"cannot write {what}: {error.strerror or error}"
-    if error.errno in FULL:
-        return SaveError(f"{said}; make room, and repeat the command")
-    if is_away(error):
-        return AwayError(f"{said}; is its file system there?")
-    return InputError(f"{said}; {remedy}" if remedy else said)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dataloader import durable, input_files, parallel, plain_json
 from dataloader.data_file import Source
-from dataloader.errors import InputError
+from dataloader.errors import START_AGAIN, InputError, cannot_write
 from dataloader.limits import JSON_BYTES
 from dataloader.lmdb_file import write_lmdb
 from dataloader.neighbors import GraphFault, build_graph, stored_edges
@@ -185,10 +185,7 @@ def _write_shard(shard: Shard, shards: Shards) -> None:
                 durable.write_text(shard.ids(work), "".join(f"{name}\n" for name in ids))
             write_json(shard.note(work), entry, work)
     except OSError as error:
-        raise InputError(
-            f"cannot write {shard.path}: {error.strerror or error}; make room and start again with "
-            "the same settings, it goes on where it was"
-        ) from None
+        raise cannot_write(shard.path, error, START_AGAIN, room=START_AGAIN) from None
 
 
 def _write_file(

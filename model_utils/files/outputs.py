@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
+from model_utils.errors import OTHER_PLACE, cannot_write
 from model_utils.files.checkpoint import is_best_model, previous_generation
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.kept import PATTERN
@@ -308,15 +309,12 @@ class Outputs:
             path.unlink(missing_ok=True)
 
     def make_folders(self) -> None:
-        """Create the folders; raise InputError where that is not possible."""
+        """Create the folders; raises as ``cannot_write`` where that is not possible."""
         for folder in {self.checkpoint.parent, self.model.parent}:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(
-                    f"cannot create {folder}: {error.strerror}; give another "
-                    "--output_checkpoint or --output_model"
-                ) from None
+                raise cannot_write(folder, error, OTHER_PLACE, verb="create") from None
 
 
 def refuse_names_of_runs(output: Path, flag: str, *known: Outputs) -> None:

@@ -22,6 +22,7 @@ from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
 from dataloader.progress import ProgressBar
 from model_utils import runtime
+from model_utils.errors import cannot_write
 from model_utils.files.run_lock import held
 from model_utils.generation import guards
 from model_utils.generation.candidate import Candidate, Exhausted, NotMade
@@ -71,7 +72,7 @@ def generate(options: GenerateOptions) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make --output_dir {folder}: {error.strerror}") from None
+        raise cannot_write(f"--output_dir {folder}", error, verb="make") from None
     with held(folder / ".lock", wait=True, flag="--output_dir"):
         asked = _asked(options)
         if options.overwrite:

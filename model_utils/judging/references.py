@@ -20,6 +20,7 @@ from dataloader.cache_folder import cache_folder
 from dataloader.errors import InputError
 from dataloader.labels import NOT_READ, LabelKeys
 from dataloader.structure import Structure
+from model_utils.errors import cannot_write
 from model_utils.files.run_lock import held
 from model_utils.judging.candidates import crystal_fault, free_atoms_of
 from model_utils.judging.hull import Hull, Point
@@ -265,9 +266,8 @@ def relaxations(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"cannot make the folder {folder} of relaxations: {error.strerror}"
-        ) from None
+        what = f"the folder {folder} of relaxations"
+        raise cannot_write(what, error, verb="make") from None
     with held(folder / f".{key}.lock", wait=True, flag="folder"):
         journal = Journal(folder / f"{key}.jsonl", work, "move the file away")
         relaxing.relax_rest(structures, calculator, criteria, journal, processes)

@@ -24,7 +24,7 @@ from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
 from dataloader.progress import ProgressBar
 from model_utils import runtime
-from model_utils.errors import Preempted, StopRequested
+from model_utils.errors import Preempted, StopRequested, cannot_write
 from model_utils.files.run_lock import held
 from model_utils.run.interruption import Interruption
 from model_utils.runtime import log
@@ -76,7 +76,7 @@ def run(options: MdOptions, stop: Interruption) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make --output_dir {folder}: {error.strerror}") from None
+        raise cannot_write(f"--output_dir {folder}", error, verb="make") from None
     with held(folder / ".lock", wait=True, flag="--output_dir"):
         _Run(options, atoms, calculator).to_the_end(stop)
 

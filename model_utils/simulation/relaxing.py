@@ -21,6 +21,7 @@ from dataloader import durable, parallel
 from dataloader.errors import InputError
 from dataloader.progress import ProgressBar
 from model_utils import runtime
+from model_utils.errors import cannot_write
 from model_utils.files.csv_cells import csv_text
 from model_utils.files.run_lock import held
 from model_utils.runtime import log
@@ -105,7 +106,7 @@ def _folder(options: RelaxOptions) -> Path:
     try:
         (folder / WAYS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make --output_dir {folder}: {error.strerror}") from None
+        raise cannot_write(f"--output_dir {folder}", error, verb="make") from None
     return folder
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dataloader import durable
-from dataloader.errors import InputError
 from model_utils import runtime
-from model_utils.errors import StageFailed
+from model_utils.errors import StageFailed, cannot_write
 from model_utils.files.run_lock import held
 from model_utils.run.run_record import now
 from model_utils.runtime import log
@@ -96,7 +95,7 @@ def _made(folder: JobFolder) -> None:
     try:
         folder.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make --jobs_dir {folder.path.parent}: {error.strerror}") from None
+        raise cannot_write(f"--jobs_dir {folder.path.parent}", error, verb="make") from None
 
 
 def _sent(

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from conftest import TINY, pausing, wait_until
-from dataloader import durable
+from dataloader import durable, parallel
 from losses import Loss, sum_names
 from model_utils import model_loader, runtime, train_mace
 from model_utils.errors import SaveError, cannot_write
@@ -680,7 +681,18 @@ def test_where_a_place_cannot_be_written_the_code_says_whether_to_try_again(
 def test_nobody_else_says_so() -> None:
     """A full disk is no fault of the words that were typed, whatever command meets it."""
     root = Path(__file__).resolve().parents[2]
-    say = [
-        path.name for path in root.glob("model_utils/**/*.py") if "cannot write" in path.read_text()
+    files = [
+        path for part in ("model_utils", "dataloader") for path in root.glob(f"{part}/**/*.py")
     ]
-    assert say == ["errors.py"]
+    says = re.compile(r"InputError\(\s*f?.cannot (write|make|create) ")
+    assert [path.name for path in files if says.search(path.read_text())] == []
+    assert says.search('raise InputError(\n    f"cannot write {path}: {error.strerror}"\n)')
+
+
+def no_room(number: int) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard_0000")
+
+
+def test_a_child_without_room_says_so() -> None:
+    with pytest.raises(SaveError, match=r"shard_0000.*make room"):
+        list(parallel.in_children(no_room, [1, 2], processes=2))

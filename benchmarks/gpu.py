@@ -10,6 +10,7 @@ one of the whole process. At the end stands one table, for the README.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import statistics
@@ -20,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,14 +39,14 @@ LIMIT = 570.0  # s for all parts
 FOR_TESTS = 200.0  # s of them that the tests are left
 MODELS = {"S": "64x0e", "M": "128x0e+128x1o", "L": "128x0e+128x1o+128x2e"}
 SIZES = (216, 432, 1080, 2160, 4104, 8208)  # atoms of MgO, 56 edges each
-FORMS = {  # of the step, with its share of the time for steps
-    "mace": 0.25,  # mace-torch's module as its own training calls it
-    "reference": 0.15,
-    "fast": 0.3,
-    "torch": 0.1,  # the fast step without kernels
-    "cueq": 0.1,
-    "cueq fused": 0.1,
-}
+FORMS = (  # of the step
+    "mace",  # mace-torch's module as its own training calls it
+    "reference",
+    "fast",
+    "torch",  # the fast step without kernels
+    "cueq",
+    "cueq fused",
+)
 TINY = {"S": "4x0e+4x1o"}
 AGREE = {"float64": 1e-10, "float32": 1e-3}  # of the norm of all gradients
 
@@ -54,10 +56,12 @@ class Parts:
 
     Args:
         rehearsal: on a CPU, with a tiny network.
+        sizes: atoms of the steps that are timed.
     """
 
-    def __init__(self, *, rehearsal: bool) -> None:
+    def __init__(self, *, rehearsal: bool, sizes: list[int]) -> None:
         self.rehearsal = rehearsal
+        self.sizes = sizes
         self.device = torch.device("cpu" if rehearsal else "cuda")
         self.models = TINY if rehearsal else MODELS
         self.rows: list[dict[str, Any]] = []
@@ -201,15 +205,18 @@ class Parts:
             say(f"{form}: {launches} launches in a step; {'; '.join(top)}")
 
     def steps(self) -> None:
-        """Times and memory of whole steps by form, model and size."""
-        for_all = LIMIT - FOR_TESTS - (time.monotonic() - BEGAN)
-        for form, share in FORMS.items():
-            seconds = 20.0 if self.rehearsal else share * for_all
-            words = [sys.executable, __file__, "--child", form, "--seconds", str(seconds)]
+        """Times and memory of whole steps by form, model and size: a process for each form, which
+        have the device in turn.
+        """
+        seconds = max(LIMIT - FOR_TESTS - (time.monotonic() - BEGAN), 60.0)
+        with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(len(FORMS)) as pool:
+            words = [sys.executable, __file__, "--turn", turn.name, "--seconds", str(seconds)]
             words += ["--rehearse"] if self.rehearsal else []
-            rows, last = rows_of(words, seconds + 60)
-            self.rows += rows
-            say(f"steps of {form}: {len(rows)} rows{last}")
+            words += ["--sizes", *map(str, self.sizes)]
+            ended = pool.map(lambda form: rows_of([*words, "--child", form], seconds + 60), FORMS)
+            for form, (rows, last) in zip(FORMS, ended, strict=True):
+                self.rows += rows
+                say(f"steps of {form}: {len(rows)} rows{last}")
 
     def files(self) -> None:
         """Train on the device, go on there, evaluate there and on the CPU what was written."""
@@ -400,7 +407,11 @@ def waits_of(step: Callable[[], None], device: torch.device) -> list[str]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     lines = sorted(
-        {f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)}
+        {
+            f"{Path(w.filename).name}:{w.lineno}"
+            for w in caught
+            if "called a synchronizing" in str(w.message)
+        }
     )
     if lines:
         say("  waits:", ", ".join(lines))
@@ -485,9 +496,9 @@ def made(hidden: str, atoms: int, dtype_name: str, device: torch.device) -> tupl
 # In a process of its own
 
 
-def child(form: str, seconds: float, *, rehearsal: bool) -> None:
-    """Steps of one form, a line of JSON for each model and size; larger ones are left out
-    where one did not fit.
+def child(form: str, seconds: float, turn: str, sizes: list[int], *, rehearsal: bool) -> None:
+    """Steps of one form, a line of JSON for each model and size, timed while no other process
+    uses the device; larger ones are left out where one did not fit.
     """
     from model_utils import runtime
     from model_utils.run.memory import _out_of_memory
@@ -500,9 +511,7 @@ def child(form: str, seconds: float, *, rehearsal: bool) -> None:
     )
     for model, hidden in (TINY if rehearsal else MODELS).items():
         described, module = built(hidden, "float32", device, small=rehearsal)
-        for atoms in (0,) if rehearsal else SIZES:
-            if time.monotonic() - BEGAN > seconds:
-                return
+        for atoms in (0,) if rehearsal else sizes:
             batch = batch_of(described, atoms, module)
             row: dict[str, Any] = {
                 "form": form,
@@ -511,9 +520,11 @@ def child(form: str, seconds: float, *, rehearsal: bool) -> None:
                 "edges": batch.n_edges,
             }
             try:
-                row |= measured(
-                    step_of(form, described, module, batch), device, 0.2 if rehearsal else 0.7
-                )
+                with in_turn(turn):
+                    if time.monotonic() - BEGAN > seconds:
+                        return
+                    step = step_of(form, described, module, batch)
+                    row |= measured(step, device, 0.2 if rehearsal else 0.7)
             except Exception as error:
                 too_large = _out_of_memory(error)
                 row |= {
@@ -527,13 +538,23 @@ def child(form: str, seconds: float, *, rehearsal: bool) -> None:
                 break
 
 
+@contextmanager
+def in_turn(file: str) -> Iterator[None]:
+    """Have the device alone, among processes that ask for it by one file."""
+    with open(file, "ab") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
 def measured(step: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, float]:
     """Time and memory of a step."""
     if device.type != "cuda":
         return {"ms": timed(step, device, seconds), "gib": 0.0}
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    ms = timed(step, device, seconds)
+    try:
+        ms = timed(step, device, seconds)
+    finally:
+        torch.cuda.empty_cache()  # the next process may need it
     return {"ms": ms, "gib": torch.cuda.max_memory_allocated(device) / 2**30}
 
 
@@ -593,10 +614,12 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a tiny network")
     parser.add_argument("--parts", nargs="+", help="only these")
     parser.add_argument("--child", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="atoms of the steps")
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.seconds, rehearsal=args.rehearse)
+        child(args.child, args.seconds, args.turn, args.sizes, rehearsal=args.rehearse)
         return 0
     if not (args.rehearse or torch.cuda.is_available()):
         print("there is no CUDA device here; --rehearse runs every part on a CPU")
@@ -607,7 +630,7 @@ def main() -> int:
     runtime.start(
         device="cpu" if args.rehearse else "cuda", dtype=torch.float32, threads=threads, seed=3
     )
-    parts = Parts(rehearsal=args.rehearse)
+    parts = Parts(rehearsal=args.rehearse, sizes=args.sizes)
     names = [
         "environment",
         "correctness",

@@ -4,6 +4,8 @@
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from test_memory import LOSS, many_waters, wide_network
 
-from conftest import TINY
+from conftest import HANGING, ROOT, TINY
 from model_utils import evaluate, model_loader, resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.run import memory
@@ -99,7 +101,26 @@ def test_what_the_device_is_set_to(train: Callable[..., Path]) -> None:
     computed_on = checkpoint.read(path).content["train_state"]["computed_on"]
     assert computed_on["tf32"] is False
     assert computed_on["cuda"] == torch.version.cuda
-    assert torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]
+
+
+def test_a_command_has_memory_that_grows_in_segments() -> None:
+    """Asked of a process of its own: the first use of the device settles it."""
+    lines = [
+        "import torch",
+        "from model_utils import runtime",
+        "runtime.start(device='cuda', dtype=torch.float32, threads=None, seed=1)",
+        "torch.zeros(1, device='cuda')",
+        "print(torch.cuda.memory._snapshot()['allocator_settings']['expandable_segments'])",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=HANGING,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.stdout.split() == ["True"], done.stderr
 
 
 def test_files_of_a_gpu_open_on_a_cpu(train: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 there; no GPU is needed.
 """
 
+import json
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from conftest import TINY
 from model_utils import runtime
 from model_utils.errors import InputError
-from model_utils.models import mace_import
+from model_utils.models import build, mace_import
+from model_utils.models import description as model_json
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +104,13 @@ def test_torchscript_is_left_alone_on_a_gpu(device: str) -> None:
     finally:
         mace_import.choose_executor(torch.device("cpu"))
     assert newer == (device == "cuda")
+
+
+def test_cuequivariance_without_its_kernels_is_refused_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(build.AVAILABLE, "cueq", True)
+    monkeypatch.setitem(sys.modules, "cuequivariance_ops_torch", None)
+    described = model_json.parse(json.dumps(TINY), "a test")
+    with pytest.raises(InputError, match="cuequivariance-ops-torch-cu12 or -cu13, which cannot"):
+        build.accelerated_module(described, torch.float32, "cueq", torch.device("cuda"))

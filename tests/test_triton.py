@@ -32,6 +32,7 @@ from model_utils.models.fast.compiler import BuildError
 from model_utils.models.fast.triton import library
 from model_utils.models.fast.triton.catalogue import Catalogue
 from model_utils.models.fast.triton.pairs import harmonics
+from model_utils.models.fast.triton.threads import TABLE
 
 HERE = Path(__file__).parent
 FULL = os.environ.get("KERNELS") == "full"
@@ -101,27 +102,29 @@ def test_interpreted_kernels_give_plain_torchs_numbers(fields: dict[str, Any]) -
         assert {p.name for p in programs} - rare <= set(launched)
 
 
-# of the convolution, float32, programs of 128 threads, as first measured; 10 % more are allowed
+# of the convolution, float32, as the table of threads has it; 10 % more are allowed
 REGISTERS = {
     "128x0e+128x1o": {
-        "convolve": 72,
+        "convolve": 96,
         "convolve__adjoint": 168,
-        "convolve__vjp__with_y": 128,
-        "convolve__vjp__no_y": 72,
-        "convolve__vjp_vjp__no_y": 128,
-    },
-    "128x0e+128x1o+128x2e": {
-        "convolve": 127,
-        "convolve__adjoint": 255,
-        "convolve__vjp__with_y": 254,
+        "convolve__vjp__with_y": 168,
         "convolve__vjp__no_y": 168,
         "convolve__vjp_vjp__no_y": 168,
+    },
+    "128x0e+128x1o+128x2e": {
+        "convolve": 168,
+        "convolve__adjoint": 255,
+        "convolve__vjp__with_y": 255,
+        "convolve__vjp__no_y": 168,
+        "convolve__vjp_vjp__no_y": 255,
     },
 }
 SPILLED = {  # bytes
     "bessel": 48,  # not registers: the table by which sin and cos of huge arguments are reduced
-    "convolve__vjp_vjp__with_y__0": 128,  # of the largest network, and in no training step
-    "convolve__vjp_vjp__with_y__1": 128,
+    # measured on an H100 and an H200 to be faster than what spills nothing
+    "convolve__vjp__with_y": 40,
+    "convolve__vjp__no_y": 32,
+    "convolve__vjp_vjp__no_y": 24,
 }
 MEDIUM = "128x0e+128x1o"
 COMPILED = (
@@ -132,7 +135,7 @@ COMPILED = (
         (MEDIUM, "fp64", ".*"),
     ]
     if FULL
-    else [(MEDIUM, "fp32", f"({'|'.join(REGISTERS[MEDIUM])})(__1)?")]
+    else [(MEDIUM, "fp32", f"({'|'.join(REGISTERS[MEDIUM])})")]
 )
 
 
@@ -145,9 +148,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(
     assert {line["sm"] for line in lines} == {"80", "90"}
     for line in lines:
         assert line["spilled"] <= SPILLED.get(line["kernel"], 0), line
-        known = REGISTERS.get(hidden, {}).get(
-            line["kernel"].removesuffix("__0").removesuffix("__1"), 255
-        )
+        known = REGISTERS.get(hidden, {}).get(line["kernel"], 255)
         assert line["registers"] <= 1.1 * (known if precision == "fp32" else 255), line
 
 
@@ -302,7 +303,7 @@ def test_a_network_that_does_not_compile_runs_in_plain_torch(
 
     monkeypatch.setattr(backend, "_load", refuse)
     assert backend.takes(on_cuda())
-    assert backend.name == "triton 3.6.0, table 1, sm_90"
+    assert backend.name == f"triton 3.6.0, table {TABLE}, sm_90"
     backend.prepare(network.plan, dict(network.module.named_parameters()))
     assert not backend.takes(on_cuda())
     assert len(warnings) == 1

@@ -189,7 +189,12 @@ def convolutions(
     pair = graph.pair.long()
     edges = torch.arange(graph.n_edges)
     reading = replace(
-        graph, pair=edges.int(), pair_edge=edges, flipped=torch.zeros_like(graph.flipped), kept={}
+        graph,
+        pair=edges.int(),
+        pair_edge=edges,
+        flipped=torch.zeros_like(graph.flipped),
+        directed=True,
+        kept={},
     )
     signs = torch.where(
         torch.tensor(convolution.odd), 1 - 2 * graph.flipped.double().unsqueeze(1), 1.0

@@ -27,6 +27,7 @@ Item = TypeVar("Item")
 ONE_DELIVERY = 0.5
 RESUME = "start again with --resume auto"
 REPEAT = "repeat the command: it goes on"
+IMPORT_LOOKED_AT = 0.02  # s until it is looked again whether an import has ended
 RESERVE = 2.0  # s kept for the end of the process
 PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after SIGTERM
 PATIENCE_AHEAD = 100.0  # s after SIGUSR1, which comes ahead of the end: job files ask for 120
@@ -37,10 +38,10 @@ class Interruption:
     """Listens to signals and the clock as long as it is entered; the first request ends
     the run in good order.
 
-    Outside ``deferred`` a signal raises StopRequested where it arrives: nothing of the run is in
-    memory only. Inside, it is remembered, and ``watch`` raises it between two batches or while one
-    is waited for, so that the state that is then saved is that of a finished step. A second signal
-    ends the process at once, with 128 + its number.
+    Outside ``deferred`` a signal raises StopRequested where it arrives, or after the import that
+    it met: nothing of the run is in memory only. Inside, it is remembered, and ``watch`` raises it
+    between two batches or while one is waited for, so that the state that is then saved is that of
+    a finished step. A second signal ends the process at once, with 128 + its number.
 
     Args:
         give_up: given where other processes compute the run too. Then nobody leaves by himself:
@@ -92,6 +93,8 @@ class Interruption:
         if self._pipe is not None:
             _listening = False
             signal.set_wakeup_fd(-1)
+            if signal.SIGALRM in self._before:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             os.close(self._pipe[1])  # ends the thread, which closes the other side
@@ -173,11 +176,33 @@ class Interruption:
         if self.reason is None and self._end is not None and now + needed > self._end:
             self.reason = self._limit_name
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is None:
             self.reason = signal.Signals(number).name
-            if self._at_once:
-                raise StopRequested(self.reason)
+            self._meet(frame)
+
+    def _meet(self, frame: FrameType | None) -> None:
+        """Raise the request where it may be met at once, or when an import that is going on
+        has ended: libraries catch whatever is raised within theirs, and a module would stay
+        half made.
+        """
+        if not self._at_once:
+            return
+        if not _imports(frame):
+            raise StopRequested(self.reason)
+        if signal.SIGALRM not in self._before:
+            again = signal.signal(signal.SIGALRM, lambda _, frame: self._meet(frame))
+            self._before[signal.SIGALRM] = again
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_LOOKED_AT)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether Python is importing a module."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 _END = object()

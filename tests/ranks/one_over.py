@@ -2,7 +2,7 @@
 NCCL, ``cpu`` over gloo.
 
 A machine with a single GPU gets to NCCL by it. What a step adds must have the bits that one
-process alone has on a CPU.
+process alone has on a CPU, and its loss those that one alone has on the device.
 """
 
 import os
@@ -62,7 +62,8 @@ def main(name: str) -> None:
             parts = tensors_of_parts(seed, N_PARTS, dtype)
             ours = added(parts, device, group)
             alone = added(parts, torch.device("cpu"), ALONE)
-            assert torch.equal(ours.loss.cpu(), alone.loss)
+            # the loss is computed from the sums, where devices round differently
+            assert torch.equal(ours.loss, added(parts, device, ALONE).loss)
             assert torch.equal(ours.sums.cpu(), alone.sums)
             for tensor, expected in zip(ours.gradients, alone.gradients, strict=True):
                 assert torch.equal(tensor.cpu(), expected)

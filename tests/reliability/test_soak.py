@@ -7,6 +7,7 @@ ten minutes unless asked.
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -117,9 +118,11 @@ def folder_renamed_and_back(life: Life, place: Place, rng: random.Random, pause:
     run, elsewhere = place.folder / "run", place.folder / "renamed"
     if not run.exists():
         return False
+    assert not elsewhere.exists(), sorted(elsewhere.rglob("*"))
     run.rename(elsewhere)
     pause()
-    if run.exists():  # somebody began a run there
+    if run.exists():  # a life that was starting found nothing there and began anew
+        shutil.rmtree(elsewhere)
         return False
     elsewhere.rename(run)
     return True

@@ -59,6 +59,7 @@ class BatchGraph:
     segment_width: int  # edges of the longest segment, at least 1
     structure_ptr: Tensor  # (n_structures + 1,), first atom of each structure in the batch's order
     structure_width: int  # atoms of the largest structure
+    directed: bool = False  # every edge is a pair of its own, as in ``graph_views.directed``
     kept: dict[Any, Any] = field(default_factory=dict)  # what a backend made of these arrays
 
     @property
@@ -127,8 +128,8 @@ class BatchGraph:
 
     @property
     def _edges_each(self) -> int:
-        """Edges of a pair: two, or one in ``graph_views.directed``."""
-        return self.n_edges // max(self.n_pairs, 1)
+        """Edges of a pair."""
+        return 1 if self.directed else 2
 
     @cached_property
     def in_order(self) -> Listing:

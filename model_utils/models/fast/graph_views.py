@@ -28,6 +28,7 @@ def directed(graph: BatchGraph) -> BatchGraph:
             pair_edge=graph.pair_edge.index_select(0, graph.pair.long()),
             pair_receiver=graph.order.index_select(0, receivers(graph)),
             pair_sender=graph.order.index_select(0, graph.sender.long()),
+            directed=True,
             kept={},
         )
     reading: BatchGraph = graph.kept["directed"]
@@ -76,6 +77,7 @@ def of_one_element(graph: BatchGraph) -> BatchGraph:
             species=torch.zeros_like(graph.species),
             species_ptr=torch.stack([ends[0], ends[-1]]),
             species_bounds=(0, graph.n_atoms),
+            directed=True,
             kept={},
         )
     reading: BatchGraph = graph.kept["of_one_element"]

@@ -52,27 +52,29 @@ class Blocks:
     widths: tuple[int, ...]  # channels of block l of the input
     parts: tuple[Part, ...]  # of ascending order
 
-    def views(self, x: Tensor, y: Tensor, n_atoms: int) -> list[tuple[Part, Tensor, Tensor]]:
-        """Every part with its block of an input and of an output, as views ((2l +
-        1) n_atoms, channels).
-        """
-        starts = []
-        start = 0
-        for order, width in enumerate(self.widths):
-            starts.append(start)
-            start += (2 * order + 1) * n_atoms * width
-        x = x.view(-1)
-        y = y.view(-1)
-        start_out = 0
-        views = []
-        for part in self.parts:
-            rows = (2 * part.order + 1) * n_atoms
-            start_in = starts[part.order]
-            block_in = x[start_in : start_in + rows * part.n_in].view(rows, part.n_in)
-            block_out = y[start_out : start_out + rows * part.n_out].view(rows, part.n_out)
-            views.append((part, block_in, block_out))
-            start_out += rows * part.n_out
-        return views
+    def inputs(self, x: Tensor, n_atoms: int) -> list[Tensor]:
+        """The block that every part reads of an input, as views ((2l + 1) n_atoms, channels)."""
+        rows = [(2 * order + 1) * n_atoms for order in range(len(self.widths))]
+        blocks = x.view(-1).split([n * width for n, width in zip(rows, self.widths, strict=True)])
+        return [blocks[p.order].view(rows[p.order], p.n_in) for p in self.parts]
+
+    def outputs(self, y: Tensor, n_atoms: int) -> list[Tensor]:
+        """The block that every part writes of an output, as views ((2l + 1) n_atoms, channels)."""
+        rows = [(2 * p.order + 1) * n_atoms for p in self.parts]
+        blocks = y.view(-1).split([n * p.n_out for n, p in zip(rows, self.parts, strict=True)])
+        return [
+            block.view(n, p.n_out) for block, n, p in zip(blocks, rows, self.parts, strict=True)
+        ]
+
+    def matrices(self, weight: Tensor) -> list[Tensor]:
+        """The matrix of every part in the flat weight, as views, not normalised."""
+        return [
+            weight[p.offset : p.offset + p.n_in * p.n_out].view(p.n_in, p.n_out) for p in self.parts
+        ]
+
+    def scales(self, factor: float) -> list[float]:
+        """What the product with every part's matrix is multiplied by."""
+        return [p.scale * factor for p in self.parts]
 
     def n_out(self, n_atoms: int) -> int:
         """Numbers in the output."""
@@ -95,20 +97,6 @@ def linear(x: Tensor, weight: Tensor, blocks: Blocks, n_atoms: int, factor: floa
     return _Linear.apply(x.contiguous(), weight, blocks, n_atoms, factor)
 
 
-def _matrix(weight: Tensor, part: Part, factor: float) -> Tensor:
-    """The matrix of a part from the flat weight, normalised."""
-    matrix = weight[part.offset : part.offset + part.n_in * part.n_out].view(part.n_in, part.n_out)
-    return matrix * (part.scale * factor)
-
-
-def _write_gradient(weight: Tensor, part: Part, matrix: Tensor, factor: float) -> None:
-    """Write the gradient by a part's matrix to the part's place in the
-    gradient by the flat weight.
-    """
-    size = part.n_in * part.n_out
-    torch.mul(matrix.reshape(-1), part.scale * factor, out=weight[part.offset : part.offset + size])
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -117,8 +105,14 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.rest = blocks, n_atoms, factor
         y = x.new_empty(blocks.n_out(n_atoms))
-        for part, x_l, y_l in blocks.views(x, y, n_atoms):
-            product(x_l, _matrix(weight, part, factor), out=y_l)
+        of_parts = (
+            blocks.inputs(x, n_atoms),
+            blocks.matrices(weight),
+            blocks.outputs(y, n_atoms),
+            blocks.scales(factor),
+        )
+        for x_l, w_l, y_l, scale in zip(*of_parts, strict=True):
+            product(x_l, w_l, out=y_l, scale=scale)
         return y
 
     @staticmethod
@@ -151,12 +145,16 @@ class _LinearVjp(torch.autograd.Function):
             is_whole = len(blocks.parts) == len(blocks.widths)
             dx = torch.empty_like(x) if is_whole else torch.zeros_like(x)
         dw = torch.empty_like(weight) if by_weight else None
-        for part, x_l, g_l in blocks.views(x, g, n_atoms):
-            if dw is not None:
-                _write_gradient(dw, part, product(x_l.t(), g_l), factor)
+        outputs = blocks.outputs(g, n_atoms)
+        scales = blocks.scales(factor)
+        if dw is not None:
+            of_parts = (blocks.inputs(x, n_atoms), outputs, blocks.matrices(dw), scales)
+            for x_l, g_l, dw_l, scale in zip(*of_parts, strict=True):
+                product(x_l.t(), g_l, out=dw_l, scale=scale)
         if dx is not None:
-            for part, dx_l, g_l in blocks.views(dx, g, n_atoms):
-                product(g_l, _matrix(weight, part, factor).t(), out=dx_l)
+            of_parts = (outputs, blocks.matrices(weight), blocks.inputs(dx, n_atoms), scales)
+            for g_l, w_l, dx_l, scale in zip(*of_parts, strict=True):
+                product(g_l, w_l.t(), out=dx_l, scale=scale)
         return dx, dw
 
     @staticmethod
@@ -167,17 +165,21 @@ class _LinearVjp(torch.autograd.Function):
         dg = torch.zeros_like(g) if a is None else torch.empty_like(g)
         dx = None if aw is None else torch.zeros_like(x)
         dw = None if a is None else torch.empty_like(weight)
-        a = None if a is None else a.contiguous()
-        for index, (part, x_l, g_l) in enumerate(blocks.views(x, g, n_atoms)):
-            dg_l = blocks.views(x, dg, n_atoms)[index][2]
-            if a is not None and dw is not None:
-                a_l = blocks.views(a, g, n_atoms)[index][1]
-                product(a_l, _matrix(weight, part, factor), out=dg_l)
-                _write_gradient(dw, part, product(a_l.t(), g_l), factor)
-            if aw is not None and dx is not None:
-                aw_l = _matrix(aw, part, factor)
-                dg_l.addmm_(x_l, aw_l)
-                blocks.views(dx, g, n_atoms)[index][1].copy_(g_l @ aw_l.t())
+        scales = blocks.scales(factor)
+        outputs = blocks.outputs(g, n_atoms)
+        to_dg = blocks.outputs(dg, n_atoms)
+        if a is not None and dw is not None:
+            inputs = blocks.inputs(a.contiguous(), n_atoms)
+            of_parts = (inputs, outputs, blocks.matrices(weight), to_dg, blocks.matrices(dw))
+            for a_l, g_l, w_l, dg_l, dw_l, scale in zip(*of_parts, scales, strict=True):
+                product(a_l, w_l, out=dg_l, scale=scale)
+                product(a_l.t(), g_l, out=dw_l, scale=scale)
+        if aw is not None and dx is not None:
+            inputs = blocks.inputs(x, n_atoms)
+            of_parts = (inputs, outputs, blocks.matrices(aw), to_dg, blocks.inputs(dx, n_atoms))
+            for x_l, g_l, aw_l, dg_l, dx_l, scale in zip(*of_parts, scales, strict=True):
+                dg_l.addmm_(x_l, aw_l, alpha=scale)
+                product(g_l, aw_l.t(), out=dx_l, scale=scale)
         return dx, dw, dg, None, None, None, None, None
 
 

@@ -14,13 +14,13 @@ from model_utils.models.fast.backends import Backend, backend_of
 from model_utils.models.fast.needed import needed
 
 
-def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """A B of matrices of any strides, not differentiable; ``out`` has contiguous rows."""
+def product(a: Tensor, b: Tensor, out: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """scale · A B of matrices of any strides, not differentiable; ``out`` has contiguous rows."""
     out = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
     backend = _multiplying(a)
-    if backend is None:
-        return torch.mm(a, b, out=out)
-    backend.multiply(a, b, out)
+    if backend is None:  # what stands in out is not read
+        return torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
+    backend.multiply(a, b if scale == 1 else b * scale, out)
     return out
 
 

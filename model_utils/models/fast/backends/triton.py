@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model_utils.models.fast.compiler import BuildError
+from model_utils.models.fast.triton.convolution import backward_name
 from model_utils.models.fast.triton.program import Program
 from model_utils.models.fast.triton.threads import GROUP, NUMBERS, PAIRS, TABLE, TILE
 from model_utils.runtime import log
@@ -137,40 +138,40 @@ class Triton:
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
     ) -> None:
         """A from (h, Y, w)."""
-        program = self._catalogue.convolution(convolution, inputs[0].dtype)["convolve"]
+        program = self._of_convolution(graph, convolution, inputs)["convolve"]
         self._rows(graph, program, inputs, out, read=_bytes(*inputs, *inputs[1:]))
 
     def convolve_vjp(
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
     ) -> None:
         """(h̄, Ȳ, w̄) from (h, Y, w, G)."""
-        self._reverse_rows(graph, convolution, "convolve__vjp", inputs, out)
+        self._reverse_rows(graph, convolution, inputs, out)
 
     def convolve_vjp_vjp(
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
     ) -> None:
         """The gradients by (h, Y, w, G) from (h, Y, w, G) and the adjoints of (h̄, Ȳ, w̄)."""
-        self._reverse_rows(graph, convolution, "convolve__vjp_vjp", inputs, out[:3])
+        self._reverse_rows(graph, convolution, inputs, out[:3])
         trilinear = (*inputs[:3], *inputs[4:])
-        program = self._catalogue.convolution(convolution, inputs[0].dtype)["convolve__adjoint"]
+        program = self._of_convolution(graph, convolution, inputs)["convolve__adjoint"]
         read = _bytes(*trilinear, *inputs[1:3], *inputs[5:])
         self._rows(graph, program, trilinear, out[3:], read=read)
 
     def _reverse_rows(
-        self,
-        graph: "BatchGraph",
-        convolution: "Convolution",
-        name: str,
-        inputs: Tensors,
-        out: Outputs,
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
     ) -> None:
-        """Launch a kernel for the edges along their pairs' vectors, then for those against them."""
-        programs = self._catalogue.convolution(convolution, inputs[0].dtype)
-        by_y = "no_y" if out[1] is None else "with_y"
-        for flipped in (0, 1):
-            again = _bytes(*out) if flipped else 0  # what the first launch has written
-            program = programs[f"{name}__{by_y}__{flipped}"]
-            self._rows(graph, program, inputs, out, read=_bytes(*inputs) + again)
+        """Launch a kernel over the edges that leave each atom; it reads a pair's arrays for
+        both of its edges.
+        """
+        name = backward_name(len(inputs) > 4, out[1] is not None, graph.directed)
+        program = self._of_convolution(graph, convolution, inputs)[name]
+        self._rows(graph, program, inputs, out, read=_bytes(*inputs, *inputs[1:3], *inputs[5:]))
+
+    def _of_convolution(
+        self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors
+    ) -> Mapping[str, Program]:
+        """Programs of a convolution over the pairs of a graph, or over its edges."""
+        return self._catalogue.convolution(convolution, inputs[0].dtype, directed=graph.directed)
 
     def _rows(
         self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int

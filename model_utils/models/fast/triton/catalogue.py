@@ -74,7 +74,9 @@ class Catalogue:
                     f"a layer is {width} numbers wide, and a program takes {MOST_LANES}"
                 )
         if interaction.first is None:
-            yield self.convolution(interaction.couplings, dtype)
+            # a gated layer's edges have weights of their own
+            directed = interaction.gated is not None
+            yield self.convolution(interaction.couplings, dtype, directed=directed)
         else:
             yield self.segments(odd(interaction.first.max_ell), n_radial, dtype)
         yield self.contraction(interaction.product, dtype)
@@ -83,12 +85,16 @@ class Catalogue:
         for gain in (*gains, *(() if gated is None else (gated.scalar_gain,))):
             yield self.silu(gain, dtype)
 
-    def convolution(self, convolution: "Convolution", dtype: torch.dtype) -> Programs:
-        """Kernels of one convolution."""
-        key = ("convolution", id(convolution), dtype)
+    def convolution(
+        self, convolution: "Convolution", dtype: torch.dtype, *, directed: bool
+    ) -> Programs:
+        """Kernels of one convolution over pairs, or over edges that have arrays of their own."""
+        key = ("convolution", id(convolution), dtype, directed)
         texts = ConvolutionTexts
         return self._written(
-            key, convolution, lambda: texts(convolution, PRECISIONS[dtype]).programs()
+            key,
+            convolution,
+            lambda: texts(convolution, PRECISIONS[dtype]).programs(directed=directed),
         )
 
     def contraction(self, contraction: "Contraction", dtype: torch.dtype) -> Programs:

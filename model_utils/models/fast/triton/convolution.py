@@ -7,10 +7,11 @@ atomics and one order of sums:
 
     convolve: the atom's row of edges j → i gives A of the atom;
     its VJP:  the row of reverse edges i → j, with G of the neighbour: h̄ of the atom is a sum over
-              it. The w̄ and Ȳ of a pair have a term of each of its edges: a first launch stores
-              that of the edge along the pair's vector, a second adds the other.
+              it. The w̄ and Ȳ of a pair have a term of each of its edges; the program of the edge
+              along the pair's vector has both, from h and G of both atoms.
 
-The VJP of the VJP is the same two with adjoints.
+The VJP of the VJP is the same two with adjoints. Where every edge has arrays of its own, as in
+``graph_views.directed``, a pair has one edge and one term.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from model_utils.models.fast.triton.program import Lanes, Program, block, total
+from model_utils.models.fast.triton.program import Lanes, Program, block, lanes_of, total
 
 if TYPE_CHECKING:
     from model_utils.models.fast.convolution import Convolution
@@ -36,6 +37,11 @@ class _Path:
     place: int  # among the paths that end in l3
     couplings: tuple[tuple[int, int, int, float], ...]  # (m1, m2, m3, value)
 
+    @property
+    def sign(self) -> str:
+        """Of the couplings' matrix for the edge against the pair's vector: (−1)^l2."""
+        return "-" if self.l2 % 2 else "+"
+
     @cached_property
     def entries(self) -> list[tuple[int, int]]:
         """Entries (m1, m3) of the coupling matrix that are not zero."""
@@ -52,6 +58,12 @@ class _Path:
             ]
             lines.append(f"{name}_{m1}_{m3} = {total(terms)}")
         return lines
+
+
+def backward_name(adjoint: bool, by_y: bool, directed: bool) -> str:
+    """The name of a kernel of the VJP or, with ``adjoint``, of its VJP."""
+    parts = ["convolve__vjp_vjp" if adjoint else "convolve__vjp", "with_y" if by_y else "no_y"]
+    return "__".join([*parts, *(["directed"] if directed else [])])
 
 
 class ConvolutionTexts:
@@ -79,15 +91,13 @@ class ConvolutionTexts:
         self.n_components = (max(p.l1 for p in self.paths) + 1) ** 2
         self.n_paths_to = [width // self.channels for width in convolution.widths]
 
-    def programs(self) -> list[Program]:
-        """All kernels that a step may ask for."""
-        programs = [self.forward(adjoint=adjoint) for adjoint in (False, True)]
-        for adjoint in (False, True):
-            for by_y in (False, True):
-                programs += [
-                    self.backward(adjoint=adjoint, by_y=by_y, flipped=f) for f in (False, True)
-                ]
-        return programs
+    def programs(self, *, directed: bool) -> list[Program]:
+        """All kernels that a step may ask for; ``directed``: every edge has arrays of its own."""
+        return [self.forward(adjoint=adjoint) for adjoint in (False, True)] + [
+            self.backward(adjoint=adjoint, by_y=by_y, directed=directed)
+            for adjoint in (False, True)
+            for by_y in (False, True)
+        ]
 
     def forward(self, *, adjoint: bool) -> Program:
         """A(h, Y, w); with ``adjoint`` A(a_h, Y, w) + A(h, a_Y, w) + A(h, Y, a_w)."""
@@ -126,101 +136,157 @@ class ConvolutionTexts:
                 lines.append(f"o{path.index}_{m3} += w * u")
         return lines
 
-    def backward(self, *, adjoint: bool, by_y: bool, flipped: bool) -> Program:
+    def backward(self, *, adjoint: bool, by_y: bool, directed: bool) -> Program:
         """(h̄, Ȳ, w̄), or with ``adjoint`` the gradients by h, Y and w of a_h·h̄ + a_Y·Ȳ + a_w·w̄.
 
         Args:
             adjoint: of the VJP of the VJP.
             by_y: the harmonics' gradient too.
-            flipped: the launch of edges against their pair's vector, which adds to
-                what the other has stored.
+            directed: every edge has harmonics and weights of its own.
         """
-        name = "__".join(
-            [
-                "convolve__vjp" + ("_vjp" if adjoint else ""),
-                "with_y" if by_y else "no_y",
-                str(int(flipped)),
-            ]
-        )
         inputs = ("h_at", "y_at", "w_at", "g_at", *(("ah_at", "ay_at", "aw_at") if adjoint else ()))
         outputs = ("gh_at", *(("gy_at",) if by_y else ()), "gw_at")
-        edge = ["j = tl.load(sender + e).to(tl.int64)", "q = tl.load(pair + back).to(tl.int64)"]
-        edge += [f"sign = {-1.0 if flipped else 1.0}", *self._harmonics("y", "y_at")]
-        edge += self._harmonics("z", "ay_at") if adjoint else []
-        edge += [f"t{k} = {self.lanes.zeros}" for k in range(len(self.odd))] if by_y else []
-        for path in self.paths:
-            edge += self._pull_path(path, adjoint=adjoint, by_y=by_y, flipped=flipped)
-        edge += self._write_harmonics(flipped=flipped) if by_y else []
-        row = [
-            "back = tl.load(reverse + e).to(tl.int64)",
-            "f = tl.load(flipped + back).to(tl.int32)",
-        ]
-        row += block(f"if f == {int(flipped)}:", edge)
+        along = self._pull_edge(adjoint=adjoint, by_y=by_y, both=not directed)
+        row = ["j = tl.load(sender + e).to(tl.int64)"]
+        if directed:
+            row += ["back = tl.load(reverse + e)", "q = tl.load(pair + back).to(tl.int64)"]
+            row += along
+        else:
+            row += ["q = tl.load(pair + e).to(tl.int64)"]
+            row += block("if tl.load(flipped + e).to(tl.int32) == 1:", along)
+            row += block("else:", self._pull_features(adjoint=adjoint))
         body = [*self._start, *self._components("h", "h_at", "i")]
         body += self._components("a", "ah_at", "i") if adjoint else []
         components = range(self.n_components)
-        if flipped:
-            body += self._components("d", "gh_at", "i")
-        else:
-            body += [f"d{k} = {self.lanes.zeros}" for k in components]
+        body += [f"d{k} = {self.lanes.zeros}" for k in components]
         body += block("for e in range(begin, end):", row)
         body += [
             self.lanes.store(f"gh_at + ({k} * n_atoms + i) * {self.channels}", f"d{k}")
             for k in components
         ]
-        return self._program(name, (*inputs, *outputs), body)
+        return self._program(backward_name(adjoint, by_y, directed), (*inputs, *outputs), body)
 
-    def _pull_path(self, path: _Path, *, adjoint: bool, by_y: bool, flipped: bool) -> list[str]:
-        """Lines of one path that add to d, the gradient by h, and t, that by
-        Y, and write that by w.
+    def _pull_edge(self, *, adjoint: bool, by_y: bool, both: bool) -> list[str]:
+        """Lines of an edge along its pair's vector, by all paths; ``both``: of the edge against
+        it too, but for its h̄.
         """
-        lines = [self._weight("w", "w_at", path), *path.matrix("m", "y")]
-        if adjoint:
-            lines += [self._weight("v", "aw_at", path), *path.matrix("n", "z")]
-        for m3 in range(2 * path.l3 + 1):
-            place = "g_at " + self._place(path, m3, "j")
-            lines.append(f"x{m3} = {self.lanes.load(place)}")
+        lines = [f"t{k} = {self.lanes.zeros}" for k in range(len(self.odd))] if by_y else []
+        for path in self.paths:
+            lines += self._pull_path(path, adjoint=adjoint, by_y=by_y, both=both)
+        return lines + (self._write_harmonics() if by_y else [])
+
+    def _pull_path(self, path: _Path, *, adjoint: bool, by_y: bool, both: bool) -> list[str]:
+        """Lines of one path that add to d, the gradient by h, and t, that by Y, and write
+        that by w.
+        """
+        lines = self._coupled(path, adjoint=adjoint)
+        if both:
+            own = range(path.l1**2, (path.l1 + 1) ** 2)
+            lines += self._components("hj", "h_at", "j", own)
+            lines += self._components("aj", "ah_at", "j", own) if adjoint else []
+            lines += self._outputs_of("p", path, "i")
         lines.append(f"r = {self.lanes.zeros}")
         for m1 in range(2 * path.l1 + 1):
             ends = [m3 for a, m3 in path.entries if a == m1]
             if not ends:
                 continue
             k = path.l1**2 + m1
-            lines.append("u = " + total(f"m_{m1}_{m3} * x{m3}" for m3 in ends))
-            if adjoint:
-                lines.append("ua = " + total(f"n_{m1}_{m3} * x{m3}" for m3 in ends))
-                lines += [f"d{k} += w * ua + v * u", f"r += a{k} * u + h{k} * ua"]
-            else:
-                lines += [f"d{k} += w * u", f"r += h{k} * u"]
-        lines += self._pull_harmonics(path, adjoint=adjoint) if by_y else []
+            lines += self._pulled("u", "x", m1, ends, adjoint=adjoint)
+            lines += self._pulled("s", "p", m1, ends, adjoint=adjoint) if both else []
+            lines.append(f"d{k} += " + ("w * ua + v * u" if adjoint else "w * u"))
+            lines.append(f"r += a{k} * u + h{k} * ua" if adjoint else f"r += h{k} * u")
+            if both:
+                other = f"aj{k} * s + hj{k} * sa" if adjoint else f"hj{k} * s"
+                lines.append(f"r {path.sign}= {other}")
+        lines += self._pull_harmonics(path, adjoint=adjoint, both=both) if by_y else []
         place = f"gw_at + (q * {len(self.paths)} + {path.index}) * {self.channels}"
-        lines += [f"r += {self.lanes.load(place)}"] if flipped else []
         return [*lines, self.lanes.store(place, "r")]
 
-    def _pull_harmonics(self, path: _Path, *, adjoint: bool) -> list[str]:
+    def _pull_features(self, *, adjoint: bool) -> list[str]:
+        """Lines of an edge against its pair's vector that add to d alone."""
+        lines = []
+        for path in self.paths:
+            lines += self._coupled(path, adjoint=adjoint)
+            for m1 in range(2 * path.l1 + 1):
+                ends = [m3 for a, m3 in path.entries if a == m1]
+                if ends:
+                    lines += self._pulled("u", "x", m1, ends, adjoint=adjoint)
+                    added = "w * ua + v * u" if adjoint else "w * u"
+                    lines.append(f"d{path.l1**2 + m1} {path.sign}= {added}")
+        return lines
+
+    def _coupled(self, path: _Path, *, adjoint: bool) -> list[str]:
+        """Lines with a path's weights, its couplings' matrix and G of the neighbour.
+
+        Harmonics are read by every path anew: they are in the cache, and all of them at once
+        would take registers.
+        """
+        names = [("w", "w_at", "m", "y", "y_at")]
+        names += [("v", "aw_at", "n", "z", "ay_at")] if adjoint else []
+        lines = []
+        n = len(self.odd)
+        for weight, weights_at, matrix, harmonic, harmonics_at in names:
+            lines.append(self._weight(weight, weights_at, path))
+            lines += [
+                f"{harmonic}{k} = tl.load({harmonics_at} + q * {n} + {k})"
+                for k in range(path.l2**2, (path.l2 + 1) ** 2)
+            ]
+            lines += path.matrix(matrix, harmonic)
+        return lines + self._outputs_of("x", path, "j")
+
+    def _outputs_of(self, name: str, path: _Path, atom: str) -> list[str]:
+        """Lines that load G of an atom, the components of one path."""
+        places = ["g_at " + self._place(path, m3, atom) for m3 in range(2 * path.l3 + 1)]
+        return [f"{name}{m3} = {self.lanes.load(place)}" for m3, place in enumerate(places)]
+
+    def _pulled(
+        self, name: str, of: str, m1: int, ends: Sequence[int], *, adjoint: bool
+    ) -> list[str]:
+        """Lines with a row of the couplings' matrix times G; with ``adjoint`` that of
+        the adjoint's too.
+        """
+        lines = [f"{name} = " + total(f"m_{m1}_{m3} * {of}{m3}" for m3 in ends)]
+        if adjoint:
+            lines.append(f"{name}a = " + total(f"n_{m1}_{m3} * {of}{m3}" for m3 in ends))
+        return lines
+
+    def _pull_harmonics(self, path: _Path, *, adjoint: bool, both: bool) -> list[str]:
         """Lines of one path that add to t."""
+
+        def summed(terms: Sequence[tuple[int, int, float]], name: str) -> str:
+            other = f" {path.sign} {name}j{{k}} * p{{m3}}" if both else ""
+            form = f"{{value!r}} * ({name}{{k}} * x{{m3}}{other})"
+            return total(form.format(k=k, m3=m3, value=value) for k, m3, value in terms)
+
         lines = []
         for m2 in range(2 * path.l2 + 1):
             terms = [(path.l1**2 + m1, m3, value) for m1, b, m3, value in path.couplings if b == m2]
             if not terms:
                 continue
-            plain = total(f"{value!r} * (h{k} * x{m3})" for k, m3, value in terms)
+            added = f"w * ({summed(terms, 'h')})"
             if adjoint:
-                mixed = total(f"{value!r} * (a{k} * x{m3})" for k, m3, value in terms)
-                lines.append(f"t{path.l2**2 + m2} += w * ({mixed}) + v * ({plain})")
-            else:
-                lines.append(f"t{path.l2**2 + m2} += w * ({plain})")
+                added = f"w * ({summed(terms, 'a')}) + v * ({summed(terms, 'h')})"
+            lines.append(f"t{path.l2**2 + m2} += {added}")
         return lines
 
-    def _write_harmonics(self, *, flipped: bool) -> list[str]:
-        """Lines that sum t over the channels."""
-        lines = []
-        for k, odd in enumerate(self.odd):
-            place = f"gy_at + q * {len(self.odd)} + {k}"
-            lines.append(f"whole = {'sign * ' if odd else ''}tl.sum(t{k}, axis=0)")
-            lines += [f"whole += tl.load({place})"] if flipped else []
-            lines.append(f"tl.store({place}, whole)")
-        return lines
+    def _write_harmonics(self) -> list[str]:
+        """Lines that sum every t over the channels and write them: joined, so that the threads
+        wait for each other once and not for each of them.
+        """
+        n = len(self.odd)
+        size = lanes_of(n)
+        names = [f"t{k}" if k < n else "none" for k in range(size)]
+        lines = [f"none = {self.lanes.zeros}"] if n < size else []
+        while len(names) > 1:
+            half = len(names) // 2
+            joined = [f"joined_{half}_{k}" for k in range(half)]
+            pairs = zip(joined, names[:half], names[half:], strict=True)
+            lines += [f"{name} = tl.join({one}, {two})" for name, one, two in pairs]
+            names = joined
+        lines += [f"whole = tl.reshape(tl.sum({names[0]}, axis=0), [{size}])"]
+        lines += [f"k = tl.arange(0, {size})"]
+        masked = f", mask=k < {n}" if n < size else ""
+        return [*lines, f"tl.store(gy_at + q * {n} + k, whole{masked})"]
 
     @property
     def _start(self) -> list[str]:
@@ -242,12 +308,14 @@ class ConvolutionTexts:
             for k, odd in enumerate(self.odd)
         ]
 
-    def _components(self, name: str, at: str, atom: str) -> list[str]:
-        """Lines that load an atom's features."""
-        places = [
-            f"{at} + ({k} * n_atoms + {atom}) * {self.channels}" for k in range(self.n_components)
-        ]
-        return [f"{name}{k} = {self.lanes.load(place)}" for k, place in enumerate(places)]
+    def _components(
+        self, name: str, at: str, atom: str, which: Sequence[int] | None = None
+    ) -> list[str]:
+        """Lines that load an atom's features, or some components of them."""
+        which = range(self.n_components) if which is None else which
+        places = [f"{at} + ({k} * n_atoms + {atom}) * {self.channels}" for k in which]
+        loads = [self.lanes.load(place) for place in places]
+        return [f"{name}{k} = {load}" for k, load in zip(which, loads, strict=True)]
 
     def _weight(self, name: str, at: str, path: _Path) -> str:
         """A line that loads the pair's weights of a path."""

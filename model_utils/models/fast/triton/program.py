@@ -8,12 +8,13 @@ floating-point arguments have one precision.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from torch import Tensor
 
-from model_utils.models.fast.triton.threads import registers, warps
+from model_utils.models.fast.triton.threads import tuned, warps
 
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
 INTEGERS = {"i32": "*i32", "i8": "*i8"}  # pointers to whole numbers are named so: "sender:i32"
@@ -45,12 +46,12 @@ class Program:
     lanes: int
     components: int = 0
 
-    @property
+    @cached_property
     def n_spare_pointers(self) -> int:
         """Pointers that are there for the number of arguments alone."""
         return -len(self.pointers) % POINTERS
 
-    @property
+    @cached_property
     def n_spare_sizes(self) -> int:
         """Whole numbers that are there for the number of arguments alone."""
         return SIZES - len(self.sizes)
@@ -84,19 +85,20 @@ class Program:
 
     def task(self, architecture: int) -> dict[str, Any]:
         """What ``assemble.compiled`` asks for."""
+        own = tuned(self.name, self.components, self.precision)
         return {
             "name": self.name,
             "text": self.text(),
             "types": self.types(),
             "lanes": self.lanes,
-            "warps": warps(self.name, self.precision, self.lanes, architecture),
-            "registers": registers(self.name, self.components, self.precision),
+            "warps": warps(self.name, self.lanes, own.channels),
+            "registers": own.registers,
             "architecture": architecture,
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """A hash of the text and the types of its arguments."""
+        """A hash of the text and the types of its arguments; a launch asks for it."""
         return sha256(f"{self.text()}\0{self.types()}".encode()).hexdigest()[:24]
 
 

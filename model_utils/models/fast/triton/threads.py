@@ -6,7 +6,9 @@ last bits from start to start; and tuning costs time. Whoever changes an entry r
 ``TABLE``, which runs record.
 """
 
-TABLE = 1
+from dataclasses import dataclass
+
+TABLE = 2
 WARP = 32  # threads
 PAIRS = 128  # of one program of a kernel over pairs
 NUMBERS = 1024  # of one program of a kernel over numbers
@@ -14,8 +16,7 @@ TILE = 32  # atoms over which one program sums gradients by the contraction's te
 GROUP = 24  # terms that it sums, each in a register of its own
 MOST_LANES = 256  # channels that one program takes; more would not stay in registers
 _THREADS: dict[str, int] = {
-    # fewer threads would load 16 bytes at once, but 128 are what holds all sums of 128
-    # channels without spilling
+    # a thread for each channel, which is what holds all sums of it without spilling
     "convolve": 128,
     "contract": 128,
     # sums over the few radial channels stay within one warp
@@ -24,33 +25,62 @@ _THREADS: dict[str, int] = {
     "bessel": 128,
     "silu": 128,
 }
-# by kernel, precision and architecture, where they differ
-_ELSEWHERE: dict[tuple[str, str, int], int] = {}
-# Registers of a thread, at most, where the compiler would take more than it needs and
-# fewer programs run at once: by kernel, components of the features and precision. Nothing
-# may be spilled with them.
-_REGISTERS: dict[tuple[str, int, str], int] = {
-    ("convolve__vjp__no_y", 4, "fp32"): 72,
-    ("convolve__vjp__with_y", 4, "fp32"): 136,
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a kernel was measured to run fastest with, on an H100 and an H200.
+
+    Attributes:
+        channels: of one thread.
+        registers: of a thread, at most, where the compiler would take more or fewer than serve
+            it; None: as many as it takes.
+    """
+
+    channels: int = 1
+    registers: int | None = None
+
+
+# By kernel, components of the features and precision; of 64 channels for one component, of 128
+# for the others. At most 48 bytes are spilled with them, where more registers are slower.
+_TUNED: dict[tuple[str, int, str], Tuned] = {
+    ("convolve", 1, "fp32"): Tuned(channels=2),
+    ("convolve__adjoint", 1, "fp32"): Tuned(channels=2, registers=128),
+    ("convolve__vjp__no_y", 1, "fp32"): Tuned(channels=2),
+    ("convolve__vjp__with_y", 1, "fp32"): Tuned(channels=2, registers=128),
+    ("convolve__vjp_vjp__no_y", 1, "fp32"): Tuned(channels=2, registers=128),
+    ("convolve", 4, "fp32"): Tuned(registers=96),
+    ("convolve__adjoint", 4, "fp32"): Tuned(registers=168),
+    ("convolve__vjp__no_y", 4, "fp32"): Tuned(channels=2, registers=168),
+    ("convolve__vjp__with_y", 4, "fp32"): Tuned(channels=2, registers=168),
+    ("convolve__vjp_vjp__no_y", 4, "fp32"): Tuned(channels=2),
+    ("convolve", 9, "fp32"): Tuned(registers=168),
+    ("convolve__vjp__no_y", 9, "fp32"): Tuned(registers=168),
+    ("convolve__vjp__with_y", 9, "fp32"): Tuned(channels=2),
 }
 
 
-def registers(name: str, components: int, precision: str) -> int | None:
-    """The most registers that a thread may have; None: as many as the compiler takes."""
-    return _REGISTERS.get((name.rpartition("__")[0], components, precision))
+def tuned(name: str, components: int, precision: str) -> Tuned:
+    """How a kernel runs.
+
+    Args:
+        name: of the kernel.
+        components: of the features that it reads.
+        precision: fp32 or fp64.
+    """
+    return _TUNED.get((name, components, precision), Tuned())
 
 
-def warps(name: str, precision: str, lanes: int, architecture: int) -> int:
+def warps(name: str, lanes: int, channels: int) -> int:
     """Warps of a program.
 
     Args:
         name: of the kernel; what stands before its first double underscore is looked up.
-        precision: fp32 or fp64.
         lanes: numbers beside each other in it.
-        architecture: 80, 90, …
+        channels: of one thread.
     """
     family = name.partition("__")[0]
-    threads = _ELSEWHERE.get((family, precision, architecture), _THREADS[family])
+    threads = _THREADS[family]
     if family in ("convolve", "contract"):
-        threads = max(threads, min(lanes, MOST_LANES))  # one channel each
-    return max(1, min(threads, lanes) // WARP)
+        threads = max(threads, min(lanes, MOST_LANES))
+    return max(1, min(threads, lanes) // (channels * WARP))

@@ -27,7 +27,13 @@ Item = TypeVar("Item")
 ONE_DELIVERY = 0.5
 RESUME = "start again with --resume auto"
 REPEAT = "repeat the command: it goes on"
-IMPORT_LOOKED_AT = 0.02  # s until it is looked again whether an import has ended
+SOON = 0.02  # s until a request is tried again that could not be met
+STARTS = {  # functions of the standard library that start processes
+    ("multiprocessing.popen_fork", "_launch"),
+    ("multiprocessing.popen_spawn_posix", "_launch"),
+    ("multiprocessing.popen_forkserver", "_launch"),
+    ("subprocess", "_execute_child"),
+}
 RESERVE = 2.0  # s kept for the end of the process
 PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after SIGTERM
 PATIENCE_AHEAD = 100.0  # s after SIGUSR1, which comes ahead of the end: job files ask for 120
@@ -38,10 +44,11 @@ class Interruption:
     """Listens to signals and the clock as long as it is entered; the first request ends
     the run in good order.
 
-    Outside ``deferred`` a signal raises StopRequested where it arrives, or after the import that
-    it met: nothing of the run is in memory only. Inside, it is remembered, and ``watch`` raises it
-    between two batches or while one is waited for, so that the state that is then saved is that of
-    a finished step. A second signal ends the process at once, with 128 + its number.
+    Outside ``deferred`` a signal raises StopRequested where it arrives, or after the import or the
+    start of a process that it met: nothing of the run is in memory only. Inside, it is remembered,
+    and ``watch`` raises it between two batches or while one is waited for, so that the state that
+    is then saved is that of a finished step. A second signal ends the process at once, with 128 +
+    its number.
 
     Args:
         give_up: given where other processes compute the run too. Then nobody leaves by himself:
@@ -67,6 +74,7 @@ class Interruption:
         self._at_once = True
         self._is_met = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
+        self._before_unraisable: Callable[[Any], Any] | None = None
         self._pipe: tuple[int, int] | None = None
 
     def __enter__(self) -> "Interruption":
@@ -76,6 +84,8 @@ class Interruption:
             os.set_blocking(self._pipe[1], False)
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._before_unraisable = sys.unraisablehook
+            sys.unraisablehook = self._on_unraisable
             hurry = None if self._give_up is None else self._hurry
             threading.Thread(
                 target=_leave_at_the_second, args=(self._pipe[0], hurry), daemon=True
@@ -93,6 +103,7 @@ class Interruption:
         if self._pipe is not None:
             _listening = False
             signal.set_wakeup_fd(-1)
+            sys.unraisablehook = self._before_unraisable or sys.__unraisablehook__
             if signal.SIGALRM in self._before:
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
             for number, handler in self._before.items():
@@ -182,24 +193,36 @@ class Interruption:
             self._meet(frame)
 
     def _meet(self, frame: FrameType | None) -> None:
-        """Raise the request where it may be met at once, or when an import that is going on
-        has ended: libraries catch whatever is raised within theirs, and a module would stay
-        half made.
+        """Raise the request where it may be met at once, or a moment later where what is going
+        on must not be cut short.
         """
         if not self._at_once:
             return
-        if not _imports(frame):
+        if not _must_end_first(frame):
             raise StopRequested(self.reason)
+        self._meet_soon()
+
+    def _meet_soon(self) -> None:
         if signal.SIGALRM not in self._before:
             again = signal.signal(signal.SIGALRM, lambda _, frame: self._meet(frame))
             self._before[signal.SIGALRM] = again
-        signal.setitimer(signal.ITIMER_REAL, IMPORT_LOOKED_AT)
+        signal.setitimer(signal.ITIMER_REAL, SOON)
+
+    def _on_unraisable(self, unraisable: Any) -> None:
+        """Where Python drops an exception, as in what it calls when it frees an object."""
+        if unraisable.exc_type is StopRequested:
+            self._meet_soon()
+        elif self._before_unraisable is not None:
+            self._before_unraisable(unraisable)
 
 
-def _imports(frame: FrameType | None) -> bool:
-    """Whether Python is importing a module."""
+def _must_end_first(frame: FrameType | None) -> bool:
+    """Whether something goes on that an exception would leave half done: an import, within which
+    libraries catch whatever is raised; the start of a process that nobody would know of.
+    """
     while frame is not None:
-        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+        module = frame.f_globals.get("__name__")
+        if module == "importlib._bootstrap" or (module, frame.f_code.co_name) in STARTS:
             return True
         frame = frame.f_back
     return False

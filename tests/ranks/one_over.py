@@ -1,8 +1,8 @@
 """One process that adds over torch.distributed: ``python -m ranks.one_over cuda`` over
 NCCL, ``cpu`` over gloo.
 
-A machine with a single GPU gets to NCCL by it. What a step adds must have the bits that one
-process alone has on a CPU, and its loss those that one alone has on the device.
+A machine with a single GPU gets to NCCL by it. The gradients of a step must have the bits that
+one process alone has on a CPU, its loss and its sums of errors those of one alone on the device.
 """
 
 import os
@@ -62,9 +62,10 @@ def main(name: str) -> None:
             parts = tensors_of_parts(seed, N_PARTS, dtype)
             ours = added(parts, device, group)
             alone = added(parts, torch.device("cpu"), ALONE)
-            # the loss is computed from the sums, where devices round differently
-            assert torch.equal(ours.loss, added(parts, device, ALONE).loss)
-            assert torch.equal(ours.sums.cpu(), alone.sums)
+            here = added(parts, device, ALONE)
+            # of the errors, which a device adds over the parts in an order of its own
+            assert torch.equal(ours.loss, here.loss)
+            assert torch.equal(ours.sums, here.sums)
             for tensor, expected in zip(ours.gradients, alone.gradients, strict=True):
                 assert torch.equal(tensor.cpu(), expected)
     assert group.smallest(7) == 7

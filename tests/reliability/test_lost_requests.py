@@ -1,4 +1,4 @@
-"""A request to stop that arrives while a library is imported."""
+"""A request to stop that arrives where an exception would be lost, or leave things half done."""
 
 import os
 import subprocess
@@ -50,3 +50,46 @@ def test_the_import_ends_and_then_the_run(name: str, tmp_path: Path) -> None:
     assert done.stdout.startswith(f"whole {name}: stopped where nothing had to be saved"), (
         done.stdout + done.stderr
     )
+
+
+WHERE_IT_IS_LOST = {
+    "when an object is freed": """
+class Thing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+thing = Thing()
+del thing
+""",
+    "when a process is forked": """
+os.register_at_fork(before=lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1)))
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.1,))
+child.start()
+""",
+}
+LOST = """
+import multiprocessing, os, signal, time
+from model_utils.errors import Preempted
+from model_utils.run.interruption import Interruption
+try:
+    with Interruption():
+        exec({what!r})
+        time.sleep(20)
+        print("never stopped")
+except Preempted as stopped:
+    print(stopped)
+"""
+
+
+@pytest.mark.parametrize("where", WHERE_IT_IS_LOST)
+def test_a_request_that_python_drops_is_met_a_moment_later(where: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOST.format(what=WHERE_IT_IS_LOST[where])],
+        capture_output=True,
+        text=True,
+        timeout=HANGING,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
+    assert done.stderr == ""

@@ -257,6 +257,7 @@ def _begin(worker: int, notes: parallel.SharedNotes) -> None:
     the cores to the others.
     """
     parallel.live_and_die_with_the_run()
+    parallel.say_nothing_of_a_run_that_left()
     notes.use(worker)
     torch.set_num_threads(1)
 

@@ -11,8 +11,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_sharer
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
+from types import TracebackType
 from typing import Any, TypeVar
 
 from dataloader import progress
@@ -94,6 +96,23 @@ def death(exitcode: int | None, path: str) -> str:
             "damaged? copy it again"
         )
     return f"a process ended with code {exitcode} {where}"
+
+
+def say_nothing_of_a_run_that_left() -> None:
+    """In a worker: nothing is wrong where the run ends while it takes a batch, and Python's thread
+    that hands out shared memory would print a traceback of it.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        where = None if trace is None else trace.tb_frame.f_globals["__name__"]
+        left = isinstance(error, (EOFError, ConnectionError)) or (
+            isinstance(error, OSError) and error.errno is None  # in the middle of a message
+        )
+        if not (left and where == resource_sharer.__name__):
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def live_and_die_with_the_run() -> None:

@@ -5,6 +5,8 @@ read ends a run saved.
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import HANGING, ROOT
 from dataloader import loader, parallel
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
@@ -179,3 +182,37 @@ def test_the_last_save_is_tried_again_where_a_file_system_does_not_answer(
     tries[:] = []
     monkeypatch.setattr(run_files, "PAUSES", (0.0,))
     assert train_mace.main([*flags, "--output_checkpoint", str(tmp_path / "other")]) == 5
+
+
+LEAVING = """
+import os, time
+from multiprocessing import process, resource_sharer
+from multiprocessing.connection import Client
+from dataloader import parallel
+parallel.say_nothing_of_a_run_that_left()
+shared = resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))
+address, _ = shared._id
+for sent in (b"", b"\\0\\0"):
+    client = Client(address, authkey=process.current_process().authkey)
+    os.write(client.fileno(), sent)
+    client.close()
+print(shared.detach())  # it goes on serving
+client = Client(address, authkey=process.current_process().authkey)
+client.send(("no such key", os.getpid()))
+time.sleep(0.5)
+"""
+
+
+def test_a_run_that_leaves_while_it_takes_a_batch_is_no_failure_of_the_worker() -> None:
+    """Anything else that happens in the thread is said as before."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING],
+        capture_output=True,
+        text=True,
+        timeout=HANGING,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert "KeyError: 'no such key'" in done.stderr
+    assert done.stdout.strip()

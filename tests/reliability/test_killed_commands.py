@@ -92,7 +92,7 @@ def live(words: list[str], seconds: float, number: signal.Signals) -> tuple[int,
     assert process.stderr is not None
     said = process.stderr.read()
     assert code in (0, 75, -9), f"exit code {code}: {said}"
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
     return code, life
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,14 +39,16 @@ LIMIT = 570.0  # s for all parts
 FOR_TESTS = 200.0  # s of them that the tests are left
 MODELS = {"S": "64x0e", "M": "128x0e+128x1o", "L": "128x0e+128x1o+128x2e"}
 SIZES = (216, 432, 1080, 2160, 4104, 8208)  # atoms of MgO, 56 edges each
-FORMS = (  # of the step
-    "mace",  # mace-torch's module as its own training calls it
-    "reference",
-    "fast",
-    "torch",  # the fast step without kernels
-    "cueq",
-    "cueq fused",
+# Forms of the step, by the order in which they are timed: those of one group have the device in
+# turn, a row each; a library that compiles for long keeps nobody but itself waiting. With the share
+# of the time that is left.
+GROUPS: tuple[tuple[tuple[str, ...], float], ...] = (
+    # mace-torch's module as its own training calls it; torch: the fast step without kernels
+    (("mace", "reference", "fast", "torch"), 0.6),
+    (("cueq fused",), 0.5),
+    (("cueq",), 1.0),
 )
+FORMS = tuple(form for forms, _ in GROUPS for form in forms)
 TINY = {"S": "4x0e+4x1o"}
 AGREE = {"float64": 1e-10, "float32": 1e-3}  # of the norm of all gradients
 
@@ -205,16 +207,21 @@ class Parts:
             say(f"{form}: {launches} launches in a step; {'; '.join(top)}")
 
     def steps(self) -> None:
-        """Times and memory of whole steps by form, model and size: a process for each form, which
-        have the device in turn.
+        """Times and memory of whole steps by form, model and size, each form in a process of its
+        own.
         """
-        seconds = max(LIMIT - FOR_TESTS - (time.monotonic() - BEGAN), 60.0)
-        with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(len(FORMS)) as pool:
+        for forms, share in GROUPS:
+            seconds = max(share * (LIMIT - FOR_TESTS - (time.monotonic() - BEGAN)), 30.0)
+            self.steps_of(forms, seconds)
+
+    def steps_of(self, forms: Sequence[str], seconds: float) -> None:
+        """Rows of forms that have the device in turn."""
+        with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(len(forms)) as pool:
             words = [sys.executable, __file__, "--turn", turn.name, "--seconds", str(seconds)]
             words += ["--rehearse"] if self.rehearsal else []
             words += ["--sizes", *map(str, self.sizes)]
-            ended = pool.map(lambda form: rows_of([*words, "--child", form], seconds + 60), FORMS)
-            for form, (rows, last) in zip(FORMS, ended, strict=True):
+            ended = pool.map(lambda form: rows_of([*words, "--child", form], seconds + 10), forms)
+            for form, (rows, last) in zip(forms, ended, strict=True):
                 self.rows += rows
                 say(f"steps of {form}: {len(rows)} rows{last}")
 

@@ -68,7 +68,14 @@ def possible(case: covering.Case) -> bool:
     return not (case.get("irreps") == "tensors" and case.get("max_ell") == "1")
 
 
-CASES = [fields_of(case) for case in covering.pairwise(AXES, possible)] if FULL else [{}]
+BLOCK = "RealAgnosticResidualNonLinearInteractionBlock"
+GATED = {  # every edge has weights of its own
+    "interaction_cls": BLOCK,
+    "interaction_cls_first": BLOCK,
+    "readout_cls": "NonLinearBiasReadoutBlock",
+    "correlation": [2, 2],
+}
+CASES = [*map(fields_of, covering.pairwise(AXES, possible)), GATED] if FULL else [{}]
 
 
 def run(script: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
@@ -205,6 +212,13 @@ def test_launches_of_a_step_are_counted_and_do_not_grow_with_the_elements() -> N
     elements = [8, 12, 1, 6, 7]
     more = launches({"atomic_numbers": elements, "atomic_energies": [-1.0] * 5})
     assert [launch.name for launch in more] == names
+
+
+@pytest.mark.parametrize("fields", [{}, GATED], ids=["pairs", "edges"])
+def test_what_a_step_launches_was_foreseen(fields: dict[str, Any]) -> None:
+    network, _ = network_and_batch(fields)
+    programs = Catalogue().of_network(network.plan, dict(network.module.named_parameters()))
+    assert {launch.name for launch in launches(fields)} <= {program.name for program in programs}
 
 
 def test_bytes_of_a_launch_follow_from_shapes() -> None:

@@ -11,6 +11,7 @@ one of the whole process. At the end stands one table, for the README.
 
 import argparse
 import fcntl
+import gc
 import json
 import os
 import statistics
@@ -163,7 +164,9 @@ class Parts:
     def time_convolution(
         self, what: str, convolution: Any, graph: Any, inputs: tuple[torch.Tensor, ...]
     ) -> None:
-        """Bytes are those of a kernel that meets arrays of pairs once for each of their edges."""
+        """Bytes are those of kernels that read arrays of pairs once for each of their edges, and
+        write theirs once.
+        """
         h, y, w = inputs
         with torch.no_grad():
             out = convolution(graph, h, y, w)
@@ -173,7 +176,7 @@ class Parts:
         g = torch.randn_like(out)
         a = convolution(graph, h, y, w)
         ms = timed(lambda: torch.autograd.grad(a, inputs, g, retain_graph=True), self.device, 0.3)
-        moved += 2 * h.nbytes + 3 * y.nbytes + 3 * w.nbytes
+        moved = 2 * h.nbytes + 3 * y.nbytes + 3 * w.nbytes + out.nbytes
         self.report_bandwidth(f"{what}: VJP", ms, moved)
 
     def report_bandwidth(self, what: str, ms: float, moved: int) -> None:
@@ -210,6 +213,8 @@ class Parts:
         """Times and memory of whole steps by form, model and size, each form in a process of its
         own.
         """
+        gc.collect()
+        torch.cuda.empty_cache()
         for forms, share in GROUPS:
             seconds = max(share * (LIMIT - FOR_TESTS - (time.monotonic() - BEGAN)), 30.0)
             self.steps_of(forms, seconds)
@@ -508,7 +513,6 @@ def child(form: str, seconds: float, turn: str, sizes: list[int], *, rehearsal: 
     uses the device; larger ones are left out where one did not fit.
     """
     from model_utils import runtime
-    from model_utils.run.memory import _out_of_memory
 
     device = runtime.start(
         device="cpu" if rehearsal else "cuda",
@@ -526,18 +530,13 @@ def child(form: str, seconds: float, turn: str, sizes: list[int], *, rehearsal: 
                 "atoms": batch.n_atoms,
                 "edges": batch.n_edges,
             }
-            try:
-                with in_turn(turn):
-                    if time.monotonic() - BEGAN > seconds:
-                        return
-                    step = step_of(form, described, module, batch)
-                    row |= measured(step, device, 0.2 if rehearsal else 0.7)
-            except Exception as error:
-                too_large = _out_of_memory(error)
-                row |= {
-                    "ms": None,
-                    "why": "does not fit" if too_large else f"fails: {str(error)[:80]}",
-                }
+            with in_turn(turn):
+                if time.monotonic() - BEGAN < seconds:
+                    row |= row_of(form, described, module, batch, 0.2 if rehearsal else 0.7)
+                else:
+                    row |= {"ms": None, "why": "no time"}
+                gc.collect()
+                torch.cuda.empty_cache()  # the next process may need it
             print(json.dumps(row), flush=True)
             if row["ms"] is None and row["why"] != "does not fit":
                 return
@@ -553,15 +552,24 @@ def in_turn(file: str) -> Iterator[None]:
         yield
 
 
+def row_of(form: str, described: Any, module: Any, batch: Any, seconds: float) -> dict[str, Any]:
+    """Time and memory of a step of a form, or why there are none."""
+    from model_utils.run.memory import _out_of_memory
+
+    try:
+        step = step_of(form, described, module, batch)
+        return measured(step, batch.positions.device, seconds)
+    except Exception as error:
+        too_large = _out_of_memory(error)
+        return {"ms": None, "why": "does not fit" if too_large else f"fails: {str(error)[:80]}"}
+
+
 def measured(step: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, float]:
     """Time and memory of a step."""
     if device.type != "cuda":
         return {"ms": timed(step, device, seconds), "gib": 0.0}
     torch.cuda.reset_peak_memory_stats(device)
-    try:
-        ms = timed(step, device, seconds)
-    finally:
-        torch.cuda.empty_cache()  # the next process may need it
+    ms = timed(step, device, seconds)
     return {"ms": ms, "gib": torch.cuda.max_memory_allocated(device) / 2**30}
 
 

@@ -107,7 +107,7 @@ def say_nothing_of_a_run_that_left() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         where = None if trace is None else trace.tb_frame.f_globals["__name__"]
         left = isinstance(error, (EOFError, ConnectionError)) or (
-            isinstance(error, OSError) and error.errno is None  # in the middle of a message
+            isinstance(error, OSError) and "got end of file" in str(error)  # within a message
         )
         if not (left and where == resource_sharer.__name__):
             before(kind, error, trace)

@@ -32,8 +32,8 @@ def total_on(device: str, parts: list[list[torch.Tensor]]) -> list[torch.Tensor]
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 def test_one_process_adds_over_a_backend_as_alone(device: str) -> None:
     """Over NCCL on a single GPU; over gloo on a CPU, which shows that the test can be run."""
-    own = os.environ.get("PYTHONPATH", "")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), own])}
+    own = [path for path in [os.environ.get("PYTHONPATH", "")] if path]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *own])}
     words = [sys.executable, "-m", "ranks.one_over", device]
     done = subprocess.run(
         words, env=env, capture_output=True, text=True, timeout=HANGING, check=False

@@ -126,12 +126,15 @@ REGISTERS = {
         "convolve__vjp_vjp__no_y": 255,
     },
 }
-SPILLED = {  # bytes
-    "bessel": 48,  # not registers: the table by which sin and cos of huge arguments are reduced
-    # measured on an H100 and an H200 to be faster than what spills nothing
-    "convolve__vjp__with_y": 40,
-    "convolve__vjp__no_y": 32,
-    "convolve__vjp_vjp__no_y": 24,
+LOCAL = {"bessel": 48}  # not spilled: the table by which arguments of sin and cos are reduced
+SPILLED = {  # bytes, in single precision, where it was measured to be faster than spilling none
+    "64x0e": {"convolve__vjp_vjp__no_y": 8},
+    "128x0e+128x1o": {"convolve__vjp__with_y": 24, "convolve__vjp__no_y": 8},
+    "128x0e+128x1o+128x2e": {
+        "convolve__vjp__with_y": 40,
+        "convolve__vjp__no_y": 32,
+        "convolve__vjp_vjp__no_y": 24,
+    },
 }
 MEDIUM = "128x0e+128x1o"
 COMPILED = (
@@ -154,7 +157,10 @@ def test_kernels_compile_for_gpus_that_are_not_here(
     lines = run("triton_compiled.py", hidden, precision, which, "80", "90")
     assert {line["sm"] for line in lines} == {"80", "90"}
     for line in lines:
-        assert line["spilled"] <= SPILLED.get(line["kernel"], 0), line
+        allowed = LOCAL.get(line["kernel"], 0)
+        if precision == "fp32":
+            allowed += SPILLED[hidden].get(line["kernel"], 0)
+        assert line["spilled"] <= allowed, line
         known = REGISTERS.get(hidden, {}).get(line["kernel"], 255)
         assert line["registers"] <= 1.1 * (known if precision == "fp32" else 255), line
 

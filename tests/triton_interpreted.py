@@ -9,7 +9,6 @@ largest difference over the largest number.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from model_utils import model_loader
 from model_utils.models import description as model_json
+from model_utils.models.fast import graph_views
 from model_utils.models.fast.backends import backend_of, only
 from model_utils.models.fast.backends.triton import Triton
 from model_utils.models.fast.fast_network import FastNetwork
@@ -187,15 +187,7 @@ def convolutions(
     if not directed or backend_of(inputs[0]) is None:
         return trilinear(convolution, graph, *inputs)
     pair = graph.pair.long()
-    edges = torch.arange(graph.n_edges)
-    reading = replace(
-        graph,
-        pair=edges.int(),
-        pair_edge=edges,
-        flipped=torch.zeros_like(graph.flipped),
-        directed=True,
-        kept={},
-    )
+    reading = graph_views.directed(graph)
     signs = torch.where(
         torch.tensor(convolution.odd), 1 - 2 * graph.flipped.double().unsqueeze(1), 1.0
     )

@@ -80,12 +80,12 @@ def accelerated_module(
 
 
 def _require_kernels_of_cueq() -> None:
-    """Refuse what cuequivariance computes without its kernels: on an H100 a step of it takes
-    six times as long as one of mace-torch's own module.
+    """Refuse what cuequivariance computes without its kernels: a step of it took six times as
+    long on an H100 as one of mace-torch's own module (docs/proofs.md).
     """
     try:
         importlib.import_module("cuequivariance_ops_torch")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # the latter of libraries of CUDA that are not there
         raise InputError(
             "--step cueq on a GPU needs the package cuequivariance-ops-torch-cu12 or "
             f"-cu13, which cannot be imported: {error}; install it, or use --step fast"

@@ -28,12 +28,8 @@ ONE_DELIVERY = 0.5
 RESUME = "start again with --resume auto"
 REPEAT = "repeat the command: it goes on"
 SOON = 0.02  # s until a request is tried again that could not be met
-STARTS = {  # functions of the standard library that start processes
-    ("multiprocessing.popen_fork", "_launch"),
-    ("multiprocessing.popen_spawn_posix", "_launch"),
-    ("multiprocessing.popen_forkserver", "_launch"),
-    ("subprocess", "_execute_child"),
-}
+# methods of the standard library that start processes
+STARTS = {("multiprocessing.process", "start"), ("subprocess", "_execute_child")}
 RESERVE = 2.0  # s kept for the end of the process
 PATIENCE = 25.0  # s for a step with others to end; SLURM kills 30 s after SIGTERM
 PATIENCE_AHEAD = 100.0  # s after SIGUSR1, which comes ahead of the end: job files ask for 120
@@ -75,6 +71,8 @@ class Interruption:
         self._is_met = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
         self._before_unraisable: Callable[[Any], Any] | None = None
+        self._before_timer: tuple[float, float] | None = None
+        self._going_on = 0  # where this was entered: as in a process that was forked
         self._pipe: tuple[int, int] | None = None
 
     def __enter__(self) -> "Interruption":
@@ -84,6 +82,7 @@ class Interruption:
             os.set_blocking(self._pipe[1], False)
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._going_on = _going_on(sys._getframe())
             self._before_unraisable = sys.unraisablehook
             sys.unraisablehook = self._on_unraisable
             hurry = None if self._give_up is None else self._hurry
@@ -100,14 +99,17 @@ class Interruption:
         trace: TracebackType | None,
     ) -> None:
         global _listening
+        self._at_once = False
         if self._pipe is not None:
             _listening = False
             signal.set_wakeup_fd(-1)
             sys.unraisablehook = self._before_unraisable or sys.__unraisablehook__
-            if signal.SIGALRM in self._before:
-                signal.setitimer(signal.ITIMER_REAL, 0.0)
+            self._no_more_soon()
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                if handler is not None:  # else it is not Python's, and cannot be given back
+                    signal.signal(number, handler)
+            if self._before_timer is not None:
+                signal.setitimer(signal.ITIMER_REAL, *self._before_timer)
             os.close(self._pipe[1])  # ends the thread, which closes the other side
             if kind is not None:
                 _end_workers()
@@ -148,6 +150,7 @@ class Interruption:
             self._at_once = not self.with_others
             try:
                 if self.reason is not None and self._at_once:
+                    self._no_more_soon()
                     raise StopRequested(self.reason)
                 item = next(iterator, _END)
             finally:
@@ -198,7 +201,7 @@ class Interruption:
         """
         if not self._at_once:
             return
-        if not _must_end_first(frame):
+        if _going_on(frame) <= self._going_on:
             raise StopRequested(self.reason)
         self._meet_soon()
 
@@ -206,7 +209,13 @@ class Interruption:
         if signal.SIGALRM not in self._before:
             again = signal.signal(signal.SIGALRM, lambda _, frame: self._meet(frame))
             self._before[signal.SIGALRM] = again
-        signal.setitimer(signal.ITIMER_REAL, SOON)
+        before = signal.setitimer(signal.ITIMER_REAL, SOON)
+        if self._before_timer is None:
+            self._before_timer = before
+
+    def _no_more_soon(self) -> None:
+        if signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _on_unraisable(self, unraisable: Any) -> None:
         """Where Python drops an exception, as in what it calls when it frees an object."""
@@ -216,16 +225,18 @@ class Interruption:
             self._before_unraisable(unraisable)
 
 
-def _must_end_first(frame: FrameType | None) -> bool:
-    """Whether something goes on that an exception would leave half done: an import, within which
-    libraries catch whatever is raised; the start of a process that nobody would know of.
+def _going_on(frame: FrameType | None) -> int:
+    """How many things go on that an exception would leave half done: imports, within which
+    libraries catch whatever is raised; the starts of processes that nobody would know of; the
+    ends of objects, of which Python drops it.
     """
+    count = 0
     while frame is not None:
         module = frame.f_globals.get("__name__")
-        if module == "importlib._bootstrap" or (module, frame.f_code.co_name) in STARTS:
-            return True
+        name = frame.f_code.co_name
+        count += module == "importlib._bootstrap" or (module, name) in STARTS or name == "__del__"
         frame = frame.f_back
-    return False
+    return count
 
 
 _END = object()

@@ -1,5 +1,6 @@
 """A request to stop that arrives where an exception would be lost, or leave things half done."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import HANGING, ROOT
+from model_utils.run.interruption import STARTS
 
 # as scipy, ase and others do somewhere: what an import raises is caught, and another way taken
 LIBRARY = """
@@ -93,3 +95,41 @@ def test_a_request_that_python_drops_is_met_a_moment_later(where: str) -> None:
     )
     assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
     assert done.stderr == ""
+
+
+FORKED = """
+import multiprocessing, os, signal, time
+from model_utils.errors import Preempted
+from model_utils.run.interruption import Interruption
+
+def work():
+    try:
+        with Interruption():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+            print("never stopped", flush=True)
+    except Preempted as stopped:
+        print(stopped, flush=True)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join()
+"""
+
+
+def test_a_process_that_was_forked_is_not_being_forked_all_its_life() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=HANGING,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
+
+
+def test_what_starts_processes_is_called_so() -> None:
+    for module, name in STARTS:
+        kinds = vars(importlib.import_module(module)).values()
+        assert any(name in vars(kind) for kind in kinds if isinstance(kind, type)), (module, name)

@@ -77,7 +77,6 @@ def of_one_element(graph: BatchGraph) -> BatchGraph:
             species=torch.zeros_like(graph.species),
             species_ptr=torch.stack([ends[0], ends[-1]]),
             species_bounds=(0, graph.n_atoms),
-            directed=True,
             kept={},
         )
     reading: BatchGraph = graph.kept["of_one_element"]

@@ -20,8 +20,8 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None, scale: float = 1.0)
     backend = _multiplying(a)
     if backend is None:  # what stands in out is not read
         return torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
-    backend.multiply(a, b if scale == 1 else b * scale, out)
-    return out
+    backend.multiply(a, b, out)
+    return out if scale == 1 else out.mul_(scale)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

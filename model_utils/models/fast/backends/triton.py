@@ -161,11 +161,12 @@ class Triton:
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
     ) -> None:
         """Launch a kernel over the edges that leave each atom; it reads a pair's arrays for
-        both of its edges.
+        each of its edges.
         """
         name = backward_name(len(inputs) > 4, out[1] is not None, graph.directed)
         program = self._of_convolution(graph, convolution, inputs)[name]
-        self._rows(graph, program, inputs, out, read=_bytes(*inputs, *inputs[1:3], *inputs[5:]))
+        again = () if graph.directed else (*inputs[1:3], *inputs[5:])
+        self._rows(graph, program, inputs, out, read=_bytes(*inputs, *again))
 
     def _of_convolution(
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors

@@ -16,7 +16,7 @@ TILE = 32  # atoms over which one program sums gradients by the contraction's te
 GROUP = 24  # terms that it sums, each in a register of its own
 MOST_LANES = 256  # channels that one program takes; more would not stay in registers
 _THREADS: dict[str, int] = {
-    # a thread for each channel, which is what holds all sums of it without spilling
+    # unless tuned below, a thread for each channel
     "convolve": 128,
     "contract": 128,
     # sums over the few radial channels stay within one warp
@@ -29,20 +29,20 @@ _THREADS: dict[str, int] = {
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a kernel was measured to run fastest with, on an H100 and an H200.
+    """What a kernel was measured to run fastest with, on an H100 and an H200; other cards and
+    other numbers of channels have the same.
 
     Attributes:
         channels: of one thread.
-        registers: of a thread, at most, where the compiler would take more or fewer than serve
-            it; None: as many as it takes.
+        registers: of a thread, which the compiler fills; None: as many as it takes.
     """
 
     channels: int = 1
     registers: int | None = None
 
 
-# By kernel, components of the features and precision; of 64 channels for one component, of 128
-# for the others. At most 48 bytes are spilled with them, where more registers are slower.
+# By kernel, components of the features and precision; measured with 64 channels for one component
+# and with 128 for the others. At most 40 bytes are spilled, where more registers are slower.
 _TUNED: dict[tuple[str, int, str], Tuned] = {
     ("convolve", 1, "fp32"): Tuned(channels=2),
     ("convolve__adjoint", 1, "fp32"): Tuned(channels=2, registers=128),

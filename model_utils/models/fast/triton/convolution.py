@@ -39,7 +39,9 @@ class _Path:
 
     @property
     def sign(self) -> str:
-        """Of the couplings' matrix for the edge against the pair's vector: (−1)^l2."""
+        """The sign (−1)^l2 that harmonics, and with them the matrix M, have for the edge against
+        a pair's vector.
+        """
         return "-" if self.l2 % 2 else "+"
 
     @cached_property

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +82,19 @@ def wait_until(reached: Callable[[], object], what: str) -> None:
     while not reached():
         assert time.monotonic() < end, f"{what}: not within {HANGING:.0f} s"
         time.sleep(0.01)
+
+
+def program(text: str, *folders: Path) -> "subprocess.CompletedProcess[str]":
+    """A program of the project's modules, and of those in further folders, run to its end."""
+    own = [path for path in [os.environ.get("PYTHONPATH", "")] if path]
+    return subprocess.run(
+        [sys.executable, "-c", text],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *map(str, folders), *own])},
+        capture_output=True,
+        text=True,
+        timeout=HANGING,
+        check=False,
+    )
 
 
 def living(session: int) -> list[int]:

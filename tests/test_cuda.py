@@ -4,8 +4,6 @@
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 from test_memory import LOSS, many_waters, wide_network
 
-from conftest import HANGING, ROOT, TINY
+from conftest import TINY, program
 from model_utils import evaluate, model_loader, resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.run import memory
@@ -112,14 +110,7 @@ def test_a_command_has_memory_that_grows_in_segments() -> None:
         "torch.zeros(1, device='cuda')",
         "print(torch.cuda.memory._snapshot()['allocator_settings']['expandable_segments'])",
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)],
-        capture_output=True,
-        text=True,
-        timeout=HANGING,
-        check=False,
-        cwd=ROOT,
-    )
+    done = program("\n".join(lines))
     assert done.stdout.split() == ["True"], done.stderr
 
 

@@ -5,8 +5,6 @@ read ends a run saved.
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import HANGING, ROOT
+from conftest import program
 from dataloader import loader, parallel
 from dataloader.dataset import Dataset
 from dataloader.errors import AwayError, InputError
@@ -205,14 +203,7 @@ print(other.detach())  # served in turn: by now all else was said
 
 def test_a_run_that_leaves_while_it_takes_a_batch_is_no_failure_of_the_worker() -> None:
     """Anything else that happens in the thread is said as before."""
-    done = subprocess.run(
-        [sys.executable, "-c", LEAVING],
-        capture_output=True,
-        text=True,
-        timeout=HANGING,
-        check=False,
-        cwd=ROOT,
-    )
+    done = program(LEAVING)
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert "KeyError: 'no such key'" in done.stderr
     assert done.stdout.strip()

@@ -1,14 +1,11 @@
 """A request to stop that arrives where an exception would be lost, or leave things half done."""
 
 import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import HANGING, ROOT
+from conftest import program
 from model_utils.run.interruption import STARTS
 
 # as scipy, ase and others do somewhere: what an import raises is caught, and another way taken
@@ -40,15 +37,7 @@ except Preempted as stopped:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_the_import_ends_and_then_the_run(name: str, tmp_path: Path) -> None:
     (tmp_path / "library.py").write_text(LIBRARY.format(name=name))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=HANGING,
-        check=False,
-    )
+    done = program(PROGRAM, tmp_path)
     assert done.stdout.startswith(f"whole {name}: stopped where nothing had to be saved"), (
         done.stdout + done.stderr
     )
@@ -85,14 +74,7 @@ except Preempted as stopped:
 
 @pytest.mark.parametrize("where", WHERE_IT_IS_LOST)
 def test_a_request_that_python_drops_is_met_a_moment_later(where: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOST.format(what=WHERE_IT_IS_LOST[where])],
-        capture_output=True,
-        text=True,
-        timeout=HANGING,
-        check=False,
-        cwd=ROOT,
-    )
+    done = program(LOST.format(what=WHERE_IT_IS_LOST[where]))
     assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
     assert done.stderr == ""
 
@@ -118,14 +100,7 @@ child.join()
 
 
 def test_a_process_that_was_forked_is_not_being_forked_all_its_life() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED],
-        capture_output=True,
-        text=True,
-        timeout=HANGING,
-        check=False,
-        cwd=ROOT,
-    )
+    done = program(FORKED)
     assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
 
 

@@ -24,7 +24,7 @@ from conftest import HANGING, in_the_battery, pausing, wait_until
 from model_utils import train_mace
 from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL
-from reliability.test_killed_commands import command, outputs_in, settings
+from reliability.test_killed_commands import command, outputs_in, saved_at, settings
 
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 # once runs follow a folder that is moved: make it the default
@@ -181,11 +181,11 @@ class Soak:
         """One life, disturbed every few seconds, then signalled; its exit code."""
         life, until = begin(words, errors), time.monotonic() + seconds
         self.resident.append([])
-        before = saved_at(place)
+        before = saved_at(place.folder)
         next_one = time.monotonic() + self.rng.uniform(2.0, 8.0)
         while life.poll() is None and time.monotonic() < until:
             drain(life)
-            if saved_at(place) != before:  # start-up is over
+            if saved_at(place.folder) != before:  # start-up is over
                 self._look(life)
             if time.monotonic() >= next_one:
                 disturb = self.rng.choice(DISTURBANCES)
@@ -210,13 +210,6 @@ class Soak:
         with suppress(OSError, IndexError):  # it just ended
             pages = int(Path(f"/proc/{life.pid}/statm").read_text().split()[1])
             self.resident[-1].append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
-
-
-def saved_at(place: Place) -> int:
-    """When the run was saved last, ns; 0 before."""
-    with suppress(OSError):
-        return outputs_in(place.folder).checkpoint.stat().st_mtime_ns
-    return 0
 
 
 def growth(resident: list[float]) -> float:

@@ -4,23 +4,19 @@ a machine that has one.
     python benchmarks/gpu.py              # everything, then the tests on a GPU
     python benchmarks/gpu.py --rehearse   # on a CPU with a tiny network, to see that all parts run
 
-Each part is guarded and timed: one that fails says so, and the next may still tell something. Forms
-of the step are timed in processes of their own, since mace-torch's own setting of TorchScript is
-one of the whole process. At the end stands one table, for the README.
+Each part is guarded and timed: one that fails says so, and the next may still tell something. At
+the end stands one table, for the README.
 """
 
 import argparse
-import fcntl
 import gc
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,26 +27,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import numpy as np
 import torch
-import train_step
+from gpu_steps import FORMS, GROUPS, SIZES
+from on_device import BEGAN, MODELS, TINY, launches_of, made, say, timed, waits_of
 
-BEGAN = time.monotonic()
 LIMIT = 570.0  # s for all parts
 FOR_TESTS = 200.0  # s of them that the tests are left
-MODELS = {"S": "64x0e", "M": "128x0e+128x1o", "L": "128x0e+128x1o+128x2e"}
-SIZES = (216, 432, 1080, 2160, 4104, 8208)  # atoms of MgO, 56 edges each
-# Forms of the step, by the order in which they are timed: those of one group have the device in
-# turn, a row each; a library that compiles for long keeps nobody but itself waiting. With the share
-# of the time that is left.
-GROUPS: tuple[tuple[tuple[str, ...], float], ...] = (
-    # mace-torch's module as its own training calls it; torch: the fast step without kernels
-    (("mace", "reference", "fast", "torch"), 0.6),
-    (("cueq fused",), 0.5),
-    (("cueq",), 1.0),
-)
-FORMS = tuple(form for forms, _ in GROUPS for form in forms)
-TINY = {"S": "4x0e+4x1o"}
 AGREE = {"float64": 1e-10, "float32": 1e-3}  # of the norm of all gradients
 
 
@@ -222,10 +204,11 @@ class Parts:
     def steps_of(self, forms: Sequence[str], seconds: float) -> None:
         """Rows of forms that have the device in turn."""
         with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(len(forms)) as pool:
-            words = [sys.executable, __file__, "--turn", turn.name, "--seconds", str(seconds)]
+            words = [sys.executable, str(ROOT / "benchmarks" / "gpu_steps.py")]
+            words += ["--turn", turn.name, "--seconds", str(seconds)]
             words += ["--rehearse"] if self.rehearsal else []
             words += ["--sizes", *map(str, self.sizes)]
-            ended = pool.map(lambda form: rows_of([*words, "--child", form], seconds + 10), forms)
+            ended = pool.map(lambda form: rows_of([*words, "--form", form], seconds + 10), forms)
             for form, (rows, last) in zip(forms, ended, strict=True):
                 self.rows += rows
                 say(f"steps of {form}: {len(rows)} rows{last}")
@@ -244,25 +227,11 @@ class Parts:
             place = Path(folder)
             (place / "m.json").write_text(json.dumps(NETWORK))
             write(place / "t.xyz", waters(12), format="extxyz")
-            common = [
-                "--input_json",
-                place / "m.json",
-                "--xyz_train",
-                place / "t.xyz",
-                "--batch_size",
-                4,
-                "--ema",
-            ]
-            common += [
-                "--dtype",
-                "float64",
-                "--device",
-                self.device.type,
-                "--valid_fraction",
-                0.2,
-                "--epochs",
-                4,
-            ]
+            network = (
+                f"--input_json {place / 'm.json'} --xyz_train {place / 't.xyz'} --batch_size 4"
+            )
+            how = f"--ema --dtype float64 --device {self.device.type} --valid_fraction 0.2"
+            common = [*network.split(), *how.split(), "--epochs", 4]
             for name, more in (("whole", []), ("part", ["--max_steps", 5])):
                 run(train_mace.main, [*common, *more, "--output_checkpoint", place / name])
             run(
@@ -280,13 +249,9 @@ class Parts:
             errors = []
             for device in (self.device.type, "cpu"):
                 report = place / f"errors{len(errors)}.json"
-                words = [
-                    "--input_model",
-                    place / "whole" / "whole_model.pt",
-                    "--xyz_path",
-                    place / "t.xyz",
-                ]
-                run(evaluate.main, [*words, "--device", device, "--output_json", report])
+                what = f"--input_model {place}/whole/whole_model.pt --xyz_path {place / 't.xyz'}"
+                words = [*what.split(), "--device", device, "--output_json", report]
+                run(evaluate.main, words)
                 errors.append(json.loads(report.read_text())["forces_rmse"])
             self.judge(
                 "what the device wrote has its errors on a CPU too",
@@ -357,11 +322,6 @@ def rows_of(words: list[str], seconds: float) -> tuple[list[dict[str, Any]], str
     return rows, "" if code == 0 else f", ended early ({code}): {last[:200]}"
 
 
-def say(*words: object) -> None:
-    """One line with the time so far."""
-    print(f"[{time.monotonic() - BEGAN:5.0f} s]", *words, flush=True)
-
-
 def run(command: Callable[[list[str]], int], words: list[Any]) -> None:
     """A command of the project, silently."""
     with open(os.devnull, "w", encoding="ascii") as nowhere, redirected(nowhere):
@@ -386,241 +346,6 @@ def flat(gradients: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([g.reshape(-1) for g in gradients])
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(function: Callable[[], Any], device: torch.device, seconds: float = 0.5) -> float:
-    """Median time, ms, after two calls that load and compile."""
-    for _ in range(2):
-        function()
-    wait(device)
-    times: list[float] = []
-    end = time.monotonic() + seconds
-    while len(times) < 3 or time.monotonic() < end:
-        began = time.perf_counter()
-        function()
-        wait(device)
-        times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
-
-
-def waits_of(step: Callable[[], None], device: torch.device) -> list[str]:
-    """Where the host waits for the device during a step."""
-    if device.type != "cuda":
-        return []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    lines = sorted(
-        {
-            f"{Path(w.filename).name}:{w.lineno}"
-            for w in caught
-            if "called a synchronizing" in str(w.message)
-        }
-    )
-    if lines:
-        say("  waits:", ", ".join(lines))
-    return lines
-
-
-def launches_of(step: Callable[[], None], device: torch.device) -> tuple[int, list[str]]:
-    """Kernels of a step, and those that take most time."""
-    from torch.profiler import ProfilerActivity, profile
-
-    if device.type != "cuda":
-        return 0, ["not on a CPU"]
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        step()
-        wait(device)
-    kernels = [
-        e for e in profiled.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA
-    ]
-    kernels.sort(key=lambda event: -event.self_device_time_total)
-    top = [f"{e.self_device_time_total / 1e3:.2f} ms {e.count}x {e.key[:50]}" for e in kernels[:5]]
-    return sum(event.count for event in kernels), top
-
-
-def crystals(atoms: int) -> list[Any]:
-    """Supercells of MgO of 108 atoms, of so many together; a cell of eight for 0."""
-    rng = np.random.default_rng(5)
-    if not atoms:
-        from ase.build import bulk
-
-        return [train_step.labelled(bulk("MgO", "rocksalt", a=4.21, cubic=True), rng)]
-    structures: list[Any] = []
-    while sum(s.n_atoms for s in structures) < atoms:
-        structures += train_step.crystals(rng, 0)[0]
-    return structures
-
-
-def built(
-    hidden: str, dtype_name: str, device: torch.device, *, small: bool = False
-) -> tuple[Any, Any]:
-    """Description and module, this on the device; ``small``: for the cell of eight atoms."""
-    from model_utils import model_loader, runtime
-    from model_utils.models import description as model_json
-
-    dtype = runtime.DTYPES[dtype_name]
-    torch.set_default_dtype(dtype)
-    fields = {
-        "model_class": "ScaleShiftMACE",
-        "r_max": 2.6 if small else 5.0,
-        "atomic_numbers": [8, 12],
-        "atomic_energies": [-1.0, -1.0],
-        "avg_num_neighbors": 50.0,
-        "atomic_inter_scale": 1.3,
-        "atomic_inter_shift": 0.2,
-        "hidden_irreps": hidden,
-    }
-    described = model_json.parse(json.dumps(fields), "benchmark")
-    return described, model_loader.build(described, dtype, 1).to(device)
-
-
-def batch_of(described: Any, atoms: int, module: Any) -> Any:
-    """A batch of so many atoms with its orders, where the module is."""
-    from dataloader.batch import collate
-    from dataloader.neighbors import build_graph
-    from model_utils import model_loader
-
-    structures = crystals(atoms)
-    own = next(module.parameters())
-    graphs = [build_graph(s, described.r_max) for s in structures]
-    numbers = range(len(structures))
-    batch = collate(
-        structures, graphs, numbers, described.facts(), own.dtype, free_atoms_only=False
-    )
-    return model_loader.preparation("fast", described)(batch).to(own.device)
-
-
-def made(hidden: str, atoms: int, dtype_name: str, device: torch.device) -> tuple[Any, Any, Any]:
-    """Description, module and batch, these on the device."""
-    described, module = built(hidden, dtype_name, device, small=not atoms)
-    return described, module, batch_of(described, atoms, module)
-
-
-# In a process of its own
-
-
-def child(form: str, seconds: float, turn: str, sizes: list[int], *, rehearsal: bool) -> None:
-    """Steps of one form, a line of JSON for each model and size, timed while no other process
-    uses the device; larger ones are left out where one did not fit.
-    """
-    from model_utils import runtime
-
-    device = runtime.start(
-        device="cpu" if rehearsal else "cuda",
-        dtype=torch.float32,
-        threads=1 if rehearsal else None,
-        seed=3,
-    )
-    for model, hidden in (TINY if rehearsal else MODELS).items():
-        described, module = built(hidden, "float32", device, small=rehearsal)
-        for atoms in (0,) if rehearsal else sizes:
-            batch = batch_of(described, atoms, module)
-            row: dict[str, Any] = {
-                "form": form,
-                "model": model,
-                "atoms": batch.n_atoms,
-                "edges": batch.n_edges,
-            }
-            with in_turn(turn):
-                if time.monotonic() - BEGAN < seconds:
-                    row |= row_of(form, described, module, batch, 0.2 if rehearsal else 0.7)
-                else:
-                    row |= {"ms": None, "why": "no time"}
-                gc.collect()
-                torch.cuda.empty_cache()  # the next process may need it
-            print(json.dumps(row), flush=True)
-            if row["ms"] is None and row["why"] != "does not fit":
-                return
-            if row["ms"] is None:
-                break
-
-
-@contextmanager
-def in_turn(file: str) -> Iterator[None]:
-    """Have the device alone, among processes that ask for it by one file."""
-    with open(file, "ab") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        yield
-
-
-def row_of(form: str, described: Any, module: Any, batch: Any, seconds: float) -> dict[str, Any]:
-    """Time and memory of a step of a form, or why there are none."""
-    from model_utils.run.memory import _out_of_memory
-
-    try:
-        step = step_of(form, described, module, batch)
-        return measured(step, batch.positions.device, seconds)
-    except Exception as error:
-        too_large = _out_of_memory(error)
-        return {"ms": None, "why": "does not fit" if too_large else f"fails: {str(error)[:80]}"}
-
-
-def measured(step: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, float]:
-    """Time and memory of a step."""
-    if device.type != "cuda":
-        return {"ms": timed(step, device, seconds), "gib": 0.0}
-    torch.cuda.reset_peak_memory_stats(device)
-    ms = timed(step, device, seconds)
-    return {"ms": ms, "gib": torch.cuda.max_memory_allocated(device) / 2**30}
-
-
-def step_of(form: str, described: Any, module: Any, batch: Any) -> Callable[[], Any]:
-    """One training step of a form, without the optimizer."""
-    from losses import Loss
-    from model_utils import model_loader
-    from model_utils.models.fast import backends
-    from model_utils.run.step import _micro_step
-
-    device = batch.positions.device
-    if form == "mace":
-        torch._C._jit_set_profiling_executor(True)  # torch's own, as mace_run_train has it
-        torch._C._jit_override_can_fuse_on_gpu(True)
-        args = argparse.Namespace(forms=["mace"], what="step", device=str(device))
-        return train_step.mace_step(args, module, described, batch, [], Loss.of())
-    kind = {"torch": "fast", "cueq fused": "cueq"}.get(form, form)
-    if form == "cueq fused":
-        fuse_convolutions()
-    network = model_loader.build_network(module, kind, described)
-    if network.kind != kind:
-        raise RuntimeError(f"the step is {network.kind}")
-    if form == "torch" and device.type == "cuda" and backends.backend_of(batch.positions) is None:
-        raise RuntimeError("is what fast computes with here")
-    weights = model_loader.trainable(module)
-    loss = Loss.of()
-
-    def step() -> None:  # not divided where it does not fit
-        _micro_step(network, weights, list(weights.values()), replace(batch), loss, batch.rows)
-
-    def plain() -> None:
-        with backends.plain_torch():
-            step()
-
-    return plain if form == "torch" else step
-
-
-def fuse_convolutions() -> None:
-    """cuequivariance's fused convolution, which is off in training."""
-    from model_utils.models import build, mace_import
-
-    before = mace_import.acceleration_config
-
-    def fused(kind: str) -> Any:
-        config = before(kind)
-        config.conv_fusion = True
-        return config
-
-    build.acceleration_config = fused
-
-
 def main() -> int:
     """Every part in turn; 1 where something does not hold."""
     parser = argparse.ArgumentParser(
@@ -628,14 +353,8 @@ def main() -> int:
     )
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a tiny network")
     parser.add_argument("--parts", nargs="+", help="only these")
-    parser.add_argument("--child", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="atoms of the steps")
-    parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
-    parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        child(args.child, args.seconds, args.turn, args.sizes, rehearsal=args.rehearse)
-        return 0
     if not (args.rehearse or torch.cuda.is_available()):
         print("there is no CUDA device here; --rehearse runs every part on a CPU")
         return 2

@@ -201,6 +201,7 @@ class CountedKernels:
 
     name = "counted"
     multiplies = False
+    gives_slopes = True
 
     def __init__(self, counted: Counted) -> None:
         self._counted = counted
@@ -217,21 +218,21 @@ class CountedKernels:
             tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
             outputs = arguments[-1] if isinstance(arguments[-1], tuple) else (arguments[-1],)
             written = [tensor for tensor in outputs if isinstance(tensor, Tensor)]
-            launches, read_twice = KERNELS.get(name, (1, False))
+            launches, read_twice, n_writes = KERNELS.get(name, (1, False, 1))
             factor = 2 if read_twice else 1  # arrays of pairs are met by both edges
             read = factor * sum(
                 size(t) for t in tensors if not any(t is other for other in written)
             )
             self._counted.calls.append(
-                Call(name, launches, read, launches * sum(map(size, written)))
+                Call(name, launches, read, n_writes * sum(map(size, written)))
             )
 
         return kernel
 
 
-KERNELS = {  # launches, and whether arrays of pairs are read by both edges
-    "convolve": (1, True), "convolve_vjp": (2, True), "convolve_vjp_vjp": (3, True),
-    "segment_sums": (1, True), "segment_sums_vjp": (2, True),
+KERNELS = {  # launches, whether arrays of pairs are read by both edges, how often all is written
+    "convolve": (1, True, 1), "convolve_vjp": (1, True, 1), "convolve_vjp_vjp": (2, True, 1),
+    "segment_sums": (1, True, 1), "segment_sums_vjp": (2, True, 2),
 }  # fmt: skip
 
 

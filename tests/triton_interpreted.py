@@ -37,7 +37,7 @@ BASE: Fields = {
     "hidden_irreps": "3x0e+3x1o",
     "MLP_irreps": "2x0e",
     "correlation": [2, 3],
-    "radial_MLP": [5],
+    "radial_MLP": [4, 3],
     "atomic_numbers": [8, 12],
     "atomic_energies": [-1.0, -1.0],
     "avg_num_neighbors": 5.0,

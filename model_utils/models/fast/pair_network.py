@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast.backends import FusedKernels
+from model_utils.models.fast.backends import PairKernels
 from model_utils.models.fast.geometry import second_derivative
 from model_utils.models.fast.linear import silu
 from model_utils.models.fast.needed import needed
@@ -65,7 +65,7 @@ def by_torch(x: Tensor, layers: Sequence[HiddenLayer], offset: Tensor | None) ->
 
 
 def by_kernels(
-    kernels: FusedKernels,
+    kernels: PairKernels,
     basis: Basis,
     layers: Sequence[HiddenLayer],
     offset: Tensor | None,
@@ -95,7 +95,7 @@ def by_kernels(
 class _Network:
     """What of a network is no tensor to differentiate by."""
 
-    kernels: FusedKernels
+    kernels: PairKernels
     basis: Basis
     layers: tuple[HiddenLayer, ...]
     with_offset: bool

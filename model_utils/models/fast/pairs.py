@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from model_utils.models.fast import pair_network
-from model_utils.models.fast.backends import FusedKernels, fused_kernels_of
+from model_utils.models.fast.backends import PairKernels
 from model_utils.models.fast.convolution import signs
 from model_utils.models.fast.graph import BatchGraph
 from model_utils.models.fast.graph_views import directed, of_edges
+from model_utils.models.fast.pair_layers import pair_kernels_of
 from model_utils.models.fast.pair_network import HiddenLayer
 from model_utils.models.fast.radial import Basis, Radial
 
@@ -26,7 +27,7 @@ class Pairs:
     cutoff: Tensor | None  # (n_pairs, 1), where it is not in the features
     harmonics: Tensor  # (n_pairs, (max_ell + 1)²)
     basis: Basis | None  # features and cutoff with their slopes, where kernels take them
-    kernels: FusedKernels | None
+    kernels: PairKernels | None
     kept: list["Pairs"] = field(default_factory=list)
 
     @classmethod
@@ -47,9 +48,9 @@ class Pairs:
             numbers: atomic numbers of both atoms, (n_pairs, 1) each.
             harmonics: (n_pairs, (max_ell + 1)²).
         """
-        kernels = fused_kernels_of(lengths)
+        kernels = pair_kernels_of(lengths, radial)
         if kernels is None:
-            features, cutoff = radial.features(lengths, numbers)
+            features, cutoff = radial.by_torch(lengths, numbers)
             return cls(
                 graph=graph,
                 features=features,
@@ -105,9 +106,16 @@ class Pairs:
         Returns:
             (n_pairs, width of the last layer), or one column more.
         """
-        if self.kernels is not None and self.basis is not None and layers:
-            basis = self.basis if times_cutoff else self.basis.without_cutoff()
-            return pair_network.by_kernels(self.kernels, basis, layers, offset, appended)
+        kernels = self.kernels
+        basis = self.basis
+        if (
+            kernels is not None
+            and basis is not None
+            and layers
+            and kernels.takes_layers(layers, offset, appended)
+        ):
+            basis = basis if times_cutoff else basis.without_cutoff()
+            return pair_network.by_kernels(kernels, basis, layers, offset, appended)
         x = pair_network.by_torch(self.features, layers, offset)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1) if appended else x
         return x * self.cutoff if times_cutoff and self.cutoff is not None else x

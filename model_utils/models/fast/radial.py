@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_utils.models.fast.backends import Backend, FusedKernels, backend_of
+from model_utils.models.fast.backends import PairKernels, SlopeKernels
 from model_utils.models.fast.geometry import second_derivative
 from model_utils.models.fast.needed import needed
 
@@ -44,29 +44,15 @@ class Radial:
             cutoff_on_basis=bool(getattr(embedding, "apply_cutoff", True)),
         )
 
-    def features(
-        self, lengths: Tensor, numbers: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Radial features of pairs and, where the cutoff multiplies the path
-        weights instead, the cutoff.
+    def basis(
+        self, lengths: Tensor, numbers: tuple[Tensor, Tensor], kernels: PairKernels
+    ) -> "Basis":
+        """Radial functions of pairs with their slopes, by compiled kernels.
 
         Args:
             lengths: (n_pairs, 1), Å.
             numbers: atomic numbers of both atoms, (n_pairs, 1) each.
-
-        Returns:
-            (n_pairs, n_basis) and (n_pairs, 1) or None.
-        """
-        backend = backend_of(lengths)
-        if backend is not None and not (self.agnesi or self.gaussian) and self.cutoff_on_basis:
-            return _Bessel.apply(lengths, self, backend), None
-        return self.by_torch(lengths, numbers)
-
-    def basis(
-        self, lengths: Tensor, numbers: tuple[Tensor, Tensor], kernels: FusedKernels
-    ) -> "Basis":
-        """Radial functions of pairs with their slopes, by compiled kernels;
-        arguments as in ``features``.
+            kernels: what computes them.
         """
         value, slope, *cutoffs = _RadialBasis.apply(lengths.contiguous(), self, numbers, kernels)
         cutoff, cutoff_slope = cutoffs if cutoffs else (None, None)
@@ -90,8 +76,16 @@ class Radial:
     def by_torch(
         self, lengths: Tensor, numbers: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Radial features of pairs in plain torch; arguments and results
-        are those of ``features``.
+        """Radial features of pairs in plain torch and, where the cutoff multiplies the path
+        weights instead, the cutoff.
+
+        Args:
+            lengths: (n_pairs, 1), Å.
+            numbers: atomic numbers of both atoms, (n_pairs, 1) each; None where no transform
+                of the lengths asks for them.
+
+        Returns:
+            (n_pairs, n_basis) and (n_pairs, 1) or None.
         """
         embedding = self.module
         cutoff_fn = embedding.cutoff_fn
@@ -102,7 +96,7 @@ class Radial:
         basis = self._gaussian(argument) if self.gaussian else self._bessel(argument)
         return (basis * cutoff, None) if self.cutoff_on_basis else (basis, cutoff)
 
-    def bessel_slopes(self, lengths: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+    def bessel_slopes(self, lengths: Tensor, kernels: SlopeKernels) -> tuple[Tensor, Tensor]:
         """Bessel functions times the cutoff and their derivatives by the length,
         (n_pairs, n_basis) each.
         """
@@ -112,8 +106,13 @@ class Radial:
         slope = torch.empty_like(value)
         r_max = self.constant("cutoff_fn.r_max")
         constants = (self.power, r_max, self.constant("bessel_fn.prefactor"))
-        backend.bessel(constants, (lengths, frequencies), (value, slope))
+        kernels.bessel(constants, (lengths, frequencies), (value, slope))
         return value, slope
+
+    @property
+    def is_bessel(self) -> bool:
+        """Whether the functions are Bessel's of the length itself, with the cutoff in them."""
+        return not (self.agnesi or self.gaussian) and self.cutoff_on_basis
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
         """Frequencies of the Bessel functions, 1/Å, or centres of the gaussians, Å; (n_basis,)."""
@@ -218,6 +217,11 @@ class Basis:
     cutoff: Tensor | None  # (n, 1), where it is not in the functions
     cutoff_slope: Tensor | None
 
+    @cached_property
+    def stacked(self) -> Tensor:
+        """The functions with their slopes below them, (2 n, n_basis), not differentiable."""
+        return torch.cat([self.value.detach(), self.slope.detach()])
+
     @property
     def features(self) -> Tensor:
         """The functions as functions of the lengths."""
@@ -271,7 +275,7 @@ class _RadialBasis(torch.autograd.Function):
         lengths: Tensor,
         radial: Radial,
         numbers: tuple[Tensor, Tensor],
-        kernels: FusedKernels,
+        kernels: PairKernels,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(lengths)
         ctx.rest = radial, numbers
@@ -299,41 +303,3 @@ def _second_of_basis(ctx: Any, *slopes: Tensor | None) -> Tensor:
 
     one = torch.ones_like(lengths)
     return second_derivative(function, lengths, (one,), one)
-
-
-class _Bessel(torch.autograd.Function):
-    """r̄ = Σ_k ḡ_k B′_k(r), and for the adjoint a of it Δḡ_k = a B′_k(r)."""
-
-    @staticmethod
-    def forward(ctx: Any, lengths: Tensor, radial: Radial, backend: Backend) -> Tensor:
-        lengths = lengths.contiguous()
-        value, slope = radial.bessel_slopes(lengths, backend)
-        ctx.save_for_backward(lengths, slope)
-        ctx.radial = radial
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None]:
-        return (
-            _BesselVjp.apply(*ctx.saved_tensors, g, ctx.radial) if needed(ctx, 0) else None,
-            None,
-            None,
-        )
-
-
-class _BesselVjp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, lengths: Tensor, slope: Tensor, g: Tensor, radial: Radial) -> Tensor:
-        ctx.save_for_backward(lengths, slope, g)
-        ctx.radial = radial
-        return (g * slope).sum(dim=1, keepdim=True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
-        lengths, slope, g = ctx.saved_tensors
-        radial: Radial = ctx.radial
-        dr = None
-        if needed(ctx, 0):  # not in training
-            dr = second_derivative(lambda r: radial.by_torch(r, None)[:1], lengths, (g,), a)
-        return dr, None, a * slope, None

@@ -8,7 +8,7 @@ of some device, faster.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from torch import Tensor
 
@@ -43,6 +43,11 @@ class Backend(Protocol):
     @property
     def multiplies(self) -> bool:
         """Whether its products of matrices are to be taken before torch's."""
+        ...
+
+    @property
+    def gives_slopes(self) -> bool:
+        """Whether it has ``SlopeKernels`` besides."""
         ...
 
     def takes(self, tensor: Tensor) -> bool:
@@ -170,7 +175,45 @@ class Backend(Protocol):
         ...
 
 
-class FusedKernels(Protocol):
+class PairKernels(Protocol):
+    """Functions of the pairs' lengths together with their slopes (``pair_network``)."""
+
+    def takes_layers(
+        self, layers: Sequence["HiddenLayer"], offset: Tensor | None, appended: bool
+    ) -> bool:
+        """Whether it computes a network of these layers."""
+        ...
+
+    def radial_basis(
+        self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it
+        does not multiply them.
+        """
+        ...
+
+    def pair_network(
+        self, layers: Sequence["HiddenLayer"], basis: "Basis", offset: Tensor | None, appended: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """R, R′ and what the reverse pass wants again."""
+        ...
+
+    def pair_network_vjp(
+        self,
+        layers: Sequence["HiddenLayer"],
+        basis: "Basis",
+        given: tuple[Tensor, Tensor | None, Tensor | None],
+        by_offset: Tensor | None,
+    ) -> list[Tensor]:
+        """The gradients by all tensors of the layers from (what was kept, R̄, gradient by R′);
+        fills that by the offset.
+
+        An offset given means that there was one.
+        """
+        ...
+
+
+class FusedKernels(PairKernels, Protocol):
     """What a backend may have besides: much of what is a dozen small calls of
     torch otherwise, in one.
     """
@@ -208,32 +251,26 @@ class FusedKernels(Protocol):
         """The gradient by the flat weight from (x, ȳ)."""
         ...
 
-    def radial_basis(
-        self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Functions (n, n_basis) and slopes; then cutoff (n, 1) and its slope, where it
-        does not multiply them.
-        """
+
+class SlopeKernels(Protocol):
+    """What a backend without those may have for values and slopes in one array, that of the
+    slopes below that of the values.
+    """
+
+    def bessel(
+        self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]
+    ) -> None:
+        """As in ``Backend``."""
         ...
 
-    def pair_network(
-        self, layers: Sequence["HiddenLayer"], basis: "Basis", offset: Tensor | None, appended: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """R, R′ and what the reverse pass wants again."""
+    def silu_jvp(self, gain: float, z: Tensor, out: Tensor) -> None:
+        """(y, y′) from (z, z′): y = gain silu(z), y′ = gain silu′(z) z′."""
         ...
 
-    def pair_network_vjp(
-        self,
-        layers: Sequence["HiddenLayer"],
-        basis: "Basis",
-        given: tuple[Tensor, Tensor | None, Tensor | None],
-        by_offset: Tensor | None,
-    ) -> list[Tensor]:
-        """The gradients by all tensors of the layers from (what was kept, R̄, gradient by R′);
-        fills that by the offset.
-
-        An offset given means that there was one.
-        """
+    def silu_jvp_vjp(
+        self, gain: float, inputs: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor | None]
+    ) -> None:
+        """The gradients by (z, z′) from (z, z′) and those by (y, y′); and (y, y′) again."""
         ...
 
 
@@ -264,6 +301,12 @@ def fused_kernels_of(tensor: Tensor) -> FusedKernels | None:
     """The further kernels, where the backend of such tensors has them."""
     backend = backend_of(tensor)
     return backend if isinstance(backend, Cpp) else None
+
+
+def slope_kernels_of(tensor: Tensor) -> SlopeKernels | None:
+    """The kernels for values and slopes, where the backend of such tensors has them."""
+    backend = backend_of(tensor)
+    return cast("SlopeKernels", backend) if backend is not None and backend.gives_slopes else None
 
 
 @contextlib.contextmanager

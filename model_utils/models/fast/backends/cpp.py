@@ -23,6 +23,8 @@ class Cpp:
 
     name = "compiled kernels"
 
+    gives_slopes = False  # it has more: networks of pairs as a whole
+
     def takes(self, tensor: Tensor) -> bool:
         """Whether the library is there for such tensors; the first call compiles it."""
         return tensor.device.type == "cpu" and kernels.computes(tensor.dtype)
@@ -262,6 +264,12 @@ class Cpp:
             *inputs,
             out,
         )
+
+    def takes_layers(
+        self, layers: Sequence["HiddenLayer"], offset: Tensor | None, appended: bool
+    ) -> bool:
+        """All that there are."""
+        return True
 
     def radial_basis(
         self, radial: "Radial", lengths: Tensor, numbers: tuple[Tensor, Tensor]

@@ -64,6 +64,7 @@ class Triton:
         return f"triton {version}, table {TABLE}, sm_{self.architecture}"
 
     multiplies = False  # cuBLAS does
+    gives_slopes = True
 
     @cached_property
     def architecture(self) -> int:
@@ -319,9 +320,24 @@ class Triton:
         """The gradients by z and ȳ from (z, logistic function of z, ȳ, adjoint of z̄)."""
         self._numbers(self._catalogue.silu(gain, out[0].dtype)["silu__vjp_vjp"], inputs, out)
 
-    def _numbers(self, program: Program, inputs: Tensors, out: Tensors) -> None:
-        """Launch a kernel over numbers one by one."""
-        n = out[0].numel()
+    def silu_jvp(self, gain: float, z: Tensor, out: Tensor) -> None:
+        """(y, y′) from (z, z′): y = gain silu(z), y′ = gain silu′(z) z′."""
+        program = self._catalogue.slopes(gain, out.dtype)["silu__jvp"]
+        self._numbers(program, (z,), (out,), out.numel() // 2)
+
+    def silu_jvp_vjp(
+        self, gain: float, inputs: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor | None]
+    ) -> None:
+        """The gradients by (z, z′) from (z, z′) and those by (y, y′); and (y, y′) again."""
+        name = "silu__jvp_vjp" if out[1] is None else "silu__jvp_vjp__with_y"
+        program = self._catalogue.slopes(gain, out[0].dtype)[name]
+        self._numbers(program, inputs, _given(out), out[0].numel() // 2)
+
+    def _numbers(
+        self, program: Program, inputs: Tensors, out: Tensors, n: int | None = None
+    ) -> None:
+        """Launch a kernel over numbers one by one, ``n`` or as many as it gives."""
+        n = out[0].numel() if n is None else n
         self._launch(program, (-(-n // NUMBERS),), (inputs, out, ()), (n,), _bytes(*inputs))
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -45,6 +45,7 @@ class Catalogue:
         ]
         for interaction in plan.interactions:
             families += self._of_layer(interaction, weights, dtype)
+            families += self._of_pair_networks(plan.radial, interaction, dtype)
         families += [
             self.silu(r.silu_gain, dtype) for r in plan.readouts if r.silu_gain is not None
         ]
@@ -54,7 +55,7 @@ class Catalogue:
 
     def _of_radial(self, radial: "Radial", dtype: torch.dtype) -> Iterator[Programs]:
         """The basis, where a kernel computes it."""
-        if not (radial.agnesi or radial.gaussian) and radial.cutoff_on_basis:
+        if radial.is_bessel:
             n_basis = len(radial.module.bessel_fn.bessel_weights)
             r_max = radial.constant("cutoff_fn.r_max")
             yield self.bessel(
@@ -80,10 +81,24 @@ class Catalogue:
         else:
             yield self.segments(odd(interaction.first.max_ell), n_radial, dtype)
         yield self.contraction(interaction.product, dtype)
-        gated = interaction.gated
-        gains = [layer.gain for layer in (*interaction.hidden, *interaction.density[:-1])]
-        for gain in (*gains, *(() if gated is None else (gated.scalar_gain,))):
-            yield self.silu(gain, dtype)
+        if interaction.gated is not None:
+            yield self.silu(interaction.gated.scalar_gain, dtype)
+
+    def _of_pair_networks(
+        self, radial: "Radial", interaction: "Interaction", dtype: torch.dtype
+    ) -> Iterator[Programs]:
+        """Activations of an interaction's networks of pairs, with their slopes where
+        ``LayeredKernels`` takes the layers.
+        """
+        of_pairs = interaction.gated is None and radial.is_bessel
+        for layers, last in (
+            (interaction.hidden, interaction.last),
+            (interaction.density[:-1], None),
+        ):
+            alone = all(layer.bias is None and layer.norm is None for layer in layers)
+            appended = last is not None and last.bias is not None
+            family = self.slopes if of_pairs and alone and not appended else self.silu
+            yield from (family(layer.gain, dtype) for layer in layers)
 
     def convolution(
         self, convolution: "Convolution", dtype: torch.dtype, *, directed: bool
@@ -133,6 +148,12 @@ class Catalogue:
         """Kernels of the derivatives of silu times a gain."""
         return self._written(
             ("silu", gain, dtype), None, lambda: list(pairs.silu(gain, PRECISIONS[dtype]))
+        )
+
+    def slopes(self, gain: float, dtype: torch.dtype) -> Programs:
+        """Kernels of silu times a gain with its slope."""
+        return self._written(
+            ("slopes", gain, dtype), None, lambda: list(pairs.silu_slopes(gain, PRECISIONS[dtype]))
         )
 
     def _written(self, key: Any, layer: Any, texts: Callable[[], list[Program]]) -> Programs:

@@ -1,5 +1,5 @@
 """Texts of kernels over pairs and over numbers one by one: lengths and harmonics, the Bessel
-basis, silu's derivatives.
+basis, silu's derivatives and slopes.
 
 The functions are stated in ``fast/geometry.py``, ``fast/radial.py`` and ``fast/linear.py``.
 Harmonics are homogeneous polynomials; their coefficients are read off geometry's own form, so that
@@ -215,6 +215,36 @@ def silu(gain: float, precision: str) -> Iterator[Program]:
     vjp_vjp += [f"tl.store(dg_at + k, a * ({slope}), mask=inside)"]
     pointers = ("z_at", "s_at", "g_at", "a_at", "dz_at", "dg_at")
     yield _program("silu__vjp_vjp", pointers, ("n",), vjp_vjp, precision)
+
+
+def silu_slopes(gain: float, precision: str) -> Iterator[Program]:
+    """silu times a gain with its slope, and the VJP of both: of n values, and n slopes
+    behind them.
+    """
+    start = [
+        f"k = tl.program_id(0).to(tl.int64) * {NUMBERS} + tl.arange(0, {NUMBERS})",
+        "inside = k < n",
+        "z = tl.load(z_at + k, mask=inside, other=0.0)",
+        "dz = tl.load(z_at + n + k, mask=inside, other=0.0)",
+        "s = 1.0 / (1.0 + tl.exp(-z))",
+        f"slope = {gain!r} * s * (1.0 + z * (1.0 - s))",
+    ]
+    outputs = [
+        f"tl.store(y_at + k, {gain!r} * z * s, mask=inside)",
+        "tl.store(y_at + n + k, slope * dz, mask=inside)",
+    ]
+    yield _program("silu__jvp", ("z_at", "y_at"), ("n",), [*start, *outputs], precision)
+    vjp = [
+        *start,
+        "g = tl.load(g_at + k, mask=inside, other=0.0)",
+        "dg = tl.load(g_at + n + k, mask=inside, other=0.0)",
+        f"second = {gain!r} * s * (1.0 - s) * (2.0 + z * (1.0 - 2.0 * s))",
+        "tl.store(gz_at + k, g * slope + dg * dz * second, mask=inside)",
+        "tl.store(gz_at + n + k, dg * slope, mask=inside)",
+    ]
+    pointers = ("z_at", "g_at", "gz_at", "y_at")
+    yield _program("silu__jvp_vjp", pointers[:3], ("n",), vjp, precision)
+    yield _program("silu__jvp_vjp__with_y", pointers, ("n",), [*vjp, *outputs], precision)
 
 
 _PAIR = (

@@ -253,14 +253,21 @@ class FusedKernels(PairKernels, Protocol):
 
 
 class SlopeKernels(Protocol):
-    """What a backend without those may have for values and slopes in one array, that of the
-    slopes below that of the values.
+    """What a backend without those may have for networks of pairs, layer by layer; (z, z′) is one
+    array, slopes below values.
     """
 
     def bessel(
         self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]
     ) -> None:
-        """As in ``Backend``."""
+        """Radial functions times the cutoff, (n_pairs, n_basis), and their slopes, from (lengths,
+        frequencies).
+
+        Args:
+            constants: power of the cutoff, r_max (Å), prefactor.
+            inputs: (n_pairs, 1), Å, and (n_basis,).
+            out: (n_pairs, n_basis) each.
+        """
         ...
 
     def silu_jvp(self, gain: float, z: Tensor, out: Tensor) -> None:

@@ -2,7 +2,8 @@
 taken for one another.
 """
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ase import Atoms
@@ -19,6 +20,15 @@ def bare_atoms(structure: Structure) -> Atoms:
     return Atoms(
         structure.atomic_numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
     )
+
+
+def as_extended_xyz(frames: Sequence[Atoms]) -> str:
+    """Frames as the text of an extended XYZ file."""
+    from ase.io import write  # half a second, and most runs write none
+
+    text = io.StringIO()
+    write(text, list(frames), format="extxyz")
+    return text.getvalue()
 
 
 def put(atoms: Atoms, prefix: str, values: Mapping[str, LabelValue]) -> None:

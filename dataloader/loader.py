@@ -69,6 +69,7 @@ class Loader:
         self._workers = self._new_workers() if num_workers else None
 
     def _new_workers(self) -> "_Workers":
+        parallel.share_temporary_folder()
         loader: DataLoader[BatchBuffer] = DataLoader(
             self._fetch,  # type: ignore[arg-type]
             sampler=self._plan,

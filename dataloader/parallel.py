@@ -7,6 +7,7 @@ import logging
 import mmap
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
+from multiprocessing.util import get_temp_dir
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -36,6 +38,7 @@ _SLOT = 1024  # bytes for the note of one process
 _notes: "SharedNotes | None" = None
 _slot = 0
 _noted = ""
+_temporary = (0, "")  # process and folder, which its workers share
 
 
 class SharedNotes:
@@ -113,6 +116,21 @@ def say_nothing_of_a_run_that_left() -> None:
             before(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def share_temporary_folder() -> None:
+    """Have worker processes that begin later keep their sockets in one temporary folder of this
+    process; of a worker that is killed its own would stay for ever.
+    """
+    global _temporary
+    _temporary = (os.getpid(), get_temp_dir())
+
+
+def remove_temporary_folder() -> None:
+    """Where the process leaves without Python's own end, which removes the folder."""
+    process, folder = _temporary
+    if process == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def live_and_die_with_the_run() -> None:

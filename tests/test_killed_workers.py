@@ -182,6 +182,34 @@ def test_the_last_save_is_tried_again_where_a_file_system_does_not_answer(
     assert train_mace.main([*flags, "--output_checkpoint", str(tmp_path / "other")]) == 5
 
 
+STOPPED = """
+import os, signal, sys
+os.environ["TMPDIR"] = "FOLDER"
+from model_utils import train_mace
+from model_utils.run import fit
+from model_utils.run.interruption import leave
+
+gradients = fit.loss_and_gradients
+def stopped(*words):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return gradients(*words)
+fit.loss_and_gradients = stopped
+leave(train_mace.main(WORDS))
+"""
+
+
+def test_workers_of_a_run_that_is_stopped_leave_no_temporary_folders(
+    flags: list[str], tmp_path: Path
+) -> None:
+    words = [*flags, "--num_workers", "2", "--output_checkpoint", str(tmp_path / "run")]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    text = STOPPED.replace("FOLDER", str(temporary)).replace("WORDS", repr(words))
+    done = program(text)
+    assert done.returncode == 75, done.stderr
+    assert [place for place in temporary.iterdir() if place.name.startswith("pymp-")] == []
+
+
 LEAVING = """
 import os
 from multiprocessing import process, resource_sharer

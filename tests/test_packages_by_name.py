@@ -2,12 +2,15 @@
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ase.io import write
 
+from conftest import TINY, program, waters
 from model_utils.models import mace_import, packages_by_name
 
 UNUSED = ("torch._dynamo", "torchmetrics", "matplotlib", "pandas", "scipy.signal", "torch.onnx")
@@ -23,6 +26,41 @@ def test_what_is_not_used_is_not_imported() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
+
+
+OF_A_RUN = (*UNUSED, "scipy.stats", "scipy.sparse", "ase.io", "ase.constraints")
+TRAINED = f"""
+import os, sys
+from model_utils import evaluate, train_mace
+os.chdir("FOLDER")
+words = "--input_json tiny.json --valid_fraction 0.2 --max_steps 2 --output_checkpoint run"
+assert train_mace.main(["--xyz_train", "train.xyz", *words.split()]) == 0
+assert evaluate.main(["--input_model", "run/run_model.pt", "--xyz_path", "train.xyz"]) == 0
+assert [m for m in {OF_A_RUN} if m in sys.modules] == []
+# and it is there for who asks
+import torch
+optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+from model_utils.run.uncompiled import compiler_left_out
+with compiler_left_out(optimizer):
+    optimizer.step()
+    assert "torch._dynamo.utils" not in sys.modules
+    assert torch._dynamo.config.verbose is False  # what no optimizer asks
+import torch._dynamo.utils
+assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.__file__
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
+with compiler_left_out(optimizer):
+    optimizer.step()
+"""
+
+
+def test_training_and_evaluation_import_little(tmp_path: Path) -> None:
+    """Each of these would be there half a second later, or two, and a cluster's file system
+    makes more of it.
+    """
+    write(tmp_path / "train.xyz", waters(10), format="extxyz")
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    done = program(TRAINED.replace("FOLDER", str(tmp_path)))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("package", ENTERED)

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms, FixCartesian
 from numpy.typing import NDArray
 
 from dataloader import input_files
@@ -119,6 +118,8 @@ def held_by(atoms: Atoms) -> NDArray[np.bool_]:
     """Which components of which atoms constraints hold, (n_atoms, 3); of ``FixScaled``
     along lattice vectors.
     """
+    from ase.constraints import FixAtoms, FixCartesian  # half a second
+
     held = np.zeros((len(atoms), 3), dtype=bool)
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 FEWEST = 10  # structures with an entry; of fewer no interval is given
@@ -171,6 +170,8 @@ def share_interval(hits: int, n: int) -> Interval | None:
     Raises:
         ValueError: there are more hits than structures.
     """
+    from scipy.stats import binomtest  # half a second, and few reports have a share
+
     if n == 0:
         return None
     bounds = binomtest(hits, n).proportion_ci(confidence_level=CONFIDENCE, method="exact")

@@ -34,6 +34,7 @@ from model_utils.run.step import loss_and_gradients
 from model_utils.run.steps import DealtSteps, Steps, StepsInTurn
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Tally, TrainState
+from model_utils.run.uncompiled import methods_stay_as_they_are
 from model_utils.runtime import log
 from model_utils.settings.options import (
     BatchOptions,
@@ -276,6 +277,7 @@ def training_state(
     _require_names(module, settings.rates)
     module.to(device)
     parameters = model_loader.trainable(module)
+    methods_stay_as_they_are()
     optimizer = build_optimizer(module, settings)
     return TrainState(
         network=model_loader.build_network(module, options.run.step, description),

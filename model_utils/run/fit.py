@@ -31,6 +31,7 @@ from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.steps import Step, Steps
 from model_utils.run.train_state import Tally, TrainState
+from model_utils.run.uncompiled import compiler_left_out
 from optimizer import scheduler_step
 
 CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
@@ -274,7 +275,8 @@ class _Run:
             torch._foreach_mul_(result.gradients, scale)
         for parameter, gradient in zip(state.parameters.values(), result.gradients, strict=True):
             parameter.grad = gradient
-        state.optimizer.step()
+        with compiler_left_out(state.optimizer):
+            state.optimizer.step()
         if state.ema is not None:
             state.ema.update(state.parameters)
         state.tally.add(result.sums, norm, self.plan.clip_grad)

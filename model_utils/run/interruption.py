@@ -18,6 +18,7 @@ from datetime import datetime
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+from dataloader.parallel import remove_temporary_folder
 from model_utils.errors import Preempted, StopRequested
 from model_utils.ranks.ending import SIGNALS, end_at_once
 
@@ -283,6 +284,7 @@ def leave(code: int) -> None:
         with suppress(OSError, ValueError):
             stream.flush()
     _end_workers()
+    remove_temporary_folder()
     os._exit(code)
 
 

@@ -77,7 +77,7 @@ def _console(run: LoggedRun) -> Logger:
 
 
 def _tensorboard(run: LoggedRun) -> Logger:
-    return TensorBoard(run.folder / "tensorboard", from_step=run.step + 1)
+    return TensorBoard(run)
 
 
 def _csv(run: LoggedRun) -> Logger:

@@ -12,7 +12,6 @@ from typing import TextIO
 
 import torch
 from ase import Atoms
-from ase.io import write as write_ase
 
 from dataloader import durable
 from dataloader.batch import Batch
@@ -20,7 +19,7 @@ from dataloader.data_file import SourceSpec
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.formats import format_of
-from dataloader.frames import LABEL, bare_atoms, put
+from dataloader.frames import LABEL, as_extended_xyz, bare_atoms, put
 from dataloader.labels import TO_PREDICT
 from dataloader.sources import open_sources
 from losses import Loss, Prediction
@@ -191,9 +190,7 @@ def _write_labels(
     )
 
     def write(batch: Batch, prediction: Prediction) -> None:
-        text = io.StringIO()
-        write_ase(text, list(_frames(data, batch, prediction)), format="extxyz")
-        stream.write(text.getvalue())
+        stream.write(as_extended_xyz(list(_frames(data, batch, prediction))))
 
     evaluate(network, weights, Loss.of(), write)
 

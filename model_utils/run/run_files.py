@@ -85,7 +85,7 @@ class RunFiles(SilentFiles):
         self.keeper: Keeper | None = None  # of ``--keep_best``
         self.metrics = MetricsFile(outputs.metrics, known.offset, known.step)
         logged = LoggedRun(
-            folder=outputs.checkpoint.parent,
+            where=lambda: outputs.checkpoint.parent,
             name=outputs.run_name,
             step=known.step,
             n_records=self.metrics.n_records(),

@@ -10,14 +10,15 @@ from typing import Any
 from dataloader import streams
 from model_utils.metrics import Metrics
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
+from model_utils.run.logged_run import LoggedRun
 
 
 class TensorBoard:
     """Records as TensorBoard events; those that a full disk refuses are written later, in order."""
 
-    def __init__(self, folder: Path, *, from_step: int) -> None:
-        """Open a new file beside the others; what a run that was killed wrote from
-        this step on is hidden.
+    def __init__(self, run: LoggedRun) -> None:
+        """Open a new file beside the others; what a run that was killed wrote after its last
+        checkpoint is hidden.
 
         Raises:
             OSError: it cannot be made.
@@ -26,13 +27,15 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
+        # asked for after the imports, which take a second
+        folder = run.folder / "tensorboard"
+        folder.mkdir(exist_ok=True)
         self._event = Event
         self._summary = Summary
         self._file = streams.PatientFile.adding_to(_next_events_file(folder), most=float("inf"))
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
-        self._add(step=from_step, session_log=SessionLog(status=SessionLog.START))
+        self._add(step=run.step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _add(self, **event: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **event).SerializeToString())

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from ase.io import write as write_ase
 from numpy.typing import NDArray
 
 from dataloader import durable
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
-from dataloader.frames import LABEL, PREDICTION, bare_atoms, put
+from dataloader.frames import LABEL, PREDICTION, as_extended_xyz, bare_atoms, put
 from dataloader.quantities import ENERGY, FORCES, STRESS
 from dataloader.structure import LabelValue
 from losses import Prediction
@@ -289,9 +288,7 @@ class Breakdown:
 
     def write_frames(self, path: Path) -> None:
         """Predictions beside labels as extended XYZ."""
-        text = io.StringIO()
-        write_ase(text, self.frames, format="extxyz")
-        durable.write_text(path, text.getvalue())
+        durable.write_text(path, as_extended_xyz(self.frames))
 
 
 def _put_besides(atoms: Atoms, values: Mapping[str, LabelValue]) -> None:

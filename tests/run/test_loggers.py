@@ -109,7 +109,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Notebook]:
 
 
 def whole_run(names: list[str], folder: Path) -> None:
-    run = Loggers(names, LoggedRun(folder=folder, name="run"))
+    run = Loggers(names, LoggedRun(where=lambda: folder, name="run"))
     for step in (2, 4):
         run.train(train_record(step))
         run.validation(validation_record(step))
@@ -125,6 +125,19 @@ def test_every_logger_hears_everything_and_is_closed_once(
     whole_run(["first", "second"], tmp_path)
     expected = ["opened", "train", "validation", "train", "validation", "final", "close"]
     assert first.heard == second.heard == expected
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "csv"])
+def test_a_folder_that_was_moved_is_not_made_anew(name: str, tmp_path: Path) -> None:
+    """Somebody moves the run's folder, and back, while it begins: nothing stays where it was
+    for a moment.
+    """
+    places = iter([tmp_path / "for a moment"])
+    (tmp_path / "run").mkdir()
+    run = Loggers([name], LoggedRun(where=lambda: next(places, tmp_path / "run"), name="run"))
+    run.train(train_record(2))
+    run.close()
+    assert [place.name for place in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("at_once", [True, False])

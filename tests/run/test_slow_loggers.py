@@ -14,6 +14,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_a_full_disk_changes_nothing_and_its_records_come_later(
     sizes = {}
     for place in ("full", "roomy"):
         (tmp_path / place).mkdir()
-        run = Loggers([name], LoggedRun(folder=tmp_path / place, name="run"))
+        run = Loggers([name], LoggedRun(where=partial(Path, tmp_path / place), name="run"))
         for step in (2, 4, 6):
             is_full = step == 4
             run.train(train_record(step))
@@ -183,7 +184,7 @@ def test_the_wait_at_the_end_is_bounded_and_that_of_all_together(
     monkeypatch.setattr(logger_thread.LoggerThread, "ended_within", counted)
     first = hanging("train")
     monkeypatch.setitem(LOGGERS, "other", LOGGERS["hanging"])
-    run = Loggers(["hanging", "other"], LoggedRun(folder=tmp_path, name="run"))
+    run = Loggers(["hanging", "other"], LoggedRun(where=lambda: tmp_path, name="run"))
     run.train(train_record(2))
     wait_until(first.is_in.is_set, "the logger is told of a record")
     run.close()
@@ -223,7 +224,7 @@ def test_a_queue_has_an_end_and_what_is_left_out_is_counted(
 ) -> None:
     monkeypatch.setattr(logger_thread, "HELD", 5)
     logger = hanging("opened")
-    run = Loggers(["hanging"], LoggedRun(folder=tmp_path, name="run"))
+    run = Loggers(["hanging"], LoggedRun(where=lambda: tmp_path, name="run"))
     wait_until(logger.is_in.is_set, "the logger is opened")
     for _ in range(20):
         run.train(train_record(2))
@@ -237,7 +238,7 @@ def test_a_queue_has_an_end_and_what_is_left_out_is_counted(
 def test_a_logger_may_be_one_function(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     heard: list[tuple[str, Any, int]] = []
     monkeypatch.setitem(LOGGERS, "mine", loggers.hook(lambda *words: heard.append(words)))
-    run = Loggers(["mine"], LoggedRun(folder=tmp_path, name="run"))
+    run = Loggers(["mine"], LoggedRun(where=lambda: tmp_path, name="run"))
     run.train(train_record(2))
     run.validation(validation_record(2, "a.xyz", "b.xyz"))
     run.final(FINAL)
@@ -294,7 +295,7 @@ def test_wandb_gets_a_run_that_goes_on_under_its_name(
     steps = [step for values, step in fake.logged if "valid/forces_rmse" in values]
     assert steps == [0, 2]
     assert {"final/train/forces_rmse", "final/valid/loss"} <= set(fake.summary)
-    again = LoggedRun(folder=tmp_path / "run", name="run", step=2)
+    again = LoggedRun(where=lambda: tmp_path / "run", name="run", step=2)
     for run in (again, replace(again, step=0)):  # one that goes on, and a new one in its place
         loggers.LOGGERS["wandb"].opened(run)
     assert fake.began[1]["id"] == fake.began[0]["id"] != fake.began[2]["id"]

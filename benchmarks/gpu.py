@@ -227,11 +227,9 @@ class Parts:
             place = Path(folder)
             (place / "m.json").write_text(json.dumps(NETWORK))
             write(place / "t.xyz", waters(12), format="extxyz")
-            network = (
-                f"--input_json {place / 'm.json'} --xyz_train {place / 't.xyz'} --batch_size 4"
-            )
-            how = f"--ema --dtype float64 --device {self.device.type} --valid_fraction 0.2"
-            common = [*network.split(), *how.split(), "--epochs", 4]
+            how = f"--batch_size 4 --ema --dtype float64 --device {self.device.type}"
+            common = ["--input_json", place / "m.json", "--xyz_train", place / "t.xyz"]
+            common += [*how.split(), "--valid_fraction", 0.2, "--epochs", 4]
             for name, more in (("whole", []), ("part", ["--max_steps", 5])):
                 run(train_mace.main, [*common, *more, "--output_checkpoint", place / name])
             run(
@@ -249,8 +247,8 @@ class Parts:
             errors = []
             for device in (self.device.type, "cpu"):
                 report = place / f"errors{len(errors)}.json"
-                what = f"--input_model {place}/whole/whole_model.pt --xyz_path {place / 't.xyz'}"
-                words = [*what.split(), "--device", device, "--output_json", report]
+                words = ["--input_model", place / "whole" / "whole_model.pt", "--device", device]
+                words += ["--xyz_path", place / "t.xyz", "--output_json", report]
                 run(evaluate.main, words)
                 errors.append(json.loads(report.read_text())["forces_rmse"])
             self.judge(

@@ -123,7 +123,10 @@ def share_temporary_folder() -> None:
     process; of a worker that is killed its own would stay for ever.
     """
     global _temporary
-    _temporary = (os.getpid(), get_temp_dir())
+    folder = get_temp_dir()
+    os.makedirs(folder, mode=0o700, exist_ok=True)  # somebody may have emptied /tmp
+    if folder != _temporary[1]:  # else it may be that of the process that this was forked from
+        _temporary = (os.getpid(), folder)
 
 
 def remove_temporary_folder() -> None:

@@ -5,13 +5,17 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from ase.io import write
+from torch import Tensor
 
 from conftest import TINY, program, waters
 from model_utils.models import mace_import, packages_by_name
+from model_utils.run import uncompiled
 
 UNUSED = ("torch._dynamo", "torchmetrics", "matplotlib", "pandas", "scipy.signal", "torch.onnx")
 ENTERED = ("mace.tools", "e3nn.io")
@@ -40,17 +44,36 @@ assert [m for m in {OF_A_RUN} if m in sys.modules] == []
 # and it is there for who asks
 import torch
 optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
-from model_utils.run.uncompiled import compiler_left_out
-with compiler_left_out(optimizer):
-    optimizer.step()
-    assert "torch._dynamo.utils" not in sys.modules
-    assert torch._dynamo.config.verbose is False  # what no optimizer asks
-import torch._dynamo.utils
-assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.__file__
+optimizer.step()
+assert "torch._dynamo" in sys.modules
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
-with compiler_left_out(optimizer):
-    optimizer.step()
 """
+
+
+def test_an_optimizers_step_is_torchs_own() -> None:
+    """In every bit, with hooks and without, in any order with steps that anybody makes."""
+    calls: list[int] = []
+
+    def weights_after(*steps: Callable[[torch.optim.Optimizer], None], hooked: bool) -> Tensor:
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 7))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, amsgrad=True)
+        if hooked:
+            optimizer.register_step_post_hook(lambda *_: calls.append(1))
+        for number, step in enumerate(steps):
+            weight.grad = torch.cos(weight.detach() + number)
+            step(optimizer)
+        return weight.detach()
+
+    def usual(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
+
+    expected = weights_after(usual, usual, usual, hooked=False)
+    own = uncompiled.step
+    assert torch.equal(weights_after(own, own, own, hooked=False), expected)
+    assert torch.equal(weights_after(own, usual, own, hooked=False), expected)
+    assert calls == []
+    assert torch.equal(weights_after(own, own, own, hooked=True), expected)
+    assert calls == [1, 1, 1]
 
 
 def test_training_and_evaluation_import_little(tmp_path: Path) -> None:

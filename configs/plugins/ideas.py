@@ -4,7 +4,6 @@
         --scheduler inverse_root --optimizer momentum --loggers lines
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,11 +47,12 @@ def momentum(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch
 class Lines:
     """A logger: one line for each record, in a file beside the checkpoint."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, run: LoggedRun) -> None:
+        self.run = run
 
     def _add(self, text: str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        # the folder is asked for each time: somebody may move it
+        with (self.run.folder / "lines.txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def train(self, record: TrainRecord) -> None:
@@ -71,12 +71,7 @@ class Lines:
         """Nothing is open between two lines."""
 
 
-def lines(run: LoggedRun) -> Lines:
-    """The logger of a run."""
-    return Lines(run.folder / "lines.txt")
-
-
 SHAPES["log_cosh"] = Shape(of=log_cosh, text="log_cosh({})")
 SCHEDULES["inverse_root"] = ScheduleKind(factor=inverse_root)
 OPTIMIZERS["momentum"] = momentum
-LOGGERS["lines"] = LoggerKind(opened=lines, writes="lines.txt", what="a line for each record")
+LOGGERS["lines"] = LoggerKind(opened=Lines, writes="lines.txt", what="a line for each record")

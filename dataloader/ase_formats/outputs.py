@@ -118,9 +118,11 @@ def held_by(atoms: Atoms) -> NDArray[np.bool_]:
     """Which components of which atoms constraints hold, (n_atoms, 3); of ``FixScaled``
     along lattice vectors.
     """
+    held = np.zeros((len(atoms), 3), dtype=bool)
+    if not atoms.constraints:
+        return held
     from ase.constraints import FixAtoms, FixCartesian  # half a second
 
-    held = np.zeros((len(atoms), 3), dtype=bool)
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
             held[constraint.index] = True

@@ -35,12 +35,12 @@ def components(columns: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:
         (n,) the smallest row of each row's component.
     """
     n = len(columns[0])
+    if n == 0:
+        return np.zeros(0, dtype=np.int64)
     # a fifth of a second, for those alone who split data by groups
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    if n == 0:
-        return np.zeros(0, dtype=np.int64)
     pairs = np.concatenate([_links(column) for column in columns])
     graph = coo_array(
         (np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n)

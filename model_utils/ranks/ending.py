@@ -7,8 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dataloader.parallel import remove_temporary_folder
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -16,7 +14,6 @@ def end_at_once(code: int) -> None:
     """End the process and its workers, from any thread; what is not on the disk is lost."""
     for child in multiprocessing.active_children():
         child.kill()
-    remove_temporary_folder()
     os._exit(code)
 
 

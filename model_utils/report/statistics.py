@@ -170,10 +170,10 @@ def share_interval(hits: int, n: int) -> Interval | None:
     Raises:
         ValueError: there are more hits than structures.
     """
-    from scipy.stats import binomtest  # half a second, and few reports have a share
-
     if n == 0:
         return None
+    from scipy.stats import binomtest  # half a second, and few reports have a share
+
     bounds = binomtest(hits, n).proportion_ci(confidence_level=CONFIDENCE, method="exact")
     return Interval(low=float(bounds.low), high=float(bounds.high))
 

@@ -26,12 +26,12 @@ from model_utils.errors import (
     StopRequested,
 )
 from model_utils.metrics import Metrics, metrics
+from model_utils.run import uncompiled
 from model_utils.run.fit_plan import FitPlan, Stage
 from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.steps import Step, Steps
 from model_utils.run.train_state import Tally, TrainState
-from model_utils.run.uncompiled import compiler_left_out
 from optimizer import scheduler_step
 
 CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
@@ -275,8 +275,7 @@ class _Run:
             torch._foreach_mul_(result.gradients, scale)
         for parameter, gradient in zip(state.parameters.values(), result.gradients, strict=True):
             parameter.grad = gradient
-        with compiler_left_out(state.optimizer):
-            state.optimizer.step()
+        uncompiled.step(state.optimizer)
         if state.ema is not None:
             state.ema.update(state.parameters)
         state.tally.add(result.sums, norm, self.plan.clip_grad)

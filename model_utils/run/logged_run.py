@@ -11,7 +11,8 @@ class LoggedRun:
     """What a logger is told of the run when it is opened.
 
     Attributes:
-        where: gives the folder of the checkpoint, which may be moved while the run lasts.
+        where: gives the folder of the checkpoint, which may be moved while the run lasts; loggers
+            read ``folder``.
         name: of the run.
         step: optimizer steps done at the checkpoint that the run goes on from; 0 for a new run.
         n_records: number of records in metrics.jsonl at that checkpoint; 0 for a new run.

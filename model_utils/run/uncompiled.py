@@ -5,15 +5,11 @@ purpose: to tell it to keep out of the optimizers' own methods. No optimizer is 
 nobody needs to be told.
 """
 
-import importlib
+import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import Optimizer, optimizer
 
 COMPILER = "torch._dynamo"
 
@@ -31,36 +27,22 @@ def methods_stay_as_they_are() -> None:
             vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)
 
 
-@contextmanager
-def compiler_left_out(optimizer: Optimizer) -> Iterator[None]:
-    """Within it, a step of one of torch's own optimizers finds a stand-in where it imports the
-    compiler.
+def step(of: Optimizer) -> None:
+    """One step of an optimizer; of one of torch's own as it stands in its class, without what
+    torch wraps around it for the compiler and for hooks.
+
+    Others are asked as anybody would, as are torch's own where the compiler is imported, a hook is
+    registered, or somebody wrapped the step of this very optimizer.
     """
-    if COMPILER in sys.modules or not type(optimizer).__module__.startswith("torch.optim"):
-        yield
+    hooks = (
+        *of._optimizer_step_pre_hooks,
+        *of._optimizer_step_post_hooks,
+        *optimizer._global_optimizer_pre_hooks,
+        *optimizer._global_optimizer_post_hooks,
+    )
+    is_torchs = type(of).__module__.startswith("torch.optim.")
+    if COMPILER in sys.modules or hooks or not is_torchs or "step" in vars(of):
+        of.step()
         return
-    stand_in = _Compiler(COMPILER)
-    try:
-        vars(torch)["_dynamo"] = stand_in
-        sys.modules[COMPILER] = stand_in
-        yield
-    finally:
-        stand_in.leave()
-
-
-class _Compiler(ModuleType):
-    """What an optimizer's step asks of the compiler; for anything else it is imported."""
-
-    @staticmethod
-    def graph_break() -> None:
-        """Nothing is being compiled."""
-
-    def leave(self) -> None:
-        """Make room for the compiler itself."""
-        for names, name in ((sys.modules, COMPILER), (vars(torch), COMPILER.rpartition(".")[2])):
-            if names.get(name) is self:
-                del names[name]
-
-    def __getattr__(self, name: str) -> Any:
-        self.leave()
-        return getattr(importlib.import_module(COMPILER), name)
+    with torch.set_grad_enabled(of.defaults["differentiable"]):
+        inspect.unwrap(type(of).step)(of)

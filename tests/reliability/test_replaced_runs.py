@@ -76,7 +76,7 @@ def test_a_run_goes_on_with_its_own_labels(moment: str, tuned: list[str], tmp_pa
 
     def prepare() -> None:
         if moment == "labelling":
-            replaying.write_ase = die
+            replaying.as_extended_xyz = die
         else:
             training.run_files.opened = die
 

@@ -129,8 +129,8 @@ def test_every_logger_hears_everything_and_is_closed_once(
 
 @pytest.mark.parametrize("name", ["tensorboard", "csv"])
 def test_a_folder_that_was_moved_is_not_made_anew(name: str, tmp_path: Path) -> None:
-    """Somebody moves the run's folder, and back, while it begins: nothing stays where it was
-    for a moment.
+    """Somebody moves the run's folder, and back, just when a logger opens its file: the logger
+    is lost, and nothing stays where the folder was for a moment.
     """
     places = iter([tmp_path / "for a moment"])
     (tmp_path / "run").mkdir()

@@ -35,6 +35,8 @@ class LayeredKernels:
     slopes.
     """
 
+    takes_edges = False
+
     def __init__(self, kernels: SlopeKernels) -> None:
         self.kernels = kernels
 

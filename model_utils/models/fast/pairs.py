@@ -74,13 +74,14 @@ class Pairs:
         if not self.kept:
             pairs = self.graph
             basis = self.basis
+            takes = self.kernels is not None and self.kernels.takes_edges
             edges = Pairs(
                 graph=directed(pairs),
                 features=of_edges(pairs, self.features),
                 cutoff=None if self.cutoff is None else of_edges(pairs, self.cutoff),
                 harmonics=of_edges(pairs, self.harmonics)
                 * signs(pairs.flipped, max_ell, self.harmonics.dtype),
-                basis=None if basis is None else _basis_of_edges(pairs, basis),
+                basis=_basis_of_edges(pairs, basis) if basis is not None and takes else None,
                 kernels=self.kernels,
             )
             self.kept.append(edges)

@@ -100,8 +100,7 @@ class Radial:
         """Bessel functions times the cutoff and their derivatives by the length,
         (n_pairs, n_basis) each.
         """
-        fn = self.module.bessel_fn
-        frequencies = fn.bessel_weights.to(lengths.dtype).contiguous()
+        frequencies = self.numbers(lengths.dtype)
         value = lengths.new_empty(len(lengths), len(frequencies))
         slope = torch.empty_like(value)
         r_max = self.constant("cutoff_fn.r_max")

@@ -150,18 +150,6 @@ class Backend(Protocol):
         """Changes of lengths and harmonics from (vectors, lengths, change of vectors)."""
         ...
 
-    def bessel(
-        self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]
-    ) -> None:
-        """Radial functions times the cutoff, and their slopes, from (lengths, frequencies).
-
-        Args:
-            constants: power of the cutoff, r_max (Å), prefactor.
-            inputs: (n_pairs, 1), Å, and (n_basis,).
-            out: (n_pairs, n_basis) each.
-        """
-        ...
-
     def silu_vjp(self, gain: float, inputs: Sequence[Tensor], out: Tensor) -> None:
         """z̄ from (z, logistic function of z, ȳ)."""
         ...
@@ -177,6 +165,11 @@ class Backend(Protocol):
 
 class PairKernels(Protocol):
     """Functions of the pairs' lengths together with their slopes (``pair_network``)."""
+
+    @property
+    def takes_edges(self) -> bool:
+        """Whether it computes networks of directed edges, which have an offset."""
+        ...
 
     def takes_layers(
         self, layers: Sequence["HiddenLayer"], offset: Tensor | None, appended: bool
@@ -253,8 +246,8 @@ class FusedKernels(PairKernels, Protocol):
 
 
 class SlopeKernels(Protocol):
-    """What a backend without those may have for networks of pairs, layer by layer; (z, z′) is one
-    array, slopes below values.
+    """What a backend without ``FusedKernels`` may have for networks of pairs, layer by layer;
+    (z, z′) is one array, slopes below values.
     """
 
     def bessel(

@@ -24,6 +24,7 @@ class Cpp:
     name = "compiled kernels"
 
     gives_slopes = False  # it has more: networks of pairs as a whole
+    takes_edges = True
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether the library is there for such tensors; the first call compiles it."""
@@ -205,18 +206,6 @@ class Cpp:
         n_harmonics = harmonics.shape[1]
         sizes = (n_pairs, n_harmonics)
         kernels.call("directions_jvp", harmonics.dtype, *sizes, *inputs, lengths, harmonics)
-
-    def bessel(
-        self, constants: tuple[int, float, float], inputs: Sequence[Tensor], out: Sequence[Tensor]
-    ) -> None:
-        """Radial functions times the cutoff, and their slopes, from (lengths, frequencies)."""
-        lengths, frequencies = inputs
-        power, r_max, prefactor = constants
-        table = kernels.BasisTable(
-            n=len(frequencies), power=power, r_max=r_max, prefactor=prefactor
-        )
-        arguments = (len(lengths), lengths, None, frequencies, *out, None, None)
-        kernels.call("radial_basis", lengths.dtype, table, *arguments)
 
     def map_blocks(
         self,

@@ -69,6 +69,7 @@ class Interruption:
         self._checked: float | None = None
         self._longest_gap = 0.0
         self._at_once = True
+        self._ends_loop = False  # ``watch`` raised the request: what comes now may be a save
         self._is_met = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
         self._before_unraisable: Callable[[Any], Any] | None = None
@@ -114,9 +115,9 @@ class Interruption:
             os.close(self._pipe[1])  # ends the thread, which closes the other side
             if kind is not None:
                 _end_workers()
-        if kind is StopRequested:
+        if kind is StopRequested or (not self._ends_loop and _is_made_of_a_request(error)):
             raise Preempted(
-                f"{error}: stopped where nothing had to be saved, every file is "
+                f"{self.reason or error}: stopped where nothing had to be saved, every file is "
                 f"intact; {self.again}"
             ) from None
 
@@ -154,6 +155,14 @@ class Interruption:
                     self._no_more_soon()
                     raise StopRequested(self.reason)
                 item = next(iterator, _END)
+            except StopRequested:
+                self._ends_loop = True
+                raise
+            except Exception as error:
+                if not _is_made_of_a_request(error):
+                    raise
+                self._ends_loop = True
+                raise StopRequested(self.reason) from None
             finally:
                 self._at_once = False
             if item is _END:
@@ -224,6 +233,18 @@ class Interruption:
             self._meet_soon()
         elif self._before_unraisable is not None:
             self._before_unraisable(unraisable)
+
+
+def _is_made_of_a_request(error: BaseException | None) -> bool:
+    """Whether an error is what became of a request that was raised within a library: what it does
+    to leave in good order fails where it had not come far enough.
+    """
+    if error is None or hasattr(error, "exit_code"):
+        return False
+    before = error.__context__
+    while before is not None and not isinstance(before, StopRequested):
+        before = before.__context__
+    return before is not None
 
 
 def _going_on(frame: FrameType | None) -> int:

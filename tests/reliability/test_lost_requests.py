@@ -79,6 +79,58 @@ def test_a_request_that_python_drops_is_met_a_moment_later(where: str) -> None:
     assert done.stderr == ""
 
 
+# as tqdm does when it writes for the first time
+BROKEN = """
+def broken():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    finally:
+        os.no_such_thing
+def batches():
+    yield 1
+    broken()
+"""
+BREAKING = """
+import os, signal, time
+from model_utils.errors import Preempted, StopRequested
+from model_utils.run.interruption import Interruption
+{broken}
+try:
+    with Interruption() as stop:
+        {what}
+        print("never stopped")
+except Preempted as stopped:
+    print(stopped)
+"""
+IN_A_LOOP = """
+        with stop.deferred():
+            try:
+                for batch in stop.watch(batches()):
+                    print("batch", batch)
+            except StopRequested as request:
+                print(request, "saved")
+            {then}
+"""
+
+
+def test_what_a_library_makes_of_a_request_is_the_request() -> None:
+    done = program(BREAKING.format(broken=BROKEN, what="broken()"))
+    assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
+    done = program(BREAKING.format(broken=BROKEN, what=IN_A_LOOP.format(then="")))
+    assert done.stdout == "batch 1\nSIGTERM saved\nnever stopped\n", done.stderr
+
+
+def test_an_error_of_a_save_is_no_request() -> None:
+    """Nor is one that another error led to."""
+    save = IN_A_LOOP.replace('print(request, "saved")', "os.no_such_thing").format(then="")
+    for what in (save, "[][0]", "try: [][0]\n        finally: os.no_such_thing"):
+        done = program(BREAKING.format(broken=BROKEN, what=what))
+        assert done.returncode == 1
+        assert "no_such_thing" in done.stderr or "IndexError" in done.stderr
+        assert "stopped" not in done.stdout
+
+
 FORKED = """
 import multiprocessing, os, signal, time
 from model_utils.errors import Preempted

@@ -105,6 +105,8 @@ def say_run(group: Group, stored: StoredRun | None) -> None:
     """Tell the other processes which checkpoint the run goes on from, if
     any; called by the first.
     """
+    if group.rank.size == 1:
+        return  # and nobody reads the file a second time, which may have been moved
 
     def text() -> bytes:
         file = (

@@ -77,22 +77,36 @@ def run(
     except streams.ReaderLeft as left:
         peers.ends_with(left.exit_code)
         return left.exit_code
-    except Exception as error:
-        if isinstance(error, OSError) and is_away(error):
-            error = AwayError(
-                f"{error.filename or 'a file'}: {error.strerror}; is its file system there?"
-            )
-        elif isinstance(error, NotWritten) or (
-            isinstance(error, OSError) and error.errno in NO_ROOM
-        ):
-            error = SaveError(
-                f"{error}; what was whole before still is: make room, and repeat the command"
-            )
+    except Exception as raised:
+        error = _of_the_files(raised)
         code = getattr(error, "exit_code", 1)
         if peers.ends_with(code) and not isinstance(error, PeerFailed):
             _say_why(error, code, peers.rank, debug="--debug" in arguments)
         peers.wait_to_end(code)
         return int(code)
+
+
+def _of_the_files(error: Exception) -> Exception:
+    """What to say of an error that a file system is to blame for, with its exit code; others as
+    they are.
+    """
+    if not isinstance(error, OSError):
+        return error
+    if is_away(error):
+        return AwayError(
+            f"{error.filename or 'a file'}: {error.strerror}; is its file system there?"
+        )
+    if isinstance(error, NotWritten) or error.errno in NO_ROOM:
+        return SaveError(
+            f"{error}; what was whole before still is: make room, and repeat the command"
+        )
+    # what is missing from the start is refused where it is looked for
+    if isinstance(error, FileNotFoundError) and os.sep in str(error.filename):
+        return AwayError(
+            f"{error.filename}: {error.strerror}, and it was there a moment ago; was it moved, or "
+            "removed? repeat the command"
+        )
+    return error
 
 
 def _begins_with_a_model(argv: Sequence[str]) -> bool:

@@ -15,11 +15,12 @@ import pytest
 
 from conftest import HANGING, pausing, wait_until
 from dataloader import durable
-from model_utils import finetune, resume, train_mace
+from model_utils import api, finetune, resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import run_lock
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.outputs import Outputs
+from model_utils.run import resuming
 from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
@@ -315,3 +316,38 @@ def test_a_lock_is_removed_by_its_holder_alone(tmp_path: Path) -> None:
         lock.unlink()
         lock.write_text("of another run")
     assert lock.read_text() == "of another run"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("some/run/run_checkpoint.pt", 75), ("a_program_that_is_not_there", 1)]
+)
+def test_a_file_that_goes_missing_meanwhile_is_one_line(
+    material: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    code: int,
+) -> None:
+    """As when its folder is moved while a run begins; what is missing from the start is refused
+    where it is looked for.
+    """
+
+    def missing(*_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    monkeypatch.setattr(api, "train", missing)
+    words = [*words_of(material), "--output_checkpoint", str(tmp_path / "run")]
+    assert train_mace.main(words) == code
+    said = capsys.readouterr().err.splitlines()
+    assert (len(said) == 1) is (code == 75), said
+    assert name in said[-1]
+
+
+def test_a_checkpoint_is_read_once(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its path a second time it might be another, or gone; several processes compare it."""
+    train("run")
+    monkeypatch.delattr(resuming, "_sha256")
+    assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "3"]) == 0

@@ -102,7 +102,7 @@ def _of_the_files(error: Exception) -> Exception:
         )
     # what is missing from the start is refused where it is looked for
     if isinstance(error, FileNotFoundError) and os.sep in str(error.filename):
-        return AwayError(
+        return InputError(  # not to be tried again by itself: nobody knows that it comes back
             f"{error.filename}: {error.strerror}, and it was there a moment ago; was it moved, or "
             "removed? repeat the command"
         )

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_sharer
@@ -33,6 +34,9 @@ THREADS_OF_BLAS = "OPENBLAS_NUM_THREADS"
 CHOSEN_HERE = "MACE_TRAIN_OPENBLAS_NUM_THREADS"
 # how a process ends that did nothing wrong itself
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+SHORT_PLACES = ("/tmp", "/dev/shm")  # for temporary files where TMPDIR is too long
+# bytes; behind it come pymp-12345678/listener-12345678, and a socket's name has 107
+LONGEST_PLACE = 107 - 33
 _SLOT = 1024  # bytes for the note of one process
 # where this process writes what it reads, if its parent looks there
 _notes: "SharedNotes | None" = None
@@ -121,9 +125,32 @@ def say_nothing_of_a_run_that_left() -> None:
 def share_temporary_folder() -> None:
     """Have worker processes that begin later keep their sockets in one temporary folder of this
     process; of a worker that is killed its own would stay for ever.
+
+    Where the usual place has too long a name for a socket, another is taken: a worker could not
+    hand over what it read, and the run would wait for it without a word.
+
+    Raises:
+        InputError: all such places have too long names.
     """
     global _temporary
-    folder = get_temp_dir()
+    usual = tempfile.gettempdir()
+    short = (
+        place
+        for place in (usual, *SHORT_PLACES)
+        if len(os.fsencode(place)) <= LONGEST_PLACE and os.access(place, os.W_OK)
+    )
+    chosen = next(short, None)
+    if chosen is None:
+        raise InputError(
+            f"TMPDIR is {usual}, too long a name for the sockets of workers; set it to a shorter "
+            "one, or give --num_workers 0"
+        )
+    before = tempfile.tempdir
+    tempfile.tempdir = chosen
+    try:
+        folder = get_temp_dir()
+    finally:
+        tempfile.tempdir = before
     os.makedirs(folder, mode=0o700, exist_ok=True)  # somebody may have emptied /tmp
     if folder != _temporary[1]:  # else it may be that of the process that this was forked from
         _temporary = (os.getpid(), folder)

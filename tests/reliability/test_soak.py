@@ -64,7 +64,8 @@ class Place:
 def place(tmp_path: Path) -> Iterator[Place]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    size = 6 + 2 * SOAK_MINUTES  # MiB: records and events become more with every life
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size:.0f}m", "tmpfs", str(disk)]
     is_small = os.geteuid() == 0 and subprocess.run(words, capture_output=True).returncode == 0
     yield Place(disk, is_small)
     if is_small:

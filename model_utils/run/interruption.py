@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from dataloader.parallel import remove_temporary_folder
-from model_utils.errors import Preempted, StopRequested
+from model_utils.errors import InputError, Preempted, StopRequested
 from model_utils.ranks.ending import SIGNALS, end_at_once
 
 Item = TypeVar("Item")
@@ -237,9 +237,10 @@ class Interruption:
 
 def _is_made_of_a_request(error: BaseException | None) -> bool:
     """Whether an error is what became of a request that was raised within a library: what it does
-    to leave in good order fails where it had not come far enough.
+    to leave in good order fails where it had not come far enough. A reader of ours may have taken
+    that for a fault of its file.
     """
-    if error is None or hasattr(error, "exit_code"):
+    if error is None or getattr(error, "exit_code", InputError.exit_code) != InputError.exit_code:
         return False
     before = error.__context__
     while before is not None and not isinstance(before, StopRequested):

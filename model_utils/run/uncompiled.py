@@ -9,7 +9,11 @@ import inspect
 import sys
 
 import torch
-from torch.optim import Optimizer, optimizer
+from torch.optim.optimizer import (
+    Optimizer,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 COMPILER = "torch._dynamo"
 
@@ -27,22 +31,28 @@ def methods_stay_as_they_are() -> None:
             vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)
 
 
-def step(of: Optimizer) -> None:
+def step(optimizer: Optimizer) -> None:
     """One step of an optimizer; of one of torch's own as it stands in its class, without what
     torch wraps around it for the compiler and for hooks.
 
     Others are asked as anybody would, as are torch's own where the compiler is imported, a hook is
     registered, or somebody wrapped the step of this very optimizer.
     """
-    hooks = (
-        *of._optimizer_step_pre_hooks,
-        *of._optimizer_step_post_hooks,
-        *optimizer._global_optimizer_pre_hooks,
-        *optimizer._global_optimizer_post_hooks,
-    )
-    is_torchs = type(of).__module__.startswith("torch.optim.")
-    if COMPILER in sys.modules or hooks or not is_torchs or "step" in vars(of):
-        of.step()
+    if COMPILER in sys.modules or not _is_as_torch_made_it(optimizer):
+        optimizer.step()
         return
-    with torch.set_grad_enabled(of.defaults["differentiable"]):
-        inspect.unwrap(type(of).step)(of)
+    with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+        inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+def _is_as_torch_made_it(optimizer: Optimizer) -> bool:
+    """Whether a step is that of a class of torch, with nothing before or behind it."""
+    if not type(optimizer).__module__.startswith("torch.optim.") or "step" in vars(optimizer):
+        return False
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    return not any(hooks)

@@ -87,13 +87,18 @@ def broken():
         time.sleep(0.1)
     finally:
         os.no_such_thing
+def read():
+    try:
+        broken()
+    except Exception as error:  # as a reader does
+        raise InputError("the file is damaged") from error
 def batches():
     yield 1
-    broken()
+    read()
 """
 BREAKING = """
 import os, signal, time
-from model_utils.errors import Preempted, StopRequested
+from model_utils.errors import InputError, Preempted, StopRequested
 from model_utils.run.interruption import Interruption
 {broken}
 try:
@@ -115,8 +120,9 @@ IN_A_LOOP = """
 
 
 def test_what_a_library_makes_of_a_request_is_the_request() -> None:
-    done = program(BREAKING.format(broken=BROKEN, what="broken()"))
-    assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
+    for what in ("broken()", "read()"):
+        done = program(BREAKING.format(broken=BROKEN, what=what))
+        assert done.stdout.startswith("SIGTERM: stopped where nothing had to be saved"), done.stderr
     done = program(BREAKING.format(broken=BROKEN, what=IN_A_LOOP.format(then="")))
     assert done.stdout == "batch 1\nSIGTERM saved\nnever stopped\n", done.stderr
 

@@ -14,10 +14,18 @@ from ase.io import write
 from torch import Tensor
 
 from conftest import TINY, program, waters
-from model_utils.models import mace_import, packages_by_name
+from model_utils.models import imported_when_used, mace_import, packages_by_name
 from model_utils.run import uncompiled
 
-UNUSED = ("torch._dynamo", "torchmetrics", "matplotlib", "pandas", "scipy.signal", "torch.onnx")
+UNUSED = (
+    "torch._dynamo",
+    "torchmetrics",
+    "matplotlib",
+    "pandas",
+    "scipy.signal",
+    "torch.onnx",
+    "sympy",
+)
 ENTERED = ("mace.tools", "e3nn.io")
 
 assert mace_import.VERSIONS, "the import this is about"
@@ -112,6 +120,50 @@ def test_the_compiler_is_there_when_it_is_asked_for() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert ended.stdout == "True\n"
+
+
+SYMPY_IS_USED = """
+import model_utils.models.mace_import
+from e3nn.o3 import _angular_spherical_harmonics as polynomials, _spherical_harmonics as source
+assert sorted(polynomials._poly_legendre(1, 1)) == [(0, 1)]
+import sympy
+from sympy.printing.pycode import pycode
+assert polynomials.pi is sympy.pi and polynomials.Poly is sympy.Poly
+assert source.pycode is pycode and source.sympy.pi is sympy.pi
+source._generate_spherical_harmonics(1)
+"""
+
+
+def test_sympy_is_there_when_it_is_used() -> None:
+    """e3nn's own functions find it, in whatever order they are called."""
+    done = program(SYMPY_IS_USED)
+    assert done.returncode == 0, done.stderr
+    assert "sh_1_0 = y" in done.stdout
+    assert "sh_1_2 = x" in done.stdout
+
+
+def test_names_are_taken_without_their_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken_from.py").write_text("double = lambda x: 2 * x\nfour = 4\n")
+    (tmp_path / "taker.py").write_text(
+        "import taken_from as whole\n"
+        "from taken_from import double as twice, four\n"
+        "product = lambda x: twice(x) * four\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("taken_from", "taker"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with imported_when_used.taken_without_import("taken_from"):
+        taker = importlib.import_module("taker")
+        assert "four" in vars(taker)
+    assert "taken_from" not in sys.modules
+    assert taker.product(5) == 40
+    assert taker.four == taker.whole.four == 4
+    assert taker.twice is sys.modules["taken_from"].double
+    del sys.modules["taker"]
+    with imported_when_used.taken_without_import("taken_from"):
+        assert importlib.import_module("taker").four == 4  # it was imported already
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,16 @@ from model_utils.models.guarded_import import VARIABLE, choose_executor
 from model_utils.models.guarded_import import (
     unsafe_loading_during_import as _unsafe_loading_during_import,
 )
+from model_utils.models.imported_when_used import WhenAsked, taken_without_import
+
+_SYMPY = ("sympy", "sympy.printing", "sympy.printing.pycode")
 
 with _unsafe_loading_during_import():
-    import e3nn
+    import opt_einsum_fx  # noqa: F401  before the block below, which is for e3nn alone
+
+    with taken_without_import(*_SYMPY):
+        import e3nn
+        from e3nn import o3
     import mace
 
     packages_by_name.enter("mace.tools")
@@ -22,9 +29,8 @@ with _unsafe_loading_during_import():
         import mace.tools.compile
     # used by who lets torch's compiler follow mace's networks
     if mace.tools.compile.dynamo is None:
-        mace.tools.compile.dynamo = packages_by_name.WhenAsked("torch._dynamo")
+        mace.tools.compile.dynamo = WhenAsked("torch._dynamo")
     import mace.modules
-    from e3nn import o3
     from mace.modules.wrapper_ops import (
         CUET_AVAILABLE,
         OEQ_AVAILABLE,

@@ -106,13 +106,3 @@ def absent(module: str) -> Iterator[None]:
         yield
     finally:
         del modules[module]
-
-
-class WhenAsked:
-    """A module in whose place this stands until an attribute of it is read."""
-
-    def __init__(self, module: str) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self._module), name)

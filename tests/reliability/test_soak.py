@@ -122,11 +122,15 @@ def folder_renamed_and_back(life: Life, place: Place, rng: random.Random, pause:
     assert not elsewhere.exists(), sorted(elsewhere.rglob("*"))
     run.rename(elsewhere)
     pause()
-    if run.exists():  # a life that was starting found nothing there and began anew
-        shutil.rmtree(elsewhere)
-        return False
+    life.send_signal(signal.SIGSTOP)
+    began_anew = run.exists()  # a life that was starting, and found nothing there
+    if began_anew:
+        life.kill()
+        life.wait()
+        shutil.rmtree(run)
     elsewhere.rename(run)
-    return True
+    life.send_signal(signal.SIGCONT)
+    return not began_anew
 
 
 DISTURBANCES: tuple[Disturbance, ...] = (

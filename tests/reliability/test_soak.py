@@ -27,8 +27,6 @@ from reliability.conftest import FULL
 from reliability.test_killed_commands import command, outputs_in, saved_at, settings
 
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
-# once runs follow a folder that is moved: make it the default
-FOLDER_IS_RENAMED = os.environ.get("SOAK_RENAME") == "1"
 # 5: the last save met a full disk; the run goes on from the one before
 ENDS = (0, 5, 75, -signal.SIGKILL)
 Record = Callable[[str, object], None]
@@ -138,7 +136,7 @@ DISTURBANCES: tuple[Disturbance, ...] = (
     reader_of_stdout_leaves,
     worker_killed,
     stopped_for_seconds,
-    *((folder_renamed_and_back,) if FOLDER_IS_RENAMED else ()),
+    folder_renamed_and_back,
 )
 
 

@@ -6,7 +6,7 @@ one: nothing is computed.
 
 Every call of torch's library in a step on fake tensors is noted: what it reads and writes, each
 array once per call. The form ``plain`` is the fast step in plain torch, as CUDA runs it without
-kernels; ``kernels`` the same with one kernel, or a few, for each sum that a backend computes;
+kernels; ``kernels`` the same with the kernels that it would launch, which say what they move;
 ``reference`` mace-torch's own module without the fusions of TorchScript. Busy time is the sum over
 launches of the largest of 2 µs, bytes over bandwidth and operations over rate, with the rates of
 copying and of float32 products seen on such cards: it is counted, not measured.
@@ -16,12 +16,12 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -34,6 +34,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from model_utils.models.fast.backends.triton import Triton
 
 FORMS = ("reference", "plain", "kernels")
 # bytes/s of a copy, float32 operations/s
@@ -196,46 +199,6 @@ def call_of(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> Call:
     return Call(name, 1, read, touched(inputs[0]) if in_place else written)
 
 
-class CountedKernels:
-    """A backend that only notes what its kernels would read and write."""
-
-    name = "counted"
-    multiplies = False
-    gives_slopes = True
-
-    def __init__(self, counted: Counted) -> None:
-        self._counted = counted
-
-    def takes(self, tensor: Tensor) -> bool:
-        """All of them."""
-        return True
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-
-        def kernel(*arguments: Any) -> None:
-            tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-            outputs = arguments[-1] if isinstance(arguments[-1], tuple) else (arguments[-1],)
-            written = [tensor for tensor in outputs if isinstance(tensor, Tensor)]
-            launches, read_twice, n_writes = KERNELS.get(name, (1, False, 1))
-            factor = 2 if read_twice else 1  # arrays of pairs are met by both edges
-            read = factor * sum(
-                size(t) for t in tensors if not any(t is other for other in written)
-            )
-            self._counted.calls.append(
-                Call(name, launches, read, n_writes * sum(map(size, written)))
-            )
-
-        return kernel
-
-
-KERNELS = {  # launches, whether arrays of pairs are read by both edges, how often all is written
-    "convolve": (1, True, 1), "convolve_vjp": (1, True, 1), "convolve_vjp_vjp": (2, True, 1),
-    "segment_sums": (1, True, 1), "segment_sums_vjp": (2, True, 2),
-}  # fmt: skip
-
-
 def structures_of(atoms: int, table: int) -> tuple[list[Any], list[int]]:
     """Supercells of MgO, of at least so many atoms together; of 17 elements
     in a table of ``table``.
@@ -263,23 +226,27 @@ def fake_parameters(module: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor
 
 
 @contextmanager
-def as_on_a_gpu(form: str, counted: Counted) -> Iterator[None]:
-    """The algebra of a form, with sums as they are on a GPU; fake tensors
-    can only be of the CPU.
+def as_on_a_gpu(form: str, counted: Counted) -> Iterator["Triton | None"]:
+    """The algebra of a form, with sums as they are on a GPU, and the kernels where it has some;
+    fake tensors can only be of the CPU.
     """
     from unittest import mock
 
     from model_utils.models.fast import backends, energies, first_layer, geometry, linear, sums
+    from model_utils.models.fast.backends.triton import Triton
 
     with ExitStack() as stack:
         for module in (energies, first_layer, geometry, linear, sums):
             stack.enter_context(mock.patch.object(module, "adds_in_one_order", return_value=False))
-        if form == "kernels":
-            kernels = {"counted": CountedKernels(counted)}
-            stack.enter_context(mock.patch.dict(backends.BACKENDS, kernels, clear=True))
-        else:
+        if form != "kernels":
             stack.enter_context(backends.plain_torch())
-        yield
+            yield None
+            return
+        kernels = Triton()
+        launches = stack.enter_context(kernels.counted())
+        stack.enter_context(backends.only(kernels))
+        yield kernels
+        counted.calls += [Call(one.name, 1, one.read, one.written) for one in launches]
 
 
 def counted_step(
@@ -327,10 +294,12 @@ def counted_step(
     host = collate(
         chosen, graphs, range(len(chosen)), described.facts(), torch.float32, free_atoms_only=False
     )
-    with as_on_a_gpu(form, counted):
+    with as_on_a_gpu(form, counted) as kernels:
         network = model_loader.build_network(
             module, "reference" if form == "reference" else "fast", described
         )
+        if kernels is not None:  # texts need numbers, which fake tensors have not
+            kernels._catalogue.of_network(network.plan, dict(module.named_parameters()))
         host = network.prepared(host)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         weights = fake_parameters(module, mode)

@@ -29,10 +29,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch
 from gpu_steps import FORMS, GROUPS, SIZES
-from on_device import BEGAN, MODELS, TINY, launches_of, made, say, timed, waits_of
+from on_device import BEGAN, MODELS, TINY, busy, launches_of, made, say, timed, waits_of
 
 LIMIT = 570.0  # s for all parts
 FOR_TESTS = 200.0  # s of them that the tests are left
+CELL = "ms per step (atoms/s, GiB)"
 AGREE = {"float64": 1e-10, "float32": 1e-3}  # of the norm of all gradients
 
 
@@ -114,7 +115,7 @@ class Parts:
                 )
 
     def convolution(self) -> None:
-        """Times and bandwidth of the convolution and its derivatives, by
+        """Times of the device, and bandwidth, of the convolution and its derivatives, by
         whatever computes it here.
         """
         from model_utils import model_loader
@@ -146,19 +147,20 @@ class Parts:
     def time_convolution(
         self, what: str, convolution: Any, graph: Any, inputs: tuple[torch.Tensor, ...]
     ) -> None:
-        """Bytes are those of kernels that read arrays of pairs once for each of their edges, and
-        write theirs once.
+        """Bytes are those that its kernels must read and write: to sum over rows, arrays of pairs
+        once for each of their edges; the derivatives once, and one more for the neighbours.
         """
         h, y, w = inputs
         with torch.no_grad():
             out = convolution(graph, h, y, w)
-            ms = timed(lambda: convolution(graph, h, y, w), self.device, 0.3)
+            ms = busy(lambda: convolution(graph, h, y, w), self.device)
         moved = h.nbytes + 2 * y.nbytes + 2 * w.nbytes + out.nbytes
         self.report_bandwidth(f"{what}: A", ms, moved)
         g = torch.randn_like(out)
         a = convolution(graph, h, y, w)
-        ms = timed(lambda: torch.autograd.grad(a, inputs, g, retain_graph=True), self.device, 0.3)
-        moved = 2 * h.nbytes + 3 * y.nbytes + 3 * w.nbytes + out.nbytes
+        ms = busy(lambda: torch.autograd.grad(a, inputs, g, retain_graph=True), self.device)
+        of_neighbours = h.nbytes // graph.n_atoms * graph.n_pairs
+        moved = 2 * (h.nbytes + y.nbytes + w.nbytes + of_neighbours) + out.nbytes
         self.report_bandwidth(f"{what}: VJP", ms, moved)
 
     def report_bandwidth(self, what: str, ms: float, moved: int) -> None:
@@ -211,7 +213,8 @@ class Parts:
             ended = pool.map(lambda form: rows_of([*words, "--form", form], seconds + 10), forms)
             for form, (rows, last) in zip(forms, ended, strict=True):
                 self.rows += rows
-                say(f"steps of {form}: {len(rows)} rows{last}")
+                cells = [f"{row['model']} {row['atoms']}: {cell(row)}" for row in rows]
+                say(f"steps of {form}, {CELL}: {'; '.join(cells)}{last}")
 
     def files(self) -> None:
         """Train on the device, go on there, evaluate there and on the CPU what was written."""
@@ -279,7 +282,7 @@ class Parts:
     def table(self) -> None:
         """What goes into the README."""
         card = "CPU, a rehearsal" if self.rehearsal else torch.cuda.get_device_name(self.device)
-        print(f"\nms per step (atoms/s, GiB), float32, MgO, {card}, torch {torch.__version__}\n")
+        print(f"\n{CELL}, float32, MgO, {card}, torch {torch.__version__}\n")
         forms = [form for form in FORMS if any(row["form"] == form for row in self.rows)]
         print("| model, atoms, edges | " + " | ".join(forms) + " |\n|" + "---|" * (len(forms) + 1))
         for key in dict.fromkeys((row["model"], row["atoms"], row["edges"]) for row in self.rows):

@@ -68,19 +68,43 @@ def waits_of(step: Callable[[], None], device: torch.device) -> list[str]:
     return lines
 
 
-def launches_of(step: Callable[[], None], device: torch.device) -> tuple[int, list[str]]:
-    """Kernels of a step, and those that take most time."""
+def busy(function: Callable[[], Any], device: torch.device, calls: int = 5) -> float:
+    """Time, ms, that the device works for a call, by the profiler; a CPU's by the clock.
+
+    What the host needs to start a kernel is more than a small one takes.
+    """
+    if device.type != "cuda":
+        return timed(function, device)
+    for _ in range(2):
+        function()
+
+    def several() -> None:
+        for _ in range(calls):
+            function()
+
+    return sum(event.self_device_time_total for event in kernels_of(several, device)) / 1e3 / calls
+
+
+def kernels_of(function: Callable[[], Any], device: torch.device) -> list[Any]:
+    """What the profiler says of the kernels that a function starts on a GPU, those that take
+    most time first.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    if device.type != "cuda":
-        return 0, ["not on a CPU"]
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        step()
+        function()
         wait(device)
     kernels = [
         e for e in profiled.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA
     ]
-    kernels.sort(key=lambda event: -event.self_device_time_total)
+    return sorted(kernels, key=lambda event: -event.self_device_time_total)
+
+
+def launches_of(step: Callable[[], None], device: torch.device) -> tuple[int, list[str]]:
+    """Kernels of a step, and those that take most time."""
+    if device.type != "cuda":
+        return 0, ["not on a CPU"]
+    kernels = kernels_of(step, device)
     top = [f"{e.self_device_time_total / 1e3:.2f} ms {e.count}x {e.key[:50]}" for e in kernels[:5]]
     return sum(event.count for event in kernels), top
 

@@ -115,27 +115,18 @@ REGISTERS = {
         "convolve": 96,
         "convolve__adjoint": 168,
         "convolve__vjp__with_y": 168,
-        "convolve__vjp__no_y": 168,
-        "convolve__vjp_vjp__no_y": 168,
+        "convolve__vjp__no_y": 255,
+        "convolve__vjp_vjp__no_y": 255,
     },
     "128x0e+128x1o+128x2e": {
         "convolve": 168,
         "convolve__adjoint": 255,
         "convolve__vjp__with_y": 255,
-        "convolve__vjp__no_y": 168,
+        "convolve__vjp__no_y": 255,
         "convolve__vjp_vjp__no_y": 255,
     },
 }
 LOCAL = {"bessel": 48}  # not spilled: the table by which arguments of sin and cos are reduced
-SPILLED = {  # bytes, in single precision, where it was measured to be faster than spilling none
-    "64x0e": {"convolve__vjp_vjp__no_y": 8},
-    "128x0e+128x1o": {"convolve__vjp__with_y": 24, "convolve__vjp__no_y": 8},
-    "128x0e+128x1o+128x2e": {
-        "convolve__vjp__with_y": 40,
-        "convolve__vjp__no_y": 32,
-        "convolve__vjp_vjp__no_y": 24,
-    },
-}
 MEDIUM = "128x0e+128x1o"
 COMPILED = (
     [
@@ -157,10 +148,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(
     lines = run("triton_compiled.py", hidden, precision, which, "80", "90")
     assert {line["sm"] for line in lines} == {"80", "90"}
     for line in lines:
-        allowed = LOCAL.get(line["kernel"], 0)
-        if precision == "fp32":
-            allowed += SPILLED[hidden].get(line["kernel"], 0)
-        assert line["spilled"] <= allowed, line
+        assert line["spilled"] <= LOCAL.get(line["kernel"], 0), line
         known = REGISTERS.get(hidden, {}).get(line["kernel"], 255)
         assert line["registers"] <= 1.1 * (known if precision == "fp32" else 255), line
 
@@ -214,7 +202,7 @@ def launches(fields: dict[str, Any]) -> list[Launch]:
 def test_launches_of_a_step_are_counted_and_do_not_grow_with_the_elements() -> None:
     two = launches({})
     names = [launch.name for launch in two]
-    assert len(names) <= 45, names
+    assert len(names) <= 47, names
     elements = [8, 12, 1, 6, 7]
     more = launches({"atomic_numbers": elements, "atomic_energies": [-1.0] * 5})
     assert [launch.name for launch in more] == names

@@ -140,7 +140,7 @@ class Triton:
     ) -> None:
         """A from (h, Y, w)."""
         program = self._of_convolution(graph, convolution, inputs)["convolve"]
-        self._rows(graph, program, inputs, out, read=_bytes(*inputs, *inputs[1:]))
+        self._rows(graph, program, inputs, out, read=(*inputs, *inputs[1:]))
 
     def convolve_vjp(
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
@@ -155,19 +155,25 @@ class Triton:
         self._reverse_rows(graph, convolution, inputs, out[:3])
         trilinear = (*inputs[:3], *inputs[4:])
         program = self._of_convolution(graph, convolution, inputs)["convolve__adjoint"]
-        read = _bytes(*trilinear, *inputs[1:3], *inputs[5:])
+        read = (*trilinear, *inputs[1:3], *inputs[5:])
         self._rows(graph, program, trilinear, out[3:], read=read)
 
     def _reverse_rows(
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors, out: Outputs
     ) -> None:
-        """Launch a kernel over the edges that leave each atom; it reads a pair's arrays for
-        each of its edges.
+        """Launch a kernel over the edges that leave each atom. Of a pair, the one along its
+        vector also has what belongs to the neighbour, which a second launch adds.
         """
         name = backward_name(len(inputs) > 4, out[1] is not None, graph.directed)
-        program = self._of_convolution(graph, convolution, inputs)[name]
-        again = () if graph.directed else (*inputs[1:3], *inputs[5:])
-        self._rows(graph, program, inputs, out, read=_bytes(*inputs, *again))
+        programs = self._of_convolution(graph, convolution, inputs)
+        if graph.directed:
+            self._rows(graph, programs[name], inputs, out, read=inputs)
+            return
+        h = inputs[0]
+        of_neighbours = h.new_empty(graph.n_pairs, h.shape[0], h.shape[2])
+        self._rows(graph, programs[name], inputs, (*out, of_neighbours), read=inputs)
+        read = _given((of_neighbours, out[0]))
+        self._rows(graph, programs["convolve__neighbours"], (of_neighbours,), out[:1], read=read)
 
     def _of_convolution(
         self, graph: "BatchGraph", convolution: "Convolution", inputs: Tensors
@@ -176,7 +182,7 @@ class Triton:
         return self._catalogue.convolution(convolution, inputs[0].dtype, directed=graph.directed)
 
     def _rows(
-        self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int
+        self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: Tensors
     ) -> None:
         """Launch a kernel of the convolution, one program per atom."""
         names = ("rank", "row_ptr", "sender", "pair", "reverse", "flipped")
@@ -221,7 +227,7 @@ class Triton:
         """Launch a kernel of the contraction, one program per atom."""
         program = self._catalogue.contraction(contraction, inputs[0].dtype)[name]
         tensors = (inputs, _given(out), [_index(graph, "species")])
-        self._launch(program, (graph.n_atoms,), tensors, (graph.n_atoms,), _bytes(*inputs))
+        self._launch(program, (graph.n_atoms,), tensors, (graph.n_atoms,), inputs)
 
     def _terms(
         self,
@@ -240,11 +246,9 @@ class Triton:
         grid = (n_groups, max(n_tiles), graph.n_present)
         table = [_index(graph, "species_ptr")]
         sizes = (graph.n_atoms,)
-        self._launch(programs[name], grid, (inputs, [sums], table), sizes, _bytes(*inputs))
+        self._launch(programs[name], grid, (inputs, [sums], table), sizes, inputs)
         grid = (contraction.n_terms, graph.n_present, 1)
-        self._launch(
-            programs["contract__collect"], grid, ([sums], [out], table), sizes, _bytes(sums)
-        )
+        self._launch(programs["contract__collect"], grid, ([sums], [out], table), sizes, [sums])
 
     def segment_sums(
         self,
@@ -257,7 +261,7 @@ class Triton:
         given = _given(inputs)
         programs = self._catalogue.segments(odd, given[0].shape[1], given[0].dtype)
         program = programs["segment_sums" if len(given) == 2 else "segment_sums__adjoint"]
-        self._runs(graph, program, given, out, read=2 * _bytes(*given))
+        self._runs(graph, program, given, out, read=(*given, *given))
 
     def segment_sums_vjp(
         self,
@@ -271,12 +275,12 @@ class Triton:
         programs = self._catalogue.segments(odd, given[0].shape[1], given[0].dtype)
         by_y = "no_y" if out[1] is None else "with_y"
         for flipped in (0, 1):
-            again = _bytes(*out) if flipped else 0
+            again = _given(out) if flipped else []
             program = programs[f"segment_sums__vjp__{by_y}__{flipped}"]
-            self._runs(graph, program, given, out, read=_bytes(*given) + again)
+            self._runs(graph, program, given, out, read=(*given, *again))
 
     def _runs(
-        self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: int
+        self, graph: "BatchGraph", program: Program, inputs: Tensors, out: Outputs, *, read: Tensors
     ) -> None:
         """Launch a kernel of the first layer, one program per segment."""
         tables = [_index(graph, name) for name in ("segment_ptr", "pair", "flipped")]
@@ -308,9 +312,7 @@ class Triton:
     def _pairs(self, program: Program, inputs: Tensors, out: Tensors) -> None:
         """Launch a kernel over pairs, as many as the first input has."""
         n_pairs = len(inputs[0])
-        self._launch(
-            program, (-(-n_pairs // PAIRS),), (inputs, out, ()), (n_pairs,), _bytes(*inputs)
-        )
+        self._launch(program, (-(-n_pairs // PAIRS),), (inputs, out, ()), (n_pairs,), inputs)
 
     def silu_vjp(self, gain: float, inputs: Tensors, out: Tensor) -> None:
         """z̄ from (z, logistic function of z, ȳ)."""
@@ -338,7 +340,7 @@ class Triton:
     ) -> None:
         """Launch a kernel over numbers one by one, ``n`` or as many as it gives."""
         n = out[0].numel() if n is None else n
-        self._launch(program, (-(-n // NUMBERS),), (inputs, out, ()), (n,), _bytes(*inputs))
+        self._launch(program, (-(-n // NUMBERS),), (inputs, out, ()), (n,), inputs)
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
         """A product of matrices of any strides into contiguous rows."""
@@ -362,7 +364,7 @@ class Triton:
         grid: tuple[int, ...],
         tensors: tuple[Tensors, Tensors, Tensors],
         sizes: Sequence[int],
-        read: int,
+        read: Tensors,
     ) -> None:
         """Start a kernel and wait for nothing.
 
@@ -372,12 +374,13 @@ class Triton:
             tensors: inputs, outputs, and tables of the batch, in the order of
                 the kernel's arguments.
             sizes: its whole numbers.
-            read: bytes that it reads.
+            read: what it reads, as often as it does.
         """
         inputs, outputs, tables = tensors
         if self._counts is not None:
             n_programs = torch.Size(grid).numel()
-            self._counts.append(Launch(program.name, n_programs, read, _bytes(*outputs)))
+            launch = Launch(program.name, n_programs, _bytes(*read), _bytes(*outputs))
+            self._counts.append(launch)
         elif 0 not in grid:
             ready = [*(_aligned(tensor) for tensor in inputs), *outputs, *tables]
             assert all(tensor.is_contiguous() for tensor in ready), program.name

@@ -6,12 +6,15 @@ sums stay in registers, and no two programs write to one place in one launch, so
 atomics and one order of sums:
 
     convolve: the atom's row of edges j → i gives A of the atom;
-    its VJP:  the row of reverse edges i → j, with G of the neighbour: h̄ of the atom is a sum over
-              it. The w̄ and Ȳ of a pair have a term of each of its edges; the program of the edge
-              along the pair's vector has both, from h and G of both atoms.
+    its VJP:  the row of reverse edges i → j, with G of the neighbour. The w̄ and Ȳ of a pair have a
+              term of each of its edges, and so do the h̄ of its two atoms: the program of the edge
+              along the pair's vector has all of them, from h and G of both atoms. It adds its own
+              atom's h̄, and writes the neighbour's into an array of pairs; a second launch adds
+              these to each atom. G of a neighbour is by far the most that is read, and comes
+              once for a pair in this way.
 
-The VJP of the VJP is the same two with adjoints. Where every edge has arrays of its own, as in
-``graph_views.directed``, a pair has one edge and one term.
+The VJP of the VJP is the same with adjoints. Where every edge has arrays of its own, as in
+``graph_views.directed``, a pair has one edge and one term, and one launch has all.
 """
 
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from model_utils.models.fast.triton.program import Lanes, Program, block, lanes_of, total
+from model_utils.models.fast.triton.threads import tuned
 
 if TYPE_CHECKING:
     from model_utils.models.fast.convolution import Convolution
@@ -43,6 +47,16 @@ class _Path:
         a pair's vector.
         """
         return "-" if self.l2 % 2 else "+"
+
+    @property
+    def own(self) -> str:
+        """How the components of G of the program's own atom are called."""
+        return f"p{self.index}_"
+
+    @property
+    def weights(self) -> str:
+        """How the gradient by the path's weights is called."""
+        return f"r{self.index}"
 
     @cached_property
     def entries(self) -> list[tuple[int, int]]:
@@ -91,15 +105,23 @@ class ConvolutionTexts:
         self.lanes = Lanes(convolution.n_channels)
         self.odd = convolution.odd
         self.n_components = (max(p.l1 for p in self.paths) + 1) ** 2
+        # An edge writes when it has read all: the compiler moves no load to before a store, which
+        # might be to the same place, so each path would wait for memory. Double precision has no
+        # registers left for that.
+        self.writes_last = precision == "fp32"
         self.n_paths_to = [width // self.channels for width in convolution.widths]
 
     def programs(self, *, directed: bool) -> list[Program]:
         """All kernels that a step may ask for; ``directed``: every edge has arrays of its own."""
-        return [self.forward(adjoint=adjoint) for adjoint in (False, True)] + [
-            self.backward(adjoint=adjoint, by_y=by_y, directed=directed)
-            for adjoint in (False, True)
-            for by_y in (False, True)
-        ]
+        return (
+            [self.forward(adjoint=adjoint) for adjoint in (False, True)]
+            + [
+                self.backward(adjoint=adjoint, by_y=by_y, directed=directed)
+                for adjoint in (False, True)
+                for by_y in (False, True)
+            ]
+            + ([] if directed else [self.add_neighbours()])
+        )
 
     def forward(self, *, adjoint: bool) -> Program:
         """A(h, Y, w); with ``adjoint`` A(a_h, Y, w) + A(h, a_Y, w) + A(h, Y, a_w)."""
@@ -146,19 +168,23 @@ class ConvolutionTexts:
             by_y: the harmonics' gradient too.
             directed: every edge has harmonics and weights of its own.
         """
+        name = backward_name(adjoint, by_y, directed)
+        holds_own = not directed and tuned(name, self.n_components, self.precision).holds_own
         inputs = ("h_at", "y_at", "w_at", "g_at", *(("ah_at", "ay_at", "aw_at") if adjoint else ()))
         outputs = ("gh_at", *(("gy_at",) if by_y else ()), "gw_at")
-        along = self._pull_edge(adjoint=adjoint, by_y=by_y, both=not directed)
+        outputs += () if directed else ("ghj_at",)
+        along = self._pull_edge(adjoint=adjoint, by_y=by_y, both=not directed, holds_own=holds_own)
         row = ["j = tl.load(sender + e).to(tl.int64)"]
         if directed:
             row += ["back = tl.load(reverse + e)", "q = tl.load(pair + back).to(tl.int64)"]
             row += along
         else:
             row += ["q = tl.load(pair + e).to(tl.int64)"]
-            row += block("if tl.load(flipped + e).to(tl.int32) == 1:", along)
-            row += block("else:", self._pull_features(adjoint=adjoint))
+            row = block("if tl.load(flipped + e).to(tl.int32) == 1:", [*row, *along])
         body = [*self._start, *self._components("h", "h_at", "i")]
         body += self._components("a", "ah_at", "i") if adjoint else []
+        for path in self.paths if holds_own else ():
+            body += self._outputs_of(path.own, path, "i")
         components = range(self.n_components)
         body += [f"d{k} = {self.lanes.zeros}" for k in components]
         body += block("for e in range(begin, end):", row)
@@ -166,56 +192,73 @@ class ConvolutionTexts:
             self.lanes.store(f"gh_at + ({k} * n_atoms + i) * {self.channels}", f"d{k}")
             for k in components
         ]
-        return self._program(backward_name(adjoint, by_y, directed), (*inputs, *outputs), body)
+        return self._program(name, (*inputs, *outputs), body)
 
-    def _pull_edge(self, *, adjoint: bool, by_y: bool, both: bool) -> list[str]:
+    def add_neighbours(self) -> Program:
+        """Add to each atom's h̄ what the edges along their pairs' vectors wrote for it as their
+        neighbour.
+        """
+        components = range(self.n_components)
+        places = [f"gh_at + ({k} * n_atoms + i) * {self.channels}" for k in components]
+        body = [*self._start]
+        body += [f"d{k} = {self.lanes.load(places[k])}" for k in components]
+        edge = ["q = tl.load(pair + e).to(tl.int64)"]
+        edge += [f"d{k} += {self.lanes.load(f'ghj_at + {self._of_pair(k)}')}" for k in components]
+        along = block("if tl.load(flipped + e).to(tl.int32) == 0:", edge)
+        body += block("for e in range(begin, end):", along)
+        body += [self.lanes.store(places[k], f"d{k}") for k in components]
+        return self._program("convolve__neighbours", ("ghj_at", "gh_at"), body)
+
+    def _of_pair(self, component: int) -> str:
+        """Where a component of the array of pairs lies."""
+        return f"(q * {self.n_components} + {component}) * {self.channels}"
+
+    def _pull_edge(self, *, adjoint: bool, by_y: bool, both: bool, holds_own: bool) -> list[str]:
         """Lines of an edge along its pair's vector, by all paths; ``both``: of the edge against
-        it too, but for its h̄.
+        it too, ``holds_own``: with G of the program's atom loaded before.
         """
         lines = [f"t{k} = {self.lanes.zeros}" for k in range(len(self.odd))] if by_y else []
+        components = range(self.n_components)
+        lines += [f"dj{k} = {self.lanes.zeros}" for k in components] if both else []
+        written: list[str] = []
         for path in self.paths:
+            lines += [] if holds_own or not both else self._outputs_of(path.own, path, "i")
             lines += self._pull_path(path, adjoint=adjoint, by_y=by_y, both=both)
+            place = f"gw_at + (q * {len(self.paths)} + {path.index}) * {self.channels}"
+            (written if self.writes_last else lines).append(self.lanes.store(place, path.weights))
+        lines += written
+        if both:
+            lines += [
+                self.lanes.store(f"ghj_at + {self._of_pair(k)}", f"dj{k}") for k in components
+            ]
         return lines + (self._write_harmonics() if by_y else [])
 
     def _pull_path(self, path: _Path, *, adjoint: bool, by_y: bool, both: bool) -> list[str]:
-        """Lines of one path that add to d, the gradient by h, and t, that by Y, and write
-        that by w.
+        """Lines of one path that add to d and dj, the gradients by h of the two atoms, and t,
+        that by Y, and make r, that by w.
         """
         lines = self._coupled(path, adjoint=adjoint)
         if both:
             own = range(path.l1**2, (path.l1 + 1) ** 2)
             lines += self._components("hj", "h_at", "j", own)
             lines += self._components("aj", "ah_at", "j", own) if adjoint else []
-            lines += self._outputs_of("p", path, "i")
-        lines.append(f"r = {self.lanes.zeros}")
+        r = path.weights
+        lines.append(f"{r} = {self.lanes.zeros}")
         for m1 in range(2 * path.l1 + 1):
             ends = [m3 for a, m3 in path.entries if a == m1]
             if not ends:
                 continue
             k = path.l1**2 + m1
             lines += self._pulled("u", "x", m1, ends, adjoint=adjoint)
-            lines += self._pulled("s", "p", m1, ends, adjoint=adjoint) if both else []
+            lines += self._pulled("s", path.own, m1, ends, adjoint=adjoint) if both else []
             lines.append(f"d{k} += " + ("w * ua + v * u" if adjoint else "w * u"))
-            lines.append(f"r += a{k} * u + h{k} * ua" if adjoint else f"r += h{k} * u")
+            lines.append(f"{r} += " + (f"a{k} * u + h{k} * ua" if adjoint else f"h{k} * u"))
             if both:
                 other = f"aj{k} * s + hj{k} * sa" if adjoint else f"hj{k} * s"
-                lines.append(f"r {path.sign}= {other}")
-        lines += self._pull_harmonics(path, adjoint=adjoint, both=both) if by_y else []
-        place = f"gw_at + (q * {len(self.paths)} + {path.index}) * {self.channels}"
-        return [*lines, self.lanes.store(place, "r")]
-
-    def _pull_features(self, *, adjoint: bool) -> list[str]:
-        """Lines of an edge against its pair's vector that add to d alone."""
-        lines = []
-        for path in self.paths:
-            lines += self._coupled(path, adjoint=adjoint)
-            for m1 in range(2 * path.l1 + 1):
-                ends = [m3 for a, m3 in path.entries if a == m1]
-                if ends:
-                    lines += self._pulled("u", "x", m1, ends, adjoint=adjoint)
-                    added = "w * ua + v * u" if adjoint else "w * u"
-                    lines.append(f"d{path.l1**2 + m1} {path.sign}= {added}")
-        return lines
+                lines.append(f"{r} {path.sign}= {other}")
+                added = "w * sa + v * s" if adjoint else "w * s"
+                lines.append(f"dj{k} {path.sign}= {added}")
+        return lines + (self._pull_harmonics(path, adjoint=adjoint, both=both) if by_y else [])
 
     def _coupled(self, path: _Path, *, adjoint: bool) -> list[str]:
         """Lines with a path's weights, its couplings' matrix and G of the neighbour.
@@ -256,7 +299,7 @@ class ConvolutionTexts:
         """Lines of one path that add to t."""
 
         def summed(terms: Sequence[tuple[int, int, float]], name: str) -> str:
-            other = f" {path.sign} {name}j{{k}} * p{{m3}}" if both else ""
+            other = f" {path.sign} {name}j{{k}} * {path.own}{{m3}}" if both else ""
             form = f"{{value!r}} * ({name}{{k}} * x{{m3}}{other})"
             return total(form.format(k=k, m3=m3, value=value) for k, m3, value in terms)
 

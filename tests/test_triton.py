@@ -127,6 +127,14 @@ REGISTERS = {
     },
 }
 LOCAL = {"bessel": 48}  # not spilled: the table by which arguments of sin and cos are reduced
+SPILLED = {  # bytes, float32; writing each path at once spills none, and takes up to twice as long
+    "128x0e+128x1o": {"convolve__vjp_vjp__no_y": 8},  # by Triton 3.7
+    "128x0e+128x1o+128x2e": {
+        "convolve__vjp__with_y": 24,  # on sm_80 by Triton 3.6, as the next
+        "convolve__vjp_vjp__no_y": 24,
+        "convolve__vjp_vjp__with_y": 32,
+    },
+}
 MEDIUM = "128x0e+128x1o"
 COMPILED = (
     [
@@ -148,7 +156,10 @@ def test_kernels_compile_for_gpus_that_are_not_here(
     lines = run("triton_compiled.py", hidden, precision, which, "80", "90")
     assert {line["sm"] for line in lines} == {"80", "90"}
     for line in lines:
-        assert line["spilled"] <= LOCAL.get(line["kernel"], 0), line
+        allowed = LOCAL.get(line["kernel"], 0)
+        if precision == "fp32":
+            allowed += SPILLED.get(hidden, {}).get(line["kernel"], 0)
+        assert line["spilled"] <= allowed, line
         known = REGISTERS.get(hidden, {}).get(line["kernel"], 255)
         assert line["registers"] <= 1.1 * (known if precision == "fp32" else 255), line
 

@@ -54,7 +54,7 @@ class _Path:
         return f"p{self.index}_"
 
     @property
-    def weights(self) -> str:
+    def by_weights(self) -> str:
         """How the gradient by the path's weights is called."""
         return f"r{self.index}"
 
@@ -225,7 +225,9 @@ class ConvolutionTexts:
             lines += [] if holds_own or not both else self._outputs_of(path.own, path, "i")
             lines += self._pull_path(path, adjoint=adjoint, by_y=by_y, both=both)
             place = f"gw_at + (q * {len(self.paths)} + {path.index}) * {self.channels}"
-            (written if self.writes_last else lines).append(self.lanes.store(place, path.weights))
+            (written if self.writes_last else lines).append(
+                self.lanes.store(place, path.by_weights)
+            )
         lines += written
         if both:
             lines += [
@@ -242,7 +244,7 @@ class ConvolutionTexts:
             own = range(path.l1**2, (path.l1 + 1) ** 2)
             lines += self._components("hj", "h_at", "j", own)
             lines += self._components("aj", "ah_at", "j", own) if adjoint else []
-        r = path.weights
+        r = path.by_weights
         lines.append(f"{r} = {self.lanes.zeros}")
         for m1 in range(2 * path.l1 + 1):
             ends = [m3 for a, m3 in path.entries if a == m1]

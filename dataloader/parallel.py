@@ -20,7 +20,7 @@ from multiprocessing.util import get_temp_dir
 from types import TracebackType
 from typing import Any, TypeVar
 
-from dataloader import progress
+from dataloader import processors, progress
 from dataloader.errors import FULL, ROOM, AwayError, InputError, SaveError, is_away
 
 Task = TypeVar("Task")
@@ -199,11 +199,6 @@ def environment_of_others() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_children(
     work: Callable[[Task], Result],
     tasks: Sequence[Task],
@@ -219,7 +214,7 @@ def in_children(
     Args:
         work: what is done with a task.
         tasks: in the order in which they are begun.
-        processes: at most so many at once; the cores that there are unless given.
+        processes: at most so many at once; ``processors.n_cores`` unless given.
         instead: the result of a task whose process died, from it and the exit code;
             without it that is an error.
 
@@ -227,7 +222,7 @@ def in_children(
         InputError: what a task raised, or that a process died, with the file it was reading.
         SaveError: a task found no room for what it writes.
     """
-    children = _Children(work, tasks, min(processes or n_cores(), len(tasks)))
+    children = _Children(work, tasks, min(processes or processors.n_cores(), len(tasks)))
     try:
         children.begin_all()
         while children.busy:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dataloader import parallel, progress, streams
+from dataloader import processors, progress, streams
 from dataloader.errors import InputError
 from model_utils.ranks.joining import this_rank
 from model_utils.ranks.rank import Rank
@@ -83,24 +83,17 @@ def start(
 
 
 def _own_share_of_cores() -> int | None:
-    """Threads for one of several processes on a machine whose cores they all may use;
-    None: as torch has it.
-    """
-    rank = this_rank()
-    usable = len(os.sched_getaffinity(0))
-    shared = (
-        rank.local_size > 1 and usable == os.cpu_count() and "OMP_NUM_THREADS" not in os.environ
-    )
-    return max(usable // rank.local_size, 1) if shared else None
+    """Threads where torch would make more than the process has cores for; None: as torch has it."""
+    share = own_cores()
+    chosen = "OMP_NUM_THREADS" in os.environ or share == processors.n_allowed()
+    return None if chosen else share
 
 
 def own_cores() -> int:
-    """Cores for the children of this process, where several on a machine may all use
-    all of them: its share.
+    """Cores for the threads or children of this process: where several on a machine, or within
+    a container's limit, may use all of them, its share.
     """
-    rank = this_rank()
-    usable = parallel.n_cores()
-    return max(usable // rank.local_size, 1) if usable == os.cpu_count() else usable
+    return processors.n_cores_of_a_rank(this_rank().local_size)
 
 
 def find_device(name: str) -> torch.device:

@@ -4,7 +4,6 @@ Which of the three it is, is decided here, once. All that differs between them a
 one interface, which ``training.train_in_place`` calls in order and never asks.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from dataloader import processors
 from dataloader.dataset import Dataset
 from model_utils import model_loader
 from model_utils.errors import InputError
@@ -272,7 +272,7 @@ class Continued:
         may change the last bits.
         """
         before = self.stored.threads
-        if before is None or before * this_rank().local_size > len(os.sched_getaffinity(0)):
+        if before is None or before * this_rank().local_size > processors.n_cores():
             return None
         return before
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dataloader import durable, input_files, plain_json
+from dataloader import durable, input_files, plain_json, processors
 from dataloader.limits import JSON_BYTES
 from model_utils.runtime import log
 from model_utils.settings import invoked
@@ -224,7 +224,7 @@ def hardware() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": processors.n_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
 

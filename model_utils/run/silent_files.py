@@ -1,8 +1,9 @@
 """What becomes of a run while it lasts, in those of its processes that write nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+from dataloader.batch import Batch
 from losses import Loss
 from model_utils.metrics import Metrics
 from model_utils.models.network import Network, Parameters
@@ -33,8 +34,15 @@ class SilentFiles:
         self.stop = stop
         self.group = group
 
-    def hooks(self, network: Network, validate: Evaluator) -> Hooks:
-        """The loop's hooks."""
+    def hooks(
+        self,
+        network: Network,
+        validate: Evaluator,
+        watch: Callable[[Iterator[Batch]], Iterator[Batch]],
+    ) -> Hooks:
+        """The loop's hooks; ``watch`` is handed the batches of every epoch, and may
+        break them off.
+        """
 
         def measure(parameters: Parameters, loss: Loss) -> tuple[Metrics, Mapping[str, Metrics]]:
             return validate(network, parameters, loss)
@@ -51,7 +59,7 @@ class SilentFiles:
             save=self.save,
             save_last=self.save_last,
             rescue=self.rescue,
-            watch=self.stop.watch,
+            watch=watch,
             meet=self.group.raise_if_asked,
             names=self.data.train.names,
         )

@@ -2,8 +2,11 @@
 differ in how it begins.
 """
 
+from collections.abc import Iterator
+
 import torch
 
+from dataloader.batch import Batch
 from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.versions import code_version
@@ -22,6 +25,7 @@ from model_utils.run import (
 )
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginning import Beginning
+from model_utils.run.crowding import Crowding
 from model_utils.run.data_identity import data_identity
 from model_utils.run.fit import fit
 from model_utils.run.interruption import Interruption
@@ -175,18 +179,23 @@ def fit_and_report(
     Raises:
         NonFiniteError, SaveError, Preempted: see ``model_utils.errors``.
     """
+    crowding = Crowding(run.state.device)
+
+    def watch(batches: Iterator[Batch]) -> Iterator[Batch]:
+        return crowding.watch(stop.watch(batches))
+
     validate = assemble.evaluator(
         run.data.valid,
         run.options.batches,
         run.state.device,
-        stop.watch,
+        watch,
         what="validation",
         prepare=run.prepare,
         group=run.group,
     )
     run.group.first_saves(True)
     with stop.deferred():
-        fit(run.state, run.steps, run.plan, files.hooks(run.state.network, validate))
+        fit(run.state, run.steps, run.plan, files.hooks(run.state.network, validate, watch))
     run.group.first_saves(False)
     log.info("training is over: %s", run.state.progress.finished)
     closing.report_best(run, outputs, files)

@@ -16,7 +16,7 @@ import pytest
 from lmdb_material import in_child, labelled, write_dicts
 
 from conftest import wait_until
-from dataloader import array_file, file_lock, pack, parallel, work_folder
+from dataloader import array_file, file_lock, pack, processors, work_folder
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
 from dataloader.lmdb_shards import index_building, index_turns, kept_edges, lmdb_index
@@ -129,7 +129,7 @@ def test_indexing_killed_at_any_call_goes_on_and_leaves_nothing(
     worker: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # one worker makes all parts, in the same order everywhere
-    monkeypatch.setattr(parallel, "n_cores", lambda: 1)
+    monkeypatch.setattr(processors, "n_cores", lambda: 1)
     folder, reached = tmp_path / "data", 0
     shards(tmp_path / "data", 2)
     for n in boundaries(worker=worker):
@@ -185,7 +185,7 @@ def test_packing_killed_at_any_call_goes_on_and_leaves_nothing(
     packing: tuple[list[str], dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parallel, "n_cores", lambda: 1)
+    monkeypatch.setattr(processors, "n_cores", lambda: 1)
     words, whole = packing
     output, reached = tmp_path / "packed", 0
     for n in boundaries(worker=worker):

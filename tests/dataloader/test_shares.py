@@ -13,7 +13,7 @@ from lmdb_material import dict_row, in_child, labelled, put
 from test_interrupted_work import FULL, boundaries, files, killed_at, no_locks, together, was_killed
 
 from conftest import in_the_battery
-from dataloader import index, pack, parallel, work_folder
+from dataloader import index, pack, processors, work_folder
 from dataloader.lmdb_shards import index_building
 from dataloader.packed import packing, survey
 from dataloader.portion import WHOLE, Portion, portion_of
@@ -24,7 +24,7 @@ __all__ = ["no_locks"]  # a fixture
 
 
 def in_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "n_cores", lambda: 1)
+    monkeypatch.setattr(processors, "n_cores", lambda: 1)
     monkeypatch.setattr(survey, "ROWS_AT_ONCE", 7)
 
 

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dataloader import processors
 from dataloader.cache_folder import cache_folder
 from model_utils.models.fast import code_cache
 from model_utils.models.fast.compiler import BuildError, taken
@@ -119,7 +120,7 @@ def _compile(programs: Sequence[Program], architecture: int, folder: Path) -> No
         "compiling %d Triton kernels of the fast step, once for this network and machine",
         len(programs),
     )
-    n_processes = min(len(programs), len(os.sched_getaffinity(0)))
+    n_processes = min(len(programs), processors.n_cores())
     by_length = sorted(programs, key=lambda p: -len(p.body))
     workers = []
     with tempfile.TemporaryFile() as errors:

@@ -26,6 +26,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import write
+from hypothesis import settings
 from torch import fx, jit, nn
 
 from dataloader.quantities import QUANTITIES
@@ -38,6 +39,9 @@ STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")
 LONG = os.environ.get("BATTERY") in ("full", "product")
 in_the_battery = pytest.mark.skipif(not LONG, reason="one more case of its kind: make battery")
 KEPT_TEXTS = 1000  # of e3nn's generated functions; the default tests have some hundred in a process
+# drawn from the test's own text, so that what passes today passes tomorrow
+settings.register_profile("the same every time", derandomize=True, database=None, deadline=None)
+settings.load_profile("the same every time")
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
 
 TINY = {

@@ -184,7 +184,7 @@ LENGTHS = st.floats(0.05, 12.0)
 
 
 # the same examples everywhere
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2**32 - 1), LENGTHS, st.booleans(), st.integers(1, 12), st.floats(0.0, 0.3))
 def test_what_is_surely_sound_and_apart_is(
     seed: int, length: float, periodic: bool, n: int, near: float

@@ -25,7 +25,7 @@ from model_utils.models.fast import code_cache
 from model_utils.runtime import log
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-INCLUDED = (Path(__file__).with_name("pair_network.h"),)
+INCLUDED = tuple(Path(__file__).with_name(name) for name in ("contraction.h", "pair_network.h"))
 # never -ffast-math: linked, it switches denormal numbers off for the whole process
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]
 # macros of the source: compiled side by side, in half the time

@@ -3,9 +3,9 @@
 // vectors, loads and stores it takes.
 //
 // Entries are read through tables, a few of them for each product; so an entry, its coefficient and
-// the branches that lead to it are read once for several atoms. Every atom has sums of its own, and
-// what they give to a coefficient is added in their order: the bits are those of one atom at a
-// time.
+// the branches that lead to it are read once for two atoms. Each has sums of its own, and what they
+// give to a coefficient is added in their order. An atom that is left over has one of zeros beside
+// it: the same instructions give it the same bits, whatever batch it is in.
 #pragma once
 
 // The polynomial in nested form: per output component a list of a, per a one of b, per b one of d.
@@ -33,43 +33,40 @@ struct Atoms {  // sorted by element
   const int64_t* species_ptr;
 };
 constexpr int kMaxIn = 25;
-constexpr int kTogether = 2;  // atoms
 
-// One block of channels of A atoms.
-template <typename T, int A>
-struct Together {
-  Vector<T> of[A];
+// Two atoms of an element whose features lie side by side, or one and nothing.
+struct Pair {
+  int64_t first;
+  bool both;
+};
+
+// One block of channels of both.
+template <typename T>
+struct Two {
+  Vector<T> a, b;
 
   template <typename Count>
-  static Together load(const T* p, int64_t n_channels, Count k) {
-    Together v;
-    for (int u = 0; u < A; ++u) v.of[u] = ::load<T>(p + u * n_channels, k);
-    return v;
+  static Two load(const T* p, int64_t n_channels, Pair atoms, Count k) {
+    p += atoms.first * n_channels;
+    return {::load<T>(p, k), atoms.both ? ::load<T>(p + n_channels, k) : Vector<T>{}};
   }
   template <typename Count>
-  void store(T* p, int64_t n_channels, Count k) const {
-    for (int u = 0; u < A; ++u) ::store<T>(p + u * n_channels, of[u], k);
+  void store(T* p, int64_t n_channels, Pair atoms, Count k) const {
+    p += atoms.first * n_channels;
+    ::store<T>(p, a, k);
+    if (atoms.both) ::store<T>(p + n_channels, b, k);
   }
-  static Together all(const Vector<T>& v) {
-    Together many;
-    for (int u = 0; u < A; ++u) many.of[u] = v;
-    return many;
+  static Two same(const Vector<T>& v) { return {v, v}; }
+  Two operator*(const Two& v) const { return {a * v.a, b * v.b}; }
+  // v w + x y
+  static Two sum(const Two& v, const Two& w, const Two& x, const Two& y) {
+    return {fused(x.a, y.a, v.a * w.a), fused(x.b, y.b, v.b * w.b)};
   }
-  Together operator*(const Together& v) const {
-    Together product;
-    for (int u = 0; u < A; ++u) product.of[u] = of[u] * v.of[u];
-    return product;
+  void add(const Two& v, const Two& w) {  // v w
+    a = fused(v.a, w.a, a);
+    b = fused(v.b, w.b, b);
   }
-  Together operator*(const Vector<T>& v) const { return *this * all(v); }
-  Together operator+(const Together& v) const {
-    Together sum;
-    for (int u = 0; u < A; ++u) sum.of[u] = of[u] + v.of[u];
-    return sum;
-  }
-  void operator+=(const Together& v) { *this = *this + v; }
-  void add_to(Vector<T>& sum) const {
-    for (int u = 0; u < A; ++u) sum += of[u];
-  }
+  void add(const Two& v, const Vector<T>& w) { add(v, same(w)); }
 };
 
 // The coefficients of one element for one block of channels, or the gradient by them. They lie one
@@ -88,9 +85,11 @@ struct Coefficients {
     for (size_t e = 0; e < of.size(); ++e) store<T>(t + e * n_channels, of[e], k);
   }
   Vector<T> operator[](int32_t term) const { return term >= 0 ? of[term] : Vector<T>{}; }
-  template <int A>
-  void add(int32_t term, const Together<T, A>& v) {
-    if (term >= 0) v.add_to(of[term]);
+  void add(int32_t term, const Two<T>& v) {
+    if (term >= 0) of[term] = of[term] + v.a + v.b;
+  }
+  void add(int32_t term, const Two<T>& v, const Two<T>& w) {  // v w
+    of[term] = fused(v.b, w.b, fused(v.a, w.a, of[term]));
   }
 };
 
@@ -109,13 +108,11 @@ void by_element_and_block(const Polynomial& f, const Atoms& atoms, Body body) {
     }
 }
 
-// body(first atom, number of atoms) for all atoms of an element.
+// body(two atoms) for all atoms of an element.
 template <typename Body>
-void several_at_once(const Atoms& atoms, int64_t z, Body body) {
+void two_by_two(const Atoms& atoms, int64_t z, Body body) {
   const int64_t end = atoms.species_ptr[z + 1];
-  int64_t i = atoms.species_ptr[z];
-  for (; i + kTogether <= end; i += kTogether) body(i, std::integral_constant<int, kTogether>{});
-  for (; i < end; ++i) body(i, std::integral_constant<int, 1>{});
+  for (int64_t i = atoms.species_ptr[z]; i < end; i += 2) body(Pair{i, i + 1 < end});
 }
 
 template <typename T, bool Quartic>
@@ -123,34 +120,34 @@ void contract(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, T
   const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
   by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
     const Coefficients<T> tz(f.n_terms, t + z * f.n_terms * n + c, n, k);
-    several_at_once(atoms, z, [&](int64_t i, auto many) {
-      using V = Together<T, decltype(many)::value>;
+    two_by_two(atoms, z, [&](Pair i) {
+      using V = Two<T>;
       V xv[kMaxIn];
-      for (int64_t m = 0; m < f.n_in; ++m) xv[m] = V::load(x + m * stride + i * n + c, n, k);
+      for (int64_t m = 0; m < f.n_in; ++m) xv[m] = V::load(x + m * stride + c, n, i, k);
       for (int64_t w = 0; w < f.n_out; ++w) {
         V total{};
         for (int32_t o = f.outer_ptr[w]; o < f.outer_ptr[w + 1]; ++o) {
           const Outer& a = f.outer[o];
-          V av = V::all(tz[a.term]);
+          V av = V::same(tz[a.term]);
           for (int32_t p = a.first; p < a.last; ++p) {
             const Inner& b = f.inner[p];
-            V bv = V::all(tz[b.term]);
+            V bv = V::same(tz[b.term]);
             for (int32_t q = b.first; q < b.last; ++q) {
               if constexpr (Quartic) {
                 const Deep& d = f.deep[q];
-                V tv = V::all(tz[d.term]);
+                V tv = V::same(tz[d.term]);
                 for (int32_t r = d.first; r < d.last; ++r)
-                  tv += xv[f.e[r]] * tz[d.quartic + r - d.first];
-                bv += tv * xv[f.d[q]];
+                  tv.add(xv[f.e[r]], tz.of[d.quartic + r - d.first]);
+                bv.add(tv, xv[f.d[q]]);
               } else {
-                bv += xv[f.d[q]] * tz.of[b.cubic + q - b.first];
+                bv.add(xv[f.d[q]], tz.of[b.cubic + q - b.first]);
               }
             }
-            av += bv * xv[b.b];
+            av.add(bv, xv[b.b]);
           }
-          total += av * xv[a.a];
+          total.add(av, xv[a.a]);
         }
-        total.store(y + w * stride + i * n + c, n, k);
+        total.store(y + w * stride + c, n, i, k);
       }
     });
   });
@@ -164,23 +161,23 @@ void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* 
     const int64_t of_element = z * f.n_terms * n + c;
     const Coefficients<T> tz(f.n_terms, t + of_element, n, k);
     Coefficients<T> gz(ByTerms ? f.n_terms : 0);
-    several_at_once(atoms, z, [&](int64_t i, auto many) {
-      using V = Together<T, decltype(many)::value>;
+    two_by_two(atoms, z, [&](Pair i) {
+      using V = Two<T>;
       V xv[kMaxIn], dv[kMaxIn];
       for (int64_t m = 0; m < f.n_in; ++m) {
-        xv[m] = V::load(x + m * stride + i * n + c, n, k);
+        xv[m] = V::load(x + m * stride + c, n, i, k);
         dv[m] = V{};
       }
       for (int64_t w = 0; w < f.n_out; ++w) {
-        const V gw = V::load(g + w * stride + i * n + c, n, k);
+        const V gw = V::load(g + w * stride + c, n, i, k);
         for (int32_t o = f.outer_ptr[w]; o < f.outer_ptr[w + 1]; ++o) {
           const Outer& a = f.outer[o];
-          V av = V::all(tz[a.term]);
+          V av = V::same(tz[a.term]);
           const V ga = gw * xv[a.a];
           if (ByTerms) gz.add(a.term, ga);
           for (int32_t p = a.first; p < a.last; ++p) {
             const Inner& b = f.inner[p];
-            V bv = V::all(tz[b.term]);
+            V bv = V::same(tz[b.term]);
             const V gb = ga * xv[b.b];
             if (ByTerms) gz.add(b.term, gb);
             for (int32_t q = b.first; q < b.last; ++q) {
@@ -188,31 +185,31 @@ void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* 
               if constexpr (Quartic) {
                 const Deep& deep = f.deep[q];
                 const V gd = gb * xv[d];
-                V tv = V::all(tz[deep.term]);
+                V tv = V::same(tz[deep.term]);
                 if (ByTerms) gz.add(deep.term, gd);
                 for (int32_t r = deep.first; r < deep.last; ++r) {
                   const int32_t term = deep.quartic + r - deep.first;
-                  tv += xv[f.e[r]] * tz.of[term];
-                  dv[f.e[r]] += gd * tz.of[term];
-                  if (ByTerms) gz.add(term, gd * xv[f.e[r]]);
+                  tv.add(xv[f.e[r]], tz.of[term]);
+                  dv[f.e[r]].add(gd, tz.of[term]);
+                  if (ByTerms) gz.add(term, gd, xv[f.e[r]]);
                 }
-                bv += tv * xv[d];
-                dv[d] += gb * tv;
+                bv.add(tv, xv[d]);
+                dv[d].add(gb, tv);
               } else {
                 const int32_t term = b.cubic + q - b.first;
                 const Vector<T> tv = tz.of[term];
-                if (ByTerms) gz.add(term, gb * xv[d]);
-                bv += xv[d] * tv;
-                dv[d] += gb * tv;
+                if (ByTerms) gz.add(term, gb, xv[d]);
+                bv.add(xv[d], tv);
+                dv[d].add(gb, tv);
               }
             }
-            av += bv * xv[b.b];
-            dv[b.b] += ga * bv;
+            av.add(bv, xv[b.b]);
+            dv[b.b].add(ga, bv);
           }
-          dv[a.a] += gw * av;
+          dv[a.a].add(gw, av);
         }
       }
-      for (int64_t m = 0; m < f.n_in; ++m) dv[m].store(gx + m * stride + i * n + c, n, k);
+      for (int64_t m = 0; m < f.n_in; ++m) dv[m].store(gx + m * stride + c, n, i, k);
     });
     if (ByTerms) gz.store_to(gt + of_element, n, k);
   });
@@ -227,67 +224,72 @@ void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const
     const int64_t of_element = z * f.n_terms * n + c;
     const Coefficients<T> tz(f.n_terms, t + of_element, n, k);
     Coefficients<T> gz(f.n_terms);
-    several_at_once(atoms, z, [&](int64_t i, auto many) {
-      using V = Together<T, decltype(many)::value>;
+    two_by_two(atoms, z, [&](Pair i) {
+      using V = Two<T>;
       V xv[kMaxIn], av[kMaxIn], dv[kMaxIn];
       for (int64_t m = 0; m < f.n_in; ++m) {
-        xv[m] = V::load(x + m * stride + i * n + c, n, k);
-        av[m] = V::load(ax + m * stride + i * n + c, n, k);
+        xv[m] = V::load(x + m * stride + c, n, i, k);
+        av[m] = V::load(ax + m * stride + c, n, i, k);
         dv[m] = V{};
       }
       for (int64_t w = 0; w < f.n_out; ++w) {
-        const V gw = V::load(g + w * stride + i * n + c, n, k);
+        const V gw = V::load(g + w * stride + c, n, i, k);
         V dgw{};
         for (int32_t o = f.outer_ptr[w]; o < f.outer_ptr[w + 1]; ++o) {
           const Outer& a = f.outer[o];
           const V xa = xv[a.a], aa = av[a.a];
-          V pa = V::all(tz[a.term]), dpa{};
+          V pa = V::same(tz[a.term]), dpa{};
           const V ga = gw * xa, dga = gw * aa;
           gz.add(a.term, dga);
           for (int32_t p = a.first; p < a.last; ++p) {
             const Inner& b = f.inner[p];
             const V xb = xv[b.b], ab = av[b.b];
-            V pb = V::all(tz[b.term]), dpb{};
-            const V gb = ga * xb, dgb = ga * ab + dga * xb;
+            V pb = V::same(tz[b.term]), dpb{};
+            const V gb = ga * xb, dgb = V::sum(ga, ab, dga, xb);
             gz.add(b.term, dgb);
             for (int32_t q = b.first; q < b.last; ++q) {
               const int32_t d = f.d[q];
-              const V xd = xv[d], ad = av[d], dgd = gb * ad + dgb * xd;
+              const V xd = xv[d], ad = av[d], dgd = V::sum(gb, ad, dgb, xd);
               if constexpr (Quartic) {
                 const Deep& deep = f.deep[q];
                 const V gd = gb * xd;
-                V tv = V::all(tz[deep.term]), dtv{};
+                V tv = V::same(tz[deep.term]), dtv{};
                 gz.add(deep.term, dgd);
                 for (int32_t r = deep.first; r < deep.last; ++r) {
                   const int32_t term = deep.quartic + r - deep.first;
                   const V xe = xv[f.e[r]], ae = av[f.e[r]];
-                  tv += xe * tz.of[term];
-                  dtv += ae * tz.of[term];
-                  dv[f.e[r]] += dgd * tz.of[term];
-                  gz.add(term, gd * ae + dgd * xe);
+                  tv.add(xe, tz.of[term]);
+                  dtv.add(ae, tz.of[term]);
+                  dv[f.e[r]].add(dgd, tz.of[term]);
+                  gz.add(term, V::sum(gd, ae, dgd, xe));
                 }
-                pb += tv * xd;
-                dpb += tv * ad + dtv * xd;
-                dv[d] += dgb * tv + gb * dtv;
+                pb.add(tv, xd);
+                dpb.add(tv, ad);
+                dpb.add(dtv, xd);
+                dv[d].add(dgb, tv);
+                dv[d].add(gb, dtv);
               } else {
                 const int32_t term = b.cubic + q - b.first;
                 const Vector<T> tv = tz.of[term];
-                pb += xd * tv;
-                dpb += ad * tv;
-                dv[d] += dgb * tv;
+                pb.add(xd, tv);
+                dpb.add(ad, tv);
+                dv[d].add(dgb, tv);
                 gz.add(term, dgd);
               }
             }
-            pa += pb * xb;
-            dpa += pb * ab + dpb * xb;
-            dv[b.b] += ga * dpb + dga * pb;
+            pa.add(pb, xb);
+            dpa.add(pb, ab);
+            dpa.add(dpb, xb);
+            dv[b.b].add(ga, dpb);
+            dv[b.b].add(dga, pb);
           }
-          dgw += aa * pa + xa * dpa;
-          dv[a.a] += gw * dpa;
+          dgw.add(aa, pa);
+          dgw.add(xa, dpa);
+          dv[a.a].add(gw, dpa);
         }
-        dgw.store(dg + w * stride + i * n + c, n, k);
+        dgw.store(dg + w * stride + c, n, i, k);
       }
-      for (int64_t m = 0; m < f.n_in; ++m) dv[m].store(dx + m * stride + i * n + c, n, k);
+      for (int64_t m = 0; m < f.n_in; ++m) dv[m].store(dx + m * stride + c, n, i, k);
     });
     gz.store_to(dt + of_element, n, k);
   });

@@ -14,6 +14,11 @@
 #include <omp.h>
 #include <type_traits>
 #include <vector>
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 namespace {
 
@@ -63,6 +68,30 @@ inline void store(T* p, const Vector<T>& v, Count k) {
 template <typename T, typename Count>
 inline void add(T* p, const Vector<T>& v, Count k) {
   store<T>(p, load<T>(p, k) + v, k);
+}
+// x y + z, rounded once where the processor can: said, and not left to the compiler, where a
+// number must not depend on the lines around it.
+template <typename V>
+inline V fused(const V& x, const V& y, const V& z) {
+  constexpr bool is_float = std::is_same<V, Vector<float>>::value;
+#if defined(__AVX512F__)
+  if constexpr (is_float)
+    return V(_mm512_fmadd_ps(x, y, z));
+  else
+    return V(_mm512_fmadd_pd(x, y, z));
+#elif defined(__AVX__) && defined(__FMA__)
+  if constexpr (is_float)
+    return V(_mm256_fmadd_ps(x, y, z));
+  else
+    return V(_mm256_fmadd_pd(x, y, z));
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  if constexpr (is_float)
+    return V(vfmaq_f32(z, x, y));
+  else
+    return V(vfmaq_f64(z, x, y));
+#else
+  return x * y + z;
+#endif
 }
 template <typename T>
 inline T sum(const Vector<T>& v) {

@@ -47,8 +47,8 @@ test_extras:  ## what needs the extras (torch-sim, W&B, graph-pes, torch_geometr
 	.venv-extras/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,simulation,loggers,report,architectures,pipeline,cluster]"
 	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest -n 2 tests/simulation/test_torch_sim.py tests/run/test_loggers.py tests/run/test_slow_loggers.py tests/architectures tests/pipeline tests/stages tests/submission
 
-battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (more than an hour; BATTERY=product: more)
-	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -rP tests
+battery: env  ## all tests with every case: kills, signals, failing disks, damaged files, a soak (about two and a half hours of two cores; BATTERY=product: more)
+	BATTERY=$${BATTERY:-full} OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -rP tests
 
 slurm: env  ## a job preempted and timed out on a SLURM of its own, as root, with one task and with two (half an hour; packages slurm-wlm and munge)
 	OMP_NUM_THREADS=1 $(RUN) tests/slurm/check.py

@@ -26,7 +26,7 @@ docs: env  ## the pages of docs/ as a site in build/docs; a broken link is an er
 lint: env  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror model_utils/models/fast/*.cpp model_utils/models/fast/*.h
+	$(VENV)/bin/clang-format --dry-run -Werror model_utils/models/fast/cpp/*
 	$(RUN) -m mypy
 
 parity: env  ## every combination of network options against mace-torch (long; see tests/test_parity.py)

@@ -9,6 +9,7 @@ mace-torch stands on the other side as ``--step reference``, its own forward pas
     PARITY=full pytest tests/test_fast_step.py   the product of the main axes, with other switches
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -675,23 +676,33 @@ def fake_compiler(folder: Path, name: str, text: str, monkeypatch: pytest.Monkey
 
 @needs_compiler
 def test_the_cache_is_the_users_alone_and_compiles_once(
-    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+    fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With sources that compile at once."""
     compiled = []
     right = compiler._compiled
-    monkeypatch.setattr(compiler, "FLAGS", [*compiler.FLAGS, "-O0"])  # fast to compile
+    (tmp_path / "sources").mkdir()
+    for name, value in (("one", 1), ("two", 2)):
+        text = f'extern "C" REAL {name}() {{ return {value}; }}\n'
+        (tmp_path / "sources" / f"{name}.cpp").write_text(text)
+    monkeypatch.setattr(compiler, "FOLDER", tmp_path / "sources")
     monkeypatch.setattr(
         compiler, "_compiled", lambda *args: (compiled.append(args), right(*args))[1]
     )
-    compiler.build()
-    compiler.build()
+    library = compiler.build("double")
+    library.one.restype = library.two.restype = ctypes.c_double
+    assert (library.one(), library.two()) == (1.0, 2.0)
+    compiler.build("double")
     assert len(compiled) == 1
     assert stat.S_IMODE(fresh_cache.stat().st_mode) == 0o700
     assert len(list(fresh_cache.glob("*.so"))) == 1
     monkeypatch.setattr(compiler, "_cpu", lambda: "another CPU")
-    compiler.build()
+    compiler.build("double")
     assert len(compiled) == 2
     assert len(list(fresh_cache.glob("*.so"))) == 2
+    compiler.build("float")
+    assert len(compiled) == 3
+    assert len(list(fresh_cache.glob("*.so"))) == 3
     assert {path.suffix for path in fresh_cache.iterdir()} == {".so", ".sha256"}
 
 

@@ -1,4 +1,5 @@
-"""Compile ``kernels.cpp`` on first use and keep the result for this user, compiler and CPU.
+"""Compile the sources in ``cpp/`` on first use, for one precision, and keep the result for this
+user, compiler and CPU.
 
 The compiled library is code: it lies in a directory of mode 0700 that belongs to the user
 (``$XDG_CACHE_HOME`` or ``~/.cache``), never in a run's folder, and is loaded only where its digest
@@ -18,18 +19,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dataloader import work_folder
+from dataloader import processors, work_folder
 from dataloader.cache_folder import cache_folder
 from dataloader.work_folder import WorkFolder
 from model_utils.models.fast import code_cache
 from model_utils.runtime import log
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-INCLUDED = tuple(Path(__file__).with_name(name) for name in ("contraction.h", "pair_network.h"))
+FOLDER = Path(__file__).with_name("cpp")
 # never -ffast-math: linked, it switches denormal numbers off for the whole process
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]
-# macros of the source: compiled side by side, in half the time
-PRECISIONS = ("FLOAT_ALONE", "DOUBLE_ALONE")
 COMPILERS = ("g++", "c++", "clang++")
 CPU_FACTS = (  # lines of /proc/cpuinfo on x86 and on ARM
     "vendor_id",
@@ -47,23 +45,26 @@ class BuildError(Exception):
     """No compiler, or none that makes a library that loads; says why."""
 
 
-def build() -> ctypes.CDLL:
-    """The compiled kernels, from the cache where they are there and whole.
+def build(real: str) -> ctypes.CDLL:
+    """The compiled kernels of one precision, from the cache where they are there and whole.
+
+    Args:
+        real: ``float`` or ``double``.
 
     Raises:
         BuildError: they cannot be made here.
     """
     compiler = _compiler()
-    name = f"kernels-{_key(compiler)}.so"
+    name = f"kernels-{real}-{_key(compiler)}.so"
     try:
-        return _kept(compiler, code_cache.private_folder(cache_folder()) / name)
+        return _kept(compiler, real, code_cache.private_folder(cache_folder()) / name)
     except OSError as error:
         log.warning("the kernels of the fast step are compiled for this process alone: %s", error)
     with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as folder:
-        return _loaded(_compiled(compiler, Path(folder)))
+        return _loaded(_compiled(compiler, real, Path(folder)))
 
 
-def _kept(compiler: str, library: Path) -> ctypes.CDLL:
+def _kept(compiler: str, real: str, library: Path) -> ctypes.CDLL:
     """The library from its place in the cache, where it is made when there is
     none that may be loaded.
 
@@ -79,7 +80,7 @@ def _kept(compiler: str, library: Path) -> ctypes.CDLL:
             if library.exists():
                 log.warning("%s %s; it is compiled again", library, reason)
             work.clear()
-            code_cache.keep(_compiled(compiler, work.path), library)
+            code_cache.keep(_compiled(compiler, real, work.path), library)
     except code_cache.Unfit as unfit:
         raise PermissionError(f"{library} {unfit}") from None
     finally:
@@ -145,7 +146,7 @@ def _compiler() -> str:
 def _key(compiler: str) -> str:
     """A hash of all that decides what the compiler makes."""
     version = _output([compiler, "--version"])
-    texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *INCLUDED)]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.iterdir())]
     parts = [*texts, compiler, version, " ".join(FLAGS), platform.machine(), _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
@@ -159,7 +160,7 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _compiled(compiler: str, work: Path) -> Path:
+def _compiled(compiler: str, real: str, work: Path) -> Path:
     """A library that loads, made in an own folder in ``work``.
 
     Raises:
@@ -167,22 +168,29 @@ def _compiled(compiler: str, work: Path) -> Path:
         OSError: there is no place.
     """
     start = time.monotonic()
-    log.info("compiling the kernels of the fast step, once for this machine: some ten seconds")
+    log.info(
+        "compiling the kernels of the fast step (%s), once for this machine: some ten seconds", real
+    )
     folder = Path(tempfile.mkdtemp(dir=work, prefix="build-"))
-    objects = [str(folder / f"{precision}.o") for precision in PRECISIONS]
     library = folder / "kernels.so"
-    flags = [[*FLAGS, f"-D{precision}", "-c", str(SOURCE), "-o"] for precision in PRECISIONS]
-    with ThreadPoolExecutor(len(PRECISIONS)) as pool:
-        list(pool.map(_run, ([compiler, *own, to] for own, to in zip(flags, objects, strict=True))))
+    objects = {source: str(folder / f"{source.stem}.o") for source in _sources()}
+    own = [compiler, *FLAGS, f"-DREAL={real}", "-c"]
+    with ThreadPoolExecutor(processors.n_cores()) as pool:
+        list(pool.map(_run, ([*own, str(source), "-o", to] for source, to in objects.items())))
     # first without an OpenMP of its own: torch's is loaded, and two would wait
     # for each other's threads
     for openmp in ([], ["-fopenmp"]):
-        _run([compiler, "-shared", *objects, "-o", str(library), *openmp])
+        _run([compiler, "-shared", *objects.values(), "-o", str(library), *openmp])
         with contextlib.suppress(OSError):
             ctypes.CDLL(str(library))
             log.info("compiled the kernels of the fast step in %.1f s", time.monotonic() - start)
             return library
-    raise BuildError(f"what {compiler} makes of {SOURCE.name} does not load")
+    raise BuildError(f"what {compiler} makes of {FOLDER} does not load")
+
+
+def _sources() -> list[Path]:
+    """The largest first: what takes long must not be begun when all others are done."""
+    return sorted(FOLDER.glob("*.cpp"), key=lambda path: path.stat().st_size, reverse=True)
 
 
 def _run(command: list[str]) -> None:

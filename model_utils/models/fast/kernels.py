@@ -1,7 +1,7 @@
 """The compiled kernels as Python calls, for the C++ backend alone (``backends/cpp``).
 
 A kernel is called with tensors, which must be contiguous CPU tensors of one precision, and with the
-structures below, which mirror those of ``kernels.cpp``.
+structures below, which mirror those of the sources in ``cpp/``.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from model_utils.runtime import log
 
 _int = ctypes.c_int64
 _pointer = ctypes.c_void_p
-_suffix = {torch.float32: "f32", torch.float64: "f64"}
+_real = {torch.float32: "float", torch.float64: "double"}  # C's names
 
 
 class EdgeTable(ctypes.Structure):
@@ -126,13 +126,13 @@ class MapTable(ctypes.Structure):
 
 def computes(dtype: torch.dtype) -> bool:
     """Whether there are kernels of this precision here; the first call compiles them."""
-    return dtype in _suffix and _library() is not None
+    return dtype in _real and _library(dtype) is not None
 
 
 @cache
-def vector_bytes() -> int:
+def vector_bytes(dtype: torch.dtype) -> int:
     """Width of the vectors that the kernels were compiled for, 0 where there are none."""
-    library = _library()
+    library = _library(dtype) if dtype in _real else None
     return 0 if library is None else int(library.vector_bytes())
 
 
@@ -147,12 +147,12 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     left = (a.data_ptr(), *a.stride())
     right = (b.data_ptr(), *b.stride())
     numbers = (*sizes, *left, *right, out.data_ptr())
-    _function(f"multiply_{_suffix[a.dtype]}", numbers)(*numbers)
+    _function("multiply", a.dtype, numbers)(*numbers)
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Run a kernel on tensors, structures, whole numbers, and None for what it should leave out."""
-    _function(f"{name}_{_suffix[dtype]}", arguments)(
+    _function(name, dtype, arguments)(
         *[_pointer_to(a, dtype) if isinstance(a, Tensor) else a for a in arguments]
     )
 
@@ -164,11 +164,11 @@ def _pointer_to(tensor: Tensor, dtype: torch.dtype) -> int:
     return tensor.data_ptr()
 
 
-def _function(name: str, arguments: Sequence[Any]) -> Any:
-    """A function of the library, told by the arguments of its first call what it takes: that
-    makes later ones cheap.
+def _function(name: str, dtype: torch.dtype, arguments: Sequence[Any]) -> Any:
+    """A function of a precision's library, told by the arguments of its first call what it takes:
+    that makes later ones cheap.
     """
-    library = _library()
+    library = _library(dtype)
     assert library is not None
     function = getattr(library, name)
     if function.argtypes is None:
@@ -187,18 +187,23 @@ def _kind(argument: Any) -> Any:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled library, None where it cannot be had, which is said once."""
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled library of a precision, None where it cannot be had, which is said."""
     try:
-        library = build()
+        library = build(_real[dtype])
         _keep_freed_memory()
         return library
     except (BuildError, OSError) as error:
-        log.warning(
-            "the fast step runs in plain torch, several times slower than its compiled kernels: %s",
-            error,
-        )
+        _say_why_not(str(error))
         return None
+
+
+@cache  # once for both precisions, where the reason is the same
+def _say_why_not(reason: str) -> None:
+    log.warning(
+        "the fast step runs in plain torch, several times slower than its compiled kernels: %s",
+        reason,
+    )
 
 
 def _keep_freed_memory() -> None:

@@ -32,7 +32,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def _multiplying(tensor: Tensor) -> Backend | None:
     """The backend whose products are to be taken before torch's."""
     backend = backend_of(tensor)
-    return backend if backend is not None and backend.multiplies else None
+    return backend if backend is not None and backend.multiplies(tensor) else None
 
 
 class _Matmul(torch.autograd.Function):

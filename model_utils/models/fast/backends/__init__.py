@@ -40,9 +40,8 @@ class Backend(Protocol):
         """Recorded as what computes: another one gives other last bits."""
         ...
 
-    @property
-    def multiplies(self) -> bool:
-        """Whether its products of matrices are to be taken before torch's."""
+    def multiplies(self, tensor: Tensor) -> bool:
+        """Whether its products of such matrices are to be taken before torch's."""
         ...
 
     @property

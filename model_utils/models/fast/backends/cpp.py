@@ -30,14 +30,13 @@ class Cpp:
         """Whether the library is there for such tensors; the first call compiles it."""
         return tensor.device.type == "cpu" and kernels.computes(tensor.dtype)
 
-    @property
-    def multiplies(self) -> bool:
+    def multiplies(self, tensor: Tensor) -> bool:
         """Whether products of matrices are taken here: where vectors have 512 bits, of
         which MKL may use 256.
 
         MKL keeps to 256 on other makers' CPUs and takes twice the time.
         """
-        return kernels.vector_bytes() == 64
+        return kernels.vector_bytes(tensor.dtype) == 64
 
     def convolve(
         self,

@@ -63,7 +63,6 @@ class Triton:
         version = importlib.import_module("triton").__version__
         return f"triton {version}, table {TABLE}, sm_{self.architecture}"
 
-    multiplies = False  # cuBLAS does
     gives_slopes = True
 
     @cached_property
@@ -71,6 +70,10 @@ class Triton:
         """Compute capability of the device times ten: 80, 90, …"""
         major, minor = torch.cuda.get_device_capability()
         return 10 * major + minor
+
+    def multiplies(self, tensor: Tensor) -> bool:
+        """Never: cuBLAS does."""
+        return False
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether kernels can be compiled for such tensors; says once why they cannot."""

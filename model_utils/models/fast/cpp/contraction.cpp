@@ -1,12 +1,15 @@
 // The symmetric contraction (formulas in contraction.py): a polynomial in the features of one atom
-// and channel, whose coefficients are those of the atom's element. Included by kernels.cpp, whose
-// vectors, loads and stores it takes.
+// and channel, whose coefficients are those of the atom's element.
 //
 // Entries are read through tables, a few of them for each product; so an entry, its coefficient and
 // the branches that lead to it are read once for two atoms. Each has sums of its own, and what they
 // give to a coefficient is added in their order. An atom that is left over has one of zeros beside
 // it: the same instructions give it the same bits, whatever batch it is in.
-#pragma once
+#include "fused.h"
+#include "threads.h"
+#include "vectors.h"
+
+namespace {
 
 // The polynomial in nested form: per output component a list of a, per a one of b, per b one of d.
 struct Outer {
@@ -41,22 +44,21 @@ struct Pair {
 };
 
 // One block of channels of both.
-template <typename T>
 struct Two {
-  Vector<T> a, b;
+  Vector a, b;
 
   template <typename Count>
-  static Two load(const T* p, int64_t n_channels, Pair atoms, Count k) {
+  static Two load(const Real* p, int64_t n_channels, Pair atoms, Count k) {
     p += atoms.first * n_channels;
-    return {::load<T>(p, k), atoms.both ? ::load<T>(p + n_channels, k) : Vector<T>{}};
+    return {::load(p, k), atoms.both ? ::load(p + n_channels, k) : Vector{}};
   }
   template <typename Count>
-  void store(T* p, int64_t n_channels, Pair atoms, Count k) const {
+  void store(Real* p, int64_t n_channels, Pair atoms, Count k) const {
     p += atoms.first * n_channels;
-    ::store<T>(p, a, k);
-    if (atoms.both) ::store<T>(p + n_channels, b, k);
+    ::store(p, a, k);
+    if (atoms.both) ::store(p + n_channels, b, k);
   }
-  static Two same(const Vector<T>& v) { return {v, v}; }
+  static Two same(const Vector& v) { return {v, v}; }
   Two operator*(const Two& v) const { return {a * v.a, b * v.b}; }
   // v w + x y
   static Two sum(const Two& v, const Two& w, const Two& x, const Two& y) {
@@ -66,43 +68,42 @@ struct Two {
     a = fused(v.a, w.a, a);
     b = fused(v.b, w.b, b);
   }
-  void add(const Two& v, const Vector<T>& w) { add(v, same(w)); }
+  void add(const Two& v, const Vector& w) { add(v, same(w)); }
 };
 
 // The coefficients of one element for one block of channels, or the gradient by them. They lie one
 // after the other here: a stride of all channels would have them share a few lines of the cache.
-template <typename T>
 struct Coefficients {
-  std::vector<Vector<T>> of;
+  std::vector<Vector> of;
 
-  explicit Coefficients(int64_t n_terms) : of(n_terms, Vector<T>{}) {}
+  explicit Coefficients(int64_t n_terms) : of(n_terms, Vector{}) {}
   template <typename Count>
-  Coefficients(int64_t n_terms, const T* t, int64_t n_channels, Count k) : of(n_terms) {
-    for (int64_t e = 0; e < n_terms; ++e) of[e] = load<T>(t + e * n_channels, k);
+  Coefficients(int64_t n_terms, const Real* t, int64_t n_channels, Count k) : of(n_terms) {
+    for (int64_t e = 0; e < n_terms; ++e) of[e] = load(t + e * n_channels, k);
   }
   template <typename Count>
-  void store_to(T* t, int64_t n_channels, Count k) const {
-    for (size_t e = 0; e < of.size(); ++e) store<T>(t + e * n_channels, of[e], k);
+  void store_to(Real* t, int64_t n_channels, Count k) const {
+    for (size_t e = 0; e < of.size(); ++e) store(t + e * n_channels, of[e], k);
   }
-  Vector<T> operator[](int32_t term) const { return term >= 0 ? of[term] : Vector<T>{}; }
-  void add(int32_t term, const Two<T>& v) {
+  Vector operator[](int32_t term) const { return term >= 0 ? of[term] : Vector{}; }
+  void add(int32_t term, const Two& v) {
     if (term >= 0) of[term] = of[term] + v.a + v.b;
   }
-  void add(int32_t term, const Two<T>& v, const Two<T>& w) {  // v w
+  void add(int32_t term, const Two& v, const Two& w) {  // v w
     of[term] = fused(v.b, w.b, fused(v.a, w.a, of[term]));
   }
 };
 
 // body(element, first channel, count) for all blocks of channels of all elements.
-template <typename T, typename Body>
+template <typename Body>
 void by_element_and_block(const Polynomial& f, const Atoms& atoms, Body body) {
-  const int64_t lanes = kLanes<T>, n_blocks = (f.n_channels + lanes - 1) / lanes;
+  const int64_t lanes = kLanes, n_blocks = (f.n_channels + lanes - 1) / lanes;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
   for (int64_t b = 0; b < n_blocks; ++b)
     for (int64_t z = 0; z < atoms.n_present; ++z) {
       const int64_t c = b * lanes;
       if (c + lanes <= f.n_channels)
-        body(z, c, Full<T>{});
+        body(z, c, Full{});
       else
         body(z, c, Part{f.n_channels - c});
     }
@@ -115,13 +116,13 @@ void two_by_two(const Atoms& atoms, int64_t z, Body body) {
   for (int64_t i = atoms.species_ptr[z]; i < end; i += 2) body(Pair{i, i + 1 < end});
 }
 
-template <typename T, bool Quartic>
-void contract(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, T* y) {
+template <bool Quartic>
+void contract_as(const Polynomial& f, const Atoms& atoms, const Real* x, const Real* t, Real* y) {
   const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
-  by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
-    const Coefficients<T> tz(f.n_terms, t + z * f.n_terms * n + c, n, k);
+  by_element_and_block(f, atoms, [&](int64_t z, int64_t c, auto k) {
+    const Coefficients tz(f.n_terms, t + z * f.n_terms * n + c, n, k);
     two_by_two(atoms, z, [&](Pair i) {
-      using V = Two<T>;
+      using V = Two;
       V xv[kMaxIn];
       for (int64_t m = 0; m < f.n_in; ++m) xv[m] = V::load(x + m * stride + c, n, i, k);
       for (int64_t w = 0; w < f.n_out; ++w) {
@@ -153,16 +154,16 @@ void contract(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, T
   });
 }
 
-template <typename T, bool ByTerms, bool Quartic>
-void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, const T* g,
-                  T* gx, T* gt) {
+template <bool ByTerms, bool Quartic>
+void contract_vjp_as(const Polynomial& f, const Atoms& atoms, const Real* x, const Real* t,
+                     const Real* g, Real* gx, Real* gt) {
   const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
-  by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
+  by_element_and_block(f, atoms, [&](int64_t z, int64_t c, auto k) {
     const int64_t of_element = z * f.n_terms * n + c;
-    const Coefficients<T> tz(f.n_terms, t + of_element, n, k);
-    Coefficients<T> gz(ByTerms ? f.n_terms : 0);
+    const Coefficients tz(f.n_terms, t + of_element, n, k);
+    Coefficients gz(ByTerms ? f.n_terms : 0);
     two_by_two(atoms, z, [&](Pair i) {
-      using V = Two<T>;
+      using V = Two;
       V xv[kMaxIn], dv[kMaxIn];
       for (int64_t m = 0; m < f.n_in; ++m) {
         xv[m] = V::load(x + m * stride + c, n, i, k);
@@ -197,7 +198,7 @@ void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* 
                 dv[d].add(gb, tv);
               } else {
                 const int32_t term = b.cubic + q - b.first;
-                const Vector<T> tv = tz.of[term];
+                const Vector tv = tz.of[term];
                 if (ByTerms) gz.add(term, gb, xv[d]);
                 bv.add(xv[d], tv);
                 dv[d].add(gb, tv);
@@ -215,17 +216,16 @@ void contract_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* 
   });
 }
 
-// Adjoint ax of gx: dg, dx and dt of sum ax gx.
-template <typename T, bool Quartic>
-void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const T* t, const T* g,
-                      const T* ax, T* dx, T* dt, T* dg) {
+template <bool Quartic>
+void contract_vjp_vjp_as(const Polynomial& f, const Atoms& atoms, const Real* x, const Real* t,
+                         const Real* g, const Real* ax, Real* dx, Real* dt, Real* dg) {
   const int64_t n = f.n_channels, stride = atoms.n_atoms * n;
-  by_element_and_block<T>(f, atoms, [&](int64_t z, int64_t c, auto k) {
+  by_element_and_block(f, atoms, [&](int64_t z, int64_t c, auto k) {
     const int64_t of_element = z * f.n_terms * n + c;
-    const Coefficients<T> tz(f.n_terms, t + of_element, n, k);
-    Coefficients<T> gz(f.n_terms);
+    const Coefficients tz(f.n_terms, t + of_element, n, k);
+    Coefficients gz(f.n_terms);
     two_by_two(atoms, z, [&](Pair i) {
-      using V = Two<T>;
+      using V = Two;
       V xv[kMaxIn], av[kMaxIn], dv[kMaxIn];
       for (int64_t m = 0; m < f.n_in; ++m) {
         xv[m] = V::load(x + m * stride + c, n, i, k);
@@ -270,7 +270,7 @@ void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const
                 dv[d].add(gb, dtv);
               } else {
                 const int32_t term = b.cubic + q - b.first;
-                const Vector<T> tv = tz.of[term];
+                const Vector tv = tz.of[term];
                 pb.add(xd, tv);
                 dpb.add(ad, tv);
                 dv[d].add(dgb, tv);
@@ -293,4 +293,29 @@ void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const T* x, const
     });
     gz.store_to(dt + of_element, n, k);
   });
+}
+}  // namespace
+
+extern "C" void contract(const Polynomial& f, const Atoms& atoms, const Real* x, const Real* t,
+                         Real* y) {
+  f.deep ? contract_as<true>(f, atoms, x, t, y) : contract_as<false>(f, atoms, x, t, y);
+}
+
+// gt may be null where nobody asks for it.
+extern "C" void contract_vjp(const Polynomial& f, const Atoms& atoms, const Real* x, const Real* t,
+                             const Real* g, Real* gx, Real* gt) {
+  if (gt)
+    f.deep ? contract_vjp_as<true, true>(f, atoms, x, t, g, gx, gt)
+           : contract_vjp_as<true, false>(f, atoms, x, t, g, gx, gt);
+  else
+    f.deep ? contract_vjp_as<false, true>(f, atoms, x, t, g, gx, gt)
+           : contract_vjp_as<false, false>(f, atoms, x, t, g, gx, gt);
+}
+
+// Adjoint ax of gx: dg, dx and dt of sum ax gx.
+extern "C" void contract_vjp_vjp(const Polynomial& f, const Atoms& atoms, const Real* x,
+                                 const Real* t, const Real* g, const Real* ax, Real* dx, Real* dt,
+                                 Real* dg) {
+  f.deep ? contract_vjp_vjp_as<true>(f, atoms, x, t, g, ax, dx, dt, dg)
+         : contract_vjp_vjp_as<false>(f, atoms, x, t, g, ax, dx, dt, dg);
 }

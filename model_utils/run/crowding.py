@@ -6,8 +6,10 @@ hundreds of products of a step: with one busy process beside two threads on two 
 4 to 20 times as long as one thread needs alone.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -23,7 +25,8 @@ MUCH = 0.2  # of the time of all threads
 
 
 class Crowding:
-    """Says once that this process's threads wait for processors that others have.
+    """Says once that this process's threads wait for processors that others have; a process
+    that is forked from it says nothing.
 
     Args:
         device: where is computed: on a GPU one thread of the host matters.
@@ -37,6 +40,7 @@ class Crowding:
         clock: Callable[[], float] = time.monotonic,
         waited: Callable[[], float | None] = processors.seconds_waited,
     ) -> None:
+        self._process = os.getpid()
         self._n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._clock = clock
         self._waited = waited
@@ -56,7 +60,7 @@ class Crowding:
         if now < self._next:
             return
         waited = self._waited()
-        if waited is None or self._waited_then is None:
+        if waited is None or self._waited_then is None or os.getpid() != self._process:
             self._next = float("inf")
             return
         share = (waited - self._waited_then) / (now - self._since) / self._n_threads
@@ -75,5 +79,15 @@ class Crowding:
         return (
             f"warning: other processes had the processors of this one's {self._n_threads} threads "
             f"for {taken}; they wait for one another, so that all is many times slower: give it "
-            "cores of its own, or fewer --threads (resume.py takes another number as well)"
+            "cores of its own, or fewer threads (--threads; resume.py takes another number as well)"
         )
+
+
+@cache
+def of_process(device: torch.device) -> Crowding:
+    """The one of this process, for who computes in many calls from many places.
+
+    Args:
+        device: where is computed.
+    """
+    return Crowding(device)

@@ -21,6 +21,7 @@ from model_utils import model_loader
 from model_utils.files.digest import digest
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network, predict
+from model_utils.run import crowding
 from model_utils.runtime import DTYPES, dtype_name, find_device
 
 
@@ -160,6 +161,7 @@ class Potential:
         """
         wanted = [ENERGY.name, FORCES.name, *([STRESS.name] if stress else [])]
         predicted = predict(self.network, self.weights, batch, wanted=wanted, training=False)
+        crowding.of_process(self.device).look()
         energies = (predicted[ENERGY.name].double() + batch.reference_energy).tolist()
         forces = predicted[FORCES.name].detach().double().cpu().numpy()
         stresses = (

@@ -71,6 +71,21 @@ def test_a_gpu_waits_for_one_thread(caplog: pytest.LogCaptureFixture) -> None:
     assert "threads" not in caplog.text
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_a_process_that_is_forked_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Its threads are others, and their times begin anew."""
+    clock = Clock()
+    crowding = clock.crowding()
+    clock.turn(FIRST_LOOK, 2 * FIRST_LOOK)
+    child = os.fork()
+    if child == 0:
+        crowding.look()
+        os._exit(len(caplog.messages))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    crowding.look()
+    assert len(caplog.messages) == 1
+
+
 def test_a_kernel_that_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     clock.waited = None

@@ -18,6 +18,8 @@ from dataloader.batch import Batch
 from dataloader.errors import InputError
 from model_utils import model_loader
 from model_utils.calculator import Calculator
+from model_utils.run.crowding import Crowding
+from model_utils.simulation import potential
 from model_utils.simulation.potential import Computed, Potential
 from simulation.conftest import kinds, rattled, written
 
@@ -40,6 +42,21 @@ def test_equals_mace(kind: str, models: list[Path]) -> None:
     of_atoms = atoms.get_potential_energies()
     np.testing.assert_allclose(of_atoms, theirs.get_potential_energies(), rtol=0, atol=1e-10)
     assert of_atoms.sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
+
+
+def test_it_says_that_others_have_the_processors(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, of all members of a committee; md.py and relax.py compute by it."""
+    seconds = iter(range(0, 1000, 100))
+    crowding = Crowding(torch.device("cpu"), lambda: next(seconds), lambda: 50.0 * next(seconds))
+    monkeypatch.setattr(potential.crowding, "of_process", lambda device: crowding)
+    atoms = bulk("Al", cubic=True)
+    atoms.calc = Calculator(models)
+    for _ in range(2):
+        atoms.rattle(0.01)
+        atoms.get_forces()
+    assert len([line for line in caplog.messages if "had the processor" in line]) == 1
 
 
 def test_atoms_that_move_far_have_the_forces_of_a_new_list(models: list[Path]) -> None:

@@ -376,24 +376,31 @@ def _refuse_another(packing: Packing) -> None:
 
     A folder in which a packing left nothing but its lock, because it was killed before it had
     said a word, is empty.
+
+    Siblings may begin, go on and finish meanwhile. What they write later is looked for first:
+    where it is there, so is what they wrote before it.
     """
-    output = packing.output
-    entries = [entry.name for entry in output.iterdir()] if output.exists() else []
-    if not entries:
-        return
+    is_empty = _is_empty(packing)
     begun = packing.begun
-    if (
-        begun is None
-        and entries == [WORK]
-        and packing.work.is_dir()
-        and all(map(_says_nothing, packing.work.iterdir()))
-    ):
+    if begun is None and is_empty:
         return
     if begun != packing.asked and packing.report is None:
         raise InputError(
-            f"--output_dir {output} holds something else than an unfinished packing of these data "
-            "with these settings; give an empty folder, or the settings it was begun with"
+            f"--output_dir {packing.output} holds something else than an unfinished packing of "
+            "these data with these settings; give an empty folder, or the settings it was begun with"
         )
+
+
+def _is_empty(packing: Packing) -> bool:
+    """Whether nothing is in the output folder, or nothing that says what was packed there."""
+    output = packing.output
+    entries = [entry.name for entry in output.iterdir()] if output.exists() else []
+    if entries == [WORK] and packing.work.is_dir():
+        try:
+            return all(map(_says_nothing, packing.work.iterdir()))
+        except FileNotFoundError:  # a sibling left it with nothing in it, or has just finished
+            return _is_empty(packing)
+    return not entries
 
 
 def _says_nothing(entry: Path) -> bool:

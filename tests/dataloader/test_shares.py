@@ -165,6 +165,53 @@ def test_shares_at_the_same_time_wait_for_each_other_and_the_last_finishes(
     assert files(output) == whole
 
 
+@pytest.mark.parametrize("read", [1, 2])
+def test_a_sibling_that_begins_between_two_looks_is_no_stranger(
+    read: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what it packs, and how many shares there are, after this one has read that
+    nothing is begun.
+    """
+    output = tmp_path / "packed"
+    begun = packing.Packing.begun.fget
+    reads: list[Any] = []
+
+    def then_begins(self: packing.Packing) -> Any:
+        content = begun(self)
+        reads.append(content)
+        if len(reads) == read:
+            self.work.mkdir(parents=True, exist_ok=True)
+            packing.write_json(self.work / packing.ASKED, self.asked, self.work)
+            packing.write_json(self.work / packing.SHARES, {"shares": 2}, self.work)
+        return content
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packing.Packing, "begun", property(then_begins))
+        assert share(words, output, "0/2") == 0
+    assert reads[read - 1] is None
+
+
+def test_a_folder_that_a_sibling_leaves_empty_between_two_looks_is_none(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "packed"
+    (output / "packing").mkdir(parents=True)
+    is_dir = Path.is_dir
+    left: list[Path] = []
+
+    def then_leaves(self: Path) -> bool:
+        answer = is_dir(self)
+        if self == output / "packing" and not left:
+            left.append(self)
+            self.rmdir()
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "is_dir", then_leaves)
+        assert share(words, output, "0/2") == 0
+    assert left
+
+
 def test_a_share_that_begins_last_does_not_wait_for_those_that_wait_for_it(
     words: list[str], whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,7 +387,8 @@ def _refuse_another(packing: Packing) -> None:
     if begun != packing.asked and packing.report is None:
         raise InputError(
             f"--output_dir {packing.output} holds something else than an unfinished packing of "
-            "these data with these settings; give an empty folder, or the settings it was begun with"
+            "these data with these settings; give an empty folder, or the settings it was "
+            "begun with"
         )
 
 

@@ -144,7 +144,7 @@ def kill_in_step(step: int, words: list[str], reached: Path) -> None:
 @pytest.mark.skipif(not FULL, reason="what a kill meets is left to chance: make battery")
 def test_killed_again_and_again(material: Path, tmp_path: Path, record_property: Record) -> None:
     """Kill -9 at random times; each time it goes on, and the end is that of the unbroken run."""
-    epochs = "300"
+    epochs = "100"  # as long again as a command needs to begin: kills meet both
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     began = time.monotonic()
     subprocess.run(

@@ -76,12 +76,12 @@ def cache(tmp_path: Path, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setenv("CXX", "g++")
     made = Cache(tmp_path / "cache" / "mace-pretrain")
 
-    def compile_anew(_compiler: str, _real: str, work: Path) -> Path:
+    def compile_anew(_compiler: str, _precision: str, work: Path) -> Path:
         made.compiled += 1
         return Path(shutil.copyfile(prebuilt, work / "made.so"))
 
     monkeypatch.setattr(compiler, "_compiled", compile_anew)
-    assert compiler.build("double").answer() == 42
+    assert compiler.build("float64").answer() == 42
     assert made.compiled == 1
     return made
 
@@ -184,7 +184,7 @@ def test_what_is_damaged_is_compiled_again_and_that_is_said(
     damage(cache)
     with pytest.raises(Unfit, match=reason):
         code_cache.check(library.with_suffix(".sha256"))
-    assert compiler.build("double").answer() == 42
+    assert compiler.build("float64").answer() == 42
     assert cache.compiled == 2
     assert len(lines) == 1
     assert str(library) in lines[0]
@@ -193,7 +193,7 @@ def test_what_is_damaged_is_compiled_again_and_that_is_said(
     assert not library.is_symlink()
     assert stat.S_IMODE(library.stat().st_mode) & 0o022 == 0
     code_cache.check(library.with_suffix(".sha256"))
-    assert compiler.build("double").answer() == 42
+    assert compiler.build("float64").answer() == 42
     assert cache.compiled == 2
     assert len(lines) == 1
     assert {path.suffix for path in cache.folder.iterdir()} == {".so", ".sha256"}
@@ -219,7 +219,7 @@ def test_another_users_file_is_not_loaded(
         monkeypatch.setattr(code_cache.os, "fstat", of_another)
     with pytest.raises(Unfit, match="belongs to another user"):
         code_cache.check(cache.seal)
-    assert compiler.build("double").answer() == 42
+    assert compiler.build("float64").answer() == 42
     assert cache.compiled == 2
     code_cache.check(cache.seal)
 
@@ -229,12 +229,12 @@ def test_a_folder_that_others_can_write_is_closed_and_not_believed(
     cache: Cache, lines: list[str]
 ) -> None:
     cache.folder.chmod(0o777)
-    assert compiler.build("double").answer() == 42
+    assert compiler.build("float64").answer() == 42
     assert cache.compiled == 2
     assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
     assert "could be written by other users" in lines[0]
     cache.folder.chmod(0o755)  # others could read: nothing can have been put there
-    compiler.build("double")
+    compiler.build("float64")
     assert cache.compiled == 2
 
 
@@ -251,7 +251,7 @@ def test_a_folder_that_is_not_the_users_own_is_not_used(
     else:
         cache.folder.mkdir(mode=0o700)
         monkeypatch.setattr(code_cache.os, "getuid", lambda: OTHERS)
-    assert compiler.build("double").answer() == 42
+    assert compiler.build("float64").answer() == 42
     assert cache.compiled == 2
     assert len(lines) == 1
     assert "for this process alone" in lines[0]
@@ -270,7 +270,7 @@ def test_without_a_home_it_is_kept_in_a_folder_of_the_users_own(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cache_folder._in_temporary.cache_clear()
     try:
-        assert compiler.build("double").answer() == 42
+        assert compiler.build("float64").answer() == 42
         (kept,) = (tmp_path / f"mace-pretrain-{os.getuid()}").rglob("*.so")
         assert kept.stat().st_uid == os.getuid()
     finally:
@@ -287,10 +287,10 @@ def test_damaged_and_no_compiler_is_one_sentence_and_nothing_is_loaded(
     with pytest.raises(
         compiler.BuildError, match=r"no C\+\+ compiler found \(looked for no-such-compiler\)"
     ):
-        compiler.build("double")
+        compiler.build("float64")
     assert cache.library.read_bytes() == damaged
     monkeypatch.setenv("CXX", "g++")
-    assert compiler.build("double").answer() == 42, "made when a compiler is there again"
+    assert compiler.build("float64").answer() == 42, "made when a compiler is there again"
 
 
 @needs_compiler
@@ -307,7 +307,7 @@ def test_several_processes_at_once_compile_once(
             (refused / str(os.getpid())).touch()
         return folder
 
-    def slow(_compiler: str, _real: str, work: Path) -> Path:
+    def slow(_compiler: str, _precision: str, work: Path) -> Path:
         (tmp_path / f"compiled-{os.getpid()}").touch()
         wait_until(lambda: len(list(refused.iterdir())) == 2, "two that wait")
         return Path(shutil.copyfile(prebuilt, work / "made.so"))
@@ -316,7 +316,7 @@ def test_several_processes_at_once_compile_once(
     monkeypatch.setattr(work_folder, "take", noting)
     monkeypatch.setattr(compiler, "_compiled", slow)
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=compiler.build, args=("double",)) for _ in range(3)]
+    processes = [context.Process(target=compiler.build, args=("float64",)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -335,7 +335,7 @@ def test_without_locks_each_makes_its_own_and_all_load(
 
     monkeypatch.setattr(file_lock.fcntl, "flock", no_locks)
     flipped(0.5)(cache)
-    assert compiler.build("double").answer() == 42
+    assert compiler.build("float64").answer() == 42
     assert cache.compiled == 2
 
 

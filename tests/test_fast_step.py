@@ -689,18 +689,18 @@ def test_the_cache_is_the_users_alone_and_compiles_once(
     monkeypatch.setattr(
         compiler, "_compiled", lambda *args: (compiled.append(args), right(*args))[1]
     )
-    library = compiler.build("double")
+    library = compiler.build("float64")
     library.one.restype = library.two.restype = ctypes.c_double
     assert (library.one(), library.two()) == (1.0, 2.0)
-    compiler.build("double")
+    compiler.build("float64")
     assert len(compiled) == 1
     assert stat.S_IMODE(fresh_cache.stat().st_mode) == 0o700
     assert len(list(fresh_cache.glob("*.so"))) == 1
     monkeypatch.setattr(compiler, "_cpu", lambda: "another CPU")
-    compiler.build("double")
+    compiler.build("float64")
     assert len(compiled) == 2
     assert len(list(fresh_cache.glob("*.so"))) == 2
-    compiler.build("float")
+    compiler.build("float32")
     assert len(compiled) == 3
     assert len(list(fresh_cache.glob("*.so"))) == 3
     assert {path.suffix for path in fresh_cache.iterdir()} == {".so", ".sha256"}

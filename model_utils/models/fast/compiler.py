@@ -26,6 +26,7 @@ from model_utils.models.fast import code_cache
 from model_utils.runtime import log
 
 FOLDER = Path(__file__).with_name("cpp")
+REALS = {"float32": "float", "float64": "double"}  # C's names of the precisions
 # never -ffast-math: linked, it switches denormal numbers off for the whole process
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC"]
 COMPILERS = ("g++", "c++", "clang++")
@@ -45,26 +46,26 @@ class BuildError(Exception):
     """No compiler, or none that makes a library that loads; says why."""
 
 
-def build(real: str) -> ctypes.CDLL:
+def build(precision: str) -> ctypes.CDLL:
     """The compiled kernels of one precision, from the cache where they are there and whole.
 
     Args:
-        real: ``float`` or ``double``.
+        precision: float32 or float64.
 
     Raises:
         BuildError: they cannot be made here.
     """
     compiler = _compiler()
-    name = f"kernels-{real}-{_key(compiler)}.so"
+    name = f"kernels-{precision}-{_key(compiler)}.so"
     try:
-        return _kept(compiler, real, code_cache.private_folder(cache_folder()) / name)
+        return _kept(compiler, precision, code_cache.private_folder(cache_folder()) / name)
     except OSError as error:
         log.warning("the kernels of the fast step are compiled for this process alone: %s", error)
     with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as folder:
-        return _loaded(_compiled(compiler, real, Path(folder)))
+        return _loaded(_compiled(compiler, precision, Path(folder)))
 
 
-def _kept(compiler: str, real: str, library: Path) -> ctypes.CDLL:
+def _kept(compiler: str, precision: str, library: Path) -> ctypes.CDLL:
     """The library from its place in the cache, where it is made when there is
     none that may be loaded.
 
@@ -80,7 +81,7 @@ def _kept(compiler: str, real: str, library: Path) -> ctypes.CDLL:
             if library.exists():
                 log.warning("%s %s; it is compiled again", library, reason)
             work.clear()
-            code_cache.keep(_compiled(compiler, real, work.path), library)
+            code_cache.keep(_compiled(compiler, precision, work.path), library)
     except code_cache.Unfit as unfit:
         raise PermissionError(f"{library} {unfit}") from None
     finally:
@@ -146,7 +147,7 @@ def _compiler() -> str:
 def _key(compiler: str) -> str:
     """A hash of all that decides what the compiler makes."""
     version = _output([compiler, "--version"])
-    texts = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.iterdir())]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.[ch]*"))]
     parts = [*texts, compiler, version, " ".join(FLAGS), platform.machine(), _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
@@ -160,7 +161,7 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _compiled(compiler: str, real: str, work: Path) -> Path:
+def _compiled(compiler: str, precision: str, work: Path) -> Path:
     """A library that loads, made in an own folder in ``work``.
 
     Raises:
@@ -169,12 +170,13 @@ def _compiled(compiler: str, real: str, work: Path) -> Path:
     """
     start = time.monotonic()
     log.info(
-        "compiling the kernels of the fast step (%s), once for this machine: some ten seconds", real
+        "compiling the kernels of the fast step in %s, once for this machine: some ten seconds",
+        precision,
     )
     folder = Path(tempfile.mkdtemp(dir=work, prefix="build-"))
     library = folder / "kernels.so"
     objects = {source: str(folder / f"{source.stem}.o") for source in _sources()}
-    own = [compiler, *FLAGS, f"-DREAL={real}", "-c"]
+    own = [compiler, *FLAGS, f"-DREAL={REALS[precision]}", "-c"]
     with ThreadPoolExecutor(processors.n_cores()) as pool:
         list(pool.map(_run, ([*own, str(source), "-o", to] for source, to in objects.items())))
     # first without an OpenMP of its own: torch's is loaded, and two would wait

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from model_utils.models.fast.compiler import BuildError, build
-from model_utils.runtime import log
+from model_utils.runtime import dtype_name, log
 
 _int = ctypes.c_int64
 _pointer = ctypes.c_void_p
-_real = {torch.float32: "float", torch.float64: "double"}  # C's names
+_precisions = (torch.float32, torch.float64)
 
 
 class EdgeTable(ctypes.Structure):
@@ -126,13 +126,13 @@ class MapTable(ctypes.Structure):
 
 def computes(dtype: torch.dtype) -> bool:
     """Whether there are kernels of this precision here; the first call compiles them."""
-    return dtype in _real and _library(dtype) is not None
+    return dtype in _precisions and _library(dtype) is not None
 
 
 @cache
 def vector_bytes(dtype: torch.dtype) -> int:
     """Width of the vectors that the kernels were compiled for, 0 where there are none."""
-    library = _library(dtype) if dtype in _real else None
+    library = _library(dtype) if dtype in _precisions else None
     return 0 if library is None else int(library.vector_bytes())
 
 
@@ -190,7 +190,7 @@ def _kind(argument: Any) -> Any:
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The compiled library of a precision, None where it cannot be had, which is said."""
     try:
-        library = build(_real[dtype])
+        library = build(dtype_name(dtype))
         _keep_freed_memory()
         return library
     except (BuildError, OSError) as error:

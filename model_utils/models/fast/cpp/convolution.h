@@ -6,6 +6,8 @@
 #include "threads.h"
 #include "vectors.h"
 
+namespace {  // nothing of this is seen outside the library
+
 struct Edges {  // directed edges sorted by receiver; of a pair, the edge whose receiver comes later
                 // in the batch is flipped
   int64_t n_atoms, n_edges, n_pairs;
@@ -170,3 +172,5 @@ inline void store_harmonics(const Convolution& f, const Vector* y, bool flipped,
       out[m] = value;
   }
 }
+
+}  // namespace

@@ -11,6 +11,8 @@
 
 #include "vectors.h"
 
+namespace {  // nothing of this is seen outside the library
+
 typedef float Floats __attribute__((vector_size(kBytes)));
 typedef double Doubles __attribute__((vector_size(kBytes)));
 
@@ -26,3 +28,5 @@ inline Doubles fused(Doubles x, Doubles y, Doubles z) { return Doubles(vfmaq_f64
 #else
 inline Vector fused(Vector x, Vector y, Vector z) { return x * y + z; }
 #endif
+
+}  // namespace

@@ -6,6 +6,8 @@
 
 #include "vectors.h"
 
+namespace {  // nothing of this is seen outside the library
+
 constexpr int kMaxHarmonics = 25;
 
 inline void signed_harmonics(const Real* y, const int8_t* odd, bool flipped, int64_t n, Real* out) {
@@ -30,3 +32,5 @@ inline void by_harmonics(int64_t n, F f) {
       break;
   }
 }
+
+}  // namespace

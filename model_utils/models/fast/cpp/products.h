@@ -4,6 +4,8 @@
 #include "threads.h"
 #include "vectors.h"
 
+namespace {  // nothing of this is seen outside the library
+
 // C = A B for matrices of any strides; C has contiguous rows. Tiles of kRows x kColumns stay in
 // registers; a panel of B is packed for each block of rows. An entry of C is summed in the order of
 // k whatever the number of threads.
@@ -78,3 +80,5 @@ inline void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, Re
     }
   });
 }
+
+}  // namespace

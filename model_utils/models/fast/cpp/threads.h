@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <omp.h>
 
+namespace {  // nothing of this is seen outside the library
+
 // Whether the caller shares work among threads: where there is much of it and it is not one of
 // several threads already. An `if` clause is no way to say so: where it is false there still is a
 // region, of one thread. That costs 10 us, and a region within it starts threads of its own and
@@ -22,3 +24,5 @@ inline void each(int64_t n, bool much, F f) {
     for (int64_t i = 0; i < n; ++i) f(i);
   }
 }
+
+}  // namespace

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+namespace {  // nothing of this is seen outside the library
+
 typedef REAL Real;  // float or double; a library has one of them
 
 #if defined(__AVX512F__)
@@ -61,3 +63,5 @@ inline void blocks(int64_t n, Body body) {
   for (; c + kLanes <= n; c += kLanes) body(c, Full{});
   if (c < n) body(c, Part{n - c});
 }
+
+}  // namespace

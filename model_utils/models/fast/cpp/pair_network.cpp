@@ -144,37 +144,29 @@ Real normalised(int64_t n, const Real* z, const Real* dz, Real* u, Real* v) {
 // One layer of a tile behind its product: rows of z with rows of its slope below them.
 struct Activated {
   int64_t n;
-  std::vector<Real> y, x;  // (2 kPairs, n) each: what silu gets, and the result
-  const Real* s;           // (kPairs, n), the logistic function
+  std::vector<Real> normed, x;             // (2 kPairs, n) each: behind a norm, and the result
+  const Real *y = nullptr, *dy = nullptr;  // what silu gets, (kPairs, n), and its slope
+  const Real* s = nullptr;                 // (kPairs, n), the logistic function
   explicit Activated(int64_t width)
-      : n(width), y(2 * kPairs * n), x(2 * kPairs * n + kColumns), s(nullptr) {}
+      : n(width), normed(2 * kPairs * n), x(2 * kPairs * n + kColumns) {}
 
   // logistic_of is written, or read again where known.
   void run(const PairLayer& f, int64_t rows, const Real* z, const Real* dz, Real* logistic_of,
            bool known) {
+    y = f.norm_weight ? &normed[0] : z;
+    dy = f.norm_weight ? &normed[rows * n] : dz;
     s = logistic_of;
+    if (f.norm_weight) norm(f, rows, z, dz);
     const Real gain = Real(f.gain);
     for (int64_t i = 0; i < rows; ++i) {
-      Real *to = &y[i * n], *dto = &y[(rows + i) * n];
-      if (f.norm_weight) {
-        normalised(n, z + i * n, dz + i * n, to, dto);
-        const Real *weight = static_cast<const Real*>(f.norm_weight),
-                   *bias = static_cast<const Real*>(f.norm_bias);
-        blocks(n, [&](int64_t c, auto k) {
-          const Vector w = load(weight + c, k);
-          store(to + c, load(to + c, k) * w + load(bias + c, k), k);
-          store(dto + c, load(dto + c, k) * w, k);
-        });
-      } else {
-        std::memcpy(to, z + i * n, sizeof(Real) * n);
-        std::memcpy(dto, dz + i * n, sizeof(Real) * n);
-      }
-      blocks(n, [&](int64_t c, auto k) {
-        const Vector v = load(to + c, k), l = known ? load(s + i * n + c, k) : logistic(v);
-        if (!known) store(logistic_of + i * n + c, l, k);
-        store(&x[i * n + c], v * l * gain, k);
-        store(&x[(rows + i) * n + c], load(dto + c, k) * (l * (Real(1) + v * (Real(1) - l)) * gain),
-              k);
+      // pointers of their own: those behind `this` would be read again after each store
+      const Real *yi = y + i * n, *dyi = dy + i * n;
+      Real *xi = &x[i * n], *dxi = &x[(rows + i) * n], *si = logistic_of + i * n;
+      blocks(n, [=](int64_t c, auto k) {
+        const Vector v = load(yi + c, k), l = known ? load(si + c, k) : logistic(v);
+        if (!known) store(si + c, l, k);
+        store(xi + c, v * l * gain, k);
+        store(dxi + c, load(dyi + c, k) * (l * (Real(1) + v * (Real(1) - l)) * gain), k);
       });
     }
   }
@@ -186,9 +178,9 @@ struct Activated {
     const Real gain = Real(f.gain);
     for (int64_t i = 0; i < rows; ++i) {
       Real *gi = g + i * n, *dgi = g + (rows + i) * n;
-      blocks(n, [&](int64_t c, auto k) {
-        const Vector v = load(&y[i * n + c], k), dv = load(&y[(rows + i) * n + c], k),
-                     l = load(&s[i * n + c], k);
+      const Real *yi = y + i * n, *dyi = dy + i * n, *si = s + i * n;
+      blocks(n, [=](int64_t c, auto k) {
+        const Vector v = load(yi + c, k), dv = load(dyi + c, k), l = load(si + c, k);
         const Vector rest = Real(1) - l, first = l * (Real(1) + v * rest) * gain;
         const Vector second = l * rest * (Real(2) + v * (rest - l)) * gain;
         const Vector gx = load(gi + c, k), dgx = load(dgi + c, k);
@@ -200,6 +192,20 @@ struct Activated {
   }
 
  private:
+  void norm(const PairLayer& f, int64_t rows, const Real* z, const Real* dz) {
+    const Real *weight = static_cast<const Real*>(f.norm_weight),
+               *bias = static_cast<const Real*>(f.norm_bias);
+    for (int64_t i = 0; i < rows; ++i) {
+      Real *to = &normed[i * n], *dto = &normed[(rows + i) * n];
+      normalised(n, z + i * n, dz + i * n, to, dto);
+      blocks(n, [=](int64_t c, auto k) {
+        const Vector w = load(weight + c, k);
+        store(to + c, load(to + c, k) * w + load(bias + c, k), k);
+        store(dto + c, load(dto + c, k) * w, k);
+      });
+    }
+  }
+
   void norm_back(const PairLayer& f, const Real* z, const Real* dz, Real* g, Real* dg, Real* u,
                  Real* weight, Real* bias) const {
     Real* v = u + n;
@@ -261,31 +267,29 @@ extern "C" void pair_network(const PairNetwork& f, int64_t n, const Real* x, con
   auto run = [&] {
     std::vector<Activated> layers;
     for (int64_t l = 0; l < f.n_layers; ++l) layers.emplace_back(f.layers[l].n_out);
-    std::vector<Real> basis(2 * kPairs * n_basis), product;
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = t * kPairs, rows = std::min(kPairs, n - first);
-      std::memcpy(&basis[0], x + first * n_basis, sizeof(Real) * rows * n_basis);
-      std::memcpy(&basis[rows * n_basis], dx + first * n_basis, sizeof(Real) * rows * n_basis);
-      const Real* input = &basis[0];
+      const Real *input = x + first * n_basis, *slope_of_input = dx + first * n_basis;
       for (int64_t l = 0; l < f.n_layers; ++l) {
         const PairLayer& layer = f.layers[l];
         const int64_t h = layer.n_out;
         Real *z = kept + kept_before(f, l) * n + first * h, *dz = z + n * h;
-        product.resize(2 * kPairs * h);
-        matrices[l].times(2 * rows, input, layer.n_in, &product[0], h);
+        matrices[l].times(rows, input, layer.n_in, z, h);
+        matrices[l].times(rows, slope_of_input, layer.n_in, dz, h);
         const Real *bias = static_cast<const Real*>(layer.bias),
                    *row = l == 0 && offset ? offset + first * h : nullptr;
-        for (int64_t i = 0; i < rows; ++i)
-          blocks(h, [&](int64_t c, auto k) {
-            Vector v = load(&product[i * h + c], k);
-            if (bias) v += load(bias + c, k);
-            if (row) v += load(row + i * h + c, k);
-            store(z + i * h + c, v, k);
-          });
-        std::memcpy(dz, &product[rows * h], sizeof(Real) * rows * h);
+        if (bias || row)
+          for (int64_t i = 0; i < rows; ++i)
+            blocks(h, [&](int64_t c, auto k) {
+              Vector v = load(z + i * h + c, k);
+              if (bias) v += load(bias + c, k);
+              if (row) v += load(row + i * h + c, k);
+              store(z + i * h + c, v, k);
+            });
         layers[l].run(layer, rows, z, dz, dz + n * h, false);
         input = &layers[l].x[0];
+        slope_of_input = &layers[l].x[rows * h];
       }
       for (int64_t i = 0; i < rows; ++i) {
         Real *to = out + (first + i) * width, *dto = slope + (first + i) * width;
@@ -294,7 +298,7 @@ extern "C" void pair_network(const PairNetwork& f, int64_t n, const Real* x, con
         for (int64_t c = 0; c < n_last; ++c) {
           const Real v = input[i * n_last + c];
           to[c] = v * a;
-          dto[c] = input[(rows + i) * n_last + c] * a + v * da;
+          dto[c] = slope_of_input[i * n_last + c] * a + v * da;
         }
         if (f.appended) {
           to[n_last] = a;
@@ -317,9 +321,10 @@ extern "C" void pair_network_vjp(const PairNetwork& f, int64_t n, const Real* x,
                                  const Real* cutoff, const Real* cutoff_slope, Real* kept,
                                  const Real* g, const Real* dg, Real* by_weights, Real* by_offset) {
   std::vector<Panels> transposed;
-  int64_t size = 0;
+  int64_t size = 0, widest = 0;
   for (int64_t l = 0; l < f.n_layers; ++l) {
     const PairLayer& w = f.layers[l];
+    widest = std::max({widest, w.n_in, w.n_out});
     transposed.emplace_back(static_cast<const Real*>(w.weight), w.column, w.row, w.n_out, w.n_in,
                             Real(w.scale));
     size += gradients_of(w);
@@ -331,22 +336,23 @@ extern "C" void pair_network_vjp(const PairNetwork& f, int64_t n, const Real* x,
   auto run = [&] {
     std::vector<Activated> layers;
     for (int64_t l = 0; l < f.n_layers; ++l) layers.emplace_back(f.layers[l].n_out);
-    std::vector<Real> input(2 * kPairs * n_basis), gradient, next, scratch;
+    std::vector<Real> input(2 * kPairs * n_basis), scratch;
+    std::vector<Real> gradient(2 * kPairs * widest + kColumns), next(gradient.size());
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < parts; ++part)
       for (int64_t t = part * tiles / parts; t < (part + 1) * tiles / parts; ++t) {
         const int64_t first = t * kPairs, rows = std::min(kPairs, n - first);
         std::memcpy(&input[0], x + first * n_basis, sizeof(Real) * rows * n_basis);
         std::memcpy(&input[rows * n_basis], dx + first * n_basis, sizeof(Real) * rows * n_basis);
-        gradient.assign(2 * kPairs * n_last + kColumns, Real(0));
         for (int64_t i = 0; i < rows; ++i) {
           const Real a = cutoff ? cutoff[first + i] : Real(1),
                      da = cutoff ? cutoff_slope[first + i] : Real(0);
           const int64_t at = (first + i) * width;
+          Real *gi = &gradient[i * n_last], *dgi = &gradient[(rows + i) * n_last];
           for (int64_t c = 0; c < n_last; ++c) {
             const Real gv = g ? g[at + c] : Real(0), dgv = dg ? dg[at + c] : Real(0);
-            gradient[i * n_last + c] = gv * a + dgv * da;
-            gradient[(rows + i) * n_last + c] = dgv * a;
+            gi[c] = gv * a + dgv * da;
+            dgi[c] = dgv * a;
           }
         }
         for (int64_t l = 0; l < f.n_layers; ++l) {
@@ -376,7 +382,6 @@ extern "C" void pair_network_vjp(const PairNetwork& f, int64_t n, const Real* x,
             if (by_offset)
               std::memcpy(by_offset + first * h, &gradient[0], sizeof(Real) * rows * h);
           } else {
-            next.assign(2 * kPairs * layer.n_in + kColumns, Real(0));
             transposed[l].times(2 * rows, &gradient[0], h, &next[0], layer.n_in);
             gradient.swap(next);
           }

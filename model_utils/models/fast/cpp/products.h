@@ -35,15 +35,23 @@ inline void tile(int64_t depth, const Matrix& a, const Real* panel, Real* c, int
       sums[i][1] += b1 * value;
     }
   }
-  for (int i = 0; i < Rows; ++i)
-    for (int half = 0; half < 2; ++half) {
-      const int64_t left = columns - half * kLanes;
-      Real* to = c + i * ldc + half * kLanes;
-      if (left >= kLanes)
-        add_to ? add(to, sums[i][half], Full{}) : store(to, sums[i][half], Full{});
-      else if (left > 0)
-        add_to ? add(to, sums[i][half], Part{left}) : store(to, sums[i][half], Part{left});
+  auto put = [&](int i, int half, auto count) {
+    Real* to = c + i * ldc + half * kLanes;
+    const Vector value = add_to ? load(to, count) + sums[i][half] : sums[i][half];
+    store(to, value, count);
+  };
+#pragma GCC unroll 12  // else the sums go through the stack
+  for (int i = 0; i < Rows; ++i) {
+    if (columns >= kColumns) {
+      put(i, 0, Full{});
+      put(i, 1, Full{});
+    } else if (columns >= kLanes) {
+      put(i, 0, Full{});
+      if (columns > kLanes) put(i, 1, Part{columns - kLanes});
+    } else {
+      put(i, 0, Part{columns});
     }
+  }
 }
 
 // Where c has rows of another length than n, its stride is given; scale multiplies the product,
@@ -51,7 +59,7 @@ inline void tile(int64_t depth, const Matrix& a, const Real* panel, Real* c, int
 inline void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, Real* c,
                      Real scale = 1, int64_t stride = 0, bool add_to = false) {
   const int64_t ldc = stride ? stride : n, width = kColumns, panels = (n + width - 1) / width;
-  const int64_t rows = std::clamp<int64_t>((m / 16 + kRows) / kRows * kRows, 96, 480);
+  const int64_t rows = std::clamp<int64_t>((m / 16 + kRows) / kRows * kRows, 240, 480);
   each((m + rows - 1) / rows * panels, m * n * depth > 100000, [&](int64_t task) {
     const int64_t first = task / panels * rows, last = std::min(m, first + rows);
     const int64_t p = task % panels, columns = std::min(width, n - p * width);

@@ -271,19 +271,22 @@ def _shown(key: bytes) -> str:
 def _environment(path: Path, in_order: bool) -> lmdb.Environment:
     """Open a file for reading, or take the environment that this process has already opened."""
     pid = os.getpid()
-    for key, inherited in list(_OPEN.items()):
-        # from before a fork: py-lmdb takes the file for open here until it is closed here
-        if key[0] != pid:
-            del _OPEN[key]
-            inherited.close()
+    _close_inherited(pid)
     data_file = data_file_of(path)
     stat = data_file.stat()
     key = (pid, stat.st_dev, stat.st_ino)
     environment = _OPEN.get(key)
     if environment is None:
         _whole_lmdb(data_file)
+        # by its real name, which no link and no folder of the process changes later
+        name = os.path.realpath(path)
+        if name in [opened.path() for opened in _OPEN.values()]:
+            raise InputError(  # py-lmdb opens a name once
+                f"{path} was replaced, and this process still reads the file that was there "
+                "before; begin anew in a new process, or let go first of what was opened with it"
+            )
         environment = lmdb.open(
-            str(path),
+            name,
             subdir=data_file != path,
             readonly=True,
             # nobody writes: works on read-only directories, and a reader table
@@ -296,6 +299,14 @@ def _environment(path: Path, in_order: bool) -> lmdb.Environment:
         )
         _OPEN[key] = environment
     return environment
+
+
+def _close_inherited(pid: int) -> None:
+    """What was opened before a fork: py-lmdb takes it for open here until it is closed here."""
+    for key, environment in list(_OPEN.items()):
+        if key[0] != pid:
+            del _OPEN[key]
+            environment.close()
 
 
 def data_file_of(path: Path) -> Path:

@@ -8,7 +8,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,8 @@ def _own_of_several(rank: Rank) -> torch.device:
     return device
 
 
-def start_log(path: Path | None) -> None:
-    """Log to the terminal and, where a path is given, to a file that is added to."""
+def start_log() -> None:
+    """Log to the terminal alone."""
     rank = this_rank()
     if not rank.is_first:
         progress.be_quiet()
@@ -165,8 +165,6 @@ def start_log(path: Path | None) -> None:
         log.removeHandler(handler)
         handler.close()
     log.addHandler(_formatted(_BesideProgress()))
-    if path is not None:
-        log.addHandler(_formatted(_LogFile(path)))
 
 
 def speak_of_own() -> None:
@@ -180,10 +178,23 @@ def speak_of_own() -> None:
             handler.setFormatter(_OneLine(f"%(asctime)s {rank}: %(message)s", datefmt="%H:%M:%S"))
 
 
-def hold_log() -> None:
-    """Log to the terminal, and hold the lines for the file until ``write_log`` names it."""
-    start_log(None)
-    log.addHandler(logging.handlers.MemoryHandler(capacity=10**9, flushLevel=logging.CRITICAL + 1))
+@contextmanager
+def log_of_a_run(*, with_file: bool) -> Iterator[None]:
+    """Log to the terminal and, where a file is wanted, hold the lines for it until ``write_log``
+    names it; at the end it is closed.
+    """
+    start_log()
+    if with_file:
+        log.addHandler(
+            logging.handlers.MemoryHandler(capacity=10**9, flushLevel=logging.CRITICAL + 1)
+        )
+    try:
+        yield
+    finally:
+        for handler in list(log.handlers):
+            if isinstance(handler, _LogFile | logging.handlers.MemoryHandler):
+                log.removeHandler(handler)
+                handler.close()
 
 
 def write_log(path: Path) -> None:

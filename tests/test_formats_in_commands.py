@@ -2,7 +2,10 @@
 packed, measured, checked.
 """
 
+import gc
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +181,68 @@ def test_data_are_named_once(place: Path, capsys: pytest.CaptureFixture) -> None
     ]
     assert evaluate.main(words) == 2
     assert "--data alone" in capsys.readouterr().err
+
+
+def held(folder: Path) -> set[str]:
+    """Files of a folder that this process has open or mapped."""
+    names = set()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            names.add(os.readlink(link))
+        except OSError:  # of the listing itself
+            continue
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        names.add(line.split(maxsplit=5)[-1])
+    return {name for name in names if name.startswith(f"{folder}{os.sep}")}
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is let go is let go by those who held it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+Main = Callable[[list[str]], int]
+TAKING: dict[str, tuple[Main, list[str], list[str]]] = {  # words, and more that are refused late
+    "train": (
+        train_mace.main,
+        ["--input_json", "m.json", "--output_checkpoint", "kept", "--epochs", "1", "--train_file"],
+        ["--energy_key", "nowhere"],
+    ),
+    "resume": (
+        resume.main,
+        ["--input_model", "kept", "--epochs", "2", "--train_file"],
+        ["--valid_file", "waters.xyz", "--energy_key", "nowhere"],
+    ),
+    "evaluate": (
+        evaluate.main,
+        ["--input_model", "kept/kept_model.pt", "--data"],
+        ["--energy_key", "nowhere"],
+    ),
+    "pack": (
+        pack.main,
+        ["--output_dir", "kept_packed", "--input"],
+        ["--forces_key", "nowhere"],
+    ),
+    "init": (
+        metadata.main,
+        ["init", "--output_json", "kept.json", "--train_file"],
+        ["--energy_key", "nowhere"],
+    ),
+    "check": (metadata.main, ["check", "--train_file"], ["--energy_key", "nowhere"]),
+}
+
+
+def test_commands_let_files_go_at_once(
+    place: Path, without_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are refused; a program that calls them may then replace the files."""
+    monkeypatch.chdir(place)
+    for name, (main, words, refused) in TAKING.items():
+        for more, good in ((refused, False), ([], True)):
+            code = main([*words, *FILES, *more])
+            assert (code == 0) is good, (name, more, code)
+            assert not held(place), (name, more)

@@ -206,7 +206,7 @@ from model_utils import model_loader, runtime
 from model_utils.run import memory
 from model_utils.run.step import loss_and_gradients
 
-runtime.start_log(None)
+runtime.start_log()
 network, batch = test_memory.wide_network("reference"), test_memory.many_waters(300)
 weights = model_loader.trainable(network.module)
 # code generation

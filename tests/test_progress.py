@@ -90,7 +90,7 @@ def test_any_line_ends_the_silence(clock: Clock, lines: list[tuple[float, str]])
 
 
 def test_the_log_tells_of_its_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    runtime.start_log(None)
+    runtime.start_log()
     clock.work(11.0)
     assert progress.due(None)
     runtime.log.info("a line")

@@ -67,7 +67,7 @@ def generate(options: GenerateOptions) -> None:
     Raises:
         InputError: the folder or the options cannot be used, or there cannot be as many candidates.
     """
-    runtime.start_log(None)
+    runtime.start_log()
     folder = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)

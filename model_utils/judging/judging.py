@@ -37,7 +37,7 @@ def judge(options: JudgeOptions) -> None:
         InputError: candidates, references, a model or the folder cannot be used as asked.
         VerificationError: a model's file is damaged.
     """
-    runtime.start_log(None)
+    runtime.start_log()
     pymatgen_library.require("judge.py")
     folder = options.results_dir
     if not folder.is_dir():

@@ -23,7 +23,7 @@ def plot(options: PlotLossOptions) -> None:
         InputError: a run has no records, a metric is in none, a file cannot be written, or
             matplotlib is missing.
     """
-    start_log(None)
+    start_log()
     _refuse_other_endings(options)
     paths = _all_records(options.run_dir)
     names = _names([path.parent for path in paths])

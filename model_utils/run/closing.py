@@ -43,12 +43,12 @@ def report_best(run: AssembledRun, outputs: Outputs, files: SilentFiles) -> None
     resuming.wait_for_file_of_first(run.group, outputs.model)
     best = model_loader.load(outputs.model, restore_sidecar=is_first)
     options = run.options
-    failed = None
+    failed: str | None = None
     if is_first and options.output.export_mace_model and opens_in_mace(best.description):
         try:
             export_for_mace(outputs, best, run.data.train)  # before it leaves the CPU
         except OSError as error:
-            failed = error
+            failed = str(error)
     record = _judged(run, best)
     content = best.file.content
     log.info(
@@ -62,7 +62,7 @@ def report_best(run: AssembledRun, outputs: Outputs, files: SilentFiles) -> None
     try:
         files.close()
     except OSError as error:
-        failed = failed or error
+        failed = failed or str(error)
     if failed is not None:
         raise SaveError(
             f"{failed}; checkpoint and best model are on the disk, start it again with --resume "

@@ -13,7 +13,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.ranks.group import Group
 from model_utils.run import replaying, run_folders
 from model_utils.run.run_folders import Chosen
-from model_utils.runtime import hold_log, start_log
+from model_utils.runtime import log_of_a_run
 from model_utils.settings.options import TrainingOptions
 
 Options = TypeVar("Options", bound=TrainingOptions)
@@ -34,19 +34,22 @@ def held(options: Options, group: Group) -> Iterator[tuple[Options, Outputs]]:
         InputError: another process writes this run, or the place cannot be written.
     """
     writes = group.rank.is_first and not options.run.dry_run
-    if writes:
-        hold_log()
-    else:
-        start_log(None)
-    options, chosen = _with_folder(options, group)
-    outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
-    if options.run.dry_run:
-        yield options, outputs
-        return
-    if not group.rank.is_first:
-        group.once(_is_held)
-        yield options, outputs
-        return
+    with log_of_a_run(with_file=writes):
+        options, chosen = _with_folder(options, group)
+        outputs = Outputs.named(options.output.output_checkpoint, options.output.output_model)
+        if writes:
+            with _written_alone(options, outputs, chosen) as held_outputs:
+                group.once(_is_held)
+                yield options, held_outputs
+        else:
+            if not options.run.dry_run:
+                group.once(_is_held)
+            yield options, outputs
+
+
+@contextmanager
+def _written_alone(options: Options, outputs: Outputs, chosen: Chosen | None) -> Iterator[Outputs]:
+    """Make the folders and be their only writer; names that follow them where they are moved."""
     with _forgotten_unless_begun(chosen):
         outputs.make_folders()
         resumes = options.output.resume is not None
@@ -54,8 +57,7 @@ def held(options: Options, group: Group) -> Iterator[tuple[Options, Outputs]]:
         with run_lock.run_held(outputs, wait=resumes, remedy=remedy) as held_outputs:
             if resumes:
                 replaying.take_back(held_outputs)
-            group.once(_is_held)
-            yield options, held_outputs
+            yield held_outputs
 
 
 def _with_folder(options: Options, group: Group) -> tuple[Options, Chosen | None]:

@@ -78,12 +78,21 @@ def run(
         peers.ends_with(left.exit_code)
         return left.exit_code
     except Exception as raised:
-        error = _of_the_files(raised)
-        code = getattr(error, "exit_code", 1)
-        if peers.ends_with(code) and not isinstance(error, PeerFailed):
-            _say_why(error, code, peers.rank, debug="--debug" in arguments)
-        peers.wait_to_end(code)
-        return int(code)
+        return _failed(raised, peers, debug="--debug" in arguments)
+
+
+def _failed(raised: Exception, peers: Peers, *, debug: bool) -> int:
+    """Say why the command failed, and end with the other processes.
+
+    Outside of the frame where it was caught: a variable there that held the error would hold all
+    that its traceback leads to, open files too, until the collector comes.
+    """
+    error = _of_the_files(raised)
+    code = int(getattr(error, "exit_code", 1))
+    if peers.ends_with(code) and not isinstance(error, PeerFailed):
+        _say_why(error, code, peers.rank, debug=debug)
+    peers.wait_to_end(code)
+    return code
 
 
 def _of_the_files(error: Exception) -> Exception:

@@ -61,7 +61,7 @@ def run(options: MdOptions, stop: Interruption) -> None:
         VerificationError: the model's file is damaged.
         Preempted: the run was asked to stop and is saved.
     """
-    runtime.start_log(None)
+    runtime.start_log()
     device = runtime.start(
         device=options.device.device,
         dtype=torch.float64,

@@ -57,7 +57,7 @@ def relax(options: RelaxOptions) -> None:
         InputError: the model, the data or the folder cannot be used as asked.
         VerificationError: the model's file is damaged.
     """
-    runtime.start_log(None)
+    runtime.start_log()
     device = runtime.find_device(options.device.device)
     processes = processes_of(options.minimizing, device)
     runtime.start(

@@ -37,7 +37,7 @@ def run(options: PipelineOptions) -> None:
             the summary is written.
         Preempted: a stage was asked to stop, and saved.
     """
-    runtime.start_log(None)
+    runtime.start_log()
     place = Place(folder=options.run_dir.absolute())
     plan = Plan(options, place)
     plan.refuse_mistakes()

@@ -59,7 +59,7 @@ def submit(name: str, options: Any) -> None:
         StageFailed: the job failed.
         Preempted: asked to stop while the job goes on.
     """
-    runtime.start_log(None)
+    runtime.start_log()
     command = commands()[name]
     where = profile.read(options.submission.profile)
     where.machine_with_credentials()  # refused before anything is packed

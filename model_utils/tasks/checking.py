@@ -50,7 +50,7 @@ def check(options: CheckOptions) -> None:
     Raises:
         InputError: at the end, where there are errors among them.
     """
-    start_log(None)
+    start_log()
     group = joining.group_of()
     group.connect(torch.device("cpu"))
     group.once(lambda: _refuse_existing(options))

@@ -33,7 +33,7 @@ def best(options: BestOptions) -> None:
         InputError: there is no run, no model with such a metric, or the output cannot be written.
         VerificationError: a file is damaged.
     """
-    start_log(None)
+    start_log()
     place = _place(options.input_model)
     output = options.output_model or place.model.with_name(
         f"{place.run_name}_by_{options.metric}_model.pt"

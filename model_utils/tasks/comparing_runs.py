@@ -91,7 +91,7 @@ def diff(options: DiffOptions) -> None:
         VerificationError: some do.
         InputError: a folder holds no run, or several.
     """
-    start_log(None)
+    start_log()
     first = _Run.at(options.input_model)
     second = _Run.at(options.other_model)
     lines = [*_differing(first, second)]

@@ -48,7 +48,7 @@ def convert(options: ConvertOptions) -> None:
         VerificationError: the new form does not give the source's energies and
             forces; nothing was written.
     """
-    start_log(None)
+    start_log()
     refuse_names_of_runs(options.output, "--output")
     if options.output.exists() and not options.overwrite:
         raise InputError(

@@ -40,7 +40,7 @@ METHODS = ("auto", "isolated", "lstsq", "average")
 
 def start() -> Group:
     """Log to the terminal; the processes that measure the data together."""
-    start_log(None)
+    start_log()
     group = joining.group_of()
     group.connect(torch.device("cpu"))
     return group

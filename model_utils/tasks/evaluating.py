@@ -53,7 +53,7 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
         VerificationError: the weights file is damaged or not of its model.json.
     """
     group = joining.group_of()
-    runtime.start_log(None)
+    runtime.start_log()
     group.once(lambda: evaluation_report.refuse_existing(options))
     group.once(lambda: reporting.refuse_without_libraries(options.reporting))
     baseline = _baseline(options, group)

@@ -27,7 +27,7 @@ def index(options: IndexOptions) -> None:
     Raises:
         InputError: there is no LMDB, or one cannot be read.
     """
-    start_log(None)
+    start_log()
     portion = own_portion(options.share)
     specs = [spec for role in ROLES for spec in specs_of(options.data, role)]
     lmdbs = [spec for spec in specs if spec.format == FORMAT]

@@ -34,7 +34,7 @@ def export(options: ExportOptions) -> None:
         InputError: the output is there with other content, or cannot be written.
         VerificationError: the weights file is damaged.
     """
-    start_log(None)
+    start_log()
     loaded = model_loader.load(
         options.input_model,
         input_json=options.input_json,
@@ -69,7 +69,7 @@ def verify(options: VerifyOptions) -> None:
     Raises:
         VerificationError: naming what differs first.
     """
-    start_log(None)
+    start_log()
     loaded = model_loader.load(
         options.input_model,
         input_json=options.input_json,
@@ -91,7 +91,7 @@ def verify(options: VerifyOptions) -> None:
 
 def show(options: DescribeOptions) -> None:
     """Say what a weights file is: class, elements, cutoff, size, where the weights come from."""
-    start_log(None)
+    start_log()
     input_model = options.input_model
     file = _file(input_model, options.input_json, options.trust.trust_pickle)
     description = file.description
@@ -205,7 +205,7 @@ def diff(options: DiffOptions) -> None:
     Raises:
         VerificationError: they do.
     """
-    start_log(None)
+    start_log()
     trust = options.trust.trust_pickle
     first = _file(options.input_model, options.input_json, trust)
     second = _file(options.other_model, options.other_json, trust)

@@ -31,7 +31,7 @@ def pack(options: PackOptions) -> None:
     Raises:
         InputError: an input cannot be used, or the folder cannot be written.
     """
-    start_log(None)
+    start_log()
     recipe = _recipe(options)
     portion = own_portion(options.share)
     sources = _sources(options, portion)

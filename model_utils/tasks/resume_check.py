@@ -35,7 +35,7 @@ def verify(options: VerifyResumeOptions) -> None:
         InputError: a run fails by itself, or ends before it can be killed.
         VerificationError: the two differ, or a planted fault was not noticed.
     """
-    start_log(None)
+    start_log()
     folder = options.output.output_checkpoint
     straight = Outputs.named(folder / "straight" / "run_checkpoint.pt", None)
     killed = Outputs.named(folder / "killed" / "run_checkpoint.pt", None)

@@ -282,3 +282,21 @@ def test_one_file_may_be_opened_twice_and_closed(path: Path, tmp_path: Path) -> 
     # refused while it is open in this process
     with lmdb.open(str(path), subdir=False, readonly=True, lock=False):
         pass
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_said(path: Path, tmp_path: Path) -> None:
+    """py-lmdb would say that it is open already, by whatever name."""
+    (tmp_path / "link.lmdb").symlink_to(path)
+    reading = LmdbFile(tmp_path / "link.lmdb")
+    before = reading.get(b"7")
+    put(tmp_path / "new.lmdb", {b"7": b"another"})
+    (tmp_path / "new.lmdb").rename(path)
+    assert reading.get(b"7") == before
+    assert f"{path} was replaced, and this process still reads the file" in message(path)
+    # a link that leads elsewhere now says nothing of the file that was opened
+    write_lmdb(tmp_path / "elsewhere.lmdb")
+    (tmp_path / "link.lmdb").unlink()
+    (tmp_path / "link.lmdb").symlink_to(tmp_path / "elsewhere.lmdb")
+    assert LmdbFile(tmp_path / "elsewhere.lmdb").get(b"7") == before
+    reading.close()
+    assert LmdbFile(path).get(b"7") == b"another"

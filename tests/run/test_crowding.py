@@ -109,7 +109,7 @@ from model_utils import runtime
 from model_utils.run import crowding
 os.sched_setaffinity(0, {int(sys.argv[1])})
 crowding.FIRST_LOOK = 0.5
-runtime.start_log(None)
+runtime.start_log()
 looking = crowding.Crowding(torch.device("cpu"))
 end = time.monotonic() + 60
 for _ in looking.watch(iter(lambda: time.monotonic() > end, True)):

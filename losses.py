@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dataloader.batch import Label, Rows
+from dataloader.errors import InputError
 from dataloader.quantities import DIPOLE, ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 
 # sums that are kept of every quantity
@@ -390,7 +391,14 @@ def _sums_of(
         shaped_error = shaped_error * volume_per_atom[:, None]
     if term.unit != 1:
         shaped_error = shaped_error / term.unit
-    entries = SHAPES[term.shape].of(shaped_error, target, loss.huber_delta)
+    shape = SHAPES[term.shape]
+    entries = shape.of(shaped_error, target, loss.huber_delta)
+    expected = by_row[:1] if shape.by_row else by_row
+    if entries.shape != expected:
+        raise InputError(
+            f"the loss shape {term.shape!r} gives numbers of shape {tuple(entries.shape)} for "
+            f"errors of shape {by_row}, expected {expected}: one for each, not yet averaged"
+        )
     per_row = entries if entries.ndim == 1 else entries.sum(dim=1)
     seen = error.detach()  # metrics have no gradient
     return [

@@ -41,7 +41,7 @@ def init(options: MetadataInitOptions) -> None:
     measured = describe.measured_fields(
         sums, network, options, zero_shift=describe.wants_zero_shift(options)
     )
-    describe.write(options, network | measured)
+    describe.write(options, network | measured | describe.stated_fields(options))
 
 
 def fit(options: MetadataFitOptions) -> None:

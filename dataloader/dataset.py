@@ -2,8 +2,10 @@
 graphs, and batches of them.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,6 +61,7 @@ class Dataset:
         self.dtype = dtype
         self.free_atoms_only = free_atoms_only
         self.max_neighbors = max_neighbors
+        self._folders = _folders_to_tell_apart([source.path for source in sources])
         self.left_out: Counter[str] = Counter()
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._cached_edges = 0
@@ -93,7 +96,8 @@ class Dataset:
         return (
             f"{source.path}: {source.identifier(i)}: element {symbols(list(unknown))} "
             f"(Z={', '.join(map(str, sorted(unknown)))}) is not in model.json, which has "
-            f"{symbols(self.facts.atomic_numbers)}; leave such structures out with --elements"
+            f"{symbols(self.facts.atomic_numbers)}; leave such structures out with --elements, "
+            "or take a network that has it: none learns an element that it was not made for"
         )
 
     def _unknown_head(self, source: Source, usable: NDArray[np.bool_]) -> str | None:
@@ -173,7 +177,7 @@ class Dataset:
     def name(self, i: int) -> str:
         """A name under which a person finds the i-th structure again."""
         s, local = self.places[i]
-        return self.sources[s].identifier(int(local))
+        return self._folders[s] + self.sources[s].identifier(int(local))
 
     def names(self, indices: Sequence[int], shown: int = 5) -> str:
         """Names of several structures for a message, the first few of many."""
@@ -296,6 +300,14 @@ class Dataset:
                 for h in np.unique(of_rows)
             }
         return rows_of_part
+
+
+def _folders_to_tell_apart(paths: Sequence[Path]) -> list[str]:
+    """What is put before the names of structures of each file: its folder, where several files
+    have one name.
+    """
+    distinct = Counter(path.name for path in set(paths))
+    return [f"{path.parent}{os.sep}" if distinct[path.name] > 1 else "" for path in paths]
 
 
 def _first(usable: NDArray[np.bool_], ids: NDArray[np.integer], bad: Sequence[bool]) -> int | None:

@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ase import Atoms
 
+from dataloader.labels import names_of_labels
+from dataloader.names import WantedNames
 from dataloader.quantities import QUANTITIES
 from dataloader.structure import LabelValue, Structure
 
 LABEL = "REF_"  # before a quantity's name
 PREDICTION = "mace_"
+OTHER_LABEL = "input_"  # before the name of a label that was there and was not the one to take
+_WRITTEN = "bifUS"  # kinds of columns that ASE's writer knows
 
 
 def bare_atoms(structure: Structure) -> Atoms:
@@ -29,6 +33,28 @@ def as_extended_xyz(frames: Sequence[Atoms]) -> str:
     text = io.StringIO()
     write(text, list(frames), format="extxyz")
     return text.getvalue()
+
+
+def put_rest(atoms: Atoms, structure: Structure) -> None:
+    """Add what a record says beside its structure and the labels that were taken.
+
+    Labels that were not taken, such as those of another level of theory, get names under which
+    nobody takes them: beside those that were, they would be mixed with them. What other models
+    predicted stays behind, and so do empty texts; the lines of a text become one.
+    """
+    labels = WantedNames(names_of_labels())
+
+    def name_of(name: str) -> str:
+        return f"{OTHER_LABEL}{name}" if name in labels else name
+
+    for name, value in structure.extra.items():
+        text = " ".join(value.splitlines()) if isinstance(value, str) else value
+        if text != "" and not name.startswith(PREDICTION):
+            atoms.info[name_of(name)] = text
+    for name, column in structure.columns.items():
+        known = column.astype(np.int64) if column.dtype.kind == "u" else column
+        if known.dtype.kind in _WRITTEN and not name.startswith(PREDICTION):
+            atoms.arrays[name_of(name)] = known
 
 
 def put(atoms: Atoms, prefix: str, values: Mapping[str, LabelValue]) -> None:

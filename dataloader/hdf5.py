@@ -72,9 +72,7 @@ def _library() -> Any:
     try:
         import h5py
     except ImportError:
-        raise InputError(
-            "HDF5 files need h5py; install it with: pip install 'mace-pretrain[formats]'"
-        ) from None
+        raise InputError("HDF5 files need h5py, which is not installed: pip install h5py") from None
     return h5py
 
 

@@ -89,6 +89,12 @@ def usual_names(keys: LabelKeys) -> frozenset[str]:
     )
 
 
+def names_of_labels() -> frozenset[str]:
+    """Every name under which a label is looked for where the user gives none."""
+    groups = (FREE_ENERGY_NAMES, VIRIAL_NAMES, *(q.names for q in QUANTITIES.values()))
+    return frozenset(name for names in groups for name in names)
+
+
 def name_of(quantity: str, names: LabelNames) -> str | None:
     """The name under which the label of a quantity was found."""
     return names[list(QUANTITIES).index(quantity)]
@@ -258,8 +264,8 @@ def _choose(entries: Entries, given: str | None, usual: tuple[str, ...], what: s
         return given if entries.get(given) is not None else None
     present = entries.present(usual)
     for other in present[1:]:
-        first = _array(entries[present[0]], present[0])
-        second = _array(entries[other], other)
+        first = _in_one_shape(entries[present[0]], present[0], what)
+        second = _in_one_shape(entries[other], other, what)
         if first.shape != second.shape or not _close(first, second):
             raise LabelError(
                 f"{present[0]} and {other} are both there and differ: say which "
@@ -272,6 +278,17 @@ def key_flag(what: str) -> str:
     """The flag that names a label, as a user writes it."""
     own = what in ("energy", "forces", "stress", "charge", "spin")
     return f"--{what}_key" if own else f"--label_keys {what}=NAME"
+
+
+def _in_one_shape(value: object, name: str, what: str) -> NDArray[np.generic]:
+    """A value whose numbers can be compared with another's, though one is written in six
+    numbers and the other in nine, or has a leading axis of one.
+    """
+    array = _array(value, name)
+    if what == STRESS.name and array.dtype.kind in "iuf" and array.size in (6, 9):
+        tensor = array.astype(np.float64).squeeze()
+        return as_tensor(tensor, name) if tensor.ndim == 1 else tensor
+    return array.reshape(array.shape[1:]) if array.ndim and len(array) == 1 else array
 
 
 def _close(first: NDArray[np.generic], second: NDArray[np.generic]) -> bool:

@@ -6,8 +6,9 @@ read in any case, units that are stated are converted and said, charge and spin 
 names, and held atoms one meaning.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -28,12 +29,14 @@ from dataloader.needs import FeatureSpec
 from dataloader.quantities import DIPOLE, QUANTITIES
 from dataloader.record_details import (
     CHARGED_DIPOLE,
+    CONSTRAINTS,
     HELD_NAME,
     MOVABLE_NAME,
     PERIODIC_DIPOLE,
     WEIGHT_NAME,
     feature_of,
     free_atoms_of,
+    held_otherwise,
     is_charged,
     meaningful,
     number_named,
@@ -71,10 +74,13 @@ class RawRecord:
         values: of the whole structure.
         columns: those with a value for each atom, where the format tells them apart; None
             where ``values`` holds all.
+        texts: how entries of ``values`` are spelt, where the format has no types: what is a
+            name, such as ``12e45678``, may look like a number.
     """
 
     values: Mapping[str, object]
     columns: Mapping[str, object] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reading(NamedTuple):
@@ -117,6 +123,7 @@ def read_record(
     n_atoms = len(numbers)
     positions = positions_of(of_atoms, n_atoms) * units.of_lengths("positions")
     cell = cell_of(of_structure) * units.of_lengths("cell")
+    units.refuse_half_stated_lengths(has_cell=bool(cell.any()))
     pbc, rule = periodicity_of(of_structure, cell, pbc_rule)
     labels = find_labels(
         of_structure,
@@ -140,8 +147,8 @@ def read_record(
         free_atoms=free_atoms,
         charge=charge,
         spin=spin,
-        head=text_of(of_structure, "head"),
-        config_type=text_of(of_structure, "config_type") or "Default",
+        head=text_of(of_structure, "head", raw.texts),
+        config_type=text_of(of_structure, "config_type", raw.texts) or "Default",
         features={
             spec.name: feature_of(
                 spec, of_atoms if spec.per_atom else of_structure, n_atoms, charge, spin
@@ -162,7 +169,7 @@ def read_record(
         pbc_rule=rule,
         notes=(
             *units.notes(),
-            *([held_in_part] if held_in_part else []),
+            *(note for note in (held_in_part, held_otherwise(raw.values)) if note is not None),
             *of_dipole,
         ),
     )
@@ -212,9 +219,11 @@ def _names_read(
 
 
 def _kept_entries(raw: RawRecord, keep: Keep, labels: Labels, n_atoms: int) -> dict[str, object]:
-    """The named entries that are one number or one text; of everything, small arrays too."""
+    """The named entries that are one number or one text, as the file spells it: they are
+    identifiers; of everything, small arrays too.
+    """
     if keep != EVERYTHING:
-        named = {name: _plain(raw.values.get(name)) for name in keep}
+        named = {name: raw.texts.get(name, _plain(raw.values.get(name))) for name in keep}
         return {name: value for name, value in named.items() if value is not None}
     used = _used_names(raw, labels)
     kept: dict[str, object] = {}
@@ -223,11 +232,12 @@ def _kept_entries(raw: RawRecord, keep: Keep, labels: Labels, n_atoms: int) -> d
         if name in used or value is None:
             continue
         if plain is not None:
-            kept[name] = plain
+            kept[name] = _as_spelt(plain, raw.texts.get(name))
         elif (
             isinstance(value, np.ndarray | list)
             and not _is_column(value, n_atoms)
             and np.size(value) <= 9
+            and np.asarray(value).dtype != object
         ):
             kept[name] = np.asarray(value)
     return kept
@@ -259,8 +269,15 @@ def _plain(value: object) -> str | int | float | None:
     return value if isinstance(value, str | int | float) else None
 
 
+def _as_spelt(value: str | int | float, text: str | None) -> str | int | float:
+    """A number, or the text that cannot have meant it: ``1234e567`` is not infinite."""
+    if text is None or not isinstance(value, float) or math.isfinite(value):
+        return value
+    return value if "inf" in text.casefold() or "nan" in text.casefold() else text
+
+
 def _used_names(raw: RawRecord, labels: Labels) -> WantedNames:
     """Names whose meaning is in the structure already, and those of labels."""
     geometry = (*NUMBER_NAMES, *SPECIES_NAMES, *POSITION_NAMES, *LATTICE_NAMES, *PBC_NAMES)
     named = [name.split(" (")[0] for name in labels.names if name]
-    return WantedNames({*geometry, *named, "head", "config_type", "edges", "natoms"})
+    return WantedNames({*geometry, *named, "head", "config_type", "edges", "natoms", CONSTRAINTS})

@@ -28,6 +28,9 @@ CHARGED_DIPOLE = (
     "from an origin that moves with the structure, such as its centre of mass"
 )
 HELD_IN_PART = "atoms that were held in some directions only count as free"  # a note
+# a note; the names of what ASE held follow
+HELD_OTHERWISE = "constraints that hold no single atoms are left aside: "
+CONSTRAINTS = "constraints"  # what a reader could not make a mask of atoms of
 _MOST_TEXT = 256  # letters of a head or config_type
 
 
@@ -60,6 +63,15 @@ def free_atoms_of(
             )
     in_part = any((mask.any(axis=1) & ~mask.all(axis=1)).any() for mask in masks.values())
     return free[first], HELD_IN_PART if in_part else None
+
+
+def held_otherwise(values: Mapping[str, object]) -> str | None:
+    """A note of constraints that are no held atoms, such as bonds of fixed length."""
+    left = values.get(CONSTRAINTS)
+    if not isinstance(left, list):
+        return None
+    names = {str(one.get("name"))[:40] for one in left if isinstance(one, Mapping)}
+    return HELD_OTHERWISE + ", ".join(sorted(names)) if names else None
 
 
 def _truths(stored: object, name: str, n_atoms: int) -> NDArray[np.bool_]:
@@ -158,10 +170,10 @@ def _names_of_feature(spec: FeatureSpec) -> tuple[str, ...]:
     return (spec.name,)
 
 
-def text_of(entries: Entries, usual: str) -> str | None:
-    """Head or config_type; None where the record has none."""
+def text_of(entries: Entries, usual: str, texts: Mapping[str, str]) -> str | None:
+    """Head or config_type, as the file spells it; None where the record has none."""
     name = first_present(entries, (usual,))
-    return None if name is None else str(entries[name])[:_MOST_TEXT]
+    return None if name is None else texts.get(name, str(entries[name]))[:_MOST_TEXT] or None
 
 
 def meaningful(labels: Labels, pbc: Pbc) -> Mapping[str, LabelValue]:

@@ -69,6 +69,19 @@ class StatedUnits:
         """What the unit of positions or of the cell is in Å."""
         return self._scales.get(quantity, self._scales.get("lengths", (1.0, False)))[0]
 
+    def refuse_half_stated_lengths(self, *, has_cell: bool) -> None:
+        """Raise RecordError where positions are said to be in another unit than Å and the cell
+        says nothing, or the other way round.
+        """
+        if not has_cell or "lengths" in self._scales:
+            return
+        for stated, other in (("positions", "cell"), ("cell", "positions")):
+            if self._scales.get(stated, (1.0, False))[0] != 1.0 and other not in self._scales:
+                raise RecordError(
+                    f"{self._texts[stated]} is stated and no unit of the {other}; state it as "
+                    f"{other}_unit, for example {other}_unit=Å"
+                )
+
     def refuse_half_stated(self, labels: Labels) -> None:
         """Raise RecordError where one label is said to be in another unit than ours and
         another label says nothing.

@@ -19,13 +19,16 @@ from dataloader.limits import XYZ_COLUMNS, XYZ_COMMENT_KEYS
 from dataloader.names import folded
 from dataloader.record import RawRecord
 from dataloader.record_geometry import FRACTIONAL_NAMES, NUMBER_NAMES, POSITION_NAMES, SPECIES_NAMES
+from dataloader.units import parsed
 
 PLAIN = "species:S:1:pos:R:3"  # where no Properties are declared
 _QUOTED = r'"(?:[^"\\]++|\\.)*+"' + r"|'(?:[^'\\]++|\\.)*+'"
 _BRACKETS = r"\{[^{}]*\}" + r"|\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]"
 _SPACES = re.compile(r"\s*")
 _PAIR = re.compile(
-    rf"(?P<key>{_QUOTED}|[^\s=]+)(?:\s*=\s*(?P<value>{_QUOTED}|{_BRACKETS}|[^\s]*))?"
+    # ASE writes `name= pbc="T T T"` for an empty text: what follows is the next entry
+    rf"(?P<key>{_QUOTED}|[^\s=]+)(?:(?:=(?=\s+[^\s=\"']+=)|\s*=\s*)"
+    rf"(?P<value>{_QUOTED}|{_BRACKETS}|[^\s]*))?"
 )
 _TRUTHS = {"T": True, "F": False, "true": True, "false": False, "True": True, "False": False}
 _TRUTHS |= {"TRUE": True, "FALSE": False}
@@ -54,7 +57,7 @@ def parse_frame(comment: str, rows: Sequence[str]) -> RawRecord:
     Raises:
         RecordError: the text is not as the comment declares it, or a key is there twice.
     """
-    values = parse_comment(comment)
+    values, texts = _parsed(comment)
     declared = [name for name in values if folded(name) == "properties"]
     text = values.pop(declared[0]) if declared else PLAIN
     columns = parse_properties(str(text))
@@ -69,7 +72,7 @@ def parse_frame(comment: str, rows: Sequence[str]) -> RawRecord:
                 else "of plain xyz; declare more in Properties"
             )
             raise RecordError(f"atom {atom} has {len(row)} columns, expected the {width} {which}")
-    return RawRecord(values, {column.name: _column(words, column) for column in columns})
+    return RawRecord(values, {column.name: _column(words, column) for column in columns}, texts)
 
 
 def parse_comment(comment: str) -> dict[str, object]:
@@ -78,8 +81,14 @@ def parse_comment(comment: str) -> dict[str, object]:
     Raises:
         RecordError: a key is there twice, be it in another case.
     """
+    return _parsed(comment)[0]
+
+
+def _parsed(comment: str) -> tuple[dict[str, object], dict[str, str]]:
+    """Keys with values, and with texts of those that have one."""
     values: dict[str, object] = {}
     texts: dict[str, tuple[str, str]] = {}  # by the key in one case
+    before_it: str | None = None  # the key of a number that stands before a word
     for count, match in enumerate(_pairs(comment.strip())):
         if count == XYZ_COMMENT_KEYS:
             raise RecordError(
@@ -88,7 +97,9 @@ def parse_comment(comment: str) -> dict[str, object]:
             )
         key = _unquoted(match["key"])
         if match["value"] is None:
+            _refuse_unit(key, before_it)
             values.setdefault(key, True)
+            before_it = None
             continue
         text = _unquoted(match["value"])
         before = texts.get(folded(key))
@@ -98,7 +109,20 @@ def parse_comment(comment: str) -> dict[str, object]:
             )
         texts[folded(key)] = (key, text)
         values[key] = text if key.casefold() in _NAMES_OF_RECORDS else parse_value(text)
-    return values
+        before_it = None if isinstance(values[key], str) else key
+    return values, dict(texts.values())
+
+
+def _refuse_unit(word: str, key: str | None) -> None:
+    """Raise RecordError where a number is followed by a unit that is not ours, as in
+    ``energy=-5.0 Ha``, which would be read as eV.
+    """
+    unit = parsed(word) if key is not None and len(word) > 1 else None
+    if unit is not None and unit.energy and unit.factor != 1.0:
+        raise RecordError(
+            f"{word} stands behind {key} like its unit, which is no entry; state units as "
+            f"energy_unit={word} and forces_unit=…, or convert to eV and Å"
+        )
 
 
 def _pairs(text: str) -> Iterator[re.Match[str]]:

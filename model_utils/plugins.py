@@ -4,8 +4,9 @@ A plug-in adds an entry to a plain dictionary: a loss shape (``losses.SHAPES``),
 optimizer (``optimizer``), a logger, a format of files, a labelled quantity, an architecture. It is
 imported before options are read, so that its names are known there. The file is what the user
 typed, on the command line or in the file of settings that the command line names. No path that is
-stored in a checkpoint is ever followed; a checkpoint keeps the sha256, and who goes on with it or
-evaluates it names the file again.
+stored in a checkpoint is ever followed; a checkpoint keeps the sha256, and who goes on with it
+names the file again. Who only uses the model does so where the network or its quantities are the
+plug-in's: a loss shape or a schedule is no part of a model.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import importlib
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ TABLES = {  # module: names of its tables that a plug-in may add to, and may not
     "model_utils.run.weight_schedule": ("COURSES",),
     "model_utils.models.architecture": ("ARCHITECTURES",),
 }
+# without whose entries a model's weights mean nothing
+OF_MODELS = {"dataloader.quantities.QUANTITIES", "model_utils.models.architecture.ARCHITECTURES"}
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,17 @@ class Plugin:
 
     path: Path
     sha256: str
+    adds: tuple[str, ...]  # full names of the tables to which it added
 
-    def as_plain(self) -> dict[str, str]:
-        """Name and digest, as a checkpoint keeps them."""
-        return {"name": self.path.name, "sha256": self.sha256}
+    def as_plain(self) -> dict[str, Any]:
+        """Name, digest and tables, as a checkpoint keeps them."""
+        return {"name": self.path.name, "sha256": self.sha256, "adds": list(self.adds)}
 
 
 _loaded: list[Plugin] = []  # in the order in which they were imported
 
 
-def loaded() -> list[dict[str, str]]:
+def loaded() -> list[dict[str, Any]]:
     """The plug-ins of this process, for a checkpoint."""
     return [plugin.as_plain() for plugin in _loaded]
 
@@ -68,15 +72,19 @@ def load(paths: Sequence[Path]) -> None:
         before = _entries()
         _run(path, code)
         _refuse_changes(path, before)
-        _loaded.append(Plugin(path, digest))
+        added = _entries().keys() - before.keys()
+        _refuse_misfits(path, before, added)
+        _loaded.append(Plugin(path, digest, tuple(sorted({table for table, _ in added}))))
 
 
-def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
+def compare(stored: Sequence[Mapping[str, Any]], source: Path, *, of_models: bool) -> None:
     """Refuse a file that was made with plug-ins which this process has not imported.
 
     Args:
         stored: plug-ins that the file remembers.
         source: the file, for messages.
+        of_models: only of those without which the weights mean nothing; of files that do not
+            say what a plug-in added, all.
 
     Raises:
         InputError: one is missing, or is another file than it was.
@@ -86,7 +94,9 @@ def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
     for plugin in stored:
         name = plugin["name"]
         digest = plugin["sha256"]
-        if digest in here:
+        adds = plugin.get("adds")
+        is_needed = not of_models or not isinstance(adds, list) or OF_MODELS.intersection(adds)
+        if digest in here or not is_needed:
             continue
         if name in names:
             raise InputError(
@@ -95,7 +105,7 @@ def compare(stored: Sequence[Mapping[str, str]], source: Path) -> None:
             )
         raise InputError(
             f"{source} was made with --plugin {name} (sha256 {digest[:12]}…); name that file "
-            "again with --plugin"
+            "again with --plugin (in Python: model_utils.plugins.load([Path(…)]) before it)"
         )
 
 
@@ -168,3 +178,24 @@ def _refuse_changes(path: Path, before: Mapping[tuple[str, str], Any]) -> None:
             raise InputError(
                 f"--plugin {path} replaces {name!r} of {table}; add it under a name of its own"
             )
+
+
+def _refuse_misfits(
+    path: Path, before: Mapping[tuple[str, str], Any], added: Set[tuple[str, str]]
+) -> None:
+    """Raise where an entry is no object of the class that all others of its table are of."""
+    after = _entries()
+    for table, name in sorted(added):
+        classes = {type(entry) for (other, _), entry in before.items() if other == table}
+        entry = after[table, name]
+        expected = next(iter(classes)) if len(classes) == 1 else object
+        if not isinstance(entry, expected) and not (callable(entry) and _is_callable(expected)):
+            raise InputError(
+                f"--plugin {path}: {name!r} of {table} is of type {type(entry).__name__}, "
+                f"expected {expected.__module__}.{expected.__qualname__}; see configs/plugins"
+            )
+
+
+def _is_callable(kind: type) -> bool:
+    """Whether a table's entries are functions: another callable does as well."""
+    return kind is types.FunctionType or kind is type

@@ -287,3 +287,34 @@ def test_linear_references_become_the_atomic_energies(
     assert metadata.main([*flags, "--overwrite"]) == 2
     assert f"--linear_references {references} gives none for O" in "".join(capsys.readouterr())
     assert metadata.main([*flags, "--overwrite", "--E0s", "average"]) == 2
+
+
+def test_what_is_not_checked_is_said(xyz: Callable[..., Path], check: Check) -> None:
+    """Signs need near structures, or many with a stress."""
+    rng = np.random.default_rng(1)
+    frames = []
+    for number in range(12):
+        symbols = ["Cu", "Au"] * (2 + number % 5)
+        atoms = Atoms(symbols, 3.0 * rng.random((len(symbols), 3)), cell=np.eye(3) * 6, pbc=True)
+        forces = rng.normal(0, 0.5, (len(atoms), 3))
+        results = {"energy": -3.0 * len(atoms), "forces": forces, "stress": np.full(6, 1e-3)}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    found = check("--xyz_train", xyz(frames), code=0)
+    texts = [finding["text"] for finding in found if finding["level"] == "note"]
+    assert any("sign and unit are not checked against the energies" in text for text in texts)
+    assert any("its sign is not checked: 12 structures have it" in text for text in texts)
+
+
+def test_a_crystal_without_periodic_directions_is_said(
+    xyz: Callable[..., Path], check: Check
+) -> None:
+    box = waters(3)
+    for atoms in box:
+        atoms.set_cell([15.0, 15.0, 15.0])  # a molecule in a box is none
+    assert not [f for f in check("--xyz_train", xyz(box), code=0) if "is pbc missing" in f["text"]]
+    full = waters(3)
+    for atoms in full:
+        atoms.set_cell([3.5, 3.5, 3.5])
+    found = check("--xyz_train", xyz(full), code=0)
+    assert [f["level"] for f in found if "is pbc missing" in f["text"]] == ["warning"]

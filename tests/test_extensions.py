@@ -12,6 +12,7 @@ import torch
 from plugged import IDEAS, PAIRS, PAIRS_JSON, restored_tables  # noqa: F401
 
 from conftest import waters
+from dataloader.errors import InputError
 from model_utils import evaluate, plugins, resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.settings import reading
@@ -84,23 +85,55 @@ def test_a_checkpoint_knows_the_plug_in_and_asks_for_it(
     assert [p["name"] for p in checkpoint.read(model).content["plugins"]] == ["ideas.py"]
     plugins._loaded.clear()  # as in another process
     capsys.readouterr()
-    for command, more in (
-        (evaluate.main, ["--input_model", str(model), "--xyz_path", str(tmp_path / "val.xyz")]),
-        (resume.main, ["--input_model", str(tmp_path / "run"), "--epochs", "2"]),
-    ):
-        assert command(more) == 2
-        [line] = capsys.readouterr().err.splitlines()
-        assert "was made with --plugin ideas.py" in line
-        assert "name that file again with --plugin" in line
+    again = ["--input_model", str(tmp_path / "run"), "--epochs", "2"]
+    assert resume.main(again) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "was made with --plugin ideas.py" in line
+    assert "name that file again with --plugin" in line
     other = tmp_path / "ideas.py"
     other.write_text("# another\n")
-    assert (
-        evaluate.main(
-            [*more[:1], str(model), "--xyz_path", str(tmp_path / "val.xyz"), "--plugin", str(other)]
-        )
-        == 2
-    )
+    assert resume.main([*again, "--plugin", str(other)]) == 2
     assert "is not the file that made" in capsys.readouterr().err
+
+
+def test_a_model_asks_for_the_plug_in_of_its_network_alone(
+    words: list[str], tmp_path: Path
+) -> None:
+    """A loss shape is no part of it; a network, and a quantity that it gives, are."""
+    assert train_mace.main([*words, "--forces_loss", "log_cosh", "--epochs", "1"]) == 0
+    model = tmp_path / "run" / "run_model.pt"
+    [stored] = checkpoint.read(model).content["plugins"]
+    assert "losses.SHAPES" in stored["adds"]
+    plugins._loaded.clear()  # as in another process
+    data = ["--xyz_path", str(tmp_path / "val.xyz")]
+    assert evaluate.main(["--input_model", str(model), *data]) == 0
+    networks = {**stored, "adds": ["model_utils.models.architecture.ARCHITECTURES"]}
+    unknown = {name: stored[name] for name in ("name", "sha256")}  # as it was stored once
+    for entry in (networks, unknown):
+        with pytest.raises(InputError, match="was made with --plugin"):
+            plugins.compare([entry], model, of_models=True)
+
+
+def test_an_entry_that_is_none_of_its_table_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from losses import SHAPES\nSHAPES['cubed'] = lambda e, label, d: e.abs() ** 3\n"
+    )
+    asked = [*without_plugin(words), "--plugin", str(mine), "--forces_loss", "cubed"]
+    assert train_mace.main(asked) == 2
+    assert "'cubed' of losses.SHAPES is of type function, expected losses.Shape" in (
+        capsys.readouterr().err
+    )
+    mine.write_text(
+        "from losses import SHAPES, Shape\n"
+        "SHAPES['averaged'] = Shape(of=lambda e, label, d: (e.abs() ** 3).mean(), text='{}³')\n"
+    )
+    assert train_mace.main([*asked[:-1], "averaged"]) == 2
+    error = capsys.readouterr().err
+    assert "the loss shape 'averaged' gives numbers of shape ()" in error
+    assert "one for each, not yet averaged" in error
 
 
 def test_in_the_file_of_settings_that_was_typed(words: list[str], tmp_path: Path) -> None:

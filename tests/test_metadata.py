@@ -192,6 +192,60 @@ def test_a_mace_yaml_describes_the_network(file: Path, tmp_path: Path) -> None:
     assert found["correlation"] == [2, 2]
 
 
+SHAPES = {  # of mace 0.3.16: what its check_args and model scripts make of them
+    "hidden_irreps: 8x0e\nnum_channels: 16": "8x0e",
+    "hidden_irreps: 8x0e + 8x1o\nmax_L: 0": "8x0e+8x1o",
+    "hidden_irreps: 8x0e\nnum_channels: 16\nmax_L: 1": "16x0e+16x1o",
+    "num_channels: 16": "16x0e+16x1o",
+    "max_L: 2": "128x0e+128x1o+128x2e",
+    "hidden_irreps: 8x0e": "8x0e",
+}
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_which_of_a_mace_yamls_shapes_counts(text: str, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mace.yml").write_text(f"{text}\nr_max: 4.0\n")
+    found = init(tmp_path, "--xyz_train", str(file), "--mace_config", str(tmp_path / "mace.yml"))
+    assert found["hidden_irreps"] == SHAPES[text]
+
+
+@pytest.mark.parametrize(
+    ("first", "kept"),
+    [
+        ("RealAgnosticDensityResidualInteractionBlock", "RealAgnosticInteractionBlock"),
+        ("RealAgnosticResidualInteractionBlock", "RealAgnosticInteractionBlock"),
+        ("RealAgnosticDensityInteractionBlock", "RealAgnosticDensityInteractionBlock"),
+    ],
+)
+def test_the_first_block_of_maces_plain_model(
+    first: str, kept: str, file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mace.yml").write_text(f"model: MACE\nmax_L: 0\ninteraction_first: {first}\n")
+    found = init(tmp_path, "--xyz_train", str(file), "--mace_config", str(tmp_path / "mace.yml"))
+    assert found["interaction_cls_first"] == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("compute_avg_num_neighbors: false\navg_num_neighbors: 7.5", 7.5),
+        ("compute_avg_num_neighbors: false", 1.0),
+        ("avg_num_neighbors: 7.5", 50 / 13),  # measured
+    ],
+)
+def test_a_number_of_neighbours_that_is_not_to_be_measured(
+    text: str, number: float, file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mace.yml").write_text(f"{text}\nr_max: 4.0\nmax_L: 0\n")
+    found = init(tmp_path, "--xyz_train", str(file), "--mace_config", str(tmp_path / "mace.yml"))
+    assert found["avg_num_neighbors"] == pytest.approx(number)
+
+
+def test_e0s_as_mace_run_train_takes_them(file: Path, tmp_path: Path) -> None:
+    found = init(tmp_path, "--xyz_train", str(file), "--E0s", "{1: -13.6, 8: -430}")
+    assert found["atomic_energies"] == [[-13.6, -430.0]]
+
+
 @pytest.mark.parametrize(
     ("key", "meant"),
     [

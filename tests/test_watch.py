@@ -175,6 +175,7 @@ WARNED = {
         "no record for 20 min: it waits for data, is stuck, or was killed",
     ),
     "no number": ([train(1, loss=None)], {}, "the loss is no number"),
+    "stopped": (run_of(3), {"has_writer": False, "silent": 1e6}, "no process writes it"),
 }
 
 
@@ -191,6 +192,13 @@ def test_warnings_that_are_not_due() -> None:
     slow = [train(k, perf={"seconds": 3000.0, "atoms_per_s": 9.0}) for k in (1, 2)]
     assert status(slow, silent=4000.0).warnings == [], "its records always take long"
     assert status([*run_of(3), {"kind": "final"}], silent=1e6).warnings == [], "it has ended"
+
+
+def test_a_stopped_run_has_no_time_left() -> None:
+    assert status(run_of(3)).seconds_left is not None
+    assert status(run_of(3), has_writer=False).seconds_left is None
+    ended = [*run_of(3), {"kind": "final"}]
+    assert status(ended, has_writer=False).warnings == []
 
 
 def test_a_finished_run_that_goes_on_is_not_finished() -> None:
@@ -220,6 +228,7 @@ def experiment(tmp_path: Path) -> Path:
         (folder / "run.json").write_text(
             json.dumps({"created": f"2026-01-0{number}", "finished": None})
         )
+        (folder / ".run.lock").touch()  # as while it is written
     return tmp_path / "demo"
 
 

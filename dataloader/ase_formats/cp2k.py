@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from ase.geometry import cellpar_to_cell
 from ase.units import create_units
 from numpy.typing import NDArray
 
@@ -27,7 +28,12 @@ _ENERGY = re.compile(
 )
 _VECTOR = re.compile(
     r" CELL\| Vector ([abc]) \[angstrom\]?:?\s+(-?[\d.]+)\s+(-?[\d.]+)\s+(-?[\d.]+)"
+    r"(?:\s+\|\1\|\s*=\s*([\d.]+))?"
 )
+_ANGLE = re.compile(r" CELL\| Angle \(\w,\w\), (alpha|beta|gamma)\s+\[degree\]:?\s+([\d.]+)\s*$")
+_PRINTED = 5e-4  # Å, half of the last digit of a vector's components
+_CHARGE = re.compile(r" DFT\| Charge\s+(-?\d+)\s*$")
+_MULTIPLICITY = re.compile(r" DFT\| Multiplicity\s+(\d+)\s*$")
 _PERIODIC = re.compile(r" (?:CELL|POISSON)\| Periodicity\s+(\w+)\s*$")
 _COORDINATES = "ATOMIC COORDINATES IN"
 _FORCES = re.compile(
@@ -79,6 +85,10 @@ def _record(lines: list[str]) -> RawRecord:
     values |= {"cell": cell, "pbc": pbc}
     if energies:
         values["energy"] = energies[0] * _UNITS.Hartree
+    for name, pattern in (("charge", _CHARGE), ("spin", _MULTIPLICITY)):
+        stated = next((match[1] for line in lines if (match := pattern.match(line))), None)
+        if stated is not None:
+            values[name] = float(stated)
     forces = _forces(lines, len(rows))
     if forces is not None:
         values["forces"] = forces
@@ -104,13 +114,33 @@ def _cell(lines: list[str]) -> tuple[NDArray[np.float64], tuple[bool, ...]]:
     vectors = {match[1]: match.groups()[1:] for line in lines if (match := _VECTOR.match(line))}
     if len(vectors) != 3:
         raise RecordError("its cell is not there; let CP2K print it (PRINT_LEVEL MEDIUM)")
-    cell = np.array([[float(word) for word in vectors[name]] for name in "abc"])
+    cell = np.array([[float(word) for word in vectors[name][:3]] for name in "abc"])
+    angles = {match[1]: float(match[2]) for line in lines if (match := _ANGLE.match(line))}
+    lengths = [float(vectors[name][3] or 0.0) for name in "abc"]
+    if all(lengths) and len(angles) == 3:
+        cell = _sharpened(cell, [*lengths, *(angles[name] for name in ("alpha", "beta", "gamma"))])
     stated = next((match[1].upper() for line in lines if (match := _PERIODIC.match(line))), None)
     if stated is None:
         raise RecordError(
             "it does not say its periodic directions; let CP2K print them (PRINT_LEVEL MEDIUM)"
         )
     return cell, tuple(axis in stated and stated != "NONE" for axis in "XYZ")
+
+
+def _sharpened(cell: NDArray[np.float64], shape: list[float]) -> NDArray[np.float64]:
+    """Lattice vectors (3, 3) whose components have three decimals, with the lengths (Å) and angles
+    (degrees) that are printed beside them with six.
+
+    Where the vectors do not lie as CP2K lays them itself (a along x, b in the xy plane), the shape
+    is turned to where they lie.
+    """
+    exact = cellpar_to_cell(shape)
+    left, _, right = np.linalg.svd(exact.T @ cell)
+    turned = exact @ (left @ right)  # a left-handed cell is mirrored as well
+    for candidate in (exact, turned):
+        if np.abs(candidate - cell).max() <= 1.01 * _PRINTED:
+            return np.asarray(candidate)
+    return cell
 
 
 def _forces(lines: list[str], n_atoms: int) -> NDArray[np.float64] | None:

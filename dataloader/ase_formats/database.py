@@ -37,6 +37,7 @@ _COLUMNS = (
         "stress",
     ),
     *("dipole", "magmoms", "charges", "key_value_pairs", "data"),
+    *("masses", "tags", "momenta", "initial_magmoms", "initial_charges"),
 )
 _BLOBS: Mapping[str, tuple[str, tuple[int, ...]]] = {  # little-endian, and how they are laid out
     "numbers": ("<i4", (-1,)),
@@ -47,6 +48,11 @@ _BLOBS: Mapping[str, tuple[str, tuple[int, ...]]] = {  # little-endian, and how 
     "dipole": ("<f8", (-1,)),
     "magmoms": ("<f8", (-1,)),
     "charges": ("<f8", (-1,)),
+    "masses": ("<f8", (-1,)),
+    "tags": ("<i4", (-1,)),
+    "momenta": ("<f8", (-1, 3)),
+    "initial_magmoms": ("<f8", (-1,)),
+    "initial_charges": ("<f8", (-1,)),
 }
 
 
@@ -117,10 +123,8 @@ def _record(row: dict[str, object]) -> dict[str, object]:
         None if row["pbc"] is None else [bool(int(str(row["pbc"])) & bit) for bit in (1, 2, 4)]
     )
     values |= {name: value for name, value in own.items() if value is not None}
-    if values.get("fixed") is None:
-        values["fixed"] = ase_rows.held_components(
-            {"numbers": own["numbers"], "constraints": constraints}
-        )
+    values["constraints"] = constraints
+    ase_rows.take_constraints(values)
     return {name: value for name, value in values.items() if value is not None}
 
 

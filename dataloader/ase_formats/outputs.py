@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from dataloader import input_files
@@ -236,7 +237,7 @@ def _poscar(text: io.TextIOBase) -> Atoms:
     elif words:
         symbols = lines[0].split()
         if len(symbols) < len(words) or not all(
-            symbol[:1].isalpha() for symbol in symbols[: len(words)]
+            re.split(r"[_/.]", symbol)[0] in atomic_numbers for symbol in symbols[: len(words)]
         ):
             raise RecordError(
                 "it names no elements; write their symbols in a line before their "

@@ -23,6 +23,14 @@ BEGINS = (b"- of UlmASE-Trajectory", b"AFFormatASE-Trajectory")
 # bytes: eight of the kind, a tag of 16, then version, number of items and place of their offsets
 _HEADER = 48
 _SHARED = ("numbers", "pbc", "constraints")  # stated by the first item for those that follow
+# what a structure itself has for each atom, and as what ASE has it
+_COLUMNS = {
+    "masses": "masses",
+    "tags": "tags",
+    "momenta": "momenta",
+    "magmoms": "initial_magmoms",
+    "charges": "initial_charges",
+}
 _DTYPES = {
     "bool",
     "int8",
@@ -70,13 +78,12 @@ def _record(item: Mapping[str, object], shared: Mapping[str, object]) -> dict[st
             name: value for name, value in calculator.items() if name not in ("name", "parameters")
         }
     values |= {name: frame.get(name) for name in ("numbers", "positions", "cell", "pbc")}
+    values |= {name: frame[stored] for stored, name in _COLUMNS.items() if stored in frame}
     constraints = frame.get("constraints")
     if isinstance(constraints, str):
         constraints = ase_rows.from_json(constraints.encode())
-    if values.get("fixed") is None:
-        values["fixed"] = ase_rows.held_components(
-            {"numbers": values["numbers"], "constraints": constraints}
-        )
+    values["constraints"] = constraints
+    ase_rows.take_constraints(values)
     return {name: value for name, value in values.items() if value is not None}
 
 

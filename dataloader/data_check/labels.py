@@ -4,6 +4,8 @@ import numpy as np
 
 from dataloader.data_check.looking import Finding, Level, Set
 
+FULL_CELL = 40.0  # Å³ per atom; a molecule in a box has hundreds, ice has 10, caesium 110
+
 
 def labels(data: Set, *, allow_missing: bool = False) -> list[Finding]:
     """Missing and zero labels.
@@ -86,6 +88,15 @@ def geometry(data: Set) -> list[Finding]:
                 data=data.name,
                 keys=data.keys(lonely),
             )
+        )
+    full = (looked["box"] > 0) & (looked["box"] < FULL_CELL)
+    if full.any():
+        text = (
+            f"{full.sum()} structures have no periodic direction and a cell as full as a crystal's "
+            f"({np.median(looked['box'][full]):.3g} Å³ per atom): is pbc missing?"
+        )
+        findings.append(
+            Finding(level="warning", check="cells", text=text, data=data.name, keys=data.keys(full))
         )
     volumes = looked["volume"]
     if np.isfinite(volumes).any():

@@ -42,6 +42,7 @@ class Looked(NamedTuple):
     trace: float  # of the stress, over 3, eV/Å³; NaN
     max_stress: float
     volume: float  # per atom, Å³; NaN
+    box: float  # Å³ per atom of the cell of a structure without periodic directions; NaN
     closest: float  # smallest distance over the sum of covalent radii; inf
     lonely: int  # atoms without a neighbour within the cutoff
     n_edges: int
@@ -149,6 +150,9 @@ def look(structure: Structure, r_max: float, max_neighbors: int = MAX_NEIGHBORS)
         max_stress=nan if stress is None else float(np.abs(stress).max()),
         volume=abs(float(np.linalg.det(structure.cell))) / structure.n_atoms
         if structure.periodic
+        else nan,
+        box=abs(float(np.linalg.det(structure.cell))) / structure.n_atoms
+        if not any(structure.pbc) and structure.n_atoms > 1
         else nan,
         closest=closest,
         lonely=lonely,

@@ -11,6 +11,7 @@ KBAR = 1602.177
 HIGH_STRESS = 2.0  # eV/Å³, 320 GPa: the centre of the earth
 # eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
 HIGH_WORK = 4.0
+ENOUGH = 100  # structures with a stress, whose signs then say something
 COMPRESSED = 0.8  # closest distance over covalent radii, below which such a pressure is possible
 
 
@@ -52,9 +53,12 @@ def _stress(data: Set) -> list[Finding]:
     work = np.nanmedian(largest * data.looked["volume"])
     if middle <= HIGH_STRESS and work <= HIGH_WORK:
         return [Finding(level="note", check="stress", text=text, data=data.name)]
-    unit, factor = ("kbar", KBAR) if rms > 16 else ("GPa", GPA)
+    factor = KBAR if rms > 16 else GPA
     close = np.median(data.looked["closest"][np.isfinite(largest)]) < COMPRESSED
-    text = f"{text}: {'large' if close else 'too large'}; is it in {unit}? divide by {factor:g}"
+    units = f"GPa? divide by {GPA:g}"
+    if rms > 16:
+        units = f"kbar? divide by {KBAR:g} (of strained cells perhaps in {units})"
+    text = f"{text}: {'large' if close else 'too large'}; is it in {units}"
     level: Level = "warning" if close and rms < 16 else "error"
     return [Finding(level=level, check="stress", text=text, data=data.name, factor=factor)]
 
@@ -69,8 +73,11 @@ def stress_sign(data: Set) -> list[Finding]:
     traces = data.looked["trace"]
     volumes = data.looked["volume"]
     rows = np.nonzero(np.isfinite(traces) & np.isfinite(volumes))[0]
-    if len(rows) < 100:
-        return []
+    if len(rows) < ENOUGH:
+        if len(rows) == 0:
+            return []
+        text = f"its sign is not checked: {len(rows)} structures have it, {ENOUGH} are needed"
+        return [Finding(level="note", check="stress", text=text, data=data.name)]
     fractions = data.counts[rows] / data.n_atoms[rows, None]
     present = fractions.any(axis=0)
     target = np.log(volumes[rows])

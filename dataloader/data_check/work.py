@@ -80,7 +80,7 @@ def energies_and_forces(
     and jumps of the energy.
     """
     if compared is None:
-        return []
+        return _not_compared(data)
     if abs(compared.correlation) < 0.6:
         return _jumps(data, compared)
     slope = compared.slope
@@ -114,6 +114,17 @@ def energies_and_forces(
         f"energies change {ratio:.3g} times as much as the forces say: {text}? factor {factor:.5g}"
     )
     return [Finding(level="error", check=what, text=text, data=data.name, factor=factor)]
+
+
+def _not_compared(data: Set) -> list[Finding]:
+    """What cannot be said of forces without structures that are near to one another."""
+    if not any(s.energy is not None and s.forces is not None for s in data.sampled):
+        return []
+    text = (
+        f"sign and unit are not checked against the energies: that needs {ENOUGH} pairs of near "
+        "structures of the same atoms, as of a trajectory"
+    )
+    return [Finding(level="note", check="forces", text=text, data=data.name)]
 
 
 def _jumps(data: Set, compared: Comparison) -> list[Finding]:

@@ -26,17 +26,25 @@ DTYPES = {
     *("float16", "float32", "float64"),
 }
 _MACE_PARTS = ("__info__", "__arrays__")
-# constraint and its argument that names atoms
-_HOLDING = {"FixAtoms": "indices", "FixCartesian": "a"}
+# constraints that hold single atoms, and which of three directions where they have no mask: of a
+# plane or a line, how many are held is known and not which
+_HOLDING = {
+    "FixAtoms": (True, True, True),
+    "FixCartesian": (True, True, True),
+    "FixScaled": (True, True, True),
+    "FixedPlane": (True, False, False),
+    "FixedLine": (True, True, False),
+}
+_MASKED = ("FixCartesian", "FixScaled")
 ZLIB_BEGINS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 def loads(data: bytes) -> dict[str, object]:
     """The row as one flat record: what ASE stores at its top, then `key_value_pairs`, then `data`.
 
-    `__ndarray__` becomes an array, the atoms of `FixAtoms` and `FixCartesian` constraints become
-    the mask `fixed`, and what mace's own writer keeps in `data` under `__info__` and `__arrays__`
-    is laid out beside the rest.
+    `__ndarray__` becomes an array, the atoms that constraints hold become the mask `fixed`, and
+    what mace's own writer keeps in `data` under `__info__` and `__arrays__` is laid out beside the
+    rest.
 
     Raises:
         RowError: whatever is wrong; no other exception leaves this function.
@@ -55,8 +63,7 @@ def loads(data: bytes) -> dict[str, object]:
             record.update(part)
     # what ASE itself reads; mace's writer leaves results of other rows in `data` beside it
     record.update(row)
-    if record.get("fixed") is None:
-        record["fixed"] = held_components(record)
+    take_constraints(record)
     return record
 
 
@@ -174,38 +181,44 @@ def _array(stored: object) -> NDArray[np.generic]:
         return values.astype(dtype).reshape(shape)
 
 
-def held_components(record: Mapping[str, object]) -> NDArray[np.bool_] | None:
-    """Which components of which atoms were held, (n_atoms, 3), by FixAtoms and
-    FixCartesian; None where none was.
+def take_constraints(record: dict[str, object]) -> None:
+    """Put which components of which atoms ASE's constraints hold, (n_atoms, 3), into ``fixed``,
+    unless that is there; constraints that hold no single atoms stay.
+
+    Raises:
+        RowError: a constraint names atoms that are not there, or has no mask of three.
     """
-    constraints = record.get("constraints")
+    constraints = record.pop("constraints", None)
     numbers = record.get("numbers")
     n_atoms = len(numbers) if isinstance(numbers, np.ndarray | list) else 0
     held = np.zeros((n_atoms, 3), dtype=bool)
+    others: list[object] = []
     for constraint in constraints if isinstance(constraints, list) else ():
-        if not isinstance(constraint, dict) or constraint.get("name") not in _HOLDING:
-            continue
-        arguments = constraint.get("kwargs")
-        if not isinstance(arguments, dict):
-            continue
-        name = str(constraint["name"])
-        indices = np.asarray(arguments.get(_HOLDING[name], ())).reshape(-1)
-        if indices.size == 0:
-            continue
-        if indices.dtype.kind not in "iu" or indices.min() < -n_atoms or indices.max() >= n_atoms:
-            raise RowError(f"{name} names atoms that are not there")
-        held[indices] |= _components(name, arguments)
-    return held if held.any() else None
+        name = constraint.get("name") if isinstance(constraint, dict) else None
+        if name in _HOLDING and isinstance(constraint.get("kwargs"), dict):
+            _hold(held, str(name), constraint["kwargs"])
+        elif name is not None:
+            others.append(constraint)
+    if others:
+        record["constraints"] = others
+    if record.get("fixed") is None and held.any():
+        record["fixed"] = held
 
 
-def _components(name: str, arguments: Mapping[str, object]) -> NDArray[np.bool_]:
-    """Which of x, y and z a constraint holds."""
-    if name == "FixAtoms":
-        return np.ones(3, dtype=bool)
-    mask = np.asarray(arguments.get("mask", (True, True, True))).reshape(-1)
+def _hold(held: NDArray[np.bool_], name: str, arguments: Mapping[str, object]) -> None:
+    """Add what one constraint holds, (n_atoms, 3)."""
+    n_atoms = len(held)
+    indices = np.asarray(arguments.get("indices", arguments.get("a", ()))).reshape(-1)
+    if indices.size == 0:
+        return
+    if indices.dtype.kind not in "iu" or indices.min() < -n_atoms or indices.max() >= n_atoms:
+        raise RowError(f"{name} names atoms that are not there")
+    mask = np.array(_HOLDING[name])
+    if name in _MASKED:
+        mask = np.asarray(arguments.get("mask", mask)).reshape(-1)
     if mask.shape != (3,) or mask.dtype.kind not in "biu":
         raise RowError(f"the mask of {name} is not three of true and false")
-    return mask.astype(bool)
+    held[indices] |= mask.astype(bool)
 
 
 def _printable(text: str) -> str:

@@ -26,8 +26,9 @@ from dataloader.labels import LabelKeys
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import added
 
-# 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests
-FORMAT = 4
+# 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests; 4
+# knew two constraints that hold atoms, and took a cell for Å beside positions in another unit
+FORMAT = 5
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def loads(data: bytes) -> dict[str, object]:
     if flags & _STRESS:
         record["stress"] = cursor.take("<f8", 3, 3)
     if flags & _FIXED:
-        record["fixed"] = cursor.take("u1", n_atoms)
+        record["fixed"] = cursor.take("u1", n_atoms).astype(bool)
     if flags & _EDGES:
         record["edges"] = _edges(cursor, flags, n_atoms, n_edges)
     if cursor.position + n_json != len(data) or n_json > _MAX_JSON:

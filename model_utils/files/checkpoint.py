@@ -202,7 +202,7 @@ def verified(path: Path, content: dict[str, Any]) -> WeightsFile:
         raise VerificationError(
             f"{path} is not as we write it: {', '.join(absent)} missing or of another kind"
         )
-    plugins.compare(content.get("plugins", []), path)
+    plugins.compare(content.get("plugins", []), path, of_models=True)
     text = content["model_json_text"]
     if hashlib.sha256(text.encode()).hexdigest() != content["model_json_hash"]:
         raise VerificationError(

@@ -41,6 +41,8 @@ def run_held(outputs: Outputs, *, wait: bool, remedy: str | None = None) -> Iter
         InputError: another process writes this run or a file of it, or a lock cannot be made.
     """
     patience = WAIT if wait else 0.0
+    if remedy is None and outputs.model.parent == outputs.checkpoint.parent:
+        remedy = "give another --output_checkpoint"  # which moves the model along
     with ExitStack() as stack:
         of_checkpoint = _opened(stack, outputs.checkpoint.parent)
         of_model = _opened(stack, outputs.model.parent)

@@ -50,6 +50,9 @@ def weights_file(
         InputError: it cannot be read, or holds something else.
         VerificationError: it is damaged, or of another description.
     """
+    if path.is_dir():
+        there = ", ".join(map(str, sorted(path.glob("*_model.pt"))))
+        raise InputError(f"{path} is a folder, expected a file of weights{there and f': {there}'}")
     if path.suffix == ".safetensors":
         return _of_safetensors(path, expected, where)
     content = trusted.load(path) if trust_pickle else checkpoint.load_sandboxed(path)

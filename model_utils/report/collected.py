@@ -179,9 +179,7 @@ class Collected:
         """One structure with its elements (n_atoms,) and what was labelled and predicted of it."""
         number = len(self.structures)
         n_atoms = len(elements)
-        kind = "Default"  # of a record on the disk, which would have to be read once more
-        if self._data.in_memory(index):
-            kind = self._data.structure(index).config_type
+        kind = self._data.structure(index).config_type
         groups = {"by_config_type": kind, "by_head": head, "by_size": size_group(n_atoms)}
         errors = {}
         for name, entries in own.items():

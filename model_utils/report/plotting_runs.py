@@ -40,7 +40,8 @@ def plot(options: PlotLossOptions) -> None:
         options.out_svg or png.with_suffix(".svg"),
         lambda path: durable.write(path, as_svg(figure)),
     )
-    csv = options.out_csv or png.with_name("loss_long.csv")
+    beside = png.with_name("loss_long.csv") if options.out_png is None else png.with_suffix(".csv")
+    csv = options.out_csv or beside
     _write("--out_csv", csv, lambda path: durable.write_text(path, table))
 
 

@@ -104,7 +104,7 @@ def take_over(
     notes = require_same_data(stored, identity)
     load_tensors(run.module, stored.file.tensors, stored.description, str(stored.path))
     run.state.load_state_dict(stored.state)
-    log.info("continue %s: epoch %d, step %d", stored.path, stored.epoch + 1, stored.step)
+    _say_where(stored, run.plan)
     entry = _history_entry(changes, run.plan)
     was_applied = _was_applied(stored, changes, entry)
     if was_applied:
@@ -118,6 +118,20 @@ def take_over(
         return [*stored.history]
     begun_from = os.path.abspath(changes.begin_with)
     return [*stored.history, {"step": stored.step, "from": begun_from, **entry}]
+
+
+def _say_where(stored: StoredRun, plan: FitPlan) -> None:
+    """Where the run goes on, or that it has done what is asked for."""
+    if stored.epoch < plan.epochs and (plan.max_steps is None or stored.step < plan.max_steps):
+        log.info("continue %s: epoch %d, step %d", stored.path, stored.epoch + 1, stored.step)
+        return
+    log.info(
+        "continue %s: it has %d epochs and %d steps behind it, nothing is left of the %s asked for",
+        stored.path,
+        stored.epoch,
+        stored.step,
+        f"{plan.epochs} epochs" if stored.epoch >= plan.epochs else f"{plan.max_steps} steps",
+    )
 
 
 def _history_entry(changes: Changes, plan: FitPlan) -> dict[str, Any]:

@@ -20,8 +20,8 @@ OF_STAGE_TWO = {
 
 
 def advise(options: TrainingOptions, train: Dataset) -> None:
-    """Warn of default weights in units of the spread, and of labels of the stress that
-    mace-torch would train on.
+    """Warn of default weights in units of the spread, and say that labels of the stress are not
+    trained on, which mace-torch may do.
 
     Args:
         options: of the run.
@@ -30,10 +30,17 @@ def advise(options: TrainingOptions, train: Dataset) -> None:
     if options.loss.loss_units != "absolute":
         for text in default_weights(options):
             log.warning("warning: --loss_units %s: %s", options.loss.loss_units, text)
-    theirs = LOSSES[options.loss.loss].theirs.get(STRESS.name)
-    if theirs is None or stress_is_chosen(options.loss):
+    if stress_is_chosen(options.loss) or not any(
+        source.census.has_label(STRESS.name) for source in train.sources
+    ):
         return
-    if any(source.census.has_label(STRESS.name) for source in train.sources):
+    theirs = LOSSES[options.loss.loss].theirs.get(STRESS.name)
+    if theirs is None:
+        log.info(
+            "the data have labels of the stress, whose term has the weight 0: --stress_weight "
+            "trains on them"
+        )
+    else:
         log.warning(
             "warning: the data have labels of the stress, and --loss %s does not train on them: "
             "here its term has the weight 0 unless given, in mace-torch %g; give --stress_weight "

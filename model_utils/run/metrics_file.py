@@ -53,7 +53,8 @@ class MetricsFile:
         self._unsynced = b""  # records that were written but not yet brought to the disk
         if not self.mended and offset is not None and offset < self._size:
             log.info(
-                "%s: the %d bytes after the checkpoint are cut off and made again",
+                "%s: the %d bytes after the checkpoint are cut off and made again (what a run "
+                "wrote after its last save, or at its end)",
                 path,
                 self._size - offset,
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from dataloader import durable, input_files
 from losses import LOSSES
-from model_utils import model_loader
+from model_utils import model_loader, plugins
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import WeightsFile
@@ -63,6 +63,7 @@ def _with_state(file: WeightsFile) -> WeightsFile:
             f"{file.path} holds best weights only, no state to continue from; give the "
             "*_checkpoint.pt of the run"
         )
+    plugins.compare(file.content.get("plugins", []), file.path, of_models=False)
     return file
 
 
@@ -247,11 +248,13 @@ def refuse_contradictions(
             continue
         if now in (stored.config[name], _effective(name, stored)):
             continue
+        before = stored.config[name]
+        remedy = "leave it out" if before is None else "give that"
         raise InputError(
             f"--{name} is {_shown(now)}, but the run of {stored.path} has "
-            f"{_shown(stored.config[name])}; give that, start a new run elsewhere, or change what "
-            "may change with resume.py (--lr, --ema, --epochs, --reset_scheduler); here "
-            "--resume_new_lr takes the rate of --lr"
+            f"{'none' if before is None else _shown(before)}; {remedy}, start a new run "
+            "elsewhere, or change what may change with resume.py (--lr, --ema, --epochs, "
+            "--reset_scheduler); here --resume_new_lr takes the rate of --lr"
         )
 
 

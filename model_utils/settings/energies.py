@@ -2,11 +2,13 @@
 a published linear fit.
 """
 
+import ast
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from dataloader.limits import MODEL_JSON_BYTES
 from dataloader.structure import symbols
 from model_utils.models import description as model_json
 
+LONGEST_TEXT = 10_000  # letters of energies that are no JSON; every element takes 20
 FORMS = (
     "a file of isolated atoms (.xyz), or JSON like '{\"H\": -13.6}', by head "
     "where they have several"
@@ -74,8 +77,10 @@ def given_energies(
         by_head = read_isolated(Path(text), keys)
         return GivenEnergies(by_head.pop("", {}), by_head)
     try:
-        given = plain_json.loads(
-            text if is_text else input_files.read_text(Path(text), MODEL_JSON_BYTES)
+        given = (
+            _written_out(text)
+            if is_text
+            else plain_json.loads(input_files.read_text(Path(text), MODEL_JSON_BYTES))
         )
         nested = {
             head: _by_number(values) for head, values in given.items() if isinstance(values, dict)
@@ -89,6 +94,26 @@ def given_energies(
     if not np.isfinite([*energies.for_all.values(), *of_heads]).all():
         raise InputError(f"{flag}: an energy is not finite")
     return energies
+
+
+def _written_out(text: str) -> Any:
+    """Energies as JSON, or as mace_run_train takes them: ``{1: -13.6, 8: -430.0}``.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    try:
+        return plain_json.loads(text)
+    except ValueError as error:
+        try:
+            given = ast.literal_eval(text) if len(text) < LONGEST_TEXT else None
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            given = None
+        if isinstance(given, dict) and all(
+            isinstance(value, int | float) for value in given.values()
+        ):
+            return given
+        raise ValueError(str(error)) from None
 
 
 def _by_number(given: Mapping[str, object]) -> dict[int, float]:

@@ -11,7 +11,7 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -24,10 +24,12 @@ class NamesOf:
     Attributes:
         module: that owns the table.
         table: name of the dict in it.
+        words: what people type for one of several names, and the answer.
     """
 
     module: str
     table: str
+    words: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
 
     def names(self) -> tuple[str, ...]:
         """The names that the table has now."""
@@ -44,7 +46,7 @@ class NamesOf:
         """
         names = self.names()
         if name not in names:
-            raise ValueError(unknown(name, names))
+            raise ValueError(unknown(name, names, dict(self.words).get(name)))
         return name
 
 
@@ -83,9 +85,9 @@ FORMS_OF_STEP = OfFamilies(
 )
 
 
-def unknown(name: str, names: Sequence[str]) -> str:
-    """What is said of a name that no table has."""
-    near = get_close_matches(name, names, n=1)
+def unknown(name: str, names: Sequence[str], meant: str | None = None) -> str:
+    """What is said of a name that no table has; ``meant`` where it is known what people mean."""
+    near = [meant] if meant else get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{name!r} is not known; {hint}there are {', '.join(names)}"
 

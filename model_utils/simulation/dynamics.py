@@ -8,7 +8,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ STATE = "state.json"
 TABLE = "md.csv"
 TRAJECTORY = "trajectory.xyz"
 SUMMARY = "md.json"
+HIGH_DRIFT = 100.0  # meV/atom/ps: of a sound timestep it is below 1
 ELSEWHERE = "give another --output_dir, or --overwrite"
 COLUMNS = (
     "step",
@@ -284,6 +285,8 @@ class _Run:
             log.info(
                 "drift of the conserved energy: %.4f meV/atom/ps", summary["drift_meV_per_atom_ps"]
             )
+        for doubt in _doubts(summary, self.options.temperature):
+            log.warning("warning: %s", doubt)
         log.info("wrote %s: %s, %s, %s, %s", self.folder, TABLE, TRAJECTORY, STATE, SUMMARY)
 
 
@@ -313,6 +316,19 @@ def summary_of(rows: Mapping[str, np.ndarray], n_atoms: int, *, conserves: bool)
         if np.isfinite(rows["volume_A3"]).all()
         else None,
     }
+
+
+def _doubts(summary: Mapping[str, Any], temperature: float) -> Iterator[str]:
+    """What says that a trajectory is none of these atoms."""
+    remedy = "shorten --timestep, and look whether the model knows such structures"
+    drift = summary["drift_meV_per_atom_ps"]
+    if drift is not None and abs(drift) > HIGH_DRIFT:
+        yield f"the energy is not conserved, it drifts by {drift:.4g} meV/atom/ps: {remedy}"
+    if summary["temperature_K"] > 3 * max(temperature, 1.0):
+        yield (
+            f"the mean temperature is {summary['temperature_K']:.4g} K, begun with "
+            f"{temperature:g} K: {remedy}"
+        )
 
 
 def give_velocities(

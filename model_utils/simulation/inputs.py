@@ -19,7 +19,7 @@ from dataloader.frames import bare_atoms
 from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys
 from dataloader.needs import FeatureSpec
 from dataloader.record import EVERYTHING
-from dataloader.record_details import HELD_IN_PART
+from dataloader.record_details import HELD_IN_PART, HELD_OTHERWISE
 from dataloader.sources import open_sources
 from dataloader.structure import Structure
 from model_utils.runtime import log
@@ -157,8 +157,8 @@ def structures_in(
 
 
 def _refuse_partly_held(source: Source) -> None:
-    """Readers take an atom that is held in one direction for a free one, which is right for
-    labels and wrong here.
+    """Readers take an atom that is held in one direction for a free one, and leave other
+    constraints aside, which is right for labels and wrong here.
 
     Raises:
         InputError: there is one.
@@ -168,6 +168,12 @@ def _refuse_partly_held(source: Source) -> None:
             f"{source.path}: atoms are held in some directions only, which is not done here; hold "
             "them whole (move_mask F F F), or free them"
         )
+    for note in source.census.notes:
+        if note.startswith(HELD_OTHERWISE):
+            raise InputError(
+                f"{source.path}: the constraints {note.removeprefix(HELD_OTHERWISE)} are not done "
+                "here; take them out, or hold atoms whole"
+            )
 
 
 def _structures(source: Source) -> Sequence[Structure]:

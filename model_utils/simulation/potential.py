@@ -222,7 +222,9 @@ def _head(head: str | None, heads: Sequence[str], path: Path) -> str:
     if head is None and len(heads) == 1:
         return heads[0]
     if head is None:
-        raise InputError(f"{path} has the heads {', '.join(heads)}; say which with head=")
+        raise InputError(
+            f"{path} has the heads {', '.join(heads)}; say which with --head, in Python head="
+        )
     if head not in heads:
         raise InputError(f"{path} has no head {head!r}; it has {', '.join(heads)}")
     return head

@@ -13,7 +13,7 @@ try:
     from torch_sim.state import SimState
 except ImportError as error:
     raise ImportError(
-        "torch-sim is not installed; pip install 'mace-pretrain[simulation]'"
+        "torch-sim is not installed; pip install -e '.[simulation]' in the checkout"
     ) from error
 
 from dataloader.errors import InputError

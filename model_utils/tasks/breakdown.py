@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dataloader import durable
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
-from dataloader.frames import LABEL, PREDICTION, as_extended_xyz, bare_atoms, put
+from dataloader.frames import LABEL, PREDICTION, as_extended_xyz, bare_atoms, put, put_rest
 from dataloader.quantities import ENERGY, FORCES, STRESS
 from dataloader.structure import LabelValue
 from losses import Prediction
@@ -63,6 +63,9 @@ class Row:
         return self.predicted_energy - self.energy
 
 
+UNKNOWN_TYPE = "(not read)"  # of records whose config_type nobody asked for
+
+
 @dataclass
 class ForceSums:
     """Squared and absolute force errors of some atoms."""
@@ -94,14 +97,19 @@ class Breakdown:
         data: the structures.
         keep_rows: keep the errors of each, for a table.
         keep_frames: keep the predictions, for an xyz file.
+        by_type: errors of each config_type are wanted, for which a record that is not in the
+            memory is read once more.
     """
 
-    def __init__(self, data: Dataset, *, keep_rows: bool, keep_frames: bool) -> None:
+    def __init__(self, data: Dataset, *, keep_rows: bool, keep_frames: bool, by_type: bool) -> None:
         self._data = data
         self._keep_rows = keep_rows or len(data) <= SMALL_SET
         self._keep_frames = keep_frames
-        self.rows: list[Row] = []
-        self.frames: list[Atoms] = []
+        self._by_type = by_type or self._keep_rows or keep_frames
+        # by number of the structure: sources and heads are evaluated one after another, and what
+        # is written has the order of the data
+        self._rows: dict[int, Row] = {}
+        self._frames: dict[int, Atoms] = {}
         self.types: dict[str, TypeSums] = defaultdict(TypeSums)
         self.type_forces: dict[str, ForceSums] = defaultdict(ForceSums)
         self.elements: dict[str, ForceSums] = defaultdict(ForceSums)
@@ -138,9 +146,19 @@ class Breakdown:
             )
             own = of_structure(more, k, atoms)
             if self._keep_rows:
-                self.rows.append(replace(row, spread=_spread(own)))
+                self._rows[index] = replace(row, spread=_spread(own))
             if self._keep_frames:
-                self.frames.append(self._frame(index, of_structure(predicted, k, atoms), own))
+                self._frames[index] = self._frame(index, of_structure(predicted, k, atoms), own)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Errors of every structure that is kept, in the order of the data."""
+        return [self._rows[index] for index in sorted(self._rows)]
+
+    @property
+    def frames(self) -> list[Atoms]:
+        """Predictions for every structure that is kept, in the order of the data."""
+        return [self._frames[index] for index in sorted(self._frames)]
 
     def _add_by_element(
         self, batch: Batch, errors: NDArray[np.float64], counted: NDArray[np.bool_]
@@ -170,8 +188,8 @@ class Breakdown:
             energy: predicted, eV, reference energies included; None where the network gives none.
             target: its label, likewise; None where there is none.
         """
-        # a record of an LMDB has no config_type that is known without reading it once more
-        kind = self._data.structure(index).config_type if self._data.in_memory(index) else "Default"
+        known = self._by_type or self._data.in_memory(index)
+        kind = self._data.structure(index).config_type if known else UNKNOWN_TYPE
         sums = self.types[kind]
         sums.structures += 1
         if target is not None and energy is not None:
@@ -193,12 +211,11 @@ class Breakdown:
         self, index: int, predicted: Mapping[str, LabelValue], more: Mapping[str, LabelValue]
     ) -> Atoms:
         """Predictions, and what is known besides, as ``mace_…``, labels as
-        ``REF_…``; all else as it was.
+        ``REF_…``; all else as it was, see ``put_rest``.
         """
         structure = self._data.structure(index)
         atoms = bare_atoms(structure)
-        atoms.info.update(structure.extra)
-        atoms.arrays.update(structure.columns)
+        put_rest(atoms, structure)
         atoms.info["config_type"] = structure.config_type
         atoms.info.setdefault("identifier", self._data.name(index))
         if structure.head is not None:
@@ -252,7 +269,9 @@ class Breakdown:
                 }
                 for symbol, sums in sorted(self.elements.items())
             },
-            "by_config_type": {kind: self._of_type(kind) for kind in sorted(self.types)},
+            "by_config_type": {
+                kind: self._of_type(kind) for kind in sorted(self.types) if kind != UNKNOWN_TYPE
+            },
         }
 
     def _of_type(self, kind: str) -> dict[str, float | int | None]:

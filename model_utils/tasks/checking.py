@@ -370,7 +370,7 @@ def _print(findings: Sequence[Finding]) -> None:
     for finding in sorted(findings, key=lambda f: order[f.level]):
         keys = f" ({', '.join(finding.keys)})" if finding.keys else ""
         log.info(
-            "%-8s%-11s%-11s%s%s", finding.level, finding.data, finding.check, finding.text, keys
+            "%-7s %-10s %-10s %s%s", finding.level, finding.data, finding.check, finding.text, keys
         )
     counts: dict[str, Any] = {level: sum(f.level == level for f in findings) for level in order}
     log.info("%d error(s), %d warning(s)", counts["error"], counts["warning"])

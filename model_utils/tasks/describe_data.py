@@ -59,6 +59,13 @@ def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
     return fields
 
 
+def stated_fields(options: MetadataInitOptions) -> dict[str, Any]:
+    """What the mace YAML states and says not to measure."""
+    if options.mace_config is None:
+        return {}
+    return mace_yaml.stated_number_of_neighbors(options.mace_config)
+
+
 def wants_zero_shift(options: MetadataInitOptions) -> bool:
     """Whether the shift is to be 0: where that is asked for, or the mace YAML's model
     is MACE, which has none.

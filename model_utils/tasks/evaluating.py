@@ -64,7 +64,10 @@ def evaluate(options: EvaluateOptions, loss: Loss | None = None) -> Evaluation:
     if baseline is not None:
         baseline.refuse_others(data)
     breakdown = Breakdown(
-        data, keep_rows=options.output_table is not None, keep_frames=options.output_xyz is not None
+        data,
+        keep_rows=options.output_table is not None,
+        keep_frames=options.output_xyz is not None,
+        by_type=options.output_json is not None or options.reporting.report is not None,
     )
     physics = physics_check.examined(options.physics_checks, opened.subject(data), data, group)
     collected = reporting.collected_of(options.reporting, data)

@@ -47,6 +47,11 @@ MACE_SETTINGS = {
 }
 
 
+FIRST_OF_PLAIN_MACE = ("RealAgnosticInteractionBlock", "RealAgnosticDensityInteractionBlock")
+_SHAPING = {"model", "num_channels", "max_L", "compute_avg_num_neighbors"}
+_FALSE = ("false", "f", "no", "n", "0")  # of mace_run_train's flags
+
+
 def settings_in(path: Path) -> Mapping[str, Any]:
     """The settings of a YAML of mace_run_train, which is not empty."""
     settings = plain_yaml.read(path, "a YAML of mace_run_train", "r_max: 5.0")
@@ -69,27 +74,41 @@ def network_fields(path: Path) -> dict[str, Any]:
     try:
         if isinstance(fields.get("radial_MLP"), str):
             fields["radial_MLP"] = plain_json.loads(fields["radial_MLP"])
-        if "num_channels" in settings or "max_L" in settings:
-            channels = int(settings.get("num_channels", 128))
-            max_order = min(int(settings.get("max_L", 1)), 99)
-            fields["hidden_irreps"] = _irreps(channels, max_order)
+        shape = [settings.get("num_channels"), settings.get("max_L")]
+        # as mace_run_train has it: hidden_irreps count unless both of the others are there
+        if None not in shape or (shape != [None, None] and "hidden_irreps" not in fields):
+            channels, max_order = (
+                int(usual if given is None else given)
+                for given, usual in zip(shape, (128, 1), strict=True)
+            )
+            fields["hidden_irreps"] = _irreps(channels, min(max_order, 99))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: radial_MLP, num_channels and max_L must be numbers ({error!s:.60})"
         ) from None
-    # mace builds ScaleShiftMACE with this first block (and shift 0)
+    # mace builds ScaleShiftMACE with one of these first blocks (and shift 0)
     if settings.get("model", "MACE") == "MACE":
-        if "Density" not in str(fields.get("interaction_cls_first")):
-            fields["interaction_cls_first"] = "RealAgnosticInteractionBlock"
+        if fields.get("interaction_cls_first") not in FIRST_OF_PLAIN_MACE:
+            fields["interaction_cls_first"] = FIRST_OF_PLAIN_MACE[0]
     elif settings["model"] != "ScaleShiftMACE":
         raise InputError(
             f"{path}: model {settings['model']!r} is not supported; expected MACE or ScaleShiftMACE"
         )
-    aside = sorted(
-        map(str, set(settings) - set(MACE_SETTINGS) - {"model", "num_channels", "max_L"})
-    )
+    aside = sorted(map(str, set(settings) - set(MACE_SETTINGS) - _SHAPING))
     log.info("%s: left aside, not of the network: %s", path, ", ".join(aside) or "nothing")
     return fields
+
+
+def stated_number_of_neighbors(path: Path) -> dict[str, float]:
+    """``avg_num_neighbors`` of a configuration that says not to measure it; else nothing."""
+    settings = settings_in(path)
+    measured = str(settings.get("compute_avg_num_neighbors", True)).casefold() not in _FALSE
+    if measured:
+        return {}
+    number = settings.get("avg_num_neighbors", 1.0)  # its default
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise InputError(f"{path}: avg_num_neighbors is {number!r:.40}, expected a number")
+    return {"avg_num_neighbors": float(number)}
 
 
 def _irreps(channels: int, max_order: int) -> str:

@@ -34,7 +34,12 @@ class _Watched:
         folder = metrics.parent
         silent = _age(metrics, now) if self._tail.records else None
         status = status_of(
-            self._tail.records, places.plan_of(folder), places.ending_of(folder), silent, limits
+            self._tail.records,
+            places.plan_of(folder),
+            places.ending_of(folder),
+            silent,
+            limits,
+            has_writer=places.has_writer(folder),
         )
         return str(folder), status
 

@@ -15,6 +15,7 @@ METRICS = "metrics.jsonl"
 RECORD = "run.json"
 SETTINGS = "config.resolved.yaml"
 LATEST = "latest"
+LOCK = ".run.lock"
 JSON_BYTES = 2**24
 
 
@@ -74,6 +75,13 @@ def ending_of(folder: Path) -> str | None:
     """Why a run ended, by its run.json; None where it has none, goes on, or does not say."""
     finished = _content(folder / RECORD).get("finished")
     return str(finished.get("why", "finished")) if isinstance(finished, dict) else None
+
+
+def has_writer(folder: Path) -> bool:
+    """Whether a process may be writing the run: it has the folder's lock while it does, and a
+    process that was killed leaves the file.
+    """
+    return (folder / LOCK).exists()
 
 
 def _content(path: Path) -> Mapping[str, Any]:

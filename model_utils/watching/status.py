@@ -18,6 +18,7 @@ EARLIER_NORMS = 10
 FEWEST_NORMS = 5  # before a rise can be told
 RISING = 3.0  # times the median before
 SLOW = 0.5  # of the usual rate
+STOPPED = "no process writes it: it was stopped; it goes on with --resume auto, or with resume.py"
 SILENCE = 5.0  # times the time that records usually take
 
 
@@ -75,7 +76,13 @@ class Status:
 
 
 def status_of(
-    records: Sequence[Record], plan: Plan, ending: str | None, silent: float | None, limits: Limits
+    records: Sequence[Record],
+    plan: Plan,
+    ending: str | None,
+    silent: float | None,
+    limits: Limits,
+    *,
+    has_writer: bool = True,
 ) -> Status:
     """The status of a run.
 
@@ -85,6 +92,7 @@ def status_of(
         ending: why it ended, where run.json says so; a final record at the end says so too.
         silent: seconds since the last record was written.
         limits: of the warnings.
+        has_writer: a process may be writing it.
     """
     trained = [r for r in records if r["kind"] in ("train", "train_steps")]
     epochs = [r for r in trained if r["kind"] == "train"]
@@ -100,13 +108,14 @@ def status_of(
     rates = [
         rate for r in trained if (rate := number(r.get("perf", {}), "atoms_per_s")) is not None
     ]
-    running = ending is None
+    running = ending is None and has_writer
     warnings = [
         *_of_values(records),
         *_of_improvement(valid, best, limits),
         *_of_norms(trained),
         *(_of_rate(rates) if running else ()),
         *(_of_silence(silent, per_epoch, limits) if running else ()),
+        *((STOPPED,) if ending is None and not has_writer and records else ()),
     ]
     return Status(
         epoch=epoch,

@@ -41,14 +41,14 @@ from format_files import (
 from conftest import waters
 from dataloader import formats
 from dataloader.ase_files import KINDS
-from dataloader.ase_formats import outputs
+from dataloader.ase_formats import cp2k, outputs
 from dataloader.data_file import SourceSpec, Wanted
 from dataloader.entry_values import RecordError
 from dataloader.errors import InputError
 from dataloader.formats import FORMATS, format_named, format_of
 from dataloader.in_memory import RawFrame, kept_format
 from dataloader.labels import TO_EVALUATE, TO_TRAIN, LabelKeys, LabelNeeds
-from dataloader.record import RawRecord
+from dataloader.record import EVERYTHING, RawRecord
 from dataloader.sources import Source, open_sources, unread
 
 h5py = pytest.importorskip("h5py")
@@ -679,3 +679,71 @@ def test_a_reader_that_waits_at_the_end_of_a_file_is_stopped(tmp_path: Path) -> 
     (tmp_path / "some.out").write_text("a line\n")
     with pytest.raises(RecordError, match="ends too early"):
         list(outputs.frames(tmp_path / "some.out", waiting))
+
+
+@pytest.mark.parametrize("ending", ["traj", "db", "aselmdb", "xyz"])
+def test_masses_and_other_columns_are_kept(ending: str, tmp_path: Path) -> None:
+    atoms = boxed_waters(1)[0]
+    atoms.set_masses([15.999, 2.014, 2.014])
+    atoms.set_tags([2, 1, 0])
+    atoms.set_initial_magnetic_moments([0.5, 0.0, -0.5])
+    path = tmp_path / f"some.{ending}"
+    if ending in ("db", "aselmdb"):
+        with connect(path, type=ending) as database:
+            database.write(atoms)
+    else:
+        write(path, atoms, format="extxyz" if ending == "xyz" else ending)
+    spec = SourceSpec(path=path, format=format_of(path), keep=EVERYTHING)
+    (source,) = open_sources([spec], needs=TO_EVALUATE, max_dropped=0)
+    columns = source.structure(0).columns
+    np.testing.assert_allclose(columns["masses"], atoms.get_masses())
+    np.testing.assert_array_equal(columns["tags"], atoms.get_tags())
+    np.testing.assert_allclose(columns["initial_magmoms"], atoms.get_initial_magnetic_moments())
+
+
+def test_a_cell_of_cp2k_has_the_digits_of_its_lengths_and_angles(tmp_path: Path) -> None:
+    text = new_cp2k_run(FRAMES[0])
+    vectors = [line for line in text.splitlines() if "CELL| Vector" in line]
+    hexagonal = [
+        " CELL| Vector a [angstrom]:      16.869     0.000     0.000   |a| =    16.869000",
+        " CELL| Vector b [angstrom]:      -8.434    14.609     0.000   |b| =    16.869000",
+        " CELL| Vector c [angstrom]:       0.000     0.000    20.000   |c| =    20.000000",
+        " CELL| Angle (b,c), alpha [degree]:                                    90.000000",
+        " CELL| Angle (a,c), beta  [degree]:                                    90.000000",
+        " CELL| Angle (a,b), gamma [degree]:                                   120.000000",
+    ]
+    (tmp_path / "hex.out").write_text(text.replace("\n".join(vectors), "\n".join(hexagonal)))
+    cell = source_of(tmp_path / "hex.out").structure(0).cell
+    b = 16.869 * np.array([-0.5, np.sqrt(0.75), 0.0])
+    np.testing.assert_allclose(cell, [[16.869, 0, 0], b, [0, 0, 20.0]], atol=1e-9)
+    # laid otherwise: the shape is exact, the direction that of the printed vectors
+    turned = [
+        line.replace("16.869     0.000     0.000", "0.000    16.869     0.000")
+        for line in hexagonal
+    ]
+    turned = [line.replace("-8.434    14.609", "-14.609    -8.434") for line in turned]
+    (tmp_path / "turned.out").write_text(text.replace("\n".join(vectors), "\n".join(turned)))
+    cell = source_of(tmp_path / "turned.out").structure(0).cell
+    np.testing.assert_allclose(np.linalg.norm(cell, axis=1), [16.869, 16.869, 20.0], atol=1e-9)
+    np.testing.assert_allclose(
+        cell, [[0, 16.869, 0], [-14.609, -8.434, 0], [0, 0, 20.0]], atol=5e-4
+    )
+
+
+def test_charge_and_multiplicity_of_cp2k_are_read(tmp_path: Path) -> None:
+    lines = new_cp2k_run(FRAMES[0]).splitlines()
+    lines[1:1] = [
+        " DFT| Multiplicity                                                              2",
+        " DFT| Charge                                                                   -1",
+    ]
+    (tmp_path / "ion.out").write_text("\n".join(lines))
+    [raw] = cp2k.records(tmp_path / "ion.out")
+    assert (raw.values["charge"], raw.values["spin"]) == (-1.0, 2.0)
+    assert "1 of 1 structures have a charge" in refusal(tmp_path / "ion.out")
+
+
+def test_a_poscar_without_elements_is_told_so(tmp_path: Path) -> None:
+    write(tmp_path / "POSCAR", FRAMES[0], format="vasp")
+    lines = (tmp_path / "POSCAR").read_text().splitlines()
+    (tmp_path / "POSCAR").write_text("\n".join(["Bulk structure", *lines[1:5], *lines[6:]]))
+    assert "it names no elements" in refusal(tmp_path / "POSCAR")

@@ -545,11 +545,47 @@ def test_held_atoms_have_one_meaning(name: str, width: int, write: Write, tmp_pa
         {"name": "FixAtoms", "kwargs": {"indices": [0]}},
         {"name": "FixCartesian", "kwargs": {"a": [0], "mask": [True, True, True]}},
         {"name": "FixCartesian", "kwargs": {"a": 0, "mask": [1, 1, 1]}},
+        {"name": "FixScaled", "kwargs": {"a": [0], "mask": [True, True, True]}},
     ],
 )
 def test_constraints_of_ase_hold_atoms(constraint: dict[str, Any], tmp_path: Path) -> None:
     source = opened(write_ase_rows(tmp_path / "some.lmdb", [record(constraints=[constraint])]))
     assert source.structure(0).free_atoms.tolist() == [False, True, True]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "note"),
+    [
+        (
+            {"name": "FixScaled", "kwargs": {"a": [0], "mask": [True, False, True]}},
+            "atoms that were held in some directions only count as free",
+        ),
+        (
+            {"name": "FixedPlane", "kwargs": {"indices": [0], "direction": [0.0, 0.0, 1.0]}},
+            "atoms that were held in some directions only count as free",
+        ),
+        (
+            {"name": "FixedLine", "kwargs": {"indices": [0], "direction": [0.0, 0.0, 1.0]}},
+            "atoms that were held in some directions only count as free",
+        ),
+        (
+            {"name": "FixBondLengths", "kwargs": {"pairs": [[0, 1]], "tolerance": 1e-13}},
+            "constraints that hold no single atoms are left aside: FixBondLengths",
+        ),
+        (
+            {"name": "FixCom", "kwargs": {}},
+            "constraints that hold no single atoms are left aside: FixCom",
+        ),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_constraints_that_are_not_kept_are_said(
+    constraint: dict[str, Any], note: str, tmp_path: Path
+) -> None:
+    source = opened(write_ase_rows(tmp_path / "some.lmdb", [record(constraints=[constraint])]))
+    free = source.structure(0).free_atoms
+    assert free is None or free.all()
+    assert dict(source.census.notes) == {note: 1}
 
 
 @EACH
@@ -760,6 +796,11 @@ def test_positions_as_fractions_are_named(tmp_path: Path) -> None:
         ("name=O'Brien", "name", "O'Brien"),
         ("url=http://x?y=z", "url", "http://x?y=z"),
         ("uid=00123", "uid", "00123"),
+        ('name= pbc="F F F"', "pbc", [False, False, False]),
+        ("name= config_type=bulk", "config_type", "bulk"),
+        ("name= config_type=bulk", "name", ""),
+        ("energy=  -3.5 other=1", "energy", -3.5),
+        ("name= x", "name", "x"),
     ],
 )
 def test_values_of_a_comment(comment: str, name: str, value: Any) -> None:
@@ -812,3 +853,68 @@ def test_a_dataset_counts_what_is_labelled(tmp_path: Path) -> None:
     path = write_xyz(tmp_path / "some.xyz", [record(), record(forces=None), record(energy=None)])
     data = Dataset([open_with(path, LabelKeys(), TO_EVALUATE)], facts, torch.float64)
     assert data.batch([0, 1, 2]).rows == {"energy": 2, "forces": 6, "stress": 0}
+
+
+# What is a name stays as it is spelt.
+
+SPELT = ["12e45678", "5e3", "5000.0", "1234e567", "007", "T", "F", "+1", "bulk", "1_000"]
+
+
+def test_names_that_look_like_numbers_are_names(tmp_path: Path) -> None:
+    records = [record(sid=text, config_type=text) for text in SPELT]
+    path = write_xyz(tmp_path / "some.xyz", records)
+    spec = SourceSpec(path=path, format="xyz", keep=("sid",))
+    (source,) = open_sources([spec], needs=TO_EVALUATE, max_dropped=0)
+    assert [source.structure(i).config_type for i in range(len(SPELT))] == SPELT
+    assert [str(source.structure(i).extra["sid"]) for i in range(len(SPELT))] == SPELT
+    (whole,) = open_sources(
+        [SourceSpec(path=path, format="xyz", keep=EVERYTHING)], needs=TO_EVALUATE, max_dropped=0
+    )
+    assert whole.structure(3).extra["sid"] == "1234e567", "no infinity"
+
+
+def test_a_head_is_as_it_is_spelt_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "some.xyz"
+    for text, head in (("head=1e3", "1e3"), ("head=F", "F"), ("head= other=1", None)):
+        lines = frame(record()).splitlines(keepends=True)
+        lines[1] = f"{text} {lines[1]}"
+        path.write_text("".join(lines))
+        assert opened(path).structure(0).head == head
+
+
+def test_one_stress_in_six_and_in_nine_numbers_is_one(tmp_path: Path) -> None:
+    """As ASE writes ``info["REF_stress"] = atoms.get_stress()`` beside the calculator's."""
+    tensor = np.array([[1.0, 4, 5], [4, 2, 6], [5, 6, 3]]) / 1000
+    six = tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+    for name, write in FORMATS.items():
+        folder = tmp_path / name
+        (folder / "other").mkdir(parents=True)
+        source = one(write, folder, REF_stress=six, stress=tensor)
+        np.testing.assert_allclose(source.structure(0).stress, tensor)  # type: ignore[arg-type]
+        assert "both there and differ" in refusal(
+            write, folder / "other", REF_stress=six, stress=2 * tensor
+        )
+
+
+@EACH
+@pytest.mark.parametrize(("stated", "other"), [("positions", "cell"), ("cell", "positions")])
+def test_half_stated_lengths_are_refused(
+    stated: str, other: str, write: Write, tmp_path: Path
+) -> None:
+    units_of_labels = {"energy_unit": "eV", "forces_unit": "eV/Å", "stress_unit": "eV/Å^3"}
+    text = refusal(write, tmp_path, **units_of_labels, **{f"{stated}_unit": "bohr"})
+    assert f"no unit of the {other}" in text
+    both = {"positions_unit": "bohr", "cell_unit": "angstrom"}
+    assert one(write, tmp_path, **units_of_labels, **both)
+
+
+def test_a_unit_behind_a_number_is_not_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "some.xyz"
+    lines = frame(record()).splitlines(keepends=True)
+    for word, is_refused in (("Ha", True), ("kcal/mol", True), ("eV", False), ("done", False)):
+        path.write_text("".join([lines[0], f"total=-5.0 {word} {lines[1]}", *lines[2:]]))
+        if is_refused:
+            with pytest.raises(InputError, match=f"{word} stands behind total like its unit"):
+                opened(path)
+        else:
+            assert opened(path)

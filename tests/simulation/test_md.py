@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.constraints import FixCartesian
+from ase.constraints import FixBondLengths, FixCartesian
 from ase.io import read, write
 
 from model_utils import md, relax
@@ -240,3 +240,36 @@ def test_atoms_held_in_part_are_refused(
     )
     assert command(models[0], tmp_path / "in.xyz", tmp_path / "out", "--n_steps", 3) == 2
     assert "held in some directions only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["traj", "db"])
+def test_other_constraints_are_refused(
+    ending: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atoms = kinds()["molecule"]
+    atoms.set_constraint(FixBondLengths([[0, 1]]))
+    path = tmp_path / f"in.{ending}"
+    write(path, atoms)
+    assert command(models[0], path, tmp_path / "out", "--n_steps", 3) == 2
+    assert "the constraints FixBondLengths are not done here" in capsys.readouterr().err
+    words = ["--input_model", models[0], "--data", path, "--output_dir", tmp_path / "relaxed"]
+    assert relax.main(list(map(str, words))) == 2
+
+
+def test_a_trajectory_that_ran_away_is_said(
+    models: list[Path], crystal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(models[0], crystal, tmp_path / "sound", "--n_steps", 30) == 0
+    assert "warning" not in capsys.readouterr().out
+    wild = {"temperature_K": 1e5, "drift_meV_per_atom_ps": 2e4}
+    sentences = list(dynamics._doubts(wild, 300.0))
+    assert "the energy is not conserved, it drifts by 2e+04 meV/atom/ps" in sentences[0]
+    assert "the mean temperature is 1e+05 K, begun with 300 K" in sentences[1]
+
+
+def test_nvt_is_answered_with_what_keeps_a_temperature(
+    models: list[Path], crystal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--n_steps", 3, "--ensemble", "nvt")
+    assert command(models[0], crystal, tmp_path / "out", *words) == 2
+    assert "did you mean langevin, or nose_hoover?" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from model_utils.models.libraries.visnet_description import VisnetDescription
 from model_utils.models.network import Network
 from model_utils.models.seams import Form, Repeated
 
-EXTRA = "pip install 'mace-pretrain[architectures]'"
+EXTRA = "pip install -e '.[architectures]' in the checkout"
 OF_MODEL_JSON = (
     "atomic_energies",
     "atomic_inter_scale",

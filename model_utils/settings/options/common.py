@@ -16,7 +16,7 @@ class CommonOptions:
     config: Annotated[Path | None, OF_THE_COMMAND] = None
     """YAML file of settings: a key is a flag without its dashes. Flags win over it, in any order; relative paths in it are relative to the file."""
     plugin: Annotated[tuple[Path, ...], OF_THE_COMMAND] = ()
-    """Python files of yours that are imported before anything else and add to the tables: a loss shape, a loss, a schedule, an optimizer, a logger, a format, a quantity, an architecture (`configs/plugins/` has an example). Their sha256 is kept in checkpoints, and whoever goes on with one names them again."""
+    """Python files of yours that are imported before anything else and add to the tables: a loss shape, a loss, a schedule, an optimizer, a logger, a format, a quantity, an architecture (`configs/plugins/` has an example). Their sha256 is kept in checkpoints, and whoever goes on with one names them again; who only uses the model, where the network or its quantities are theirs."""
     debug: Annotated[bool, OF_THE_COMMAND] = False
     """Show the traceback behind a one-line error."""
 

@@ -56,4 +56,4 @@ class PlotLossOptions:
     out_svg: Path | None = None
     """The figure as SVG; beside the PNG unless given."""
     out_csv: Path | None = None
-    """Every point as a row (run, stage, kind, epoch, step, metric, value, smoothed, best); `loss_long.csv` beside the PNG unless given."""
+    """Every point as a row (run, stage, kind, epoch, step, metric, value, smoothed, best); `loss_long.csv` beside the PNG, or the name of `--out_png` with `.csv`, unless given."""

@@ -11,7 +11,9 @@ from model_utils.settings.options.common import CommonOptions, DeviceOptions
 from model_utils.settings.options.data import NAMES_OF_FORMATS
 from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
 
-NAMES_OF_ENSEMBLES = NamesOf("model_utils.simulation.ensembles", "ENSEMBLES")
+NAMES_OF_ENSEMBLES = NamesOf(
+    "model_utils.simulation.ensembles", "ENSEMBLES", words=(("nvt", "langevin, or nose_hoover"),)
+)
 NAMES_OF_MINIMIZERS = NamesOf("model_utils.simulation.relaxation", "MINIMIZERS")
 
 

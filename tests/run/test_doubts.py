@@ -1,0 +1,77 @@
+"""What a run says of its data and its loss before the first step, where its user may not know."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.constraints import FixAtoms
+from ase.io import write
+
+from conftest import waters
+from model_utils import train_mace
+
+
+@pytest.fixture
+def said(tmp_path: Path, tiny_json: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Train without a step; what was said."""
+
+    def go(*words: object) -> str:
+        given = ["--input_json", tiny_json, "--output_checkpoint", tmp_path / "run", "--dry_run"]
+        assert train_mace.main(list(map(str, [*given, *words]))) == 0
+        return capsys.readouterr().out
+
+    return go
+
+
+def file_of(folder: Path, name: str, frames: list[Atoms]) -> Path:
+    columns = ["symbols", "positions", "REF_forces"]
+    if any(atoms.constraints for atoms in frames):
+        for atoms in frames:
+            held = [] if not atoms.constraints else list(atoms.constraints[0].index)
+            atoms.arrays["fixed"] = np.isin(np.arange(len(atoms)), held)
+            atoms.set_constraint()
+        columns.append("fixed")
+    write(folder / name, frames, format="extxyz", columns=columns)
+    return folder / name
+
+
+def test_copies_between_training_and_other_data(tmp_path: Path, said: Callable[..., str]) -> None:
+    frames = waters(6)
+    train = file_of(tmp_path, "train.xyz", frames)
+    other = file_of(tmp_path, "other.xyz", [*waters(2, seed=9), frames[4]])
+    sound = file_of(tmp_path, "sound.xyz", waters(3, seed=5))
+    text = said("--xyz_train", train, "--xyz_val", other, "--xyz_test", train)
+    assert "1 of the 3 validation structures are copies of training structures" in text
+    assert "(the first: other.xyz#2)" in text
+    assert "6 of the 6 test structures are copies" in text
+    assert "are copies of" not in said("--xyz_train", train, "--xyz_val", sound)
+
+
+@pytest.mark.parametrize("held_first", [True, False])
+def test_held_atoms_are_said_wherever_they_are(
+    held_first: bool, tmp_path: Path, said: Callable[..., str]
+) -> None:
+    free = file_of(tmp_path, "free.xyz", waters(3))
+    frames = waters(3, seed=1)
+    frames[-1].set_constraint(FixAtoms([0]))
+    held = file_of(tmp_path, "held.xyz", frames)
+    paths = [held, free] if held_first else [free, held]
+    text = said("--xyz_train", *paths, "--valid_fraction", 0.34)
+    assert "records say which atoms were fixed" in text
+
+
+def test_a_stress_that_nobody_trains_on_is_said(tmp_path: Path, said: Callable[..., str]) -> None:
+    frames = waters(6)
+    for atoms in frames:
+        atoms.set_cell([9.0, 9.0, 9.0])
+        atoms.pbc = True
+        atoms.info["REF_stress"] = np.full(9, 1e-3)
+    path = tmp_path / "stressed.xyz"
+    write(path, frames, format="extxyz")
+    words = ("--xyz_train", path, "--valid_fraction", 0.34)
+    sentence = "the data have labels of the stress, whose term has the weight 0"
+    assert sentence in said(*words)
+    assert sentence not in said(*words, "--stress_weight", 1)
+    assert sentence not in said(*words, "--stress_weight", 0)

@@ -28,6 +28,10 @@ class InputError(Exception):
     exit_code = 2
 
 
+class MissingFileError(InputError):
+    """A file of data that was named is not there."""
+
+
 class AwayError(InputError):
     """A network file system lost what was open on it or does not answer: the same
     command may succeed later.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.data_file import Census, ShardRecords, Source, SourceSpec, Unread, Wanted
-from dataloader.errors import InputError
+from dataloader.errors import InputError, MissingFileError
 from dataloader.filters import NO_FILTERS, Filters
 from dataloader.formats import format_named
 from dataloader.in_memory import is_pattern
@@ -183,7 +183,9 @@ def _adjusted(structure: Structure, head: str | None, weight: float) -> Structur
 
 def _require_file(spec: SourceSpec) -> None:
     if not spec.path.exists() and not is_pattern(spec.path):
-        raise InputError(f"{spec.path} does not exist; expected an existing {spec.format} file")
+        raise MissingFileError(
+            f"{spec.path} does not exist; expected an existing {spec.format} file"
+        )
 
 
 def _open(spec: SourceSpec, wanted: Wanted) -> Source:

@@ -7,6 +7,7 @@ has to happen, and limits of time stand only where a process might hang.
 
 import copy
 import functools
+import gc
 import importlib
 import json
 import os
@@ -43,6 +44,9 @@ KEPT_TEXTS = 1000  # of e3nn's generated functions; the default tests have some 
 settings.register_profile("the same every time", derandomize=True, database=None, deadline=None)
 settings.load_profile("the same every time")
 torch.set_num_threads(1)  # the networks here are tiny, and pytest-xdist uses the cores
+# the collector looks through all that e3nn and torch made: it took a tenth of the time, and what is
+# right only after it came by is not right
+gc.set_threshold(20_000, 10, 10)
 
 TINY = {
     "model_class": "ScaleShiftMACE",

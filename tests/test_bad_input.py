@@ -316,7 +316,11 @@ YAMLS: dict[str, Any] = {
         "mace_run_train's: use --epochs",
     ),
     "a number as key": (f"{GOOD_YAML}1: 3\n", "unknown setting 1"),
-    "a key twice": (f"{GOOD_YAML}lr: 1\nlr: 2\n", "'lr' stands twice"),
+    "a key twice": (
+        f"{GOOD_YAML}lr: 1\nlr: 2\n",
+        "'lr' stands twice",
+        f"line {GOOD_YAML.count(chr(10)) + 2}",
+    ),
     "a list": ("- a\n- b\n", "holds a list, expected lines like `lr: 0.01`"),
     "a word": ("hello\n", "holds a str, expected lines like `lr: 0.01`"),
     "a mapping for a number": (f"{GOOD_YAML}lr: {{a: 1}}\n", "lr", "expected a plain value"),
@@ -341,8 +345,8 @@ YAMLS: dict[str, Any] = {
     ),
     "a source's unknown key": (
         f"{GOOD_YAML}sources: [{{path: t.xyz, rol: train}}]\n",
-        '"rol"',
-        "role",
+        "sources have no entry 'rol'",
+        "did you mean role?",
     ),
     "a source's role": (
         f"{GOOD_YAML}sources: [{{path: t.xyz, role: trian}}]\n",
@@ -982,7 +986,7 @@ def evaluation(folder: Path, model: Path, *flags: object) -> list[str]:
 def test_weights_that_are_no_file(trained: Path, refused: Refused) -> None:
     for path, words in {
         trained / "no_model.pt": "No such file",
-        trained / "run": "Is a directory",
+        trained / "run": "is a directory",
     }.items():
         refused(
             evaluate.main,

@@ -52,7 +52,10 @@ def weights_file(
     """
     if path.is_dir():
         there = ", ".join(map(str, sorted(path.glob("*_model.pt"))))
-        raise InputError(f"{path} is a folder, expected a file of weights{there and f': {there}'}")
+        raise InputError(
+            f"{path} is a directory; expected a *_checkpoint.pt or *_model.pt"
+            f"{there and f', such as {there}'}"
+        )
     if path.suffix == ".safetensors":
         return _of_safetensors(path, expected, where)
     content = trusted.load(path) if trust_pickle else checkpoint.load_sandboxed(path)

@@ -108,8 +108,9 @@ def describe(role: str, dataset: Dataset) -> None:
     for share in shares:
         path = dataset.sources[int(dataset.places[share.rows[0], 0])].path
         log.info(
-            "  an epoch takes %d of the %d of %s beside %d others",
+            "  an epoch takes %d%s of the %d of %s beside %d others",
             share.taken,
+            " (some more than once)" if share.taken > len(share.rows) else "",
             len(share.rows),
             path,
             len(own),

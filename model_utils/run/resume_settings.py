@@ -13,7 +13,12 @@ from model_utils.run.resuming import newest_run
 from model_utils.run.stored_run import StoredRun
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
-from model_utils.settings.options import ResumeOptions, TrainOptions
+from model_utils.settings.options import (
+    FORMAT_FLAGS,
+    GENERAL_FLAGS,
+    ResumeOptions,
+    TrainOptions,
+)
 
 
 def stored_run(input_model: Path) -> StoredRun:
@@ -94,12 +99,28 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
             ("resume_best", "resume_new_lr", "reset_scheduler", "resume_reset_scheduler"), False
         ),
         "run_dir": None,
+        **_named_anew(given),
         **given,
         "resume": "auto",
     }
     if "output_checkpoint" in given and "output_model" not in given:
         settings["output_model"] = None  # beside the new checkpoint
     return reading.from_plain(TrainOptions, settings, stored.path)
+
+
+def _named_anew(given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Flags of files that no longer count, by nothing: ``--train_file`` names all files of its
+    role, whichever flag named them before, and takes the place of a flag of one format as that
+    takes its.
+    """
+    replaced: dict[str, list[Any]] = {}
+    for role, general in GENERAL_FLAGS.items():
+        of_formats = [f"{name}_{role}" for name in FORMAT_FLAGS]
+        if general in given:
+            replaced |= {flag: [] for flag in of_formats}
+        elif not given.keys().isdisjoint(of_formats):
+            replaced[general] = []
+    return replaced
 
 
 def _in_its_folder(config: Mapping[str, Any], place: Outputs) -> str | None:

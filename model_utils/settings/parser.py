@@ -5,6 +5,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,12 @@ def _list_converter(
     return all_of
 
 
+# what cyclopts says of an entry of a group that stands in a YAML
+_UNKNOWN_ENTRY = re.compile(
+    r'\[(\w+)\]: Unknown field "([^"]*)" in JSON for \w+\. Valid fields: (.*?)\.?$'
+)
+
+
 @cache
 def _group(panel: Panel) -> Group:
     return Group(panel.title, sort_key=panel.position)
@@ -166,6 +173,11 @@ def _one_line(error: CycloptsError, source: Path | None) -> str:
         return str(error.__cause__)
     if (answer := _answer_to_a_value(text)) is not None:
         return answer
+    if (unknown := _UNKNOWN_ENTRY.search(text)) is not None:
+        group, name, names = unknown.groups()
+        near = get_close_matches(name, names.split(", "), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{source}: {group} have no entry {name!r}; {hint}there are {names}"
     # so cyclopts shows a key
     if source is not None and "[" in text.partition(":")[0] and str(source) not in text:
         text = f"{text} in {source}"

@@ -279,7 +279,7 @@ def _write(
         options.minimizing.fmax,
     )
     for reason, count in summary["reasons"].items():
-        log.info("  %d: %s", count, reason)
+        log.info("  %d structures: %s", count, reason)
     log.info("wrote %s: %s", folder, ", ".join(FILES))
 
 

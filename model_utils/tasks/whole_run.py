@@ -1,5 +1,6 @@
 """A training from its options to its files: what train_mace.py, finetune.py and resume.py do."""
 
+from dataloader.errors import InputError, MissingFileError
 from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
@@ -58,9 +59,14 @@ def resume(options: ResumeOptions, stop: Interruption, group: Group) -> Run:
     """
     stored = resume_settings.stored_run(options.input_model)
     settings = resume_settings.train_options(options, stored)
-    return _trained(
-        settings, stored.description, stop, group, resume_settings.changes(options, stored)
-    )
+    changes = resume_settings.changes(options, stored)
+    try:
+        return _trained(settings, stored.description, stop, group, changes)
+    except MissingFileError as error:
+        raise InputError(
+            f"{error}: the run was begun with it; where it was moved, name it with --train_file, "
+            "--valid_file or --test_file"
+        ) from None
 
 
 def _trained(

@@ -169,7 +169,7 @@ def test_a_folder_of_runs_stands_for_them_and_each_is_drawn_once(tmp_path: Path)
     (tmp_path / "runs" / "latest").symlink_to("two")
     png = tmp_path / "both.png"
     assert plot_loss.main(["--run_dir", str(tmp_path / "runs"), "--out_png", str(png)]) == 0
-    assert {row["run"] for row in table(tmp_path / "loss_long.csv")} == {"one", "two"}
+    assert {row["run"] for row in table(tmp_path / "both.csv")} == {"one", "two"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ase.constraints import FixAtoms
 from ase.io import write
 
 from conftest import waters
-from model_utils import train_mace
+from model_utils import evaluate, resume, train_mace
 
 
 @pytest.fixture
@@ -75,3 +75,29 @@ def test_a_stress_that_nobody_trains_on_is_said(tmp_path: Path, said: Callable[.
     assert sentence in said(*words)
     assert sentence not in said(*words, "--stress_weight", 1)
     assert sentence not in said(*words, "--stress_weight", 0)
+
+
+def test_a_run_whose_data_moved_says_how_it_goes_on(
+    tmp_path: Path, tiny_json: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = file_of(tmp_path, "train.xyz", waters(6))
+    words = ["--input_json", tiny_json, "--xyz_train", train, "--valid_fraction", 0.34]
+    words += ["--epochs", 1, "--no_export_mace_model", "--output_checkpoint", tmp_path / "run"]
+    assert train_mace.main(list(map(str, words))) == 0
+    train.rename(tmp_path / "moved.xyz")
+    again = ["--input_model", str(tmp_path / "run"), "--epochs", "2"]
+    capsys.readouterr()
+    assert resume.main(again) == 2
+    error = capsys.readouterr().err
+    assert f"{train} does not exist" in error
+    assert "where it was moved, name it with --train_file" in error
+    assert resume.main([*again, "--train_file", str(tmp_path / "moved.xyz")]) == 0
+    # and a run that has nothing left to do, and a folder in place of a model
+    capsys.readouterr()
+    again = [*words[:3], tmp_path / "moved.xyz", *words[4:], "--resume", "auto"]
+    assert train_mace.main(list(map(str, again))) == 0
+    assert "nothing is left of the 1 epochs asked for" in capsys.readouterr().out
+    data = ["--data", str(tmp_path / "moved.xyz")]
+    assert evaluate.main(["--input_model", str(tmp_path / "run"), *data]) == 2
+    error = capsys.readouterr().err
+    assert f"*_model.pt, such as {tmp_path / 'run' / 'run_model.pt'}" in error

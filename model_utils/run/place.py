@@ -4,7 +4,7 @@ one process writes them.
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,8 +50,7 @@ def held(options: Options, group: Group) -> Iterator[tuple[Options, Outputs]]:
 @contextmanager
 def _written_alone(options: Options, outputs: Outputs, chosen: Chosen | None) -> Iterator[Outputs]:
     """Make the folders and be their only writer; names that follow them where they are moved."""
-    with _forgotten_unless_begun(chosen):
-        outputs.make_folders()
+    with _forgotten_unless_begun(chosen), _made(outputs):
         resumes = options.output.resume is not None
         remedy = None if chosen is None else "leave --resume out for a run with a folder of its own"
         with run_lock.run_held(outputs, wait=resumes, remedy=remedy) as held_outputs:
@@ -72,6 +71,19 @@ def _with_folder(options: Options, group: Group) -> tuple[Options, Chosen | None
 
     folder = Path(json.loads(group.of_first(choose)))
     return run_folders.with_folder(options, folder), chosen[0] if chosen else None
+
+
+@contextmanager
+def _made(outputs: Outputs) -> Iterator[None]:
+    """Make the run's folders; those that were made and in which nothing was written go again."""
+    new = [f for f in {outputs.checkpoint.parent, outputs.model.parent} if not f.exists()]
+    outputs.make_folders()
+    try:
+        yield
+    finally:
+        for folder in new:
+            with suppress(OSError):  # it is not empty, or was moved
+                folder.rmdir()
 
 
 @contextmanager

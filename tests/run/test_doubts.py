@@ -101,3 +101,17 @@ def test_a_run_whose_data_moved_says_how_it_goes_on(
     assert evaluate.main(["--input_model", str(tmp_path / "run"), *data]) == 2
     error = capsys.readouterr().err
     assert f"*_model.pt, such as {tmp_path / 'run' / 'run_model.pt'}" in error
+
+
+def test_a_start_that_failed_leaves_no_folder(tmp_path: Path, tiny_json: Path) -> None:
+    frames = waters(2)
+    for atoms in frames:
+        del atoms.arrays["REF_forces"]
+    write(tmp_path / "bare.xyz", frames, format="extxyz")
+    words = ["--input_json", tiny_json, "--xyz_train", tmp_path / "bare.xyz"]
+    for place in (tmp_path / "new" / "run", tmp_path / "kept"):
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        asked = [*words, "--output_checkpoint", place, "--valid_fraction", 0.5]
+        assert train_mace.main(list(map(str, asked))) == 2
+    assert not (tmp_path / "new" / "run").exists()
+    assert (tmp_path / "kept").exists(), "it was there"

@@ -30,6 +30,7 @@ class SourceSpec:
         format: a name in ``formats.FORMATS``.
         keys: names of labels that the user gave.
         head: for every structure that names none itself.
+        head_of_all: the head is also of structures that name another.
         weight: multiplies the weight of every structure.
         ratio: structures in an epoch for each one of the sources without a ratio.
         keep: names of further entries of a record that are kept with its structure.
@@ -40,6 +41,7 @@ class SourceSpec:
     format: str
     keys: LabelKeys = field(default_factory=LabelKeys)
     head: str | None = None
+    head_of_all: bool = False
     weight: float = 1.0
     ratio: float | None = None
     keep: Keep = ()

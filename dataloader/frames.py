@@ -48,9 +48,10 @@ def put_rest(atoms: Atoms, structure: Structure) -> None:
         return f"{OTHER_LABEL}{name}" if name in labels else name
 
     for name, value in structure.extra.items():
-        text = " ".join(value.splitlines()) if isinstance(value, str) else value
-        if text != "" and not name.startswith(PREDICTION):
-            atoms.info[name_of(name)] = text
+        is_empty = isinstance(value, str) and not value
+        if not is_empty and not name.startswith(PREDICTION):
+            one_line = " ".join(value.splitlines()) if isinstance(value, str) else value
+            atoms.info[name_of(name)] = one_line
     for name, column in structure.columns.items():
         known = column.astype(np.int64) if column.dtype.kind == "u" else column
         if known.dtype.kind in _WRITTEN and not name.startswith(PREDICTION):

@@ -13,7 +13,7 @@ from dataloader.names import Entries
 from dataloader.needs import FeatureSpec
 from dataloader.quantities import QUANTITIES
 from dataloader.record_geometry import Pbc
-from dataloader.structure import LabelValue
+from dataloader.structure import LabelValue, Structure
 
 HELD_NAME = "fixed"  # True where an atom was held, as OC20 has it
 # True where an atom was free to move, as ASE writes it into extended XYZ
@@ -191,6 +191,12 @@ def weights_of(entries: Entries) -> Mapping[str, float]:
         name: weight_of(entries, quantity.weight_name) for name, quantity in QUANTITIES.items()
     }
     return {name: weight for name, weight in weights.items() if weight != 1.0}
+
+
+def weights_by_name(structure: Structure) -> dict[str, float]:
+    """A structure's weights that are not 1, by the names under which records have them."""
+    own = {} if structure.weight == 1.0 else {WEIGHT_NAME: structure.weight}
+    return own | {QUANTITIES[name].weight_name: value for name, value in structure.weights.items()}
 
 
 def weight_of(entries: Entries, usual: str) -> float:

@@ -28,7 +28,7 @@ class Adjusted:
 
     def __init__(self, source: Source, spec: SourceSpec) -> None:
         self.source = source
-        self.head = spec.head
+        self.spec = spec
         self.weight = spec.weight
         self.ratio = spec.ratio
         self.type_weights = dict(spec.type_weights)
@@ -37,12 +37,12 @@ class Adjusted:
         self.n_atoms = source.n_atoms
         self.elements = source.elements
         self.in_memory = source.in_memory
-        self.heads = Lookup(source.heads.ids, [h or spec.head for h in source.heads.values])
+        self.heads = Lookup(source.heads.ids, [_head(h, spec) for h in source.heads.values])
         self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
 
     def _adjust(self, structure: Structure) -> Structure:
         return _adjusted(
-            structure, self.head, self.weight * self.type_weights.get(structure.config_type, 1.0)
+            structure, self.spec, self.weight * self.type_weights.get(structure.config_type, 1.0)
         )
 
     def __len__(self) -> int:
@@ -70,7 +70,9 @@ class Adjusted:
 
     def content(self) -> bytes:
         """What tells the data from others: the content of the file, and what was given for it."""
-        given = repr((self.head, self.weight, self.ratio))
+        given = repr((self.spec.head, self.weight, self.ratio))
+        if self.spec.head_of_all:
+            given += "head of all"
         if self.type_weights:
             given += repr(sorted(self.type_weights.items()))
         return self.source.content() + given.encode()
@@ -166,19 +168,24 @@ def unread(
         streamed = format_named(spec.format).streamed(spec, wanted)
         censuses.append(streamed.census)
         for structure in streamed.structures:
-            yield partial(_read, structure, spec.head, spec.weight)
+            yield partial(_read, structure, spec)
         say(streamed.census)
     refuse_names_that_are_nowhere(specs, censuses)
 
 
-def _read(structure: Unread, head: str | None, weight: float) -> Structure:
-    return _adjusted(structure(), head, weight)
+def _read(structure: Unread, spec: SourceSpec) -> Structure:
+    return _adjusted(structure(), spec, spec.weight)
 
 
-def _adjusted(structure: Structure, head: str | None, weight: float) -> Structure:
+def _adjusted(structure: Structure, spec: SourceSpec, weight: float) -> Structure:
     return dataclasses.replace(
-        structure, head=structure.head or head, weight=structure.weight * weight
+        structure, head=_head(structure.head, spec), weight=structure.weight * weight
     )
+
+
+def _head(own: str | None, spec: SourceSpec) -> str | None:
+    """The head of a structure that names this one, or none."""
+    return spec.head if spec.head_of_all else own or spec.head
 
 
 def _require_file(spec: SourceSpec) -> None:

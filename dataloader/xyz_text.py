@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dataloader import plain_json
 from dataloader.entry_values import RecordError
+from dataloader.labels import names_of_labels
 from dataloader.limits import XYZ_COLUMNS, XYZ_COMMENT_KEYS
-from dataloader.names import folded
+from dataloader.names import WantedNames, folded
 from dataloader.record import RawRecord
 from dataloader.record_geometry import FRACTIONAL_NAMES, NUMBER_NAMES, POSITION_NAMES, SPECIES_NAMES
 from dataloader.units import parsed
@@ -27,13 +28,14 @@ _BRACKETS = r"\{[^{}]*\}" + r"|\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]"
 _SPACES = re.compile(r"\s*")
 _PAIR = re.compile(
     # ASE writes `name= pbc="T T T"` for an empty text: what follows is the next entry
-    rf"(?P<key>{_QUOTED}|[^\s=]+)(?:(?:=(?=\s+[^\s=\"']+=)|\s*=\s*)"
+    rf"(?P<key>{_QUOTED}|[^\s=]+)(?:(?:=(?=\s+[A-Za-z_][\w.:-]*=)|\s*=\s*)"
     rf"(?P<value>{_QUOTED}|{_BRACKETS}|[^\s]*))?"
 )
 _TRUTHS = {"T": True, "F": False, "true": True, "false": False, "True": True, "False": False}
 _TRUTHS |= {"TRUE": True, "FALSE": False}
 _ZEROS_BEFORE = re.compile(r"[+-]?0\d+$")  # 0012 is a name and no number
 _NAMES_OF_RECORDS = {"uid"}  # text though it may look like a number
+_LABELS = WantedNames(names_of_labels())
 _TYPES = {"R": np.float64, "I": np.int64, "S": np.str_, "L": np.bool_}
 
 
@@ -88,7 +90,7 @@ def _parsed(comment: str) -> tuple[dict[str, object], dict[str, str]]:
     """Keys with values, and with texts of those that have one."""
     values: dict[str, object] = {}
     texts: dict[str, tuple[str, str]] = {}  # by the key in one case
-    before_it: str | None = None  # the key of a number that stands before a word
+    before_it: str | None = None  # the label that stands before a word
     for count, match in enumerate(_pairs(comment.strip())):
         if count == XYZ_COMMENT_KEYS:
             raise RecordError(
@@ -109,19 +111,20 @@ def _parsed(comment: str) -> tuple[dict[str, object], dict[str, str]]:
             )
         texts[folded(key)] = (key, text)
         values[key] = text if key.casefold() in _NAMES_OF_RECORDS else parse_value(text)
-        before_it = None if isinstance(values[key], str) else key
+        is_label = key in _LABELS and not isinstance(values[key], str | bool)
+        before_it = key if is_label else None
     return values, dict(texts.values())
 
 
 def _refuse_unit(word: str, key: str | None) -> None:
-    """Raise RecordError where a number is followed by a unit that is not ours, as in
+    """Raise RecordError where a label is followed by a unit that is not ours, as in
     ``energy=-5.0 Ha``, which would be read as eV.
     """
     unit = parsed(word) if key is not None and len(word) > 1 else None
     if unit is not None and unit.energy and unit.factor != 1.0:
         raise RecordError(
-            f"{word} stands behind {key} like its unit, which is no entry; state units as "
-            f"energy_unit={word} and forces_unit=…, or convert to eV and Å"
+            f"{word} stands behind {key} like its unit, which is no entry; state the units of all "
+            "labels (energy_unit=…, forces_unit=…, stress_unit=…), or convert to eV and Å"
         )
 
 

@@ -84,7 +84,7 @@ def compare(stored: Sequence[Mapping[str, Any]], source: Path, *, of_models: boo
         stored: plug-ins that the file remembers.
         source: the file, for messages.
         of_models: only of those without which the weights mean nothing; of files that do not
-            say what a plug-in added, all.
+            say what a plug-in added, and of plug-ins that added nothing to a table, all.
 
     Raises:
         InputError: one is missing, or is another file than it was.
@@ -95,7 +95,9 @@ def compare(stored: Sequence[Mapping[str, Any]], source: Path, *, of_models: boo
         name = plugin["name"]
         digest = plugin["sha256"]
         adds = plugin.get("adds")
-        is_needed = not of_models or not isinstance(adds, list) or OF_MODELS.intersection(adds)
+        # one that adds nothing to a table changes something else
+        says_what = isinstance(adds, list) and len(adds) > 0
+        is_needed = not (of_models and says_what) or not OF_MODELS.isdisjoint(adds or ())
         if digest in here or not is_needed:
             continue
         if name in names:

@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.io import write
+from ase.io import read, write
 
 from conftest import TINY, waters
 from dataloader.batch import collate
@@ -17,6 +18,7 @@ from dataloader.neighbors import build_graph
 from dataloader.structure import Structure
 from dataloader.xyz import stream_xyz
 from model_utils import finetune, model_loader
+from model_utils.calculator import Calculator
 from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.models.heads import with_copied_heads
@@ -196,3 +198,67 @@ def test_energies_of_a_file_and_by_head(tune: Callable[..., str], tmp_path: Path
         "-9 against -430 eV"
     ) in shown
     assert "finetune.py --E0s isolated takes those of the frames" in shown
+
+
+def replayed(folder: Path, **entries: object) -> Path:
+    """Structures of the source, as other programs and evaluate.py leave them."""
+    frames = waters(6, seed=9)
+    for atoms in frames:
+        atoms.info |= entries
+    write(folder / "old.xyz", frames, format="extxyz")
+    return folder / "old.xyz"
+
+
+def test_what_is_replayed_has_the_head_of_the_replay(
+    tune: Callable[..., str], tmp_path: Path
+) -> None:
+    """Whatever head its records name: that of the new data would be trained on both."""
+    old = str(replayed(tmp_path, head="r2scan"))
+    shown = tune({"r2scan": 30.0}, "--E0s", "shift", "--replay", old)
+    [line] = [line for line in shown.splitlines() if " E0 of O " in line]
+    assert "(r2scan):" in line
+    assert f"{old}" in shown
+    words = ["--replay", old, "--head", "r2scan", "--replay_head", "r2scan", "--E0s", "shift"]
+    assert "--replay_head" in tune({"r2scan": 30.0}, *words, code=2)
+    isolated = replayed(tmp_path, head="pbe")
+    atoms = [Atoms(z, info={"REF_energy": -9.0, "config_type": "IsolatedAtom"}) for z in "HO"]
+    for atom in atoms:
+        atom.info["head"] = "pbe"
+    write(isolated, atoms, format="extxyz", append=True)
+    text = tune({"pbe": 0.0}, "--E0s", "isolated", "--replay", str(isolated), code=2)
+    assert "the training data hold no IsolatedAtom frame" in text
+
+
+def test_replayed_labels_are_those_of_the_head_that_is_copied(
+    two_heads: Path, tmp_path: Path
+) -> None:
+    """With the weights and held atoms of the records."""
+    frames = waters(6, seed=9)
+    for atoms in frames:
+        atoms.info |= {"config_weight": 5.0, "config_forces_weight": 0.5, "head": "pbe"}
+        atoms.arrays["fixed"] = np.arange(len(atoms)) == 0
+    write(tmp_path / "old.xyz", frames, format="extxyz")
+    new = waters(6)
+    for atoms in new:
+        atoms.info["head"] = "pbe"
+    write(tmp_path / "new.xyz", new, format="extxyz")
+    words = ["--input_model", two_heads, "--xyz_train", tmp_path / "new.xyz", "--epochs", 1]
+    words += ["--replay", tmp_path / "old.xyz", "--replay_labels", "source"]
+    words += ["--copy_head", "r2scan", "--no_export_mace_model", "--valid_fraction", 0.3]
+    assert finetune.main(list(map(str, [*words, "--output_checkpoint", tmp_path / "run"]))) == 0
+    kept = read(tmp_path / "run" / "run_replay.xyz", index=":")
+    calculator = Calculator(two_heads, head="r2scan", dtype="float64")
+    for atoms, was in zip(kept, frames, strict=True):
+        bare = Atoms(was.numbers, was.positions)
+        bare.calc = calculator
+        assert atoms.info["REF_energy"] == pytest.approx(bare.get_potential_energy(), abs=1e-6)
+        assert (atoms.info["config_weight"], atoms.info["config_forces_weight"]) == (5.0, 0.5)
+        assert atoms.arrays["fixed"].tolist() == was.arrays["fixed"].tolist()
+
+
+def test_energies_for_an_added_head_are_given_by_head(tune: Callable[..., str]) -> None:
+    words = ("--add_head", "new", "--head", "new", "--copy_head", "pbe", "--E0s")
+    text = tune({"new": 0.0}, *words, '{"H": -13.0, "O": -430.0}', code=2)
+    assert "--add_head adds new: give them by head" in text
+    shown = tune({"new": 0.0}, *words, '{"new": {"H": -13.0, "O": -430.5}}')
+    assert "E0 of H (new): -13.6" in shown

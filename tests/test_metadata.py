@@ -241,6 +241,16 @@ def test_a_number_of_neighbours_that_is_not_to_be_measured(
     assert found["avg_num_neighbors"] == pytest.approx(number)
 
 
+@pytest.mark.parametrize(
+    "text", ['{"H": -13.6, "H": -14.0}', "{1: -13.6, 1: -14}", "{1: -13.6, 'H': -14, 8: -1}"]
+)
+def test_an_e0_that_is_given_twice_is_refused(
+    text: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init(tmp_path, "--xyz_train", str(file), "--E0s", text, code=2)
+    assert "--E0s" in capsys.readouterr().err
+
+
 def test_e0s_as_mace_run_train_takes_them(file: Path, tmp_path: Path) -> None:
     found = init(tmp_path, "--xyz_train", str(file), "--E0s", "{1: -13.6, 8: -430}")
     assert found["atomic_energies"] == [[-13.6, -430.0]]

@@ -113,6 +113,7 @@ def test_texts_and_numbers_that_the_format_has_no_room_for(
     frames = waters(2)
     for atoms in frames:
         atoms.info |= {"story": "two\nlines", "name": "", "config_type": "bulk"}
+        atoms.info["kgrid"] = np.array([2, 1])
         atoms.info["levels"] = np.arange(len(atoms), dtype=np.uint8)
         atoms.arrays["site"] = np.arange(len(atoms), dtype=np.uint8)
     write(tmp_path / "some.traj", frames)
@@ -120,6 +121,7 @@ def test_texts_and_numbers_that_the_format_has_no_room_for(
         assert atoms.info["story"] == "two lines"
         assert "name" not in atoms.info
         assert atoms.info["config_type"] == "bulk"
+        assert atoms.info["kgrid"].tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("given", ["in the data", "by --head"])

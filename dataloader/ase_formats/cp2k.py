@@ -134,7 +134,10 @@ def _sharpened(cell: NDArray[np.float64], shape: list[float]) -> NDArray[np.floa
     Where the vectors do not lie as CP2K lays them itself (a along x, b in the xy plane), the shape
     is turned to where they lie.
     """
-    exact = cellpar_to_cell(shape)
+    try:
+        exact = cellpar_to_cell(shape)
+    except (AssertionError, ValueError):  # angles that make no cell
+        return cell
     left, _, right = np.linalg.svd(exact.T @ cell)
     turned = exact @ (left @ right)  # a left-handed cell is mirrored as well
     for candidate in (exact, turned):

@@ -36,6 +36,7 @@ _HOLDING = {
     "FixedLine": (True, True, False),
 }
 _MASKED = ("FixCartesian", "FixScaled")
+_WITHOUT_EFFECT = ("FixCom",)  # forces of a network add up to nothing
 ZLIB_BEGINS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
@@ -195,10 +196,14 @@ def take_constraints(record: dict[str, object]) -> None:
     others: list[object] = []
     for constraint in constraints if isinstance(constraints, list) else ():
         name = constraint.get("name") if isinstance(constraint, dict) else None
-        if name in _HOLDING and isinstance(constraint.get("kwargs"), dict):
-            _hold(held, str(name), constraint["kwargs"])
-        elif name is not None:
+        if not isinstance(name, str) or name in _WITHOUT_EFFECT:
+            continue
+        if name not in _HOLDING:
             others.append(constraint)
+        elif isinstance(arguments := constraint.get("kwargs"), dict):
+            _hold(held, name, arguments)
+        else:
+            raise RowError(f"{name} does not say what it holds")
     if others:
         record["constraints"] = others
     if record.get("fixed") is None and held.any():
@@ -208,7 +213,10 @@ def take_constraints(record: dict[str, object]) -> None:
 def _hold(held: NDArray[np.bool_], name: str, arguments: Mapping[str, object]) -> None:
     """Add what one constraint holds, (n_atoms, 3)."""
     n_atoms = len(held)
-    indices = np.asarray(arguments.get("indices", arguments.get("a", ()))).reshape(-1)
+    try:
+        indices = np.asarray(arguments.get("indices", arguments.get("a", ()))).reshape(-1)
+    except ValueError:
+        raise RowError(f"{name} names its atoms by a ragged list") from None
     if indices.size == 0:
         return
     if indices.dtype.kind not in "iu" or indices.min() < -n_atoms or indices.max() >= n_atoms:

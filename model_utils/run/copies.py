@@ -5,6 +5,8 @@ nothing of new ones.
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from dataloader.dataset import Dataset
 from dataloader.structure import Structure
 from model_utils.run.open_data import TrainingData
@@ -42,8 +44,9 @@ def warn_of_copies(data: TrainingData) -> None:
 
 def _in_memory(dataset: Dataset) -> Iterator[tuple[str, Structure]]:
     """Names and structures of a data set that need not be read for it."""
-    for index in range(len(dataset)):
-        if dataset.in_memory(index):
+    of_sources = np.array([source.in_memory for source in dataset.sources], dtype=bool)
+    if of_sources.any():
+        for index in np.flatnonzero(of_sources[dataset.places[:, 0]]).tolist():
             yield dataset.name(index), dataset.structure(index)
 
 

@@ -199,6 +199,7 @@ def settings(options: FinetuneOptions, heads: Sequence[str], replayed: Path | No
         replay = SourceOptions(
             path=replayed,
             head=options.replay_head,
+            head_of_all=True,  # whatever head they had where they are from
             weight=options.replay_weight,
             ratio=options.replay_ratio,
             energy_key=USUAL,

@@ -42,6 +42,11 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
         options.E0s, "keep, shift, isolated", terms.label_keys(options.data.labels)
     )
     given.refuse_other_heads(heads, "--E0s")
+    if options.add_head and options.data.head == options.add_head and given.for_all:
+        raise InputError(
+            f"--E0s gives energies for every head of the source, and --add_head adds "
+            f"{options.add_head}: give them by head, as '{{\"{options.add_head}\": {{…}}}}'"
+        )
     foreign = sorted(given.elements - set(origin.source.description.atomic_numbers))
     if foreign:
         raise InputError(f"--E0s names {symbols(foreign)}, which the source does not have")

@@ -323,6 +323,7 @@ def specs_of(options: DataOptions, role: Role) -> list[SourceSpec]:
                 free_energy=keys.free_energy and source.energy_key != USUAL,
             ),
             head=source.head or options.head,
+            head_of_all=bool(source.head_of_all),
             weight=source.weight,
             ratio=source.ratio,
             type_weights=type_weights,

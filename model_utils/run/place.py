@@ -76,12 +76,13 @@ def _with_folder(options: Options, group: Group) -> tuple[Options, Chosen | None
 @contextmanager
 def _made(outputs: Outputs) -> Iterator[None]:
     """Make the run's folders; those that were made and in which nothing was written go again."""
-    new = [f for f in {outputs.checkpoint.parent, outputs.model.parent} if not f.exists()]
-    outputs.make_folders()
+    own = (outputs.checkpoint.parent, outputs.model.parent)
+    new = {f for folder in own for f in (folder, *folder.parents) if not f.exists()}
     try:
+        outputs.make_folders()
         yield
     finally:
-        for folder in new:
+        for folder in sorted(new, key=lambda f: len(f.parts), reverse=True):
             with suppress(OSError):  # it is not empty, or was moved
                 folder.rmdir()
 

@@ -21,6 +21,7 @@ from dataloader.errors import InputError
 from dataloader.formats import format_of
 from dataloader.frames import LABEL, as_extended_xyz, bare_atoms, put
 from dataloader.labels import TO_PREDICT
+from dataloader.record_details import HELD_NAME, weights_by_name
 from dataloader.sources import open_sources
 from losses import Loss, Prediction
 from model_utils import model_loader, runtime
@@ -136,7 +137,10 @@ def label(
     )
     group.connect(device)
     description = source.description
-    head = options.replay_head if options.replay_head in description.heads else description.heads[0]
+    # that of which the head of the replay is a copy, where it is a new one
+    head = options.replay_head
+    if head not in description.heads:
+        head = options.copy_head or description.heads[0]
     data = _unlabelled(options, source, head, dtype)
     module = model_loader.copied(source.module).to(device)
     network = model_loader.build_network(module, options.run.step, description)
@@ -205,7 +209,9 @@ def _unlabelled(
     """
     assert options.replay is not None
     facts = source.description.facts()
-    spec = SourceSpec(path=options.replay, format=format_of(options.replay), head=head)
+    spec = SourceSpec(
+        path=options.replay, format=format_of(options.replay), head=head, head_of_all=True
+    )
     sources = open_sources(
         [spec],
         needs=TO_PREDICT,
@@ -225,8 +231,8 @@ def _unlabelled(
 
 
 def _frames(data: Dataset, batch: Batch, prediction: Prediction) -> Iterator[Atoms]:
-    """The structures of a batch with the prediction as their labels; names, config_type
-    and features are kept.
+    """The structures of a batch with the prediction as their labels; names, config_type,
+    weights, held atoms and features are kept.
     """
     predicted = with_references(batch, prediction)
     ptr = batch.ptr.tolist()
@@ -234,6 +240,9 @@ def _frames(data: Dataset, batch: Batch, prediction: Prediction) -> Iterator[Ato
         structure = data.structure(index)
         atoms = bare_atoms(structure)
         atoms.info |= {"identifier": data.name(index), "config_type": structure.config_type}
+        atoms.info |= weights_by_name(structure)
+        if structure.free_atoms is not None:
+            atoms.arrays[HELD_NAME] = ~structure.free_atoms
         put(atoms, LABEL, of_structure(predicted, k, slice(ptr[k], ptr[k + 1])))
         for spec in data.facts.features:
             (atoms.arrays if spec.per_atom else atoms.info)[spec.name] = structure.features[

@@ -83,7 +83,13 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
             )
     settings: dict[str, Any] = {
         **stored.config,
-        "sources": [_moved_along(source, place) for source in stored.config.get("sources", [])],
+        "sources": [
+            _moved_along(source, place)
+            for source in stored.config.get("sources", [])
+            # files that are named anew in the place of all of their role; a replay is none of them
+            if GENERAL_FLAGS.get(source.get("role", "train")) not in given
+            or source.get("head_of_all")
+        ],
         "time_limit": None,
         "sync": None,  # a command that is stored is never run
         "output_checkpoint": str(place.checkpoint),

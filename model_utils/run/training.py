@@ -70,7 +70,8 @@ def train_in_place(
     units = spread.units_of(options, data.train, beginning.loss_units)
     announcement.announce_objective(options, units)
     loss_advice.advise(options, data.train)
-    copies.warn_of_copies(data)
+    if group.rank.is_first:
+        copies.warn_of_copies(data)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, units, device, group)

@@ -105,10 +105,10 @@ def _written_out(text: str) -> Any:
     try:
         return plain_json.loads(text)
     except ValueError as error:
-        try:
-            given = ast.literal_eval(text) if len(text) < LONGEST_TEXT else None
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            given = None
+        given = None
+        # the others are JSON, with something in it that is not to be
+        if isinstance(error, json.JSONDecodeError) and len(text) < LONGEST_TEXT:
+            given = _of_python(text)
         if isinstance(given, dict) and all(
             isinstance(value, int | float) for value in given.values()
         ):
@@ -116,9 +116,23 @@ def _written_out(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
+def _of_python(text: str) -> object:
+    """A dictionary as Python writes it out; None where the text is none, or names a key twice."""
+    try:
+        body = ast.parse(text.strip(), mode="eval").body
+        given = ast.literal_eval(body)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    is_unique = isinstance(body, ast.Dict) and len(body.keys) == len(given)
+    return given if is_unique else None
+
+
 def _by_number(given: Mapping[str, object]) -> dict[int, float]:
     """Energies by atomic number, where the user has symbols or numbers."""
-    return {model_json.number_of(str(key)): float(value) for key, value in given.items()}  # type: ignore[arg-type]
+    energies = {model_json.number_of(str(key)): float(value) for key, value in given.items()}  # type: ignore[arg-type]
+    if len(energies) < len(given):
+        raise ValueError("an element stands twice, by symbol and by number")
+    return energies
 
 
 def linear_references(path: Path, elements: Sequence[int]) -> dict[int, float]:

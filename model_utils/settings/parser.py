@@ -177,7 +177,8 @@ def _one_line(error: CycloptsError, source: Path | None) -> str:
         group, name, names = unknown.groups()
         near = get_close_matches(name, names.split(", "), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"{source}: {group} have no entry {name!r}; {hint}there are {names}"
+        where = "" if source is None else f"{source}: "
+        return f"{where}{group} have no entry {name!r}; {hint}there are {names}"
     # so cyclopts shows a key
     if source is not None and "[" in text.partition(":")[0] and str(source) not in text:
         text = f"{text} in {source}"

@@ -573,8 +573,8 @@ def test_constraints_of_ase_hold_atoms(constraint: dict[str, Any], tmp_path: Pat
             "constraints that hold no single atoms are left aside: FixBondLengths",
         ),
         (
-            {"name": "FixCom", "kwargs": {}},
-            "constraints that hold no single atoms are left aside: FixCom",
+            {"name": "Hookean", "kwargs": {"a1": 0, "a2": 1, "rt": 1.0, "k": 2.0}},
+            "constraints that hold no single atoms are left aside: Hookean",
         ),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
@@ -801,6 +801,9 @@ def test_positions_as_fractions_are_named(tmp_path: Path) -> None:
         ("name= config_type=bulk", "name", ""),
         ("energy=  -3.5 other=1", "energy", -3.5),
         ("name= x", "name", "x"),
+        ("smiles= CC(=O)C b=1", "smiles", "CC(=O)C"),
+        ("url= http://x?a=b", "url", "http://x?a=b"),
+        ("a= {b=c}", "a", "b=c"),
     ],
 )
 def test_values_of_a_comment(comment: str, name: str, value: Any) -> None:
@@ -911,10 +914,17 @@ def test_half_stated_lengths_are_refused(
 def test_a_unit_behind_a_number_is_not_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "some.xyz"
     lines = frame(record()).splitlines(keepends=True)
-    for word, is_refused in (("Ha", True), ("kcal/mol", True), ("eV", False), ("done", False)):
-        path.write_text("".join([lines[0], f"total=-5.0 {word} {lines[1]}", *lines[2:]]))
-        if is_refused:
-            with pytest.raises(InputError, match=f"{word} stands behind total like its unit"):
-                opened(path)
-        else:
+    for words, refused in {
+        "free_energy=-5.0 Ha": "Ha",
+        "Virial=1.0 kcal/mol": "kcal/mol",
+        "free_energy=-5.0 eV": None,
+        "free_energy=-5.0 done": None,
+        "temperature=300 K pressure=1.0 GPa ecutwfc=40 Ry": None,
+        "conv=T Ha": None,
+    }.items():
+        path.write_text("".join([lines[0], f"{words} {lines[1]}", *lines[2:]]))
+        if refused is None:
             assert opened(path)
+        else:
+            with pytest.raises(InputError, match=f"{refused} stands behind .* like its unit"):
+                opened(path)

@@ -113,5 +113,21 @@ def test_a_start_that_failed_leaves_no_folder(tmp_path: Path, tiny_json: Path) -
         (tmp_path / "kept").mkdir(exist_ok=True)
         asked = [*words, "--output_checkpoint", place, "--valid_fraction", 0.5]
         assert train_mace.main(list(map(str, asked))) == 2
-    assert not (tmp_path / "new" / "run").exists()
+    assert not (tmp_path / "new").exists()
     assert (tmp_path / "kept").exists(), "it was there"
+
+
+def test_a_run_of_a_list_of_sources_goes_on_with_files_that_moved(
+    tmp_path: Path, tiny_json: Path
+) -> None:
+    train = file_of(tmp_path, "train.xyz", waters(6))
+    valid = file_of(tmp_path, "valid.xyz", waters(2, seed=3))
+    (tmp_path / "run.yaml").write_text(
+        f"input_json: {tiny_json}\noutput_checkpoint: {tmp_path / 'run'}\nepochs: 1\n"
+        f"export_mace_model: false\nsources:\n- {{path: {train}}}\n- {{path: {valid}, role: val}}\n"
+    )
+    assert train_mace.main(["--config", str(tmp_path / "run.yaml")]) == 0
+    train.rename(tmp_path / "moved.xyz")
+    again = ["--input_model", str(tmp_path / "run"), "--epochs", "2"]
+    assert resume.main(again) == 2
+    assert resume.main([*again, "--train_file", str(tmp_path / "moved.xyz")]) == 0

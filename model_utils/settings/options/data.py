@@ -84,6 +84,8 @@ class SourceOptions:
     """xyz, lmdb, hdf5, ase or one that a plug-in adds; by ending or content unless given."""
     head: str | None = None
     """Head of the model for structures that name none."""
+    head_of_all: bool | None = None
+    """The head is also of structures that name another."""
     weight: NonNegative = 1.0
     """Multiplies the weight of every structure of the file."""
     ratio: Ratio | None = None
@@ -178,7 +180,7 @@ class DataOptions:
     lmdb_val_samples: Annotated[Count | None, FIXED] = None
     """Validate on so many records of the validation LMDBs, drawn by --seed."""
     sources: Annotated[tuple[SourceOptions, ...], MAY_CHANGE, ONLY_IN_YAML] = ()
-    """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `weight`, `ratio`, `energy_key`, `forces_key`, `stress_key`, `charge_key`, `spin_key`."""
+    """Only in the YAML: a list of files with settings of their own: `path`, `role` (train, val, test), `format`, `head`, `head_of_all` (also of structures that name another), `weight`, `ratio`, `energy_key`, `forces_key`, `stress_key`, `charge_key`, `spin_key`."""
     head: Annotated[str | None, FIXED] = None
     """Head of the model for structures whose record and source name none."""
     valid_fraction: Annotated[Fraction, FIXED] = 0.1
@@ -186,7 +188,7 @@ class DataOptions:
     config_type_weights: Annotated[tuple[str, ...], FIXED] = ()
     """Weights in the loss of structures by their `config_type`, as `bulk=2 surface=0.5`; they multiply those that the records and sources give. 1 for all others. Metrics have no weights."""
     train_on_free_atoms: Annotated[bool, FIXED] = True
-    """Where records say which atoms were held (`fixed`, `move_mask`, ASE's FixAtoms and FixCartesian), only the force components of free atoms count in the loss."""
+    """Where records say which atoms were held (`fixed`, `move_mask`, constraints of ASE that hold atoms), only the force components of free atoms count in the loss."""
     eval_on_free_atoms: Annotated[bool, FIXED] = True
     """In validation and test metrics, too, only the force components of free atoms count."""
     allow_missing_labels: Annotated[bool, FIXED] = False

@@ -4,6 +4,7 @@ taken for one another.
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from ase import Atoms
@@ -42,7 +43,7 @@ def put_rest(atoms: Atoms, structure: Structure) -> None:
     nobody takes them: beside those that were, they would be mixed with them. What other models
     predicted stays behind, and so do empty texts; the lines of a text become one.
     """
-    labels = WantedNames(names_of_labels())
+    labels = _names_of_labels(tuple(QUANTITIES))
 
     def name_of(name: str) -> str:
         return f"{OTHER_LABEL}{name}" if name in labels else name
@@ -56,6 +57,12 @@ def put_rest(atoms: Atoms, structure: Structure) -> None:
         known = column.astype(np.int64) if column.dtype.kind == "u" else column
         if known.dtype.kind in _WRITTEN and not name.startswith(PREDICTION):
             atoms.arrays[name_of(name)] = known
+
+
+@cache
+def _names_of_labels(quantities: tuple[str, ...]) -> WantedNames:
+    """Names of labels in any case, with a table of these quantities, to which plug-ins add."""
+    return WantedNames(names_of_labels())
 
 
 def put(atoms: Atoms, prefix: str, values: Mapping[str, LabelValue]) -> None:

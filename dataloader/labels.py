@@ -82,11 +82,7 @@ TO_PREDICT = LabelNeeds(required=frozenset(), judged=frozenset())
 
 def usual_names(keys: LabelKeys) -> frozenset[str]:
     """Every name under which `find_labels`, or charge and spin, may be found."""
-    usual = (FREE_ENERGY_NAMES, VIRIAL_NAMES, CHARGE_NAMES, SPIN_NAMES)
-    of_quantities = (quantity.names for quantity in QUANTITIES.values())
-    return frozenset(
-        {*keys.given().values(), *(name for names in (*usual, *of_quantities) for name in names)}
-    )
+    return names_of_labels().union(keys.given().values(), CHARGE_NAMES, SPIN_NAMES)
 
 
 def names_of_labels() -> frozenset[str]:

@@ -59,7 +59,7 @@ def parse_frame(comment: str, rows: Sequence[str]) -> RawRecord:
     Raises:
         RecordError: the text is not as the comment declares it, or a key is there twice.
     """
-    values, texts = _parsed(comment)
+    values, texts = parse_comment(comment)
     declared = [name for name in values if folded(name) == "properties"]
     text = values.pop(declared[0]) if declared else PLAIN
     columns = parse_properties(str(text))
@@ -77,17 +77,14 @@ def parse_frame(comment: str, rows: Sequence[str]) -> RawRecord:
     return RawRecord(values, {column.name: _column(words, column) for column in columns}, texts)
 
 
-def parse_comment(comment: str) -> dict[str, object]:
-    """Keys and values of the comment line; a word without a value is True.
+def parse_comment(comment: str) -> tuple[dict[str, object], dict[str, str]]:
+    """The comment line by its keys: values, and how they are spelt.
+
+    A word without a value is True, and has no spelling.
 
     Raises:
-        RecordError: a key is there twice, be it in another case.
+        RecordError: a key is there twice, be it in another case, or a unit stands behind a label.
     """
-    return _parsed(comment)[0]
-
-
-def _parsed(comment: str) -> tuple[dict[str, object], dict[str, str]]:
-    """Keys with values, and with texts of those that have one."""
     values: dict[str, object] = {}
     texts: dict[str, tuple[str, str]] = {}  # by the key in one case
     before_it: str | None = None  # the label that stands before a word

@@ -84,10 +84,12 @@ def _why_not(folder: Path) -> str:
 
 
 def _candidate(number: int, frame: RawFrame, path: Path) -> Candidate:
-    name = str(frame.raw.values.get("id", frame.identifier))
+    raw = frame.raw
+    # as it is spelt: 12e45678 is no number
+    name = str(raw.texts.get("id", raw.values.get("id", frame.identifier)))
     try:
         structure = read_record(
-            frame.raw, frame.identifier, NO_LABELS, (), EVERYTHING, frame.pbc_rule
+            raw, frame.identifier, NO_LABELS, (), EVERYTHING, frame.pbc_rule
         ).structure
     except LabelError as error:
         return Candidate(
@@ -95,10 +97,10 @@ def _candidate(number: int, frame: RawFrame, path: Path) -> Candidate:
             identifier=name,
             fault=str(error),
             named=None,
-            info=dict(frame.raw.values),
+            info=dict(raw.values),
         )
     atoms = free_atoms_of(structure)
-    info = {**structure.extra, **frame.raw.values}
+    info = {**structure.extra, **raw.values}
     return Candidate(
         number=number,
         identifier=name,

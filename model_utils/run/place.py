@@ -75,9 +75,11 @@ def _with_folder(options: Options, group: Group) -> tuple[Options, Chosen | None
 
 @contextmanager
 def _made(outputs: Outputs) -> Iterator[None]:
-    """Make the run's folders; those that were made and in which nothing was written go again."""
-    own = (outputs.checkpoint.parent, outputs.model.parent)
-    new = {f for folder in own for f in (folder, *folder.parents) if not f.exists()}
+    """Make the run's folders; those that were made and in which nothing was written go again.
+
+    Not the folders above them, in which other runs may be making theirs.
+    """
+    new = {f for f in (outputs.checkpoint.parent, outputs.model.parent) if not f.exists()}
     try:
         outputs.make_folders()
         yield

@@ -405,6 +405,17 @@ def with_constraints() -> Atoms:
     return atoms
 
 
+def written_by_ase(atoms: Atoms, path: Path) -> Path:
+    """A file of one of ASE's own formats, by its ending."""
+    kind = path.suffix.removeprefix(".")
+    if kind in ("db", "aselmdb"):
+        with connect(path, type=kind) as database:
+            database.write(atoms)
+    else:
+        write(path, atoms, format="extxyz" if kind == "xyz" else kind)
+    return path
+
+
 @pytest.mark.parametrize("ending", ["traj", "db", "aselmdb", "xyz"])
 def test_held_atoms_and_free_energies_are_those_of_ase(ending: str, tmp_path: Path) -> None:
     """Forces as they were computed, though ASE zeroes those of held atoms; the free energy
@@ -412,12 +423,7 @@ def test_held_atoms_and_free_energies_are_those_of_ase(ending: str, tmp_path: Pa
     """
     atoms = with_constraints()
     atoms.calc.results["free_energy"] = energy_of(atoms) - 0.5
-    path = tmp_path / f"some.{ending}"
-    if ending in ("db", "aselmdb"):
-        with connect(path, type=ending) as database:
-            database.write(atoms)
-    else:
-        write(path, atoms, format="extxyz" if ending == "xyz" else ending)
+    path = written_by_ase(atoms, tmp_path / f"some.{ending}")
     structure = source_of(path).structure(0)
     assert structure.free_atoms is not None
     assert structure.free_atoms.tolist() == [False, True, True]
@@ -687,12 +693,7 @@ def test_masses_and_other_columns_are_kept(ending: str, tmp_path: Path) -> None:
     atoms.set_masses([15.999, 2.014, 2.014])
     atoms.set_tags([2, 1, 0])
     atoms.set_initial_magnetic_moments([0.5, 0.0, -0.5])
-    path = tmp_path / f"some.{ending}"
-    if ending in ("db", "aselmdb"):
-        with connect(path, type=ending) as database:
-            database.write(atoms)
-    else:
-        write(path, atoms, format="extxyz" if ending == "xyz" else ending)
+    path = written_by_ase(atoms, tmp_path / f"some.{ending}")
     spec = SourceSpec(path=path, format=format_of(path), keep=EVERYTHING)
     (source,) = open_sources([spec], needs=TO_EVALUATE, max_dropped=0)
     columns = source.structure(0).columns

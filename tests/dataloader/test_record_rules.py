@@ -807,7 +807,7 @@ def test_positions_as_fractions_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_values_of_a_comment(comment: str, name: str, value: Any) -> None:
-    found = parse_comment(comment)[name]
+    found = parse_comment(comment)[0][name]
     assert (found.tolist() if isinstance(found, np.ndarray) else found) == value
 
 

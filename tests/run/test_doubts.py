@@ -113,7 +113,7 @@ def test_a_start_that_failed_leaves_no_folder(tmp_path: Path, tiny_json: Path) -
         (tmp_path / "kept").mkdir(exist_ok=True)
         asked = [*words, "--output_checkpoint", place, "--valid_fraction", 0.5]
         assert train_mace.main(list(map(str, asked))) == 2
-    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "new").iterdir()) == []
     assert (tmp_path / "kept").exists(), "it was there"
 
 

@@ -39,7 +39,7 @@ STATE = "state.json"
 TABLE = "md.csv"
 TRAJECTORY = "trajectory.xyz"
 SUMMARY = "md.json"
-HIGH_DRIFT = 100.0  # meV/atom/ps: of a sound timestep it is below 1
+HIGH_DRIFT = 100.0  # meV/atom/ps: of a sound timestep below 1, over a few steps up to 15
 ELSEWHERE = "give another --output_dir, or --overwrite"
 COLUMNS = (
     "step",

@@ -27,6 +27,7 @@ from model_utils.run.predictions import besides, is_of_atoms, of_structure, with
 
 SMALL_SET = 10  # structures; up to here each one's errors are printed
 MILLI = 1000.0
+UNKNOWN_TYPE = "(not read)"  # of records whose config_type nobody asked for
 COLUMNS = (
     *(
         "identifier",
@@ -61,9 +62,6 @@ class Row:
         if self.energy is None or self.predicted_energy is None:
             return None
         return self.predicted_energy - self.energy
-
-
-UNKNOWN_TYPE = "(not read)"  # of records whose config_type nobody asked for
 
 
 @dataclass

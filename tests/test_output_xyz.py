@@ -176,3 +176,34 @@ def test_config_types_of_packed_data_are_read(models: dict[str, Path], tmp_path:
     assert set(errors["packed"]) == {"bulk", "gas"}
     for kind, values in errors["packed"].items():
         assert values == pytest.approx(errors["some.xyz"][kind])
+
+
+def test_errors_of_the_stress_are_in_the_table_and_by_config_type(
+    evaluated: Evaluated, tmp_path: Path
+) -> None:
+    frames = waters(5)
+    for number, atoms in enumerate(frames):
+        atoms.info["config_type"] = ("bulk", "gas")[number % 2]
+        atoms.set_cell([6.0, 6.5, 7.0])
+        atoms.pbc = True
+        if number != 2:
+            atoms.info["REF_stress"] = 0.01 * np.arange(6.0)
+    write(tmp_path / "some.xyz", frames, format="extxyz")
+    written = evaluated(tmp_path / "some.xyz", "--output_json", tmp_path / "out.json")
+    squared = [
+        ((atoms.info["mace_stress"] - atoms.info["REF_stress"]) ** 2).mean()
+        if "REF_stress" in atoms.info
+        else None
+        for atoms in written
+    ]
+    with (tmp_path / "out.csv").open(newline="") as file:
+        column = [row["stress_rmse"] for row in csv.DictReader(file)]
+    assert column[2] == ""
+    assert [float(text) for k, text in enumerate(column) if k != 2] == pytest.approx(
+        [value**0.5 for value in squared if value is not None]
+    )
+    errors = json.loads((tmp_path / "out.json").read_text())
+    of_bulk = [value for value in squared[::2] if value is not None]
+    assert errors["by_config_type"]["bulk"]["stress_rmse"] == pytest.approx(np.mean(of_bulk) ** 0.5)
+    of_all = [value for value in squared if value is not None]
+    assert errors["stress_rmse"] == pytest.approx(np.mean(of_all) ** 0.5)

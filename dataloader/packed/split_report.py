@@ -24,7 +24,8 @@ def split_survey(
     """The split of every structure, and the report on it; its ``lines`` are for the log.
 
     Raises:
-        InputError: an ID file names what is not there, or two of them name what belongs together.
+        InputError: an ID file names what is not there, two of them name what belongs together,
+            or nothing falls to a split.
     """
 
     def name(row: int) -> str:
@@ -56,6 +57,9 @@ def split_survey(
         split: int((assignment.split == number).sum())
         for number, split in enumerate(assignment.names)
     }
+    for split, count in counts.items():
+        if not count:
+            raise InputError(_why_empty(split, belongs, name))
     lines += [f"{split}: {count} structures" for split, count in counts.items()]
     shown = [[name(int(same[row])), name(int(row))] for row in repeated[:1000]]
     report = {
@@ -66,6 +70,20 @@ def split_survey(
     }
     report["leaks"] = _leaks(belongs, assignment.split)
     return assignment, report
+
+
+def _why_empty(split: str, belongs: NDArray[np.int64], name: Callable[[int], str]) -> str:
+    """Why no structure fell to a split, and what to do."""
+    sizes = np.bincount(belongs)
+    largest = int(np.argmax(sizes))
+    if sizes[largest] == 1:
+        return f"no structure falls to {split}; give it a larger share, or leave it out"
+    return (
+        f"no structure falls to {split}: repeats, and structures of one --id_key or --group_key, "
+        f"stay together, and {sizes[largest]} of the {len(belongs)} structures are one such set "
+        f"({name(largest)} is in it); choose another --group_key, give {split} a larger share, or "
+        "leave it out"
+    )
 
 
 def _pairs(same: NDArray[np.int64], repeated: NDArray[np.int64], name: Callable[[int], str]) -> str:

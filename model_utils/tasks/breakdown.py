@@ -6,7 +6,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from dataloader import durable
 from dataloader.batch import Batch
 from dataloader.dataset import Dataset
 from dataloader.frames import LABEL, PREDICTION, as_extended_xyz, bare_atoms, put, put_rest
-from dataloader.quantities import ENERGY, FORCES, STRESS
+from dataloader.quantities import ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 from dataloader.structure import LabelValue
 from losses import Prediction
 from model_utils.files.csv_cells import csv_text
+from model_utils.metrics import error_names
 from model_utils.models.committee import STD
 from model_utils.run.predictions import besides, is_of_atoms, of_structure, with_references
 
@@ -54,6 +55,9 @@ class Row:
     predicted_energy: float | None  # eV, total; None of a network that gives none
     forces_rmse: float | None  # eV/Å
     forces_max: float | None  # eV/Å, largest length of a force error
+    # root mean square by the name of a quantity beside energy and forces, in its unit, per atom
+    # where it is divided by atoms; of those that are labelled
+    others: Mapping[str, float]
     spread: Mapping[str, float | None] | None = None  # of a committee, by the names in OF_COMMITTEE
 
     @property
@@ -65,15 +69,15 @@ class Row:
 
 
 @dataclass
-class ForceSums:
-    """Squared and absolute force errors of some atoms."""
+class ErrorSums:
+    """Squared and absolute errors of some components of a quantity."""
 
     squared: float = 0.0
     absolute: float = 0.0
     components: int = 0
 
     def add(self, error: NDArray[np.float64]) -> None:
-        """Take the errors of some atoms, (n, 3)."""
+        """Take some errors, (n, …)."""
         self.squared += float((error**2).sum())
         self.absolute += float(np.abs(error).sum())
         self.components += error.size
@@ -86,6 +90,24 @@ class TypeSums:
     structures: int = 0
     energy_squared: float = 0.0  # of the error per atom
     energies: int = 0
+    forces: ErrorSums = field(default_factory=ErrorSums)
+    others: dict[str, ErrorSums] = field(default_factory=dict)  # by quantity, see Row.others
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledErrors:
+    """Errors of a batch in one quantity: of structures or of atoms, divided by the number of
+    atoms where the quantity is.
+    """
+
+    quantity: Quantity
+    errors: NDArray[np.float64]  # (n_rows, …)
+    labelled: NDArray[np.bool_]  # (n_rows,)
+
+    def of_structure(self, structure: int, atoms: slice) -> NDArray[np.float64]:
+        """Those of one structure that are labelled."""
+        rows = atoms if self.quantity.per_atom else slice(structure, structure + 1)
+        return self.errors[rows][self.labelled[rows]]
 
 
 class Breakdown:
@@ -109,8 +131,7 @@ class Breakdown:
         self._rows: dict[int, Row] = {}
         self._frames: dict[int, Atoms] = {}
         self.types: dict[str, TypeSums] = defaultdict(TypeSums)
-        self.type_forces: dict[str, ForceSums] = defaultdict(ForceSums)
-        self.elements: dict[str, ForceSums] = defaultdict(ForceSums)
+        self.elements: dict[str, ErrorSums] = defaultdict(ErrorSums)
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
         """Take the structures of one batch.
@@ -128,6 +149,7 @@ class Breakdown:
         )
         predicted = with_references(batch, prediction)
         more = besides(prediction)
+        others = _other_errors(batch, predicted, targets)
         # (n_atoms,)
         counted = batch.labels[FORCES.name].mask.cpu().numpy() & (FORCES.name in predicted)
         # (n_atoms, 3), eV/Å
@@ -141,6 +163,7 @@ class Breakdown:
                 ptr[k + 1] - ptr[k],
                 float(predicted[ENERGY.name][k]) if ENERGY.name in predicted else None,
                 float(targets[ENERGY.name][k]) if batch.labels[ENERGY.name].mask[k] else None,
+                {error.quantity.name: error.of_structure(k, atoms) for error in others},
             )
             own = of_structure(more, k, atoms)
             if self._keep_rows:
@@ -176,6 +199,7 @@ class Breakdown:
         n_atoms: int,
         energy: float | None,
         target: float | None,
+        others: Mapping[str, NDArray[np.float64]],
     ) -> Row:
         """The errors of one structure, which are added to the sums of its config_type.
 
@@ -185,6 +209,7 @@ class Breakdown:
             n_atoms: of the structure.
             energy: predicted, eV, reference energies included; None where the network gives none.
             target: its label, likewise; None where there is none.
+            others: errors of the quantities beside energy and forces, by name.
         """
         known = self._by_type or self._data.in_memory(index)
         kind = self._data.structure(index).config_type if known else UNKNOWN_TYPE
@@ -194,7 +219,10 @@ class Breakdown:
             error = (energy - target) / n_atoms
             sums.energy_squared += error * error  # overflows to infinity, where ** would raise
             sums.energies += 1
-        self.type_forces[kind].add(errors)
+        sums.forces.add(errors)
+        labelled = {name: rows for name, rows in others.items() if rows.size}
+        for name, rows in labelled.items():
+            sums.others.setdefault(name, ErrorSums()).add(rows)
         return Row(
             identifier=self._data.name(index),
             config_type=kind,
@@ -203,6 +231,7 @@ class Breakdown:
             predicted_energy=energy,
             forces_rmse=float(np.sqrt((errors**2).mean())) if errors.size else None,
             forces_max=float(np.sqrt((errors**2).sum(axis=1)).max()) if errors.size else None,
+            others={name: float(np.sqrt((rows**2).mean())) for name, rows in labelled.items()},
         )
 
     def _frame(
@@ -242,10 +271,14 @@ class Breakdown:
                     if sums.energies
                     else "-"
                 )
-                forces = _root(self.type_forces[kind]) if self.type_forces[kind].components else "-"
+                forces = _root(sums.forces) if sums.forces.components else "-"
+                others = "".join(
+                    f", {QUANTITIES[name].symbol} rmse {_root(errors)} {_milli_unit(name)}"
+                    for name, errors in sums.others.items()
+                )
                 said.append(
                     f"{kind}: {sums.structures} configs, E rmse {energy} meV/atom, F "
-                    f"rmse {forces} meV/Å"
+                    f"rmse {forces} meV/Å{others}"
                 )
         if len(self._data) <= SMALL_SET:
             said += [
@@ -273,34 +306,39 @@ class Breakdown:
         }
 
     def _of_type(self, kind: str) -> dict[str, float | int | None]:
-        energies = self.types[kind]
-        forces = self.type_forces[kind]
+        sums = self.types[kind]
         energy_rmse = None
-        if energies.energies:
-            energy_rmse = (energies.energy_squared / energies.energies) ** 0.5
+        if sums.energies:
+            energy_rmse = (sums.energy_squared / sums.energies) ** 0.5
         forces_rmse = None
-        if forces.components:
-            forces_rmse = (forces.squared / forces.components) ** 0.5
+        if sums.forces.components:
+            forces_rmse = (sums.forces.squared / sums.forces.components) ** 0.5
         return {
-            "n_configs": energies.structures,
+            "n_configs": sums.structures,
             "energy_rmse_per_atom": energy_rmse,
             "forces_rmse": forces_rmse,
+            **{
+                error_names(QUANTITIES[name])["rmse"]: (errors.squared / errors.components) ** 0.5
+                for name, errors in sums.others.items()
+            },
         }
 
     def write_table(self, path: Path) -> None:
-        """One row per structure as CSV; energies in eV, forces in eV/Å."""
+        """One row per structure as CSV; energies in eV, forces in eV/Å, others in their units."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         has_spread = any(row.spread is not None for row in self.rows)
-        table.writerow([*COLUMNS, *(OF_COMMITTEE if has_spread else ())])
+        others = [name for name in QUANTITIES if any(name in row.others for row in self.rows)]
+        names = [error_names(QUANTITIES[name])["rmse"] for name in others]
+        table.writerow([*COLUMNS, *names, *(OF_COMMITTEE if has_spread else ())])
         for row in self.rows:
             error = None if row.energy_error is None else row.energy_error / row.n_atoms
             energies = (row.energy, row.predicted_energy, error)
             words = (csv_text(row.identifier), csv_text(row.config_type))
             spread = [] if row.spread is None else [row.spread[name] for name in OF_COMMITTEE]
-            table.writerow(
-                [*words, row.n_atoms, *energies, row.forces_rmse, row.forces_max, *spread]
-            )
+            forces = (row.forces_rmse, row.forces_max)
+            more = [row.others.get(name) for name in others]
+            table.writerow([*words, row.n_atoms, *energies, *forces, *more, *spread])
         durable.write_text(path, text.getvalue())
 
     def write_frames(self, path: Path) -> None:
@@ -341,8 +379,34 @@ def _spread(more: Mapping[str, LabelValue]) -> dict[str, float | None] | None:
     return spread
 
 
-def _root(sums: ForceSums) -> str:
-    """Root mean square of force errors, meV/Å."""
+def _other_errors(
+    batch: Batch,
+    predicted: Mapping[str, NDArray[np.float64]],
+    targets: Mapping[str, NDArray[np.float64]],
+) -> list[LabelledErrors]:
+    """Prediction minus label of every quantity beside energy and forces that has both."""
+    atoms = np.diff(batch.ptr.cpu().numpy())
+    errors = []
+    for name, quantity in QUANTITIES.items():
+        if quantity in (ENERGY, FORCES) or name not in predicted or name not in targets:
+            continue
+        error = predicted[name] - targets[name]
+        if quantity.over_atoms:
+            counts = np.repeat(atoms, atoms) if quantity.per_atom else atoms
+            error = error / counts.reshape(-1, *[1] * (error.ndim - 1))
+        labelled = batch.labels[name].mask.cpu().numpy()
+        errors.append(LabelledErrors(quantity=quantity, errors=error, labelled=labelled))
+    return errors
+
+
+def _milli_unit(name: str) -> str:
+    """A thousandth of the unit in which errors of a quantity are."""
+    quantity = QUANTITIES[name]
+    return f"m{quantity.unit}/atom" if quantity.over_atoms else f"m{quantity.unit}"
+
+
+def _root(sums: ErrorSums) -> str:
+    """Root mean square of errors, in a thousandth of their unit."""
     return f"{MILLI * (sums.squared / sums.components) ** 0.5:.2f}"
 
 

@@ -318,3 +318,17 @@ def test_the_origin_and_tiny_noise_make_no_other_structure() -> None:
     assert fingerprint(base) != fingerprint(
         dataclasses.replace(base, positions=base.positions * 1.01)
     )
+
+
+def test_a_split_to_which_nothing_falls_says_what_stays_together(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    frames = labelled(6)
+    for atoms in frames:
+        atoms.info["run"] = "the only one"
+    write(tmp_path / "some.xyz", frames, format="extxyz")
+    words = ["--input", tmp_path / "some.xyz", "--output_dir", tmp_path / "out"]
+    said = run(*words, "--split", "train=0.5", "valid=0.5", "--group_key", "run", code=2)
+    assert "no structure falls to train" in said or "no structure falls to valid" in said
+    assert "6 of the 6 structures are one such set" in said
+    assert "--group_key" in said

@@ -70,7 +70,7 @@ class EvaluateOptions:
     output_json: Path | None = None
     """Write the metrics as JSON, metrics as top-level keys."""
     output_table: Path | None = None
-    """Write a CSV with one row per structure: identifier, atoms, energies, force RMSE, largest force error."""
+    """Write a CSV with one row per structure: identifier, atoms, energies, force RMSE, largest force error, RMSE of every other labelled quantity."""
     output_xyz: Path | None = None
     """Write the structures with predictions (`mace_energy`, `mace_forces`, `mace_stress`) beside labels (`REF_…`)."""
     atom_energies: bool = False

@@ -134,11 +134,10 @@ def _values(h5py: Any, group: Any) -> tuple[dict[str, object], tuple[str, ...]]:
 
 
 def _take_weight(values: dict[str, object], name: str, value: object, weight: object) -> None:
-    """Keep the weight of a label; a stress that is given as virials has theirs."""
+    """Keep the weight of a label."""
     if value is None or weight is None or name in _UNWEIGHTED:
         return
-    quantity = "stress" if name == "virials" else name
-    values.setdefault(f"config_{quantity}_weight", weight)
+    values.setdefault(f"config_{name}_weight", weight)
 
 
 def _is_filled(value: object, weight: object) -> bool:

@@ -91,6 +91,11 @@ def names_of_labels() -> frozenset[str]:
     return frozenset(name for names in groups for name in names)
 
 
+def is_virial(name: str | None) -> bool:
+    """Whether a label of this name is a virial, eV: −V times the stress."""
+    return name is not None and "virial" in name.lower()
+
+
 def name_of(quantity: str, names: LabelNames) -> str | None:
     """The name under which the label of a quantity was found."""
     return names[list(QUANTITIES).index(quantity)]
@@ -346,13 +351,13 @@ def _stress(
     name = _choose(entries, given, STRESS.names, STRESS.name)
     if name is not None and volume == 0:
         return f"{name} (absent: no volume)", None
-    is_virial = name is not None and "virial" in name.lower()
+    named_virial = is_virial(name)
     stress = (
         None
         if name is None
-        else scale("virial" if is_virial else "stress") * as_tensor(entries[name], name)
+        else scale("virial" if named_virial else "stress") * as_tensor(entries[name], name)
     )
-    if is_virial and stress is not None and volume > 0:
+    if named_virial and stress is not None and volume > 0:
         stress = -stress / volume
     virial = (
         _choose(entries, None, VIRIAL_NAMES, STRESS.name) if given is None and volume > 0 else None

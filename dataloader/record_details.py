@@ -8,10 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.entry_values import RecordError, any_array, are_truths, first_present, is_absent
-from dataloader.labels import CHARGE_NAMES, NOT_READ, SPIN_NAMES, LabelError, Labels, key_flag
+from dataloader.labels import (
+    CHARGE_NAMES,
+    NOT_READ,
+    SPIN_NAMES,
+    VIRIAL_NAMES,
+    LabelError,
+    Labels,
+    is_virial,
+    key_flag,
+    name_of,
+)
 from dataloader.names import Entries
 from dataloader.needs import FeatureSpec
-from dataloader.quantities import QUANTITIES
+from dataloader.quantities import QUANTITIES, STRESS
 from dataloader.record_geometry import Pbc
 from dataloader.structure import LabelValue, Structure
 
@@ -19,6 +29,8 @@ HELD_NAME = "fixed"  # True where an atom was held, as OC20 has it
 # True where an atom was free to move, as ASE writes it into extended XYZ
 MOVABLE_NAME = "move_mask"
 WEIGHT_NAME = "config_weight"
+# of a stress that is given as a virial
+VIRIAL_WEIGHT_NAMES = ("config_virials_weight", "config_virial_weight")
 PERIODIC_DIPOLE = (
     "a dipole of a periodic structure is known up to lattice vectors times e; it is "
     "taken as it stands"
@@ -185,11 +197,18 @@ def meaningful(labels: Labels, pbc: Pbc) -> Mapping[str, LabelValue]:
     }
 
 
-def weights_of(entries: Entries) -> Mapping[str, float]:
-    """The weights of single quantities that are not 1."""
-    weights = {
-        name: weight_of(entries, quantity.weight_name) for name, quantity in QUANTITIES.items()
+def weights_of(entries: Entries, labels: Labels) -> Mapping[str, float]:
+    """The weights of single quantities that are not 1; a stress that is given as a virial, too
+    or alone, may have that of the virial.
+    """
+    names: dict[str, tuple[str, ...]] = {
+        name: (quantity.weight_name,) for name, quantity in QUANTITIES.items()
     }
+    if is_virial(name_of(STRESS.name, labels.names)):
+        names[STRESS.name] = (*VIRIAL_WEIGHT_NAMES, STRESS.weight_name)
+    elif entries.present(VIRIAL_NAMES):
+        names[STRESS.name] = (STRESS.weight_name, *VIRIAL_WEIGHT_NAMES)
+    weights = {name: weight_of(entries, *usual) for name, usual in names.items()}
     return {name: weight for name, weight in weights.items() if weight != 1.0}
 
 
@@ -199,9 +218,11 @@ def weights_by_name(structure: Structure) -> dict[str, float]:
     return own | {QUANTITIES[name].weight_name: value for name, value in structure.weights.items()}
 
 
-def weight_of(entries: Entries, usual: str) -> float:
-    """One of mace's per-configuration weights; 1 where the record has none."""
-    name = first_present(entries, (usual,))
+def weight_of(entries: Entries, *usual: str) -> float:
+    """One of mace's per-configuration weights, under the first of its names that the record has;
+    1 where it has none.
+    """
+    name = first_present(entries, usual)
     if name is None:
         return 1.0
     try:

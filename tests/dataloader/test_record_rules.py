@@ -928,3 +928,28 @@ def test_a_unit_behind_a_number_is_not_passed_over(tmp_path: Path) -> None:
         else:
             with pytest.raises(InputError, match=f"{refused} stands behind .* like its unit"):
                 opened(path)
+
+
+@EACH
+def test_the_weight_of_a_virial_is_that_of_the_stress_it_becomes(
+    write: Write, tmp_path: Path
+) -> None:
+    virial = np.diag([0.1, 0.2, 0.3])
+    for names, expected in {
+        ("virials", "config_virials_weight"): 3.0,
+        ("REF_virials", "config_virial_weight"): 3.0,
+        ("virials", "config_stress_weight"): 3.0,
+        ("my_virial", "config_virials_weight"): 3.0,
+        ("stress", "config_virials_weight"): 1.0,  # of a label that is not there
+    }.items():
+        label, weight = names
+        folder = tmp_path / f"{label} {weight}"
+        folder.mkdir()
+        path = write(
+            path_for(write, folder),
+            [record(cell=BOX, pbc=PERIODIC, **{label: virial, weight: 3.0})],
+        )
+        keys = LabelKeys(stress=label) if label == "my_virial" else LabelKeys()
+        structure = open_with(path, keys).structure(0)
+        assert structure.stress is not None
+        assert structure.weight_of("stress") == expected, names

@@ -48,7 +48,7 @@ def parameter_groups(
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.numel():
             owner = module.get_submodule(name.rpartition(".")[0])
-            pattern = next((p for p in rates if fnmatchcase(name, p)), None)
+            pattern = pattern_of(name, rates)
             groups[pattern, decays(name, parameter, owner)].append((name, parameter))
     return [
         {
@@ -61,6 +61,13 @@ def parameter_groups(
         for (pattern, decay), members in groups.items()
         if members
     ]
+
+
+def pattern_of(name: str, rates: Mapping[str, float]) -> str | None:
+    """The pattern that says the rate of a parameter, the first that fits its name; None where
+    it has the usual one.
+    """
+    return next((pattern for pattern in rates if fnmatchcase(name, pattern)), None)
 
 
 # Optimizers

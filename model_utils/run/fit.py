@@ -195,13 +195,16 @@ class _Run:
     def finish_reason(self) -> str | None:
         """Why training is over, or None."""
         progress = self.state.progress
-        if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
+        if self._steps_done():
             return "max_steps reached"
         if progress.epoch >= self.plan.epochs:
             return "epochs done"
         if self._out_of_patience() and not self.plan.to_come(progress.stage):
             return f"no lower validation loss for {progress.waited} validations"
         return None
+
+    def _steps_done(self) -> bool:
+        return self.plan.max_steps is not None and self.state.progress.step >= self.plan.max_steps
 
     def _out_of_patience(self) -> bool:
         return self.plan.patience is not None and self.state.progress.waited >= self.plan.patience
@@ -242,7 +245,7 @@ class _Run:
 
     def train_epoch(self) -> None:
         """The rest of an epoch, its lines, validation and checkpoint; stops
-        early at ``max_steps``.
+        early at ``max_steps`` where that is within the epoch.
         """
         progress = self.state.progress
         self.epoch_began = time.monotonic()
@@ -257,7 +260,7 @@ class _Run:
             self.hooks.on_step(self.state, len(steps), loss)
             self._after_step()
             self.hooks.meet()
-            if self.plan.max_steps is not None and progress.step >= self.plan.max_steps:
+            if self._steps_done() and progress.steps_in_epoch < len(steps):
                 return
         self._end_epoch()
 
@@ -327,11 +330,13 @@ class _Run:
         self.state.tally = Tally.empty(self.state.device)
         self.scheduler_step(epoch_done=True)
         last = progress.epoch == self.plan.epochs
-        if self.plan.validate_every_steps is None and (
-            progress.epoch % self.plan.validate_every == 0 or last
-        ):
+        # weights that were judged when a run was stopped behind the last step of the epoch
+        is_judged = progress.validated_step == progress.step
+        is_due = progress.epoch % self.plan.validate_every == 0 or last
+        if self.plan.validate_every_steps is None and is_due and not is_judged:
             self.validate()
-        if not last:  # the last one is saved with the reason why the run is over
+        # the last one is saved with the reason why the run is over
+        if not last and not self._steps_done():
             self._save("epoch")
 
     def validate(self, *, judge: bool = True) -> None:

@@ -11,7 +11,6 @@ from model_utils.run.divisible import is_a_sum
 from model_utils.run.fit_plan import Stage
 from model_utils.run.table_entry import entry_of
 from model_utils.run.weight_schedule import WeightSchedule, schedules_of, weights_at
-from model_utils.runtime import log
 from model_utils.settings import terms
 from model_utils.settings.options import LossOptions, TrainingOptions
 
@@ -73,7 +72,7 @@ def weights_of(options: LossOptions) -> Weights:
     weights |= {name: weight for name, weight in named.weights.items() if name not in given}
     for name, weight in weights.items():
         is_usual = weight in (0.0, USUAL_WEIGHTS.get(name))
-        if not is_usual and not _has_term(named, name):
+        if not is_usual and not has_term(named, name):
             raise InputError(
                 f"--loss {options.loss} has no term of the {name}, and its weight is given as "
                 f"{weight:g}; leave the weight out, or take another loss"
@@ -83,11 +82,12 @@ def weights_of(options: LossOptions) -> Weights:
                 f"--loss {options.loss} gives the {name} the weight {named.fixed[name]:g}, and "
                 f"{weight:g} is given; leave it out, or take --loss weighted"
             )
-    own = {name: weight if _has_term(named, name) else 0.0 for name, weight in weights.items()}
+    own = {name: weight if has_term(named, name) else 0.0 for name, weight in weights.items()}
     return own | dict(named.fixed)
 
 
-def _has_term(named: NamedLoss, quantity: str) -> bool:
+def has_term(named: NamedLoss, quantity: str) -> bool:
+    """Whether a named loss has a term of a quantity."""
     return named.only is None or quantity in named.only
 
 
@@ -100,7 +100,7 @@ def weight_schedules(options: LossOptions) -> dict[str, WeightSchedule]:
     schedules = schedules_of(options.weight_schedule, tuple(QUANTITIES))
     named = entry_of(LOSSES, options.loss, "--loss")
     for quantity in schedules:
-        if not _has_term(named, quantity) or quantity in named.fixed:
+        if not has_term(named, quantity) or quantity in named.fixed:
             raise InputError(
                 f"--loss {options.loss} has no weight of the {quantity} to be "
                 "scheduled; leave it out"
@@ -160,7 +160,7 @@ def second_weights(options: TrainingOptions) -> Weights:
     first = weights_of(options.loss)
     second = first | terms.stage_two_weights(options.stage_two)
     return {
-        name: weight if _has_term(named, name) else 0.0 for name, weight in second.items()
+        name: weight if has_term(named, name) else 0.0 for name, weight in second.items()
     } | dict(named.fixed)
 
 
@@ -190,15 +190,12 @@ def _named_loss(options: LossOptions, weights: Mapping[str, float], units: Units
 
 
 def stages(options: TrainingOptions, units: Units = AS_THEY_ARE) -> tuple[Stage, ...]:
-    """The stages of a run; one that never starts is one warning."""
+    """The stages of a run."""
     first = Stage(loss=loss_of(options.loss, units), of_epoch=_of_epochs(options.loss, units))
     second = options.stage_two
     if not second.stage_two:
         return (first,)
-    epochs = options.run.epochs
-    start = second.start_stage_two or max(epochs // 4 * 3, 1)
-    if start >= epochs:
-        log.warning("stage two never starts: it begins after epoch %d of %d", start, epochs)
+    start = second.start_stage_two or max(options.run.epochs // 4 * 3, 1)
     loss = _named_loss(options.loss, second_weights(options), units)
     rate = None if options.running.stage_two_follows_schedule else second.stage_two_lr
     return (first, Stage(start=start, loss=loss, lr=rate))

@@ -16,6 +16,7 @@ from model_utils.run import (
     assemble,
     closing,
     copies,
+    idle_settings,
     loss_advice,
     objective,
     rehearsal,
@@ -23,6 +24,7 @@ from model_utils.run import (
     run_files,
     shared_indexing,
     spread,
+    uncounted,
 )
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginning import Beginning
@@ -69,9 +71,11 @@ def train_in_place(
     data = beginning.data(options, dtype)
     units = spread.units_of(options, data.train, beginning.loss_units)
     announcement.announce_objective(options, units)
+    uncounted.require_weights(options, data)
     loss_advice.advise(options, data.train)
     if group.rank.is_first:
         copies.warn_of_copies(data)
+        uncounted.warn_of_unjudged_heads(options, data)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)
     run = assembled(options, outputs, beginning, data, units, device, group)
@@ -81,6 +85,7 @@ def train_in_place(
     largest = rehearsal.largest_batch(run)
     rehearsal.try_batch(largest, run)
     if options.run.dry_run:
+        idle_settings.warn(run)
         rehearsal.report(largest, run)
         if options.run.as_ranks is not None:
             rehearsal.report_ranks(run, options.optimizer.step_parts, options.run.as_ranks)
@@ -98,6 +103,7 @@ def train_in_place(
         "loss_units": dict(units.spread),
         **identity,
     }
+    idle_settings.warn(run)
     replicas.begin_alike(group, run.state)
     runtime.speak_of_own()
     files = run_files.opened(run, outputs, beginning, record, stop)

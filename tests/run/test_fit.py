@@ -191,6 +191,29 @@ def test_max_steps_ends_within_an_epoch_and_validates() -> None:
     assert len(told.of("train")) == 1, "half an epoch has no line of its own"
 
 
+@pytest.mark.parametrize("stopped_by_an_earlier_version", [False, True])
+def test_max_steps_behind_an_epoch_closes_it_and_no_weights_are_judged_twice(
+    stopped_by_an_earlier_version: bool,
+) -> None:
+    losses = [9.0, 8.0, 7.0, 6.0]
+    whole = Told(losses=list(losses))
+    trained(plan_of(3), whole, n=4)
+    state = state_of()
+    data = Waters(4)
+    parts = Told(losses=list(losses))
+    fit(state, steps_of(data), plan_of(3, max_steps=4), parts.hooks(state, data))
+    assert (state.progress.epoch, state.progress.steps_in_epoch) == (2, 0)
+    if stopped_by_an_earlier_version:  # it left the epoch open
+        state.progress.epoch = 1
+        state.progress.steps_in_epoch = 2
+        state.tally.add(torch.zeros_like(state.tally.sums), torch.tensor(1.0), 0.0)
+    fit(state, steps_of(data), plan_of(3), parts.hooks(state, data))
+    assert parts.of("valid") == whole.of("valid")
+    assert state.progress.waited == 0
+    if not stopped_by_an_earlier_version:
+        assert parts.of("train") == whole.of("train")
+
+
 def test_counted_in_steps() -> None:
     told = Told()
     trained(

@@ -91,7 +91,7 @@ class OptimizerOptions:
     freeze: Annotated[tuple[str, ...], FIXED] = ()
     """Leave parameters as they are: patterns of names, for example `node_embedding.*` `interactions.0.*`."""
     lr_of: Annotated[tuple[str, ...], FIXED] = ()
-    """Learning rates of their own: `PATTERN=RATE`, for example `readouts.*=0.001`; the schedule acts on all alike."""
+    """Learning rates of their own: `PATTERN=RATE`, for example `readouts.*=0.001`; the first pattern that fits counts, the schedule acts on all alike."""
     clip_grad: Annotated[NonNegative, FIXED] = 10.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate_batches: Annotated[Count, FIXED] = 1
@@ -133,6 +133,8 @@ class OptimizerOptions:
         rates = {}
         for text in self.lr_of:
             pattern, _, rate = text.partition("=")
+            if pattern in rates:
+                raise InputError(f"--lr_of names {pattern} twice; leave one of the two out")
             try:
                 rates[pattern] = float(rate)
             except ValueError:

@@ -1,0 +1,96 @@
+"""Settings that are given and change nothing: said before the first step, since the run goes on
+without them.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from fnmatch import fnmatchcase
+
+from losses import LOSSES
+from model_utils import model_loader
+from model_utils.run.assemble import AssembledRun, steps_per_epoch
+from model_utils.run.objective import has_term
+from model_utils.runtime import log
+from model_utils.settings import terms
+from model_utils.settings.options import OptimizerOptions, StageTwoOptions, TrainingOptions
+from optimizer import pattern_of
+
+
+def warn(run: AssembledRun) -> None:
+    """Name the settings of a run that change nothing, each with its reason.
+
+    Args:
+        run: with the state in which it begins.
+    """
+    length = _length(run)
+    for text in (
+        *_of_stage_two(run.options),
+        *_stages_that_never_start(run, length),
+        *_of_the_rate(run, length),
+    ):
+        log.warning("warning: %s", text)
+
+
+def _length(run: AssembledRun) -> float:
+    """Epochs that the whole run has."""
+    steps = run.options.run.max_steps
+    by_steps = math.inf if steps is None else steps / steps_per_epoch(run.options, run.batches)
+    return min(run.options.run.epochs, by_steps)
+
+
+def _of_stage_two(options: TrainingOptions) -> Iterator[str]:
+    """Settings of a second stage without one, or of terms that its loss does not have or fixes."""
+    second = options.stage_two
+    given = {
+        field.name: getattr(second, field.name)
+        for field in fields(StageTwoOptions)
+        if field.name != "stage_two" and getattr(second, field.name) != field.default
+    }
+    if not second.stage_two:
+        for name in given:
+            yield f"--{name} is given and --stage_two is not: it changes nothing"
+        return
+    named = LOSSES[options.loss.loss]
+    for quantity in terms.stage_two_weights(second):
+        flag = f"stage_two_{quantity}_weight"
+        if flag in given and (not has_term(named, quantity) or quantity in named.fixed):
+            yield (
+                f"--{flag} {given[flag]:g} changes nothing: --loss {options.loss.loss} has no "
+                f"weight of the {quantity} to be chosen; --loss weighted has one"
+            )
+
+
+def _stages_that_never_start(run: AssembledRun, length: float) -> Iterator[str]:
+    progress = run.state.progress
+    for number in range(progress.stage + 1, len(run.plan.stages) + 1):
+        start = progress.start_of(number, run.plan.stage(number).start)
+        if start >= length:
+            yield (
+                f"stage {number} never starts: it begins after epoch {start}, and the run ends "
+                f"after {length:g} epochs (--epochs, --max_steps)"
+            )
+
+
+def _of_the_rate(run: AssembledRun, length: float) -> Iterator[str]:
+    """A warm-up that lasts as long as the run, rates of parameters that have another, the decay
+    of an average that is not taken.
+    """
+    chosen = run.options.optimizer
+    if not chosen.ema and chosen.ema_decay != OptimizerOptions.ema_decay:
+        yield "--ema_decay is given and --ema is not: it changes nothing"
+    by_steps = chosen.scheduler_unit == "step"
+    whole = length * steps_per_epoch(run.options, run.batches) if by_steps else length
+    if chosen.warmup >= whole:
+        yield (
+            f"--warmup {chosen.warmup:g} lasts as long as the run of {whole:g} "
+            f"{chosen.scheduler_unit}s: the rate never reaches --lr {chosen.lr:g}"
+        )
+    rates = chosen.rates_by_pattern()
+    names = model_loader.trainable(run.module)
+    for pattern in set(rates) - {pattern_of(name, rates) for name in names}:
+        first = next(pattern_of(name, rates) for name in names if fnmatchcase(name, pattern))
+        yield (
+            f"--lr_of {pattern}={rates[pattern]:g} changes nothing: all its parameters have the "
+            f"rate of {first}, which is given before it"
+        )

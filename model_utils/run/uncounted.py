@@ -1,0 +1,70 @@
+"""Data that count for nothing: structures whose weights are all 0, and trained heads of which
+validation has no structure.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from dataloader.dataset import Dataset
+from dataloader.structure import Structure
+from model_utils.errors import InputError
+from model_utils.run.judging import LOSS
+from model_utils.run.objective import trained_on
+from model_utils.run.open_data import TrainingData
+from model_utils.runtime import log
+from model_utils.settings.options import TrainingOptions
+
+WEIGHTS = "config_weight of the records, --config_type_weights, weight of a source"
+
+
+def require_weights(options: TrainingOptions, data: TrainingData) -> None:
+    """Refuse data to train on, or by whose loss to judge, that have no weight at all.
+
+    Raises:
+        InputError: the loss of one of the two would be 0, whatever the network says.
+    """
+    quantities = trained_on(options)
+    if not _has_weight(data.train, quantities):
+        raise InputError(
+            f"all structures to train on have the weight 0 ({WEIGHTS}): nothing would be "
+            "learned; give some of them another"
+        )
+    if options.judging.best_metric == LOSS and not _has_weight(data.valid, quantities):
+        raise InputError(
+            f"all validation structures have the weight 0 ({WEIGHTS}): their loss would be 0 "
+            "always, and no model the best; give some of them another, or choose by "
+            "--best_metric forces_rmse, which has no weights"
+        )
+
+
+def _has_weight(dataset: Dataset, quantities: Collection[str]) -> bool:
+    """Whether a label of one of some quantities counts; one of a structure that is not in the
+    memory is taken to.
+    """
+    return any(
+        not dataset.in_memory(index) or _counts(dataset.structure(index), quantities)
+        for index in range(len(dataset))
+    )
+
+
+def _counts(structure: Structure, quantities: Collection[str]) -> bool:
+    return any(structure.weight_of(name) > 0 for name in structure.labels if name in quantities)
+
+
+def warn_of_unjudged_heads(options: TrainingOptions, data: TrainingData) -> None:
+    """Say which heads are trained and not judged."""
+    heads = data.train.facts.heads
+    unjudged = np.setdiff1d(data.train.head_numbers(), data.valid.head_numbers())
+    if not len(unjudged):
+        return
+    chosen = (
+        "the mean over heads (--best_over) is that of the others"
+        if options.judging.best_over == "heads"
+        else "the best model is chosen without them"
+    )
+    log.warning(
+        "warning: no validation structure is of head %s, which is trained: its errors are not "
+        "seen, and %s; give validation structures of it, or a larger --valid_fraction",
+        *(" and ".join(heads[number] for number in unjudged), chosen),
+    )

@@ -1,0 +1,127 @@
+"""What a training says, or refuses, before its first step: settings that change nothing, data
+that count for nothing.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from conftest import TINY, waters
+from model_utils import resume, train_mace
+
+Said = Callable[..., str]
+TWO_HEADS = {
+    **TINY,
+    "heads": ["pbe", "r2"],
+    "atomic_energies": [[-13.6, -430.0]] * 2,
+    "atomic_inter_scale": [1.0] * 2,
+    "atomic_inter_shift": [0.0] * 2,
+}
+
+
+@pytest.fixture
+def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Said:
+    """What a dry run on waters prints."""
+
+    def go(
+        *words: object,
+        code: int = 0,
+        fields: Mapping[str, object] = TINY,
+        train: list[Atoms] | None = None,
+        valid: list[Atoms] | None = None,
+    ) -> str:
+        (tmp_path / "m.json").write_text(json.dumps(fields))
+        write(tmp_path / "t.xyz", train or waters(6), format="extxyz")
+        write(tmp_path / "v.xyz", valid or waters(3, seed=1), format="extxyz")
+        given = ["--input_json", tmp_path / "m.json", "--train_file", tmp_path / "t.xyz"]
+        given += ["--valid_file", tmp_path / "v.xyz", "--output_checkpoint", tmp_path / "run"]
+        given += ["--batch_size", 2, "--dry_run", *words]
+        assert train_mace.main([str(word) for word in given]) == code
+        return "".join(capsys.readouterr())
+
+    return go
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--ema_decay 0.9", "--ema_decay is given and --ema is not: it changes nothing"),
+        ("--ema --ema_decay 0.9", None),
+        ("--stage_two_lr 0.5", "--stage_two_lr is given and --stage_two is not"),
+        ("--stage_two_energy_weight 7", "--stage_two_energy_weight is given and --stage_two"),
+        ("--stage_two --stage_two_energy_weight 7 --epochs 4", None),
+        (
+            "--stage_two --stage_two_energy_weight 7 --loss forces_only --epochs 4",
+            "--stage_two_energy_weight 7 changes nothing: --loss forces_only has no weight of the "
+            "energy to be chosen",
+        ),
+        ("--stage_two --stage_two_forces_weight 7 --loss ef --epochs 4", "changes nothing"),
+        ("--stage_two --start_stage_two 4 --epochs 4", "stage 2 never starts: it begins after"),
+        ("--stage_two --epochs 8 --max_steps 18", "ends after 6 epochs"),
+        ("--stage_two --epochs 8 --max_steps 19", None),
+        ("--warmup 5 --epochs 4", "the rate never reaches --lr 0.01"),
+        ("--warmup 5 --scheduler_unit step --epochs 4", None),
+        ("--warmup 12 --scheduler_unit step --epochs 4", "the run of 12 steps"),
+        (
+            "--lr_of *=0.001 readouts.*=0.01",
+            "--lr_of readouts.*=0.01 changes nothing: all its parameters have the rate of *",
+        ),
+        ("--lr_of readouts.*=0.01 *=0.001", None),
+    ],
+)
+def test_settings_that_change_nothing(said: Said, words: str, sentence: str | None) -> None:
+    text = said(*words.split())
+    if sentence is None:
+        assert "warning" not in text
+    else:
+        assert sentence in text
+
+
+def test_a_pattern_has_one_rate(said: Said) -> None:
+    text = said("--lr_of", "readouts.*=0.001", "readouts.*=0.01", code=2)
+    assert "--lr_of names readouts.* twice" in text
+
+
+def test_a_run_that_is_made_shorter_than_its_first_stage_says_so(
+    said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said("--no_dry_run", "--epochs", 8, "--stage_two", "--max_steps", 3, "--no_export_mace_model")
+    run = ["--input_model", str(tmp_path / "run")]
+    assert resume.main([*run, "--epochs", "5", "--max_steps", "6"]) == 0
+    text = "".join(capsys.readouterr())
+    assert "stage 2 never starts: it begins after epoch 6, and the run ends after 2 epochs" in text
+
+
+def weighing(frames: list[Atoms], **weights: float) -> list[Atoms]:
+    for atoms in frames:
+        atoms.info |= weights
+    return frames
+
+
+def test_weights_that_are_all_zero_are_refused(said: Said) -> None:
+    nothing = weighing(waters(4), config_weight=0.0)
+    assert "nothing would be learned" in said(train=nothing, code=2)
+    assert "nothing would be learned" in said("--config_type_weights", "Default=0", code=2)
+    assert "no model the best" in said(valid=nothing, code=2)
+    said("--best_metric", "forces_rmse", valid=nothing)
+    said(train=[*nothing, *waters(1)], valid=[*nothing, *waters(1)])
+    of_energy = weighing(waters(4), config_energy_weight=0.0)
+    said(train=of_energy)
+    assert "nothing would be learned" in said("--forces_weight", 0, train=of_energy, code=2)
+
+
+def test_a_head_that_validation_does_not_have_is_named(said: Said) -> None:
+    both = waters(6)
+    for number, atoms in enumerate(both):
+        atoms.info["head"] = ("pbe", "r2")[number % 2]
+    one = [atoms for atoms in both if atoms.info["head"] == "pbe"]
+    text = said(fields=TWO_HEADS, train=both, valid=one)
+    assert "no validation structure is of head r2, which is trained" in text
+    text = said("--best_over", "heads", fields=TWO_HEADS, train=both, valid=one)
+    assert "the mean over heads (--best_over) is that of the others" in text
+    assert "no validation structure" not in said(fields=TWO_HEADS, train=both, valid=both)
+    assert "no validation structure" not in said(fields=TWO_HEADS, train=one, valid=one)

@@ -282,7 +282,7 @@ def _verlet(atoms: Any) -> Any:
     from ase import units
     from ase.md.verlet import VelocityVerlet
 
-    from model_utils.simulation.dynamics import give_velocities
+    from model_utils.simulation.velocities import give_velocities
 
     give_velocities(atoms, 300.0, np.random.default_rng(2))
     return VelocityVerlet(atoms, 0.5 * units.fs)

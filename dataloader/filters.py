@@ -16,6 +16,11 @@ from dataloader.needs import FeatureSpec
 from dataloader.neighbors import MAX_NEIGHBORS
 from dataloader.structure import Structure
 
+ADVICE = (
+    "give it one, leave them out with --drop_charged, or say with --{what}_key none that the "
+    "{what} does not matter"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
@@ -26,9 +31,11 @@ class Filters:
     max_neighbors: int = MAX_NEIGHBORS  # see ``neighbors.build_graph``
     verify: bool = False  # compare the sha256 of LMDBs
     charges: Literal["refuse", "drop", "keep"] = "refuse"  # that the model has no input for
+    charge_advice: str = ADVICE  # what the command has for them, where they are refused
 
 
 NO_FILTERS = Filters()
+KEEP_CHARGES = Filters(charges="keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +121,6 @@ def apply_filters(
         raise InputError(
             f"{path}: {int(concerned.sum())} of {len(has)} structures have a {what} (first: "
             f"{where(int(np.argmax(concerned)))}), but model.json has no {names[0]} among "
-            "its embedding_specs and would take them for neutral singlets; give it one, "
-            f"leave them out with --drop_charged, or say with --{what}_key none that the "
-            f"{what} does not matter"
+            "its embedding_specs and would take them for neutral singlets; "
+            + filters.charge_advice.format(what=what)
         )

@@ -20,6 +20,7 @@ from ase import Atoms
 
 from dataloader import parallel
 from dataloader.errors import InputError
+from dataloader.filters import KEEP_CHARGES
 from dataloader.xyz import ENDINGS
 from model_utils.generation.candidate import Candidate, Exhausted, Maker, NotMade
 from model_utils.judging.candidates import (
@@ -234,7 +235,7 @@ def _crystals(file: Path) -> Iterator[Found]:
             )
         return
     try:
-        structures = structures_in([file])
+        structures = structures_in([file], filters=KEEP_CHARGES)
     except InputError as error:
         log.warning("warning: %s", error)
         yield file.name, None, "a file that cannot be read"

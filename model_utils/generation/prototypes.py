@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from dataloader.errors import InputError
+from dataloader.filters import KEEP_CHARGES
 from model_utils.generation.candidate import Candidate, Maker, NotMade
 from model_utils.generation.compositions import Composition, as_text, elements_of, formulas_of
 from model_utils.generation.guards import symbols_of
@@ -62,7 +63,7 @@ def crystals_of(paths: Sequence[Path], flag: str) -> list[NamedAtoms]:
         InputError: a file cannot be read, or a structure is no crystal.
     """
     crystals = []
-    for source, structure in structures_in(paths):
+    for source, structure in structures_in(paths, filters=KEEP_CHARGES):
         if structure.is_isolated_atom:
             continue
         fault = crystal_fault(structure)

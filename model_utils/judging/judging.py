@@ -140,10 +140,6 @@ class _Judging:
             _judged(candidate, by_number.get(candidate.number)) for candidate in self.candidates
         ]
         for candidate in judged:
-            if not self.options.relax and candidate.succeeded and not candidate.converged:
-                candidate.reason = (
-                    f"not relaxed, and no minimum: its largest force is {candidate.fmax:.3g} eV/Å"
-                )
             if not candidate.succeeded:
                 log.warning("warning: candidate %s: %s", candidate.identifier, candidate.reason)
         return judged

@@ -18,6 +18,7 @@ from ase import Atoms
 
 from dataloader.cache_folder import cache_folder
 from dataloader.errors import InputError
+from dataloader.filters import Filters
 from dataloader.labels import NOT_READ, LabelKeys
 from dataloader.structure import Structure
 from model_utils.errors import cannot_write
@@ -33,6 +34,7 @@ from model_utils.simulation.journal import Journal, Record
 from model_utils.simulation.relaxation import Criteria
 
 ENERGIES = LabelKeys(forces=NOT_READ, stress=NOT_READ)
+NEUTRAL = Filters(charge_advice="take them out of the file")
 SHOWN = 20  # references that are left out, by name
 LOOKED_AT = 20  # labelled references whose energies are compared with the model's
 # eV an atom by which they differ where something is said; what MatterGen calls stable
@@ -110,7 +112,7 @@ def read(paths: Sequence[Path]) -> list[Reference]:
         InputError: a file cannot be read, or a structure in it is no crystal.
     """
     references = []
-    for source, structure in structures_in(paths, keys=ENERGIES):
+    for source, structure in structures_in(paths, keys=ENERGIES, filters=NEUTRAL):
         if structure.is_isolated_atom:
             log.info("%s is an isolated atom and no reference", structure.identifier)
             continue

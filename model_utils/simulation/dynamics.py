@@ -18,10 +18,10 @@ import torch
 from ase import Atoms, units
 from ase.io import write
 from ase.md.md import MolecularDynamics
-from ase.md.velocitydistribution import Stationary, ZeroRotation
 
 from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
+from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
 from dataloader.progress import ProgressBar
 from model_utils import runtime
 from model_utils.errors import Preempted, StopRequested, cannot_write
@@ -29,7 +29,7 @@ from model_utils.files.run_lock import held
 from model_utils.run.interruption import Interruption
 from model_utils.runtime import log
 from model_utils.settings.options import MdOptions
-from model_utils.simulation import ensembles
+from model_utils.simulation import ensembles, velocities
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.ensembles import ENSEMBLES, Conditions
 from model_utils.simulation.inputs import calculator_of, structures_of
@@ -88,7 +88,7 @@ def _atoms(options: MdOptions, calculator: Calculator) -> Atoms:
     Raises:
         InputError: there are several and none is chosen, or not so many.
     """
-    structures = structures_of(options.simulated, calculator)
+    structures = structures_of(options.simulated, calculator, with_momenta=True)
     if options.index is None and len(structures) > 1:
         raise InputError(
             f"the data hold {len(structures)} structures; say which moves with --index (from 0)"
@@ -100,8 +100,25 @@ def _atoms(options: MdOptions, calculator: Calculator) -> Atoms:
     if options.repeat:
         if len(options.repeat) != 3:
             raise InputError(f"--repeat takes three numbers, found {len(options.repeat)}")
+        _refuse_several_charges(atoms, options)
         atoms = atoms.repeat(options.repeat)
     return atoms
+
+
+def _refuse_several_charges(atoms: Atoms, options: MdOptions) -> None:
+    """Raise InputError where a repeated cell would keep the charge or the multiplicity of one.
+
+    Only those that the network takes are there.
+    """
+    if np.prod(options.repeat) == 1:
+        return
+    for names, usual in ((CHARGE_NAMES, (0,)), (SPIN_NAMES, (0, 1))):
+        for name in names:
+            if atoms.info.get(name, 0) not in usual:
+                raise InputError(
+                    f"--repeat makes a larger cell, whose {name} is not the {atoms.info[name]:g} "
+                    "of the structure; write the repeated structure with its own into a file"
+                )
 
 
 @dataclass
@@ -155,14 +172,15 @@ class _Run:
         """Start at step 0.
 
         Raises:
-            InputError: a file has one of our names and no state says that it is ours.
+            InputError: a file has one of our names and no state says that it is ours, or there
+                are no velocities.
         """
+        velocities.begin(self.atoms, self.options, self.rng)
         for name in (STATE, TABLE, TRAJECTORY, SUMMARY):
             path = self.folder / name
             if path.exists() and not self.options.overwrite:
                 raise InputError(f"{path} is there and not of a run in this folder; {ELSEWHERE}")
             path.unlink(missing_ok=True)
-        give_velocities(self.atoms, self.options.temperature, self.rng, self.options.ensemble)
         self.integrator = self._integrator()
         csv.writer(self._rows, lineterminator="\n").writerow(COLUMNS)
         self._record()
@@ -179,6 +197,11 @@ class _Run:
         self._sizes = _Sizes(**state["sizes"])
         for path, size in ((TABLE, self._sizes.table), (TRAJECTORY, self._sizes.trajectory)):
             _cut(self.folder / path, size)
+        if self.step > self.options.n_steps:
+            raise InputError(
+                f"{self.folder} has {self.step} steps already, which --n_steps "
+                f"{self.options.n_steps} counts in; give more, or {ELSEWHERE[5:]}"
+            )
         log.info("goes on from step %d of %d", self.step, self.options.n_steps)
 
     def _integrator(self) -> MolecularDynamics:
@@ -240,6 +263,7 @@ class _Run:
         frame = atoms.copy()
         frame.set_constraint()
         frame.info = {
+            **atoms.info,  # inputs of the network
             "step": self.step,
             "time_ps": values["time_ps"],
             "mace_energy": values["potential_energy_eV"],
@@ -267,9 +291,13 @@ class _Run:
 
     def _summarise(self, rate: float) -> None:
         rows = _rows(self.folder / TABLE)
-        summary = summary_of(
-            rows, len(self.atoms), conserves=ENSEMBLES[self.options.ensemble].conserves
-        )
+        summary = {
+            "n_steps": self.step,
+            "time_ps": self.step * self.options.timestep / 1000,
+            **summary_of(
+                rows, len(self.atoms), conserves=ENSEMBLES[self.options.ensemble].conserves
+            ),
+        }
         durable.write_text(
             self.folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n"
         )
@@ -285,7 +313,9 @@ class _Run:
             log.info(
                 "drift of the conserved energy: %.4f meV/atom/ps", summary["drift_meV_per_atom_ps"]
             )
-        for doubt in _doubts(summary, self.options.temperature):
+        are_drawn = self.options.velocities == "drawn"
+        begun_with = self.options.temperature if are_drawn else float(rows["temperature_K"][0])
+        for doubt in _doubts(summary, begun_with):
             log.warning("warning: %s", doubt)
         log.info("wrote %s: %s, %s, %s, %s", self.folder, TABLE, TRAJECTORY, STATE, SUMMARY)
 
@@ -306,8 +336,6 @@ def summary_of(rows: Mapping[str, np.ndarray], n_atoms: int, *, conserves: bool)
         slope = np.polyfit(rows["time_ps"], rows["conserved_energy_eV"], 1)[0]
         drift = float(1000 * slope / n_atoms)
     return {
-        "n_steps": int(rows["step"][-1]),
-        "time_ps": float(rows["time_ps"][-1]),
         "temperature_K": float(temperatures.mean()),
         "temperature_std_K": float(temperatures.std()),
         "potential_energy_eV": float(rows["potential_energy_eV"][half:].mean()),
@@ -331,29 +359,6 @@ def _doubts(summary: Mapping[str, Any], temperature: float) -> Iterator[str]:
         )
 
 
-def give_velocities(
-    atoms: Atoms, temperature: float, rng: np.random.Generator, ensemble: str = "nve"
-) -> None:
-    """Velocities of a temperature; motion and rotation of the whole only where
-    the ensemble has them.
-
-    Args:
-        atoms: which get them.
-        temperature: K, of the degrees of freedom that the ensemble moves.
-        rng: which draws them.
-        ensemble: a name in ``ensembles.ENSEMBLES``.
-    """
-    sigma = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
-    atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * sigma)
-    if ensembles.keeps_whole_at_rest(ensemble, atoms):
-        Stationary(atoms, preserve_temperature=False)
-        if not atoms.pbc.any():
-            ZeroRotation(atoms, preserve_temperature=False)
-    now = ensembles.temperature_of(ensemble, atoms)
-    if now > 0:
-        atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / now))
-
-
 def _work(options: MdOptions, atoms: Atoms, calculator: Calculator) -> dict[str, Any]:
     """What decides every bit of the run but its length."""
     content = hashlib.sha256()
@@ -363,12 +368,20 @@ def _work(options: MdOptions, atoms: Atoms, calculator: Calculator) -> dict[str,
     content.update(repr(sorted((name, str(value)) for name, value in atoms.info.items())).encode())
     content.update(repr([constraint.todict() for constraint in atoms.constraints]).encode())
     names = ("ensemble", "seed", "write_every", *(field.name for field in fields(Conditions)))
+    # what runs of before had otherwise: their states have no such entry
+    later: dict[str, Any] = {}
+    if options.velocities == "data":
+        content.update(np.ascontiguousarray(atoms.get_momenta()).tobytes())
+        later["velocities"] = "data"
+    if options.ensemble == "npt":
+        later["degrees_of_freedom"] = ensembles.degrees_of_freedom("npt", atoms)
     return {
         "models": [potential.digest() for potential in calculator.potentials],
         "dtype": runtime.dtype_name(calculator.potentials[0].dtype),
         "head": calculator.potentials[0].head,
         "structure": content.hexdigest(),
         **{name: getattr(options, name) for name in names},
+        **later,
     }
 
 

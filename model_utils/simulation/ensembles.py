@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
-from ase.md.nose_hoover_chain import IsotropicMTKNPT, NoseHooverChainNVT
+from ase.md.nose_hoover_chain import IsotropicMTKBarostat, IsotropicMTKNPT, NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 
 from dataloader.errors import InputError
@@ -81,23 +81,33 @@ def _nose_hoover(
     return NoseHooverChainNVT(
         atoms,
         conditions.timestep * units.fs,
-        # ASE's chain counts 3 N degrees of freedom, of which those of the whole stay at rest
-        temperature_K=conditions.temperature
-        * degrees_of_freedom("nose_hoover", atoms)
-        / (3 * len(atoms)),
+        temperature_K=_of_chain("nose_hoover", atoms, conditions),
         tdamp=conditions.thermostat_time * units.fs,
     )
 
 
 def _npt(atoms: Atoms, conditions: Conditions, rng: np.random.Generator) -> MolecularDynamics:
-    return IsotropicMTKNPT(
+    pdamp = conditions.barostat_time * units.fs
+    integrator = IsotropicMTKNPT(
         atoms,
         conditions.timestep * units.fs,
-        temperature_K=conditions.temperature,
+        temperature_K=_of_chain("npt", atoms, conditions),
         pressure_au=conditions.pressure * units.GPa,
         tdamp=conditions.thermostat_time * units.fs,
-        pdamp=conditions.barostat_time * units.fs,
+        pdamp=pdamp,
     )
+    # the cell is one degree of freedom, none of which is at rest
+    integrator._barostat = IsotropicMTKBarostat(
+        num_atoms_global=len(atoms), temperature_K=conditions.temperature, pdamp=pdamp
+    )
+    return integrator
+
+
+def _of_chain(name: str, atoms: Atoms, conditions: Conditions) -> float:
+    """The temperature that ASE's chain of thermostats must be told, K: it heats 3 N degrees of
+    freedom, of which those of the whole stay at rest.
+    """
+    return conditions.temperature * degrees_of_freedom(name, atoms) / (3 * len(atoms))
 
 
 _CHAIN = ("_thermostat._eta", "_thermostat._p_eta")

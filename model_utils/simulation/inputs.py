@@ -4,7 +4,7 @@ that the options name.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from ase.constraints import FixAtoms
 
 from dataloader.data_file import Source, SourceSpec
 from dataloader.errors import InputError
+from dataloader.filters import NO_FILTERS, Filters
 from dataloader.formats import format_of
 from dataloader.frames import bare_atoms
 from dataloader.labels import NOT_READ, TO_EVALUATE, LabelKeys
@@ -106,8 +107,15 @@ def calculator_of_models(
     return calculator
 
 
-def structures_of(options: SimulatedOptions, calculator: Calculator) -> list[NamedAtoms]:
+def structures_of(
+    options: SimulatedOptions, calculator: Calculator, *, with_momenta: bool = False
+) -> list[NamedAtoms]:
     """All structures of the files that are named.
+
+    Args:
+        options: name them.
+        calculator: whose networks may take inputs besides.
+        with_momenta: those with which the data say that atoms move are kept.
 
     Raises:
         InputError: a file cannot be read, or there is none.
@@ -116,9 +124,17 @@ def structures_of(options: SimulatedOptions, calculator: Calculator) -> list[Nam
         spec.name: spec for potential in calculator.potentials for spec in potential.facts.features
     }
     read = structures_in(
-        options.data, data_format=options.data_format, features=list(features.values())
+        options.data,
+        data_format=options.data_format,
+        features=list(features.values()),
+        keys=replace(NO_LABELS, charge=options.charge_key, spin=options.spin_key),
+        filters=Filters(charges="drop" if options.drop_charged else "refuse"),
     )
     structures = [_named(source, structure) for source, structure in read]
+    if with_momenta:
+        for named, (_, structure) in zip(structures, read, strict=True):
+            if "momenta" in structure.columns:
+                named.atoms.set_momenta(np.asarray(structure.columns["momenta"], dtype=float))
     log.info(
         "%d structures, %d atoms", len(structures), sum(len(named.atoms) for named in structures)
     )
@@ -131,6 +147,7 @@ def structures_in(
     data_format: str | None = None,
     features: Sequence[FeatureSpec] = (),
     keys: LabelKeys = NO_LABELS,
+    filters: Filters = NO_FILTERS,
 ) -> list[tuple[Source, Structure]]:
     """All structures of files, isolated atoms among them, each with its file.
 
@@ -139,6 +156,7 @@ def structures_in(
         data_format: where ending and content do not say it.
         features: inputs of a network that each structure must carry.
         keys: names of the labels that are read; none are unless given.
+        filters: what is left out, and what of charges.
 
     Raises:
         InputError: a file cannot be read, holds a faulty structure, or there is none in any.
@@ -147,8 +165,12 @@ def structures_in(
         SourceSpec(path=path, format=data_format or format_of(path), keys=keys, keep=EVERYTHING)
         for path in paths
     ]
-    sources = open_sources(specs, needs=TO_EVALUATE, max_dropped=0.0, features=features)
+    sources = open_sources(
+        specs, needs=TO_EVALUATE, max_dropped=0.0, features=features, filters=filters
+    )
     for source in sources:
+        if source.census.left_out:
+            log.info("%s: left out %s", source.path, source.census.left_out_report())
         _refuse_partly_held(source)
     structures = [(source, structure) for source in sources for structure in _structures(source)]
     if not structures:

@@ -179,7 +179,7 @@ def relaxed(
                 converged = bool(is_minimum)
             steps = minimizer.nsteps
         kind = "" if converged else "not converged"
-        reason = "" if converged else f"not converged after {criteria.max_steps} steps"
+        reason = "" if converged else _why_no_minimum(criteria, target)
     except _Stopped as stopped:
         kind = stopped.kind
         reason = str(stopped)
@@ -190,6 +190,22 @@ def relaxed(
         kind = "failed"
         reason = f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return way.result(kind, reason, steps)
+
+
+def _why_no_minimum(criteria: Criteria, target: Atoms | _FilterOfCells) -> str:
+    """What is still too large after the last step: forces, or the virial of a cell."""
+    gradient = np.sqrt((target.get_forces() ** 2).sum(axis=1))
+    if criteria.max_steps:
+        what = f"not converged after {criteria.max_steps} steps"
+    else:
+        what = "not relaxed, and no minimum"
+    if isinstance(target, Atoms):
+        return f"{what}: its largest force is {gradient.max():.3g} eV/Å"
+    of_atoms, of_cell = gradient[:-3], gradient[-3:]
+    return (
+        f"{what}: its largest force is {of_atoms.max():.3g} eV/Å, the virial of its cell "
+        f"{of_cell.max():.3g} eV an atom"
+    )
 
 
 class _Way:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.io import write
 
 from dataloader import durable, parallel
@@ -46,6 +46,7 @@ COLUMNS = (
     "energy_change_eV_per_atom",
     "fmax_eV_per_A",
     "volume_change_percent",
+    "pressure_GPa",
     "reason",
 )
 
@@ -320,10 +321,17 @@ def _table(frames: Sequence[Atoms], records: Sequence[Record]) -> str:
                 _energy_change(record, len(atoms)),
                 record["fmax"],
                 _volume_change(record, atoms),
+                _pressure(record),
                 csv_text(record["reason"]),
             ]
         )
     return text.getvalue()
+
+
+def _pressure(record: Record) -> float | None:
+    """Of the last step, GPa; None where there is no volume."""
+    stress = record["stress"]
+    return None if stress is None else float(-np.mean(stress[:3]) / units.GPa)
 
 
 def _energy_change(record: Record, n_atoms: int) -> float | None:

@@ -17,8 +17,9 @@ from model_utils import md, relax
 from model_utils.calculator import Calculator
 from model_utils.simulation import dynamics
 from model_utils.simulation.dynamics import summary_of
-from model_utils.simulation.ensembles import ENSEMBLES, temperature_of
-from simulation.conftest import kinds
+from model_utils.simulation.ensembles import ENSEMBLES, Conditions, temperature_of
+from model_utils.simulation.velocities import give_velocities
+from simulation.conftest import kinds, written
 
 FILES = ("md.csv", "trajectory.xyz", "state.json", "md.json")
 
@@ -106,6 +107,98 @@ def test_another_run_in_the_folder_is_refused(
     assert content(tmp_path) != before
 
 
+def test_fewer_steps_than_there_are_is_refused(
+    models: list[Path], crystal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(models[0], crystal, tmp_path, "--n_steps", 10) == 0
+    said = json.loads((tmp_path / "md.json").read_text())
+    assert (said["n_steps"], said["time_ps"]) == (10, pytest.approx(0.01)), "the last row is of 9"
+    before = content(tmp_path)
+    assert command(models[0], crystal, tmp_path, "--n_steps", 9) == 2
+    assert "has 10 steps already, which --n_steps 9 counts in" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_velocities_of_the_data(
+    models: list[Path], crystal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(models[0], crystal, tmp_path / "whole", "--n_steps", 12) == 0
+    frames = read(tmp_path / "whole" / "trajectory.xyz", ":")
+    write(tmp_path / "middle.traj", frames[2])  # step 6
+    middle = tmp_path / "middle.traj"
+    capsys.readouterr()
+    assert command(models[0], middle, tmp_path / "drawn", "--n_steps", 6) == 0
+    assert "which are not used: new ones are drawn" in capsys.readouterr().out
+    words = ("--n_steps", 6, "--velocities", "data")
+    assert command(models[0], middle, tmp_path / "rest", *words) == 0
+    rest = read(tmp_path / "rest" / "trajectory.xyz", ":")
+    assert rest[0].info["temperature"] == pytest.approx(frames[2].info["temperature"], rel=1e-6)
+    np.testing.assert_allclose(rest[-1].positions, frames[4].positions, atol=1e-6)
+    np.testing.assert_allclose(rest[-1].get_momenta(), frames[4].get_momenta(), atol=1e-5)
+    assert command(models[0], crystal, tmp_path / "none", *words) == 2
+    assert "--velocities data, but the structure has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ensemble", ["nose_hoover", "npt"])
+def test_a_chain_heats_what_moves_and_not_the_whole(ensemble: str) -> None:
+    """Two atoms have half of the 3 N degrees of freedom that ASE's chain counts."""
+    atoms = Atoms("Cu2", positions=[[0, 0, 0], [2.5, 0, 0]], cell=[5, 5, 5], pbc=True)
+    conditions = Conditions(
+        timestep=1.0,
+        temperature=300.0,
+        friction=1.0,
+        thermostat_time=100.0,
+        pressure=0.0,
+        barostat_time=1000.0,
+    )
+    integrator = ENSEMBLES[ensemble].begin(atoms, conditions, np.random.default_rng(1))
+    twice_kinetic = 3 * len(atoms) * integrator._thermostat._kT
+    assert twice_kinetic == pytest.approx(3 * units.kB * 300.0)
+    if ensemble == "npt":
+        assert integrator._barostat._kT == pytest.approx(units.kB * 300.0)
+
+
+def test_charge_and_spin_stay_in_the_trajectory_and_are_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = {"type": "categorical", "per": "graph", "emb_dim": 4}
+    inputs = {
+        "total_charge": {**common, "num_classes": 21, "offset": 10},
+        "total_spin": {**common, "num_classes": 7},
+    }
+    model = written(tmp_path, 1, embedding_specs=inputs)
+    atoms = kinds()["crystal"]
+    atoms.info |= {"total_charge": 1.0, "total_spin": 2.0}
+    write(tmp_path / "ion.xyz", atoms, format="extxyz")
+    assert command(model, tmp_path / "ion.xyz", tmp_path / "out", "--n_steps", 3) == 0
+    for frame in read(tmp_path / "out" / "trajectory.xyz", ":"):
+        assert (frame.info["total_charge"], frame.info["total_spin"]) == (1.0, 2.0)
+    words = ("--n_steps", 3, "--repeat", 2, 1, 1)
+    assert command(model, tmp_path / "ion.xyz", tmp_path / "two", *words) == 2
+    assert "whose total_charge is not the 1 of the structure" in capsys.readouterr().err
+    atoms.info |= {"total_charge": 0.0, "total_spin": 1.0}
+    write(tmp_path / "neutral.xyz", atoms, format="extxyz")
+    assert command(model, tmp_path / "neutral.xyz", tmp_path / "two", *words) == 0
+
+
+def test_charged_structures_can_be_left_out_or_taken_for_neutral(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ion = kinds()["molecule"]
+    ion.info["charge"] = 1
+    write(tmp_path / "in.xyz", [kinds()["crystal"], ion], format="extxyz")
+    given = ["--input_model", models[0], "--data", tmp_path / "in.xyz", "--max_steps", 1]
+
+    def relaxed(folder: str, *words: str, code: int = 0) -> str:
+        output = ["--output_dir", tmp_path / folder, "--device", "cpu", *words]
+        assert relax.main(list(map(str, [*given, *output]))) == code
+        return "".join(capsys.readouterr())
+
+    assert "leave them out with --drop_charged" in relaxed("refused", code=2)
+    assert "1 structures, " in relaxed("dropped", "--drop_charged")
+    assert "2 structures, " in relaxed("kept", "--charge_key", "none")
+
+
 MISTAKES = {
     "two structures": ((), "say which moves with --index"),
     "no such structure": (("--index", 2), "the data hold 2 structures"),
@@ -164,7 +257,7 @@ def test_drift_and_temperature_of_known_rows() -> None:
 def test_velocities_at_the_beginning(ensemble: str, freedom: int) -> None:
     """Half kT for each degree of freedom that the ensemble moves; the others are at rest."""
     atoms = Atoms("Cu8", positions=np.random.default_rng(0).normal(0, 3, (8, 3)))
-    dynamics.give_velocities(atoms, 300.0, np.random.default_rng(1), ensemble)
+    give_velocities(atoms, 300.0, np.random.default_rng(1), ensemble)
     assert atoms.get_kinetic_energy() == pytest.approx(0.5 * freedom * units.kB * 300.0)
     assert temperature_of(ensemble, atoms) == pytest.approx(300.0)
     at_rest = ensemble != "langevin"

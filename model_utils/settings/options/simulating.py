@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from dataloader.errors import InputError
 from model_utils.settings.declared import OF_THE_COMMAND, panel
@@ -28,6 +28,12 @@ class SimulatedOptions:
     """Structures of any format, known by ending or content: extended XYZ, cif, POSCAR, LMDBs, files of ASE; files, folders of them, patterns with * ? [ ]. Labels in them are not read; atoms that they hold fixed stay where they are."""
     data_format: Annotated[str | None, NAMES_OF_FORMATS] = None
     """Format of the data, where ending and content do not say it."""
+    charge_key: str | None = None
+    """Entry of the charge of a structure, for models that take it; `none`: charges are passed over, and charged structures taken for neutral ones."""
+    spin_key: str | None = None
+    """Entry of the multiplicity 2S + 1, likewise."""
+    drop_charged: bool = False
+    """Leave out structures with a charge or spin for which the model has no input; unless given, they are an error."""
     head: str | None = None
     """Head of the model, where it has several."""
     step: Annotated[str, FORMS_OF_STEP] = "fast"
@@ -100,6 +106,8 @@ class MdOptions:
     """What is kept: the energy, the temperature (Langevin or a chain of Nosé–Hoover thermostats), or temperature and pressure (Martyna–Tobias–Klein, isotropic)."""
     temperature: Positive = 300.0
     """Temperature of the velocities at the beginning and of the thermostat (K)."""
+    velocities: Literal["drawn", "data"] = "drawn"
+    """Velocities at the beginning: drawn for the temperature, or those of the data (`momenta` in ASE's units, as `trajectory.xyz` and ASE's files have them), of which the motion of the whole is taken away where the ensemble has none."""
     timestep: Positive = 1.0
     """Timestep (fs); 0.5 or less where there is hydrogen."""
     friction: Positive = 10.0

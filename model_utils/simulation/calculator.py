@@ -227,6 +227,14 @@ class _Mover:
         self._skin = skin
         self.forget()
 
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and pickles: what was prepared for atoms is prepared anew."""
+        return {"potential": self.potential, "_skin": self._skin}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.forget()
+
     def forget(self) -> None:
         """Keep nothing of the atoms before."""
         self.graphs = MovingGraph(self.potential.facts.r_max, self._skin)

@@ -2,7 +2,7 @@
 reference energies included.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dataloader.neighbors import Graph
 from dataloader.quantities import DIPOLE, ENERGY, FORCES, STRESS
 from dataloader.structure import Structure
 from model_utils import model_loader
+from model_utils.errors import VerificationError
 from model_utils.files.digest import digest
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network, predict
@@ -69,6 +70,7 @@ class Potential:
         self._description_hash = loaded.description.hash()
         self.head = _head(head, self.facts.heads, self.path)
         self.device = device
+        self._step = step
         self.module = loaded.module.to(device)
         self.network: Network = model_loader.build_network(self.module, step, loaded.description)
         self.dtype = next(self.module.parameters()).dtype
@@ -106,6 +108,15 @@ class Potential:
             raise InputError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
         loaded = model_loader.load(Path(path), dtype=None if dtype is None else DTYPES[dtype])
         return cls(loaded, find_device(device), head=head, step=step)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Potential":
+        """Itself: nothing of a potential changes, and its weights may be large."""
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., "Potential"], tuple[object, ...]]:
+        """A pickle names the file: weights, compiled code and its tables are made anew from it."""
+        form = (str(self.path.absolute()), str(self.device), dtype_name(self.dtype))
+        return _opened_again, (*form, self.head, self._step, self.digest())
 
     def require_energies(self) -> None:
         """Raise InputError where the network gives no energies, and so
@@ -215,6 +226,22 @@ class Potential:
         return np.asarray(
             interaction + references[batch.head[batch.structure].cpu(), batch.species.cpu()]
         )
+
+
+def _opened_again(
+    path: str, device: str, dtype: str, head: str, step: str, digest_of_before: str
+) -> Potential:
+    """The potential that a pickle names.
+
+    Raises:
+        VerificationError: the file has other weights than it had.
+    """
+    potential = Potential.of_file(path, device=device, dtype=dtype, head=head, step=step)
+    if potential.digest() != digest_of_before:
+        raise VerificationError(
+            f"{path} has other weights than when the calculator was pickled; make a new calculator"
+        )
+    return potential
 
 
 def _head(head: str | None, heads: Sequence[str], path: Path) -> str:

@@ -2,6 +2,9 @@
 atoms have moved before.
 """
 
+import copy
+import pickle
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from dataloader.batch import Batch
 from dataloader.errors import InputError
 from model_utils import model_loader
 from model_utils.calculator import Calculator
+from model_utils.errors import VerificationError
 from model_utils.run.crowding import Crowding
 from model_utils.simulation import potential
 from model_utils.simulation.potential import Computed, Potential
@@ -279,3 +283,26 @@ def test_forces_and_stress_of_a_step_are_computed_once(
         atoms.get_potential_energy()
         atoms.get_stress()
     assert passes == [False, True, True, True]
+
+
+def test_a_calculator_that_has_computed_is_copied_and_pickled(
+    models: list[Path], tmp_path: Path
+) -> None:
+    shutil.copy(models[0], tmp_path / "own_model.pt")
+    atoms = kinds()["crystal"]
+    atoms.calc = Calculator([tmp_path / "own_model.pt", models[1]])
+    forces = atoms.get_forces()
+    atoms.get_stress()
+    twin = copy.deepcopy(atoms)
+    assert twin.calc is not atoms.calc
+    assert twin.calc.potentials[0] is atoms.calc.potentials[0], "weights are not copied"
+    twin.positions += 0.01 * np.arange(12).reshape(4, 3)
+    moved = twin.get_forces()
+    np.testing.assert_array_equal(atoms.get_forces(), forces)
+    pickled = pickle.dumps(atoms.calc)
+    again = pickle.loads(pickled)
+    twin.calc = again
+    np.testing.assert_allclose(twin.get_forces(), moved, atol=1e-12)
+    shutil.copy(models[2], tmp_path / "own_model.pt")
+    with pytest.raises(VerificationError, match="other weights than when"):
+        pickle.loads(pickled)

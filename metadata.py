@@ -37,11 +37,9 @@ def init(options: MetadataInitOptions) -> None:
     sums = describe.measure(options, network, group)
     if sums is None:  # the first process goes on alone
         return
-    network["heads"] = describe.heads_of(sums)
-    measured = describe.measured_fields(
-        sums, network, options, zero_shift=describe.wants_zero_shift(options)
-    )
-    describe.write(options, network | measured | describe.stated_fields(options))
+    stated = describe.stated(options)
+    network["heads"] = describe.heads_of(sums, stated.heads)
+    describe.write(options, network | describe.measured_fields(sums, network, options, stated))
 
 
 def fit(options: MetadataFitOptions) -> None:
@@ -53,8 +51,8 @@ def fit(options: MetadataFitOptions) -> None:
     sums = describe.measure(options, network, group)
     if sums is None:  # the first process goes on alone
         return
-    measured = describe.measured_fields(sums, network, options, zero_shift=options.zero_shift)
-    describe.write(options, network | measured)
+    stated = describe.Stated(zero_shift=options.zero_shift)
+    describe.write(options, network | describe.measured_fields(sums, network, options, stated))
 
 
 def check(options: CheckOptions) -> None:

@@ -21,7 +21,7 @@ from dataloader.labels import TO_TRAIN
 from dataloader.sources import SourceSpec, unread
 from model_utils.models import description
 from model_utils.models.mace_description import MaceDescription
-from model_utils.tasks.mace_yaml import MACE_SETTINGS
+from model_utils.tasks.mace_yaml import MACE_SETTINGS, OF_DATA
 
 
 def init(tmp_path: Path, *flags: str, code: int = 0) -> dict[str, object]:
@@ -241,6 +241,131 @@ def test_a_number_of_neighbours_that_is_not_to_be_measured(
     assert found["avg_num_neighbors"] == pytest.approx(number)
 
 
+def of_yaml(folder: Path, text: str, *words: str, code: int = 0) -> dict[str, object]:
+    """The model.json that init makes of waters and a YAML of mace_run_train."""
+    (folder / "mace.yml").write_text(f"{text}\nr_max: 4.0\nmax_L: 0\n")
+    given = ["--mace_config", str(folder / "mace.yml"), "--overwrite", *words]
+    if "--xyz_train" not in words:
+        given += ["--xyz_train", str(folder / "w.xyz")]
+    return init(folder, *given, code=code)
+
+
+def test_what_a_mace_yaml_says_of_the_data(file: Path, tmp_path: Path) -> None:
+    plain = of_yaml(tmp_path, "model: ScaleShiftMACE")
+    found = of_yaml(
+        tmp_path,
+        'model: ScaleShiftMACE\nE0s: "{1: -13.0, 8: -429.0}"\nmean: -1.0\nstd: 2.0\n'
+        'atomic_numbers: "[1, 7, 8]"\n',
+        code=2,
+    )
+    assert found == {}, "no E0 of nitrogen, which mace_run_train refuses too"
+    stated = 'E0s: "{1: -13.0, 7: -50.0, 8: -429.0}"\natomic_numbers: "[1, 7, 8]"\n'
+    found = of_yaml(tmp_path, f"model: ScaleShiftMACE\nmean: -1.0\nstd: 2.0\n{stated}")
+    assert found["atomic_numbers"] == [1, 7, 8]
+    assert found["atomic_energies"] == [[-13.0, -50.0, -429.0]]
+    assert (found["atomic_inter_scale"], found["atomic_inter_shift"]) == ([2.0], [-1.0])
+    found = of_yaml(tmp_path, "model: ScaleShiftMACE\nmean: -1.0")  # mace measures both
+    assert found["atomic_inter_shift"] == plain["atomic_inter_shift"]
+    found = of_yaml(tmp_path, "model: MACE\nmean: -1.0\nstd: 2.0")
+    assert (found["atomic_inter_scale"], found["atomic_inter_shift"]) == ([2.0], [0.0])
+    found = of_yaml(tmp_path, "model: ScaleShiftMACE\nscaling: no_scaling")
+    assert (found["atomic_inter_scale"], found["atomic_inter_shift"]) == ([1.0], [0.0])
+    words = ("--E0s", '{"H": -1, "O": -2}')
+    assert of_yaml(tmp_path, "E0s: average", *words)["atomic_energies"] == [[-1.0, -2.0]]
+
+
+def test_isolated_atoms_go_before_the_e0s_of_a_mace_yaml(file: Path, tmp_path: Path) -> None:
+    atoms = [
+        Atoms(z, info={"REF_energy": e, "config_type": "IsolatedAtom"})
+        for z, e in (("H", -13.5), ("O", -431.0))
+    ]
+    write(tmp_path / "with.xyz", [*atoms, *waters(9)], format="extxyz")
+    words = ("--xyz_train", str(tmp_path / "with.xyz"))
+    found = of_yaml(tmp_path, 'E0s: "{1: -13.0, 8: -429.0}"', *words)
+    assert found["atomic_energies"] == [[-13.5, -431.0]]
+
+
+def test_the_statistics_of_mace_prepare_data_are_taken(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics = {
+        "atomic_energies": "{1: -13.25, 8: -430.5}",
+        "avg_num_neighbors": 3.5,
+        "mean": -3.0,
+        "std": 5.0,
+        "atomic_numbers": "[1, 8]",
+        "r_max": 4.0,
+    }
+    path = tmp_path / "statistics.json"
+    path.write_text(json.dumps(statistics))
+    found = of_yaml(tmp_path, f"model: ScaleShiftMACE\nstatistics_file: {path}")
+    assert found["atomic_energies"] == [[-13.25, -430.5]]
+    assert found["avg_num_neighbors"] == 3.5
+    assert found["atomic_inter_scale"] != [5.0], "mace_run_train measures it anew"
+    assert init(tmp_path, "--xyz_train", str(file), "--E0s", str(path), "--overwrite")[
+        "atomic_energies"
+    ] == [[-13.25, -430.5]]
+    capsys.readouterr()
+    of_yaml(tmp_path, "statistics_file: nowhere.json", code=2)
+    assert "statistics_file nowhere.json" in capsys.readouterr().err
+
+
+def test_heads_of_a_mace_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = waters(8)
+    for number, atoms in enumerate(frames):
+        atoms.info["head"] = ("b", "a")[number % 2]
+    write(tmp_path / "w.xyz", frames, format="extxyz")
+    heads = {
+        "a": {"train_file": "x", "E0s": "{1: -13.0, 8: -429.0}"},
+        "b": {"train_file": "y", "E0s": "{1: -14.0, 8: -428.0}"},
+    }
+    found = of_yaml(tmp_path, f"heads: {json.dumps(heads)}")
+    assert found["heads"] == ["a", "b"]
+    assert found["atomic_energies"] == [[-13.0, -429.0], [-14.0, -428.0]]
+    heads["b"]["E0s"] = "average"
+    capsys.readouterr()
+    of_yaml(tmp_path, f"heads: {json.dumps(heads)}", code=2)
+    assert "the heads have E0s of several kinds" in capsys.readouterr().err
+    of_yaml(tmp_path, "heads: {a: {}, c: {}}", code=2)
+    assert "the mace YAML has the heads a, c, the data b, a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("E0s: foundation", "belong to a fine-tuning"),
+        ("scaling: rms", "expected rms_forces_scaling, std_scaling, no_scaling"),
+        ("std: wide", "std is 'wide', expected a number"),
+        ("atomic_numbers: 8", "atomic_numbers is 8, expected a list of numbers"),
+        ("heads: one", "heads is 'one', expected a mapping"),
+    ],
+)
+def test_a_mace_yaml_that_says_something_else_of_the_data(
+    text: str,
+    sentence: str,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    of_yaml(tmp_path, text, code=2)
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["AtomicDipolesMACE", "EnergyDipolesMACE"])
+def test_a_mace_yaml_of_dipoles(name: str, tmp_path: Path) -> None:
+    frames = waters(9)
+    for atoms in frames:
+        atoms.info["REF_dipole"] = np.array([0.1, 0.2, 0.3])
+    write(tmp_path / "w.xyz", frames, format="extxyz")
+    irreps = "16x0e+16x1o" if name == "EnergyDipolesMACE" else "16x1o"
+    shape = f"hidden_irreps: 8x0e+8x1o\nMLP_irreps: {irreps}\nr_max: 4.0\n"
+    (tmp_path / "mace.yml").write_text(f"model: {name}\n{shape}")
+    words = ("--xyz_train", str(tmp_path / "w.xyz"), "--mace_config", str(tmp_path / "mace.yml"))
+    found = init(tmp_path, *words)
+    assert found["model_class"] == name
+    assert found["interaction_cls_first"] == "RealAgnosticInteractionBlock"
+
+
 @pytest.mark.parametrize(
     "text", ['{"H": -13.6, "H": -14.0}', "{1: -13.6, 1: -14}", "{1: -13.6, 'H': -14, 8: -1}"]
 )
@@ -315,6 +440,7 @@ def test_every_setting_of_mace_is_known_and_what_is_like_nothing_is_named(
     names = {action.dest for action in parser._actions} - {
         "help",
         *MACE_SETTINGS,
+        *OF_DATA,
         "model",
         "num_channels",
         "max_L",

@@ -77,11 +77,7 @@ def given_energies(
         by_head = read_isolated(Path(text), keys)
         return GivenEnergies(by_head.pop("", {}), by_head)
     try:
-        given = (
-            _written_out(text)
-            if is_text
-            else plain_json.loads(input_files.read_text(Path(text), MODEL_JSON_BYTES))
-        )
+        given = _written_out(text) if is_text else _in_file(Path(text))
         nested = {
             head: _by_number(values) for head, values in given.items() if isinstance(values, dict)
         }
@@ -96,6 +92,13 @@ def given_energies(
     return energies
 
 
+def _in_file(path: Path) -> Any:
+    """Energies of a JSON file, or those of a statistics.json of mace_prepare_data."""
+    content = plain_json.loads(input_files.read_text(path, MODEL_JSON_BYTES))
+    of_statistics = content.get("atomic_energies") if isinstance(content, dict) else None
+    return _written_out(of_statistics) if isinstance(of_statistics, str) else content
+
+
 def _written_out(text: str) -> Any:
     """Energies as JSON, or as mace_run_train takes them: ``{1: -13.6, 8: -430.0}``.
 
@@ -108,7 +111,7 @@ def _written_out(text: str) -> Any:
         given = None
         # the others are JSON, with something in it that is not to be
         if isinstance(error, json.JSONDecodeError) and len(text) < LONGEST_TEXT:
-            given = _of_python(text)
+            given = python_literal(text)
         if isinstance(given, dict) and all(
             isinstance(value, int | float) for value in given.values()
         ):
@@ -116,14 +119,16 @@ def _written_out(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
-def _of_python(text: str) -> object:
-    """A dictionary as Python writes it out; None where the text is none, or names a key twice."""
+def python_literal(text: str) -> object:
+    """A dictionary, a list or a number as Python writes it out; None where the text is none, or
+    a dictionary names a key twice.
+    """
     try:
         body = ast.parse(text.strip(), mode="eval").body
         given = ast.literal_eval(body)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return None
-    is_unique = isinstance(body, ast.Dict) and len(body.keys) == len(given)
+    is_unique = not isinstance(body, ast.Dict) or len(body.keys) == len(given)
     return given if is_unique else None
 
 

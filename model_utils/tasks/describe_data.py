@@ -26,6 +26,7 @@ from model_utils.settings.energies import energies_for, given_energies, linear_r
 from model_utils.settings.options import MetadataFitOptions, MetadataInitOptions, MetadataOptions
 from model_utils.tasks import mace_yaml
 from model_utils.tasks.data_sums import sums_of
+from model_utils.tasks.mace_yaml import Stated
 
 PRESETS: dict[str, dict[str, Any]] = {  # mace's foundation sizes: how far equivariant features go
     "tiny": {"hidden_irreps": "16x0e", "r_max": 4.0},  # for a first try
@@ -52,27 +53,26 @@ def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {"model_class": "ScaleShiftMACE", "r_max": R_MAX}
     fields |= PRESETS[options.preset] if options.preset else {}
-    fields |= mace_yaml.network_fields(options.mace_config) if options.mace_config else {}
+    if options.mace_config is not None:
+        fields |= mace_yaml.network_fields(options.mace_config)
+        numbers = mace_yaml.stated(options.mace_config).atomic_numbers
+        fields |= {} if numbers is None else {"atomic_numbers": list(numbers)}
     for name in ("r_max", "hidden_irreps", "max_ell", "correlation", "num_interactions"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
     return fields
 
 
-def stated_fields(options: MetadataInitOptions) -> dict[str, Any]:
-    """What the mace YAML states and says not to measure."""
-    if options.mace_config is None:
-        return {}
-    return mace_yaml.stated_number_of_neighbors(options.mace_config)
-
-
-def wants_zero_shift(options: MetadataInitOptions) -> bool:
-    """Whether the shift is to be 0: where that is asked for, or the mace YAML's model
-    is MACE, which has none.
-    """
-    if options.zero_shift or options.mace_config is None:
-        return options.zero_shift
-    return mace_yaml.settings_in(options.mace_config).get("model", "MACE") == "MACE"
+def stated(options: MetadataInitOptions) -> Stated:
+    """What the mace YAML says of the data where no flag does."""
+    found = Stated() if options.mace_config is None else mace_yaml.stated(options.mace_config)
+    energies_are_given = options.E0s != MetadataOptions.E0s or options.linear_references is not None
+    return replace(
+        found,
+        E0s=None if energies_are_given else found.E0s,
+        scaling=options.scaling if options.scaling != MetadataOptions.scaling else found.scaling,
+        zero_shift=options.zero_shift or found.zero_shift,
+    )
 
 
 def existing_fields(options: MetadataFitOptions) -> dict[str, Any]:
@@ -121,9 +121,16 @@ def measure(options: MetadataOptions, network: Mapping[str, Any], group: Group) 
     return sums
 
 
-def heads_of(sums: DataSums) -> list[str]:
+def heads_of(sums: DataSums, wanted: Sequence[str] = ()) -> list[str]:
     """The heads of the structures, in their order; isolated atoms that name
     none go to the only one.
+
+    Args:
+        sums: of the data.
+        wanted: the heads of a mace YAML, whose order counts where there are several.
+
+    Raises:
+        InputError: the data have other heads than those.
     """
     heads = [name for name, head in sums.heads.items() if head.structures]
     nameless = sums.heads.get(DEFAULT_HEAD)
@@ -150,7 +157,14 @@ def heads_of(sums: DataSums) -> list[str]:
             DEFAULT_HEAD,
             DEFAULT_HEAD,
         )
-    return heads
+    if len(wanted) < 2:
+        return heads
+    if set(wanted) != set(heads):
+        raise InputError(
+            f"the mace YAML has the heads {', '.join(wanted)}, the data {', '.join(heads)}: give "
+            "the data of all heads, whose records name theirs as `head`"
+        )
+    return list(wanted)
 
 
 def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None:
@@ -177,7 +191,7 @@ def _refuse_broken(options: MetadataOptions, network: Mapping[str, Any]) -> None
 
 
 def measured_fields(
-    sums: DataSums, network: Mapping[str, Any], options: MetadataOptions, *, zero_shift: bool
+    sums: DataSums, network: Mapping[str, Any], options: MetadataOptions, stated: Stated
 ) -> dict[str, Any]:
     """The fields of model.json that the data determine, each said in the log.
 
@@ -185,7 +199,7 @@ def measured_fields(
         sums: of the data.
         network: the other fields, its heads among them.
         options: where E0s come from, and how energies are scaled.
-        zero_shift: the shift is 0 whatever the data say.
+        stated: what is not to be measured, or otherwise.
 
     Raises:
         InputError: the data hold an element that the network lacks, or E0s cannot be had.
@@ -201,14 +215,7 @@ def measured_fields(
             f"the data hold {symbols(list(unknown))}, which atomic_numbers of the model lack"
         )
     log.info("elements: %s", symbols(elements))
-    log.info(
-        "avg_num_neighbors: %.6g within %g Å, over %d of %d atoms (those with neighbours)",
-        sums.avg_num_neighbors,
-        network["r_max"],
-        sums.atoms_with_neighbors,
-        sums.atoms,
-    )
-    energies_of = _energies_of_heads(options, elements, network["heads"])
+    energies_of = _energies_of_heads(options, elements, network["heads"], stated.E0s)
     rows: list[list[float]] = []  # E0s by head and element
     scales: list[float] = []
     shifts: list[float] = []
@@ -218,22 +225,37 @@ def measured_fields(
             continue
         head = sums.heads.get(name, HeadSums())
         energies = energies_of(head, name)
-        scaling = _scaling(head, energies, options.scaling, name, zero_shift=zero_shift)
+        scaling = _scaling(head, energies, stated.scaling or options.scaling, name, stated)
         rows.append([energies[z] for z in elements])
         scales.append(scaling.scale)
         shifts.append(scaling.shift)
     fields: dict[str, Any] = {
         "atomic_numbers": elements,
         "atomic_energies": rows,
-        "avg_num_neighbors": sums.avg_num_neighbors,
+        "avg_num_neighbors": _neighbors(sums, network["r_max"], stated),
     }
     if model_json.scales_energies(network):
         fields |= {"atomic_inter_scale": scales, "atomic_inter_shift": shifts}
     return fields
 
 
+def _neighbors(sums: DataSums, r_max: float, stated: Stated) -> float:
+    """The mean number of neighbours, measured or stated, said in the log."""
+    if stated.avg_num_neighbors is not None:
+        log.info("avg_num_neighbors: %.6g, as the mace YAML states", stated.avg_num_neighbors)
+        return stated.avg_num_neighbors
+    log.info(
+        "avg_num_neighbors: %.6g within %g Å, over %d of %d atoms (those with neighbours)",
+        sums.avg_num_neighbors,
+        r_max,
+        sums.atoms_with_neighbors,
+        sums.atoms,
+    )
+    return sums.avg_num_neighbors
+
+
 def _scaling(
-    head: HeadSums, energies: Mapping[int, float], method: str, name: str, *, zero_shift: bool
+    head: HeadSums, energies: Mapping[int, float], method: str, name: str, stated: Stated
 ) -> Scaling:
     """Scale and shift of a head of this name, said in the log together with E0s
     that no atom can have.
@@ -241,8 +263,11 @@ def _scaling(
     low = impossible(energies)
     if low:
         log.warning("warning: head %s: no atom has so low an E0: %s", name, shown(low))
-    scaling = scale_and_shift(head, energies, method)
-    if zero_shift:
+    if stated.scale is not None and stated.shift is not None:
+        scaling = Scaling(scale=stated.scale, shift=stated.shift, origin="stated in the mace YAML")
+    else:
+        scaling = scale_and_shift(head, energies, method)
+    if stated.zero_shift:
         scaling = replace(scaling, shift=0.0)
     if scaling.warning:
         log.warning("warning: head %s: %s", name, scaling.warning)
@@ -258,9 +283,29 @@ def _scaling(
 
 
 def _energies_of_heads(
-    options: MetadataOptions, elements: Sequence[int], heads: Sequence[str]
+    options: MetadataOptions,
+    elements: Sequence[int],
+    heads: Sequence[str],
+    of_yaml: str | None = None,
 ) -> Callable[[HeadSums, str], dict[int, float]]:
-    """What gives the E0s of a head: linear references, what the user gives, or the data."""
+    """What gives the E0s of a head: linear references, what the user gives, or the data.
+
+    Args:
+        options: what the user gives.
+        elements: atomic numbers.
+        heads: their names.
+        of_yaml: E0s of a mace YAML, which isolated atoms in the data go before.
+    """
+    if of_yaml is not None:
+        usual = _energies_of_heads(replace(options, E0s=of_yaml), elements, heads)
+
+        def of_head_in_mace(head: HeadSums, name: str) -> dict[int, float]:
+            if not head.isolated:
+                return usual(head, name)
+            log.info("IsolatedAtom frames go before the E0s of the YAML, as in mace_run_train")
+            return _fitted_energies(head, elements, "isolated", name)
+
+        return of_head_in_mace
     if options.linear_references is not None:
         values = linear_references(options.linear_references, elements)
         log.info("E0s are the linear references of %s", options.linear_references)

@@ -142,7 +142,7 @@ def _measured_together(
     def finish() -> bytes:
         assert sums is not None, "the first process has them"
         network.setdefault("heads", describe_data.heads_of(sums))
-        measured = describe_data.measured_fields(sums, network, asked, zero_shift=False) | {
+        measured = describe_data.measured_fields(sums, network, asked, describe_data.Stated()) | {
             "heads": network["heads"]
         }
         if not options.run.dry_run:

@@ -31,7 +31,9 @@ OURS = {
     "mean": "use atomic_inter_shift in model.json; `metadata.py fit` computes it",
     "std": "use atomic_inter_scale in model.json; `metadata.py fit` computes it",
     "scaling": "use metadata.py init --scaling",
-    "statistics_file": "statistics stand in model.json; `metadata.py init --mace_config` takes those of the file",
+    "statistics_file": (
+        "statistics stand in model.json; `metadata.py init` takes those that a YAML of mace names"
+    ),
     "compute_avg_num_neighbors": "`metadata.py fit` computes avg_num_neighbors into model.json",
     "name": "the run's name follows from --output_checkpoint",
     "work_dir": "use --output_checkpoint and --output_model",

@@ -217,6 +217,8 @@ def _two_groups(data: Set, fit: EnergyFit) -> list[Finding]:
     alike: two references.
     """
     rows = np.nonzero(np.isfinite(data.looked["energy"]))[0]
+    if len(rows) < 2 * (fit.rank + 1):  # what a fit to half of them leaves may have any shape
+        return []
     fractions = data.fractions[rows]
     target = (data.looked["energy"] / data.n_atoms)[rows]
     upper = _above_the_gap(target - fractions @ fit.values)

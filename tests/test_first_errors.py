@@ -55,6 +55,38 @@ def test_isolated_atoms_and_first_errors(
     assert (advice in shown) != right
 
 
+@pytest.mark.parametrize(
+    ("shift", "unit", "sentence"),
+    [
+        (0.0, 1.0, "the binding energy: the E0s are those of free atoms, and the model has no"),
+        (0.0, 23.06, "warning: the first errors are"),
+        (-9.0, 1.0, "warning: the first errors are"),
+        (-3.0, 1.0, None),
+    ],
+)
+def test_binding_is_no_fault_of_a_model_without_shift(
+    shift: float,
+    unit: float,
+    sentence: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(TINY | {"atomic_inter_shift": [shift]}))
+    frames = waters(6)
+    for atoms in frames:
+        atoms.info["REF_energy"] = unit * (2 * -13.6 - 430.0 - 3 * 3.0)
+    write(tmp_path / "w.xyz", frames, format="extxyz")
+    words = ["--input_json", tmp_path / "m.json", "--xyz_train", tmp_path / "w.xyz"]
+    words += ["--valid_fraction", 0.4, "--max_steps", 1, "--no_export_mace_model"]
+    words += ["--output_checkpoint", tmp_path / "run"]
+    assert train_mace.main([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out
+    if sentence is None:
+        assert "the first errors" not in shown
+    else:
+        assert sentence in shown
+
+
 def test_reference_energies_that_no_atom_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

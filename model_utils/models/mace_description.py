@@ -233,6 +233,10 @@ class MaceDescription(ModelDescription):
         """The scale of every head; class MACE has none, which is 1."""
         return self.atomic_inter_scale or [1.0]
 
+    def energy_shifts(self) -> list[float]:
+        """The shift of every head; class MACE has none."""
+        return self.atomic_inter_shift or [0.0]
+
     def memory_sizes(self) -> tuple[int, int, int] | None:
         """Channels of the hidden features, max_ell, layers."""
         return channels(self), self.max_ell, self.num_interactions

@@ -171,6 +171,12 @@ class ModelDescription(BaseModel):
         """
         return [1.0]
 
+    def energy_shifts(self) -> list[float]:
+        """What is added to the energy of every atom besides its E0, eV; for all heads or for
+        each.
+        """
+        return [0.0]
+
     def memory_sizes(self) -> tuple[int, int, int] | None:
         """Channels, highest order of directions, layers, of which a step's memory is
         estimated; None: not known.

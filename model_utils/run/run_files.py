@@ -17,7 +17,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.metrics import Metrics
 from model_utils.model_loader import PairWriter
 from model_utils.ranks.group import ALONE, Group
-from model_utils.run import run_folders, run_record
+from model_utils.run import first_errors, run_folders, run_record
 from model_utils.run.assemble import AssembledRun, logger_names
 from model_utils.run.beginning import Beginning, Continued
 from model_utils.run.epoch_progress import EpochProgress
@@ -39,7 +39,6 @@ from model_utils.settings.options import TrainOptions
 
 # s before the last save is tried again where a network file system does not answer
 PAUSES = (0.5, 2.0, 5.0)
-LARGE_FIRST_ERROR = 1.0  # eV/atom
 
 
 class RunFiles(SilentFiles):
@@ -125,33 +124,18 @@ class RunFiles(SilentFiles):
         self.metrics.validation(record)
         self.loggers.validation(record)
         if record.step == 0:
-            self._judge_first(record)
+            first_errors.advise(
+                (record.metrics, *record.by_source.values()),
+                self.data.valid,
+                self.writer.description,
+                self.record["config"]["input_json"],
+                is_fine_tuned=self.is_fine_tuned,
+            )
 
     def final(self, record: FinalRecord) -> None:
         """The table at the end."""
         self.metrics.final(record)
         self.loggers.final(record)
-
-    def _judge_first(self, record: ValidationRecord) -> None:
-        """One line of advice where the first errors are those of other reference
-        energies, not of fresh weights.
-        """
-        scales = self.writer.description.energy_scales()
-        limit = max(LARGE_FIRST_ERROR, 2 * max(scales))
-        judged = (record.metrics, *record.by_source.values())
-        errors = [metrics["energy_rmse_per_atom"] or 0.0 for metrics in judged]
-        if max(errors) <= limit:
-            return
-        where = self.record["config"]["input_json"]
-        log.warning(
-            "warning: the first errors are %.3g eV/atom: E0s of another method or unit than the "
-            "data have? `metadata.py check --input_json %s` compares them with the data, %s",
-            max(errors),
-            where,
-            "`finetune.py --E0s shift` fits them"
-            if self.is_fine_tuned
-            else "`metadata.py fit` makes a model.json with theirs",
-        )
 
     def on_best(self, state: TrainState, errors: Metrics) -> None:
         """A new best model."""

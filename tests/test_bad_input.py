@@ -1403,7 +1403,7 @@ MACE_YAMLS: dict[str, Any] = {
     "not YAML": ("a: [1\n", "is not YAML"),
     "another model": (
         "model: BOTNet\n",
-        "'BOTNet' is not supported; expected MACE or ScaleShiftMACE",
+        "'BOTNet' is not supported; expected MACE, ScaleShiftMACE, AtomicDipolesMACE",
     ),
     "no such day": pytest.param("r_max: 2020-99-99\n", "is not YAML"),
     "words for a number": pytest.param("r_max: far\n", "r_max"),

@@ -165,8 +165,41 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "`--loggers wandb` where the package is installed, else answered",
         taken.logger,
     ),
-    _dipm("train.final_learning_rate", "`--min_lr`", renamed("min_lr")),
+    _dipm(
+        "train.final_learning_rate",
+        "`--min_lr`, and said without a `scheduler`: `cosine` ends there, plateau may not",
+        taken.final_rate,
+    ),
     _dipm("train.peak_learning_rate", "`--lr`", renamed("lr")),
+    _dipm(
+        "train.init_learning_rate",
+        "accepted, and said: a warm-up begins near zero",
+        nothing_needed("a warm-up (--warmup) begins near zero and rises to --lr"),
+    ),
+    _dipm("train.warmup_steps", "`--warmup` with `--scheduler_unit step`", taken.warmup_steps),
+    _dipm(
+        "train.transition_steps",
+        "accepted, and said: a schedule ends with the run, or after `--scheduler_length`",
+        nothing_needed(
+            "a schedule ends with the run; --scheduler cosine with --scheduler_length ends earlier"
+        ),
+    ),
+    _dipm("train.random_seed", "`--seed`", renamed("seed")),
+    _dipm(
+        "train.use_ema_params_for_eval",
+        "accepted, and said: with `--ema` the average is what is judged",
+        nothing_needed("with --ema the average of the weights is what is judged, else they are"),
+    ),
+    _dipm(
+        "train.run_eval_at_start",
+        "accepted: there is a validation before the first step",
+        nothing_needed(),
+    ),
+    _dipm(
+        "train.eval_num_graphs",
+        "accepted, and said: every validation is of all structures",
+        nothing_needed("every validation is of all structures; give fewer in --valid_file"),
+    ),
     _dipm("train.grad_norm", "`--clip_grad`", renamed("clip_grad")),
     _dipm(
         "train.num_gradient_accumulation_steps",

@@ -259,6 +259,22 @@ def logger(asked: Asked) -> Mapping[str, Any]:
     return {"loggers": [asked.key]}
 
 
+def final_rate(asked: Asked) -> Mapping[str, Any]:
+    """The lower end of a schedule, which the usual one may not come near."""
+    if asked.beside.get("scheduler") is None:
+        asked.notes.append(
+            f"{asked.where}: {asked.key} is --min_lr, the lower end of the schedule: plateau, "
+            "which is the usual one, comes there only where losses stop falling; scheduler: cosine "
+            "ends there"
+        )
+    return {"min_lr": asked.value}
+
+
+def warmup_steps(asked: Asked) -> Mapping[str, Any]:
+    """A warm-up in optimizer steps, in which the schedule then counts too."""
+    return {"warmup": asked.value, "scheduler_unit": "step"}
+
+
 def resume(asked: Asked) -> Mapping[str, Any]:
     """Whether a run that is there goes on."""
     if asked.value in ("auto", True):

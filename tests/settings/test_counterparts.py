@@ -113,6 +113,17 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "train.tensorboard": ({"tensorboard": "./runs/x"}, {"loggers": ["tensorboard"]}, {}),
     "train.wandb": ({"wandb": "project"}, {"loggers": ["wandb"]}, {}),
     "train.final_learning_rate": ({"final_learning_rate": "1e-4"}, {"min_lr": 1e-4}, {}),
+    "train.init_learning_rate": ({"init_learning_rate": 0.001}, {}, {}),
+    "train.warmup_steps": (
+        {"warmup_steps": 400},
+        {"warmup": 400.0, "scheduler_unit": "step"},
+        {},
+    ),
+    "train.transition_steps": ({"transition_steps": 360000}, {}, {}),
+    "train.random_seed": ({"random_seed": 42}, {"seed": 42}, {}),
+    "train.use_ema_params_for_eval": ({"use_ema_params_for_eval": True}, {}, {}),
+    "train.run_eval_at_start": ({"run_eval_at_start": True}, {}, {}),
+    "train.eval_num_graphs": ({"eval_num_graphs": 100}, {}, {}),
     "train.peak_learning_rate": ({"peak_learning_rate": 0.02}, {"lr": 0.02}, {}),
     "train.grad_norm": ({"grad_norm": 500}, {"clip_grad": 500.0}, {}),
     "train.num_gradient_accumulation_steps": (

@@ -3,9 +3,12 @@ nothing of new ones.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dataloader.dataset import Dataset
 from dataloader.structure import Structure
@@ -16,11 +19,14 @@ ROLES = {"validation": "valid", "test": "test"}
 
 
 def warn_of_copies(data: TrainingData) -> None:
-    """Say how many there are, bit for bit, among the structures that are in the memory.
+    """Say how many there are, bit for bit, among the structures that are in the memory, and which
+    records of files on the disk are in two sets.
 
     Those on the disk are not read for it: ``metadata.py check`` compares them too, and finds
     structures that are nearly the same.
     """
+    _warn_of_repeated_files(data.train)
+    _warn_of_shared_records(data)
     trained = {_digest(structure) for _, structure in _in_memory(data.train)}
     if not trained:
         return
@@ -40,6 +46,45 @@ def warn_of_copies(data: TrainingData) -> None:
                 "also those that are nearly the same",
                 *(len(copies), len(dataset), role, copies[0]),
             )
+
+
+def _warn_of_repeated_files(train: Dataset) -> None:
+    """Say which files are named twice: each of their structures counts twice."""
+    counts = Counter(source.path.resolve() for source in train.sources if len(source))
+    for path, count in counts.items():
+        if count > 1:
+            log.warning(
+                "warning: %s is named %d times among the data to train on: its structures count "
+                "so often",
+                *(path, count),
+            )
+
+
+def _warn_of_shared_records(data: TrainingData) -> None:
+    """Say how many records of files on the disk are trained on and judged by."""
+    trained = _rows_on_disk(data.train)
+    for role, name in ROLES.items():
+        dataset: Dataset | None = getattr(data, name)
+        rows = {} if dataset is None else _rows_on_disk(dataset)
+        for path in trained.keys() & rows.keys():
+            shared = len(np.intersect1d(trained[path], rows[path]))
+            if shared:
+                log.warning(
+                    "warning: %d of the %d %s structures of %s are training structures too: "
+                    "errors on them say nothing of new ones",
+                    *(shared, len(rows[path]), role, path),
+                )
+
+
+def _rows_on_disk(dataset: Dataset) -> dict[Path, NDArray[np.int64]]:
+    """Rows of a data set by the files they lie in, of those that are not in the memory."""
+    rows: dict[Path, NDArray[np.int64]] = {}
+    for number, source in enumerate(dataset.sources):
+        if not source.in_memory:
+            path = source.path.resolve()
+            own = dataset.places[dataset.places[:, 0] == number, 1].astype(np.int64)
+            rows[path] = np.concatenate([rows.get(path, np.zeros(0, dtype=np.int64)), own])
+    return rows
 
 
 def _in_memory(dataset: Dataset) -> Iterator[tuple[str, Structure]]:

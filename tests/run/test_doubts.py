@@ -8,6 +8,7 @@ import pytest
 from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.io import write
+from lmdb_material import dict_row, labelled, put
 
 from conftest import waters
 from model_utils import evaluate, resume, train_mace
@@ -47,6 +48,25 @@ def test_copies_between_training_and_other_data(tmp_path: Path, said: Callable[.
     assert "(the first: other.xyz#2)" in text
     assert "6 of the 6 test structures are copies" in text
     assert "are copies of" not in said("--xyz_train", train, "--xyz_val", sound)
+
+
+def test_records_on_the_disk_that_are_trained_on_and_judged_by(
+    tmp_path: Path, said: Callable[..., str]
+) -> None:
+    rows = {str(k).encode(): dict_row(atoms, sid=k) for k, atoms in enumerate(labelled(6))}
+    path = put(tmp_path / "some.lmdb", rows)
+    (tmp_path / "link.lmdb").symlink_to(path)
+    text = said("--lmdb_train", path, "--lmdb_val", tmp_path / "link.lmdb")
+    assert "6 of the 6 validation structures of" in text
+    assert "are training structures too" in text
+    assert "are training structures too" not in said("--lmdb_train", path)
+
+
+def test_a_file_that_is_named_twice(tmp_path: Path, said: Callable[..., str]) -> None:
+    train = file_of(tmp_path, "train.xyz", waters(6))
+    other = file_of(tmp_path, "other.xyz", waters(2, seed=9))
+    text = said("--xyz_train", train, train, "--xyz_val", other)
+    assert f"{train} is named 2 times among the data to train on" in text
 
 
 @pytest.mark.parametrize("held_first", [True, False])

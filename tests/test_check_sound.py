@@ -401,3 +401,23 @@ def test_a_set_without_forces_is_sound_and_a_partly_labelled_one_where_that_is_s
         "no structure has forces: train with --forces_weight 0" in text
         for text in errors(findings, "warning")
     )
+
+
+def test_positions_in_bohr_are_seen(check: Callable[..., Findings]) -> None:
+    train = [*map(labelled, alloys(30))]
+    said = errors(check(train), "warning")
+    assert not [text for text in said if "Bohr" in text]
+    for atoms in train:
+        atoms.set_cell(atoms.cell.array / 0.529177, scale_atoms=True)
+    [text] = [text for text in errors(check(train, (), "--r_max", 8), "warning") if "Bohr" in text]
+    assert "are positions in Bohr? times 0.529177 they are in Å" in text
+
+
+def test_forces_of_validation_in_another_unit(check: Callable[..., Findings]) -> None:
+    train, valid = ([*map(labelled, rattled(CUBE, 20, seed))] for seed in (0, 5))
+    assert not [text for text in errors(check(train, valid), "warning") if "forces are" in text]
+    for atoms in valid:
+        atoms.arrays["REF_forces"] *= 51.4221
+    [text] = [text for text in errors(check(train, valid), "warning") if "forces are" in text]
+    assert "times those of training" in text
+    assert "are some in Hartree/Bohr" in text

@@ -4,6 +4,11 @@ import numpy as np
 
 from dataloader.data_check.looking import Finding, Level, Set
 
+BOHR = 0.529177  # Å
+# nearest atoms over the sum of their covalent radii: 1.0 in molecules, 1.2 in the alkali metals
+FAR_APART = 1.4
+FEWEST = 5  # structures whose middle says something of distances
+NOBLE_GASES = [2, 10, 18, 36, 54, 86]  # which have no bonds
 FULL_CELL = 40.0  # Å³ per atom; a molecule in a box has hundreds, ice has 10, caesium 110
 
 
@@ -77,6 +82,7 @@ def geometry(data: Set) -> list[Finding]:
                 level="warning", check="distances", text=text, data=data.name, keys=data.keys(close)
             )
         )
+    findings += _far_apart(data)
     lonely = looked["lonely"] > 0
     if lonely.any():
         text = f"{lonely.sum()} structures with atoms that have no neighbour within the cutoff"
@@ -105,3 +111,18 @@ def geometry(data: Set) -> list[Finding]:
         text = f"volume per atom from {low:.3g} to {high:.3g} Å³"
         findings.append(Finding(level="note", check="cells", text=text, data=data.name))
     return findings
+
+
+def _far_apart(data: Set) -> list[Finding]:
+    """Bonds that are all too long, as where positions are in Bohr and taken for Å."""
+    closest = data.looked["closest"]
+    of_noble_gases = data.counts[:, NOBLE_GASES].sum(axis=1) == data.n_atoms
+    bonded = np.isfinite(closest) & ~of_noble_gases
+    if bonded.sum() < FEWEST or np.median(closest[bonded]) < FAR_APART:
+        return []
+    text = (
+        f"of half of the structures no two atoms are closer than {np.median(closest[bonded]):.3g} "
+        f"times the sum of their covalent radii: are positions in Bohr? times {BOHR:.6f} they are "
+        "in Å"
+    )
+    return [Finding(level="warning", check="distances", text=text, data=data.name, factor=1 / BOHR)]

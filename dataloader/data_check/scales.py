@@ -11,6 +11,14 @@ KBAR = 1602.177
 HIGH_STRESS = 2.0  # eV/Å³, 320 GPa: the centre of the earth
 # eV, of the stress times the volume of an atom; the bulk modulus of diamond times its volume is 16
 HIGH_WORK = 4.0
+UNLIKE = 10.0  # forces of hot structures against those of a few relaxed ones
+FEWEST = 5  # structures with forces
+FORCE_UNITS = {  # eV/Å
+    "kcal/mol/Å": 23.0605,
+    "Hartree/Bohr": 51.4221,
+    "kJ/mol/Å": 96.485,
+    "meV/Å": 1000.0,
+}
 ENOUGH = 100  # structures with a stress, whose signs then say something
 COMPRESSED = 0.8  # closest distance over covalent radii, below which such a pressure is possible
 
@@ -37,6 +45,29 @@ def _forces(data: Set) -> list[Finding]:
         level = "warning"
         text = f"{text}: large; from kcal/mol/Å it would be {rms / 23.0605:.3g} eV/Å"
     return [Finding(level=level, check="forces", text=text, data=data.name)]
+
+
+def against_other_set(data: Set, train: Set) -> list[Finding]:
+    """Forces of validation or test against those of the training set: another unit."""
+    own, theirs = _rms_of_forces(data), _rms_of_forces(train)
+    if not own or not theirs or 1 / UNLIKE < own / theirs < UNLIKE:
+        return []
+    ratio = max(own / theirs, theirs / own)
+    unit = min(FORCE_UNITS, key=lambda name: abs(np.log(ratio / FORCE_UNITS[name])))
+    text = (
+        f"forces are {own / theirs:.3g} times those of {train.name} (rms {own:.3g} against "
+        f"{theirs:.3g} eV/Å): are some in {unit}, or of structures of another kind?"
+    )
+    return [
+        Finding(level="warning", check="forces", text=text, data=data.name, factor=own / theirs)
+    ]
+
+
+def _rms_of_forces(data: Set) -> float:
+    """Of the components, eV/Å; 0 where there are too few."""
+    squares = data.looked["force_square"]
+    finite = squares[np.isfinite(squares)]
+    return float(np.sqrt(finite.mean())) if len(finite) >= FEWEST else 0.0
 
 
 def _stress(data: Set) -> list[Finding]:

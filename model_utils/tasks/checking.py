@@ -316,6 +316,7 @@ def _judged(
         for data in sets[1:]:
             if head in (parts := data.by_head(default)):
                 findings += references.against_other_set(parts[head], train, fit)
+                findings += scales.against_other_set(parts[head], train)
         own = given.get(head, {})
         findings += references.undetermined(train, fit, own)
         for whose, values in own.items():

@@ -18,6 +18,7 @@ from model_utils.settings.taken import Asked, as_is, nothing_needed, renamed
 Toolkit = Literal["dipm", "template", "mlip"]
 # a key with its value → settings of ours, or fields of the network
 Take = Callable[[Asked], Mapping[str, Any]]
+OF_TEMPLATES = ("data", "optim", "loss", "ckpt")  # sections
 TOOLKITS: dict[Toolkit, str] = {
     "dipm": "dipm: a YAML of three sections",
     "template": "Templates for torch: run folders and resuming",
@@ -250,6 +251,13 @@ COUNTERPARTS: tuple[Counterpart, ...] = (
         "`--lr_factor` of `step` and `plateau`, `--lr_gamma` of `exponential`",
         taken.gamma,
     ),
+    _template(
+        "optim.name", "`--optimizer`; `lr` and `weight_decay` beside it", renamed("optimizer")
+    ),
+    _template("data.name", "accepted: a name that nothing depends on", nothing_needed()),
+    _template("loss.name", "as `train.loss`; without one, the default", taken.loss),
+    _template("loss.normalize_y", "`--loss_units spread`", taken.loss_units("spread")),
+    _template("loss.balance_eh_loss", "`--loss_units balanced`", taken.loss_units("balanced")),
     _template("scripts/eval.py", "`evaluate.py --input_model … --data …`"),
     _template(
         "scripts/infer.py",
@@ -310,11 +318,11 @@ def keys(section: str | None = None) -> dict[str, Take]:
         return {
             row.key: row.take for row in rows if row.section == section and row.take is not None
         }
-    # a flat file has no fields of the network and no nested schedule
+    # a flat file has no fields of the network, no nested schedule and no sections of templates
     return {
         row.key: row.take
         for row in rows
-        if row.section not in ("model", "scheduler") and row.take is not None
+        if row.section not in ("model", "scheduler", *OF_TEMPLATES) and row.take is not None
     }
 
 

@@ -1,9 +1,9 @@
 """A file of settings with sections, or with the names of other toolkits, turned into
 settings of ours by name.
 
-Keys may stand flat, or in the sections model, dataset and train of dipm; a nested schedule is one
-more. A section ``model`` without ``pretrained`` describes a network, and becomes the option
-``network``, its fields as JSON text.
+Keys may stand flat, or in the sections model, dataset and train of dipm, or data, optim, loss and
+ckpt of templates; a nested schedule is one more. A section ``model`` without ``pretrained``
+describes a network, and becomes the option ``network``, its fields as JSON text.
 """
 
 import json
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
-from model_utils.settings.counterparts import keys
+from model_utils.settings.counterparts import OF_TEMPLATES, keys
 from model_utils.settings.declared import declared, names_of
 from model_utils.settings.taken import NETWORK, Asked
 
-SECTIONS = ("model", "dataset", "train")
+SECTIONS = ("model", "dataset", "train", *OF_TEMPLATES)
 SCHEDULE = "scheduler"
 CUTOFF = "graph_cutoff_angstrom"  # of the section dataset
 SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # which YAML takes for text
@@ -129,7 +129,7 @@ def _of_schedule(
 def _of_key(
     name: Any, value: Any, section: str, beside: Mapping[str, Any], file: _File
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    takes = keys("model" if section == "model" else None)
+    takes = keys(section if section in ("model", *OF_TEMPLATES) else None)
     where = f"section {section} of {file.path}" if section else str(file.path)
     is_ours = name in file.options and section != "model"
     # elsewhere a word stands there

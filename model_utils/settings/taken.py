@@ -174,6 +174,17 @@ def loss(asked: Asked) -> Mapping[str, Any]:
     return {f"{quantity}_loss": shapes[letters] for quantity in ("energy", "forces", "stress")}
 
 
+def loss_units(units: str) -> Taker:
+    """A switch that takes other units of the loss."""
+
+    def take(asked: Asked) -> Mapping[str, Any]:
+        if not isinstance(asked.value, bool):
+            raise asked.refused("expected true or false")
+        return {"loss_units": units} if asked.value else {}
+
+    return take
+
+
 def save_path(asked: Asked) -> Mapping[str, Any]:
     """The best weights as safetensors at the end."""
     if Path(str(asked.value)).suffix != ".safetensors":

@@ -156,6 +156,15 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "scheduler.step_size": ({"scheduler": {"name": "step", "step_size": 30}}, {"lr_step": 30}, {}),
+    "optim.name": (
+        {"name": "adamw", "lr": "1e-3", "weight_decay": 0.0},
+        {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0},
+        {},
+    ),
+    "data.name": ({"name": "em", "valid_fraction": 0.3}, {"valid_fraction": 0.3}, {}),
+    "loss.name": ({"name": "HuberLoss"}, HUBER_OPTIONS, {}),
+    "loss.normalize_y": ({"normalize_y": True}, {"loss_units": "spread"}, {}),
+    "loss.balance_eh_loss": ({"balance_eh_loss": True}, {"loss_units": "balanced"}, {}),
     "scheduler.gamma": ({"scheduler": {"name": "step", "gamma": 0.1}}, {"lr_factor": 0.1}, {}),
 }
 

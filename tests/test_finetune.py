@@ -194,6 +194,8 @@ def test_what_does_not_fit_the_source(
             ["--E0s", "whatever"],
             "there is no such file; expected keep, shift, isolated, a file of isolated atoms",
         ),
+        (["--E0s", "estimated"], "is a word for it elsewhere: here --E0s shift fits them"),
+        (["--E0s", "foundation"], "here --E0s keep takes those of the model"),
         (["--freeze", "nothing.*"], "--freeze nothing.*: no parameter has such a name"),
         (["--freeze", "*"], "--freeze leaves nothing to train"),
         (["--lr_of", "readouts.*"], "is not PATTERN=RATE"),

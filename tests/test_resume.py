@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ase.io import write
+from ase.io import read, write
 
 from conftest import TINY, waters
 from model_utils import resume, train_mace
@@ -109,6 +109,19 @@ def test_other_data_are_refused(
     other = str(water_xyz("other.xyz", 10, seed=7))
     assert resume.main(["--input_model", str(stopped), "--xyz_train", other]) == 3
     assert "the train data are not those of the run" in capsys.readouterr().err
+
+
+def test_labels_that_were_changed_are_said_to_be(
+    stopped: Path, water_xyz: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = read(water_xyz("train.xyz", 10), ":")
+    frames[3].info["REF_energy"] += 0.5
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other" / "train.xyz", frames, format="extxyz")
+    other = str(tmp_path / "other" / "train.xyz")
+    assert resume.main(["--input_model", str(stopped), "--xyz_train", other]) == 3
+    said = capsys.readouterr().err
+    assert "10 structures of train.xyz, whose labels, positions, weights or order have" in said
 
 
 def test_lr_keeps_moments_and_the_schedule_follows(

@@ -107,8 +107,16 @@ def require_same_data(stored: StoredRun, identity: Mapping[str, Any]) -> list[st
             continue
         raise VerificationError(
             f"{stored.path}: the {role} data are not those of the run "
-            f"({theirs.get('structures', 0)} structures of {', '.join(theirs.get('files', ()))}; "
-            f"found {ours.get('structures', 0)} of {', '.join(ours.get('files', ()))}); give the "
-            "same files with the same head, weight and ratio, or start anew with --overwrite"
+            f"({_difference(theirs, ours)}); give the same files with the same head, weight and "
+            "ratio, or begin a new run elsewhere"
         )
     return notes
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Numbers and files of a run and those at hand; where they are alike, what is not."""
+    before = f"{theirs.get('structures', 0)} structures of {', '.join(theirs.get('files', ()))}"
+    now = f"{ours.get('structures', 0)} structures of {', '.join(ours.get('files', ()))}"
+    if before == now:
+        return f"{now}, whose labels, positions, weights or order have changed since"
+    return f"{before}; found {now}"

@@ -25,6 +25,11 @@ from model_utils.settings.options import FinetuneOptions, TrainOptions
 
 FITTED = 1000  # structures of each head
 OF_DATA = ("shift", "isolated")
+_SHIFT = "--E0s shift fits them to what the model leaves of the data"
+ELSEWHERE = {  # words of mace_run_train and of metadata.py
+    "foundation": "--E0s keep takes those of the model",
+    **dict.fromkeys(("estimated", "average", "lstsq", "auto"), _SHIFT),
+}
 
 
 def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
@@ -36,6 +41,10 @@ def with_given(origin: Origin, options: FinetuneOptions) -> Origin:
     """
     if options.E0s in ("keep", *OF_DATA):
         return origin
+    if options.E0s in ELSEWHERE:
+        raise InputError(
+            f"--E0s {options.E0s} is a word for it elsewhere: here {ELSEWHERE[options.E0s]}"
+        )
     heads = origin.description.heads
     elements = origin.description.atomic_numbers
     given = given_energies(

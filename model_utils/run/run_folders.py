@@ -98,7 +98,11 @@ def chosen(options: TrainingOptions) -> Chosen:
                 f"--run_dir {experiment} has no run of these settings to continue{nearest}"
             )
         _refuse_former_settings(runs, asked, model_hash, task)
-        log.info("no run of these settings in %s%s: a new one begins", experiment, nearest)
+        say = log.warning if nearest else log.info
+        say(
+            "%sno run of these settings in %s%s: a new one begins",
+            *("warning: " if nearest else "", experiment, nearest),
+        )
     record = run_record.of_new_run(_command(options), reading.as_plain(options), model_hash, task)
     return Chosen(
         folder=_made(experiment, record, dry_run=options.run.dry_run),

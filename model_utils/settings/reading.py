@@ -18,6 +18,7 @@ from model_utils.settings.meant import known_word, nearest
 from model_utils.settings.parser import parsed_values
 from model_utils.settings.usable_paths import refuse_unusable, refuse_unusable_path
 
+SEVERAL = 3  # settings of mace_run_train that make a file one of its
 Options = TypeVar("Options")
 
 
@@ -267,6 +268,7 @@ def _checked(
             f"config in {path} names another file of settings; a file cannot lead to a further one"
         )
     settings = {name: value for name, value in settings.items() if name != "config"}
+    _refuse_yaml_of_mace([name for name in settings if name not in names], path)
     for name, value in settings.items():
         if name not in names:
             raise InputError(f"unknown setting {name!r} in {path}{_remedy(str(name), names, '')}")
@@ -283,6 +285,17 @@ def _checked(
         ):
             raise InputError(f"{name} in {path} is empty; give a path, or leave the line out")
     return settings
+
+
+def _refuse_yaml_of_mace(unknown: Sequence[str], path: Path) -> None:
+    """Raise InputError where a file has several settings that mace_run_train has and we do not."""
+    of_mace = [name for name in unknown if ours_for(str(name)) is not None]
+    if len(of_mace) >= SEVERAL:
+        raise InputError(
+            f"{path} is a YAML of mace_run_train ({', '.join(of_mace[:SEVERAL])} …): `metadata.py "
+            f"init --mace_config {path}` makes the model.json of its network, and "
+            "docs/from_mace.md says what its other settings are here"
+        )
 
 
 def _say(notes: Sequence[str]) -> None:

@@ -485,3 +485,15 @@ def test_a_stored_value_is_the_default_where_it_has_its_type_too() -> None:
     assert reading.from_plain(TrainOptions, stored, Path("it")) == default
     with pytest.raises(InputError, match="accumulate_batches"):
         reading.from_plain(TrainOptions, {**stored, "accumulate_batches": True}, Path("it"))
+
+
+def test_a_yaml_of_mace_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "mace.yaml"
+    path.write_text("model: MACE\nr_max: 5.0\nmax_num_epochs: 3\nnum_channels: 8\nE0s: average\n")
+    with pytest.raises(InputError, match=r"is a YAML of mace_run_train .*--mace_config"):
+        reading.parse(TrainOptions, ["--config", str(path)])
+
+
+def test_schedules_by_torchs_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean plateau"):
+        reading.parse(TrainOptions, ["--scheduler", "ReduceLROnPlateau"])

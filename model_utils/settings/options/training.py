@@ -26,6 +26,14 @@ from model_utils.settings.options.objective import JudgingOptions
 from model_utils.settings.options.running import InlineModelOptions, RunningOptions
 from model_utils.settings.table_names import FORMS_OF_STEP, NamesOf
 
+SCHEDULES_OF_TORCH = (
+    ("ReduceLROnPlateau", "plateau"),
+    ("ExponentialLR", "exponential"),
+    ("StepLR", "step"),
+    ("CosineAnnealingLR", "cosine"),
+    ("OneCycleLR", "onecycle"),
+)
+
 
 @panel("Loss: weights and shapes of its terms", 30)
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +108,9 @@ class OptimizerOptions:
     """Parts of equal cost to which a step is dealt, a multiple of the number of processes and at least
     `accumulate_batches`: with the same number, any number of processes that divides it gives the same bits. 1 where one
     process trains, else 8 or the next larger number that fits."""
-    scheduler: Annotated[str, NamesOf("optimizer", "SCHEDULES"), FIXED] = "plateau"
+    scheduler: Annotated[
+        str, NamesOf("optimizer", "SCHEDULES", words=SCHEDULES_OF_TORCH), FIXED
+    ] = "plateau"
     """Learning-rate schedule."""
     scheduler_unit: Annotated[Literal["epoch", "step"], FIXED] = "epoch"
     """Whether schedule and warm-up count epochs or optimizer steps."""

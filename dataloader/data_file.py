@@ -185,6 +185,10 @@ class Source(Protocol):
         """What tells these data from others."""
         ...
 
+    def every_record(self) -> bytes:
+        """What tells all records from others, of which ``content`` looks at some only in LMDBs."""
+        ...
+
     def labelled_rows(
         self, indices: NDArray[np.integer], *, free_atoms_only: bool
     ) -> dict[str, int]:

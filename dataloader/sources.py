@@ -77,6 +77,10 @@ class Adjusted:
             given += repr(sorted(self.type_weights.items()))
         return self.source.content() + given.encode()
 
+    def every_record(self) -> bytes:
+        """What tells all records of the file from others."""
+        return self.source.every_record()
+
     def records(self, indices: NDArray[np.integer]) -> list[ShardRecords]:
         """Which records of its shards some structures are; empty where the file has none."""
         return self.source.records(indices)

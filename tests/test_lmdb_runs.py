@@ -16,10 +16,11 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import read
+from lmdb_material import dict_row, labelled, put
 
 import metadata
 from conftest import HANGING, ROOT, TINY, living, wait_until, waters
-from model_utils import evaluate, train_mace
+from model_utils import evaluate, resume, train_mace
 
 
 @pytest.fixture
@@ -261,3 +262,29 @@ def test_omol_rows_are_refused_by_a_model_without_a_charge(
     assert "left out 2: 2 × a charge for which the model has no input (keys 10, 11)" in text
     said(train_mace, "--input_json", charged, *flags, tmp_path / "used")
     assert (tmp_path / "used" / "used_model.pt").is_file()
+
+
+def test_a_run_does_not_go_on_with_a_shard_that_has_another_record(
+    tmp_path: Path, said: Callable[..., str]
+) -> None:
+    """The record is none of those that a small shard is told from others by."""
+    (tmp_path / "m.json").write_text(json.dumps(TINY))
+    path = tmp_path / "some.lmdb"
+
+    def put_all(shift: float) -> None:
+        path.unlink(missing_ok=True)
+        rows = {}
+        for number, atoms in enumerate(labelled(40)):
+            atoms.calc.results["energy"] += shift * (number == 20)
+            rows[str(number).encode()] = dict_row(atoms, sid=number)
+        put(path, rows)
+
+    put_all(0.0)
+    words = ["--input_json", tmp_path / "m.json", "--lmdb_train", path, "--valid_fraction", 0.2]
+    words += ["--output_checkpoint", tmp_path / "run", "--no_export_mace_model"]
+    said(train_mace, *words, "--max_steps", 2)
+    put_all(0.0)
+    said(resume, "--input_model", tmp_path / "run", "--max_steps", 3)
+    put_all(100.0)
+    text = said(resume, "--input_model", tmp_path / "run", "--max_steps", 4, code=3)
+    assert "whose labels, positions, weights or order have changed" in text

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from dataloader import array_file, parallel
 from dataloader.array_file import Contents, Damaged
-from dataloader.errors import InputError, RowError
+from dataloader.errors import InputError
 from dataloader.lmdb_file import FileState, LmdbFile, state_of
-from dataloader.lmdb_shards import ase_rows
 from dataloader.lmdb_shards.lmdb_record import NO_LAYOUT, unreadable
 from dataloader.lmdb_shards.row_facts import SHOWN_OFFENDERS, facts_of
+from dataloader.lmdb_shards.shard_content import Checksum, sample_keys, written_at
 from dataloader.lmdb_shards.shard_index import (
     FORMAT,
     IndexRecipe,
@@ -122,7 +122,7 @@ def _survey(task: tuple[Path, Path | None, IndexRecipe]) -> _Survey:
     place to keep an index.
     """
     path, place, recipe = task
-    keys, warned = _sample_keys(LmdbFile(path))
+    keys, warned = sample_keys(LmdbFile(path))
     header = _about(path, keys, state_of(path), [warned] if warned else [])
     if len(keys) < KEPT_FROM or place is None:
         facts, columns = index_rows(path, keys, recipe)
@@ -159,44 +159,6 @@ def _refuse_what_is_no_layout(path: Path, keys: NDArray[Any], recipe: IndexRecip
         raise InputError(f"{path}: {next(iter(faults))}; {unreadable(path, faults)}")
 
 
-def _sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:
-    """Keys of the samples in numerical order, less those that ASE has deleted; and a warning
-    where counts disagree.
-    """
-    keys = file.sample_keys()
-    deleted = _plain_metadata(file, b"deleted_ids")
-    if isinstance(deleted, list) and deleted:
-        gone = {str(i).encode() for i in deleted if type(i) is int}
-        keys = [key for key in keys if key not in gone]
-    stated = _plain_metadata(file, b"nextid")
-    warning = ""
-    if (
-        type(stated) is int
-        and isinstance(deleted, list | None)
-        and stated - 1 - len(set(map(str, deleted or ()))) != len(keys)
-    ):
-        warning = (
-            f"nextid {stated} less deleted_ids does not give the {len(keys)} records that are there"
-        )
-    if any(
-        key != str(int(key)).encode() or len(key) > 18
-        for key in keys
-        if key[:1] == b"0" or len(key) > 18
-    ):
-        return np.array(keys), warning
-    return np.array([int(key) for key in keys], dtype=np.uint64), warning
-
-
-def _plain_metadata(file: LmdbFile, name: bytes) -> object:
-    value = file.find(name)
-    if value is None or not value.startswith(ase_rows.ZLIB_BEGINS):
-        return None
-    try:
-        return ase_rows.plain(value)
-    except RowError:
-        return None
-
-
 def _about(path: Path, keys: NDArray[Any], state: FileState, warnings: list[str]) -> dict[str, Any]:
     """The part of the header that says for which version of the file the index holds."""
     rows = (
@@ -209,6 +171,7 @@ def _about(path: Path, keys: NDArray[Any], state: FileState, warnings: list[str]
     return {
         "format": FORMAT,
         "state": list(state),
+        "written_at": written_at(path),
         "sampled": [[key.decode(), digest] for key, digest in zip(sampled, digests, strict=True)],
         "warnings": warnings,
         "sha256": None,
@@ -227,8 +190,9 @@ def index_rows(
 ) -> tuple[dict[str, Any], dict[str, Sequence[NDArray[Any]]]]:
     """Header and columns of the index of some records."""
     file = LmdbFile(path, in_order=True)
+    checksum = Checksum()
     header, columns = facts_of(
-        file.get_all(map(key_bytes, keys)),
+        checksum.of(keys, file.get_all(map(key_bytes, keys))),
         again=lambda row: file.get(key_bytes(keys[row])),
         key=lambda row: key_bytes(keys[row]).decode(),
         n=len(keys),
@@ -236,6 +200,7 @@ def index_rows(
         features=recipe.features,
     )
     rows = columns.pop("rows")
+    header["content"] = [[checksum.n, checksum.value]]
     return header, {"keys": [keys[rows]]} | {name: [column] for name, column in columns.items()}
 
 
@@ -325,4 +290,5 @@ def _summed(headers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "names": [[list(labels), count] for labels, count in names.items()],
         "faults": faults,
         "is2re": sum(header["is2re"] for header in headers),
+        "content": [part for header in headers for part in header["content"]],
     }

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from dataloader import array_file, parallel
 from dataloader.array_file import Damaged
+from dataloader.errors import InputError
 from dataloader.lmdb_file import LmdbFile, state_of
+from dataloader.lmdb_shards.shard_content import is_unchanged, written_at
 from dataloader.lmdb_shards.shard_index import FORMAT, IndexRecipe, ShardIndex, digest_of, places
 from dataloader.progress import log, over
 
@@ -46,6 +48,7 @@ def _sound_place(task: tuple[Path, IndexRecipe]) -> tuple[Path | None, list[str]
     """
     path, recipe = task
     damages: list[str] = []
+    of_another_time: list[ShardIndex] = []
     for place in places(path, recipe):
         try:
             contents = array_file.look(place)
@@ -57,15 +60,29 @@ def _sound_place(task: tuple[Path, IndexRecipe]) -> tuple[Path | None, list[str]
             array_file.check(contents)
             index = ShardIndex(path, place, contents)
             index.check()
-            if sampled_rows_are(path, index.header["sampled"]):
+            if not sampled_rows_are(path, index.header["sampled"]):
+                continue
+            if index.header["written_at"] == written_at(path):
                 return place, damages
+            of_another_time.append(index)
         except OSError:
             continue
         except Damaged as damage:
             damages.append(str(damage))
         except (KeyError, ValueError, TypeError) as error:
             damages.append(f"{place} is no index ({type(error).__name__})")
-    return None, damages
+    return _place_of_a_copy(path, of_another_time, recipe), damages
+
+
+def _place_of_a_copy(path: Path, indexes: Sequence[ShardIndex], recipe: IndexRecipe) -> Path | None:
+    """Where one of some indexes lies, if the shard has just the records that were indexed: it was
+    copied, and not written anew.
+    """
+    for index in indexes:
+        with contextlib.suppress(InputError, KeyError, ValueError, TypeError):
+            if is_unchanged(path, index.header["content"]):
+                return index.keep_time(written_at(path), places(path, recipe))
+    return None
 
 
 def sampled_rows_are(path: Path, sampled: Sequence[Sequence[str]]) -> bool:

@@ -88,9 +88,7 @@ def _kept(index: ShardIndex, r_max: float) -> NDArray[np.uint32] | None:
         return None
     try:
         contents = array_file.read(place)
-        if contents.header == {"identity": index.identity} and len(
-            contents.arrays["n_edges"]
-        ) == len(index):
+        if contents.header == _belongs_to(index) and len(contents.arrays["n_edges"]) == len(index):
             if workplace(place).exists():  # of a process that was killed at the end
                 shutil.rmtree(workplace(place), ignore_errors=True)
             return contents.arrays["n_edges"]
@@ -101,12 +99,16 @@ def _kept(index: ShardIndex, r_max: float) -> NDArray[np.uint32] | None:
     return None
 
 
+def _belongs_to(index: ShardIndex) -> dict[str, str]:
+    return {"identity": index.identity, "records": index.records}
+
+
 def _keep(index: ShardIndex, r_max: float, counts: NDArray[np.uint32]) -> None:
     place = _place(index, r_max)
     if place is not None:
         with contextlib.suppress(OSError):
             workplace(place).mkdir(exist_ok=True)
-            write_whole(place, {"identity": index.identity}, {"n_edges": [counts]})
+            write_whole(place, _belongs_to(index), {"n_edges": [counts]})
             shutil.rmtree(workplace(place), ignore_errors=True)
 
 
@@ -117,7 +119,9 @@ def _count_edges(
     file = _part_file(part, r_max)
     if file is not None:
         with contextlib.suppress(OSError, Damaged, KeyError):
-            return array_file.read(file).arrays["n_edges"].copy()
+            contents = array_file.read(file)
+            if contents.header == _belongs_to(part.shard):
+                return contents.arrays["n_edges"].copy()
     path = part.shard.path
     keys = part.shard.keys[part.begin : part.end]
     counts = np.zeros(len(keys), dtype=np.uint32)
@@ -130,7 +134,7 @@ def _count_edges(
             raise InputError(f"{where}: {fault}") from None
     if file is not None:
         with contextlib.suppress(OSError):
-            array_file.write(file, {}, {"n_edges": [counts]})
+            array_file.write(file, _belongs_to(part.shard), {"n_edges": [counts]})
     return counts
 
 

@@ -361,6 +361,10 @@ class LmdbSource:
         """What tells these data from others."""
         return b"".join(f"{index.identity}{len(index)}".encode() for index in self.indexes)
 
+    def every_record(self) -> bytes:
+        """The checksums of all records."""
+        return b"".join(index.records.encode() for index in self.indexes)
+
 
 def names_of_first(files: Sequence[LmdbFile]) -> tuple[str, ...]:
     """Names in the first record that can be read."""

@@ -3,7 +3,8 @@ depends, where it lies.
 
 The index lies beside the shard, or in a per-user folder where that place cannot be written. It
 holds for one size, one last transaction and one hash of sampled rows of the shard, and for one
-choice of label names and model inputs.
+choice of label names and model inputs. Of a file that was written at another time all records are
+compared: one that is written anew may have all of these, and a copy has the same records.
 """
 
 import contextlib
@@ -27,8 +28,9 @@ from dataloader.needs import FeatureSpec
 from dataloader.quantities import added
 
 # 2 did not know of stated units, spellings of names and labels that are NaN; 3 had no digests; 4
-# knew two constraints that hold atoms, and took a cell for Å beside positions in another unit
-FORMAT = 5
+# knew two constraints that hold atoms, and took a cell for Å beside positions in another unit; 5
+# did not know what all records were, byte for byte
+FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ class ShardIndex:
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     @property
+    def records(self) -> str:
+        """Checksums of all records, by which shards of one ``identity`` differ."""
+        return json.dumps(self.header["content"])
+
+    @property
     def sha256(self) -> str | None:
         """The sha256 of the shard's file; None where nobody has asked for it."""
         kept = self.header["sha256"]
@@ -143,16 +150,34 @@ class ShardIndex:
 
     def keep_sha256(self, digest: str) -> None:
         """Put the sha256 of the shard's file into the index, also where it lies."""
-        if self.header["sha256"] == digest:
-            return
-        self.header["sha256"] = digest
-        if self.place is not None:
-            with contextlib.suppress(OSError):
-                workplace(self.place).mkdir(exist_ok=True)
-                write_whole(
-                    self.place, self.header, {name: [array] for name, array in self._arrays.items()}
-                )
-                workplace(self.place).rmdir()  # if nobody works there
+        if self.header["sha256"] != digest:
+            self.header["sha256"] = digest
+            self._write([self.place])
+
+    def keep_time(self, written_at: int, elsewhere: Sequence[Path]) -> Path | None:
+        """Put the time at which the shard's file was written into the index, also where it lies, or
+        in another place where that one cannot be written.
+
+        Returns:
+            Where the index is now.
+        """
+        self.header["written_at"] = written_at
+        return self._write([self.place, *elsewhere]) or self.place
+
+    def _write(self, wanted: Sequence[Path | None]) -> Path | None:
+        """Write the index into the first of some places that can be written; None where none can,
+        or it is kept nowhere.
+        """
+        columns = {name: [array] for name, array in self._arrays.items()}
+        for place in wanted:
+            if place is not None:
+                with contextlib.suppress(OSError):
+                    workplace(place).mkdir(parents=True, exist_ok=True)
+                    write_whole(place, self.header, columns)
+                    with contextlib.suppress(OSError):  # somebody works there
+                        workplace(place).rmdir()
+                    return place
+        return None
 
     def record_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which records of the shard some rows are, counted in the order of its

@@ -4,6 +4,7 @@ continued run compares.
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,10 @@ def data_identity(data: TrainingData) -> dict[str, Any]:
             "structures": len(dataset),
             "sha256": hashlib.sha256(
                 dataset.places.tobytes() + b"".join(source.content() for source in dataset.sources)
+            ).hexdigest(),
+            # which runs of before do not have: theirs knew some records of LMDBs only
+            "records": hashlib.sha256(
+                b"".join(source.every_record() for source in dataset.sources)
             ).hexdigest(),
         }
         for role, dataset in parts.items()
@@ -100,7 +105,8 @@ def require_same_data(stored: StoredRun, identity: Mapping[str, Any]) -> list[st
     for role in ("train", "valid", "test"):
         theirs = stored.data.get(role, {})
         ours = identity["data"].get(role, {})
-        if theirs.get("sha256") == ours.get("sha256"):
+        same_records = theirs.get("records") in (None, ours.get("records"))
+        if theirs.get("sha256") == ours.get("sha256") and same_records:
             continue
         if role == "test":
             notes.append("the test data are others than before")
@@ -115,8 +121,14 @@ def require_same_data(stored: StoredRun, identity: Mapping[str, Any]) -> list[st
 
 def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """Numbers and files of a run and those at hand; where they are alike, what is not."""
-    before = f"{theirs.get('structures', 0)} structures of {', '.join(theirs.get('files', ()))}"
-    now = f"{ours.get('structures', 0)} structures of {', '.join(ours.get('files', ()))}"
-    if before == now:
-        return f"{now}, whose labels, positions, weights or order have changed since"
-    return f"{before}; found {now}"
+    shown = [
+        f"{data.get('structures', 0)} structures of {', '.join(data.get('files', ()))}"
+        for data in (theirs, ours)
+    ]
+    names = [
+        (data.get("structures", 0), [Path(file).name for file in data.get("files", ())])
+        for data in (theirs, ours)
+    ]
+    if names[0] == names[1]:
+        return f"{shown[1]}, whose labels, positions, weights or order have changed since"
+    return f"{shown[0]}; found {shown[1]}"

@@ -25,6 +25,7 @@ from dataloader import array_file, parallel
 from dataloader.dataset import Dataset, sample
 from dataloader.errors import InputError
 from dataloader.labels import TO_TRAIN, LabelKeys
+from dataloader.lmdb_file import state_of
 from dataloader.lmdb_shards import index_building
 from dataloader.lmdb_shards.lmdb_index import open_indexes
 from dataloader.lmdb_shards.lmdb_source import Filters, LmdbSource
@@ -139,6 +140,44 @@ def test_another_file_in_the_place_is_indexed_anew(path: Path) -> None:
     path.unlink()
     write_dicts(path, labelled(N, seed=5))  # the same size and transaction
     assert source(path).structure(0).energy == labelled(N, seed=5)[0].calc.results["energy"]
+
+
+def with_another_row(path: Path, row: int, seconds: int) -> None:
+    """Write a shard anew with other forces in a row that no sample of an index looks at."""
+    frames = labelled(N)
+    frames[row].calc.results["forces"] *= 100.0
+    path.unlink()
+    write_dicts(path, frames)
+    then = path.stat().st_mtime + seconds
+    os.utime(path, (then, then))
+
+
+def test_a_shard_that_is_written_anew_with_one_other_record_is_indexed_anew(path: Path) -> None:
+    before = source(path)
+    state = state_of(path)
+    n_edges = before.edges(3.0)
+    with_another_row(path, 33, seconds=5)
+    assert state_of(path) == state, "size and transaction say nothing"
+    after = source(path)
+    assert after.indexes[0].identity == before.indexes[0].identity
+    assert after.indexes[0].records != before.indexes[0].records
+    largest = [of.indexes[0].max_force[33] for of in (before, after)]
+    assert largest[1] == pytest.approx(100 * largest[0])
+    assert after.edges(3.0).tolist() == n_edges.tolist()
+
+
+def test_a_copy_of_a_shard_keeps_its_index(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source(path)
+    shutil.copytree(path.parent, tmp_path / "copied", copy_function=shutil.copyfile)
+    copied = tmp_path / "copied" / path.name
+    os.utime(copied, (1e9, 1e9))
+    reads: Any = counted(monkeypatch)
+    assert len(source(copied)) == N
+    assert reads.total() == 0
+    header = array_file.look(places(copied, RECIPE)[0]).header
+    assert header["written_at"] == 10**9, "the next time nothing is compared"
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "text", "flipped"])

@@ -1,0 +1,101 @@
+"""Which samples a shard has, and what they are, byte for byte: by it an index knows a shard
+that was written anew with other numbers.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataloader.errors import RowError
+from dataloader.lmdb_file import LmdbFile, data_file_of
+from dataloader.lmdb_shards import ase_rows
+from dataloader.lmdb_shards.shard_index import key_bytes
+
+
+class Checksum:
+    """A CRC-32 of keys and values that pass by, at some GB a second: of what happens by accident
+    it lets one in 4·10⁹ pass.
+    """
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.n = 0
+
+    def of(self, keys: NDArray[Any], values: Iterable[bytes]) -> Iterator[bytes]:
+        """The values, each counted as it is taken."""
+        for key, value in zip(keys, values, strict=True):
+            self.value = zlib.crc32(value, zlib.crc32(key_bytes(key), self.value))
+            self.n += 1
+            yield value
+
+
+def is_unchanged(path: Path, parts: Sequence[Sequence[int]]) -> bool:
+    """Whether the samples of a shard are those that were indexed; all of them are read.
+
+    Args:
+        path: of the shard.
+        parts: for each part of the samples, in their order, how many they are and their checksum.
+    """
+    keys, _ = sample_keys(LmdbFile(path))
+    if sum(n for n, _ in parts) != len(keys):
+        return False
+    file = LmdbFile(path, in_order=True)
+    begin = 0
+    for n, expected in parts:
+        checksum = Checksum()
+        of_part = keys[begin : begin + n]
+        for _ in checksum.of(of_part, file.get_all(map(key_bytes, of_part))):
+            pass
+        if checksum.value != expected:
+            return False
+        begin += n
+    return True
+
+
+def written_at(path: Path) -> int:
+    """When a shard's file was written, in whole seconds since 1970: what copies that keep the time
+    have too.
+    """
+    return int(data_file_of(path).stat().st_mtime)
+
+
+def sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:
+    """Keys of the samples in numerical order, less those that ASE has deleted; and a warning
+    where counts disagree.
+    """
+    keys = file.sample_keys()
+    deleted = _plain_metadata(file, b"deleted_ids")
+    if isinstance(deleted, list) and deleted:
+        gone = {str(i).encode() for i in deleted if type(i) is int}
+        keys = [key for key in keys if key not in gone]
+    stated = _plain_metadata(file, b"nextid")
+    warning = ""
+    if (
+        type(stated) is int
+        and isinstance(deleted, list | None)
+        and stated - 1 - len(set(map(str, deleted or ()))) != len(keys)
+    ):
+        warning = (
+            f"nextid {stated} less deleted_ids does not give the {len(keys)} records that are there"
+        )
+    if any(
+        key != str(int(key)).encode() or len(key) > 18
+        for key in keys
+        if key[:1] == b"0" or len(key) > 18
+    ):
+        return np.array(keys), warning
+    return np.array([int(key) for key in keys], dtype=np.uint64), warning
+
+
+def _plain_metadata(file: LmdbFile, name: bytes) -> object:
+    value = file.find(name)
+    if value is None or not value.startswith(ase_rows.ZLIB_BEGINS):
+        return None
+    try:
+        return ase_rows.plain(value)
+    except RowError:
+        return None

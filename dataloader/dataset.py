@@ -16,6 +16,7 @@ from dataloader.batch import Batch, added_rows, collate
 from dataloader.batching import Share, epoch_order
 from dataloader.data_file import Source
 from dataloader.errors import InputError
+from dataloader.filters import OTHER_ELEMENT
 from dataloader.needs import ModelFacts
 from dataloader.neighbors import MAX_NEIGHBORS, Graph, GraphFault, build_graph
 from dataloader.structure import Structure, symbols
@@ -79,7 +80,7 @@ class Dataset:
         if elements is not None:
             usable &= source.elements.within(elements)
             if not usable.all():
-                self.left_out["an element outside --elements"] += int((~usable).sum())
+                self.left_out[OTHER_ELEMENT] += int((~usable).sum())
         for fault in (self._unknown_element(source, usable), self._unknown_head(source, usable)):
             if fault is not None:
                 raise InputError(fault)

@@ -35,6 +35,11 @@ class Filters:
 
 
 NO_FILTERS = Filters()
+# reasons for which structures are left out
+TOO_LARGE = "more than %d atoms"
+TOO_STRONG = "a force above %g eV/Å"
+OTHER_ELEMENT = "an element outside --elements"
+NO_INPUT = "a %s for which the model has no input"
 KEEP_CHARGES = Filters(charges="keep")
 
 
@@ -101,10 +106,10 @@ def apply_filters(
             nobody said what to do.
     """
     if filters.max_atoms is not None:
-        drop(columns.n_atoms > filters.max_atoms, f"more than {filters.max_atoms} atoms")
+        drop(columns.n_atoms > filters.max_atoms, TOO_LARGE % filters.max_atoms)
     if filters.max_force is not None:
         # False for NaN
-        drop(columns.max_force > filters.max_force, f"a force above {filters.max_force:g} eV/Å")
+        drop(columns.max_force > filters.max_force, TOO_STRONG % filters.max_force)
     if filters.charges == "keep":
         return
     inputs = {spec.name for spec in features}
@@ -116,7 +121,7 @@ def apply_filters(
         if inputs & set(names) or not concerned.any():
             continue
         if filters.charges == "drop":
-            drop(has, f"a {what} for which the model has no input")
+            drop(has, NO_INPUT % what)
             continue
         raise InputError(
             f"{path}: {int(concerned.sum())} of {len(has)} structures have a {what} (first: "
@@ -124,3 +129,25 @@ def apply_filters(
             "its embedding_specs and would take them for neutral singlets; "
             + filters.charge_advice.format(what=what)
         )
+
+
+def why_left_out(
+    structure: Structure, filters: Filters, features: Sequence[FeatureSpec]
+) -> str | None:
+    """Why the filters leave one structure out, in the words of ``apply_filters``; None where they
+    do not. A charge without an input, unless it is to be dropped, is no reason here.
+    """
+    if filters.max_atoms is not None and structure.n_atoms > filters.max_atoms:
+        return TOO_LARGE % filters.max_atoms
+    if filters.max_force is not None and longest_force(structure) > filters.max_force:
+        return TOO_STRONG % filters.max_force
+    if filters.charges != "drop":
+        return None
+    inputs = {spec.name for spec in features}
+    for what, names, has in (
+        ("charge", CHARGE_NAMES, structure.charged),
+        ("spin", SPIN_NAMES, structure.open_shell),
+    ):
+        if has and not inputs & set(names):
+            return NO_INPUT % what
+    return None

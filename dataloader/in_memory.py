@@ -17,7 +17,7 @@ from dataloader import input_files
 from dataloader.batch import added_rows, rows_of
 from dataloader.data_file import Census, Format, ShardRecords, SourceSpec, Streamed, Wanted, given
 from dataloader.errors import InputError
-from dataloader.filters import FilterColumns, Filters, apply_filters, longest_force
+from dataloader.filters import OTHER_ELEMENT, FilterColumns, Filters, apply_filters, why_left_out
 from dataloader.labels import LabelError, LabelKeys, LabelNeeds, key_flag
 from dataloader.lookup import Elements, Lookup
 from dataloader.needs import FeatureSpec
@@ -265,8 +265,7 @@ def kept_format(
         census = Census(path=spec.path)
         judged_frames = judged(_of_all(files_of(spec), frames), spec, wanted.needs)
         structures = counted(judged_frames, wanted.needs, census)
-        passing = (s for s in structures if s.is_isolated_atom or _passes(s, wanted))
-        return Streamed(census, map(given, passing))
+        return Streamed(census, map(given, _passing(structures, wanted, census)))
 
     return Format(
         name=name, what=what, takes=takes_any, opened=opened, streamed=streamed, endings=endings
@@ -288,17 +287,23 @@ def _of_all(files: Sequence[Path], frames: RawFrames) -> Iterator[RawFrame]:
             )
 
 
-def _passes(structure: Structure, wanted: Wanted) -> bool:
-    """Whether neither elements nor filters leave a structure out; charges are of
-    no matter to statistics.
+def _passing(
+    structures: Iterable[Structure], wanted: Wanted, census: Census
+) -> Iterator[Structure]:
+    """Isolated atoms, and the structures that neither elements nor filters leave out; the others
+    are counted by reason.
     """
-    elements = wanted.elements
-    filters = wanted.filters
-    if elements is not None and not set(structure.atomic_numbers.tolist()) <= set(elements):
-        return False
-    if filters.max_atoms is not None and structure.n_atoms > filters.max_atoms:
-        return False
-    return filters.max_force is None or not longest_force(structure) > filters.max_force
+    elements = None if wanted.elements is None else set(wanted.elements)
+    for structure in structures:
+        reason = None
+        if elements is not None and not set(structure.atomic_numbers.tolist()) <= elements:
+            reason = OTHER_ELEMENT
+        elif not structure.is_isolated_atom:
+            reason = why_left_out(structure, wanted.filters, wanted.features)
+        if reason is None or structure.is_isolated_atom:
+            yield structure
+        else:
+            census.left_out[reason] += 1
 
 
 def is_pattern(path: Path) -> bool:

@@ -14,6 +14,7 @@ from ase.io import read, write
 from lmdb_material import write_ase
 from simulation.conftest import written
 
+import metadata
 from conftest import TINY, every_second, waters
 from dataloader.errors import InputError
 from model_utils import evaluate, resume, train_mace
@@ -178,3 +179,22 @@ def test_the_calculator_warns_of_a_state_that_its_network_does_not_know(tmp_path
         neutral.info = {"charge": 0, "spin": 1, "total_spin": 0}
         neutral.calc = Calculator(model)
         neutral.get_potential_energy()
+
+
+@pytest.mark.parametrize("ending", ["xyz", "aselmdb"])
+def test_what_training_drops_is_not_measured_either(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = states(8)  # two of them are neutral singlets
+    path = tmp_path / f"some.{ending}"
+    if ending == "xyz":
+        write(path, frames, format="extxyz")
+    else:
+        as_omol(frames, path)
+    words = ["init", "--preset", "tiny", "--train_file", path, "--drop_charged"]
+    words += ["--output_json", tmp_path / "m.json"]
+    assert metadata.main([str(word) for word in words]) == 0
+    text = "".join(capsys.readouterr())
+    assert "left out 6: " in text
+    assert "2 structures)" in text, "of which the scale is"
+    assert "a charge for which the model has no input" in text

@@ -87,9 +87,14 @@ def _structures(options: MetadataOptions) -> Iterator[Unread]:
 
 
 def _say_notes(census: Census) -> None:
-    """Log what was converted or passed over in a file, with counts."""
+    """Log what was converted, passed over or left out in a file, with counts."""
     for text, count in census.notes.items():
         log.info("%s: %s: %d structures", census.path, text, count)
+    if census.left_out:
+        log.info(
+            "%s: left out %d: %s",
+            *(census.path, census.left_out.total(), census.left_out_report()),
+        )
 
 
 def _trained_on(sources: Sequence[Source], options: MetadataOptions) -> Iterator[Unread]:

@@ -262,3 +262,8 @@ def test_energies_for_an_added_head_are_given_by_head(tune: Callable[..., str]) 
     assert "--add_head adds new: give them by head" in text
     shown = tune({"new": 0.0}, *words, '{"new": {"H": -13.0, "O": -430.5}}')
     assert "E0 of H (new): -13.6" in shown
+
+
+def test_a_head_that_is_added_and_has_no_structures_is_refused(tune: Callable[..., str]) -> None:
+    text = tune({"pbe": 1.0}, "--add_head", "new", "--copy_head", "pbe", code=2)
+    assert "--add_head new: no structure to train on is of this head" in text

@@ -72,6 +72,7 @@ def train_in_place(
     units = spread.units_of(options, data.train, beginning.loss_units)
     announcement.announce_objective(options, units)
     uncounted.require_weights(options, data)
+    uncounted.require_trained_heads(options, data)
     loss_advice.advise(options, data.train)
     if group.rank.is_first:
         copies.warn_of_copies(data)

@@ -52,6 +52,36 @@ def _counts(structure: Structure, quantities: Collection[str]) -> bool:
     return any(structure.weight_of(name) > 0 for name in structure.labels if name in quantities)
 
 
+def require_trained_heads(options: TrainingOptions, data: TrainingData) -> None:
+    """Say which heads stay as they are, since no structure to train on is of theirs.
+
+    Raises:
+        InputError: one is a head that was added to be trained.
+    """
+    heads = data.train.facts.heads
+    numbers = data.train.head_numbers()
+    untrained = [head for number, head in enumerate(heads) if number not in numbers]
+    added = getattr(options, "add_head", None)
+    if added in untrained:
+        raise InputError(
+            f"--add_head {added}: no structure to train on is of this head: give their file with "
+            f"`head: {added}` and `head_of_all: true` in sources, or write `head={added}` into the "
+            "records"
+        )
+    for source in data.train.sources:
+        spec = getattr(source, "spec", None)
+        if spec is not None and spec.head in untrained:
+            log.warning(
+                "warning: %s is given for the head %s, and all its records name others, which "
+                "count; `head_of_all: true` takes it for all",
+                *(source.path, spec.head),
+            )
+    if untrained:
+        log.info(
+            "no structure to train on is of head %s: what is its own stays", ", ".join(untrained)
+        )
+
+
 def warn_of_unjudged_heads(options: TrainingOptions, data: TrainingData) -> None:
     """Say which heads are trained and not judged."""
     heads = data.train.facts.heads

@@ -266,4 +266,4 @@ def test_energies_for_an_added_head_are_given_by_head(tune: Callable[..., str]) 
 
 def test_a_head_that_is_added_and_has_no_structures_is_refused(tune: Callable[..., str]) -> None:
     text = tune({"pbe": 1.0}, "--add_head", "new", "--copy_head", "pbe", code=2)
-    assert "--add_head new: no structure to train on is of this head" in text
+    assert "no structure to train on is of the new head new: give their file with" in text

@@ -14,7 +14,15 @@ from model_utils import model_loader
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription, parse
 from model_utils.ranks.group import Group
-from model_utils.run import data_log, finetuning, new_energies, open_data, replaying, resuming
+from model_utils.run import (
+    data_log,
+    finetuning,
+    new_energies,
+    open_data,
+    replaying,
+    resuming,
+    uncounted,
+)
 from model_utils.run.beginning import Beginning, NewRun, beginning_of_training, refuse_other_files
 from model_utils.run.finetuning import Origin
 from model_utils.run.interruption import Interruption
@@ -59,8 +67,13 @@ class FromModel(NewRun):
         """The data as they were opened to fit reference energies, or opened now."""
         facts = self.description.facts()
         if self.origin.data is not None:
-            return self.origin.data.with_facts(facts)
-        return open_data.training_data(options, facts, dtype, options.run.seed)
+            data = self.origin.data.with_facts(facts)
+        else:
+            data = open_data.training_data(options, facts, dtype, options.run.seed)
+        uncounted.require_structures(
+            set(self.description.heads) - set(self.origin.source.description.heads), data
+        )
+        return data
 
     def compare_energies(self, options: TrainOptions, data: Dataset) -> None:
         """Compare the E0s that the source has, or was given, with the data."""

@@ -72,10 +72,10 @@ def train_in_place(
     units = spread.units_of(options, data.train, beginning.loss_units)
     announcement.announce_objective(options, units)
     uncounted.require_weights(options, data)
-    uncounted.require_trained_heads(options, data)
     loss_advice.advise(options, data.train)
     if group.rank.is_first:
         copies.warn_of_copies(data)
+        uncounted.warn_of_untrained_heads(data)
         uncounted.warn_of_unjudged_heads(options, data)
     beginning.announce_files(options, outputs, split=data.was_split)
     beginning.compare_energies(options, data.train)

@@ -52,22 +52,34 @@ def _counts(structure: Structure, quantities: Collection[str]) -> bool:
     return any(structure.weight_of(name) > 0 for name in structure.labels if name in quantities)
 
 
-def require_trained_heads(options: TrainingOptions, data: TrainingData) -> None:
-    """Say which heads stay as they are, since no structure to train on is of theirs.
+def require_structures(added: Collection[str], data: TrainingData) -> None:
+    """Refuse heads that were added to be trained and have no structure.
+
+    Args:
+        added: names of the heads that the source of a fine-tuning does not have.
+        data: of the run.
 
     Raises:
-        InputError: one is a head that was added to be trained.
+        InputError: naming the first.
     """
-    heads = data.train.facts.heads
-    numbers = data.train.head_numbers()
-    untrained = [head for number, head in enumerate(heads) if number not in numbers]
-    added = getattr(options, "add_head", None)
-    if added in untrained:
-        raise InputError(
-            f"--add_head {added}: no structure to train on is of this head: give their file with "
-            f"`head: {added}` and `head_of_all: true` in sources, or write `head={added}` into the "
-            "records"
-        )
+    for head in _untrained(data.train):
+        if head in added:
+            raise InputError(
+                f"no structure to train on is of the new head {head}: give their file with "
+                f"`head: {head}` and `head_of_all: true` in sources, or write `head={head}` into "
+                "the records"
+            )
+
+
+def _untrained(train: Dataset) -> list[str]:
+    """Heads of which there is no structure."""
+    numbers = set(train.head_numbers().tolist())
+    return [head for number, head in enumerate(train.facts.heads) if number not in numbers]
+
+
+def warn_of_untrained_heads(data: TrainingData) -> None:
+    """Say which heads stay as they are, since no structure to train on is of theirs."""
+    untrained = _untrained(data.train)
     for source in data.train.sources:
         spec = getattr(source, "spec", None)
         if spec is not None and spec.head in untrained:

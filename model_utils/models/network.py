@@ -95,8 +95,12 @@ def predict(
             strained = positions + _deform(positions, symmetric[batch.structure])
             shifts = batch.shifts + _deform(batch.shifts, symmetric[batch.structure[batch.senders]])
             inputs = [positions, strain]
-        outputs = network.outputs(parameters, batch, strained, shifts)
+        outputs = dict(network.outputs(parameters, batch, strained, shifts))
         if ENERGY.name in outputs:
+            if not outputs[
+                ENERGY.name
+            ].requires_grad:  # of a network that gives numbers without edges
+                outputs[ENERGY.name] = outputs[ENERGY.name] + 0.0 * positions.sum()
             energy = outputs[ENERGY.name].sum()
             gradients = torch.autograd.grad(
                 energy, inputs, create_graph=training, allow_unused=True

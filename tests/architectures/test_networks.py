@@ -148,6 +148,23 @@ def test_torch_geometrics_own_visnet_gives_the_same(name: str, made: Made) -> No
 
 
 @pytest.mark.parametrize("name", each([*SMALL, *VARIANTS]))
+def test_a_batch_without_edges_has_no_forces(name: str, made: Made) -> None:
+    """Weights without gradients, as whoever evaluates has them: nothing is left to differentiate
+    by.
+    """
+    description, network = made(name)
+    far = Atoms("OH", positions=[[0, 0, 0], [0, 0, 30.0]], cell=[40, 40, 40], pbc=True)
+    batch = batch_of(description.facts(), torch.float64, far, Atoms("O"))
+    trained = model_loader.trainable(network.module)
+    weights = {key: value.detach() for key, value in trained.items()}
+    given = predict(network, weights, batch, wanted=ALL, training=False)
+    assert float(given["forces"].abs().max()) == 0.0
+    assert float(given["stress"][0].abs().max()) == 0.0
+    result = loss_and_gradients(network, trained, [batch], Loss.of(energy=1.0, forces=10.0))
+    assert all(torch.isfinite(gradient).all() for gradient in result.gradients)
+
+
+@pytest.mark.parametrize("name", each([*SMALL, *VARIANTS]))
 def test_gradients_of_the_loss_are_its_slopes(name: str, made: Made) -> None:
     description, network = made(name)
     batch = batch_of(description.facts(), torch.float64, *structures().values())

@@ -6,6 +6,7 @@ Operators are those of genetic algorithms for crystals (Glass, Oganov, Hansen, C
 are compared, and of no two.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from dataloader.errors import InputError
 from model_utils import runtime
 from model_utils.generation import guards
 from model_utils.generation.candidate import Candidate, Maker, NotMade
-from model_utils.generation.compositions import Composition, elements_of, formulas_of
 from model_utils.generation.prototypes import crystals_of
 from model_utils.judging import pymatgen_library
 from model_utils.report.libraries import needed
@@ -206,19 +206,8 @@ def _best(options: GenerateOptions) -> list[Parent]:
 
 def _is_asked_for(atoms: Atoms, options: GenerateOptions) -> bool:
     wanted = options.wanted
-    formulas = {
-        pymatgen_library.reduced_formula(_atoms_of(formula)) for formula in formulas_of(wanted)
-    }
-    elements = set(elements_of(wanted))
-    if formulas and pymatgen_library.reduced_formula(atoms) not in formulas:
-        return False
-    if elements and not set(atoms.get_chemical_symbols()) <= elements:
-        return False
-    return wanted.min_atoms <= len(atoms) <= wanted.max_atoms
-
-
-def _atoms_of(formula: Composition) -> Atoms:
-    return Atoms([symbol for symbol, count in formula.items() for _ in range(count)])
+    is_of_size = wanted.min_atoms <= len(atoms) <= wanted.max_atoms
+    return is_of_size and guards.is_of_wanted(atoms, wanted)
 
 
 def _energies(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[float]:
@@ -231,10 +220,12 @@ def _energies(crystals: Sequence[NamedAtoms], options: GenerateOptions) -> list[
     if options.sources.input_model:
         return _computed(crystals, options)
     for crystal in crystals:
-        if not isinstance(crystal.atoms.info.get(ENERGY), float):
+        energy = crystal.atoms.info.get(ENERGY)
+        if not isinstance(energy, int | float) or not math.isfinite(energy):
             raise InputError(
-                f"--parents {crystal.file}, {crystal.identifier}: no {ENERGY}, which relax.py and "
-                "judge.py write; name a model with --input_model"
+                f"--parents {crystal.file}, {crystal.identifier}: {ENERGY}, which relax.py and "
+                f"judge.py write, is {energy!s:.40}, expected a number; name a model with "
+                "--input_model"
             )
     return [float(crystal.atoms.info[ENERGY]) / len(crystal.atoms) for crystal in crystals]
 

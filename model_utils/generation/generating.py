@@ -23,6 +23,7 @@ from dataloader.errors import InputError
 from dataloader.progress import ProgressBar
 from model_utils import runtime
 from model_utils.errors import cannot_write
+from model_utils.files.content import ABSENT, content_hash
 from model_utils.files.run_lock import held
 from model_utils.generation import guards
 from model_utils.generation.candidate import Candidate, Exhausted, NotMade
@@ -95,14 +96,23 @@ def _asked(options: GenerateOptions) -> dict[str, Any]:
     }
     for name in OF_FILES:
         paths = [Path(path) for path in plain[name]]
-        plain[name] = [{"name": path.name, "sha256": _sha256(path)} for path in paths]
+        plain[name] = [{"name": path.name, "sha256": _content(path)} for path in paths]
     return plain
 
 
-def _sha256(path: Path) -> str | None:
-    """Hash of a file; None of a folder or a pattern, and of what cannot be read, of
+def _content(path: Path) -> str | None:
+    """Hash of a file, or of all files of a folder or a pattern; None of what cannot be read, of
     which its reader speaks.
     """
+    try:
+        digest = content_hash(path)
+    except OSError:
+        return None
+    return None if digest == ABSENT else digest
+
+
+def _sha256(path: Path) -> str | None:
+    """Hash of a file; None of what cannot be read."""
     try:
         with input_files.opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,12 @@ from ase.neighborlist import neighbor_list
 
 from dataloader.structure import Structure, geometry_fault, volume_of
 from model_utils.generation.candidate import NotMade
-from model_utils.generation.compositions import refuse_size
+from model_utils.generation.compositions import (
+    Composition,
+    elements_of,
+    formulas_of,
+    refuse_size,
+)
 from model_utils.judging import pymatgen_library
 from model_utils.judging.matching import TOLERANCES
 from model_utils.settings.options import GuardOptions, WantedCrystals
@@ -24,6 +29,8 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
         NotMade: it is no candidate, with the reason.
     """
     refuse_size(len(atoms), wanted)
+    if not is_of_wanted(atoms, wanted):
+        raise NotMade("of another composition than is asked for")
     if not atoms.pbc.all():
         raise NotMade("not periodic in three directions")
     volume = volume_of(atoms.cell.array, (True, True, True)) / len(atoms)  # 0 of what is no cell
@@ -44,6 +51,21 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
         raise NotMade(fault.partition(" (")[0])
     if closest(atoms) < guards.min_distance:
         raise NotMade(f"atoms closer than {guards.min_distance:g} of their covalent radii")
+
+
+def is_of_wanted(atoms: Atoms, wanted: WantedCrystals) -> bool:
+    """Whether a crystal is of one of the formulas, and of no other elements, that are asked for."""
+    formulas = {
+        pymatgen_library.reduced_formula(_atoms_of(formula)) for formula in formulas_of(wanted)
+    }
+    elements = set(elements_of(wanted))
+    if formulas and pymatgen_library.reduced_formula(atoms) not in formulas:
+        return False
+    return not elements or set(atoms.get_chemical_symbols()) <= elements
+
+
+def _atoms_of(formula: Composition) -> Atoms:
+    return Atoms([symbol for symbol, count in formula.items() for _ in range(count)])
 
 
 def closest(atoms: Atoms) -> float:

@@ -22,6 +22,7 @@ from model_utils.generation.compositions import (
     formulas_of,
     refuse_nothing_asked,
 )
+from model_utils.judging import pymatgen_library
 from model_utils.judging.pymatgen_library import EXTRA
 from model_utils.report.libraries import needed
 from model_utils.settings.options import GenerateOptions
@@ -48,7 +49,12 @@ def prepared(options: GenerateOptions, _: Path) -> Maker:
         cell = drawn_cell(formulas, elements, options.wanted, rng)
         group = _drawn_group(cell, groups, rng)
         factor = float(rng.uniform(DENSEST, WIDEST))
-        return Candidate(atoms=_crystal(cell, group, factor, rng), origin={"space_group": group})
+        atoms = _crystal(cell, group, factor, rng)
+        # atoms on special positions may have more symmetry than the group they were drawn in
+        own = pymatgen_library.space_group_number(pymatgen_library.crystal(atoms))
+        if options.wanted.space_group and own not in groups:
+            raise NotMade("of another space group than is asked for")
+        return Candidate(atoms=atoms, origin={"space_group": own})
 
     return make
 

@@ -66,11 +66,17 @@ class Hull:
             above.append(pymatgen_library.above_hull(self._diagrams[system], _entry(point)))
         return above
 
-    def self_consistent(self, points: Sequence[Point]) -> list[float | None]:
+    def self_consistent(
+        self, points: Sequence[Point], on_hull: Sequence[bool]
+    ) -> list[float | None]:
         """Energy of each above the hull in which the candidates of its system stand
         for the references of it.
 
         References of smaller systems, elements among them, stay (MatterGen's definition).
+
+        Args:
+            points: the candidates.
+            on_hull: which of them may make the hull; what is a hole of the model may not.
         """
         members: dict[str, list[int]] = defaultdict(list)
         for number, point in enumerate(points):
@@ -79,8 +85,11 @@ class Hull:
         above: list[float | None] = [None] * len(points)
         for system, numbers in members.items():
             entries = [_entry(points[number]) for number in numbers]
+            own = [entry for number, entry in zip(numbers, entries, strict=True) if on_hull[number]]
             smaller = self._entries_within(system, itself=False)
-            diagram = pymatgen_library.phase_diagram([*smaller, *entries])
+            if not own and len(system.split("-")) == 1:
+                continue  # of an element alone nothing is left
+            diagram = pymatgen_library.phase_diagram([*smaller, *own])
             for number, entry in zip(numbers, entries, strict=True):
                 above[number] = pymatgen_library.above_hull(diagram, entry)
         return above

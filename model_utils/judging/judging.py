@@ -167,17 +167,18 @@ class _Judging:
             for c in successful
             if c.after is not None and c.energy is not None
         ]
-        above = known.hull.above(points)
-        among_themselves = known.hull.self_consistent(points)
-        for candidate, point, energy, own in zip(
-            successful, points, above, among_themselves, strict=True
+        for candidate, point, energy in zip(
+            successful, points, known.hull.above(points), strict=True
         ):
             candidate.energy_above_hull = energy
-            candidate.self_consistent_energy_above_hull = own
             candidate.missing = known.hull.missing(point.atoms)
             if energy is not None:
                 candidate.stable = energy <= options.stability_threshold
                 candidate.is_hole = candidate.is_hole or energy < -options.hole_below
+        on_hull = [not candidate.is_hole for candidate in successful]
+        among_themselves = known.hull.self_consistent(points, on_hull)
+        for candidate, own in zip(successful, among_themselves, strict=True):
+            candidate.self_consistent_energy_above_hull = own
         for candidate in judged:
             if not candidate.succeeded:
                 candidate.stable = False  # as MatterGen counts failed jobs

@@ -203,7 +203,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "avg_structure_validity": Metric(
         description=(
-            "share of successful candidates without a distance below 0.5 Å or a volume below 0.1 Å³"
+            "share of successful candidates without two sites nearer than 0.5 Å (images of one "
+            "site aside) or a volume below 0.1 Å³"
         ),
         answers=_of_successful(lambda judged: judged.valid_structure),
     ),

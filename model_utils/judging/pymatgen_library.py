@@ -139,7 +139,7 @@ def above_hull(diagram: Any, point: Any) -> float:
 
 def shortest_distance(structure: Crystal) -> float:
     """Shortest distance between two sites of a cell or their images, Å; infinite where
-    there is one site alone.
+    there is one site alone. A site and its own images are not compared, as in MatterGen.
     """
     distances = np.array(structure.distance_matrix)
     np.fill_diagonal(distances, np.inf)

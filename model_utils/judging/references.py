@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import covalent_radii
+from ase.geometry import minkowski_reduce
 
 from dataloader.cache_folder import cache_folder
 from dataloader.errors import InputError
@@ -34,6 +36,8 @@ from model_utils.simulation.journal import Journal, Record
 from model_utils.simulation.relaxation import Criteria
 
 ENERGIES = LabelKeys(forces=NOT_READ, stress=NOT_READ)
+# nearest image over twice the covalent radius: 1.2 in the alkali metals, 1.8 in solid argon
+ALONE = 2.5
 NEUTRAL = Filters(charge_advice="take them out of the file")
 SHOWN = 20  # references that are left out, by name
 LOOKED_AT = 20  # labelled references whose energies are compared with the model's
@@ -105,6 +109,15 @@ class References:
         }
 
 
+def is_atom_in_a_box(structure: Structure) -> bool:
+    """Whether a periodic structure is one atom, further from its images than any crystal has it."""
+    if structure.n_atoms != 1 or not structure.periodic:
+        return False
+    reduced, _ = minkowski_reduce(structure.cell)
+    nearest = float(np.linalg.norm(reduced, axis=1).min())
+    return nearest > ALONE * 2 * float(covalent_radii[int(structure.atomic_numbers[0])])
+
+
 def read(paths: Sequence[Path]) -> list[Reference]:
     """The references of files, with their energies where they have them.
 
@@ -115,6 +128,13 @@ def read(paths: Sequence[Path]) -> list[Reference]:
     for source, structure in structures_in(paths, keys=ENERGIES, filters=NEUTRAL):
         if structure.is_isolated_atom:
             log.info("%s is an isolated atom and no reference", structure.identifier)
+            continue
+        if is_atom_in_a_box(structure):
+            log.warning(
+                "warning: --references %s, %s is one atom in a wide box: it is taken for an "
+                "isolated atom, and is no reference",
+                *(source.path, structure.identifier),
+            )
             continue
         fault = crystal_fault(structure)
         if fault:

@@ -17,7 +17,9 @@ WITHOUT_SMACT = "smact is not installed: pip install -e '.[pipeline]'"
 
 
 def has_valid_structure(atoms: Atoms) -> bool:
-    """No two sites closer than ``SHORTEST``, and a volume of at least ``SMALLEST``."""
+    """No two sites closer than ``SHORTEST``, and a volume of at least ``SMALLEST``; what a site is
+    from its own images does not count, as in MatterGen.
+    """
     return (
         atoms.get_volume() >= SMALLEST
         and pymatgen_library.shortest_distance(pymatgen_library.crystal(atoms)) >= SHORTEST

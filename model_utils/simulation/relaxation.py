@@ -159,7 +159,7 @@ def relaxed(
     moving.calc = calculator
     way = _Way(moving)
     with_cell = criteria.relax_cell and bool(moving.pbc.all())
-    steps = 0
+    steps: int | None = None
     # by 1e-13, in Frechet's filter
     warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)
     try:
@@ -253,15 +253,15 @@ class _Way:
         self._sound = atoms.copy()
         self.looks += 1
 
-    def result(self, kind: str, reason: str, steps: int) -> Relaxed:
-        """The record."""
+    def result(self, kind: str, reason: str, steps: int | None) -> Relaxed:
+        """The record; steps that the minimizer did not count are those that were looked at."""
         atoms = self.atoms.copy() if self._sound is None else self._sound
         return Relaxed(
             atoms=atoms,
             converged=reason == "",
             kind=kind,
             reason=reason,
-            steps=steps or max(self.looks - 1, 0),
+            steps=max(self.looks - 1, 0) if steps is None else steps,
             energy=self._energy,
             energy_before=self.energy_before,
             fmax=self._fmax,

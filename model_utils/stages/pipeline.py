@@ -12,6 +12,7 @@ from typing import Any
 from dataloader import durable
 from model_utils import runtime
 from model_utils.errors import InputError, Preempted, StageFailed, StopRequested
+from model_utils.files import content
 from model_utils.files.run_lock import held
 from model_utils.run.run_record import now, packages
 from model_utils.runtime import log
@@ -75,7 +76,7 @@ def _turn(plan: Plan, name: str, done: frozenset[str]) -> Record:
     try:
         options = plan.options_of(name, done)
         instead = {
-            option: keys.content_hash(path) for option, path in stage.reads(plan.place).items()
+            option: content.content_hash(path) for option, path in stage.reads(plan.place).items()
         }
         inputs = {**keys.inputs_of(options), **instead}
     except InputError as error:

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from dataloader import durable, input_files, plain_json
 from dataloader.limits import JSON_BYTES
+from model_utils.files import content
 from model_utils.runtime import log
-from model_utils.stages import keys
 from model_utils.stages.place import FORMAT, Place
 
 State = Literal["running", "stopped", "failed", "done", "left out"]
@@ -56,13 +56,15 @@ class Record:
         Raises:
             OSError: one of them is not there.
         """
-        return replace(self, products={place.within(path): keys.file_hash(path) for path in files})
+        return replace(
+            self, products={place.within(path): content.file_hash(path) for path in files}
+        )
 
     def changed_product(self, place: Place) -> str | None:
         """Name of a file that is not any more as the stage left it; None where all are."""
         for name, digest in self.products.items():
             try:
-                is_same = keys.file_hash(place.folder / name) == digest
+                is_same = content.file_hash(place.folder / name) == digest
             except OSError:
                 is_same = False
             if not is_same:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from dataloader import durable, input_files, plain_json
 from dataloader.errors import InputError
 from dataloader.limits import JSON_BYTES
+from model_utils.files.content import file_hash
 from model_utils.runtime import log
-from model_utils.stages.keys import file_hash
 
 FORMAT = 1
 State = Literal["packed", "submitted", "done"]

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from dataloader.errors import InputError
+from model_utils.files.content import PATTERN, is_data
 from model_utils.settings.declared import declared, flat
 from model_utils.settings.options import PipelineOptions
-from model_utils.stages.keys import PATTERN, is_data
 from model_utils.stages.place import Place
 from model_utils.stages.planning import Plan
 from model_utils.stages.table import STAGES

@@ -19,6 +19,7 @@ from ase.io import read, write
 
 from dataloader.errors import InputError
 from dataloader.parallel import in_children
+from dataloader.structure import Structure
 from model_utils import judge
 from model_utils.calculator import Calculator
 from model_utils.judging import judgement_files, matching, validity
@@ -219,12 +220,36 @@ def test_hulls_by_hand() -> None:
     ]
     assert hull().above(points) == pytest.approx([0.05, -0.1, 0.05, 0.04], abs=1e-12)
     # the hull of AlCu is at -0.3 then, that of Al is the candidate itself
-    own = hull().self_consistent(points)
+    own = hull().self_consistent(points, [True] * 4)
     assert own == pytest.approx([0.15, 0.0, 0.1, 0.0], abs=1e-12)
     oxide = Point(atoms=bulk("AlO", "rocksalt", a=4.0), energy=-1.0)
     assert hull().above([oxide, of_alloy(-0.1)]) == [None, pytest.approx(0.1)]
     assert hull().missing(oxide.atoms) == ["O"]
-    assert hull().self_consistent([oxide]) == [None]
+    assert hull().self_consistent([oxide], [True]) == [None]
+    # a hole of the model makes no hull: what lies above it is as far from the others as before
+    own = hull().self_consistent(points, [True, False, True, True])
+    assert own == pytest.approx([0.0, -0.15, 0.025, 0.0], abs=1e-12)
+    assert hull().self_consistent(points[3:], [False]) == [None], "of aluminium nothing is left"
+
+
+def test_an_atom_in_a_box_is_no_reference() -> None:
+    def structure(atoms: Atoms) -> Structure:
+        return Structure(
+            atomic_numbers=atoms.numbers.astype(np.int64),
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            pbc=(True, True, True),
+            identifier="it",
+        )
+
+    box = Atoms("Zn", cell=[12, 12, 12], pbc=True)
+    assert judged_references.is_atom_in_a_box(structure(box))
+    for atoms in (bulk("Cu"), bulk("Cs", "bcc", a=6.14), bulk("Ar", "fcc", a=5.3)):
+        assert len(atoms) == 1
+        assert not judged_references.is_atom_in_a_box(structure(atoms))
+        skewed = atoms.copy()
+        skewed.set_cell(np.array([[1, 0, 0], [3, 1, 0], [0, 2, 1]]) @ atoms.cell.array)
+        assert not judged_references.is_atom_in_a_box(structure(skewed)), "the same crystal"
 
 
 def fits(kind: str, first: Atoms, second: Atoms) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from conftest import every_second
-from model_utils.stages import keys
+from model_utils.files import content
 from stages.conftest import Play, made
 
 # of the five stages in their order
@@ -160,14 +160,14 @@ def test_a_baseline_that_takes_the_place_has_the_head_of_the_baseline(
 def test_a_file_that_cannot_be_read_fails_its_stage_alone(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed = keys.file_hash
+    hashed = content.file_hash
 
     def denied(path: Path) -> str:
         if path.name == "references.xyz":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return hashed(path)
 
-    monkeypatch.setattr(keys, "file_hash", denied)
+    monkeypatch.setattr(content, "file_hash", denied)
     assert play.run() == 2
     assert play.states() == {**dict.fromkeys(STAGES, "done"), "judge": "failed"}
     assert "references.xyz: Permission denied" in play.summary()["generation_eval"]["error"]

@@ -285,6 +285,8 @@ class _Run:
         progress.step += 1
         progress.steps_in_epoch += 1
         progress.samples += len(step.members)
+        if progress.rate is not None:
+            progress.rate = state.schedule.rate()
         self.scheduler_step()
 
     def _remember(self, result: StepResult, norm: Tensor, members: NDArray[np.int64]) -> None:
@@ -390,7 +392,7 @@ class _Run:
         return TrainRecord(
             epoch=progress.epoch + 1,
             step=progress.step,
-            lr=self.state.schedule.rate(),
+            lr=progress.rate or self.state.schedule.rate(),
             metrics=metrics(tally.sums.tolist(), loss),
             gradient_norm=norms / steps,
             gradient_norm_max=largest,

@@ -35,6 +35,9 @@ class Progress:
     best_epoch: int = 0
     best_step: int = 0
     waited: int = 0  # validations since the best
+    # learning rate of the last step, 0 before the first; None in a run that an earlier version
+    # began, whose records have the rate of the step to come
+    rate: float | None = 0.0
     finished: str | None = None  # why the run is over
 
     def start_of(self, stage: int, planned: int) -> int:
@@ -57,6 +60,7 @@ class Progress:
         start of the second only.
         """
         known = {item.name: state[item.name] for item in fields(cls) if item.name in state}
+        known.setdefault("rate", None)
         if "stage_starts" not in known and state.get("stage_two_epoch") is not None:
             known["stage_starts"] = [0, state["stage_two_epoch"]]
         return cls(**known)

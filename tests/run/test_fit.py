@@ -181,6 +181,16 @@ def test_accumulated_batches_are_one_large_batch() -> None:
     assert state.progress.samples == 4
 
 
+def test_a_record_has_the_rate_of_its_step_also_where_the_schedule_counts_steps() -> None:
+    told = Told()
+    state = state_of(settings=ScheduleSettings(kind="exponential", unit="step", factor=0.5))
+    data = Waters(4)
+    begun = state.schedule.rate()
+    fit(state, steps_of(data), plan_of(1, log_every_steps=1), told.hooks(state, data))
+    rates = [rate for _, rate, _ in told.of("train")]
+    assert rates[:2] == pytest.approx([begun, begun / 2])
+
+
 def test_max_steps_ends_within_an_epoch_and_validates() -> None:
     told = Told()
     state = trained(plan_of(9, max_steps=3), told)

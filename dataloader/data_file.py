@@ -185,6 +185,10 @@ class Source(Protocol):
         """What tells these data from others."""
         ...
 
+    def says_what_was_held(self, indices: NDArray[np.integer]) -> bool:
+        """Whether one of some structures names held atoms."""
+        ...
+
     def every_record(self) -> bytes:
         """What tells all records from others, of which ``content`` looks at some only in LMDBs."""
         ...

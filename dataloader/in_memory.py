@@ -219,6 +219,10 @@ class KeptSource:
                 digests.append(hashlib.file_digest(file, "sha256").digest())
         return b"".join(digests)
 
+    def says_what_was_held(self, indices: NDArray[np.integer]) -> bool:
+        """Whether one of some structures names held atoms."""
+        return any(self.structure(int(index)).free_atoms is not None for index in indices)
+
     def every_record(self) -> bytes:
         """Nothing more: ``content`` is of all bytes."""
         return b""

@@ -195,6 +195,11 @@ def n_entries_of(path: Path) -> int:
 SHARD_ENDINGS = (".lmdb", ".aselmdb", ".mdb")
 
 
+def _has_shards(folder: Path) -> bool:
+    """Whether a folder has files with the ending of a shard."""
+    return folder.is_dir() and any(entry.suffix in SHARD_ENDINGS for entry in folder.iterdir())
+
+
 def shards_of(path: Path) -> list[Path]:
     """The LMDBs that a name stands for: one, those of a directory, or those that a
     pattern with * ? [ ] matches.
@@ -203,12 +208,17 @@ def shards_of(path: Path) -> list[Path]:
         InputError: there are none.
     """
     if not path.exists() and any(character in str(path) for character in "*?["):
-        shards = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
-        if not shards:
+        named = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
+        if not named:
             raise InputError(f"{path} matches no file; expected a pattern for LMDBs")
-        return shards
+        # a pattern may match folders of shards
+        return [shard for name in named for shard in (shards_of(name) if name.is_dir() else [name])]
     if path.is_dir() and not (path / "data.mdb").is_file():
-        named = sorted(entry for entry in path.iterdir() if entry.suffix in SHARD_ENDINGS)
+        named = sorted(
+            entry
+            for entry in path.iterdir()
+            if entry.suffix in SHARD_ENDINGS and not entry.name.startswith(".")
+        )
         for entry in named:
             if not entry.is_file() and not entry.is_dir():
                 raise InputError(
@@ -217,6 +227,11 @@ def shards_of(path: Path) -> list[Path]:
                 )
         if found := [entry for entry in named if _may_be_lmdb(entry)]:
             return found
+        if below := [entry for entry in sorted(path.iterdir()) if _has_shards(entry)]:
+            raise InputError(
+                f"{path} has no shards of its own; {len(below)} folders in it have (the first: "
+                f"{below[0].name}): name them, as {path}/*"
+            )
     data_file_of(path)
     return [path]
 

@@ -161,10 +161,13 @@ def periodic_with_a_volume(entries: Entries, cell: NDArray[np.float64]) -> tuple
     return (periodic,) * 3, "not stored; periodic where the cell has a volume"
 
 
-def always_periodic(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
-    """The rule of torch_geometric rows, which store no periodicity: periodic in three directions.
+def periodic_with_a_cell(entries: Entries, cell: NDArray[np.float64]) -> tuple[Pbc, str]:
+    """The rule of torch_geometric rows, which store no periodicity: periodic in three directions,
+    but for molecules, which have no entry of a cell.
 
     Taken periodic in three directions OC20 rows reproduce the edges stored in them exactly,
     taken as clusters 60 %.
     """
+    if not entries.present(LATTICE_NAMES):
+        return (False, False, False), "not stored; torch_geometric rows without a cell are open"
     return (True, True, True), "not stored; torch_geometric rows are periodic in three directions"

@@ -77,6 +77,10 @@ class Adjusted:
             given += repr(sorted(self.type_weights.items()))
         return self.source.content() + given.encode()
 
+    def says_what_was_held(self, indices: NDArray[np.integer]) -> bool:
+        """Whether one of some structures names held atoms."""
+        return self.source.says_what_was_held(indices)
+
     def every_record(self) -> bytes:
         """What tells all records of the file from others."""
         return self.source.every_record()

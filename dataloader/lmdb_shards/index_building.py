@@ -123,7 +123,7 @@ def _survey(task: tuple[Path, Path | None, IndexRecipe]) -> _Survey:
     """
     path, place, recipe = task
     keys, warned = sample_keys(LmdbFile(path))
-    header = _about(path, keys, state_of(path), [warned] if warned else [])
+    header = _about(path, keys, state_of(path), warned)
     if len(keys) < KEPT_FROM or place is None:
         facts, columns = index_rows(path, keys, recipe)
         return _Survey(len(keys), array_file.encoded(facts | header, columns))

@@ -21,7 +21,7 @@ from dataloader.record import (
     names_read,
     read_record,
 )
-from dataloader.record_geometry import always_periodic, periodic_with_a_volume
+from dataloader.record_geometry import periodic_with_a_cell, periodic_with_a_volume
 from dataloader.structure import Structure, geometry_fault, weight_fault
 
 IS2RE_NAMES = ("y_relaxed", "pos_relaxed")
@@ -119,7 +119,9 @@ def decode(
     """
     only = None if keep == EVERYTHING else wanted_names(keys, tuple(features), tuple(keep))
     record, layout = record_of(value, only)
-    pbc_rule = always_periodic if isinstance(record, TorchGeometricData) else periodic_with_a_volume
+    pbc_rule = (
+        periodic_with_a_cell if isinstance(record, TorchGeometricData) else periodic_with_a_volume
+    )
     reading = read_record(RawRecord(record), identifier, keys, features, keep, pbc_rule)
     return Decoded(reading, layout, any(name in record for name in IS2RE_NAMES))
 

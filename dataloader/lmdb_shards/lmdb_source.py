@@ -361,6 +361,10 @@ class LmdbSource:
         """What tells these data from others."""
         return b"".join(f"{index.identity}{len(index)}".encode() for index in self.indexes)
 
+    def says_what_was_held(self, indices: NDArray[np.integer]) -> bool:
+        """Whether one of some structures names held atoms, by the columns of the index."""
+        return bool((self.labels[indices] & index_bits.FREE_MASK).any())
+
     def every_record(self) -> bytes:
         """The checksums of all records."""
         return b"".join(index.records.encode() for index in self.indexes)

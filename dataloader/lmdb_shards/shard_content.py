@@ -15,6 +15,10 @@ from dataloader.lmdb_file import LmdbFile, data_file_of
 from dataloader.lmdb_shards import ase_rows
 from dataloader.lmdb_shards.shard_index import key_bytes
 
+# entries about all samples, of OC20's files and of ASE's
+NO_SAMPLES = (b"length", b"nextid", b"deleted_ids", b"metadata")
+SHOWN = 40  # bytes of a key
+
 
 class Checksum:
     """A CRC-32 of keys and values that pass by, at some GB a second: of what happens by accident
@@ -63,23 +67,30 @@ def written_at(path: Path) -> int:
     return int(data_file_of(path).stat().st_mtime)
 
 
-def sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:
-    """Keys of the samples in numerical order, less those that ASE has deleted; and a warning
-    where counts disagree.
+def sample_keys(file: LmdbFile) -> tuple[NDArray[Any], list[str]]:
+    """Keys of the samples in numerical order, less those that ASE has deleted; and warnings of
+    counts that disagree and of entries that are neither samples nor about them.
     """
     keys = file.sample_keys()
+    others = [key for key in file.metadata_keys() if key not in NO_SAMPLES]
     deleted = _plain_metadata(file, b"deleted_ids")
     if isinstance(deleted, list) and deleted:
         gone = {str(i).encode() for i in deleted if type(i) is int}
         keys = [key for key in keys if key not in gone]
     stated = _plain_metadata(file, b"nextid")
-    warning = ""
+    warnings = []
+    if others:
+        warnings.append(
+            f"{len(others)} entries have keys that are no numbers (the first: "
+            f"{others[0][:SHOWN].decode(errors='replace')}) and are passed over; those of samples "
+            "are 0, 1, …"
+        )
     if (
         type(stated) is int
         and isinstance(deleted, list | None)
         and stated - 1 - len(set(map(str, deleted or ()))) != len(keys)
     ):
-        warning = (
+        warnings.append(
             f"nextid {stated} less deleted_ids does not give the {len(keys)} records that are there"
         )
     if any(
@@ -87,8 +98,8 @@ def sample_keys(file: LmdbFile) -> tuple[NDArray[Any], str]:
         for key in keys
         if key[:1] == b"0" or len(key) > 18
     ):
-        return np.array(keys), warning
-    return np.array([int(key) for key in keys], dtype=np.uint64), warning
+        return np.array(keys), warnings
+    return np.array([int(key) for key in keys], dtype=np.uint64), warnings
 
 
 def _plain_metadata(file: LmdbFile, name: bytes) -> object:

@@ -2,9 +2,6 @@
 
 from collections import Counter
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dataloader import atomic_energies
 from dataloader.data_file import Census, Source
 from dataloader.dataset import Dataset
@@ -118,15 +115,7 @@ def describe(role: str, dataset: Dataset) -> None:
     for reason, count in dataset.left_out.items():
         log.info("  %d structures left out: %s", count, reason)
     if dataset.free_atoms_only and any(
-        _says_what_was_held(source, dataset.places[dataset.places[:, 0] == number, 1])
+        source.says_what_was_held(dataset.places[dataset.places[:, 0] == number, 1])
         for number, source in enumerate(dataset.sources)
     ):
         log.info("  records say which atoms were fixed: only force components of free atoms count")
-
-
-def _says_what_was_held(source: Source, rows: NDArray[np.integer]) -> bool:
-    """Whether a record of those that are used names held atoms; of a source on the disk, the
-    first one.
-    """
-    looked_at = rows if source.in_memory else rows[:1]
-    return any(source.structure(int(row)).free_atoms is not None for row in looked_at)

@@ -5,6 +5,7 @@ refused by what it is.
 import gzip
 import json
 import pickle
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from ase.io import read
 from lmdb_material import ase_row, dict_row, labelled, put, raw_row, write_ase, write_dicts
+from record_files import OPEN, PERIODIC, geometric_row, record
 
 from dataloader.errors import InputError, RowError
 from dataloader.labels import TO_EVALUATE, TO_TRAIN, LabelKeys
@@ -286,3 +288,31 @@ def test_numbers_and_arrays_of_a_row_mean_what_ase_means(tmp_path: Path) -> None
     assert layout == ASE
     assert record["numbers"].tolist() == [1, 8]  # type: ignore[attr-defined]
     assert record["a"] == [1, 2]
+
+
+def test_molecules_of_torch_geometric_without_a_cell_are_open(tmp_path: Path) -> None:
+    rows = {b"0": geometric_row(record(cell=None)), b"1": geometric_row(record())}
+    found = source(put(tmp_path / "some.lmdb", rows))
+    assert [found.structure(i).pbc for i in (0, 1)] == [OPEN, PERIODIC]
+
+
+def test_entries_that_are_no_samples_are_said(tmp_path: Path) -> None:
+    rows = {str(k).encode(): dict_row(atoms) for k, atoms in enumerate(labelled(6))}
+    others = {f"sys_{k}".encode(): dict_row(atoms) for k, atoms in enumerate(labelled(3))}
+    about = {b"length": pickle.dumps(6)}
+    assert source(put(tmp_path / "sound.lmdb", rows | about)).census.warnings == []
+    [said] = source(put(tmp_path / "some.lmdb", rows | about | others)).census.warnings
+    assert said.endswith(
+        "3 entries have keys that are no numbers (the first: sys_0) and are passed over; those of "
+        "samples are 0, 1, …"
+    )
+
+
+def test_patterns_match_folders_of_shards(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        rows = {str(k).encode(): dict_row(atoms) for k, atoms in enumerate(labelled(3))}
+        put(tmp_path / "all" / name / "data.0000.aselmdb", rows)
+    shutil.copy(tmp_path / "all/a/data.0000.aselmdb", tmp_path / "all/a/.rest.aselmdb")
+    assert len(source(tmp_path / "all" / "*")) == 6, "what is hidden is no shard"
+    assert "name them, as" in refused(tmp_path / "all")

@@ -64,7 +64,7 @@ def against_other_set(data: Set, train: Set) -> list[Finding]:
 
 
 def _rms_of_forces(data: Set) -> float:
-    """Of the components, eV/Å; 0 where there are too few."""
+    """Root mean square of the force components, eV/Å; 0 where too few structures have them."""
     squares = data.looked["force_square"]
     finite = squares[np.isfinite(squares)]
     return float(np.sqrt(finite.mean())) if len(finite) >= FEWEST else 0.0

@@ -329,7 +329,7 @@ def _table(frames: Sequence[Atoms], records: Sequence[Record]) -> str:
 
 
 def _pressure(record: Record) -> float | None:
-    """Of the last step, GPa; None where there is no volume."""
+    """Pressure of a structure as it ended, GPa; None where there is no volume."""
     stress = record["stress"]
     return None if stress is None else float(-np.mean(stress[:3]) / units.GPa)
 

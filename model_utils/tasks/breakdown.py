@@ -105,7 +105,7 @@ class LabelledErrors:
     labelled: NDArray[np.bool_]  # (n_rows,)
 
     def of_structure(self, structure: int, atoms: slice) -> NDArray[np.float64]:
-        """Those of one structure that are labelled."""
+        """Errors of one structure, of what is labelled, (n_rows, …)."""
         rows = atoms if self.quantity.per_atom else slice(structure, structure + 1)
         return self.errors[rows][self.labelled[rows]]
 

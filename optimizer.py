@@ -132,8 +132,8 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opt
 class ScheduleSettings:
     """A learning-rate schedule by its name in `SCHEDULES`, and its numbers; times are in ``unit``.
 
-    Each kind begins with a linear warm-up of ``warmup`` units, and none goes below ``min_lr``.
-    Which of the other numbers a kind looks at, its entry in the table says.
+    Each kind begins with a linear warm-up of ``warmup`` units, after which none goes below
+    ``min_lr``. Which of the other numbers a kind looks at, its entry in the table says.
     """
 
     kind: str = "plateau"

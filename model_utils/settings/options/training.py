@@ -123,7 +123,7 @@ class OptimizerOptions:
     lr_gamma: Annotated[Factor, FIXED] = 0.9993
     """exponential: factor per epoch or step."""
     min_lr: Annotated[NonNegative, FIXED] = 0.0
-    """Lower end of every schedule."""
+    """Lower end of every schedule, the warm-up aside."""
     warmup: Annotated[NonNegative, FIXED] = 0.0
     """Length of the linear warm-up in epochs or steps; onecycle takes 30 % of the run unless given."""
     ema: Annotated[bool, FIXED] = False

@@ -27,7 +27,7 @@ from model_utils.files.content import ABSENT, content_hash
 from model_utils.files.run_lock import held
 from model_utils.generation import guards
 from model_utils.generation.candidate import Candidate, Exhausted, NotMade
-from model_utils.generation.generators import GENERATORS
+from model_utils.generation.generators import GENERATORS, not_looked_at
 from model_utils.judging import pymatgen_library
 from model_utils.judging.candidates import FAILED, GENERATED, inputs_of
 from model_utils.runtime import log
@@ -81,6 +81,11 @@ def generate(options: GenerateOptions) -> None:
         elif _is_done(folder, asked):
             log.info("%s holds the %d candidates already", folder, options.num_gen)
             return
+        for name in not_looked_at(options):
+            log.warning(
+                "warning: --%s is given, and --generator %s does not look at it",
+                *(name, options.generator),
+            )
         try:
             made = _made(options, folder / WORKSHOP)
         except InputError as error:

@@ -2,6 +2,7 @@
 line where it cannot be.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -18,11 +19,12 @@ from ase.io import read, write
 from dataloader import parallel
 from model_utils import generate
 from model_utils.errors import InputError
-from model_utils.generation import external, guards
+from model_utils.generation import external, generators, guards
 from model_utils.generation.candidate import NotMade
 from model_utils.report import libraries as extras
 from model_utils.settings import reading
 from model_utils.settings.options import GenerateOptions, GuardOptions, WantedCrystals
+from model_utils.settings.options.generating import GeneratorSources
 from pipeline.conftest import cuau
 
 pytestmark = pytest.mark.usefixtures("libraries")
@@ -519,3 +521,19 @@ def test_parents_without_a_number_for_an_energy_are_refused(
     words = ("--generator", "evolve", "--parents", tmp_path / "some.xyz")
     assert command(tmp_path / "out", 1, *words) == 2
     assert "expected a number" in capsys.readouterr().err
+
+
+def test_options_of_other_generators_are_said(
+    prototypes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--generator", "external", "--external_files", prototypes)
+    assert command(tmp_path / "out", 1, *words, "--space_group", 225, "--rattle", 0.2) == 0
+    said = capsys.readouterr().out
+    for name in ("space_group", "rattle"):
+        assert f"--{name} is given, and --generator external does not look at it" in said
+    assert command(tmp_path / "other", 1, *words) == 0
+    assert "does not look at it" not in capsys.readouterr().out
+    named = {name for names in generators.LOOKED_AT.values() for name in names}
+    sources = {field.name for field in dataclasses.fields(GeneratorSources)}
+    assert set(generators.LOOKED_AT) == set(generators.GENERATORS)
+    assert named == sources | {"space_group"}

@@ -241,6 +241,9 @@ class Tensor(Inert):
 _NUMPY_TYPES = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
 
 
+_TEXT = re.compile(r"U[1-9]\d{0,3}")  # of a text, in UTF-32
+
+
 class Dtype(Inert):
     """`numpy.dtype(name, align, copy)` and its state, of which only the byte order counts."""
 
@@ -249,7 +252,7 @@ class Dtype(Inert):
     def __init__(self, name: object, align: object = False, copy: object = True) -> None:
         if type(name) is not str:
             raise RowError("numpy dtype has no name")
-        if name not in _NUMPY_TYPES:
+        if name not in _NUMPY_TYPES and not _TEXT.fullmatch(name):
             raise RowError(f"numpy dtype {printable(name)} is not allowed")
         self.name = name
         self.order = "="
@@ -335,9 +338,13 @@ class Scalar(Inert):
         self.dtype = dtype
         self.raw = raw
 
-    def number(self, plain: Converter) -> bool | int | float:
-        """The one element as a Python number."""
+    def value(self, plain: Converter) -> bool | int | float | str:
+        """The one element as a Python number, or as a text: iterating over an array of names
+        gives such.
+        """
         raw = plain.buffer(self.raw)
+        if isinstance(self.dtype, Dtype) and _TEXT.fullmatch(self.dtype.name):
+            return _text(bytes(raw), self.dtype)
         dtype = _dtype(self.dtype)
         if len(raw) != dtype.itemsize:
             raise RowError(f"numpy scalar is cut off ({len(raw)} bytes for {dtype})")
@@ -345,9 +352,20 @@ class Scalar(Inert):
         return number
 
 
+def _text(raw: bytes, dtype: Dtype) -> str:
+    if len(raw) != 4 * int(dtype.name[1:]):
+        raise RowError(f"numpy scalar is cut off ({len(raw)} bytes for {dtype.name})")
+    try:
+        return raw.decode("utf-32-be" if dtype.order == ">" else "utf-32-le").rstrip("\0")
+    except UnicodeDecodeError:
+        raise RowError("numpy scalar is no text") from None
+
+
 def _dtype(stand_in: object) -> np.dtype[Any]:
     if not isinstance(stand_in, Dtype):
         raise RowError("numpy array without a dtype")
+    if stand_in.name not in _NUMPY_TYPES:
+        raise RowError(f"numpy dtype {printable(stand_in.name)} is not allowed")
     return np.dtype(stand_in.order + stand_in.name)
 
 

@@ -86,7 +86,7 @@ class PlainValues:
             case tuple():
                 return tuple([self.value(item, depth) for item in value])
             case Scalar():
-                return value.number(self)
+                return value.value(self)
             case bytearray() | Latin1():
                 return self.buffer(value)
         raise RowError(f"a bare {getattr(value, '__name__', type(value).__name__)} is no value")

@@ -909,3 +909,15 @@ def test_bombs_are_refused_quickly_and_cheaply() -> None:
 
 if __name__ == "__main__":
     globals()[f"{sys.argv[1]}_task"](*sys.argv[2:])
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_texts_of_numpy_are_texts(protocol: int) -> None:
+    """What iterating over an array of names gives."""
+    [name] = np.array(["mol_α"])
+    record = {"id": name, "energy": np.float64(1.5), "other": np.array(["a", "bc"])}
+    found = loads(pickle.dumps(record, protocol=protocol), only={"id", "energy"})
+    assert found == {"id": "mol_α", "energy": 1.5}
+    assert type(found["id"]) is str
+    with pytest.raises(RowError, match="numpy dtype U2 is not allowed"):
+        loads(pickle.dumps(record, protocol=protocol))

@@ -211,8 +211,12 @@ def shards_of(path: Path) -> list[Path]:
         named = sorted(Path(name) for name in glob.glob(str(path)) if not name.endswith("-lock"))
         if not named:
             raise InputError(f"{path} matches no file; expected a pattern for LMDBs")
-        # a pattern may match folders of shards
-        return [shard for name in named for shard in (shards_of(name) if name.is_dir() else [name])]
+        folders = [name for name in named if _has_shards(name)]
+        if folders:  # a pattern may match folders of shards, with other things beside them
+            beside = [name for name in named if name.suffix in SHARD_ENDINGS]
+            within = [shard for folder in folders for shard in shards_of(folder)]
+            return [name for name in beside if name not in folders] + within
+        return named
     if path.is_dir() and not (path / "data.mdb").is_file():
         named = sorted(
             entry

@@ -12,7 +12,6 @@ from dataloader.labels import (
     CHARGE_NAMES,
     NOT_READ,
     SPIN_NAMES,
-    VIRIAL_NAMES,
     LabelError,
     Labels,
     is_virial,
@@ -198,16 +197,14 @@ def meaningful(labels: Labels, pbc: Pbc) -> Mapping[str, LabelValue]:
 
 
 def weights_of(entries: Entries, labels: Labels) -> Mapping[str, float]:
-    """The weights of single quantities that are not 1; a stress that is given as a virial, too
-    or alone, may have that of the virial.
+    """The weights of single quantities that are not 1; a stress that is taken from a virial may
+    have that of the virial.
     """
     names: dict[str, tuple[str, ...]] = {
         name: (quantity.weight_name,) for name, quantity in QUANTITIES.items()
     }
     if is_virial(name_of(STRESS.name, labels.names)):
         names[STRESS.name] = (*VIRIAL_WEIGHT_NAMES, STRESS.weight_name)
-    elif entries.present(VIRIAL_NAMES):
-        names[STRESS.name] = (STRESS.weight_name, *VIRIAL_WEIGHT_NAMES)
     weights = {name: weight_of(entries, *usual) for name, usual in names.items()}
     return {name: weight for name, weight in weights.items() if weight != 1.0}
 

@@ -930,7 +930,7 @@ def test_resuming_another_model_or_other_data(own: Path, refused: Refused) -> No
         more,
         "run_checkpoint.pt",
         "the train data are not those of",
-        "--overwrite",
+        "begin a new run elsewhere",
         code=3,
     )
     after = contents(own / "run")

@@ -58,7 +58,7 @@ def test_isolated_atoms_and_first_errors(
 @pytest.mark.parametrize(
     ("shift", "unit", "sentence"),
     [
-        (0.0, 1.0, "the binding energy: the E0s are those of free atoms, and the model has no"),
+        (0.0, 1.0, "which may be the binding energy: a model without shift whose E0s are those of"),
         (0.0, 23.06, "warning: the first errors are"),
         (-9.0, 1.0, "warning: the first errors are"),
         (-3.0, 1.0, None),

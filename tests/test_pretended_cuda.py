@@ -50,6 +50,7 @@ COPIES = {  # of all commands, but for tables of couplings
     "to the host in model_utils/run/train_state.py:state_dict",
     "to the host in model_utils/tasks/breakdown.py:__call__",
     "to the host in model_utils/tasks/breakdown.py:_add_by_element",
+    "to the host in model_utils/tasks/breakdown.py:_other_errors",
 }
 TABLES = {
     "to the device, pageable, blocking, in model_utils/models/fast/contraction.py:<listcomp>",

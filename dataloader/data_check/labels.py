@@ -117,7 +117,8 @@ def _far_apart(data: Set) -> list[Finding]:
     """Bonds that are all too long, as where positions are in Bohr and taken for Å."""
     closest = data.looked["closest"]
     of_noble_gases = data.counts[:, NOBLE_GASES].sum(axis=1) == data.n_atoms
-    bonded = np.isfinite(closest) & ~of_noble_gases
+    # dimers may be curves of a bond that is pulled apart
+    bonded = np.isfinite(closest) & ~of_noble_gases & (data.n_atoms > 2)
     if bonded.sum() < FEWEST or np.median(closest[bonded]) < FAR_APART:
         return []
     text = (

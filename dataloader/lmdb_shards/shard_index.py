@@ -139,8 +139,10 @@ class ShardIndex:
 
     @property
     def records(self) -> str:
-        """Checksums of all records, by which shards of one ``identity`` differ."""
-        return json.dumps(self.header["content"])
+        """Number and checksum of all records, by which shards of one ``identity`` differ; no
+        matter in which parts they were indexed.
+        """
+        return json.dumps([sum(column) for column in zip(*self.header["content"], strict=True)])
 
     @property
     def sha256(self) -> str | None:

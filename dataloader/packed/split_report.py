@@ -74,6 +74,8 @@ def split_survey(
 
 def _why_empty(split: str, belongs: NDArray[np.int64], name: Callable[[int], str]) -> str:
     """Why no structure fell to a split, and what to do."""
+    if not len(belongs):
+        return f"no structure is left for {split}: all are left out by filters, or there are none"
     sizes = np.bincount(belongs)
     largest = int(np.argmax(sizes))
     if sizes[largest] == 1:

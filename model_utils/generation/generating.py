@@ -136,7 +136,7 @@ def _is_done(folder: Path, asked: Mapping[str, Any]) -> bool:
         return False
     try:
         record = plain_json.loads(input_files.read_bytes(path, LARGEST))
-        before = record["asked"]
+        before = _as_now(record["asked"], asked)
         hashes = dict(record["sha256"])
         differing = differences(before, asked)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -155,6 +155,21 @@ def _is_done(folder: Path, asked: Mapping[str, Any]) -> bool:
         if found != digest:
             raise InputError(f"{folder / name} is not as {RECORD} says; --overwrite makes it anew")
     return True
+
+
+def _as_now(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked before, with the hashes of now in place of those that earlier versions did
+    not make, of folders and patterns.
+    """
+    filled = dict(before)
+    for name in OF_FILES:
+        then, now = before.get(name), asked[name]
+        if isinstance(then, list) and len(then) == len(now):
+            filled[name] = [
+                new if old == {**new, "sha256": None} else old
+                for old, new in zip(then, now, strict=True)
+            ]
+    return filled
 
 
 def _remove(folder: Path, names: Sequence[str]) -> None:

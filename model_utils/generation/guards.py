@@ -54,13 +54,15 @@ def refuse(atoms: Atoms, guards: GuardOptions, wanted: WantedCrystals) -> None:
 
 
 def is_of_wanted(atoms: Atoms, wanted: WantedCrystals) -> bool:
-    """Whether a crystal is of one of the formulas, and of no other elements, that are asked for."""
+    """Whether a crystal is of one of the formulas that are asked for, or, where there are none, of
+    no other elements.
+    """
     formulas = {
         pymatgen_library.reduced_formula(_atoms_of(formula)) for formula in formulas_of(wanted)
     }
     elements = set(elements_of(wanted))
-    if formulas and pymatgen_library.reduced_formula(atoms) not in formulas:
-        return False
+    if formulas:
+        return pymatgen_library.reduced_formula(atoms) in formulas
     return not elements or set(atoms.get_chemical_symbols()) <= elements
 
 

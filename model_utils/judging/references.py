@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 from ase.geometry import minkowski_reduce
 
 from dataloader.cache_folder import cache_folder
@@ -36,8 +35,7 @@ from model_utils.simulation.journal import Journal, Record
 from model_utils.simulation.relaxation import Criteria
 
 ENERGIES = LabelKeys(forces=NOT_READ, stress=NOT_READ)
-# nearest image over twice the covalent radius: 1.2 in the alkali metals, 1.8 in solid argon
-ALONE = 2.5
+ALONE = 6.5  # Å, to the nearest image of the only atom of a cell; 5.3 in caesium, 4.5 in xenon
 NEUTRAL = Filters(charge_advice="take them out of the file")
 SHOWN = 20  # references that are left out, by name
 LOOKED_AT = 20  # labelled references whose energies are compared with the model's
@@ -114,8 +112,7 @@ def is_atom_in_a_box(structure: Structure) -> bool:
     if structure.n_atoms != 1 or not structure.periodic:
         return False
     reduced, _ = minkowski_reduce(structure.cell)
-    nearest = float(np.linalg.norm(reduced, axis=1).min())
-    return nearest > ALONE * 2 * float(covalent_radii[int(structure.atomic_numbers[0])])
+    return float(np.linalg.norm(reduced, axis=1).min()) > ALONE
 
 
 def read(paths: Sequence[Path]) -> list[Reference]:

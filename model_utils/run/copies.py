@@ -49,9 +49,13 @@ def warn_of_copies(data: TrainingData) -> None:
 
 
 def _warn_of_repeated_files(train: Dataset) -> None:
-    """Say which files are named twice: each of their structures counts twice."""
-    counts = Counter(source.path.resolve() for source in train.sources if len(source))
-    for path, count in counts.items():
+    """Say which files are named twice for one head: each of their structures counts twice."""
+    named = [
+        (source.path.resolve(), spec.head if (spec := getattr(source, "spec", None)) else None)
+        for source in train.sources
+        if len(source)
+    ]
+    for (path, _), count in Counter(named).items():
         if count > 1:
             log.warning(
                 "warning: %s is named %d times among the data to train on: its structures count "
@@ -61,18 +65,27 @@ def _warn_of_repeated_files(train: Dataset) -> None:
 
 
 def _warn_of_shared_records(data: TrainingData) -> None:
-    """Say how many records of files on the disk are trained on and judged by."""
+    """Say how many records of files on the disk are trained on and judged by; validation that was
+    split off has none.
+    """
     trained = _rows_on_disk(data.train)
     for role, name in ROLES.items():
         dataset: Dataset | None = getattr(data, name)
-        rows = {} if dataset is None else _rows_on_disk(dataset)
-        for path in trained.keys() & rows.keys():
-            shared = len(np.intersect1d(trained[path], rows[path]))
+        if dataset is None or (name == "valid" and data.was_split):
+            continue
+        for path, rows in _rows_on_disk(dataset).items():
+            of_training = trained.get(path)
+            if of_training is None:
+                continue
+            # a mask, since sorting tens of millions of rows takes half a minute
+            is_trained = np.zeros(max(int(of_training.max()), int(rows.max())) + 1, dtype=bool)
+            is_trained[of_training] = True
+            shared = int(is_trained[rows].sum())
             if shared:
                 log.warning(
                     "warning: %d of the %d %s structures of %s are training structures too: "
                     "errors on them say nothing of new ones",
-                    *(shared, len(rows[path]), role, path),
+                    *(shared, len(rows), role, path),
                 )
 
 
@@ -80,10 +93,10 @@ def _rows_on_disk(dataset: Dataset) -> dict[Path, NDArray[np.int64]]:
     """Rows of a data set by the files they lie in, of those that are not in the memory."""
     rows: dict[Path, NDArray[np.int64]] = {}
     for number, source in enumerate(dataset.sources):
-        if not source.in_memory:
+        own = dataset.places[dataset.places[:, 0] == number, 1].astype(np.int64)
+        if not source.in_memory and len(own):
             path = source.path.resolve()
-            own = dataset.places[dataset.places[:, 0] == number, 1].astype(np.int64)
-            rows[path] = np.concatenate([rows.get(path, np.zeros(0, dtype=np.int64)), own])
+            rows[path] = np.concatenate([rows[path], own]) if path in rows else own
     return rows
 
 

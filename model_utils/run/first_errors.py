@@ -40,13 +40,15 @@ def advise(
     if largest <= max(LARGE, 2 * max(description.energy_scales())):
         return
     has_shift = any(shift != 0.0 for shift in description.energy_shifts())
-    if not is_fine_tuned and not has_shift:
+    has_references = all(any(row) for row in data.facts.atomic_energies)
+    if not is_fine_tuned and not has_shift and has_references:
         bindings = _above_e0s(data)
         if len(bindings) and BOUND[0] <= bindings.min() and bindings.max() <= BOUND[1]:
             log.info(
-                "the first errors are %.3g eV/atom, the binding energy: the E0s are those of free "
-                "atoms, and the model has no shift; `metadata.py fit` puts one in",
-                largest,
+                "the first errors are %.3g eV/atom, which may be the binding energy: a model "
+                "without shift whose E0s are those of free atoms begins so; `metadata.py fit` puts "
+                "a shift in, `metadata.py check --input_json %s` looks at the E0s",
+                *(largest, model_json),
             )
             return
     log.warning(

@@ -63,6 +63,8 @@ def _of_stage_two(options: TrainingOptions) -> Iterator[str]:
 
 def _stages_that_never_start(run: AssembledRun, length: float) -> Iterator[str]:
     progress = run.state.progress
+    if run.plan.patience is not None:  # a stage begins where patience runs out, too
+        return
     for number in range(progress.stage + 1, len(run.plan.stages) + 1):
         start = progress.start_of(number, run.plan.stage(number).start)
         if start >= length:

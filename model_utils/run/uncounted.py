@@ -25,12 +25,14 @@ def require_weights(options: TrainingOptions, data: TrainingData) -> None:
         InputError: the loss of one of the two would be 0, whatever the network says.
     """
     quantities = trained_on(options)
-    if not _has_weight(data.train, quantities):
+    if not _has_weight(data.train, quantities) and _has_label(data.train, quantities):
         raise InputError(
             f"all structures to train on have the weight 0 ({WEIGHTS}): nothing would be "
             "learned; give some of them another"
         )
-    if options.judging.best_metric == LOSS and not _has_weight(data.valid, quantities):
+    if options.judging.best_metric != LOSS or not _has_label(data.valid, quantities):
+        return
+    if not _has_weight(data.valid, quantities):
         raise InputError(
             f"all validation structures have the weight 0 ({WEIGHTS}): their loss would be 0 "
             "always, and no model the best; give some of them another, or choose by "
@@ -45,6 +47,16 @@ def _has_weight(dataset: Dataset, quantities: Collection[str]) -> bool:
     return any(
         not dataset.in_memory(index) or _counts(dataset.structure(index), quantities)
         for index in range(len(dataset))
+    )
+
+
+def _has_label(dataset: Dataset, quantities: Collection[str]) -> bool:
+    """Whether a structure in the memory has a label of one of some quantities."""
+    return any(
+        name in dataset.structure(index).labels
+        for index in range(len(dataset))
+        if dataset.in_memory(index)
+        for name in quantities
     )
 
 
@@ -73,8 +85,9 @@ def require_structures(added: Collection[str], data: TrainingData) -> None:
 
 def _untrained(train: Dataset) -> list[str]:
     """Heads of which there is no structure."""
-    numbers = set(train.head_numbers().tolist())
-    return [head for number, head in enumerate(train.facts.heads) if number not in numbers]
+    heads = train.facts.heads
+    counts = np.bincount(train.head_numbers(), minlength=len(heads))
+    return [head for head, count in zip(heads, counts, strict=True) if count == 0]
 
 
 def warn_of_untrained_heads(data: TrainingData) -> None:

@@ -282,7 +282,9 @@ def final_rate(asked: Asked) -> Mapping[str, Any]:
 
 
 def warmup_steps(asked: Asked) -> Mapping[str, Any]:
-    """A warm-up in optimizer steps, in which the schedule then counts too."""
+    """A warm-up in optimizer steps, in which the schedule then counts too; 0 is none."""
+    if asked.value == 0:
+        return {}
     return {"warmup": asked.value, "scheduler_unit": "step"}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
+from numpy.typing import NDArray
 
 from dataloader.data_file import Source, SourceSpec
 from dataloader.errors import InputError
@@ -133,12 +134,19 @@ def structures_of(
     structures = [_named(source, structure) for source, structure in read]
     if with_momenta:
         for named, (_, structure) in zip(structures, read, strict=True):
-            if "momenta" in structure.columns:
-                named.atoms.set_momenta(np.asarray(structure.columns["momenta"], dtype=float))
+            momenta = structure.columns.get("momenta")
+            if momenta is not None and _are_vectors(momenta, structure.n_atoms):
+                named.atoms.set_momenta(np.asarray(momenta, dtype=float))
     log.info(
         "%d structures, %d atoms", len(structures), sum(len(named.atoms) for named in structures)
     )
     return structures
+
+
+def _are_vectors(values: NDArray[np.generic], n_atoms: int) -> bool:
+    """Whether an entry has three finite numbers for each atom."""
+    is_of_numbers = values.shape == (n_atoms, 3) and values.dtype.kind in "iuf"
+    return is_of_numbers and bool(np.isfinite(values.astype(float)).all())
 
 
 def structures_in(

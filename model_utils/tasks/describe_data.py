@@ -66,11 +66,14 @@ def network_fields(options: MetadataInitOptions) -> dict[str, Any]:
 def stated(options: MetadataInitOptions) -> Stated:
     """What the mace YAML says of the data where no flag does."""
     found = Stated() if options.mace_config is None else mace_yaml.stated(options.mace_config)
+    scaling_is_given = options.scaling != MetadataOptions.scaling
     energies_are_given = options.E0s != MetadataOptions.E0s or options.linear_references is not None
     return replace(
         found,
         E0s=None if energies_are_given else found.E0s,
-        scaling=options.scaling if options.scaling != MetadataOptions.scaling else found.scaling,
+        scaling=options.scaling if scaling_is_given else found.scaling,
+        scale=None if scaling_is_given else found.scale,
+        shift=None if scaling_is_given else found.shift,
         zero_shift=options.zero_shift or found.zero_shift,
     )
 

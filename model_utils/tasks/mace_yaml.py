@@ -164,6 +164,13 @@ def stated(path: Path) -> Stated:
         scale = _number(settings["std"], path, "std")
         shift = _number(settings.get("mean") or 0.0, path, "mean")
     numbers = statistics.get("atomic_numbers", settings.get("atomic_numbers"))
+    for name, of_head in heads.items():
+        aside = sorted(set(of_head) & OF_DATA - {"E0s"}) if isinstance(of_head, Mapping) else []
+        if aside:
+            raise InputError(
+                f"{path}: the head {name} has {aside[0]} of its own, which is not read here; give "
+                "E0s of the heads, and what else is theirs by --E0s and --scaling"
+            )
     return Stated(
         E0s=_energies(statistics.get("atomic_energies", settings.get("E0s")), heads, path),
         scaling=None if scaling is None else SCALINGS[scaling],
@@ -258,7 +265,7 @@ def _atomic_numbers(given: object, path: Path) -> tuple[int, ...]:
         raise InputError(f"{path}: atomic_numbers is {given!r:.40}, expected a list of numbers")
     if any(isinstance(z, bool) or not isinstance(z, int) for z in content):
         raise InputError(f"{path}: atomic_numbers is {given!r:.40}, expected a list of numbers")
-    return tuple(sorted(content))
+    return tuple(sorted(set(content)))
 
 
 def _number(given: object, path: Path, name: str) -> float:

@@ -244,7 +244,12 @@ def test_an_atom_in_a_box_is_no_reference() -> None:
 
     box = Atoms("Zn", cell=[12, 12, 12], pbc=True)
     assert judged_references.is_atom_in_a_box(structure(box))
-    for atoms in (bulk("Cu"), bulk("Cs", "bcc", a=6.14), bulk("Ar", "fcc", a=5.3)):
+    for atoms in (
+        bulk("Cu"),
+        bulk("Cs", "bcc", a=6.14),
+        bulk("Ar", "fcc", a=5.3),
+        bulk("Ne", "fcc", a=4.46),
+    ):
         assert len(atoms) == 1
         assert not judged_references.is_atom_in_a_box(structure(atoms))
         skewed = atoms.copy()

@@ -231,6 +231,7 @@ def test_nothing_of_the_state_was_forgotten_here(broken_off: tuple[list[str], Pa
         "best_epoch",
         "best_step",
         "waited",
+        "rate",
         "validated_step",
         "validation_due",
     }

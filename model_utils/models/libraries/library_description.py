@@ -47,6 +47,10 @@ class LibraryDescription(ModelDescription):
         """Every one of them has a scale and a shift."""
         return True
 
+    def energy_shifts(self) -> list[float]:
+        """The shift of every head."""
+        return self.atomic_inter_shift or [0.0]
+
     def energy_scales(self) -> list[float]:
         """The scale of its head."""
         return self.atomic_inter_scale

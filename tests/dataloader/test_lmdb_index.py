@@ -166,6 +166,18 @@ def test_a_shard_that_is_written_anew_with_one_other_record_is_indexed_anew(path
     assert after.edges(3.0).tolist() == n_edges.tolist()
 
 
+def test_what_all_records_are_does_not_depend_on_how_they_were_cut(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_parts = source(path).indexes[0]
+    assert len(in_parts.header["content"]) > 1
+    places(path, RECIPE)[0].unlink()
+    monkeypatch.setattr(index_building, "KEPT_FROM", 1000)
+    at_once = source(path).indexes[0]
+    assert len(at_once.header["content"]) == 1
+    assert at_once.records == in_parts.records
+
+
 def test_a_copy_of_a_shard_keeps_its_index(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

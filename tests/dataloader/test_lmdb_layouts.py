@@ -314,5 +314,7 @@ def test_patterns_match_folders_of_shards(tmp_path: Path) -> None:
         rows = {str(k).encode(): dict_row(atoms) for k, atoms in enumerate(labelled(3))}
         put(tmp_path / "all" / name / "data.0000.aselmdb", rows)
     shutil.copy(tmp_path / "all/a/data.0000.aselmdb", tmp_path / "all/a/.rest.aselmdb")
+    (tmp_path / "all" / "stats").mkdir()
+    (tmp_path / "all" / "README.md").write_text("what is beside them is passed over")
     assert len(source(tmp_path / "all" / "*")) == 6, "what is hidden is no shard"
     assert "name them, as" in refused(tmp_path / "all")

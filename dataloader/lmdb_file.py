@@ -72,13 +72,21 @@ class LmdbFile:
         The keys are listed rather than counted up to the ``length`` record: that one is missing in
         IS2RE files, and the number of entries counts it too where it is there.
         """
-        return sorted(filter(_is_sample, self._keys()), key=lambda key: (int(key), key))
+        return self.sample_and_other_keys()[0]
 
     def metadata_keys(self) -> list[bytes]:
         """The keys that are not decimal: ``length``, ``nextid``,
         ``deleted_ids``, ``metadata``, ….
         """
-        return [key for key in self._keys() if not _is_sample(key)]
+        return self.sample_and_other_keys()[1]
+
+    def sample_and_other_keys(self) -> tuple[list[bytes], list[bytes]]:
+        """The decimal keys in numerical order, and all others; the file is gone through once."""
+        keys: tuple[list[bytes], list[bytes]] = ([], [])
+        for key in self._keys():
+            keys[0 if _is_sample(key) else 1].append(key)
+        keys[0].sort(key=lambda key: (int(key), key))
+        return keys
 
     def get(self, key: bytes) -> bytes:
         """The value of one record.

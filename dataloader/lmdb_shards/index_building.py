@@ -200,7 +200,7 @@ def index_rows(
         features=recipe.features,
     )
     rows = columns.pop("rows")
-    header["content"] = [[checksum.n, checksum.value]]
+    header["content"] = [checksum.n, checksum.value]
     return header, {"keys": [keys[rows]]} | {name: [column] for name, column in columns.items()}
 
 
@@ -290,5 +290,5 @@ def _summed(headers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "names": [[list(labels), count] for labels, count in names.items()],
         "faults": faults,
         "is2re": sum(header["is2re"] for header in headers),
-        "content": [part for header in headers for part in header["content"]],
+        "content": [sum(c) for c in zip(*(header["content"] for header in headers), strict=True)],
     }

@@ -37,27 +37,21 @@ class Checksum:
             yield value
 
 
-def is_unchanged(path: Path, parts: Sequence[Sequence[int]]) -> bool:
+def is_unchanged(path: Path, content: Sequence[int]) -> bool:
     """Whether the samples of a shard are those that were indexed; all of them are read.
 
     Args:
         path: of the shard.
-        parts: for each part of the samples, in their order, how many they are and their checksum.
+        content: how many samples were indexed, and their checksum.
     """
     keys, _ = sample_keys(LmdbFile(path))
-    if sum(n for n, _ in parts) != len(keys):
+    n, expected = content
+    if n != len(keys):
         return False
-    file = LmdbFile(path, in_order=True)
-    begin = 0
-    for n, expected in parts:
-        checksum = Checksum()
-        of_part = keys[begin : begin + n]
-        for _ in checksum.of(of_part, file.get_all(map(key_bytes, of_part))):
-            pass
-        if checksum.value != expected:
-            return False
-        begin += n
-    return True
+    checksum = Checksum()
+    for _ in checksum.of(keys, LmdbFile(path, in_order=True).get_all(map(key_bytes, keys))):
+        pass
+    return checksum.value == expected
 
 
 def written_at(path: Path) -> int:
@@ -71,8 +65,8 @@ def sample_keys(file: LmdbFile) -> tuple[NDArray[Any], list[str]]:
     """Keys of the samples in numerical order, less those that ASE has deleted; and warnings of
     counts that disagree and of entries that are neither samples nor about them.
     """
-    keys = file.sample_keys()
-    others = [key for key in file.metadata_keys() if key not in NO_SAMPLES]
+    keys, others = file.sample_and_other_keys()
+    others = [key for key in others if key not in NO_SAMPLES]
     deleted = _plain_metadata(file, b"deleted_ids")
     if isinstance(deleted, list) and deleted:
         gone = {str(i).encode() for i in deleted if type(i) is int}

@@ -209,7 +209,7 @@ def test_what_does_not_fit_the_source(
 def test_the_gate_finds_a_wrong_transfer(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from model_utils.run.finetuning import Origin
+    from model_utils.run.beginnings.finetuning import Origin
 
     put = Origin.put_into
 

@@ -23,7 +23,7 @@ from model_utils.files import checkpoint
 from model_utils.models import description as model_json
 from model_utils.models.heads import with_copied_heads
 from model_utils.models.reference import ReferenceNetwork
-from model_utils.run.finetuning import predicted
+from model_utils.run.beginnings.finetuning import predicted
 
 
 def bare_module(folder: Path, readout: str) -> Path:

@@ -90,26 +90,37 @@ def test_directions(path: Path) -> None:
             assert name in homes, f"{library} is imported only in {homes}"
 
 
-def part_of_the_data_package(module: str) -> str:
-    """A folder of dataloader/ is one part, and so is each module that lies beside the folders."""
-    return ".".join(module.split(".")[:2])
+def part_of(module: str, package: str) -> str:
+    """The part of a package to which a module belongs: a folder is one part, and so is each
+    module that lies beside the folders.
+    """
+    return ".".join(module.split(".")[: package.count(".") + 2])
 
 
-def test_parts_of_the_data_package_stand_on_each_other_in_no_circle() -> None:
+def floors_of(package: str) -> tuple[list[str], dict[str, set[str]]]:
+    """The parts of a package, each after those on which it stands, and on which each stands."""
     paths = [
         path
         for path in FILES
-        if module_name(path).startswith("dataloader.") and module_name(path) not in ENTRY
+        if module_name(path).startswith(f"{package}.") and module_name(path) not in ENTRY
     ]
-    parts = {part_of_the_data_package(module_name(path)) for path in paths}
+    parts = {part_of(module_name(path), package) for path in paths}
     stands_on: dict[str, set[str]] = {part: set() for part in parts}
     for path in paths:
-        part = part_of_the_data_package(module_name(path))
-        stands_on[part] |= {part_of_the_data_package(name) for name in imports_of(path)} & parts - {
-            part
-        }
+        part = part_of(module_name(path), package)
+        stands_on[part] |= {part_of(name, package) for name in imports_of(path)} & parts - {part}
     # CycleError names the parts of a circle
-    floors = list(TopologicalSorter(stands_on).static_order())
+    return list(TopologicalSorter(stands_on).static_order()), stands_on
+
+
+@pytest.mark.parametrize("package", ["dataloader", "model_utils", "model_utils.run"])
+def test_parts_of_a_package_stand_on_each_other_in_no_circle(package: str) -> None:
+    floors, _ = floors_of(package)
+    assert len(floors) > 20
+
+
+def test_floors_of_the_data_package() -> None:
+    floors, stands_on = floors_of("dataloader")
     assert floors.index("dataloader.durable") < floors.index("dataloader.array_file")
     assert floors.index("dataloader.packed") < floors.index("dataloader.lmdb_shards")
     for reader in (
@@ -125,7 +136,10 @@ def test_one_module_writes_whole_files() -> None:
     """Everyone else's file would be lost by a power failure that the one writer survives."""
     # name what is checked first
     elsewhere = {"model_utils.models.fast.code_cache", "model_utils.tasks.conversion"}
-    elsewhere |= {"model_utils.run.replaying", "model_utils.run.resuming"}  # set whole files aside
+    elsewhere |= {
+        "model_utils.run.beginnings.replaying",
+        "model_utils.run.beginnings.resuming",
+    }  # set whole files aside
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert "os.replace(" not in text or module_name(path) in {

@@ -23,7 +23,7 @@ from dataloader.sources import SourceSpec, open_sources
 from model_utils import resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
-from model_utils.run.run_files import RunFiles
+from model_utils.run.folder.run_files import RunFiles
 from model_utils.tasks.comparison import differences
 
 PLAN = [np.array([i, i + 1]) for i in range(0, 12, 2)]
@@ -162,7 +162,7 @@ def test_the_last_save_is_tried_again_where_a_file_system_does_not_answer(
 ) -> None:
     import errno
 
-    from model_utils.run import run_files
+    from model_utils.run.folder import run_files
 
     write, tries = RunFiles._write, []
 

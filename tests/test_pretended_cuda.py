@@ -27,8 +27,9 @@ from model_utils.files import checkpoint
 from model_utils.models import reference
 from model_utils.models.accelerated import AcceleratedNetwork
 from model_utils.models.fast.convolution import odd_on
-from model_utils.run import evaluation, finetuning, fit
+from model_utils.run import evaluation, fit
 from model_utils.run import step as step_module
+from model_utils.run.beginnings import finetuning
 from model_utils.run.step import loss_and_gradients
 
 COPIES = {  # of all commands, but for tables of couplings
@@ -38,13 +39,13 @@ COPIES = {  # of all commands, but for tables of couplings
     "to the device, pageable, blocking, in model_utils/tasks/opened_models.py:<listcomp>",
     "to the device, pageable, blocking, in model_utils/run/assemble.py:training_state",
     "to the device, pageable, blocking, in model_utils/run/closing.py:_judged",
-    "to the device, pageable, blocking, in model_utils/run/finetuning.py:network_on",
+    "to the device, pageable, blocking, in model_utils/run/beginnings/finetuning.py:network_on",
     "to the device, pageable, blocking, in model_utils/run/train_state.py:load_state_dict",
     "to the device, pinned, in dataloader/batch.py:__call__",
     "to the host in model_utils/files/pair.py:<dictcomp>",
     "to the host in model_utils/files/pair.py:_best_content",
     "to the host in model_utils/models/weights.py:check_buffers",
-    "to the host in model_utils/run/finetuning.py:<dictcomp>",
+    "to the host in model_utils/run/beginnings/finetuning.py:<dictcomp>",
     "to the host in model_utils/run/predictions.py:with_references",
     "to the host in model_utils/run/train_state.py:_on_cpu",
     "to the host in model_utils/run/train_state.py:state_dict",

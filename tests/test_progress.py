@@ -15,7 +15,7 @@ from dataloader import parallel, progress
 from dataloader.progress import ProgressBar, over
 from losses import Loss, no_sums
 from model_utils import evaluate, runtime, train_mace
-from model_utils.run.epoch_progress import EpochProgress
+from model_utils.run.folder.epoch_progress import EpochProgress
 from model_utils.run.train_state import Progress as Counters
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from losses import Loss
 from model_utils.errors import InputError
+from model_utils.run.beginnings.resumed_rate import RateChange, change_rate
 from model_utils.run.fit_plan import FitPlan, Stage
-from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.train_state import Progress
 from optimizer import Schedule, ScheduleSettings
 

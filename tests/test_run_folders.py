@@ -20,7 +20,7 @@ from model_utils import finetune, resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
-from model_utils.run import run_folders, run_record
+from model_utils.run.folder import run_folders, run_record
 from model_utils.settings import invoked, reading
 from model_utils.settings.options import TrainOptions
 from model_utils.tasks.comparison import differences

@@ -23,9 +23,9 @@ from losses import LOSSES, SHAPES, Loss, LossSettings, NamedLoss, Shape, Term, e
 from model_utils.errors import InputError
 from model_utils.models import architecture
 from model_utils.run import assemble, loggers, objective
+from model_utils.run.beginnings.resumed_rate import RateChange, change_rate
 from model_utils.run.fit_plan import FitPlan, Stage
 from model_utils.run.loggers import LOGGERS
-from model_utils.run.resumed_rate import RateChange, change_rate
 from model_utils.run.table_entry import entry_of
 from model_utils.run.train_state import Progress
 from model_utils.settings import reading

@@ -14,10 +14,11 @@ from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
 from model_utils.models.architecture import opens_in_mace
 from model_utils.models.formed import WORTH_A_WORD, FormingError, forming_error
-from model_utils.run import assemble, resuming
+from model_utils.run import assemble
 from model_utils.run.assemble import AssembledRun
+from model_utils.run.beginnings import resuming
 from model_utils.run.fit import FinalRecord
-from model_utils.run.silent_files import SilentFiles
+from model_utils.run.folder.silent_files import SilentFiles
 from model_utils.runtime import dtype_name, log
 
 COMPARED = 2  # structures

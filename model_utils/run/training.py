@@ -11,31 +11,20 @@ from model_utils import model_loader, runtime
 from model_utils.files.outputs import Outputs
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
-from model_utils.run import (
-    announcement,
-    assemble,
-    closing,
-    copies,
-    idle_settings,
-    loss_advice,
-    objective,
-    rehearsal,
-    replicas,
-    run_files,
-    shared_indexing,
-    spread,
-    uncounted,
-)
+from model_utils.run import announcement, assemble, closing, objective, rehearsal, replicas, spread
+from model_utils.run.advice import idle_settings, loss_advice, uncounted
+from model_utils.run.advice.crowding import Crowding
 from model_utils.run.assemble import AssembledRun
-from model_utils.run.beginning import Beginning
-from model_utils.run.crowding import Crowding
-from model_utils.run.data_identity import data_identity
+from model_utils.run.beginnings.beginning import Beginning
+from model_utils.run.data import copies, shared_indexing
+from model_utils.run.data.data_identity import data_identity
+from model_utils.run.data.open_data import TrainingData
 from model_utils.run.fit import fit
+from model_utils.run.folder import run_files
+from model_utils.run.folder.silent_files import SilentFiles
 from model_utils.run.interruption import Interruption
 from model_utils.run.objective import Units
-from model_utils.run.open_data import TrainingData
 from model_utils.run.parts import parts_of_step
-from model_utils.run.silent_files import SilentFiles
 from model_utils.runtime import log
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, names_of

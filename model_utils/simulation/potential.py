@@ -22,7 +22,7 @@ from model_utils.errors import VerificationError
 from model_utils.files.digest import digest
 from model_utils.model_loader import LoadedModel
 from model_utils.models.network import Network, predict
-from model_utils.run import crowding
+from model_utils.run.advice import crowding
 from model_utils.runtime import DTYPES, dtype_name, find_device
 
 

@@ -14,7 +14,7 @@ from model_utils import runtime
 from model_utils.errors import InputError, Preempted, StageFailed, StopRequested
 from model_utils.files import content
 from model_utils.files.run_lock import held
-from model_utils.run.run_record import now, packages
+from model_utils.run.folder.run_record import now, packages
 from model_utils.runtime import log
 from model_utils.settings.options import PipelineOptions
 from model_utils.stages import keys, page, planning, records, running, summary

@@ -9,7 +9,7 @@ from typing import Any
 
 from dataloader import input_files, plain_json
 from dataloader.limits import JSON_BYTES
-from model_utils.run.run_record import packages
+from model_utils.run.folder.run_record import packages
 from model_utils.runtime import log
 from model_utils.stages.place import FORMAT, Place
 from model_utils.stages.planning import Plan

@@ -10,7 +10,7 @@ from dataloader import durable
 from model_utils import runtime
 from model_utils.errors import StageFailed, cannot_write
 from model_utils.files.run_lock import held
-from model_utils.run.run_record import now
+from model_utils.run.folder.run_record import now
 from model_utils.runtime import log
 from model_utils.stages.keys import key_of
 from model_utils.submission import packing, profile

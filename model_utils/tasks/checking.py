@@ -28,8 +28,8 @@ from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks import joining
 from model_utils.ranks.group import Group
-from model_utils.run.open_data import filters_of, specs_of
-from model_utils.run.shared_indexing import index_for_all
+from model_utils.run.data.open_data import filters_of, specs_of
+from model_utils.run.data.shared_indexing import index_for_all
 from model_utils.runtime import log, own_cores, start_log
 from model_utils.settings.options import CheckOptions, Role
 

@@ -19,8 +19,8 @@ from model_utils.files.kept import KeptModel
 from model_utils.files.outputs import ENDINGS, Outputs, refuse_names_of_runs, sidecar
 from model_utils.files.pair import holds
 from model_utils.models.description import ModelDescription
-from model_utils.run.resume_settings import checkpoint_in
-from model_utils.run.resuming import newest_run
+from model_utils.run.beginnings.resume_settings import checkpoint_in
+from model_utils.run.beginnings.resuming import newest_run
 from model_utils.runtime import log, start_log
 from model_utils.settings.options import BestOptions
 

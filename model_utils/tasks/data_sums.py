@@ -17,8 +17,8 @@ from dataloader.sources import open_sources, unread
 from dataloader.statistics import DataSums, Facts, collect, facts_of
 from model_utils.ranks.group import Group
 from model_utils.ranks.in_order import in_order
-from model_utils.run.open_data import filters_of, numbers_of, specs_of
-from model_utils.run.shared_indexing import index_for_all
+from model_utils.run.data.open_data import filters_of, numbers_of, specs_of
+from model_utils.run.data.shared_indexing import index_for_all
 from model_utils.runtime import log
 from model_utils.settings.options import MetadataOptions
 from model_utils.tasks.label_census import LabelCensus

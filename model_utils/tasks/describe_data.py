@@ -19,7 +19,7 @@ from model_utils.models import description as model_json
 from model_utils.models.description import ModelDescription
 from model_utils.ranks import joining
 from model_utils.ranks.group import Group
-from model_utils.run.open_data import numbers_of
+from model_utils.run.data.open_data import numbers_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.energies import energies_for, given_energies, linear_references

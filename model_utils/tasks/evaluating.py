@@ -11,7 +11,7 @@ from model_utils.physics.records import PhysicsReport
 from model_utils.ranks import joining
 from model_utils.ranks.group import Group
 from model_utils.run import assemble
-from model_utils.run.crowding import Crowding
+from model_utils.run.advice.crowding import Crowding
 from model_utils.run.evaluation import OnBatch
 from model_utils.settings.options import EvaluateOptions
 from model_utils.tasks import evaluation_report, opened_models, physics_check, reporting

@@ -7,7 +7,7 @@ from pathlib import Path
 from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs, real, sidecar
 from model_utils.ranks.group import Group
-from model_utils.run import resuming
+from model_utils.run.beginnings import resuming
 from model_utils.settings.declared import composed
 from model_utils.settings.options import ConvertOptions, TrainingOptions
 from model_utils.settings.options.common import CommonOptions

@@ -16,9 +16,10 @@ from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs
 from model_utils.metrics import Metrics
 from model_utils.model_loader import LoadedModel
-from model_utils.run import objective, resume_settings, resuming
+from model_utils.run import objective
+from model_utils.run.beginnings import resume_settings, resuming
+from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.run.objective import Units
-from model_utils.run.stored_run import StoredRun
 from model_utils.settings import reading
 from model_utils.settings.declared import names_of
 from model_utils.settings.options import (

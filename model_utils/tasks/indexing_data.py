@@ -13,7 +13,7 @@ from dataloader.lmdb_shards.shard_index import ShardIndex
 from dataloader.portion import Portion
 from dataloader.sources import refuse_names_that_are_nowhere
 from model_utils.models import description as model_json
-from model_utils.run.open_data import specs_of
+from model_utils.run.data.open_data import specs_of
 from model_utils.runtime import log, start_log
 from model_utils.settings.options import IndexOptions, Role
 from model_utils.tasks.own_portion import own_portion

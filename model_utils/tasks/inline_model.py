@@ -22,7 +22,7 @@ from model_utils.models import description as model_json
 from model_utils.models.architecture import ARCHITECTURES, USUAL, refuse_elsewhere
 from model_utils.models.description import ModelDescription
 from model_utils.ranks.group import Group
-from model_utils.run import resuming
+from model_utils.run.beginnings import resuming
 from model_utils.runtime import find_device, log
 from model_utils.settings import reading
 from model_utils.settings.declared import MAY_CHANGE, composed, flat, names_of

@@ -18,8 +18,8 @@ from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
 from model_utils.models.architecture import build_module
 from model_utils.models.description import differing_fields
+from model_utils.run.data.open_data import numbers_of
 from model_utils.run.log_lines import describe_groups
-from model_utils.run.open_data import numbers_of
 from model_utils.runtime import dtype_name, log, start_log
 from model_utils.settings.options import DescribeOptions, DiffOptions, ExportOptions, VerifyOptions
 from optimizer import parameter_groups

@@ -15,7 +15,8 @@ from model_utils.model_loader import LoadedModel
 from model_utils.models.committee import Committee, other_zero_point, repeated_member
 from model_utils.models.network import Network, Parameters
 from model_utils.physics.subject import Subject
-from model_utils.run import announcement, open_data
+from model_utils.run import announcement
+from model_utils.run.data import open_data
 from model_utils.runtime import log
 from model_utils.settings.options import EvaluateOptions
 from model_utils.tasks import evaluation_report

@@ -15,8 +15,8 @@ from dataloader.packed.splitting import parse_shares
 from dataloader.portion import Portion
 from dataloader.sources import open_sources
 from model_utils.errors import cannot_write
-from model_utils.run.data_log import describe_source
-from model_utils.run.open_data import filters_of
+from model_utils.run.data.data_log import describe_source
+from model_utils.run.data.open_data import filters_of
 from model_utils.runtime import log, start_log
 from model_utils.settings import terms
 from model_utils.settings.options import PackOptions

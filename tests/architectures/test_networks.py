@@ -23,7 +23,7 @@ from model_utils.models.sandbox import tensors_of
 from model_utils.physics import checks
 from model_utils.physics.probes import structures_for
 from model_utils.physics.subject import Subject
-from model_utils.run.physics_gate import LAWS
+from model_utils.run.beginnings.physics_gate import LAWS
 from model_utils.run.step import loss_and_gradients
 
 ALL = ("energy", "forces", "stress")

@@ -45,7 +45,7 @@ EpochBatches.__init__ = lambda self, dataset, budget, seed, loader: begin(
 )
 """
 SAVED_BY_ALL = """
-from model_utils.run import run_files
+from model_utils.run.folder import run_files
 opened = run_files._opened_by_first
 run_files.SilentFiles = lambda data, stop, group: opened(*arguments)
 import model_utils.run.training as training

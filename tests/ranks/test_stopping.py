@@ -91,7 +91,7 @@ def test_all_stop_at_one_step(
 WHILE_READING = """
 import time
 from pathlib import Path
-from model_utils.run import open_data
+from model_utils.run.data import open_data
 call = open_data.training_data
 def held(*words, **more):
     data = call(*words, **more)

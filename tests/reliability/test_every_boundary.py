@@ -14,8 +14,8 @@ import pytest
 
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
+from model_utils.run.folder.run_files import RunFiles
 from model_utils.run.interruption import Interruption
-from model_utils.run.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks import comparison
 from model_utils.tasks.comparison import differences

@@ -30,10 +30,12 @@ from model_utils.files.outputs import Outputs
 from model_utils.metrics import metrics
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
-from model_utils.run import fit, metrics_file, resuming, training
+from model_utils.run import fit, training
+from model_utils.run.beginnings import resuming
 from model_utils.run.fit import TrainRecord
 from model_utils.run.fit_plan import Stage
-from model_utils.run.run_files import RunFiles
+from model_utils.run.folder import metrics_file
+from model_utils.run.folder.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL, amount

@@ -20,8 +20,8 @@ from model_utils.errors import InputError
 from model_utils.files import run_lock
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.outputs import Outputs
-from model_utils.run import resuming
-from model_utils.run.run_files import RunFiles
+from model_utils.run.beginnings import resuming
+from model_utils.run.folder.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
 

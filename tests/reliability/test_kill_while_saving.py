@@ -34,9 +34,10 @@ from model_utils.files.outputs import Outputs
 from model_utils.metrics import metrics
 from model_utils.model_loader import PairWriter
 from model_utils.models import description as model_json
-from model_utils.run import metrics_file, resuming
+from model_utils.run.beginnings import resuming
 from model_utils.run.fit import TrainRecord
-from model_utils.run.metrics_file import MetricsFile
+from model_utils.run.folder import metrics_file
+from model_utils.run.folder.metrics_file import MetricsFile
 from reliability.conftest import FULL, amount
 
 MESSAGE = struct.Struct("<cq")  # what has happened, and its step

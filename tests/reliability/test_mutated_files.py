@@ -27,7 +27,9 @@ from model_utils import evaluate, resume, train_mace
 from model_utils.errors import InputError, VerificationError
 from model_utils.files import checkpoint
 from model_utils.files.checkpoint import digest
-from model_utils.run import assemble, open_data, resume_settings, training
+from model_utils.run import assemble, training
+from model_utils.run.beginnings import resume_settings
+from model_utils.run.data import open_data
 from reliability.conftest import amount
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")

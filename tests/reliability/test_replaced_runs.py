@@ -15,7 +15,8 @@ from ase.io import write
 from conftest import in_the_battery, waters
 from model_utils import finetune, resume, train_mace
 from model_utils.files.outputs import Outputs
-from model_utils.run import replaying, training
+from model_utils.run import training
+from model_utils.run.beginnings import replaying
 from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL, amount
 

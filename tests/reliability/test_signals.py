@@ -24,8 +24,10 @@ from dataloader import durable
 from model_utils import train_mace
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
-from model_utils.run import evaluation, fit, interruption, open_data, run_files
-from model_utils.run.run_files import RunFiles
+from model_utils.run import evaluation, fit, interruption
+from model_utils.run.data import open_data
+from model_utils.run.folder import run_files
+from model_utils.run.folder.run_files import RunFiles
 from model_utils.run.train_state import TrainState
 from model_utils.tasks.comparison import differences
 from reliability.conftest import FULL

@@ -18,7 +18,8 @@ from dataloader import streams
 from dataloader.streams import PatientFile
 from model_utils import evaluate, train_mace
 from model_utils.files.outputs import Outputs
-from model_utils.run import metrics_file, tensorboard
+from model_utils.run.folder import metrics_file
+from model_utils.run.loggers import tensorboard
 from model_utils.tasks.comparison import differences
 from reliability.conftest import amount
 from reliability.test_failing_calls import outputs_in

@@ -11,10 +11,10 @@ import pytest
 from model_utils.errors import VerificationError
 from model_utils.files.checkpoint import WeightsFile
 from model_utils.models import description as model_json
-from model_utils.run.beginning import Beginning, Continued, Fresh
-from model_utils.run.continuation import UNCHANGED, Changes
-from model_utils.run.from_model import FromModel
-from model_utils.run.stored_run import KINDS, StoredRun
+from model_utils.run.beginnings.beginning import Beginning, Continued, Fresh
+from model_utils.run.beginnings.continuation import UNCHANGED, Changes
+from model_utils.run.beginnings.from_model import FromModel
+from model_utils.run.beginnings.stored_run import KINDS, StoredRun
 
 STATE: dict[str, Any] = {
     "optimizer": {},

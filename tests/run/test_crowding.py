@@ -11,7 +11,7 @@ import torch
 from conftest import HANGING, ROOT
 from dataloader import processors
 from model_utils import runtime
-from model_utils.run.crowding import FIRST_LOOK, LATER_LOOKS, MUCH, Crowding
+from model_utils.run.advice.crowding import FIRST_LOOK, LATER_LOOKS, MUCH, Crowding
 
 
 class Clock:
@@ -106,7 +106,7 @@ CROWDED = """
 import os, sys, time
 import torch
 from model_utils import runtime
-from model_utils.run import crowding
+from model_utils.run.advice import crowding
 os.sched_setaffinity(0, {int(sys.argv[1])})
 crowding.FIRST_LOOK = 0.5
 runtime.start_log()

@@ -15,8 +15,8 @@ from dataloader import pack
 from dataloader.dataset import Dataset
 from dataloader.needs import ModelFacts
 from model_utils.errors import InputError
-from model_utils.run import open_data
-from model_utils.run.open_data import TrainingData
+from model_utils.run.data import open_data
+from model_utils.run.data.open_data import TrainingData
 from model_utils.settings import reading
 from model_utils.settings.options import TrainOptions
 

@@ -19,8 +19,10 @@ from model_utils.files import checkpoint, kept
 from model_utils.files.kept import KeptModel, best_of
 from model_utils.files.outputs import Outputs
 from model_utils.metrics import Metrics
-from model_utils.run import fit, keeping, resuming
-from model_utils.run.keeping import Keeper, Kept
+from model_utils.run import fit
+from model_utils.run.beginnings import resuming
+from model_utils.run.folder import keeping
+from model_utils.run.folder.keeping import Keeper, Kept
 from model_utils.tasks.choosing import averaged
 
 METRICS = ("loss", "forces_rmse", "energy_mae_per_atom")

@@ -19,9 +19,9 @@ from model_utils.errors import InputError, StopRequested
 from model_utils.files import checkpoint
 from model_utils.metrics import Metrics, error_names
 from model_utils.run import fit, loggers
-from model_utils.run.csv_file import CsvFile
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.run.loggers import LOGGERS, LoggedRun, LoggerKind, Loggers
+from model_utils.run.loggers.csv_file import CsvFile
 
 METHODS = ("opened", "train", "validation", "final", "close")
 

@@ -12,7 +12,7 @@ from dataloader.dataset import Dataset
 from dataloader.labels import TO_EVALUATE
 from dataloader.sources import open_sources
 from model_utils.models import description as model_json
-from model_utils.run import data_log, open_data
+from model_utils.run.data import data_log, open_data
 
 
 def test_what_was_converted_is_said_of_every_source_once(

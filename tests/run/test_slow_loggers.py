@@ -25,9 +25,10 @@ from test_loggers import FINAL, train_record, validation_record
 from conftest import HANGING, in_the_battery, wait_until, waters
 from model_utils import train_mace
 from model_utils.files.outputs import Outputs
-from model_utils.run import logger_thread, loggers, run_files
-from model_utils.run.loggers import LOGGERS, LoggedRun, LoggerKind, Loggers
-from model_utils.run.syncing import Sync
+from model_utils.run import loggers
+from model_utils.run.folder import run_files
+from model_utils.run.folder.syncing import Sync
+from model_utils.run.loggers import LOGGERS, LoggedRun, LoggerKind, Loggers, logger_thread
 
 
 class Hanging:
@@ -368,7 +369,7 @@ import sys
 from pathlib import Path
 
 from model_utils.files.outputs import Outputs
-from model_utils.run.syncing import Sync
+from model_utils.run.folder.syncing import Sync
 
 run = Path(sys.argv[1])
 checkpoint = run / "run_checkpoint.pt"

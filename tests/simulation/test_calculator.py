@@ -22,7 +22,7 @@ from dataloader.errors import InputError
 from model_utils import model_loader
 from model_utils.calculator import Calculator
 from model_utils.errors import VerificationError
-from model_utils.run.crowding import Crowding
+from model_utils.run.advice.crowding import Crowding
 from model_utils.simulation import potential
 from model_utils.simulation.potential import Computed, Potential
 from simulation.conftest import kinds, rattled, written

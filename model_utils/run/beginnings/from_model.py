@@ -14,19 +14,18 @@ from model_utils import model_loader
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription, parse
 from model_utils.ranks.group import Group
-from model_utils.run import (
-    data_log,
-    finetuning,
-    new_energies,
-    open_data,
-    replaying,
-    resuming,
-    uncounted,
+from model_utils.run.advice import uncounted
+from model_utils.run.beginnings import finetuning, new_energies, replaying, resuming
+from model_utils.run.beginnings.beginning import (
+    Beginning,
+    NewRun,
+    beginning_of_training,
+    refuse_other_files,
 )
-from model_utils.run.beginning import Beginning, NewRun, beginning_of_training, refuse_other_files
-from model_utils.run.finetuning import Origin
+from model_utils.run.beginnings.finetuning import Origin
+from model_utils.run.data import data_log, open_data
+from model_utils.run.data.open_data import TrainingData
 from model_utils.run.interruption import Interruption
-from model_utils.run.open_data import TrainingData
 from model_utils.settings.options import FinetuneOptions, TrainOptions
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dataloader import streams
 from model_utils.metrics import Metrics
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
-from model_utils.run.logged_run import LoggedRun
+from model_utils.run.loggers.logged_run import LoggedRun
 
 
 class TensorBoard:

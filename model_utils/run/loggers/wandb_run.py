@@ -7,9 +7,9 @@ import secrets
 from typing import Any
 
 from dataloader import durable, input_files
-from model_utils.run import plain_records
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
-from model_utils.run.logged_run import LoggedRun
+from model_utils.run.loggers import plain_records
+from model_utils.run.loggers.logged_run import LoggedRun
 
 PROJECT = "mace-pretrain"  # unless WANDB_PROJECT names another
 ID_FILE = "wandb_id.txt"  # beside the checkpoint, so that a run that goes on is the same one there

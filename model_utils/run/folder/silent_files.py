@@ -8,11 +8,11 @@ from losses import Loss
 from model_utils.metrics import Metrics
 from model_utils.models.network import Network, Parameters
 from model_utils.ranks.group import Group
+from model_utils.run.data.open_data import TrainingData
 from model_utils.run.evaluation import Evaluator
 from model_utils.run.fit import FinalRecord, Hooks, TrainRecord, ValidationRecord
 from model_utils.run.fit_plan import Stage
 from model_utils.run.interruption import Interruption
-from model_utils.run.open_data import TrainingData
 from model_utils.run.replicas import require_equal_state
 from model_utils.run.train_state import TrainState
 

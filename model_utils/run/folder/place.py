@@ -11,8 +11,9 @@ from typing import TypeVar
 from model_utils.files import run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.ranks.group import Group
-from model_utils.run import replaying, run_folders
-from model_utils.run.run_folders import Chosen
+from model_utils.run.beginnings import replaying
+from model_utils.run.folder import run_folders
+from model_utils.run.folder.run_folders import Chosen
 from model_utils.runtime import log_of_a_run
 from model_utils.settings.options import TrainingOptions
 

@@ -20,8 +20,8 @@ from dataloader.needs import ModelFacts
 from dataloader.quantities import STRESS
 from dataloader.record import EVERYTHING, Keep
 from dataloader.sources import open_sources
-from model_utils.run import data_log
-from model_utils.run.id_splits import divided, require_some
+from model_utils.run.data import data_log
+from model_utils.run.data.id_splits import divided, require_some
 from model_utils.run.objective import trained_on
 from model_utils.runtime import log
 from model_utils.settings import terms

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_utils.errors import InputError
-from model_utils.run import plain_records
-from model_utils.run.console import Console
-from model_utils.run.csv_file import CsvFile
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
-from model_utils.run.logged_run import LoggedRun
-from model_utils.run.logger_thread import LoggerThread
-from model_utils.run.rich_table import RichTables
+from model_utils.run.loggers import plain_records
+from model_utils.run.loggers.console import Console
+from model_utils.run.loggers.csv_file import CsvFile
+from model_utils.run.loggers.logged_run import LoggedRun
+from model_utils.run.loggers.logger_thread import LoggerThread
+from model_utils.run.loggers.rich_table import RichTables
+from model_utils.run.loggers.tensorboard import TensorBoard
+from model_utils.run.loggers.wandb_run import WandbRun
 from model_utils.run.table_entry import entry_of
-from model_utils.run.tensorboard import TensorBoard
-from model_utils.run.wandb_run import WandbRun
 from model_utils.runtime import log
 
 PATIENCE = 10.0  # s that all loggers together have at the end of a run

@@ -30,7 +30,7 @@ from model_utils.models import description as model_json
 from model_utils.models.architecture import architecture_of
 from model_utils.models.description import ModelDescription
 from model_utils.models.network import Network, predict
-from model_utils.run.open_data import USUAL, TrainingData, numbers_of
+from model_utils.run.data.open_data import USUAL, TrainingData, numbers_of
 from model_utils.runtime import DTYPES, log
 from model_utils.settings import reading
 from model_utils.settings.options import GENERAL_FLAGS, FinetuneOptions, SourceOptions, TrainOptions

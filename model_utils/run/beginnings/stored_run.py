@@ -30,6 +30,14 @@ KINDS = {  # entry of train_state: its kind; a run cannot go on without these
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownRecords:
+    """What of metrics.jsonl a run knows as its own when it is opened: nothing of a new run."""
+
+    offset: int = 0  # bytes of the file when the checkpoint was written
+    step: int = 0  # optimizer steps behind that checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoredRun:
     """A run as one of its checkpoints has it.
 

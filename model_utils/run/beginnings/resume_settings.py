@@ -7,10 +7,10 @@ from typing import Any
 from model_utils.errors import InputError
 from model_utils.files import run_lock
 from model_utils.files.outputs import Outputs, checkpoints_in, sidecar
-from model_utils.run import replaying
-from model_utils.run.continuation import Changes
-from model_utils.run.resuming import newest_run
-from model_utils.run.stored_run import StoredRun
+from model_utils.run.beginnings import replaying
+from model_utils.run.beginnings.continuation import Changes
+from model_utils.run.beginnings.resuming import newest_run
+from model_utils.run.beginnings.stored_run import StoredRun
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
 from model_utils.settings.options import (

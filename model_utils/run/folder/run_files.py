@@ -17,20 +17,21 @@ from model_utils.files.outputs import Outputs
 from model_utils.metrics import Metrics
 from model_utils.model_loader import PairWriter
 from model_utils.ranks.group import ALONE, Group
-from model_utils.run import first_errors, run_folders, run_record
+from model_utils.run.advice import first_errors
 from model_utils.run.assemble import AssembledRun, logger_names
-from model_utils.run.beginning import Beginning, Continued
-from model_utils.run.epoch_progress import EpochProgress
+from model_utils.run.beginnings.beginning import Beginning, Continued
+from model_utils.run.data.open_data import TrainingData
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.run.fit_plan import Stage
+from model_utils.run.folder import run_folders, run_record
+from model_utils.run.folder.epoch_progress import EpochProgress
+from model_utils.run.folder.keeping import Keeper, keeper
+from model_utils.run.folder.metrics_file import MetricsFile
+from model_utils.run.folder.silent_files import SilentFiles
+from model_utils.run.folder.syncing import Sync
 from model_utils.run.interruption import Interruption
-from model_utils.run.keeping import Keeper, keeper
 from model_utils.run.log_lines import number_word
 from model_utils.run.loggers import PATIENCE, LoggedRun, Loggers
-from model_utils.run.metrics_file import MetricsFile
-from model_utils.run.open_data import TrainingData
-from model_utils.run.silent_files import SilentFiles
-from model_utils.run.syncing import Sync
 from model_utils.run.train_state import Progress, TrainState
 from model_utils.runtime import dtype_name, log, write_log
 from model_utils.settings import reading

@@ -17,7 +17,7 @@ from dataloader import durable
 from model_utils.errors import InputError, cannot_write
 from model_utils.files.outputs import Outputs, real
 from model_utils.models import description as model_json
-from model_utils.run import run_record
+from model_utils.run.folder import run_record
 from model_utils.runtime import log
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of

@@ -16,8 +16,8 @@ from dataloader.quantities import ENERGY
 from dataloader.structure import symbols
 from model_utils import model_loader
 from model_utils.models import description as model_json
-from model_utils.run import open_data
-from model_utils.run.finetuning import Origin, predicted
+from model_utils.run.beginnings.finetuning import Origin, predicted
+from model_utils.run.data import open_data
 from model_utils.runtime import dtype_of, log
 from model_utils.settings import terms
 from model_utils.settings.energies import given_energies

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from dataloader import durable
 from dataloader.durable import NotWritten
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.runtime import log
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownRecords:
-    """What of metrics.jsonl a run knows as its own when it is opened: nothing of a new run."""
-
-    offset: int = 0  # bytes of the file when the checkpoint was written
-    step: int = 0  # optimizer steps behind that checkpoint
 
 
 class MetricsFile:

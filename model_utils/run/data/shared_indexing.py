@@ -10,7 +10,7 @@ from dataloader.lmdb_shards.indexing import index_shards
 from dataloader.needs import ModelFacts
 from dataloader.portion import Portion
 from model_utils.ranks.group import Group
-from model_utils.run.open_data import specs_of
+from model_utils.run.data.open_data import specs_of
 from model_utils.settings.options import DataOptions, Role, TrainingOptions
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from dataloader.dataset import Dataset
 from dataloader.structure import Structure
 from model_utils.errors import InputError
+from model_utils.run.data.open_data import TrainingData
 from model_utils.run.judging import LOSS
 from model_utils.run.objective import trained_on
-from model_utils.run.open_data import TrainingData
 from model_utils.runtime import log
 from model_utils.settings.options import TrainingOptions
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dataloader.dataset import Dataset
 from dataloader.structure import Structure
-from model_utils.run.open_data import TrainingData
+from model_utils.run.data.open_data import TrainingData
 from model_utils.runtime import log
 
 ROLES = {"validation": "valid", "test": "test"}

@@ -29,18 +29,18 @@ lint: env  ## style and types
 	$(VENV)/bin/clang-format --dry-run -Werror model_utils/models/fast/cpp/*
 	$(RUN) -m mypy
 
-parity: env  ## every combination of network options against mace-torch (long; see tests/test_parity.py)
-	PARITY=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_parity.py
+parity: env  ## every combination of network options against mace-torch (long; see tests/models/test_parity.py)
+	PARITY=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/models/test_parity.py
 
 accelerated:  ## --step cueq against mace-torch, in an environment of its own: with the package mace-torch has other defaults (2 minutes)
 	$(MAKE) env VENV=.venv-cueq
 	.venv-cueq/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,cueq]"
-	OMP_NUM_THREADS=1 .venv-cueq/bin/python -m pytest tests/test_accelerated.py
+	OMP_NUM_THREADS=1 .venv-cueq/bin/python -m pytest tests/models/test_accelerated.py
 
 TRITON ?= 3.7.1
 kernels: env  ## the GPU's kernels without a GPU: interpreter against plain torch, compiled for sm_80 and sm_90 (some twenty minutes of two free cores; TRITON=3.6.0: that of torch 2.11)
 	$(RUN) -m pip install --quiet --no-deps "triton==$(TRITON)"
-	KERNELS=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/test_triton.py
+	KERNELS=full OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 tests/models/test_triton.py
 
 test_extras:  ## what needs the extras (torch-sim, W&B, graph-pes, torch_geometric, pymatgen, pyxtal, ase-ga, dpdispatcher), in an environment of its own (ten minutes, much of it downloads)
 	$(MAKE) env VENV=.venv-extras

@@ -33,6 +33,10 @@ from torch import fx, jit, nn
 from dataloader.quantities import QUANTITIES
 
 ROOT = Path(__file__).resolve().parents[1]
+# where a process of its own finds the product and what tests share
+OF_TESTS = os.pathsep.join(
+    str(ROOT / place) for place in (".", "tests", "tests/models", "tests/run")
+)
 HANGING = 1200.0  # s after which a process is taken to hang; proves nothing else
 # variables that change what a command does or says
 STEERING = ("SLURM_", "SBATCH_", "TORCH_FORCE_", "PYTHONWARNINGS")

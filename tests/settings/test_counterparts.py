@@ -353,13 +353,13 @@ def test_the_weights_of_a_piecewise_schedule() -> None:
 
 
 ELSEWHERE = {  # rows that a test of runs, commands or Python exercises, and which
-    "python scripts/train.py train.yaml": "test_inline_model.py",
+    "python scripts/train.py train.yaml": "tasks/test_inline_model.py",
     "model.pretrained": "test_pretrained_is_a_fine_tuning",
-    "runs/NAME/RUN_ID/": "test_run_folders.py",
-    "config.resolved.yaml": "test_run_folders.py",
-    "metrics.jsonl": "test_run_folders.py",
-    "last.pth": "test_run_folders.py",
-    "best.pth": "test_run_folders.py",
+    "runs/NAME/RUN_ID/": "run/test_run_folders.py",
+    "config.resolved.yaml": "run/test_run_folders.py",
+    "metrics.jsonl": "run/test_run_folders.py",
+    "last.pth": "run/test_run_folders.py",
+    "best.pth": "run/test_run_folders.py",
     "scripts/eval.py": "test_api.py",
     "scripts/infer.py": "test_api.py",
     "scripts/plot_loss.py": "test_api.py",
@@ -372,7 +372,7 @@ ELSEWHERE = {  # rows that a test of runs, commands or Python exercises, and whi
     "load_parameters_from_checkpoint(path)": "test_api.py",
     "should_parallelize=True": "ranks/test_run_folders.py",
     "TrainingIOHandler.Config(local_model_output_dir=…)": "test_api.py",
-    "dataset_info.json": "test_inline_model.py",
+    "dataset_info.json": "tasks/test_inline_model.py",
     "io_handler.attach_logger(function)": "test_api.py",
     "log_metrics_to_line": "test_api.py",
 }

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import parity_cases as cases
-from conftest import ROOT, TINY, in_the_battery, waters
+from conftest import OF_TESTS, ROOT, TINY, in_the_battery, waters
 from dataloader.batch import Batch, collate
 from dataloader.dividing import halves
 from dataloader.neighbors import build_graph
@@ -253,7 +253,7 @@ def test_a_step_goes_on_in_little_memory() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "60"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": OF_TESTS},
         capture_output=True,
         text=True,
         check=False,

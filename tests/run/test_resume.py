@@ -16,7 +16,7 @@ import pytest
 import torch
 from ase.io import read, write
 
-from conftest import TINY, waters
+from conftest import ROOT, TINY, waters
 from model_utils import resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
@@ -428,7 +428,7 @@ def test_one_writer_per_run(
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(lock)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         text=True,
     )
     assert holder.stdout is not None

@@ -6,9 +6,9 @@ On one side stands our way (``build_module``, vesin's edges, ``collate``, ``pred
 with every argument written out, its data classes, its losses, its forward pass and autograd. Both
 have the same weights.
 
-    pytest -n 2 tests/test_parity.py               23 networks, all values of all axes; 20 s
-    BATTERY=full pytest -n 2 tests/test_parity.py  45 networks, all pairs of values; 1 min
-    PARITY=full pytest -n 2 tests/test_parity.py   6,048, the product of the main axes; 1 h
+    pytest -n 2 tests/models/test_parity.py               23 networks, all values of all axes; 20 s
+    BATTERY=full pytest -n 2 tests/models/test_parity.py  45 networks, all pairs of values; 1 min
+    PARITY=full pytest -n 2 tests/models/test_parity.py   6,048, the product of the main axes; 1 h
 
 The full run builds our networks without TorchScript too, which never gives back the 10
 MB that each would take.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import HANGING, ROOT
+from conftest import HANGING, OF_TESTS, ROOT
 
 COUNTER = r"""
 #define _GNU_SOURCE
@@ -65,7 +65,7 @@ def test_a_step_makes_no_threads_after_the_first(tmp_path: Path) -> None:
     source, counter = tmp_path / "counter.c", tmp_path / "counter.so"
     source.write_text(COUNTER)
     subprocess.run(["g++", "-xc", "-shared", "-fPIC", "-o", counter, source], check=True)
-    env = {**os.environ, "LD_PRELOAD": str(counter), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    env = {**os.environ, "LD_PRELOAD": str(counter), "PYTHONPATH": OF_TESTS}
     run = [sys.executable, "-c", STEPS, counter]
     ended = subprocess.run(
         run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING

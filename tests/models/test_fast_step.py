@@ -4,9 +4,9 @@ each term of the loss.
 mace-torch stands on the other side as ``--step reference``, its own forward pass, which
 ``test_parity.py`` holds to mace used by itself. Both forms share one module's weights.
 
-    pytest tests/test_fast_step.py               every value of every axis
-    BATTERY=full pytest tests/test_fast_step.py  every possible pair of two axes' values
-    PARITY=full pytest tests/test_fast_step.py   the product of the main axes, with other switches
+    pytest tests/models/test_fast_step.py               every value of every axis
+    BATTERY=full pytest tests/models/test_fast_step.py  every possible pair of two axes' values
+    PARITY=full pytest tests/models/test_fast_step.py   the product of the main axes, and more
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """The Triton kernels without a GPU: their numbers by Triton's interpreter, their machine code,
 launches and the cache.
 
-    pytest tests/test_triton.py                one network and one convolution
-    KERNELS=full pytest tests/test_triton.py   a covering array; S, M and L (``make kernels``)
+    pytest tests/models/test_triton.py              one network and one convolution
+    KERNELS=full pytest tests/models/test_triton.py a covering array; S, M and L (``make kernels``)
 
 Without triton (``pip install -e '.[triton]'``) only what needs none of it is tested.
 """

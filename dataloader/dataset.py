@@ -240,15 +240,7 @@ class Dataset:
         """The structures of which an epoch has all, and for every source with a ratio
         how many it takes of it.
         """
-        ratios = [source.ratio for source in self.sources]
-        has_ratio = np.array([ratio is not None for ratio in ratios], dtype=bool)[self.places[:, 0]]
-        own = np.nonzero(~has_ratio)[0]
-        shares = []
-        for s, ratio in enumerate(ratios):
-            rows = np.nonzero(self.places[:, 0] == s)[0]
-            if ratio is not None and len(rows):
-                shares.append(Share(rows=rows, taken=max(round(ratio * len(own)), 1)))
-        return own, shares
+        return shares_of([source.ratio for source in self.sources], self.places[:, 0])
 
     def head_numbers(self) -> NDArray[np.int64]:
         """Position of every structure's head among the model's, (len,); those that
@@ -350,7 +342,39 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     Raises:
         InputError: one of the two parts would be empty.
     """
-    own, shares = dataset.shares()
+    train, valid = set_aside(*dataset.shares(), fraction, seed)
+    return dataset.subset(train), dataset.subset(valid)
+
+
+def shares_of(
+    ratios: Sequence[float | None], owners: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], list[Share]]:
+    """The structures of which an epoch has all, and for every source with a ratio how many
+    it takes of it.
+
+    Args:
+        ratios: of each source; None of one that is taken whole.
+        owners: (n_structures,), the source of each structure.
+    """
+    has_ratio = np.array([ratio is not None for ratio in ratios], dtype=bool)[owners]
+    own = np.nonzero(~has_ratio)[0]
+    shares = []
+    for s, ratio in enumerate(ratios):
+        rows = np.nonzero(owners == s)[0]
+        if ratio is not None and len(rows):
+            shares.append(Share(rows=rows, taken=max(round(ratio * len(own)), 1)))
+    return own, shares
+
+
+def set_aside(
+    own: NDArray[np.int64], shares: Sequence[Share], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which structures train and which validate, in their order; the arguments are those of
+    ``split``, with what ``shares_of`` gives.
+
+    Raises:
+        InputError: one of the two parts would be empty.
+    """
     n_valid = round(fraction * len(own))
     if not 0 < n_valid < len(own):
         raise InputError(
@@ -372,6 +396,4 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
         order = epoch_order(len(rows), seed, epoch=0)
         train.append(rows[order[n:]])
         valid.append(rows[order[:n]])
-    return dataset.subset(np.sort(np.concatenate(train))), dataset.subset(
-        np.sort(np.concatenate(valid))
-    )
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))

@@ -9,8 +9,8 @@ from itertools import chain
 import numpy as np
 
 from dataloader import progress
-from dataloader.batching import epoch_order
 from dataloader.data_file import Census, Source, Unread, given
+from dataloader.dataset import set_aside, shares_of
 from dataloader.errors import InputError
 from dataloader.labels import TO_EVALUATE
 from dataloader.sources import open_sources, unread
@@ -102,14 +102,16 @@ def _trained_on(sources: Sequence[Source], options: MetadataOptions) -> Iterator
     set aside for validation.
     """
     wanted = numbers_of(options.data.filters.elements)
-    places = [
-        (source, i)
-        for source in sources
+    every = [
+        (number, i)
+        for number, source in enumerate(sources)
         for i in range(len(source))
         if wanted is None or source.elements[i] <= set(wanted)
     ]
-    order = epoch_order(len(places), options.seed, epoch=0)
-    places = [places[i] for i in np.sort(order[round(options.data.valid_fraction * len(places)) :])]
+    owners = np.array([number for number, _ in every], dtype=np.int64)
+    own, shares = shares_of([source.ratio for source in sources], owners)
+    train, _ = set_aside(own, shares, options.data.valid_fraction, options.seed)
+    places = [(sources[every[row][0]], every[row][1]) for row in train.tolist()]
     isolated = chain.from_iterable(source.isolated_atoms for source in sources)
     shown = progress.over(places, "statistics", len(places))
     return chain(map(given, isolated), (partial(source.structure, i) for source, i in shown))

@@ -15,10 +15,11 @@ from ase import Atoms
 from ase.io import read, write
 
 import metadata
-from conftest import ROOT, waters
+from conftest import ROOT, TINY, waters
 from dataloader.atomic_energies import OC22
 from dataloader.labels import TO_TRAIN
 from dataloader.sources import SourceSpec, unread
+from model_utils import train_mace
 from model_utils.models import description
 from model_utils.models.mace_description import MaceDescription
 from model_utils.tasks.mace_yaml import MACE_SETTINGS, OF_DATA
@@ -485,6 +486,30 @@ def test_statistics_can_leave_out_the_validation_part(file: Path, tmp_path: Path
     whole = init(tmp_path, "--xyz_train", str(file))
     part = init(tmp_path, "--xyz_train", str(file), "--valid_fraction", "0.3", "--overwrite")
     assert whole["atomic_inter_scale"] != part["atomic_inter_scale"]
+
+
+def test_what_is_measured_is_what_training_keeps_of_sources_with_a_ratio(tmp_path: Path) -> None:
+    """Of a source with a ratio fewer structures are set aside: by the run's own list of them."""
+    pools = {"a": waters(20), "b": waters(30, seed=5)}
+    for name, frames in pools.items():
+        write(tmp_path / f"{name}.xyz", frames, format="extxyz")
+    given = tmp_path / "data.yaml"
+    given.write_text(
+        "sources:\n  - a.xyz\n  - {path: b.xyz, ratio: 0.25}\nvalid_fraction: 0.2\nseed: 3\n"
+    )
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    run = ["--input_json", tmp_path / "tiny.json", "--output_checkpoint", tmp_path / "run"]
+    words = ["--config", given, *run, "--max_steps", 1]
+    assert train_mace.main([str(word) for word in words]) == 0
+    names = (tmp_path / "run/valid_structures.txt").read_text().split()
+    assert {name.split("#")[0] for name in names} == {"a.xyz", "b.xyz"}
+    for name, frames in pools.items():
+        kept = [f for i, f in enumerate(frames) if f"{name}.xyz#{i}" not in names]
+        write(tmp_path / f"kept_{name}.xyz", kept, format="extxyz")
+    expected = init(
+        tmp_path, "--xyz_train", str(tmp_path / "kept_a.xyz"), str(tmp_path / "kept_b.xyz")
+    )
+    assert init(tmp_path, "--config", str(given), "--overwrite") == expected
 
 
 def test_the_heads_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,11 @@ class Quantity:
         return math.prod(self.components)
 
     @property
+    def error_unit(self) -> str:
+        """Unit of its errors as they are judged: ``eV/atom`` of energies, ``eV/Å`` of forces."""
+        return f"{self.unit}/atom" if self.over_atoms else self.unit
+
+    @property
     def weight_name(self) -> str:
         """The entry of a record with the structure's own weight in the term of this quantity."""
         return f"config_{self.name}_weight"

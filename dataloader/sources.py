@@ -40,6 +40,14 @@ class Adjusted:
         self.heads = Lookup(source.heads.ids, [_head(h, spec) for h in source.heads.values])
         self.isolated_atoms = [self._adjust(s) for s in source.isolated_atoms]
 
+    def of_other_heads(self) -> int:
+        """How many structures name another head than the one that is given for the file."""
+        given = self.spec.head
+        differs = [
+            given is not None and own not in (None, given) for own in self.source.heads.values
+        ]
+        return int(np.array(differs, dtype=bool)[self.source.heads.ids].sum())
+
     def _adjust(self, structure: Structure) -> Structure:
         return _adjusted(
             structure, self.spec, self.weight * self.type_weights.get(structure.config_type, 1.0)

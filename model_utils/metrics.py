@@ -58,6 +58,12 @@ def error_names(quantity: Quantity) -> dict[str, str]:
     return {**names, "mae_cfg": f"{quantity.name}_mae_cfg"} if quantity.over_atoms else names
 
 
+def error_units(quantity: Quantity) -> dict[str, str]:
+    """Units of the metrics of a quantity, by the words of ``error_names``."""
+    units = {"rmse": quantity.error_unit, "mae": quantity.error_unit, "mae_cfg": quantity.unit}
+    return {short: units[short] for short in error_names(quantity)}
+
+
 def metrics(sums: Sequence[float], loss: Loss) -> Metrics:
     """Divide global sums by their counts, once.
 

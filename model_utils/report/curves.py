@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloader.errors import InputError
+from dataloader.quantities import OFFERED, QUANTITIES
 from model_utils.files.csv_cells import csv_text
+from model_utils.metrics import error_names, error_units
 from model_utils.report import records
 from model_utils.report.figures import COLOR, new_figure, plain_text
 from model_utils.report.records import Curve, Record
@@ -65,7 +67,7 @@ def opened(path: Path, name: str) -> RunRecords:
         name=name,
         path=path,
         records=of_run,
-        stage_two_after=records.last_epoch_of_stage_one(path.parent),
+        stage_two_after=records.last_epoch_of_stage_one(of_run, path.parent),
     )
 
 
@@ -184,18 +186,15 @@ def _mark_stage_two(axes: Any, run: RunRecords, metric: str, by: str, color: str
 
 
 def _with_unit(metric: str) -> str:
-    for ending, unit in UNITS.items():
-        if metric.startswith(ending):
-            return f"{metric} ({unit})"
+    """A metric with its unit, as an axis has it; others than errors, and those of quantities
+    that only a plug-in knows, by their names alone.
+    """
+    for quantity in (OFFERED | QUANTITIES).values():
+        units = error_units(quantity)
+        for short, name in error_names(quantity).items():
+            if name == metric:
+                return f"{metric} ({units[short]})"
     return metric
-
-
-UNITS = {
-    "energy_mae_cfg": "eV",
-    "energy_": "eV/atom",
-    "forces_": "eV/Å",
-    "stress_": "eV/Å³",
-}
 
 
 def long_table(runs: Sequence[RunRecords], metrics: Sequence[str], smooth: int) -> str:

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloader.quantities import ENERGY, QUANTITIES, Quantity
+from dataloader.quantities import Quantity
 from dataloader.streams import printable
 from model_utils.report.libraries import needed
+from model_utils.run.log_lines import MILLI
 
 Floats = NDArray[np.float64]
 
 MOST_POINTS = 2_000  # beyond, a density is drawn
 TICKS = 5  # along a narrow axis: energies differ in the fifth digit, and all are written
 BINS = 160  # of a density, in each direction
-MILLI = 1000.0
 COLOR = "#2864a8"
 STYLE = {
     "font.size": 9,
@@ -75,7 +75,7 @@ def parity(quantity: Quantity, labels: Floats, predictions: Floats) -> bytes:
         labels: (n,), in its unit, energies per atom.
         predictions: (n,), likewise.
     """
-    unit = quantity.unit + ("/atom" if quantity.over_atoms else "")
+    unit = quantity.error_unit
     figure, (left, middle, right) = new_figure(12.4, 3.5, 3)
     low = float(min(labels.min(), predictions.min()))
     high = float(max(labels.max(), predictions.max()))
@@ -160,8 +160,3 @@ def plain_text(text: str, most: int = 60) -> str:
     shown = printable(text)
     shown = shown if len(shown) <= most else shown[: most - 1] + "…"
     return shown.replace("$", r"\$")
-
-
-def quantity_of(metric: str) -> Quantity:
-    """The quantity whose error a metric is; the energy where it is none's."""
-    return next((q for name, q in QUANTITIES.items() if metric.startswith(f"{name}_")), ENERGY)

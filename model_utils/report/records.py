@@ -14,6 +14,7 @@ from dataloader.errors import InputError
 
 NAME = "metrics.jsonl"
 TRAINING = ("train", "train_steps")
+COUNTERS = ("epoch", "step", "stage")  # of a record, which are no errors
 LONGEST_LINE = 4 << 20  # bytes; a record has some thousands
 
 Record = Mapping[str, Any]
@@ -108,13 +109,27 @@ def metrics_in(records: list[Record]) -> list[str]:
     for record in records:
         if record.get("kind") in (*TRAINING, "valid"):
             names.update({name: None for name, value in record.items() if _is_number(value)})
-    return [name for name in names if name not in ("epoch", "step")]
+    return [name for name in names if name not in COUNTERS]
 
 
-def last_epoch_of_stage_one(folder: Path) -> int | None:
-    """The epoch after which stage two begins, by the settings beside the records; None where
-    there is no such stage.
+def last_epoch_of_stage_one(records: list[Record], folder: Path) -> int | None:
+    """The epoch after which stage two begins; None where there is no such stage.
+
+    By the records, since patience and a longer run may move it; before stage two, and in records
+    of runs before they said it, by the settings beside them.
     """
+    of_stage_two = [
+        _whole(record.get("epoch"))
+        for record in records
+        if record.get("kind") in TRAINING and _whole(record.get("stage")) > 1
+    ]
+    if of_stage_two:
+        return min(of_stage_two) - 1
+    return _by_settings(folder)
+
+
+def _by_settings(folder: Path) -> int | None:
+    """The epoch after which stage two was planned to begin as a run began."""
     from model_utils.settings import plain_yaml
 
     path = folder / "config.resolved.yaml"

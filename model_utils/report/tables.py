@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataloader.quantities import QUANTITIES
-from model_utils.metrics import error_names
+from model_utils.metrics import error_names, error_units
 from model_utils.run.log_lines import MILLI, milli
 
 BETTER = "better"
@@ -41,11 +41,10 @@ class Table:
 
 def units_of_errors() -> dict[str, str]:
     """Units of errors as tables have them, by name of the error: ``meV/atom``, ``meV/Å``."""
-    units = {}
+    units: dict[str, str] = {}
     for quantity in QUANTITIES.values():
-        for short, name in error_names(quantity).items():
-            over = "/atom" if quantity.over_atoms and short != "mae_cfg" else ""
-            units[name] = f"m{quantity.unit}{over}"
+        names = error_names(quantity)
+        units |= {names[short]: f"m{unit}" for short, unit in error_units(quantity).items()}
     return units
 
 
@@ -158,7 +157,6 @@ def committee(of_quantities: Plain) -> Table:
         spreads = of_quantities.get(name)
         if spreads is None:
             continue
-        over = "/atom" if quantity.over_atoms else ""
         numbers = [spreads["rmse_over_spread"], spreads["rank_correlation"]]
         shown = ["-" if number is None else f"{number:.2f}" for number in numbers]
         rows.append(
@@ -166,7 +164,7 @@ def committee(of_quantities: Plain) -> Table:
                 name,
                 milli(spreads["rmse"]),
                 milli(spreads["rms_spread"]),
-                f"m{quantity.unit}{over}",
+                f"m{quantity.error_unit}",
                 *shown,
             ]
         )

@@ -279,8 +279,7 @@ def _worst_table(worst: list[Worst], data: Dataset) -> Table:
     names = [name for name in QUANTITIES if any(name in one.judged.errors for one in worst)]
     heads = ["viewer", "structure", "atoms"]
     for name in names:
-        over = "/atom" if QUANTITIES[name].over_atoms else ""
-        heads.append(f"{name} rmse\n(m{QUANTITIES[name].unit}{over})")
+        heads.append(f"{name} rmse\n(m{QUANTITIES[name].error_unit})")
     if any(one.forces_error is not None for one in worst):
         heads.append("largest force\nerror (meV/Å)")
     rows = []

@@ -375,9 +375,9 @@ def _length_of_schedule(options: TrainingOptions, kind: ScheduleKind, horizon: f
     assert length is not None
     name = options.optimizer.scheduler
     if not kind.has_end:
+        others = " and ".join(other for other, known in SCHEDULES.items() if known.has_end)
         raise InputError(
-            f"--scheduler_length {length:g}: --scheduler {name} has no length; "
-            "cosine and onecycle have"
+            f"--scheduler_length {length:g}: --scheduler {name} has no length; {others} have"
         )
     if math.ceil(length) < horizon and options.optimizer.min_lr == 0:
         raise InputError(

@@ -53,6 +53,7 @@ class TrainRecord:
     whole_epoch: bool
     seconds: float
     terms: str = ""  # of the loss, by which its value says what it is of
+    stage: int = 1  # of the run, counted from 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class ValidationRecord:
     best: bool
     seconds: float
     terms: str = ""  # of the loss
+    stage: int = 1  # of the run, counted from 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,8 @@ class _Run:
         if progress.epoch >= self.plan.epochs:
             return "epochs done"
         if self._out_of_patience() and not self.plan.to_come(progress.stage):
-            return f"no lower validation loss for {progress.waited} validations"
+            metric = self.plan.judge.metric
+            return f"no lower validation {metric} for {progress.waited} validations"
         return None
 
     def _steps_done(self) -> bool:
@@ -342,7 +345,7 @@ class _Run:
             self._save("epoch")
 
     def validate(self, *, judge: bool = True) -> None:
-        """Measure the judged weights; a lower loss makes them the best model."""
+        """Measure the judged weights; a lower number of the judge makes them the best model."""
         self._refuse_non_finite()
         state = self.state
         progress = state.progress
@@ -380,6 +383,7 @@ class _Run:
                 best=best,
                 seconds=time.monotonic() - began,
                 terms=self.judged_loss.text(),
+                stage=progress.stage,
             )
         )
 
@@ -400,6 +404,7 @@ class _Run:
             whole_epoch=whole_epoch,
             seconds=time.monotonic() - self.epoch_began,
             terms=loss.text(),
+            stage=progress.stage,
         )
 
     def _save(self, reason: str) -> None:

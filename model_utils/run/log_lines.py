@@ -25,10 +25,9 @@ def errors_text(m: Metrics, terms: str) -> str:
         errors = m.of(quantity)
         if errors["rmse"] is None:
             continue
-        over = "/atom" if quantity.over_atoms else ""
         text = (
             f"{quantity.symbol} rmse {milli(errors['rmse'])} mae {milli(errors['mae'])} "
-            f"m{quantity.unit}{over}"
+            f"m{quantity.error_unit}"
         )
         if quantity.over_atoms:
             text += f", mae {milli(errors['mae_cfg'])} m{quantity.unit}/config"

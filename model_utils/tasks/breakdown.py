@@ -24,10 +24,10 @@ from losses import Prediction
 from model_utils.files.csv_cells import csv_text
 from model_utils.metrics import error_names
 from model_utils.models.committee import STD
+from model_utils.run.log_lines import MILLI, milli
 from model_utils.run.predictions import besides, is_of_atoms, of_structure, with_references
 
 SMALL_SET = 10  # structures; up to here each one's errors are printed
-MILLI = 1000.0
 UNKNOWN_TYPE = "(not read)"  # of records whose config_type nobody asked for
 COLUMNS = (
     *(
@@ -273,8 +273,9 @@ class Breakdown:
                 )
                 forces = _root(sums.forces) if sums.forces.components else "-"
                 others = "".join(
-                    f", {QUANTITIES[name].symbol} rmse {_root(errors)} {_milli_unit(name)}"
-                    for name, errors in sums.others.items()
+                    f", {quantity.symbol} rmse {_root(sums.others[name])} m{quantity.error_unit}"
+                    for name, quantity in QUANTITIES.items()
+                    if name in sums.others
                 )
                 said.append(
                     f"{kind}: {sums.structures} configs, E rmse {energy} meV/atom, F "
@@ -283,8 +284,8 @@ class Breakdown:
         if len(self._data) <= SMALL_SET:
             said += [
                 (
-                    f"{row.identifier}  ΔE {_milli(row.energy_error)} meV  F rmse "
-                    f"{_milli(row.forces_rmse)} meV/Å"
+                    f"{row.identifier}  ΔE {milli(row.energy_error)} meV  F rmse "
+                    f"{milli(row.forces_rmse)} meV/Å"
                 )
                 for row in self.rows
             ]
@@ -399,17 +400,6 @@ def _other_errors(
     return errors
 
 
-def _milli_unit(name: str) -> str:
-    """A thousandth of the unit in which errors of a quantity are."""
-    quantity = QUANTITIES[name]
-    return f"m{quantity.unit}/atom" if quantity.over_atoms else f"m{quantity.unit}"
-
-
 def _root(sums: ErrorSums) -> str:
     """Root mean square of errors, in a thousandth of their unit."""
     return f"{MILLI * (sums.squared / sums.components) ** 0.5:.2f}"
-
-
-def _milli(value: float | None) -> str:
-    """A number in a thousandth of its unit; a dash where there is none."""
-    return "-" if value is None else f"{MILLI * value:.2f}"

@@ -131,11 +131,10 @@ class Spreads:
 
     def text(self, quantity: Quantity) -> str:
         """``rmse 3.10 rms spread 1.00 meV/atom, rmse/spread 3.10, rank correlation 0.71``."""
-        over = "/atom" if quantity.over_atoms else ""
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
         correlation = "-" if self.rank_correlation is None else f"{self.rank_correlation:.2f}"
         return (
-            f"rmse {milli(self.rmse)} rms spread {milli(self.rms_spread)} m{quantity.unit}{over}, "
+            f"rmse {milli(self.rmse)} rms spread {milli(self.rms_spread)} m{quantity.error_unit}, "
             f"rmse/spread {ratio}, rank correlation of error and spread {correlation}"
         )
 

@@ -101,5 +101,4 @@ def _columns(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     for quantity in QUANTITIES.values():
         error = error_names(quantity)["rmse"]
         if any(number(record, error) is not None for record in records):
-            over = "/atom" if quantity.over_atoms else ""
-            yield f"{quantity.symbol} rmse m{quantity.unit}{over}", error
+            yield f"{quantity.symbol} rmse m{quantity.error_unit}", error

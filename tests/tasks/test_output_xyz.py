@@ -138,11 +138,33 @@ def test_the_order_is_that_of_the_data(given: str, evaluated: Evaluated, tmp_pat
     written = evaluated(tmp_path / "heads.xyz", *words, model="two")
     names = [f"heads.xyz#{number}" for number in range(8)]
     assert [atoms.info["identifier"] for atoms in written] == names
-    assert [atoms.info["head"] for atoms in written] == ["r2"] * 5 + ["pbe"] * 3
+    others = "pbe" if given == "in the data" else "r2"
+    assert [atoms.info["head"] for atoms in written] == ["r2"] * 5 + [others] * 3
     for atoms, was in zip(written, frames, strict=True):
         np.testing.assert_allclose(atoms.positions, was.positions, atol=1e-7)
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["identifier"] for row in csv.DictReader(file)] == names
+
+
+def test_a_head_that_is_asked_for_judges_all(
+    evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As mace_eval_configs --head does: heads are compared on data of one of them."""
+    frames = waters(4)
+    for atoms in frames:
+        atoms.info["head"] = "pbe"
+    write(tmp_path / "heads.xyz", frames, format="extxyz")
+    energies = {}
+    for head in ("pbe", "r2"):
+        written = evaluated(tmp_path / "heads.xyz", "--head", head, model="two")
+        assert [atoms.info["head"] for atoms in written] == [head] * 4
+        energies[head] = [atoms.info["mace_energy"] for atoms in written]
+        said = "4 of 4 structures name another head; all have the head r2, which is given"
+        assert (said in capsys.readouterr().out) is (head == "r2")
+    assert energies["pbe"] == [
+        atoms.info["mace_energy"] for atoms in evaluated(tmp_path / "heads.xyz", model="two")
+    ]
+    assert all(abs(a - b) > 0.1 for a, b in zip(energies["pbe"], energies["r2"], strict=True))
 
 
 def test_files_of_one_name_in_two_folders_are_told_apart(

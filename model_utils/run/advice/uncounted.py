@@ -9,6 +9,7 @@ import numpy as np
 from dataloader.dataset import Dataset
 from dataloader.structure import Structure
 from model_utils.errors import InputError
+from model_utils.run.data import data_log
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.judging import LOSS
 from model_utils.run.objective import trained_on
@@ -91,16 +92,13 @@ def _untrained(train: Dataset) -> list[str]:
 
 
 def warn_of_untrained_heads(data: TrainingData) -> None:
-    """Say which heads stay as they are, since no structure to train on is of theirs."""
+    """Say which files have records of other heads than the one that is given for them, and which
+    heads stay as they are, since no structure to train on is of theirs.
+    """
+    for dataset in (data.train, data.valid, data.test):
+        if dataset is not None:
+            data_log.say_other_heads(dataset.sources)
     untrained = _untrained(data.train)
-    for source in data.train.sources:
-        spec = getattr(source, "spec", None)
-        if spec is not None and spec.head in untrained:
-            log.warning(
-                "warning: %s is given for the head %s, and all its records name others, which "
-                "count; `head_of_all: true` takes it for all",
-                *(source.path, spec.head),
-            )
     if untrained:
         log.info(
             "no structure to train on is of head %s: what is its own stays", ", ".join(untrained)

@@ -4,7 +4,7 @@ what is not as it was.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,11 @@ class Changes:
 
     def as_plain(self) -> dict[str, Any]:
         """The changes that are asked for, by the names of their flags."""
-        asked: dict[str, Any] = {}
-        if self.lr is not None:
-            asked["lr"] = self.lr
-        if self.ema is not None:
-            asked["ema"] = self.ema
-        if self.reset_scheduler:
-            asked["reset_scheduler"] = True
-        if self.resume_best:
-            asked["resume_best"] = True
-        return asked
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "begin_with" and getattr(self, field.name) != field.default
+        }
 
     def was_begun_before(self, stored: StoredRun) -> bool:
         """Whether the checkpoint is one of this very continuation, and not the one

@@ -206,7 +206,7 @@ def _fall(schedule: Schedule, rest: Rest) -> str:
     """How the rate comes down, in the words of the log."""
     s = schedule.settings
     if schedule.kind.waits:
-        return f"times {s.factor:g} after more than {s.patience} validations without a lower loss"
+        return f"times {s.factor:g} after more than {s.patience} validations that were no better"
     if schedule.kind.has_end and math.ceil(s.horizon) <= rest.last:
         ends = f"{s.unit} {s.horizon + rest.in_run:g}"
         return (

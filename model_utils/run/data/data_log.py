@@ -1,11 +1,14 @@
 """What the log says of data: what they hold, what was left out, how E0s stand to atoms alone."""
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 from dataloader import atomic_energies
 from dataloader.data_file import Census, Source
 from dataloader.dataset import Dataset
 from dataloader.quantities import QUANTITIES
+from dataloader.sources import Adjusted
 from model_utils.runtime import log
 
 
@@ -119,3 +122,24 @@ def describe(role: str, dataset: Dataset) -> None:
         for number, source in enumerate(dataset.sources)
     ):
         log.info("  records say which atoms were fixed: only force components of free atoms count")
+
+
+def say_other_heads(sources: Sequence[Source]) -> None:
+    """Say of which files the records name other heads than the one that is given for the file."""
+    said: set[tuple[Path, str | None]] = set()
+    for source in sources:
+        if not isinstance(source, Adjusted) or (source.path, source.spec.head) in said:
+            continue
+        n = source.of_other_heads()
+        if n == 0:
+            continue
+        said.add((source.path, source.spec.head))
+        named = f"{source.path}: {n} of {len(source)} structures name another head"
+        if source.spec.head_of_all:
+            log.info("%s; all have the head %s, which is given", named, source.spec.head)
+        else:
+            log.warning(
+                "warning: %s than %s, which is given for the file, and keep theirs; "
+                "`head_of_all: true` in sources takes it for all",
+                *(named, source.spec.head),
+            )

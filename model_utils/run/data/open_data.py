@@ -254,7 +254,12 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
     keep: Keep = EVERYTHING if options.output_xyz is not None else ()
     specs = [
         SourceSpec(
-            path=path, format=name or format_of(path), keys=keys, head=options.head, keep=keep
+            path=path,
+            format=name or format_of(path),
+            keys=keys,
+            head=options.head,
+            head_of_all=True,
+            keep=keep,
         )
         for name, path in options.files()
     ]
@@ -274,6 +279,7 @@ def evaluation_data(options: EvaluateOptions, facts: ModelFacts, dtype: torch.dt
         max_neighbors=options.filters.max_neighbors,
     )
     data_log.describe("evaluate", dataset)
+    data_log.say_other_heads(sources)
     if len(dataset) == 0:
         raise InputError("no structure is left to evaluate; look at the files and at --elements")
     if not any(is_labelled(names) for source in sources for names in source.census.label_names):

@@ -59,6 +59,7 @@ class MetricsFile:
             epoch=record.epoch,
             step=record.step,
             lr=record.lr,
+            **_stage(record.stage),
             **record.metrics.as_plain(),
             gradient_norm=record.gradient_norm,
             gradient_norm_max=record.gradient_norm_max,
@@ -78,6 +79,7 @@ class MetricsFile:
             lr=record.lr,
             weights=record.weights,
             best=record.best,
+            **_stage(record.stage),
             **record.metrics.as_plain(),
             by_source={source: m.as_plain() for source, m in record.by_source.items()},
             perf={"seconds": record.seconds},
@@ -161,6 +163,11 @@ class MetricsFile:
             self.offset()
         finally:
             os.close(self._descriptor)
+
+
+def _stage(stage: int) -> dict[str, int]:
+    """The entry of a record that is not of a run's first stage, as all are of most runs."""
+    return {"stage": stage} if stage > 1 else {}
 
 
 def _mended(path: Path, offset: int, step: int) -> bool:

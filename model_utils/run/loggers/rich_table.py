@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 
 from dataloader.quantities import QUANTITIES
-from model_utils.metrics import Metrics, error_names
+from model_utils.metrics import Metrics, error_units
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.run.log_lines import milli
 from model_utils.runtime import log
@@ -61,10 +61,8 @@ def _lines(title: str, rows: Mapping[str, Metrics]) -> list[str]:
     for name in ("", "loss", "configs"):
         table.add_column(name, justify="right" if name else "left")
     for quantity in shown:
-        over = "/atom" if quantity.over_atoms else ""
-        for short in error_names(quantity):
-            unit = f"m{quantity.unit}{'' if short == 'mae_cfg' else over}"
-            table.add_column(f"{quantity.symbol} {short}\n{unit}", justify="right")
+        for short, unit in error_units(quantity).items():
+            table.add_column(f"{quantity.symbol} {short}\nm{unit}", justify="right")
     for name, errors in rows.items():
         cells = [milli(value) for quantity in shown for value in errors.of(quantity).values()]
         table.add_row(name, f"{errors.loss:.6g}", str(errors.n_configs), *cells)

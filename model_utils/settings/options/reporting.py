@@ -20,7 +20,7 @@ class ReportOptions:
     compare_with: Path | None = None
     """Another model, the baseline: both are judged on the same structures, and `baseline`, `finetuned` (--input_model), `delta`, intervals of the deltas and p-values of a paired test go into --output_json and the page."""
     compare_head: str | None = None
-    """Head of the baseline for structures that name none; --head unless given."""
+    """Head of the baseline that judges all structures; --head unless given."""
     worst: NonNegativeInt = 12
     """Structures with the largest errors that the page shows in 3D."""
     draws: Count = 2000

@@ -115,7 +115,7 @@ class OptimizerOptions:
     scheduler_unit: Annotated[Literal["epoch", "step"], FIXED] = "epoch"
     """Whether schedule and warm-up count epochs or optimizer steps."""
     scheduler_patience: Annotated[NonNegativeInt, FIXED] = 50
-    """plateau: validations without a lower loss before the rate is reduced."""
+    """plateau: validations that are no better (by `--best_metric`) before the rate is reduced."""
     lr_factor: Annotated[Factor, FIXED] = 0.8
     """plateau and step: factor of a reduction."""
     lr_step: Annotated[Count, FIXED] = 100
@@ -205,9 +205,9 @@ class RunOptions:
     patience: Annotated[
         Count | None,
         MAY_CHANGE,
-        InResume("Validations without a lower loss after which the run ends."),
+        InResume("Validations that are no better (by `--best_metric`) after which the run ends."),
     ] = None
-    """Stop (or go on to stage two) after this many validations without a lower loss."""
+    """Stop (or go on to stage two) after this many validations that are no better (by `--best_metric`)."""
     seed: Annotated[NonNegativeInt, FIXED] = 123
     """Seed of initial weights, order and split."""
     step: Annotated[str, FORMS_OF_STEP, FIXED] = "fast"

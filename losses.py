@@ -24,7 +24,8 @@ from dataloader.errors import InputError
 from dataloader.quantities import DIPOLE, ENERGY, FORCES, QUANTITIES, STRESS, Quantity
 
 # sums that are kept of every quantity
-COLUMNS = ("loss", "squared", "absolute", "undivided", "rows")
+# a loss is divided by the labelled rows, errors by those of them that have a weight
+COLUMNS = ("loss", "squared", "absolute", "undivided", "rows", "judged")
 STRUCTURES = "structures"
 ATOMS = "atoms"
 
@@ -230,6 +231,7 @@ class NamedLoss:
         fixed: weights that the user cannot choose.
         theirs: weights that mace-torch's loss of this name has unless the user gives one,
             where they are 0 here.
+        theirs_in_stage_two: the loss of which mace-torch makes its second stage in place of this.
     """
 
     build: Callable[[LossSettings], Loss]
@@ -238,6 +240,7 @@ class NamedLoss:
     weights: Mapping[str, float] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
     theirs: Mapping[str, float] = field(default_factory=dict)
+    theirs_in_stage_two: str | None = None
 
 
 def terms_loss(settings: LossSettings) -> Loss:
@@ -283,7 +286,12 @@ WITH_DIPOLE = {DIPOLE.name: 1.0}
 LOSSES: dict[str, NamedLoss] = {
     "terms": NamedLoss(build=terms_loss),
     "mse": NamedLoss(build=shaped("mse"), own_shapes=True),
-    "huber": NamedLoss(build=shaped("huber"), own_shapes=True, theirs=WITH_STRESS),
+    "huber": NamedLoss(
+        build=shaped("huber"),
+        own_shapes=True,
+        theirs=WITH_STRESS,
+        theirs_in_stage_two="weighted",
+    ),
     "universal": NamedLoss(
         build=shaped("huber", forces="conditional_huber"), own_shapes=True, theirs=WITH_STRESS
     ),
@@ -293,12 +301,16 @@ LOSSES: dict[str, NamedLoss] = {
         own_shapes=True,
         only=ENERGY_AND_FORCES,
         fixed={ENERGY.name: 1.0, FORCES.name: 1.0},
+        theirs_in_stage_two="weighted",
     ),
     "forces_only": NamedLoss(build=shaped("mse"), own_shapes=True, only=(FORCES.name,)),
     "stress": NamedLoss(build=shaped("mse"), own_shapes=True, weights=WITH_STRESS),
     "virials": NamedLoss(build=virials_loss, own_shapes=True, weights=WITH_STRESS),
     "l1l2energyforces": NamedLoss(
-        build=shaped("mae", forces="l2norm"), own_shapes=True, only=ENERGY_AND_FORCES
+        build=shaped("mae", forces="l2norm"),
+        own_shapes=True,
+        only=ENERGY_AND_FORCES,
+        theirs_in_stage_two="weighted",
     ),
     # mace-torch multiplies the term of these two by 100 besides its weight
     "dipole": NamedLoss(build=terms_loss, only=(DIPOLE.name,), weights=WITH_DIPOLE),
@@ -356,10 +368,10 @@ def error_sums(
     """
     zero = torch.zeros((), dtype=torch.float64, device=sizes.device)
     sums: list[Tensor] = []
-    over_atoms = None if volumes is None else volumes / sizes
+    volume_per_atom = None if volumes is None else volumes / sizes
     for name, quantity in QUANTITIES.items():
         if name in prediction:
-            sums += _sums_of(quantity, prediction[name], labels[name], sizes, loss, over_atoms)
+            sums += _sums_of(quantity, prediction[name], labels[name], sizes, loss, volume_per_atom)
         else:
             sums += [zero] * len(COLUMNS)
     return torch.stack([*sums, torch.full_like(zero, len(sizes)), sizes.sum()])
@@ -401,10 +413,12 @@ def _sums_of(
         )
     per_row = entries if entries.ndim == 1 else entries.sum(dim=1)
     seen = error.detach()  # metrics have no gradient
+    absolute = seen.abs().sum()
     return [
         (label.weight * per_row).sum(),
         (seen**2).sum(),
-        seen.abs().sum(),
-        undivided.detach().abs().sum(),
+        absolute,
+        undivided.detach().abs().sum() if quantity.over_atoms else absolute,
+        label.labelled.sum(dtype=torch.float64),
         label.mask.sum(dtype=torch.float64),
     ]

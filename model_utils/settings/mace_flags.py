@@ -55,7 +55,7 @@ OURS = {
     "wandb": "use --loggers wandb",
     "virials_key": "use --stress_key, which takes virials too",
     "pin_memory": "memory is pinned where the device is CUDA",
-    "error_table": "all metrics are printed",
+    "error_table": "RMSE and MAE of every labelled quantity are printed, none of them relative",
     "keep_isolated_atoms": "IsolatedAtom frames give reference energies and are never trained on",
     "head_key": "write `head` into the frames, or give sources a head in the YAML",
     "total_charge_key": (

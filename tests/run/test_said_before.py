@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import write
@@ -79,6 +80,39 @@ def test_settings_that_change_nothing(said: Said, words: str, sentence: str | No
         assert "warning" not in text
     else:
         assert sentence in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--loss huber", "goes on with --loss huber; mace-torch takes weighted there"),
+        ("--loss weighted", None),
+        ("--loss stress", "the stress weight of stage one, 1; mace-torch has 10 there"),
+        ("--loss stress --stage_two_stress_weight 1", None),
+    ],
+)
+def test_a_second_stage_that_mace_has_otherwise(
+    said: Said, words: str, sentence: str | None
+) -> None:
+    frames = [*waters(4)]
+    for atoms in frames:
+        atoms.cell, atoms.pbc = [9.0] * 3, True
+        atoms.info["REF_stress"] = np.zeros(6)
+    text = said("--stage_two", *words.split(), train=frames, valid=frames)
+    if sentence is None:
+        assert "mace-torch" not in text
+    else:
+        assert sentence in text
+
+
+def test_a_file_whose_records_name_another_head(said: Said) -> None:
+    frames = waters(6)
+    for number, atoms in enumerate(frames):
+        atoms.info["head"] = ("pbe", "r2")[number % 2]
+    text = said("--head", "r2", fields=TWO_HEADS, train=frames)
+    assert "t.xyz: 3 of 6 structures name another head than r2, which is given" in text
+    assert "v.xyz" not in text.partition("name another head")[2].partition("\n")[0]
+    assert "name another head" not in said(fields=TWO_HEADS, train=frames, valid=frames)
 
 
 def test_a_pattern_has_one_rate(said: Said) -> None:

@@ -13,6 +13,7 @@ from model_utils.settings.options import LossOptions, StageTwoOptions, TrainingO
 
 # weights that suit errors in eV/atom and eV/Å; one that is 1 suits any unit
 OF_STAGE_ONE = {FORCES.name: LossOptions.forces_weight}
+STRESS_OF_STAGE_TWO = 10.0  # mace-torch's --swa_stress_weight and --swa_virials_weight
 OF_STAGE_TWO = {
     ENERGY.name: StageTwoOptions.stage_two_energy_weight,
     FORCES.name: StageTwoOptions.stage_two_forces_weight,
@@ -30,6 +31,8 @@ def advise(options: TrainingOptions, train: Dataset) -> None:
     if options.loss.loss_units != "absolute":
         for text in default_weights(options):
             log.warning("warning: --loss_units %s: %s", options.loss.loss_units, text)
+    for text in _stage_two_of_mace(options):
+        log.info(text)
     if stress_is_chosen(options.loss) or not any(
         source.census.has_label(STRESS.name) for source in train.sources
     ):
@@ -46,6 +49,24 @@ def advise(options: TrainingOptions, train: Dataset) -> None:
             "here its term has the weight 0 unless given, in mace-torch %g; give --stress_weight "
             "%g, or 0 to leave them out without this line",
             *(options.loss.loss, theirs, theirs),
+        )
+
+
+def _stage_two_of_mace(options: TrainingOptions) -> Iterator[str]:
+    """What mace-torch would train otherwise in the second stage of such a loss."""
+    if not options.stage_two.stage_two:
+        return
+    named = LOSSES[options.loss.loss]
+    if named.theirs_in_stage_two is not None:
+        yield (
+            f"stage two goes on with --loss {options.loss.loss}; mace-torch takes "
+            f"{named.theirs_in_stage_two} there"
+        )
+    weight = second_weights(options)[STRESS.name]
+    if weight > 0 and options.stage_two.stage_two_stress_weight is None and named.own_shapes:
+        yield (
+            f"stage two has the stress weight of stage one, {weight:g}; mace-torch has "
+            f"{STRESS_OF_STAGE_TWO:g} there unless it is given: --stage_two_stress_weight"
         )
 
 

@@ -29,10 +29,7 @@ class NotWritten(OSError):
         self.size = size
 
     def __str__(self) -> str:
-        return (
-            f"cannot write {self.path}: {self.strerror}; {self.size} bytes needed, "
-            f"{_free(self.path.parent)} free"
-        )
+        return f"cannot write {self.path}: {self.strerror}; {_room(self)}"
 
 
 def write(path: Path, data: bytes, *, previous: Path | None = None) -> None:
@@ -238,7 +235,7 @@ def _keep(name: str, link: str, previous: str, directory: int) -> None:
 
 def _new(name: str, directory: int) -> int:
     return os.open(
-        name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory
+        name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=directory
     )
 
 
@@ -272,8 +269,15 @@ def _removed_at_last(name: str, directory: int) -> Iterator[None]:
             os.unlink(name, dir_fd=directory)
 
 
-def _free(folder: Path) -> str:
+def _room(error: NotWritten) -> str:
+    """What there is of what was not enough."""
+    if error.errno == errno.EDQUOT:  # the file system itself may have room
+        return f"{error.size} bytes needed, see `quota`"
     try:
-        return str(shutil.disk_usage(folder).free)
+        about = os.statvfs(error.path.parent)
     except OSError:
-        return "an unknown number"
+        return f"{error.size} bytes needed, an unknown number free"
+    free = about.f_bavail * about.f_frsize
+    if free > error.size and about.f_files and about.f_favail == 0:
+        return "no file can be made any more (inodes, see `df -i`), though there is room"
+    return f"{error.size} bytes needed, {free} free"

@@ -83,7 +83,7 @@ def take(path: Path, *, shared: bool = False) -> WorkFolder | None:
         path.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(
-                path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+                path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
             )
         except FileNotFoundError:  # whoever had it has just removed it
             continue

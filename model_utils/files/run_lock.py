@@ -134,7 +134,7 @@ def _acquire(folder: HeldFolder, path: Path, place: Path, patience: float, remed
     while True:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            descriptor = os.open(path.name, flags, 0o644, dir_fd=folder.descriptor)
+            descriptor = os.open(path.name, flags, 0o666, dir_fd=folder.descriptor)
         except OSError as error:
             raise cannot_write(path, error, OTHER_PLACE) from None
         holder = _read(descriptor)

@@ -7,7 +7,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# asked to end: by a scheduler (SIGTERM, SIGUSR1, SIGUSR2), by a user, because CPU time is nearly
+# used up, because the terminal was closed
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+    signal.SIGHUP,
+)
+
+
+def listened_to() -> tuple[signal.Signals, ...]:
+    """The signals that ask this process to end; not SIGHUP where it is ignored, as under nohup."""
+    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in SIGNALS if number != signal.SIGHUP or not is_deaf)
 
 
 def end_at_once(code: int) -> None:
@@ -31,7 +46,7 @@ def ended_by_signals(code: int) -> Iterator[None]:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before = {number: signal.signal(number, _is_read_from_the_pipe) for number in SIGNALS}
+    before = {number: signal.signal(number, _is_read_from_the_pipe) for number in listened_to()}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_end_at_the_first, args=(reading, code), daemon=True).start()
     try:

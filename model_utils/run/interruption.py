@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from dataloader.parallel import remove_temporary_folder
 from model_utils.errors import InputError, Preempted, StopRequested
-from model_utils.ranks.ending import SIGNALS, end_at_once
+from model_utils.ranks.ending import SIGNALS, end_at_once, listened_to
 
 Item = TypeVar("Item")
 
@@ -82,7 +82,9 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._on_signal) for number in listened_to()
+            }
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._going_on = _going_on(sys._getframe())
             self._before_unraisable = sys.unraisablehook
@@ -293,8 +295,8 @@ def _leave_at_the_second(pipe: int, hurry: Callable[[], None] | None) -> None:
                     first = time.monotonic()
                     ahead = number[0] == signal.SIGUSR1
                     end = None if hurry is None else first + (PATIENCE_AHEAD if ahead else PATIENCE)
-                elif time.monotonic() - first > ONE_DELIVERY:
-                    end_at_once(128 + number[0])
+                elif number[0] != signal.SIGXCPU and time.monotonic() - first > ONE_DELIVERY:
+                    end_at_once(128 + number[0])  # SIGXCPU comes every second
 
 
 def leave(code: int) -> None:

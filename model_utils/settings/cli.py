@@ -99,6 +99,11 @@ def _of_the_files(error: Exception) -> Exception:
     """What to say of an error that a file system is to blame for, with its exit code; others as
     they are.
     """
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return InputError(
+            "no more threads or processes are allowed (`ulimit -u` says how many, of all of this "
+            "user together); end some, or ask for more"
+        )
     if not isinstance(error, OSError):
         return error
     if is_away(error):
@@ -108,6 +113,11 @@ def _of_the_files(error: Exception) -> Exception:
     if isinstance(error, NotWritten) or error.errno in NO_ROOM:
         return SaveError(
             f"{error}; what was whole before still is: make room, and repeat the command"
+        )
+    if isinstance(error, PermissionError) and os.sep in str(error.filename):
+        return InputError(
+            f"{error.filename}: {error.strerror} for this user; ask whose it is for access, also "
+            "to the folders above it, or name another path"
         )
     # what is missing from the start is refused where it is looked for
     if isinstance(error, FileNotFoundError) and os.sep in str(error.filename):

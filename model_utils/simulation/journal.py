@@ -60,7 +60,7 @@ class Journal:
     def _append(self, text: str) -> None:
         data = f"{text}\n".encode()
         descriptor = os.open(
-            self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+            self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
         )
         size = os.fstat(descriptor).st_size
         try:

@@ -19,7 +19,7 @@ from dataloader import file_lock
 from dataloader.errors import InputError
 from dataloader.file_lock import Lock
 from model_utils.errors import StopRequested
-from model_utils.ranks.ending import SIGNALS
+from model_utils.ranks.ending import listened_to
 from model_utils.runtime import log
 from model_utils.stages.place import Place
 
@@ -116,10 +116,11 @@ def _end_with(parent: int) -> Callable[[], None]:
     that began it is gone.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
+    numbers = listened_to()
 
     def ask() -> None:
         # which workers leave to their parent; this child is a command of its own
-        for number in SIGNALS:
+        for number in numbers:
             signal.signal(number, signal.SIG_DFL)
         prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:
@@ -133,7 +134,7 @@ def _stage_lock(place: Place) -> Iterator[int | None]:
     """A lock that the running stage inherits: it holds as long as any
     process of the stage lives.
     """
-    descriptor = os.open(place.stage_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(place.stage_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         end = time.monotonic() + PATIENCE
         waited = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from model_utils.errors import InputError
 from model_utils.files.outputs import Outputs, real, sidecar
 from model_utils.ranks.group import Group
-from model_utils.run.beginnings import resuming
+from model_utils.run.beginnings import resume_settings, resuming
 from model_utils.settings.declared import composed
 from model_utils.settings.options import ConvertOptions, TrainingOptions
 from model_utils.settings.options.common import CommonOptions
@@ -82,7 +82,7 @@ def of_run(options: TrainingOptions, outputs: Outputs, group: Group) -> Exported
 def _is_of_run_at(outputs: Outputs, options: TrainingOptions, path: Path) -> bool:
     """Whether the run that goes on at a place was to write this file."""
     stored = None if options.output.resume is None else resuming.newest_run(outputs.checkpoint)
-    named = None if stored is None else stored.config.get("output_safetensors")
+    named = None if stored is None else resume_settings.safetensors_of(stored.config, outputs)
     return named is not None and real(Path(named)) == real(path)
 
 

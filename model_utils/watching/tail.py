@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dataloader.errors import InputError
+
 Record = Mapping[str, Any]
 MARK = 4096  # bytes before the end of what was read, by which the file is known again
 LINE_BYTES = 2**22  # no record is longer: what is, is no line of a run
@@ -30,6 +32,9 @@ class Tail:
         """Read what has come.
 
         A last line without its end waits; what can be read no longer stays as it was.
+
+        Raises:
+            InputError: this user may not read the file.
         """
         try:
             with self.path.open("rb") as file:
@@ -39,6 +44,8 @@ class Tail:
                 self._take(file.read())
         except FileNotFoundError:
             self._forget()
+        except PermissionError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
         except OSError:  # a network file system that is away for a while
             return
 

@@ -23,6 +23,12 @@ def _extra_record(lines: list[bytes], known: int) -> bytes:
     return b"".join(lines) + lines[-1].replace(b'"step": 5', b'"step": 6')
 
 
+def _as_long(line: bytes, other: bytes) -> bytes:
+    """The same record with blanks, so that it has the bytes of a longer one."""
+    assert len(line) <= len(other)
+    return line[:-2].ljust(len(other) - 2) + b"}\n"
+
+
 EDITS: dict[str, Edit] = {
     "cut within the last line": lambda lines, known: b"".join(lines)[:-20],
     "cut within an earlier line": lambda lines, known: b"".join(lines)[: len(lines[0]) + 30],
@@ -30,6 +36,9 @@ EDITS: dict[str, Edit] = {
     "without its first line": lambda lines, known: b"".join(lines[1:]),
     "without a line, and longer than the checkpoint knows": lambda lines, known: b"".join(
         lines[1:] + [lines[-1].replace(b'"step": 5', b'"step": 6')] * 3
+    ),
+    "without a line, and a later one that ends where the checkpoint knows": lambda lines, known: (
+        b"".join(lines[1:]) + _as_long(lines[-1].replace(b'"step": 5', b'"step": 6'), lines[0])
     ),
     "a number made longer": lambda lines, known: b"".join(lines).replace(
         b'"lr": 0.01', b'"lr": 0.01000', 1
@@ -52,6 +61,7 @@ LOST = {  # indices of the lines that cannot be had again
     },
     **{
         "without a line, and longer than the checkpoint knows": {0},
+        "without a line, and a later one that ends where the checkpoint knows": {0},
         "emptied": set(range(6)),
         "removed": set(range(6)),
     },

@@ -477,6 +477,46 @@ def test_runs_of_an_experiment_have_safetensors_of_their_own(
     assert placed.running.output_safetensors == tmp_path / "a" / "best.safetensors"
 
 
+def test_a_copy_of_a_run_leaves_the_original_alone(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files outside of the folder that was copied are those of the run that is still there."""
+    first, copy, out = tmp_path / "first", tmp_path / "copy", tmp_path / "out"
+    out.mkdir()
+    place = ["--output_checkpoint", str(first), "--output_model", str(out / "best_model.pt")]
+    exported = ["--output_safetensors", str(out / "best.safetensors")]
+    assert train_mace.main([*words, *place, *exported, "--epochs", "1"]) == 0
+    shutil.copytree(first, copy)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    going_on = ["--input_model", str(copy), "--epochs", "2"]
+    assert resume.main(going_on) == 2
+    said = capsys.readouterr().err
+    assert f"is a copy of a run that is still at {first / 'first_checkpoint.pt'}" in said
+    assert resume.main([*going_on, "--output_model", str(copy / "own_model.pt")]) == 0
+    assert "best.safetensors is not written: it is of the run at" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert resume.main(["--input_model", str(first), "--epochs", "2", "--resume_best"]) == 0
+    assert "epoch 1, raw" in capsys.readouterr().out
+
+
+def test_safetensors_go_along_with_the_folder_of_their_run(
+    words: list[str], tmp_path: Path
+) -> None:
+    first, moved, again = tmp_path / "first", tmp_path / "moved", tmp_path / "again"
+    exported = ["--output_safetensors", str(first / "best.safetensors")]
+    place = ["--output_checkpoint", str(first)]
+    assert train_mace.main([*words, *place, *exported, "--epochs", "1"]) == 0
+    first.rename(moved)
+    before = (moved / "best.safetensors").read_bytes()
+    assert resume.main(["--input_model", str(moved), "--epochs", "3"]) == 0
+    assert (moved / "best.safetensors").read_bytes() != before
+    moved.rename(again)
+    assert resume.main(["--input_model", str(again), "--epochs", "4"]) == 0
+    assert not first.exists()
+    assert not moved.exists()
+
+
 # reproduce and diff
 
 

@@ -94,6 +94,7 @@ def seal(seal_file: Path, names: Sequence[str]) -> None:
             os.fsync(file.fileno())
             lines.append(_line(hashlib.file_digest(file, "sha256").hexdigest(), name))
     durable.write_text(seal_file, "".join(lines))
+    _close(seal_file)
 
 
 def keep(built: Path, place: Path) -> None:

@@ -58,11 +58,32 @@ def build(precision: str) -> ctypes.CDLL:
     compiler = _compiler()
     name = f"kernels-{precision}-{_key(compiler)}.so"
     try:
-        return _kept(compiler, precision, code_cache.private_folder(cache_folder()) / name)
+        folder = code_cache.private_folder(cache_folder())
+        _require_programs(folder)
+        return _kept(compiler, precision, folder / name)
     except OSError as error:
-        log.warning("the kernels of the fast step are compiled for this process alone: %s", error)
-    with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as folder:
-        return _loaded(_compiled(compiler, precision, Path(folder)))
+        log.warning(
+            "the kernels of the fast step are compiled for this process alone: %s; name another "
+            "place for them with XDG_CACHE_HOME",
+            error,
+        )
+    with tempfile.TemporaryDirectory(prefix="mace-pretrain-") as temporary:
+        try:
+            _require_programs(Path(temporary))
+        except OSError as error:
+            raise BuildError(f"{error}, and TMPDIR names no other place") from None
+        return _loaded(_compiled(compiler, precision, Path(temporary)))
+
+
+def _require_programs(folder: Path) -> None:
+    """Refuse a folder whose file system is mounted so that no code in it runs, before minutes are
+    spent on compiling.
+
+    Raises:
+        PermissionError: it is.
+    """
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise PermissionError(f"no program may run in {folder} (noexec)")
 
 
 def _kept(compiler: str, precision: str, library: Path) -> ctypes.CDLL:
@@ -170,7 +191,7 @@ def _compiled(compiler: str, precision: str, work: Path) -> Path:
     """
     start = time.monotonic()
     log.info(
-        "compiling the kernels of the fast step in %s, once for this machine: some ten seconds",
+        "compiling the kernels of the fast step in %s: some ten seconds",
         precision,
     )
     folder = Path(tempfile.mkdtemp(dir=work, prefix="build-"))
@@ -181,13 +202,17 @@ def _compiled(compiler: str, precision: str, work: Path) -> Path:
         list(pool.map(_run, ([*own, str(source), "-o", to] for source, to in objects.items())))
     # first without an OpenMP of its own: torch's is loaded, and two would wait
     # for each other's threads
+    reason: OSError | None = None
     for openmp in ([], ["-fopenmp"]):
         _run([compiler, "-shared", *objects.values(), "-o", str(library), *openmp])
-        with contextlib.suppress(OSError):
+        try:
             ctypes.CDLL(str(library))
-            log.info("compiled the kernels of the fast step in %.1f s", time.monotonic() - start)
-            return library
-    raise BuildError(f"what {compiler} makes of {FOLDER} does not load")
+        except OSError as error:
+            reason = error
+            continue
+        log.info("compiled the kernels of the fast step in %.1f s", time.monotonic() - start)
+        return library
+    raise BuildError(f"what {compiler} makes of {FOLDER} does not load: {reason}")
 
 
 def _sources() -> list[Path]:

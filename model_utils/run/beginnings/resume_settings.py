@@ -6,11 +6,12 @@ from typing import Any
 
 from model_utils.errors import InputError
 from model_utils.files import run_lock
-from model_utils.files.outputs import Outputs, checkpoints_in, sidecar
+from model_utils.files.outputs import Outputs, checkpoints_in, real, sidecar
 from model_utils.run.beginnings import replaying
 from model_utils.run.beginnings.continuation import Changes
 from model_utils.run.beginnings.resuming import newest_run
 from model_utils.run.beginnings.stored_run import StoredRun
+from model_utils.runtime import log
 from model_utils.settings import reading
 from model_utils.settings.declared import FIXED, MAY_CHANGE, names_of
 from model_utils.settings.options import (
@@ -74,6 +75,8 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
         for name, value in reading.as_plain(options).items()
         if name in settings_of_a_run and value is not None and value != []
     }
+    if given.keys().isdisjoint(("output_checkpoint", "output_model")):
+        _refuse_the_originals_model(stored, place)
     behind = {"epochs": stored.epoch, "max_steps": stored.step}
     for name, done in behind.items():
         if name in given and given[name] < done:
@@ -93,7 +96,7 @@ def train_options(options: ResumeOptions, stored: StoredRun) -> TrainOptions:
         "time_limit": None,
         "sync": None,  # a command that is stored is never run
         "output_checkpoint": str(place.checkpoint),
-        "output_safetensors": _in_its_folder(stored.config, place),
+        "output_safetensors": given.get("output_safetensors") or _safetensors(stored, place),
         "output_model": None
         if place == Outputs.named(place.checkpoint, None)
         else str(place.model),
@@ -129,10 +132,52 @@ def _named_anew(given: Mapping[str, Any]) -> dict[str, list[Any]]:
     return replaced
 
 
-def _in_its_folder(config: Mapping[str, Any], place: Outputs) -> str | None:
-    """Where the run's safetensors go: along with its folder, where they lie in it."""
+def _refuse_the_originals_model(stored: StoredRun, place: Outputs) -> None:
+    """Refuse to go on in a copy of a run whose best model, outside of the folder that was copied,
+    is still that of the original.
+
+    Raises:
+        InputError: naming both.
+    """
+    original = stored.original()
+    if original is None or place.model.parent == place.checkpoint.parent:
+        return
+    raise InputError(
+        f"{stored.path} is a copy of a run that is still at {original}, and whose best model is "
+        f"{place.model}, which the copy would replace; give the copy a place of its own with "
+        "--output_checkpoint, or another --output_model"
+    )
+
+
+def _safetensors(stored: StoredRun, place: Outputs) -> str | None:
+    """Where the run's safetensors go: along with its folder, where they lie in it; those of an
+    original stay as they are.
+    """
+    named = safetensors_of(stored.config, place)
+    original = stored.original()
+    if named is None or original is None or Path(named).parent == place.checkpoint.parent:
+        return named
+    log.warning(
+        "warning: %s is not written: it is of the run at %s, of which this is a copy; give the "
+        "copy another --output_safetensors",
+        *(named, original),
+    )
+    return None
+
+
+def safetensors_of(config: Mapping[str, Any], place: Outputs) -> str | None:
+    """Where the safetensors of a stored run lie: along with its folder, where they were in it.
+
+    Args:
+        config: settings of the run.
+        place: where it is now.
+    """
     named: str | None = config.get("output_safetensors")
-    if named is None or str(Path(named).parent) != str(config.get("output_checkpoint")):
+    written_at = config.get("output_checkpoint")
+    if named is None or not written_at:
+        return named
+    folder = Outputs.named(Path(written_at), None).checkpoint.parent
+    if real(Path(named).parent) != real(folder):
         return named
     return str(place.checkpoint.parent / Path(named).name)
 

@@ -9,7 +9,7 @@ import torch
 
 from model_utils.errors import VerificationError
 from model_utils.files.checkpoint import WeightsFile
-from model_utils.files.outputs import Outputs
+from model_utils.files.outputs import Outputs, previous_generation, real
 from model_utils.models.description import ModelDescription
 from model_utils.runtime import DTYPES
 
@@ -127,6 +127,21 @@ class StoredRun:
     def description(self) -> ModelDescription:
         """Structure of the network."""
         return self.file.description
+
+    def original(self) -> Path | None:
+        """The checkpoint of which this one is a copy, where the run that wrote it is still at its
+        place; None of a run that lies where it was written, or was moved.
+        """
+        written_at = self.config.get("output_checkpoint")
+        if not written_at:
+            return None
+        there = Outputs.named(Path(written_at), None).checkpoint
+        own = self.outputs().checkpoint
+        if real(there) == real(own) or not any(
+            path.exists() for path in (there, previous_generation(there))
+        ):
+            return None
+        return there
 
     def outputs(self) -> Outputs:
         """The places of its files, which may have been moved since it was written."""

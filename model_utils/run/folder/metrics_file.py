@@ -15,6 +15,8 @@ from dataloader.durable import NotWritten
 from model_utils.run.fit import FinalRecord, TrainRecord, ValidationRecord
 from model_utils.runtime import log
 
+LONGEST_RECORD = 2**22  # bytes
+
 
 class MetricsFile:
     """metrics.jsonl: one object per record; what depends on the clock or the machine stands
@@ -37,7 +39,7 @@ class MetricsFile:
         self._path = path
         self.mended = offset is not None and _mended(path, offset, step)
         self._descriptor = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
         )
         self._size = os.fstat(self._descriptor).st_size
         self._held = b""  # records that a full disk refused
@@ -177,7 +179,7 @@ def _mended(path: Path, offset: int, step: int) -> bool:
     The run saves at once when it was: the checkpoint's offset would cut the new
     file in the wrong place.
     """
-    if offset == 0 or (path.exists() and _ends_a_line(path, offset)):
+    if offset == 0 or (path.exists() and _is_as_left(path, offset, step)):
         return False
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     starts = itertools.accumulate((len(line) for line in lines), initial=0)
@@ -195,11 +197,21 @@ def _mended(path: Path, offset: int, step: int) -> bool:
     return True
 
 
-def _ends_a_line(path: Path, offset: int) -> bool:
-    """Whether a line of a file ends at an offset."""
+def _is_as_left(path: Path, offset: int, step: int) -> bool:
+    """Whether a line ends at an offset, which is not a record of later steps: lines of another
+    length may end there by chance.
+    """
     with path.open("rb") as file:
-        file.seek(offset - 1)
-        return file.read(1) == b"\n"
+        file.seek(max(offset - LONGEST_RECORD, 0))
+        before = file.read(min(offset, LONGEST_RECORD))
+    if len(before) < min(offset, LONGEST_RECORD) or not before.endswith(b"\n"):
+        return False
+    try:
+        record = json.loads(before.splitlines()[-1])
+    except (ValueError, RecursionError):
+        return False
+    of_step = record.get("step") if isinstance(record, dict) else None
+    return not isinstance(of_step, int) or of_step <= step
 
 
 def _is_of_the_past(line: bytes, start: int, offset: int, step: int) -> bool:

@@ -53,6 +53,21 @@ def structure_of(atoms: Atoms, facts: ModelFacts, head: str) -> Structure:
     return _with_inputs(structure, atoms, facts)
 
 
+def with_move_mask(atoms: Atoms) -> Atoms:
+    """A copy whose held atoms are said by the column ``move_mask``, as extended XYZ has
+    them, and by no constraint.
+    """
+    frame = atoms.copy()
+    held = [constraint.index for constraint in atoms.constraints]  # whole atoms alone are held here
+    if held:
+        is_held = np.zeros(len(atoms), dtype=bool)
+        for index in held:
+            is_held[index] = True
+        frame.arrays["move_mask"] = ~is_held
+    frame.set_constraint()
+    return frame
+
+
 def named(atoms: Atoms, fault: object) -> str:
     """A sentence on a fault of some atoms, with their formula."""
     return f"{atoms.get_chemical_formula()}: {fault}"

@@ -30,9 +30,10 @@ from model_utils.run.interruption import Interruption
 from model_utils.runtime import log
 from model_utils.settings.options import MdOptions
 from model_utils.simulation import ensembles, velocities
+from model_utils.simulation.atoms import with_move_mask
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.ensembles import ENSEMBLES, Conditions
-from model_utils.simulation.inputs import calculator_of, structures_of
+from model_utils.simulation.inputs import calculator_of, structure_at, structures_of
 from model_utils.simulation.journal import differences
 
 STATE = "state.json"
@@ -89,14 +90,9 @@ def _atoms(options: MdOptions, calculator: Calculator) -> Atoms:
         InputError: there are several and none is chosen, or not so many.
     """
     structures = structures_of(options.simulated, calculator, with_momenta=True)
-    if options.index is None and len(structures) > 1:
-        raise InputError(
-            f"the data hold {len(structures)} structures; say which moves with --index (from 0)"
-        )
-    index = options.index or 0
-    if index >= len(structures):
-        raise InputError(f"--index {index}, but the data hold {len(structures)} structures")
-    atoms = structures[index].atoms
+    chosen = structure_at(structures, options.index)
+    log.info("%s moves: %s", chosen.identifier, chosen.atoms.get_chemical_formula())
+    atoms = chosen.atoms
     if options.repeat:
         if len(options.repeat) != 3:
             raise InputError(f"--repeat takes three numbers, found {len(options.repeat)}")
@@ -182,6 +178,10 @@ class _Run:
                 raise InputError(f"{path} is there and not of a run in this folder; {ELSEWHERE}")
             path.unlink(missing_ok=True)
         self.integrator = self._integrator()
+        self._write_state()  # so that what is killed within its first save is known as ours
+        self._begin_files()
+
+    def _begin_files(self) -> None:
         csv.writer(self._rows, lineterminator="\n").writerow(COLUMNS)
         self._record()
 
@@ -203,6 +203,8 @@ class _Run:
                 f"{self.options.n_steps} counts in; give more, or {ELSEWHERE[5:]}"
             )
         log.info("goes on from step %d of %d", self.step, self.options.n_steps)
+        if self._sizes.table == 0:
+            self._begin_files()
 
     def _integrator(self) -> MolecularDynamics:
         conditions = Conditions(
@@ -260,8 +262,7 @@ class _Run:
             "volume_A3": atoms.get_volume() if is_periodic else None,
         }
         csv.writer(self._rows, lineterminator="\n").writerow([values[name] for name in COLUMNS])
-        frame = atoms.copy()
-        frame.set_constraint()
+        frame = with_move_mask(atoms)
         frame.info = {
             **atoms.info,  # inputs of the network
             "step": self.step,
@@ -277,6 +278,9 @@ class _Run:
         """Put rows and frames on the disk, and then the state that knows how long the files are."""
         self._sizes.table += _add(self.folder / TABLE, self._rows)
         self._sizes.trajectory += _add(self.folder / TRAJECTORY, self._frames)
+        self._write_state()
+
+    def _write_state(self) -> None:
         state = {
             "work": self.work,
             "step": self.step,
@@ -373,8 +377,10 @@ def _work(options: MdOptions, atoms: Atoms, calculator: Calculator) -> dict[str,
     if options.velocities == "data":
         content.update(np.ascontiguousarray(atoms.get_momenta()).tobytes())
         later["velocities"] = "data"
-    if options.ensemble == "npt":
-        later["degrees_of_freedom"] = ensembles.degrees_of_freedom("npt", atoms)
+    if options.ensemble == "npt" or (
+        ensembles.keeps_whole_at_rest(options.ensemble, atoms) and ensembles.is_near_a_line(atoms)
+    ):
+        later["degrees_of_freedom"] = ensembles.degrees_of_freedom(options.ensemble, atoms)
     return {
         "models": [potential.digest() for potential in calculator.potentials],
         "dtype": runtime.dtype_name(calculator.potentials[0].dtype),
@@ -408,7 +414,8 @@ def _cut(path: Path, size: int) -> None:
         raise InputError(
             f"{path} has {there} bytes, but {STATE} knows of {size}; give --overwrite to begin anew"
         )
-    os.truncate(path, size)
+    if there:
+        os.truncate(path, size)
 
 
 def _rows(path: Path) -> Mapping[str, np.ndarray]:

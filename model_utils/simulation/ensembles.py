@@ -127,6 +127,8 @@ def check(name: str, atoms: Atoms) -> None:
     Raises:
         InputError: saying why.
     """
+    if degrees_of_freedom(name, atoms) == 0:
+        raise InputError("all atoms of the structure are held fixed: nothing moves; free some")
     if not ENSEMBLES[name].needs_cell:
         return
     if not atoms.pbc.all():
@@ -149,14 +151,25 @@ def keeps_whole_at_rest(name: str, atoms: Atoms) -> bool:
 def degrees_of_freedom(name: str, atoms: Atoms) -> int:
     """Number of independent motions that have the temperature, (N atoms: 3 N,
     less those of the whole).
+
+    It is the same for every moment of a run: a molecule of three atoms on a line leaves it, and
+    rotates about three axes then.
     """
     if not keeps_whole_at_rest(name, atoms):
         return int(atoms.get_number_of_degrees_of_freedom())
     if atoms.pbc.any():
         return 3 * len(atoms) - 3
+    return 1 if len(atoms) == 2 else 3 * len(atoms) - 6
+
+
+def is_near_a_line(atoms: Atoms) -> bool:
+    """Whether atoms of a molecule lie nearly on a line. Runs of before had one motion more there,
+    as long as they did.
+    """
+    if len(atoms) < 3 or atoms.pbc.any():
+        return False
     moments = atoms.get_moments_of_inertia()
-    is_linear = moments.min() < 1e-3 * moments.max()
-    return max(3 * len(atoms) - (5 if is_linear else 6), 1)
+    return bool(moments.min() < 1e-3 * moments.max())
 
 
 def temperature_of(name: str, atoms: Atoms) -> float:

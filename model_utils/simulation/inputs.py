@@ -38,6 +38,7 @@ class NamedAtoms:
     atoms: Atoms
     identifier: str
     file: str
+    others_left_out: bool = False  # of its file, so that its place among those read is not its own
 
     def fingerprint(self) -> bytes:
         """What tells the structure from others."""
@@ -143,6 +144,44 @@ def structures_of(
     return structures
 
 
+def structure_at(structures: Sequence[NamedAtoms], index: int | None) -> NamedAtoms:
+    """The one of several structures that is asked for.
+
+    Args:
+        structures: of ``structures_of``.
+        index: its place in the data, counted from 0 with those that were left out.
+
+    Raises:
+        InputError: there is none there, or nothing says which.
+    """
+    if index is None:
+        if len(structures) > 1:
+            raise InputError(
+                f"the data hold {len(structures)} structures; say which moves with --index (from 0)"
+            )
+        return structures[0]
+    if not any(structure.others_left_out for structure in structures):
+        if index < len(structures):
+            return structures[index]
+        raise InputError(f"--index {index}, but the data hold {len(structures)} structures")
+    numbers = [
+        structure.identifier.rpartition("#")[2]
+        for structure in structures
+        if structure.file == structures[0].file
+    ]
+    if len(numbers) < len(structures) or not all(number.isdecimal() for number in numbers):
+        raise InputError(
+            f"--index {index} does not say which structure is meant, since others of the data are "
+            "left out; give a file that holds it alone"
+        )
+    if str(index) not in numbers:
+        raise InputError(
+            f"--index {index}: this structure is left out, or not there; there are "
+            f"{', '.join(numbers[:10])}"
+        )
+    return structures[numbers.index(str(index))]
+
+
 def _are_vectors(values: NDArray[np.generic], n_atoms: int) -> bool:
     """Whether an entry has three finite numbers for each atom."""
     is_of_numbers = values.shape == (n_atoms, 3) and values.dtype.kind in "iuf"
@@ -220,7 +259,10 @@ def _frame_number(structure: Structure) -> tuple[str, int]:
 
 def _named(source: Source, structure: Structure) -> NamedAtoms:
     return NamedAtoms(
-        atoms=atoms_of(structure), identifier=structure.identifier, file=str(source.path)
+        atoms=atoms_of(structure),
+        identifier=structure.identifier,
+        file=str(source.path),
+        others_left_out=bool(source.census.left_out),
     )
 
 

@@ -26,6 +26,7 @@ from model_utils.files.csv_cells import csv_text
 from model_utils.files.run_lock import held
 from model_utils.runtime import log
 from model_utils.settings.options import MinimizingOptions, RelaxOptions
+from model_utils.simulation.atoms import with_move_mask
 from model_utils.simulation.calculator import Calculator
 from model_utils.simulation.inputs import NamedAtoms, calculator_of, structures_of
 from model_utils.simulation.journal import Journal, Record
@@ -288,10 +289,7 @@ def frame_of(structure: NamedAtoms, record: Record) -> Atoms:
     """A structure as it ended, with what is known of it under names that no
     reader takes for labels.
     """
-    atoms = structure.atoms.copy()
-    if atoms.constraints:
-        atoms.arrays["move_mask"] = ~np.isin(np.arange(len(atoms)), atoms.constraints[0].index)
-    atoms.set_constraint()
+    atoms = with_move_mask(structure.atoms)
     atoms.set_cell(record["cell"])
     atoms.positions[:] = record["positions"]
     atoms.info["identifier"] = structure.identifier

@@ -42,7 +42,8 @@ def _take_whole_to_rest(atoms: Atoms, ensemble: str) -> None:
     if ensembles.keeps_whole_at_rest(ensemble, atoms):
         Stationary(atoms, preserve_temperature=False)
         if not atoms.pbc.any():
-            ZeroRotation(atoms, preserve_temperature=False)
+            with np.errstate(divide="ignore", invalid="ignore"):  # of atoms on a line
+                ZeroRotation(atoms, preserve_temperature=False)
 
 
 def give_velocities(

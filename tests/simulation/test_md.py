@@ -2,6 +2,7 @@
 says of a run is right.
 """
 
+import io
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.constraints import FixBondLengths, FixCartesian
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian
 from ase.io import read, write
 
 from model_utils import md, relax
@@ -366,3 +367,71 @@ def test_nvt_is_answered_with_what_keeps_a_temperature(
     words = ("--n_steps", 3, "--ensemble", "nvt")
     assert command(models[0], crystal, tmp_path / "out", *words) == 2
     assert "did you mean langevin, or nose_hoover?" in capsys.readouterr().err
+
+
+def test_a_molecule_on_a_line_has_one_temperature(models: list[Path], tmp_path: Path) -> None:
+    """It bends, and rotates about three axes then: in every row, and when the run goes on."""
+    line = Atoms("HOH", positions=[[-0.96, 0, 0], [0, 0, 0], [0.96, 0, 0]])
+    write(tmp_path / "line.xyz", line, format="extxyz")
+    words = ("--ensemble", "nose_hoover", "--timestep", 0.2, "--write_every", 1)
+    for folder, steps in (("whole", [60]), ("broken", [25, 60])):
+        for n_steps in steps:
+            given = (*words, "--n_steps", n_steps)
+            assert command(models[0], tmp_path / "line.xyz", tmp_path / folder, *given) == 0
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
+    rows = dynamics._rows(tmp_path / "whole" / "md.csv")
+    ratio = rows["temperature_K"] / rows["kinetic_energy_eV"]
+    np.testing.assert_allclose(ratio, 2 / (3 * units.kB), rtol=1e-9)
+
+
+def test_held_atoms_stay_held_where_a_trajectory_goes_on(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slab = kinds()["slab"]
+    slab.set_constraint([FixAtoms([0, 1]), FixAtoms([-1])])
+    write(tmp_path / "slab.traj", slab)
+    assert command(models[0], tmp_path / "slab.traj", tmp_path / "a", "--n_steps", 6) == 0
+    words = ("--index", 2, "--velocities", "data", "--n_steps", 6)
+    assert command(models[0], tmp_path / "a/trajectory.xyz", tmp_path / "b", *words) == 0
+    for frame in read(tmp_path / "b/trajectory.xyz", ":"):
+        np.testing.assert_allclose(frame.positions[[0, 1, -1]], slab.positions[[0, 1, -1]])
+    slab.set_constraint(FixAtoms(range(len(slab))))
+    write(tmp_path / "slab.traj", slab)
+    capsys.readouterr()
+    assert command(models[0], tmp_path / "slab.traj", tmp_path / "c", "--n_steps", 6) == 2
+    assert "all atoms of the structure are held fixed" in capsys.readouterr().err
+
+
+def test_an_index_counts_what_is_left_out(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ion, crystal, slab = (kinds()[name] for name in ("molecule", "crystal", "slab"))
+    ion.info["charge"] = 1
+    write(tmp_path / "in.xyz", [ion, crystal, slab], format="extxyz")
+
+    def moved(folder: str, *words: object, code: int = 0) -> str:
+        given = ("--drop_charged", "--n_steps", 1, *words)
+        assert command(models[0], tmp_path / "in.xyz", tmp_path / folder, *given) == code
+        return "".join(capsys.readouterr())
+
+    assert "in.xyz#1 moves: Al4" in moved("one", "--index", 1)
+    assert "in.xyz#2 moves: Al12" in moved("two", "--index", 2)
+    assert "--index 0: this structure is left out, or not there" in moved("0", "--index", 0, code=2)
+
+
+def test_killed_within_its_first_save_it_begins_again(
+    models: list[Path], crystal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(models[0], crystal, tmp_path / "whole", "--n_steps", 9) == 0
+    add = dynamics._add
+
+    def killed(path: Path, text: io.StringIO) -> int:
+        add(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dynamics, "_add", killed)
+    assert command(models[0], crystal, tmp_path / "broken", "--n_steps", 9) == 130
+    monkeypatch.undo()
+    assert (tmp_path / "broken" / "md.csv").exists()
+    assert command(models[0], crystal, tmp_path / "broken", "--n_steps", 9) == 0
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")

@@ -27,7 +27,7 @@ from model_utils.models.architecture import architecture_of
 from model_utils.models.formed import FormingError, forming_error
 from model_utils.models.network import predict
 from model_utils.models.sandbox import SandboxedObject, tensors_of
-from model_utils.runtime import DTYPES, log, start_log
+from model_utils.runtime import DTYPES, dtype_name, log, start_log
 from model_utils.settings.options import ConvertOptions
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative: forms sum in other orders
@@ -172,8 +172,11 @@ def _write(
         if ENERGY.name in expected
         else " and ".join(f"{name}s" for name in expected)
     )
+    dtype = next(loaded.module.parameters()).dtype
+    rounded = "" if dtype == loaded.file.dtype else f", in {dtype_name(dtype)},"
     log.info(
-        "wrote %s: %s of a cluster and a crystal are the source's to %.2g", output, what, deviation
+        "wrote %s: %s of a cluster and a crystal are the source's%s to %.2g",
+        *(output, what, rounded, deviation),
     )
 
 

@@ -5,6 +5,7 @@ run, no file is mixed.
 import errno
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import pytest
 
 from conftest import HANGING, pausing, wait_until
 from dataloader import durable
-from model_utils import api, finetune, resume, train_mace
+from model_utils import api, evaluate, finetune, resume, train_mace
 from model_utils.errors import InputError
 from model_utils.files import run_lock
 from model_utils.files.held_folder import HeldFolder
@@ -351,3 +352,37 @@ def test_a_checkpoint_is_read_once(
     train("run")
     monkeypatch.delattr(resuming, "_sha256")
     assert resume.main(["--input_model", str(tmp_path / "run"), "--epochs", "3"]) == 0
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_files_have_the_mode_of_the_umask(
+    umask: int, material: Path, tmp_path: Path, quick_build: None
+) -> None:
+    """So that a group shares a run, or nobody does."""
+    before = os.umask(umask)
+    try:
+        place = ("--tensorboard", "--output_checkpoint", tmp_path / "run")
+        assert train_mace.main(words_of(material, *place)) == 0
+    finally:
+        os.umask(before)
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in (tmp_path / "run").iterdir()
+        if path.is_file()
+    }
+    assert len(modes) >= 7
+    assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
+def test_what_this_user_may_not_read_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a colleague's closed folder; root, who runs tests too, may read all."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/home/her/closed/run_model.pt")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model_utils.model_loader.weights_file", refused)
+        words = ["--input_model", "/home/her/closed/run_model.pt", "--data", "x.xyz"]
+        assert evaluate.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: /home/her/closed/run_model.pt: Permission denied for this user")

@@ -259,6 +259,39 @@ def test_what_is_under_way_is_finished_and_saved(
         assert differences(outputs_of(tmp_path / "whole"), outputs_of(tmp_path / "stopped")) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP])
+def test_other_words_for_an_end(
+    number: signal.Signals, begin: Callable[..., Child], quick_build: None, tmp_path: Path
+) -> None:
+    """Of a scheduler, of a limit of CPU time, which says so every second, of a closed terminal."""
+    meeting = Meeting(tmp_path)
+    child = begin("stopped", lambda patch: in_a_step(patch, meeting))
+    child.until(meeting.reached.exists, "the step")
+    child.send(number, "process")
+    if number == signal.SIGXCPU:
+        time.sleep(2 * interruption.ONE_DELIVERY)
+        child.send(number, "process")
+    meeting.over.touch()
+    assert child.wait() == 75
+    assert (tmp_path / "stderr").read_text().startswith(f"stopped: {number.name}: saved at step ")
+
+
+def test_a_closed_terminal_is_nothing_to_nohup(
+    begin: Callable[..., Child], quick_build: None, tmp_path: Path
+) -> None:
+    meeting = Meeting(tmp_path)
+
+    def deaf(patch: pytest.MonkeyPatch) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        in_a_step(patch, meeting)
+
+    child = begin("whole", deaf)
+    child.until(meeting.reached.exists, "the step")
+    child.send(signal.SIGHUP, "group")
+    meeting.over.touch()
+    assert child.wait() == 0
+
+
 class Clock:
     """Stands in for ``time`` where a run looks whether it is asked to stop; goes
     on when it is told to.

@@ -16,7 +16,10 @@ __all__ = [
     "VerificationError",
     "cannot_write",
 ]
-OTHER_PLACE = "give another --output_checkpoint or --output_model"
+OTHER_PLACE = (
+    "give another --output_checkpoint or --output_model, or --run_dir; somebody else's run goes on "
+    "at a place of yours with resume.py --input_model THEIRS --output_checkpoint YOURS"
+)
 
 
 class VerificationError(Exception):

@@ -6,14 +6,15 @@ no device and no order of calls, so it works where the others wait in a sum.
 """
 
 import json
+import logging
 import os
 import resource
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from torch.distributed import DistError, DistStoreError, PrefixStore, Store, TCPStore
@@ -22,8 +23,10 @@ from dataloader.errors import InputError
 from model_utils.ranks.ending import ended_by_signals
 from model_utils.ranks.rank import Rank
 
+log = logging.getLogger("mace_pretrain")  # the one that commands configure
 FOR_EVER = timedelta(days=365)
 TO_COME = timedelta(minutes=10)  # until all processes are there
+TO_SAY = 15.0  # s of waiting, after which it is said
 TO_LEAVE = timedelta(seconds=20)
 SLICE = timedelta(seconds=0.5)  # of a wait
 TO_HEAR = 2.0  # s in which the others learn why a run ends
@@ -31,6 +34,27 @@ TO_BE_HEARD = 1.0  # s in which the others are given time to hear this one
 TO_END = 0.2  # s for a process to end by itself where another has failed
 TO_SAVE = 20.0  # s for the first process, which saves before it ends
 FAILED = "failed"
+
+
+@contextmanager
+def _said_if_long(rank: Rank) -> Iterator[None]:
+    """Say for whom a process waits, where that is long: variables of a launcher may be left over
+    from something else.
+    """
+    said = threading.Timer(
+        TO_SAY,
+        lambda: log.warning(
+            "%s waits for the others at %s:%d (of %d processes, as RANK and WORLD_SIZE or SLURM's "
+            "variables say), for up to %d minutes",
+            *(rank, rank.address, rank.port, rank.size, TO_COME.seconds // 60),
+        ),
+    )
+    said.daemon = True
+    said.start()
+    try:
+        yield
+    finally:
+        said.cancel()
 
 
 class Control:
@@ -66,9 +90,10 @@ class Control:
     def _connected(self, *, holds: bool) -> Store:
         rank = self.rank
         try:
-            store = TCPStore(
-                rank.address, rank.port, None, holds, timeout=TO_COME, wait_for_workers=False
-            )
+            with _said_if_long(rank):
+                store = TCPStore(
+                    rank.address, rank.port, None, holds, timeout=TO_COME, wait_for_workers=False
+                )
         except (DistError, RuntimeError) as error:
             what = "offer" if holds else "reach"
             raise InputError(
@@ -89,7 +114,8 @@ class Control:
         self.store.set(f"here/{self.rank.number}", socket.gethostname())
         names = [f"here/{number}" for number in range(self.rank.size)]
         try:
-            self.store.wait(names, TO_COME)
+            with _said_if_long(self.rank):
+                self.store.wait(names, TO_COME)
         except (DistError, RuntimeError):
             absent = [number for number, name in enumerate(names) if not self.store.check([name])]
             raise InputError(

@@ -20,6 +20,7 @@ from ase.io import write
 from ase.md.md import MolecularDynamics
 
 from dataloader import durable, input_files, plain_json
+from dataloader.durable import NotWritten
 from dataloader.errors import InputError
 from dataloader.labels import CHARGE_NAMES, SPIN_NAMES
 from dataloader.progress import ProgressBar
@@ -396,10 +397,13 @@ def _add(path: Path, text: io.StringIO) -> int:
     data = text.getvalue().encode()
     text.seek(0)
     text.truncate()
-    with path.open("ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise NotWritten(path, len(data), error) from None
     return len(data)
 
 

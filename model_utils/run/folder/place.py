@@ -81,13 +81,18 @@ def _made(outputs: Outputs) -> Iterator[None]:
     Not the folders above them, in which other runs may be making theirs.
     """
     new = {f for f in (outputs.checkpoint.parent, outputs.model.parent) if not f.exists()}
+    made: dict[Path, int] = {}
     try:
-        outputs.make_folders()
+        try:
+            outputs.make_folders()
+        finally:
+            made = {folder: folder.stat().st_ino for folder in new if folder.exists()}
         yield
     finally:
-        for folder in sorted(new, key=lambda f: len(f.parts), reverse=True):
+        for folder in sorted(made, key=lambda f: len(f.parts), reverse=True):
             with suppress(OSError):  # it is not empty, or was moved
-                folder.rmdir()
+                if folder.stat().st_ino == made[folder]:  # and not of somebody who came after
+                    folder.rmdir()
 
 
 @contextmanager

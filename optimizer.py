@@ -428,22 +428,3 @@ class Schedule:
         if self.kind.has_end:
             return lowest + (base - lowest) * factor if factor < 1.0 else base
         return max(base * factor, lowest)
-
-
-def scheduler_step(schedule: Schedule) -> Callable[..., None]:
-    """The closure the loop calls without knowing the kind of schedule.
-
-    ``scheduler_step()`` after each optimizer step, ``scheduler_step(epoch_done=True)``
-    after each epoch, and ``scheduler_step(loss)`` after each validation; a schedule acts on
-    the call it is made for.
-    """
-
-    def step(val_loss: float | None = None, *, epoch_done: bool = False) -> None:
-        if val_loss is not None:
-            schedule.after_validation(val_loss)
-        elif epoch_done:
-            schedule.after_epoch()
-        else:
-            schedule.after_step()
-
-    return step

@@ -224,9 +224,6 @@ class _PlanSampler(Sampler[NDArray[np.int64]]):
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         return iter(self.plan)
 
-    def __len__(self) -> int:
-        return len(self.plan)
-
 
 class _Fetch:
     """Makes one batch, or says why it cannot be made."""
@@ -237,9 +234,6 @@ class _Fetch:
         self.dataset = dataset
         self.prepare = prepare
         self.in_one_buffer = in_one_buffer
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch | BatchBuffer | Fault:
         try:

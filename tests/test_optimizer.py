@@ -15,7 +15,6 @@ from optimizer import (
     ScheduleSettings,
     build_optimizer,
     parameter_groups,
-    scheduler_step,
 )
 
 
@@ -80,15 +79,14 @@ def test_decay_shrinks_only_the_decaying_group() -> None:
 def rates(settings: ScheduleSettings, n: int, *, losses: list[float] | None = None) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = Schedule(optimizer, settings)
-    step = scheduler_step(schedule)
     found = [schedule.rate()]
     for i in range(n):
         if losses is not None:
-            step(losses[i])
+            schedule.after_validation(losses[i])
         elif settings.unit == "step":
-            step()
+            schedule.after_step()
         else:
-            step(epoch_done=True)
+            schedule.after_epoch()
         found.append(schedule.rate())
     return found
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dataloader import plain_json
 from dataloader.errors import RowError
 from dataloader.limits import ROW_SPARE_BYTES, ROW_UNFOLDING
+from dataloader.lmdb_shards.pickle_scanner import printable
 
 MAX_BYTES = 64 * 2**20  # of a row, packed or unpacked
 _MAX_ITEMS = 2**21  # values of a row; each costs up to 64 bytes once parsed. 10⁴ atoms have 10⁵
@@ -90,7 +91,7 @@ def _equal(first: object, second: object) -> bool:
 
 
 def _short(value: object) -> str:
-    return _printable(str(value).replace("\n", " "))[:40]
+    return printable(str(value).replace("\n", " "))[:40]
 
 
 def plain(data: bytes) -> object:
@@ -121,7 +122,7 @@ def from_json(text: bytes) -> object:
     except (MemoryError, RecursionError) as error:
         raise RowError(f"row cannot be unfolded ({type(error).__name__})") from None
     except Exception as error:  # JSON, UTF-8, numbers of 5,000 digits: no common class
-        raise RowError(f"damaged JSON ({type(error).__name__}: {_printable(str(error))})") from None
+        raise RowError(f"damaged JSON ({type(error).__name__}: {printable(str(error))})") from None
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -130,7 +131,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(values) < len(pairs):
         repeated = plain_json.repeated([name for name, _ in pairs])
         shown = " and ".join(_short(value) for name, value in pairs if name == repeated)[:120]
-        raise RowError(f"{_printable(repeated)} is there twice in the row, {shown}; remove one")
+        raise RowError(f"{printable(repeated)} is there twice in the row, {shown}; remove one")
     return values
 
 
@@ -142,7 +143,7 @@ def _unpacked(data: bytes) -> bytes:
     try:
         text = stream.decompress(data, most)
     except zlib.error as error:
-        raise RowError(f"damaged zlib stream ({_printable(str(error))})") from None
+        raise RowError(f"damaged zlib stream ({printable(str(error))})") from None
     if stream.unconsumed_tail:
         raise RowError(f"row unfolds to too much (more than {most} bytes out of {len(data)})")
     if not stream.eof:
@@ -170,7 +171,7 @@ def _array(stored: object) -> NDArray[np.generic]:
         case _:
             raise RowError("__ndarray__ is not [shape, dtype, values]")
     if dtype not in DTYPES:
-        raise RowError(f"__ndarray__ of dtype {_printable(dtype)} is not allowed")
+        raise RowError(f"__ndarray__ of dtype {printable(dtype)} is not allowed")
     if len(shape) > _MAX_NDIM or not all(type(n) is int and 0 <= n <= _MAX_ITEMS for n in shape):
         raise RowError(f"__ndarray__ has no shape of at most {_MAX_NDIM} numbers")
     if math.prod(shape) != len(flat):
@@ -227,7 +228,3 @@ def _hold(held: NDArray[np.bool_], name: str, arguments: Mapping[str, object]) -
     if mask.shape != (3,) or mask.dtype.kind not in "biu":
         raise RowError(f"the mask of {name} is not three of true and false")
     held[indices] |= mask.astype(bool)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:120])

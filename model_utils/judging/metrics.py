@@ -104,10 +104,6 @@ def _of_successful(
     return lambda judgement: [answer(judged) for judged in judgement.successful]
 
 
-def _all_three(judged: Judged) -> bool | None:
-    return judged.all_three()
-
-
 def _valid(judged: Judged) -> bool | None:
     if judged.valid_composition is None:
         return None

@@ -32,7 +32,6 @@ from model_utils.run.memory import naming
 from model_utils.run.step import StepResult, loss_and_gradients
 from model_utils.run.steps import Step, Steps
 from model_utils.run.train_state import Tally, TrainState
-from optimizer import scheduler_step
 
 CHECK_EVERY_ON_GPU = 32  # steps between looks at the losses: a look waits for the GPU
 FIRST_RETRY = 30.0  # s until a save that failed is tried again, doubled each time up to
@@ -161,7 +160,6 @@ class _Run:
         self.data = data
         self.plan = plan
         self.hooks = hooks
-        self.scheduler_step = scheduler_step(state.schedule)
         self.unchecked: list[tuple[Tensor, NDArray[np.int64]]] = []
         self.check_every = CHECK_EVERY_ON_GPU if state.device.type == "cuda" else 1
         self.saved_at = time.monotonic()
@@ -290,7 +288,7 @@ class _Run:
         progress.samples += len(step.members)
         if progress.rate is not None:
             progress.rate = state.schedule.rate()
-        self.scheduler_step()
+        self.state.schedule.after_step()
 
     def _remember(self, result: StepResult, norm: Tensor, members: NDArray[np.int64]) -> None:
         """Keep loss and norm to be looked at; on a CPU at once, before the weights are touched."""
@@ -333,7 +331,7 @@ class _Run:
         progress.epoch += 1
         progress.steps_in_epoch = 0
         self.state.tally = Tally.empty(self.state.device)
-        self.scheduler_step(epoch_done=True)
+        self.state.schedule.after_epoch()
         last = progress.epoch == self.plan.epochs
         # weights that were judged when a run was stopped behind the last step of the epoch
         is_judged = progress.validated_step == progress.step
@@ -363,7 +361,7 @@ class _Run:
         if judge:
             progress.validated_step = progress.step
             progress.waited = 0 if best else progress.waited + 1
-            self.scheduler_step(score)
+            state.schedule.after_validation(score)
         if best:
             progress.best_loss = score
             progress.best_epoch = progress.epoch

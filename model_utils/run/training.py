@@ -12,11 +12,11 @@ from model_utils.files.outputs import Outputs
 from model_utils.models.versions import code_version
 from model_utils.ranks.group import Group
 from model_utils.run import announcement, assemble, closing, objective, rehearsal, replicas, spread
-from model_utils.run.advice import idle_settings, loss_advice, uncounted
+from model_utils.run.advice import copies, idle_settings, loss_advice, uncounted
 from model_utils.run.advice.crowding import Crowding
 from model_utils.run.assemble import AssembledRun
 from model_utils.run.beginnings.beginning import Beginning
-from model_utils.run.data import copies, shared_indexing
+from model_utils.run.data import counted, shared_indexing
 from model_utils.run.data.data_identity import data_identity
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.fit import fit
@@ -60,7 +60,7 @@ def train_in_place(
     data = beginning.data(options, dtype)
     units = spread.units_of(options, data.train, beginning.loss_units)
     announcement.announce_objective(options, units)
-    uncounted.require_weights(options, data)
+    counted.require_weights(options, data)
     loss_advice.advise(options, data.train)
     if group.rank.is_first:
         copies.warn_of_copies(data)

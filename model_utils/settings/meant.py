@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from dataloader.letters import letters_of
 from model_utils.settings.synonyms import ANSWERS, SYNONYMS
 
 
@@ -28,10 +29,10 @@ def known_word(word: str, names: Sequence[str]) -> str | None:
         A name of the command's, or a sentence where no flag does it; None where
         the word is not known.
     """
-    by_letters = {_letters(name): name for name in names}
+    by_letters = {letters_of(name): name for name in names}
     for spelling in (word, word.removeprefix("no_")):
-        if _letters(spelling) in by_letters:
-            return by_letters[_letters(spelling)]
+        if letters_of(spelling) in by_letters:
+            return by_letters[letters_of(spelling)]
         if (known := _of_the_table(spelling.lower(), names)) is not None:
             return known
     return None
@@ -51,7 +52,3 @@ def nearest(word: str, names: Sequence[str]) -> str | None:
 def _of_the_table(word: str, names: Sequence[str]) -> str | None:
     theirs = next((name for name in OURS_FOR.get(word, ()) if name in names), None)
     return theirs or ANSWERS.get(word)
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -59,7 +59,7 @@ def from_plain(kind: type[Options], settings: Mapping[str, Any], source: Path) -
     Raises:
         InputError: a value is not allowed.
     """
-    given = {name: _without_none(value) for name, value in _not_by_default(kind, settings)}
+    given = {name: without_none(value) for name, value in _not_by_default(kind, settings)}
     # an option that is not set has its default, which the parser takes by no other word
     set_values = {name: value for name, value in given.items() if value is not None and value != []}
     parsed = _parsed(kind, [], set_values, source)
@@ -80,9 +80,10 @@ def _not_by_default(kind: type, settings: Mapping[str, Any]) -> Iterator[tuple[s
             yield name, value
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """A plain value of an option, with entries that are not set left out of its parts."""
     if isinstance(value, list):
-        return [_without_none(item) for item in value]
+        return [without_none(item) for item in value]
     if isinstance(value, Mapping):
         return {name: item for name, item in value.items() if item is not None}
     return value

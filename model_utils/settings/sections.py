@@ -23,7 +23,6 @@ SECTIONS = ("model", "dataset", "train", *OF_TEMPLATES)
 SCHEDULE = "scheduler"
 CUTOFF = "graph_cutoff_angstrom"  # of the section dataset
 SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # which YAML takes for text
-OF_THE_FILE = ("seed", "dtype")  # keys of the section model that are no fields of the network
 
 
 @dataclass(frozen=True, kw_only=True)

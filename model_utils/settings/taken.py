@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
+from dataloader.letters import letters_of
 from model_utils.settings.synonyms import NO_MIXED_PRECISION
 from model_utils.settings.table_names import NamesOf
 
@@ -101,8 +102,8 @@ def _class_named(value: Any) -> str:
     """A class of networks as its table names it; a name that it lacks
     stays, and is judged later.
     """
-    by_letters = {_letters(name): name for name in CLASSES.names()} | USUAL_CLASS
-    return by_letters.get(_letters(str(value)), str(value))
+    by_letters = {letters_of(name): name for name in CLASSES.names()} | USUAL_CLASS
+    return by_letters.get(letters_of(str(value)), str(value))
 
 
 def _own_names(asked: Asked) -> Mapping[str, str]:
@@ -164,9 +165,9 @@ def precision(asked: Asked) -> Mapping[str, Any]:
 
 def loss(asked: Asked) -> Mapping[str, Any]:
     """A whole loss of ours, or the shape of all terms, in any spelling: mse, MSELoss, mse_loss."""
-    letters = _letters(str(asked.value)).removesuffix("loss")
-    whole = {_letters(name): name for name in LOSSES.names()}
-    shapes = {_letters(name): name for name in SHAPES.names()}
+    letters = letters_of(str(asked.value)).removesuffix("loss")
+    whole = {letters_of(name): name for name in LOSSES.names()}
+    shapes = {letters_of(name): name for name in SHAPES.names()}
     if letters in whole:
         return {"loss": whole[letters]}
     if letters not in shapes:
@@ -345,7 +346,3 @@ def _numbers(value: Any, n: int) -> list[float] | None:
         return [float(v) for v in value if not isinstance(v, bool)]
     except (TypeError, ValueError):
         return None
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())

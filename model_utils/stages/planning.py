@@ -157,16 +157,8 @@ def settings_text(options: Any) -> str:
     kind: Any = type(options)
     defaults = {option.name: option.default for option in declared(kind)}
     plain = {
-        name: _without_none(value)
+        name: reading.without_none(value)
         for name, value in reading.as_plain(options).items()
         if name != "config" and value not in (None, []) and value != defaults[name]
     }
     return str(yaml.safe_dump(plain, allow_unicode=True, sort_keys=True))
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    if isinstance(value, dict):
-        return {name: item for name, item in value.items() if item is not None}
-    return value

@@ -1,1 +1,1 @@
-"""What the commands do that do not train: describe, check, pack, inspect and convert, judge."""
+"""What the commands do: a whole run, descriptions, checks, conversions, comparisons."""

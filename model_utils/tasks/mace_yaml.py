@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dataloader import input_files, plain_json
 from dataloader.errors import InputError
+from dataloader.letters import letters_of
 from dataloader.limits import MODEL_JSON_BYTES
 from model_utils.runtime import log
 from model_utils.settings import plain_yaml
@@ -289,19 +290,15 @@ def _refuse_misspelt(settings: Mapping[str, Any], path: Path) -> None:
         InputError: naming the nearest.
     """
     theirs = [*MACE_SETTINGS, *OF_DATA, "model", "num_channels", "max_L"]
-    by_letters = {_letters(name): name for name in theirs}
+    by_letters = {letters_of(name): name for name in theirs}
     ours = {field: name for name, field in MACE_SETTINGS.items()}
     for key in map(str, settings):
         if key in theirs or is_known(key):
             continue
-        near = get_close_matches(_letters(key), by_letters, n=1)
+        near = get_close_matches(letters_of(key), by_letters, n=1)
         name = ours.get(key) or (by_letters[near[0]] if near else None)
         if name is not None:
             raise InputError(
                 f"{path}: mace_run_train has no {key!r}; did you mean {name}? if "
                 "not, remove the line"
             )
-
-
-def _letters(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())

@@ -55,6 +55,7 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Said:
         ("--stage_two_lr 0.5", "--stage_two_lr is given and --stage_two is not"),
         ("--stage_two_energy_weight 7", "--stage_two_energy_weight is given and --stage_two"),
         ("--stage_two --stage_two_energy_weight 7 --epochs 4", None),
+        ("--stage_two --lr 1e-4 --epochs 4", "--stage_two_lr 0.001, a higher rate than --lr"),
         (
             "--stage_two --stage_two_energy_weight 7 --loss forces_only --epochs 4",
             "--stage_two_energy_weight 7 changes nothing: --loss forces_only has no weight of the "
@@ -140,8 +141,8 @@ def test_weights_that_are_all_zero_are_refused(said: Said) -> None:
     nothing = weighing(waters(4), config_weight=0.0)
     assert "nothing would be learned" in said(train=nothing, code=2)
     assert "nothing would be learned" in said("--config_type_weights", "Default=0", code=2)
-    assert "no model the best" in said(valid=nothing, code=2)
-    said("--best_metric", "forces_rmse", valid=nothing)
+    assert "no model would be the best" in said(valid=nothing, code=2)
+    assert "nothing is judged" in said("--best_metric", "forces_rmse", valid=nothing, code=2)
     said(train=[*nothing, *waters(1)], valid=[*nothing, *waters(1)])
     of_energy = weighing(waters(4), config_energy_weight=0.0)
     said(train=of_energy)

@@ -1,5 +1,7 @@
 """Networks that people ask for and that cannot be had here, each with its reason."""
 
+from dataloader.letters import letters_of
+
 E3NN = "mace-torch 0.3.16 needs e3nn 0.4.4, and {} a later one; they cannot be installed together"
 
 NOT_HERE: dict[str, str] = {  # letters of its name: why
@@ -25,8 +27,8 @@ NOT_HERE: dict[str, str] = {  # letters of its name: why
 }
 
 
-def why_not_here(name: object) -> str | None:
+def why_not_here(name: str) -> str | None:
     """Why a network of this name, in any spelling of cases, spaces and dashes, is not
     offered; None: not known.
     """
-    return NOT_HERE.get("".join(letter for letter in str(name).lower() if letter.isalnum()))
+    return NOT_HERE.get(letters_of(name))

@@ -1,5 +1,5 @@
-"""What is said of a loss that may not be what its user takes it for: default weights in
-other units, unused labels.
+"""What is said of a loss, and of its second stage, that may not be what its user takes it for:
+default weights in other units, unused labels, what mace-torch has otherwise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,6 +33,8 @@ def advise(options: TrainingOptions, train: Dataset) -> None:
             log.warning("warning: --loss_units %s: %s", options.loss.loss_units, text)
     for text in _stage_two_of_mace(options):
         log.info(text)
+    for text in _faster_stage_two(options):
+        log.warning("warning: %s", text)
     if stress_is_chosen(options.loss) or not any(
         source.census.has_label(STRESS.name) for source in train.sources
     ):
@@ -67,6 +69,17 @@ def _stage_two_of_mace(options: TrainingOptions) -> Iterator[str]:
         yield (
             f"stage two has the stress weight of stage one, {weight:g}; mace-torch has "
             f"{STRESS_OF_STAGE_TWO:g} there unless it is given: --stage_two_stress_weight"
+        )
+
+
+def _faster_stage_two(options: TrainingOptions) -> Iterator[str]:
+    """That the second stage begins with a higher rate, as after a fine-tuning's low one."""
+    second = options.stage_two
+    is_own = second.stage_two and not options.running.stage_two_follows_schedule
+    if is_own and second.stage_two_lr > options.optimizer.lr:
+        yield (
+            f"stage two begins with --stage_two_lr {second.stage_two_lr:g}, a higher rate than "
+            f"--lr {options.optimizer.lr:g} of stage one; a second stage is usually slower"
         )
 
 

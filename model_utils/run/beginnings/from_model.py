@@ -14,7 +14,6 @@ from model_utils import model_loader
 from model_utils.files.outputs import Outputs
 from model_utils.models.description import ModelDescription, parse
 from model_utils.ranks.group import Group
-from model_utils.run.advice import uncounted
 from model_utils.run.beginnings import finetuning, new_energies, replaying, resuming
 from model_utils.run.beginnings.beginning import (
     Beginning,
@@ -23,7 +22,7 @@ from model_utils.run.beginnings.beginning import (
     refuse_other_files,
 )
 from model_utils.run.beginnings.finetuning import Origin
-from model_utils.run.data import data_log, open_data
+from model_utils.run.data import counted, data_log, open_data
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.interruption import Interruption
 from model_utils.settings.options import FinetuneOptions, TrainOptions
@@ -69,7 +68,7 @@ class FromModel(NewRun):
             data = self.origin.data.with_facts(facts)
         else:
             data = open_data.training_data(options, facts, dtype, options.run.seed)
-        uncounted.require_structures(
+        counted.require_structures(
             set(self.description.heads) - set(self.origin.source.description.heads), data
         )
         return data

@@ -41,10 +41,21 @@ def parsed_values(
         values: dict[str, Any] | None = app(list(argv), exit_on_error=False, print_error=False)
     except MissingArgumentError as error:
         name = error.argument.name if error.argument is not None else "an option"
-        raise InputError(f"{name} is missing; see --help") from None
+        raise InputError(_missing(name, argv)) from None
     except CycloptsError as error:
         raise InputError(_one_line(error, source)) from None
     return values
+
+
+def _missing(name: str, argv: Sequence[str]) -> str:
+    """What to say of a required option without a value."""
+    after = argv[argv.index(name) + 1 :] if name in argv else []
+    if after and after[0].startswith("-") and not after[0].startswith("--"):
+        return (
+            f"{name}: the value {after[0]} begins with a dash, as flags do; write {name}="
+            f"{after[0]}, or ./{after[0]} for a file"
+        )
+    return f"{name} is missing; see --help"
 
 
 def _looked_for(kind: type, argv: Sequence[str], settings: Mapping[str, Any]) -> list[Option]:

@@ -13,7 +13,7 @@ from model_utils.run.log_lines import milli
 from model_utils.watching.status import Status, duration, number
 from model_utils.watching.tail import Record
 
-BAR = 40  # columns
+BAR = 34  # columns, so that a terminal of 40 holds the share too
 
 
 def view(statuses: Sequence[tuple[str, Status]]) -> RenderableType:
@@ -27,11 +27,11 @@ def _run(name: str, status: Status) -> Iterator[RenderableType]:
     if status.share_done is not None:
         yield Text(_bar(status.share_done))
     yield Text(_progress(status))
+    for warning in status.warnings:  # a low terminal cuts off what is last
+        yield Text(f"warning: {printable(warning)}", style="yellow")
     errors = _errors(status)
     if errors is not None:
         yield errors
-    for warning in status.warnings:
-        yield Text(f"warning: {printable(warning)}", style="yellow")
 
 
 def _state(status: Status) -> str:
@@ -43,7 +43,7 @@ def _state(status: Status) -> str:
 
 
 def _bar(share: float) -> str:
-    """Done and to do, in a line of 40 columns; no more than is done is filled."""
+    """Done and to do, in one line; no more than is done is filled."""
     filled = int(BAR * share)
     return f"{'█' * filled}{'░' * (BAR - filled)} {int(100 * share)} %"
 

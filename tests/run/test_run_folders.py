@@ -711,3 +711,8 @@ def test_secrets_are_not_kept(case: str) -> None:
 
 def test_a_command_among_the_settings_is_not_kept() -> None:
     assert run_record.kept({"sync": "rsync here there", "lr": 0.1}) == {"lr": 0.1}
+
+
+def test_a_job_whose_name_is_a_path_makes_none() -> None:
+    record = {"job": "../../x y", "task": None, "created": "2026-01-01T00:00:00+00:00"}
+    assert run_folders._id(record) == "jobx-y"

@@ -497,3 +497,13 @@ def test_a_yaml_of_mace_is_one_sentence(tmp_path: Path) -> None:
 def test_schedules_by_torchs_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean plateau"):
         reading.parse(TrainOptions, ["--scheduler", "ReduceLROnPlateau"])
+
+
+def test_a_value_that_begins_with_a_dash_is_not_called_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--input_json", "a.json", "--train_file", "t.xyz", "--output_checkpoint", "-runs"]
+    assert train_mace.main(words) == 2
+    said = capsys.readouterr().err
+    assert "the value -runs begins with a dash, as flags do" in said
+    assert "write --output_checkpoint=-runs" in said

@@ -7,6 +7,7 @@ which is requeued finds its own; a task of an array has its own too, and takes n
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -309,5 +310,6 @@ def _made(experiment: Path, record: Mapping[str, Any], *, dry_run: bool) -> Path
 def _id(record: Mapping[str, Any]) -> str:
     """Name of the folder: job and task where there is a scheduler, else the time."""
     if record["job"]:
-        return f"job{record['job']}" + (f"_{record['task']}" if record["task"] is not None else "")
+        job = re.sub(r"[^\w.-]", "-", str(record["job"])).strip(".-")
+        return f"job{job}" + (f"_{record['task']}" if record["task"] is not None else "")
     return datetime.fromisoformat(record["created"]).astimezone().strftime("%Y%m%d-%H%M%S")

@@ -10,6 +10,7 @@ from typing import Any
 
 from dataloader.errors import InputError
 from model_utils.errors import OTHER_PLACE, cannot_write
+from model_utils.files import run_names
 from model_utils.files.checkpoint import is_best_model, previous_generation
 from model_utils.files.held_folder import HeldFolder
 from model_utils.files.kept import PATTERN
@@ -190,24 +191,24 @@ class Outputs:
     @property
     def metrics(self) -> Path:
         """One JSON object per record."""
-        return self.checkpoint.with_name("metrics.jsonl")
+        return self.checkpoint.with_name(run_names.METRICS)
 
     @property
     def log(self) -> Path:
         """What the terminal shows, without the progress bar."""
-        return self.checkpoint.with_name("train.log")
+        return self.checkpoint.with_name(run_names.LOG)
 
     @property
     def config(self) -> Path:
         """Every setting as it was used."""
-        return self.checkpoint.with_name("config.resolved.yaml")
+        return self.checkpoint.with_name(run_names.SETTINGS)
 
     @property
     def record(self) -> Path:
         """What the run was asked and every time it was started, where it
         has a folder of its own.
         """
-        return self.checkpoint.with_name("run.json")
+        return self.checkpoint.with_name(run_names.RECORD)
 
     @property
     def valid_names(self) -> Path:
@@ -228,7 +229,7 @@ class Outputs:
     def lock(self) -> Path:
         """Held by the process that writes the run."""
         # of the folder: metrics.jsonl and train.log are the folder's
-        return self.checkpoint.with_name(".run.lock")
+        return self.checkpoint.with_name(run_names.LOCK)
 
     @property
     def locks(self) -> dict[Path, Path]:

@@ -7,7 +7,8 @@ from dataloader import durable
 from dataloader.errors import InputError
 from model_utils.errors import cannot_write
 from model_utils.files.outputs import real
-from model_utils.report import curves, records
+from model_utils.files.run_names import METRICS
+from model_utils.report import curves
 from model_utils.report.curves import RunRecords
 from model_utils.report.figures import as_png, as_svg
 from model_utils.runtime import log, start_log
@@ -75,14 +76,12 @@ def _records_of(name: Path) -> list[Path]:
             f"--run_dir {name} does not exist; name the folder of a run, or its metrics.jsonl"
         )
     for folder in (name, name / ARTIFACTS):
-        if (folder / records.NAME).exists():
-            return [folder / records.NAME]
-    runs = sorted(
-        folder / records.NAME for folder in name.iterdir() if (folder / records.NAME).exists()
-    )
+        if (folder / METRICS).exists():
+            return [folder / METRICS]
+    runs = sorted(folder / METRICS for folder in name.iterdir() if (folder / METRICS).exists())
     if not runs:
         raise InputError(
-            f"--run_dir {name} holds no {records.NAME}, nor does a folder in it: name the folder "
+            f"--run_dir {name} holds no {METRICS}, nor does a folder in it: name the folder "
             "of a run, which has one after its first epoch"
         )
     return runs

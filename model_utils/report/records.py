@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dataloader import input_files
 from dataloader.errors import InputError
+from model_utils.files.run_names import SETTINGS
 
-NAME = "metrics.jsonl"
 TRAINING = ("train", "train_steps")
 COUNTERS = ("epoch", "step", "stage")  # of a record, which are no errors
 LONGEST_LINE = 4 << 20  # bytes; a record has some thousands
@@ -132,7 +132,7 @@ def _by_settings(folder: Path) -> int | None:
     """The epoch after which stage two was planned to begin as a run began."""
     from model_utils.settings import plain_yaml
 
-    path = folder / "config.resolved.yaml"
+    path = folder / SETTINGS
     if not path.is_file():
         return None
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from dataloader.dataset import Dataset
 from dataloader.errors import InputError
 from dataloader.quantities import FORCES, QUANTITIES, Quantity
+from model_utils.files.run_names import METRICS
 from model_utils.metrics import error_names
 from model_utils.report import curves, figures, records, tables
 from model_utils.report.collected import Collected, Worst
@@ -185,7 +186,7 @@ def _shown(value: object) -> str:
 
 def _learned(model: Path) -> Iterator[Section]:
     """Curves of the run whose metrics.jsonl lies beside the model."""
-    path = model.parent / records.NAME
+    path = model.parent / METRICS
     if not path.exists():
         return
     try:

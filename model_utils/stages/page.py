@@ -12,6 +12,7 @@ from typing import Any
 from dataloader import durable, input_files
 from dataloader.limits import JSON_BYTES
 from model_utils.errors import InputError
+from model_utils.files.run_names import METRICS
 from model_utils.report import curves, figures, records, tables
 from model_utils.report.page import Image, Part, Section, rendered
 from model_utils.report.tables import Table
@@ -86,7 +87,7 @@ def _stages(kept: Mapping[str, Record]) -> Table:
 
 
 def _learned(place: Place) -> Iterator[Section]:
-    path = place.finetuned_model.parent / records.NAME
+    path = place.finetuned_model.parent / METRICS
     if not path.exists():
         return
     try:

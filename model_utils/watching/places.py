@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dataloader.errors import InputError
+from model_utils.files.run_names import LATEST, LOCK, METRICS, RECORD, SETTINGS
 from model_utils.settings import plain_yaml
 
-METRICS = "metrics.jsonl"
-RECORD = "run.json"
-SETTINGS = "config.resolved.yaml"
-LATEST = "latest"
-LOCK = ".run.lock"
 JSON_BYTES = 2**24
 
 

@@ -89,8 +89,8 @@ def _errors(status: Status) -> Table | None:
         epoch = number(record, "epoch")
         table.add_row(
             name,
-            "–" if epoch is None else f"{epoch:.0f}",
-            "–" if loss is None else f"{loss:.6g}",
+            "-" if epoch is None else f"{epoch:.0f}",
+            "-" if loss is None else f"{loss:.6g}",
             *cells,
         )
     return table

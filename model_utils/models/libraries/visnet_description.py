@@ -26,7 +26,9 @@ def _heads_share_channels(model: "VisnetDescription") -> str | None:
 
 
 def _channels_to_halve(model: "VisnetDescription") -> str | None:
-    return "hidden_channels: the output needs at least 2" if model.hidden_channels < 2 else None
+    if model.hidden_channels >= 2:
+        return None
+    return "hidden_channels: the output halves them, and needs at least 2"
 
 
 class VisnetDescription(LibraryDescription):

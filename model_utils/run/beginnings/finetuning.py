@@ -220,7 +220,7 @@ def refuse_place(options: FinetuneOptions, outputs: Outputs) -> None:
         return
     own = {real(path) for path in (*outputs.of_another_run(), *outputs.model_jsons, outputs.replay)}
     source = [options.input_model, sidecar(options.input_model), options.input_json]
-    data = [source.path for role in GENERAL_FLAGS for source in options.data.files(role)]
+    data = [file.path for role in GENERAL_FLAGS for file in options.data.files(role)]
     for path in [*source, options.replay, *data]:
         if path is not None and path.exists() and real(path) in own:
             what = "the source" if path in source else "read"

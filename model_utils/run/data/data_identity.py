@@ -75,8 +75,8 @@ def _records(
             "source": str(dataset.sources[number].path),
             "shard": str(part.shard),
             "keys": list(part.keys),
+            "rows": list(part.rows),
         }
-        | {"rows": list(part.rows)}
         for number in of_lmdbs
         for part in dataset.sources[number].records(
             dataset.places[dataset.places[:, 0] == number, 1]

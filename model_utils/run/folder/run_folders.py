@@ -17,6 +17,7 @@ from typing import Any
 from dataloader import durable
 from model_utils.errors import InputError, cannot_write
 from model_utils.files.outputs import Outputs, real
+from model_utils.files.run_names import LATEST, RECORD
 from model_utils.models import description as model_json
 from model_utils.run.folder import run_record
 from model_utils.runtime import log
@@ -30,7 +31,6 @@ from model_utils.settings.options import (
     TrainOptions,
 )
 
-LATEST = "latest"
 LENGTHS = run_record.LENGTHS
 MOST_OF_A_SECOND = 1000  # runs of one id
 
@@ -113,9 +113,9 @@ def chosen(options: TrainingOptions) -> Chosen:
 
 def forget(folder: Path) -> None:
     """Remove the folder of a run that never began, so that the experiment holds runs alone."""
-    left = [path for path in folder.iterdir() if path.name != run_record.NAME]
+    left = [path for path in folder.iterdir() if path.name != RECORD]
     if not left:
-        (folder / run_record.NAME).unlink(missing_ok=True)
+        (folder / RECORD).unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -123,7 +123,7 @@ def make_latest(folder: Path) -> None:
     """Let ``latest`` lead to a run of its experiment, where it is one; without links on the
     disk that is a warning.
     """
-    if not (folder / run_record.NAME).exists():
+    if not (folder / RECORD).exists():
         return
     own = real(folder)  # which may have been named by the very link
     try:
@@ -294,9 +294,7 @@ def _made(experiment: Path, record: Mapping[str, Any], *, dry_run: bool) -> Path
             Outputs.named(folder, None)  # whose names must not be too long
             try:
                 text = run_record.text_of({**record, "run_id": folder.name})
-                durable.new_folder(
-                    folder, {run_record.NAME: text.encode("utf-8", "backslashreplace")}
-                )
+                durable.new_folder(folder, {RECORD: text.encode("utf-8", "backslashreplace")})
             except FileExistsError:
                 continue
             return folder

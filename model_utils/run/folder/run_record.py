@@ -19,10 +19,10 @@ from typing import Any
 
 from dataloader import durable, input_files, plain_json, processors
 from dataloader.limits import JSON_BYTES
+from model_utils.files.run_names import RECORD
 from model_utils.runtime import log
 from model_utils.settings import invoked
 
-NAME = "run.json"
 FORMAT = 1
 COMMANDS = invoked.COMMANDS  # settings that are commands
 # may change at a named place, and tell runs of an experiment apart
@@ -92,7 +92,7 @@ def kept(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The record that lies in a folder; None where there is none that can be read."""
-    path = folder / NAME
+    path = folder / RECORD
     try:
         record = plain_json.loads(input_files.read_text(path, JSON_BYTES))
     except FileNotFoundError:
@@ -171,7 +171,7 @@ def changed(
     if start is not None:
         record["starts"] = [*record["starts"], dict(start)]
     try:
-        durable.write_text(folder / NAME, text_of(record))
+        durable.write_text(folder / RECORD, text_of(record))
     except OSError as error:
         log.warning("warning: %s", error)
 

@@ -19,7 +19,7 @@ from model_utils.files.csv_cells import csv_text
 from model_utils.files.outputs import Outputs
 from model_utils.run import interruption
 from model_utils.run.interruption import Interruption, scheduler_left
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 
 DAY = 86400.0
 

@@ -23,12 +23,12 @@ from model_utils.models.freezing import freeze
 from model_utils.models.network import Network, Parameters
 from model_utils.ranks.group import ALONE, Group
 from model_utils.run import loggers
+from model_utils.run.best_metric import Judge, metric_names
 from model_utils.run.budget import measured_edges
 from model_utils.run.data.open_data import TrainingData
 from model_utils.run.ema import ExponentialMovingAverage
 from model_utils.run.evaluation import EvaluatedData, Evaluator, evaluate
 from model_utils.run.fit_plan import FitPlan
-from model_utils.run.judging import Judge, metric_names
 from model_utils.run.objective import AS_THEY_ARE, Units, loss_of, stages
 from model_utils.run.step import loss_and_gradients
 from model_utils.run.steps import DealtSteps, Steps, StepsInTurn

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from losses import Loss
-from model_utils.run.judging import BY_LOSS, Judge
+from model_utils.run.best_metric import BY_LOSS, Judge
 
 
 @dataclass(frozen=True, kw_only=True)

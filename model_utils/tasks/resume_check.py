@@ -22,7 +22,7 @@ from model_utils.files.outputs import Outputs
 from model_utils.runtime import log, start_log
 from model_utils.settings import reading
 from model_utils.settings.options import VerifyResumeOptions
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 
 TRAIN = Path(__file__).parents[1] / "train_mace.py"
 SHOWN = 5  # differences

@@ -22,7 +22,7 @@ from model_utils import evaluate, finetune, md, relax, resume, train_mace
 from model_utils.calculator import Calculator
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 
 Make = Callable[..., Path]
 

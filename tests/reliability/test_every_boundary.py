@@ -17,9 +17,9 @@ from model_utils.files.outputs import Outputs
 from model_utils.run.folder.run_files import RunFiles
 from model_utils.run.interruption import Interruption
 from model_utils.run.train_state import TrainState
-from model_utils.tasks import comparison
-from model_utils.tasks.comparison import differences
+from model_utils.tasks import same_bits
 from model_utils.tasks.resume_check import FORGET, plant
+from model_utils.tasks.same_bits import differences
 from reliability.conftest import FULL, PRODUCT, amount
 
 AXES: dict[str, dict[str, list[str]]] = {
@@ -73,8 +73,8 @@ def test_the_covering_array_is_small() -> None:
 def _files_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The unbroken run is compared with a dozen others."""
     read = cache(lambda path, _: content_of(path))
-    content_of = comparison._content
-    monkeypatch.setattr(comparison, "_content", lambda path: read(path, path.stat().st_mtime_ns))
+    content_of = same_bits._content
+    monkeypatch.setattr(same_bits, "_content", lambda path: read(path, path.stat().st_mtime_ns))
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from model_utils.run.fit_plan import Stage
 from model_utils.run.folder import metrics_file
 from model_utils.run.folder.run_files import RunFiles
 from model_utils.run.train_state import TrainState
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 from reliability.conftest import FULL, amount
 
 CODES = ("ENOSPC", "EIO", "EROFS", "EDQUOT")

@@ -20,7 +20,7 @@ import pytest
 from conftest import HANGING, ROOT, pausing, wait_until
 from model_utils import train_mace
 from model_utils.files.outputs import Outputs
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 from reliability.conftest import FULL
 
 KILLS = 50

@@ -17,7 +17,7 @@ from model_utils import finetune, resume, train_mace
 from model_utils.files.outputs import Outputs
 from model_utils.run import training
 from model_utils.run.beginnings import replaying
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 from reliability.conftest import FULL, amount
 
 KILLED = 137

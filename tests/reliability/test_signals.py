@@ -29,7 +29,7 @@ from model_utils.run.data import open_data
 from model_utils.run.folder import run_files
 from model_utils.run.folder.run_files import RunFiles
 from model_utils.run.train_state import TrainState
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 from reliability.conftest import FULL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

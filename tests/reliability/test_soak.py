@@ -22,7 +22,7 @@ import pytest
 
 from conftest import HANGING, in_the_battery, pausing, wait_until
 from model_utils import train_mace
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 from reliability.conftest import FULL
 from reliability.test_killed_commands import command, outputs_in, saved_at, settings
 

@@ -20,7 +20,7 @@ from model_utils import evaluate, train_mace
 from model_utils.files.outputs import Outputs
 from model_utils.run.folder import metrics_file
 from model_utils.run.loggers import tensorboard
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 from reliability.conftest import amount
 from reliability.test_failing_calls import outputs_in
 

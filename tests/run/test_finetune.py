@@ -19,7 +19,7 @@ from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.models import description as model_json
 from model_utils.models import reference
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 
 Make = Callable[..., Path]
 

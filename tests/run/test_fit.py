@@ -17,9 +17,9 @@ from dataloader.batch import Batch
 from losses import Loss
 from model_utils.errors import InputError, NonFiniteError, Preempted, SaveError, StopRequested
 from model_utils.run import fit as loop
+from model_utils.run.best_metric import Judge
 from model_utils.run.fit import fit
 from model_utils.run.fit_plan import FitPlan, Stage
-from model_utils.run.judging import Judge
 from model_utils.run.train_state import Progress, TrainState
 from optimizer import ScheduleSettings
 

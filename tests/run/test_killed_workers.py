@@ -24,7 +24,7 @@ from model_utils import resume, train_mace
 from model_utils.files import checkpoint
 from model_utils.files.outputs import Outputs
 from model_utils.run.folder.run_files import RunFiles
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 
 PLAN = [np.array([i, i + 1]) for i in range(0, 12, 2)]
 

@@ -26,9 +26,9 @@ from model_utils.files import checkpoint
 from model_utils.metrics import metrics
 from model_utils.run import objective, spread
 from model_utils.run.advice import loss_advice
+from model_utils.run.best_metric import Judge, of_heads
 from model_utils.run.data import open_data
 from model_utils.run.divisible import is_a_sum
-from model_utils.run.judging import Judge, of_heads
 from model_utils.run.weight_schedule import schedules_of
 from model_utils.settings import reading, terms
 from model_utils.settings.options import TrainOptions

@@ -22,7 +22,7 @@ from model_utils.errors import InputError
 from model_utils.files import checkpoint, run_lock
 from model_utils.files.outputs import Outputs
 from model_utils.run import fit
-from model_utils.tasks.comparison import differences
+from model_utils.tasks.same_bits import differences
 
 Make = Callable[..., Path]
 

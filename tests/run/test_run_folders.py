@@ -23,8 +23,8 @@ from model_utils.files.outputs import Outputs
 from model_utils.run.folder import run_folders, run_record
 from model_utils.settings import invoked, reading
 from model_utils.settings.options import TrainOptions
-from model_utils.tasks.comparison import differences
 from model_utils.tasks.exported_weights import ExportedWeights
+from model_utils.tasks.same_bits import differences
 
 OF_A_RUN = {  # ending of a file's name: the row of docs/other_toolkits.md that promises it
     "_checkpoint.pt": "last.pth",

@@ -10,7 +10,7 @@ import torch
 
 from conftest import in_the_battery, pausing
 from model_utils import verify_resume
-from model_utils.tasks import comparison, resume_check
+from model_utils.tasks import resume_check, same_bits
 
 WAITS_TO_BE_KILLED = """
 import os, sys
@@ -68,14 +68,13 @@ def test_equal_is_to_the_last_bit() -> None:
     zero = torch.tensor([0.0, float("nan")])
     assert (
         list(
-            comparison._different(
+            same_bits._different(
                 {"a": zero, "b": float("nan")}, {"a": zero.clone(), "b": float("nan")}
             )
         )
         == []
     )
     assert (
-        len(list(comparison._different({"a": zero}, {"a": torch.tensor([-0.0, float("nan")])})))
-        == 1
+        len(list(same_bits._different({"a": zero}, {"a": torch.tensor([-0.0, float("nan")])}))) == 1
     )
-    assert len(list(comparison._different({"b": 1.0}, {"b": float("nan")}))) == 1
+    assert len(list(same_bits._different({"b": 1.0}, {"b": float("nan")}))) == 1
